@@ -1,0 +1,82 @@
+"""What a person sees: rich on a terminal, quiet elsewhere, plain lines on request.
+
+``LOGO_PROGRESS=plain`` prints a line every few seconds instead of a live bar, for logs and for several commands that
+share a terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+_PLAIN_INTERVAL_S = 10.0
+
+
+class Tracker:
+    """Progress of one piece of work. :meth:`advance` may carry figures worth showing, such as ``kept=12``."""
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total, self.done = label, total, done
+
+    def advance(self, count: int = 1, **figures: Any) -> None:
+        """Say that ``count`` more units are done."""
+        self.done += count
+
+
+class _PlainTracker(Tracker):
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        super().__init__(label, total, done)
+        self._start, self._start_done, self._last = time.monotonic(), done, 0.0
+
+    def advance(self, count: int = 1, **figures: Any) -> None:
+        super().advance(count)
+        now = time.monotonic()
+        if now - self._last < _PLAIN_INTERVAL_S and self.done < self.total:
+            return
+        self._last = now
+        rate = (self.done - self._start_done) / max(now - self._start, 1e-9)
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.done < self.total and rate > 0 else ""
+        stderr.print(f"[{self.label}] {self.done}/{self.total}{_figures(figures)}{left}", markup=False)
+
+
+class _RichTracker(Tracker):
+    def __init__(self, bar: Progress, label: str, total: int, done: int) -> None:
+        super().__init__(label, total, done)
+        self._bar, self._task = bar, bar.add_task(label, total=total, completed=done, figures="")
+
+    def advance(self, count: int = 1, **figures: Any) -> None:
+        super().advance(count)
+        self._bar.update(self._task, advance=count, figures=_figures(figures))
+
+
+def _figures(figures: dict[str, Any]) -> str:
+    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items())
+    return "".join(f", {text}" for text in shown)
+
+
+@contextmanager
+def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
+    """Show the progress of ``total`` units, ``done`` of which an earlier run finished."""
+    if os.environ.get("LOGO_PROGRESS") == "plain":
+        yield _PlainTracker(label, total, done)
+    elif sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[figures]}"), console=stderr) as bar:
+            yield _RichTracker(bar, label, total, done)
+    else:
+        yield Tracker(label, total, done)
+
+
+def note(text: str) -> None:
+    """One line of information on stderr, so that stdout stays for results."""
+    stderr.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,49 @@
+"""Errors a user can mend, and the exit codes of every command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+class UserError(Exception):
+    """The user's input is at fault. Prints as one line: what is wrong, where, and how to mend it.
+
+    Args:
+        what: the fault, e.g. ``"unknown key 'objectve'"``.
+        where: ``file:line``, a field or a sample id; empty where there is no place.
+        mend: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
+        self.what, self.where, self.mend = what, where, mend
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        cure = f" ({self.mend})" if self.mend else ""
+        return " ".join(f"{place}{self.what}{cure}".split())
+
+
+def run_command(program: str, command: Callable[[], int | None], *, resume_hint: str = "run the same command again to continue") -> int:
+    """Run ``command`` and map its outcome to the exit codes all three programs share.
+
+    0 done, 2 the user's input is at fault (one line on stderr), 130 interrupted (the line says how to resume).
+    Any other exception is our bug and keeps its traceback.
+    """
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; {resume_hint}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (head, less) closed it: not an error, and nothing more can be printed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,95 @@
+"""A folder that one run owns: locked while in use, written atomically, bound to one set of settings."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from logodata.common.errors import UserError
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write: {error.strerror}", where=str(path), mend="free space or choose another -o") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or damaged one is a :class:`UserError` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=str(path), mend="check the folder's name, or run the command that writes it") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not valid JSON: {error}", where=str(path), mend="delete it and run the command again") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create ``folder`` and hold its lock; a second process is refused with a :class:`UserError`.
+
+    The lock is the kernel's (flock): it goes with the process, so a crash leaves nothing to clean up.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the length of the run
+    except OSError as error:
+        raise UserError(f"cannot use this folder: {error.strerror}", where=str(folder), mend="choose another -o") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise UserError("another process is writing here", where=str(folder), mend="wait for it, or choose another -o") from error
+    try:
+        yield
+    finally:
+        handle.close()
+
+
+def bind_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+    """Bind ``folder`` to ``settings``: write them to ``folder/name`` the first time, compare them from then on.
+
+    Results made under different settings must not be mixed; the error names the first difference.
+    """
+    path = folder / name
+    settings = json.loads(json.dumps(settings))
+    if not path.exists():
+        write_json(path, settings)
+        return
+    before = read_json(path)
+    differences = list(_differences(before, settings))
+    if differences:
+        key, old, new = differences[0]
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise UserError(
+            f"this folder was started with {key}={old!r}, now it is {new!r}{more}",
+            where=str(path),
+            mend="use the same settings to continue, or another -o to start afresh",
+        )
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    elif old != new:
+        yield prefix, old, new

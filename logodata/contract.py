@@ -1,0 +1,211 @@
+"""The data contract: what a source yields, what a build writes, what the trainer and the evaluator read.
+
+A build's folder holds ``data/*.parquet`` with one :class:`PreferenceSample` a row. Prompts are stored as token ids, chunk by
+chunk, so that the trainer sees exactly what the model saw and knows where each chunk begins (position synthesis needs it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from logodata.common.errors import UserError
+from logodata.common.run_dir import read_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+QuestionKind = Literal["single_detail", "multi_detail", "summary", "biography", "other"]
+ResponseOrigin = Literal["live", "cache"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Question(_Record):
+    """A question about a document. ``answers`` are acceptable references; ``evidence`` spans are in characters of the document."""
+
+    id: str
+    question: str = Field(min_length=1)
+    answers: list[str] = []
+    kind: QuestionKind = "other"
+    evidence: list[tuple[int, int]] = []
+
+
+class Document(_Record):
+    """A long text with its questions. ``where`` is ``file:line``, for messages."""
+
+    doc_id: str
+    text: str = Field(min_length=1)
+    questions: list[Question]
+    title: str = ""
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """``token_ids`` of ``document.text[start:end]``; the chunks of a document follow each other without gap or overlap."""
+
+    index: int
+    start: int
+    end: int
+    token_ids: tuple[int, ...]
+
+
+class ContextChunk(_Record):
+    """A chunk of the training context: its place in the document, its score, and where its tokens stand in the prompt.
+
+    ``start`` and ``end`` are characters of the document; ``token_start`` and ``token_end`` index ``prompt_ids``.
+    """
+
+    doc_id: str
+    index: int
+    start: int
+    end: int
+    token_start: int
+    token_end: int
+    score: float
+    critical: bool
+    text: str
+
+
+class Response(_Record):
+    """A response as it is trained on: ``token_ids`` hold the end-of-turn token if and only if ``ended``.
+
+    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...); ``word_share`` and ``token_f1``
+    compare its text with the reference answers; ``origin`` tells responses of a shipped cache from those generated in this build.
+    """
+
+    strategy: str
+    text: str
+    token_ids: list[int]
+    ended: bool
+    word_share: float
+    token_f1: float
+    origin: ResponseOrigin = "live"
+
+
+class PreferenceSample(_Record):
+    """One LOGO sample: a shared prompt, one preferred response, M dis-preferred ones (paper section 2)."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    doc_id: str
+    question_id: str
+    kind: QuestionKind
+    question: str
+    answers: list[str]
+    prompt_ids: list[int]
+    chunks: list[ContextChunk]
+    chosen: Response
+    rejected: list[Response] = Field(min_length=1)
+    answer_in_critical: bool
+    """Whether the critical chunks of the context hold every content word of a reference answer."""
+
+    @property
+    def origin(self) -> ResponseOrigin:
+        """``cache`` if any response came from a shipped cache."""
+        return "cache" if any(response.origin == "cache" for response in (self.chosen, *self.rejected)) else "live"
+
+
+def arrow_schema() -> pa.Schema:
+    """The parquet schema of :class:`PreferenceSample`."""
+    import pyarrow as pa
+
+    response = pa.struct(
+        [
+            ("strategy", pa.string()),
+            ("text", pa.string()),
+            ("token_ids", pa.list_(pa.int32())),
+            ("ended", pa.bool_()),
+            ("word_share", pa.float64()),
+            ("token_f1", pa.float64()),
+            ("origin", pa.string()),
+        ]
+    )
+    chunk = pa.struct(
+        [
+            ("doc_id", pa.string()),
+            ("index", pa.int32()),
+            ("start", pa.int64()),
+            ("end", pa.int64()),
+            ("token_start", pa.int32()),
+            ("token_end", pa.int32()),
+            ("score", pa.float64()),
+            ("critical", pa.bool_()),
+            ("text", pa.string()),
+        ]
+    )
+    return pa.schema(
+        [
+            ("schema_version", pa.int32()),
+            ("id", pa.string()),
+            ("doc_id", pa.string()),
+            ("question_id", pa.string()),
+            ("kind", pa.string()),
+            ("question", pa.string()),
+            ("answers", pa.list_(pa.string())),
+            ("prompt_ids", pa.list_(pa.int32())),
+            ("chunks", pa.list_(chunk)),
+            ("chosen", response),
+            ("rejected", pa.list_(response)),
+            ("answer_in_critical", pa.bool_()),
+        ]
+    )
+
+
+def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> None:
+    """Write samples to one parquet file, atomically; equal samples give equal bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from logodata.common.run_dir import write_atomic
+
+    table = pa.Table.from_pylist([sample.model_dump() for sample in samples], schema=arrow_schema())
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def read_samples(folder: Path) -> list[PreferenceSample]:
+    """All samples of a build's folder, in file order.
+
+    Raises:
+        UserError: no such folder, no finished build in it, or another schema version.
+    """
+    import pyarrow.parquet as pq
+
+    files = sorted((folder / "data").glob("*.parquet"))
+    if not files:
+        state = "holds no finished build" if folder.is_dir() else "no such folder"
+        raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
+    samples: list[PreferenceSample] = []
+    for file in files:
+        try:
+            rows = pq.read_table(file).to_pylist()
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read: {error}", where=str(file), mend="build the data set again") from error
+        for number, row in enumerate(rows):
+            if row.get("schema_version") != SCHEMA_VERSION:
+                found = row.get("schema_version")
+                raise UserError(f"schema version {found}, this program reads {SCHEMA_VERSION}", where=str(file), mend="build the data set again")
+            try:
+                samples.append(PreferenceSample.model_validate(row))
+            except ValueError as error:
+                raise UserError(f"row {number} is not a preference sample: {error}", where=str(file), mend="build the data set again") from error
+    return samples
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``manifest.json`` of a build: recipe, model and tokenizer fingerprints, engine, counts."""
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict):
+        raise UserError("not a manifest", where=str(folder / "manifest.json"), mend="build the data set again")
+    return manifest

@@ -1,0 +1,64 @@
+"""Engines turn prompts of token ids into responses. One protocol, three of them: transformers, vLLM (offline), OpenAI-compatible.
+
+All get the same token ids and the same explicit sampling settings, so that greedy answers do not depend on the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to decode. ``temperature`` 0 is greedy, and then ``top_p`` and ``seed`` play no part.
+
+    ``stop_ids`` are token ids that end the response (the end-of-turn token); the stop token is not part of the result.
+    """
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A prompt to complete. ``id`` is unique within one call."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """What came back for the request ``id``: new tokens only, without the stop token.
+
+    ``finish_reason`` is ``"stop"`` if the model ended the response itself, ``"length"`` if it met ``max_new_tokens``.
+    """
+
+    id: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+
+
+class Engine(Protocol):
+    """Something that completes prompts."""
+
+    @property
+    def name(self) -> str:
+        """``transformers``, ``vllm`` or ``openai``, with the version: goes into manifests."""
+        ...
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
+        """Yield one result for each request, in any order, each as soon as it is there.
+
+        Raises:
+            UserError: a prompt with its response does not fit the model's window, or the server cannot be reached.
+        """
+        ...

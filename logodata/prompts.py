@@ -1,0 +1,115 @@
+"""Prompts as token ids: the templates, and how document text is kept apart from template tokens.
+
+A prompt is a chat-template frame around ``instruction, context, question``. The frame is tokenised with special tokens
+recognised; document chunks, questions and references are tokenised apart and always as plain text, so that a document which
+holds ``<|im_end|>`` cannot end a turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from logodata.common.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Paper section 3.2: question and context make the prompt. Its appendix prints no instruction; this one is ours.
+ANSWER_TEMPLATE = "Read the text below and answer the question that follows it.\n\n{context}\nQuestion: {question}\nAnswer in one short sentence."
+
+# The preferred answer in the model's own words (shared start with ANSWER_TEMPLATE, so that a prefix cache serves both).
+GUIDED_TEMPLATE = (
+    "Read the text below and answer the question that follows it.\n\n{context}\nQuestion: {question}\n"
+    "The answer is: {reference}\nSay this answer as one short sentence."
+)
+
+CHUNK_SEPARATOR = "\n"
+"""Follows each chunk in a context, so that chunks which were not neighbours do not run into one another's words."""
+
+_FIELDS = ("context", "question", "reference")
+_MARK = "\ue000"  # private-use character: it stands in no template, and documents never pass through the template
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids of a prompt and the spans ``[start, end)`` of its chunks in them (a span includes the chunk's separator)."""
+
+    ids: tuple[int, ...]
+    chunk_spans: tuple[tuple[int, int], ...]
+
+
+class PromptFormat:
+    """One template under one tokenizer's chat template: encodes prompts piece by piece.
+
+    Args:
+        tokenizer: must carry a chat template.
+        template: text with ``{context}``, ``{question}`` and perhaps ``{reference}``.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        self._tokenizer = tokenizer
+        marked = template
+        for field in _FIELDS:
+            marked = marked.replace("{" + field + "}", f"{_MARK}{field}{_MARK}")
+        rendered = tokenizer.apply_chat_template([{"role": "user", "content": marked}], tokenize=False, add_generation_prompt=True)
+        if not isinstance(rendered, str) or rendered.count(_MARK) != marked.count(_MARK):
+            raise UserError("the chat template drops or repeats the user's message", mend="give another one with model.chat_template=FILE")
+        pieces = rendered.split(_MARK)
+        # Odd pieces are field names, even ones are the frame.
+        self._frame = [pieces[i] if i % 2 else self._encode_frame(pieces[i]) for i in range(len(pieces))]
+        self._separator = encode_text(tokenizer, CHUNK_SEPARATOR)
+        self.fingerprint = hashlib.sha256(rendered.encode("utf-8")).hexdigest()[:16]
+
+    def encode(self, chunks: Sequence[Sequence[int]], *, question: str, reference: str = "") -> Prompt:
+        """Token ids of the whole prompt, up to where the response begins."""
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for piece in self._frame:
+            if not isinstance(piece, str):
+                ids += piece
+            elif piece == "context":
+                for chunk in chunks:
+                    start = len(ids)
+                    ids += [*chunk, *self._separator]
+                    spans.append((start, len(ids)))
+            else:
+                ids += encode_text(self._tokenizer, question if piece == "question" else reference)
+        return Prompt(tuple(ids), tuple(spans))
+
+    def _encode_frame(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of plain text: control tokens that occur in it stay text."""
+    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+
+def decode_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """Text of response tokens, special tokens left out."""
+    text = tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end the assistant's turn: the one the chat template writes, then the tokenizer's eos if it differs.
+
+    The first is appended to responses that are trained on. Found by rendering an assistant turn, since some families
+    (Llama-3) end turns with a token that is not the eos.
+    """
+    mark = f"{_MARK}answer{_MARK}"
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": mark}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert isinstance(rendered, str)
+    after = tokenizer.encode(rendered.rpartition(mark)[2], add_special_tokens=False)
+    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+    ends = [token for token in after[:1] if token in special]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        ends.append(tokenizer.eos_token_id)
+    if not ends:
+        raise UserError("the chat template ends no turn and the tokenizer has no eos token", mend="give another template with model.chat_template=FILE")
+    return tuple(ends)

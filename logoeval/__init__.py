@@ -1,0 +1,1 @@
+"""Evaluation before and after: NIAH, perplexity, preference pairs, comparison."""

@@ -1,0 +1,1 @@
+"""A compact exact trainer for LOGO."""
