@@ -10,13 +10,15 @@ import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common.errors import UserError
 from logodata.common.run_dir import write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DType = Literal["float32", "bfloat16", "float16"]
 
 EMBEDDED = "embedded"
 """Name of the model that comes from the package index: SmolLM2-135M-Instruct, Apache-2.0, 8192 positions."""
@@ -137,6 +139,44 @@ def load_tokenizer(name: str, chat_template: Path | None = None) -> PreTrainedTo
     if not tokenizer.chat_template:
         raise UserError("the tokenizer has no chat template", where=name, mend="give one with model.chat_template=FILE")
     return tokenizer
+
+
+def load_model(name: str, *, adapter: Path | None = None, dtype: DType = "float32", device: str = "cpu") -> PreTrainedModel:
+    """A causal language model for inference, the adapter (if any) merged into its weights.
+
+    Only safetensors are read: a pickle can run code.
+
+    Raises:
+        UserError: the model or the adapter cannot be loaded, or the adapter belongs to another model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    quiet_transformers()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=getattr(torch, dtype), use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the model: {str(error).splitlines()[0]}", where=name, mend="check its name or folder") from error
+    if adapter is not None:
+        from peft import PeftModel
+
+        if not (adapter / "adapter_config.json").is_file():
+            raise UserError("holds no adapter (no adapter_config.json)", where=str(adapter), mend="give RUN/final of a finished logotrain run")
+        try:
+            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the adapter does not fit this model: {str(error).splitlines()[0]}", where=str(adapter), mend="give the model that it was trained on") from error
+    return model.to(device).eval()
+
+
+def model_window(name: str) -> int:
+    """Positions the model was made for (``max_position_embeddings``; the tokenizer's ``model_max_length`` is not reliable)."""
+    from transformers import AutoConfig
+
+    try:
+        return int(AutoConfig.from_pretrained(resolve_model(name)).max_position_embeddings)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the model's config: {str(error).splitlines()[0]}", where=name, mend="check its name or folder") from error
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
