@@ -1,0 +1,5 @@
+import sys
+
+from logodata.cli import main
+
+sys.exit(main())

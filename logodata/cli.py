@@ -1,0 +1,144 @@
+"""``logodata``: build, inspect, stats, export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from logodata import __version__
+from logodata.common.errors import UserError, run_command
+
+_EXPORT_FORMATS = ("trl",)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the ``logodata`` program."""
+    options = _parser().parse_args(arguments)
+    return run_command("logodata", lambda: options.command(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="logodata", description="Preference data from long documents.")
+    parser.add_argument("--version", action="version", version=f"logo-align {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    build = commands.add_parser(
+        "build",
+        help="make a data set from documents and questions",
+        description="Make LOGO preference data. SOURCE is a recipe (.yaml) or a file of documents (.jsonl). An interrupted build goes on "
+        "when the same command is run again.",
+    )
+    build.add_argument("source", metavar="SOURCE", help="recipe.yaml or documents.jsonl")
+    build.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe fields to override, e.g. contexts.num_chunks=8")
+    build.add_argument("-o", "--output", required=True, type=Path, help="folder of the data set")
+    build.add_argument("--model", help="the model that will be trained: a folder, a hub name, or 'embedded'")
+    build.add_argument("--recipe", type=Path, help="recipe to use with documents.jsonl (default: the paper's settings; recipes/embedded.yaml for --model embedded)")
+    build.add_argument("--dry-run", action="store_true", help="print the resolved recipe and touch nothing")
+    build.set_defaults(command=_build)
+
+    inspect = commands.add_parser("inspect", help="show samples as text, critical chunks marked")
+    inspect.add_argument("data", type=Path, help="folder of a data set")
+    inspect.add_argument("--id", help="id of the sample (default: the first ones)")
+    inspect.add_argument("-n", type=int, default=1, help="how many samples (default 1)")
+    inspect.set_defaults(command=_inspect)
+
+    stats = commands.add_parser("stats", help="yield, reasons, lengths")
+    stats.add_argument("data", type=Path, help="folder of a data set")
+    stats.add_argument("--json", action="store_true", help="print stats.json")
+    stats.set_defaults(command=_stats)
+
+    export = commands.add_parser("export", help="write the data in another trainer's format")
+    export.add_argument("data", type=Path, help="folder of a data set")
+    export.add_argument("--format", choices=_EXPORT_FORMATS, required=True, help="trl: prompt, chosen, rejected; a row for each dis-preferred response")
+    export.add_argument("-o", "--output", required=True, type=Path, help="the .parquet file to write")
+    export.set_defaults(command=_export)
+    return parser
+
+
+def _build(options: argparse.Namespace) -> None:
+    from logodata.common.console import console
+    from logodata.common.recipe_io import load_recipe, shipped_recipes
+    from logodata.recipe import BuildRecipe
+
+    overrides = list(options.overrides)
+    if options.model:
+        overrides.insert(0, f"model={json.dumps(options.model)}")
+    if options.source.endswith((".yaml", ".yml")):
+        if options.recipe:
+            raise UserError("two recipes given", where=f"{options.source}, {options.recipe}", mend="with --recipe, SOURCE is a .jsonl file")
+        path: Path | None = Path(options.source)
+    else:
+        overrides.insert(0, f"source.path={json.dumps(options.source)}")
+        path = options.recipe
+        if path is None and options.model == "embedded":
+            path = shipped_recipes() / "embedded.yaml"
+        if path is None and not options.model:
+            raise UserError("no model given", mend="add --model NAME, a folder, or 'embedded'")
+        if path is not None:
+            # Those choices of a recipe belong to its own documents.
+            overrides = ["source.max_documents=null", "source.max_questions_per_document=null", "source.kinds=null", "generation.cache=null", *overrides]
+    recipe = load_recipe(BuildRecipe, "build", path, overrides)
+    if options.dry_run:
+        import yaml
+
+        console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), markup=False, end="")
+        return
+    from logodata.build import build
+    from logodata.report import describe
+
+    stats = build(recipe, options.output)
+    console.print(f"{describe(stats)}\nwrote {options.output}: data/, stats.json, rejected.jsonl, README.md", markup=False, soft_wrap=True)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from rich.panel import Panel
+    from rich.text import Text
+
+    from logodata.common.console import console
+    from logodata.contract import read_samples
+
+    samples = read_samples(options.data)
+    if options.id:
+        samples = [sample for sample in samples if sample.id == options.id]
+        if not samples:
+            raise UserError(f"no sample {options.id!r}", where=str(options.data), mend="ids are in data/*.parquet and rejected.jsonl")
+    for sample in samples[: options.n]:
+        context = Text()
+        for chunk in sample.chunks:
+            context.append(f"[{chunk.doc_id} #{chunk.index}, score {chunk.score:g}{', critical' if chunk.critical else ''}]\n", style="dim")
+            context.append(chunk.text.strip() + "\n\n", style="bold green" if chunk.critical else "")
+        console.print(Panel(context, title=f"{sample.id}: {len(sample.prompt_ids)} prompt tokens"))
+        console.print(f"question   {sample.question}\nreference  {' | '.join(sample.answers)}", markup=False)
+        for name, response in [("preferred", sample.chosen), *(("rejected", response) for response in sample.rejected)]:
+            end = "" if response.ended else " [not ended]"
+            console.print(f"{name:10} {response.text.strip()}{end}   ({response.strategy}, word share {response.word_share:.2f})", markup=False)
+
+
+def _stats(options: argparse.Namespace) -> None:
+    from rich.table import Table
+
+    from logodata.common.console import console
+    from logodata.common.run_dir import read_json
+    from logodata.report import describe
+
+    stats: dict[str, Any] = read_json(options.data / "stats.json")
+    if options.json:
+        print(json.dumps(stats, indent=2))
+        return
+    console.print(describe(stats), markup=False, soft_wrap=True)
+    table = Table(show_header=False, box=None)
+    for name, value in stats.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else f"{value:.3g}" if isinstance(value, float) else str(value)
+        table.add_row(name.replace("_", " "), shown)
+    console.print(table)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from logodata.common.console import console
+    from logodata.export import export_trl
+
+    rows = export_trl(options.data, options.output)
+    console.print(f"wrote {rows} rows to {options.output}", markup=False)

@@ -1,0 +1,98 @@
+"""Contexts of one question: critical, mixed and irrelevant ones, and the training context that all responses share.
+
+Pure and seeded (paper section 3.2). Chunks always stand in document order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from logodata.common.recipe_io import RecipeModel
+
+
+class ContextSettings(RecipeModel):
+    """How chunks are called critical and put together."""
+
+    num_chunks: int = Field(default=16, ge=2)
+    """Chunks a context holds, N (paper: 16)."""
+    critical_threshold: float | None = 6.0
+    """A chunk whose score is above this is critical (paper: 6 shared entities, for 512-token chunks)."""
+    critical_top: int | None = Field(default=None, gt=0)
+    """Instead of a threshold: the best-scored chunks are critical, this many, if their score is above 0."""
+    mixed_ratios: list[float] = [0.5]
+    """For each ratio, one dis-preferred response from a context that keeps this share of the critical chunks. With the one
+    from irrelevant chunks alone that makes M = 1 + len(mixed_ratios) dis-preferred responses."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> ContextSettings:
+        if (self.critical_threshold is None) == (self.critical_top is None):
+            raise ValueError("set exactly one of critical_threshold and critical_top (the other to null)")
+        if self.critical_top is not None and self.critical_top > self.num_chunks:
+            raise ValueError(f"critical_top={self.critical_top} exceeds num_chunks={self.num_chunks}")
+        if not all(0 < ratio < 1 for ratio in self.mixed_ratios):
+            raise ValueError("mixed_ratios lie between 0 and 1")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """Chunk indices of each context, ascending.
+
+    ``critical``: at most N, all above the rule. ``irrelevant``: N of the others. ``mixed``: for each ratio, N chunks, part
+    critical, part irrelevant. ``training``: every chunk of ``critical``, filled up to N with irrelevant ones.
+    """
+
+    critical: tuple[int, ...]
+    irrelevant: tuple[int, ...]
+    mixed: tuple[tuple[int, ...], ...]
+    training: tuple[int, ...]
+
+
+def draw_contexts(scores: NDArray[np.float64], settings: ContextSettings, rng: np.random.Generator) -> Contexts | str:
+    """Choose the chunks of every context.
+
+    Args:
+        scores: importance of each chunk for the question, float64 [C].
+        settings: the rule and the sizes.
+        rng: draws the irrelevant chunks, and which critical ones a mixed context keeps.
+
+    Returns:
+        the contexts, or the reason why there are none: ``no_critical_chunk``, ``too_few_irrelevant_chunks``.
+    """
+    ranked = np.argsort(-scores, kind="stable")
+    if settings.critical_top is not None:
+        above = ranked[: settings.critical_top][scores[ranked[: settings.critical_top]] > 0]
+        # Chunks that score as much as a critical one are not safely irrelevant.
+        irrelevant_pool = [int(i) for i in ranked[settings.critical_top :] if len(above) and scores[i] < scores[above[-1]]]
+    else:
+        assert settings.critical_threshold is not None
+        above = ranked[scores[ranked] > settings.critical_threshold]
+        irrelevant_pool = [int(i) for i in ranked[scores[ranked] <= settings.critical_threshold]]
+    critical = [int(i) for i in above[: settings.num_chunks]]
+    if not critical:
+        return "no_critical_chunk"
+    if len(irrelevant_pool) < settings.num_chunks:
+        return "too_few_irrelevant_chunks"
+    shuffled = [irrelevant_pool[i] for i in rng.permutation(len(irrelevant_pool))]
+    n = settings.num_chunks
+    mixed = []
+    for ratio in settings.mixed_ratios:
+        # At least one critical chunk stays; at least one goes where there are several.
+        count = min(max(round(ratio * len(critical)), 1), max(len(critical) - 1, 1))
+        kept = [critical[i] for i in rng.permutation(len(critical))[:count]]
+        mixed.append(_in_order(kept, shuffled[: n - count]))
+    return Contexts(
+        critical=_in_order(critical),
+        irrelevant=_in_order(shuffled[:n]),
+        mixed=tuple(mixed),
+        training=_in_order(critical, shuffled[: n - len(critical)]),
+    )
+
+
+def _in_order(*groups: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(index for group in groups for index in group))

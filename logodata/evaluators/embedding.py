@@ -1,0 +1,63 @@
+"""The embedding evaluator: cosine between question and chunk, by sentence-transformers and faiss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logodata.common.errors import UserError
+
+
+class EmbeddingEvaluator:
+    """Score = largest cosine between the query and the parts of a chunk that fit the embedding model.
+
+    Sentence-embedding models read 256 or 512 tokens and drop the rest without a word; a longer chunk is therefore cut into
+    parts, and its best part counts.
+
+    Args:
+        model: folder or hub name of a sentence-transformers model.
+        batch_size: texts encoded at a time; sentence-transformers sorts them by length.
+    """
+
+    def __init__(self, model: str, batch_size: int) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            self._model = SentenceTransformer(model)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load the embedding model: {str(error).splitlines()[0]}", where=model, mend="set evaluator.embedding_model") from error
+        self._batch_size = batch_size
+
+    def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
+        """Scores [len(queries), len(chunks)], cosines in [-1, 1]."""
+        import faiss
+
+        parts: list[str] = []
+        owners: list[int] = []
+        for number, chunk in enumerate(chunks):
+            pieces = self._fitting_parts(chunk)
+            parts += pieces
+            owners += [number] * len(pieces)
+        vectors = self._encode(parts)
+        index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(vectors)
+        cosines, order = index.search(self._encode(list(queries)), len(parts))
+        scores = np.full((len(queries), len(chunks)), -1.0)
+        rows = np.repeat(np.arange(len(queries)), len(parts))
+        np.maximum.at(scores, (rows, np.asarray(owners)[order.ravel()]), cosines.ravel().astype(np.float64))
+        return scores
+
+    def _encode(self, texts: list[str]) -> NDArray[np.float32]:
+        encoded = self._model.encode(texts, batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(encoded, dtype=np.float32)
+
+    def _fitting_parts(self, text: str) -> list[str]:
+        """The text whole if the model reads all of it, else halves of it, halved again as needed, cut at spaces."""
+        if len(self._model.tokenizer(text)["input_ids"]) <= self._model.max_seq_length:
+            return [text]
+        middle = text.find(" ", len(text) // 2)
+        if middle < 0:
+            middle = len(text) // 2
+        return [*self._fitting_parts(text[:middle]), *self._fitting_parts(text[middle:])]

@@ -1,0 +1,118 @@
+"""Keep a pair or say why not: the preferred response must be right, every dis-preferred one wrong.
+
+Right is measured by the share of the reference's words in the response. Responses are short (length-capped), so the share
+cannot be bought with length; token F1 is computed beside it and kept in the data, but does not decide: a chatty right answer
+scores 0.4 against a two-word reference.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from logodata.common.recipe_io import RecipeModel
+from logodata.text import content_stems, stem, words
+
+Reason = Literal[
+    "preferred_empty",
+    "preferred_not_ended",
+    "preferred_wrong",
+    "preferred_leaks_hint",
+    "preferred_repeats_itself",
+    "rejected_empty",
+    "rejected_right",
+    "identical_responses",
+]
+"""Why a pair is not kept."""
+
+# Phrases by which a model shows that it was told the answer; they would be learned.
+_HINT_PHRASES = ("the answer is", "correct answer", "answer to the question", "short sentence", "the question is")
+
+
+class JudgeSettings(RecipeModel):
+    """When a response counts as right."""
+
+    enabled: bool = True
+    """Off keeps every pair whose responses are not empty (the published code's behaviour, for ablations)."""
+    right_at: float = Field(default=0.6, gt=0, le=1)
+    """A response is right if it holds at least this share of the reference's content words."""
+    require_ended: bool = True
+    """Whether a preferred response must have ended by itself within the length cap."""
+    max_repetition: float = Field(default=0.5, gt=0, le=1)
+    """Largest share of repeated word trigrams in a preferred response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What the judge sees of a response."""
+
+    text: str
+    ended: bool
+
+
+def word_share(response: str, answers: Sequence[str]) -> float:
+    """Share of a reference's distinct content words that occur in the response, best over the references; in [0, 1].
+
+    A reference without content words ("yes", "the other one") is compared by all its words. 0 without references.
+    """
+    found = {stem(word) for word in words(response)}
+    best = 0.0
+    for answer in answers:
+        wanted = set(content_stems(answer)) or {stem(word) for word in words(answer)}
+        if wanted:
+            best = max(best, len(wanted & found) / len(wanted))
+    return best
+
+
+def token_f1(response: str, answers: Sequence[str]) -> float:
+    """Multiset word F1 after lower-casing and removing punctuation and articles, best over the references; in [0, 1]."""
+    return max((_f1(response, answer) for answer in answers), default=0.0)
+
+
+def _f1(response: str, answer: str) -> float:
+    left, right = (Counter(word for word in words(text) if word not in ("a", "an", "the")) for text in (response, answer))
+    common = sum((left & right).values())
+    if not common:
+        return 0.0
+    precision, recall = common / left.total(), common / right.total()
+    return 2 * precision * recall / (precision + recall)
+
+
+def repetition(text: str) -> float:
+    """Share of word trigrams that occurred before in the text; 0 for texts under three words."""
+    tokens = words(text)
+    trigrams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
+
+
+def preferred_fault(candidate: Candidate, answers: Sequence[str], settings: JudgeSettings, *, guided: bool) -> Reason | None:
+    """Why this response cannot be the preferred one; None if it can."""
+    if not candidate.text.strip():
+        return "preferred_empty"
+    if not settings.enabled:
+        return None
+    lowered = candidate.text.lower()
+    if guided and any(phrase in lowered for phrase in _HINT_PHRASES):
+        return "preferred_leaks_hint"
+    if word_share(candidate.text, answers) < settings.right_at:
+        return "preferred_wrong"
+    if settings.require_ended and not candidate.ended:
+        return "preferred_not_ended"
+    if repetition(candidate.text) > settings.max_repetition:
+        return "preferred_repeats_itself"
+    return None
+
+
+def rejected_fault(candidate: Candidate, preferred: Candidate, answers: Sequence[str], settings: JudgeSettings) -> Reason | None:
+    """Why this response cannot be a dis-preferred one beside ``preferred``; None if it can."""
+    if not candidate.text.strip():
+        return "rejected_empty"
+    if candidate == preferred:
+        return "identical_responses"
+    if settings.enabled and word_share(candidate.text, answers) >= settings.right_at:
+        return "rejected_right"
+    return None

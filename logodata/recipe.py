@@ -1,0 +1,71 @@
+"""The ``build`` section of a recipe. Defaults are the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from logodata.chunking import ChunkingSettings
+from logodata.common.recipe_io import RecipeModel
+from logodata.contexts import ContextSettings
+from logodata.engines.settings import EngineSettings
+from logodata.evaluators import EvaluatorSettings
+from logodata.judge import JudgeSettings
+from logodata.sources import SourceSettings
+
+PreferredSource = Literal["model", "best_of_n", "guided", "reference"]
+
+
+class GenerationSettings(RecipeModel):
+    """Where responses come from and how they are decoded."""
+
+    preferred: PreferredSource = "model"
+    """``model``: the model's greedy answer from the critical chunks (paper). ``best_of_n``: that one, then sampled ones; the
+    first that the judge finds right. ``guided``: the model says the reference in its own words, from critical chunks, question
+    and reference. ``reference``: the reference itself, which a model that would never say it that way learns badly."""
+    num_candidates: int = Field(default=1, gt=0)
+    """Preferred responses to try, for ``best_of_n`` and ``guided``; the first is greedy."""
+    temperature: float = Field(default=0.7, gt=0)
+    """For the candidates after the first."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """For the candidates after the first."""
+    max_new_tokens: int = Field(default=256, gt=0)
+    """Length cap of every response. A preferred response that meets it is not kept; nothing is cut to fit."""
+    group_size: int = Field(default=256, gt=0)
+    """Questions whose prompts go to the engine in one submission."""
+    cache: Path | Literal["embedded"] | None = None
+    """Responses generated before, by the same model for the same prompts; ``embedded`` is the one that comes with the project.
+    What was taken from it is counted and named."""
+
+    @model_validator(mode="after")
+    def _candidates_need_sampling(self) -> GenerationSettings:
+        if self.num_candidates > 1 and self.preferred in ("model", "reference"):
+            raise ValueError(f"num_candidates={self.num_candidates} has no meaning for preferred={self.preferred!r}")
+        return self
+
+
+class BuildRecipe(RecipeModel):
+    """How preference data are made from long documents."""
+
+    model: str = Field(min_length=1)
+    """The model that will be trained, and writes the responses: ``embedded``, a folder, or a hub name."""
+    chat_template: Path | None = None
+    """A Jinja file, for models whose tokenizer has no chat template."""
+    seed: int = 0
+    """Draws contexts and sampled responses."""
+    source: SourceSettings
+    """Documents and questions."""
+    chunking: ChunkingSettings = ChunkingSettings()
+    """How documents are cut."""
+    evaluator: EvaluatorSettings = EvaluatorSettings()
+    """How chunks are scored."""
+    contexts: ContextSettings = ContextSettings()
+    """How chunks are put together."""
+    generation: GenerationSettings = GenerationSettings()
+    """How responses are made."""
+    judge: JudgeSettings = JudgeSettings()
+    """Which pairs are kept."""
+    engine: EngineSettings = EngineSettings()
+    """What runs the model."""

@@ -1,0 +1,202 @@
+"""What an evaluation leaves behind: ``results.json``, a versioned record with one entry a task, scores sample by sample.
+
+Scores are kept by sample, not only as means, so that two runs can be compared pair by pair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from logodata.common.errors import UserError
+from logodata.common.run_dir import read_json, write_json
+from logoeval.stats import Array, Estimate, estimate_mean
+
+SCHEMA_VERSION = 1
+RESULTS_FILE = "results.json"
+PREDICTIONS_DIR = "predictions"
+
+TaskName = Literal["niah", "ppl", "pairs"]
+TASK_NAMES: tuple[TaskName, ...] = ("niah", "ppl", "pairs")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metric(_Record):
+    """One number a sample gets, and how its mean is read."""
+
+    key: str
+    label: str
+    explanation: str
+    """One sentence for a reader who knows neither the task nor the code."""
+    kind: Literal["share", "count", "nats", "perplexity"]
+    """``share`` lies in [0, 1]; ``perplexity`` is stored as a mean negative log-likelihood in nats and shown as its exponential."""
+    slice_by: list[str] = []
+    """Facts by which the metric is also reported, besides over all samples."""
+
+    @property
+    def transform(self) -> Callable[[Array], Array]:
+        """From the mean of the stored scores to what is shown."""
+        return np.exp if self.kind == "perplexity" else np.asarray
+
+    def show(self, value: float) -> str:
+        """A value as people read it."""
+        return f"{100 * value:.1f} %" if self.kind == "share" else f"{value:.2f}"
+
+    def show_difference(self, value: float, *, unit: bool = True) -> str:
+        """A difference with its sign; of shares in percentage points."""
+        if self.kind == "share":
+            return f"{100 * value:+.1f}{' points' if unit else ''}"
+        return f"{value:+.3f}" if self.kind == "perplexity" else f"{value:+.2f}"
+
+
+class SampleRow(_Record):
+    """Scores of one sample. ``cluster`` names what it shares with others (its document); resampling draws whole clusters."""
+
+    id: str
+    cluster: str
+    prompt_hash: str
+    scores: dict[str, float]
+    facts: dict[str, Any] = {}
+
+
+class SummaryRow(_Record):
+    """The mean of a metric over the samples whose facts match ``slice``, with its 95 % interval (none for one cluster)."""
+
+    metric: str
+    slice: dict[str, Any]
+    value: float
+    low: float | None
+    high: float | None
+    num_samples: int
+    num_clusters: int
+
+
+class Provenance(_Record):
+    """What produced a result."""
+
+    logo_align: str
+    python: str
+    torch: str
+    transformers: str
+    engine: str | None
+    """Name and version of the engine that generated; None for tasks that generate nothing."""
+    device: str
+    model: str
+    model_fingerprint: str
+    adapter: str | None
+    adapter_fingerprint: str | None
+    tokenizer_fingerprint: str
+    date: str
+    """When the task ended, UTC."""
+    seconds: float
+    """Time this command spent on the task; a resumed task counts its last part only."""
+
+
+class TaskResult(_Record):
+    """One task's entry of ``results.json``."""
+
+    task: TaskName
+    task_version: int
+    settings: dict[str, Any]
+    """What two comparable runs must have in common; the model and the adapter are under ``provenance``."""
+    notes: list[str] = []
+    """What a reader of the numbers should know, such as a haystack that had to be repeated."""
+    provenance: Provenance
+    metrics: list[Metric]
+    summary: list[SummaryRow]
+    samples: list[SampleRow]
+
+
+class Results(_Record):
+    """``results.json``: tasks accumulate, each under its name."""
+
+    schema_version: int = SCHEMA_VERSION
+    tasks: dict[TaskName, TaskResult] = {}
+
+
+def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[SampleRow]]]:
+    """All samples that carry the metric, then its slices in order of first appearance; a slice that is all of them is left out."""
+    scored = [sample for sample in samples if metric.key in sample.scores]
+    if not scored:
+        return
+    yield {}, scored
+    if metric.slice_by:
+        groups: dict[tuple[Any, ...], list[SampleRow]] = {}
+        for sample in scored:
+            groups.setdefault(tuple(sample.facts[fact] for fact in metric.slice_by), []).append(sample)
+        if len(groups) > 1:
+            yield from ((dict(zip(metric.slice_by, key, strict=True)), members) for key, members in groups.items())
+
+
+def estimate(metric: Metric, samples: Sequence[SampleRow]) -> Estimate:
+    """The metric over samples that all carry it."""
+    return estimate_mean(
+        [sample.scores[metric.key] for sample in samples], [sample.cluster for sample in samples], transform=metric.transform
+    )
+
+
+def summarise(metrics: Sequence[Metric], samples: Sequence[SampleRow]) -> list[SummaryRow]:
+    """A row for every metric and slice."""
+    rows = []
+    for metric in metrics:
+        for where, members in slices(metric, samples):
+            found = estimate(metric, members)
+            low, high = found.interval or (None, None)
+            rows.append(
+                SummaryRow(
+                    metric=metric.key,
+                    slice=where,
+                    value=found.value,
+                    low=low,
+                    high=high,
+                    num_samples=found.num_samples,
+                    num_clusters=found.num_clusters,
+                )
+            )
+    return rows
+
+
+def read_results(folder: Path, *, missing_ok: bool = False) -> Results:
+    """The results of a folder.
+
+    Raises:
+        UserError: there are none (unless ``missing_ok``), or they are damaged or of another schema version.
+    """
+    path = folder / RESULTS_FILE
+    if not path.exists():
+        if missing_ok:
+            return Results()
+        raise UserError("holds no results", where=str(folder), mend=f"run: logoeval run RECIPE -o {folder}")
+    content = read_json(path)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"schema version {version}, this program reads {SCHEMA_VERSION}", where=str(path), mend="evaluate again into another folder")
+    try:
+        return Results.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise UserError(f"damaged: {place}: {fault['msg']}", where=str(path), mend="evaluate again into another folder") from error
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """Write ``results.json``, atomically."""
+    write_json(folder / RESULTS_FILE, json.loads(results.model_dump_json()))
+
+
+def hash_ids(*sequences: Sequence[int]) -> str:
+    """Hash of sequences of token ids, borders included."""
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(len(sequence).to_bytes(8, "little"))
+        digest.update(np.asarray(sequence, dtype="<i4").tobytes())
+    return digest.hexdigest()[:16]

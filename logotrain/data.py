@@ -1,0 +1,109 @@
+"""The training data, checked before any weights are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from logodata.common.console import note
+from logodata.common.errors import UserError
+from logodata.contract import PreferenceSample, read_manifest, read_samples
+from logodata.models import model_window, quiet_transformers, resolve_model, tokenizer_fingerprint
+from logotrain.recipe import TrainRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Samples that fit, and the length their positions are spread over."""
+
+    samples: list[PreferenceSample]
+    target_length: int
+
+    def fingerprint(self) -> str:
+        """Hash of everything the trainer reads of the samples, in order."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            spans = [(chunk.token_start, chunk.token_end) for chunk in sample.chunks]
+            digest.update(json.dumps([sample.id, sample.prompt_ids, spans, _responses(sample)]).encode())
+        return digest.hexdigest()[:16]
+
+    def lengths(self) -> Table:
+        """A table of lengths in tokens."""
+        table = Table("tokens", "shortest", "median", "longest", title=f"{len(self.samples)} samples, positions under {self.target_length}")
+        _add_row(table, "prompt", (len(sample.prompt_ids) for sample in self.samples))
+        _add_row(table, "preferred response", (len(sample.chosen.token_ids) for sample in self.samples))
+        _add_row(table, "dis-preferred responses", (len(response.token_ids) for sample in self.samples for response in sample.rejected))
+        _add_row(table, "row", (len(sample.prompt_ids) + sum(map(len, _responses(sample))) for sample in self.samples))
+        return table
+
+
+def load_data(recipe: TrainRecipe) -> TrainingData:
+    """Read the build's folder and check it against the recipe and the model's tokenizer.
+
+    Raises:
+        UserError: the data hold token ids of another tokenizer, positions would leave the model's window, or a sample cannot be
+            trained on (empty prompt or response, too long).
+    """
+    where = str(recipe.data.path)
+    samples = read_samples(recipe.data.path)
+    manifest = read_manifest(recipe.data.path)
+    if manifest.get("tokenizer_fingerprint") != _tokenizer_of(recipe.model):
+        built_for = f" (built for {manifest['model']})" if "model" in manifest else ""
+        raise UserError(f"the data hold token ids of another tokenizer{built_for}", where=where, mend=f"build them with --model {recipe.model}")
+    if manifest.get("model") != recipe.model:
+        note(f"the responses were built for model {manifest.get('model')!r}, not {recipe.model!r}: LOGO expects the model's own")
+    if not samples:
+        raise UserError("holds no samples", where=where, mend="see its rejected.jsonl for the reasons")
+    if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):
+        note(f"the first {recipe.data.max_samples} of {len(samples)} samples are used (data.max_samples)")
+        samples = samples[: recipe.data.max_samples]
+    window = model_window(recipe.model)
+    target_length = recipe.positions.target_length or window
+    if target_length > window:
+        raise UserError(
+            f"positions.target_length={target_length} is beyond the model's window of {window}", where=recipe.model, mend=f"use {window} or less"
+        )
+    for sample in samples:
+        _check(sample, target_length)
+    return TrainingData(samples, target_length)
+
+
+def _tokenizer_of(model: str) -> str:
+    """Fingerprint of the model's tokenizer. It needs no chat template here: prompts are stored as token ids."""
+    from transformers import AutoTokenizer
+
+    quiet_transformers()
+    try:
+        return tokenizer_fingerprint(AutoTokenizer.from_pretrained(resolve_model(model)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the tokenizer: {str(error).splitlines()[0]}", where=model, mend="check the model's name or folder") from error
+
+
+def _check(sample: PreferenceSample, target_length: int) -> None:
+    where = f"sample {sample.id}"
+    if not sample.prompt_ids:
+        raise UserError("empty prompt", where=where, mend="build the data set again")
+    for number, response in enumerate(_responses(sample)):
+        if not response:  # its mean log-probability would be 0/0
+            which = "preferred" if number == 0 else f"dis-preferred {number}"
+            raise UserError(f"empty {which} response", where=where, mend="build the data set again; the judge drops empty responses")
+    longest = max(map(len, _responses(sample)))
+    if len(sample.prompt_ids) + longest > target_length:
+        raise UserError(
+            f"prompt of {len(sample.prompt_ids)} tokens and response of {longest} do not fit under {target_length} positions",
+            where=where,
+            mend="raise positions.target_length or build shorter contexts",
+        )
+
+
+def _responses(sample: PreferenceSample) -> list[list[int]]:
+    return [sample.chosen.token_ids, *(response.token_ids for response in sample.rejected)]
+
+
+def _add_row(table: Table, name: str, lengths: Iterable[int]) -> None:
+    ordered = sorted(lengths)
+    table.add_row(name, *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)))

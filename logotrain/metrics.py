@@ -1,0 +1,69 @@
+"""What is logged: one JSON line a step, means over the step's samples."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from logodata.common.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class SampleMetrics:
+    """One sample's figures. Log-probabilities are means over a response's tokens, in nats; ``rejected_*`` are means over M."""
+
+    loss: float
+    preference_loss: float
+    sft_loss: float
+    margin: float
+    chosen_logp: float
+    rejected_logp: float
+    accuracy: float
+    chosen_ended: float
+    rejected_ended: float
+    tokens: int
+
+
+def step_metrics(samples: Sequence[SampleMetrics]) -> dict[str, float]:
+    """Means over a step's samples; ``tokens`` is their sum."""
+    columns = {name: [asdict(sample)[name] for sample in samples] for name in asdict(samples[0])}
+    return {name: sum(values) if name == "tokens" else sum(values) / len(values) for name, values in columns.items()}
+
+
+class MetricsLog:
+    """``metrics.jsonl``, its lines after ``last_step`` cut off: those steps are done again.
+
+    Each line is on disk before the step's checkpoint is, so a checkpoint never lacks its lines.
+    """
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        self._path = path
+        if not path.exists():
+            return
+        end = 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or _step(line, path) > last_step:
+                break
+            end += len(line)
+        os.truncate(path, end)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one line and wait until it is on disk."""
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write: {error.strerror}", where=str(self._path), mend="free space, then run the same command again") from error
+
+
+def _step(line: bytes, path: Path) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError("damaged record", where=str(path), mend="delete the line, then run the same command again") from error

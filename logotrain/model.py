@@ -1,0 +1,76 @@
+"""The model to train: a frozen base, LoRA adapters, and the token embedding where that is wanted."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+
+from logodata.common.console import note
+from logodata.common.errors import UserError
+from logodata.models import load_model, resolve_model
+from logotrain.recipe import LoraSettings, TrainRecipe
+from logotrain.shared_prefix import check_config
+
+
+def load_trainable(recipe: TrainRecipe, device: torch.device) -> PeftModel:
+    """The model with fresh adapters, which change nothing yet; trained weights are float32, the base has ``recipe.dtype``.
+
+    Raises:
+        UserError: the model cannot be loaded, its attention cannot be shared, or a target module is not in it.
+    """
+    check_config(AutoConfig.from_pretrained(resolve_model(recipe.model)))  # before gigabytes of weights are read
+    base = load_model(recipe.model, dtype=recipe.dtype, device=str(device))
+    torch.manual_seed(recipe.seed)
+    model = add_adapters(base, recipe.lora, name=recipe.model)
+    if recipe.recompute == "full":
+        # Nothing in the forward is random, so random states need not be kept for the second one.
+        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    note(f"{recipe.model}: {trained:,} of {model.num_parameters():,} weights are trained")
+    return model.train()
+
+
+def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) -> PeftModel:
+    """Freeze ``base`` and put float32 adapters into it. ``name`` is what the saved adapter will call its base model."""
+    modules = {path.rpartition(".")[2] for path, module in base.named_modules() if isinstance(module, nn.Linear)}
+    missing = [target for target in settings.target_modules if target not in modules]
+    if missing:
+        raise UserError(f"lora.target_modules: no layer {missing[0]!r} in the model", where=name, mend=f"its linear layers: {', '.join(sorted(modules))}")
+    embedding = base.get_input_embeddings()
+    tied = embedding.weight is base.get_output_embeddings().weight
+    train_embeddings = not tied if settings.train_embeddings == "auto" else settings.train_embeddings
+    if settings.train_embeddings == "auto":
+        reason = "it is tied to the output head" if tied else "as in the paper"
+        note(f"token embedding {'trained' if train_embeddings else 'frozen'}: {reason} (lora.train_embeddings=auto)")
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=name,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=list(settings.target_modules),
+        modules_to_save=[_name_of(base, embedding)] if train_embeddings else None,
+        ensure_weight_tying=train_embeddings and tied,
+    )
+    dtype = embedding.weight.dtype
+    model = get_peft_model(base, config)
+    model.peft_config["default"].base_model_name_or_path = name  # get_peft_model puts the resolved folder here
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if train_embeddings:
+        # A float32 embedding among bfloat16 layers: cast where it hands over.
+        model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+        if tied:
+            model.get_output_embeddings().register_forward_pre_hook(_to_weight_dtype)
+    return model
+
+
+def _to_weight_dtype(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].float(),)
+
+
+def _name_of(base: nn.Module, wanted: nn.Module) -> str:
+    return next(path.rpartition(".")[2] for path, module in base.named_modules() if module is wanted)

@@ -1,0 +1,48 @@
+"""What happens at which step: pure functions of the step, so that a resumed run needs no sampler or scheduler state."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from logotrain.recipe import TrainRecipe
+
+
+class Schedule:
+    """The samples and the learning rate of every step.
+
+    All epochs make one stream of samples, each epoch in its own order; a step takes the next ``samples_per_step`` of them. Nothing
+    is dropped: a step may span two epochs, and the last one may be smaller.
+    """
+
+    def __init__(self, recipe: TrainRecipe, num_samples: int) -> None:
+        self._seed, self._num_samples = recipe.seed, num_samples
+        self._stream_length = recipe.epochs * num_samples
+        self._samples_per_step = recipe.samples_per_step
+        self._peak = recipe.optimizer.lr
+        steps = math.ceil(self._stream_length / recipe.samples_per_step)
+        self.total_steps = min(steps, recipe.max_steps or steps)
+        self.warmup_steps = math.ceil(recipe.optimizer.warmup_ratio * self.total_steps)
+
+    def samples(self, step: int) -> list[tuple[int, int]]:
+        """``(epoch, index of the sample)`` of each sample of ``step`` (from 0)."""
+        start = step * self._samples_per_step
+        places = range(start, min(start + self._samples_per_step, self._stream_length))
+        return [(epoch, self._order(epoch)[at]) for epoch, at in (divmod(place, self._num_samples) for place in places)]
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up to the peak, then a half cosine that would reach zero one step after the last."""
+        if step < self.warmup_steps:
+            return self._peak * (step + 1) / self.warmup_steps
+        share = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return self._peak * 0.5 * (1 + math.cos(math.pi * share))
+
+    def _order(self, epoch: int) -> tuple[int, ...]:
+        return _epoch_order(self._seed, epoch, self._num_samples)
+
+
+@lru_cache(maxsize=2)  # a step may span two epochs
+def _epoch_order(seed: int, epoch: int, num_samples: int) -> tuple[int, ...]:
+    return tuple(int(index) for index in np.random.default_rng([seed, epoch]).permutation(num_samples))
