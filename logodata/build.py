@@ -1,8 +1,8 @@
 """The pipeline: documents, chunks, scores, contexts, responses, judge, data set.
 
 Planning and judging are pure; only generation is slow, and every response is on disk as soon as it is there
-(:mod:`logodata.responses`). A build that was killed therefore plans again, finds what it has, generates the rest, and ends in
-the same data set as one that was not.
+(:mod:`logodata.responses`). A build that was killed therefore plans again, finds what it has, generates the rest, and
+ends in the same data set as one that was not.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from logodata.contract import SCHEMA_VERSION, ContextChunk, PreferenceSample, Re
 from logodata.engines import Engine, GenerationResult
 from logodata.engines.settings import open_engine
 from logodata.evaluators import open_evaluator
-from logodata.judge import Candidate as Judged
-from logodata.judge import preferred_fault, rejected_fault, token_f1, word_share
+from logodata.judge import JudgedText, preferred_fault, rejected_fault, token_f1, word_share
 from logodata.models import load_tokenizer, model_fingerprint, model_window, tokenizer_fingerprint
 from logodata.prompts import decode_text, encode_text
 from logodata.recipe import BuildRecipe
@@ -101,11 +100,22 @@ def _build(recipe: BuildRecipe, settings: dict[str, Any], output: Path) -> dict[
     stats = statistics(outcome.samples, outcome.rejected)
     _write(outcome, stats, recipe, settings, tokenizer, planner, engine, output)
     if not outcome.samples:
-        raise UserError(f"no pair was kept: {describe(stats)}", where=str(output / "rejected.jsonl"), mend="look at the reasons there; see 'No pair was kept' in the guide")
+        raise UserError(
+            f"no pair was kept: {describe(stats)}",
+            where=str(output / "rejected.jsonl"),
+            mend="look at the reasons there; see 'No pair was kept' in the guide",
+        )
     return stats
 
 
-def _conclude(plan: Candidate | Fault, log: ResponseLog, recipe: BuildRecipe, tokenizer: PreTrainedTokenizerBase, turn_end: int, outcome: Outcome) -> None:
+def _conclude(
+    plan: Candidate | Fault,
+    log: ResponseLog,
+    recipe: BuildRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    turn_end: int,
+    outcome: Outcome,
+) -> None:
     """Judge one question: a sample, or a row of ``rejected.jsonl`` with the reason and what was generated."""
     row: dict[str, Any] = {
         "id": plan.question.id,
@@ -138,12 +148,20 @@ def _conclude(plan: Candidate | Fault, log: ResponseLog, recipe: BuildRecipe, to
         preferred = [response("reference", reference, "live")]
     rejected = [response(strategy, *_logged(log, request)) for strategy, request in plan.rejected.items()]
 
-    faults = [preferred_fault(Judged(r.text, r.ended), answers, recipe.judge, guided=generation.preferred == "guided") for r in preferred]
+    faults = [
+        preferred_fault(JudgedText(r.text, r.ended), answers, recipe.judge, guided=generation.preferred == "guided")
+        for r in preferred
+    ]
     chosen = next((r for r, fault in zip(preferred, faults, strict=True) if fault is None), None)
     reason = faults[0] if chosen is None else None
     if chosen is not None:
-        judged = Judged(chosen.text, chosen.ended)
-        reason = next(filter(None, (rejected_fault(Judged(r.text, r.ended), judged, answers, recipe.judge) for r in rejected)), None)
+        judged = JudgedText(chosen.text, chosen.ended)
+        reason = next(
+            filter(
+                None, (rejected_fault(JudgedText(r.text, r.ended), judged, answers, recipe.judge) for r in rejected)
+            ),
+            None,
+        )
     if reason is not None or chosen is None:
         texts = {"answers": answers, "preferred": [r.text for r in preferred], "rejected": [r.text for r in rejected]}
         outcome.rejected.append({**row, "reason": reason, "stage": "judge", **texts})
@@ -187,7 +205,8 @@ def _sample(plan: Candidate, chosen: Response, rejected: Sequence[Response]) -> 
         chunks=list(chunks()),
         chosen=chosen,
         rejected=list(rejected),
-        answer_in_critical=word_share(" ".join(pool.text(i) for i in plan.contexts.critical), plan.question.answers) == 1.0,
+        answer_in_critical=word_share(" ".join(pool.text(i) for i in plan.contexts.critical), plan.question.answers)
+        == 1.0,
     )
 
 
@@ -208,7 +227,10 @@ def _write(
         "model": recipe.model,
         "model_fingerprint": settings["model_fingerprint"],
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "prompt_fingerprints": {"answer": planner.answer_format.fingerprint, "guided": planner.guided_format.fingerprint},
+        "prompt_fingerprints": {
+            "answer": planner.answer_format.fingerprint,
+            "guided": planner.guided_format.fingerprint,
+        },
         "engine": engine.name if engine else "none: every response was there already",
         "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
         "recipe": recipe.model_dump(mode="json"),

@@ -1,6 +1,7 @@
 """From documents to requests: pools of chunks, scored once, and for every question its contexts and prompts.
 
-Everything here is a pure function of recipe and documents, so a build that was interrupted plans exactly the same again.
+Everything here is a pure function of recipe and documents, so a build that was interrupted plans exactly the same
+again.
 """
 
 from __future__ import annotations
@@ -87,14 +88,17 @@ class Planner:
         self.stop_ids = turn_end_ids(tokenizer)
 
     def pools(self, documents: Sequence[Document]) -> Iterator[Pool]:
-        """Chunk documents and join them, in order, until a pool holds ``source.join_tokens``; what is left joins the last pool."""
+        """Chunk documents and join them, in order, until a pool holds ``source.join_tokens``; what is left joins the
+        last pool."""
         least = self._recipe.source.join_tokens or 1
         complete: Pool | None = None
         waiting: list[Document] = []
         chunks: list[tuple[Document, Chunk]] = []
         for document in documents:
             waiting.append(document)
-            chunks += [(document, c) for c in chunk_text(self._tokenizer, document.text, self._recipe.chunking.chunk_tokens)]
+            chunks += [
+                (document, c) for c in chunk_text(self._tokenizer, document.text, self._recipe.chunking.chunk_tokens)
+            ]
             if sum(len(chunk.token_ids) for _, chunk in chunks) >= least:
                 if complete is not None:
                     yield complete
@@ -118,9 +122,13 @@ class Planner:
         for (document, question), row in zip(asked, scores, strict=True):
             yield self._plan(pool, document, question, row)
 
-    def _plan(self, pool: Pool, document: Document, question: Question, scores: NDArray[np.float64]) -> Candidate | Fault:
+    def _plan(
+        self, pool: Pool, document: Document, question: Question, scores: NDArray[np.float64]
+    ) -> Candidate | Fault:
         recipe = self._recipe
-        contexts = draw_contexts(scores, recipe.contexts, np.random.default_rng([recipe.seed, _stable_hash(question.id)]))
+        contexts = draw_contexts(
+            scores, recipe.contexts, np.random.default_rng([recipe.seed, _stable_hash(question.id)])
+        )
         if isinstance(contexts, str):
             return Fault(document, question, contexts)
 
@@ -128,14 +136,19 @@ class Planner:
             chunks = [pool.chunks[i][1].token_ids for i in indices]
             return form.encode(chunks, question=question.question, reference=question.answers[0])
 
-        preferred_prompt = prompt(contexts.critical, self.guided_format if recipe.generation.preferred == "guided" else self.answer_format)
+        preferred_prompt = prompt(
+            contexts.critical, self.guided_format if recipe.generation.preferred == "guided" else self.answer_format
+        )
         training = prompt(contexts.training, self.answer_format)
         strategies = {"irrelevant": contexts.irrelevant}
-        strategies |= {f"mixed-{r:g}": indices for r, indices in zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)}
+        strategies |= {
+            f"mixed-{r:g}": indices for r, indices in zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
+        }
         prompts = {name: prompt(indices, self.answer_format) for name, indices in strategies.items()}
         longest = max(len(p.ids) for p in (preferred_prompt, training, *prompts.values()))
         if longest + recipe.generation.max_new_tokens > self._window:
-            detail = f"{longest} prompt tokens and {recipe.generation.max_new_tokens} new ones exceed the window of {self._window}"
+            new = recipe.generation.max_new_tokens
+            detail = f"{longest} prompt tokens and {new} new ones exceed the window of {self._window}"
             return Fault(document, question, "prompt_exceeds_window", detail)
         return Candidate(
             pool=pool,
@@ -153,7 +166,8 @@ class Planner:
         if settings.preferred == "reference":
             return ()
         return tuple(
-            self._request(f"{question_id}/{settings.preferred}-{n}", prompt, greedy=n == 0) for n in range(settings.num_candidates)
+            self._request(f"{question_id}/{settings.preferred}-{n}", prompt, greedy=n == 0)
+            for n in range(settings.num_candidates)
         )
 
     def _request(self, request_id: str, prompt: Prompt, *, greedy: bool) -> GenerationRequest:

@@ -24,10 +24,10 @@ class ChunkingSettings(RecipeModel):
 def chunk_text(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int) -> list[Chunk]:
     """Cut a text into chunks of ``chunk_tokens`` tokens; control tokens that occur in the text stay text.
 
-    The text is tokenised once, whole: the chunks' ids in a row are the document's ids, and ``text[start:end]`` in a row are the
-    text, character for character. A border that would fall inside a character (byte-level tokenizers spread one over several
-    tokens) moves back to its start, so a chunk may be a few tokens shorter; a character of more than ``chunk_tokens`` tokens
-    stays whole.
+    The text is tokenised once, whole: the chunks' ids in a row are the document's ids, and ``text[start:end]`` in a row
+    are the text, character for character. A border that would fall inside a character (byte-level tokenizers spread one
+    over several tokens) moves back to its start, so a chunk may be a few tokens shorter; a character of more than
+    ``chunk_tokens`` tokens stays whole.
     """
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]

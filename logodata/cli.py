@@ -28,14 +28,20 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser(
         "build",
         help="make a data set from documents and questions",
-        description="Make LOGO preference data. SOURCE is a recipe (.yaml) or a file of documents (.jsonl). An interrupted build goes on "
-        "when the same command is run again.",
+        description="Make LOGO preference data. SOURCE is a recipe (.yaml) or a file of documents (.jsonl). "
+        "An interrupted build goes on when the same command is run again.",
     )
     build.add_argument("source", metavar="SOURCE", help="recipe.yaml or documents.jsonl")
-    build.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe fields to override, e.g. contexts.num_chunks=8")
+    build.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="recipe fields to override, e.g. contexts.num_chunks=8"
+    )
     build.add_argument("-o", "--output", required=True, type=Path, help="folder of the data set")
     build.add_argument("--model", help="the model that will be trained: a folder, a hub name, or 'embedded'")
-    build.add_argument("--recipe", type=Path, help="recipe to use with documents.jsonl (default: the paper's settings; recipes/embedded.yaml for --model embedded)")
+    build.add_argument(
+        "--recipe",
+        type=Path,
+        help="recipe to use with documents.jsonl; by default the paper's settings, or recipes/embedded.yaml for --model embedded",
+    )
     build.add_argument("--dry-run", action="store_true", help="print the resolved recipe and touch nothing")
     build.set_defaults(command=_build)
 
@@ -52,7 +58,12 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="write the data in another trainer's format")
     export.add_argument("data", type=Path, help="folder of a data set")
-    export.add_argument("--format", choices=_EXPORT_FORMATS, required=True, help="trl: prompt, chosen, rejected; a row for each dis-preferred response")
+    export.add_argument(
+        "--format",
+        choices=_EXPORT_FORMATS,
+        required=True,
+        help="trl: prompt, chosen, rejected; a row for each dis-preferred response",
+    )
     export.add_argument("-o", "--output", required=True, type=Path, help="the .parquet file to write")
     export.set_defaults(command=_export)
     return parser
@@ -68,7 +79,11 @@ def _build(options: argparse.Namespace) -> None:
         overrides.insert(0, f"model={json.dumps(options.model)}")
     if options.source.endswith((".yaml", ".yml")):
         if options.recipe:
-            raise UserError("two recipes given", where=f"{options.source}, {options.recipe}", mend="with --recipe, SOURCE is a .jsonl file")
+            raise UserError(
+                "two recipes given",
+                where=f"{options.source}, {options.recipe}",
+                mend="with --recipe, SOURCE is a .jsonl file",
+            )
         path: Path | None = Path(options.source)
     else:
         overrides.insert(0, f"source.path={json.dumps(options.source)}")
@@ -79,7 +94,13 @@ def _build(options: argparse.Namespace) -> None:
             raise UserError("no model given", mend="add --model NAME, a folder, or 'embedded'")
         if path is not None:
             # Those choices of a recipe belong to its own documents.
-            overrides = ["source.max_documents=null", "source.max_questions_per_document=null", "source.kinds=null", "generation.cache=null", *overrides]
+            overrides = [
+                "source.max_documents=null",
+                "source.max_questions_per_document=null",
+                "source.kinds=null",
+                "generation.cache=null",
+                *overrides,
+            ]
     recipe = load_recipe(BuildRecipe, "build", path, overrides)
     if options.dry_run:
         import yaml
@@ -90,7 +111,11 @@ def _build(options: argparse.Namespace) -> None:
     from logodata.report import describe
 
     stats = build(recipe, options.output)
-    console.print(f"{describe(stats)}\nwrote {options.output}: data/, stats.json, rejected.jsonl, README.md", markup=False, soft_wrap=True)
+    console.print(
+        f"{describe(stats)}\nwrote {options.output}: data/, stats.json, rejected.jsonl, README.md",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -104,17 +129,27 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.id:
         samples = [sample for sample in samples if sample.id == options.id]
         if not samples:
-            raise UserError(f"no sample {options.id!r}", where=str(options.data), mend="ids are in data/*.parquet and rejected.jsonl")
+            raise UserError(
+                f"no sample {options.id!r}",
+                where=str(options.data),
+                mend="ids are in data/*.parquet and rejected.jsonl",
+            )
     for sample in samples[: options.n]:
         context = Text()
         for chunk in sample.chunks:
-            context.append(f"[{chunk.doc_id} #{chunk.index}, score {chunk.score:g}{', critical' if chunk.critical else ''}]\n", style="dim")
+            context.append(
+                f"[{chunk.doc_id} #{chunk.index}, score {chunk.score:g}{', critical' if chunk.critical else ''}]\n",
+                style="dim",
+            )
             context.append(chunk.text.strip() + "\n\n", style="bold green" if chunk.critical else "")
         console.print(Panel(context, title=f"{sample.id}: {len(sample.prompt_ids)} prompt tokens"))
         console.print(f"question   {sample.question}\nreference  {' | '.join(sample.answers)}", markup=False)
         for name, response in [("preferred", sample.chosen), *(("rejected", response) for response in sample.rejected)]:
             end = "" if response.ended else " [not ended]"
-            console.print(f"{name:10} {response.text.strip()}{end}   ({response.strategy}, word share {response.word_share:.2f})", markup=False)
+            console.print(
+                f"{name:10} {response.text.strip()}{end}   ({response.strategy}, word share {response.word_share:.2f})",
+                markup=False,
+            )
 
 
 def _stats(options: argparse.Namespace) -> None:
@@ -131,7 +166,13 @@ def _stats(options: argparse.Namespace) -> None:
     console.print(describe(stats), markup=False, soft_wrap=True)
     table = Table(show_header=False, box=None)
     for name, value in stats.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else f"{value:.3g}" if isinstance(value, float) else str(value)
+        shown = (
+            ", ".join(f"{k} {v}" for k, v in value.items())
+            if isinstance(value, dict)
+            else f"{value:.3g}"
+            if isinstance(value, float)
+            else str(value)
+        )
         table.add_row(name.replace("_", " "), shown)
     console.print(table)
 

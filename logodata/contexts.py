@@ -24,9 +24,9 @@ class ContextSettings(RecipeModel):
     """A chunk whose score is above this is critical (paper: 6 shared entities, for 512-token chunks)."""
     critical_top: int | None = Field(default=None, gt=0)
     """Instead of a threshold: the best-scored chunks are critical, this many, if their score is above 0."""
-    mixed_ratios: list[float] = [0.5]
-    """For each ratio, one dis-preferred response from a context that keeps this share of the critical chunks. With the one
-    from irrelevant chunks alone that makes M = 1 + len(mixed_ratios) dis-preferred responses."""
+    mixed_ratios: tuple[float, ...] = (0.5,)
+    """For each ratio, one dis-preferred response from a context that keeps this share of the critical chunks. With the
+    one from irrelevant chunks alone that makes M = 1 + len(mixed_ratios) dis-preferred responses."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> ContextSettings:
@@ -43,8 +43,8 @@ class ContextSettings(RecipeModel):
 class Contexts:
     """Chunk indices of each context, ascending.
 
-    ``critical``: at most N, all above the rule. ``irrelevant``: N of the others. ``mixed``: for each ratio, N chunks, part
-    critical, part irrelevant. ``training``: every chunk of ``critical``, filled up to N with irrelevant ones.
+    ``critical``: at most N, all above the rule. ``irrelevant``: N of the others. ``mixed``: for each ratio, N chunks,
+    part critical, part irrelevant. ``training``: every chunk of ``critical``, filled up to N with irrelevant ones.
     """
 
     critical: tuple[int, ...]
@@ -68,7 +68,9 @@ def draw_contexts(scores: NDArray[np.float64], settings: ContextSettings, rng: n
     if settings.critical_top is not None:
         above = ranked[: settings.critical_top][scores[ranked[: settings.critical_top]] > 0]
         # Chunks that score as much as a critical one are not safely irrelevant.
-        irrelevant_pool = [int(i) for i in ranked[settings.critical_top :] if len(above) and scores[i] < scores[above[-1]]]
+        irrelevant_pool = [
+            int(i) for i in ranked[settings.critical_top :] if len(above) and scores[i] < scores[above[-1]]
+        ]
     else:
         assert settings.critical_threshold is not None
         above = ranked[scores[ranked] > settings.critical_threshold]

@@ -1,7 +1,8 @@
 """The data contract: what a source yields, what a build writes, what the trainer and the evaluator read.
 
-A build's folder holds ``data/*.parquet`` with one :class:`PreferenceSample` a row. Prompts are stored as token ids, chunk by
-chunk, so that the trainer sees exactly what the model saw and knows where each chunk begins (position synthesis needs it).
+A build's folder holds ``data/*.parquet`` with one :class:`PreferenceSample` a row. Prompts are stored as token ids,
+chunk by chunk, so that the trainer sees exactly what the model saw and knows where each chunk begins (position
+synthesis needs it).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class _Record(BaseModel):
 
 
 class Question(_Record):
-    """A question about a document. ``answers`` are acceptable references; ``evidence`` spans are in characters of the document."""
+    """A question about a document. ``answers`` are acceptable references; ``evidence`` spans are in characters of the
+    document."""
 
     id: str
     question: str = Field(min_length=1)
@@ -51,7 +53,8 @@ class Document(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """``token_ids`` of ``document.text[start:end]``; the chunks of a document follow each other without gap or overlap."""
+    """``token_ids`` of ``document.text[start:end]``; the chunks of a document follow each other without gap or
+    overlap."""
 
     index: int
     start: int
@@ -79,8 +82,9 @@ class ContextChunk(_Record):
 class Response(_Record):
     """A response as it is trained on: ``token_ids`` hold the end-of-turn token if and only if ``ended``.
 
-    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...); ``word_share`` and ``token_f1``
-    compare its text with the reference answers; ``origin`` tells responses of a shipped cache from those generated in this build.
+    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...); ``word_share`` and
+    ``token_f1`` compare its text with the reference answers; ``origin`` tells responses of a shipped cache from those
+    generated in this build.
     """
 
     strategy: str
@@ -195,11 +199,19 @@ def read_samples(folder: Path) -> list[PreferenceSample]:
         for number, row in enumerate(rows):
             if row.get("schema_version") != SCHEMA_VERSION:
                 found = row.get("schema_version")
-                raise UserError(f"schema version {found}, this program reads {SCHEMA_VERSION}", where=str(file), mend="build the data set again")
+                raise UserError(
+                    f"schema version {found}, this program reads {SCHEMA_VERSION}",
+                    where=str(file),
+                    mend="build the data set again",
+                )
             try:
                 samples.append(PreferenceSample.model_validate(row))
             except ValueError as error:
-                raise UserError(f"row {number} is not a preference sample: {error}", where=str(file), mend="build the data set again") from error
+                raise UserError(
+                    f"row {number} is not a preference sample: {error}",
+                    where=str(file),
+                    mend="build the data set again",
+                ) from error
     return samples
 
 

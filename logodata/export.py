@@ -10,7 +10,8 @@ from logodata.models import load_tokenizer
 
 
 def export_trl(data: Path, output: Path) -> int:
-    """TRL's columns ``prompt``, ``chosen``, ``rejected`` (text): one row for each dis-preferred response. Returns the rows.
+    """TRL's columns ``prompt``, ``chosen``, ``rejected`` (text): one row for each dis-preferred response. Returns the
+    rows.
 
     The prompt carries the chat template already, so TRL must be given it as text. TRL tokenises again, which can
     differ from ``prompt_ids`` at chunk borders: for LOGO itself use logotrain.

@@ -1,8 +1,8 @@
 """Keep a pair or say why not: the preferred response must be right, every dis-preferred one wrong.
 
-Right is measured by the share of the reference's words in the response. Responses are short (length-capped), so the share
-cannot be bought with length; token F1 is computed beside it and kept in the data, but does not decide: a chatty right answer
-scores 0.4 against a two-word reference.
+Right is measured by the share of the reference's words in the response. Responses are short (length-capped), so the
+share cannot be bought with length; token F1 is computed beside it and kept in the data, but does not decide: a chatty
+right answer scores 0.4 against a two-word reference.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class JudgeSettings(RecipeModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class JudgedText:
     """What the judge sees of a response."""
 
     text: str
@@ -69,12 +69,15 @@ def word_share(response: str, answers: Sequence[str]) -> float:
 
 
 def token_f1(response: str, answers: Sequence[str]) -> float:
-    """Multiset word F1 after lower-casing and removing punctuation and articles, best over the references; in [0, 1]."""
+    """Multiset word F1 after lower-casing and removing punctuation and articles, best over the references; in [0,
+    1]."""
     return max((_f1(response, answer) for answer in answers), default=0.0)
 
 
 def _f1(response: str, answer: str) -> float:
-    left, right = (Counter(word for word in words(text) if word not in ("a", "an", "the")) for text in (response, answer))
+    left, right = (
+        Counter(word for word in words(text) if word not in ("a", "an", "the")) for text in (response, answer)
+    )
     common = sum((left & right).values())
     if not common:
         return 0.0
@@ -89,7 +92,9 @@ def repetition(text: str) -> float:
     return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
 
 
-def preferred_fault(candidate: Candidate, answers: Sequence[str], settings: JudgeSettings, *, guided: bool) -> Reason | None:
+def preferred_fault(
+    candidate: JudgedText, answers: Sequence[str], settings: JudgeSettings, *, guided: bool
+) -> Reason | None:
     """Why this response cannot be the preferred one; None if it can."""
     if not candidate.text.strip():
         return "preferred_empty"
@@ -107,7 +112,9 @@ def preferred_fault(candidate: Candidate, answers: Sequence[str], settings: Judg
     return None
 
 
-def rejected_fault(candidate: Candidate, preferred: Candidate, answers: Sequence[str], settings: JudgeSettings) -> Reason | None:
+def rejected_fault(
+    candidate: JudgedText, preferred: JudgedText, answers: Sequence[str], settings: JudgeSettings
+) -> Reason | None:
     """Why this response cannot be a dis-preferred one beside ``preferred``; None if it can."""
     if not candidate.text.strip():
         return "rejected_empty"

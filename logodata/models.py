@@ -38,8 +38,8 @@ def cache_dir() -> Path:
 def resolve_model(name: str) -> str:
     """Turn what a user typed after ``--model`` into something ``from_pretrained`` takes.
 
-    ``embedded`` gives the converted embedded model; a folder is checked for a ``config.json``; anything else that does not
-    look like a path is a hub name and is returned as it is.
+    ``embedded`` gives the converted embedded model; a folder is checked for a ``config.json``; anything else that does
+    not look like a path is a hub name and is returned as it is.
 
     Raises:
         UserError: no such folder, or no model in it.
@@ -49,10 +49,16 @@ def resolve_model(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError("holds no model (no config.json)", where=name, mend="give a Hugging Face model folder; an adapter goes to --adapter")
+            raise UserError(
+                "holds no model (no config.json)",
+                where=name,
+                mend="give a Hugging Face model folder; an adapter goes to --adapter",
+            )
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError("no such model folder", where=name, mend="give a folder, a hub name such as org/model, or 'embedded'")
+        raise UserError(
+            "no such model folder", where=name, mend="give a folder, a hub name such as org/model, or 'embedded'"
+        )
     return name
 
 
@@ -74,7 +80,11 @@ def embedded_model() -> Path:
     source = _package_folder(_GGUF_PACKAGE)
     digest = _sha256_file(source / _GGUF_FILE)
     if digest != _GGUF_SHA256:
-        raise UserError(f"unexpected contents (sha256 {digest[:12]})", where=str(source / _GGUF_FILE), mend=f"reinstall: {_INSTALL_EMBEDDED}")
+        raise UserError(
+            f"unexpected contents (sha256 {digest[:12]})",
+            where=str(source / _GGUF_FILE),
+            mend=f"reinstall: {_INSTALL_EMBEDDED}",
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".convert-", dir=target.parent))
     try:
@@ -133,7 +143,11 @@ def load_tokenizer(name: str, chat_template: Path | None = None) -> PreTrainedTo
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(name))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the tokenizer: {str(error).splitlines()[0]}", where=name, mend="check the model's name or folder") from error
+        raise UserError(
+            f"cannot load the tokenizer: {str(error).splitlines()[0]}",
+            where=name,
+            mend="check the model's name or folder",
+        ) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
     if not tokenizer.chat_template:
@@ -141,7 +155,9 @@ def load_tokenizer(name: str, chat_template: Path | None = None) -> PreTrainedTo
     return tokenizer
 
 
-def load_model(name: str, *, adapter: Path | None = None, dtype: DType = "float32", device: str = "cpu") -> PreTrainedModel:
+def load_model(
+    name: str, *, adapter: Path | None = None, dtype: DType = "float32", device: str = "cpu"
+) -> PreTrainedModel:
     """A causal language model for inference, the adapter (if any) merged into its weights.
 
     Only safetensors are read: a pickle can run code.
@@ -154,29 +170,45 @@ def load_model(name: str, *, adapter: Path | None = None, dtype: DType = "float3
 
     quiet_transformers()
     try:
-        model = AutoModelForCausalLM.from_pretrained(resolve_model(name), dtype=getattr(torch, dtype), use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_model(name), dtype=getattr(torch, dtype), use_safetensors=True
+        )
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the model: {str(error).splitlines()[0]}", where=name, mend="check its name or folder") from error
+        raise UserError(
+            f"cannot load the model: {str(error).splitlines()[0]}", where=name, mend="check its name or folder"
+        ) from error
     if adapter is not None:
         from peft import PeftModel
 
         if not (adapter / "adapter_config.json").is_file():
-            raise UserError("holds no adapter (no adapter_config.json)", where=str(adapter), mend="give RUN/final of a finished logotrain run")
+            raise UserError(
+                "holds no adapter (no adapter_config.json)",
+                where=str(adapter),
+                mend="give RUN/final of a finished logotrain run",
+            )
         try:
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"the adapter does not fit this model: {str(error).splitlines()[0]}", where=str(adapter), mend="give the model that it was trained on") from error
-    return model.to(device).eval()
+            raise UserError(
+                f"the adapter does not fit this model: {str(error).splitlines()[0]}",
+                where=str(adapter),
+                mend="give the model that it was trained on",
+            ) from error
+    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` and loses its type
+    return model.eval()
 
 
 def model_window(name: str) -> int:
-    """Positions the model was made for (``max_position_embeddings``; the tokenizer's ``model_max_length`` is not reliable)."""
+    """Positions the model was made for (``max_position_embeddings``; the tokenizer's ``model_max_length`` is not
+    reliable)."""
     from transformers import AutoConfig
 
     try:
         return int(AutoConfig.from_pretrained(resolve_model(name)).max_position_embeddings)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the model's config: {str(error).splitlines()[0]}", where=name, mend="check its name or folder") from error
+        raise UserError(
+            f"cannot load the model's config: {str(error).splitlines()[0]}", where=name, mend="check its name or folder"
+        ) from error
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -189,8 +221,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def model_fingerprint(name: str) -> str:
     """What identifies a model's weights in manifests and caches.
 
-    The embedded model: its GGUF's hash. A folder: hash over the names, sizes and headers of its safetensors files and its
-    ``config.json`` (a full hash of 100 GB would take minutes). A hub name: the commit, where transformers tells it.
+    The embedded model: its GGUF's hash. A folder: hash over the names, sizes and headers of its safetensors files and
+    its ``config.json`` (a full hash of 100 GB would take minutes). A hub name: the commit, where transformers tells it.
     """
     if name == EMBEDDED:
         return _GGUF_SHA256[:16]

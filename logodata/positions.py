@@ -1,8 +1,8 @@
 """Positional indices synthesis (paper section 3.3): a short row takes positions of a long one.
 
-Pure functions of numpy arrays. ``P(i) = i + b_i`` with biases that grow along the row: positions increase strictly, never
-repeat, stay under the target length, and over many draws cover it evenly. The frame before the first chunk starts at 0; what
-follows the last chunk (question, response) is consecutive.
+Pure functions of numpy arrays. ``P(i) = i + b_i`` with biases that grow along the row: positions increase strictly,
+never repeat, stay under the target length, and over many draws cover it evenly. The frame before the first chunk starts
+at 0; what follows the last chunk (question, response) is consecutive.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def draw_positions(
 ) -> NDArray[np.int64]:
     """Position of every prompt token.
 
-    Each of the N chunks owns an expansion budget of ``(target_length - prompt_length - reserve) / N``. *Continuous*: one bias
-    for the whole chunk, uniform over its budget, so that gaps fall between chunks. *Sparse*: one bias a token, uniform over
-    the budget and sorted, so that gaps fall anywhere. *Natural*: no gaps.
+    Each of the N chunks owns an expansion budget of ``(target_length - prompt_length - reserve) / N``. *Continuous*:
+    one bias for the whole chunk, uniform over its budget, so that gaps fall between chunks. *Sparse*: one bias a token,
+    uniform over the budget and sorted, so that gaps fall anywhere. *Natural*: no gaps.
 
-    The paper lets chunk n's bias range over the n-th budget, so the last chunk always ends near the target. Here as there;
-    the row's very first chunk therefore moves by at most one budget.
+    The paper lets chunk n's bias range over the n-th budget, so the last chunk always ends near the target. Here as
+    there; the row's very first chunk therefore moves by at most one budget.
 
     Args:
         prompt_length: tokens in the prompt, P.
@@ -53,14 +53,16 @@ def draw_positions(
     free = target_length - reserve - prompt_length
     if free < 0:
         raise UserError(
-            f"prompt of {prompt_length} tokens and response of {reserve} do not fit under target_length={target_length}",
+            f"prompt of {prompt_length} and response of {reserve} tokens do not fit under target_length={target_length}",
             mend="raise positions.target_length or build shorter contexts",
         )
     positions = np.arange(prompt_length, dtype=np.int64)
     if mode == "natural" or not chunk_spans:
         return positions
     biases = np.zeros(prompt_length, dtype=np.int64)
-    edges = np.linspace(0, free, len(chunk_spans) + 1).astype(np.int64)  # chunk n's biases lie in [edges[n], edges[n + 1]]
+    edges = np.linspace(0, free, len(chunk_spans) + 1).astype(
+        np.int64
+    )  # chunk n's biases lie in [edges[n], edges[n + 1]]
     for n, (start, end) in enumerate(chunk_spans):
         low, high = int(edges[n]), int(edges[n + 1])
         if mode == "continuous":

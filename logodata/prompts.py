@@ -1,8 +1,8 @@
 """Prompts as token ids: the templates, and how document text is kept apart from template tokens.
 
 A prompt is a chat-template frame around ``instruction, context, question``. The frame is tokenised with special tokens
-recognised; document chunks, questions and references are tokenised apart and always as plain text, so that a document which
-holds ``<|im_end|>`` cannot end a turn.
+recognised; document chunks, questions and references are tokenised apart and always as plain text, so that a document
+which holds ``<|im_end|>`` cannot end a turn.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 # Paper section 3.2: question and context make the prompt. Its appendix prints no instruction; this one is ours.
 ANSWER_TEMPLATE = "Read the text below and answer the question that follows it.\n\n{context}\nQuestion: {question}\nAnswer in one short sentence."
 
-# The preferred answer in the model's own words (shared start with ANSWER_TEMPLATE, so that a prefix cache serves both).
-GUIDED_TEMPLATE = (
-    "Read the text below and answer the question that follows it.\n\n{context}\nQuestion: {question}\n"
-    "The answer is: {reference}\nSay this answer as one short sentence."
-)
+# The preferred answer in the model's own words. Of six wordings tried on 30 questions this one and "using these words"
+# gave most right, ended, hint-free greedy answers with the embedded model (17); "The answer is: ..., say it as one
+# sentence" gave 4.
+GUIDED_TEMPLATE = ANSWER_TEMPLATE + " Correct answer: {reference}."
 
 CHUNK_SEPARATOR = "\n"
 """Follows each chunk in a context, so that chunks which were not neighbours do not run into one another's words."""
@@ -35,7 +34,8 @@ _MARK = "\ue000"  # private-use character: it stands in no template, and documen
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of a prompt and the spans ``[start, end)`` of its chunks in them (a span includes the chunk's separator)."""
+    """Token ids of a prompt and the spans ``[start, end)`` of its chunks in them (a span includes the chunk's
+    separator)."""
 
     ids: tuple[int, ...]
     chunk_spans: tuple[tuple[int, int], ...]
@@ -54,9 +54,14 @@ class PromptFormat:
         marked = template
         for field in _FIELDS:
             marked = marked.replace("{" + field + "}", f"{_MARK}{field}{_MARK}")
-        rendered = tokenizer.apply_chat_template([{"role": "user", "content": marked}], tokenize=False, add_generation_prompt=True)
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": marked}], tokenize=False, add_generation_prompt=True
+        )
         if not isinstance(rendered, str) or rendered.count(_MARK) != marked.count(_MARK):
-            raise UserError("the chat template drops or repeats the user's message", mend="give another one with model.chat_template=FILE")
+            raise UserError(
+                "the chat template drops or repeats the user's message",
+                mend="give another one with model.chat_template=FILE",
+            )
         pieces = rendered.split(_MARK)
         # Odd pieces are field names, even ones are the frame.
         self._frame = [pieces[i] if i % 2 else self._encode_frame(pieces[i]) for i in range(len(pieces))]
@@ -111,5 +116,8 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
         ends.append(tokenizer.eos_token_id)
     if not ends:
-        raise UserError("the chat template ends no turn and the tokenizer has no eos token", mend="give another template with model.chat_template=FILE")
+        raise UserError(
+            "the chat template ends no turn and the tokenizer has no eos token",
+            mend="give another template with model.chat_template=FILE",
+        )
     return tuple(ends)

@@ -22,9 +22,10 @@ class GenerationSettings(RecipeModel):
     """Where responses come from and how they are decoded."""
 
     preferred: PreferredSource = "model"
-    """``model``: the model's greedy answer from the critical chunks (paper). ``best_of_n``: that one, then sampled ones; the
-    first that the judge finds right. ``guided``: the model says the reference in its own words, from critical chunks, question
-    and reference. ``reference``: the reference itself, which a model that would never say it that way learns badly."""
+    """``model``: the model's greedy answer from the critical chunks (paper). ``best_of_n``: that one, then sampled
+    ones; the first that the judge finds right. ``guided``: the model says the reference in its own words, from critical
+    chunks, question and reference. ``reference``: the reference itself, which a model that would never say it that way
+    learns badly."""
     num_candidates: int = Field(default=1, gt=0)
     """Preferred responses to try, for ``best_of_n`` and ``guided``; the first is greedy."""
     temperature: float = Field(default=0.7, gt=0)
@@ -36,8 +37,8 @@ class GenerationSettings(RecipeModel):
     group_size: int = Field(default=256, gt=0)
     """Questions whose prompts go to the engine in one submission."""
     cache: Path | Literal["embedded"] | None = None
-    """Responses generated before, by the same model for the same prompts; ``embedded`` is the one that comes with the project.
-    What was taken from it is counted and named."""
+    """Responses generated before, by the same model for the same prompts; ``embedded`` is the one that comes with the
+    project. What was taken from it is counted and named."""
 
     @model_validator(mode="after")
     def _candidates_need_sampling(self) -> GenerationSettings:

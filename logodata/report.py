@@ -50,7 +50,9 @@ def describe(stats: dict[str, Any]) -> str:
     cached = origins.get("cache", 0)
     source = f" ({origins.get('live', 0)} built live, {cached} from the shipped cache)" if cached else ""
     reasons = ", ".join(f"{reason} {count}" for reason, count in stats["rejected_by_reason"].items())
-    return f"kept {stats['kept']} of {stats['questions']} questions{source}" + (f"; not kept: {reasons}" if reasons else "")
+    return f"kept {stats['kept']} of {stats['questions']} questions{source}" + (
+        f"; not kept: {reasons}" if reasons else ""
+    )
 
 
 def dataset_card(manifest: dict[str, Any], stats: dict[str, Any]) -> str:

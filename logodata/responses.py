@@ -1,7 +1,8 @@
-"""Every response of a build, by what was asked: the log that makes a build resumable, and the format of a shipped cache.
+"""Every response of a build, by what was asked: the log that makes a build resumable, and the format of a shipped
+cache.
 
-A response is filed under the hash of model, prompt and sampling settings, so it can only ever be found by the request that
-would produce it again.
+A response is filed under the hash of model, prompt and sampling settings, so it can only ever be found by the request
+that would produce it again.
 """
 
 from __future__ import annotations
@@ -62,9 +63,15 @@ class ResponseLog:
 
 
 def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:
-    path = Path(str(resources.files("logodata"))) / "embedded" / "responses.jsonl" if cache == "embedded" else Path(cache)
+    path = (
+        Path(str(resources.files("logodata"))) / "embedded" / "responses.jsonl" if cache == "embedded" else Path(cache)
+    )
     if not path.is_file():
-        raise UserError("no such cache of responses", where=str(path), mend="set generation.cache=null, or give the work/responses.jsonl of a build")
+        raise UserError(
+            "no such cache of responses",
+            where=str(path),
+            mend="set generation.cache=null, or give the work/responses.jsonl of a build",
+        )
     records: dict[str, dict[str, Any]] = {}
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

@@ -1,7 +1,8 @@
 """Documents with questions from JSON lines; faults name their line.
 
-Structural faults (a line that is not JSON, a missing field, a wrong type, an id used twice) end the command before anything is
-written. Faults of content (an empty text, a question without answer) send the question to ``rejected.jsonl`` with the reason.
+Structural faults (a line that is not JSON, a missing field, a wrong type, an id used twice) end the command before
+anything is written. Faults of content (an empty text, a question without answer) send the question to
+``rejected.jsonl`` with the reason.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class SourceSettings(RecipeModel):
     columns: dict[str, str] = {}
     """Names of the file's own columns for our fields, e.g. ``{context: passage}``."""
     join_tokens: int | None = Field(default=None, gt=0)
-    """Join consecutive documents until they hold at least this many tokens, to make long contexts of shorter documents."""
+    """Join consecutive documents until they hold at least this many tokens, to make long contexts of shorter
+    documents."""
     max_documents: int | None = Field(default=None, gt=0)
     """Take only the first documents of the file."""
     max_questions_per_document: int | None = Field(default=None, gt=0)
@@ -55,7 +57,8 @@ class SourceSettings(RecipeModel):
 
 @dataclass(slots=True)
 class Source:
-    """What a file holds: usable documents, and the questions that are not, each as (id, doc_id, where, reason, detail)."""
+    """What a file holds: usable documents, and the questions that are not, each as (id, doc_id, where, reason,
+    detail)."""
 
     documents: list[Document] = field(default_factory=list)
     faults: list[dict[str, str]] = field(default_factory=list)
@@ -67,7 +70,9 @@ def source_file(path: str) -> Path:
         name = path.removeprefix(EMBEDDED_PREFIX)
         file = Path(str(resources.files("logodata"))) / "embedded" / f"{name}.jsonl"
         if name not in ("train", "eval"):
-            raise UserError(f"no embedded documents {name!r}", where=path, mend="there are embedded:train and embedded:eval")
+            raise UserError(
+                f"no embedded documents {name!r}", where=path, mend="there are embedded:train and embedded:eval"
+            )
         return file
     file = Path(path).expanduser()
     if not file.is_file():
@@ -84,9 +89,9 @@ def source_fingerprint(path: str) -> str:
 def read_source(settings: SourceSettings) -> Source:
     """Read a JSON lines file.
 
-    A row is a document with ``questions`` (a list of ``{question, answers, id?, kind?, evidence?}``), or one question with
-    its own ``question`` and ``answers`` beside ``context``. Rows of one ``doc_id``, or without one of equal context, make one
-    document with many questions.
+    A row is a document with ``questions`` (a list of ``{question, answers, id?, kind?, evidence?}``), or one question
+    with its own ``question`` and ``answers`` beside ``context``. Rows of one ``doc_id``, or without one of equal
+    context, make one document with many questions.
     """
     source = Source()
     texts: dict[str, str] = {}
@@ -98,7 +103,11 @@ def read_source(settings: SourceSettings) -> Source:
         context = _get(row, "context", settings, where, str)
         doc_id = str(_get(row, "doc_id", settings, where, (str, int), default="") or _text_id(context))
         if doc_id in texts and texts[doc_id] != context:
-            raise UserError(f"doc_id {doc_id!r} has another context than at {places[doc_id]}", where=where, mend="give each document its own doc_id")
+            raise UserError(
+                f"doc_id {doc_id!r} has another context than at {places[doc_id]}",
+                where=where,
+                mend="give each document its own doc_id",
+            )
         texts.setdefault(doc_id, context)
         places.setdefault(doc_id, where)
         titles.setdefault(doc_id, str(_get(row, "title", settings, where, str, default="")))
@@ -106,26 +115,48 @@ def read_source(settings: SourceSettings) -> Source:
         nested = _get(row, "questions", settings, where, list, default=None)
         for entry in [row] if nested is None else nested:
             if not isinstance(entry, dict):
-                raise UserError(f"a question is {type(entry).__name__}, not an object", where=where, mend="write {question: ..., answers: [...]}")
+                raise UserError(
+                    f"a question is {type(entry).__name__}, not an object",
+                    where=where,
+                    mend="write {question: ..., answers: [...]}",
+                )
             question = _question(entry, doc_id, len(questions[doc_id]), settings, where)
             if question["id"] in seen:
-                raise UserError(f"question id {question['id']!r} stands at {seen[question['id']]} too", where=where, mend="give each question its own id")
+                raise UserError(
+                    f"question id {question['id']!r} stands at {seen[question['id']]} too",
+                    where=where,
+                    mend="give each question its own id",
+                )
             seen[question["id"]] = where
             reason = _content_fault(context, question)
             if reason:
-                source.faults.append({"id": question["id"], "doc_id": doc_id, "where": where, "question": question["question"], "reason": reason})
+                source.faults.append(
+                    {
+                        "id": question["id"],
+                        "doc_id": doc_id,
+                        "where": where,
+                        "question": question["question"],
+                        "reason": reason,
+                    }
+                )
                 continue
             try:
                 questions[doc_id].append(Question(**question))
             except ValidationError as error:
                 fault = error.errors()[0]
-                raise UserError(f"question field {fault['loc'][0]!r}: {fault['msg'].lower()}", where=where, mend="see 'Build data' in the guide") from error
+                raise UserError(
+                    f"question field {fault['loc'][0]!r}: {fault['msg'].lower()}",
+                    where=where,
+                    mend="see 'Build data' in the guide",
+                ) from error
     for doc_id, text in texts.items():
         kept = [q for q in questions[doc_id] if settings.kinds is None or q.kind in settings.kinds]
         kept = kept[: settings.max_questions_per_document]
         if not text.strip():
             continue  # each of its questions is in the faults already
-        source.documents.append(Document(doc_id=doc_id, text=text, questions=kept, title=titles[doc_id], where=places[doc_id]))
+        source.documents.append(
+            Document(doc_id=doc_id, text=text, questions=kept, title=titles[doc_id], where=places[doc_id])
+        )
     source.documents = source.documents[: settings.max_documents]
     if not source.documents and not source.faults:
         raise UserError("holds no document", where=settings.path, mend="write one JSON object a line")
@@ -141,28 +172,49 @@ def _rows(file: Path, shown: str) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(raw.decode("utf-8"))
             except UnicodeDecodeError as error:
-                raise UserError(f"not UTF-8 (byte {error.start} of the line)", where=where, mend="save the file as UTF-8") from error
+                raise UserError(
+                    f"not UTF-8 (byte {error.start} of the line)", where=where, mend="save the file as UTF-8"
+                ) from error
             except json.JSONDecodeError as error:
-                raise UserError(f"not valid JSON: {error.msg} at column {error.colno}", where=where, mend="write one JSON object a line") from error
+                raise UserError(
+                    f"not valid JSON: {error.msg} at column {error.colno}",
+                    where=where,
+                    mend="write one JSON object a line",
+                ) from error
             if not isinstance(row, dict):
-                raise UserError(f"a JSON {type(row).__name__}, not an object", where=where, mend="write one JSON object a line")
+                raise UserError(
+                    f"a JSON {type(row).__name__}, not an object", where=where, mend="write one JSON object a line"
+                )
             yield where, row
 
 
 _REQUIRED: Any = object()
 
 
-def _get(row: dict[str, Any], name: str, settings: SourceSettings, where: str, kind: type | tuple[type, ...], default: Any = _REQUIRED) -> Any:
+def _get(
+    row: dict[str, Any],
+    name: str,
+    settings: SourceSettings,
+    where: str,
+    kind: type | tuple[type, ...],
+    default: Any = _REQUIRED,
+) -> Any:
     mapped = settings.columns.get(name)
     for key in (mapped,) if mapped else _ALIASES[name]:
         if row.get(key) is not None:
             if not isinstance(row[key], kind):
                 wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-                raise UserError(f"field {key!r} is {type(row[key]).__name__}, not {wanted}", where=where, mend="correct this line")
+                raise UserError(
+                    f"field {key!r} is {type(row[key]).__name__}, not {wanted}", where=where, mend="correct this line"
+                )
             return row[key]
     if default is _REQUIRED:
         names = mapped or "/".join(_ALIASES[name])
-        raise UserError(f"no field {names!r}", where=where, mend=f"add it, or map a column: source.columns.{name}=YOUR_COLUMN; found: {', '.join(row) or 'nothing'}")
+        raise UserError(
+            f"no field {names!r}",
+            where=where,
+            mend=f"add it, or map a column: source.columns.{name}=YOUR_COLUMN; found: {', '.join(row) or 'nothing'}",
+        )
     return default
 
 

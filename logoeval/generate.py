@@ -55,7 +55,9 @@ def complete(
     hashes = {item.id: hash_ids(item.prompt_ids) for item in items}
     for record_id, prompt_hash in hashes.items():
         if record_id in shard and shard.records[record_id]["prompt_hash"] != prompt_hash:
-            raise UserError(f"record {record_id!r} answers another prompt", where=str(path), mend="evaluate into another folder")
+            raise UserError(
+                f"record {record_id!r} answers another prompt", where=str(path), mend="evaluate into another folder"
+            )
     waiting = {item.id: item for item in items if item.id not in shard}
     requests = [GenerationRequest(item.id, item.prompt_ids, sampling) for item in waiting.values()]
     if requests:

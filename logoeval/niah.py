@@ -1,8 +1,10 @@
-"""Multi-value needle in a haystack, as RULER's ``niah_multivalue`` (Hsieh et al. 2024, arXiv 2404.06654; LOGO section 4).
+"""Multi-value needle in a haystack, as RULER's ``niah_multivalue`` (Hsieh et al. 2024, arXiv 2404.06654; LOGO section
+4).
 
-Four numbers are hidden under one key, the model is asked for all of them. Needle sentence, question, answer prefix, the forty
-depths and the recall score are RULER's. Ours: a real text begins at a random sentence and goes round, needles in the noise
-haystack are placed by depth too, keys come from a short word list, and exact numbers are counted beside RULER's recall.
+Four numbers are hidden under one key, the model is asked for all of them. Needle sentence, question, answer prefix,
+the forty depths and the recall score are RULER's. Ours: a real text begins at a random sentence and goes round,
+needles in the noise haystack are placed by depth too, keys come from a short word list, and exact numbers are counted
+beside RULER's recall.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from logodata.common.errors import UserError
 from logodata.engines import GenerationResult, Sampling
 from logodata.prompts import CHUNK_SEPARATOR, PromptFormat, encode_text, turn_end_ids
 from logoeval.generate import PromptItem, complete
-from logoeval.records import Metric, SampleRow
 from logoeval.recipe import NiahSettings
+from logoeval.records import Metric, Outcome, SampleRow
 from logoeval.texts import NOISE_LINE, pydoc_documents, read_documents, split_sentences, text_fingerprint
 
 if TYPE_CHECKING:
@@ -34,46 +36,50 @@ VERSION = 1
 """Raised when prompts or scores change their meaning: results of two versions are not compared."""
 
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
-# PromptFormat writes a separator after the context, and the key comes with its leading space so that it is tokenised as it is
-# inside the text. Put together this is RULER's prompt, character for character.
+# PromptFormat writes a separator after the context, and the key comes with its leading space so that it is tokenised
+# as it is inside the text. Put together this is RULER's prompt, character for character.
 assert CHUNK_SEPARATOR == "\n"
 TEMPLATE = (
-    "Some special magic numbers are hidden within the following text. Make sure to memorize it. I will quiz you about the numbers "
-    "afterwards.\n{context}What are all the special magic numbers for{question} mentioned in the provided text?"
+    "Some special magic numbers are hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the numbers afterwards.\n{context}"
+    "What are all the special magic numbers for{question} mentioned in the provided text?"
 )
 ANSWER_PREFIX = " The special magic numbers for {key} mentioned in the provided text are"
 
 DEPTHS = tuple(int(depth) for depth in np.round(np.linspace(0, 100, 40)))
 """Percent of the haystack's sentences before a needle."""
 
-_ADJECTIVES = """ancient bitter brave bright calm careful clever curious damp distant eager early elegant faint famous fierce fragile
-gentle golden hidden hollow humble icy jolly keen lazy little lonely lucky mellow modern narrow noble patient plain polite proud
-quick quiet rapid rough rusty shallow sharp shiny silent simple sleepy slow small smooth solemn steady stormy sunny tender tidy
-velvet wild wise""".split()
-_NOUNS = """anchor apple arrow barrel basket beacon bottle branch bridge bucket button candle canyon carpet castle cellar chimney
-cloud compass copper cradle desert donkey engine falcon feather fiddle forest fountain garden hammer harbor helmet island jacket
-kettle ladder lantern lemon marble meadow mirror needle ocean orchard oyster pencil pepper pillow planet rabbit ribbon saddle
-shadow spider temple thunder tunnel violin walnut window""".split()
+_ADJECTIVES = """ancient bitter brave bright calm careful clever curious damp distant eager early elegant faint famous
+fierce fragile gentle golden hidden hollow humble icy jolly keen lazy little lonely lucky mellow modern narrow noble
+patient plain polite proud quick quiet rapid rough rusty shallow sharp shiny silent simple sleepy slow small smooth
+solemn steady stormy sunny tender tidy velvet wild wise"""
+_NOUNS = """anchor apple arrow barrel basket beacon bottle branch bridge bucket button candle canyon carpet castle
+cellar chimney cloud compass copper cradle desert donkey engine falcon feather fiddle forest fountain garden hammer
+harbor helmet island jacket kettle ladder lantern lemon marble meadow mirror needle ocean orchard oyster pencil pepper
+pillow planet rabbit ribbon saddle shadow spider temple thunder tunnel violin walnut window"""
 
 METRICS = [
     Metric(
         key="recall",
         label="Needle recall",
-        explanation="Share of the hidden numbers that occur in the response (RULER's score; digits inside a longer number count).",
+        explanation="Share of the hidden numbers that occur in the response, inside longer numbers too.",
         kind="share",
+        better="higher",
         slice_by=["haystack", "length"],
     ),
     Metric(
         key="precision",
         label="Needle precision",
-        explanation="Share of the distinct numbers in the response that are exactly hidden ones; 0 if the response holds no number.",
+        explanation="Share of the distinct numbers in the response that are hidden ones; 0 where it gives no number.",
         kind="share",
+        better="higher",
     ),
     Metric(
         key="distinct_values",
         label="Distinct values found",
-        explanation="How many of the hidden numbers the response gives exactly, each counted once however often it is repeated.",
+        explanation="How many of the hidden numbers the response gives exactly, each counted once.",
         kind="count",
+        better="higher",
     ),
 ]
 
@@ -104,7 +110,8 @@ class Haystack:
 
 @dataclass(frozen=True, slots=True)
 class NiahSample:
-    """One prompt. ``values`` and ``depths`` are in order of appearance; ``repeats`` tells that the haystack went round."""
+    """One prompt. ``values`` and ``depths`` are in order of appearance; ``repeats`` tells that the haystack went
+    round."""
 
     id: str
     haystack: str
@@ -137,7 +144,7 @@ class SampleBuilder:
         name = self._haystack.name
         identity = hashlib.sha256(f"{self._seed}/{name}/{length}/{index}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(identity[:8], "big"))
-        key = f"{rng.choice(_ADJECTIVES)}-{rng.choice(_NOUNS)}"
+        key = f"{rng.choice(_ADJECTIVES.split())}-{rng.choice(_NOUNS.split())}"
         values: list[str] = []
         while len(values) < self._num_values:
             value = str(rng.integers(10**6, 10**7))
@@ -155,7 +162,8 @@ class SampleBuilder:
             answer_prefix = encode_text(self._tokenizer, ANSWER_PREFIX.format(key=key))
             return (*self._format.encode([context], question=f" {key}").ids, *answer_prefix)
 
-        # A first guess from token counts of single units; then the whole prompt is counted, since tokens can merge at borders.
+        # A first guess from token counts of single units; then the whole prompt is counted, since tokens can merge at
+        # borders.
         overhead = len(prompt(0))
         count, guess = 0, overhead
         while True:
@@ -170,7 +178,10 @@ class SampleBuilder:
             count -= 1
             ids = prompt(count)
         if count == 0:
-            raise UserError(f"niah.lengths: {length} tokens have no room for a haystack (frame and needles take {overhead})", mend="raise the length")
+            raise UserError(
+                f"niah.lengths: {length} tokens have no room for a haystack (frame and needles take {overhead})",
+                mend="raise the length",
+            )
         return NiahSample(
             id=f"niah-{name}-{length}-{index}",
             haystack=name,
@@ -203,7 +214,9 @@ def haystacks(settings: NiahSettings) -> list[Haystack]:
     found = [Haystack(entry) for entry in settings.haystacks]
     names = [haystack.name for haystack in found]
     if len(set(names)) < len(names):
-        raise UserError("niah.haystacks: two folders share a name", where=", ".join(settings.haystacks), mend="rename one")
+        raise UserError(
+            "niah.haystacks: two folders share a name", where=", ".join(settings.haystacks), mend="rename one"
+        )
     return found
 
 
@@ -213,9 +226,11 @@ def describe(settings: NiahSettings) -> dict[str, Any]:
     return {**settings.model_dump(mode="json", exclude={"haystacks"}), "haystacks": texts}
 
 
-def run(settings: NiahSettings, session: Session, predictions: Path) -> tuple[list[Metric], list[SampleRow], list[str]]:
-    """Answer all samples; returns metrics, scored samples, and notes for the reader."""
-    session.check_window(max(settings.lengths) + settings.max_new_tokens, "the longest of niah.lengths with niah.max_new_tokens")
+def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
+    """Answer all samples; a row a sample."""
+    session.check_window(
+        max(settings.lengths) + settings.max_new_tokens, "the longest of niah.lengths with niah.max_new_tokens"
+    )
     samples: dict[str, NiahSample] = {}
     items: list[PromptItem] = []
     for haystack in haystacks(settings):
@@ -247,7 +262,7 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> tuple[li
         fields=fields,
         label="niah",
     )
-    return METRICS, [_row(record) for record in records], list(_notes(list(samples.values())))
+    return Outcome(METRICS, [_row(record) for record in records], list(_notes(list(samples.values()))))
 
 
 def _row(record: dict[str, Any]) -> SampleRow:

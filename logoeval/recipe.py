@@ -1,4 +1,5 @@
-"""The ``eval`` section of a recipe: which model is measured, on what. A task without settings is not part of ``logoeval run``."""
+"""The ``eval`` section of a recipe: which model is measured, on what. A task without settings is not part of
+``logoeval run``."""
 
 from __future__ import annotations
 
@@ -9,15 +10,14 @@ from pydantic import Field, field_validator
 
 from logodata.common.recipe_io import RecipeModel
 from logodata.engines.settings import EngineSettings
-from logodata.models import DType
 
-Lengths = Annotated[list[Annotated[int, Field(gt=1)]], Field(min_length=1)]
+Lengths = Annotated[tuple[Annotated[int, Field(gt=1)], ...], Field(min_length=1)]
 
 
 class NiahSettings(RecipeModel):
     """Multi-value needle in a haystack, as RULER's ``niah_multivalue``."""
 
-    lengths: Lengths = [1024, 2048, 4096]
+    lengths: Lengths = (1024, 2048, 4096)
     """Prompt lengths in tokens of the model, chat template and answer prefix included. Never exceeded."""
     num_samples: int = Field(default=25, gt=0)
     """Samples for each haystack and length."""
@@ -25,12 +25,13 @@ class NiahSettings(RecipeModel):
     """Values hidden for the one key that is asked for (RULER: 4)."""
     max_new_tokens: int = Field(default=128, gt=0)
     """Length cap of a response (RULER: 128)."""
-    haystacks: list[str] = Field(default=["noise", "essay"], min_length=1)
-    """``noise``: RULER's five sentences, repeated. ``essay``: prose of Python's own documentation. Else a folder of .txt files."""
+    haystacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("noise", "essay")
+    """``noise``: RULER's five sentences, repeated. ``essay``: prose of Python's own documentation. Else a folder of
+    .txt files."""
 
     @field_validator("lengths", "haystacks")
     @classmethod
-    def _no_repeats(cls, value: list[object]) -> list[object]:
+    def _no_repeats(cls, value: tuple[object, ...]) -> tuple[object, ...]:
         if len(set(value)) < len(value):
             raise ValueError("must not repeat an entry")
         return value
@@ -39,17 +40,18 @@ class NiahSettings(RecipeModel):
 class PerplexitySettings(RecipeModel):
     """Perplexity over the first tokens of long documents."""
 
-    lengths: Lengths = [512, 1024, 2048, 4096]
+    lengths: Lengths = (512, 1024, 2048, 4096)
     """Points of the curve in tokens. Only documents with at least the longest are used, for every point."""
     text: str = "pydoc"
-    """``pydoc``: prose of Python's own documentation, cut at topics. Else a .txt file or a folder of them, a document each."""
+    """``pydoc``: prose of Python's own documentation, cut at topics. Else a .txt file or a folder of them, a document
+    each."""
     num_documents: int = Field(default=8, gt=0)
     """Documents used, in order of name."""
 
     @field_validator("lengths")
     @classmethod
-    def _ascending(cls, value: list[int]) -> list[int]:
-        if sorted(set(value)) != value:
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if tuple(sorted(set(value))) != value:
             raise ValueError("must rise")
         return value
 
@@ -74,12 +76,11 @@ class EvalRecipe(RecipeModel):
     """Folder of a LoRA adapter, such as RUN/final of a logotrain run; merged into the weights."""
     chat_template: Path | None = None
     """A Jinja file, for models whose tokenizer has no chat template."""
-    dtype: DType = "float32"
-    """Type of the weights. Log-probabilities are float32 from the head's output on, whatever it is."""
     seed: int = 0
     """Draws needles and haystacks."""
     engine: EngineSettings = EngineSettings()
-    """What generates. Log-probabilities are always computed by transformers."""
+    """What generates. Log-probabilities are computed by transformers whatever it is, with weights of ``engine.dtype``,
+    in float32 from the head's output on."""
     niah: NiahSettings | None = None
     """Needle in a haystack."""
     ppl: PerplexitySettings | None = None

@@ -1,4 +1,5 @@
-"""What an evaluation leaves behind: ``results.json``, a versioned record with one entry a task, scores sample by sample.
+"""What an evaluation leaves behind: ``results.json``, a versioned record with one entry a task, scores sample by
+sample.
 
 Scores are kept by sample, not only as means, so that two runs can be compared pair by pair.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +24,9 @@ SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 PREDICTIONS_DIR = "predictions"
 
-TaskName = Literal["niah", "ppl", "pairs"]
-TASK_NAMES: tuple[TaskName, ...] = ("niah", "ppl", "pairs")
+TaskName = Literal["niah", "pairs", "ppl"]
+TASK_NAMES: tuple[TaskName, ...] = ("niah", "pairs", "ppl")
+"""In the order they run: what generates comes first."""
 
 
 class _Record(BaseModel):
@@ -38,7 +41,10 @@ class Metric(_Record):
     explanation: str
     """One sentence for a reader who knows neither the task nor the code."""
     kind: Literal["share", "count", "nats", "perplexity"]
-    """``share`` lies in [0, 1]; ``perplexity`` is stored as a mean negative log-likelihood in nats and shown as its exponential."""
+    """``share`` lies in [0, 1]; ``perplexity`` is stored as a mean negative log-likelihood in nats and shown as its
+    exponential."""
+    better: Literal["higher", "lower"] | None = None
+    """Which direction is an improvement; None where neither is."""
     slice_by: list[str] = []
     """Facts by which the metric is also reported, besides over all samples."""
 
@@ -59,7 +65,8 @@ class Metric(_Record):
 
 
 class SampleRow(_Record):
-    """Scores of one sample. ``cluster`` names what it shares with others (its document); resampling draws whole clusters."""
+    """Scores of one sample. ``cluster`` names what it shares with others (its document); resampling draws whole
+    clusters."""
 
     id: str
     cluster: str
@@ -69,7 +76,8 @@ class SampleRow(_Record):
 
 
 class SummaryRow(_Record):
-    """The mean of a metric over the samples whose facts match ``slice``, with its 95 % interval (none for one cluster)."""
+    """The mean of a metric over the samples whose facts match ``slice``, with its 95 % interval (none for one
+    cluster)."""
 
     metric: str
     slice: dict[str, Any]
@@ -105,7 +113,6 @@ class TaskResult(_Record):
     """One task's entry of ``results.json``."""
 
     task: TaskName
-    task_version: int
     settings: dict[str, Any]
     """What two comparable runs must have in common; the model and the adapter are under ``provenance``."""
     notes: list[str] = []
@@ -116,6 +123,15 @@ class TaskResult(_Record):
     samples: list[SampleRow]
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a task gives back: how its samples are scored, the scores, and notes for the reader."""
+
+    metrics: list[Metric]
+    samples: list[SampleRow]
+    notes: list[str]
+
+
 class Results(_Record):
     """``results.json``: tasks accumulate, each under its name."""
 
@@ -124,7 +140,8 @@ class Results(_Record):
 
 
 def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[SampleRow]]]:
-    """All samples that carry the metric, then its slices in order of first appearance; a slice that is all of them is left out."""
+    """All samples that carry the metric, then its slices in order of first appearance; a slice that is all of them is
+    left out."""
     scored = [sample for sample in samples if metric.key in sample.scores]
     if not scored:
         return
@@ -140,7 +157,9 @@ def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[
 def estimate(metric: Metric, samples: Sequence[SampleRow]) -> Estimate:
     """The metric over samples that all carry it."""
     return estimate_mean(
-        [sample.scores[metric.key] for sample in samples], [sample.cluster for sample in samples], transform=metric.transform
+        [sample.scores[metric.key] for sample in samples],
+        [sample.cluster for sample in samples],
+        transform=metric.transform,
     )
 
 
@@ -179,13 +198,19 @@ def read_results(folder: Path, *, missing_ok: bool = False) -> Results:
     content = read_json(path)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
-        raise UserError(f"schema version {version}, this program reads {SCHEMA_VERSION}", where=str(path), mend="evaluate again into another folder")
+        raise UserError(
+            f"schema version {version}, this program reads {SCHEMA_VERSION}",
+            where=str(path),
+            mend="evaluate again into another folder",
+        )
     try:
         return Results.model_validate(content)
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
-        raise UserError(f"damaged: {place}: {fault['msg']}", where=str(path), mend="evaluate again into another folder") from error
+        raise UserError(
+            f"damaged: {place}: {fault['msg']}", where=str(path), mend="evaluate again into another folder"
+        ) from error
 
 
 def write_results(folder: Path, results: Results) -> None:

@@ -1,8 +1,8 @@
 """Percentile bootstrap intervals of a mean and of a paired difference, resampled by cluster, seeded, in numpy.
 
-Samples that share a source (questions about one document) are not independent: whole clusters are drawn, as many as there
-are, with replacement (Efron and Tibshirani 1993, chapters 8 and 13). Where every sample is its own cluster this is the plain
-bootstrap.
+Samples that share a source (questions about one document) are not independent: whole clusters are drawn, as many as
+there are, with replacement (Efron and Tibshirani 1993, chapters 8 and 13). Where every sample is its own cluster this
+is the plain bootstrap.
 """
 
 from __future__ import annotations
@@ -47,13 +47,20 @@ def estimate_mean(
 
 
 def estimate_difference(
-    before: ArrayLike, after: ArrayLike, clusters: Sequence[str], *, transform: Callable[[Array], Array] = np.asarray, seed: int = _SEED
+    before: ArrayLike,
+    after: ArrayLike,
+    clusters: Sequence[str],
+    *,
+    transform: Callable[[Array], Array] = np.asarray,
+    seed: int = _SEED,
 ) -> Estimate:
     """``transform(mean(after)) - transform(mean(before))`` over the same samples, with its paired interval.
 
     Both runs are resampled with the same draws, so what samples have in common cancels.
     """
-    sums, counts = _by_cluster(np.stack([np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)]), clusters)
+    sums, counts = _by_cluster(
+        np.stack([np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)]), clusters
+    )
     resampled = transform(_means(sums, counts, seed))
     point = transform(sums.sum(1) / counts.sum())
     return _estimate(resampled[:, 1] - resampled[:, 0], point[1] - point[0], counts)
@@ -65,7 +72,7 @@ def _by_cluster(values: Array, clusters: Sequence[str]) -> tuple[Array, Array]:
         raise ValueError(f"{values.shape[1]} values for {len(clusters)} cluster names")
     index = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     columns = np.array([index[name] for name in clusters])
-    sums = np.stack([np.bincount(columns, weights=row, minlength=len(index)) for row in values])
+    sums = np.stack([np.bincount(columns, weights=row, minlength=len(index)).astype(np.float64) for row in values])
     return sums, np.bincount(columns, minlength=len(index)).astype(np.float64)
 
 

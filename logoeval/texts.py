@@ -27,9 +27,9 @@ def text_fingerprint(text: str) -> str:
 def pydoc_documents() -> tuple[tuple[str, str], ...]:
     """``(name, prose)`` of the topics of Python's own language reference (``pydoc_data.topics``), names in order.
 
-    Headings, grammar and code are left out: what remains are paragraphs that read as sentences, each once, although topics
-    share some (a model copies what it has read before, and its perplexity would show that). The text belongs to the running
-    Python version (Python Software Foundation License), so results carry its fingerprint.
+    Headings, grammar and code are left out: what remains are paragraphs that read as sentences, each once, although
+    topics share some (a model copies what it has read before, and its perplexity would show that). The text belongs
+    to the running Python version (Python Software Foundation License), so results carry its fingerprint.
     """
     from pydoc_data import topics
 
@@ -66,7 +66,9 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
     """
     files = sorted(source.glob("*.txt")) if source.is_dir() else [source]
     if not files or not files[0].is_file():
-        raise UserError("no .txt file here", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file")
+        raise UserError(
+            "no .txt file here", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
+        )
     documents = []
     for file in files:
         try:
@@ -76,14 +78,17 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
         if text:
             documents.append((file.name, text))
     if not documents:
-        raise UserError("the text is empty", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file")
+        raise UserError(
+            "the text is empty", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
+        )
     return tuple(documents)
 
 
 def split_sentences(text: str) -> list[str]:
     """Sentences of a text with single spaces inside, none empty; a paragraph's end is a border too.
 
-    Borders after common abbreviations and initials are not taken, since a needle in the middle of "Mr. Smith" would show.
+    Borders after common abbreviations and initials are not taken, since a needle in the middle of "Mr. Smith" would
+    show.
     """
     sentences: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):

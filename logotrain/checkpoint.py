@@ -1,20 +1,21 @@
 """Checkpoints that a stopped run continues from, and the finished adapter.
 
-A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint, and ``files.json``
-with the size and hash of every file. It is written beside its place and renamed, so a kill leaves none that is half written; the hashes
-recognise one that was damaged later.
+A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint, and
+``files.json`` with the size and hash of every file. It is written beside its place and renamed, so a kill leaves none
+that is half written; the hashes recognise one that was damaged later.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from peft import PeftModel
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -24,6 +25,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.optim import Optimizer
 
 from logodata.common.console import note
@@ -40,12 +43,17 @@ def save(folder: Path, step: int, model: PeftModel, optimizer: Optimizer, *, kee
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
-        dcp.save(_state(model, optimizer), checkpoint_id=scratch, no_dist=not dist.is_initialized())
+        with _quietly_alone():
+            save_distributed(_state(model, optimizer), checkpoint_id=scratch)
         write_json(scratch / _FILES, _describe(scratch))
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
     except (OSError, CheckpointException) as error:
-        raise UserError(f"cannot write the checkpoint: {error}", where=str(target), mend="free space, then run the same command again") from error
+        raise UserError(
+            f"cannot write the checkpoint: {error}",
+            where=str(target),
+            mend="free space, then run the same command again",
+        ) from error
     for old in _newest_first(folder)[keep:]:
         shutil.rmtree(_path(folder, old))
 
@@ -68,7 +76,8 @@ def restore(folder: Path, model: PeftModel, optimizer: Optimizer) -> int:
             note(f"checkpoint {path.name} is damaged ({fault}): renamed to {put_aside.name}, the one before it is used")
             continue
         state = _state(model, optimizer)
-        dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+        with _quietly_alone():
+            load_distributed(state, checkpoint_id=path)
         set_model_state_dict(model, state["model"], options=_TRAINED_ONLY)
         set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
         torch.set_rng_state(state["rng"]["cpu"])
@@ -87,7 +96,9 @@ def export_adapter(model: PeftModel, folder: Path) -> None:
         model.save_pretrained(str(scratch), save_embedding_layers=False)
         scratch.rename(folder)
     except OSError as error:
-        raise UserError(f"cannot write the adapter: {error}", where=str(folder), mend="free space, then run the same command again") from error
+        raise UserError(
+            f"cannot write the adapter: {error}", where=str(folder), mend="free space, then run the same command again"
+        ) from error
 
 
 def _state(model: PeftModel, optimizer: Optimizer) -> dict[str, Any]:
@@ -99,6 +110,14 @@ def _state(model: PeftModel, optimizer: Optimizer) -> dict[str, Any]:
         "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY),
         "rng": rng,
     }
+
+
+@contextmanager
+def _quietly_alone() -> Iterator[None]:
+    """One process needs no process group, and no warning about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _path(folder: Path, step: int) -> Path:

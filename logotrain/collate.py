@@ -23,7 +23,7 @@ class SharedPrefixRow:
         sample_id: for messages.
         input_ids: int64 [1, N].
         position_ids: int64 [1, N]; each response continues from the prompt's last position.
-        gather_index: int64 [sum R], indices into the row: the hidden state there predicts the response token of ``targets``.
+        gather_index: int64 [sum R], indices into the row: the hidden state there predicts the token of ``targets``.
         targets: int64 [sum R], the response tokens.
         layout: where everything lies.
     """
@@ -37,11 +37,15 @@ class SharedPrefixRow:
 
     def to(self, device: torch.device) -> SharedPrefixRow:
         """The same row on another device."""
-        tensors = {name: getattr(self, name).to(device) for name in ("input_ids", "position_ids", "gather_index", "targets")}
+        tensors = {
+            name: getattr(self, name).to(device) for name in ("input_ids", "position_ids", "gather_index", "targets")
+        }
         return replace(self, **tensors)
 
 
-def collate(sample: PreferenceSample, *, settings: PositionSettings, target_length: int, seed: int, epoch: int) -> SharedPrefixRow:
+def collate(
+    sample: PreferenceSample, *, settings: PositionSettings, target_length: int, seed: int, epoch: int
+) -> SharedPrefixRow:
     """The row of ``sample``, with the position draw that belongs to this seed and epoch.
 
     The draw depends on nothing else: not on the order of samples, not on how many processes share them.

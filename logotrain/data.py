@@ -33,10 +33,20 @@ class TrainingData:
 
     def lengths(self) -> Table:
         """A table of lengths in tokens."""
-        table = Table("tokens", "shortest", "median", "longest", title=f"{len(self.samples)} samples, positions under {self.target_length}")
+        table = Table(
+            "tokens",
+            "shortest",
+            "median",
+            "longest",
+            title=f"{len(self.samples)} samples, positions under {self.target_length}",
+        )
         _add_row(table, "prompt", (len(sample.prompt_ids) for sample in self.samples))
         _add_row(table, "preferred response", (len(sample.chosen.token_ids) for sample in self.samples))
-        _add_row(table, "dis-preferred responses", (len(response.token_ids) for sample in self.samples for response in sample.rejected))
+        _add_row(
+            table,
+            "dis-preferred responses",
+            (len(response.token_ids) for sample in self.samples for response in sample.rejected),
+        )
         _add_row(table, "row", (len(sample.prompt_ids) + sum(map(len, _responses(sample))) for sample in self.samples))
         return table
 
@@ -45,17 +55,21 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     """Read the build's folder and check it against the recipe and the model's tokenizer.
 
     Raises:
-        UserError: the data hold token ids of another tokenizer, positions would leave the model's window, or a sample cannot be
-            trained on (empty prompt or response, too long).
+        UserError: the data hold token ids of another tokenizer, positions would leave the model's window, or a sample
+            cannot be trained on (empty prompt or response, too long).
     """
     where = str(recipe.data.path)
     samples = read_samples(recipe.data.path)
     manifest = read_manifest(recipe.data.path)
     if manifest.get("tokenizer_fingerprint") != _tokenizer_of(recipe.model):
         built_for = f" (built for {manifest['model']})" if "model" in manifest else ""
-        raise UserError(f"the data hold token ids of another tokenizer{built_for}", where=where, mend=f"build them with --model {recipe.model}")
+        raise UserError(
+            f"the data hold token ids of another tokenizer{built_for}",
+            where=where,
+            mend=f"build them with --model {recipe.model}",
+        )
     if manifest.get("model") != recipe.model:
-        note(f"the responses were built for model {manifest.get('model')!r}, not {recipe.model!r}: LOGO expects the model's own")
+        note(f"the responses are of model {manifest.get('model')!r}, not {recipe.model!r}: LOGO expects the model's own")
     if not samples:
         raise UserError("holds no samples", where=where, mend="see its rejected.jsonl for the reasons")
     if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):
@@ -65,7 +79,9 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     target_length = recipe.positions.target_length or window
     if target_length > window:
         raise UserError(
-            f"positions.target_length={target_length} is beyond the model's window of {window}", where=recipe.model, mend=f"use {window} or less"
+            f"positions.target_length={target_length} is beyond the model's window of {window}",
+            where=recipe.model,
+            mend=f"use {window} or less",
         )
     for sample in samples:
         _check(sample, target_length)
@@ -80,7 +96,11 @@ def _tokenizer_of(model: str) -> str:
     try:
         return tokenizer_fingerprint(AutoTokenizer.from_pretrained(resolve_model(model)))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the tokenizer: {str(error).splitlines()[0]}", where=model, mend="check the model's name or folder") from error
+        raise UserError(
+            f"cannot load the tokenizer: {str(error).splitlines()[0]}",
+            where=model,
+            mend="check the model's name or folder",
+        ) from error
 
 
 def _check(sample: PreferenceSample, target_length: int) -> None:
@@ -90,11 +110,13 @@ def _check(sample: PreferenceSample, target_length: int) -> None:
     for number, response in enumerate(_responses(sample)):
         if not response:  # its mean log-probability would be 0/0
             which = "preferred" if number == 0 else f"dis-preferred {number}"
-            raise UserError(f"empty {which} response", where=where, mend="build the data set again; the judge drops empty responses")
-    longest = max(map(len, _responses(sample)))
-    if len(sample.prompt_ids) + longest > target_length:
+            raise UserError(
+                f"empty {which} response", where=where, mend="build the data set again; the judge drops empty responses"
+            )
+    prompt, longest = len(sample.prompt_ids), max(map(len, _responses(sample)))
+    if prompt + longest > target_length:
         raise UserError(
-            f"prompt of {len(sample.prompt_ids)} tokens and response of {longest} do not fit under {target_length} positions",
+            f"prompt of {prompt} tokens and response of {longest} do not fit under {target_length} positions",
             where=where,
             mend="raise positions.target_length or build shorter contexts",
         )

@@ -17,8 +17,8 @@ _CHUNK_ELEMENTS = 2**24
 def response_logprobs(model: PreTrainedModel, row: SharedPrefixRow) -> list[Tensor]:
     """Log-probability of every response token given the prompt and the response before it, in nats.
 
-    The head runs inside the model's own forward, at response positions only: called from outside, its gradients would be lost
-    to other ranks under sharding.
+    The head runs inside the model's own forward, at response positions only: called from outside, its gradients would
+    be lost to other ranks under sharding.
 
     Args:
         model: inside :func:`logotrain.shared_prefix.use_shared_prefix`.
@@ -35,15 +35,15 @@ def response_logprobs(model: PreTrainedModel, row: SharedPrefixRow) -> list[Tens
         shared_prefix=row.layout,
     ).logits[0]
     if logits.shape[0] != row.targets.shape[0]:
-        raise ValueError(f"{type(model).__name__} ignores logits_to_keep: {logits.shape[0]} rows of logits for {row.targets.shape[0]} targets")
+        raise ValueError(f"the model ignores logits_to_keep: {tuple(logits.shape)} for {row.targets.shape[0]} targets")
     return list(token_logprobs(logits, row.targets).split(row.layout.response_lengths))
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-softmax of ``logits`` at ``targets``, in float32 or better, a chunk of rows at a time.
 
-    Each chunk is computed again in the backward pass, so that only the logits themselves stay in memory. In bfloat16 the mean
-    over a response would carry an error of up to 0.17 on the loss's argument at beta 10.
+    Each chunk is computed again in the backward pass, so that only the logits themselves stay in memory. In bfloat16 the
+    mean over a response would carry an error of up to 0.17 on the loss's argument at beta 10.
 
     Args:
         logits: [R, V], any float type.

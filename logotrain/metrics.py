@@ -14,7 +14,10 @@ from logodata.common.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class SampleMetrics:
-    """One sample's figures. Log-probabilities are means over a response's tokens, in nats; ``rejected_*`` are means over M."""
+    """One sample's figures.
+
+    Log-probabilities are means over a response's tokens, in nats; ``rejected_*`` are means over the M responses.
+    """
 
     loss: float
     preference_loss: float
@@ -59,11 +62,17 @@ class MetricsLog:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"cannot write: {error.strerror}", where=str(self._path), mend="free space, then run the same command again") from error
+            raise UserError(
+                f"cannot write: {error.strerror}",
+                where=str(self._path),
+                mend="free space, then run the same command again",
+            ) from error
 
 
 def _step(line: bytes, path: Path) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError("damaged record", where=str(path), mend="delete the line, then run the same command again") from error
+        raise UserError(
+            "damaged record", where=str(path), mend="delete the line, then run the same command again"
+        ) from error

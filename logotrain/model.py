@@ -15,7 +15,9 @@ from logotrain.shared_prefix import check_config
 
 
 def load_trainable(recipe: TrainRecipe, device: torch.device) -> PeftModel:
-    """The model with fresh adapters, which change nothing yet; trained weights are float32, the base has ``recipe.dtype``.
+    """The model with fresh adapters, which change nothing yet.
+
+    Trained weights are float32, the base has ``recipe.dtype``.
 
     Raises:
         UserError: the model cannot be loaded, its attention cannot be shared, or a target module is not in it.
@@ -37,7 +39,11 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
     modules = {path.rpartition(".")[2] for path, module in base.named_modules() if isinstance(module, nn.Linear)}
     missing = [target for target in settings.target_modules if target not in modules]
     if missing:
-        raise UserError(f"lora.target_modules: no layer {missing[0]!r} in the model", where=name, mend=f"its linear layers: {', '.join(sorted(modules))}")
+        raise UserError(
+            f"lora.target_modules: no layer {missing[0]!r} in the model",
+            where=name,
+            mend=f"its linear layers: {', '.join(sorted(modules))}",
+        )
     embedding = base.get_input_embeddings()
     tied = embedding.weight is base.get_output_embeddings().weight
     train_embeddings = not tied if settings.train_embeddings == "auto" else settings.train_embeddings
@@ -46,7 +52,6 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         note(f"token embedding {'trained' if train_embeddings else 'frozen'}: {reason} (lora.train_embeddings=auto)")
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
-        base_model_name_or_path=name,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,

@@ -10,7 +10,10 @@ from torch.nn.functional import logsigmoid
 
 @dataclass(frozen=True, slots=True)
 class PreferenceLoss:
-    """A loss and its parts, each [B], one value a sample. ``margin`` is r(y_w) minus the mean of r(y_l), in nats a token."""
+    """A loss and its parts, each [B], one value a sample.
+
+    ``margin`` is r(y_w) minus the mean of the r(y_l), in nats a token.
+    """
 
     loss: Tensor
     preference: Tensor
@@ -21,8 +24,9 @@ class PreferenceLoss:
 def logo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float, sft_weight: float) -> PreferenceLoss:
     """LOGO (paper Eq. 2 and 3): reference-free, M dis-preferred responses over one context.
 
-    ``L = -log sigmoid(beta * r(y_w) - beta / M * sum_j r(y_l^j) - gamma) - lambda * r(y_w)``, where r is the mean log-probability
-    of a response's tokens, each response normalised by its own length. With M = 1 and lambda = 0 it is SimPO.
+    ``L = -log sigmoid(beta * r(y_w) - beta / M * sum_j r(y_l^j) - gamma) - lambda * r(y_w)``, where r is the mean
+    log-probability of a response's tokens, each response normalised by its own length. With M = 1 and lambda = 0 it is
+    SimPO.
 
     Args:
         chosen: [B], r(y_w), float32 or float64.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -22,7 +22,7 @@ class PositionSettings(RecipeModel):
     """Positional indices synthesis (paper section 3.3)."""
 
     mode: Literal["mixed", "natural", "continuous", "sparse"] = "mixed"
-    """Where gaps fall: between chunks (``continuous``), anywhere (``sparse``), a mix of both, or nowhere (``natural``)."""
+    """Where gaps fall: between chunks (``continuous``), anywhere (``sparse``), both mixed, or nowhere (``natural``)."""
 
     continuous_share: float = Field(default=0.9, ge=0, le=1)
     """Share of continuous draws in ``mixed`` mode; the paper mixes 9 : 1."""
@@ -57,13 +57,15 @@ class LoraSettings(RecipeModel):
     """Adapters are scaled by alpha / rank."""
 
     dropout: float = 0.0
-    """Must stay 0: the responses share the prompt's states, and a dropped value would be dropped for all of them at once."""
+    """Must stay 0: responses share the prompt's states, so a value dropped there would be dropped for all of them."""
 
     target_modules: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
     """Names of the linear layers that get an adapter."""
 
     train_embeddings: bool | Literal["auto"] = "auto"
-    """Train the token embedding too, as the paper does. ``auto``: unless it is tied to the output head, which would be trained with it."""
+    """Train the token embedding too, as the paper does; ``auto``: unless that would train a tied output head with it.
+
+    PEFT loads such an adapter; vLLM does not take one with a trained embedding."""
 
     @field_validator("dropout")
     @classmethod
@@ -114,10 +116,14 @@ class CheckpointSettings(RecipeModel):
 
 
 class CollapseSettings(RecipeModel):
-    """This loss can lower the preferred response's probability too, down to repetition (princeton-nlp/SimPO issue 80)."""
+    """This loss can lower preferred responses' probability too, down to repetition (princeton-nlp/SimPO issue 80)."""
 
     min_chosen_logp: float | None = Field(default=-10.0, lt=0)
-    """Stop when a step's mean log-probability of preferred responses, in nats a token, is below this; null never stops."""
+    """Stop when a step's mean log-probability of preferred responses, in nats a token, falls below this; null: never."""
+
+
+_EMPTY: Any = {}
+"""Default of a section with a required field: it is validated, and the message names the field that is missing."""
 
 
 class TrainRecipe(RecipeModel):
@@ -129,7 +135,7 @@ class TrainRecipe(RecipeModel):
     seed: int = Field(default=0, ge=0)
     """Source of the sample order, the position draws and the adapters' first values."""
 
-    data: DataSettings = Field(default={})  # validated, so that a missing path is reported as 'data.path'
+    data: DataSettings = Field(default=_EMPTY)
     """The preference data."""
 
     positions: PositionSettings = PositionSettings()
@@ -154,7 +160,7 @@ class TrainRecipe(RecipeModel):
     """Stop after this many steps; the learning rate's schedule ends there too. Null runs all epochs."""
 
     recompute: Literal["none", "full"] = "full"
-    """``full`` recomputes each layer's activations in the backward pass: less memory, about a third more time, equal gradients."""
+    """``full`` computes each layer again in the backward pass: less memory, a third more time, equal gradients."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the frozen weights and the activations."""

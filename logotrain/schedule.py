@@ -13,8 +13,8 @@ from logotrain.recipe import TrainRecipe
 class Schedule:
     """The samples and the learning rate of every step.
 
-    All epochs make one stream of samples, each epoch in its own order; a step takes the next ``samples_per_step`` of them. Nothing
-    is dropped: a step may span two epochs, and the last one may be smaller.
+    All epochs make one stream of samples, each epoch in its own order; a step takes the next ``samples_per_step`` of them.
+    Nothing is dropped: a step may span two epochs, and the last one may be smaller.
     """
 
     def __init__(self, recipe: TrainRecipe, num_samples: int) -> None:

@@ -1,9 +1,9 @@
 """The attention seam: M+1 responses over one prompt that is computed once.
 
-A row is ``[prompt | response 0 | response 1 | ...]``. Prompt tokens attend causally; a response token attends the whole prompt
-and its own response up to itself. Prompt states do not depend on the responses, so values and gradients equal those of M+1
-separate rows. transformers calls :func:`shared_prefix_attention` through its attention interface; the layout travels as the
-forward keyword ``shared_prefix``, because activation recomputation may run one row's layers after the next row's forward.
+A row is ``[prompt | response 0 | response 1 | ...]``. Prompt tokens attend causally; a response token attends the whole
+prompt and its own response up to itself. Prompt states do not depend on the responses, so values and gradients equal
+those of M+1 separate rows. transformers calls :func:`shared_prefix_attention` through its attention interface; the layout
+travels as the forward keyword ``shared_prefix``, because recomputation may run one row's layers after another's forward.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def use_shared_prefix(model: PreTrainedModel) -> Iterator[None]:
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
-        raise UserError(f"{type(model).__name__} does not let its attention be replaced", mend="use a model built on transformers' attention interface")
+        raise UserError(
+            f"{type(model).__name__} does not let its attention be replaced",
+            mend="use a model built on transformers' attention interface",
+        )
     try:
         yield
     finally:
@@ -77,26 +80,34 @@ def check_config(config: PreTrainedConfig) -> None:
     """Refuse what a shared prompt would compute wrongly.
 
     Raises:
-        UserError: layers that do not attend everything before them, attention dropout, or a RoPE type whose frequencies depend
-            on the row's largest position, so that a row would not equal its separate parts.
+        UserError: layers that do not attend everything before them, attention dropout, or a RoPE type whose frequencies
+            depend on the row's largest position, so that a row would not equal its separate parts.
     """
     where = str(config.name_or_path or config.model_type)
     layer_types = set(getattr(config, "layer_types", None) or ())
     if layer_types - {"full_attention"} or (not layer_types and getattr(config, "sliding_window", None)):
         kinds = ", ".join(sorted(layer_types - {"full_attention"})) or f"sliding_window={config.sliding_window}"
-        raise UserError(f"not all layers attend the whole context ({kinds})", where=where, mend="use a model with full attention only")
+        raise UserError(
+            f"not all layers attend the whole context ({kinds})",
+            where=where,
+            mend="use a model with full attention only",
+        )
     if getattr(config, "attention_dropout", 0.0):
-        raise UserError(f"attention_dropout={config.attention_dropout}", where=where, mend="set it to 0 in the model's config.json")
+        raise UserError(
+            f"attention_dropout={config.attention_dropout}", where=where, mend="set it to 0 in the model's config.json"
+        )
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if parameters.get("rope_type") in _ROPE_THAT_DEPENDS_ON_THE_ROW:
             raise UserError(
-                f"RoPE type {parameters['rope_type']!r} changes with the length of the row", where=where, mend="use linear, yarn, llama3 or default RoPE"
+                f"RoPE type {parameters['rope_type']!r} changes with the length of the row",
+                where=where,
+                mend="use linear, yarn, llama3 or default RoPE",
             )
 
 
 def shared_prefix_attention(
-    module: nn.Module,
+    module: nn.Module,  # noqa: ARG001 - transformers passes it
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -109,8 +120,8 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """Attention of one row, by torch's scaled dot product on any device.
 
-    The prompt runs causally without a mask; all responses together run against the whole row with a [sum R, N] mask. That is
-    20-25 % faster than a dense [N, N] mask. Query heads are grouped by the key head they share: views, no copies of keys.
+    The prompt runs causally without a mask; all responses together run against the whole row with a [sum R, N] mask. That
+    is 20-25 % faster than a dense [N, N] mask. Query heads are grouped by the key head they share: views, no copied keys.
 
     Args:
         module: the attention layer.
@@ -132,14 +143,19 @@ def shared_prefix_attention(
     if shared_prefix is None:
         raise ValueError(f"attention {NAME!r} needs the row's layout: call the model with shared_prefix=layout")
     if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == shared_prefix.total_length:
-        raise ValueError(f"one row of {shared_prefix.total_length} tokens expected, got query {tuple(query.shape)}, key {tuple(key.shape)}")
+        shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}"
+        raise ValueError(f"one row of {shared_prefix.total_length} tokens expected, got {shapes}")
     variants = [name for name in _ATTENTION_VARIANTS if kwargs.get(name) is not None]
     if attention_mask is not None or dropout or variants:
-        raise ValueError(f"mask, dropout and {variants or 'attention variants'} are not supported by attention {NAME!r}")
+        raise ValueError(
+            f"mask, dropout and {variants or 'attention variants'} are not supported by attention {NAME!r}"
+        )
     end = shared_prefix.prompt_length
     query = query[0].unflatten(0, (key.shape[1], -1))  # [H_kv, H / H_kv, N, D]
     key, value = key[0, :, None].expand_as(query), value[0, :, None].expand(*query.shape[:3], -1)
-    prompt = scaled_dot_product_attention(query[:, :, :end], key[:, :, :end], value[:, :, :end], is_causal=True, scale=scaling)
+    prompt = scaled_dot_product_attention(
+        query[:, :, :end], key[:, :, :end], value[:, :, :end], is_causal=True, scale=scaling
+    )
     mask = _response_mask(shared_prefix, query.device)
     responses = scaled_dot_product_attention(query[:, :, end:], key, value, attn_mask=mask, scale=scaling)
     output = torch.cat([prompt, responses], dim=2).flatten(0, 1)  # [H, N, D]

@@ -25,7 +25,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
     for symbol in alphabet:
         vocabulary[symbol] = len(vocabulary)
-    merges = [("Ġ", "t"), ("h", "e"), ("i", "n"), ("e", "r"), ("a", "n"), ("Ġt", "he"), ("o", "n"), ("r", "e"), ("Ġ", "a"), ("Ġ", "o")]
+    merges = [
+        ("Ġ", "t"),
+        ("h", "e"),
+        ("i", "n"),
+        ("e", "r"),
+        ("a", "n"),
+        ("Ġt", "he"),
+        ("o", "n"),
+        ("r", "e"),
+        ("Ġ", "a"),
+        ("Ġ", "o"),
+    ]
     for left, right in merges:
         vocabulary[left + right] = len(vocabulary)
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))

@@ -28,7 +28,7 @@ class Tracker:
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.done = label, total, done
 
-    def advance(self, count: int = 1, **figures: Any) -> None:
+    def advance(self, count: int = 1, **figures: Any) -> None:  # noqa: ARG002 - the subclasses show them
         """Say that ``count`` more units are done."""
         self.done += count
 
@@ -60,7 +60,9 @@ class _RichTracker(Tracker):
 
 
 def _figures(figures: dict[str, Any]) -> str:
-    shown = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items())
+    shown = (
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures.items()
+    )
     return "".join(f", {text}" for text in shown)
 
 
@@ -70,7 +72,13 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
     if os.environ.get("LOGO_PROGRESS") == "plain":
         yield _PlainTracker(label, total, done)
     elif sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, TextColumn("{task.fields[figures]}"), console=stderr) as bar:
             yield _RichTracker(bar, label, total, done)
     else:

@@ -29,7 +29,9 @@ class UserError(Exception):
         return " ".join(f"{place}{self.what}{cure}".split())
 
 
-def run_command(program: str, command: Callable[[], int | None], *, resume_hint: str = "run the same command again to continue") -> int:
+def run_command(
+    program: str, command: Callable[[], int | None], *, resume_hint: str = "run the same command again to continue"
+) -> int:
     """Run ``command`` and map its outcome to the exit codes all three programs share.
 
     0 done, 2 the user's input is at fault (one line on stderr), 130 interrupted (the line says how to resume).

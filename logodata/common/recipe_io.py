@@ -1,8 +1,8 @@
 """Recipes: one YAML file an experiment, sections per command, overrides on the command line.
 
-A recipe file may hold ``name``, ``description``, ``model``, ``seed`` and the sections ``build``, ``train`` and ``eval``.
-Each command reads its own section; ``model`` and ``seed`` go to every section that does not set its own. A command-line
-override (``objective.beta=2.5``) is relative to the command's section.
+A recipe file may hold ``name``, ``description``, ``model``, ``seed`` and the sections ``build``, ``train`` and
+``eval``. Each command reads its own section; ``model`` and ``seed`` go to every section that does not set its own. A
+command-line override (``objective.beta=2.5``) is relative to the command's section.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _TOP_LEVEL = ("name", "description", "model", "seed", "build", "train", "eval")
 
 
 class RecipeModel(BaseModel):
-    """Base of every recipe section: unknown keys are errors, values are checked at construction, nothing changes after."""
+    """Base of every recipe section: unknown keys are errors, values are checked at construction, nothing changes
+    after."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
 
@@ -60,8 +61,12 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
                 raise UserError(f"unknown key {key!r}", where=where, mend=_nearest(key, _TOP_LEVEL))
         own = document.get(section) or {}
         if not isinstance(own, dict):
-            raise UserError(f"section {section!r} is not a mapping", where=f"{path}:{lines.get((section,), 1)}", mend="indent its keys below it")
-        shared = {key: document[key] for key in ("model", "seed") if key in document and key in cls.model_fields}
+            raise UserError(
+                f"section {section!r} is not a mapping",
+                where=f"{path}:{lines.get((section,), 1)}",
+                mend="indent its keys below it",
+            )
+        shared: dict[str, Any] = {k: document[k] for k in ("model", "seed") if k in document and k in cls.model_fields}
         values = {**shared, **own}
     for override in overrides:
         _apply_override(values, override)
@@ -90,7 +95,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"not valid YAML: {getattr(error, 'problem', error)}", where=where, mend="check indentation and quotes") from error
+        raise UserError(
+            f"not valid YAML: {getattr(error, 'problem', error)}", where=where, mend="check indentation and quotes"
+        ) from error
     if not isinstance(document, dict):
         raise UserError("a recipe is a YAML mapping", where=str(path), mend="see recipes/embedded.yaml")
     lines: dict[tuple[str, ...], int] = {}
@@ -141,16 +148,25 @@ def _explain(
     if override is not None:
         where = override
     elif path is not None:
-        line = next((lines[(section, *location[:n])] for n in range(len(location), 0, -1) if (section, *location[:n]) in lines), None)
+        line = next(
+            (lines[(section, *location[:n])] for n in range(len(location), 0, -1) if (section, *location[:n]) in lines),
+            None,
+        )
         line = line or next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), None)
         where = f"{path}:{line}" if line else str(path)
     else:
         where = "command line"
     if fault["type"] == "extra_forbidden":
-        return UserError(f"unknown key {dotted!r}", where=where, mend=_nearest(location[-1], _keys_at(cls, location[:-1])))
+        return UserError(
+            f"unknown key {dotted!r}", where=where, mend=_nearest(location[-1], _keys_at(cls, location[:-1]))
+        )
     if fault["type"] == "missing":
         return UserError(f"{dotted!r} is missing", where=where, mend=f"set {dotted}=...")
-    return UserError(f"{dotted!r}: {fault['msg'].lower()}, got {fault['input']!r}", where=where, mend="see the field's description with --schema")
+    return UserError(
+        f"{dotted!r}: {fault['msg'].lower()}, got {fault['input']!r}",
+        where=where,
+        mend="see the field's description with --schema",
+    )
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

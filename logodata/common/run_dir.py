@@ -25,7 +25,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write: {error.strerror}", where=str(path), mend="free space or choose another -o") from error
+        raise UserError(
+            f"cannot write: {error.strerror}", where=str(path), mend="free space or choose another -o"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -38,9 +40,13 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError("no such file", where=str(path), mend="check the folder's name, or run the command that writes it") from error
+        raise UserError(
+            "no such file", where=str(path), mend="check the folder's name, or run the command that writes it"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not valid JSON: {error}", where=str(path), mend="delete it and run the command again") from error
+        raise UserError(
+            f"not valid JSON: {error}", where=str(path), mend="delete it and run the command again"
+        ) from error
 
 
 @contextmanager
@@ -53,12 +59,16 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the length of the run
     except OSError as error:
-        raise UserError(f"cannot use this folder: {error.strerror}", where=str(folder), mend="choose another -o") from error
+        raise UserError(
+            f"cannot use this folder: {error.strerror}", where=str(folder), mend="choose another -o"
+        ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         handle.close()
-        raise UserError("another process is writing here", where=str(folder), mend="wait for it, or choose another -o") from error
+        raise UserError(
+            "another process is writing here", where=str(folder), mend="wait for it, or choose another -o"
+        ) from error
     try:
         yield
     finally:

@@ -46,7 +46,9 @@ class Shard:
                 os.fsync(file.fileno())
         except OSError as error:
             raise UserError(
-                f"cannot write: {error.strerror}", where=str(self.path), mend="free space, then run the same command again"
+                f"cannot write: {error.strerror}",
+                where=str(self.path),
+                mend="free space, then run the same command again",
             ) from error
         self.records.update({record[self.key]: record for record in fresh})
 
@@ -68,6 +70,8 @@ class Shard:
                     record[self.key]
                 except (json.JSONDecodeError, KeyError, TypeError) as error:
                     raise UserError(
-                        "damaged record", where=f"{self.path}:{number}", mend="delete this line; its record is made again"
+                        "damaged record",
+                        where=f"{self.path}:{number}",
+                        mend="delete this line; its record is made again",
                     ) from error
                 yield record

@@ -1,4 +1,5 @@
-"""Engines turn prompts of token ids into responses. One protocol, three of them: transformers, vLLM (offline), OpenAI-compatible.
+"""Engines turn prompts of token ids into responses. One protocol, three of them: transformers, vLLM (offline),
+OpenAI-compatible.
 
 All get the same token ids and the same explicit sampling settings, so that greedy answers do not depend on the engine.
 """

@@ -16,9 +16,11 @@ class EvaluatorSettings(RecipeModel):
     """How a chunk's importance for a question is scored."""
 
     name: Literal["entity", "embedding"] = "entity"
-    """``entity`` counts shared entities (names, numbers, content words); ``embedding`` is the cosine of sentence embeddings."""
+    """``entity`` counts shared entities (names, numbers, content words); ``embedding`` is the cosine of sentence
+    embeddings."""
     query: Literal["question", "question_and_answer"] = "question"
-    """What a chunk is compared with. The paper compares with the question, its published code with question and answer."""
+    """What a chunk is compared with. The paper compares with the question, its published code with question and
+    answer."""
     embedding_model: str = "embedded"
     """For ``embedding``: a sentence-transformers model, as a folder or a hub name; ``embedded`` is all-MiniLM-L6-v2."""
     batch_size: int = Field(default=64, gt=0)

@@ -13,8 +13,8 @@ from logodata.common.errors import UserError
 class EmbeddingEvaluator:
     """Score = largest cosine between the query and the parts of a chunk that fit the embedding model.
 
-    Sentence-embedding models read 256 or 512 tokens and drop the rest without a word; a longer chunk is therefore cut into
-    parts, and its best part counts.
+    Sentence-embedding models read 256 or 512 tokens and drop the rest without a word; a longer chunk is therefore cut
+    into parts, and its best part counts.
 
     Args:
         model: folder or hub name of a sentence-transformers model.
@@ -27,7 +27,11 @@ class EmbeddingEvaluator:
         try:
             self._model = SentenceTransformer(model)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot load the embedding model: {str(error).splitlines()[0]}", where=model, mend="set evaluator.embedding_model") from error
+            raise UserError(
+                f"cannot load the embedding model: {str(error).splitlines()[0]}",
+                where=model,
+                mend="set evaluator.embedding_model",
+            ) from error
         self._batch_size = batch_size
 
     def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
@@ -50,7 +54,9 @@ class EmbeddingEvaluator:
         return scores
 
     def _encode(self, texts: list[str]) -> NDArray[np.float32]:
-        encoded = self._model.encode(texts, batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False)
+        encoded = self._model.encode(
+            texts, batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+        )
         return np.asarray(encoded, dtype=np.float32)
 
     def _fitting_parts(self, text: str) -> list[str]:

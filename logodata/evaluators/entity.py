@@ -13,8 +13,8 @@ from logodata.text import content_stems
 class EntityEvaluator:
     """Score = number of distinct entities that a chunk shares with the question.
 
-    The paper takes entities from a spaCy model; this one needs no model and counts names, numbers and content words by their
-    stems, as the published code does with noun and verb lemmas.
+    The paper takes entities from a spaCy model; this one needs no model and counts names, numbers and content words by
+    their stems, as the published code does with noun and verb lemmas.
     """
 
     def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:

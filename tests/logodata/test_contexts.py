@@ -50,7 +50,10 @@ def test_more_critical_chunks_than_room_keeps_the_best() -> None:
     [(np.zeros(20), "no_critical_chunk"), (np.array([9.0, 0, 0]), "too_few_irrelevant_chunks")],
 )
 def test_reasons(scores: np.ndarray, reason: str) -> None:
-    for settings in (ContextSettings(num_chunks=4), ContextSettings(num_chunks=4, critical_threshold=None, critical_top=2)):
+    for settings in (
+        ContextSettings(num_chunks=4),
+        ContextSettings(num_chunks=4, critical_threshold=None, critical_top=2),
+    ):
         assert draw_contexts(scores, settings, np.random.default_rng(0)) == reason
 
 
@@ -61,7 +64,13 @@ def test_the_seed_alone_decides() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"critical_top": 3}, {"critical_threshold": None}, {"critical_threshold": None, "critical_top": 9, "num_chunks": 4}, {"mixed_ratios": [1.0]}]
+    "fields",
+    [
+        {"critical_top": 3},
+        {"critical_threshold": None},
+        {"critical_threshold": None, "critical_top": 9, "num_chunks": 4},
+        {"mixed_ratios": [1.0]},
+    ],
 )
 def test_contradictory_settings_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from logodata.judge import Candidate, JudgeSettings, preferred_fault, rejected_fault, repetition, token_f1, word_share
+from logodata.judge import JudgedText, JudgeSettings, preferred_fault, rejected_fault, repetition, token_f1, word_share
 
 ANSWERS = ["hair of forty grey mares"]  # content words: hair, forty, grey, mares
-RIGHT = Candidate("It was plaited from the hair of forty grey mares.", ended=True)
+RIGHT = JudgedText("It was plaited from the hair of forty grey mares.", ended=True)
 
 
 @pytest.mark.parametrize(
@@ -37,37 +37,37 @@ def test_token_f1_by_hand() -> None:
     ("candidate", "guided", "fault"),
     [
         (RIGHT, True, None),
-        (Candidate("  ", True), True, "preferred_empty"),
-        (Candidate("It was rope.", True), True, "preferred_wrong"),
-        (Candidate(RIGHT.text, ended=False), True, "preferred_not_ended"),
-        (Candidate("The answer is hair of forty grey mares.", True), True, "preferred_leaks_hint"),
-        (Candidate("The answer is hair of forty grey mares.", True), False, None),
-        (Candidate("Hair of forty grey mares. " * 6, True), True, "preferred_repeats_itself"),
+        (JudgedText("  ", True), True, "preferred_empty"),
+        (JudgedText("It was rope.", True), True, "preferred_wrong"),
+        (JudgedText(RIGHT.text, ended=False), True, "preferred_not_ended"),
+        (JudgedText("The answer is hair of forty grey mares.", True), True, "preferred_leaks_hint"),
+        (JudgedText("The answer is hair of forty grey mares.", True), False, None),
+        (JudgedText("Hair of forty grey mares. " * 6, True), True, "preferred_repeats_itself"),
     ],
 )
-def test_preferred(candidate: Candidate, guided: bool, fault: str | None) -> None:
+def test_preferred(candidate: JudgedText, guided: bool, fault: str | None) -> None:
     assert preferred_fault(candidate, ANSWERS, JudgeSettings(), guided=guided) == fault
 
 
 @pytest.mark.parametrize(
     ("candidate", "fault"),
     [
-        (Candidate("It was made of silk.", True), None),
-        (Candidate("", True), "rejected_empty"),
+        (JudgedText("It was made of silk.", True), None),
+        (JudgedText("", True), "rejected_empty"),
         (RIGHT, "identical_responses"),
-        (Candidate("Grey mares gave the hair.", True), "rejected_right"),
+        (JudgedText("Grey mares gave the hair.", True), "rejected_right"),
     ],
 )
-def test_rejected(candidate: Candidate, fault: str | None) -> None:
+def test_rejected(candidate: JudgedText, fault: str | None) -> None:
     assert rejected_fault(candidate, RIGHT, ANSWERS, JudgeSettings()) == fault
 
 
 def test_switched_off_it_still_refuses_empty_responses() -> None:
     off = JudgeSettings(enabled=False)
-    wrong = Candidate("It was rope.", False)
+    wrong = JudgedText("It was rope.", False)
     assert preferred_fault(wrong, ANSWERS, off, guided=True) is None
     assert rejected_fault(RIGHT, wrong, ANSWERS, off) is None
-    assert preferred_fault(Candidate("", True), ANSWERS, off, guided=True) == "preferred_empty"
+    assert preferred_fault(JudgedText("", True), ANSWERS, off, guided=True) == "preferred_empty"
 
 
 def test_repetition() -> None:

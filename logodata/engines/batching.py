@@ -1,0 +1,147 @@
+"""What engines do with requests before any model sees them: check them, find shared prompt prefixes, form batches.
+
+Pure functions of token ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from logodata.common.errors import UserError
+from logodata.engines import FinishReason, GenerationRequest, GenerationResult
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixGroup:
+    """Requests whose prompts begin with the same ``prefix_length`` tokens, and go on for at least one token each."""
+
+    prefix_length: int
+    requests: tuple[GenerationRequest, ...]
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """The tokens that all prompts begin with."""
+        return self.requests[0].prompt_ids[: self.prefix_length]
+
+    @property
+    def suffix_length(self) -> int:
+        """Tokens of the longest prompt after the prefix."""
+        return max(len(request.prompt_ids) for request in self.requests) - self.prefix_length
+
+
+def check_requests(requests: Sequence[GenerationRequest], window: int) -> None:
+    """Refuse what no engine may run.
+
+    Raises:
+        UserError: two requests have one id, a prompt is empty, a setting is out of range, or prompt and response
+            together exceed ``window`` tokens. Nothing is truncated.
+    """
+    seen: set[str] = set()
+    for request in requests:
+        sampling, where = request.sampling, f"request {request.id!r}"
+        if request.id in seen:
+            raise UserError("this id occurs twice", where=where, mend="give every request its own id")
+        seen.add(request.id)
+        if not request.prompt_ids:
+            raise UserError("the prompt is empty", where=where, mend="give at least one token")
+        if sampling.max_new_tokens < 1 or sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
+            raise UserError(
+                f"sampling settings out of range: {sampling}",
+                where=where,
+                mend="max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1",
+            )
+        total = len(request.prompt_ids) + sampling.max_new_tokens
+        if total > window:
+            raise UserError(
+                f"{len(request.prompt_ids)} prompt and {sampling.max_new_tokens} new tokens exceed the window ({window})",
+                where=where,
+                mend="shorten the context or max_new_tokens",
+            )
+
+
+def request_seed(request: GenerationRequest) -> int:
+    """Seed of one request, below 2**63, from the sampling seed and the id: neither order nor batch matter."""
+    digest = hashlib.sha256(f"{request.sampling.seed}:{request.id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def finish(request: GenerationRequest, token_ids: Sequence[int], reason: str | None, *, where: str) -> GenerationResult:
+    """The result of another engine's output, in which the stop token is still the last one.
+
+    Raises:
+        UserError: the output shows that the engine does not heed ``stop_ids``, or that it gave up.
+    """
+    stops, place = request.sampling.stop_ids, f"{where}, request {request.id!r}"
+    ended = reason == "stop"
+    kept = tuple(token_ids[:-1] if ended else token_ids)
+    if reason not in ("stop", "length"):
+        raise UserError(f"generation ended with {reason!r}", where=place, mend="see the engine's log")
+    if (ended and (not token_ids or token_ids[-1] not in stops)) or any(token in stops for token in kept):
+        raise UserError(
+            "the response does not end at its stop token",
+            where=place,
+            mend="the engine must heed stop_token_ids and ignore_eos, as vLLM does",
+        )
+    finished: FinishReason = "stop" if ended else "length"
+    return GenerationResult(request.id, kept, finished)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of leading tokens that ``a`` and ``b`` share. Bisects over slices: prompts can have 100K tokens."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def share_prefixes(requests: Sequence[GenerationRequest], *, max_tokens: int, max_rows: int) -> list[PrefixGroup]:
+    """Group requests so that few prompt tokens run through the model.
+
+    In the order of their tokens, a prompt joins the group before it if at least half of it is shared and the whole gets
+    cheaper. One token of every prompt stays out of the prefix: its logits begin the response.
+    """
+    groups: list[PrefixGroup] = []
+    members: list[GenerationRequest] = []
+    prefix = 0
+    for request in sorted(requests, key=lambda request: (request.prompt_ids, request.id)):
+        length, count = len(request.prompt_ids), len(members)
+        shared = min(prefix, length - 1, common_prefix(members[-1].prompt_ids, request.prompt_ids)) if members else 0
+        widest = max(length, *(len(member.prompt_ids) for member in members)) if members else length
+        fits = count < max_rows and (count + 1) * widest <= max_tokens
+        # A group of n costs prefix + sum(length - prefix); with one more it costs shared + sum(length - shared).
+        if members and fits and 2 * shared >= length and count * shared > (count - 1) * prefix:
+            members.append(request)
+            prefix = shared
+        else:
+            if members:
+                groups.append(PrefixGroup(prefix, tuple(members)))
+            members, prefix = [request], length - 1
+    if members:
+        groups.append(PrefixGroup(prefix, tuple(members)))
+    return groups
+
+
+def plan_batches(requests: Sequence[GenerationRequest], *, max_tokens: int, max_rows: int) -> list[list[PrefixGroup]]:
+    """Batches of prefix groups of similar shape: rows x (longest prefix + longest suffix) stays within ``max_tokens``.
+
+    Groups are ordered by size of suffix, then by length of prefix, since both are padded to the longest of the batch.
+    """
+    groups = share_prefixes(requests, max_tokens=max_tokens, max_rows=max_rows)
+    groups.sort(key=lambda group: (group.suffix_length.bit_length(), group.prefix_length))
+    batches: list[list[PrefixGroup]] = []
+    rows = prefix = suffix = 0
+    for group in groups:
+        rows += len(group.requests)
+        prefix, suffix = max(prefix, group.prefix_length), max(suffix, group.suffix_length)
+        if batches and rows <= max_rows and rows * (prefix + suffix) <= max_tokens:
+            batches[-1].append(group)
+        else:
+            batches.append([group])
+            rows, prefix, suffix = len(group.requests), group.prefix_length, group.suffix_length
+    return batches

@@ -1,0 +1,132 @@
+"""Which engine generates, and how it is opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from logodata.common.errors import UserError
+from logodata.common.recipe_io import RecipeModel
+from logodata.engines import Engine
+from logodata.models import DType, load_model, resolve_model
+
+EngineKind = Literal["transformers", "vllm", "openai"]
+
+
+class EngineSettings(RecipeModel):
+    """The engine of a build or an evaluation. A field that names engines in its description is read by those alone."""
+
+    kind: EngineKind = "transformers"
+    """``transformers`` runs anywhere; ``vllm`` runs vLLM in this process; ``openai`` asks a running server."""
+    dtype: DType = "float32"
+    """Weights and activations (transformers, vllm); logits are float32 everywhere."""
+    device: str = "auto"
+    """Where the model runs (transformers): ``cpu``, ``cuda``, ``cuda:1``; ``auto`` is CUDA where there is one."""
+    max_model_len: int | None = Field(default=None, gt=0)
+    """Tokens that a prompt with its response may have; by default the model's window."""
+    max_batch_tokens: int = Field(default=16384, gt=0)
+    """Padded prompt tokens of a batch, every row counted: bounds the KV cache (transformers). A longer one is alone."""
+    max_batch_rows: int = Field(default=32, gt=0)
+    """Responses decoded together (transformers)."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of the GPU's memory that vLLM takes (vllm)."""
+    tensor_parallel_size: int = Field(default=1, gt=0)
+    """GPUs that share one copy of the model (vllm)."""
+    base_urls: tuple[str, ...] = ()
+    """Servers of the same model, such as ``http://127.0.0.1:8000/v1`` (openai); requests are spread over them."""
+    served_model: str | None = None
+    """The model's name on the servers (openai); by default the name or folder given as model."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key (openai). The key itself never stands in a recipe."""
+    concurrency: int = Field(default=32, gt=0)
+    """Requests in flight per server (openai)."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds to wait for one answer (openai)."""
+    max_retries: int = Field(default=6, ge=0)
+    """Tries after the first one, with growing waits, on 429, 5xx and lost connections (openai)."""
+
+    @model_validator(mode="after")
+    def _check_servers(self) -> Self:
+        if self.kind == "openai" and not self.base_urls:
+            raise ValueError("kind openai needs base_urls")
+        for url in self.base_urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"base_urls: {url!r} is not an http address")
+            if parts.username or parts.password:
+                # It would end in manifests and messages.
+                raise ValueError("base_urls: an address may hold no password, use api_key_env")
+        return self
+
+
+def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> Engine:
+    """Load the model, or reach its servers.
+
+    Args:
+        settings: which engine.
+        model: ``embedded``, a folder or a hub name, as :func:`logodata.models.resolve_model` takes it.
+        adapter: folder of a LoRA adapter. With ``openai`` the server must serve it, as ``served_model``.
+
+    Raises:
+        UserError: the model cannot be loaded, vLLM is not installed, or a server does not serve this model.
+    """
+    if settings.kind == "transformers":
+        import torch
+
+        from logodata.engines.transformers_engine import TransformersEngine
+
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return TransformersEngine(
+            load_model(model, adapter=adapter, dtype=settings.dtype, device=device),
+            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_rows=settings.max_batch_rows,
+            max_model_len=settings.max_model_len,
+        )
+    if settings.kind == "vllm":
+        from logodata.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(
+            resolve_model(model),
+            adapter=adapter,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            tensor_parallel_size=settings.tensor_parallel_size,
+        )
+    from logodata.engines.openai_engine import OpenAIEngine
+
+    if adapter is not None and settings.served_model is None:
+        raise UserError(
+            "an adapter must be served by the server",
+            where=str(adapter),
+            mend=f"start it with --enable-lora --lora-modules NAME={adapter} and set engine.served_model=NAME",
+        )
+    return OpenAIEngine(
+        settings.base_urls,
+        settings.served_model or resolve_model(model),
+        needs_adapter=adapter is not None,
+        api_key=_api_key(settings.api_key_env),
+        max_model_len=settings.max_model_len,
+        concurrency=settings.concurrency,
+        timeout_s=settings.timeout_s,
+        max_retries=settings.max_retries,
+    )
+
+
+def _api_key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise UserError(
+            "this environment variable is not set",
+            where=variable,
+            mend=f"export {variable}=... or drop engine.api_key_env",
+        )
+    return key

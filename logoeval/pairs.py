@@ -1,0 +1,236 @@
+"""Held-out preference pairs: does the model lean to the preferred response, and what does it answer itself?
+
+Log-probabilities come from the trainer's own functions over the shared-prefix row (:mod:`logotrain`), at natural
+positions: the margin measured here is the one that is trained (paper Eq. 2), before beta and gamma.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logodata.common.console import note, progress
+from logodata.common.errors import UserError
+from logodata.common.shards import Shard
+from logodata.contract import PreferenceSample, read_manifest, read_samples
+from logodata.engines import GenerationResult, Sampling
+from logodata.judge import token_f1, word_share
+from logodata.models import tokenizer_fingerprint
+from logodata.prompts import turn_end_ids
+from logoeval.generate import PromptItem, complete
+from logoeval.recipe import PairsSettings
+from logoeval.records import Metric, Outcome, SampleRow, hash_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from logoeval.session import Session
+
+VERSION = 1
+"""Raised when scores change their meaning: results of two versions are not compared."""
+
+METRICS = [
+    Metric(
+        key="margin",
+        label="Reward margin",
+        explanation="Mean log-probability a token of the preferred response, minus the mean of the dis-preferred "
+        "ones'; above 0 the model would rather say the preferred one. This is what the training raises.",
+        kind="nats",
+        better="higher",
+    ),
+    Metric(
+        key="prefers_chosen",
+        label="Pairs with a positive margin",
+        explanation="Share of held-out questions where the preferred response is likelier, token for token.",
+        kind="share",
+        better="higher",
+    ),
+    Metric(
+        key="chosen",
+        label="Log-probability, preferred",
+        explanation="Mean log-probability a token of the preferred response, in nats; nearer 0 is likelier.",
+        kind="nats",
+        better="higher",
+    ),
+    Metric(
+        key="rejected",
+        label="Log-probability, dis-preferred",
+        explanation="The same, averaged over the dis-preferred responses.",
+        kind="nats",
+    ),
+    Metric(
+        key="word_share",
+        label="Answer: reference words",
+        explanation="Share of the reference's content words in the model's own greedy answer; long ones find more.",
+        kind="share",
+        better="higher",
+    ),
+    Metric(
+        key="token_f1",
+        label="Answer: word F1",
+        explanation="Overlap of the greedy answer's words with the reference; missing and needless words both cost.",
+        kind="share",
+        better="higher",
+    ),
+    Metric(
+        key="ended",
+        label="Answer: ended by itself",
+        explanation="Share of greedy answers that the model ended before the length cap.",
+        kind="share",
+        better="higher",
+    ),
+    Metric(
+        key="answer_tokens",
+        label="Answer: length in tokens",
+        explanation="Length of the greedy answer; read the two measures above beside it.",
+        kind="count",
+    ),
+]
+
+
+def describe(settings: PairsSettings) -> dict[str, Any]:
+    """What two comparable runs have in common; the data by their contents, wherever they lie."""
+    digest = hashlib.sha256()
+    for file in sorted((settings.data / "data").glob("*.parquet")):
+        digest.update(file.read_bytes())
+    return {**settings.model_dump(mode="json", exclude={"data"}), "data_fingerprint": digest.hexdigest()[:16]}
+
+
+def load_samples(settings: PairsSettings) -> list[PreferenceSample]:
+    """The held-out samples.
+
+    Raises:
+        UserError: no build there.
+    """
+    samples = read_samples(settings.data)
+    if settings.max_samples is not None and settings.max_samples < len(samples):
+        note(f"the first {settings.max_samples} of {len(samples)} held-out samples are used (pairs.max_samples)")
+        samples = samples[: settings.max_samples]
+    if not samples:
+        raise UserError("holds no samples", where=str(settings.data), mend="see its rejected.jsonl for the reasons")
+    return samples
+
+
+def sample_hash(sample: PreferenceSample) -> str:
+    """Hash of all token ids of a sample: what its scores depend on."""
+    return hash_ids(sample.prompt_ids, sample.chosen.token_ids, *(response.token_ids for response in sample.rejected))
+
+
+def mean_logprobs(model: PreTrainedModel, sample: PreferenceSample, window: int) -> list[float]:
+    """r(y), the mean log-probability a token in nats, of the preferred response and then of each dis-preferred one.
+
+    Args:
+        model: inside :func:`logotrain.shared_prefix.use_shared_prefix`.
+        sample: its positions are natural, without gaps.
+        window: positions the model was made for.
+
+    Raises:
+        UserError: the sample does not fit the window.
+    """
+    import torch
+
+    from logotrain.collate import collate
+    from logotrain.logprobs import response_logprobs
+    from logotrain.recipe import PositionSettings
+
+    row = collate(sample, settings=PositionSettings(mode="natural"), target_length=window, seed=0, epoch=0)
+    with torch.inference_mode():
+        return [float(logprobs.double().mean()) for logprobs in response_logprobs(model, row.to(model.device))]
+
+
+def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome:
+    """Score all pairs and answer their prompts; a row a sample."""
+    samples = load_samples(settings)
+    manifest = read_manifest(settings.data)
+    if manifest.get("tokenizer_fingerprint") != tokenizer_fingerprint(session.tokenizer):
+        raise UserError(
+            "the data hold token ids of another tokenizer",
+            where=str(settings.data),
+            mend=f"build them with --model {session.recipe.model}",
+        )
+    longest = max(len(sample.prompt_ids) for sample in samples)
+    session.check_window(longest + settings.max_new_tokens, "the longest held-out prompt with pairs.max_new_tokens")
+    answers = _answer(samples, manifest, settings, session, predictions)
+    scores = _score(samples, session, predictions)
+    rows = [_row(sample, scores[sample.id], answer) for sample, answer in zip(samples, answers, strict=True)]
+    return Outcome(METRICS, rows, [f"the held-out samples come from {settings.data.resolve()}"])
+
+
+def _answer(
+    samples: Sequence[PreferenceSample],
+    manifest: dict[str, Any],
+    settings: PairsSettings,
+    session: Session,
+    predictions: Path,
+) -> list[dict[str, Any]]:
+    by_id = {sample.id: sample for sample in samples}
+    template = manifest.get("prompt_fingerprints", {}).get("answer", "unknown")
+
+    def fields(response: str, result: GenerationResult) -> dict[str, Any]:
+        sample = by_id[result.id]
+        return {
+            "question": sample.question,
+            "answers": sample.answers,
+            "word_share": word_share(response, sample.answers),
+            "token_f1": token_f1(response, sample.answers),
+            "ended": result.finish_reason == "stop",
+        }
+
+    return complete(
+        session.engine,
+        session.tokenizer,
+        [PromptItem(sample.id, tuple(sample.prompt_ids), template) for sample in samples],
+        sampling=Sampling(settings.max_new_tokens, turn_end_ids(session.tokenizer)),
+        path=predictions / "pairs.jsonl",
+        fields=fields,
+        label="pairs: answers",
+    )
+
+
+def _score(samples: Sequence[PreferenceSample], session: Session, predictions: Path) -> dict[str, dict[str, Any]]:
+    shard = Shard(predictions / "pairs_logprobs.jsonl")
+    for sample in samples:
+        if sample.id in shard and shard.records[sample.id]["prompt_hash"] != sample_hash(sample):
+            raise UserError(
+                f"record {sample.id!r} scores another sample",
+                where=str(shard.path),
+                mend="evaluate into another folder",
+            )
+    waiting = [sample for sample in samples if sample.id not in shard]
+    if waiting:
+        from logotrain.shared_prefix import use_shared_prefix
+
+        with (
+            use_shared_prefix(session.model),
+            progress("pairs: log-probabilities", len(samples), len(samples) - len(waiting)) as tracker,
+        ):
+            for sample in waiting:
+                chosen, *rejected = mean_logprobs(session.model, sample, session.window)
+                shard.append(
+                    {"id": sample.id, "prompt_hash": sample_hash(sample), "chosen": chosen, "rejected": rejected}
+                )
+                tracker.advance()
+    return shard.records
+
+
+def _row(sample: PreferenceSample, logprobs: dict[str, Any], answer: dict[str, Any]) -> SampleRow:
+    rejected = sum(logprobs["rejected"]) / len(logprobs["rejected"])
+    margin = logprobs["chosen"] - rejected
+    return SampleRow(
+        id=sample.id,
+        cluster=sample.doc_id,
+        prompt_hash=logprobs["prompt_hash"],
+        scores={
+            "margin": margin,
+            "prefers_chosen": float(margin > 0),
+            "chosen": logprobs["chosen"],
+            "rejected": rejected,
+            "word_share": answer["word_share"],
+            "token_f1": answer["token_f1"],
+            "ended": float(answer["ended"]),
+            "answer_tokens": float(answer["num_response_tokens"]),
+        },
+        facts={"origin": sample.origin, "kind": sample.kind},
+    )

@@ -1,0 +1,148 @@
+"""One evaluation of one model: its tasks in order, each skipped if the folder holds it already."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from logodata import __version__
+from logodata.common.console import note
+from logodata.common.run_dir import bind_settings, locked
+from logodata.models import model_fingerprint, tokenizer_fingerprint
+from logoeval import niah, pairs, perplexity
+from logoeval.recipe import EvalRecipe
+from logoeval.records import (
+    PREDICTIONS_DIR,
+    Outcome,
+    Provenance,
+    Results,
+    TaskName,
+    TaskResult,
+    read_results,
+    summarise,
+    write_results,
+)
+from logoeval.session import Session, adapter_fingerprint
+
+
+def evaluate(recipe: EvalRecipe, tasks: Sequence[TaskName], folder: Path) -> Results:
+    """Run ``tasks``, which must have settings in ``recipe``, and write ``folder/results.json`` and
+    ``folder/predictions/``.
+
+    A task that is finished under equal settings is not run again; one that was interrupted goes on from its
+    predictions.
+
+    Raises:
+        UserError: the folder holds results of another model or of other settings, or a task's input is at fault.
+    """
+    with locked(folder):
+        results = read_results(folder, missing_ok=True)
+        predictions = folder / PREDICTIONS_DIR
+        predictions.mkdir(exist_ok=True)
+        measured = {
+            "model": recipe.model,
+            "model_fingerprint": model_fingerprint(recipe.model),
+            "adapter_fingerprint": adapter_fingerprint(recipe.adapter),
+        }
+        _bind(predictions, "model.json", measured, started=bool(results.tasks) or any(predictions.glob("*.jsonl")))
+        session, jobs = Session(recipe), _jobs(recipe)
+        for task in tasks:
+            job = jobs[task]
+            settings = _settings(recipe, job)
+            _bind(
+                predictions,
+                f"{task}.json",
+                settings,
+                started=task in results.tasks or any(predictions.glob(f"{task}*.jsonl")),
+            )
+            if task in results.tasks:
+                note(f"{task}: finished already")
+                continue
+            start = time.monotonic()
+            outcome = job.run(session, predictions)
+            engine = session.engine.name if job.generates else None
+            result = TaskResult(
+                task=task,
+                settings=settings,
+                notes=outcome.notes,
+                provenance=_provenance(session, measured, engine, time.monotonic() - start),
+                metrics=outcome.metrics,
+                summary=summarise(outcome.metrics, outcome.samples),
+                samples=outcome.samples,
+            )
+            results = Results(tasks={**results.tasks, task: result})
+            write_results(folder, results)
+        return results
+
+
+def _bind(predictions: Path, name: str, settings: dict[str, Any], *, started: bool) -> None:
+    """Hold the folder to these settings, once something was made under them: a run refused at its start binds
+    nothing."""
+    if not started:
+        (predictions / name).unlink(missing_ok=True)
+    bind_settings(predictions, name, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A task with its settings filled in."""
+
+    version: int
+    describe: Callable[[], dict[str, Any]]
+    run: Callable[[Session, Path], Outcome]
+    generates: bool
+
+
+def _jobs(recipe: EvalRecipe) -> dict[TaskName, _Job]:
+    jobs: dict[TaskName, _Job] = {}
+    if recipe.niah:
+        jobs["niah"] = _Job(
+            niah.VERSION, partial(niah.describe, recipe.niah), partial(niah.run, recipe.niah), generates=True
+        )
+    if recipe.pairs:
+        jobs["pairs"] = _Job(
+            pairs.VERSION, partial(pairs.describe, recipe.pairs), partial(pairs.run, recipe.pairs), generates=True
+        )
+    if recipe.ppl:
+        jobs["ppl"] = _Job(
+            perplexity.VERSION,
+            partial(perplexity.describe, recipe.ppl),
+            partial(perplexity.run, recipe.ppl),
+            generates=False,
+        )
+    return jobs
+
+
+def _settings(recipe: EvalRecipe, job: _Job) -> dict[str, Any]:
+    template = recipe.chat_template and hashlib.sha256(recipe.chat_template.read_bytes()).hexdigest()[:16]
+    return {
+        "task_version": job.version,
+        "dtype": recipe.engine.dtype,
+        "seed": recipe.seed,
+        "chat_template": template,
+        **job.describe(),
+    }
+
+
+def _provenance(session: Session, measured: dict[str, Any], engine: str | None, seconds: float) -> Provenance:
+    return Provenance(
+        **measured,
+        adapter=str(session.recipe.adapter) if session.recipe.adapter else None,
+        logo_align=__version__,
+        python=platform.python_version(),
+        torch=version("torch"),
+        transformers=version("transformers"),
+        engine=engine,
+        device=session.device,
+        tokenizer_fingerprint=tokenizer_fingerprint(session.tokenizer),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 1),
+    )

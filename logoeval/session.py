@@ -1,0 +1,104 @@
+"""The model of one evaluation: tokenizer, weights and engine, each loaded when first needed, and once."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from logodata.common.errors import UserError
+from logodata.engines import Engine
+from logodata.engines.settings import open_engine
+from logodata.models import load_model, load_tokenizer, model_window
+from logoeval.recipe import EvalRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Session:
+    """What the tasks of one evaluation share.
+
+    Args:
+        recipe: names model, adapter, type and engine.
+    """
+
+    def __init__(self, recipe: EvalRecipe) -> None:
+        self.recipe = recipe
+
+    @cached_property
+    def window(self) -> int:
+        """Positions the model was made for."""
+        return model_window(self.recipe.model)
+
+    @cached_property
+    def device(self) -> str:
+        """Where the weights go."""
+        import torch
+
+        wanted = self.recipe.engine.device
+        if wanted != "auto":
+            return wanted
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With its chat template."""
+        return load_tokenizer(self.recipe.model, self.recipe.chat_template)
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """In transformers, the adapter merged."""
+        recipe = self.recipe
+        return load_model(recipe.model, adapter=recipe.adapter, dtype=recipe.engine.dtype, device=self.device)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What generates; the transformers engine shares the weights of :attr:`model`."""
+        settings = self.recipe.engine
+        if settings.kind != "transformers":
+            return open_engine(settings, self.recipe.model, adapter=self.recipe.adapter)
+        from logodata.engines.transformers_engine import TransformersEngine
+
+        return TransformersEngine(
+            self.model,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_rows=settings.max_batch_rows,
+            max_model_len=settings.max_model_len,
+        )
+
+    def check_window(self, num_tokens: int, what: str) -> None:
+        """Refuse work that would leave the model's window, before it begins.
+
+        Raises:
+            UserError: it would; ``what`` names the setting.
+        """
+        if num_tokens > self.window:
+            raise UserError(
+                f"{what} needs {num_tokens} positions, the model has {self.window}",
+                where=self.recipe.model,
+                mend="lower it",
+            )
+
+
+def adapter_fingerprint(adapter: Path | None) -> str | None:
+    """Hash of an adapter's config and weights.
+
+    Raises:
+        UserError: there is none in the folder.
+    """
+    if adapter is None:
+        return None
+    files = [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
+    if not all(file.is_file() for file in files):
+        raise UserError(
+            "holds no adapter (adapter_config.json, adapter_model.safetensors)",
+            where=str(adapter),
+            mend="give RUN/final of a finished logotrain run",
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:16]

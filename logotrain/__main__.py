@@ -1,0 +1,7 @@
+"""``python -m logotrain``."""
+
+import sys
+
+from logotrain.cli import main
+
+sys.exit(main())

@@ -1,0 +1,102 @@
+"""``logotrain``: train a model with LOGO on a data set that ``logodata build`` wrote."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from logodata.common.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from logotrain.recipe import TrainRecipe
+
+_EXAMPLES = """\
+examples:
+  logotrain run recipes/embedded.yaml --data runs/data -o runs/logo
+  logotrain run recipes/embedded.yaml --data runs/data -o runs/logo optimizer.lr=2e-4 epochs=1
+  logotrain run --model embedded --data runs/data -o runs/logo --dry-run
+
+The same command continues a run that was stopped. RUN/final is an adapter for PEFT and vLLM."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 done, 2 the input is at fault, 130 interrupted)."""
+    parser = _parser()
+    arguments, late = parser.parse_known_args(argv)
+    # argparse takes positional arguments in one run only; overrides may also follow the options.
+    unknown = [text for text in late if text.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    arguments.settings += late
+    return run_command("logotrain", lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="logotrain", description="Train with LOGO: one shared prompt a sample, exact gradients."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="train, or continue a stopped run",
+        description="Train as a recipe's 'train' section says; continues a run that was stopped.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument(
+        "settings", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides, e.g. optimizer.lr=1e-5"
+    )
+    run.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder of the run: checkpoints, metrics, final/")
+    run.add_argument("--model", metavar="NAME", help="model folder, hub name or 'embedded'; same as model=NAME")
+    run.add_argument("--data", metavar="DIR", help="folder that logodata build wrote; same as data.path=DIR")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the resolved recipe and the data's lengths, touch nothing"
+    )
+    run.add_argument(
+        "--schema", action="store_true", help="print the recipe section's JSON schema, with every field's description"
+    )
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from logodata.common.recipe_io import load_recipe, recipe_schema, shipped_recipes
+    from logodata.models import EMBEDDED
+    from logotrain.recipe import TrainRecipe
+
+    if arguments.schema:
+        print(recipe_schema(TrainRecipe))
+        return
+    files = [text for text in arguments.settings if "=" not in text]
+    overrides = [text for text in arguments.settings if "=" in text]
+    for key, value in (("model", arguments.model), ("data.path", arguments.data)):
+        if value is not None:
+            overrides.append(f"{key}={json.dumps(value)}")
+    if len(files) > 1:
+        raise UserError(f"two recipes: {files[0]} and {files[1]}", mend="give one; overrides are written key=value")
+    path = Path(files[0]) if files else None
+    if path is None and arguments.model == EMBEDDED:
+        path = shipped_recipes() / "embedded.yaml"
+    recipe = load_recipe(TrainRecipe, "train", path, overrides)
+
+    if arguments.dry_run:
+        _describe(recipe)
+        return
+    if arguments.out is None:
+        raise UserError("no folder for the run", mend="give -o DIR")
+    from logotrain.run import run
+
+    print(run(recipe, arguments.out))
+
+
+def _describe(recipe: TrainRecipe) -> None:
+    """The resolved recipe on stdout, as a file that can be run again; the data's lengths on stderr."""
+    import yaml
+
+    from logodata.common.console import stderr
+    from logotrain.data import load_data
+
+    print(yaml.safe_dump({"train": recipe.model_dump(mode="json")}, sort_keys=False), end="")
+    stderr.print(load_data(recipe).lengths())

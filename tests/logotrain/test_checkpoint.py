@@ -1,0 +1,147 @@
+"""Checkpoints: what comes back, what is kept, and what a damaged one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.distributed.checkpoint import FileSystemReader
+from torch.optim import AdamW
+from transformers import LlamaForCausalLM
+
+from logodata.common.errors import UserError
+from logotrain import checkpoint
+from logotrain.model import add_adapters
+from logotrain.recipe import LoraSettings
+
+
+@pytest.fixture
+def make_trainable(tiny_model: LlamaForCausalLM) -> Callable[[], tuple[PeftModel, AdamW]]:
+    state = {name: value.clone() for name, value in tiny_model.state_dict().items()}
+
+    def make() -> tuple[PeftModel, AdamW]:
+        base = LlamaForCausalLM(tiny_model.config)
+        base.load_state_dict(state)
+        model = add_adapters(base, LoraSettings(rank=2, alpha=4, train_embeddings=False), name="tiny")
+        return model, AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+
+    return make
+
+
+def advance(model: PeftModel, optimizer: AdamW) -> None:
+    """An update that depends on weights, both moments and the random state."""
+    ids = torch.randint(3, 250, (1, 9))
+    optimizer.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+
+
+def trained(model: PeftModel) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_restored_run_goes_on_bit_for_bit(
+    make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path
+) -> None:
+    model, optimizer = make_trainable()
+    for _ in range(2):
+        advance(model, optimizer)
+    checkpoint.save(tmp_path, 2, model, optimizer, keep=2)
+    advance(model, optimizer)
+    expected = trained(model)
+
+    torch.manual_seed(12345)
+    other, other_optimizer = make_trainable()
+    assert checkpoint.restore(tmp_path, other, other_optimizer) == 2
+    advance(other, other_optimizer)
+    assert_same(trained(other), expected)
+
+
+def test_holds_trained_weights_only(make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path) -> None:
+    model, optimizer = make_trainable()
+    advance(model, optimizer)
+    checkpoint.save(tmp_path, 1, model, optimizer, keep=2)
+    keys = FileSystemReader(tmp_path / "step-1").read_metadata().state_dict_metadata
+    assert {key.removeprefix("model.") for key in keys if key.startswith("model.")} == trained(model).keys()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_keeps_the_newest(make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path) -> None:
+    model, optimizer = make_trainable()
+    for step in (2, 4, 10):
+        checkpoint.save(tmp_path, step, model, optimizer, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-4"]
+
+
+def test_no_checkpoint_is_step_zero(make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path) -> None:
+    model, optimizer = make_trainable()
+    before = trained(model)
+    assert checkpoint.restore(tmp_path / "none", model, optimizer) == 0
+    assert_same(trained(model), before)
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "cut short", "file gone", "list gone", "list damaged"])
+def test_a_damaged_one_is_put_aside_and_the_one_before_used(
+    make_trainable: Callable[[], tuple[PeftModel, AdamW]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+) -> None:
+    model, optimizer = make_trainable()
+    advance(model, optimizer)
+    checkpoint.save(tmp_path, 1, model, optimizer, keep=3)
+    expected = trained(model)
+    advance(model, optimizer)
+    checkpoint.save(tmp_path, 2, model, optimizer, keep=3)
+
+    (weights,) = (tmp_path / "step-2").glob("*.distcp")
+    if damage == "flipped byte":
+        flip_a_byte(weights)
+    elif damage == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif damage == "file gone":
+        weights.unlink()
+    elif damage == "list gone":
+        (tmp_path / "step-2" / "files.json").unlink()
+    else:
+        (tmp_path / "step-2" / "files.json").write_text("[")
+
+    other, other_optimizer = make_trainable()
+    assert checkpoint.restore(tmp_path, other, other_optimizer) == 1
+    assert_same(trained(other), expected)
+    assert "step-2 is damaged" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2.damaged"]
+    # Written again, the step takes its place.
+    checkpoint.save(tmp_path, 2, other, other_optimizer, keep=1)
+    assert checkpoint.restore(tmp_path, other, other_optimizer) == 2
+
+
+def test_an_interrupted_write_leaves_the_old_ones(
+    make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, optimizer = make_trainable()
+    checkpoint.save(tmp_path, 1, model, optimizer, keep=1)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_describe", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save(tmp_path, 2, model, optimizer, keep=1)
+    monkeypatch.undo()
+    assert checkpoint.restore(tmp_path, model, optimizer) == 1

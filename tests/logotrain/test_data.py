@@ -1,0 +1,97 @@
+"""What is refused before any weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from logodata.common.errors import UserError
+from logodata.contract import PreferenceSample
+from logotrain.data import load_data
+from logotrain.recipe import TrainRecipe
+
+Samples = Callable[..., PreferenceSample]
+Recipes = Callable[..., TrainRecipe]
+Builds = Callable[..., Path]
+
+
+def test_loads_everything_under_the_models_window(make_recipe: Recipes) -> None:
+    data = load_data(make_recipe())
+    assert [sample.id for sample in data.samples] == [f"s{n}" for n in range(6)]
+    assert data.target_length == 2048
+
+
+def test_max_samples_takes_the_first_and_says_so(make_recipe: Recipes, capsys: pytest.CaptureFixture[str]) -> None:
+    data = load_data(make_recipe(**{"data.max_samples": 2}))
+    assert [sample.id for sample in data.samples] == ["s0", "s1"]
+    assert "first 2 of 6 samples" in capsys.readouterr().err
+
+
+def test_fingerprint_follows_the_contents(make_recipe: Recipes) -> None:
+    fingerprints = [
+        load_data(make_recipe(**overrides)).fingerprint() for overrides in ({}, {}, {"data.max_samples": 5})
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_refuses_ids_of_another_tokenizer(make_recipe: Recipes, make_build: Builds, make_sample: Samples) -> None:
+    folder = make_build([make_sample("a")], name="other", model="some/model", tokenizer_fingerprint="0" * 16)
+    with pytest.raises(UserError, match=r"another tokenizer \(built for some/model\)"):
+        load_data(make_recipe(**{"data.path": str(folder)}))
+
+
+def test_says_when_the_responses_are_another_models(
+    make_recipe: Recipes, make_build: Builds, make_sample: Samples, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_build([make_sample("a")], name="other", model="some/model")
+    load_data(make_recipe(**{"data.path": str(folder)}))
+    assert "built for model 'some/model'" in capsys.readouterr().err
+
+
+def test_a_model_without_chat_template_will_do(make_recipe: Recipes, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The data hold token ids: nothing is formatted here."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in tiny_model_dir.iterdir():
+        if file.name != "chat_template.jinja":
+            (bare / file.name).write_bytes(file.read_bytes())
+    assert len(load_data(make_recipe(model=str(bare))).samples) == 6
+
+
+@pytest.mark.parametrize(
+    ("responses", "message"),
+    [((0, 3), "sample bad: empty preferred response"), ((3, 2, 0), "sample bad: empty dis-preferred 2 response")],
+)
+def test_refuses_empty_responses(
+    make_recipe: Recipes, make_build: Builds, make_sample: Samples, responses: tuple[int, ...], message: str
+) -> None:
+    folder = make_build([make_sample("good"), make_sample("bad", responses=responses)], name="other")
+    with pytest.raises(UserError, match=message):
+        load_data(make_recipe(**{"data.path": str(folder)}))
+
+
+def test_refuses_an_empty_prompt(make_recipe: Recipes, make_build: Builds, make_sample: Samples) -> None:
+    sample = make_sample("bad").model_copy(update={"prompt_ids": [], "chunks": []})
+    with pytest.raises(UserError, match="sample bad: empty prompt"):
+        load_data(make_recipe(**{"data.path": str(make_build([sample], name="other"))}))
+
+
+def test_refuses_positions_beyond_the_window(make_recipe: Recipes) -> None:
+    with pytest.raises(UserError, match="target_length=4096 is beyond the model's window of 2048"):
+        load_data(make_recipe(**{"positions.target_length": 4096}))
+
+
+def test_refuses_a_sample_that_does_not_fit(make_recipe: Recipes, make_build: Builds, make_sample: Samples) -> None:
+    folder = make_build([make_sample("a", responses=(4, 10))], name="other")  # 31 prompt tokens
+    load_data(make_recipe(**{"data.path": str(folder), "positions.target_length": 41}))
+    with pytest.raises(UserError, match="sample a: prompt of 31 tokens and response of 10 do not fit under 40"):
+        load_data(make_recipe(**{"data.path": str(folder), "positions.target_length": 40}))
+
+
+def test_refuses_a_folder_without_samples(make_recipe: Recipes, make_build: Builds, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        load_data(make_recipe(**{"data.path": str(tmp_path / "nowhere")}))
+    with pytest.raises(UserError, match="holds no samples"):
+        load_data(make_recipe(**{"data.path": str(make_build([], name="none"))}))

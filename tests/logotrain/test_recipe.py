@@ -1,0 +1,65 @@
+"""Defaults are the paper's; what cannot be honoured is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from logodata.common.errors import UserError
+from logodata.common.recipe_io import load_recipe
+from logotrain.recipe import TrainRecipe
+
+
+def recipe_of(*overrides: str) -> TrainRecipe:
+    return load_recipe(TrainRecipe, "train", None, ["model=m", "data.path=d", *overrides])
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = recipe_of()
+    assert (recipe.objective.beta, recipe.objective.gamma, recipe.objective.sft_weight) == (10, 3, 0.1)
+    assert (recipe.lora.rank, recipe.lora.alpha, recipe.optimizer.lr, recipe.optimizer.weight_decay) == (
+        32,
+        16,
+        5e-7,
+        0.05,
+    )
+    assert recipe.positions.continuous_share == 0.9
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lora.dropout=0.1", "lora.dropout.*must be 0"),
+        ("lora.rnk=4", "did you mean 'rank'"),
+        ("objective.name=dpo", "objective.name"),
+        ("optimizer.betas=[0.9, 1.0]", "optimizer.betas"),
+        ("optimizer.schedule=linear", "optimizer.schedule"),
+        ("lora.target_modules=[]", "lora.target_modules"),
+        ("samples_per_step=0", "samples_per_step"),
+        ("positions.continuous_share=1.5", "continuous_share"),
+        ("dtype=float16", "dtype"),
+    ],
+)
+def test_refusals_name_the_field(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        recipe_of(override)
+
+
+@pytest.mark.parametrize(("text", "field"), [("model: m\n", "data.path"), ("train: {data: {path: d}}\n", "model")])
+def test_a_missing_field_is_named(tmp_path: Path, text: str, field: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"'{field}' is missing"):
+        load_recipe(TrainRecipe, "train", path)
+
+
+def test_every_field_is_described() -> None:
+    def check(schema: dict[str, object], name: str) -> None:
+        for field, value in schema.get("properties", {}).items():  # type: ignore[attr-defined]
+            assert value.get("description") or "$ref" in value, f"{name}.{field}"
+
+    schema = TrainRecipe.model_json_schema()
+    check(schema, "train")
+    for name, definition in schema["$defs"].items():
+        check(definition, name)

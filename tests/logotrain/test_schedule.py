@@ -1,0 +1,53 @@
+"""Sample order and learning rate as functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+
+from logotrain.recipe import TrainRecipe
+from logotrain.schedule import Schedule
+
+
+def schedule_of(num_samples: int = 7, **values: object) -> Schedule:
+    recipe = {"model": "m", "data": {"path": "d"}, "epochs": 3, "samples_per_step": 4, **values}
+    return Schedule(TrainRecipe.model_validate(recipe), num_samples)
+
+
+def test_every_epoch_takes_every_sample_once() -> None:
+    schedule = schedule_of()
+    assert schedule.total_steps == 6  # 21 samples: five steps of 4 and one of 1
+    stream = [entry for step in range(schedule.total_steps) for entry in schedule.samples(step)]
+    assert [len(schedule.samples(step)) for step in range(6)] == [4, 4, 4, 4, 4, 1]
+    assert Counter(stream) == Counter((epoch, index) for epoch in range(3) for index in range(7))
+    orders = [tuple(index for at, index in stream if at == epoch) for epoch in range(3)]
+    assert len(set(orders)) == 3
+
+
+def test_order_depends_on_the_seed_alone() -> None:
+    assert schedule_of(seed=1).samples(0) == schedule_of(seed=1).samples(0)
+    assert schedule_of(seed=1).samples(0) != schedule_of(seed=2).samples(0)
+
+
+def test_max_steps_ends_the_run_and_the_learning_rate() -> None:
+    schedule = schedule_of(max_steps=2, optimizer={"warmup_ratio": 0.0, "lr": 1.0})
+    assert schedule.total_steps == 2
+    assert [schedule.learning_rate(step) for step in range(3)] == pytest.approx([1.0, 0.5, 0.0])
+    assert schedule_of(max_steps=100).total_steps == 6
+
+
+def test_learning_rate_rises_over_the_warmup_and_falls_as_a_half_cosine() -> None:
+    schedule = schedule_of(num_samples=40, epochs=1, samples_per_step=1, optimizer={"lr": 8.0})
+    rates = [schedule.learning_rate(step) for step in range(40)]
+    assert rates[:4] == pytest.approx([2.0, 4.0, 6.0, 8.0])  # 10 % of 40; the first step already moves
+    assert rates[4] == pytest.approx(8.0)
+    assert rates[22] == pytest.approx(4.0)
+    assert rates[39] == pytest.approx(4.0 * (1 + math.cos(math.pi * 35 / 36)))
+    assert all(before > after > 0 for before, after in zip(rates[4:], rates[5:], strict=False))
+
+
+def test_one_step_is_taken_at_the_peak() -> None:
+    schedule = schedule_of(max_steps=1, optimizer={"lr": 1.0})
+    assert schedule.learning_rate(0) == 1.0
