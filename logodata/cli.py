@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--recipe",
         type=Path,
-        help="recipe to use with documents.jsonl; by default the paper's settings, or recipes/embedded.yaml for --model embedded",
+        help="with documents.jsonl: the recipe (default: the paper's settings; embedded.yaml for --model embedded)",
     )
     build.add_argument("--dry-run", action="store_true", help="print the resolved recipe and touch nothing")
     build.set_defaults(command=_build)

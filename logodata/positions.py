@@ -53,7 +53,7 @@ def draw_positions(
     free = target_length - reserve - prompt_length
     if free < 0:
         raise UserError(
-            f"prompt of {prompt_length} and response of {reserve} tokens do not fit under target_length={target_length}",
+            f"{prompt_length} prompt and {reserve} response tokens do not fit under target_length={target_length}",
             mend="raise positions.target_length or build shorter contexts",
         )
     positions = np.arange(prompt_length, dtype=np.int64)

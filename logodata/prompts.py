@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Paper section 3.2: question and context make the prompt. Its appendix prints no instruction; this one is ours.
-ANSWER_TEMPLATE = "Read the text below and answer the question that follows it.\n\n{context}\nQuestion: {question}\nAnswer in one short sentence."
+ANSWER_TEMPLATE = (
+    "Read the text below and answer the question that follows it.\n\n"
+    "{context}\nQuestion: {question}\nAnswer in one short sentence."
+)
 
 # The preferred answer in the model's own words. Of six wordings tried on 30 questions this one and "using these words"
 # gave most right, ended, hint-free greedy answers with the embedded model (17); "The answer is: ..., say it as one

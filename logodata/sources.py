@@ -42,7 +42,7 @@ class SourceSettings(RecipeModel):
 
     path: str = Field(min_length=1)
     """A JSON lines file, or ``embedded:train`` / ``embedded:eval`` for the documents that come with the project."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     """Names of the file's own columns for our fields, e.g. ``{context: passage}``."""
     join_tokens: int | None = Field(default=None, gt=0)
     """Join consecutive documents until they hold at least this many tokens, to make long contexts of shorter

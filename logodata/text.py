@@ -12,18 +12,20 @@ _WORD = re.compile(r"[\u3400-\u9fff]|[^\W_]+", re.UNICODE)  # a CJK character is
 _APOSTROPHE_S = re.compile(r"['’]s\b")
 
 # English function words, and the words that only frame a question.
-STOP_WORDS = frozenset(
-    """a about above after again against all also although am an and another any anyone anything are around as at be
-    because been before being below between both but by can cannot could did do does doing done down during each either
-    else ever every everyone everything few for from further get give given go had has have having he hence her here
-    hers herself him himself his how however i if in into is it its itself just kind least less like made make many may
-    me might more most much must my myself name named near neither no nobody none nor not nothing now of off often on
-    once one only onto or other others our ours ourselves out over own per perhaps put quite rather really same say said
-    see seem several shall she should since so some someone something still such take taken than that the their theirs
-    them themselves then there these they thing things this those though through thus to told too toward towards under
-    until up upon us use used very was we well went were what whatever when where whether which while who whole whom
-    whose why will with within without would yet you your yours yourself yourselves""".split()
-)
+_STOP_WORDS = """
+a about above after again against all also although am an and another any anyone anything are around as at be
+because been before being below between both but by can cannot could did do does doing done down during each
+either else ever every everyone everything few for from further get give given go had has have having he hence
+her here hers herself him himself his how however i if in into is it its itself just kind least less like made
+make many may me might more most much must my myself name named near neither no nobody none nor not nothing now
+of off often on once one only onto or other others our ours ourselves out over own per perhaps put quite rather
+really same say said see seem several shall she should since so some someone something still such take taken
+than that the their theirs them themselves then there these they thing things this those though through thus to
+told too toward towards under until up upon us use used very was we well went were what whatever when where
+whether which while who whole whom whose why will with within without would yet you your yours yourself
+yourselves
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 def words(text: str) -> list[str]:

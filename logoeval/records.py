@@ -154,6 +154,11 @@ def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[
             yield from ((dict(zip(metric.slice_by, key, strict=True)), members) for key, members in groups.items())
 
 
+def slice_label(where: dict[str, Any]) -> str:
+    """A slice in words, such as ``essay, 4,096 tokens``."""
+    return ", ".join(f"{value:,} tokens" if fact == "length" else str(value) for fact, value in where.items())
+
+
 def estimate(metric: Metric, samples: Sequence[SampleRow]) -> Estimate:
     """The metric over samples that all carry it."""
     return estimate_mean(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from logodata import __version__
 from logodata.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="logotrain", description="Train with LOGO: one shared prompt a sample, exact gradients."
     )
+    parser.add_argument("--version", action="version", version=f"logo-align {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser(
         "run",
@@ -49,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "settings", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides, e.g. optimizer.lr=1e-5"
     )
-    run.add_argument("-o", "--out", type=Path, metavar="DIR", help="folder of the run: checkpoints, metrics, final/")
+    run.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run: checkpoints, metrics, final/")
     run.add_argument("--model", metavar="NAME", help="model folder, hub name or 'embedded'; same as model=NAME")
     run.add_argument("--data", metavar="DIR", help="folder that logodata build wrote; same as data.path=DIR")
     run.add_argument(
@@ -84,11 +86,11 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _describe(recipe)
         return
-    if arguments.out is None:
+    if arguments.output is None:
         raise UserError("no folder for the run", mend="give -o DIR")
     from logotrain.run import run
 
-    print(run(recipe, arguments.out))
+    print(run(recipe, arguments.output))
 
 
 def _describe(recipe: TrainRecipe) -> None:

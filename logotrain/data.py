@@ -12,7 +12,7 @@ from rich.table import Table
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_manifest, read_samples
-from logodata.models import model_window, quiet_transformers, resolve_model, tokenizer_fingerprint
+from logodata.models import model_fingerprint, model_window, quiet_transformers, resolve_model, tokenizer_fingerprint
 from logotrain.recipe import TrainRecipe
 
 
@@ -68,8 +68,10 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
             where=where,
             mend=f"build them with --model {recipe.model}",
         )
-    if manifest.get("model") != recipe.model:
-        note(f"the responses are of model {manifest.get('model')!r}, not {recipe.model!r}: LOGO expects the model's own")
+    if manifest.get("model_fingerprint") != model_fingerprint(recipe.model):
+        note(
+            f"the responses are of model {manifest.get('model')!r}, not {recipe.model!r}: LOGO expects the model's own"
+        )
     if not samples:
         raise UserError("holds no samples", where=where, mend="see its rejected.jsonl for the reasons")
     if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):

@@ -169,16 +169,16 @@ def _report_base(metrics: dict[str, float], settings: ObjectiveSettings, num_sam
     margin = f"margin {metrics['margin']:+.3f} nats a token"
     note(f"base model, {num_samples} samples: {margin}, beta * margin = {scaled:+.1f}")
     if scaled < _FAR_BEHIND:
-        note(
-            f"warning: beta * margin is below {_FAR_BEHIND:g}: the loss is saturated; prefer responses in the model's own words, or lower beta"
-        )
+        mend = "prefer responses in the model's own words, or lower objective.beta"
+        note(f"warning: beta * margin is below {_FAR_BEHIND:g}: the loss is saturated; {mend}")
 
 
 def _stop_if_collapsed(metrics: dict[str, float], recipe: TrainRecipe, *, step: int) -> None:
     lowest = recipe.collapse.min_chosen_logp
     if lowest is not None and metrics["chosen_logp"] < lowest:
+        found = f"preferred responses have {metrics['chosen_logp']:.2f} nats a token"
         raise UserError(
-            f"the model collapsed: preferred responses have {metrics['chosen_logp']:.2f} nats a token, collapse.min_chosen_logp={lowest:g}",
+            f"the model collapsed: {found}, collapse.min_chosen_logp={lowest:g}",
             where=f"step {step}",
             mend="lower optimizer.lr or objective.beta, or raise objective.sft_weight",
         )

@@ -97,7 +97,7 @@ class VllmEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
         """Submit everything at once and yield results as they finish.
 
-        Prompts go in sorted by their tokens, so that shared beginnings follow one another while the prefix cache holds them.
+        Prompts go in sorted by their tokens: what shares a beginning runs while the prefix cache holds it.
 
         Raises:
             UserError: see :func:`logodata.engines.batching.check_requests`; raised before anything runs.
@@ -109,10 +109,9 @@ class VllmEngine:
         waiting = {request.id: request for request in sorted(requests, key=lambda request: request.prompt_ids)}
         try:
             for request in waiting.values():
-                prompt = {"prompt_token_ids": list(request.prompt_ids)}
                 engine.add_request(
                     request.id,
-                    prompt,
+                    tokens_input(list(request.prompt_ids)),
                     _sampling_params(request.sampling, request_seed(request)),
                     lora_request=self._adapter,
                 )

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from logodata.common.run_dir import write_json
 from logodata.contract import ContextChunk, PreferenceSample, Response, write_samples
-from logodata.models import tokenizer_fingerprint
+from logodata.models import model_fingerprint, tokenizer_fingerprint
 from logotrain.recipe import TrainRecipe
 
 VOCABULARY = 269
@@ -40,7 +40,7 @@ def sample_of(
         return [int(token) for token in rng.integers(3, VOCABULARY, count)]
 
     def response(length: int, ended: bool) -> Response:
-        tokens = ids(length - 1) + [2] if ended and length else ids(length)
+        tokens = [*ids(length - 1), 2] if ended and length else ids(length)
         return Response(strategy="test", text="t", token_ids=tokens, ended=ended, word_share=1.0, token_f1=1.0)
 
     starts = [head + n * chunk_length for n in range(chunks)]
@@ -83,6 +83,7 @@ def make_build(tmp_path: Path, tiny_model_dir: Path, tiny_tokenizer: PreTrainedT
         facts = {
             "schema_version": 1,
             "model": str(tiny_model_dir),
+            "model_fingerprint": model_fingerprint(str(tiny_model_dir)),
             "tokenizer_fingerprint": tokenizer_fingerprint(tiny_tokenizer),
         }
         write_json(folder / "manifest.json", {**facts, **manifest})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def test_every_response_continues_right_after_the_prompt(make_sample: Samples, m
     row = row_of(make_sample("a", responses=(4, 2, 3)), mode=mode)
     positions, layout = row.position_ids[0].tolist(), row.layout
     prompt = positions[: layout.prompt_length]
-    assert all(before < after for before, after in zip(prompt, prompt[1:], strict=False))
+    assert all(before < after for before, after in pairwise(prompt))
     for start, length in zip(layout.response_starts, layout.response_lengths, strict=True):
         assert positions[start : start + length] == list(range(prompt[-1] + 1, prompt[-1] + 1 + length))
     assert max(positions) < 500

@@ -45,9 +45,9 @@ def test_refuses_ids_of_another_tokenizer(make_recipe: Recipes, make_build: Buil
 def test_says_when_the_responses_are_another_models(
     make_recipe: Recipes, make_build: Builds, make_sample: Samples, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_build([make_sample("a")], name="other", model="some/model")
+    folder = make_build([make_sample("a")], name="other", model="some/model", model_fingerprint="0" * 16)
     load_data(make_recipe(**{"data.path": str(folder)}))
-    assert "built for model 'some/model'" in capsys.readouterr().err
+    assert "responses are of model 'some/model'" in capsys.readouterr().err
 
 
 def test_a_model_without_chat_template_will_do(make_recipe: Recipes, tiny_model_dir: Path, tmp_path: Path) -> None:

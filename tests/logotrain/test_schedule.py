@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_learning_rate_rises_over_the_warmup_and_falls_as_a_half_cosine() -> Non
     assert rates[4] == pytest.approx(8.0)
     assert rates[22] == pytest.approx(4.0)
     assert rates[39] == pytest.approx(4.0 * (1 + math.cos(math.pi * 35 / 36)))
-    assert all(before > after > 0 for before, after in zip(rates[4:], rates[5:], strict=False))
+    assert all(before > after > 0 for before, after in pairwise(rates[4:]))
 
 
 def test_one_step_is_taken_at_the_peak() -> None:

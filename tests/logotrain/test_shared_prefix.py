@@ -23,7 +23,7 @@ Samples = Callable[..., PreferenceSample]
 
 @pytest.fixture
 def exact_model(tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> Iterator[LlamaForCausalLM]:
-    """The tiny model in float64 throughout: transformers' RMSNorm goes through float32, which would hide small errors."""
+    """The tiny model in float64 throughout: transformers' RMSNorm goes through float32, which would hide errors."""
 
     def forward(self: LlamaRMSNorm, hidden: Tensor) -> Tensor:
         return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
@@ -157,13 +157,13 @@ def test_a_token_reaches_what_follows_it_and_nothing_else(
 def test_a_plain_call_raises_instead_of_attending_wrongly(tiny_model: LlamaForCausalLM, make_sample: Samples) -> None:
     row = row_of(make_sample("a"))
     ids = row.input_ids
+    causal = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
     with use_shared_prefix(tiny_model):
         with pytest.raises(ValueError, match="shared_prefix=layout"):
             tiny_model(input_ids=ids)
         with pytest.raises(ValueError, match="mask"):
             tiny_model(input_ids=ids, attention_mask=torch.ones_like(ids), shared_prefix=row.layout)
         with pytest.raises(ValueError, match="mask"):
-            causal = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
             tiny_model(input_ids=ids, attention_mask=causal, shared_prefix=row.layout)
         with pytest.raises(ValueError, match="one row"):
             tiny_model(input_ids=ids[:, :-1], shared_prefix=row.layout)

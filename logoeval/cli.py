@@ -1,0 +1,180 @@
+"""``logoeval``: measure a model, compare two measurements."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from logodata import __version__
+from logodata.common.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from logoeval.recipe import EvalRecipe
+    from logoeval.records import Results, TaskName
+
+_TASKS = {
+    "niah": "needle in a haystack: four numbers hidden in a long text",
+    "pairs": "held-out preference pairs: reward margin, and the model's own answers",
+    "ppl": "perplexity of long texts by the number of tokens read",
+}
+
+_EXAMPLES = """\
+examples:
+  logoeval niah --model embedded -o runs/before niah.lengths=[1024,2048] niah.num_samples=10
+  logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after
+  logoeval run recipes/embedded.yaml --data runs/heldout -o runs/before
+  logoeval compare runs/before runs/after -o report.html --data runs/data --run runs/logo
+
+Tasks accumulate in one folder. The same command continues one that was interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 done, 2 the input is at fault, 130 interrupted)."""
+    arguments = _parser().parse_args(argv)
+    return run_command("logoeval", lambda: arguments.command(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="logoeval",
+        description="Measure a long-context model before and after training, with intervals.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"logo-align {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for task, text in _TASKS.items():
+        command = commands.add_parser(task, help=text, description=text[0].upper() + text[1:] + ".")
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"recipe fields, e.g. {task}.seed=1")
+        command.add_argument("--recipe", type=Path, help="recipe (default: recipes/embedded.yaml for --model embedded)")
+        _add_common(command)
+        command.set_defaults(command=_evaluate, tasks=(task,))
+    run = commands.add_parser(
+        "run", help="all tasks of a recipe", description="Run all tasks of a recipe's eval section."
+    )
+    run.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe.yaml")
+    run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe fields to override, e.g. niah=null")
+    _add_common(run)
+    run.set_defaults(command=_evaluate, tasks=None)
+
+    compare = commands.add_parser(
+        "compare",
+        help="a report on two or more measurements",
+        description="Compare measurements sample by sample, each with the first, and write a report.",
+    )
+    compare.add_argument(
+        "runs", nargs="+", type=Path, metavar="DIR", help="folders of logoeval: BEFORE AFTER [MORE...]"
+    )
+    compare.add_argument(
+        "-o", "--out", required=True, type=Path, help="report.html; report.md and report.json beside it"
+    )
+    compare.add_argument("--data", type=Path, help="folder of the training data, to tell how they were built")
+    compare.add_argument("--run", type=Path, help="folder of the training run, for its curve")
+    compare.set_defaults(command=_compare)
+    return parser
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="model folder, hub name or 'embedded'; same as model=NAME")
+    command.add_argument("--adapter", help="folder of a LoRA adapter, such as RUN/final; same as adapter=DIR")
+    command.add_argument("--data", help="folder of held-out pairs; same as pairs.data=DIR")
+    command.add_argument("-o", "--out", type=Path, help="folder of the results")
+    command.add_argument("--dry-run", action="store_true", help="print the resolved recipe, touch nothing")
+    command.add_argument("--schema", action="store_true", help="print the recipe section's JSON schema")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from logoeval.recipe import EvalRecipe
+    from logoeval.records import TASK_NAMES
+
+    if arguments.schema:
+        from logodata.common.recipe_io import recipe_schema
+
+        print(recipe_schema(EvalRecipe))
+        return
+    recipe = _load_recipe(arguments)
+    tasks = [task for task in TASK_NAMES if getattr(recipe, task) is not None]
+    if not tasks:
+        raise UserError(
+            "the recipe has no task", where=str(arguments.recipe), mend="add eval.niah, eval.pairs or eval.ppl"
+        )
+    if arguments.dry_run:
+        import yaml
+
+        print(yaml.safe_dump({"eval": recipe.model_dump(mode="json")}, sort_keys=False), end="")
+        return
+    if arguments.out is None:
+        raise UserError("no folder for the results", mend="give -o DIR")
+    from logoeval.run import evaluate
+
+    _show(evaluate(recipe, tasks, arguments.out), tasks, arguments.out)
+
+
+def _load_recipe(arguments: argparse.Namespace) -> EvalRecipe:
+    from logodata.common.recipe_io import load_recipe, shipped_recipes
+    from logodata.models import EMBEDDED
+    from logoeval.recipe import EvalRecipe
+
+    overrides: list[str] = list(arguments.overrides)
+    for key, value in (("model", arguments.model), ("adapter", arguments.adapter), ("pairs.data", arguments.data)):
+        if value is not None:
+            overrides.append(f"{key}={json.dumps(value)}")
+    path: Path | None = arguments.recipe
+    if path is None and arguments.model == EMBEDDED:
+        path = shipped_recipes() / "embedded.yaml"
+    if arguments.tasks is None:
+        return load_recipe(EvalRecipe, "eval", path, overrides)
+    # One task: the recipe's others are dropped, and its defaults serve where the recipe does not have it.
+    (task,) = arguments.tasks
+    others = [f"{other}=null" for other in _TASKS if other != task]
+    recipe = load_recipe(EvalRecipe, "eval", path, [*overrides, *others])
+    if getattr(recipe, task) is None:
+        recipe = load_recipe(EvalRecipe, "eval", path, [f"{task}={{}}", *overrides, *others])
+    return recipe
+
+
+def _show(results: Results, tasks: Sequence[TaskName], folder: Path) -> None:
+    """The means with their intervals."""
+    from rich.table import Table
+
+    from logodata.common.console import console
+    from logoeval.records import slice_label
+
+    table = Table("measure", "mean", "95 % interval", "samples", box=None, pad_edge=False)
+    for task in tasks:
+        result = results.tasks[task]
+        metrics = {metric.key: metric for metric in result.metrics}
+        for row in result.summary:
+            metric = metrics[row.metric]
+            label = f"  {slice_label(row.slice)}" if row.slice else metric.label
+            interval = (
+                "-" if row.low is None or row.high is None else f"{metric.show(row.low)} to {metric.show(row.high)}"
+            )
+            table.add_row(label, metric.show(row.value), interval, str(row.num_samples))
+    console.print(table)
+    for task in tasks:
+        for text in results.tasks[task].notes:
+            console.print(f"{task}: {text}", markup=False, soft_wrap=True)
+    console.print(f"wrote {folder / 'results.json'}", markup=False, soft_wrap=True)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    if len(arguments.runs) < 2:
+        raise UserError("only one folder to compare", where=str(arguments.runs[0]), mend="give BEFORE and AFTER")
+    if arguments.out.suffix != ".html":
+        raise UserError("the report is an .html file", where=str(arguments.out), mend="give -o report.html")
+    from logodata.common.console import console
+    from logoeval.compare import compare, markdown_table
+    from logoeval.report import write_report
+
+    comparison = compare(arguments.runs)
+    write_report(comparison, arguments.out, data=arguments.data, run=arguments.run)
+    console.print(markdown_table(comparison), markup=False, soft_wrap=True)
+    console.print(
+        f"wrote {arguments.out}, {arguments.out.with_suffix('.md').name}, {arguments.out.with_suffix('.json').name}",
+        markup=False,
+        soft_wrap=True,
+    )
