@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata import __version__
+from logodata.common.arguments import parse_arguments
 from logodata.common.errors import UserError, run_command
 
 _EXPORT_FORMATS = ("trl",)
@@ -16,7 +17,7 @@ _EXPORT_FORMATS = ("trl",)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the ``logodata`` program."""
-    options = _parser().parse_args(arguments)
+    options = parse_arguments(_parser(), arguments)
     return run_command("logodata", lambda: options.command(options))
 
 

@@ -33,7 +33,13 @@ Tasks accumulate in one folder. The same command continues one that was interrup
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 the input is at fault, 130 interrupted)."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes positionals from one place only; overrides may also stand after the options.
+    if any("=" not in text or text.startswith("-") for text in rest) or (rest and "overrides" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     return run_command("logoeval", lambda: arguments.command(arguments))
 
 
@@ -52,9 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--recipe", type=Path, help="recipe (default: recipes/embedded.yaml for --model embedded)")
         _add_common(command)
         command.set_defaults(command=_evaluate, tasks=(task,))
-    run = commands.add_parser(
-        "run", help="all tasks of a recipe", description="Run all tasks of a recipe's eval section."
-    )
+    run = commands.add_parser("run", help="all tasks of a recipe", description="Run all tasks of a recipe.")
     run.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe.yaml")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe fields to override, e.g. niah=null")
     _add_common(run)
@@ -65,12 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         help="a report on two or more measurements",
         description="Compare measurements sample by sample, each with the first, and write a report.",
     )
-    compare.add_argument(
-        "runs", nargs="+", type=Path, metavar="DIR", help="folders of logoeval: BEFORE AFTER [MORE...]"
-    )
-    compare.add_argument(
-        "-o", "--out", required=True, type=Path, help="report.html; report.md and report.json beside it"
-    )
+    compare.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders: BEFORE AFTER [MORE...]")
+    compare.add_argument("-o", "--out", required=True, type=Path, help="report.html; .md and .json beside it")
     compare.add_argument("--data", type=Path, help="folder of the training data, to tell how they were built")
     compare.add_argument("--run", type=Path, help="folder of the training run, for its curve")
     compare.set_defaults(command=_compare)
@@ -98,9 +98,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     recipe = _load_recipe(arguments)
     tasks = [task for task in TASK_NAMES if getattr(recipe, task) is not None]
     if not tasks:
-        raise UserError(
-            "the recipe has no task", where=str(arguments.recipe), mend="add eval.niah, eval.pairs or eval.ppl"
-        )
+        raise UserError("the recipe has no task", where=str(arguments.recipe), mend="add niah, pairs or ppl")
     if arguments.dry_run:
         import yaml
 

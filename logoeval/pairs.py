@@ -155,7 +155,7 @@ def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome
     answers = _answer(samples, manifest, settings, session, predictions)
     scores = _score(samples, session, predictions)
     rows = [_row(sample, scores[sample.id], answer) for sample, answer in zip(samples, answers, strict=True)]
-    return Outcome(METRICS, rows, [f"the held-out samples come from {settings.data.resolve()}"])
+    return Outcome(METRICS, rows, sources={"data": str(settings.data.resolve())})
 
 
 def _answer(

@@ -44,6 +44,7 @@ def metrics(settings: PerplexitySettings) -> list[Metric]:
             explanation=explanation.format(length=length, half=length // 2),
             kind="perplexity",
             better="lower",
+            headline=length == settings.lengths[-1],
         )
         for length in settings.lengths
         for kind, label, explanation in (
@@ -162,8 +163,8 @@ def token_nlls(model: PreTrainedModel, ids: list[int]) -> NDArray[np.float64]:
                 mend="this family is not supported by logoeval ppl",
             )
         parts = [
-            token_logprobs(head(hidden[start : start + _SLICE_TOKENS]), row[0, start + 1 : start + _SLICE_TOKENS + 1])
-            for start in range(0, len(ids) - 1, _SLICE_TOKENS)
+            token_logprobs(head(inputs), targets)
+            for inputs, targets in zip(hidden[:-1].split(_SLICE_TOKENS), row[0, 1:].split(_SLICE_TOKENS), strict=True)
         ]
         return -torch.cat(parts).double().cpu().numpy()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,8 @@ class Metric(_Record):
     exponential."""
     better: Literal["higher", "lower"] | None = None
     """Which direction is an improvement; None where neither is."""
+    headline: bool = True
+    """Whether the first table of a report shows it."""
     slice_by: list[str] = []
     """Facts by which the metric is also reported, besides over all samples."""
 
@@ -57,11 +59,15 @@ class Metric(_Record):
         """A value as people read it."""
         return f"{100 * value:.1f} %" if self.kind == "share" else f"{value:.2f}"
 
-    def show_difference(self, value: float, *, unit: bool = True) -> str:
+    def show_interval(self, low: float | None, high: float | None) -> str:
+        """An interval as people read it; a dash where there is none."""
+        return "-" if low is None or high is None else f"{self.show(low)} to {self.show(high)}"
+
+    def show_difference(self, value: float) -> str:
         """A difference with its sign; of shares in percentage points."""
-        if self.kind == "share":
-            return f"{100 * value:+.1f}{' points' if unit else ''}"
-        return f"{value:+.3f}" if self.kind == "perplexity" else f"{value:+.2f}"
+        digits = {"share": 1, "perplexity": 3}.get(self.kind, 2)
+        rounded = round(100 * value if self.kind == "share" else value, digits) + 0.0  # no minus sign on a zero
+        return f"{rounded:+.{digits}f}"
 
 
 class SampleRow(_Record):
@@ -117,6 +123,8 @@ class TaskResult(_Record):
     """What two comparable runs must have in common; the model and the adapter are under ``provenance``."""
     notes: list[str] = []
     """What a reader of the numbers should know, such as a haystack that had to be repeated."""
+    sources: dict[str, str] = {}
+    """Folders that were read, by name; not compared, since contents are."""
     provenance: Provenance
     metrics: list[Metric]
     summary: list[SummaryRow]
@@ -125,11 +133,12 @@ class TaskResult(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a task gives back: how its samples are scored, the scores, and notes for the reader."""
+    """What a task gives back: see the fields of :class:`TaskResult`."""
 
     metrics: list[Metric]
     samples: list[SampleRow]
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 class Results(_Record):

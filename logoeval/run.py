@@ -73,6 +73,7 @@ def evaluate(recipe: EvalRecipe, tasks: Sequence[TaskName], folder: Path) -> Res
                 task=task,
                 settings=settings,
                 notes=outcome.notes,
+                sources=outcome.sources,
                 provenance=_provenance(session, measured, engine, time.monotonic() - start),
                 metrics=outcome.metrics,
                 summary=summarise(outcome.metrics, outcome.samples),

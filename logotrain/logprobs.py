@@ -42,8 +42,8 @@ def response_logprobs(model: PreTrainedModel, row: SharedPrefixRow) -> list[Tens
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-softmax of ``logits`` at ``targets``, in float32 or better, a chunk of rows at a time.
 
-    Each chunk is computed again in the backward pass, so that only the logits themselves stay in memory. In bfloat16 the
-    mean over a response would carry an error of up to 0.17 on the loss's argument at beta 10.
+    Each chunk is computed again in the backward pass, so that only the logits themselves stay in memory. In bfloat16
+    the mean over a response would carry an error of up to 0.17 on the loss's argument at beta 10.
 
     Args:
         logits: [R, V], any float type.

@@ -119,7 +119,7 @@ class CollapseSettings(RecipeModel):
     """This loss can lower preferred responses' probability too, down to repetition (princeton-nlp/SimPO issue 80)."""
 
     min_chosen_logp: float | None = Field(default=-10.0, lt=0)
-    """Stop when a step's mean log-probability of preferred responses, in nats a token, falls below this; null: never."""
+    """Stop when a step's mean log-probability of preferred responses, in nats a token, is below this; null: never."""
 
 
 _EMPTY: Any = {}

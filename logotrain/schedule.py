@@ -13,7 +13,7 @@ from logotrain.recipe import TrainRecipe
 class Schedule:
     """The samples and the learning rate of every step.
 
-    All epochs make one stream of samples, each epoch in its own order; a step takes the next ``samples_per_step`` of them.
+    All epochs make one stream of samples, each epoch in its own order; a step takes the next ``samples_per_step``.
     Nothing is dropped: a step may span two epochs, and the last one may be smaller.
     """
 

@@ -2,8 +2,9 @@
 
 A row is ``[prompt | response 0 | response 1 | ...]``. Prompt tokens attend causally; a response token attends the whole
 prompt and its own response up to itself. Prompt states do not depend on the responses, so values and gradients equal
-those of M+1 separate rows. transformers calls :func:`shared_prefix_attention` through its attention interface; the layout
-travels as the forward keyword ``shared_prefix``, because recomputation may run one row's layers after another's forward.
+those of M+1 separate rows. transformers calls :func:`shared_prefix_attention` through its attention interface; the
+layout travels as the forward keyword ``shared_prefix``, because recomputation may run one row's layers after another
+row's forward.
 """
 
 from __future__ import annotations
@@ -120,8 +121,9 @@ def shared_prefix_attention(
 ) -> tuple[Tensor, None]:
     """Attention of one row, by torch's scaled dot product on any device.
 
-    The prompt runs causally without a mask; all responses together run against the whole row with a [sum R, N] mask. That
-    is 20-25 % faster than a dense [N, N] mask. Query heads are grouped by the key head they share: views, no copied keys.
+    The prompt runs causally without a mask; all responses together run against the whole row with a [sum R, N] mask.
+    That is 20-25 % faster than a dense [N, N] mask. Query heads are grouped by the key head they share: views, no
+    copied keys.
 
     Args:
         module: the attention layer.

@@ -164,7 +164,7 @@ def _not_finite(what: str, where: str) -> UserError:
 
 
 def _report_base(metrics: dict[str, float], settings: ObjectiveSettings, num_samples: int) -> None:
-    """Say how far apart the base model holds the responses: preferred ones that it finds absurd teach only their style."""
+    """Say how far apart the base model holds the responses: ones that it finds absurd teach only their style."""
     scaled = settings.beta * metrics["margin"]
     margin = f"margin {metrics['margin']:+.3f} nats a token"
     note(f"base model, {num_samples} samples: {margin}, beta * margin = {scaled:+.1f}")

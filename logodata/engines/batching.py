@@ -31,12 +31,12 @@ class PrefixGroup:
         return max(len(request.prompt_ids) for request in self.requests) - self.prefix_length
 
 
-def check_requests(requests: Sequence[GenerationRequest], window: int) -> None:
+def check_requests(requests: Sequence[GenerationRequest], window: int | None) -> None:
     """Refuse what no engine may run.
 
     Raises:
         UserError: two requests have one id, a prompt is empty, a setting is out of range, or prompt and response
-            together exceed ``window`` tokens. Nothing is truncated.
+            together exceed ``window`` tokens (None: no limit known). Nothing is truncated.
     """
     seen: set[str] = set()
     for request in requests:
@@ -53,9 +53,9 @@ def check_requests(requests: Sequence[GenerationRequest], window: int) -> None:
                 mend="max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1",
             )
         total = len(request.prompt_ids) + sampling.max_new_tokens
-        if total > window:
+        if window is not None and total > window:
             raise UserError(
-                f"{len(request.prompt_ids)} prompt and {sampling.max_new_tokens} new tokens exceed the window ({window})",
+                f"{len(request.prompt_ids)} prompt and {sampling.max_new_tokens} new tokens exceed the window {window}",
                 where=where,
                 mend="shorten the context or max_new_tokens",
             )

@@ -1,0 +1,208 @@
+"""Two or more runs side by side: the same samples, scored pair by pair against the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from logodata.common.errors import UserError
+from logoeval.records import (
+    TASK_NAMES,
+    Metric,
+    Results,
+    SampleRow,
+    TaskName,
+    TaskResult,
+    estimate,
+    read_results,
+    slice_label,
+    slices,
+)
+from logoeval.stats import Estimate, estimate_difference
+
+SCHEMA_VERSION = 1
+
+Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]
+
+MIN_CLUSTERS = 6
+"""Below it there is no verdict: even if all of five independent differences have one sign, chance does that one time in
+16 (sign test, two-sided), and the bootstrap's intervals are too narrow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A folder of results and the name it goes by in the report."""
+
+    label: str
+    folder: Path
+    results: Results
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Value(_Record):
+    """A mean with its 95 % interval (none where the samples stem from one source)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, found: Estimate) -> Self:
+        """From an estimate."""
+        low, high = found.interval or (None, None)
+        return cls(value=found.value, low=low, high=high)
+
+
+class Difference(_Record):
+    """A run minus the first one, over the same samples. The verdict says what the interval allows."""
+
+    change: Value
+    verdict: Verdict
+
+
+class Row(_Record):
+    """One measure: ``values`` one a run; ``differences`` one for each run but the first."""
+
+    task: TaskName
+    metric: Metric
+    slice: dict[str, Any]
+    num_samples: int
+    num_clusters: int
+    values: list[Value]
+    differences: list[Difference]
+
+    @property
+    def label(self) -> str:
+        """The measure, and the slice if it is one."""
+        return f"{self.metric.label}, {slice_label(self.slice)}" if self.slice else self.metric.label
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs that may be compared, and what the comparison says."""
+
+    runs: list[Run]
+    rows: list[Row]
+
+    @property
+    def tasks(self) -> list[TaskName]:
+        """The tasks that all runs hold."""
+        return [task for task in TASK_NAMES if task in self.runs[0].results.tasks]
+
+
+def compare(folders: Sequence[Path]) -> Comparison:
+    """Compare runs with the first of ``folders``.
+
+    Raises:
+        UserError: a folder holds no results, or runs differ in tasks, settings, engine or prompts (which is named).
+    """
+    labels = _labels(folders)
+    runs = [Run(label, folder, read_results(folder)) for label, folder in zip(labels, folders, strict=True)]
+    for run in runs[1:]:
+        _check_comparable(runs[0], run)
+    if not runs[0].results.tasks:
+        raise UserError("holds no finished task", where=str(folders[0]), mend="run logoeval again to finish it")
+    rows = [row for task in TASK_NAMES if task in runs[0].results.tasks for row in _rows(task, runs)]
+    return Comparison(runs, rows)
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """Folder names, or whole paths where names clash."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _check_comparable(first: Run, other: Run) -> None:
+    where = f"{first.folder} and {other.folder}"
+    mend = "evaluate both with the same recipe; only model and adapter may differ"
+    for task in TASK_NAMES:
+        held = [run for run in (first, other) if task in run.results.tasks]
+        if len(held) == 1:
+            raise UserError(f"task {task!r} is only in {held[0].folder}", where=where, mend=mend)
+        if not held:
+            continue
+        before, after = first.results.tasks[task], other.results.tasks[task]
+        for name, old, new in _differences(before, after):
+            raise UserError(f"{task}: {name} is {old!r} in one and {new!r} in the other", where=where, mend=mend)
+        if [sample.id for sample in before.samples] != [sample.id for sample in after.samples]:
+            raise UserError(f"{task}: the runs hold other samples", where=where, mend=mend)
+        for old_sample, new_sample in zip(before.samples, after.samples, strict=True):
+            if old_sample.prompt_hash != new_sample.prompt_hash:
+                raise UserError(f"{task}: sample {old_sample.id!r} has another prompt", where=where, mend=mend)
+
+
+def _differences(before: TaskResult, after: TaskResult) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(before.settings.keys() | after.settings.keys()):
+        if before.settings.get(key) != after.settings.get(key):
+            yield key, before.settings.get(key), after.settings.get(key)
+    for key in ("engine", "tokenizer_fingerprint"):
+        if (old := getattr(before.provenance, key)) != (new := getattr(after.provenance, key)):
+            yield key, old, new
+
+
+def _rows(task: TaskName, runs: Sequence[Run]) -> Iterator[Row]:
+    results = [run.results.tasks[task] for run in runs]
+    for metric in results[0].metrics:
+        for where, members in slices(metric, results[0].samples):
+            ids = {sample.id for sample in members}
+            columns = [[sample for sample in result.samples if sample.id in ids] for result in results]
+            first = estimate(metric, columns[0])
+            yield Row(
+                task=task,
+                metric=metric,
+                slice=where,
+                num_samples=first.num_samples,
+                num_clusters=first.num_clusters,
+                values=[Value.of(estimate(metric, column)) for column in columns],
+                differences=[_difference(metric, columns[0], column) for column in columns[1:]],
+            )
+
+
+def _difference(metric: Metric, before: Sequence[SampleRow], after: Sequence[SampleRow]) -> Difference:
+    found = estimate_difference(
+        [sample.scores[metric.key] for sample in before],
+        [sample.scores[metric.key] for sample in after],
+        [sample.cluster for sample in before],
+        transform=metric.transform,
+    )
+    return Difference(change=Value.of(found), verdict=_verdict(found))
+
+
+def _verdict(found: Estimate) -> Verdict:
+    if found.interval is None or found.num_clusters < MIN_CLUSTERS:
+        return "too few to tell"
+    low, high = found.interval
+    return "rose" if low > 0 else "fell" if high < 0 else "no clear change"
+
+
+def show_change(row: Row, change: Value) -> str:
+    """A difference with its interval, as people read it: ``+3.1 [+0.4, +5.9] points``."""
+    metric = row.metric
+    text = metric.show_difference(change.value)
+    if change.low is not None and change.high is not None:
+        text += f" [{metric.show_difference(change.low)}, {metric.show_difference(change.high)}]"
+    return f"{text} points" if metric.kind == "share" else text
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """The before/after table in Markdown."""
+    first, *others = (run.label for run in comparison.runs)
+    header = ["measure", "n", first, *others]
+    rule = ["---", *["---:"] * (1 + len(comparison.runs))]
+    for label in others:
+        header += [f"{label} - {first} [95 %]", "verdict"]
+        rule += ["---:", "---"]
+    lines = [header, rule]
+    for row in comparison.rows:
+        cells = [row.label, str(row.num_samples), *(row.metric.show(value.value) for value in row.values)]
+        for difference in row.differences:
+            cells += [show_change(row, difference.change), difference.verdict]
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -1,0 +1,219 @@
+"""Figures as inline SVG, drawn by matplotlib in one quiet style.
+
+A panel is about as wide as a telephone, so that its letters stay legible there; a page lays several side by side.
+Colours are written as CSS variables of the page, which therefore decides them, in the dark too.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logoeval.markup import Html, raw
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
+
+# Stand-ins that matplotlib draws with, each replaced by a variable of the style sheet.
+INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
+SERIES = ("#050505", "#060606", "#070707", "#080808")
+_VARIABLES = {
+    INK: "--ink",
+    MUTED: "--muted",
+    RULE: "--rule",
+    PAPER: "--paper",
+    **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)},
+}
+_DASHES: tuple[Any, ...] = ((0, (4, 2.5)), "solid", (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+_WIDTH_INCHES = 3.45
+_STYLE: Any = {
+    "svg.fonttype": "none",  # letters stay letters, in the page's own typeface
+    "svg.hashsalt": "logoeval",
+    "text.parse_math": False,  # a dollar sign in a folder's name is a dollar sign
+    "font.size": 9,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "normal",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def series_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of run ``number``: the first is dashed, later ones are told apart without colour too."""
+    return {"color": SERIES[number % len(SERIES)], "linestyle": _DASHES[number % len(_DASHES)]}
+
+
+def margin_histogram(labels: Sequence[str], margins: Sequence[Sequence[float]]) -> Html:
+    """Distribution of the reward margin, an outline a run; ticks below the axis mark the means."""
+    with _panel(2.35) as axes:
+        everything = np.concatenate([np.asarray(column) for column in margins])
+        bins = np.histogram_bin_edges(everything, bins=min(30, max(8, len(margins[0]) // 4))).tolist()
+        for number, (label, column) in enumerate(zip(labels, margins, strict=True)):
+            style = series_style(number)
+            if number:
+                axes.hist(column, bins=bins, histtype="stepfilled", color=style["color"], alpha=0.14)
+            axes.hist(
+                column,
+                bins=bins,
+                histtype="step",
+                edgecolor=style["color"],
+                linestyle=style["linestyle"],
+                linewidth=1.5,
+            )
+            axes.plot([], [], label=label, linewidth=1.5, **style)
+            axes.plot(float(np.mean(column)), 0, marker=6, markersize=7, color=style["color"], clip_on=False)
+        axes.axvline(0, color=RULE, linewidth=0.8)
+        axes.set_xlabel("margin, nats a token (triangle: mean)")
+        axes.set_ylabel("held-out pairs")
+        _integer_axis(axes)
+        _legend(axes, len(labels))
+        return _svg(axes, f"Histogram of the reward margin for {_and(labels)}.")
+
+
+def change_histogram(label: str, changes: Sequence[float]) -> Html:
+    """Distribution of the change of the margin, pair by pair."""
+    with _panel(2.35) as axes:
+        bins = np.histogram_bin_edges(np.append(changes, 0.0), bins=min(30, max(8, len(changes) // 4))).tolist()
+        axes.hist(changes, bins=bins, color=SERIES[1], alpha=0.55)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_title(label, pad=10)
+        axes.set_xlabel("change of the margin of the same pair, nats")
+        axes.set_ylabel("held-out pairs")
+        _integer_axis(axes)
+        return _svg(axes, f"Histogram of the change of the margin, {label}.")
+
+
+def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: ArrayLike, *, row_label: str) -> Html:
+    """Shares in [0, 1] as a grid with the percentages written in; NaN cells stay empty."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    grid = np.asarray(values, dtype=float)
+    with _panel(0.95 + 0.32 * len(rows)) as axes:
+        # Fixed colours: a cell's number must stay readable on them in a dark page too.
+        shades = LinearSegmentedColormap.from_list("recall", ["#f4efe4", "#b9cfc9", "#5f98a0", "#1d5a70"])
+        axes.pcolormesh(grid[::-1], cmap=shades, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
+        for i, row in enumerate(grid):
+            for j, value in enumerate(row):
+                if np.isfinite(value):
+                    shade = "#ffffff" if value > 0.6 else "#24211c"
+                    place = (j + 0.5, len(rows) - i - 0.5)
+                    axes.text(*place, f"{100 * value:.0f}", ha="center", va="center", color=shade, fontsize=9)
+        axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows)[::-1])
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.set_title(title, pad=8)
+        axes.set_xlabel("prompt length, tokens")
+        axes.set_ylabel(row_label)
+        return _svg(axes, f"Needle recall in percent for {title}, by {row_label} and prompt length.")
+
+
+def curves(
+    labels: Sequence[str],
+    x: Sequence[float],
+    columns: Sequence[Sequence[float]],
+    *,
+    x_label: str,
+    y_label: str,
+    notes: Sequence[str] = (),
+) -> Html:
+    """Lines over lengths on a logarithmic axis; ``notes`` are written above the points."""
+    with _panel(2.6) as axes:
+        for number, (label, column) in enumerate(zip(labels, columns, strict=True)):
+            axes.plot(x, column, marker="o", markersize=3.5, linewidth=1.5, label=label, **series_style(number))
+        highest = np.max(np.asarray(columns), axis=0)
+        for place, top, text in zip(x, highest, notes, strict=False):
+            axes.annotate(
+                text, (place, top), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=MUTED
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(x), [f"{value:,.0f}" for value in x])
+        axes.minorticks_off()
+        axes.margins(x=0.1, y=0.22)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        _legend(axes, len(labels))
+        return _svg(axes, f"{y_label} by {x_label} for {_and(labels)}.")
+
+
+def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Html:
+    """One figure of a training run by step, with a running mean where there are steps enough."""
+    with _panel(2.1) as axes:
+        window = len(steps) // 10
+        smooth = window >= 2
+        axes.plot(steps, values, color=SERIES[0] if smooth else SERIES[1], linewidth=0.8 if smooth else 1.5)
+        if smooth:
+            mean = np.convolve(values, np.ones(window) / window, mode="valid")
+            axes.plot(steps[window - 1 :], mean, color=SERIES[1], linewidth=1.6)
+        axes.set_title(title + (f" (thick: mean of {window} steps)" if smooth else ""), pad=8)
+        axes.set_xlabel("step")
+        return _svg(axes, f"{title} by training step.")
+
+
+@contextmanager
+def _panel(height: float) -> Iterator[Axes]:
+    """A figure of one panel, ``height`` in inches; draw and save it inside the block, where the style holds."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
+        yield Figure(figsize=(_WIDTH_INCHES, height), layout="constrained").subplots()
+
+
+def _svg(axes: Axes, description: str) -> Html:
+    """The panel's figure as an element; ``description`` is for readers who do not see it."""
+    buffer = io.StringIO()
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    drawing = buffer.getvalue()
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
+    used = set(re.findall(r"#([\w.-]+)", drawing))
+    drawing = re.sub(r' id="([^"]+)"', lambda match: match.group() if match.group(1) in used else "", drawing)
+    view = re.search(r'viewBox="[^"]+"', drawing)
+    assert view is not None
+    # Inside HTML the namespaces go without saying.
+    head = f'<svg {view.group()} role="img" aria-label="{escape(description)}">'
+    drawing = re.sub(r"<svg[^>]*>", lambda _: head, drawing, count=1).replace("xlink:href", "href")
+    for colour, variable in _VARIABLES.items():
+        drawing = drawing.replace(colour, f"var({variable})")
+    return raw(drawing.strip())
+
+
+def _integer_axis(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend(axes: Axes, count: int) -> None:
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
+    axes.legend(ncols=min(count, 3), handlelength=1.8, columnspacing=1.2, **place)
+
+
+def _and(labels: Sequence[str]) -> str:
+    return " and ".join(labels)

@@ -1,0 +1,210 @@
+"""The report: one self-contained HTML page, the same table as Markdown, the same numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from logodata import __version__
+from logodata.common.run_dir import write_atomic, write_json
+from logoeval.compare import SCHEMA_VERSION, Comparison, Difference, Row, Run, markdown_table, show_change
+from logoeval.markup import Html, join, raw, tag
+from logoeval.report_sections import data_section, niah_section, pairs_section, perplexity_section, training_section
+
+
+def write_report(comparison: Comparison, path: Path, *, data: Path | None = None, run: Path | None = None) -> None:
+    """Write ``path`` (HTML), and beside it the same with ``.md`` and ``.json``.
+
+    Args:
+        comparison: what to tell.
+        path: the ``.html`` file.
+        data: folder of the training data, to tell how they were built.
+        run: folder of the training run, for its curve.
+
+    Raises:
+        UserError: ``data`` or ``run`` does not hold what it should, or a file cannot be written.
+    """
+    page = render(comparison, data=data, run=run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, page)
+    write_atomic(path.with_suffix(".md"), _markdown(comparison))
+    write_json(path.with_suffix(".json"), _record(comparison))
+
+
+def render(comparison: Comparison, *, data: Path | None = None, run: Path | None = None) -> str:
+    """The HTML page. All text from data is escaped; nothing is loaded from elsewhere."""
+    style = resources.files("logoeval").joinpath("report.css").read_text(encoding="utf-8")
+    sections = [
+        _headline(comparison),
+        pairs_section(comparison, data) if "pairs" in comparison.tasks else raw(""),
+        niah_section(comparison) if "niah" in comparison.tasks else raw(""),
+        perplexity_section(comparison) if "ppl" in comparison.tasks else raw(""),
+        data_section(data) if data else raw(""),
+        training_section(run) if run else raw(""),
+        _provenance(comparison),
+    ]
+    head = join(
+        tag("title", _title(comparison)),
+        raw('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("style", raw(style)),
+    )
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{join(*sections)}</main></body></html>\n'
+
+
+def _title(comparison: Comparison) -> str:
+    return " and ".join(run.label for run in comparison.runs)
+
+
+def _headline(comparison: Comparison) -> Html:
+    first, *others = comparison.runs
+    dates = sorted(result.provenance.date[:10] for run in comparison.runs for result in run.results.tasks.values())
+    span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    rows = [row for row in comparison.rows if row.metric.headline and not row.slice]
+    return join(
+        tag("h1", "What the training changed" if len(comparison.runs) == 2 else "What each training changed"),
+        tag("p", f"{_title(comparison)}, measured {span} on the same samples", class_="subtitle"),
+        tag(
+            "ul",
+            *(tag("li", tag("strong", run.label), f": {_describe(run)}") for run in comparison.runs),
+            class_="runs",
+        ),
+        *(
+            tag("p", _summary(first, other, [row.differences[number] for row in rows]))
+            for number, other in enumerate(others)
+        ),
+        _table(comparison, rows),
+        tag(
+            "p",
+            "Differences are taken sample by sample, and the brackets are 95 % intervals from 10,000 resamplings (whole documents at a "
+            "time where samples share one). A measure “rose” or “fell” if that interval leaves out zero; one measure in twenty does so by "
+            "chance. With fewer than six independent samples no verdict is given.",
+            class_="note",
+        ),
+    )
+
+
+def _describe(run: Run) -> str:
+    provenance = next(iter(run.results.tasks.values())).provenance
+    adapter = f"adapter {provenance.adapter} ({provenance.adapter_fingerprint})" if provenance.adapter else "no adapter"
+    return f"model {provenance.model} ({provenance.model_fingerprint}), {adapter}"
+
+
+def _summary(first: Run, other: Run, differences: Sequence[Difference]) -> str:
+    counts = Counter(difference.verdict for difference in differences)
+    parts = [f"{counts[verdict]} {verdict}" for verdict in ("rose", "fell") if counts[verdict]]
+    if counts["no clear change"]:
+        parts.append(f"{counts['no clear change']} show no clear change")
+    if counts["too few to tell"]:
+        parts.append(f"{counts['too few to tell']} have too few samples to tell")
+    return f"Of {len(differences)} measures, from {first.label} to {other.label}: {', '.join(parts)}."
+
+
+def _table(comparison: Comparison, rows: Sequence[Row]) -> Html:
+    first, *others = (run.label for run in comparison.runs)
+    head = [
+        tag("th", "measure"),
+        tag("th", "n", class_="n"),
+        *(tag("th", label, class_="n") for label in (first, *others)),
+    ]
+    for label in others:
+        head += [
+            tag("th", "difference [95 %]" if len(others) == 1 else f"{label} - {first} [95 %]", class_="n"),
+            tag("th", "verdict"),
+        ]
+    body = []
+    for row in rows:
+        better = f" {row.metric.better.capitalize()} is better." if row.metric.better else ""
+        cells = [
+            tag("th", row.label, tag("span", row.metric.explanation + better, class_="hint"), scope="row"),
+            tag("td", str(row.num_samples), class_="n"),
+            *(tag("td", row.metric.show(value.value), class_="n") for value in row.values),
+        ]
+        for difference in row.differences:
+            cells += [
+                tag("td", show_change(row, difference.change), class_="n"),
+                tag("td", _verdict(row, difference), class_="verdict"),
+            ]
+        body.append(tag("tr", *cells))
+    return tag("div", tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body)), class_="scroll")
+
+
+def _verdict(row: Row, difference: Difference) -> Html:
+    moved = {"rose": "higher", "fell": "lower"}.get(difference.verdict)
+    if moved is None:
+        return tag("span", difference.verdict, class_="muted")
+    if row.metric.better is None:
+        return tag("span", difference.verdict)
+    return tag("span", difference.verdict, class_="better" if moved == row.metric.better else "worse")
+
+
+def _provenance(comparison: Comparison) -> Html:
+    fields = ("device", "engine", "torch", "transformers", "logo_align", "date", "seconds")
+    head = tag("tr", *(tag("th", text) for text in ("run", "task", *(field.replace("_", "-") for field in fields))))
+    body = [
+        tag(
+            "tr",
+            tag("td", run.label),
+            tag("td", task),
+            *(tag("td", _text(getattr(run.results.tasks[task].provenance, field))) for field in fields),
+        )
+        for run in comparison.runs
+        for task in comparison.tasks
+    ]
+    notes = [
+        f"{run.label}, {task}: {note}"
+        for run in comparison.runs
+        for task in comparison.tasks
+        for note in run.results.tasks[task].notes
+    ]
+    settings = {task: comparison.runs[0].results.tasks[task].settings for task in comparison.tasks}
+    return join(
+        tag("h2", "Where the numbers come from"),
+        tag(
+            "p",
+            "All runs were made with the settings below; model and adapter are all that differs. Each folder keeps every response and score.",
+        ),
+        tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll"),
+        tag("ul", *(tag("li", note) for note in dict.fromkeys(notes)), class_="small") if notes else "",
+        tag("details", tag("summary", "settings"), tag("pre", json.dumps(settings, indent=2, ensure_ascii=False))),
+        tag(
+            "footer",
+            tag(
+                "p",
+                f"Written by logoeval {__version__} from {', '.join(str(run.folder) for run in comparison.runs)}.",
+                class_="small",
+            ),
+        ),
+    )
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:,.0f}" if isinstance(value, float) else str(value)
+
+
+def _markdown(comparison: Comparison) -> str:
+    runs = "\n".join(f"- **{run.label}**: {_describe(run)}" for run in comparison.runs)
+    return (
+        f"# {_title(comparison)}\n\n{runs}\n\n{markdown_table(comparison)}\n\n"
+        "Differences are paired; brackets are 95 % bootstrap intervals. A measure rose or fell if its interval leaves out zero; "
+        "with fewer than six independent samples no verdict is given.\n"
+    )
+
+
+def _record(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "runs": [
+            {
+                "label": run.label,
+                "folder": str(run.folder),
+                "tasks": {task: run.results.tasks[task].provenance.model_dump() for task in comparison.tasks},
+            }
+            for run in comparison.runs
+        ],
+        "settings": {task: comparison.runs[0].results.tasks[task].settings for task in comparison.tasks},
+        "rows": [row.model_dump() for row in comparison.rows],
+    }

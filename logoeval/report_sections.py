@@ -1,0 +1,375 @@
+"""Sections of the report: one for each task, one on the data, one on the training run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logodata.common.errors import UserError
+from logodata.common.run_dir import read_json
+from logodata.common.shards import Shard
+from logodata.contract import ContextChunk, PreferenceSample, Response, read_manifest, read_samples
+from logodata.report import describe as describe_build
+from logodata.text import content_stems, stem
+from logoeval import figures
+from logoeval.compare import Comparison, Run, show_change
+from logoeval.markup import Html, join, raw, tag
+from logoeval.pairs import sample_hash
+from logoeval.records import PREDICTIONS_DIR, TaskName
+
+_DEPTH_BINS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))
+
+
+def pairs_section(comparison: Comparison, data: Path | None) -> Html:
+    """Distribution of the margin, and three held-out questions as text."""
+    columns = [_scores(run, "pairs", "margin") for run in comparison.runs]
+    labels = [run.label for run in comparison.runs]
+    panels = [figures.margin_histogram(labels, columns)]
+    for label, column in zip(labels[1:], columns[1:], strict=True):
+        changes = [after - before for before, after in zip(columns[0], column, strict=True)]
+        panels.append(figures.change_histogram(f"{label} - {labels[0]}", changes))
+    return join(
+        tag("h2", "Held-out pairs: what the model would rather say"),
+        tag(
+            "p",
+            "For each held-out question the model reads the context and is asked how likely it finds the preferred response and the "
+            "dis-preferred ones. The margin is the difference of their mean log-probabilities a token. Training works on this number "
+            "directly, so a larger margin shows that training did what it does; whether answers got better is for the measures that begin "
+            "with “Answer”.",
+        ),
+        _overlap(comparison, data),
+        tag(
+            "figure",
+            tag("div", *panels, class_="panels"),
+            tag(
+                "figcaption",
+                f"Left: the margin of {len(columns[0])} held-out pairs, {labels[0]} dashed. Right of zero the preferred response is the "
+                "likelier one. Then: how far each pair moved.",
+            ),
+        ),
+        _worked_samples(comparison),
+    )
+
+
+def _overlap(comparison: Comparison, data: Path | None) -> Html:
+    """Whether held-out questions share documents with the training data, where both folders are at hand."""
+    held_out = _held_out(comparison)
+    if data is None or not held_out:
+        return raw("")
+    trained = {chunk.doc_id for sample in read_samples(data) for chunk in sample.chunks}
+    shared = sum(any(chunk.doc_id in trained for chunk in sample.chunks) for sample in held_out)
+    if not shared:
+        return tag("p", "None of their contexts holds a document that the training data hold, going by document names.")
+    return tag(
+        "p",
+        tag("strong", f"{shared} of {len(held_out)} held-out contexts hold a document that the training data hold too"),
+        ": what is measured on them is partly memory.",
+    )
+
+
+def _held_out(comparison: Comparison) -> list[PreferenceSample]:
+    """The held-out samples that were measured; empty where their folder is gone or has other contents now."""
+    result = comparison.runs[0].results.tasks["pairs"]
+    folder = Path(result.sources["data"])
+    if not (folder / "data").is_dir():
+        return []
+    measured = {row.id: row.prompt_hash for row in result.samples}
+    return [sample for sample in read_samples(folder) if measured.get(sample.id) == sample_hash(sample)]
+
+
+def _worked_samples(comparison: Comparison) -> Html:
+    first, second = (_by_id(run, "pairs", "margin") for run in comparison.runs[:2])
+    order = sorted(first, key=lambda sample_id: second[sample_id] - first[sample_id])
+    samples = {sample.id: sample for sample in _held_out(comparison)}
+    answers = [Shard(run.folder / PREDICTIONS_DIR / "pairs.jsonl").records for run in comparison.runs]
+    picked = {"fell most, or rose least": order[0], "is the median": order[len(order) // 2], "rose most": order[-1]}
+    shown = [
+        _worked_sample(comparison, samples[sample_id], [records[sample_id] for records in answers], which)
+        for which, sample_id in dict(zip(picked.values(), picked.items(), strict=True)).values()
+        if sample_id in samples and all(sample_id in records for records in answers)
+    ]
+    if not shown:
+        folder = comparison.runs[0].results.tasks["pairs"].sources["data"]
+        return tag("p", f"No questions are shown: {folder} or the predictions are not there any more.", class_="note")
+    return join(
+        tag("h3", "Three of the questions"),
+        tag(
+            "p",
+            f"Not chosen by hand: of all {len(order)}, those whose margin changed least, middling, and most.",
+        ),
+        *shown,
+    )
+
+
+def _worked_sample(
+    comparison: Comparison, sample: PreferenceSample, answers: Sequence[dict[str, Any]], which: str
+) -> Html:
+    stems = {part for answer in sample.answers for part in content_stems(answer)}
+    margins = [_by_id(run, "pairs", "margin")[sample.id] for run in comparison.runs]
+    entries = [
+        ("question", tag("dd", sample.question)),
+        ("reference", tag("dd", " / ".join(sample.answers))),
+        ("preferred", _response(sample.chosen)),
+        *(("dis-preferred", _response(response)) for response in sample.rejected),
+    ]
+    for run, answer in zip(comparison.runs, answers, strict=True):
+        ended = "ended by itself" if answer["ended"] else "cut at the length cap"
+        measures = f"reference words {100 * answer['word_share']:.0f} %, F1 {100 * answer['token_f1']:.0f} %, {ended}"
+        entries.append(
+            (f"{run.label} answers", tag("dd", answer["response"].strip(), tag("span", measures, class_="measures")))
+        )
+    moved = ", ".join(f"{run.label} {margin:+.2f}" for run, margin in zip(comparison.runs, margins, strict=True))
+    critical = sum(chunk.critical for chunk in sample.chunks)
+    return tag(
+        "div",
+        tag("p", f"The margin that {which}: {moved}.", class_="small"),
+        tag("dl", *(join(tag("dt", name), entry) for name, entry in entries)),
+        tag("p", f"The context, {len(sample.chunks)} chunks, {critical} of them critical (open):", class_="small"),
+        *(_chunk(chunk, stems) for chunk in sample.chunks),
+        class_="sample",
+    )
+
+
+def _response(response: Response) -> Html:
+    ended = "ended by itself" if response.ended else "cut at the length cap"
+    cached = ", from the shipped cache" if response.origin == "cache" else ""
+    measures = f"{response.strategy}; reference words {100 * response.word_share:.0f} %, {ended}{cached}"
+    return tag("dd", response.text.strip(), tag("span", measures, class_="measures"))
+
+
+def _chunk(chunk: ContextChunk, stems: set[str]) -> Html:
+    name = f"{chunk.doc_id}, chunk {chunk.index}{', critical' if chunk.critical else ''}, score {chunk.score:g}"
+    text = _mark_words(chunk.text.strip(), stems) if chunk.critical else chunk.text.strip()
+    body = join(tag("summary", name), tag("div", text, class_="chunk"))
+    return raw(f'<details class="critical" open>{body}</details>') if chunk.critical else tag("details", body)
+
+
+def _mark_words(text: str, stems: set[str]) -> Html:
+    """The text with the reference's content words marked."""
+    import re
+
+    parts = re.split(r"([^\W_]+)", text)
+    return join(
+        *(
+            tag("mark", part) if number % 2 and stem(part.lower()) in stems else part
+            for number, part in enumerate(parts)
+        )
+    )
+
+
+def niah_section(comparison: Comparison) -> Html:
+    """Recall by haystack and length, and by depth and length, a panel a run."""
+    settings = comparison.runs[0].results.tasks["niah"].settings
+    haystacks, lengths = list(settings["haystacks"]), list(settings["lengths"])
+    columns = [f"{length:,}" for length in lengths]
+    depths = [f"{low} to {min(high, 100)} %" for low, high in _DEPTH_BINS]
+    by_haystack, by_depth = [], []
+    for run in comparison.runs:
+        samples = run.results.tasks["niah"].samples
+        cells: dict[tuple[str, int], list[float]] = {}
+        needles: dict[tuple[int, int], list[float]] = {}
+        for sample in samples:
+            cells.setdefault((sample.facts["haystack"], sample.facts["length"]), []).append(sample.scores["recall"])
+            for depth, found in zip(sample.facts["depths"], sample.facts["found"], strict=True):
+                row = next(number for number, (low, high) in enumerate(_DEPTH_BINS) if low <= depth < high)
+                needles.setdefault((row, sample.facts["length"]), []).append(float(found))
+        grid = [[_mean(cells.get((haystack, length))) for length in lengths] for haystack in haystacks]
+        by_haystack.append(figures.heat_map(run.label, haystacks, columns, grid, row_label="haystack"))
+        grid = [[_mean(needles.get((row, length))) for length in lengths] for row in range(len(depths))]
+        by_depth.append(figures.heat_map(run.label, depths, columns, grid, row_label="depth of the needle"))
+    return join(
+        tag("h2", "Needles in a haystack: what the model finds"),
+        tag(
+            "p",
+            f"{settings['num_values']} seven-digit numbers are hidden under one name in a long text, and the model is asked for all of them. "
+            "Recall is the share it names. The noise haystack repeats five plain sentences; the others are real text. "
+            f"Each cell of the first row of figures stands for {settings['num_samples']} prompts.",
+        ),
+        tag(
+            "figure",
+            tag("div", *by_haystack, class_="panels"),
+            tag("figcaption", "Recall in percent, by haystack and prompt length."),
+        ),
+        tag(
+            "figure",
+            tag("div", *by_depth, class_="panels"),
+            tag("figcaption", "Recall in percent, by where in the text a number stood: 0 % is the beginning."),
+        ),
+        _changes_table(comparison, "niah"),
+    )
+
+
+def _mean(values: list[float] | None) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def perplexity_section(comparison: Comparison) -> Html:
+    """The curve, with the change written in, and its table."""
+    lengths = comparison.runs[0].results.tasks["ppl"].settings["lengths"]
+    rows = {row.metric.key: row for row in comparison.rows if row.task == "ppl" and not row.slice}
+    labels = [run.label for run in comparison.runs]
+    panels = []
+    for kind, title in (("ppl", "perplexity of the first L tokens"), ("tail", "perplexity of tokens L/2 to L")):
+        chosen = [rows[f"{kind}@{length}"] for length in lengths]
+        columns = [[row.values[number].value for row in chosen] for number in range(len(labels))]
+        notes = [row.metric.show_difference(row.differences[0].change.value) for row in chosen]
+        panels.append(figures.curves(labels, lengths, columns, x_label="L, tokens", y_label=title, notes=notes))
+    documents = next(iter(rows.values())).num_samples
+    return join(
+        tag("h2", "Perplexity: whether the language model suffered"),
+        tag(
+            "p",
+            f"How surprised the model is by real text: {documents} documents, each read once, the same ones for every point. Training on "
+            "preferences should leave this alone; a rise means that something was forgotten. The lines often lie on one another, so the "
+            f"change from {labels[0]} to {labels[1]} is written at each point.",
+        ),
+        tag(
+            "figure",
+            tag("div", *panels, class_="panels"),
+            tag(
+                "figcaption",
+                f"Left: over all tokens read so far. Right: over the later half, which has most to look back on. {labels[0]} is dashed.",
+            ),
+        ),
+        _changes_table(comparison, "ppl"),
+    )
+
+
+def _changes_table(comparison: Comparison, task: TaskName) -> Html:
+    """All rows of a task that the first table leaves out, with intervals."""
+    rows = [row for row in comparison.rows if row.task == task and (row.slice or not row.metric.headline)]
+    first, *others = (run.label for run in comparison.runs)
+    texts = ["measure", "n", first, *others, *(f"{label} - {first} [95 %]" for label in others)]
+    head = tag("tr", tag("th", texts[0]), *(tag("th", text, class_="n") for text in texts[1:]))
+    body = []
+    for row in rows:
+        numbers = [str(row.num_samples), *(row.metric.show(value.value) for value in row.values)]
+        numbers += [f"{show_change(row, difference.change)}" for difference in row.differences]
+        body.append(tag("tr", tag("td", row.label), *(tag("td", text, class_="n") for text in numbers)))
+    table = tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
+    return tag("details", tag("summary", f"all {len(rows)} points with their intervals"), table) if rows else raw("")
+
+
+def data_section(folder: Path) -> Html:
+    """How the training data were built: yield, reasons, origin, lengths.
+
+    Raises:
+        UserError: no finished build in the folder.
+    """
+    manifest, stats = read_manifest(folder), read_json(folder / "stats.json")
+    reasons = stats["rejected_by_reason"]
+    most = max(reasons.values(), default=1)
+    recipe = manifest["recipe"]
+    facts = [
+        ("source", manifest["source"]["path"]),
+        ("written by", f"{manifest['model']} ({manifest['model_fingerprint']}), engine {manifest['engine']}"),
+        (
+            "preferred responses",
+            f"{recipe['generation']['preferred']}, {_spread(stats['preferred_tokens'])} tokens, {_percent(stats['preferred_ended'])} ended",
+        ),
+        (
+            "dis-preferred responses",
+            f"{stats['dispreferred_per_sample']} a sample, {_spread(stats['dispreferred_tokens'])} tokens, {_percent(stats['dispreferred_ended'])} ended",
+        ),
+        (
+            "reference words in them",
+            f"{_percent(stats['preferred_word_share'])} and {_percent(stats['dispreferred_word_share'])}",
+        ),
+        ("prompts", f"{_spread(stats['prompt_tokens'])} tokens"),
+        ("all answer words in the critical chunks", _percent(stats["answer_in_critical"])),
+        ("judge", "on" if recipe["judge"]["enabled"] else "off"),
+    ]
+    rejected = [
+        tag(
+            "tr",
+            tag("td", reason.replace("_", " ")),
+            tag("td", str(count), class_="n"),
+            tag("td", tag("span", "", class_="bar", style=f"width:{8 * count / most:.2f}rem")),
+        )
+        for reason, count in reasons.items()
+    ]
+    table = tag("div", tag("table", tag("tbody", *rejected)), class_="scroll")
+    return join(
+        tag("h2", "How the training data were built"),
+        tag(
+            "p",
+            f"{describe_build(stats).split('; not kept')[0].capitalize()}. The rest were not kept, for the reasons below.",
+        ),
+        tag(
+            "div",
+            tag(
+                "table",
+                tag("tbody", *(tag("tr", tag("th", name, scope="row"), tag("td", text)) for name, text in facts)),
+            ),
+            class_="scroll",
+        ),
+        join(tag("h3", "Questions not kept"), table) if rejected else "",
+        tag(
+            "p",
+            "Where preferred responses end by themselves and dis-preferred ones do not, the model can learn to end its answers and nothing "
+            "else: compare the two shares above with “Answer: ended by itself”.",
+            class_="note",
+        ),
+    )
+
+
+def _spread(values: dict[str, int] | None) -> str:
+    return f"{values['min']:,} to {values['max']:,} (median {values['median']:,})" if values else "no"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def training_section(folder: Path) -> Html:
+    """Loss and margin by step.
+
+    Raises:
+        UserError: no ``metrics.jsonl`` or no recipe in the folder.
+    """
+    recipe = read_json(folder / "recipe.resolved.json")
+    path = folder / "metrics.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        steps, loss, margin = ([record[key] for record in records] for key in ("step", "loss", "margin"))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            "holds no training metrics", where=str(path), mend="give the folder of a logotrain run"
+        ) from error
+    if not steps:
+        raise UserError("holds no training step", where=str(path), mend="run logotrain again")
+    objective, optimizer, lora = recipe["objective"], recipe["optimizer"], recipe["lora"]
+    return join(
+        tag("h2", "The training run"),
+        tag(
+            "p",
+            f"{steps[-1]} steps of {recipe['samples_per_step']} samples; beta {objective['beta']:g}, gamma {objective['gamma']:g}, "
+            f"weight of the SFT term {objective['sft_weight']:g}; LoRA rank {lora['rank']}, peak learning rate {optimizer['lr']:g}.",
+        ),
+        tag(
+            "figure",
+            tag(
+                "div",
+                figures.step_curve("loss", steps, loss),
+                figures.step_curve("margin, nats a token", steps, margin),
+                class_="panels",
+            ),
+            tag(
+                "figcaption",
+                "Each step sees other samples, so within the first pass the curve also follows which of them are hard. What changed is "
+                "better read off the held-out pairs above.",
+            ),
+        ),
+    )
+
+
+def _scores(run: Run, task: TaskName, key: str) -> list[float]:
+    return [sample.scores[key] for sample in run.results.tasks[task].samples]
+
+
+def _by_id(run: Run, task: TaskName, key: str) -> dict[str, float]:
+    return {sample.id: sample.scores[key] for sample in run.results.tasks[task].samples}

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from logodata.common.errors import UserError, run_command
+from logodata.common.recipe_io import load_recipe, shipped_recipes
+from logodata.common.run_dir import bind_settings, locked, write_atomic
+from logodata.common.shards import Shard
+from logodata.recipe import BuildRecipe
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "logodata",
+        "logodata.cli",
+        "logodata.contract",
+        "logodata.build",
+        "logodata.recipe",
+        "logotrain.cli",
+        "logoeval.cli",
+    ],
+)
+def test_imports_stay_light(module: str) -> None:
+    heavy = ["torch", "transformers", "vllm", "faiss", "matplotlib", "datasets"]
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("recipe", sorted(shipped_recipes().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads(recipe: Path) -> None:
+    from logoeval.recipe import EvalRecipe
+    from logotrain.recipe import TrainRecipe
+
+    assert load_recipe(BuildRecipe, "build", recipe).model
+    assert load_recipe(TrainRecipe, "train", recipe, ["data.path=somewhere"]).model
+    assert load_recipe(EvalRecipe, "eval", recipe).model
+
+
+def test_recipe_faults_name_file_line_and_nearest_key(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    for text, message in [
+        (
+            "model: m\nbuild:\n  source: {path: x}\n  contexts:\n    num_chunk: 3\n",
+            "r.yaml:5: unknown key 'contexts.num_chunk' (did you mean 'num_chunks'?)",
+        ),
+        ("model: m\nbild: {}\n", "r.yaml:2: unknown key 'bild' (did you mean 'build'?)"),
+        ("model: m\nbuild: {}\n", "'source' is missing"),
+        ("model: m\nbuild:\n  source: {path: x}\n  seed: many\n", "r.yaml:4: 'seed'"),
+        ("model: [\n", "not valid YAML"),
+        ("- 1\n", "a recipe is a YAML mapping"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(UserError) as caught:
+            load_recipe(BuildRecipe, "build", file)
+        assert message in str(caught.value)
+
+
+def test_shared_keys_reach_a_section_that_does_not_set_them(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("model: a\nseed: 3\nbuild:\n  model: b\n  source: {path: x}\n")
+    recipe = load_recipe(BuildRecipe, "build", file, ["source.path=y"])
+    assert (recipe.model, recipe.seed, recipe.source.path) == ("b", 3, "y")
+
+
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise UserError("two\nlines", where="file:1", mend="do this")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    assert run_command("prog", lambda: None) == 0
+    assert run_command("prog", fail) == 2
+    assert capsys.readouterr().err == "prog: error: file:1: two lines (do this)\n"
+    assert run_command("prog", interrupt) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_a_second_process_is_refused_and_a_crash_leaves_no_lock(tmp_path: Path) -> None:
+    code = (
+        "import time; from pathlib import Path; from logodata.common.run_dir import locked\n"
+        f"with locked(Path({str(tmp_path)!r})):\n print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is writing here"), locked(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        pass
+
+
+def test_settings_bind_a_folder(tmp_path: Path) -> None:
+    bind_settings(tmp_path, "s.json", {"a": {"b": 1}, "c": (1, 2)})
+    bind_settings(tmp_path, "s.json", {"a": {"b": 1}, "c": [1, 2]})
+    with pytest.raises(UserError, match=r"a\.b=1, now it is 2 \(and 1 more\)"):
+        bind_settings(tmp_path, "s.json", {"a": {"b": 2}, "c": [1]})
+
+
+def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    write_atomic(file, "old")
+    with pytest.raises(UserError, match="cannot write"):
+        write_atomic(tmp_path / "no-folder" / "f", "x")
+    assert file.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_shard_survives_a_cut_at_every_byte(tmp_path: Path) -> None:
+    whole = Shard(tmp_path / "whole")
+    records = [{"id": str(n), "text": "ü" * n} for n in range(4)]
+    for record in records:
+        whole.append(record)
+    data = (tmp_path / "whole").read_bytes()
+    for cut in range(len(data) + 1):
+        file = tmp_path / "cut"
+        file.write_bytes(data[:cut])
+        shard = Shard(file)
+        assert list(shard.records.values()) == records[: data[:cut].count(b"\n")]
+        shard.append(*records)
+        assert file.read_bytes() == data
+
+
+def test_help_is_quick() -> None:
+    """Not a timing test: an upper bound far from what it takes, to catch a heavy import."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-m", "logodata", "--help"], capture_output=True, check=True)
+    assert time.monotonic() - start < 10
