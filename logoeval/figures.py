@@ -86,7 +86,7 @@ def margin_histogram(labels: Sequence[str], margins: Sequence[Sequence[float]]) 
             axes.plot([], [], label=label, linewidth=1.5, **style)
             axes.plot(float(np.mean(column)), 0, marker=6, markersize=7, color=style["color"], clip_on=False)
         axes.axvline(0, color=RULE, linewidth=0.8)
-        axes.set_xlabel("margin, nats a token (triangle: mean)")
+        axes.set_xlabel("margin, nats per token (triangle: mean)")
         axes.set_ylabel("held-out pairs")
         _integer_axis(axes)
         _legend(axes, len(labels))
@@ -144,7 +144,11 @@ def curves(
     """Lines over lengths on a logarithmic axis; ``notes`` are written above the points."""
     with _panel(2.6) as axes:
         for number, (label, column) in enumerate(zip(labels, columns, strict=True)):
-            axes.plot(x, column, marker="o", markersize=3.5, linewidth=1.5, label=label, **series_style(number))
+            # The first run lies on top: its dashes let a line below show through.
+            order = 3 - number / len(labels)
+            axes.plot(
+                x, column, marker="o", markersize=3, linewidth=1.6, label=label, zorder=order, **series_style(number)
+            )
         highest = np.max(np.asarray(columns), axis=0)
         for place, top, text in zip(x, highest, notes, strict=False):
             axes.annotate(
@@ -212,7 +216,7 @@ def _integer_axis(axes: Axes) -> None:
 
 def _legend(axes: Axes, count: int) -> None:
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
-    axes.legend(ncols=min(count, 3), handlelength=1.8, columnspacing=1.2, **place)
+    axes.legend(ncols=min(count, 3), handlelength=2.6, columnspacing=1.2, **place)
 
 
 def _and(labels: Sequence[str]) -> str:

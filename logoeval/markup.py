@@ -25,3 +25,8 @@ def tag(name: str, *children: str, **attributes: str) -> Html:
 def join(*children: str) -> Html:
     """Children one after the other, text among them escaped."""
     return Html("".join(child if isinstance(child, Html) else escape(child) for child in children))
+
+
+def number_cell(text: str) -> Html:
+    """A right-aligned table cell, its hyphens written as minus signs."""
+    return tag("td", text.replace("-", "\N{MINUS SIGN}"), class_="n")

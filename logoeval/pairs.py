@@ -35,7 +35,7 @@ METRICS = [
     Metric(
         key="margin",
         label="Reward margin",
-        explanation="Mean log-probability a token of the preferred response, minus the mean of the dis-preferred "
+        explanation="Mean log-probability per token of the preferred response, minus the mean of the dis-preferred "
         "ones'; above 0 the model would rather say the preferred one. This is what the training raises.",
         kind="nats",
         better="higher",
@@ -50,7 +50,7 @@ METRICS = [
     Metric(
         key="chosen",
         label="Log-probability, preferred",
-        explanation="Mean log-probability a token of the preferred response, in nats; nearer 0 is likelier.",
+        explanation="Mean log-probability per token of the preferred response, in nats; nearer 0 is likelier.",
         kind="nats",
         better="higher",
     ),
@@ -119,7 +119,7 @@ def sample_hash(sample: PreferenceSample) -> str:
 
 
 def mean_logprobs(model: PreTrainedModel, sample: PreferenceSample, window: int) -> list[float]:
-    """r(y), the mean log-probability a token in nats, of the preferred response and then of each dis-preferred one.
+    """r(y), the mean log-probability per token in nats, of the preferred response and then of each dis-preferred one.
 
     Args:
         model: inside :func:`logotrain.shared_prefix.use_shared_prefix`.

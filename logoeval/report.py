@@ -12,7 +12,7 @@ from typing import Any
 from logodata import __version__
 from logodata.common.run_dir import write_atomic, write_json
 from logoeval.compare import SCHEMA_VERSION, Comparison, Difference, Row, Run, markdown_table, show_change
-from logoeval.markup import Html, join, raw, tag
+from logoeval.markup import Html, join, number_cell, raw, tag
 from logoeval.report_sections import data_section, niah_section, pairs_section, perplexity_section, training_section
 
 
@@ -73,15 +73,16 @@ def _headline(comparison: Comparison) -> Html:
             class_="runs",
         ),
         *(
-            tag("p", _summary(first, other, [row.differences[number] for row in rows]))
+            tag("p", _summary(first, other, [(row, row.differences[number]) for row in rows]))
             for number, other in enumerate(others)
         ),
         _table(comparison, rows),
         tag(
             "p",
-            "Differences are taken sample by sample, and the brackets are 95 % intervals from 10,000 resamplings (whole documents at a "
-            "time where samples share one). A measure “rose” or “fell” if that interval leaves out zero; one measure in twenty does so by "
-            "chance. With fewer than six independent samples no verdict is given.",
+            "Differences are taken sample by sample, and the brackets are 95 % intervals from 10,000 resamplings "
+            "(whole documents at a time where samples share one). A measure “rose” or “fell” if that interval "
+            "leaves out zero; one measure in twenty does so by chance. With fewer than six independent samples no "
+            "verdict is given.",
             class_="note",
         ),
     )
@@ -93,14 +94,25 @@ def _describe(run: Run) -> str:
     return f"model {provenance.model} ({provenance.model_fingerprint}), {adapter}"
 
 
-def _summary(first: Run, other: Run, differences: Sequence[Difference]) -> str:
-    counts = Counter(difference.verdict for difference in differences)
-    parts = [f"{counts[verdict]} {verdict}" for verdict in ("rose", "fell") if counts[verdict]]
-    if counts["no clear change"]:
-        parts.append(f"{counts['no clear change']} show no clear change")
-    if counts["too few to tell"]:
-        parts.append(f"{counts['too few to tell']} have too few samples to tell")
-    return f"Of {len(differences)} measures, from {first.label} to {other.label}: {', '.join(parts)}."
+def _summary(first: Run, other: Run, moves: Sequence[tuple[Row, Difference]]) -> str:
+    counts = Counter(_judged(row, difference) for row, difference in moves)
+    phrases = {
+        "better": "moved for the better",
+        "worse": "moved for the worse",
+        "moved": "moved, neither better nor worse",
+        "no clear change": "show no clear change",
+        "too few to tell": "have too few samples to tell",
+    }
+    parts = [f"{counts[key]} {phrase}" for key, phrase in phrases.items() if counts[key]]
+    return f"Of {len(moves)} measures, from {first.label} to {other.label}: {', '.join(parts)}."
+
+
+def _judged(row: Row, difference: Difference) -> str:
+    """``better``, ``worse``, ``moved`` where neither is, or the verdict that says that it did not."""
+    moved = {"rose": "higher", "fell": "lower"}.get(difference.verdict)
+    if moved is None:
+        return difference.verdict
+    return "moved" if row.metric.better is None else "better" if moved == row.metric.better else "worse"
 
 
 def _table(comparison: Comparison, rows: Sequence[Row]) -> Html:
@@ -120,12 +132,12 @@ def _table(comparison: Comparison, rows: Sequence[Row]) -> Html:
         better = f" {row.metric.better.capitalize()} is better." if row.metric.better else ""
         cells = [
             tag("th", row.label, tag("span", row.metric.explanation + better, class_="hint"), scope="row"),
-            tag("td", str(row.num_samples), class_="n"),
-            *(tag("td", row.metric.show(value.value), class_="n") for value in row.values),
+            number_cell(str(row.num_samples)),
+            *(number_cell(row.metric.show(value.value)) for value in row.values),
         ]
         for difference in row.differences:
             cells += [
-                tag("td", show_change(row, difference.change), class_="n"),
+                number_cell(show_change(row, difference.change)),
                 tag("td", _verdict(row, difference), class_="verdict"),
             ]
         body.append(tag("tr", *cells))
@@ -133,12 +145,7 @@ def _table(comparison: Comparison, rows: Sequence[Row]) -> Html:
 
 
 def _verdict(row: Row, difference: Difference) -> Html:
-    moved = {"rose": "higher", "fell": "lower"}.get(difference.verdict)
-    if moved is None:
-        return tag("span", difference.verdict, class_="muted")
-    if row.metric.better is None:
-        return tag("span", difference.verdict)
-    return tag("span", difference.verdict, class_="better" if moved == row.metric.better else "worse")
+    return tag("span", difference.verdict, class_=_judged(row, difference).replace(" ", "-"))
 
 
 def _provenance(comparison: Comparison) -> Html:
@@ -165,7 +172,8 @@ def _provenance(comparison: Comparison) -> Html:
         tag("h2", "Where the numbers come from"),
         tag(
             "p",
-            "All runs were made with the settings below; model and adapter are all that differs. Each folder keeps every response and score.",
+            "All runs were made with the settings below; model and adapter are all that differs. Each folder keeps "
+            "every response and score.",
         ),
         tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll"),
         tag("ul", *(tag("li", note) for note in dict.fromkeys(notes)), class_="small") if notes else "",
@@ -188,9 +196,9 @@ def _text(value: Any) -> str:
 def _markdown(comparison: Comparison) -> str:
     runs = "\n".join(f"- **{run.label}**: {_describe(run)}" for run in comparison.runs)
     return (
-        f"# {_title(comparison)}\n\n{runs}\n\n{markdown_table(comparison)}\n\n"
-        "Differences are paired; brackets are 95 % bootstrap intervals. A measure rose or fell if its interval leaves out zero; "
-        "with fewer than six independent samples no verdict is given.\n"
+        f"# {_title(comparison)}\n\n{runs}\n\n{markdown_table(comparison)}\n\nDifferences are paired; brackets are "
+        "95 % bootstrap intervals. A measure rose or fell if its interval leaves out zero; with fewer than six "
+        "independent samples no verdict is given.\n"
     )
 
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json
-from logodata.common.shards import Shard
-from logodata.contract import ContextChunk, PreferenceSample, Response, read_manifest, read_samples
+from logodata.contract import read_manifest, read_samples
 from logodata.report import describe as describe_build
-from logodata.text import content_stems, stem
 from logoeval import figures
 from logoeval.compare import Comparison, Run, show_change
-from logoeval.markup import Html, join, raw, tag
-from logoeval.pairs import sample_hash
-from logoeval.records import PREDICTIONS_DIR, TaskName
+from logoeval.markup import Html, join, number_cell, raw, tag
+from logoeval.records import TaskName
+from logoeval.report_samples import held_out_samples, worked_samples
 
 _DEPTH_BINS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))
 
@@ -36,10 +32,10 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Html:
         tag("h2", "Held-out pairs: what the model would rather say"),
         tag(
             "p",
-            "For each held-out question the model reads the context and is asked how likely it finds the preferred response and the "
-            "dis-preferred ones. The margin is the difference of their mean log-probabilities a token. Training works on this number "
-            "directly, so a larger margin shows that training did what it does; whether answers got better is for the measures that begin "
-            "with “Answer”.",
+            "For each held-out question the model reads the context and is asked how likely it finds the preferred "
+            "response and the dis-preferred ones. The margin is the difference of their mean log-probabilities a "
+            "token. Training works on this number directly, so a larger margin shows that training did what it "
+            "does; whether answers got better is for the measures that begin with “Answer”.",
         ),
         _overlap(comparison, data),
         tag(
@@ -47,17 +43,17 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Html:
             tag("div", *panels, class_="panels"),
             tag(
                 "figcaption",
-                f"Left: the margin of {len(columns[0])} held-out pairs, {labels[0]} dashed. Right of zero the preferred response is the "
-                "likelier one. Then: how far each pair moved.",
+                f"Left: the margin of {len(columns[0])} held-out pairs, {labels[0]} dashed. Right of zero the "
+                "preferred response is the likelier one. Then: how far each pair moved.",
             ),
         ),
-        _worked_samples(comparison),
+        worked_samples(comparison),
     )
 
 
 def _overlap(comparison: Comparison, data: Path | None) -> Html:
     """Whether held-out questions share documents with the training data, where both folders are at hand."""
-    held_out = _held_out(comparison)
+    held_out = held_out_samples(comparison)
     if data is None or not held_out:
         return raw("")
     trained = {chunk.doc_id for sample in read_samples(data) for chunk in sample.chunks}
@@ -71,108 +67,18 @@ def _overlap(comparison: Comparison, data: Path | None) -> Html:
     )
 
 
-def _held_out(comparison: Comparison) -> list[PreferenceSample]:
-    """The held-out samples that were measured; empty where their folder is gone or has other contents now."""
-    result = comparison.runs[0].results.tasks["pairs"]
-    folder = Path(result.sources["data"])
-    if not (folder / "data").is_dir():
-        return []
-    measured = {row.id: row.prompt_hash for row in result.samples}
-    return [sample for sample in read_samples(folder) if measured.get(sample.id) == sample_hash(sample)]
-
-
-def _worked_samples(comparison: Comparison) -> Html:
-    first, second = (_by_id(run, "pairs", "margin") for run in comparison.runs[:2])
-    order = sorted(first, key=lambda sample_id: second[sample_id] - first[sample_id])
-    samples = {sample.id: sample for sample in _held_out(comparison)}
-    answers = [Shard(run.folder / PREDICTIONS_DIR / "pairs.jsonl").records for run in comparison.runs]
-    picked = {"fell most, or rose least": order[0], "is the median": order[len(order) // 2], "rose most": order[-1]}
-    shown = [
-        _worked_sample(comparison, samples[sample_id], [records[sample_id] for records in answers], which)
-        for which, sample_id in dict(zip(picked.values(), picked.items(), strict=True)).values()
-        if sample_id in samples and all(sample_id in records for records in answers)
-    ]
-    if not shown:
-        folder = comparison.runs[0].results.tasks["pairs"].sources["data"]
-        return tag("p", f"No questions are shown: {folder} or the predictions are not there any more.", class_="note")
-    return join(
-        tag("h3", "Three of the questions"),
-        tag(
-            "p",
-            f"Not chosen by hand: of all {len(order)}, those whose margin changed least, middling, and most.",
-        ),
-        *shown,
-    )
-
-
-def _worked_sample(
-    comparison: Comparison, sample: PreferenceSample, answers: Sequence[dict[str, Any]], which: str
-) -> Html:
-    stems = {part for answer in sample.answers for part in content_stems(answer)}
-    margins = [_by_id(run, "pairs", "margin")[sample.id] for run in comparison.runs]
-    entries = [
-        ("question", tag("dd", sample.question)),
-        ("reference", tag("dd", " / ".join(sample.answers))),
-        ("preferred", _response(sample.chosen)),
-        *(("dis-preferred", _response(response)) for response in sample.rejected),
-    ]
-    for run, answer in zip(comparison.runs, answers, strict=True):
-        ended = "ended by itself" if answer["ended"] else "cut at the length cap"
-        measures = f"reference words {100 * answer['word_share']:.0f} %, F1 {100 * answer['token_f1']:.0f} %, {ended}"
-        entries.append(
-            (f"{run.label} answers", tag("dd", answer["response"].strip(), tag("span", measures, class_="measures")))
-        )
-    moved = ", ".join(f"{run.label} {margin:+.2f}" for run, margin in zip(comparison.runs, margins, strict=True))
-    critical = sum(chunk.critical for chunk in sample.chunks)
-    return tag(
-        "div",
-        tag("p", f"The margin that {which}: {moved}.", class_="small"),
-        tag("dl", *(join(tag("dt", name), entry) for name, entry in entries)),
-        tag("p", f"The context, {len(sample.chunks)} chunks, {critical} of them critical (open):", class_="small"),
-        *(_chunk(chunk, stems) for chunk in sample.chunks),
-        class_="sample",
-    )
-
-
-def _response(response: Response) -> Html:
-    ended = "ended by itself" if response.ended else "cut at the length cap"
-    cached = ", from the shipped cache" if response.origin == "cache" else ""
-    measures = f"{response.strategy}; reference words {100 * response.word_share:.0f} %, {ended}{cached}"
-    return tag("dd", response.text.strip(), tag("span", measures, class_="measures"))
-
-
-def _chunk(chunk: ContextChunk, stems: set[str]) -> Html:
-    name = f"{chunk.doc_id}, chunk {chunk.index}{', critical' if chunk.critical else ''}, score {chunk.score:g}"
-    text = _mark_words(chunk.text.strip(), stems) if chunk.critical else chunk.text.strip()
-    body = join(tag("summary", name), tag("div", text, class_="chunk"))
-    return raw(f'<details class="critical" open>{body}</details>') if chunk.critical else tag("details", body)
-
-
-def _mark_words(text: str, stems: set[str]) -> Html:
-    """The text with the reference's content words marked."""
-    import re
-
-    parts = re.split(r"([^\W_]+)", text)
-    return join(
-        *(
-            tag("mark", part) if number % 2 and stem(part.lower()) in stems else part
-            for number, part in enumerate(parts)
-        )
-    )
-
-
 def niah_section(comparison: Comparison) -> Html:
     """Recall by haystack and length, and by depth and length, a panel a run."""
     settings = comparison.runs[0].results.tasks["niah"].settings
     haystacks, lengths = list(settings["haystacks"]), list(settings["lengths"])
+    num_needles = len(haystacks) * settings["num_samples"] * settings["num_values"]  # at each length
     columns = [f"{length:,}" for length in lengths]
     depths = [f"{low} to {min(high, 100)} %" for low, high in _DEPTH_BINS]
     by_haystack, by_depth = [], []
     for run in comparison.runs:
-        samples = run.results.tasks["niah"].samples
         cells: dict[tuple[str, int], list[float]] = {}
         needles: dict[tuple[int, int], list[float]] = {}
-        for sample in samples:
+        for sample in run.results.tasks["niah"].samples:
             cells.setdefault((sample.facts["haystack"], sample.facts["length"]), []).append(sample.scores["recall"])
             for depth, found in zip(sample.facts["depths"], sample.facts["found"], strict=True):
                 row = next(number for number, (low, high) in enumerate(_DEPTH_BINS) if low <= depth < high)
@@ -185,9 +91,9 @@ def niah_section(comparison: Comparison) -> Html:
         tag("h2", "Needles in a haystack: what the model finds"),
         tag(
             "p",
-            f"{settings['num_values']} seven-digit numbers are hidden under one name in a long text, and the model is asked for all of them. "
-            "Recall is the share it names. The noise haystack repeats five plain sentences; the others are real text. "
-            f"Each cell of the first row of figures stands for {settings['num_samples']} prompts.",
+            f"Each prompt hides {settings['num_values']} seven-digit numbers under one name in a long text, and asks for all of "
+            "them. Recall is the share that the response gives. The noise haystack repeats five plain sentences, the "
+            f"others are real text. A cell of the first figures stands for {settings['num_samples']} prompts.",
         ),
         tag(
             "figure",
@@ -197,7 +103,11 @@ def niah_section(comparison: Comparison) -> Html:
         tag(
             "figure",
             tag("div", *by_depth, class_="panels"),
-            tag("figcaption", "Recall in percent, by where in the text a number stood: 0 % is the beginning."),
+            tag(
+                "figcaption",
+                "Recall in percent, by where in the text a number stood: 0 % is the beginning. A cell stands for about "
+                f"{num_needles // len(_DEPTH_BINS)} numbers.",
+            ),
         ),
         _changes_table(comparison, "niah"),
     )
@@ -223,16 +133,18 @@ def perplexity_section(comparison: Comparison) -> Html:
         tag("h2", "Perplexity: whether the language model suffered"),
         tag(
             "p",
-            f"How surprised the model is by real text: {documents} documents, each read once, the same ones for every point. Training on "
-            "preferences should leave this alone; a rise means that something was forgotten. The lines often lie on one another, so the "
-            f"change from {labels[0]} to {labels[1]} is written at each point.",
+            f"How surprised the model is by real text: {documents} documents, each read once, the same ones for "
+            "every point. Training on preferences should leave this alone; a rise means that something was "
+            f"forgotten. The lines often lie on one another, so the change from {labels[0]} to {labels[1]} is "
+            "written at each point.",
         ),
         tag(
             "figure",
             tag("div", *panels, class_="panels"),
             tag(
                 "figcaption",
-                f"Left: over all tokens read so far. Right: over the later half, which has most to look back on. {labels[0]} is dashed.",
+                "Left: over all tokens read so far. Right: over the later half, which has most to look back on. "
+                f"{labels[0]} is dashed.",
             ),
         ),
         _changes_table(comparison, "ppl"),
@@ -249,7 +161,7 @@ def _changes_table(comparison: Comparison, task: TaskName) -> Html:
     for row in rows:
         numbers = [str(row.num_samples), *(row.metric.show(value.value) for value in row.values)]
         numbers += [f"{show_change(row, difference.change)}" for difference in row.differences]
-        body.append(tag("tr", tag("td", row.label), *(tag("td", text, class_="n") for text in numbers)))
+        body.append(tag("tr", tag("td", row.label), *(number_cell(text) for text in numbers)))
     table = tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
     return tag("details", tag("summary", f"all {len(rows)} points with their intervals"), table) if rows else raw("")
 
@@ -269,11 +181,13 @@ def data_section(folder: Path) -> Html:
         ("written by", f"{manifest['model']} ({manifest['model_fingerprint']}), engine {manifest['engine']}"),
         (
             "preferred responses",
-            f"{recipe['generation']['preferred']}, {_spread(stats['preferred_tokens'])} tokens, {_percent(stats['preferred_ended'])} ended",
+            f"{recipe['generation']['preferred']}, {_spread(stats['preferred_tokens'])} tokens, "
+            f"{_percent(stats['preferred_ended'])} ended",
         ),
         (
             "dis-preferred responses",
-            f"{stats['dispreferred_per_sample']} a sample, {_spread(stats['dispreferred_tokens'])} tokens, {_percent(stats['dispreferred_ended'])} ended",
+            f"{stats['dispreferred_per_sample']} per sample, {_spread(stats['dispreferred_tokens'])} tokens, "
+            f"{_percent(stats['dispreferred_ended'])} ended",
         ),
         (
             "reference words in them",
@@ -287,7 +201,7 @@ def data_section(folder: Path) -> Html:
         tag(
             "tr",
             tag("td", reason.replace("_", " ")),
-            tag("td", str(count), class_="n"),
+            number_cell(str(count)),
             tag("td", tag("span", "", class_="bar", style=f"width:{8 * count / most:.2f}rem")),
         )
         for reason, count in reasons.items()
@@ -297,7 +211,8 @@ def data_section(folder: Path) -> Html:
         tag("h2", "How the training data were built"),
         tag(
             "p",
-            f"{describe_build(stats).split('; not kept')[0].capitalize()}. The rest were not kept, for the reasons below.",
+            f"{describe_build(stats).split('; not kept')[0].capitalize()}. The rest were not kept, for the reasons "
+            "below.",
         ),
         tag(
             "div",
@@ -310,8 +225,8 @@ def data_section(folder: Path) -> Html:
         join(tag("h3", "Questions not kept"), table) if rejected else "",
         tag(
             "p",
-            "Where preferred responses end by themselves and dis-preferred ones do not, the model can learn to end its answers and nothing "
-            "else: compare the two shares above with “Answer: ended by itself”.",
+            "Where preferred responses end by themselves and dis-preferred ones do not, the model can learn to end "
+            "its answers and nothing else: compare the two shares above with “Answer: ended by itself”.",
             class_="note",
         ),
     )
@@ -347,21 +262,22 @@ def training_section(folder: Path) -> Html:
         tag("h2", "The training run"),
         tag(
             "p",
-            f"{steps[-1]} steps of {recipe['samples_per_step']} samples; beta {objective['beta']:g}, gamma {objective['gamma']:g}, "
-            f"weight of the SFT term {objective['sft_weight']:g}; LoRA rank {lora['rank']}, peak learning rate {optimizer['lr']:g}.",
+            f"{steps[-1]} steps of {recipe['samples_per_step']} samples; beta {objective['beta']:g}, gamma "
+            f"{objective['gamma']:g}, weight of the SFT term {objective['sft_weight']:g}; LoRA rank {lora['rank']}, "
+            f"peak learning rate {optimizer['lr']:g}.",
         ),
         tag(
             "figure",
             tag(
                 "div",
                 figures.step_curve("loss", steps, loss),
-                figures.step_curve("margin, nats a token", steps, margin),
+                figures.step_curve("margin, nats per token", steps, margin),
                 class_="panels",
             ),
             tag(
                 "figcaption",
-                "Each step sees other samples, so within the first pass the curve also follows which of them are hard. What changed is "
-                "better read off the held-out pairs above.",
+                "Each step sees other samples, so within the first pass the curve also follows which of them are "
+                "hard. What changed is better read off the held-out pairs above.",
             ),
         ),
     )
@@ -369,7 +285,3 @@ def training_section(folder: Path) -> Html:
 
 def _scores(run: Run, task: TaskName, key: str) -> list[float]:
     return [sample.scores[key] for sample in run.results.tasks[task].samples]
-
-
-def _by_id(run: Run, task: TaskName, key: str) -> dict[str, float]:
-    return {sample.id: sample.scores[key] for sample in run.results.tasks[task].samples}

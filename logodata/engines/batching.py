@@ -111,11 +111,11 @@ def share_prefixes(requests: Sequence[GenerationRequest], *, max_tokens: int, ma
     prefix = 0
     for request in sorted(requests, key=lambda request: (request.prompt_ids, request.id)):
         length, count = len(request.prompt_ids), len(members)
-        shared = min(prefix, length - 1, common_prefix(members[-1].prompt_ids, request.prompt_ids)) if members else 0
-        widest = max(length, *(len(member.prompt_ids) for member in members)) if members else length
+        shared = min(prefix, common_prefix(members[-1].prompt_ids, request.prompt_ids)) if members else 0
+        widest = max(len(member.prompt_ids) for member in (*members, request))
         fits = count < max_rows and (count + 1) * widest <= max_tokens
         # A group of n costs prefix + sum(length - prefix); with one more it costs shared + sum(length - shared).
-        if members and fits and 2 * shared >= length and count * shared > (count - 1) * prefix:
+        if fits and 2 * shared >= length and count * shared > (count - 1) * prefix:
             members.append(request)
             prefix = shared
         else:

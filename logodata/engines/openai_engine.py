@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -260,7 +261,7 @@ def _spread(requests: Sequence[GenerationRequest], num_servers: int) -> list[tup
     """
     ordered = sorted(requests, key=lambda request: request.prompt_ids)
     bounds = [len(ordered) * server // num_servers for server in range(num_servers + 1)]
-    stretches = [ordered[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    stretches = [ordered[start:end] for start, end in pairwise(bounds)]
     longest = max(len(stretch) for stretch in stretches)
     return [
         (server, stretch[turn])

@@ -40,7 +40,7 @@ def test_every_shipped_recipe_loads(recipe: Path) -> None:
 
     assert load_recipe(BuildRecipe, "build", recipe).model
     assert load_recipe(TrainRecipe, "train", recipe, ["data.path=somewhere"]).model
-    assert load_recipe(EvalRecipe, "eval", recipe).model
+    assert load_recipe(EvalRecipe, "eval", recipe, ["pairs.data=somewhere"]).model
 
 
 def test_recipe_faults_name_file_line_and_nearest_key(tmp_path: Path) -> None:

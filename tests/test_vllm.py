@@ -1,0 +1,163 @@
+"""The same requests through transformers, offline vLLM and a vLLM server give the same tokens (embedded model)."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+
+from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
+from logodata.engines.settings import EngineSettings, open_engine
+from logodata.engines.transformers_engine import TransformersEngine
+from logodata.models import load_model, load_tokenizer, resolve_model
+from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text, turn_end_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+pytestmark = pytest.mark.vllm
+
+MODEL = "embedded"
+SERVER_START_S = 240
+NEAR_TIE = 1e-3
+"""Logits this close may come out in either order: the engines sum in different orders."""
+
+SENTENCES = (
+    "The miller's youngest daughter carried the letters across the frozen river every Tuesday.",
+    "In the attic stood a clock that had not been wound since the flood of 1882.",
+    "Captain Orlov kept a grey parrot, which could say the names of seven harbours.",
+    "Nobody in the village knew why the bell rang at a quarter past four.",
+    "The schoolmaster had planted eleven apple trees, and nine of them bore fruit.",
+    "A tall woman in a green coat bought the old mill for six hundred crowns.",
+    "When the snow melted they found the brass key under the third step.",
+    "The doctor's horse was blind in one eye and afraid of bridges.",
+)
+QUESTIONS = ("Who kept a parrot?", "What was found under the step?", "How many apple trees were planted?")
+
+
+def make_requests() -> list[GenerationRequest]:
+    """Five prompts of about 300 tokens over two contexts, so that the prefix caches have something to share."""
+    tokenizer = load_tokenizer(MODEL)
+    template = PromptFormat(tokenizer, ANSWER_TEMPLATE)
+    sampling = Sampling(24, turn_end_ids(tokenizer))
+    requests = []
+    for context in range(2):
+        chunks = [encode_text(tokenizer, s) for s in random.Random(context).choices(SENTENCES, k=13 + context)]
+        for number, question in enumerate(QUESTIONS[: 3 - context]):
+            ids = template.encode(chunks, question=question).ids
+            requests.append(GenerationRequest(f"{context}-{number}", ids, sampling))
+    return requests
+
+
+def generate(engine: Engine, requests: Sequence[GenerationRequest]) -> dict[str, GenerationResult]:
+    return {result.id: result for result in engine.generate(requests)}
+
+
+def assert_same_tokens(
+    model: PreTrainedModel, expected: dict[str, GenerationResult], got: dict[str, GenerationResult]
+) -> None:
+    """Equal, but for what follows a near-tie of the two likeliest tokens under ``model``."""
+    assert expected.keys() == got.keys()
+    prompts = {request.id: request.prompt_ids for request in make_requests()}
+    for name, result in expected.items():
+        ours, theirs = ([*r.token_ids, *([-1] if r.finish_reason == "stop" else [])] for r in (result, got[name]))
+        if ours == theirs:
+            continue
+        same = next(n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1])
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*prompts[name], *ours[:same]]])).logits[0, -1].float()
+        top = logits.topk(2)
+        gap = float(top.values[0] - top.values[1])
+        assert gap < NEAR_TIE, f"{name} differs at token {same}, where the likeliest lead by {gap:.4f}"
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return load_model(MODEL)
+
+
+@pytest.fixture(scope="module")
+def expected(model: PreTrainedModel) -> dict[str, GenerationResult]:
+    return generate(TransformersEngine(model), make_requests())
+
+
+@pytest.fixture(scope="session")
+def vllm_server() -> Iterator[str]:
+    """Base URL of a vLLM server with the embedded model, float32, on a free port of the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # The `vllm` command of the CPU build fails; the module works.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", resolve_model(MODEL)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    # A group of its own: the server's workers must go with it.
+    server = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
+    try:
+        deadline = time.monotonic() + SERVER_START_S
+        while True:
+            assert server.poll() is None, f"the server ended with {server.returncode}"
+            assert time.monotonic() < deadline, "the server did not get ready"
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def test_server_gives_the_same_tokens(
+    model: PreTrainedModel, expected: dict[str, GenerationResult], vllm_server: str
+) -> None:
+    engine = open_engine(EngineSettings(kind="openai", base_urls=(vllm_server,)), MODEL)
+    assert engine.name.startswith("openai (vllm ")
+    assert_same_tokens(model, expected, generate(engine, make_requests()))
+
+
+def test_server_samples_by_seed_and_id(vllm_server: str) -> None:
+    engine = open_engine(EngineSettings(kind="openai", base_urls=(vllm_server,)), MODEL)
+    check_sampling(engine)
+
+
+def check_sampling(engine: Engine) -> None:
+    request = make_requests()[0]
+    hot = replace(request.sampling, temperature=1.5, max_new_tokens=12)
+    twins = [replace(request, id=name, sampling=hot) for name in ("a", "b")]
+    together, alone = generate(engine, twins), generate(engine, twins[:1])
+    assert together["a"] == alone["a"]
+    assert together["a"].token_ids != together["b"].token_ids
+
+
+def test_offline_gives_the_same_tokens(model: PreTrainedModel, expected: dict[str, GenerationResult]) -> None:
+    engine = open_engine(EngineSettings(kind="vllm", dtype="float32"), MODEL)
+    assert engine.name.startswith("vllm ")
+    assert_same_tokens(model, expected, generate(engine, make_requests()))
+    check_sampling(engine)
+    # Stopping early leaves nothing behind that would come out of the next call.
+    results = engine.generate([replace(request, id=f"first-{request.id}") for request in make_requests()])
+    next(results)
+    results.close()
+    assert generate(engine, make_requests()[:1]).keys() == {"0-0"}
+    engine.close()
