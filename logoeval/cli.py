@@ -164,15 +164,26 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise UserError("only one folder to compare", where=str(arguments.runs[0]), mend="give BEFORE and AFTER")
     if arguments.out.suffix != ".html":
         raise UserError("the report is an .html file", where=str(arguments.out), mend="give -o report.html")
+    from rich.table import Table
+    from rich.text import Text
+
     from logodata.common.console import console
-    from logoeval.compare import compare, markdown_table
+    from logoeval.compare import compare, show_change
     from logoeval.report import write_report
 
     comparison = compare(arguments.runs)
     write_report(comparison, arguments.out, data=arguments.data, run=arguments.run)
-    console.print(markdown_table(comparison), markup=False, soft_wrap=True)
-    console.print(
-        f"wrote {arguments.out}, {arguments.out.with_suffix('.md').name}, {arguments.out.with_suffix('.json').name}",
-        markup=False,
-        soft_wrap=True,
-    )
+    first, *others = (run.label for run in comparison.runs)
+    table = Table("measure", "n", first, box=None, pad_edge=False)
+    for label in others:
+        table.add_column(label)
+        table.add_column(f"{label} - {first} [95 %]")
+        table.add_column("verdict")
+    for row in comparison.rows:
+        if row.metric.headline and not row.slice:
+            cells = [row.label, str(row.num_samples), row.metric.show(row.values[0].value)]
+            for value, difference in zip(row.values[1:], row.differences, strict=True):
+                cells += [row.metric.show(value.value), show_change(row, difference.change), difference.verdict]
+            table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    console.print(f"wrote {arguments.out}, and .md and .json beside it", markup=False, soft_wrap=True)

@@ -93,11 +93,11 @@ def margin_histogram(labels: Sequence[str], margins: Sequence[Sequence[float]]) 
         return _svg(axes, f"Histogram of the reward margin for {_and(labels)}.")
 
 
-def change_histogram(label: str, changes: Sequence[float]) -> Html:
-    """Distribution of the change of the margin, pair by pair."""
+def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
+    """Distribution of the change of the margin of run ``number``, pair by pair."""
     with _panel(2.35) as axes:
         bins = np.histogram_bin_edges(np.append(changes, 0.0), bins=min(30, max(8, len(changes) // 4))).tolist()
-        axes.hist(changes, bins=bins, color=SERIES[1], alpha=0.55)
+        axes.hist(changes, bins=bins, color=series_style(number)["color"], alpha=0.55)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_title(label, pad=10)
         axes.set_xlabel("change of the margin of the same pair, nats")

@@ -99,7 +99,7 @@ def _summary(first: Run, other: Run, moves: Sequence[tuple[Row, Difference]]) ->
     phrases = {
         "better": "moved for the better",
         "worse": "moved for the worse",
-        "moved": "moved, neither better nor worse",
+        "moved": "moved where neither way is better",
         "no clear change": "show no clear change",
         "too few to tell": "have too few samples to tell",
     }
@@ -116,32 +116,25 @@ def _judged(row: Row, difference: Difference) -> str:
 
 
 def _table(comparison: Comparison, rows: Sequence[Row]) -> Html:
+    """The headline table; on a telephone each measure becomes a block, its numbers with their names before them."""
     first, *others = (run.label for run in comparison.runs)
-    head = [
-        tag("th", "measure"),
-        tag("th", "n", class_="n"),
-        *(tag("th", label, class_="n") for label in (first, *others)),
-    ]
+    names = ["n", first, *others]
+    head = [tag("th", "measure"), *(tag("th", name, class_="n") for name in names)]
     for label in others:
-        head += [
-            tag("th", "difference [95 %]" if len(others) == 1 else f"{label} - {first} [95 %]", class_="n"),
-            tag("th", "verdict"),
-        ]
+        change = "difference [95 %]" if len(others) == 1 else f"{label} - {first} [95 %]"
+        head += [tag("th", change, class_="n"), tag("th", "verdict")]
     body = []
     for row in rows:
         better = f" {row.metric.better.capitalize()} is better." if row.metric.better else ""
-        cells = [
-            tag("th", row.label, tag("span", row.metric.explanation + better, class_="hint"), scope="row"),
-            number_cell(str(row.num_samples)),
-            *(number_cell(row.metric.show(value.value)) for value in row.values),
-        ]
-        for difference in row.differences:
-            cells += [
-                number_cell(show_change(row, difference.change)),
-                tag("td", _verdict(row, difference), class_="verdict"),
-            ]
+        values = [str(row.num_samples), *(row.metric.show(value.value) for value in row.values)]
+        cells = [tag("th", row.label, tag("span", row.metric.explanation + better, class_="hint"), scope="row")]
+        cells += [number_cell(text, name) for name, text in zip(names, values, strict=True)]
+        for label, difference in zip(others, row.differences, strict=True):
+            cells.append(number_cell(show_change(row, difference.change), "change" if len(others) == 1 else label))
+            cells.append(tag("td", _verdict(row, difference), class_="verdict"))
         body.append(tag("tr", *cells))
-    return tag("div", tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body)), class_="scroll")
+    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="stacks")
+    return tag("div", table, class_="scroll" if len(others) == 1 else "scroll wide")
 
 
 def _verdict(row: Row, difference: Difference) -> Html:

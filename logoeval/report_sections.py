@@ -10,7 +10,6 @@ import numpy as np
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json
 from logodata.contract import read_manifest, read_samples
-from logodata.report import describe as describe_build
 from logoeval import figures
 from logoeval.compare import Comparison, Run, show_change
 from logoeval.markup import Html, join, number_cell, raw, tag
@@ -25,9 +24,9 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Html:
     columns = [_scores(run, "pairs", "margin") for run in comparison.runs]
     labels = [run.label for run in comparison.runs]
     panels = [figures.margin_histogram(labels, columns)]
-    for label, column in zip(labels[1:], columns[1:], strict=True):
+    for number, (label, column) in enumerate(zip(labels[1:], columns[1:], strict=True), 1):
         changes = [after - before for before, after in zip(columns[0], column, strict=True)]
-        panels.append(figures.change_histogram(f"{label} - {labels[0]}", changes))
+        panels.append(figures.change_histogram(f"{label} - {labels[0]}", changes, number))
     return join(
         tag("h2", "Held-out pairs: what the model would rather say"),
         tag(
@@ -91,9 +90,10 @@ def niah_section(comparison: Comparison) -> Html:
         tag("h2", "Needles in a haystack: what the model finds"),
         tag(
             "p",
-            f"Each prompt hides {settings['num_values']} seven-digit numbers under one name in a long text, and asks for all of "
-            "them. Recall is the share that the response gives. The noise haystack repeats five plain sentences, the "
-            f"others are real text. A cell of the first figures stands for {settings['num_samples']} prompts.",
+            f"Each prompt hides {settings['num_values']} seven-digit numbers under one name in a long text, and "
+            "asks for all of them. Recall is the share that the response gives. The noise haystack repeats five "
+            "plain sentences, the others are real text. A cell of the first figures stands for "
+            f"{settings['num_samples']} prompts.",
         ),
         tag(
             "figure",
@@ -144,7 +144,7 @@ def perplexity_section(comparison: Comparison) -> Html:
             tag(
                 "figcaption",
                 "Left: over all tokens read so far. Right: over the later half, which has most to look back on. "
-                f"{labels[0]} is dashed.",
+                f"Dashed: {labels[0]}.",
             ),
         ),
         _changes_table(comparison, "ppl"),
@@ -175,7 +175,8 @@ def data_section(folder: Path) -> Html:
     manifest, stats = read_manifest(folder), read_json(folder / "stats.json")
     reasons = stats["rejected_by_reason"]
     most = max(reasons.values(), default=1)
-    recipe = manifest["recipe"]
+    recipe, origins = manifest["recipe"], stats["kept_by_origin"]
+    origin = f"{origins.get('live', 0)} built live, {origins.get('cache', 0)} with responses from the shipped cache"
     facts = [
         ("source", manifest["source"]["path"]),
         ("written by", f"{manifest['model']} ({manifest['model_fingerprint']}), engine {manifest['engine']}"),
@@ -209,11 +210,7 @@ def data_section(folder: Path) -> Html:
     table = tag("div", tag("table", tag("tbody", *rejected)), class_="scroll")
     return join(
         tag("h2", "How the training data were built"),
-        tag(
-            "p",
-            f"{describe_build(stats).split('; not kept')[0].capitalize()}. The rest were not kept, for the reasons "
-            "below.",
-        ),
+        tag("p", f"{stats['kept']} of {stats['questions']} questions gave a sample: {origin}."),
         tag(
             "div",
             tag(

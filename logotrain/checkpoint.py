@@ -94,6 +94,7 @@ def export_adapter(model: PeftModel, folder: Path) -> None:
     try:
         # The vocabulary is never resized; "auto" would ask the hub about it.
         model.save_pretrained(str(scratch), save_embedding_layers=False)
+        (scratch / "README.md").unlink(missing_ok=True)  # PEFT's card: a form to fill in
         scratch.rename(folder)
     except OSError as error:
         raise UserError(
@@ -105,8 +106,11 @@ def _state(model: PeftModel, optimizer: Optimizer) -> dict[str, Any]:
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
+    # ignore_frozen_params alone lets the frozen head of a tied model through: 113 MB for the embedded one.
+    trained = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    weights = get_model_state_dict(model, options=_TRAINED_ONLY)
     return {
-        "model": get_model_state_dict(model, options=_TRAINED_ONLY),
+        "model": {name: value for name, value in weights.items() if name in trained},
         "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY),
         "rng": rng,
     }

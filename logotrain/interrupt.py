@@ -33,7 +33,7 @@ def stop_on_signal() -> Iterator[StopFlag]:
         if flag:
             raise KeyboardInterrupt
         flag.set()
-        note("stopping: a checkpoint is written first (once more to stop at once)")
+        note("stopping after this sample, to keep the steps done (once more to stop at once)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

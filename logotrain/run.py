@@ -21,6 +21,10 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
         UserError: recipe, data and model do not fit, or ``out`` belongs to other settings or other data.
     """
     with locked(out):
+        if not (out / "metrics.jsonl").exists():
+            # No step was finished: a recipe that was refused, or stopped early, may be mended in place.
+            for name in ("recipe.resolved.json", "inputs.json"):
+                (out / name).unlink(missing_ok=True)
         bind_settings(out, "recipe.resolved.json", recipe.model_dump(mode="json"))
         final = out / "final"
         if final.is_dir():

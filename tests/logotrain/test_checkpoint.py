@@ -22,10 +22,11 @@ from logotrain.recipe import LoraSettings
 def make_trainable(tiny_model: LlamaForCausalLM) -> Callable[[], tuple[PeftModel, AdamW]]:
     state = {name: value.clone() for name, value in tiny_model.state_dict().items()}
 
-    def make() -> tuple[PeftModel, AdamW]:
+    def make(tied: bool = False, train_embeddings: bool = False) -> tuple[PeftModel, AdamW]:
+        tiny_model.config.tie_word_embeddings = tied
         base = LlamaForCausalLM(tiny_model.config)
         base.load_state_dict(state)
-        model = add_adapters(base, LoraSettings(rank=2, alpha=4, train_embeddings=False), name="tiny")
+        model = add_adapters(base, LoraSettings(rank=2, alpha=4, train_embeddings=train_embeddings), name="tiny")
         return model, AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
 
     return make
@@ -55,10 +56,11 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.parametrize(("tied", "train_embeddings"), [(False, False), (False, True), (True, True)])
 def test_restored_run_goes_on_bit_for_bit(
-    make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path
+    make_trainable: Callable[..., tuple[PeftModel, AdamW]], tmp_path: Path, tied: bool, train_embeddings: bool
 ) -> None:
-    model, optimizer = make_trainable()
+    model, optimizer = make_trainable(tied, train_embeddings)
     for _ in range(2):
         advance(model, optimizer)
     checkpoint.save(tmp_path, 2, model, optimizer, keep=2)
@@ -66,14 +68,17 @@ def test_restored_run_goes_on_bit_for_bit(
     expected = trained(model)
 
     torch.manual_seed(12345)
-    other, other_optimizer = make_trainable()
+    other, other_optimizer = make_trainable(tied, train_embeddings)
     assert checkpoint.restore(tmp_path, other, other_optimizer) == 2
     advance(other, other_optimizer)
     assert_same(trained(other), expected)
 
 
-def test_holds_trained_weights_only(make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path) -> None:
-    model, optimizer = make_trainable()
+@pytest.mark.parametrize("tied", [False, True])
+def test_holds_trained_weights_only(
+    make_trainable: Callable[..., tuple[PeftModel, AdamW]], tmp_path: Path, tied: bool
+) -> None:
+    model, optimizer = make_trainable(tied)
     advance(model, optimizer)
     checkpoint.save(tmp_path, 1, model, optimizer, keep=2)
     keys = FileSystemReader(tmp_path / "step-1").read_metadata().state_dict_metadata

@@ -208,6 +208,7 @@ def test_final_loads_in_peft_and_gives_the_trained_models_logits(
         after = loaded(input_ids=ids).logits
         torch.testing.assert_close(after, trained[0](input_ids=ids).logits)
     assert (after - before).abs().max() > 0.01
+    assert {path.name for path in final.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     config = json.loads((final / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == recipe.model
     assert (config["r"], config["lora_alpha"], config["bias"], config["modules_to_save"]) == (4, 8, "none", None)
@@ -247,6 +248,12 @@ def test_other_settings_data_or_model_are_refused(
     make_build([make_sample(f"s{n}", responses=(2, 2)) for n in range(6)])
     with pytest.raises(UserError, match="started with data="):
         run(make_recipe(), out)
+
+
+def test_a_refused_recipe_can_be_mended_in_the_same_folder(make_recipe: Recipes, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no layer 'c_attn'"):
+        run(make_recipe(**{"lora.target_modules": ["c_attn"]}), tmp_path / "run")
+    assert run(make_recipe(), tmp_path / "run").is_dir()
 
 
 def test_warns_when_the_data_start_far_behind(

@@ -1,0 +1,87 @@
+"""What may be compared, and what the comparison says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from logodata.common.errors import UserError
+from logoeval.compare import compare, markdown_table
+from logoeval.records import read_results
+
+BEFORE = [0.0, 0.25, 0.5, 0.5, 0.75, 1.0, 0.25, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "niah"}, "task 'niah' is only in"),
+        ({"seed": 1}, "ppl: seed is 0 in one and 1 in the other"),
+        ({"engine": "vllm 0.32"}, "ppl: engine is 'fake 1' in one and 'vllm 0.32' in the other"),
+        ({"prompt_hash": "other"}, "ppl: sample 's0' has another prompt"),
+    ],
+)
+def test_runs_that_differ_are_refused(make_run: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compare([make_run("before", BEFORE), make_run("after", BEFORE, **changes)])
+
+
+def test_other_samples_are_refused(make_run: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="the runs hold other samples"):
+        compare([make_run("before", BEFORE), make_run("after", BEFORE[:-1])])
+
+
+def test_another_schema_version_is_refused(make_run: Callable[..., Path]) -> None:
+    folder = make_run("before", BEFORE)
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    (folder / "results.json").write_text(json.dumps({**content, "schema_version": 99}), encoding="utf-8")
+    with pytest.raises(UserError, match="schema version 99, this program reads 1"):
+        read_results(folder)
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        ([score + 0.1 for score in BEFORE], "rose"),
+        ([score - 0.1 for score in BEFORE], "fell"),
+        (BEFORE, "no clear change"),
+        ([score + (-1) ** number * 0.1 for number, score in enumerate(BEFORE)], "no clear change"),
+    ],
+)
+def test_verdicts(make_run: Callable[..., Path], after: list[float], verdict: str) -> None:
+    (row,) = compare([make_run("before", BEFORE), make_run("after", after, adapter="a1")]).rows
+    (difference,) = row.differences
+    assert difference.verdict == verdict
+    assert difference.change.value == pytest.approx(sum(after) / 8 - sum(BEFORE) / 8)
+    assert difference.change.low <= difference.change.value <= difference.change.high
+
+
+def test_five_samples_are_too_few(make_run: Callable[..., Path]) -> None:
+    after = [score + 0.1 for score in BEFORE]
+    verdicts = []
+    for count in (1, 5, 6):
+        runs = [make_run(f"before-{count}", BEFORE[:count]), make_run(f"after-{count}", after[:count])]
+        verdicts.append(compare(runs).rows[0].differences[0].verdict)
+    assert verdicts == ["too few to tell", "too few to tell", "rose"]
+
+
+def test_table_of_three_runs(make_run: Callable[..., Path]) -> None:
+    runs = [make_run("base", [0.5] * 8), make_run("sft", [0.5] * 8), make_run("logo", [0.75] * 8)]
+    assert markdown_table(compare(runs)).splitlines() == [
+        "| measure | n | base | sft | logo | sft - base [95 %] | verdict | logo - base [95 %] | verdict |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |",
+        "| Score | 8 | 50.0 % | 50.0 % | 75.0 % | +0.0 [+0.0, +0.0] points | no clear change "
+        "| +25.0 [+25.0, +25.0] points | rose |",
+    ]
+
+
+def test_folders_of_one_name_go_by_their_paths(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        make_run(f"{parent}/eval", BEFORE)
+    labels = [run.label for run in compare([tmp_path / "a" / "eval", tmp_path / "b" / "eval"]).runs]
+    assert labels == [str(tmp_path / "a" / "eval"), str(tmp_path / "b" / "eval")]

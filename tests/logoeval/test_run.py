@@ -1,0 +1,176 @@
+"""An evaluation from recipe to results.json: resumed, skipped, refused; and the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from logodata.common.errors import UserError
+from logoeval.cli import main
+from logoeval.recipe import EvalRecipe, NiahSettings, PairsSettings, PerplexitySettings
+from logoeval.records import Results, read_results
+from logoeval.run import evaluate
+from logoeval.session import Session
+
+from .conftest import FakeEngine
+
+TASKS = ("niah", "pairs", "ppl")
+
+
+@pytest.fixture
+def recipe(tiny_model_dir: Path, make_build: Callable[..., Path]) -> EvalRecipe:
+    return EvalRecipe(
+        model=str(tiny_model_dir),
+        niah=NiahSettings(lengths=(700,), num_samples=4, haystacks=("noise",), max_new_tokens=6),
+        pairs=PairsSettings(data=make_build(), max_new_tokens=6),
+        ppl=PerplexitySettings(lengths=(32, 64), num_documents=2),
+    )
+
+
+def comparable(results: Results) -> dict[str, Any]:
+    """Everything but when it was done and how long it took."""
+    content = results.model_dump()
+    for task in content["tasks"].values():
+        task["provenance"] = {key: value for key, value in task["provenance"].items() if key not in ("date", "seconds")}
+    return content
+
+
+def test_all_tasks_with_the_transformers_engine(recipe: EvalRecipe, tmp_path: Path) -> None:
+    results = evaluate(recipe, TASKS, tmp_path / "out")
+    assert read_results(tmp_path / "out") == results
+    assert set(results.tasks) == set(TASKS)
+    assert {task: len(result.samples) for task, result in results.tasks.items()} == {"niah": 4, "pairs": 6, "ppl": 2}
+    assert results.tasks["niah"].provenance.engine.startswith("transformers ")
+    assert results.tasks["ppl"].provenance.engine is None
+    assert results.tasks["pairs"].sources == {"data": str(recipe.pairs.data.resolve())}
+    for result in results.tasks.values():
+        assert all(row.low is not None and row.low <= row.value <= row.high for row in result.summary)
+        assert all(len(sample.prompt_hash) == 16 for sample in result.samples)
+
+
+@pytest.mark.parametrize("task", ["niah", "pairs"])
+def test_resumed_after_half_the_predictions(
+    recipe: EvalRecipe, tmp_path: Path, fake_answer: Any, monkeypatch: pytest.MonkeyPatch, task: Any
+) -> None:
+    whole, halved = FakeEngine(fake_answer), FakeEngine(fake_answer, limit=2)
+    monkeypatch.setattr(Session, "engine", property(lambda _: whole))
+    expected = evaluate(recipe, [task], tmp_path / "whole")
+    monkeypatch.setattr(Session, "engine", property(lambda _: halved))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(recipe, [task], tmp_path / "halved")
+    assert not (tmp_path / "halved" / "results.json").exists()
+    rest = FakeEngine(fake_answer)
+    monkeypatch.setattr(Session, "engine", property(lambda _: rest))
+    assert comparable(evaluate(recipe, [task], tmp_path / "halved")) == comparable(expected)
+    assert rest.answered == whole.answered - 2
+
+
+def test_tasks_accumulate_and_finished_ones_are_skipped(
+    recipe: EvalRecipe, tmp_path: Path, fake_answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(fake_answer)
+    monkeypatch.setattr(Session, "engine", property(lambda _: engine))
+    first = evaluate(recipe, ["niah"], tmp_path)
+    both = evaluate(recipe, ["niah", "ppl"], tmp_path)
+    assert both.tasks["niah"] == first.tasks["niah"]
+    assert engine.answered == 4
+
+
+def test_other_settings_or_another_model_are_refused(recipe: EvalRecipe, tmp_path: Path) -> None:
+    evaluate(recipe, ["ppl"], tmp_path)
+    other = recipe.model_copy(update={"ppl": PerplexitySettings(lengths=(32, 128), num_documents=2)})
+    with pytest.raises(UserError, match=r"started with lengths=\[32, 64\], now it is \[32, 128\]"):
+        evaluate(other, ["ppl"], tmp_path)
+    with pytest.raises(UserError, match="model"):
+        evaluate(recipe.model_copy(update={"model": "embedded"}), ["niah"], tmp_path)
+    # The machine that generates is not a setting of perplexity.
+    evaluate(
+        recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"max_batch_rows": 1})}), ["ppl"], tmp_path
+    )
+
+
+def test_a_run_refused_at_its_start_binds_nothing(recipe: EvalRecipe, tmp_path: Path) -> None:
+    too_long = recipe.model_copy(update={"ppl": PerplexitySettings(lengths=(4096,))})
+    with pytest.raises(UserError, match="needs 4096 positions, the model has 2048"):
+        evaluate(too_long, ["ppl"], tmp_path)
+    evaluate(recipe, ["ppl"], tmp_path)
+
+
+def write_recipe(path: Path, model: Path) -> Path:
+    import yaml
+
+    section = {"ppl": {"lengths": [16, 32], "num_documents": 2}, "niah": {"lengths": [700], "num_samples": 1}}
+    path.write_text(yaml.safe_dump({"model": str(model), "eval": section}), encoding="utf-8")
+    return path
+
+
+def test_command_line(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", tiny_model_dir)
+    out = str(tmp_path / "out")
+    # Overrides may stand before or after the options; one task drops the recipe's others.
+    assert main(["ppl", "ppl.num_documents=1", "--recipe", str(recipe), "-o", out, "ppl.lengths=[8, 24]"]) == 0
+    assert "Perplexity, first 24 tokens" in capsys.readouterr().out
+    result = read_results(Path(out))
+    assert list(result.tasks) == ["ppl"]
+    assert result.tasks["ppl"].settings["lengths"] == [8, 24]
+    assert main(["ppl", "--model", str(tiny_model_dir), "--dry-run"]) == 0
+    assert "num_documents: 8" in capsys.readouterr().out
+    assert main(["run", str(recipe), "niah=null", "ppl.num_documents=1", "ppl.lengths=[8,24]", "-o", out]) == 0
+    assert "finished already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ppl", "-o", "x"], "'model' is missing"),
+        (["pairs", "--model", "MODEL", "-o", "x"], "'pairs.data' is missing"),
+        (["niah", "--model", "MODEL"], "no folder for the results"),
+        (["niah", "--model", "MODEL", "niah.lenghts=[1]", "-o", "x"], "did you mean 'lengths'?"),
+        (["ppl", "--model", "MODEL", "--adapter", "nowhere", "-o", "x"], "holds no adapter"),
+        (["ppl", "--model", "MODEL", "ppl.text=nowhere", "-o", "x"], "no .txt file here"),
+        (["run", "nowhere.yaml", "-o", "x"], "no such recipe"),
+        (["compare", "x", "-o", "r.html"], "only one folder"),
+        (["compare", "x", "y", "-o", "r.pdf"], "give -o report.html"),
+        (["compare", "x", "y", "-o", "r.html"], "holds no results"),
+    ],
+)
+def test_user_errors_are_one_line(
+    arguments: list[str],
+    message: str,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([str(tiny_model_dir) if text == "MODEL" else text for text in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_finished_run_loads_no_torch(tiny_model_dir: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", tiny_model_dir)
+    arguments = ["ppl", "--recipe", str(recipe), "-o", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    code = (
+        "import sys; from logoeval.cli import main; status = main(sys.argv[1:]); "
+        "print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)), status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[] 0"
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+
+
+def test_predictions_are_whole_lines(recipe: EvalRecipe, tmp_path: Path) -> None:
+    evaluate(recipe, ["pairs"], tmp_path)
+    for name in ("pairs.jsonl", "pairs_logprobs.jsonl"):
+        records = [json.loads(line) for line in (tmp_path / "predictions" / name).open(encoding="utf-8")]
+        assert sorted(record["id"] for record in records) == [f"q{number}" for number in range(6)]

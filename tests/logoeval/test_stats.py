@@ -1,0 +1,87 @@
+"""Bootstrap intervals against hand-made cases and a known distribution."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from logoeval.stats import estimate_difference, estimate_mean
+
+
+def names(count: int) -> list[str]:
+    return [f"s{number}" for number in range(count)]
+
+
+def test_one_cluster_has_no_interval() -> None:
+    assert estimate_mean([0.25], names(1)).interval is None
+    found = estimate_mean([0.0, 1.0], ["a", "a"])
+    assert (found.value, found.interval, found.num_samples, found.num_clusters) == (0.5, None, 2, 1)
+
+
+def test_two_samples_by_hand() -> None:
+    # Resampled means are 0, 1/2 and 1 with probabilities 1/4, 1/2, 1/4: the 2.5 % and 97.5 % points are 0 and 1.
+    found = estimate_mean([0.0, 1.0], names(2))
+    assert found.value == 0.5
+    assert found.interval == (0.0, 1.0)
+
+
+def test_ten_samples_against_the_binomial_distribution() -> None:
+    # A resample of five ones and five zeros sums to Binomial(10, 1/2): P(X <= 1) = 0.0107, P(X <= 2) = 0.0547.
+    found = estimate_mean([0.0, 1.0] * 5, names(10))
+    assert found.interval == (0.2, 0.8)
+
+
+def test_equal_differences_have_no_width() -> None:
+    before = np.random.default_rng(0).normal(size=20)
+    found = estimate_difference(before, before + 0.25, names(20))
+    assert found.value == pytest.approx(0.25)
+    assert found.interval == pytest.approx((0.25, 0.25))
+
+
+def test_pairing_removes_what_samples_share() -> None:
+    rng = np.random.default_rng(1)
+    before = rng.normal(scale=10, size=50)
+    after = before + rng.normal(loc=0.1, scale=0.1, size=50)
+    low, high = estimate_difference(before, after, names(50)).interval or (0.0, 0.0)
+    assert 0.0 < low < 0.1 < high < 0.2
+
+
+def test_difference_of_perplexities_is_a_difference_of_exponentials() -> None:
+    found = estimate_difference([1.0, 3.0], [1.5, 3.5], names(2), transform=np.exp)
+    assert found.value == pytest.approx(np.exp(2.5) - np.exp(2.0))
+    assert found.interval == pytest.approx((np.exp(1.5) - np.exp(1.0), np.exp(3.5) - np.exp(3.0)))
+
+
+def test_repeating_samples_within_their_cluster_adds_no_certainty() -> None:
+    values = np.random.default_rng(2).normal(size=12)
+    once = estimate_mean(values, names(12))
+    many = estimate_mean(np.repeat(values, 10), [name for name in names(12) for _ in range(10)])
+    assert many.interval == pytest.approx(once.interval)
+    assert many.num_samples == 120
+
+
+def test_clusters_of_unequal_size_are_weighted_by_their_samples() -> None:
+    # Drawing a twice gives 0, b twice 1, one of each 3/4 (three samples of b, one of a).
+    found = estimate_mean([0.0, 1.0, 1.0, 1.0], ["a", "b", "b", "b"])
+    assert found.value == 0.75
+    assert found.interval == (0.0, 1.0)
+
+
+def test_deterministic_by_seed() -> None:
+    values = np.random.default_rng(3).normal(size=40)
+    assert estimate_mean(values, names(40)) == estimate_mean(values, names(40))
+    assert estimate_mean(values, names(40), seed=1) != estimate_mean(values, names(40), seed=2)
+
+
+def test_coverage_of_a_known_mean() -> None:
+    rng = np.random.default_rng(4)
+    hits = 0
+    for _ in range(200):
+        low, high = estimate_mean(rng.normal(size=40), names(40)).interval or (0.0, 0.0)
+        hits += low <= 0 <= high
+    assert 0.90 <= hits / 200 <= 0.98
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="2 values for 3"):
+        estimate_mean([1.0, 2.0], names(3))
