@@ -229,7 +229,7 @@ def _write(
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "prompt_fingerprints": {
             "answer": planner.answer_format.fingerprint,
-            "guided": planner.guided_format.fingerprint,
+            "guided": [form.fingerprint for form in planner.guided_formats],
         },
         "engine": engine.name if engine else "none: every response was there already",
         "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},

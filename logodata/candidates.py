@@ -19,7 +19,7 @@ from logodata.contexts import Contexts, draw_contexts
 from logodata.contract import Chunk, Document, Question
 from logodata.engines import GenerationRequest, Sampling
 from logodata.evaluators import Evaluator
-from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATE, Prompt, PromptFormat, turn_end_ids
+from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, Prompt, PromptFormat, turn_end_ids
 from logodata.recipe import BuildRecipe, GenerationSettings
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Planner:
     def __init__(self, recipe: BuildRecipe, tokenizer: PreTrainedTokenizerBase, window: int) -> None:
         self._recipe, self._tokenizer, self._window = recipe, tokenizer, window
         self.answer_format = PromptFormat(tokenizer, ANSWER_TEMPLATE)
-        self.guided_format = PromptFormat(tokenizer, GUIDED_TEMPLATE)
+        self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer)
 
     def pools(self, documents: Sequence[Document]) -> Iterator[Pool]:
@@ -136,16 +136,16 @@ class Planner:
             chunks = [pool.chunks[i][1].token_ids for i in indices]
             return form.encode(chunks, question=question.question, reference=question.answers[0])
 
-        preferred_prompt = prompt(
-            contexts.critical, self.guided_format if recipe.generation.preferred == "guided" else self.answer_format
-        )
+        guided = recipe.generation.preferred == "guided"
+        wordings = self.guided_formats[: recipe.generation.num_candidates] if guided else (self.answer_format,)
+        preferred = [prompt(contexts.critical, form) for form in wordings]
         training = prompt(contexts.training, self.answer_format)
         strategies = {"irrelevant": contexts.irrelevant}
         strategies |= {
             f"mixed-{r:g}": indices for r, indices in zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
         }
         prompts = {name: prompt(indices, self.answer_format) for name, indices in strategies.items()}
-        longest = max(len(p.ids) for p in (preferred_prompt, training, *prompts.values()))
+        longest = max(len(p.ids) for p in (*preferred, training, *prompts.values()))
         if longest + recipe.generation.max_new_tokens > self._window:
             new = recipe.generation.max_new_tokens
             detail = f"{longest} prompt tokens and {new} new ones exceed the window of {self._window}"
@@ -157,16 +157,17 @@ class Planner:
             scores=scores,
             contexts=contexts,
             prompt=training,
-            preferred=self._preferred_requests(question.id, preferred_prompt),
+            preferred=self._preferred_requests(question.id, preferred),
             rejected={name: self._request(f"{question.id}/{name}", p, greedy=True) for name, p in prompts.items()},
         )
 
-    def _preferred_requests(self, question_id: str, prompt: Prompt) -> tuple[GenerationRequest, ...]:
+    def _preferred_requests(self, question_id: str, prompts: Sequence[Prompt]) -> tuple[GenerationRequest, ...]:
+        """Each wording greedily, then sampled ones in turn."""
         settings: GenerationSettings = self._recipe.generation
         if settings.preferred == "reference":
             return ()
         return tuple(
-            self._request(f"{question_id}/{settings.preferred}-{n}", prompt, greedy=n == 0)
+            self._request(f"{question_id}/{settings.preferred}-{n}", prompts[n % len(prompts)], greedy=n < len(prompts))
             for n in range(settings.num_candidates)
         )
 

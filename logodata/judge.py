@@ -22,6 +22,7 @@ Reason = Literal[
     "preferred_not_ended",
     "preferred_wrong",
     "preferred_leaks_hint",
+    "preferred_is_bare_reference",
     "preferred_repeats_itself",
     "rejected_empty",
     "rejected_right",
@@ -92,6 +93,12 @@ def repetition(text: str) -> float:
     return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
 
 
+def _only_repeats(text: str, answers: Sequence[str]) -> bool:
+    """Whether a response adds fewer than two words to a reference: not the model's own words, and unlikely under it."""
+    said = Counter(words(text))
+    return any((said - Counter(words(answer)) - Counter(("a", "an", "the"))).total() < 2 for answer in answers)
+
+
 def preferred_fault(
     candidate: JudgedText, answers: Sequence[str], settings: JudgeSettings, *, guided: bool
 ) -> Reason | None:
@@ -107,6 +114,8 @@ def preferred_fault(
         return "preferred_wrong"
     if settings.require_ended and not candidate.ended:
         return "preferred_not_ended"
+    if guided and _only_repeats(candidate.text, answers):
+        return "preferred_is_bare_reference"
     if repetition(candidate.text) > settings.max_repetition:
         return "preferred_repeats_itself"
     return None

@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Paper section 3.2: question and context make the prompt. Its appendix prints no instruction; this one is ours.
-ANSWER_TEMPLATE = (
-    "Read the text below and answer the question that follows it.\n\n"
-    "{context}\nQuestion: {question}\nAnswer in one short sentence."
-)
+_QUESTION = "Read the text below and answer the question that follows it.\n\n{context}\nQuestion: {question}\n"
+ANSWER_TEMPLATE = _QUESTION + "Answer in one short sentence."
 
-# The preferred answer in the model's own words. Of six wordings tried on 30 questions this one and "using these words"
-# gave most right, ended, hint-free greedy answers with the embedded model (17); "The answer is: ..., say it as one
-# sentence" gave 4.
-GUIDED_TEMPLATE = ANSWER_TEMPLATE + " Correct answer: {reference}."
+# The preferred answer in the model's own words, in wordings that begin alike (one prefill serves all). Measured on 60
+# questions with the embedded model, greedy: right, ended, more than the bare reference and without traces of the hint
+# were 18, 12, 13 and 16 of their answers, and 28 questions had one such answer at least.
+GUIDED_TEMPLATES = (
+    _QUESTION + "Answer in one short sentence. Correct answer: {reference}.",
+    _QUESTION + "Answer in one full sentence that says: {reference}.",
+    _QUESTION + "Answer in one full sentence. Correct answer: {reference}.",
+    _QUESTION + "Answer in one short sentence, using these words: {reference}.",
+)
 
 CHUNK_SEPARATOR = "\n"
 """Follows each chunk in a context, so that chunks which were not neighbours do not run into one another's words."""

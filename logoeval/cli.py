@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logodata import __version__
+from logodata.common.arguments import parse_arguments
 from logodata.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ _TASKS = {
     "pairs": "held-out preference pairs: reward margin, and the model's own answers",
     "ppl": "perplexity of long texts by the number of tokens read",
 }
+
+_EXAMPLE = {"niah": "niah.num_samples=10", "pairs": "pairs.max_samples=16", "ppl": "ppl.lengths=[1024,2048]"}
 
 _EXAMPLES = """\
 examples:
@@ -33,13 +36,7 @@ Tasks accumulate in one folder. The same command continues one that was interrup
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 the input is at fault, 130 interrupted)."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    # argparse takes positionals from one place only; overrides may also stand after the options.
-    if any("=" not in text or text.startswith("-") for text in rest) or (rest and "overrides" not in arguments):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        arguments.overrides += rest
+    arguments = parse_arguments(_parser(), argv)
     return run_command("logoeval", lambda: arguments.command(arguments))
 
 
@@ -54,13 +51,16 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for task, text in _TASKS.items():
         command = commands.add_parser(task, help=text, description=text[0].upper() + text[1:] + ".")
-        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"recipe fields, e.g. {task}.seed=1")
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"recipe fields, e.g. {_EXAMPLE[task]}")
         command.add_argument("--recipe", type=Path, help="recipe (default: recipes/embedded.yaml for --model embedded)")
+        if task == "pairs":
+            command.add_argument("--data", help="folder of held-out pairs; same as pairs.data=DIR")
         _add_common(command)
-        command.set_defaults(command=_evaluate, tasks=(task,))
+        command.set_defaults(command=_evaluate, tasks=(task,), data=None)
     run = commands.add_parser("run", help="all tasks of a recipe", description="Run all tasks of a recipe.")
     run.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe.yaml")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe fields to override, e.g. niah=null")
+    run.add_argument("--data", help="folder of held-out pairs; same as pairs.data=DIR")
     _add_common(run)
     run.set_defaults(command=_evaluate, tasks=None)
 
@@ -80,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="model folder, hub name or 'embedded'; same as model=NAME")
     command.add_argument("--adapter", help="folder of a LoRA adapter, such as RUN/final; same as adapter=DIR")
-    command.add_argument("--data", help="folder of held-out pairs; same as pairs.data=DIR")
     command.add_argument("-o", "--out", type=Path, help="folder of the results")
     command.add_argument("--dry-run", action="store_true", help="print the resolved recipe, touch nothing")
     command.add_argument("--schema", action="store_true", help="print the recipe section's JSON schema")

@@ -92,7 +92,7 @@ def documents(
     short = 0
     for name, text in _grouped(settings, tokenizer, length):
         ids = [*first, *encode_text(tokenizer, text)]
-        if len(ids) <= 0:
+        if len(ids) < length:
             short += 1
         elif len(found) < settings.num_documents:
             found[name] = ids[:length]

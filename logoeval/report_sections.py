@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Html:
             "token. Training works on this number directly, so a larger margin shows that training did what it "
             "does; whether answers got better is for the measures that begin with “Answer”.",
         ),
+        tag("p", _origin(comparison)),
         _overlap(comparison, data),
         tag(
             "figure",
@@ -48,6 +50,12 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Html:
         ),
         worked_samples(comparison),
     )
+
+
+def _origin(comparison: Comparison) -> str:
+    origins = Counter(row.facts["origin"] for row in comparison.runs[0].results.tasks["pairs"].samples)
+    live, cached = origins["live"], origins["cache"]
+    return f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from the shipped cache."
 
 
 def _overlap(comparison: Comparison, data: Path | None) -> Html:

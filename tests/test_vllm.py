@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -35,7 +36,7 @@ pytestmark = [
 ]
 
 MODEL = "embedded"
-SERVER_START_S = 240
+SERVER_START_S = 420  # 45 s on an idle machine, two minutes and more on a busy one
 NEAR_TIE = 1e-3
 """Logits this close may come out in either order: the engines sum in different orders."""
 
@@ -123,7 +124,8 @@ def vllm_server() -> Iterator[str]:
             time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
+            os.killpg(server.pid, signal.SIGTERM)
         try:
             server.wait(timeout=30)
         except subprocess.TimeoutExpired:

@@ -42,7 +42,9 @@ def test_token_f1_by_hand() -> None:
         (JudgedText(RIGHT.text, ended=False), True, "preferred_not_ended"),
         (JudgedText("The answer is hair of forty grey mares.", True), True, "preferred_leaks_hint"),
         (JudgedText("The answer is hair of forty grey mares.", True), False, None),
-        (JudgedText("Hair of forty grey mares. " * 6, True), True, "preferred_repeats_itself"),
+        (JudgedText("It was hair of forty grey mares. " * 6, True), True, "preferred_repeats_itself"),
+        (JudgedText("The hair of forty grey mares.", True), True, "preferred_is_bare_reference"),
+        (JudgedText("The hair of forty grey mares.", True), False, None),
     ],
 )
 def test_preferred(candidate: JudgedText, guided: bool, fault: str | None) -> None:

@@ -61,27 +61,31 @@ def write_build(folder: Path, tokenizer: Any, *, count: int = 6, text: str = "Th
     samples = []
     for number in range(count):
         body = encode_text(tokenizer, f"{text}Number {number}.")
-        chunk = ContextChunk(
-            doc_id=f"{name}-doc-{number // 2}",
-            index=0,
-            start=0,
-            end=len(text),
-            token_start=1,
-            token_end=1 + len(body),
-            score=2.0,
-            critical=True,
-            text=text,
-        )
+        half = 1 + len(body) // 2
+        chunks = [
+            ContextChunk(
+                doc_id=f"{name}-doc-{number // 2}",
+                index=index,
+                start=0,
+                end=len(text),
+                token_start=start,
+                token_end=end,
+                score=2.0 - index,
+                critical=index == 0,
+                text=text,
+            )
+            for index, (start, end) in enumerate([(1, half), (half, 1 + len(body))])
+        ]
         samples.append(
             PreferenceSample(
                 id=f"q{number}",
                 doc_id=f"{name}-doc-{number // 2}",
                 question_id=f"q{number}",
                 kind="single_detail",
-                question="Where was it?",
+                question="Where was <em>it</em>?",
                 answers=["the bridge"],
                 prompt_ids=[1, *body, 2],
-                chunks=[chunk],
+                chunks=chunks,
                 chosen=response("guided", f"It was bridge {number}.", True),
                 rejected=[
                     response("irrelevant", "The text does not say", False),
