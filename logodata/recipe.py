@@ -22,13 +22,13 @@ class GenerationSettings(RecipeModel):
     """Where responses come from and how they are decoded."""
 
     preferred: PreferredSource = "model"
-    """``model``: the model's greedy answer from the critical chunks (paper). ``best_of_n``: that one, then sampled ones;
-    the first that the judge finds right. ``guided``: the model says the reference in its own words, from critical
+    """``model``: the model's greedy answer from the critical chunks (paper). ``best_of_n``: that one, then sampled
+    ones; the first that the judge finds right. ``guided``: the model says the reference in its own words, from critical
     chunks, question and reference. ``reference``: the reference itself, which a model that would never say it that way
     learns badly."""
     num_candidates: int = Field(default=1, gt=0)
-    """Preferred responses to try, for ``best_of_n`` and ``guided``. ``best_of_n``: the first is greedy. ``guided``: each
-    of four wordings of the hint is decoded greedily, then sampled."""
+    """Preferred responses to try, for ``best_of_n`` and ``guided``. ``best_of_n``: the first is greedy. ``guided``:
+    each of four wordings of the hint is decoded greedily, then sampled."""
     temperature: float = Field(default=0.7, gt=0)
     """For the sampled candidates."""
     top_p: float = Field(default=0.95, gt=0, le=1)

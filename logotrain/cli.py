@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logodata import __version__
+from logodata.common.arguments import parse_arguments
 from logodata.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -25,14 +26,8 @@ The same command continues a run that was stopped. RUN/final is an adapter for P
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 the input is at fault, 130 interrupted)."""
-    parser = _parser()
-    arguments, late = parser.parse_known_args(argv)
-    # argparse takes positional arguments in one run only; overrides may also follow the options.
-    unknown = [text for text in late if text.startswith("-")]
-    if unknown:
-        parser.error(f"unknown option {unknown[0]}")
-    arguments.settings += late
-    return run_command("logotrain", lambda: _run(arguments))
+    arguments = parse_arguments(_parser(), argv)
+    return run_command("logotrain", lambda: arguments.command(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument(
-        "settings", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides, e.g. optimizer.lr=1e-5"
+        "overrides", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides, e.g. optimizer.lr=1e-5"
     )
     run.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run: checkpoints, metrics, final/")
     run.add_argument("--model", metavar="NAME", help="model folder, hub name or 'embedded'; same as model=NAME")
@@ -60,7 +55,25 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--schema", action="store_true", help="print the recipe section's JSON schema, with every field's description"
     )
+    run.set_defaults(command=_run)
+
+    merge = commands.add_parser(
+        "merge",
+        help="write the model with an adapter merged into its weights",
+        description="Merge an adapter into its model and write a plain Hugging Face folder, tokenizer included.",
+    )
+    merge.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of the adapter, such as RUN/final")
+    merge.add_argument("--model", required=True, metavar="NAME", help="the model that the adapter was trained on")
+    merge.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
+    merge.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
+    merge.set_defaults(command=_merge)
     return parser
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from logotrain.merge import merge
+
+    print(merge(arguments.model, arguments.adapter, arguments.output, arguments.dtype))
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -71,8 +84,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.schema:
         print(recipe_schema(TrainRecipe))
         return
-    files = [text for text in arguments.settings if "=" not in text]
-    overrides = [text for text in arguments.settings if "=" in text]
+    files = [text for text in arguments.overrides if "=" not in text]
+    overrides = [text for text in arguments.overrides if "=" in text]
     for key, value in (("model", arguments.model), ("data.path", arguments.data)):
         if value is not None:
             overrides.append(f"{key}={json.dumps(value)}")

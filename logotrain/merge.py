@@ -1,0 +1,36 @@
+"""An adapter becomes part of its model: a plain folder for tools that know no adapters."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from logodata.common.errors import UserError
+from logodata.models import DType, load_model, resolve_model
+
+
+def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
+    """Write ``model`` with ``adapter`` merged, and its tokenizer, to ``out``; complete or not at all.
+
+    The sum is taken in float32 and then rounded to ``dtype``.
+
+    Raises:
+        UserError: model or adapter cannot be loaded or do not belong together, or ``out`` exists or cannot be written.
+    """
+    if out.exists():
+        raise UserError("exists already", where=str(out), mend="choose another -o")
+    merged = load_model(model, adapter=adapter, dtype="float32")
+    scratch = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        merged.to(getattr(torch, dtype)).save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(resolve_model(model)).save_pretrained(scratch)
+        scratch.rename(out)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the model: {error}", where=str(out), mend="free space, then run it again"
+        ) from error
+    return out
