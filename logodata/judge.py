@@ -31,7 +31,14 @@ Reason = Literal[
 """Why a pair is not kept."""
 
 # Phrases by which a model shows that it was told the answer; they would be learned.
-_HINT_PHRASES = ("the answer is", "correct answer", "answer to the question", "short sentence", "the question is")
+_HINT_PHRASES = (
+    "the answer is",
+    "correct answer",
+    "answer to the question",
+    "answer to this question",
+    "short sentence",
+    "the question is",
+)
 
 
 class JudgeSettings(RecipeModel):

@@ -1,22 +1,31 @@
-"""Every response of a build, by what was asked: the log that makes a build resumable, and the format of a shipped
-cache.
+"""Responses of a build: on disk by what was asked, generated where they are missing, judged.
 
-A response is filed under the hash of model, prompt and sampling settings, so it can only ever be found by the request
-that would produce it again.
+The log makes a build resumable and is the format of a shipped cache: a response is filed under the hash of model,
+prompt and sampling settings, so it can only ever be found by the request that would produce it again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from logodata.candidates import Candidate
+from logodata.common.console import Tracker
 from logodata.common.errors import UserError
 from logodata.common.shards import Shard
-from logodata.contract import ResponseOrigin
-from logodata.engines import GenerationRequest, GenerationResult
+from logodata.contract import Response, ResponseOrigin
+from logodata.engines import Engine, GenerationRequest, GenerationResult
+from logodata.engines.settings import open_engine
+from logodata.judge import JudgedText, Reason, preferred_fault, rejected_fault, token_f1, word_share
+from logodata.prompts import decode_text, encode_text
+from logodata.recipe import BuildRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def request_key(request: GenerationRequest, model: str) -> str:
@@ -60,6 +69,92 @@ class ResponseLog:
             "finish_reason": result.finish_reason,
         }
         self._own.append(record)
+
+
+class Responses:
+    """Responses of a build: generated where they are missing, then judged.
+
+    Args:
+        recipe: names engine and judge.
+        log: what was generated before; new responses go there at once.
+        tokenizer: turns tokens into the text that is judged.
+        turn_end: the token that an ended response is trained with.
+    """
+
+    def __init__(
+        self, recipe: BuildRecipe, log: ResponseLog, tokenizer: PreTrainedTokenizerBase, turn_end: int
+    ) -> None:
+        self._recipe, self._log, self._tokenizer, self._turn_end = recipe, log, tokenizer, turn_end
+        self._engine: Engine | None = None
+        self._num_generated = 0
+
+    @property
+    def engine_name(self) -> str:
+        """What generated, for the manifest."""
+        return self._engine.name if self._engine else "none: every response was there already"
+
+    def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
+        """Have the engine answer the requests that the log does not answer; the engine is opened for the first."""
+        missing = {request.id: request for request in requests if self._log.get(request) is None}
+        if not missing:
+            return
+        if self._engine is None:
+            self._engine = open_engine(self._recipe.engine, self._recipe.model)
+        for result in self._engine.generate(list(missing.values())):
+            self._log.add(missing[result.id], result)
+            self._num_generated += 1
+            tracker.advance(0, responses=self._num_generated)
+
+    def choose(self, plan: Candidate) -> Response | Reason:
+        """The first response that can be preferred, or what is wrong with the first of all."""
+        faults = []
+        for response in self.preferred(plan):
+            judged = JudgedText(response.text, response.ended)
+            guided = self._recipe.generation.preferred == "guided"
+            fault = preferred_fault(judged, plan.question.answers, self._recipe.judge, guided=guided)
+            if fault is None:
+                return response
+            faults.append(fault)
+        return faults[0]
+
+    def preferred(self, plan: Candidate) -> list[Response]:
+        """All candidates for the preferred response."""
+        strategy = self._recipe.generation.preferred
+        if strategy == "reference":
+            reference = plan.question.answers[0]
+            ids = tuple(encode_text(self._tokenizer, reference))
+            return [self._response(plan, strategy, GenerationResult(plan.question.id, ids, "stop"), "live")]
+        return [self._response(plan, strategy, *self._logged(request)) for request in plan.preferred]
+
+    def rejected(self, plan: Candidate) -> list[Response]:
+        """The dis-preferred responses."""
+        return [self._response(plan, name, *self._logged(request)) for name, request in plan.rejected.items()]
+
+    def fault_beside(self, chosen: Response, rejected: Sequence[Response], plan: Candidate) -> Reason | None:
+        """What is wrong with a dis-preferred response beside the chosen one; None if nothing."""
+        preferred = JudgedText(chosen.text, chosen.ended)
+        judged = (JudgedText(response.text, response.ended) for response in rejected)
+        faults = (rejected_fault(text, preferred, plan.question.answers, self._recipe.judge) for text in judged)
+        return next(filter(None, faults), None)
+
+    def _logged(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin]:
+        found = self._log.get(request)
+        if found is None:
+            raise RuntimeError(f"the engine gave no response to request {request.id}")
+        return found
+
+    def _response(self, plan: Candidate, strategy: str, result: GenerationResult, origin: ResponseOrigin) -> Response:
+        ended = result.finish_reason == "stop"
+        text = decode_text(self._tokenizer, result.token_ids)
+        return Response(
+            strategy=strategy,
+            text=text,
+            token_ids=[*result.token_ids, self._turn_end] if ended else list(result.token_ids),
+            ended=ended,
+            word_share=word_share(text, plan.question.answers),
+            token_f1=token_f1(text, plan.question.answers),
+            origin=origin,
+        )
 
 
 def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import logodata.build
+import logodata.responses
 from logodata.cli import main
 from logodata.contract import read_manifest, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
@@ -69,7 +69,7 @@ class ScriptedEngine:
 @pytest.fixture
 def scripted(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     engine = ScriptedEngine(tiny_model_dir)
-    monkeypatch.setattr(logodata.build, "open_engine", lambda *_: engine)
+    monkeypatch.setattr(logodata.responses, "open_engine", lambda *_: engine)
     return engine
 
 
@@ -119,7 +119,7 @@ def test_an_interrupted_build_ends_in_the_same_data(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     first, second, uninterrupted = (ScriptedEngine(tiny_model_dir, n) for n in (stop_after, None, None))
     for output, engine, code in [(whole, uninterrupted, 0), (broken, first, 130), (broken, second, 0)]:
-        monkeypatch.setattr(logodata.build, "open_engine", lambda *_, engine=engine: engine)
+        monkeypatch.setattr(logodata.responses, "open_engine", lambda *_, engine=engine: engine)
         assert run_build(documents, tiny_model_dir, output) == code
     assert sorted(first.asked + second.asked) == sorted(uninterrupted.asked), "nothing is generated twice"
     for name in ("data/train-00000-of-00001.parquet", "stats.json", "rejected.jsonl", "README.md", "manifest.json"):
