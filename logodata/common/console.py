@@ -1,7 +1,7 @@
 """What a person sees: rich on a terminal, quiet elsewhere, plain lines on request.
 
 ``LOGO_PROGRESS=plain`` prints a line every few seconds instead of a live bar, for logs and for several commands that
-share a terminal.
+share a terminal; ``plain:NAME`` puts NAME before each line.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def _figures(figures: dict[str, Any]) -> str:
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
     """Show the progress of ``total`` units, ``done`` of which an earlier run finished."""
-    if os.environ.get("LOGO_PROGRESS") == "plain":
-        yield _PlainTracker(label, total, done)
+    mode, _, name = os.environ.get("LOGO_PROGRESS", "").partition(":")
+    if mode == "plain":
+        yield _PlainTracker(f"{name} {label}".strip(), total, done)
     elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}"),
