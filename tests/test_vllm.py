@@ -20,11 +20,18 @@ import httpx
 import pytest
 import torch
 
+from logodata.candidates import Candidate, Planner
+from logodata.common.recipe_io import load_recipe, shipped_recipes
+from logodata.common.shards import Shard
+from logodata.contract import read_samples
 from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine
+from logodata.evaluators import open_evaluator
 from logodata.models import load_model, load_tokenizer, resolve_model
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text, turn_end_ids
+from logodata.recipe import BuildRecipe
+from logodata.sources import read_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,11 +79,14 @@ def generate(engine: Engine, requests: Sequence[GenerationRequest]) -> dict[str,
 
 
 def assert_same_tokens(
-    model: PreTrainedModel, expected: dict[str, GenerationResult], got: dict[str, GenerationResult]
+    model: PreTrainedModel,
+    expected: dict[str, GenerationResult],
+    got: dict[str, GenerationResult],
+    requests: Sequence[GenerationRequest] | None = None,
 ) -> None:
     """Equal, but for what follows a near-tie of the two likeliest tokens under ``model``."""
     assert expected.keys() == got.keys()
-    prompts = {request.id: request.prompt_ids for request in make_requests()}
+    prompts = {request.id: request.prompt_ids for request in requests or make_requests()}
     for name, result in expected.items():
         ours, theirs = ([*r.token_ids, *([-1] if r.finish_reason == "stop" else [])] for r in (result, got[name]))
         if ours == theirs:
@@ -184,3 +194,41 @@ def test_offline_applies_an_adapter(
     engine = open_engine(EngineSettings(kind="vllm", dtype="float32"), MODEL, adapter=tmp_path / "adapter")
     assert_same_tokens(adapted, with_adapter, generate(engine, requests))
     engine.close()
+
+
+BUILD = [
+    "source.max_documents=5",
+    "source.max_questions_per_document=1",
+    "generation.cache=null",
+    "generation.num_candidates=1",
+    "generation.max_new_tokens=16",
+    "judge.enabled=false",
+]
+
+
+def build(output: Path, *engine: str) -> dict[str, GenerationResult]:
+    """Run ``logodata build`` as a user does; what it generated, by request."""
+    recipe = str(shipped_recipes() / "embedded.yaml")
+    command = [sys.executable, "-m", "logodata", "build", recipe, *BUILD, *engine, "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"})
+    assert done.returncode == 0, done.stderr[-4000:]
+    log = Shard(output / "work" / "responses.jsonl", key="key").records.values()
+    return {r["id"]: GenerationResult(r["id"], tuple(r["token_ids"]), r["finish_reason"]) for r in log}
+
+
+def test_the_same_five_samples_through_every_engine(tmp_path: Path, model: PreTrainedModel, vllm_server: str) -> None:
+    ours = build(tmp_path / "transformers")
+    offline = build(tmp_path / "vllm", "engine.kind=vllm")
+    server = build(tmp_path / "openai", "engine.kind=openai", f"engine.base_urls=[{vllm_server}]")
+    samples = {name: read_samples(tmp_path / name) for name in ("transformers", "vllm", "openai")}
+    assert all(len(found) == 5 for found in samples.values())
+    assert all([s.prompt_ids for s in found] == [s.prompt_ids for s in samples["vllm"]] for found in samples.values())
+
+    recipe = load_recipe(BuildRecipe, "build", shipped_recipes() / "embedded.yaml", BUILD)
+    planner = Planner(recipe, load_tokenizer(MODEL), model.config.max_position_embeddings)
+    pools = planner.pools(read_source(recipe.source).documents)
+    plans = [plan for pool in pools for plan in planner.candidates(pool, open_evaluator(recipe.evaluator))]
+    requests = [request for plan in plans if isinstance(plan, Candidate) for request in plan.requests]
+    assert len(requests) == 15
+    assert_same_tokens(model, ours, offline, requests)
+    assert_same_tokens(model, ours, server, requests)
