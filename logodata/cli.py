@@ -6,11 +6,14 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from logodata import __version__
 from logodata.common.arguments import parse_arguments
 from logodata.common.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from logodata.recipe import BuildRecipe
 
 _EXPORT_FORMATS = ("trl",)
 
@@ -32,11 +35,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Make LOGO preference data. SOURCE is a recipe (.yaml) or a file of documents (.jsonl). "
         "An interrupted build goes on when the same command is run again.",
     )
-    build.add_argument("source", metavar="SOURCE", help="recipe.yaml or documents.jsonl")
+    build.add_argument("source", metavar="SOURCE", nargs="?", help="recipe.yaml or documents.jsonl")
     build.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="recipe fields to override, e.g. contexts.num_chunks=8"
     )
-    build.add_argument("-o", "--output", required=True, type=Path, help="folder of the data set")
+    build.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the data set")
     build.add_argument("--model", help="the model that will be trained: a folder, a hub name, or 'embedded'")
     build.add_argument(
         "--recipe",
@@ -44,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         help="with documents.jsonl: the recipe (default: the paper's settings; embedded.yaml for --model embedded)",
     )
     build.add_argument("--dry-run", action="store_true", help="print the resolved recipe and touch nothing")
+    build.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe's build section")
     build.set_defaults(command=_build)
 
     inspect = commands.add_parser("inspect", help="show samples as text, critical chunks marked")
@@ -72,9 +76,35 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build(options: argparse.Namespace) -> None:
     from logodata.common.console import console
+    from logodata.recipe import BuildRecipe
+
+    if options.schema:
+        from logodata.common.recipe_io import recipe_schema
+
+        print(recipe_schema(BuildRecipe))
+        return
+    recipe = _load_recipe(options)
+    if options.dry_run:
+        import yaml
+
+        console.print(yaml.safe_dump({"build": recipe.model_dump(mode="json")}, sort_keys=False), markup=False, end="")
+        return
+    if options.output is None:
+        raise UserError("no folder for the data set", mend="give -o DIR")
+    from logodata.build import build
+    from logodata.report import describe
+
+    stats = build(recipe, options.output)
+    files = "data/, stats.json, rejected.jsonl, README.md"
+    console.print(f"{describe(stats)}\nwrote {options.output}: {files}", markup=False, soft_wrap=True)
+
+
+def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
     from logodata.common.recipe_io import load_recipe, shipped_recipes
     from logodata.recipe import BuildRecipe
 
+    if options.source is None:
+        raise UserError("no source given", mend="give a recipe.yaml or a file documents.jsonl")
     overrides = list(options.overrides)
     if options.model:
         overrides.insert(0, f"model={json.dumps(options.model)}")
@@ -102,21 +132,7 @@ def _build(options: argparse.Namespace) -> None:
                 "generation.cache=null",
                 *overrides,
             ]
-    recipe = load_recipe(BuildRecipe, "build", path, overrides)
-    if options.dry_run:
-        import yaml
-
-        console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), markup=False, end="")
-        return
-    from logodata.build import build
-    from logodata.report import describe
-
-    stats = build(recipe, options.output)
-    console.print(
-        f"{describe(stats)}\nwrote {options.output}: data/, stats.json, rejected.jsonl, README.md",
-        markup=False,
-        soft_wrap=True,
-    )
+    return load_recipe(BuildRecipe, "build", path, overrides)
 
 
 def _inspect(options: argparse.Namespace) -> None:

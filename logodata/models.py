@@ -18,7 +18,7 @@ from logodata.common.errors import UserError
 from logodata.common.run_dir import write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -134,8 +134,10 @@ def _package_folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def load_tokenizer(name: str, chat_template: Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a chat template.
+def load_tokenizer(
+    name: str, chat_template: Path | None = None, *, needs_template: bool = True
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a chat template if ``needs_template``.
 
     Raises:
         UserError: it cannot be loaded, or it has no chat template and none is given. None is ever guessed.
@@ -146,16 +148,20 @@ def load_tokenizer(name: str, chat_template: Path | None = None) -> PreTrainedTo
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve_model(name))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the tokenizer: {str(error).splitlines()[0]}",
-            where=name,
-            mend="check the model's name or folder",
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load the tokenizer: {reason}", where=name, mend="check its name or folder") from error
     if chat_template is not None:
-        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
-    if not tokenizer.chat_template:
-        raise UserError("the tokenizer has no chat template", where=name, mend="give one with model.chat_template=FILE")
+        tokenizer.chat_template = _read_template(chat_template)
+    if needs_template and not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template", where=name, mend="give one with chat_template=FILE")
     return tokenizer
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read: {error}", where=str(path), mend="give a Jinja file in UTF-8") from error
 
 
 def load_model(
@@ -212,6 +218,19 @@ def model_window(name: str) -> int:
         raise UserError(
             f"cannot load the model's config: {str(error).splitlines()[0]}", where=name, mend="check its name or folder"
         ) from error
+
+
+def length_dependent_rope(config: PreTrainedConfig) -> str | None:
+    """The RoPE type, if its frequencies depend on the length of what is read (``dynamic``, ``longrope``), else None.
+
+    Under such a type a token's states change with what follows it in a row or stands beside it in a batch, so shared
+    prompts, batches of unequal rows and one-pass perplexity curves would not equal separate runs.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if parameters.get("rope_type") in ("dynamic", "longrope"):
+            return str(parameters["rope_type"])
+    return None
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.shards import Shard
+from logodata.models import length_dependent_rope
 from logodata.prompts import encode_text
 from logoeval.recipe import PerplexitySettings
 from logoeval.records import Metric, Outcome, SampleRow, hash_ids
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 VERSION = 1
 """Raised when documents or scores change their meaning: results of two versions are not compared."""
 
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _SLICE_TOKENS = 512  # rows of logits at a time: 0.26 GB in float32 for a vocabulary of 128K
 
 
@@ -175,13 +175,12 @@ def check_rope(config: PreTrainedConfig) -> None:
     Raises:
         UserError: the model has such a type.
     """
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if parameters.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
-            raise UserError(
-                f"RoPE type {parameters['rope_type']!r} depends on the total length: one pass gives no curve",
-                mend="use a model with default, linear, llama3 or yarn RoPE",
-            )
+    rope_type = length_dependent_rope(config)
+    if rope_type:
+        raise UserError(
+            f"RoPE type {rope_type!r} depends on the total length: one pass gives no curve",
+            mend="use a model with default, linear, llama3 or yarn RoPE",
+        )
 
 
 def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Outcome:

@@ -12,7 +12,7 @@ from rich.table import Table
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_manifest, read_samples
-from logodata.models import model_fingerprint, model_window, quiet_transformers, resolve_model, tokenizer_fingerprint
+from logodata.models import load_tokenizer, model_fingerprint, model_window, tokenizer_fingerprint
 from logotrain.recipe import TrainRecipe
 
 
@@ -61,7 +61,8 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     where = str(recipe.data.path)
     samples = read_samples(recipe.data.path)
     manifest = read_manifest(recipe.data.path)
-    if manifest.get("tokenizer_fingerprint") != _tokenizer_of(recipe.model):
+    tokenizer = load_tokenizer(recipe.model, needs_template=False)  # prompts are stored as token ids
+    if manifest.get("tokenizer_fingerprint") != tokenizer_fingerprint(tokenizer):
         built_for = f" (built for {manifest['model']})" if "model" in manifest else ""
         raise UserError(
             f"the data hold token ids of another tokenizer{built_for}",
@@ -88,21 +89,6 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     for sample in samples:
         _check(sample, target_length)
     return TrainingData(samples, target_length)
-
-
-def _tokenizer_of(model: str) -> str:
-    """Fingerprint of the model's tokenizer. It needs no chat template here: prompts are stored as token ids."""
-    from transformers import AutoTokenizer
-
-    quiet_transformers()
-    try:
-        return tokenizer_fingerprint(AutoTokenizer.from_pretrained(resolve_model(model)))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the tokenizer: {str(error).splitlines()[0]}",
-            where=model,
-            mend="check the model's name or folder",
-        ) from error
 
 
 def _check(sample: PreferenceSample, target_length: int) -> None:

@@ -21,10 +21,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from logodata.common.errors import UserError
+from logodata.models import length_dependent_rope
 
 NAME = "logo_shared_prefix"
 
-_ROPE_THAT_DEPENDS_ON_THE_ROW = ("dynamic", "longrope")
 _ATTENTION_VARIANTS = ("sliding_window", "softcap", "s_aux", "position_bias")
 """Keywords by which models ask for attention that this module does not compute."""
 
@@ -97,14 +97,13 @@ def check_config(config: PreTrainedConfig) -> None:
         raise UserError(
             f"attention_dropout={config.attention_dropout}", where=where, mend="set it to 0 in the model's config.json"
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if parameters.get("rope_type") in _ROPE_THAT_DEPENDS_ON_THE_ROW:
-            raise UserError(
-                f"RoPE type {parameters['rope_type']!r} changes with the length of the row",
-                where=where,
-                mend="use linear, yarn, llama3 or default RoPE",
-            )
+    rope_type = length_dependent_rope(config)
+    if rope_type:
+        raise UserError(
+            f"RoPE type {rope_type!r} changes with the length of the row",
+            where=where,
+            mend="use linear, yarn, llama3 or default RoPE",
+        )
 
 
 def shared_prefix_attention(

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from logodata.common.errors import UserError
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import PrefixGroup, check_requests, plan_batches, request_seed
+from logodata.models import length_dependent_rope
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -299,6 +300,8 @@ def _refuse_unsupported(config: Any) -> None:
             f"the transformers engine is tested with full attention only, this model has {', '.join(other)}",
             mend="use engine.kind=vllm",
         )
-    rope = str((getattr(config, "rope_parameters", None) or {}).get("rope_type", "default"))
-    if rope in ("dynamic", "longrope"):
-        raise UserError(f"RoPE of type {rope!r} depends on the longest row of a batch", mend="use engine.kind=vllm")
+    rope_type = length_dependent_rope(config)
+    if rope_type:
+        raise UserError(
+            f"RoPE of type {rope_type!r} depends on the longest row of a batch", mend="use engine.kind=vllm"
+        )

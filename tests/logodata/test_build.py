@@ -246,6 +246,8 @@ def test_the_transformers_engine_builds_and_reference_needs_no_preferred_request
         ),
         (["my.jsonl", "--model", "MODEL", "generation.max_new_tokens", "-o", "out"], "is not an override"),
         (["recipe.yaml", "-o", "out"], "recipe.yaml: no such recipe"),
+        (["my.jsonl", "--model", "MODEL"], "no folder for the data set"),
+        (["--model", "MODEL", "-o", "out"], "no source given"),
     ],
 )
 def test_bad_commands(
