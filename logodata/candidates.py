@@ -19,6 +19,7 @@ from logodata.contexts import Contexts, draw_contexts
 from logodata.contract import Chunk, Document, Question
 from logodata.engines import GenerationRequest, Sampling
 from logodata.evaluators import Evaluator
+from logodata.models import model_eos_ids
 from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, Prompt, PromptFormat, turn_end_ids
 from logodata.recipe import BuildRecipe, GenerationSettings
 
@@ -85,7 +86,7 @@ class Planner:
         self._recipe, self._tokenizer, self._window = recipe, tokenizer, window
         self.answer_format = PromptFormat(tokenizer, ANSWER_TEMPLATE)
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
-        self.stop_ids = turn_end_ids(tokenizer)
+        self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
 
     def pools(self, documents: Sequence[Document]) -> Iterator[Pool]:
         """Chunk documents and join them, in order, until a pool holds ``source.join_tokens``; what is left joins the

@@ -220,6 +220,17 @@ def model_window(name: str) -> int:
         ) from error
 
 
+def model_eos_ids(name: str) -> tuple[int, ...]:
+    """Ids at which the model's generation config stops; empty where there is none."""
+    from transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(resolve_model(name)).eos_token_id
+    except OSError:
+        return ()
+    return () if found is None else (found,) if isinstance(found, int) else tuple(found)
+
+
 def length_dependent_rope(config: PreTrainedConfig) -> str | None:
     """The RoPE type, if its frequencies depend on the length of what is read (``dynamic``, ``longrope``), else None.
 

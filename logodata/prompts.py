@@ -106,11 +106,16 @@ def decode_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
     return text
 
 
-def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end the assistant's turn: the one the chat template writes, then the tokenizer's eos if it differs.
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase, model_eos_ids: Sequence[int] = ()) -> tuple[int, ...]:
+    """Ids that end the assistant's turn: the one the chat template writes, then the tokenizer's eos and the model's
+    own.
 
     The first is appended to responses that are trained on. Found by rendering an assistant turn, since some families
-    (Llama-3) end turns with a token that is not the eos.
+    (Llama-3) end turns with a token that is not the eos; they may still emit the eos, and must then stop too.
+
+    Args:
+        tokenizer: with its chat template.
+        model_eos_ids: see :func:`logodata.models.model_eos_ids`.
     """
     mark = f"{_MARK}answer{_MARK}"
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": mark}]
@@ -119,8 +124,9 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     after = tokenizer.encode(rendered.rpartition(mark)[2], add_special_tokens=False)
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     ends = [token for token in after[:1] if token in special]
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
-        ends.append(tokenizer.eos_token_id)
+    for token in (tokenizer.eos_token_id, *model_eos_ids):
+        if token is not None and token not in ends:
+            ends.append(token)
     if not ends:
         raise UserError(
             "the chat template ends no turn and the tokenizer has no eos token",

@@ -21,7 +21,7 @@ import numpy as np
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationResult, Sampling
-from logodata.prompts import CHUNK_SEPARATOR, PromptFormat, encode_text, turn_end_ids
+from logodata.prompts import CHUNK_SEPARATOR, PromptFormat, encode_text
 from logoeval.generate import PromptItem, complete
 from logoeval.recipe import NiahSettings
 from logoeval.records import Metric, Outcome, SampleRow
@@ -257,7 +257,7 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
         session.engine,
         session.tokenizer,
         items,
-        sampling=Sampling(settings.max_new_tokens, turn_end_ids(session.tokenizer)),
+        sampling=Sampling(settings.max_new_tokens, session.stop_ids),
         path=predictions / "niah.jsonl",
         fields=fields,
         label="niah",

@@ -18,7 +18,6 @@ from logodata.contract import PreferenceSample, read_manifest, read_samples
 from logodata.engines import GenerationResult, Sampling
 from logodata.judge import token_f1, word_share
 from logodata.models import tokenizer_fingerprint
-from logodata.prompts import turn_end_ids
 from logoeval.generate import PromptItem, complete
 from logoeval.recipe import PairsSettings
 from logoeval.records import Metric, Outcome, SampleRow, hash_ids
@@ -182,7 +181,7 @@ def _answer(
         session.engine,
         session.tokenizer,
         [PromptItem(sample.id, tuple(sample.prompt_ids), template) for sample in samples],
-        sampling=Sampling(settings.max_new_tokens, turn_end_ids(session.tokenizer)),
+        sampling=Sampling(settings.max_new_tokens, session.stop_ids),
         path=predictions / "pairs.jsonl",
         fields=fields,
         label="pairs: answers",

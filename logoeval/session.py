@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from logodata.common.errors import UserError
 from logodata.engines import Engine
 from logodata.engines.settings import open_engine
-from logodata.models import load_model, load_tokenizer, model_window
+from logodata.models import load_model, load_tokenizer, model_eos_ids, model_window
+from logodata.prompts import turn_end_ids
 from logoeval.recipe import EvalRecipe
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class Session:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """With its chat template."""
         return load_tokenizer(self.recipe.model, self.recipe.chat_template)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a response."""
+        return turn_end_ids(self.tokenizer, model_eos_ids(self.recipe.model))
 
     @cached_property
     def model(self) -> PreTrainedModel:
