@@ -28,7 +28,7 @@ install-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "== installing into $(VENV) (about a minute)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP_INSTALL) torch==2.13.0 -e .
 	@$(PIP_INSTALL) --no-deps $(EMBEDDED)
 	@touch $@

@@ -160,6 +160,7 @@ def test_run_records_what_is_needed_to_trust_a_sample(
 ) -> None:
     settings = NiahSettings(lengths=(700, 800), num_samples=2, haystacks=("noise",), max_new_tokens=16)
     session = SimpleNamespace(
+        stop_ids=(2,),
         tokenizer=tiny_tokenizer,
         engine=FakeEngine(fake_answer),
         recipe=SimpleNamespace(seed=0),

@@ -21,9 +21,14 @@ from .conftest import FakeEngine
 
 def make_session(model: Any, tokenizer: Any, answer: Any) -> Any:
     return SimpleNamespace(
-        model=model, tokenizer=tokenizer, engine=FakeEngine(answer), window=2048, check_window=lambda *_: None,
+        model=model,
+        tokenizer=tokenizer,
+        stop_ids=(2,),
+        engine=FakeEngine(answer),
+        window=2048,
+        check_window=lambda *_: None,
         recipe=SimpleNamespace(model="tiny"),
-    )  # fmt: skip
+    )
 
 
 def mean_logprob(model: Any, prompt: list[int], response: list[int]) -> float:
