@@ -197,11 +197,11 @@ def test_offline_applies_an_adapter(
 
 
 BUILD = [
-    "source.max_documents=5",
-    "source.max_questions_per_document=1",
+    "source.max_documents=4",
+    "source.max_questions_per_document=2",
     "generation.cache=null",
     "generation.num_candidates=1",
-    "generation.max_new_tokens=16",
+    "generation.max_new_tokens=24",
     "judge.enabled=false",
 ]
 
@@ -220,15 +220,17 @@ def test_the_same_five_samples_through_every_engine(tmp_path: Path, model: PreTr
     ours = build(tmp_path / "transformers")
     offline = build(tmp_path / "vllm", "engine.kind=vllm")
     server = build(tmp_path / "openai", "engine.kind=openai", f"engine.base_urls=[{vllm_server}]")
-    samples = {name: read_samples(tmp_path / name) for name in ("transformers", "vllm", "openai")}
-    assert all(len(found) == 5 for found in samples.values())
-    assert all([s.prompt_ids for s in found] == [s.prompt_ids for s in samples["vllm"]] for found in samples.values())
+    samples = {name: {s.id: s for s in read_samples(tmp_path / name)} for name in ("transformers", "vllm", "openai")}
+    shared = set.intersection(*(set(found) for found in samples.values()))
+    assert len(shared) >= 5
+    for found in samples.values():
+        assert all(found[name].prompt_ids == samples["transformers"][name].prompt_ids for name in shared)
 
     recipe = load_recipe(BuildRecipe, "build", shipped_recipes() / "embedded.yaml", BUILD)
     planner = Planner(recipe, load_tokenizer(MODEL), model.config.max_position_embeddings)
     pools = planner.pools(read_source(recipe.source).documents)
     plans = [plan for pool in pools for plan in planner.candidates(pool, open_evaluator(recipe.evaluator))]
     requests = [request for plan in plans if isinstance(plan, Candidate) for request in plan.requests]
-    assert len(requests) == 15
+    assert len(requests) == 24
     assert_same_tokens(model, ours, offline, requests)
     assert_same_tokens(model, ours, server, requests)
