@@ -130,6 +130,7 @@ def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
                 "source.max_questions_per_document=null",
                 "source.kinds=null",
                 "generation.cache=null",
+                "judge.keep_bare_reference=true",
                 *overrides,
             ]
     return load_recipe(BuildRecipe, "build", path, overrides)

@@ -50,6 +50,9 @@ class JudgeSettings(RecipeModel):
     """A response is right if it holds at least this share of the reference's content words."""
     require_ended: bool = True
     """Whether a preferred response must have ended by itself within the length cap."""
+    keep_bare_reference: bool = True
+    """Whether a guided response that adds nothing to the reference is preferred where no other candidate is right. Such
+    responses are unlikely under the model and raise the margin that training can gain cheaply."""
     max_repetition: float = Field(default=0.5, gt=0, le=1)
     """Largest share of repeated word trigrams in a preferred response."""
 

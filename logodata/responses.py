@@ -107,15 +107,17 @@ class Responses:
 
     def choose(self, plan: Candidate) -> Response | Reason:
         """The first response that can be preferred, or what is wrong with the first of all."""
-        faults = []
+        guided = self._recipe.generation.preferred == "guided"
+        faults: dict[Reason, Response] = {}
         for response in self.preferred(plan):
             judged = JudgedText(response.text, response.ended)
-            guided = self._recipe.generation.preferred == "guided"
             fault = preferred_fault(judged, plan.question.answers, self._recipe.judge, guided=guided)
             if fault is None:
                 return response
-            faults.append(fault)
-        return faults[0]
+            faults.setdefault(fault, response)
+        if self._recipe.judge.keep_bare_reference and "preferred_is_bare_reference" in faults:
+            return faults["preferred_is_bare_reference"]
+        return next(iter(faults))
 
     def preferred(self, plan: Candidate) -> list[Response]:
         """All candidates for the preferred response."""

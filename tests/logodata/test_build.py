@@ -286,3 +286,29 @@ def test_inspect_stats_and_export(
     assert len(rows) == 6
     assert rows[0]["prompt"].endswith("<|im_start|>assistant\n")
     assert rows[0]["chosen"] == "It holds seven lanterns.<|im_end|>"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_bare_reference_is_the_last_choice(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    class Terse(ScriptedEngine):
+        """Says the bare reference first and a sentence of its own only about the tower."""
+
+        def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
+            for request in requests:
+                question_id, _, strategy = request.id.rpartition("/")
+                fact = FACTS[question_id[:-3]]
+                text = {"guided-0": f"{fact}.", "guided-1": f"{fact}!"}.get(strategy, "No idea at all.")
+                if question_id == "tower-01" and strategy == "guided-1":
+                    text = f"The tower holds {fact}."
+                yield GenerationResult(
+                    request.id, tuple(self._tokenizer.encode(text, add_special_tokens=False)), "stop"
+                )
+
+    monkeypatch.setattr(logodata.responses, "open_engine", lambda *_: Terse(tiny_model_dir))
+    overrides = ["generation.preferred=guided", "generation.num_candidates=2", f"judge.keep_bare_reference={keep}"]
+    assert run_build(write_documents(tmp_path), tiny_model_dir, tmp_path / "out", *overrides) == 0
+    chosen = {sample.id: sample.chosen.text for sample in read_samples(tmp_path / "out")}
+    bare = {"harbour-01": "seven lanterns.", "mill-01": "green millet."} if keep else {}
+    assert chosen == {"tower-01": "The tower holds a brass owl.", **bare}
