@@ -18,7 +18,7 @@ from logodata import __version__
 from logodata.candidates import Candidate, Fault, Planner
 from logodata.common.console import note, progress
 from logodata.common.errors import UserError
-from logodata.common.run_dir import bind_settings, locked, write_atomic, write_json
+from logodata.common.run_dir import bind_settings, locked, read_json, write_atomic, write_json
 from logodata.contract import SCHEMA_VERSION, ContextChunk, PreferenceSample, Response, write_samples
 from logodata.evaluators import open_evaluator
 from logodata.judge import Reason, word_share
@@ -80,7 +80,7 @@ def build(recipe: BuildRecipe, output: Path) -> dict[str, Any]:
         bind_settings(output, "work/settings.json", settings)
         if (output / "manifest.json").exists():
             note(f"{output} is finished already")
-            stats: dict[str, Any] = json.loads((output / "stats.json").read_text(encoding="utf-8"))
+            stats: dict[str, Any] = read_json(output / "stats.json")
             return stats
         return _build(recipe, settings, output)
 

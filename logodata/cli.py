@@ -175,7 +175,7 @@ def _stats(options: argparse.Namespace) -> None:
 
     from logodata.common.console import console
     from logodata.common.run_dir import read_json
-    from logodata.report import describe
+    from logodata.report import describe, show_value
 
     stats: dict[str, Any] = read_json(options.data / "stats.json")
     if options.json:
@@ -184,14 +184,7 @@ def _stats(options: argparse.Namespace) -> None:
     console.print(describe(stats), markup=False, soft_wrap=True)
     table = Table(show_header=False, box=None)
     for name, value in stats.items():
-        shown = (
-            ", ".join(f"{k} {v}" for k, v in value.items())
-            if isinstance(value, dict)
-            else f"{value:.3g}"
-            if isinstance(value, float)
-            else str(value)
-        )
-        table.add_row(name.replace("_", " "), shown)
+        table.add_row(name.replace("_", " "), show_value(value))
     console.print(table)
 
 

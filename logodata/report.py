@@ -71,7 +71,8 @@ def dataset_card(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
         "This departs from the paper, where the model answers unaided",
         "reference": "the reference answer itself, not in the model's words. This departs from the paper",
     }[generation["preferred"]]
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {_show(value)} |" for name, value in stats.items())
+    summary = describe(stats)
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {show_value(value)} |" for name, value in stats.items())
     return f"""---
 configs:
 - config_name: default
@@ -84,7 +85,7 @@ tags:
 
 # LOGO preference data from `{manifest["source"]["path"]}`
 
-{describe(stats)[0].upper()}{describe(stats)[1:]}.
+{summary[0].upper()}{summary[1:]}.
 
 A row is one prompt with a preferred response and {stats["dispreferred_per_sample"]} dis-preferred ones (LOGO, arXiv 2410.18533, section 3).
 
@@ -111,7 +112,8 @@ def _percent(values: Sequence[float]) -> str:
     return " and ".join(f"{value:.0%}" for value in values)
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """A statistic as people read it."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.errors import UserError
+from logodata.common.run_dir import append_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +57,7 @@ class MetricsLog:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line and wait until it is on disk."""
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(
-                f"cannot write: {error.strerror}",
-                where=str(self._path),
-                mend="free space, then run the same command again",
-            ) from error
+        append_lines(self._path, json.dumps(record) + "\n")
 
 
 def _step(line: bytes, path: Path) -> int:

@@ -30,6 +30,19 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         ) from error
 
 
+def append_lines(path: Path, lines: str) -> None:
+    """Append whole lines to ``path`` and wait until they are on disk."""
+    try:
+        with open(path, "ab") as file:
+            file.write(lines.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"cannot write: {error.strerror}", where=str(path), mend="free space, then run the same command again"
+        ) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.errors import UserError
+from logodata.common.run_dir import append_lines
 
 
 class Shard:
@@ -39,17 +40,7 @@ class Shard:
         if not fresh:
             return
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in fresh)
-        try:
-            with open(self.path, "ab") as file:
-                file.write(lines.encode("utf-8"))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(
-                f"cannot write: {error.strerror}",
-                where=str(self.path),
-                mend="free space, then run the same command again",
-            ) from error
+        append_lines(self.path, lines)
         self.records.update({record[self.key]: record for record in fresh})
 
     def _mend(self) -> None:
