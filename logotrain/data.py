@@ -58,6 +58,8 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         UserError: the data hold token ids of another tokenizer, positions would leave the model's window, or a sample
             cannot be trained on (empty prompt or response, too long).
     """
+    if recipe.data.path is None:
+        raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote")
     where = str(recipe.data.path)
     samples = read_samples(recipe.data.path)
     manifest = read_manifest(recipe.data.path)

@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from logodata.common.recipe_io import RecipeModel
 
 
 class DataSettings(RecipeModel):
-    path: Path
-    """Folder that ``logodata build`` wrote."""
+    path: Path | None = None
+    """Folder that ``logodata build`` wrote; only a run of no epochs does without."""
 
     max_samples: int | None = Field(default=None, gt=0)
     """Use only the first samples of the folder; null uses all."""
 
 
-class PositionSettings(RecipeModel):
-    """Positional indices synthesis (paper section 3.3)."""
+class RopeSettings(RecipeModel):
+    """Context extension: the model's rotary positions are scaled to a window ``factor`` times as long."""
 
-    mode: Literal["mixed", "natural", "continuous", "sparse"] = "mixed"
-    """Where gaps fall: between chunks (``continuous``), anywhere (``sparse``), both mixed, or nowhere (``natural``)."""
+    type: Literal["yarn", "linear", "ntk"]
+    """``yarn`` (arXiv 2309.00071), ``linear`` position interpolation (arXiv 2306.15595), or ``ntk``-aware base."""
+
+    factor: float = Field(gt=1)
+    """New window over the model's own."""
+
+
+class PositionSettings(RecipeModel):
+    """Positional indices synthesis (paper section 3.3), and the two methods it is compared with."""
+
+    mode: Literal["mixed", "natural", "continuous", "sparse", "pose", "randpos"] = "mixed"
+    """Where gaps fall: between chunks (``continuous``), anywhere (``sparse``), both mixed, nowhere (``natural``), at
+    one random place (``pose``, arXiv 2309.10400), or all over the target (``randpos``, arXiv 2305.16843)."""
 
     continuous_share: float = Field(default=0.9, ge=0, le=1)
     """Share of continuous draws in ``mixed`` mode; the paper mixes 9 : 1."""
 
     target_length: int | None = Field(default=None, gt=0)
-    """Positions are spread over [0, target_length); null takes the model's window."""
+    """Positions are spread over [0, target_length); null takes the model's window, scaled by ``rope.factor``."""
 
 
-class ObjectiveSettings(RecipeModel):
-    """The loss (paper Eq. 2 and 3). Defaults are the paper's for the Llama-3-8B family."""
+class LogoSettings(RecipeModel):
+    """LOGO (paper Eq. 2 and 3). Defaults are the paper's for the Llama-3-8B family."""
 
     name: Literal["logo"] = "logo"
     """Which loss."""
@@ -47,8 +58,68 @@ class ObjectiveSettings(RecipeModel):
     """Weight lambda of the negative mean log-probability of the preferred response."""
 
 
+class SimpoSettings(RecipeModel):
+    """SimPO (arXiv 2405.14734): one pair a dis-preferred response, their losses averaged."""
+
+    name: Literal["simpo"] = "simpo"
+    """Which loss."""
+
+    beta: float = Field(default=10.0, gt=0)
+    """Scale of the difference of mean token log-probabilities."""
+
+    gamma: float = Field(default=3.0, ge=0)
+    """Margin by which the preferred response must lead, after scaling by beta."""
+
+
+class CpoSettings(RecipeModel):
+    """CPO (arXiv 2401.08417): one pair a dis-preferred response, their losses averaged."""
+
+    name: Literal["cpo"] = "cpo"
+    """Which loss."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Scale of the difference of summed log-probabilities."""
+
+    sft_weight: float = Field(default=1.0, ge=0)
+    """Weight of the negative mean log-probability of the preferred response."""
+
+
+class DpoSettings(RecipeModel):
+    """DPO (arXiv 2305.18290) against the untrained model, whose log-probabilities are computed once, before step 1."""
+
+    name: Literal["dpo"] = "dpo"
+    """Which loss."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Scale of the difference of summed log-probability ratios."""
+
+
+class SftSettings(RecipeModel):
+    """Instruct tuning on the preferred responses (paper Table 1); dis-preferred ones are not computed."""
+
+    name: Literal["sft"] = "sft"
+    """Which loss."""
+
+    tokens: Literal["response", "sequence"] = "response"
+    """``response`` is the paper's Instruct Tuning (Partial), ``sequence`` (prompt and response) its (Full)."""
+
+
+def _objective_name(value: Any) -> Any:
+    return value.get("name", "logo") if isinstance(value, dict) else getattr(value, "name", None)
+
+
+ObjectiveSettings = Annotated[
+    Annotated[LogoSettings, Tag("logo")]
+    | Annotated[SimpoSettings, Tag("simpo")]
+    | Annotated[CpoSettings, Tag("cpo")]
+    | Annotated[DpoSettings, Tag("dpo")]
+    | Annotated[SftSettings, Tag("sft")],
+    Discriminator(_objective_name),
+]
+
+
 class LoraSettings(RecipeModel):
-    """Adapters on the attention projections, the backbone frozen (paper section 4.1)."""
+    """Adapters on the attention projections, the backbone frozen (paper section 4.1). Without effect in full tuning."""
 
     rank: int = Field(default=32, gt=0)
     """Rank of the adapters."""
@@ -107,12 +178,30 @@ class OptimizerSettings(RecipeModel):
         return value
 
 
+class ParallelSettings(RecipeModel):
+    """How the processes that torchrun started share the work."""
+
+    strategy: Literal["auto", "replicate", "shard"] = "auto"
+    """``replicate``: every process holds the model and gradients are summed once a step. ``shard``: FSDP2 splits
+    weights, gradients and optimizer state. ``auto`` shards what one device cannot hold, and every full tuning."""
+
+    reshard_after_forward: bool = True
+    """When sharded: free a layer's gathered weights after its forward; false keeps them, for less traffic."""
+
+
 class CheckpointSettings(RecipeModel):
     every_steps: int = Field(default=50, gt=0)
     """Steps between checkpoints; one is also written at the end and when the run is stopped."""
 
-    keep: int = Field(default=2, gt=0)
-    """Newest checkpoints kept; older ones are deleted."""
+    keep: int | None = Field(default=2, gt=0)
+    """Newest checkpoints kept, older ones are deleted; null keeps all."""
+
+    asynchronous: bool = True
+    """Write while the next steps run; costs a copy of the trained weights and their optimizer state in host memory."""
+
+    command: str | None = None
+    """Shell command run after each checkpoint, ``{checkpoint}``, ``{adapter}`` and ``{step}`` filled in, such as
+    ``logoeval niah --model M --adapter {adapter} -o eval/{step}``. Its failure is noted and does not stop training."""
 
 
 class CollapseSettings(RecipeModel):
@@ -121,9 +210,18 @@ class CollapseSettings(RecipeModel):
     min_chosen_logp: float | None = Field(default=-10.0, lt=0)
     """Stop when a step's mean log-probability of preferred responses, in nats a token, is below this; null: never."""
 
+    max_repetition: float | None = Field(default=0.5, gt=0, le=1)
+    """Stop when greedy continuations of fixed prompts repeat more than this share of their 4-grams beyond what the
+    untrained model does; null: never."""
 
-_EMPTY: Any = {}
-"""Default of a section with a required field: it is validated, and the message names the field that is missing."""
+    every_steps: int = Field(default=50, gt=0)
+    """Steps between measurements of repetition; the first is before step 1."""
+
+    num_prompts: int = Field(default=2, ge=0)
+    """Prompts of the data that are continued, the first ones; 0 measures nothing."""
+
+    max_new_tokens: int = Field(default=64, gt=4)
+    """Tokens of each continuation."""
 
 
 class TrainRecipe(RecipeModel):
@@ -135,23 +233,30 @@ class TrainRecipe(RecipeModel):
     seed: int = Field(default=0, ge=0)
     """Source of the sample order, the position draws and the adapters' first values."""
 
-    data: DataSettings = Field(default=_EMPTY)
+    data: DataSettings = DataSettings()
     """The preference data."""
+
+    rope: RopeSettings | None = None
+    """Context extension of the model; null leaves its window as it is."""
 
     positions: PositionSettings = PositionSettings()
     """Position ids of the prompts."""
 
-    objective: ObjectiveSettings = ObjectiveSettings()
+    objective: ObjectiveSettings = LogoSettings()
     """The loss."""
 
+    tuning: Literal["lora", "qlora", "full"] = "lora"
+    """Adapters on a frozen model; on one quantised to 4 bits (needs bitsandbytes); or all weights."""
+
     lora: LoraSettings = LoraSettings()
-    """What is trained."""
+    """What is trained, unless all is."""
 
     optimizer: OptimizerSettings = OptimizerSettings()
     """How it is trained."""
 
-    epochs: int = Field(default=2, gt=0)
-    """Passes over the data, each with its own position draws; the paper draws positions twice a sample."""
+    epochs: int = Field(default=2, ge=0)
+    """Passes over the data, each with its own position draws; the paper draws positions twice a sample. 0 trains
+    nothing: the result is the model under ``rope``."""
 
     samples_per_step: int = Field(default=64, gt=0)
     """Samples whose gradients make one step, over all devices; the paper's 8 GPUs x 8 accumulation steps."""
@@ -159,11 +264,24 @@ class TrainRecipe(RecipeModel):
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after this many steps; the learning rate's schedule ends there too. Null runs all epochs."""
 
-    recompute: Literal["none", "full"] = "full"
-    """``full`` computes each layer again in the backward pass: less memory, a third more time, equal gradients."""
+    row_tokens: int | None = Field(default=None, gt=0)
+    """Samples share a row up to this many tokens; a longer sample is refused. Null: one sample a row, of any length."""
+
+    attention: Literal["auto", "flash", "flex", "sdpa"] = "auto"
+    """What computes the attention; ``auto`` takes flash, or else flex, on a GPU, and sdpa elsewhere."""
+
+    recompute: Literal["auto", "none", "selective", "full"] = "auto"
+    """What the backward pass computes again: ``none``; all but attention (``selective``); all (``full``, a third
+    more time, least memory). Gradients are equal. ``auto`` takes the first that fits the device's memory."""
+
+    compile: bool = False
+    """Compile each layer with torch.compile; rows are padded to multiples of 512 tokens so that few shapes occur."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the frozen weights and the activations."""
+    """Of the frozen weights and the activations. Trained weights and optimizer state are float32 always."""
+
+    parallel: ParallelSettings = ParallelSettings()
+    """One process or many."""
 
     checkpoint: CheckpointSettings = CheckpointSettings()
     """What a stopped run continues from."""
