@@ -1,22 +1,29 @@
-"""Checkpoints that a stopped run continues from, and the finished adapter.
+"""Checkpoints that a stopped run continues from, and the finished model.
 
-A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint, and
-``files.json`` with the size and hash of every file. It is written beside its place and renamed, so a kill leaves none
-that is half written; the hashes recognise one that was damaged later.
+A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint, ``adapter/``
+as PEFT writes it, and ``files.json`` with the size and hash of every file. It is written beside its place and renamed,
+so a kill leaves none that is half written; the hashes recognise one that was damaged later. Weights are stored as whole
+tensors in pieces, so a run continues on another number of processes, replicated or sharded.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 import shutil
+import subprocess
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -26,93 +33,230 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_background
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
+from logodata.models import resolve_model, write_base_config
+from logotrain.parallel import World
+from logotrain.recipe import CheckpointSettings
 
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 _FILES = "files.json"
+_ADAPTER = "adapter"
 
 
-def save(folder: Path, step: int, model: PeftModel, optimizer: Optimizer, *, keep: int) -> None:
-    """Write ``folder/step-N`` after ``step`` steps and delete all but the ``keep`` newest."""
-    scratch, target = folder / f".step-{step}.tmp", folder / f"step-{step}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
-        with _quietly_alone():
-            save_distributed(_state(model, optimizer), checkpoint_id=scratch)
+class CheckpointWriter:
+    """Writes checkpoints of one run, one at a time, in the background where that is wanted.
+
+    Args:
+        folder: holds ``step-N/``.
+        settings: how many are kept, and what runs after each.
+        world: every process makes one writer and calls the same methods.
+    """
+
+    def __init__(self, folder: Path, settings: CheckpointSettings, world: World) -> None:
+        self._folder, self._settings, self._world = folder, settings, world
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._commands: list[subprocess.Popen[bytes]] = []
+
+    def save(self, step: int, model: PreTrainedModel | PeftModel, optimizer: Optimizer) -> None:
+        """Take the state after ``step`` steps and write it; a write that is still under way is waited for.
+
+        Raises:
+            UserError: this write, or in the background the one before, failed.
+        """
+        self.wait()
+        scratch = self._folder / f".step-{step}.tmp"
+        with _explained(scratch):
+            self._world.on_main(lambda: _make_empty(scratch))
+            adapter = _adapter_state(model, self._world)
+            state = _state(model, optimizer, self._world)
+            alone = self._world.size == 1
+            written: Future[Any] | None = None
+            with _quietly_alone():
+                if self._settings.asynchronous:
+                    written = save_in_background(state, checkpoint_id=scratch, no_dist=alone)  # type: ignore[assignment]
+                else:
+                    save_distributed(state, checkpoint_id=scratch, no_dist=alone)
+
+        def finish() -> None:
+            if written is not None:
+                written.result()
+            if self._world.is_main:
+                self._finish(scratch, step, model, adapter)
+
+        self._pending = self._thread.submit(finish)
+        if not self._settings.asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when nothing is being written.
+
+        Raises:
+            UserError: a write failed, on whichever process.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        fault: UserError | None = None
+        try:
+            with _explained(self._folder):
+                pending.result()
+        except UserError as error:
+            fault = error
+        for found in self._world.gather(None if fault is None else (fault.what, fault.where, fault.mend)):
+            if found is not None:
+                raise UserError(found[0], where=found[1], mend=found[2])
+
+    def close(self) -> None:
+        """Wait for the last write and for the commands that ran after checkpoints."""
+        self.wait()
+        self._thread.shutdown()
+        for command in self._commands:
+            _note_failure(command, command.wait())
+
+    def _finish(self, scratch: Path, step: int, model: PreTrainedModel | PeftModel, adapter: dict[str, Tensor]) -> None:
+        if adapter:
+            _write_adapter(model, adapter, scratch / _ADAPTER)  # type: ignore[arg-type]  # only a PeftModel has one
         write_json(scratch / _FILES, _describe(scratch))
+        target = _path(self._folder, step)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
-    except (OSError, CheckpointException) as error:
-        raise UserError(
-            f"cannot write the checkpoint: {error}",
-            where=str(target),
-            mend="free space, then run the same command again",
-        ) from error
-    for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(_path(folder, old))
+        if self._settings.keep is not None:
+            for old in _newest_first(self._folder)[self._settings.keep :]:
+                shutil.rmtree(_path(self._folder, old))
+        if self._settings.command is not None:
+            self._start_command(self._settings.command, target, step)
+
+    def _start_command(self, template: str, target: Path, step: int) -> None:
+        """Run the user's command beside training, its output in a file: torch's launcher variables are not for it."""
+        for running in self._commands:
+            _note_failure(running, running.poll())
+        self._commands = [running for running in self._commands if running.poll() is None]
+        command = template.format(
+            checkpoint=shlex.quote(str(target)), adapter=shlex.quote(str(target / _ADAPTER)), step=step
+        )
+        with open(self._folder / f"step-{step}.command.log", "wb") as log:
+            process = subprocess.Popen(
+                command, shell=True, stdout=log, stderr=subprocess.STDOUT, env=_environment_without_launcher()
+            )
+        self._commands.append(process)
 
 
-def restore(folder: Path, model: PeftModel, optimizer: Optimizer) -> int:
+def restore(folder: Path, model: PreTrainedModel | PeftModel, optimizer: Optimizer, world: World) -> int:
     """Load the newest intact checkpoint into ``model`` and ``optimizer``.
 
-    Damaged ones are renamed to ``step-N.damaged`` and said.
+    Damaged ones are renamed to ``step-N.damaged`` and said. Random states come back where the number of processes is
+    the one that wrote them.
 
     Returns:
         Steps done, 0 if there is no checkpoint.
     """
-    for step in _newest_first(folder):
-        path = _path(folder, step)
-        fault = _fault(path)
-        if fault:
-            put_aside = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(put_aside, ignore_errors=True)
-            path.rename(put_aside)
-            note(f"checkpoint {path.name} is damaged ({fault}): renamed to {put_aside.name}, the one before it is used")
-            continue
-        state = _state(model, optimizer)
-        with _quietly_alone():
-            load_distributed(state, checkpoint_id=path)
-        set_model_state_dict(model, state["model"], options=_TRAINED_ONLY)
-        set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
-        torch.set_rng_state(state["rng"]["cpu"])
-        if "cuda" in state["rng"]:
-            torch.cuda.set_rng_state(state["rng"]["cuda"])
-        return step
-    return 0
+    step = world.on_main(lambda: _newest_intact(folder))
+    if step == 0:
+        return 0
+    path = _path(folder, step)
+    state = _state(model, optimizer, world)
+    stored = FileSystemReader(path).read_metadata().state_dict_metadata
+    rng_key = next(iter(state["rng"]))
+    if not any(name.startswith(f"rng.{rng_key}.") for name in stored):
+        state["rng"] = {}
+    with _quietly_alone():
+        load_distributed(state, checkpoint_id=path, no_dist=world.size == 1)
+    set_model_state_dict(model, state["model"], options=_TRAINED_ONLY)
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
+    for rng in state["rng"].values():
+        torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng:
+            torch.cuda.set_rng_state(rng["cuda"])
+    return step
 
 
-def export_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter as PEFT does, complete or not at all; PEFT and vLLM load the folder as it is."""
+def export(
+    model: PreTrainedModel | PeftModel, folder: Path, world: World, *, name: str, dtype: torch.dtype
+) -> None:
+    """Write the finished model, complete or not at all.
+
+    An adapter as PEFT does, which PEFT and vLLM load as it is, with ``base_config.json``; or, after full tuning, a model
+    folder with its tokenizer.
+
+    Args:
+        model: trained.
+        folder: to write.
+        world: all processes call this; the main one writes.
+        name: the model that the recipe names; its tokenizer is copied.
+        dtype: of a model folder's weights; an adapter's are float32.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     scratch = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        # The vocabulary is never resized; "auto" would ask the hub about it.
-        model.save_pretrained(str(scratch), save_embedding_layers=False)
-        (scratch / "README.md").unlink(missing_ok=True)  # PEFT's card: a form to fill in
-        scratch.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the adapter: {error}", where=str(folder), mend="free space, then run the same command again"
-        ) from error
+    if isinstance(model, PeftModel):
+        adapter = _adapter_state(model, world)
+
+        def write() -> None:
+            _write_adapter(model, adapter, scratch)
+    else:
+        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+        def write() -> None:
+            _write_model(model, whole, name, scratch, dtype)
+
+    def replace() -> None:
+        with _explained(folder):
+            shutil.rmtree(scratch, ignore_errors=True)
+            write()
+            scratch.rename(folder)
+
+    world.on_main(replace)
 
 
-def _state(model: PeftModel, optimizer: Optimizer) -> dict[str, Any]:
+def _write_adapter(model: PeftModel, weights: dict[str, Tensor], folder: Path) -> None:
+    # The vocabulary is never resized; "auto" would ask the hub about it.
+    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card: a form to fill in
+    write_base_config(folder, model.get_base_model().config)
+
+
+def _adapter_state(model: PreTrainedModel | PeftModel, world: World) -> dict[str, Tensor]:
+    """A copy of the trained weights of a PEFT model, whole, on the main process; empty for other models."""
+    if not isinstance(model, PeftModel):
+        return {}
+    copies: dict[str, Tensor] = {}
+    for name, parameter in _trained(model).items():
+        value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if world.is_main:
+            copies[name] = value.detach().to("cpu", copy=True)
+    return copies
+
+
+def _write_model(model: PreTrainedModel, weights: dict[str, Tensor], name: str, folder: Path, dtype: torch.dtype) -> None:
+    model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in weights.items()})
+    AutoTokenizer.from_pretrained(resolve_model(name)).save_pretrained(folder)
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
+
+
+def _state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Any]:
     rng = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         rng["cuda"] = torch.cuda.get_rng_state()
     # ignore_frozen_params alone lets the frozen head of a tied model through: 113 MB for the embedded one.
-    trained = {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    trained = _trained(model)
     weights = get_model_state_dict(model, options=_TRAINED_ONLY)
     return {
         "model": {name: value for name, value in weights.items() if name in trained},
         "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY),
-        "rng": rng,
+        "rng": {f"{world.rank}-of-{world.size}": rng},
     }
 
 
@@ -124,6 +268,21 @@ def _quietly_alone() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, CheckpointException) as error:
+        raise UserError(
+            f"cannot write: {error}", where=str(target), mend="free space, then run the same command again"
+        ) from error
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
 def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step}"
 
@@ -133,9 +292,25 @@ def _newest_first(folder: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
+def _newest_intact(folder: Path) -> int:
+    """The newest checkpoint that is as it was written, 0 if there is none; damaged ones are put aside."""
+    for step in _newest_first(folder):
+        path = _path(folder, step)
+        fault = _fault(path)
+        if not fault:
+            return step
+        put_aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(put_aside, ignore_errors=True)
+        path.rename(put_aside)
+        note(f"checkpoint {path.name} is damaged ({fault}): renamed to {put_aside.name}, the one before it is used")
+    return 0
+
+
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.iterdir() if path.name != _FILES)
-    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _FILES)
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
 
 
 def _fault(folder: Path) -> str:
@@ -152,3 +327,18 @@ def _fault(folder: Path) -> str:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _environment_without_launcher() -> dict[str, str]:
+    """What torchrun set for this process would make a second program wait for others."""
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in launcher and not name.startswith("TORCHELASTIC_")
+    }
+
+
+def _note_failure(command: subprocess.Popen[bytes], code: int | None) -> None:
+    if code:
+        note(f"checkpoint.command ended with {code}: {command.args!r}; its output is beside the checkpoints")

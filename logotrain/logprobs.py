@@ -1,49 +1,111 @@
-"""Log-probabilities of response tokens: the only place that reads the output head."""
+"""Log-probabilities of the scored tokens: the only place that calls the output head."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from logotrain.collate import SharedPrefixRow
+from logotrain.collate import Row
 
-_CHUNK_ELEMENTS = 2**24
-"""Logits turned to float32 at once: 64 MiB, 131 rows of a vocabulary of 128K."""
+CHUNK_ELEMENTS = 2**25
+"""Logits in memory at once: 128 MiB in float32, 261 rows of a vocabulary of 128K."""
 
 
-def response_logprobs(model: PreTrainedModel, row: SharedPrefixRow) -> list[Tensor]:
-    """Log-probability of every response token given the prompt and the response before it, in nats.
+@dataclass(frozen=True, slots=True)
+class SampleLogprobs:
+    """Log-probabilities of one sample's tokens, in nats, float32 (float64 for a float64 model).
 
-    The head runs inside the model's own forward, at response positions only: called from outside, its gradients would
-    be lost to other ranks under sharding.
+    Attributes:
+        prompt: [P - 1], of the prompt's tokens but the first; None unless prompts are scored.
+        responses: [R_j] each, the preferred one first.
+    """
+
+    prompt: Tensor | None
+    responses: list[Tensor]
+
+
+class LogprobModel(nn.Module):
+    """A causal language model whose forward gives the log-probabilities of a row's targets.
+
+    The decoder runs over the whole row, the head over the scored positions only, a chunk at a time; each chunk's logits
+    are computed again in the backward pass, so memory does not depend on how many there are. The head is called as a
+    module inside this forward: its weight read from outside would be a shard under FSDP, and gradients would be lost.
 
     Args:
-        model: inside :func:`logotrain.shared_prefix.use_shared_prefix`.
-        row: on the model's device.
-
-    Returns:
-        One tensor a response, [R_j], float32 (float64 for a float64 model).
+        model: with or without adapters, inside :func:`logotrain.shared_prefix.use_shared_prefix` when called.
     """
-    logits = model(
-        input_ids=row.input_ids,
-        position_ids=row.position_ids,
-        use_cache=False,
-        logits_to_keep=row.gather_index,
-        shared_prefix=row.layout,
-    ).logits[0]
-    if logits.shape[0] != row.targets.shape[0]:
-        raise ValueError(f"the model ignores logits_to_keep: {tuple(logits.shape)} for {row.targets.shape[0]} targets")
-    return list(token_logprobs(logits, row.targets).split(row.layout.response_lengths))
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__()
+        self.model = model
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """transformers' model: without PEFT around it, with the adapters in it."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def forward(self, row: Row) -> Tensor:
+        """Log-probability of each of ``row.targets``, [T], float32 or float64.
+
+        Args:
+            row: on the model's device.
+        """
+        causal_lm = self.causal_lm
+        hidden: Tensor = causal_lm.get_decoder()(
+            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, shared_prefix=row.layout
+        ).last_hidden_state
+        head = causal_lm.get_output_embeddings()
+        rows = max(1, CHUNK_ELEMENTS // causal_lm.config.vocab_size)
+        parts = [
+            checkpoint(_token_logprobs, head, states, targets, use_reentrant=False, preserve_rng_state=False)
+            for states, targets in zip(
+                hidden[0, row.gather_index].split(rows), row.targets.split(rows), strict=True
+            )
+        ]
+        return torch.cat(parts)
+
+    def generate(self, prompt_ids: Tensor, *, max_new_tokens: int) -> Tensor:
+        """Greedy continuation of one prompt.
+
+        Args:
+            prompt_ids: int64 [1, P].
+            max_new_tokens: it may end earlier, with an end-of-sequence token.
+
+        Returns:
+            int64 [n], the new tokens.
+        """
+        output = self.model.generate(
+            input_ids=prompt_ids,
+            attention_mask=torch.ones_like(prompt_ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
+        return output[0, prompt_ids.shape[1] :]
+
+
+def split_logprobs(logprobs: Tensor, row: Row) -> list[SampleLogprobs]:
+    """The values of :meth:`LogprobModel.forward`, [T], by sample and response."""
+    pieces = iter(logprobs.split([count for counts in row.num_targets for count in counts]))
+    result = []
+    for prompt_count, *response_counts in row.num_targets:
+        prompt = next(pieces)
+        result.append(SampleLogprobs(prompt if prompt_count else None, [next(pieces) for _ in response_counts]))
+    return result
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-softmax of ``logits`` at ``targets``, in float32 or better, a chunk of rows at a time.
+    """Log-softmax of ``logits`` at ``targets``, in float32 or better.
 
-    Each chunk is computed again in the backward pass, so that only the logits themselves stay in memory. In bfloat16
-    the mean over a response would carry an error of up to 0.17 on the loss's argument at beta 10.
+    In bfloat16 the mean over a response would carry an error of up to 0.17 on the loss's argument at beta 10.
 
     Args:
         logits: [R, V], any float type.
@@ -52,13 +114,8 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         [R], float32 or float64.
     """
-    rows = max(1, _CHUNK_ELEMENTS // logits.shape[1])
-    parts = [
-        checkpoint(_token_logprobs, *chunk, use_reentrant=False, preserve_rng_state=False)
-        for chunk in zip(logits.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat(parts)
-
-
-def _token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return -cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
+
+
+def _token_logprobs(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+    return token_logprobs(head(states), targets)

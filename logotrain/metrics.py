@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,24 +18,31 @@ from logodata.common.run_dir import append_lines
 class SampleMetrics:
     """One sample's figures.
 
-    Log-probabilities are means over a response's tokens, in nats; ``rejected_*`` are means over the M responses.
+    Log-probabilities are means over a response's tokens, in nats; ``rejected_*`` are means over the M responses. None
+    stands for what an objective does not compute.
     """
 
     loss: float
     preference_loss: float
     sft_loss: float
-    margin: float
+    margin: float | None
     chosen_logp: float
-    rejected_logp: float
-    accuracy: float
+    rejected_logp: float | None
+    accuracy: float | None
     chosen_ended: float
     rejected_ended: float
     tokens: int
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss is a number."""
+        return math.isfinite(self.loss)
+
 
 def step_metrics(samples: Sequence[SampleMetrics]) -> dict[str, float]:
-    """Means over a step's samples; ``tokens`` is their sum."""
-    columns = {name: [asdict(sample)[name] for sample in samples] for name in asdict(samples[0])}
+    """Means over a step's samples; ``tokens`` is their sum; what was not computed is left out."""
+    rows = [asdict(sample) for sample in samples]
+    columns = {name: [row[name] for row in rows] for name, value in rows[0].items() if value is not None}
     return {name: sum(values) if name == "tokens" else sum(values) / len(values) for name, values in columns.items()}
 
 

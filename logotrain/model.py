@@ -1,36 +1,39 @@
-"""The model to train: a frozen base, LoRA adapters, and the token embedding where that is wanted."""
+"""The model to train: a frozen base with adapters (and the token embedding where that is wanted), or all of it."""
 
 from __future__ import annotations
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.models import load_model, resolve_model
+from logodata.models import load_config, load_model
 from logotrain.recipe import LoraSettings, TrainRecipe
+from logotrain.rope import scaled_config
 from logotrain.shared_prefix import check_config
 
 
-def load_trainable(recipe: TrainRecipe, device: torch.device) -> PeftModel:
-    """The model with fresh adapters, which change nothing yet.
+def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel | PeftModel:
+    """The model as training starts: with fresh adapters, which change nothing yet, or with all its weights trained.
 
-    Trained weights are float32, the base has ``recipe.dtype``.
+    Trained weights are float32; frozen ones have ``recipe.dtype``.
 
     Raises:
         UserError: the model cannot be loaded, its attention cannot be shared, or a target module is not in it.
     """
-    check_config(AutoConfig.from_pretrained(resolve_model(recipe.model)))  # before gigabytes of weights are read
-    base = load_model(recipe.model, dtype=recipe.dtype, device=str(device))
+    config = scaled_config(load_config(recipe.model), recipe.rope)
+    check_config(config)  # before gigabytes of weights are read
+    dtype = "float32" if recipe.tuning == "full" else recipe.dtype
+    base = load_model(
+        recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora"
+    )
+    base.config.use_cache = False
     torch.manual_seed(recipe.seed)
-    model = add_adapters(base, recipe.lora, name=recipe.model)
-    if recipe.recompute == "full":
-        # Nothing in the forward is random, so random states need not be kept for the second one.
-        model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+    model = base if recipe.tuning == "full" else add_adapters(base, recipe.lora, name=recipe.model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    note(f"{recipe.model}: {trained:,} of {model.num_parameters():,} weights are trained")
+    note(f"{recipe.model}: {trained:,} of {base.num_parameters():,} weights are trained")
     return model.train()
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from logodata.common.console import note, stderr
+from logodata.common.console import note, show
 from logodata.common.run_dir import bind_settings, locked
 from logotrain.recipe import TrainRecipe
+
+if TYPE_CHECKING:
+    from logotrain.data import TrainingData
 
 
 def run(recipe: TrainRecipe, out: Path) -> Path:
@@ -20,30 +25,41 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
     Raises:
         UserError: recipe, data and model do not fit, or ``out`` belongs to other settings or other data.
     """
-    with locked(out):
-        if not (out / "metrics.jsonl").exists():
-            # No step was finished: a recipe that was refused, or stopped early, may be mended in place.
-            for name in ("recipe.resolved.json", "inputs.json"):
-                (out / name).unlink(missing_ok=True)
-        bind_settings(out, "recipe.resolved.json", recipe.model_dump(mode="json"))
+    from logotrain.parallel import launched
+
+    with launched() as world, ExitStack() as stack:
+        # The lock goes with the main process; the others wait for its word.
+        world.on_main(lambda: stack.enter_context(locked(out)))
         final = out / "final"
-        if final.is_dir():
+        if world.on_main(lambda: _begin(recipe, out)):
             note(f"already finished: {final}")
             return final
 
-        from logodata.models import model_fingerprint
         from logotrain.data import load_data
 
         data = load_data(recipe)
-        # A run must not continue on other data or another model that took the same path.
-        inputs = {
-            "model": model_fingerprint(recipe.model),
-            "data": data.fingerprint(),
-            "num_samples": len(data.samples),
-        }
-        bind_settings(out, "inputs.json", inputs)
-        stderr.print(data.lengths())
+        world.on_main(lambda: _bind_inputs(recipe, data, out))
+        if data.samples:
+            show(data.lengths())
 
         from logotrain.trainer import train
 
-        return train(recipe, data, out)
+        return train(recipe, data, out, world)
+
+
+def _begin(recipe: TrainRecipe, out: Path) -> bool:
+    """Bind the folder to the recipe; whether it holds a finished run."""
+    if not (out / "metrics.jsonl").exists():
+        # No step was finished: a recipe that was refused, or stopped early, may be mended in place.
+        for name in ("recipe.resolved.json", "inputs.json", "reference.jsonl"):
+            (out / name).unlink(missing_ok=True)
+    bind_settings(out, "recipe.resolved.json", recipe.model_dump(mode="json"))
+    return (out / "final").is_dir()
+
+
+def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:
+    """A run must not continue on other data or another model that took the same path."""
+    from logodata.models import model_fingerprint
+
+    inputs = {"model": model_fingerprint(recipe.model), "data": data.fingerprint(), "num_samples": len(data.samples)}
+    bind_settings(out, "inputs.json", inputs)

@@ -54,6 +54,16 @@ class SharedPrefixLayout:
         return self.prompt_length + sum(self.response_lengths)
 
 
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    samples: tuple[SharedPrefixLayout, ...]
+    padding: int = 0
+
+    @property
+    def total_length(self) -> int:
+        return sum(sample.total_length for sample in self.samples) + self.padding
+
+
 @contextmanager
 def use_shared_prefix(model: PreTrainedModel) -> Iterator[None]:
     """Within the block the model's forward needs ``shared_prefix=layout``; a call without it raises.
@@ -115,7 +125,7 @@ def shared_prefix_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    shared_prefix: SharedPrefixLayout | None = None,
+    shared_prefix: RowLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one row, by torch's scaled dot product on any device.
@@ -151,15 +161,20 @@ def shared_prefix_attention(
         raise ValueError(
             f"mask, dropout and {variants or 'attention variants'} are not supported by attention {NAME!r}"
         )
-    end = shared_prefix.prompt_length
     query = query[0].unflatten(0, (key.shape[1], -1))  # [H_kv, H / H_kv, N, D]
     key, value = key[0, :, None].expand_as(query), value[0, :, None].expand(*query.shape[:3], -1)
-    prompt = scaled_dot_product_attention(
-        query[:, :, :end], key[:, :, :end], value[:, :, :end], is_causal=True, scale=scaling
-    )
-    mask = _response_mask(shared_prefix, query.device)
-    responses = scaled_dot_product_attention(query[:, :, end:], key, value, attn_mask=mask, scale=scaling)
-    output = torch.cat([prompt, responses], dim=2).flatten(0, 1)  # [H, N, D]
+    parts, start = [], 0
+    for layout in shared_prefix.samples:
+        q, k, v = (t[:, :, start : start + layout.total_length] for t in (query, key, value))
+        end = layout.prompt_length
+        parts.append(scaled_dot_product_attention(q[:, :, :end], k[:, :, :end], v[:, :, :end], is_causal=True, scale=scaling))
+        mask = _response_mask(layout, query.device)
+        parts.append(scaled_dot_product_attention(q[:, :, end:], k, v, attn_mask=mask, scale=scaling))
+        start += layout.total_length
+    if shared_prefix.padding:
+        q, k, v = (t[:, :, start:] for t in (query, key, value))
+        parts.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling))
+    output = torch.cat(parts, dim=2).flatten(0, 1)  # [H, N, D]
     return output.transpose(0, 1)[None].contiguous(), None
 
 

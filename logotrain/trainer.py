@@ -3,158 +3,263 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from logodata.common.console import note, progress
 from logodata.common.errors import UserError
+from logodata.common.run_dir import read_json, write_json
 from logodata.contract import PreferenceSample
 from logotrain import checkpoint
-from logotrain.collate import SharedPrefixRow, collate
+from logotrain.balance import share_rows
+from logotrain.collate import Collator
 from logotrain.data import TrainingData
+from logotrain.guards import check_chosen, check_repetition, measure_repetition
 from logotrain.interrupt import StopFlag, stop_on_signal
-from logotrain.logprobs import response_logprobs
+from logotrain.logprobs import LogprobModel, SampleLogprobs, split_logprobs
 from logotrain.metrics import MetricsLog, SampleMetrics, step_metrics
-from logotrain.model import load_trainable
-from logotrain.objective import logo
-from logotrain.recipe import ObjectiveSettings, OptimizerSettings, TrainRecipe
+from logotrain.objective import sample_loss, scores_prompt, uses_rejected
+from logotrain.parallel import World
+from logotrain.prepare import Prepared, prepare
+from logotrain.recipe import LogoSettings, ObjectiveSettings, OptimizerSettings, SimpoSettings, TrainRecipe
+from logotrain.reference import ReferenceLogprobs
 from logotrain.schedule import Schedule
 from logotrain.shared_prefix import use_shared_prefix
 
 _FAR_BEHIND = -10.0
 """Below this value of beta * margin the sigmoid is saturated, and every gradient is clipped."""
 
+_PAD_TO = 512
+"""Compiled layers see rows of few lengths."""
 
-def train(recipe: TrainRecipe, data: TrainingData, out: Path) -> Path:
+Draw = tuple[int, PreferenceSample]
+"""A sample and the epoch whose position draw it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    recipe: TrainRecipe
+    world: World
+    prepared: Prepared
+    optimizer: AdamW
+    collator: Collator
+    reference: ReferenceLogprobs | None
+
+    @property
+    def model(self) -> LogprobModel:
+        return self.prepared.model
+
+    def rows(self, draws: Sequence[Draw]) -> list[tuple[list[int], bool]]:
+        """This process's rows of a step: indices into ``draws``, and whether they count."""
+        return share_rows(
+            [self.collator.layout(sample) for _, sample in draws],
+            self.world.size,
+            self.world.rank,
+            row_tokens=self.recipe.row_tokens,
+            attention_share=self.prepared.attention_share,
+        )
+
+
+def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> Path:
     """Train to the end, continuing from the newest intact checkpoint in ``out/checkpoints``.
 
     Args:
         recipe: how.
         data: on what; already checked.
         out: the run's folder; the caller holds its lock.
+        world: the processes; every one calls this with equal arguments.
 
     Returns:
-        ``out/final``, the adapter.
+        ``out/final``, an adapter or, after full tuning, a model.
 
     Raises:
         UserError: the model cannot be used, the loss is no longer a number, or the model collapsed.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint holds the last whole step.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_trainable(recipe, device)
-    optimizer = _make_optimizer(model, recipe.optimizer)
+    collator = Collator(
+        recipe.positions,
+        data.target_length,
+        recipe.seed,
+        uses_rejected=uses_rejected(recipe.objective),
+        scores_prompt=scores_prompt(recipe.objective),
+        pad_to_multiple=_PAD_TO if recipe.compile else 1,
+    )
+    prepared = prepare(recipe, world, [collator.layout(sample) for sample in data.samples])
+    model = prepared.model
+    reference = ReferenceLogprobs(out / "reference.jsonl") if recipe.objective.name == "dpo" else None
+    run = _Run(recipe, world, prepared, _make_optimizer(model, recipe.optimizer), collator, reference)
     schedule = Schedule(recipe, len(data.samples))
-    checkpoints = out / "checkpoints"
-    done = saved = checkpoint.restore(checkpoints, model, optimizer)
+    writer = checkpoint.CheckpointWriter(out / "checkpoints", recipe.checkpoint, world)
+    done = saved = checkpoint.restore(out / "checkpoints", model.model, run.optimizer, world)
     if done:
         note(f"continuing after step {done} of {schedule.total_steps}")
-    log = MetricsLog(out / "metrics.jsonl", last_step=done)
+    log = MetricsLog(out / "metrics.jsonl", last_step=done) if world.is_main else None
 
-    with use_shared_prefix(model), stop_on_signal() as stop, progress("train", schedule.total_steps, done) as bar:
-        while done < schedule.total_steps:
-            started = time.perf_counter()
-            batch: list[tuple[PreferenceSample, SharedPrefixRow]] = []
-            for epoch, index in schedule.samples(done):
-                sample = data.samples[index]
-                row = collate(
-                    sample, settings=recipe.positions, target_length=data.target_length, seed=recipe.seed, epoch=epoch
-                )
-                batch.append((sample, row.to(device)))
+    def draws(step: int) -> list[Draw]:
+        return [(epoch, data.samples[index]) for epoch, index in schedule.samples(step)]
 
-            lr = schedule.learning_rate(done)
-            metrics = _train_step(model, optimizer, batch, recipe, lr=lr, stop=stop)
-            if metrics is None:
-                if done > saved:
-                    checkpoint.save(checkpoints, done, model, optimizer, keep=recipe.checkpoint.keep)
-                raise KeyboardInterrupt
-            done += 1
-
-            if done == 1:  # no update has been made yet: these are the base model's figures
-                _report_base(metrics, recipe.objective, len(batch))
-            log.append({"step": done, **metrics, "lr": lr, "seconds": round(time.perf_counter() - started, 3)})
-            bar.advance(loss=metrics["loss"], margin=metrics["margin"])
-            _stop_if_collapsed(metrics, recipe, step=done)
-            if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
-                checkpoint.save(checkpoints, done, model, optimizer, keep=recipe.checkpoint.keep)
-                saved = done
+    with use_shared_prefix(model.causal_lm, prepared.backend), stop_on_signal() as stop:
+        if reference is not None:
+            reference.complete(
+                [draw for step in range(schedule.total_steps) for draw in draws(step)],
+                model,
+                collator,
+                world,
+                share=lambda block: [indices for indices, _ in run.rows(block)],
+                block=recipe.samples_per_step,
+            )
+        repetition = _RepetitionGuard(run, data, out / "base.json", untrained=done == 0)
+        with progress("train", schedule.total_steps, done) as bar:
+            try:
+                while done < schedule.total_steps:
+                    started = time.perf_counter()
+                    batch, lr = draws(done), schedule.learning_rate(done)
+                    metrics = _train_step(run, batch, lr=lr, stop=stop)
+                    if metrics is None:
+                        if done > saved:
+                            writer.save(done, model.model, run.optimizer)
+                        raise KeyboardInterrupt
+                    done += 1
+                    if done == 1:  # no update had been made yet: these are the base model's figures
+                        _report_base(metrics, recipe.objective, len(batch))
+                    metrics |= repetition.measure(done)
+                    seconds = round(time.perf_counter() - started, 3)
+                    if log is not None:
+                        log.append({"step": done, **metrics, "lr": lr, "seconds": seconds})
+                    shown = {name: metrics[name] for name in ("loss", "margin") if name in metrics}
+                    bar.advance(**shown)
+                    check_chosen(recipe.collapse, metrics["chosen_logp"], step=done)
+                    repetition.check(metrics, step=done)
+                    if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
+                        writer.save(done, model.model, run.optimizer)
+                        saved = done
+            except (UserError, KeyboardInterrupt):  # every process raises these together, and can finish writing together
+                writer.close()
+                raise
+        writer.close()
     final = out / "final"
-    checkpoint.export_adapter(model, final)
+    checkpoint.export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
     return final
 
 
-def _make_optimizer(model: PeftModel, settings: OptimizerSettings) -> AdamW:
+def _make_optimizer(model: LogprobModel, settings: OptimizerSettings) -> AdamW:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return AdamW(
         trained, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay, fused=True
     )
 
 
-def _train_step(
-    model: PeftModel,
-    optimizer: AdamW,
-    batch: list[tuple[PreferenceSample, SharedPrefixRow]],
-    recipe: TrainRecipe,
-    *,
-    lr: float,
-    stop: StopFlag,
-) -> dict[str, float] | None:
-    """One update from the mean loss of ``batch``, one row at a time.
+def _train_step(run: _Run, draws: Sequence[Draw], *, lr: float, stop: StopFlag) -> dict[str, float] | None:
+    """One update from the mean loss of ``draws`` over all processes.
 
     Returns:
         The step's metrics; None if the run was asked to stop before the step's end, and then nothing has changed.
+
+    Raises:
+        UserError: a loss or the gradient is not finite; raised on all processes.
     """
-    optimizer.zero_grad(set_to_none=True)
-    samples: list[SampleMetrics] = []
-    for sample, row in batch:
-        if stop:
+    world, sharded = run.world, run.prepared.sharded
+    run.optimizer.zero_grad(set_to_none=True)
+    found: list[tuple[int, SampleMetrics]] = []
+    rows = run.rows(draws)
+    for number, (indices, counts) in enumerate(rows):
+        if world.any(bool(stop)):
             return None
-        loss, metrics = _sample_loss(model, sample, row, recipe.objective)
-        if not torch.isfinite(loss):
-            raise _not_finite(f"loss is {loss.item()}", f"sample {sample.id}")
-        (loss / len(batch)).backward()
-        samples.append(metrics)
-    for group in optimizer.param_groups:
+        if sharded:
+            # Gradients of full tuning are too large to keep whole until the last row.
+            last = number == len(rows) - 1 or run.recipe.tuning == "full"
+            run.model.set_requires_gradient_sync(last)  # type: ignore[operator]  # FSDP adds it
+        batch = [draws[index] for index in indices]
+        row = run.collator(batch).to(world.device)
+        losses = []
+        for index, draw, logprobs in zip(indices, batch, split_logprobs(run.model(row), row), strict=True):
+            reference = None if run.reference is None else run.reference.of(draw, world.device)
+            loss, metrics = _sample_loss(draw[1], logprobs, run.recipe.objective, reference)
+            losses.append(loss)
+            if counts:
+                found.append((index, metrics))
+        # FSDP averages over processes; the samples of all of them are counted here.
+        weight = (world.size if sharded else 1) / len(draws) if counts else 0.0
+        (torch.stack(losses).sum() * weight).backward()
+    everything = sorted((pair for pairs in world.gather(found) for pair in pairs), key=lambda pair: pair[0])
+    for index, metrics in everything:
+        if not metrics.is_finite:
+            raise _not_finite(f"loss is {metrics.loss}", f"sample {draws[index][1].id}")
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    if not sharded:
+        world.add_gradients(parameters)
+    for group in run.optimizer.param_groups:
         group["lr"] = lr
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    grad_norm = clip_grad_norm_(parameters, recipe.optimizer.max_grad_norm)
-    if not torch.isfinite(grad_norm):
-        raise _not_finite(
-            f"gradient norm is {grad_norm.item()}", "samples " + ", ".join(sample.id for sample, _ in batch)
-        )
-    optimizer.step()
-    return {**step_metrics(samples), "grad_norm": grad_norm.item()}
+    norm = clip_grad_norm_(parameters, run.recipe.optimizer.max_grad_norm)
+    grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+    if not torch.isfinite(torch.tensor(grad_norm)):
+        names = ", ".join(sample.id for _, sample in draws)
+        raise _not_finite(f"gradient norm is {grad_norm}", f"samples {names}")
+    run.optimizer.step()
+    return {**step_metrics([metrics for _, metrics in everything]), "grad_norm": grad_norm}
 
 
 def _sample_loss(
-    model: PeftModel, sample: PreferenceSample, row: SharedPrefixRow, settings: ObjectiveSettings
+    sample: PreferenceSample, logprobs: SampleLogprobs, settings: ObjectiveSettings, reference: Tensor | None
 ) -> tuple[Tensor, SampleMetrics]:
     """The loss of one sample, a scalar with gradients, and its figures."""
-    chosen, *rejected = (logprobs.mean() for logprobs in response_logprobs(model, row))
-    terms = logo(
-        chosen[None],
-        torch.stack(rejected)[None],
-        beta=settings.beta,
-        gamma=settings.gamma,
-        sft_weight=settings.sft_weight,
-    )
-    margin = terms.margin.item()
+    terms = sample_loss(settings, logprobs.responses, prompt=logprobs.prompt, reference=reference)
+    chosen = logprobs.responses[0].mean().item()
+    margin = None if terms.margin is None else terms.margin.item()
     return terms.loss[0], SampleMetrics(
         loss=terms.loss.item(),
         preference_loss=terms.preference.item(),
         sft_loss=terms.sft.item(),
         margin=margin,
-        chosen_logp=chosen.item(),
-        rejected_logp=chosen.item() - margin,
-        accuracy=float(margin > 0),
+        chosen_logp=chosen,
+        rejected_logp=None if margin is None else chosen - margin,
+        accuracy=None if margin is None else float(margin > 0),
         chosen_ended=float(sample.chosen.ended),
         rejected_ended=sum(response.ended for response in sample.rejected) / len(sample.rejected),
-        tokens=row.layout.total_length,
+        tokens=len(sample.prompt_ids) + sum(len(values) for values in logprobs.responses),
     )
+
+
+class _RepetitionGuard:
+    """Greedy continuations of the data's first prompts, before training and every so often.
+
+    Args:
+        run: its recipe says how many prompts, how long, how often.
+        data: holds the prompts.
+        path: where the untrained model's rate is kept for a run that continues.
+        untrained: whether the model is still the one that training starts from.
+    """
+
+    def __init__(self, run: _Run, data: TrainingData, path: Path, *, untrained: bool) -> None:
+        self._run, self._settings = run, run.recipe.collapse
+        self._prompts = [sample.prompt_ids for sample in data.samples[: self._settings.num_prompts]]
+        if not self._prompts:
+            return
+        if untrained:
+            rate = self._rate()
+            run.world.on_main(lambda: write_json(path, {"repetition": rate}))
+        self._base: float = run.world.on_main(lambda: read_json(path)["repetition"])
+
+    def measure(self, step: int) -> dict[str, float]:
+        """``repetition`` at the steps where it is due."""
+        if not self._prompts or step % self._settings.every_steps:
+            return {}
+        return {"repetition": self._rate()}
+
+    def check(self, metrics: dict[str, float], step: int) -> None:
+        """Stop when the rate has risen too far; see :func:`logotrain.guards.check_repetition`."""
+        if "repetition" in metrics:
+            check_repetition(self._settings, metrics["repetition"], self._base, step)
+
+    def _rate(self) -> float:
+        return measure_repetition(self._run.model, self._prompts, self._settings.max_new_tokens)
 
 
 def _not_finite(what: str, where: str) -> UserError:
@@ -165,20 +270,11 @@ def _not_finite(what: str, where: str) -> UserError:
 
 def _report_base(metrics: dict[str, float], settings: ObjectiveSettings, num_samples: int) -> None:
     """Say how far apart the base model holds the responses: ones that it finds absurd teach only their style."""
+    if not isinstance(settings, LogoSettings | SimpoSettings):
+        return
     scaled = settings.beta * metrics["margin"]
     margin = f"margin {metrics['margin']:+.3f} nats a token"
     note(f"base model, {num_samples} samples: {margin}, beta * margin = {scaled:+.1f}")
     if scaled < _FAR_BEHIND:
         mend = "prefer responses in the model's own words, or lower objective.beta"
         note(f"warning: beta * margin is below {_FAR_BEHIND:g}: the loss is saturated; {mend}")
-
-
-def _stop_if_collapsed(metrics: dict[str, float], recipe: TrainRecipe, *, step: int) -> None:
-    lowest = recipe.collapse.min_chosen_logp
-    if lowest is not None and metrics["chosen_logp"] < lowest:
-        found = f"preferred responses have {metrics['chosen_logp']:.2f} nats a token"
-        raise UserError(
-            f"the model collapsed: {found}, collapse.min_chosen_logp={lowest:g}",
-            where=f"step {step}",
-            mend="lower optimizer.lr or objective.beta, or raise objective.sft_weight",
-        )

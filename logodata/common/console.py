@@ -1,5 +1,7 @@
 """What a person sees: rich on a terminal, quiet elsewhere, plain lines on request.
 
+Under torchrun only the first process speaks.
+
 ``LOGO_PROGRESS=plain`` prints a line every few seconds instead of a live bar, for logs and for several commands that
 share a terminal; ``plain:NAME`` puts NAME before each line.
 """
@@ -13,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(highlight=False)
@@ -70,7 +72,9 @@ def _figures(figures: dict[str, Any]) -> str:
 def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
     """Show the progress of ``total`` units, ``done`` of which an earlier run finished."""
     mode, _, name = os.environ.get("LOGO_PROGRESS", "").partition(":")
-    if mode == "plain":
+    if not _speaks():
+        yield Tracker(label, total, done)
+    elif mode == "plain":
         yield _PlainTracker(f"{name} {label}".strip(), total, done)
     elif sys.stderr.isatty():
         columns = (
@@ -88,4 +92,15 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
 
 def note(text: str) -> None:
     """One line of information on stderr, so that stdout stays for results."""
-    stderr.print(text, markup=False, soft_wrap=True)
+    if _speaks():
+        stderr.print(text, markup=False, soft_wrap=True)
+
+
+def show(renderable: RenderableType) -> None:
+    """A table or figure of rich on stderr."""
+    if _speaks():
+        stderr.print(renderable)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -40,12 +40,18 @@ def run_command(
     try:
         return command() or 0
     except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        _say(f"{program}: error: {error}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print(f"{program}: interrupted; {resume_hint}", file=sys.stderr)
+        _say(f"{program}: interrupted; {resume_hint}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) closed it: not an error, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _say(line: str) -> None:
+    """Under torchrun every process meets the same error: one a machine prints it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr)

@@ -1,0 +1,88 @@
+"""Signs that training destroys the model, looked for while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from logodata.common.errors import UserError
+from logotrain.logprobs import LogprobModel
+from logotrain.recipe import CollapseSettings
+
+NGRAM = 4
+"""Tokens of the n-grams whose repetition is counted."""
+
+
+def repetition_rate(token_ids: Sequence[int]) -> float:
+    """Share of a text's 4-grams that occurred in it before; 0 for a text of fewer than two."""
+    ngrams = [tuple(token_ids[at : at + NGRAM]) for at in range(len(token_ids) - NGRAM + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> float:
+    """Mean :func:`repetition_rate` of greedy continuations of ``prompts``, at natural positions.
+
+    Under sharding every process must call it together; all get the same value.
+
+    Args:
+        model: may be inside :func:`logotrain.shared_prefix.use_shared_prefix`; it is left as it was.
+        prompts: token ids.
+        max_new_tokens: of each continuation.
+    """
+    device = next(model.parameters()).device
+    rates = []
+    with _generating(model), torch.no_grad():
+        for prompt in prompts:
+            ids = torch.tensor([list(prompt)], device=device)
+            rates.append(repetition_rate(model.generate(ids, max_new_tokens=max_new_tokens).tolist()))
+    return sum(rates) / len(rates)
+
+
+@contextmanager
+def _generating(model: LogprobModel) -> Iterator[None]:
+    """Plain attention and evaluation mode, uncompiled: its shapes change with every token."""
+    causal_lm: PreTrainedModel = model.causal_lm
+    attention, training = causal_lm.config._attn_implementation, model.training
+    causal_lm.set_attn_implementation("sdpa")
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        model.train(training)
+        causal_lm.set_attn_implementation(attention)
+
+
+def check_chosen(settings: CollapseSettings, chosen_logp: float, step: int) -> None:
+    """Stop when preferred responses have become improbable.
+
+    Raises:
+        UserError: their mean log-probability, in nats a token, is below ``collapse.min_chosen_logp``.
+    """
+    lowest = settings.min_chosen_logp
+    if lowest is not None and chosen_logp < lowest:
+        found = f"preferred responses have {chosen_logp:.2f} nats a token"
+        raise _collapsed(f"{found}, collapse.min_chosen_logp={lowest:g}", step)
+
+
+def check_repetition(settings: CollapseSettings, rate: float, base_rate: float, step: int) -> None:
+    """Stop when the model repeats itself where the untrained one does not.
+
+    Raises:
+        UserError: ``rate`` exceeds ``base_rate`` by more than ``collapse.max_repetition``.
+    """
+    most = settings.max_repetition
+    if most is not None and rate - base_rate > most:
+        found = f"its continuations repeat {rate:.0%} of their {NGRAM}-grams, the untrained model's {base_rate:.0%}"
+        raise _collapsed(f"{found}, collapse.max_repetition={most:g}", step)
+
+
+def _collapsed(found: str, step: int) -> UserError:
+    return UserError(
+        f"the model collapsed: {found}",
+        where=f"step {step}",
+        mend="lower optimizer.lr or objective.beta, or raise objective.sft_weight; the checkpoints before are kept",
+    )

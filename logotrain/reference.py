@@ -1,0 +1,90 @@
+"""Log-probabilities of the untrained model, for objectives that compare with it: computed once, before step 1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from logodata.common.console import progress
+from logodata.common.errors import UserError
+from logodata.common.run_dir import append_lines
+from logodata.contract import PreferenceSample
+from logotrain.collate import Collator
+from logotrain.logprobs import LogprobModel, split_logprobs
+from logotrain.parallel import World
+
+Draw = tuple[int, PreferenceSample]
+
+
+class ReferenceLogprobs:
+    """``reference.jsonl``: for each draw (sample and epoch, since positions differ) the responses' summed log-probs.
+
+    Args:
+        path: the file; what it holds already is not computed again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._values: dict[tuple[str, int], list[float]] = {}
+        if path.exists():
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                try:
+                    record = json.loads(line)
+                    self._values[record["id"], record["epoch"]] = record["logprobs"]
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(
+                        "damaged record", where=f"{path}:{number}", mend="delete the line, then run it again"
+                    ) from error
+
+    def of(self, draw: Draw, device: torch.device) -> Tensor:
+        """Summed log-probabilities of a draw's responses, [1 + M], nats."""
+        epoch, sample = draw
+        return torch.tensor(self._values[sample.id, epoch], device=device)
+
+    def complete(
+        self,
+        draws: Sequence[Draw],
+        model: LogprobModel,
+        collator: Collator,
+        world: World,
+        *,
+        share: Callable[[Sequence[Draw]], list[list[int]]],
+        block: int,
+    ) -> None:
+        """Compute what is missing with ``model``, which must be untrained, and append it to the file block by block.
+
+        Args:
+            draws: all that training will need.
+            model: every process's part of it.
+            collator: makes the rows, as in training.
+            world: the processes that share the work.
+            share: this process's rows of a block of draws, as indices into the block.
+            block: draws between two writes.
+        """
+        wanted = {(sample.id, epoch): (epoch, sample) for epoch, sample in draws}
+        missing = [draw for key, draw in wanted.items() if key not in self._values]
+        if not missing:
+            return
+        with progress("reference log-probabilities", len(missing)) as bar, torch.no_grad():
+            for start in range(0, len(missing), block):
+                found: dict[tuple[str, int], list[float]] = {}
+                part = missing[start : start + block]
+                for indices in share(part):
+                    row = collator([part[index] for index in indices]).to(world.device)
+                    samples = split_logprobs(model(row), row)
+                    for index, sample in zip(indices, samples, strict=True):
+                        epoch, source = part[index]
+                        found[source.id, epoch] = [float(logprobs.sum()) for logprobs in sample.responses]
+                everything = {key: value for values in world.gather(found) for key, value in values.items()}
+                self._values.update(everything)
+                if world.is_main:
+                    lines = (
+                        json.dumps({"id": name, "epoch": epoch, "logprobs": value}) + "\n"
+                        for (name, epoch), value in everything.items()
+                    )
+                    append_lines(self._path, "".join(lines))
+                bar.advance(len(part))
