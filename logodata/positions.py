@@ -1,13 +1,14 @@
 """Positional indices synthesis (paper section 3.3): a short row takes positions of a long one.
 
 Pure functions of numpy arrays. ``P(i) = i + b_i`` with biases that grow along the row: positions increase strictly,
-never repeat, stay under the target length, and over many draws cover it evenly. The frame before the first chunk starts
-at 0; what follows the last chunk (question, response) is consecutive.
+never repeat and stay under the target length; :func:`coverage` counts how many draws visit each stretch of it. The
+paper's two modes place gaps by chunks: the frame before the first chunk starts at 0, what follows the last chunk
+(question, response) is consecutive. The two modes that it is compared with, PoSE and RandPOS, know no chunks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from logodata.common.errors import UserError
 
-PositionMode = Literal["natural", "continuous", "sparse"]
+PositionMode = Literal["natural", "continuous", "sparse", "pose", "randpos"]
 
 
 def draw_positions(
@@ -33,12 +34,19 @@ def draw_positions(
     one bias for the whole chunk, uniform over its budget, so that gaps fall between chunks. *Sparse*: one bias a token,
     uniform over the budget and sorted, so that gaps fall anywhere. *Natural*: no gaps.
 
+    *PoSE* (arXiv 2309.10400): the prompt is cut at one random place; the first piece starts at 0, the second is moved
+    by a bias uniform over all free positions. Departures: no text is skipped along with the positions, an answer needs
+    its whole context; the cut is uniform over the prompt, where the released code cuts in the first half only.
+    *RandPOS* (arXiv 2305.16843): a sorted random subset of all positions, every subset equally likely. Departure: the
+    responses, which share one prompt, follow it consecutively and are not part of the subset. Both draw anew for each
+    row and leave ``reserve`` positions free, as all modes here do.
+
     The paper lets chunk n's bias range over the n-th budget, so the last chunk always ends near the target. Here as
     there; the row's very first chunk therefore moves by at most one budget.
 
     Args:
         prompt_length: tokens in the prompt, P.
-        chunk_spans: ``[start, end)`` of each chunk in the prompt, in order, without overlap.
+        chunk_spans: ``[start, end)`` of each chunk in the prompt, in order, without overlap; read by the paper's modes.
         target_length: positions stay under it, K.
         reserve: positions kept free after the prompt, for the longest response.
         mode: how gaps are placed.
@@ -57,6 +65,12 @@ def draw_positions(
             mend="raise positions.target_length or build shorter contexts",
         )
     positions = np.arange(prompt_length, dtype=np.int64)
+    if mode == "randpos":
+        return np.sort(rng.choice(target_length - reserve, size=prompt_length, replace=False, shuffle=False))
+    if mode == "pose":
+        if prompt_length > 1:
+            positions[rng.integers(1, prompt_length) :] += rng.integers(0, free, endpoint=True)
+        return positions
     if mode == "natural" or not chunk_spans:
         return positions
     biases = np.zeros(prompt_length, dtype=np.int64)
@@ -77,3 +91,20 @@ def draw_positions(
 def draw_mode(continuous_share: float, rng: np.random.Generator) -> PositionMode:
     """``continuous`` with probability ``continuous_share`` (the paper mixes 9 : 1), else ``sparse``."""
     return "continuous" if rng.random() < continuous_share else "sparse"
+
+
+def coverage(draws: Iterable[NDArray[np.int64]], target_length: int, bins: int) -> NDArray[np.int64]:
+    """How often the positions of ``draws`` fall into each of ``bins`` equal stretches of [0, target_length).
+
+    Returns:
+        int64 array [bins]; its sum is the number of positions.
+
+    Raises:
+        ValueError: a position lies outside.
+    """
+    counts = np.zeros(bins, dtype=np.int64)
+    for positions in draws:
+        if positions.size and not 0 <= positions.min() <= positions.max() < target_length:
+            raise ValueError(f"positions reach from {positions.min()} to {positions.max()}, beyond {target_length}")
+        counts += np.bincount(positions * bins // target_length, minlength=bins)
+    return counts
