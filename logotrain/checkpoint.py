@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
@@ -65,6 +65,8 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._commands: list[subprocess.Popen[bytes]] = []
+        # Its own group: what is written in the background must not meet what training sends meanwhile.
+        self._group = None if world.size == 1 else distributed.new_group(backend="gloo")
 
     def save(self, step: int, model: PreTrainedModel | PeftModel, optimizer: Optimizer) -> None:
         """Take the state after ``step`` steps and write it; a write that is still under way is waited for.
@@ -82,9 +84,11 @@ class CheckpointWriter:
             written: Future[Any] | None = None
             with _quietly_alone():
                 if self._settings.asynchronous:
-                    written = save_in_background(state, checkpoint_id=scratch, no_dist=alone)  # type: ignore[assignment]
+                    written = save_in_background(  # type: ignore[assignment]
+                        state, checkpoint_id=scratch, process_group=self._group, no_dist=alone
+                    )
                 else:
-                    save_distributed(state, checkpoint_id=scratch, no_dist=alone)
+                    save_distributed(state, checkpoint_id=scratch, process_group=self._group, no_dist=alone)
 
         def finish() -> None:
             if written is not None:

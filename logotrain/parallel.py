@@ -116,7 +116,7 @@ class World:
 def launched() -> Iterator[World]:
     """The world that torchrun started, its process group open within the block; without torchrun one process.
 
-    On GPUs tensors travel by NCCL and Python objects by gloo.
+    On GPUs tensors travel by NCCL and Python objects by gloo. A group that is open already is used, and left open.
     """
     if "WORLD_SIZE" not in os.environ:
         yield World()
@@ -127,6 +127,9 @@ def launched() -> Iterator[World]:
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
+    if distributed.is_initialized():
+        yield world
+        return
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     try:
         yield world

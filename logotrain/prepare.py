@@ -41,7 +41,7 @@ def prepare(recipe: TrainRecipe, world: World, layouts: Sequence[SharedPrefixLay
         world: the processes.
         layouts: the samples that will be trained on.
     """
-    sharded = False
+    sharded = recipe.parallel.strategy == 'shard'
     recompute = "none"
     backend, reason = choose_backend(recipe.attention, world.device, getattr(torch, recipe.dtype))
     note(f"attention: {backend} ({reason})")
