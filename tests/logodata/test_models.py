@@ -1,0 +1,201 @@
+"""Configs of models and adapters: what a scaled RoPE becomes, and the shapes that plans use without weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedConfig
+
+from logodata.common.errors import UserError
+from logodata.engines.vllm_engine import VllmEngine
+from logodata.known_models import known_shapes
+from logodata.models import (
+    check_adapter,
+    load_config,
+    load_model,
+    model_window,
+    trained_rope,
+    write_base_config,
+)
+
+ROPES: dict[str, dict[str, Any]] = {
+    "yarn": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 2048},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
+    "ntk": {"rope_type": "default", "rope_theta": 5e4},
+}
+WINDOW = 8192
+
+
+def scaled(model_dir: Path, kind: str) -> PreTrainedConfig:
+    config = AutoConfig.from_pretrained(model_dir)
+    config.rope_parameters = dict(ROPES[kind])
+    config.max_position_embeddings = WINDOW
+    return config
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, tiny_model: LlamaForCausalLM) -> Path:
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(tiny_model, config).save_pretrained(str(tmp_path / "final"))
+    return tmp_path / "final"
+
+
+def spread_logits(model: torch.nn.Module) -> torch.Tensor:
+    """Of a row whose positions reach four times the old window."""
+    positions = torch.arange(0, WINDOW, 200)[None]
+    ids = torch.arange(3, 3 + positions.shape[1])[None]
+    with torch.no_grad():
+        return model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids)).logits
+
+
+@pytest.mark.parametrize("kind", list(ROPES))
+def test_an_adapter_meets_the_rope_it_was_trained_with(kind: str, adapter: Path, tiny_model_dir: Path) -> None:
+    config = scaled(tiny_model_dir, kind)
+    unscaled = spread_logits(load_model(str(tiny_model_dir), adapter=adapter))
+    assert model_window(str(tiny_model_dir), adapter) == 2048
+    write_base_config(adapter, config)
+    assert model_window(str(tiny_model_dir), adapter) == WINDOW
+    assert trained_rope(adapter) == {"rope_parameters": ROPES[kind], "max_position_embeddings": WINDOW}
+    loaded = load_model(str(tiny_model_dir), adapter=adapter)
+    assert loaded.config.max_position_embeddings == WINDOW
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, config=config)
+    wanted = spread_logits(PeftModel.from_pretrained(base, str(adapter)))
+    torch.testing.assert_close(spread_logits(loaded), wanted, rtol=1e-5, atol=1e-4)
+    assert (wanted - unscaled).abs().max() > 0.1
+    # And the way for PEFT alone that the docstring names.
+    assert AutoConfig.from_pretrained(adapter / "base_config.json").rope_parameters == ROPES[kind]
+    assert model_window(str(tiny_model_dir)) == 2048, "the base model stays as it is"
+
+
+def test_base_config_names_defaults_and_no_path(adapter: Path, tiny_model_dir: Path) -> None:
+    """2048 is LlamaConfig's own default, which transformers leaves out of the files that it writes."""
+    config = AutoConfig.from_pretrained(tiny_model_dir)
+    config._attn_implementation = "eager"
+    write_base_config(adapter, config)
+    text = (adapter / "base_config.json").read_text()
+    assert '"max_position_embeddings": 2048' in text
+    assert str(tiny_model_dir) not in text
+    assert "eager" not in text
+
+
+def test_the_trainer_gives_its_own_config(tiny_model_dir: Path) -> None:
+    config = scaled(tiny_model_dir, "yarn")
+    model = load_model(str(tiny_model_dir), config=config, dtype="bfloat16")
+    assert model.config.rope_parameters == ROPES["yarn"]
+    assert model.dtype == torch.bfloat16
+    # 80,000 positions times a frequency in bfloat16 would be off by whole turns.
+    assert {buffer.dtype for name, buffer in model.named_buffers() if "inv_freq" in name} == {torch.float32}
+
+
+def test_refuses_what_is_no_adapter_or_damaged(adapter: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    for call in (check_adapter, trained_rope):
+        with pytest.raises(UserError, match="holds no adapter"):
+            call(tmp_path)
+    for refused in (load_model, load_config):
+        with pytest.raises(UserError, match="holds no adapter"):
+            refused(str(tiny_model_dir), adapter=tmp_path)
+    (adapter / "base_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"base_config\.json: not a model's config"):
+        model_window(str(tiny_model_dir), adapter)
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear"])
+def test_vllm_gets_the_rope_of_the_adapter(
+    kind: str, adapter: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: dict[str, Any] = {}
+
+    def start(**options: Any) -> Any:
+        started.update(options)
+        return SimpleNamespace(model_config=SimpleNamespace(max_model_len=options["max_model_len"] or 1))
+
+    modules = {
+        "vllm": SimpleNamespace(LLM=start, __version__="0"),
+        "vllm.platforms": SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False)),
+        "vllm.lora": ModuleType("vllm.lora"),
+        "vllm.lora.request": SimpleNamespace(LoRARequest=lambda *_: None),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    VllmEngine(str(tiny_model_dir), adapter=adapter)
+    assert not started["hf_overrides"]
+    assert started["max_model_len"] is None
+    write_base_config(adapter, scaled(tiny_model_dir, kind))
+    VllmEngine(str(tiny_model_dir), adapter=adapter)
+    assert started["hf_overrides"] == {"rope_parameters": ROPES[kind], "max_position_embeddings": WINDOW}
+    assert started["max_model_len"] == WINDOW
+    VllmEngine(str(tiny_model_dir), adapter=adapter, max_model_len=100)
+    assert started["max_model_len"] == 100
+
+
+# Weights as the model cards give them, in billions.
+KNOWN = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": (8.030, 8192),
+    "meta-llama/Llama-3.1-8B-Instruct": (8.030, 131072),
+    "namespace-Pt/Llama-3-8B-Instruct-80K-QLoRA-Merged": (8.030, 81920),
+    "meta-llama/Llama-2-7b-chat-hf": (6.738, 4096),
+    "yaofu/llama-2-7b-80k": (6.738, 81920),
+    "mistralai/Mistral-7B-Instruct-v0.2": (7.242, 32768),
+    "Qwen/Qwen3-8B": (8.191, 40960),
+    "Qwen/Qwen2.5-7B-Instruct": (7.616, 32768),
+}
+
+
+@pytest.mark.parametrize("name", list(KNOWN))
+def test_known_shapes_have_the_published_number_of_weights(name: str) -> None:
+    config = known_shapes(name)
+    assert config is not None
+    billions, window = KNOWN[name]
+    assert config.max_position_embeddings == window
+    layers, config.num_hidden_layers = config.num_hidden_layers, 1  # layers are alike: one is quicker
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    in_layer = sum(p.numel() for p in model.model.layers.parameters())
+    total = sum(p.numel() for p in model.parameters()) + (layers - 1) * in_layer
+    assert total / 1e9 == pytest.approx(billions, abs=5e-4)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, and nothing in a cache."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, value in (("HF_HUB_OFFLINE", True), ("HF_HUB_CACHE", str(tmp_path / "hub"))):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a test must not reach for the network"))
+
+
+@pytest.mark.usefixtures("offline")
+def test_only_plans_may_take_shapes_from_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "mistralai/Mistral-7B-Instruct-v0.2"
+    config = load_config(name, shapes_only=True)
+    assert (config.hidden_size, config.num_key_value_heads, config.sliding_window) == (4096, 8, None)
+    assert "shapes come from the built-in table" in capsys.readouterr().err
+    for refused in (load_config, model_window, load_model):
+        with pytest.raises(UserError, match="cannot load the model's config"):
+            refused(name)  # type: ignore[operator]
+    with pytest.raises(UserError, match="cannot load the model:"):
+        load_model(name, config=config)
+    with pytest.raises(UserError, match="no-such/model: cannot load the model's config"):
+        load_config("no-such/model", shapes_only=True)
+
+
+def test_a_table_entry_cannot_be_changed_through_a_config() -> None:
+    for _ in range(2):
+        config = known_shapes("Qwen/Qwen3-8B")
+        assert config is not None
+        assert config.rope_parameters["rope_theta"] == 1e6
+        config.rope_parameters["rope_theta"] = 1.0
+
+
+def test_a_folder_is_read_even_for_shapes(tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load_config(str(tiny_model_dir), shapes_only=True).hidden_size == 64
+    assert not capsys.readouterr().err
