@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from logodata.common.errors import UserError
 from logodata.engines import Engine
 from logodata.engines.settings import open_engine
-from logodata.models import load_model, load_tokenizer, model_eos_ids, model_window
+from logodata.models import (
+    ADAPTER_FILES,
+    BASE_CONFIG,
+    check_adapter,
+    load_model,
+    load_tokenizer,
+    model_eos_ids,
+    model_window,
+)
 from logodata.prompts import turn_end_ids
 from logoeval.recipe import EvalRecipe
 
@@ -30,8 +38,8 @@ class Session:
 
     @cached_property
     def window(self) -> int:
-        """Positions the model was made for."""
-        return model_window(self.recipe.model)
+        """Positions the model was made for, or was extended to when its adapter was trained."""
+        return model_window(self.recipe.model, self.recipe.adapter)
 
     @cached_property
     def device(self) -> str:
@@ -89,22 +97,17 @@ class Session:
 
 
 def adapter_fingerprint(adapter: Path | None) -> str | None:
-    """Hash of an adapter's config and weights.
+    """Hash of an adapter's config and weights, and of the RoPE it was trained with.
 
     Raises:
         UserError: there is none in the folder.
     """
     if adapter is None:
         return None
-    files = [adapter / "adapter_config.json", adapter / "adapter_model.safetensors"]
-    if not all(file.is_file() for file in files):
-        raise UserError(
-            "holds no adapter (adapter_config.json, adapter_model.safetensors)",
-            where=str(adapter),
-            mend="give RUN/final of a finished logotrain run",
-        )
+    check_adapter(adapter)
     digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    for file in (adapter / name for name in (*ADAPTER_FILES, BASE_CONFIG)):
+        if file.is_file():  # adapters of other trainers have no base config
+            with open(file, "rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()[:16]

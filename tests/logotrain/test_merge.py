@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from logodata.models import write_base_config
 from logotrain.cli import main
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe import RopeSettings, TrainRecipe
+from logotrain.rope import scaled_config
 from logotrain.run import run
 
 
@@ -33,6 +35,29 @@ def test_merged_folder_gives_the_adapters_logits(adapter: Path, tiny_model_dir: 
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert (found - before).abs().max() > 0.01, "the adapter changes something"
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "ntk"])
+def test_merged_folder_keeps_the_scaled_rope(kind: str, adapter: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Logits of a row that reaches four times the old window, from the folder alone."""
+    rope = RopeSettings.model_validate({"type": kind, "factor": 4})
+    config = scaled_config(AutoConfig.from_pretrained(tiny_model_dir), rope)
+    write_base_config(adapter, config)
+    assert merge(adapter, tiny_model_dir, tmp_path / "merged", "--dtype", "float32") == 0
+    row = {"input_ids": torch.arange(3, 40)[None], "attention_mask": torch.ones(1, 37, dtype=torch.long)}
+    row["position_ids"] = torch.linspace(0, 8191, 37).long()[None]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    unscaled = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", config=AutoConfig.from_pretrained(tiny_model_dir)
+    )
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, config=config)
+    with torch.no_grad():
+        wanted = PeftModel.from_pretrained(base, str(adapter))(**row).logits
+        found, without = merged(**row).logits, unscaled(**row).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert (found - without).abs().max() > 0.01, "the scaling changes something"
+    assert merged.config.max_position_embeddings == 8192
+    assert merged.config.rope_parameters == config.rope_parameters
 
 
 def test_refusals(adapter: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
