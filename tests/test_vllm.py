@@ -28,7 +28,7 @@ from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampli
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine
 from logodata.evaluators import open_evaluator
-from logodata.models import load_model, load_tokenizer, resolve_model
+from logodata.models import load_config, load_model, load_tokenizer, resolve_model, write_base_config
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text, turn_end_ids
 from logodata.recipe import BuildRecipe
 from logodata.sources import read_source
@@ -193,6 +193,32 @@ def test_offline_applies_an_adapter(
     assert with_adapter != {name: expected[name] for name in with_adapter}
     engine = open_engine(EngineSettings(kind="vllm", dtype="float32"), MODEL, adapter=tmp_path / "adapter")
     assert_same_tokens(adapted, with_adapter, generate(engine, requests))
+    engine.close()
+
+
+def test_offline_applies_the_rope_that_an_adapter_was_trained_with(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = load_config(MODEL)
+    config.rope_parameters = {
+        "rope_type": "yarn",
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "factor": 2.0,
+        "original_max_position_embeddings": config.max_position_embeddings,
+    }
+    config.max_position_embeddings *= 2
+    lora = LoraConfig(r=8, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(load_model(MODEL), lora).save_pretrained(tmp_path / "adapter")
+    requests = make_requests()[:2]
+    unscaled = generate(TransformersEngine(load_model(MODEL, adapter=tmp_path / "adapter")), requests)
+    write_base_config(tmp_path / "adapter", config)
+    adapted = load_model(MODEL, adapter=tmp_path / "adapter")
+    scaled = generate(TransformersEngine(adapted), requests)
+    assert scaled != unscaled
+    engine = open_engine(EngineSettings(kind="vllm", dtype="float32"), MODEL, adapter=tmp_path / "adapter")
+    assert engine._window == config.max_position_embeddings  # type: ignore[attr-defined]
+    assert_same_tokens(adapted, scaled, generate(engine, requests))
     engine.close()
 
 
