@@ -1,26 +1,40 @@
 """Recipes: one YAML file an experiment, sections per command, overrides on the command line.
 
 A recipe file may hold ``name``, ``description``, ``model``, ``seed`` and the sections ``build``, ``train`` and
-``eval``. Each command reads its own section; ``model`` and ``seed`` go to every section that does not set its own. A
-command-line override (``objective.beta=2.5``) is relative to the command's section.
+``eval``. Each command reads its own section; ``model`` and ``seed`` go to every section that does not set its own.
+
+``extends: other.yaml`` (relative to the file) puts a recipe over another one, which may extend a third. Command-line
+overrides (``objective.beta=2.5``, relative to the command's section) are the topmost layer. One rule for all layers:
+
+- mappings merge at every depth; lists and values replace; an empty section changes nothing;
+- a mapping that gives another ``name`` (``objective.name=simpo`` over a LOGO recipe) replaces the one below it whole,
+  since its fields mean something else under the new name; what an override drops this way is said in a note;
+- ``name`` and ``description`` are each file's own.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.recipe_fields import Values, follow, merge, variant
 
 Section = Literal["build", "train", "eval"]
-_TOP_LEVEL = ("name", "description", "model", "seed", "build", "train", "eval")
+_SECTIONS = ("build", "train", "eval")
+_TOP_LEVEL = ("extends", "name", "description", "model", "seed", *_SECTIONS)
+
+Places = dict[tuple[str, ...], str]
+"""Where each key stands, as ``file:line``."""
 
 
 class RecipeModel(BaseModel):
@@ -49,31 +63,20 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
         overrides: YAML values by dotted key, relative to the section.
 
     Raises:
-        UserError: the file cannot be read, a key is unknown (the nearest one is named) or a value is out of range.
+        UserError: a file cannot be read, a key is unknown (the nearest one is named) or a value is out of range.
     """
-    lines: dict[tuple[str, ...], int] = {}
-    values: dict[str, Any] = {}
+    places: Places = {}
+    values: Values = {}
     if path is not None:
-        document, lines = _read_yaml(path)
-        for key in document:
-            if key not in _TOP_LEVEL:
-                where = f"{path}:{lines.get((key,), 1)}"
-                raise UserError(f"unknown key {key!r}", where=where, mend=_nearest(key, _TOP_LEVEL))
-        own = document.get(section) or {}
-        if not isinstance(own, dict):
-            raise UserError(
-                f"section {section!r} is not a mapping",
-                where=f"{path}:{lines.get((section,), 1)}",
-                mend="indent its keys below it",
-            )
-        shared: dict[str, Any] = {k: document[k] for k in ("model", "seed") if k in document and k in cls.model_fields}
-        values = {**shared, **own}
-    for override in overrides:
-        _apply_override(values, override)
+        document, places = _read_layers(path, section, cls, ())
+        shared: Values = {k: document[k] for k in ("model", "seed") if k in document and k in cls.model_fields}
+        values = {**shared, **(document.get(section) or {})}
+    merged = merge(values, _overlay(overrides), cls)
+    _note_dropped(cls, values, merged)
     try:
-        return cls.model_validate(values)
+        return cls.model_validate(merged)
     except ValidationError as error:
-        raise _explain(error, cls, section, path, lines, overrides) from error
+        raise _explain(error, cls, section, path, places, overrides) from error
 
 
 def recipe_schema(cls: type[RecipeModel]) -> str:
@@ -81,12 +84,47 @@ def recipe_schema(cls: type[RecipeModel]) -> str:
     return json.dumps(cls.model_json_schema(), indent=2)
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+def _read_layers(path: Path, section: Section, cls: type[BaseModel], above: tuple[Path, ...]) -> tuple[Values, Places]:
+    """A recipe file over those that it extends; ``above`` are the files that led here."""
+    document, places = _read_file(path)
+    if "extends" not in document:
+        return document, places
+    where, name = places["extends",], document.pop("extends")
+    if not isinstance(name, str):
+        raise UserError("'extends' is not a file name", where=where, mend="write extends: other.yaml")
+    base_path = Path(os.path.normpath(path.parent / name))
+    chain = (*above, path.resolve())
+    if base_path.resolve() in chain:
+        files = " -> ".join(file.name for file in (*chain, base_path))
+        raise UserError(f"recipes extend one another: {files}", where=where, mend="remove one 'extends'")
+    if not base_path.is_file():
+        raise UserError(f"extends {base_path}: no such recipe", where=where, mend="give a path relative to this file")
+    base, base_places = _read_layers(base_path, section, cls, chain)
+    own = {key: value for key, value in document.items() if key not in _SECTIONS or value is not None}
+    merged = {key: value for key, value in base.items() if key not in ("name", "description")} | own
+    for key in _SECTIONS:
+        if base.get(key) is not None and key in own:
+            merged[key] = merge(base[key], own[key], cls if key == section else None)
+    everywhere = {**base_places, **places}
+    return merged, {keys: place for keys, place in everywhere.items() if _holds(merged, keys)}
+
+
+def _holds(values: Any, keys: tuple[str, ...]) -> bool:
+    for key in keys:
+        if not isinstance(values, dict) or key not in values:
+            return False
+        values = values[key]
+    return True
+
+
+def _read_file(path: Path) -> tuple[Values, Places]:
+    """One file: its keys are known, its sections are mappings or empty."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        names = ", ".join(sorted(p.name for p in shipped_recipes().glob("*.yaml")))
-        raise UserError("no such recipe", where=str(path), mend=f"shipped ones, in recipes/: {names}") from error
+        folder = shipped_recipes()
+        names = ", ".join(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml")))
+        raise UserError("no such recipe", where=str(path), mend=f"shipped ones, in {folder}: {names}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="give a UTF-8 YAML file") from error
     try:
@@ -100,34 +138,56 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
         ) from error
     if not isinstance(document, dict):
         raise UserError("a recipe is a YAML mapping", where=str(path), mend="see recipes/embedded.yaml")
-    lines: dict[tuple[str, ...], int] = {}
-    _collect_lines(node, (), lines)
-    return document, lines
+    places: Places = {}
+    _collect_places(node, (), path, places)
+    for key, value in document.items():
+        where = places.get((str(key),), str(path))
+        if key not in _TOP_LEVEL:
+            raise UserError(f"unknown key {key!r}", where=where, mend=_nearest(str(key), _TOP_LEVEL))
+        if key in _SECTIONS and not isinstance(value, dict | None):
+            raise UserError(f"section {key!r} is not a mapping", where=where, mend="indent its keys below it")
+    return document, places
 
 
-def _collect_lines(node: yaml.Node | None, prefix: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
+def _collect_places(node: yaml.Node | None, prefix: tuple[str, ...], path: Path, places: Places) -> None:
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             key = (*prefix, str(key_node.value))
-            lines[key] = key_node.start_mark.line + 1
-            _collect_lines(value_node, key, lines)
+            where = f"{path}:{key_node.start_mark.line + 1}"
+            if key in places:  # YAML would silently take the last
+                raise UserError(f"{'.'.join(key)!r} stands at {places[key]} too", where=where, mend="keep one of them")
+            places[key] = where
+            _collect_places(value_node, key, path, places)
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise UserError(f"{override!r} is not an override", mend="write key.key=value, e.g. optimizer.lr=1e-5")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"the value of {key!r} is not valid YAML", where=override, mend="quote it") from error
-    *parents, leaf = key.split(".")
-    target = values
-    for parent in parents:
-        child = target.get(parent)
-        target[parent] = child = dict(child) if isinstance(child, dict) else {}
-        target = child
-    target[leaf] = value
+def _overlay(overrides: Sequence[str]) -> Values:
+    """Overrides as one mapping; of two for the same key the later one holds."""
+    values: Values = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"{override!r} is not an override", mend="write key.key=value, e.g. optimizer.lr=1e-5")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of {key!r} is not valid YAML", where=override, mend="quote it") from error
+        *parents, leaf = key.split(".")
+        target = values
+        for parent in parents:
+            if not isinstance(target.get(parent), dict):
+                target[parent] = {}
+            target = target[parent]
+        target[leaf] = value
+    return values
+
+
+def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
+    for key, field in cls.model_fields.items():
+        old, new = values.get(key), merged.get(key)
+        if isinstance(old, dict) and isinstance(new, dict) and variant(field, old) != variant(field, new):
+            dropped = [f"{key}.{name}={value}" for name, value in old.items() if name not in new]
+            if dropped:
+                note(f"{key}.name={variant(field, new)} starts from its own defaults, dropped: {' '.join(dropped)}")
 
 
 def _explain(
@@ -135,54 +195,48 @@ def _explain(
     cls: type[RecipeModel],
     section: str,
     path: Path | None,
-    lines: dict[tuple[str, ...], int],
+    places: Places,
     overrides: Sequence[str],
 ) -> UserError:
     """The first fault of a validation error, as a line with a place and a cure."""
     # Unknown keys first: a misspelt key also causes "missing" elsewhere, and is the cause.
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
-    location = tuple(str(part) for part in fault["loc"])
-    dotted = ".".join(location)
-    override = next((text for text in overrides if text.partition("=")[0] == dotted), None)
-    if override is not None:
-        where = override
-    elif path is not None:
-        line = next(
-            (lines[(section, *location[:n])] for n in range(len(location), 0, -1) if (section, *location[:n]) in lines),
-            None,
-        )
-        line = line or next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), None)
-        where = f"{path}:{line}" if line else str(path)
-    else:
-        where = "command line"
+    keys, model, variants = follow(cls, fault["loc"])
+    if fault["type"].startswith("union_tag") and isinstance(fault["input"], dict):
+        keys = (*keys, "name")
+    dotted = ".".join(keys)
+    where = _where(keys, section, path, places, overrides)
     if fault["type"] == "extra_forbidden":
-        return UserError(
-            f"unknown key {dotted!r}", where=where, mend=_nearest(location[-1], _keys_at(cls, location[:-1]))
-        )
+        return UserError(f"unknown key {dotted!r}", where=where, mend=_nearest(keys[-1], tuple(model.model_fields)))
     if fault["type"] == "missing":
         return UserError(f"{dotted!r} is missing", where=where, mend=f"set {dotted}=...")
+    if fault["type"].startswith("union_tag"):
+        known = ", ".join(variants)
+        if keys[-1] != "name":
+            return UserError(f"{dotted!r} is not a mapping", where=where, mend=f"set {dotted}.name, one of {known}")
+        return UserError(f"{dotted!r}: there is no {fault['input']['name']!r}", where=where, mend=f"known: {known}")
+    # Of a union of types pydantic reports one fault for each.
+    messages = dict.fromkeys(other["msg"] for other in faults if follow(cls, other["loc"]).keys == keys)
+    reasons = " or ".join(message[:1].lower() + message[1:] for message in messages)
     return UserError(
-        f"{dotted!r}: {fault['msg'].lower()}, got {fault['input']!r}",
-        where=where,
-        mend="see the field's description with --schema",
+        f"{dotted!r}: {reasons}, got {fault['input']!r}", where=where, mend="see the field's description with --schema"
     )
+
+
+def _where(keys: tuple[str, ...], section: str, path: Path | None, places: Places, overrides: Sequence[str]) -> str:
+    """The override that set a key, else the place of the key or of the nearest one above it."""
+    for override in reversed(overrides):
+        parts = tuple(override.partition("=")[0].split("."))
+        if parts == keys[: len(parts)]:
+            return override
+    if path is None:
+        return "command line"
+    inside = [(section, *keys[:n]) for n in range(len(keys), 0, -1)]
+    shared = [keys[:n] for n in range(len(keys), 0, -1)]  # model and seed, above the sections
+    return next((places[place] for place in (*inside, *shared, (section,)) if place in places), str(path))
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
     match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"did you mean {match[0]!r}?" if match else f"known keys: {', '.join(known)}"
-
-
-def _keys_at(cls: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Keys of the model that ``location`` leads to, through nested and optional sections."""
-    current: type[BaseModel] = cls
-    for part in location:
-        field = current.model_fields.get(part)
-        if field is None:
-            continue
-        options = (field.annotation, *get_args(field.annotation))
-        nested = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if nested:
-            current = nested[0]
-    return list(current.model_fields)

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from logodata.common.errors import UserError, run_command
-from logodata.common.recipe_io import load_recipe, shipped_recipes
 from logodata.common.run_dir import bind_settings, locked, write_atomic
 from logodata.common.shards import Shard
-from logodata.recipe import BuildRecipe
 
 
 @pytest.mark.parametrize(
@@ -31,42 +29,6 @@ def test_imports_stay_light(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("recipe", sorted(shipped_recipes().glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_recipe_loads(recipe: Path) -> None:
-    from logoeval.recipe import EvalRecipe
-    from logotrain.recipe import TrainRecipe
-
-    assert load_recipe(BuildRecipe, "build", recipe).model
-    assert load_recipe(TrainRecipe, "train", recipe, ["data.path=somewhere"]).model
-    assert load_recipe(EvalRecipe, "eval", recipe, ["pairs.data=somewhere"]).model
-
-
-def test_recipe_faults_name_file_line_and_nearest_key(tmp_path: Path) -> None:
-    file = tmp_path / "r.yaml"
-    for text, message in [
-        (
-            "model: m\nbuild:\n  source: {path: x}\n  contexts:\n    num_chunk: 3\n",
-            "r.yaml:5: unknown key 'contexts.num_chunk' (did you mean 'num_chunks'?)",
-        ),
-        ("model: m\nbild: {}\n", "r.yaml:2: unknown key 'bild' (did you mean 'build'?)"),
-        ("model: m\nbuild: {}\n", "'source' is missing"),
-        ("model: m\nbuild:\n  source: {path: x}\n  seed: many\n", "r.yaml:4: 'seed'"),
-        ("model: [\n", "not valid YAML"),
-        ("- 1\n", "a recipe is a YAML mapping"),
-    ]:
-        file.write_text(text)
-        with pytest.raises(UserError) as caught:
-            load_recipe(BuildRecipe, "build", file)
-        assert message in str(caught.value)
-
-
-def test_shared_keys_reach_a_section_that_does_not_set_them(tmp_path: Path) -> None:
-    file = tmp_path / "r.yaml"
-    file.write_text("model: a\nseed: 3\nbuild:\n  model: b\n  source: {path: x}\n")
-    recipe = load_recipe(BuildRecipe, "build", file, ["source.path=y"])
-    assert (recipe.model, recipe.seed, recipe.source.path) == ("b", 3, "y")
 
 
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ def test_defaults_are_the_papers() -> None:
     [
         ("lora.dropout=0.1", "lora.dropout.*must be 0"),
         ("lora.rnk=4", "did you mean 'rank'"),
-        ("objective.name=dpo", "objective.name"),
+        ("objective.name=ppo", r"'objective\.name': there is no 'ppo' \(known: logo, simpo, cpo, dpo, sft\)"),
         ("optimizer.betas=[0.9, 1.0]", "optimizer.betas"),
         ("optimizer.schedule=linear", "optimizer.schedule"),
         ("lora.target_modules=[]", "lora.target_modules"),
@@ -46,7 +46,10 @@ def test_refusals_name_the_field(override: str, message: str) -> None:
         recipe_of(override)
 
 
-@pytest.mark.parametrize(("text", "field"), [("model: m\n", "data.path"), ("train: {data: {path: d}}\n", "model")])
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [("train: {data: {path: d}}\n", "model"), ("model: m\ntrain: {rope: {type: yarn}}\n", "rope.factor")],
+)
 def test_a_missing_field_is_named(tmp_path: Path, text: str, field: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text)

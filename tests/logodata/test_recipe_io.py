@@ -1,0 +1,213 @@
+"""Recipes: sections, layers, overrides, and errors that name file, line and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Discriminator, Field, Tag
+
+from logodata.common.errors import UserError
+from logodata.common.recipe_fields import merge
+from logodata.common.recipe_io import RecipeModel, load_recipe
+from logodata.recipe import BuildRecipe
+
+
+class Alpha(RecipeModel):
+    """The default variant."""
+
+    name: Literal["alpha"] = "alpha"
+    scale: float = Field(default=10.0, gt=0)
+    weight: float = 0.1
+
+
+class Beta(RecipeModel):
+    """Another one: ``scale`` means something else here."""
+
+    name: Literal["beta"] = "beta"
+    scale: float = 0.5
+
+
+class Inner(RecipeModel):
+    """A nested section."""
+
+    size: int = 1
+    depth: int = 1
+    either: bool | Literal["auto"] = "auto"
+    sizes: tuple[int, ...] = (1, 2)
+    names: dict[str, int] = Field(default_factory=dict)
+
+
+def _name(value: object) -> object:
+    return value.get("name", "alpha") if isinstance(value, dict) else getattr(value, "name", None)
+
+
+class Recipe(RecipeModel):
+    """Stands for a training recipe."""
+
+    model: str
+    seed: int = 0
+    inner: Inner = Inner()
+    maybe: Inner | None = None
+    loss: Annotated[Annotated[Alpha, Tag("alpha")] | Annotated[Beta, Tag("beta")], Discriminator(_name)] = Alpha()
+
+
+def write(folder: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        file = folder / f"{name}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+
+
+def load(path: Path, *overrides: str) -> Recipe:
+    return load_recipe(Recipe, "train", path, overrides)
+
+
+def refusal(path: Path | None, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(Recipe, "train", path, overrides)
+    return str(caught.value)
+
+
+def test_faults_name_file_line_and_nearest_key(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    for text, message in [
+        (
+            "model: m\nbuild:\n  source: {path: x}\n  contexts:\n    num_chunk: 3\n",
+            "r.yaml:5: unknown key 'contexts.num_chunk' (did you mean 'num_chunks'?)",
+        ),
+        ("model: m\nbild: {}\n", "r.yaml:2: unknown key 'bild' (did you mean 'build'?)"),
+        ("model: m\nbuild: {}\n", "r.yaml:2: 'source' is missing"),
+        ("model: m\nbuild:\n  source: {path: x}\n  seed: many\n", "r.yaml:4: 'seed'"),
+        ("model: m\nbuild: 3\n", "r.yaml:2: section 'build' is not a mapping"),
+        ("model: m\nseed: 1\nbuild:\n  source: {path: x}\nseed: 2\n", "r.yaml:5: 'seed' stands at"),
+        ("model: [\n", "not valid YAML"),
+        ("- 1\n", "a recipe is a YAML mapping"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(UserError) as caught:
+            load_recipe(BuildRecipe, "build", file)
+        assert message in str(caught.value)
+
+
+def test_shared_keys_reach_a_section_that_does_not_set_them(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("model: a\nseed: 3\nbuild:\n  model: b\n  source: {path: x}\n")
+    recipe = load_recipe(BuildRecipe, "build", file, ["source.path=y"])
+    assert (recipe.model, recipe.seed, recipe.source.path) == ("b", 3, "y")
+
+
+def test_a_missing_recipe_is_told_what_there_is(tmp_path: Path) -> None:
+    message = refusal(tmp_path / "nowhere.yaml")
+    assert message.startswith(f"{tmp_path}/nowhere.yaml: no such recipe (shipped ones, in ")
+    assert "embedded.yaml" in message
+
+
+def test_extends_merges_mappings_and_replaces_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    write(
+        tmp_path,
+        base="name: base\ndescription: of the base\nmodel: m\nseed: 1\ntrain:\n  maybe: {size: 7, depth: 7}\n"
+        "  inner: {size: 5, sizes: [3, 4, 5], names: {a: 1}}\n",
+        middle="extends: base.yaml\nseed: 2\ntrain:\n  inner: {depth: 6, sizes: [9], names: {b: 2}}\n",
+    )
+    (tmp_path / "deep" / "top.yaml").write_text("extends: ../middle.yaml\nmodel: n\ntrain:\n  maybe: null\n")
+    recipe = load(tmp_path / "deep" / "top.yaml", "inner.size=8")
+    assert (recipe.model, recipe.seed, recipe.maybe) == ("n", 2, None)
+    assert recipe.inner == Inner(size=8, depth=6, sizes=(9,), names={"a": 1, "b": 2})
+
+
+def test_an_empty_section_changes_nothing(tmp_path: Path) -> None:
+    write(tmp_path, base="model: m\ntrain:\n  inner: {size: 5}\n", top="extends: base.yaml\ntrain:\n  # nothing yet\n")
+    assert load(tmp_path / "top.yaml").inner.size == 5
+
+
+def test_errors_name_the_file_in_which_the_key_stands(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        base="model: m\n\ntrain:\n  inner:\n    siz: 5\n",
+        top="extends: base.yaml\ntrain:\n  inner:\n    depth: 2\n",
+    )
+    assert refusal(tmp_path / "top.yaml").startswith(f"{tmp_path}/base.yaml:5: unknown key 'inner.siz' (did you")
+    write(
+        tmp_path, base="model: m\ntrain:\n  inner: {size: 5}\n", top="extends: base.yaml\ntrain:\n  inner: {depth: x}"
+    )
+    assert refusal(tmp_path / "top.yaml").startswith(f"{tmp_path}/top.yaml:3: 'inner.depth': ")
+    write(tmp_path, base="model: m\nname: x\nbild: {}\n")
+    assert refusal(tmp_path / "top.yaml").startswith(f"{tmp_path}/base.yaml:3: unknown key 'bild'")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("b.yaml", "b.yaml:1: recipes extend one another: a.yaml -> b.yaml -> a.yaml (remove one 'extends')"),
+        ("a.yaml", "a.yaml:2: recipes extend one another: a.yaml -> a.yaml"),
+        ("none.yaml", "a.yaml:2: extends {folder}/none.yaml: no such recipe (give a path relative to this file)"),
+        ("[b.yaml]", "a.yaml:2: 'extends' is not a file name"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(tmp_path: Path, value: str, message: str) -> None:
+    write(tmp_path, a=f"model: m\nextends: {value}\n", b="extends: a.yaml\n")
+    assert message.format(folder=tmp_path) in refusal(tmp_path / "a.yaml")
+
+
+def test_two_recipes_may_extend_the_same_one(tmp_path: Path) -> None:
+    write(tmp_path, base="model: m\n", left="extends: base.yaml\nseed: 1\n", right="extends: left.yaml\nseed: 2\n")
+    assert (load(tmp_path / "left.yaml").seed, load(tmp_path / "right.yaml").seed) == (1, 2)
+
+
+def test_another_name_starts_from_its_own_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        tmp_path,
+        base="model: m\ntrain:\n  loss: {scale: 3, weight: 0.5}\n",
+        same="extends: base.yaml\ntrain:\n  loss: {weight: 0.7}\n",
+        other="extends: base.yaml\ntrain:\n  loss: {name: beta}\n",
+    )
+    assert load(tmp_path / "same.yaml").loss == Alpha(scale=3, weight=0.7)
+    assert load(tmp_path / "other.yaml").loss == Beta()
+    assert load(tmp_path / "same.yaml", "loss.name=alpha").loss == Alpha(scale=3, weight=0.7)
+    assert capsys.readouterr().err == ""  # the author of a file knows what it drops
+    # The order of overrides does not matter, and what they drop is said.
+    for overrides in (
+        ["loss.name=beta", "loss.scale=2"],
+        ["loss.scale=2", "loss.name=beta"],
+        ["loss={name: beta, scale: 2}"],
+    ):
+        assert load(tmp_path / "base.yaml", *overrides).loss == Beta(scale=2)
+        assert "loss.name=beta starts from its own defaults, dropped: loss.weight=0.5" in capsys.readouterr().err
+    assert load(tmp_path / "base.yaml", "loss.name=beta").loss == Beta()
+    assert "dropped: loss.scale=3 loss.weight=0.5" in capsys.readouterr().err
+
+
+def test_errors_in_a_variant_read_as_its_author_wrote_them(tmp_path: Path) -> None:
+    write(tmp_path, r="model: m\ntrain:\n  loss:\n    name: beta\n    scal: 1\n")
+    assert refusal(tmp_path / "r.yaml") == f"{tmp_path}/r.yaml:5: unknown key 'loss.scal' (did you mean 'scale'?)"
+    write(tmp_path, r="model: m\ntrain:\n  loss:\n    name: betta\n")
+    assert refusal(tmp_path / "r.yaml") == f"{tmp_path}/r.yaml:4: 'loss.name': there is no 'betta' (known: alpha, beta)"
+    write(tmp_path, r="model: m\ntrain:\n  loss: beta\n")
+    assert refusal(tmp_path / "r.yaml") == (
+        f"{tmp_path}/r.yaml:3: 'loss' is not a mapping (set loss.name, one of alpha, beta)"
+    )
+    assert refusal(None, "model=m", "loss.scale=-1").startswith("loss.scale=-1: 'loss.scale': input should be greater")
+    assert refusal(None, "model=m", "loss={name: beta, weight: 1}").startswith(
+        "loss={name: beta, weight: 1}: unknown key 'loss.weight' (known keys: name, scale)"
+    )
+
+
+def test_errors_in_a_union_of_types_name_all_that_would_do() -> None:
+    assert refusal(None, "model=m", "inner.either=maybe") == (
+        "inner.either=maybe: 'inner.either': input should be a valid boolean, unable to interpret input or input "
+        "should be 'auto', got 'maybe' (see the field's description with --schema)"
+    )
+    assert refusal(None, "model=m", "inner.sizes=[1, x]").startswith("inner.sizes=[1, x]: 'inner.sizes.1': ")
+    assert refusal(None, "model=m", "inner.names={a: x}").startswith("inner.names={a: x}: 'inner.names.a': ")
+    assert refusal(None, "model=m", "maybe.siz=1").startswith(
+        "maybe.siz=1: unknown key 'maybe.siz' (did you mean 'size'?)"
+    )
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    base, layer = {"inner": {"size": 1, "names": {"a": 1}}}, {"inner": {"names": {"b": 2}}}
+    assert merge(base, layer, Recipe) == {"inner": {"size": 1, "names": {"a": 1, "b": 2}}}
+    assert (base, layer) == ({"inner": {"size": 1, "names": {"a": 1}}}, {"inner": {"names": {"b": 2}}})
