@@ -4,6 +4,7 @@ fingerprints that tie results to a model."""
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from functools import cache
 from pathlib import Path
@@ -134,6 +135,7 @@ def load_model(
     config: PreTrainedConfig | None = None,
     dtype: DType = "float32",
     device: str = "cpu",
+    four_bits: bool = False,
 ) -> PreTrainedModel:
     """A causal language model for inference, the adapter (if any) merged into its weights.
 
@@ -145,6 +147,8 @@ def load_model(
         config: by default the model's own, with RoPE and window as the adapter was trained with.
         dtype: of the weights; rotary frequencies stay float32.
         device: where the model goes.
+        four_bits: quantise linear layers as they are read (NF4 with double quantisation, by bitsandbytes); they compute
+            in ``dtype``.
 
     Raises:
         UserError: the model or the adapter cannot be loaded, or the adapter belongs to another model.
@@ -158,7 +162,12 @@ def load_model(
     config = config or load_config(name, adapter=adapter)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            resolve_model(name), config=config, dtype=getattr(torch, dtype), use_safetensors=True
+            resolve_model(name),
+            config=config,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            quantization_config=_four_bits(dtype) if four_bits else None,
+            device_map={"": device} if four_bits else None,  # quantised weights cannot be moved later
         )
     except (OSError, ValueError) as error:
         raise UserError(
@@ -175,8 +184,25 @@ def load_model(
                 where=str(adapter),
                 mend="give the model that it was trained on",
             ) from error
-    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` and loses its type
+    if not four_bits:
+        model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` and loses its type
     return model.eval()
+
+
+def _four_bits(dtype: DType) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "bitsandbytes is not installed, which 4-bit weights need", mend="pip install 'logo-align[qlora]'"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
 
 
 def model_window(name: str, adapter: Path | None = None) -> int:

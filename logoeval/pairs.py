@@ -23,9 +23,8 @@ from logoeval.recipe import PairsSettings
 from logoeval.records import Metric, Outcome, SampleRow, hash_ids
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from logoeval.session import Session
+    from logotrain.logprobs import LogprobModel
 
 VERSION = 1
 """Raised when scores change their meaning: results of two versions are not compared."""
@@ -117,7 +116,7 @@ def sample_hash(sample: PreferenceSample) -> str:
     return hash_ids(sample.prompt_ids, sample.chosen.token_ids, *(response.token_ids for response in sample.rejected))
 
 
-def mean_logprobs(model: PreTrainedModel, sample: PreferenceSample, window: int) -> list[float]:
+def mean_logprobs(model: LogprobModel, sample: PreferenceSample, window: int) -> list[float]:
     """r(y), the mean log-probability per token in nats, of the preferred response and then of each dis-preferred one.
 
     Args:
@@ -130,13 +129,14 @@ def mean_logprobs(model: PreTrainedModel, sample: PreferenceSample, window: int)
     """
     import torch
 
-    from logotrain.collate import collate
-    from logotrain.logprobs import response_logprobs
+    from logotrain.collate import Collator
+    from logotrain.logprobs import split_logprobs
     from logotrain.recipe import PositionSettings
 
-    row = collate(sample, settings=PositionSettings(mode="natural"), target_length=window, seed=0, epoch=0)
+    row = Collator(PositionSettings(mode="natural"), window, seed=0)([(0, sample)]).to(model.causal_lm.device)
     with torch.inference_mode():
-        return [float(logprobs.double().mean()) for logprobs in response_logprobs(model, row.to(model.device))]
+        (logprobs,) = split_logprobs(model(row), row)
+    return [float(values.double().mean()) for values in logprobs.responses]
 
 
 def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome:
@@ -199,14 +199,17 @@ def _score(samples: Sequence[PreferenceSample], session: Session, predictions: P
             )
     waiting = [sample for sample in samples if sample.id not in shard]
     if waiting:
-        from logotrain.shared_prefix import use_shared_prefix
+        from logotrain.logprobs import LogprobModel
+        from logotrain.shared_prefix import choose_backend, use_shared_prefix
+
+        backend, _ = choose_backend("auto", session.model.device, session.model.dtype)
 
         with (
-            use_shared_prefix(session.model),
+            use_shared_prefix(session.model, backend),
             progress("pairs: log-probabilities", len(samples), len(samples) - len(waiting)) as tracker,
         ):
             for sample in waiting:
-                chosen, *rejected = mean_logprobs(session.model, sample, session.window)
+                chosen, *rejected = mean_logprobs(LogprobModel(session.model), sample, session.window)
                 shard.append(
                     {"id": sample.id, "prompt_hash": sample_hash(sample), "chosen": chosen, "rejected": rejected}
                 )

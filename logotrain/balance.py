@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from logotrain.shared_prefix import SharedPrefixLayout
+from logotrain.layout import SharedPrefixLayout
 
 
 def row_cost(layouts: Sequence[SharedPrefixLayout], attention_share: float) -> float:

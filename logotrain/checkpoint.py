@@ -1,7 +1,7 @@
 """Checkpoints that a stopped run continues from, and the finished model.
 
-A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint, ``adapter/``
-as PEFT writes it, and ``files.json`` with the size and hash of every file. It is written beside its place and renamed,
+A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint, ``adapter/`` as
+PEFT writes it, and ``files.json`` with the size and hash of every file. It is written beside its place and renamed,
 so a kill leaves none that is half written; the hashes recognise one that was damaged later. Weights are stored as whole
 tensors in pieces, so a run continues on another number of processes, replicated or sharded.
 """
@@ -82,13 +82,13 @@ class CheckpointWriter:
             state = _state(model, optimizer, self._world)
             alone = self._world.size == 1
             written: Future[Any] | None = None
-            with _quietly_alone():
-                if self._settings.asynchronous:
-                    written = save_in_background(  # type: ignore[assignment]
-                        state, checkpoint_id=scratch, process_group=self._group, no_dist=alone
-                    )
-                else:
-                    save_distributed(state, checkpoint_id=scratch, process_group=self._group, no_dist=alone)
+            _quiet_alone()
+            if self._settings.asynchronous:
+                written = save_in_background(  # type: ignore[assignment]
+                    state, checkpoint_id=scratch, process_group=self._group, no_dist=alone
+                )
+            else:
+                save_distributed(state, checkpoint_id=scratch, process_group=self._group, no_dist=alone)
 
         def finish() -> None:
             if written is not None:
@@ -172,8 +172,8 @@ def restore(folder: Path, model: PreTrainedModel | PeftModel, optimizer: Optimiz
     rng_key = next(iter(state["rng"]))
     if not any(name.startswith(f"rng.{rng_key}.") for name in stored):
         state["rng"] = {}
-    with _quietly_alone():
-        load_distributed(state, checkpoint_id=path, no_dist=world.size == 1)
+    _quiet_alone()
+    load_distributed(state, checkpoint_id=path, no_dist=world.size == 1)
     set_model_state_dict(model, state["model"], options=_TRAINED_ONLY)
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
     for rng in state["rng"].values():
@@ -183,13 +183,11 @@ def restore(folder: Path, model: PreTrainedModel | PeftModel, optimizer: Optimiz
     return step
 
 
-def export(
-    model: PreTrainedModel | PeftModel, folder: Path, world: World, *, name: str, dtype: torch.dtype
-) -> None:
+def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, name: str, dtype: torch.dtype) -> None:
     """Write the finished model, complete or not at all.
 
-    An adapter as PEFT does, which PEFT and vLLM load as it is, with ``base_config.json``; or, after full tuning, a model
-    folder with its tokenizer.
+    An adapter as PEFT does, which PEFT and vLLM load as it is, with ``base_config.json``; or, after full tuning, a
+    model folder with its tokenizer.
 
     Args:
         model: trained.
@@ -241,7 +239,9 @@ def _adapter_state(model: PreTrainedModel | PeftModel, world: World) -> dict[str
     return copies
 
 
-def _write_model(model: PreTrainedModel, weights: dict[str, Tensor], name: str, folder: Path, dtype: torch.dtype) -> None:
+def _write_model(
+    model: PreTrainedModel, weights: dict[str, Tensor], name: str, folder: Path, dtype: torch.dtype
+) -> None:
     model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in weights.items()})
     AutoTokenizer.from_pretrained(resolve_model(name)).save_pretrained(folder)
 
@@ -264,12 +264,9 @@ def _state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, An
     }
 
 
-@contextmanager
-def _quietly_alone() -> Iterator[None]:
-    """One process needs no process group, and no warning about it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _quiet_alone() -> None:
+    """One process needs no process group, and no warning about it, from whichever thread."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 @contextmanager
@@ -312,9 +309,7 @@ def _newest_intact(folder: Path) -> int:
 
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _FILES)
-    return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
-    }
+    return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
 
 
 def _fault(folder: Path) -> str:

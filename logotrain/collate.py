@@ -13,8 +13,8 @@ from torch import Tensor
 
 from logodata.contract import PreferenceSample
 from logodata.positions import draw_mode, draw_positions
+from logotrain.layout import RowLayout, SharedPrefixLayout
 from logotrain.recipe import PositionSettings
-from logotrain.shared_prefix import RowLayout, SharedPrefixLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,7 @@ class Collator:
         prompt = sample.prompt_ids[1:] if self.scores_prompt else []
         return [*prompt, *(token for response in self._responses(sample) for token in response)]
 
-    def _prompt_positions(
-        self, sample: PreferenceSample, layout: SharedPrefixLayout, epoch: int
-    ) -> NDArray[np.int64]:
+    def _prompt_positions(self, sample: PreferenceSample, layout: SharedPrefixLayout, epoch: int) -> NDArray[np.int64]:
         identity = int.from_bytes(hashlib.sha256(sample.id.encode("utf-8")).digest()[:8], "big")
         rng = np.random.default_rng([self.seed, epoch, identity])
         settings = self.positions

@@ -12,8 +12,9 @@ from rich.table import Table
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_manifest, read_samples
-from logodata.models import load_tokenizer, model_fingerprint, model_window, tokenizer_fingerprint
+from logodata.models import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from logotrain.recipe import TrainRecipe
+from logotrain.rope import scaled_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):
         note(f"the first {recipe.data.max_samples} of {len(samples)} samples are used (data.max_samples)")
         samples = samples[: recipe.data.max_samples]
-    window = model_window(recipe.model)
+    window = scaled_config(load_config(recipe.model), recipe.rope).max_position_embeddings
     target_length = recipe.positions.target_length or window
     if target_length > window:
         raise UserError(

@@ -64,9 +64,7 @@ class LogprobModel(nn.Module):
         rows = max(1, CHUNK_ELEMENTS // causal_lm.config.vocab_size)
         parts = [
             checkpoint(_token_logprobs, head, states, targets, use_reentrant=False, preserve_rng_state=False)
-            for states, targets in zip(
-                hidden[0, row.gather_index].split(rows), row.targets.split(rows), strict=True
-            )
+            for states, targets in zip(hidden[0, row.gather_index].split(rows), row.targets.split(rows), strict=True)
         ]
         return torch.cat(parts)
 

@@ -26,9 +26,7 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
     config = scaled_config(load_config(recipe.model), recipe.rope)
     check_config(config)  # before gigabytes of weights are read
     dtype = "float32" if recipe.tuning == "full" else recipe.dtype
-    base = load_model(
-        recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora"
-    )
+    base = load_model(recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora")
     base.config.use_cache = False
     torch.manual_seed(recipe.seed)
     model = base if recipe.tuning == "full" else add_adapters(base, recipe.lora, name=recipe.model)

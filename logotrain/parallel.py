@@ -148,6 +148,8 @@ def shard(model: LogprobModel, recipe: TrainRecipe, world: World) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+    from logotrain.recompute import decoder_layers
+
     if not distributed.is_initialized():  # one process of its own
         distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     mixed = recipe.tuning == "full" and recipe.dtype == "bfloat16"
@@ -156,12 +158,7 @@ def shard(model: LogprobModel, recipe: TrainRecipe, world: World) -> None:
         "reshard_after_forward": recipe.parallel.reshard_after_forward,
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy(),
     }
-    for layer in decoder_layers(model.causal_lm):
+    for layer in decoder_layers(model):
         fully_shard(layer, **settings)
     fully_shard(model, **{**settings, "reshard_after_forward": False})  # its weights are needed again at once
     register_fsdp_forward_method(model, "generate")
-
-
-def decoder_layers(causal_lm: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a transformers model."""
-    return list(causal_lm.get_decoder().layers)  # type: ignore[operator, union-attr, arg-type]

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from logodata.common.console import note
+from logotrain.layout import SharedPrefixLayout
 from logotrain.logprobs import LogprobModel
 from logotrain.model import load_trainable
 from logotrain.parallel import World, shard
 from logotrain.recipe import TrainRecipe
-from logotrain.recompute import checkpoint_layers, compile_layers
-from logotrain.shared_prefix import RowLayout, SharedPrefixLayout, choose_backend
+from logotrain.recompute import checkpoint_layers, compile_layers, decoder_layers
+from logotrain.shared_prefix import choose_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +42,19 @@ def prepare(recipe: TrainRecipe, world: World, layouts: Sequence[SharedPrefixLay
         world: the processes.
         layouts: the samples that will be trained on.
     """
-    sharded = recipe.parallel.strategy == 'shard'
+    sharded = recipe.parallel.strategy == "shard"
     recompute = "none"
     backend, reason = choose_backend(recipe.attention, world.device, getattr(torch, recipe.dtype))
     note(f"attention: {backend} ({reason})")
     model = LogprobModel(load_trainable(recipe, torch.device("cpu") if sharded else world.device))
-    causal_lm = model.causal_lm
-    attention_share = 2 * causal_lm.config.hidden_size * causal_lm.config.num_hidden_layers
-    attention_share /= sum(parameter.numel() for parameter in causal_lm.get_decoder().layers.parameters())
-    checkpoint_layers(causal_lm, recompute)
+    config = model.causal_lm.config
+    layers = decoder_layers(model)
+    # Attending one token costs 4 * hidden FLOPs a layer, a weight of a linear layer 2 a token.
+    attention_share = 2 * config.hidden_size * len(layers)
+    attention_share /= sum(parameter.numel() for layer in layers for parameter in layer.parameters())
     if recipe.compile:
-        compile_layers(causal_lm)
+        compile_layers(model)
+    checkpoint_layers(model, recompute)
     if sharded:
         shard(model, recipe, world)
     else:

@@ -1,82 +1,123 @@
-"""The attention seam: M+1 responses over one prompt that is computed once.
+"""The attention seam: M+1 responses over one prompt that is computed once, several samples in a row.
 
-A row is ``[prompt | response 0 | response 1 | ...]``. Prompt tokens attend causally; a response token attends the whole
-prompt and its own response up to itself. Prompt states do not depend on the responses, so values and gradients equal
-those of M+1 separate rows. transformers calls :func:`shared_prefix_attention` through its attention interface; the
-layout travels as the forward keyword ``shared_prefix``, because recomputation may run one row's layers after another
-row's forward.
+Prompt states do not depend on the responses, so values and gradients equal those of M+1 separate rows. transformers
+calls :func:`shared_prefix_attention` through its attention interface; the layout travels as the forward keyword
+``shared_prefix``, because recomputation may run one row's layers after another row's forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from logodata.common.errors import UserError
 from logodata.models import length_dependent_rope
+from logotrain.attention import flash_attention, flex_row_attention, sdpa_attention, varlen_kernel
+from logotrain.layout import RowLayout
 
-NAME = "logo_shared_prefix"
+Backend = Literal["flash", "flex", "sdpa"]
 
-_ATTENTION_VARIANTS = ("sliding_window", "softcap", "s_aux", "position_bias")
-"""Keywords by which models ask for attention that this module does not compute."""
+_BACKENDS: dict[Backend, Callable[[Tensor, Tensor, Tensor, RowLayout, float | None], Tensor]] = {
+    "flash": flash_attention,
+    "flex": flex_row_attention,
+    "sdpa": sdpa_attention,
+}
+
+_ATTENTION_VARIANTS = ("sliding_window", "softcap", "s_aux", "position_bias", "indices", "block_indices")
+"""Keywords by which models ask for attention that the back ends do not compute."""
+
+_SCORE_FIELDS = ("attn_logit_softcapping",)
+"""Config fields that change the scores of the attention (Gemma 2, VaultGemma), if they are set."""
+
+_DROPOUT_FIELDS = ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout")
+"""Config fields that drop states which responses share."""
+
+_HEAD_FIELDS = (
+    "final_logit_softcapping",  # Gemma 2, 3n, 4, NanoChat, VaultGemma
+    "logits_scaling",  # Granite, HyperCLOVA X, MiniCPM 3
+    "logit_scale",  # Cohere
+    "lm_head_multiplier",  # Falcon H1
+    "logits_soft_cap",  # RecurrentGemma
+    "output_logit_soft_cap",  # xLSTM
+    "logits_mup_width_multiplier",  # Inkling
+    "unpadded_vocab_size",  # Inkling
+    "output_multiplier",  # Muse Glimmer
+)
+"""Config fields by which a model's forward changes what goes into or comes out of its output head, unless None or 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class SharedPrefixLayout:
-    """Where prompt and responses lie in a row, in tokens."""
+def choose_backend(
+    wanted: Literal["auto", "flash", "flex", "sdpa"], device: torch.device, dtype: torch.dtype
+) -> tuple[Backend, str]:
+    """What computes the attention on ``device``, and why.
 
-    prompt_length: int
-    response_lengths: tuple[int, ...]
+    Args:
+        wanted: ``auto`` takes flash, or else flex, on CUDA, and sdpa elsewhere.
+        device: where the model runs.
+        dtype: of queries, keys and values.
 
-    def __post_init__(self) -> None:
-        if self.prompt_length < 1 or not self.response_lengths or min(self.response_lengths) < 1:
-            raise ValueError(f"a row needs a prompt and non-empty responses, got {self}")
-
-    @property
-    def response_starts(self) -> tuple[int, ...]:
-        """Index of each response's first token in the row."""
-        starts = [self.prompt_length]
-        for length in self.response_lengths[:-1]:
-            starts.append(starts[-1] + length)
-        return tuple(starts)
-
-    @property
-    def total_length(self) -> int:
-        """Tokens in the row, N."""
-        return self.prompt_length + sum(self.response_lengths)
+    Raises:
+        UserError: the back end that is wanted does not run there.
+    """
+    no_flash, no_flex = _why_not_flash(device, dtype), _why_not_flex(device)
+    if wanted == "auto":
+        if not no_flash:
+            return "flash", f"CUDA and {_name(dtype)}"
+        return ("flex", f"no flash: {no_flash}") if not no_flex else ("sdpa", f"no flash, no flex: {no_flex}")
+    obstacle = {"flash": no_flash, "flex": no_flex, "sdpa": ""}[wanted]
+    if obstacle:
+        raise UserError(f"attention={wanted}: {obstacle}", mend="attention=auto takes what runs here")
+    return wanted, "as asked for"
 
 
-@dataclass(frozen=True, slots=True)
-class RowLayout:
-    samples: tuple[SharedPrefixLayout, ...]
-    padding: int = 0
+def _why_not_flash(device: torch.device, dtype: torch.dtype) -> str:
+    if device.type != "cuda":
+        return f"its kernels need CUDA, the device is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"its kernels compute in bfloat16 or float16, not {_name(dtype)}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than its kernels (compute capability 8.0)"
+    if varlen_kernel() is None:
+        return "torch was built without it and flash-attn is not installed"
+    return ""
 
-    @property
-    def total_length(self) -> int:
-        return sum(sample.total_length for sample in self.samples) + self.padding
+
+def _why_not_flex(device: torch.device) -> str:
+    return "" if device.type == "cuda" else f"FlexAttention has no backward pass on {device.type}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @contextmanager
-def use_shared_prefix(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model's forward needs ``shared_prefix=layout``; a call without it raises.
+def use_shared_prefix(model: PreTrainedModel, backend: Backend = "sdpa") -> Iterator[None]:
+    """Within the block the model's forward needs ``shared_prefix=row_layout``; a call without it raises.
 
     Forward and backward both belong inside: recomputation runs the attention again.
+
+    Args:
+        model: plain or inside PEFT.
+        backend: see :func:`choose_backend`; ``sdpa`` runs anywhere.
 
     Raises:
         UserError: the model's attention or position embedding cannot be shared (see :func:`check_config`).
     """
     check_config(model.config)
+    if model._is_stateful:
+        raise UserError(
+            f"{type(model).__name__} carries a state from token to token, through responses",
+            mend="use a model with full attention only",
+        )
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
+    model.set_attn_implementation(_interface_name(backend))
+    if model.config._attn_implementation != _interface_name(backend):
         raise UserError(
             f"{type(model).__name__} does not let its attention be replaced",
             mend="use a model built on transformers' attention interface",
@@ -88,13 +129,15 @@ def use_shared_prefix(model: PreTrainedModel) -> Iterator[None]:
 
 
 def check_config(config: PreTrainedConfig) -> None:
-    """Refuse what a shared prompt would compute wrongly.
+    """Refuse what a shared prompt, or a head applied apart from the model's forward, would compute wrongly.
 
     Raises:
-        UserError: layers that do not attend everything before them, attention dropout, or a RoPE type whose frequencies
-            depend on the row's largest position, so that a row would not equal its separate parts.
+        UserError: layers that do not attend everything before them, attention scores or logits that the model changes,
+            dropout, or a RoPE type whose frequencies depend on the row's largest position, so that a row would not
+            equal its separate parts.
     """
     where = str(config.name_or_path or config.model_type)
+    config = config.get_text_config(decoder=True)
     layer_types = set(getattr(config, "layer_types", None) or ())
     if layer_types - {"full_attention"} or (not layer_types and getattr(config, "sliding_window", None)):
         kinds = ", ".join(sorted(layer_types - {"full_attention"})) or f"sliding_window={config.sliding_window}"
@@ -103,10 +146,12 @@ def check_config(config: PreTrainedConfig) -> None:
             where=where,
             mend="use a model with full attention only",
         )
-    if getattr(config, "attention_dropout", 0.0):
-        raise UserError(
-            f"attention_dropout={config.attention_dropout}", where=where, mend="set it to 0 in the model's config.json"
-        )
+    _refuse(config, where, _SCORE_FIELDS, (None,), "the model changes the scores of its attention")
+    _refuse(config, where, _HEAD_FIELDS, (None, 1), "the model changes its logits around the output head")
+    for field in _DROPOUT_FIELDS:
+        value = getattr(config, field, None)
+        if value:
+            raise UserError(f"{field}={value}", where=where, mend="set it to 0 in the model's config.json")
     rope_type = length_dependent_rope(config)
     if rope_type:
         raise UserError(
@@ -116,30 +161,38 @@ def check_config(config: PreTrainedConfig) -> None:
         )
 
 
+def _refuse(config: PreTrainedConfig, where: str, fields: tuple[str, ...], harmless: tuple[Any, ...], why: str) -> None:
+    for field in fields:
+        value = getattr(config, field, None)
+        if value not in harmless:
+            raise UserError(
+                f"{field}={value}: {why}", where=where, mend="use a model without it, such as Llama or Qwen"
+            )
+
+
+@torch.compiler.disable  # traced, it would be compiled anew for every layout
 def shared_prefix_attention(
-    module: nn.Module,  # noqa: ARG001 - transformers passes it
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    backend: Backend,
     scaling: float | None = None,
     dropout: float = 0.0,
     shared_prefix: RowLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one row, by torch's scaled dot product on any device.
-
-    The prompt runs causally without a mask; all responses together run against the whole row with a [sum R, N] mask.
-    That is 20-25 % faster than a dense [N, N] mask. Query heads are grouped by the key head they share: views, no
-    copied keys.
+    """Attention of one row.
 
     Args:
         module: the attention layer.
         query: [1, H, N, D].
         key: [1, H_kv, N, D].
         value: [1, H_kv, N, D].
-        attention_mask: must be None; rows have no padding.
+        attention_mask: must be None; padding is part of the layout.
+        backend: what computes it.
         scaling: factor on the scores.
         dropout: must be 0.
         shared_prefix: the row's layout.
@@ -152,48 +205,29 @@ def shared_prefix_attention(
         ValueError: called without a layout, or in a way that this function would compute wrongly.
     """
     if shared_prefix is None:
-        raise ValueError(f"attention {NAME!r} needs the row's layout: call the model with shared_prefix=layout")
+        raise ValueError("shared-prefix attention needs the row's layout: call the model with shared_prefix=layout")
     if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == shared_prefix.total_length:
         shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}"
         raise ValueError(f"one row of {shared_prefix.total_length} tokens expected, got {shapes}")
     variants = [name for name in _ATTENTION_VARIANTS if kwargs.get(name) is not None]
+    if not kwargs.get("is_causal", getattr(module, "is_causal", True)):
+        variants.append("is_causal=False")
     if attention_mask is not None or dropout or variants:
-        raise ValueError(
-            f"mask, dropout and {variants or 'attention variants'} are not supported by attention {NAME!r}"
-        )
-    query = query[0].unflatten(0, (key.shape[1], -1))  # [H_kv, H / H_kv, N, D]
-    key, value = key[0, :, None].expand_as(query), value[0, :, None].expand(*query.shape[:3], -1)
-    parts, start = [], 0
-    for layout in shared_prefix.samples:
-        q, k, v = (t[:, :, start : start + layout.total_length] for t in (query, key, value))
-        end = layout.prompt_length
-        parts.append(scaled_dot_product_attention(q[:, :, :end], k[:, :, :end], v[:, :, :end], is_causal=True, scale=scaling))
-        mask = _response_mask(layout, query.device)
-        parts.append(scaled_dot_product_attention(q[:, :, end:], k, v, attn_mask=mask, scale=scaling))
-        start += layout.total_length
-    if shared_prefix.padding:
-        q, k, v = (t[:, :, start:] for t in (query, key, value))
-        parts.append(scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling))
-    output = torch.cat(parts, dim=2).flatten(0, 1)  # [H, N, D]
+        raise ValueError(f"shared-prefix attention takes no mask, dropout or variants of attention, got {variants}")
+    output = _BACKENDS[backend](query[0], key[0], value[0], shared_prefix, scaling)  # [H, N, D]
     return output.transpose(0, 1)[None].contiguous(), None
-
-
-@lru_cache(maxsize=4)  # every layer of a row asks for the same one
-def _response_mask(layout: SharedPrefixLayout, device: torch.device) -> Tensor:
-    """Bool [sum R, N]: which tokens of the row each response token attends."""
-    mask = torch.zeros(sum(layout.response_lengths), layout.total_length, dtype=torch.bool)
-    mask[:, : layout.prompt_length] = True
-    for start, length in zip(layout.response_starts, layout.response_lengths, strict=True):
-        row = start - layout.prompt_length
-        mask[row : row + length, start : start + length] = torch.ones(length, length, dtype=torch.bool).tril()
-    return mask.to(device)
 
 
 def _no_mask(*, attention_mask: Tensor | None = None, **_: Any) -> None:
     """In place of transformers' causal mask, which would take gaps in the positions for borders of packed documents."""
     if attention_mask is not None:
-        raise ValueError(f"attention {NAME!r} takes no attention mask: rows have no padding")
+        raise ValueError("shared-prefix attention takes no attention mask: padding is part of the layout")
 
 
-AttentionInterface.register(NAME, shared_prefix_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
+def _interface_name(backend: Backend) -> str:
+    return f"logo_{backend}"
+
+
+for _backend in _BACKENDS:
+    AttentionInterface.register(_interface_name(_backend), partial(shared_prefix_attention, backend=_backend))
+    AttentionMaskInterface.register(_interface_name(_backend), _no_mask)

@@ -140,7 +140,10 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                     if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
                         writer.save(done, model.model, run.optimizer)
                         saved = done
-            except (UserError, KeyboardInterrupt):  # every process raises these together, and can finish writing together
+            except (
+                UserError,
+                KeyboardInterrupt,
+            ):  # every process raises these together, and can finish writing together
                 writer.close()
                 raise
         writer.close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 from torch.optim import AdamW
 from transformers import LlamaForCausalLM
@@ -15,7 +18,8 @@ from transformers import LlamaForCausalLM
 from logodata.common.errors import UserError
 from logotrain import checkpoint
 from logotrain.model import add_adapters
-from logotrain.recipe import LoraSettings
+from logotrain.parallel import World
+from logotrain.recipe import CheckpointSettings, LoraSettings
 
 
 @pytest.fixture
@@ -50,6 +54,16 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert torch.equal(found[name], value), name
 
 
+def save(folder: Path, step: int, model: PeftModel, optimizer: AdamW, **settings: Any) -> None:
+    writer = checkpoint.CheckpointWriter(folder, CheckpointSettings(**settings), World())
+    writer.save(step, model, optimizer)
+    writer.close()
+
+
+def restore(folder: Path, model: PeftModel, optimizer: AdamW) -> int:
+    return checkpoint.restore(folder, model, optimizer, World())
+
+
 def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -63,13 +77,13 @@ def test_restored_run_goes_on_bit_for_bit(
     model, optimizer = make_trainable(tied, train_embeddings)
     for _ in range(2):
         advance(model, optimizer)
-    checkpoint.save(tmp_path, 2, model, optimizer, keep=2)
+    save(tmp_path, 2, model, optimizer, keep=2)
     advance(model, optimizer)
     expected = trained(model)
 
     torch.manual_seed(12345)
     other, other_optimizer = make_trainable(tied, train_embeddings)
-    assert checkpoint.restore(tmp_path, other, other_optimizer) == 2
+    assert restore(tmp_path, other, other_optimizer) == 2
     advance(other, other_optimizer)
     assert_same(trained(other), expected)
 
@@ -80,7 +94,7 @@ def test_holds_trained_weights_only(
 ) -> None:
     model, optimizer = make_trainable(tied)
     advance(model, optimizer)
-    checkpoint.save(tmp_path, 1, model, optimizer, keep=2)
+    save(tmp_path, 1, model, optimizer, keep=2)
     keys = FileSystemReader(tmp_path / "step-1").read_metadata().state_dict_metadata
     assert {key.removeprefix("model.") for key in keys if key.startswith("model.")} == trained(model).keys()
     assert not list(tmp_path.glob(".*"))
@@ -89,14 +103,14 @@ def test_holds_trained_weights_only(
 def test_keeps_the_newest(make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path) -> None:
     model, optimizer = make_trainable()
     for step in (2, 4, 10):
-        checkpoint.save(tmp_path, step, model, optimizer, keep=2)
+        save(tmp_path, step, model, optimizer, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-4"]
 
 
 def test_no_checkpoint_is_step_zero(make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path) -> None:
     model, optimizer = make_trainable()
     before = trained(model)
-    assert checkpoint.restore(tmp_path / "none", model, optimizer) == 0
+    assert restore(tmp_path / "none", model, optimizer) == 0
     assert_same(trained(model), before)
 
 
@@ -109,10 +123,10 @@ def test_a_damaged_one_is_put_aside_and_the_one_before_used(
 ) -> None:
     model, optimizer = make_trainable()
     advance(model, optimizer)
-    checkpoint.save(tmp_path, 1, model, optimizer, keep=3)
+    save(tmp_path, 1, model, optimizer, keep=3)
     expected = trained(model)
     advance(model, optimizer)
-    checkpoint.save(tmp_path, 2, model, optimizer, keep=3)
+    save(tmp_path, 2, model, optimizer, keep=3)
 
     (weights,) = (tmp_path / "step-2").glob("*.distcp")
     if damage == "flipped byte":
@@ -127,26 +141,88 @@ def test_a_damaged_one_is_put_aside_and_the_one_before_used(
         (tmp_path / "step-2" / "files.json").write_text("[")
 
     other, other_optimizer = make_trainable()
-    assert checkpoint.restore(tmp_path, other, other_optimizer) == 1
+    assert restore(tmp_path, other, other_optimizer) == 1
     assert_same(trained(other), expected)
     assert "step-2 is damaged" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2.damaged"]
     # Written again, the step takes its place.
-    checkpoint.save(tmp_path, 2, other, other_optimizer, keep=1)
-    assert checkpoint.restore(tmp_path, other, other_optimizer) == 2
+    save(tmp_path, 2, other, other_optimizer, keep=1)
+    assert restore(tmp_path, other, other_optimizer) == 2
 
 
 def test_an_interrupted_write_leaves_the_old_ones(
     make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, optimizer = make_trainable()
-    checkpoint.save(tmp_path, 1, model, optimizer, keep=1)
+    save(tmp_path, 1, model, optimizer, keep=1)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_describe", full)
     with pytest.raises(UserError, match="No space left"):
-        checkpoint.save(tmp_path, 2, model, optimizer, keep=1)
+        save(tmp_path, 2, model, optimizer, keep=1)
     monkeypatch.undo()
-    assert checkpoint.restore(tmp_path, model, optimizer) == 1
+    assert restore(tmp_path, model, optimizer) == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_holds_the_moment_it_was_asked_for(
+    make_trainable: Callable[[], tuple[PeftModel, AdamW]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asynchronous: bool,
+) -> None:
+    """Training goes on while a checkpoint is written; none of that may get into it."""
+    model, optimizer = make_trainable()
+    advance(model, optimizer)
+    expected = trained(model)
+    writer = checkpoint.CheckpointWriter(tmp_path, CheckpointSettings(asynchronous=asynchronous), World())
+    may_write = threading.Event()
+    describe = checkpoint._describe
+
+    def slow(folder: Path) -> Any:
+        assert may_write.wait(20)
+        return describe(folder)
+
+    monkeypatch.setattr(checkpoint, "_describe", slow)
+    if not asynchronous:
+        may_write.set()
+    writer.save(1, model, optimizer)
+    advance(model, optimizer)
+    assert (tmp_path / "step-1").exists() == (not asynchronous)
+    may_write.set()
+    writer.close()
+    other, other_optimizer = make_trainable()
+    assert restore(tmp_path, other, other_optimizer) == 1
+    assert_same(trained(other), expected)
+    adapter = load_file(tmp_path / "step-1" / "adapter" / "adapter_model.safetensors")
+    by_name = {name.replace(".default", ""): value for name, value in expected.items()}
+    assert_same(adapter, by_name)
+
+
+def test_keep_none_keeps_all(make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path) -> None:
+    model, optimizer = make_trainable()
+    for step in (1, 2, 3):
+        save(tmp_path, step, model, optimizer, keep=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2", "step-3"]
+
+
+def test_runs_a_command_after_each_checkpoint(
+    make_trainable: Callable[[], tuple[PeftModel, AdamW]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    model, optimizer = make_trainable()
+    command = f"ls {{adapter}} > {tmp_path}/seen-{{step}}; echo size=$WORLD_SIZE; exit {{step}}"
+    writer = checkpoint.CheckpointWriter(tmp_path / "checkpoints", CheckpointSettings(command=command), World())
+    for step in (0, 3):
+        writer.save(step, model, optimizer)
+    writer.close()
+    assert "adapter_model.safetensors" in (tmp_path / "seen-3").read_text()
+    assert (tmp_path / "checkpoints" / "step-3.command.log").read_text() == "size=\n"
+    said = capsys.readouterr().err
+    assert said.count("checkpoint.command ended with") == 1
+    assert "checkpoint.command ended with 3" in said

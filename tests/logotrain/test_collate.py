@@ -10,16 +10,21 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
-from logotrain.collate import SharedPrefixRow, collate
+from logotrain.collate import Collator, Row
 from logotrain.recipe import PositionSettings
 
 Samples = Callable[..., PreferenceSample]
 
 
-def row_of(
-    sample: PreferenceSample, *, seed: int = 0, epoch: int = 0, target_length: int = 500, **settings: Any
-) -> SharedPrefixRow:
-    return collate(sample, settings=PositionSettings(**settings), target_length=target_length, seed=seed, epoch=epoch)
+def collator(*, seed: int = 0, target_length: int = 500, **settings: Any) -> Collator:
+    other = {
+        name: settings.pop(name) for name in ("uses_rejected", "scores_prompt", "pad_to_multiple") if name in settings
+    }
+    return Collator(PositionSettings(**settings), target_length, seed, **other)
+
+
+def row_of(*samples: PreferenceSample, epoch: int = 0, **settings: Any) -> Row:
+    return collator(**settings)([(epoch, sample) for sample in samples])
 
 
 def test_row_holds_prompt_once_and_responses_as_they_are(make_sample: Samples) -> None:
@@ -33,23 +38,57 @@ def test_row_holds_prompt_once_and_responses_as_they_are(make_sample: Samples) -
 
 
 def test_gather_index_predicts_each_response_token_from_the_one_before(make_sample: Samples) -> None:
-    row = row_of(make_sample("a", responses=(3, 1, 2)), mode="natural")
-    p = row.layout.prompt_length
+    sample = make_sample("a", responses=(3, 1, 2))
+    row = row_of(sample, mode="natural")
+    p = len(sample.prompt_ids)
     # By hand: chosen at p..p+2, first rejected at p+3, second at p+4..p+5; each first token comes from p-1.
     assert row.gather_index.tolist() == [p - 1, p, p + 1, p - 1, p - 1, p + 4]
     assert row.targets.tolist() == row.input_ids[0, p:].tolist()
+    assert row.num_targets == ((0, 3, 1, 2),)
 
 
-@pytest.mark.parametrize("mode", ["natural", "continuous", "sparse", "mixed"])
+def test_a_scored_prompt_precedes_its_responses(make_sample: Samples) -> None:
+    sample = make_sample("a", responses=(3, 1, 2))
+    row = row_of(sample, mode="natural", scores_prompt=True, uses_rejected=False)
+    p = len(sample.prompt_ids)
+    assert row.input_ids[0].tolist() == sample.prompt_ids + sample.chosen.token_ids
+    assert row.gather_index.tolist() == [*range(p - 1), p - 1, p, p + 1]
+    assert row.targets.tolist() == sample.prompt_ids[1:] + sample.chosen.token_ids
+    assert row.num_targets == ((p - 1, 3),)
+
+
+@pytest.mark.parametrize("scores_prompt", [False, True])
+def test_samples_that_share_a_row_are_what_they_are_alone(make_sample: Samples, scores_prompt: bool) -> None:
+    samples = [make_sample("a", responses=(3, 1, 2)), make_sample("b", responses=(2, 5), chunks=4)]
+    together = row_of(*samples, scores_prompt=scores_prompt, pad_to_multiple=64)
+    alone = [row_of(sample, scores_prompt=scores_prompt) for sample in samples]
+    start, ids, positions, index = 0, [], [], []
+    for row in alone:
+        ids += row.input_ids[0].tolist()
+        positions += row.position_ids[0].tolist()
+        index += (row.gather_index + start).tolist()
+        start += row.layout.total_length
+    assert together.input_ids.shape == (1, 128)
+    assert together.layout.padding == 128 - start
+    assert together.layout.samples == (alone[0].layout.samples[0], alone[1].layout.samples[0])
+    assert together.input_ids[0, :start].tolist() == ids
+    assert together.position_ids[0, :start].tolist() == positions
+    assert together.gather_index.tolist() == index
+    assert together.targets.tolist() == [*alone[0].targets.tolist(), *alone[1].targets.tolist()]
+    assert together.num_targets == (*alone[0].num_targets, *alone[1].num_targets)
+
+
+@pytest.mark.parametrize("mode", ["natural", "continuous", "sparse", "mixed", "pose", "randpos"])
 def test_every_response_continues_right_after_the_prompt(make_sample: Samples, mode: str) -> None:
-    row = row_of(make_sample("a", responses=(4, 2, 3)), mode=mode)
-    positions, layout = row.position_ids[0].tolist(), row.layout
-    prompt = positions[: layout.prompt_length]
+    sample = make_sample("a", responses=(4, 2, 3))
+    row = row_of(sample, mode=mode)
+    positions, (starts,) = row.position_ids[0].tolist(), row.layout.response_starts
+    prompt = positions[: len(sample.prompt_ids)]
     assert all(before < after for before, after in pairwise(prompt))
-    for start, length in zip(layout.response_starts, layout.response_lengths, strict=True):
+    for start, length in zip(starts, row.layout.response_lengths, strict=True):
         assert positions[start : start + length] == list(range(prompt[-1] + 1, prompt[-1] + 1 + length))
     assert max(positions) < 500
-    assert (prompt == list(range(layout.prompt_length))) == (mode == "natural")
+    assert (prompt == list(range(len(prompt)))) == (mode == "natural")
 
 
 def test_draw_depends_on_seed_epoch_and_sample_only(make_sample: Samples) -> None:

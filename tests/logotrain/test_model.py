@@ -11,8 +11,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from logodata.common.errors import UserError
-from logotrain.checkpoint import export_adapter
+from logotrain.checkpoint import export
 from logotrain.model import add_adapters, load_trainable
+from logotrain.parallel import World
 from logotrain.recipe import LoraSettings, TrainRecipe
 
 Recipes = Callable[..., TrainRecipe]
@@ -103,7 +104,7 @@ def test_trained_embeddings_learn_and_come_back_from_final(
     nudge(model)
     trained = logits(model)
     assert (trained - before).abs().max() > 0.1
-    export_adapter(model, tmp_path / "final")
+    export(model, tmp_path / "final", World(), name="tiny", dtype=torch.float32)
     loaded = PeftModel.from_pretrained(base, tmp_path / "final")
     torch.testing.assert_close(logits(loaded), trained, rtol=0, atol=1e-5 if dtype == "float32" else 0.1)
 
@@ -120,10 +121,3 @@ def test_refuses_before_the_weights_are_read(make_recipe: Recipes, tiny_model_di
     config.save_pretrained(tmp_path / "config-only")
     with pytest.raises(UserError, match="attention_dropout"):
         load_trainable(make_recipe(model=str(tmp_path / "config-only")), CPU)
-
-
-def test_recompute_switches_checkpointing_on(make_recipe: Recipes) -> None:
-    for recompute in ("none", "full"):
-        model = load_trainable(make_recipe(recompute=recompute), CPU)
-        assert model.is_gradient_checkpointing == (recompute == "full")
-        assert model.training
