@@ -1,23 +1,55 @@
-"""One process of a pair: trains every run of a list, so that starting Python and torch is paid for once."""
+"""One process of a pair: does every task of a list, so that starting Python and torch is paid for once."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from logodata.common.errors import UserError
+from logotrain import trainer
 from logotrain.parallel import launched
 from logotrain.recipe import TrainRecipe
 from logotrain.run import run
+from tests.distributed.gradients import keep_first_gradients
 
 
 def main(tasks: Path) -> None:
     torch.set_num_threads(1)
-    with launched():
+    with launched() as world:
         for task in json.loads(tasks.read_text()):
-            run(TrainRecipe.model_validate(task["recipe"]), Path(task["out"]))
+            out = Path(task["out"])
+            recipe = TrainRecipe.model_validate(task["recipe"])
+            outcome = "finished"
+            try:
+                with keep_first_gradients(out.with_suffix(".gradients"), write=world.is_main):
+                    if task.get("sigterm_rank") == world.rank:
+                        _signal_before_row(6)
+                    run(recipe, out)
+            except UserError as error:
+                outcome = str(error)
+            except KeyboardInterrupt:
+                outcome = "interrupted"
+            out.with_suffix(f".rank{world.rank}").write_text(outcome)
+            if outcome == "interrupted":
+                run(recipe, out)
+
+
+def _signal_before_row(number: int) -> None:
+    """SIGTERM to this process alone, once, before its row of that number (from 0)."""
+    original, calls = trainer._sample_loss, iter(range(10**6))
+
+    def patched(*arguments: Any) -> Any:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    trainer._sample_loss = patched
 
 
 if __name__ == "__main__":

@@ -1,0 +1,191 @@
+"""Two processes on gloo give what one gives: gradients, losses, weights; and continue what one began."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from logodata.common.run_dir import write_json
+from logodata.contract import write_samples
+from logodata.models import model_fingerprint, tokenizer_fingerprint
+from logotrain.recipe import TrainRecipe
+from logotrain.run import run
+from tests.distributed.gradients import keep_first_gradients
+from tests.logotrain.conftest import sample_of
+
+CASES: dict[str, dict[str, Any]] = {
+    "replicate": {"strategy": "replicate"},
+    "shard": {"strategy": "shard", "train_embeddings": True},
+    "shard-recompute": {"strategy": "shard", "recompute": "full"},
+    "shard-packed": {"strategy": "shard", "row_tokens": 120},
+    "replicate-packed": {"strategy": "replicate", "row_tokens": 120},
+    "full": {"strategy": "shard", "tuning": "full"},
+    "sft": {"strategy": "replicate", "objective": {"name": "sft", "tokens": "sequence"}},
+    "dpo": {"strategy": "shard", "objective": {"name": "dpo"}},
+    "keep-gathered": {"strategy": "shard", "reshard_after_forward": False},
+}
+
+
+class Runs:
+    """Every case, by one process and by two; two processes also continue runs of one, and the other way round."""
+
+    def __init__(self, root: Path, model: Path, data: Path) -> None:
+        self.root, self.model, self.data = root, model, data
+
+    def recipe(self, case: str) -> dict[str, Any]:
+        settings = dict(CASES[case])
+        parallel = {name: settings.pop(name) for name in ("strategy", "reshard_after_forward") if name in settings}
+        lora = {"rank": 4, "alpha": 8, "train_embeddings": settings.pop("train_embeddings", False)}
+        return {
+            "model": str(self.model),
+            "data": {"path": str(self.data)},
+            "objective": {"name": "logo", "beta": 2.5, "gamma": 0.25},
+            "lora": lora,
+            # A large eps: otherwise Adam turns rounding errors of gradients near zero into whole steps.
+            "optimizer": {"lr": 5e-3, "eps": 1e-3},
+            "epochs": 2,
+            "samples_per_step": 3,
+            "recompute": "none",
+            "dtype": "float32",
+            "checkpoint": {"every_steps": 1, "keep": None},
+            "collapse": {"num_prompts": 1, "max_new_tokens": 8, "every_steps": 2},
+            "parallel": parallel,
+            **settings,
+        }
+
+    def task(self, case: str, name: str, **extra: Any) -> dict[str, Any]:
+        return {"recipe": self.recipe(case), "out": str(self.root / name), **extra}
+
+    def alone(self, case: str, name: str) -> None:
+        with keep_first_gradients((self.root / name).with_suffix(".gradients")):
+            run(TrainRecipe.model_validate(self.recipe(case)), self.root / name)
+
+    def cut(self, source: str, name: str, after: int) -> None:
+        """A copy of a run as a kill after ``after`` steps leaves it."""
+        shutil.copytree(self.root / source, self.root / name)
+        shutil.rmtree(self.root / name / "final")
+        for path in (self.root / name / "checkpoints").iterdir():
+            if int(path.name.removeprefix("step-")) > after:
+                shutil.rmtree(path)
+
+    def metrics(self, name: str) -> list[dict[str, Any]]:
+        lines = (self.root / name / "metrics.jsonl").read_text().splitlines()
+        return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+    def final(self, name: str) -> dict[str, torch.Tensor]:
+        (file,) = (self.root / name / "final").glob("*.safetensors")
+        return load_file(file)
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> Runs:
+    root = tmp_path_factory.mktemp("pair")
+    data = root / "build"
+    (data / "data").mkdir(parents=True)
+    # Seven samples of unequal lengths, three a step: processes get unequal numbers, and a step spans two epochs.
+    samples = [sample_of(f"s{n}", responses=(5 + n % 3, 3, 4 + n % 2), chunks=2 + n % 4) for n in range(7)]
+    write_samples(data / "data" / "samples.parquet", samples)
+    facts = {
+        "schema_version": 1,
+        "model": str(tiny_model_dir),
+        "model_fingerprint": model_fingerprint(str(tiny_model_dir)),
+        "tokenizer_fingerprint": tokenizer_fingerprint(tiny_tokenizer),
+    }
+    write_json(data / "manifest.json", facts)
+    runs = Runs(root, tiny_model_dir, data)
+    for case in CASES:
+        runs.alone(case, f"one-{case}")
+    for case in ("replicate", "shard"):
+        runs.cut(f"one-{case}", f"one-then-two-{case}", after=2)
+    tasks = [
+        *(runs.task(case, f"two-{case}") for case in CASES),
+        *(runs.task(case, f"one-then-two-{case}") for case in ("replicate", "shard")),
+        runs.task("shard", "one-replicate"),  # refused: the folder belongs to another recipe
+        runs.task("shard", "sigterm", sigterm_rank=1),  # last: its patch stays
+    ]
+    (root / "tasks.json").write_text(json.dumps(tasks))
+    repository = Path(__file__).parents[2]
+    path = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "tests.distributed.worker", str(root / "tasks.json")],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (root / "stderr").write_text(done.stderr)
+    for case in ("replicate", "shard"):
+        runs.cut(f"two-{case}", f"two-then-one-{case}", after=2)
+        runs.alone(case, f"two-then-one-{case}")
+    return runs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_those_of_one_process(runs: Runs, case: str) -> None:
+    expected, found = (load_file(runs.root / f"{name}-{case}.gradients") for name in ("one", "two"))
+    assert expected.keys() == found.keys()
+    assert sum(float(gradient.norm()) for gradient in expected.values()) > 0
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_weights_equal_those_of_one_process(runs: Runs, case: str) -> None:
+    expected, found = runs.metrics(f"one-{case}"), runs.metrics(f"two-{case}")
+    assert len(found) == len(expected) == 5
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    assert {"repetition" in line for line in found} == {True, False}
+    weights, whole = runs.final(f"one-{case}"), runs.final(f"two-{case}")
+    assert weights.keys() == whole.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(whole[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["replicate", "shard"])
+@pytest.mark.parametrize("order", ["one-then-two", "two-then-one"])
+def test_a_run_continues_on_another_number_of_processes(runs: Runs, order: str, case: str) -> None:
+    expected, found = runs.metrics(f"one-{case}"), runs.metrics(f"{order}-{case}")
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    for name, value in runs.final(f"one-{case}").items():
+        torch.testing.assert_close(runs.final(f"{order}-{case}")[name], value, rtol=0, atol=1e-5)
+
+
+def test_full_tuning_ends_in_a_model_folder(runs: Runs, tiny_model_dir: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(runs.root / "two-full" / "final")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    moved = [not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True)]
+    assert all(moved)
+    assert (runs.root / "two-full" / "final" / "tokenizer.json").is_file()
+
+
+def test_a_signal_to_one_process_stops_both_and_the_run_goes_on(runs: Runs) -> None:
+    assert [(runs.root / f"sigterm.rank{rank}").read_text() for rank in (0, 1)] == ["interrupted", "interrupted"]
+    for ours, theirs in zip(runs.metrics("sigterm"), runs.metrics("two-shard"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-7)
+
+
+def test_what_the_main_process_refuses_is_refused_by_all_and_said_once(runs: Runs) -> None:
+    said = [(runs.root / f"one-replicate.rank{rank}").read_text() for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert "this folder was started with lora.train_embeddings=False, now it is True" in said[0]
+    assert (runs.root / "stderr").read_text().count("attention: sdpa") == len(
+        CASES
+    ) + 4  # one process of the two speaks
