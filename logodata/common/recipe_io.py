@@ -72,11 +72,12 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
         shared: Values = {k: document[k] for k in ("model", "seed") if k in document and k in cls.model_fields}
         values = {**shared, **(document.get(section) or {})}
     merged = merge(values, _overlay(overrides), cls)
-    _note_dropped(cls, values, merged)
     try:
-        return cls.model_validate(merged)
+        recipe = cls.model_validate(merged)
     except ValidationError as error:
         raise _explain(error, cls, section, path, places, overrides) from error
+    _note_dropped(cls, values, merged)
+    return recipe
 
 
 def recipe_schema(cls: type[RecipeModel]) -> str:

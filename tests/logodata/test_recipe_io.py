@@ -178,6 +178,8 @@ def test_another_name_starts_from_its_own_defaults(tmp_path: Path, capsys: pytes
         assert "loss.name=beta starts from its own defaults, dropped: loss.weight=0.5" in capsys.readouterr().err
     assert load(tmp_path / "base.yaml", "loss.name=beta").loss == Beta()
     assert "dropped: loss.scale=3 loss.weight=0.5" in capsys.readouterr().err
+    refusal(tmp_path / "base.yaml", "loss.name=gamma")
+    assert capsys.readouterr().err == ""
 
 
 def test_errors_in_a_variant_read_as_its_author_wrote_them(tmp_path: Path) -> None:
