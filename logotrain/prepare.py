@@ -42,7 +42,9 @@ def prepare(recipe: TrainRecipe, world: World, layouts: Sequence[SharedPrefixLay
         world: the processes.
         layouts: the samples that will be trained on.
     """
-    sharded = recipe.parallel.strategy == "shard"
+    # One process has nothing to share; only FSDP's mixed precision keeps float32 weights and computes in bfloat16.
+    mixed = recipe.tuning == "full" and recipe.dtype == "bfloat16"
+    sharded = mixed or (world.size > 1 and recipe.parallel.strategy == "shard")
     recompute = "none"
     backend, reason = choose_backend(recipe.attention, world.device, getattr(torch, recipe.dtype))
     note(f"attention: {backend} ({reason})")

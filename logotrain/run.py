@@ -13,6 +13,9 @@ from logotrain.recipe import TrainRecipe
 if TYPE_CHECKING:
     from logotrain.data import TrainingData
 
+_FREE = ("row_tokens", "attention", "recompute", "compile", "parallel", "checkpoint", "collapse")
+"""Fields that a run may be continued with changed: they do not change its result, but for rounding."""
+
 
 def run(recipe: TrainRecipe, out: Path) -> Path:
     """Train as ``recipe`` says, in the folder ``out``; the same call continues a run that was stopped.
@@ -53,7 +56,7 @@ def _begin(recipe: TrainRecipe, out: Path) -> bool:
         # No step was finished: a recipe that was refused, or stopped early, may be mended in place.
         for name in ("recipe.resolved.json", "inputs.json", "reference.jsonl"):
             (out / name).unlink(missing_ok=True)
-    bind_settings(out, "recipe.resolved.json", recipe.model_dump(mode="json"))
+    bind_settings(out, "recipe.resolved.json", recipe.model_dump(mode="json"), free=_FREE)
     return (out / "final").is_dir()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,16 @@ def locked(folder: Path) -> Iterator[None]:
         handle.close()
 
 
-def bind_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+def bind_settings(folder: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
     """Bind ``folder`` to ``settings``: write them to ``folder/name`` the first time, compare them from then on.
 
     Results made under different settings must not be mixed; the error names the first difference.
+
+    Args:
+        folder: of the run.
+        name: of the file.
+        settings: what the results depend on.
+        free: keys of ``settings`` that results do not depend on: these may change, and the file keeps the newest.
     """
     path = folder / name
     settings = json.loads(json.dumps(settings))
@@ -99,7 +105,7 @@ def bind_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
         write_json(path, settings)
         return
     before = read_json(path)
-    differences = list(_differences(before, settings))
+    differences = list(_differences({**before, **{key: settings.get(key) for key in free}}, settings))
     if differences:
         key, old, new = differences[0]
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
@@ -108,6 +114,8 @@ def bind_settings(folder: Path, name: str, settings: Mapping[str, Any]) -> None:
             where=str(path),
             mend="use the same settings to continue, or another -o to start afresh",
         )
+    if before != settings:
+        write_json(path, settings)
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
