@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from itertools import accumulate, pairwise
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,12 +59,16 @@ def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout,
     outputs: list[Tensor] = []
     for sample, mask, (q, k, v) in zip(layout.samples, _response_masks(layout, query.device), samples, strict=True):
         end = sample.prompt_length
-        prompt = (states[:, :, :end] for states in (q, k, v))
-        outputs.append(scaled_dot_product_attention(*prompt, is_causal=True, scale=scaling))
+        outputs.append(_causal(q[:, :, :end], k[:, :, :end], v[:, :, :end], scaling))
         outputs.append(scaled_dot_product_attention(q[:, :, end:], k, v, attn_mask=mask, scale=scaling))
     if layout.padding:
-        outputs.append(scaled_dot_product_attention(*padding, is_causal=True, scale=scaling))
+        q, k, v = padding
+        outputs.append(_causal(q, k, v, scaling))
     return torch.cat(outputs, dim=2).flatten(0, 1)
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
 
 
 @lru_cache(maxsize=4)  # every layer of a row asks for the same ones
@@ -167,38 +173,21 @@ def varlen_kernel() -> Varlen | None:
 
 
 def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None) -> Tensor:
-    # Grouped heads need the flag since torch 2.12; before that they need none.
-    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-    return varlen_attn(
-        query,
-        key,
-        value,
-        sequences.query_ends,
-        sequences.key_ends,
-        sequences.max_query,
-        sequences.max_key,
-        scale=scaling,
-        window_size=(-1, 0),
-        **grouped,
-    )
+    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}  # causal
+    if "enable_gqa" in signature(varlen_attn).parameters:  # not in torch 2.11, which groups heads without being told
+        options["enable_gqa"] = True
+    ends = (sequences.query_ends, sequences.key_ends, sequences.max_query, sequences.max_key)
+    output = varlen_attn(query, key, value, *ends, **options)
+    assert isinstance(output, Tensor)  # a pair only if asked for
+    return output
 
 
 def _flash_attn_varlen(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None
 ) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
-
-    return flash_attn_varlen_func(
-        query,
-        key,
-        value,
-        sequences.query_ends,
-        sequences.key_ends,
-        sequences.max_query,
-        sequences.max_key,
-        softmax_scale=scaling,
-        causal=True,
-    )
+    kernel = import_module("flash_attn").flash_attn_varlen_func
+    ends = (sequences.query_ends, sequences.key_ends, sequences.max_query, sequences.max_key)
+    return kernel(query, key, value, *ends, softmax_scale=scaling, causal=True)
 
 
 # FlexAttention: CUDA; on CPU it has no backward.
@@ -217,7 +206,7 @@ def flex_row_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLay
     Returns:
         [H, N, D_v].
     """
-    attention = _compiled_flex_attention() if query.is_cuda else flex_attention
+    attention: Any = _compiled_flex_attention() if query.is_cuda else flex_attention
     mask = block_mask(layout, query.device)
     return attention(query[None], key[None], value[None], block_mask=mask, scale=scaling, enable_gqa=True)[0]
 

@@ -29,6 +29,9 @@ _BACKENDS: dict[Backend, Callable[[Tensor, Tensor, Tensor, RowLayout, float | No
     "sdpa": sdpa_attention,
 }
 
+_INTERFACE_NAMES: dict[Backend, str] = {"flash": "logo_varlen", "flex": "logo_block_mask", "sdpa": "logo_dot_product"}
+"""What transformers calls the back ends: a name with "flash" in it makes it look for flash-attn's own functions."""
+
 _ATTENTION_VARIANTS = ("sliding_window", "softcap", "s_aux", "position_bias", "indices", "block_indices")
 """Keywords by which models ask for attention that the back ends do not compute."""
 
@@ -116,8 +119,8 @@ def use_shared_prefix(model: PreTrainedModel, backend: Backend = "sdpa") -> Iter
             mend="use a model with full attention only",
         )
     before = model.config._attn_implementation
-    model.set_attn_implementation(_interface_name(backend))
-    if model.config._attn_implementation != _interface_name(backend):
+    model.set_attn_implementation(_INTERFACE_NAMES[backend])
+    if model.config._attn_implementation != _INTERFACE_NAMES[backend]:
         raise UserError(
             f"{type(model).__name__} does not let its attention be replaced",
             mend="use a model built on transformers' attention interface",
@@ -170,7 +173,6 @@ def _refuse(config: PreTrainedConfig, where: str, fields: tuple[str, ...], harml
             )
 
 
-@torch.compiler.disable  # traced, it would be compiled anew for every layout
 def shared_prefix_attention(
     module: nn.Module,
     query: Tensor,
@@ -224,10 +226,8 @@ def _no_mask(*, attention_mask: Tensor | None = None, **_: Any) -> None:
         raise ValueError("shared-prefix attention takes no attention mask: padding is part of the layout")
 
 
-def _interface_name(backend: Backend) -> str:
-    return f"logo_{backend}"
+_untraced = torch.compiler.disable(shared_prefix_attention)  # traced, it would be compiled anew for every layout
 
-
-for _backend in _BACKENDS:
-    AttentionInterface.register(_interface_name(_backend), partial(shared_prefix_attention, backend=_backend))
-    AttentionMaskInterface.register(_interface_name(_backend), _no_mask)
+for _backend, _name_there in _INTERFACE_NAMES.items():
+    AttentionInterface.register(_name_there, partial(_untraced, backend=_backend))
+    AttentionMaskInterface.register(_name_there, _no_mask)

@@ -127,8 +127,8 @@ def runs(
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
     (root / "stderr").write_text(done.stderr)
+    assert done.returncode == 0, f"see {root / 'stderr'}"
     for case in ("replicate", "shard"):
         runs.cut(f"two-{case}", f"two-then-one-{case}", after=2)
         runs.alone(case, f"two-then-one-{case}")
