@@ -8,6 +8,7 @@ tensors in pieces, so a run continues on another number of processes, replicated
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shlex
@@ -17,11 +18,13 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
@@ -37,7 +40,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
@@ -78,7 +81,7 @@ class CheckpointWriter:
         scratch = self._folder / f".step-{step}.tmp"
         with _explained(scratch):
             self._world.on_main(lambda: _make_empty(scratch))
-            adapter = _adapter_state(model, self._world)
+            adapter = Adapter.of(model, self._world)
             state = _state(model, optimizer, self._world)
             alone = self._world.size == 1
             written: Future[Any] | None = None
@@ -94,7 +97,7 @@ class CheckpointWriter:
             if written is not None:
                 written.result()
             if self._world.is_main:
-                self._finish(scratch, step, model, adapter)
+                self._finish(scratch, step, adapter)
 
         self._pending = self._thread.submit(finish)
         if not self._settings.asynchronous:
@@ -126,9 +129,9 @@ class CheckpointWriter:
         for command in self._commands:
             _note_failure(command, command.wait())
 
-    def _finish(self, scratch: Path, step: int, model: PreTrainedModel | PeftModel, adapter: dict[str, Tensor]) -> None:
-        if adapter:
-            _write_adapter(model, adapter, scratch / _ADAPTER)  # type: ignore[arg-type]  # only a PeftModel has one
+    def _finish(self, scratch: Path, step: int, adapter: Adapter | None) -> None:
+        if adapter is not None:
+            adapter.write(scratch / _ADAPTER)
         write_json(scratch / _FILES, _describe(scratch))
         target = _path(self._folder, step)
         shutil.rmtree(target, ignore_errors=True)
@@ -200,15 +203,15 @@ def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, na
         UserError: the folder cannot be written.
     """
     scratch = folder.with_name(f".{folder.name}.tmp")
-    if isinstance(model, PeftModel):
-        adapter = _adapter_state(model, world)
-
-        def write() -> None:
-            _write_adapter(model, adapter, scratch)
-    else:
+    adapter = Adapter.of(model, world)
+    whole: dict[str, Any] = {}
+    if not isinstance(model, PeftModel):
         whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
-        def write() -> None:
+    def write() -> None:
+        if adapter is not None:
+            adapter.write(scratch)
+        else:
             _write_model(model, whole, name, scratch, dtype)
 
     def replace() -> None:
@@ -220,23 +223,43 @@ def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, na
     world.on_main(replace)
 
 
-def _write_adapter(model: PeftModel, weights: dict[str, Tensor], folder: Path) -> None:
-    # The vocabulary is never resized; "auto" would ask the hub about it.
-    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's card: a form to fill in
-    write_base_config(folder, model.get_base_model().config)
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A copy of a PEFT model's adapter in host memory, whole, as PEFT names and writes it.
 
+    A module's state must not be asked for in the background: under sharding that changes the module, while it trains.
+    """
 
-def _adapter_state(model: PreTrainedModel | PeftModel, world: World) -> dict[str, Tensor]:
-    """A copy of the trained weights of a PEFT model, whole, on the main process; empty for other models."""
-    if not isinstance(model, PeftModel):
-        return {}
-    copies: dict[str, Tensor] = {}
-    for name, parameter in _trained(model).items():
-        value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        if world.is_main:
-            copies[name] = value.detach().to("cpu", copy=True)
-    return copies
+    weights: dict[str, Tensor]
+    config: PeftConfig
+    base_config: PreTrainedConfig
+
+    @staticmethod
+    def of(model: PreTrainedModel | PeftModel, world: World) -> Adapter | None:
+        """Every process calls this, the main one gets the copy. None for a model without adapter."""
+        if not isinstance(model, PeftModel):
+            return None
+        copies: dict[str, Tensor] = {}
+        for name, parameter in _trained(model).items():
+            value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if world.is_main:
+                copies[name] = value.detach().to("cpu", copy=True)
+        if not world.is_main:
+            return None
+        # The vocabulary is never resized; "auto" would ask the hub about it.
+        weights = get_peft_model_state_dict(model, state_dict=copies, save_embedding_layers=False)
+        config = copy.deepcopy(model.peft_config["default"])
+        config.inference_mode = True
+        return Adapter(weights, config, model.get_base_model().config)
+
+    def write(self, folder: Path) -> None:
+        """Write ``adapter_config.json``, ``adapter_model.safetensors`` and ``base_config.json``."""
+        folder.mkdir(parents=True)
+        # Tied weights are one tensor under two names; a file holds each name's own.
+        weights = {name: value.contiguous().clone() for name, value in self.weights.items()}
+        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        self.config.save_pretrained(str(folder))
+        write_base_config(folder, self.base_config)
 
 
 def _write_model(

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from logodata.common.errors import UserError
 from logotrain.logprobs import LogprobModel
+from logotrain.parallel import without_backward
 from logotrain.recipe import CollapseSettings
 
 NGRAM = 4
@@ -34,7 +35,7 @@ def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], ma
     """
     device = next(model.parameters()).device
     rates = []
-    with _generating(model), torch.no_grad():
+    with _generating(model), without_backward(model):
         for prompt in prompts:
             ids = torch.tensor([list(prompt)], device=device)
             rates.append(repetition_rate(model.generate(ids, max_new_tokens=max_new_tokens).tolist()))

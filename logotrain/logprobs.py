@@ -78,7 +78,7 @@ class LogprobModel(nn.Module):
         Returns:
             int64 [n], the new tokens.
         """
-        output = self.model.generate(
+        output = self.model.generate(  # type: ignore[operator]  # PEFT's and transformers' are typed loosely
             input_ids=prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),
             max_new_tokens=max_new_tokens,

@@ -137,6 +137,21 @@ def launched() -> Iterator[World]:
         distributed.destroy_process_group()
 
 
+@contextmanager
+def without_backward(model: nn.Module) -> Iterator[None]:
+    """Forwards without gradients. What sharding gathered for them is freed at the end, as a backward pass would do:
+    otherwise the next state that is saved would hold whole weights in place of this process's part."""
+    import torch
+    from torch.distributed.fsdp import FSDPModule
+
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+
 def shard(model: LogprobModel, recipe: TrainRecipe, world: World) -> None:
     """Split the weights of ``model`` over the processes with FSDP2, a group of weights a decoder layer.
 

@@ -15,7 +15,7 @@ from logodata.common.run_dir import append_lines
 from logodata.contract import PreferenceSample
 from logotrain.collate import Collator
 from logotrain.logprobs import LogprobModel, split_logprobs
-from logotrain.parallel import World
+from logotrain.parallel import World, without_backward
 
 Draw = tuple[int, PreferenceSample]
 
@@ -69,7 +69,7 @@ class ReferenceLogprobs:
         missing = [draw for key, draw in wanted.items() if key not in self._values]
         if not missing:
             return
-        with progress("reference log-probabilities", len(missing)) as bar, torch.no_grad():
+        with progress("reference log-probabilities", len(missing)) as bar, without_backward(model):
             for start in range(0, len(missing), block):
                 found: dict[tuple[str, int], list[float]] = {}
                 part = missing[start : start + block]
