@@ -1,7 +1,7 @@
 """Checkpoints that a stopped run continues from, and the finished model.
 
-A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint, ``adapter/`` as
-PEFT writes it, and ``files.json`` with the size and hash of every file. It is written beside its place and renamed,
+A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint, ``adapter/``
+as PEFT writes it, and ``files.json`` with the size and hash of every file. It is written beside its place and renamed,
 so a kill leaves none that is half written; the hashes recognise one that was damaged later. Weights are stored as whole
 tensors in pieces, so a run continues on another number of processes, replicated or sharded.
 """
@@ -26,8 +26,8 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -265,7 +265,11 @@ class Adapter:
 def _write_model(
     model: PreTrainedModel, weights: dict[str, Tensor], name: str, folder: Path, dtype: torch.dtype
 ) -> None:
-    model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in weights.items()})
+    # Names of one tied weight: the file holds the first.
+    names = {key for key, _ in model.named_parameters()} | {key for key, _ in model.named_buffers()}
+    model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
     AutoTokenizer.from_pretrained(resolve_model(name)).save_pretrained(folder)
 
 

@@ -59,8 +59,18 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         UserError: the data hold token ids of another tokenizer, positions would leave the model's window, or a sample
             cannot be trained on (empty prompt or response, too long).
     """
+    window = scaled_config(load_config(recipe.model), recipe.rope).max_position_embeddings
+    target_length = recipe.positions.target_length or window
+    if target_length > window:
+        raise UserError(
+            f"positions.target_length={target_length} is beyond the model's window of {window}",
+            where=recipe.model,
+            mend=f"use {window} or less, or scale the window with rope.type and rope.factor",
+        )
     if recipe.data.path is None:
-        raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote")
+        if recipe.epochs:
+            raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote")
+        return TrainingData([], target_length)
     where = str(recipe.data.path)
     samples = read_samples(recipe.data.path)
     manifest = read_manifest(recipe.data.path)
@@ -81,20 +91,12 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):
         note(f"the first {recipe.data.max_samples} of {len(samples)} samples are used (data.max_samples)")
         samples = samples[: recipe.data.max_samples]
-    window = scaled_config(load_config(recipe.model), recipe.rope).max_position_embeddings
-    target_length = recipe.positions.target_length or window
-    if target_length > window:
-        raise UserError(
-            f"positions.target_length={target_length} is beyond the model's window of {window}",
-            where=recipe.model,
-            mend=f"use {window} or less",
-        )
     for sample in samples:
-        _check(sample, target_length)
+        _check(sample, target_length, recipe.row_tokens)
     return TrainingData(samples, target_length)
 
 
-def _check(sample: PreferenceSample, target_length: int) -> None:
+def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None) -> None:
     where = f"sample {sample.id}"
     if not sample.prompt_ids:
         raise UserError("empty prompt", where=where, mend="build the data set again")
@@ -110,6 +112,11 @@ def _check(sample: PreferenceSample, target_length: int) -> None:
             f"prompt of {prompt} tokens and response of {longest} do not fit under {target_length} positions",
             where=where,
             mend="raise positions.target_length or build shorter contexts",
+        )
+    row = prompt + sum(map(len, _responses(sample)))
+    if row_tokens is not None and row > row_tokens:
+        raise UserError(
+            f"{row} tokens exceed row_tokens={row_tokens}", where=where, mend=f"set row_tokens={row} or more, or null"
         )
 
 

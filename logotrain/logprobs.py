@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -78,7 +79,8 @@ class LogprobModel(nn.Module):
         Returns:
             int64 [n], the new tokens.
         """
-        output = self.model.generate(  # type: ignore[operator]  # PEFT's and transformers' are typed loosely
+        generate: Any = self.model.generate
+        output: Tensor = generate(
             input_ids=prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),
             max_new_tokens=max_new_tokens,

@@ -85,7 +85,7 @@ class World:
         if outcome[1] is not None:
             what, where, mend = outcome[1]
             raise UserError(what, where=where, mend=mend)
-        return outcome[0]  # type: ignore[no-any-return]
+        return outcome[0]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over the processes, in place; one that computed nothing contributes zeros."""
@@ -160,13 +160,14 @@ def shard(model: LogprobModel, recipe: TrainRecipe, world: World) -> None:
     """
     import torch
     from torch import distributed
+    from torch._C._distributed_c10d import HashStore
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     from logotrain.recompute import decoder_layers
 
     if not distributed.is_initialized():  # one process of its own
-        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     mixed = recipe.tuning == "full" and recipe.dtype == "bfloat16"
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(world.device.type, (world.size,)),

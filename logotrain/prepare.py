@@ -14,7 +14,7 @@ from logotrain.model import load_trainable
 from logotrain.parallel import World, shard
 from logotrain.recipe import TrainRecipe
 from logotrain.recompute import checkpoint_layers, compile_layers, decoder_layers
-from logotrain.shared_prefix import choose_backend
+from logotrain.shared_prefix import Backend, choose_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Prepared:
 
     model: LogprobModel
     sharded: bool
-    backend: str
+    backend: Backend
     attention_share: float
 
 

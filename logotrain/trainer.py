@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                     seconds = round(time.perf_counter() - started, 3)
                     if log is not None:
                         log.append({"step": done, **metrics, "lr": lr, "seconds": seconds})
-                    shown = {name: metrics[name] for name in ("loss", "margin") if name in metrics}
+                    shown: dict[str, Any] = {name: metrics[name] for name in ("loss", "margin") if name in metrics}
                     bar.advance(**shown)
                     check_chosen(recipe.collapse, metrics["chosen_logp"], step=done)
                     repetition.check(metrics, step=done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from logodata.common.errors import UserError
+from logodata.models import load_model
 from logotrain.checkpoint import export
 from logotrain.model import add_adapters, load_trainable
 from logotrain.parallel import World
 from logotrain.recipe import LoraSettings, TrainRecipe
+from logotrain.run import run
 
 Recipes = Callable[..., TrainRecipe]
 CPU = torch.device("cpu")
@@ -121,3 +124,70 @@ def test_refuses_before_the_weights_are_read(make_recipe: Recipes, tiny_model_di
     config.save_pretrained(tmp_path / "config-only")
     with pytest.raises(UserError, match="attention_dropout"):
         load_trainable(make_recipe(model=str(tmp_path / "config-only")), CPU)
+
+
+def test_qlora_trains_adapters_on_four_bit_weights(
+    make_recipe: Recipes, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    folder = tmp_path / "wide"  # quantised in blocks of 64 values: wider than the tiny model
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    recipe = make_recipe(**{"model": str(folder), "tuning": "qlora", "optimizer.lr": 1e-2, "epochs": 6})
+    model = load_trainable(recipe, CPU)
+    packed = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.uint8]
+    assert len(packed) == 2 * 7  # every linear layer but the head
+    assert all("lora_" in name for name in trained_names(model))
+    # Close to the model that was quantised, and not equal to it.
+    exact = logits(AutoModelForCausalLM.from_pretrained(folder))
+    error = (logits(model) - exact).norm() / exact.norm()
+    assert 0.001 < error < 0.2
+
+    final = run(recipe, tmp_path / "run")
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["margin"] > metrics[0]["margin"] + 0.5
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), final)
+    assert (logits(loaded) - exact).abs().max() > 0.01
+
+
+def test_full_tuning_trains_every_weight_and_writes_a_model(
+    make_recipe: Recipes, tied_model_dir: Path, tmp_path: Path
+) -> None:
+    """Tied, in bfloat16: float32 weights are updated by steps that bfloat16 could not hold."""
+    recipe = make_recipe(
+        **{"model": str(tied_model_dir), "tuning": "full", "dtype": "bfloat16", "optimizer.lr": 1e-4, "epochs": 3}
+    )
+    model = load_trainable(recipe, CPU)
+    assert all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in model.parameters())
+    final = run(recipe, tmp_path / "run")
+    trained = AutoModelForCausalLM.from_pretrained(final)
+    assert trained.dtype == torch.bfloat16
+    assert trained.config.tie_word_embeddings
+    assert trained.get_output_embeddings().weight is trained.get_input_embeddings().weight
+    base = AutoModelForCausalLM.from_pretrained(tied_model_dir)
+    assert (logits(trained) - logits(base)).abs().max() > 0.01
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_no_epochs_scale_the_model_and_train_nothing(
+    make_recipe: Recipes, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    recipe = make_recipe(**{"epochs": 0, "data.path": None, "rope": {"type": "yarn", "factor": 2}})
+    final = run(recipe, tmp_path / "run")
+    scaled = load_model(str(tiny_model_dir), adapter=final)
+    assert scaled.config.max_position_embeddings == 4096
+    assert scaled.config.rope_parameters["rope_type"] == "yarn"
+    for ours, theirs in zip(
+        scaled.parameters(), AutoModelForCausalLM.from_pretrained(tiny_model_dir).parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
