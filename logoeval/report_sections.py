@@ -255,28 +255,31 @@ def training_section(folder: Path) -> Html:
     path = folder / "metrics.jsonl"
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        steps, loss, margin = ([record[key] for record in records] for key in ("step", "loss", "margin"))
+        steps, loss = ([record[key] for record in records] for key in ("step", "loss"))
+        margin = [record["margin"] for record in records if "margin" in record]  # SFT computes none
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             "holds no training metrics", where=str(path), mend="give the folder of a logotrain run"
         ) from error
     if not steps:
         raise UserError("holds no training step", where=str(path), mend="run logotrain again")
-    objective, optimizer, lora = recipe["objective"], recipe["optimizer"], recipe["lora"]
+    objective = dict(recipe["objective"])
+    name = objective.pop("name")
+    settings = ", ".join(f"{field} {value}" for field, value in objective.items())
+    trained = "all weights" if recipe["tuning"] == "full" else f"LoRA rank {recipe['lora']['rank']}"
     return join(
         tag("h2", "The training run"),
         tag(
             "p",
-            f"{steps[-1]} steps of {recipe['samples_per_step']} samples; beta {objective['beta']:g}, gamma "
-            f"{objective['gamma']:g}, weight of the SFT term {objective['sft_weight']:g}; LoRA rank {lora['rank']}, "
-            f"peak learning rate {optimizer['lr']:g}.",
+            f"{steps[-1]} steps of {recipe['samples_per_step']} samples; objective {name} ({settings}); {trained}, "
+            f"peak learning rate {recipe['optimizer']['lr']:g}.",
         ),
         tag(
             "figure",
             tag(
                 "div",
                 figures.step_curve("loss", steps, loss),
-                figures.step_curve("margin, nats per token", steps, margin),
+                figures.step_curve("margin, nats per token", steps, margin) if margin else "",
                 class_="panels",
             ),
             tag(

@@ -147,9 +147,9 @@ class CheckpointWriter:
         for running in self._commands:
             _note_failure(running, running.poll())
         self._commands = [running for running in self._commands if running.poll() is None]
-        command = template.format(
-            checkpoint=shlex.quote(str(target)), adapter=shlex.quote(str(target / _ADAPTER)), step=step
-        )
+        command = template
+        for name, value in (("checkpoint", target), ("adapter", target / _ADAPTER), ("step", step)):
+            command = command.replace(f"{{{name}}}", shlex.quote(str(value)))  # other braces are the shell's
         with open(self._folder / f"step-{step}.command.log", "wb") as log:
             process = subprocess.Popen(
                 command, shell=True, stdout=log, stderr=subprocess.STDOUT, env=_environment_without_launcher()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from logodata import __version__
 from logodata.common.arguments import parse_arguments
+from logodata.common.console import result
 from logodata.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError("no folder for the run", mend="give -o DIR")
     from logotrain.run import run
 
-    print(run(recipe, arguments.output))
+    result(run(recipe, arguments.output))
 
 
 def _describe(recipe: TrainRecipe) -> None:

@@ -96,6 +96,12 @@ def note(text: str) -> None:
         stderr.print(text, markup=False, soft_wrap=True)
 
 
+def result(text: object) -> None:
+    """A line on stdout: what the command made."""
+    if _speaks():
+        print(text)
+
+
 def show(renderable: RenderableType) -> None:
     """A table or figure of rich on stderr."""
     if _speaks():

@@ -87,8 +87,9 @@ def training(tmp_path: Path) -> Path:
     folder = tmp_path / "train"
     folder.mkdir()
     recipe = {
-        "objective": {"beta": 2.5, "gamma": 0.25, "sft_weight": 0.1},
+        "objective": {"name": "logo", "beta": 2.5, "gamma": 0.25, "sft_weight": 0.1},
         "optimizer": {"lr": 5e-4},
+        "tuning": "lora",
         "lora": {"rank": 16},
         "samples_per_step": 2,
     }

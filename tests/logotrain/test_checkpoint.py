@@ -216,7 +216,7 @@ def test_runs_a_command_after_each_checkpoint(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     model, optimizer = make_trainable()
-    command = f"ls {{adapter}} > {tmp_path}/seen-{{step}}; echo size=$WORLD_SIZE; exit {{step}}"
+    command = f"ls {{adapter}} > {tmp_path}/seen-{{step}}; echo size=${{WORLD_SIZE}}; exit {{step}}"
     writer = checkpoint.CheckpointWriter(tmp_path / "checkpoints", CheckpointSettings(command=command), World())
     for step in (0, 3):
         writer.save(step, model, optimizer)
