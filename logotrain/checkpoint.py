@@ -1,9 +1,10 @@
 """Checkpoints that a stopped run continues from, and the finished model.
 
-A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint, ``adapter/``
-as PEFT writes it, and ``files.json`` with the size and hash of every file. It is written beside its place and renamed,
-so a kill leaves none that is half written; the hashes recognise one that was damaged later. Weights are stored as whole
-tensors in pieces, so a run continues on another number of processes, replicated or sharded.
+A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint,
+``adapter/`` as PEFT writes it, and ``files.json`` with the size and hash of every file. It is written beside its place
+and renamed, so a kill leaves none that is half written; the hashes recognise one that was damaged later. Whatever part
+of a tensor each process holds, the files know its place in the whole: a run continues on another number of processes,
+replicated or sharded.
 """
 
 from __future__ import annotations

@@ -219,7 +219,9 @@ class _Step:
         shape, b = self.shape, self.b
         if self.backend == "flash":
             queries = sum(sum(sample.response_lengths) for sample in self.row.samples)
-            keys = sum(sample.prompt_length + length for sample in self.row.samples for length in sample.response_lengths)
+            keys = sum(
+                sample.prompt_length + length for sample in self.row.samples for length in sample.response_lengths
+            )
             return b * (queries * shape.query_width + keys * 2 * shape.key_width)
         if self.backend == "sdpa":
             return sum(b * sum(sample.response_lengths) * sample.total_length for sample in self.row.samples)

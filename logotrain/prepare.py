@@ -1,19 +1,29 @@
-"""The model made ready for training: loaded, recomputing, compiled, shared among the processes."""
+"""The model made ready for training: loaded, compiled, recomputing, shared among the processes."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from logodata.common.console import note
-from logotrain.layout import SharedPrefixLayout
+from logodata.common.errors import UserError
+from logodata.models import load_config
+from logotrain.collate import Collator
+from logotrain.layout import RowLayout, SharedPrefixLayout
 from logotrain.logprobs import LogprobModel
 from logotrain.model import load_trainable
 from logotrain.parallel import World, shard
+from logotrain.planner import Recompute, Strategy, choose_recompute, choose_strategy
 from logotrain.recipe import TrainRecipe
-from logotrain.recompute import checkpoint_layers, compile_layers, decoder_layers
+from logotrain.recompute import check_recompute, checkpoint_layers, compile_layers, decoder_layers
+from logotrain.rope import scaled_config
+from logotrain.shape import model_shape
 from logotrain.shared_prefix import Backend, choose_backend
 
 
@@ -34,25 +44,32 @@ class Prepared:
     attention_share: float
 
 
-def prepare(recipe: TrainRecipe, world: World, layouts: Sequence[SharedPrefixLayout]) -> Prepared:
-    """Load the model and decide, and say, how it is computed.
+def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequence[SharedPrefixLayout]) -> Prepared:
+    """Decide and say how the model is computed, and load it.
 
     Args:
         recipe: its ``auto`` fields are decided here.
         world: the processes.
-        layouts: the samples that will be trained on.
+        collator: makes the rows.
+        layouts: the samples that will be trained on; none if nothing will.
+
+    Raises:
+        UserError: what the recipe asks for does not run here, or the model cannot be trained.
     """
-    # One process has nothing to share; only FSDP's mixed precision keeps float32 weights and computes in bfloat16.
-    mixed = recipe.tuning == "full" and recipe.dtype == "bfloat16"
-    sharded = mixed or (world.size > 1 and recipe.parallel.strategy == "shard")
-    recompute = "none"
     backend, reason = choose_backend(recipe.attention, world.device, getattr(torch, recipe.dtype))
     note(f"attention: {backend} ({reason})")
+    strategy, recompute = _decide(recipe, world, collator, layouts, backend)
+    check_recompute(recompute, backend)
+    # One process has nothing to share; only FSDP's mixed precision keeps float32 weights and computes in bfloat16.
+    mixed = recipe.tuning == "full" and recipe.dtype == "bfloat16"
+    sharded = mixed or (world.size > 1 and strategy == "shard")
+    if sharded and recipe.tuning == "qlora":
+        raise UserError("4-bit weights cannot be sharded", mend="set parallel.strategy=replicate, or tuning=lora")
+
     model = LogprobModel(load_trainable(recipe, torch.device("cpu") if sharded else world.device))
-    config = model.causal_lm.config
     layers = decoder_layers(model)
     # Attending one token costs 4 * hidden FLOPs a layer, a weight of a linear layer 2 a token.
-    attention_share = 2 * config.hidden_size * len(layers)
+    attention_share = 2 * model.causal_lm.config.hidden_size * len(layers)
     attention_share /= sum(parameter.numel() for layer in layers for parameter in layer.parameters())
     if recipe.compile:
         compile_layers(model)
@@ -62,3 +79,49 @@ def prepare(recipe: TrainRecipe, world: World, layouts: Sequence[SharedPrefixLay
     else:
         world.same_start(parameter for parameter in model.parameters() if parameter.requires_grad)
     return Prepared(model, sharded, backend, attention_share)
+
+
+def largest_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None, pad_to_multiple: int) -> RowLayout:
+    """The longest sample, filled up to what a row may hold."""
+    longest = max(layouts, key=lambda layout: layout.total_length)
+    length = max(longest.total_length, row_tokens or 0)
+    length += -length % pad_to_multiple
+    return RowLayout((longest,), length - longest.total_length)
+
+
+def _decide(
+    recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequence[SharedPrefixLayout], backend: Backend
+) -> tuple[Strategy, Recompute]:
+    if not layouts:
+        return "replicate", "none"
+    if recipe.parallel.strategy != "auto" and recipe.recompute != "auto":
+        return recipe.parallel.strategy, recipe.recompute
+    shape = model_shape(scaled_config(load_config(recipe.model), recipe.rope))
+    row = largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple)
+    scored = sum(sum(layout.response_lengths) for layout in row.samples)
+    if collator.scores_prompt:
+        scored += sum(layout.prompt_length - 1 for layout in row.samples)
+    facts = {
+        "device_bytes": min(world.gather(_device_bytes(world))),
+        "world_size": world.size,
+        "backend": backend,
+        "num_rows": math.ceil(recipe.samples_per_step / world.size),
+        "num_scored": scored,
+    }
+    strategy, reason = choose_strategy(shape, recipe, row, **facts)
+    if world.size > 1:
+        note(f"strategy: {strategy} ({reason})")
+    recompute, reason = choose_recompute(shape, recipe, row, strategy=strategy, **facts)
+    note(f"recompute: {recompute} ({reason})")
+    return strategy, recompute
+
+
+def _device_bytes(world: World) -> int:
+    """Memory of the device; on a CPU what the machine has left, shared among the processes on it."""
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_properties(world.device).total_memory
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, StopIteration):  # Linux tells what is left
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

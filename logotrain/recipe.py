@@ -271,8 +271,8 @@ class TrainRecipe(RecipeModel):
     """What computes the attention; ``auto`` takes flash, or else flex, on a GPU, and sdpa elsewhere."""
 
     recompute: Literal["auto", "none", "selective", "full"] = "auto"
-    """What the backward pass computes again: ``none``; all but attention (``selective``); all (``full``, a third
-    more time, least memory). Gradients are equal. ``auto`` takes the first that fits the device's memory."""
+    """What the backward pass computes again: ``none``; all but attention (``selective``); all (``full``: one
+    more forward pass, least memory). Gradients are equal. ``auto`` takes the first that fits the device's memory."""
 
     compile: bool = False
     """Compile each layer with torch.compile; rows are padded to multiples of 512 tokens so that few shapes occur."""

@@ -92,7 +92,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         scores_prompt=scores_prompt(recipe.objective),
         pad_to_multiple=_PAD_TO if recipe.compile else 1,
     )
-    prepared = prepare(recipe, world, [collator.layout(sample) for sample in data.samples])
+    prepared = prepare(recipe, world, collator, [collator.layout(sample) for sample in data.samples])
     model = prepared.model
     reference = ReferenceLogprobs(out / "reference.jsonl") if recipe.objective.name == "dpo" else None
     run = _Run(recipe, world, prepared, _make_optimizer(model, recipe.optimizer), collator, reference)
