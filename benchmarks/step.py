@@ -18,8 +18,6 @@ A step is forward and backward of one sample. The optimizer is left out: it is t
 from __future__ import annotations
 
 import argparse
-import copy
-import ctypes
 import importlib.metadata
 import json
 import os
@@ -27,11 +25,10 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from contextlib import ExitStack
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,330 +36,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from logodata.common.errors import UserError, run_command
-from logodata.contract import ContextChunk, PreferenceSample, Response
-from logotrain.collate import SharedPrefixRow, collate
-from logotrain.logprobs import response_logprobs
-from logotrain.model import add_adapters
 from logotrain.objective import sample_loss
-from logotrain.recipe import CpoSettings, LogoSettings, LoraSettings, PositionSettings
-from logotrain.shared_prefix import use_shared_prefix
+from logotrain.recipe import CpoSettings, LogoSettings
+from measure import Found, Meter, Stepper, Variant, examine, time_rounds
+from patterns import Logprobs, recompute_all, reference_pattern, separate_rows, shared_prefix, trl_cpo, trl_recomputes
+from shape import CPU_SHAPE, CUDA_SHAPE, Shape, Work, make_model, make_sample, twin
 
 LOGO, CPO = LogoSettings(), CpoSettings()
-BOS, EOS = 1, 2
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 """Largest relative difference of gradients, in norm, that counts as equal."""
-
-
-# The shape -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model and a sample, in the names of the command line's options."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
-    rank: int
-    prompt: int
-    response: int
-    rejected: int
-
-    @property
-    def weights_per_token(self) -> int:
-        """Weights of the layers' linear maps: each token is multiplied with all of them."""
-        head_size = self.hidden // self.heads
-        attention = 2 * self.hidden * head_size * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
-
-    @property
-    def adapter_weights(self) -> int:
-        kv = self.hidden // self.heads * self.kv_heads
-        ends = 2 * 2 * self.hidden + 2 * (self.hidden + kv) + 3 * (self.hidden + self.intermediate)
-        return self.layers * self.rank * ends
-
-    @property
-    def head_weights(self) -> int:
-        return self.hidden * self.vocabulary
-
-    @property
-    def head_share(self) -> float:
-        """Of all weights that a token is multiplied with, where its logits are computed."""
-        return self.head_weights / (self.head_weights + self.weights_per_token)
-
-
-CPU_SHAPE = Shape(512, 1792, 8, 8, 2, 4000, rank=4, prompt=2048, response=64, rejected=2)
-"""Llama-3-8B's proportions: head share, grouped heads, response to prompt, adapter rank to hidden size."""
-
-CUDA_SHAPE = Shape(4096, 14336, 32, 32, 8, 128256, rank=32, prompt=8192, response=256, rejected=2)
-"""Llama-3-8B."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a pattern has to multiply."""
-
-    tokens: int  # through the layers
-    attended: int  # pairs of tokens, per head and layer
-    logits: int  # positions whose logits are computed
-    recompute: bool  # the layers a second time in the backward pass
-
-    @classmethod
-    def separate_rows(cls, shape: Shape, rows: int, *, all_logits: bool, recompute: bool) -> Work:
-        length = shape.prompt + shape.response
-        logits = length if all_logits else shape.response
-        return cls(rows * length, rows * length * (length + 1) // 2, rows * logits, recompute)
-
-    @classmethod
-    def shared_prefix(cls, shape: Shape, rows: int, *, recompute: bool) -> Work:
-        prompt, response = shape.prompt, shape.response
-        attended = prompt * (prompt + 1) // 2 + rows * (response * prompt + response * (response + 1) // 2)
-        return cls(prompt + rows * response, attended, rows * response, recompute)
-
-    def flops(self, shape: Shape) -> int:
-        """Floating-point operations, two a multiply-add, of matrix products alone.
-
-        Frozen weights have one product forward and one backward, adapters one and two, attention two and five (its
-        scores are never stored). Masked scores do not count, nor do our head's logits of the response tokens, which are
-        computed twice.
-        """
-        passes = 2 if self.recompute else 1
-        frozen = self.tokens * shape.weights_per_token * (passes + 1)
-        adapters = self.tokens * shape.adapter_weights * (passes + 2)
-        attention = self.attended * shape.hidden * shape.layers * (2 * passes + 5)
-        head = self.logits * shape.head_weights * 2
-        return 2 * (frozen + adapters + attention + head)
-
-
-# Model and data ------------------------------------------------------------------------------------------------------
-
-
-def make_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> PeftModel:
-    """A Llama with random weights and adapters that are not zero."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=2 * (shape.prompt + shape.response),
-        initializer_range=1.28 * shape.hidden**-0.5,  # logits of size 1: the losses tell the variants apart
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=EOS,
-        tie_word_embeddings=False,
-        attn_implementation="sdpa",
-        use_cache=False,
-    )
-    with device:
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    settings = LoraSettings(rank=shape.rank, target_modules=LORA_TARGETS, train_embeddings=False)
-    model = add_adapters(base, settings, name="random Llama")
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model.train()
-
-
-def twin(model: PeftModel) -> PeftModel:
-    """Another tree of modules over the same weights."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-
-
-def make_sample(shape: Shape, num_rejected: int) -> PreferenceSample:
-    """The same random ids each time; a sample of fewer dis-preferred responses has the first ones."""
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(count: int) -> list[int]:
-        return torch.randint(3, shape.vocabulary, (count,), generator=generator).tolist()
-
-    prompt = [BOS, *draw(shape.prompt - 1)]
-    responses = [
-        Response(strategy="random", text="", token_ids=[*draw(shape.response - 1), EOS], ended=True)
-        for _ in range(1 + num_rejected)
-    ]
-    whole = ContextChunk(
-        doc_id="", index=0, start=0, end=1, token_start=0, token_end=len(prompt), score=0, critical=True, text=""
-    )
-    return PreferenceSample(
-        id="sample",
-        doc_id="",
-        question_id="",
-        kind="other",
-        question="",
-        answers=[""],
-        prompt_ids=prompt,
-        chunks=[whole],
-        chosen=responses[0],
-        rejected=responses[1:],
-        answer_in_critical=True,
-    )
-
-
-# The patterns --------------------------------------------------------------------------------------------------------
-
-Logprobs = Callable[[], list[Tensor]]
-"""Token log-probabilities of each response, [R_j], with a graph behind them."""
-
-
-def reference_pattern(model: PeftModel, sample: PreferenceSample, device: torch.device) -> Logprobs:
-    """M+1 full rows in one batch, the logits of all tokens, log-softmax of all of them in float32."""
-    responses = [sample.chosen.token_ids, *(response.token_ids for response in sample.rejected)]
-    ids = torch.tensor([sample.prompt_ids + response for response in responses], device=device)
-    first = len(sample.prompt_ids) - 1
-
-    def logprobs() -> list[Tensor]:
-        with autocast(device):
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        scored = logits[:, :-1].float().log_softmax(dim=-1).gather(2, ids[:, 1:, None])
-        return list(scored[:, first:, 0])
-
-    return logprobs
-
-
-def separate_rows(model: PeftModel, sample: PreferenceSample, device: torch.device) -> Logprobs:
-    """M+1 full rows, one after the other, logits of response tokens only."""
-    responses = [sample.chosen.token_ids, *(response.token_ids for response in sample.rejected)]
-    rows = [torch.tensor([sample.prompt_ids + response], device=device) for response in responses]
-    first = len(sample.prompt_ids)
-
-    def logprobs() -> list[Tensor]:
-        found = []
-        for ids in rows:
-            targets = ids[0, first:]
-            with autocast(device):
-                logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(targets) + 1).logits[0, :-1]
-            found.append(logits.float().log_softmax(dim=-1).gather(1, targets[:, None])[:, 0])
-        return found
-
-    return logprobs
-
-
-def shared_prefix(model: PeftModel, sample: PreferenceSample, device: torch.device) -> Logprobs:
-    """What ``logotrain`` does. ``model`` is inside ``use_shared_prefix``."""
-    length = model.config.max_position_embeddings
-    row = collate(sample, settings=PositionSettings(mode="natural"), target_length=length, seed=0, epoch=0).to(device)
-    return lambda: trainer_logprobs(model, row)
-
-
-def trainer_logprobs(model: PeftModel, row: SharedPrefixRow) -> list[Tensor]:
-    """The trainer's own call."""
-    return response_logprobs(model, row)
-
-
-def recompute_all(model: PeftModel) -> PeftModel:
-    """Recompute every layer in the backward pass, as the trainer does."""
-    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    return model
-
-
-def autocast(device: torch.device) -> Any:
-    """On a GPU transformers' Trainer and TRL run a bfloat16 model under autocast; on a CPU all is float32."""
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
-
-
-# TRL -----------------------------------------------------------------------------------------------------------------
-
-
-def make_trl_loss(
-    model: PeftModel, sample: PreferenceSample, device: torch.device, folder: str, **changes: Any
-) -> Callable[[], Tensor]:
-    """``compute_loss`` of TRL's CPOTrainer on the sample's pairs, M of them, as one batch.
-
-    Args:
-        model: TRL's own tree; it sets hooks and recomputation.
-        sample: its ids reach TRL as words, and are checked after TRL's tokenisation and collation.
-        device: where.
-        folder: for the trainer's output, of which there is none.
-        changes: settings of CPOConfig that are not its defaults.
-    """
-    from datasets import Dataset
-    from datasets.utils.logging import disable_progress_bar
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-    disable_progress_bar()
-    pairs = [(sample.chosen.token_ids, rejected.token_ids) for rejected in sample.rejected]
-    words = [
-        {"prompt": _words(sample.prompt_ids), "chosen": _words(chosen), "rejected": _words(rejected)}
-        for chosen, rejected in pairs
-    ]
-    length = len(sample.prompt_ids) + len(sample.chosen.token_ids)
-    on_cpu = device.type == "cpu"
-    arguments = CPOConfig(
-        output_dir=folder,
-        beta=CPO.beta,
-        cpo_alpha=CPO.sft_weight,
-        max_length=length,
-        per_device_train_batch_size=len(pairs),
-        bf16=not on_cpu,
-        use_cpu=on_cpu,
-        report_to="none",
-        **changes,
-    )
-    trainer = CPOTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(words),
-        processing_class=word_tokenizer(model.config.vocab_size),
-    )
-    if arguments.gradient_checkpointing:  # transformers' Trainer does this when training starts
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments.gradient_checkpointing_kwargs)
-    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(len(pairs))])
-    expected = [[sample.prompt_ids + response for response in side] for side in zip(*pairs, strict=True)]
-    if [batch["chosen_input_ids"].tolist(), batch["rejected_input_ids"].tolist()] != expected:
-        raise AssertionError("TRL's batch does not hold the sample's ids")
-    batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-
-    def loss() -> Tensor:
-        with autocast(device):
-            return trainer.compute_loss(model, batch)
-
-    return loss
-
-
-def _words(ids: Sequence[int]) -> str:
-    return "".join(f"{token} " for token in ids)
-
-
-def word_tokenizer(vocabulary: int) -> Any:
-    """Token id 17 is the word "17"."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.WordLevel({str(token): token for token in range(vocabulary)}, unk_token="0"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="0", bos_token=str(BOS), eos_token=str(EOS), pad_token=str(EOS)
-    )
-
-
-# The variants --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Something to time.
-
-    Attributes:
-        name: its key in the JSON file.
-        says: what it is.
-        losses: what can be computed and compared with other variants that have the same key; the first one is timed.
-        work: what it has to multiply.
-    """
-
-    name: str
-    says: str
-    losses: dict[str, Callable[[], Tensor]]
-    work: Work
 
 
 def make_variants(
@@ -373,12 +57,12 @@ def make_variants(
     many, rows = f"M={shape.rejected}", 1 + shape.rejected
     variants: list[Variant] = []
 
+    def loss_of(key: str, logprobs: Logprobs) -> Callable[[], Tensor]:
+        settings = LOGO if key.startswith("logo") else CPO
+        return lambda: sample_loss(settings, logprobs()).loss[0]
+
     def add(name: str, says: str, logprobs: Logprobs, keys: Sequence[str], work: Work) -> None:
-        losses = {
-            key: lambda key=key: sample_loss(LOGO if key.startswith("logo") else CPO, logprobs()).loss[0]
-            for key in keys
-        }
-        variants.append(Variant(name, says, losses, work))
+        variants.append(Variant(name, says, {key: loss_of(key, logprobs) for key in keys}, work))
 
     plain = recompute_all(twin(model))
     add(
@@ -390,19 +74,17 @@ def make_variants(
     )
     if trl:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        for name, says, of, changes in (
-            ("trl_same_data", f"TRL CPO, {shape.rejected} pairs, its default recompute", sample, {}),
-            (
-                "trl_same_data_no_recompute",
-                f"TRL CPO, {shape.rejected} pairs, gradient_checkpointing=False",
-                sample,
-                {"gradient_checkpointing": False},
-            ),
-            ("trl_one_pair", "TRL CPO, 1 pair, its default recompute", pair, {}),
+        default = trl_recomputes()
+        for name, data, changes in (
+            ("trl_same_data", sample, {}),
+            ("trl_same_data_no_recompute", sample, {"gradient_checkpointing": False}),
+            ("trl_one_pair", pair, {}),
         ):
-            loss = make_trl_loss(twin(model), of, device, folder, **changes)
-            work = Work.separate_rows(shape, 2 * len(of.rejected), all_logits=True, recompute=not changes)
-            variants.append(Variant(name, says, {f"cpo M={len(of.rejected)}": loss}, work))
+            pairs, recompute = len(data.rejected), default and not changes
+            loss = trl_cpo(twin(model), data, CPO, device, folder, **changes)
+            says = f"TRL CPO, {pairs} pairs, gradient_checkpointing={recompute}{'' if changes else ', its default'}"
+            work = Work.separate_rows(shape, 2 * pairs, all_logits=True, recompute=recompute)
+            variants.append(Variant(name, says, {f"cpo M={pairs}": loss}, work))
     add(
         "separate_rows",
         f"{rows} full rows, response logits, full recompute",
@@ -411,23 +93,14 @@ def make_variants(
         Work.separate_rows(shape, rows, all_logits=False, recompute=True),
     )
     for suffix, recompute in (("", True), ("_no_recompute", False)):
-        ours = recompute_all(twin(model)) if recompute else twin(model)
-        stack.enter_context(use_shared_prefix(ours.get_base_model()))
-        how = "full recompute" if recompute else "no recompute"
-        add(
-            f"shared{suffix}",
-            f"logotrain, M={shape.rejected}, {how}",
-            shared_prefix(ours, sample, device),
-            [f"logo {many}", f"cpo {many}"],
-            Work.shared_prefix(shape, rows, recompute=recompute),
-        )
-        add(
-            f"shared{suffix}_one_pair",
-            f"logotrain, M=1, {how}",
-            shared_prefix(ours, pair, device),
-            ["cpo M=1"],
-            Work.shared_prefix(shape, 2, recompute=recompute),
-        )
+        for name, data, keys in (
+            (f"shared{suffix}", sample, [f"logo {many}", f"cpo {many}"]),
+            (f"shared{suffix}_one_pair", pair, ["cpo M=1"]),
+        ):
+            logprobs = shared_prefix(twin(model), data, device, stack, recompute=recompute)
+            says = f"logotrain, M={len(data.rejected)}, {'full' if recompute else 'no'} recompute"
+            work = Work.shared_prefix(shape, 1 + len(data.rejected), recompute=recompute)
+            add(name, says, logprobs, keys, work)
     return variants
 
 
@@ -444,154 +117,6 @@ RATIOS = {
 """Time of the first over time of the second: how many times faster the second is."""
 
 
-# Measuring -----------------------------------------------------------------------------------------------------------
-
-
-class Meter:
-    """Time, memory and the rate of a matrix product on one device."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
-        size = 8192 if device.type == "cuda" else 2048
-        self._factors = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(2)]
-        self._product_flops = 2 * size**3
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        self._synchronize()
-        started = time.perf_counter()
-        work()
-        self._synchronize()
-        return time.perf_counter() - started
-
-    def product_rate(self) -> float:
-        """FLOP/s of a large square matrix product, the best of five."""
-        return self._product_flops / min(self.seconds(lambda: torch.mm(*self._factors)) for _ in range(5))
-
-    def peak_bytes(self, work: Callable[[], object]) -> int | None:
-        """Most memory held during ``work`` above what was held before it.
-
-        CUDA: the allocator's figure. Linux: the kernel's high-water mark of resident memory, after free memory was
-        handed back; other systems have none.
-        """
-        if self.device.type == "cuda":
-            self._synchronize()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            work()
-            self._synchronize()
-            return torch.cuda.max_memory_allocated() - before
-        if platform.system() != "Linux":
-            work()
-            return None
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        before = _resident("VmRSS")
-        work()
-        return _resident("VmHWM") - before
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-class Stepper:
-    """Runs steps and reads the gradients they leave."""
-
-    def __init__(self, model: PeftModel) -> None:
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def step(self, loss: Callable[[], Tensor]) -> Tensor:
-        """Forward and backward; returns the loss."""
-        for parameter in self._trained:
-            parameter.grad = None
-        value = loss()
-        value.backward()
-        return value.detach()
-
-    def gradient(self) -> Tensor:
-        """All gradients of the last step in one row."""
-        return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self._trained])
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was seen of a variant before the clock ran."""
-
-    losses: dict[str, float]
-    differences: dict[str, dict[str, Any]]  # by loss: from which variant, and how far off
-    peak_bytes: int | None
-
-
-def examine(variants: list[Variant], stepper: Stepper, meter: Meter) -> dict[str, Found]:
-    """Loss, gradients and memory of every variant; one that does not fit into memory is named and left out."""
-    baselines: dict[str, tuple[str, float, Tensor]] = {}
-    found: dict[str, Found] = {}
-    for variant in variants:
-        losses: dict[str, float] = {}
-        differences: dict[str, dict[str, Any]] = {}
-        peak: int | None = None
-        try:
-            for key, loss in variant.losses.items():
-                step: list[Tensor] = []
-                peak_now = meter.peak_bytes(lambda loss=loss, step=step: step.append(stepper.step(loss)))
-                peak = peak_now if peak is None else peak
-                losses[key] = value = step[0].item()
-                gradient = stepper.gradient()
-                if key not in baselines:
-                    baselines[key] = (variant.name, value, gradient)
-                    continue
-                against, expected, expected_gradient = baselines[key]
-                norm = expected_gradient.norm()
-                differences[key] = {
-                    "against": against,
-                    "loss": abs(value - expected) / abs(expected),
-                    "gradient": ((gradient - expected_gradient).norm() / norm).item(),
-                }
-        except torch.OutOfMemoryError:
-            print(f"{variant.name}: out of memory, left out", flush=True)
-            continue
-        found[variant.name] = Found(losses, differences, peak)
-        print(f"  {variant.name:32} {_show_losses(losses, differences)}", flush=True)
-    return found
-
-
-def _show_losses(losses: dict[str, float], differences: dict[str, dict[str, Any]]) -> str:
-    parts = []
-    for key, value in losses.items():
-        text = f"{key}: {value:.6f}"
-        if key in differences:
-            off = differences[key]
-            text += f" (off {off['against']} by {off['loss']:.1e}, gradients by {off['gradient']:.1e})"
-        parts.append(text)
-    return ", ".join(parts)
-
-
-def time_rounds(
-    variants: list[Variant], stepper: Stepper, meter: Meter, rounds: int
-) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of each variant in each round, and the rate of the matrix product in each round."""
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    rates = []
-    for number in range(rounds):
-        first = number % len(variants)
-        for variant in variants[first:] + variants[:first]:
-            loss = next(iter(variant.losses.values()))
-            seconds[variant.name].append(meter.seconds(lambda loss=loss: stepper.step(loss)))
-        rates.append(meter.product_rate())
-        shown = ", ".join(f"{name} {values[-1]:.2f}" for name, values in seconds.items())
-        print(f"  round {number + 1} of {rounds}, seconds: {shown}", flush=True)
-    return seconds, rates
-
-
-# Report --------------------------------------------------------------------------------------------------------------
-
-
 def make_report(
     shape: Shape,
     variants: list[Variant],
@@ -600,13 +125,13 @@ def make_report(
     rates: list[float],
 ) -> dict[str, Any]:
     rate = statistics.median(rates)
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for variant in variants:
         times, flops = seconds[variant.name], variant.work.flops(shape)
         achieved = flops / statistics.median(times)
         table[variant.name] = {
             "is": variant.says,
-            "timed_loss": next(iter(variant.losses)),
+            "timed_loss": variant.timed_loss,
             "seconds_median": statistics.median(times),
             "seconds_min": min(times),
             "seconds_max": max(times),
@@ -617,7 +142,9 @@ def make_report(
             "peak_bytes": found[variant.name].peak_bytes,
             "differences": found[variant.name].differences,
         }
-    ratios, ranges, counted = {}, {}, {}
+    ratios: dict[str, float | None] = {}
+    ranges: dict[str, list[float]] = {}
+    counted: dict[str, float] = {}
     for name, (slow, fast) in RATIOS.items():
         if slow not in table or fast not in table:
             ratios[name] = None
@@ -655,7 +182,7 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("torch", "transformers", "peft", "trl"):
         try:
             versions[package] = importlib.metadata.version(package)
@@ -678,9 +205,6 @@ def _cpu_name() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{name}, {os.cpu_count()} cores"
-
-
-# Command -------------------------------------------------------------------------------------------------------------
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,0 +1,181 @@
+"""How it is measured: losses, gradients and memory first, then time in rounds."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from shape import Work
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Something to time.
+
+    Attributes:
+        name: its key in the JSON file.
+        says: what it is.
+        losses: what can be computed and compared with other variants that have the same key; the first one is timed.
+        work: what it has to multiply.
+    """
+
+    name: str
+    says: str
+    losses: dict[str, Callable[[], Tensor]]
+    work: Work
+
+    @property
+    def timed_loss(self) -> str:
+        return next(iter(self.losses))
+
+
+class Meter:
+    """Time, memory and the rate of a matrix product on one device."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        size = 8192 if device.type == "cuda" else 2048
+        self._factors = [torch.randn(size, size, device=device, dtype=dtype) for _ in range(2)]
+        self._product_flops = 2 * size**3
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        self._synchronize()
+        started = time.perf_counter()
+        work()
+        self._synchronize()
+        return time.perf_counter() - started
+
+    def product_rate(self) -> float:
+        """FLOP/s of a large square matrix product, the best of five."""
+        return self._product_flops / min(self.seconds(lambda: torch.mm(*self._factors)) for _ in range(5))
+
+    def peak_bytes(self, work: Callable[[], object]) -> int | None:
+        """Most memory held during ``work`` above what was held before it.
+
+        CUDA: the allocator's figure. Linux: the kernel's high-water mark of resident memory, after free memory was
+        handed back; other systems have none.
+        """
+        if self.device.type == "cuda":
+            self._synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            work()
+            self._synchronize()
+            return torch.cuda.max_memory_allocated() - before
+        if platform.system() != "Linux":
+            work()
+            return None
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        before = _resident("VmRSS")
+        work()
+        return _resident("VmHWM") - before
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+class Stepper:
+    """Runs steps and reads the gradients they leave."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.last_loss = torch.tensor(0.0)
+
+    def step(self, loss: Callable[[], Tensor]) -> None:
+        """Forward and backward."""
+        for parameter in self._trained:
+            parameter.grad = None
+        value = loss()
+        value.backward()
+        self.last_loss = value.detach()
+
+    def gradient(self) -> Tensor:
+        """All gradients of the last step in one row."""
+        return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self._trained])
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was seen of a variant before the clock ran."""
+
+    losses: dict[str, float]
+    differences: dict[str, dict[str, Any]]  # by loss: from which variant, and how far off
+    peak_bytes: int | None
+
+
+def examine(variants: list[Variant], stepper: Stepper, meter: Meter) -> dict[str, Found]:
+    """Loss, gradients and memory of every variant; one that does not fit into memory is named and left out."""
+    baselines: dict[str, tuple[str, float, Tensor]] = {}
+    found: dict[str, Found] = {}
+    for variant in variants:
+        losses: dict[str, float] = {}
+        differences: dict[str, dict[str, Any]] = {}
+        peak: int | None = None
+        try:
+            for key, loss in variant.losses.items():
+                peak_of_loss = meter.peak_bytes(partial(stepper.step, loss))
+                peak = peak_of_loss if peak is None else peak
+                losses[key] = value = stepper.last_loss.item()
+                gradient = stepper.gradient()
+                if key not in baselines:
+                    baselines[key] = (variant.name, value, gradient)
+                    continue
+                against, expected, expected_gradient = baselines[key]
+                norm = expected_gradient.norm()
+                differences[key] = {
+                    "against": against,
+                    "loss": abs(value - expected) / abs(expected),
+                    "gradient": ((gradient - expected_gradient).norm() / norm).item(),
+                }
+        except torch.OutOfMemoryError:
+            print(f"{variant.name}: out of memory, left out", flush=True)
+            continue
+        found[variant.name] = Found(losses, differences, peak)
+        print(f"  {variant.name:32} {_show_losses(losses, differences)}", flush=True)
+    return found
+
+
+def _show_losses(losses: dict[str, float], differences: dict[str, dict[str, Any]]) -> str:
+    parts = []
+    for key, value in losses.items():
+        text = f"{key}: {value:.6f}"
+        if key in differences:
+            off = differences[key]
+            text += f" (off {off['against']} by {off['loss']:.1e}, gradients by {off['gradient']:.1e})"
+        parts.append(text)
+    return ", ".join(parts)
+
+
+def time_rounds(
+    variants: list[Variant], stepper: Stepper, meter: Meter, rounds: int
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of each variant in each round, and the rate of the matrix product in each round."""
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    rates = []
+    for number in range(rounds):
+        first = number % len(variants)
+        for variant in variants[first:] + variants[:first]:
+            loss = variant.losses[variant.timed_loss]
+            seconds[variant.name].append(meter.seconds(partial(stepper.step, loss)))
+        rates.append(meter.product_rate())
+        shown = ", ".join(f"{name} {values[-1]:.2f}" for name, values in seconds.items())
+        print(f"  round {number + 1} of {rounds}, seconds: {shown}", flush=True)
+    return seconds, rates
