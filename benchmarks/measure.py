@@ -56,8 +56,8 @@ class Meter:
         return time.perf_counter() - started
 
     def product_rate(self) -> float:
-        """FLOP/s of a large square matrix product, the best of five."""
-        return self._product_flops / min(self.seconds(lambda: torch.mm(*self._factors)) for _ in range(5))
+        """FLOP/s of a large square matrix product, the best of three."""
+        return self._product_flops / min(self.seconds(lambda: torch.mm(*self._factors)) for _ in range(3))
 
     def peak_bytes(self, work: Callable[[], object]) -> int | None:
         """Most memory held during ``work`` above what was held before it.
