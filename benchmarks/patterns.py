@@ -12,10 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from logodata.contract import PreferenceSample
-from logotrain.collate import collate
-from logotrain.logprobs import response_logprobs
+from logotrain.collate import Collator
+from logotrain.logprobs import LogprobModel, split_logprobs
 from logotrain.recipe import CpoSettings, PositionSettings
-from logotrain.shared_prefix import use_shared_prefix
+from logotrain.recompute import checkpoint_layers
+from logotrain.shared_prefix import choose_backend, use_shared_prefix
 from shape import BOS, EOS, UNKNOWN
 
 Logprobs = Callable[[], list[Tensor]]
@@ -59,16 +60,18 @@ def shared_prefix(
     model: PeftModel, sample: PreferenceSample, device: torch.device, stack: ExitStack, *, recompute: bool
 ) -> Logprobs:
     """The trainer's own code: its rows, attention, recomputation and log-probabilities, and no other here."""
-    if recompute:
-        recompute_all(model)
-    stack.enter_context(use_shared_prefix(model.get_base_model()))
-    length = model.config.max_position_embeddings
-    row = collate(sample, settings=PositionSettings(mode="natural"), target_length=length, seed=0, epoch=0).to(device)
-    return lambda: response_logprobs(model, row)
+    causal_lm = model.get_base_model()
+    backend, _ = choose_backend("auto", device, causal_lm.dtype)
+    stack.enter_context(use_shared_prefix(causal_lm, backend))
+    checkpoint_layers(causal_lm, "full" if recompute else "none")
+    scorer = LogprobModel(model)
+    collator = Collator(PositionSettings(mode="natural"), causal_lm.config.max_position_embeddings, seed=0)
+    row = collator([(0, sample)]).to(device)
+    return lambda: split_logprobs(scorer(row), row)[0].responses
 
 
 def recompute_all(model: PeftModel) -> PeftModel:
-    """Recompute every layer in the backward pass, as the trainer does."""
+    """Recompute every layer in the backward pass, by transformers' own means."""
     model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     return model
 
@@ -118,7 +121,7 @@ def trl_cpo(
         remove_unused_columns=False,  # TRL's collator wants it
         **changes,
     )
-    trainer = CPOTrainer(
+    trainer: Any = CPOTrainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(words),
@@ -134,7 +137,8 @@ def trl_cpo(
 
     def loss() -> Tensor:
         with autocast(device):
-            return trainer.compute_loss(model, batch)
+            value: Tensor = trainer.compute_loss(model, batch)
+        return value
 
     return loss
 

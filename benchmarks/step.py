@@ -40,6 +40,7 @@ from torch import Tensor
 from logodata.common.errors import UserError, run_command
 from logotrain.objective import sample_loss
 from logotrain.recipe import CpoSettings, LogoSettings
+from logotrain.shared_prefix import choose_backend
 from measure import Found, Meter, Stepper, Variant, examine, time_rounds
 from patterns import Logprobs, recompute_all, reference_pattern, separate_rows, shared_prefix, trl_cpo, trl_recomputes
 from shape import CPU_SHAPE, CUDA_SHAPE, Shape, Work, make_model, make_sample, twin
@@ -240,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("TRL is not installed, its variants are left out: pip install trl==1.16.0", file=sys.stderr)
     print(f"{facts['hardware']}, torch threads {facts['threads']}, {dtype}, head share {shape.head_share:.1%}")
     print(", ".join(f"{name} {value}" for name, value in asdict(shape).items()))
+    backend, reason = choose_backend("auto", device, dtype)
+    print(f"attention of logotrain: {backend} ({reason})")
 
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -260,6 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "shape": {**asdict(shape), "head_share": shape.head_share},
         "dtype": str(dtype).removeprefix("torch."),
         "repeats": arguments.repeats,
+        "attention_of_logotrain": backend,
         **facts,
     }
     print_report(report)
