@@ -39,10 +39,6 @@ class Variant:
         return next(iter(self.losses))
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
-
-
 class Meter:
     """Time, memory and the rate of a matrix product on one device."""
 
@@ -80,21 +76,33 @@ class Meter:
         if platform.libc_ver()[0] != "glibc":
             work()
             return None
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
-        libc.malloc_trim(0)
+        _hand_back_freed_memory()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
         before = _resident("VmRSS")
         work()
-        peak = _resident("VmHWM")
-        # Where glibc's own adjustment ends up; mapping every tensor anew would slow the timed rounds.
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**26)
-        return peak - before
+        return _resident("VmHWM") - before
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
+
+
+def _hand_back_freed_memory() -> None:
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+    libc.malloc_trim(0)
+
+
+def keep_freed_memory() -> None:
+    """As CUDA's allocator does. By itself glibc gives tensors over 32 MB back, and the patterns with large batches, the
+    reference first of all, would pay for fresh pages in every operation."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _resident(field: str) -> int:
@@ -178,6 +186,7 @@ def time_rounds(
     variants: list[Variant], stepper: Stepper, meter: Meter, rounds: int
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds of each variant in each round, and the rate of the matrix product in each round."""
+    keep_freed_memory()
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     rates = []
     for number in range(rounds):

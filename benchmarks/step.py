@@ -8,6 +8,7 @@ What makes the comparison fair:
   over them are separate, so that no setting of one (attention, recomputation, hooks) reaches another.
 - All see the same token ids. Responses have one length, so the padded patterns compute no padding: their best case.
 - Before any clock runs, losses and the gradients of all adapters are compared. The exit code is 1 if they differ.
+- In timed rounds memory is kept when freed, so that nobody pays for fresh pages: the large batches' best case.
 - Each round runs every variant once and the next round starts with another one; figures are medians over rounds.
 - TRL is its own CPOTrainer: its tokenisation, its collator, its concatenated forward, its loss. It has no LOGO loss, so
   it runs CPO, and our code runs CPO on the same pairs to be compared with it. The loss itself costs nothing.
