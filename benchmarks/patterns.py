@@ -64,7 +64,7 @@ def shared_prefix(
     backend, _ = choose_backend("auto", device, causal_lm.dtype)
     stack.enter_context(use_shared_prefix(causal_lm, backend))
     checkpoint_layers(causal_lm, "full" if recompute else "none")
-    scorer = LogprobModel(model)
+    scorer = LogprobModel(model, autocast=torch.bfloat16 if causal_lm.dtype == torch.bfloat16 else None)
     collator = Collator(PositionSettings(mode="natural"), causal_lm.config.max_position_embeddings, seed=0)
     row = collator([(0, sample)]).to(device)
     return lambda: split_logprobs(scorer(row), row)[0].responses

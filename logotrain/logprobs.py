@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -40,11 +42,18 @@ class LogprobModel(nn.Module):
 
     Args:
         model: with or without adapters, inside :func:`logotrain.shared_prefix.use_shared_prefix` when called.
+        autocast: type in which float32 adapters on a narrower base compute, as they would once merged; None: every
+            weight computes in its own. PEFT would otherwise keep a float32 copy of each target's input.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.model = model
+        self._autocast_dtype = autocast
+        if autocast is not None:
+            for module in model.modules():
+                if isinstance(module, BaseTunerLayer):
+                    module.cast_input_dtype_enabled = False
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -58,15 +67,16 @@ class LogprobModel(nn.Module):
             row: on the model's device.
         """
         causal_lm = self.causal_lm
-        hidden: Tensor = causal_lm.get_decoder()(
-            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, shared_prefix=row.layout
-        ).last_hidden_state
         head = causal_lm.get_output_embeddings()
         rows = max(1, CHUNK_ELEMENTS // causal_lm.config.vocab_size)
-        parts = [
-            checkpoint(_token_logprobs, head, states, targets, use_reentrant=False, preserve_rng_state=False)
-            for states, targets in zip(hidden[0, row.gather_index].split(rows), row.targets.split(rows), strict=True)
-        ]
+        with self._autocast(row.input_ids.device):
+            hidden: Tensor = causal_lm.get_decoder()(
+                input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, shared_prefix=row.layout
+            ).last_hidden_state[0, row.gather_index]
+            parts = [
+                checkpoint(_token_logprobs, head, states, targets, use_reentrant=False, preserve_rng_state=False)
+                for states, targets in zip(hidden.split(rows), row.targets.split(rows), strict=True)
+            ]
         return torch.cat(parts)
 
     def generate(self, prompt_ids: Tensor, *, max_new_tokens: int) -> Tensor:
@@ -80,16 +90,20 @@ class LogprobModel(nn.Module):
             int64 [n], the new tokens.
         """
         generate: Any = self.model.generate
-        output: Tensor = generate(
-            input_ids=prompt_ids,
-            attention_mask=torch.ones_like(prompt_ids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-        )
+        with self._autocast(prompt_ids.device):
+            output: Tensor = generate(
+                input_ids=prompt_ids,
+                attention_mask=torch.ones_like(prompt_ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+            )
         return output[0, prompt_ids.shape[1] :]
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        return nullcontext() if self._autocast_dtype is None else torch.autocast(device.type, self._autocast_dtype)
 
 
 def split_logprobs(logprobs: Tensor, row: Row) -> list[SampleLogprobs]:

@@ -66,7 +66,11 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     if sharded and recipe.tuning == "qlora":
         raise UserError("4-bit weights cannot be sharded", mend="set parallel.strategy=replicate, or tuning=lora")
 
-    model = LogprobModel(load_trainable(recipe, torch.device("cpu") if sharded else world.device))
+    narrow = recipe.tuning != "full" and recipe.dtype == "bfloat16"
+    model = LogprobModel(
+        load_trainable(recipe, torch.device("cpu") if sharded else world.device),
+        autocast=torch.bfloat16 if narrow else None,
+    )
     layers = decoder_layers(model)
     # Attending one token costs 4 * hidden FLOPs a layer, a weight of a linear layer 2 a token.
     attention_share = 2 * model.causal_lm.config.hidden_size * len(layers)
