@@ -118,12 +118,17 @@ def launched() -> Iterator[World]:
 
     On GPUs tensors travel by NCCL and Python objects by gloo. A group that is open already is used, and left open.
     """
-    if "WORLD_SIZE" not in os.environ:
-        yield World()
-        return
     import torch
     from torch import distributed
 
+    if "WORLD_SIZE" not in os.environ:
+        before = distributed.is_initialized()
+        try:
+            yield World()
+        finally:
+            if distributed.is_initialized() and not before:  # by shard(), for one process
+                distributed.destroy_process_group()
+        return
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)

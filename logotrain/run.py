@@ -1,4 +1,4 @@
-"""A training run as the user sees it: its folder, its settings, its end. With nothing to train it loads no torch."""
+"""A training run as the user sees it: its folder, its settings, its end."""
 
 from __future__ import annotations
 
