@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from logodata.common.errors import UserError
+from logodata.common.run_dir import read_json, write_json
 from logotrain.logprobs import LogprobModel
-from logotrain.parallel import without_backward
+from logotrain.parallel import World, without_backward
 from logotrain.recipe import CollapseSettings
 
 NGRAM = 4
@@ -67,6 +69,55 @@ def check_chosen(settings: CollapseSettings, chosen_logp: float, step: int) -> N
     if lowest is not None and chosen_logp < lowest:
         found = f"preferred responses have {chosen_logp:.2f} nats a token"
         raise _collapsed(f"{found}, collapse.min_chosen_logp={lowest:g}", step)
+
+
+class RepetitionGuard:
+    """Greedy continuations of fixed prompts, before training and every so often.
+
+    Args:
+        settings: how long, how often, and how much repetition is too much.
+        model: that is trained.
+        prompts: token ids; without any nothing is measured.
+        world: its processes; all call the same methods.
+        path: where the untrained model's rate is kept, for a run that continues.
+        untrained: whether the model is still the one that training starts from.
+    """
+
+    def __init__(
+        self,
+        settings: CollapseSettings,
+        model: LogprobModel,
+        prompts: Sequence[Sequence[int]],
+        world: World,
+        path: Path,
+        *,
+        untrained: bool,
+    ) -> None:
+        self._settings, self._model, self._prompts = settings, model, prompts
+        if not prompts:
+            return
+        if untrained:
+            rate = self._rate()
+            world.on_main(lambda: write_json(path, {"repetition": rate}))
+        self._base: float = world.on_main(lambda: read_json(path)["repetition"])
+
+    def measure(self, step: int) -> dict[str, float]:
+        """``repetition`` at the steps where it is due."""
+        if not self._prompts or step % self._settings.every_steps:
+            return {}
+        return {"repetition": self._rate()}
+
+    def check(self, metrics: Mapping[str, float], step: int) -> None:
+        """Stop if the rate was measured and has risen too far.
+
+        Raises:
+            UserError: see :func:`check_repetition`.
+        """
+        if "repetition" in metrics:
+            check_repetition(self._settings, metrics["repetition"], self._base, step)
+
+    def _rate(self) -> float:
+        return measure_repetition(self._model, self._prompts, self._settings.max_new_tokens)
 
 
 def check_repetition(settings: CollapseSettings, rate: float, base_rate: float, step: int) -> None:

@@ -47,21 +47,21 @@ def step_metrics(samples: Sequence[SampleMetrics]) -> dict[str, float]:
 
 
 class MetricsLog:
-    """``metrics.jsonl``, its lines after ``last_step`` cut off: those steps are done again.
+    """``metrics.jsonl``. A line is on disk before the step's checkpoint is: no checkpoint lacks its lines."""
 
-    Each line is on disk before the step's checkpoint is, so a checkpoint never lacks its lines.
-    """
-
-    def __init__(self, path: Path, last_step: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        if not path.exists():
+
+    def cut(self, last_step: int) -> None:
+        """Remove the lines of later steps, and half a line: those steps are done again."""
+        if not self._path.exists():
             return
         end = 0
-        for line in path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n") or _step(line, path) > last_step:
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or _step(line, self._path) > last_step:
                 break
             end += len(line)
-        os.truncate(path, end)
+        os.truncate(self._path, end)
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line and wait until it is on disk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -81,10 +82,9 @@ class ReferenceLogprobs:
                         found[source.id, epoch] = [float(logprobs.sum()) for logprobs in sample.responses]
                 everything = {key: value for values in world.gather(found) for key, value in values.items()}
                 self._values.update(everything)
-                if world.is_main:
-                    lines = (
-                        json.dumps({"id": name, "epoch": epoch, "logprobs": value}) + "\n"
-                        for (name, epoch), value in everything.items()
-                    )
-                    append_lines(self._path, "".join(lines))
+                lines = (
+                    json.dumps({"id": name, "epoch": epoch, "logprobs": value}) + "\n"
+                    for (name, epoch), value in everything.items()
+                )
+                world.on_main(partial(append_lines, self._path, "".join(lines)))
                 bar.advance(len(part))

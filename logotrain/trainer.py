@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,12 @@ from torch.optim import AdamW
 
 from logodata.common.console import note, progress
 from logodata.common.errors import UserError
-from logodata.common.run_dir import read_json, write_json
 from logodata.contract import PreferenceSample
 from logotrain import checkpoint
 from logotrain.balance import share_rows
 from logotrain.collate import Collator
 from logotrain.data import TrainingData
-from logotrain.guards import check_chosen, check_repetition, measure_repetition
+from logotrain.guards import RepetitionGuard, check_chosen
 from logotrain.interrupt import StopFlag, stop_on_signal
 from logotrain.logprobs import LogprobModel, SampleLogprobs, split_logprobs
 from logotrain.metrics import MetricsLog, SampleMetrics, step_metrics
@@ -101,7 +101,8 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     done = saved = checkpoint.restore(out / "checkpoints", model.model, run.optimizer, world)
     if done:
         note(f"continuing after step {done} of {schedule.total_steps}")
-    log = MetricsLog(out / "metrics.jsonl", last_step=done) if world.is_main else None
+    log = MetricsLog(out / "metrics.jsonl")
+    world.on_main(partial(log.cut, done))
 
     def draws(step: int) -> list[Draw]:
         return [(epoch, data.samples[index]) for epoch, index in schedule.samples(step)]
@@ -116,7 +117,8 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                 share=lambda block: [indices for indices, _ in run.rows(block)],
                 block=recipe.samples_per_step,
             )
-        repetition = _RepetitionGuard(run, data, out / "base.json", untrained=done == 0)
+        prompts = [sample.prompt_ids for sample in data.samples[: recipe.collapse.num_prompts]]
+        repetition = RepetitionGuard(recipe.collapse, model, prompts, world, out / "base.json", untrained=done == 0)
         with progress("train", schedule.total_steps, done) as bar:
             try:
                 while done < schedule.total_steps:
@@ -132,8 +134,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                         _report_base(metrics, recipe.objective, len(batch))
                     metrics |= repetition.measure(done)
                     seconds = round(time.perf_counter() - started, 3)
-                    if log is not None:
-                        log.append({"step": done, **metrics, "lr": lr, "seconds": seconds})
+                    world.on_main(partial(log.append, {"step": done, **metrics, "lr": lr, "seconds": seconds}))
                     shown: dict[str, Any] = {name: metrics[name] for name in ("loss", "margin") if name in metrics}
                     bar.advance(**shown)
                     check_chosen(recipe.collapse, metrics["chosen_logp"], step=done)
@@ -141,11 +142,8 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                     if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
                         writer.save(done, model.model, run.optimizer)
                         saved = done
-            except (
-                UserError,
-                KeyboardInterrupt,
-            ):  # every process raises these together, and can finish writing together
-                writer.close()
+            except (UserError, KeyboardInterrupt):
+                writer.close()  # every process raises these together, and can wait for the last write together
                 raise
         writer.close()
     final = out / "final"
@@ -229,41 +227,6 @@ def _sample_loss(
         rejected_ended=sum(response.ended for response in sample.rejected) / len(sample.rejected),
         tokens=len(sample.prompt_ids) + sum(len(values) for values in logprobs.responses),
     )
-
-
-class _RepetitionGuard:
-    """Greedy continuations of the data's first prompts, before training and every so often.
-
-    Args:
-        run: its recipe says how many prompts, how long, how often.
-        data: holds the prompts.
-        path: where the untrained model's rate is kept for a run that continues.
-        untrained: whether the model is still the one that training starts from.
-    """
-
-    def __init__(self, run: _Run, data: TrainingData, path: Path, *, untrained: bool) -> None:
-        self._run, self._settings = run, run.recipe.collapse
-        self._prompts = [sample.prompt_ids for sample in data.samples[: self._settings.num_prompts]]
-        if not self._prompts:
-            return
-        if untrained:
-            rate = self._rate()
-            run.world.on_main(lambda: write_json(path, {"repetition": rate}))
-        self._base: float = run.world.on_main(lambda: read_json(path)["repetition"])
-
-    def measure(self, step: int) -> dict[str, float]:
-        """``repetition`` at the steps where it is due."""
-        if not self._prompts or step % self._settings.every_steps:
-            return {}
-        return {"repetition": self._rate()}
-
-    def check(self, metrics: dict[str, float], step: int) -> None:
-        """Stop when the rate has risen too far; see :func:`logotrain.guards.check_repetition`."""
-        if "repetition" in metrics:
-            check_repetition(self._settings, metrics["repetition"], self._base, step)
-
-    def _rate(self) -> float:
-        return measure_repetition(self._run.model, self._prompts, self._settings.max_new_tokens)
 
 
 def _not_finite(what: str, where: str) -> UserError:

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
-from logotrain import trainer
+from logotrain import guards
 from logotrain.guards import check_chosen, check_repetition, measure_repetition, repetition_rate
 from logotrain.logprobs import LogprobModel
 from logotrain.recipe import CollapseSettings, TrainRecipe
@@ -76,7 +76,7 @@ def test_a_run_that_begins_to_repeat_itself_stops_and_keeps_its_checkpoints(
     make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = iter([0.1, 0.2, 0.9])
-    monkeypatch.setattr(trainer, "measure_repetition", lambda *_: next(rates))
+    monkeypatch.setattr(guards, "measure_repetition", lambda *_: next(rates))
     recipe = make_recipe(**{"collapse": {"every_steps": 1}, "checkpoint.every_steps": 1})
     with pytest.raises(UserError, match="step 2: the model collapsed"):
         run(recipe, tmp_path / "run")
