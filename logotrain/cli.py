@@ -25,6 +25,15 @@ examples:
 The same command continues a run that was stopped. RUN/final is an adapter for PEFT and vLLM."""
 
 
+_PLAN_EXAMPLES = """\
+examples:
+  logotrain plan recipes/llama3-80k.yaml
+  logotrain plan recipes/llama3-80k.yaml --card a100-80gb --gpus 1 --num-rejected 8 recompute=full
+  logotrain plan recipes/embedded.yaml --data runs/data --card cpu --gpus 1 --plot coverage.png"""
+
+_CARD, _GPUS = "h100-80gb", 8
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 the input is at fault, 130 interrupted)."""
     arguments = parse_arguments(_parser(), argv)
@@ -51,12 +60,32 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--model", metavar="NAME", help="model folder, hub name or 'embedded'; same as model=NAME")
     run.add_argument("--data", metavar="DIR", help="folder that logodata build wrote; same as data.path=DIR")
     run.add_argument(
-        "--dry-run", action="store_true", help="print the resolved recipe and the data's lengths, touch nothing"
+        "--dry-run", action="store_true", help="print the resolved recipe, the data's lengths and the plan, touch nothing"
     )
     run.add_argument(
         "--schema", action="store_true", help="print the recipe section's JSON schema, with every field's description"
     )
     run.set_defaults(command=_run)
+
+    plan = commands.add_parser(
+        "plan",
+        help="estimate memory, work and time of a run",
+        description="Estimate a run before it runs: no weights are read. Memory, work, time, and what fits a card.",
+        epilog=_PLAN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument("overrides", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides")
+    plan.add_argument("--model", metavar="NAME", help="model folder, hub name or 'embedded'; same as model=NAME")
+    plan.add_argument("--data", metavar="DIR", help="plan for these data; without them lengths are assumed")
+    plan.add_argument("--card", default=_CARD, metavar="NAME", help=f"kind of GPU, or cpu (default {_CARD})")
+    plan.add_argument("--gpus", type=_positive, default=_GPUS, metavar="N", help=f"how many (default {_GPUS})")
+    plan.add_argument("--prompt-tokens", type=_positive, metavar="N", help="length of prompts, without data")
+    plan.add_argument("--response-tokens", type=_positive, metavar="N", help="length of responses, without data")
+    plan.add_argument("--num-rejected", type=_positive, metavar="M", help="dis-preferred responses, without data")
+    plan.add_argument("--num-samples", type=_positive, metavar="N", help="samples, without data")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    plan.add_argument("--plot", type=Path, metavar="FILE", help="write a PNG of the positions that training will draw")
+    plan.set_defaults(command=_plan)
 
     merge = commands.add_parser(
         "merge",
@@ -78,13 +107,29 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from logodata.common.recipe_io import load_recipe, recipe_schema, shipped_recipes
+    if arguments.schema:
+        from logodata.common.recipe_io import recipe_schema
+        from logotrain.recipe import TrainRecipe
+
+        print(recipe_schema(TrainRecipe))
+        return
+    recipe, path = _recipe(arguments)
+    if arguments.dry_run:
+        _describe(recipe, path)
+        return
+    if arguments.output is None:
+        raise UserError("no folder for the run", mend="give -o DIR")
+    from logotrain.run import run
+
+    result(run(recipe, arguments.output))
+
+
+def _recipe(arguments: argparse.Namespace) -> tuple[TrainRecipe, Path | None]:
+    """The recipe that files, options and overrides make together, and the file."""
+    from logodata.common.recipe_io import load_recipe, shipped_recipes
     from logodata.models import EMBEDDED
     from logotrain.recipe import TrainRecipe
 
-    if arguments.schema:
-        print(recipe_schema(TrainRecipe))
-        return
     files = [text for text in arguments.overrides if "=" not in text]
     overrides = [text for text in arguments.overrides if "=" in text]
     for key, value in (("model", arguments.model), ("data.path", arguments.data)):
@@ -95,24 +140,60 @@ def _run(arguments: argparse.Namespace) -> None:
     path = Path(files[0]) if files else None
     if path is None and arguments.model == EMBEDDED:
         path = shipped_recipes() / "embedded.yaml"
-    recipe = load_recipe(TrainRecipe, "train", path, overrides)
-
-    if arguments.dry_run:
-        _describe(recipe)
-        return
-    if arguments.output is None:
-        raise UserError("no folder for the run", mend="give -o DIR")
-    from logotrain.run import run
-
-    result(run(recipe, arguments.output))
+    return load_recipe(TrainRecipe, "train", path, overrides), path
 
 
-def _describe(recipe: TrainRecipe) -> None:
-    """The resolved recipe on stdout, as a file that can be run again; the data's lengths on stderr."""
+def _plan(arguments: argparse.Namespace) -> None:
+    from logodata.common.console import console
+    from logodata.common.run_dir import write_json
+    from logotrain.planner import CARDS
+
+    if arguments.card not in CARDS:
+        raise UserError(f"unknown card {arguments.card!r}", where="--card", mend=f"one of {', '.join(CARDS)}")
+    recipe, path = _recipe(arguments)
+
+    from logotrain.assumed import planned_data
+    from logotrain.plan import make_plan, plan_collator, render
+
+    planned = planned_data(
+        recipe,
+        path,
+        prompt_tokens=arguments.prompt_tokens,
+        response_tokens=arguments.response_tokens,
+        num_rejected=arguments.num_rejected,
+        num_samples=arguments.num_samples,
+    )
+    plan = make_plan(recipe, planned, card=arguments.card, num_gpus=arguments.gpus)
+    console.print(render(plan))
+    if arguments.json is not None:
+        write_json(arguments.json, plan.to_json())
+    if arguments.plot is not None:
+        from logotrain.coverage import draws, plot_coverage
+
+        if recipe.epochs == 0:
+            raise UserError("epochs=0 draws no positions", where="--plot", mend="plan a recipe that trains")
+        target = planned.data.target_length
+        positions = draws(planned, plan_collator(recipe, planned), recipe.epochs)
+        plot_coverage(positions, target, arguments.plot, title=f"positions.mode={recipe.positions.mode}")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def _describe(recipe: TrainRecipe, path: Path | None) -> None:
+    """The resolved recipe on stdout, as a file that can be run again; the data's lengths and the plan on stderr."""
     import yaml
 
-    from logodata.common.console import stderr
-    from logotrain.data import load_data
+    from logodata.common.console import show
+    from logotrain.assumed import planned_data
+    from logotrain.plan import make_plan, render
 
     print(yaml.safe_dump({"train": recipe.model_dump(mode="json")}, sort_keys=False), end="")
-    stderr.print(load_data(recipe).lengths())
+    planned = planned_data(recipe, path)
+    if not planned.assumption:
+        show(planned.data.lengths())
+    show(render(make_plan(recipe, planned, card=_CARD, num_gpus=_GPUS)))

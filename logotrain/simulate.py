@@ -86,11 +86,11 @@ def simulate_step(
         optimizer = AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
         with use_shared_prefix(model.causal_lm, backend):
             states = kept = 0
-            for _ in range(2):
+            for rows in (1, num_rows):  # the first step only makes the optimizer's state
                 states, kept, count.peak = count.now, 0, count.now
-                for number in range(num_rows):
+                for number in range(rows):
                     if shards is not None:
-                        last = number == num_rows - 1 or recipe.tuning == "full"
+                        last = number == rows - 1 or recipe.tuning == "full"
                         model.set_requires_gradient_sync(last)  # type: ignore[operator]  # FSDP adds it
                     logprobs = model(row)
                     losses = [

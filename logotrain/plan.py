@@ -1,0 +1,259 @@
+"""``logotrain plan``: what a run will need, as tables and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from logodata.common.errors import UserError
+from logotrain.assumed import PlannedData
+from logotrain.balance import pack_rows
+from logotrain.collate import Collator
+from logotrain.layout import RowLayout, SharedPrefixLayout
+from logotrain.memory import MemoryEstimate, Strategy, estimate_memory, gigabytes
+from logotrain.objective import scores_prompt, uses_rejected
+from logotrain.planner import (
+    CARDS,
+    USED_SHARE,
+    choose_recompute,
+    choose_strategy,
+    recompute_choices,
+    reference_flops,
+    row_flops,
+    step_seconds,
+)
+from logotrain.recipe import TrainRecipe
+from logotrain.recompute import Recompute
+from logotrain.schedule import Schedule
+from logotrain.shape import ModelShape, model_shape, trained_weights
+from logotrain.shared_prefix import Backend, check_config
+
+_CONTEXTS = (4096, 8192, 16384, 32768, 65536)
+_NUM_REJECTED = tuple(range(1, 9))
+_PAD_TO = 512
+_SHORT = {"none": "none", "selective": "sel.", "full": "full", None: "-"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Estimates of a run. Sizes in bytes, work in FLOPs.
+
+    Attributes:
+        model: its name.
+        card: the name of the device.
+        num_gpus: how many of them.
+        attention: what computes the attention.
+        assumption: what was assumed in place of data; empty if nothing was.
+        parameters: ``total``, ``trained``, ``head``.
+        largest_row: its tokens.
+        tokens_per_step: mean over steps.
+        total_steps: of the run.
+        flops_per_sample: mean, with what is computed again.
+        reference_flops_per_sample: of a row a response with all logits, all computed again.
+        flops_per_step: mean.
+        strategy: who holds which weights.
+        strategy_reason: why.
+        recompute: what the backward pass computes again.
+        recompute_reason: why.
+        memory: of one process, by choice of recompute.
+        fits: which prompt length and number of dis-preferred responses fit the card, and with the least which
+            recompute; None for none.
+        seconds_per_step: expected; None where the card has no rate.
+    """
+
+    model: str
+    card: str
+    num_gpus: int
+    attention: Backend
+    assumption: str
+    parameters: dict[str, int]
+    largest_row: int
+    tokens_per_step: float
+    total_steps: int
+    flops_per_sample: float
+    reference_flops_per_sample: float
+    flops_per_step: float
+    strategy: Strategy
+    strategy_reason: str
+    recompute: Recompute
+    recompute_reason: str
+    memory: dict[Recompute, MemoryEstimate]
+    fits: list[dict[str, Any]]
+    seconds_per_step: float | None
+
+    @property
+    def hours(self) -> float | None:
+        """Of the whole run."""
+        return None if self.seconds_per_step is None else self.seconds_per_step * self.total_steps / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for other programs."""
+        sums = {name: {"allocated": m.allocated, "total": m.total} for name, m in self.memory.items()}
+        values = asdict(self)
+        for name, sizes in sums.items():
+            values["memory"][name] |= sizes
+        return {**values, "hours": self.hours}
+
+
+def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus: int) -> Plan:
+    """Estimate the run of ``recipe`` on ``num_gpus`` devices of the kind ``card``, a name of ``CARDS``.
+
+    Raises:
+        UserError: the model cannot be trained or estimated, or an adapter's target is not in it.
+    """
+    check_config(planned.config)
+    shape = model_shape(planned.config)
+    trained = trained_weights(shape, recipe)
+    if recipe.tuning != "full" and not trained.targets:
+        names = ", ".join(sorted({linear.name for linear in shape.linears}))
+        raise UserError(
+            "lora.target_modules: none of them in the model", where=recipe.model, mend=f"its linear layers: {names}"
+        )
+    collator = plan_collator(recipe, planned)
+    layouts = [collator.layout(sample) for sample in planned.data.samples]
+    per_row = max(1, (recipe.row_tokens or 0) // layouts[0].total_length) if planned.assumption else 1
+    rows = [RowLayout(tuple(layouts[at] for at in row)) for row in pack_rows(layouts * per_row, recipe.row_tokens)]
+    largest = max(rows, key=lambda row: row.total_length)
+    if recipe.compile:
+        largest = replace(largest, padding=-largest.total_length % _PAD_TO)
+
+    backend = _backend(recipe, card)
+    rows_per_step = math.ceil(recipe.samples_per_step * len(rows) / (len(layouts) * per_row))
+    rows_per_gpu = math.ceil(rows_per_step / num_gpus)
+    limits: dict[str, Any] = {"world_size": num_gpus, "backend": backend, "num_rows": rows_per_gpu}
+    memory_bytes = CARDS[card].memory_bytes
+    strategy, strategy_reason = choose_strategy(shape, recipe, largest, device_bytes=memory_bytes, **limits)
+    limits["strategy"] = strategy
+    recompute, recompute_reason = choose_recompute(shape, recipe, largest, device_bytes=memory_bytes, **limits)
+    per_sample = [RowLayout((layout,)) for layout in layouts]
+    mean_flops = _mean([row_flops(shape, recipe, row, recompute) for row in per_sample])
+    total_steps = Schedule(recipe, planned.num_samples).total_steps
+    samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
+    flops_per_row = mean_flops * samples_per_step / rows_per_step
+    return Plan(
+        model=recipe.model,
+        card=card,
+        num_gpus=num_gpus,
+        attention=backend,
+        assumption=planned.assumption,
+        parameters={"total": shape.parameters, "trained": trained.total, "head": shape.head_parameters},
+        largest_row=largest.total_length,
+        tokens_per_step=_mean([row.total_length for row in per_sample]) * samples_per_step,
+        total_steps=total_steps,
+        flops_per_sample=mean_flops,
+        reference_flops_per_sample=_mean([reference_flops(shape, recipe, row) for row in per_sample]),
+        flops_per_step=mean_flops * samples_per_step,
+        strategy=strategy,
+        strategy_reason=strategy_reason,
+        recompute=recompute,
+        recompute_reason=recompute_reason,
+        memory={
+            choice: estimate_memory(shape, recipe, largest, recompute=choice, **limits)
+            for choice in recompute_choices(backend)
+        },
+        fits=_fits(shape, recipe, layouts, memory_bytes, limits),
+        seconds_per_step=step_seconds(CARDS[card], flops_per_row, rows_per_step, num_gpus),
+    )
+
+
+def plan_collator(recipe: TrainRecipe, planned: PlannedData) -> Collator:
+    """What makes the run's rows."""
+    return Collator(
+        recipe.positions,
+        planned.data.target_length,
+        recipe.seed,
+        uses_rejected=uses_rejected(recipe.objective),
+        scores_prompt=scores_prompt(recipe.objective),
+    )
+
+
+def _backend(recipe: TrainRecipe, card: str) -> Backend:
+    """As :func:`logotrain.shared_prefix.choose_backend` will take it on the card."""
+    if recipe.attention != "auto":
+        return recipe.attention
+    if card == "cpu":
+        return "sdpa"
+    return "flash" if recipe.dtype == "bfloat16" else "flex"
+
+
+def _fits(
+    shape: ModelShape,
+    recipe: TrainRecipe,
+    layouts: Sequence[SharedPrefixLayout],
+    device_bytes: int | None,
+    limits: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """One sample a row, responses as long as the longest."""
+    if device_bytes is None:
+        return []
+    response = max(max(layout.response_lengths) for layout in layouts)
+    cells: list[dict[str, Any]] = []
+    for prompt in _CONTEXTS:
+        for rejected in _NUM_REJECTED if uses_rejected(recipe.objective) else (0,):
+            row = RowLayout((SharedPrefixLayout(prompt, (response,) * (1 + rejected)),))
+            needed = {
+                choice: estimate_memory(shape, recipe, row, recompute=choice, **limits).total
+                for choice in recompute_choices(limits["backend"])
+            }
+            first = next((choice for choice, size in needed.items() if size <= device_bytes), None)
+            cells.append({"prompt": prompt, "num_rejected": rejected, "recompute": first, "total": needed})
+    return cells
+
+
+def render(plan: Plan) -> Group:
+    """Tables for a person."""
+    card = CARDS[plan.card]
+    run = Table("run", "", title=f"{plan.model} on {plan.num_gpus} x {plan.card}", title_justify="left")
+    parameters = plan.parameters
+    run.add_row("parameters", f"{parameters['total']:,}, of the head {parameters['head']:,}")
+    if not plan.total_steps:
+        run.add_row("trained", "nothing: epochs=0")
+        return Group(run)
+    run.add_row("trained", f"{parameters['trained']:,} ({parameters['trained'] / parameters['total']:.2%})")
+    if plan.assumption:
+        run.add_row("assumed, for want of data", plan.assumption)
+    run.add_row("largest row", f"{plan.largest_row:,} tokens")
+    run.add_row("a step", f"{plan.tokens_per_step:,.0f} tokens, {_flops(plan.flops_per_step)}")
+    ratio = plan.reference_flops_per_sample / plan.flops_per_sample
+    reference = f"{_flops(plan.reference_flops_per_sample)} as a row a response with all logits, all recomputed"
+    run.add_row("a sample", f"{_flops(plan.flops_per_sample)}; {reference}: {ratio:.2f} times as much")
+    run.add_row("weights", f"{plan.strategy} ({plan.strategy_reason})")
+    run.add_row("attention", plan.attention)
+    run.add_row("recompute", f"{plan.recompute} ({plan.recompute_reason})")
+    if plan.seconds_per_step is None or plan.hours is None:
+        run.add_row("time", f"{plan.total_steps} steps; not estimated for {plan.card}")
+    else:
+        rate = f"{USED_SHARE:.0%} of the rate of matrix products, {card.measured_share:.0%} of the datasheet's"
+        run.add_row("time", f"{plan.total_steps} steps of {plan.seconds_per_step:.1f} s: {plan.hours:.2f} h, at {rate}")
+
+    memory = Table("memory of a device", *plan.memory, title_justify="left")
+    names = dict.fromkeys(name for estimate in plan.memory.values() for name in estimate.parts)
+    for name in names:
+        memory.add_row(name, *(gigabytes(estimate.parts.get(name, 0)) for estimate in plan.memory.values()))
+    memory.add_row("context, fragments", *(gigabytes(estimate.reserve) for estimate in plan.memory.values()))
+    memory.add_section()
+    memory.add_row("total", *(gigabytes(estimate.total) for estimate in plan.memory.values()))
+    memory.add_row("fullest at", *(estimate.moment for estimate in plan.memory.values()))
+    if card.memory_bytes is None:
+        return Group(run, memory)
+
+    columns = list(dict.fromkeys(cell["num_rejected"] for cell in plan.fits))
+    title = f"recompute (none, selective, full) that fits {gigabytes(card.memory_bytes)}, by prompt and M"
+    fits = Table("prompt", *(f"M={count}" for count in columns), title=title, title_justify="left")
+    for prompt in _CONTEXTS:
+        cells = {cell["num_rejected"]: cell["recompute"] for cell in plan.fits if cell["prompt"] == prompt}
+        fits.add_row(f"{prompt // 1024}K", *(_SHORT[cells[count]] for count in columns))
+    return Group(run, memory, fits)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _flops(value: float) -> str:
+    return f"{value / 1e15:,.2f} PFLOP" if value >= 1e15 else f"{value / 1e12:,.1f} TFLOP"

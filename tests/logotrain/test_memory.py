@@ -1,0 +1,215 @@
+"""The memory formula against the real step: on fake tensors, and against what torch's profiler sees being allocated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+
+from logotrain.layout import RowLayout, SharedPrefixLayout
+from logotrain.memory import estimate_memory
+from logotrain.recipe import TrainRecipe
+from logotrain.recompute import Recompute
+from logotrain.shape import model_shape, trained_weights
+from logotrain.shared_prefix import Backend
+from logotrain.simulate import Simulated, simulate_step
+
+EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def config_of(cls: type[PreTrainedConfig] = LlamaConfig, **overrides: Any) -> PreTrainedConfig:
+    settings: dict[str, Any] = {
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+    }
+    return cls(**{**settings, **overrides})
+
+
+def recipe_of(**overrides: Any) -> TrainRecipe:
+    return TrainRecipe.model_validate({"model": "m", **overrides})
+
+
+def row_of(*samples: tuple[int, ...], padding: int = 0) -> RowLayout:
+    """``(prompt, response, ...)`` lengths of each sample."""
+    return RowLayout(tuple(SharedPrefixLayout(sample[0], sample[1:]) for sample in samples), padding)
+
+
+M2 = row_of((1024, 64, 64, 64))
+M8 = row_of((1024, *[64] * 9))
+ATTENTION: dict[str, Any] = {"lora": {"train_embeddings": False}}
+EVERYWHERE: dict[str, Any] = {"lora": {"target_modules": EVERY_LINEAR, "train_embeddings": False}}
+EMBEDDING: dict[str, Any] = {"lora": {"train_embeddings": True}}
+FULL: dict[str, Any] = {"tuning": "full"}
+FLOAT32: dict[str, Any] = {"dtype": "float32"}
+
+
+def compare(
+    config: PreTrainedConfig,
+    recipe: TrainRecipe,
+    row: RowLayout,
+    recompute: Recompute,
+    *,
+    backend: Backend = "flash",
+    shards: int | None = None,
+    num_rows: int = 2,
+) -> Simulated:
+    """Assert that the formula agrees with the real step, as a whole and without what is held all the time."""
+    found = simulate_step(
+        config, recipe, row, recompute=recompute, backend=backend, shards=shards, num_rows=num_rows
+    )
+    expected = estimate_memory(
+        model_shape(config),
+        recipe,
+        row,
+        recompute=recompute,
+        strategy="shard" if shards else "replicate",
+        world_size=shards or 1,
+        backend=backend,
+        num_rows=num_rows,
+    )
+    states = sum(expected.parts.get(name, 0) for name in ("frozen weights", "trained weights", "optimizer state"))
+    assert expected.allocated == pytest.approx(found.peak, rel=0.1)
+    if shards is None and backend == "flash":  # sdpa's mask is already there when a step begins
+        assert states == pytest.approx(found.states, rel=0.04)  # small ones are rounded up to blocks
+        assert expected.allocated - states == pytest.approx(found.peak - found.states, rel=0.1)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "backend", "recompute"),
+    [
+        (ATTENTION, "flash", "none"),
+        (ATTENTION, "flash", "selective"),
+        (ATTENTION, "flash", "full"),
+        (EVERYWHERE, "flash", "none"),
+        (EVERYWHERE, "flash", "full"),
+        (EMBEDDING, "flash", "selective"),
+        (EVERYWHERE | FLOAT32, "sdpa", "selective"),
+        (FULL | FLOAT32, "sdpa", "none"),
+    ],
+)
+def test_what_is_trained(recipe: dict[str, Any], backend: Backend, recompute: Recompute) -> None:
+    compare(config_of(), recipe_of(**recipe), M2, recompute, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "recompute"), [(FULL, "none"), (FULL, "full"), (EMBEDDING, "full")]
+)
+def test_weights_split_over_processes(recipe: dict[str, Any], recompute: Recompute) -> None:
+    compare(config_of(), recipe_of(**recipe), M2, recompute, shards=8)
+
+
+@pytest.mark.parametrize("backend", ["flash", "sdpa"])
+def test_responses_cost_what_the_back_end_keeps_of_them(backend: Backend) -> None:
+    two, eight = (compare(config_of(), recipe_of(**ATTENTION), row, "none", backend=backend) for row in (M2, M8))
+    assert eight.kept > 1.3 * two.kept
+
+
+@pytest.mark.parametrize(
+    ("recipe", "row", "num_rows"),
+    [
+        (ATTENTION, M2, 1),
+        (EMBEDDING, M2, 1),
+        (ATTENTION, row_of((300, 40, 20), (500, 60, 50, 70), (100, 9, 5), padding=123), 2),
+        (ATTENTION | {"objective": {"name": "sft", "tokens": "sequence"}}, row_of((1024, 64)), 2),
+    ],
+    ids=["one-row", "one-row-embedding", "many-samples", "scored-prompt"],
+)
+def test_rows(recipe: dict[str, Any], row: RowLayout, num_rows: int) -> None:
+    compare(config_of(), recipe_of(**recipe), row, "none", num_rows=num_rows)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        config_of(num_key_value_heads=8),
+        config_of(MistralConfig, sliding_window=None),
+        config_of(Qwen2Config),
+        config_of(Qwen3Config),
+        config_of(GemmaConfig),
+        config_of(tie_word_embeddings=True),
+    ],
+    ids=["multi-head", "mistral", "qwen2", "qwen3", "gemma", "tied"],
+)
+def test_models(config: PreTrainedConfig) -> None:
+    compare(config, recipe_of(**EVERYWHERE), M2, "none")
+
+
+def test_a_shape_counts_the_weights_of_the_model() -> None:
+    from transformers import AutoModelForCausalLM
+
+    from logotrain.model import add_adapters
+
+    for cls in (LlamaConfig, Qwen2Config, Qwen3Config, GemmaConfig):
+        for tied in (False, True):
+            config = config_of(cls, tie_word_embeddings=tied)
+            recipe = recipe_of()
+            model = AutoModelForCausalLM.from_config(config)
+            assert model_shape(config).parameters == model.num_parameters()
+            adapted = add_adapters(model, recipe.lora, name="m")
+            counted = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+            assert trained_weights(model_shape(config), recipe).total == counted
+
+
+@pytest.mark.parametrize(
+    ("recipe", "recompute", "vocabulary"),
+    [
+        (ATTENTION | FLOAT32, "none", 512),
+        (FULL | FLOAT32, "full", 512),
+        (FULL | FLOAT32, "none", 16384),  # the head's gradient is what counts
+    ],
+)
+def test_a_real_step_allocates_as_much(recipe: dict[str, Any], recompute: Recompute, vocabulary: int) -> None:
+    config = config_of(vocab_size=vocabulary)
+    settings = recipe_of(**recipe)
+    row = row_of((512, 32, 32, 32))
+    estimate = estimate_memory(
+        model_shape(config), settings, row, recompute=recompute, backend="sdpa", num_rows=2
+    )
+    states = sum(estimate.parts.get(name, 0) for name in ("frozen weights", "trained weights", "optimizer state"))
+    assert estimate.allocated - states == pytest.approx(profiled_step(config, settings, row, recompute), rel=0.1)
+
+
+def profiled_step(config: PreTrainedConfig, recipe: TrainRecipe, row: RowLayout, recompute: Recompute) -> int:
+    """Bytes that a real second step of two rows takes beyond weights and optimizer state, at its peak."""
+    from transformers import AutoModelForCausalLM
+
+    from logotrain.logprobs import LogprobModel, split_logprobs
+    from logotrain.model import add_adapters
+    from logotrain.objective import sample_loss
+    from logotrain.recompute import checkpoint_layers
+    from logotrain.shared_prefix import use_shared_prefix
+    from logotrain.simulate import _row
+
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = LogprobModel(base if recipe.tuning == "full" else add_adapters(base, recipe.lora, name="m")).train()
+    checkpoint_layers(model, recompute)
+    data = _row(row, False)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+
+    def step() -> None:
+        for _ in range(2):
+            (sample,) = split_logprobs(model(data), data)
+            sample_loss(recipe.objective, sample.responses, prompt=None, reference=None).loss.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with use_shared_prefix(model.causal_lm):
+        step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            step()
+    now = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
