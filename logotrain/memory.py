@@ -8,9 +8,10 @@ intermediate size, q and k the widths of all query and of all key heads, h query
 - attention: queries, keys, values b N (q + 2 k), output b N q, log-sum-exp 4 N h, and what the back end adds
   (:func:`_backend_bytes`).
 - gated MLP: gate, activation and up, 3 b N f. An MLP without gate: b N f.
-- inputs of linear layers, only where a weight gradient needs them. A frozen layer keeps none. Full tuning: b N d that
-  q, k, v share, b N q of o, b N d that gate and up share, b N f of down. LoRA: PEFT casts the input of every target to
-  the adapter's float32, each its own copy, 4 N d for q, again for k, again for v; and 4 N r between A and B.
+- inputs of linear layers, only where a weight gradient needs them: b N d that q, k and v share, b N q of o, b N d that
+  gate and up share, b N f of down, if a layer of the group is trained or has an adapter; and b N r between A and B. (An
+  adapter computes in the base's type. PEFT's own cast to float32 would keep a copy of 4 N d for each of q, k, v, o, gate
+  and up, and 4 N f for down: 27 GiB more for Llama-3-8B at 8K with adapters everywhere.)
 - rotary embedding, residual sums, scaling: nothing.
 
 ``selective`` recompute keeps of a layer its input b N d and the attention's output and log-sum-exp, ``full`` the input
@@ -187,14 +188,9 @@ class _Step:
         kept += 4 * n * len(shape.norm_widths)
         kept += b * n * (shape.query_width + 2 * shape.key_width) + self._attention_outputs + self._attention_extra
         kept += b * n * shape.intermediate * (3 if shape.gated else 1)
-        if self.full:
-            inputs = {linear.group: linear.inputs for linear in shape.linears}
-            return kept + sum(b * n * width for width in inputs.values())
-        targets = self.trained.targets
-        kept += 4 * n * self.recipe.lora.rank * len(targets)
-        if b == 4:  # no cast, no copy
-            return kept + sum(b * n * width for width in {linear.group: linear.inputs for linear in targets}.values())
-        return kept + sum(4 * n * linear.inputs for linear in targets)
+        targets = shape.linears if self.full else self.trained.targets
+        kept += sum(b * n * width for width in {linear.group: linear.inputs for linear in targets}.values())
+        return kept if self.full else kept + b * n * self.recipe.lora.rank * len(targets)
 
     @cached_property
     def _attention_outputs(self) -> float:
@@ -260,13 +256,16 @@ class _Step:
         return (self.b if self.full else 4) * self.shape.head_parameters * trained
 
     def at_head(self) -> dict[str, float]:
-        """A chunk of logits three times in float32: log-softmax, its gradient, and the gradient before it. A weight's
-        gradient twice: the sum so far and the chunk's own."""
+        """A chunk of logits three times in float32: log-softmax, its gradient, and the gradient before it; or once,
+        beside the gradient that it gives a trained head. Of several chunks the sum so far and the next one are there too."""
         from logotrain.logprobs import CHUNK_ELEMENTS
 
-        chunk = 12 * min(CHUNK_ELEMENTS, self.scored * self.shape.vocabulary)
+        logits = self.scored * self.shape.vocabulary
+        chunk, weight = min(CHUNK_ELEMENTS, logits), self._head_weight
+        several = logits > CHUNK_ELEMENTS
+        working = max(12 * chunk + several * weight, self.b * chunk + (1 + 2 * several) * weight)
         states = self.b * self.scored * self.shape.hidden
-        return self._moment(self._gathered, self._earlier, self.kept, chunk + states + 2 * self._head_weight)
+        return self._moment(self._gathered, self._earlier, self.kept, working + states)
 
     @property
     def _head_gradient(self) -> float:
@@ -283,10 +282,7 @@ class _Step:
         shape, n, b, nd = self.shape, self.n, self.b, self.nd
         wide = n * shape.intermediate
         working = b * nd + (3 if shape.gated else 1) * b * wide
-        last_trained = self.full or any(linear.name == "down_proj" for linear in self.trained.targets)
-        if last_trained and b == 2 and not self.full:
-            working = 2 * b * nd + (4 + b) * wide  # its input's gradient in float32 and cast; later needs are less
-        elif last_trained:
+        if self.full or any(linear.name == "down_proj" for linear in self.trained.targets):
             working -= b * wide  # its input is gone when gate and up run backward
         if self.recompute != "none":
             working += self.layer - (self._attention_outputs if self.recompute == "selective" else 0)

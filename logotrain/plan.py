@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Group
@@ -27,6 +27,7 @@ from logotrain.planner import (
     row_flops,
     step_seconds,
 )
+from logotrain.prepare import largest_row
 from logotrain.recipe import TrainRecipe
 from logotrain.recompute import Recompute
 from logotrain.schedule import Schedule
@@ -35,7 +36,6 @@ from logotrain.shared_prefix import Backend, check_config
 
 _CONTEXTS = (4096, 8192, 16384, 32768, 65536)
 _NUM_REJECTED = tuple(range(1, 9))
-_PAD_TO = 512
 _SHORT = {"none": "none", "selective": "sel.", "full": "full", None: "-"}
 
 
@@ -116,14 +116,12 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         )
     collator = plan_collator(recipe, planned)
     layouts = [collator.layout(sample) for sample in planned.data.samples]
-    per_row = max(1, (recipe.row_tokens or 0) // layouts[0].total_length) if planned.assumption else 1
-    rows = [RowLayout(tuple(layouts[at] for at in row)) for row in pack_rows(layouts * per_row, recipe.row_tokens)]
-    largest = max(rows, key=lambda row: row.total_length)
-    if recipe.compile:
-        largest = replace(largest, padding=-largest.total_length % _PAD_TO)
+    largest = largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple)
 
     backend = _backend(recipe, card)
-    rows_per_step = math.ceil(recipe.samples_per_step * len(rows) / (len(layouts) * per_row))
+    samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
+    per_row = _samples_per_row(layouts, recipe.row_tokens)
+    rows_per_step = max(1, math.ceil(samples_per_step / per_row))
     rows_per_gpu = math.ceil(rows_per_step / num_gpus)
     limits: dict[str, Any] = {"world_size": num_gpus, "backend": backend, "num_rows": rows_per_gpu}
     memory_bytes = CARDS[card].memory_bytes
@@ -133,7 +131,6 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     per_sample = [RowLayout((layout,)) for layout in layouts]
     mean_flops = _mean([row_flops(shape, recipe, row, recompute) for row in per_sample])
     total_steps = Schedule(recipe, planned.num_samples).total_steps
-    samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
     flops_per_row = mean_flops * samples_per_step / rows_per_step
     return Plan(
         model=recipe.model,
@@ -169,7 +166,15 @@ def plan_collator(recipe: TrainRecipe, planned: PlannedData) -> Collator:
         recipe.seed,
         uses_rejected=uses_rejected(recipe.objective),
         scores_prompt=scores_prompt(recipe.objective),
+        pad_to_multiple=PAD_TO if recipe.compile else 1,
     )
+
+
+def _samples_per_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> float:
+    """Mean over the rows of a step."""
+    if len(layouts) > 1:
+        return len(layouts) / len(pack_rows(layouts, row_tokens))
+    return max(1, (row_tokens or 0) // layouts[0].total_length)
 
 
 def _backend(recipe: TrainRecipe, card: str) -> Backend:

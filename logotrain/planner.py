@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -15,8 +14,6 @@ from logotrain.recipe import TrainRecipe
 from logotrain.shape import ModelShape, trained_weights
 
 if TYPE_CHECKING:
-    import torch
-
     from logotrain.recompute import Recompute
     from logotrain.shared_prefix import Backend
 
@@ -115,22 +112,6 @@ def step_seconds(card: Card, flops_per_row: float, num_rows: int, num_gpus: int)
     """Expected seconds of a step whose rows are shared by ``num_gpus``; None where the card has no rate."""
     rate = card.expected_flops
     return None if rate is None else math.ceil(num_rows / num_gpus) * flops_per_row / rate
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process may take on ``device`` now; None where that cannot be told.
-
-    On a CPU the machine's free memory, in equal parts for the processes that torchrun started on it.
-    """
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def choose_strategy(

@@ -18,10 +18,11 @@ from logotrain.collate import Collator
 from logotrain.layout import RowLayout, SharedPrefixLayout
 from logotrain.logprobs import LogprobModel
 from logotrain.model import load_trainable
+from logotrain.memory import Strategy
 from logotrain.parallel import World, shard
-from logotrain.planner import Recompute, Strategy, choose_recompute, choose_strategy
+from logotrain.planner import choose_recompute, choose_strategy
 from logotrain.recipe import TrainRecipe
-from logotrain.recompute import check_recompute, checkpoint_layers, compile_layers, decoder_layers
+from logotrain.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
 from logotrain.rope import scaled_config
 from logotrain.shape import model_shape
 from logotrain.shared_prefix import Backend, choose_backend
@@ -86,11 +87,12 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
 
 
 def largest_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None, pad_to_multiple: int) -> RowLayout:
-    """The longest sample, filled up to what a row may hold."""
+    """The longest sample as often as a row may hold it, filled up."""
     longest = max(layouts, key=lambda layout: layout.total_length)
     length = max(longest.total_length, row_tokens or 0)
+    count = length // longest.total_length
     length += -length % pad_to_multiple
-    return RowLayout((longest,), length - longest.total_length)
+    return RowLayout((longest,) * count, length - count * longest.total_length)
 
 
 def _decide(
@@ -102,15 +104,11 @@ def _decide(
         return recipe.parallel.strategy, recipe.recompute
     shape = model_shape(scaled_config(load_config(recipe.model), recipe.rope))
     row = largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple)
-    scored = sum(sum(layout.response_lengths) for layout in row.samples)
-    if collator.scores_prompt:
-        scored += sum(layout.prompt_length - 1 for layout in row.samples)
     facts = {
         "device_bytes": min(world.gather(_device_bytes(world))),
         "world_size": world.size,
         "backend": backend,
         "num_rows": math.ceil(recipe.samples_per_step / world.size),
-        "num_scored": scored,
     }
     strategy, reason = choose_strategy(shape, recipe, row, **facts)
     if world.size > 1:

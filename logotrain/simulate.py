@@ -1,9 +1,8 @@
 """Peak memory of a real training step, counted on fake tensors: no weights, no accelerator, seconds for 8B.
 
-The oracle of :mod:`logotrain.planner`, which estimates the same by formula: here the model's own code runs, forward,
+The oracle of :mod:`logotrain.memory`, which estimates the same by formula: here the model's own code runs, forward,
 backward and optimizer, and every storage is counted from its birth to its death. What kernels hold inside themselves
-and what the allocator wastes is not seen. Sums of gradients that would be made in place are not on fake tensors, which
-counts one more of a trained head's gradient than a run holds.
+and what the allocator wastes is not seen.
 """
 
 from __future__ import annotations
@@ -164,7 +163,10 @@ def _fake_model(config: PreTrainedConfig, recipe: TrainRecipe) -> LogprobModel:
         base: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32 if full else getattr(torch, recipe.dtype)
         )
-        model = LogprobModel(base if full else add_adapters(base, recipe.lora, name="simulated"))
+        narrow = not full and recipe.dtype == "bfloat16"
+        model = LogprobModel(
+            base if full else add_adapters(base, recipe.lora, name="simulated"), torch.bfloat16 if narrow else None
+        )
     made: dict[nn.Parameter, nn.Parameter] = {}  # a tied weight is one weight
     for module in model.modules():
         for name, weight in module._parameters.items():

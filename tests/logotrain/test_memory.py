@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
+from logotrain import logprobs
 from logotrain.layout import RowLayout, SharedPrefixLayout
 from logotrain.memory import estimate_memory
 from logotrain.recipe import TrainRecipe
@@ -161,14 +162,18 @@ def test_a_shape_counts_the_weights_of_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "recompute", "vocabulary"),
+    ("recipe", "recompute", "vocabulary", "chunk"),
     [
-        (ATTENTION | FLOAT32, "none", 512),
-        (FULL | FLOAT32, "full", 512),
-        (FULL | FLOAT32, "none", 16384),  # the head's gradient is what counts
+        (ATTENTION | FLOAT32, "none", 512, 2**25),
+        (FULL | FLOAT32, "full", 512, 2**25),
+        (FULL | FLOAT32, "full", 16384, 2**25),  # the head's gradient is what counts
+        (FULL | FLOAT32, "full", 16384, 2**18),
     ],
 )
-def test_a_real_step_allocates_as_much(recipe: dict[str, Any], recompute: Recompute, vocabulary: int) -> None:
+def test_a_real_step_allocates_as_much(
+    recipe: dict[str, Any], recompute: Recompute, vocabulary: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
     config = config_of(vocab_size=vocabulary)
     settings = recipe_of(**recipe)
     row = row_of((512, 32, 32, 32))
