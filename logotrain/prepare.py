@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -104,7 +105,7 @@ def _decide(
         return recipe.parallel.strategy, recipe.recompute
     shape = model_shape(scaled_config(load_config(recipe.model), recipe.rope))
     row = largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple)
-    facts = {
+    facts: dict[str, Any] = {
         "device_bytes": min(world.gather(_device_bytes(world))),
         "world_size": world.size,
         "backend": backend,

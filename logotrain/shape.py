@@ -99,7 +99,7 @@ def _model_shape(text: str, cls: type[PreTrainedConfig]) -> ModelShape:
     layers = list(model.get_decoder().layers)
     counts = {sum(weight.numel() for weight in layer.parameters()) for layer in layers}
     if len(counts) != 1 or getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
-        raise UserError("not a dense decoder of equal layers", where=where, mend="no estimate is known for it")
+        raise UserError("not a dense decoder of equal layers", where=where, mend="its memory cannot be estimated: set recompute and parallel.strategy in the recipe")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     query_width, key_width = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     named_widths = {"q_norm": query_width, "k_norm": key_width}
