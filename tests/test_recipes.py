@@ -215,14 +215,12 @@ def test_chat_templates_frame_a_question_and_end_a_turn(name: str) -> None:
     assert turn_end_ids(tokenizer)[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-@pytest.mark.skip(reason="plan arrives with helper C")
 @every_recipe
 def test_it_plans_without_data_and_without_the_hub(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(path)]) == 0
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.skip(reason="a dry run without data arrives with helper C")
 @every_recipe
 def test_it_dry_runs_without_data_and_without_the_hub(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(path), "--dry-run"]) == 0
