@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--model", metavar="NAME", help="model folder, hub name or 'embedded'; same as model=NAME")
     run.add_argument("--data", metavar="DIR", help="folder that logodata build wrote; same as data.path=DIR")
     run.add_argument(
-        "--dry-run", action="store_true", help="print the resolved recipe, the data's lengths and the plan, touch nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved recipe, the data's lengths and the plan, touch nothing",
     )
     run.add_argument(
         "--schema", action="store_true", help="print the recipe section's JSON schema, with every field's description"
@@ -153,7 +155,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     recipe, path = _recipe(arguments)
 
     from logotrain.assumed import planned_data
-    from logotrain.plan import make_plan, plan_collator, render
+    from logotrain.coverage import plot_coverage
+    from logotrain.plan import make_plan, render
 
     planned = planned_data(
         recipe,
@@ -168,13 +171,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         write_json(arguments.json, plan.to_json())
     if arguments.plot is not None:
-        from logotrain.coverage import draws, plot_coverage
-
-        if recipe.epochs == 0:
-            raise UserError("epochs=0 draws no positions", where="--plot", mend="plan a recipe that trains")
-        target = planned.data.target_length
-        positions = draws(planned, plan_collator(recipe, planned), recipe.epochs)
-        plot_coverage(positions, target, arguments.plot, title=f"positions.mode={recipe.positions.mode}")
+        plot_coverage(recipe, planned, arguments.plot)
 
 
 def _positive(text: str) -> int:

@@ -14,7 +14,11 @@ from torch import Tensor
 from logodata.contract import PreferenceSample
 from logodata.positions import draw_mode, draw_positions
 from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.recipe import PositionSettings
+from logotrain.objective import scores_prompt, uses_rejected
+from logotrain.recipe import PositionSettings, TrainRecipe
+
+_PAD_TO = 512
+"""Compiled layers see rows of few lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,18 @@ class Collator:
     uses_rejected: bool = True
     scores_prompt: bool = False
     pad_to_multiple: int = 1
+
+    @staticmethod
+    def of(recipe: TrainRecipe, target_length: int) -> Collator:
+        """What makes the rows of a recipe's run."""
+        return Collator(
+            recipe.positions,
+            target_length,
+            recipe.seed,
+            uses_rejected=uses_rejected(recipe.objective),
+            scores_prompt=scores_prompt(recipe.objective),
+            pad_to_multiple=_PAD_TO if recipe.compile else 1,
+        )
 
     def layout(self, sample: PreferenceSample) -> SharedPrefixLayout:
         """Lengths of a sample's parts in its row, in tokens."""

@@ -9,9 +9,9 @@ intermediate size, q and k the widths of all query and of all key heads, h query
   (:func:`_backend_bytes`).
 - gated MLP: gate, activation and up, 3 b N f. An MLP without gate: b N f.
 - inputs of linear layers, only where a weight gradient needs them: b N d that q, k and v share, b N q of o, b N d that
-  gate and up share, b N f of down, if a layer of the group is trained or has an adapter; and b N r between A and B. (An
-  adapter computes in the base's type. PEFT's own cast to float32 would keep a copy of 4 N d for each of q, k, v, o, gate
-  and up, and 4 N f for down: 27 GiB more for Llama-3-8B at 8K with adapters everywhere.)
+  gate and up share, b N f of down, if a layer of the group is trained or has an adapter; and b N r between A and B. An
+  adapter computes in the base's type; PEFT's own cast to float32 would keep 4 N d for each of q, k, v, o, gate and up,
+  and 4 N f for down: 27 GiB more for Llama-3-8B at 8K with adapters everywhere.
 - rotary embedding, residual sums, scaling: nothing.
 
 ``selective`` recompute keeps of a layer its input b N d and the attention's output and log-sum-exp, ``full`` the input
@@ -184,7 +184,7 @@ class _Step:
     def layer(self) -> float:
         """Kept of one layer without recomputation."""
         shape, n, b = self.shape, self.n, self.b
-        kept = sum((4 + b * self.full) * n * width for width in shape.norm_widths)
+        kept: float = sum((4 + b * self.full) * n * width for width in shape.norm_widths)
         kept += 4 * n * len(shape.norm_widths)
         kept += b * n * (shape.query_width + 2 * shape.key_width) + self._attention_outputs + self._attention_extra
         kept += b * n * shape.intermediate * (3 if shape.gated else 1)
@@ -257,7 +257,8 @@ class _Step:
 
     def at_head(self) -> dict[str, float]:
         """A chunk of logits three times in float32: log-softmax, its gradient, and the gradient before it; or once,
-        beside the gradient that it gives a trained head. Of several chunks the sum so far and the next one are there too."""
+        beside the gradient that it gives a trained head. Of several chunks the sums with and without it are there
+        too."""
         from logotrain.logprobs import CHUNK_ELEMENTS
 
         logits = self.scored * self.shape.vocabulary
@@ -281,7 +282,7 @@ class _Step:
         """The layer whose MLP runs backward, with the others kept."""
         shape, n, b, nd = self.shape, self.n, self.b, self.nd
         wide = n * shape.intermediate
-        working = b * nd + (3 if shape.gated else 1) * b * wide
+        working: float = b * nd + (3 if shape.gated else 1) * b * wide
         if self.full or any(linear.name == "down_proj" for linear in self.trained.targets):
             working -= b * wide  # its input is gone when gate and up run backward
         if self.recompute != "none":

@@ -16,7 +16,7 @@ from logotrain.balance import pack_rows
 from logotrain.collate import Collator
 from logotrain.layout import RowLayout, SharedPrefixLayout
 from logotrain.memory import MemoryEstimate, Strategy, estimate_memory, gigabytes
-from logotrain.objective import scores_prompt, uses_rejected
+from logotrain.objective import uses_rejected
 from logotrain.planner import (
     CARDS,
     USED_SHARE,
@@ -114,7 +114,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         raise UserError(
             "lora.target_modules: none of them in the model", where=recipe.model, mend=f"its linear layers: {names}"
         )
-    collator = plan_collator(recipe, planned)
+    collator = Collator.of(recipe, planned.data.target_length)
     layouts = [collator.layout(sample) for sample in planned.data.samples]
     largest = largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple)
 
@@ -155,18 +155,6 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         },
         fits=_fits(shape, recipe, layouts, memory_bytes, limits),
         seconds_per_step=step_seconds(CARDS[card], flops_per_row, rows_per_step, num_gpus),
-    )
-
-
-def plan_collator(recipe: TrainRecipe, planned: PlannedData) -> Collator:
-    """What makes the run's rows."""
-    return Collator(
-        recipe.positions,
-        planned.data.target_length,
-        recipe.seed,
-        uses_rejected=uses_rejected(recipe.objective),
-        scores_prompt=scores_prompt(recipe.objective),
-        pad_to_multiple=PAD_TO if recipe.compile else 1,
     )
 
 

@@ -18,8 +18,8 @@ from logodata.models import load_config
 from logotrain.collate import Collator
 from logotrain.layout import RowLayout, SharedPrefixLayout
 from logotrain.logprobs import LogprobModel
-from logotrain.model import load_trainable
 from logotrain.memory import Strategy
+from logotrain.model import load_trainable
 from logotrain.parallel import World, shard
 from logotrain.planner import choose_recompute, choose_strategy
 from logotrain.recipe import TrainRecipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
 from logotrain.recipe import TrainRecipe
@@ -87,7 +87,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
 
 
 @lru_cache(maxsize=4)
-def _model_shape(text: str, cls: type[PreTrainedConfig]) -> ModelShape:
+def _model_shape(text: str, cls: Any) -> ModelShape:
     import torch
     from torch import nn
     from transformers import AutoModelForCausalLM

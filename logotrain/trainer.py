@@ -26,7 +26,7 @@ from logotrain.guards import RepetitionGuard, check_chosen
 from logotrain.interrupt import StopFlag, stop_on_signal
 from logotrain.logprobs import LogprobModel, SampleLogprobs, split_logprobs
 from logotrain.metrics import MetricsLog, SampleMetrics, step_metrics
-from logotrain.objective import sample_loss, scores_prompt, uses_rejected
+from logotrain.objective import sample_loss
 from logotrain.parallel import World
 from logotrain.prepare import Prepared, prepare
 from logotrain.recipe import LogoSettings, ObjectiveSettings, OptimizerSettings, SimpoSettings, TrainRecipe
@@ -36,9 +36,6 @@ from logotrain.shared_prefix import use_shared_prefix
 
 _FAR_BEHIND = -10.0
 """Below this value of beta * margin the sigmoid is saturated, and every gradient is clipped."""
-
-_PAD_TO = 512
-"""Compiled layers see rows of few lengths."""
 
 Draw = tuple[int, PreferenceSample]
 """A sample and the epoch whose position draw it takes."""
@@ -84,14 +81,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         UserError: the model cannot be used, the loss is no longer a number, or the model collapsed.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint holds the last whole step.
     """
-    collator = Collator(
-        recipe.positions,
-        data.target_length,
-        recipe.seed,
-        uses_rejected=uses_rejected(recipe.objective),
-        scores_prompt=scores_prompt(recipe.objective),
-        pad_to_multiple=_PAD_TO if recipe.compile else 1,
-    )
+    collator = Collator.of(recipe, data.target_length)
     prepared = prepare(recipe, world, collator, [collator.layout(sample) for sample in data.samples])
     model = prepared.model
     reference = ReferenceLogprobs(out / "reference.jsonl") if recipe.objective.name == "dpo" else None

@@ -64,9 +64,7 @@ def compare(
     num_rows: int = 2,
 ) -> Simulated:
     """Assert that the formula agrees with the real step, as a whole and without what is held all the time."""
-    found = simulate_step(
-        config, recipe, row, recompute=recompute, backend=backend, shards=shards, num_rows=num_rows
-    )
+    found = simulate_step(config, recipe, row, recompute=recompute, backend=backend, shards=shards, num_rows=num_rows)
     expected = estimate_memory(
         model_shape(config),
         recipe,
@@ -102,9 +100,7 @@ def test_what_is_trained(recipe: dict[str, Any], backend: Backend, recompute: Re
     compare(config_of(), recipe_of(**recipe), M2, recompute, backend=backend)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "recompute"), [(FULL, "none"), (FULL, "full"), (EMBEDDING, "full")]
-)
+@pytest.mark.parametrize(("recipe", "recompute"), [(FULL, "none"), (FULL, "full"), (EMBEDDING, "full")])
 def test_weights_split_over_processes(recipe: dict[str, Any], recompute: Recompute) -> None:
     compare(config_of(), recipe_of(**recipe), M2, recompute, shards=8)
 
@@ -177,9 +173,7 @@ def test_a_real_step_allocates_as_much(
     config = config_of(vocab_size=vocabulary)
     settings = recipe_of(**recipe)
     row = row_of((512, 32, 32, 32))
-    estimate = estimate_memory(
-        model_shape(config), settings, row, recompute=recompute, backend="sdpa", num_rows=2
-    )
+    estimate = estimate_memory(model_shape(config), settings, row, recompute=recompute, backend="sdpa", num_rows=2)
     states = sum(estimate.parts.get(name, 0) for name in ("frozen weights", "trained weights", "optimizer state"))
     assert estimate.allocated - states == pytest.approx(profiled_step(config, settings, row, recompute), rel=0.1)
 

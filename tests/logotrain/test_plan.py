@@ -1,0 +1,132 @@
+"""The command: every shipped recipe plans without weights; data, options, JSON, picture, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from logodata.common.recipe_io import load_recipe, shipped_recipes
+from logotrain.assumed import planned_data
+from logotrain.cli import main
+from logotrain.coverage import draws
+from logotrain.plan import make_plan
+from logotrain.recipe import TrainRecipe
+
+Recipes = Callable[..., TrainRecipe]
+SHIPPED = sorted(shipped_recipes().rglob("*.yaml"))
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, make_recipe: Recipes) -> Path:
+    path = tmp_path / "recipe.yaml"
+    values = make_recipe().model_dump(mode="json")
+    values["data"]["path"] = None
+    path.write_text(yaml.safe_dump({"model": values.pop("model"), "train": values}))
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.relative_to(shipped_recipes()).as_posix())
+def test_every_shipped_recipe_plans(path: Path) -> None:
+    recipe = load_recipe(TrainRecipe, "train", path)
+    plan = make_plan(recipe, planned_data(recipe, path), card="h100-80gb", num_gpus=8)
+    assert (plan.total_steps == 0) == (recipe.epochs == 0)
+    assert plan.memory[plan.recompute].total < 79 * 2**30
+    assert json.dumps(plan.to_json())
+
+
+def test_lengths_come_from_the_recipe_s_build_section() -> None:
+    path = shipped_recipes() / "llama3-80k.yaml"
+    recipe = load_recipe(TrainRecipe, "train", path)
+    (sample,) = planned_data(recipe, path).data.samples
+    assert (len(sample.prompt_ids), len(sample.chosen.token_ids), len(sample.rejected)) == (8192, 256, 2)
+    (longer,) = planned_data(recipe, path, prompt_tokens=16384, num_rejected=8).data.samples
+    assert (len(longer.prompt_ids), len(longer.rejected)) == (16384, 8)
+
+
+def test_prints_tables_and_writes_json(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plan.json"
+    lengths = ["--prompt-tokens", "300", "--response-tokens", "20", "--num-rejected", "3", "--num-samples", "10"]
+    arguments = ["plan", str(recipe_file), "--card", "a100-80gb", "--gpus", "2", *lengths, "--json", str(out)]
+    assert main([*arguments, "epochs=3"]) == 0
+    printed = capsys.readouterr().out
+    assert "memory of a device" in printed
+    plan = json.loads(out.read_text())
+    assert plan["largest_row"] == 300 + 4 * 20
+    assert plan["total_steps"] == 10  # 30 draws, 3 a step
+    assert plan["tokens_per_step"] == 3 * 380
+    assert plan["recompute"] == "none"
+    assert plan["memory"]["none"]["allocated"] == sum(plan["memory"]["none"]["parts"].values())
+    assert {cell["num_rejected"] for cell in plan["fits"]} == set(range(1, 9))
+
+
+def test_plans_for_the_data(recipe_file: Path, build_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    assert main(["plan", str(recipe_file), "--data", str(build_dir), "--card", "cpu", "--json", str(out)]) == 0
+    plan = json.loads(out.read_text())
+    assert plan["assumption"] == ""
+    assert plan["largest_row"] == 31 + 7 + 3 + 5
+    assert plan["seconds_per_step"] is None
+    assert plan["fits"] == []
+
+
+def test_several_samples_share_a_row(recipe_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    assert main(["plan", str(recipe_file), "--prompt-tokens", "100", "row_tokens=3000", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["largest_row"] == 3000
+
+
+def test_dry_run_plans_without_data(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["run", str(recipe_file), "--dry-run", "positions.target_length=null", "rope={type: yarn, factor: 8}"])
+        == 0
+    )
+    captured = capsys.readouterr()
+    assert "assumed, for want of data" in captured.err
+    assert yaml.safe_load(captured.out)["train"]["rope"]["factor"] == 8
+
+
+@pytest.mark.parametrize("mode", ["mixed", "natural", "continuous", "sparse", "pose", "randpos"])
+def test_draws_are_those_of_training(make_recipe: Recipes, mode: str) -> None:
+    recipe = make_recipe(**{"positions.mode": mode, "data": {}, "epochs": 2})
+    planned = planned_data(recipe, None, prompt_tokens=400, response_tokens=20, num_samples=5)
+    drawn = draws(recipe, planned)
+    assert len(drawn) == 10
+    assert all(len(positions) == 400 and positions[-1] < 2048 - 20 for positions in drawn)
+    different = len({positions.tobytes() for positions in drawn})
+    assert different == 1 if mode == "natural" else different >= 9  # one chunk's bias may come twice
+    assert all((np.diff(positions) > 0).all() for positions in drawn)
+
+
+@pytest.mark.parametrize("mode", ["mixed", "natural"])
+def test_plot_is_a_png(recipe_file: Path, tmp_path: Path, mode: str) -> None:
+    out = tmp_path / "coverage.png"
+    arguments = ["--prompt-tokens", "500", "--num-samples", "4", f"positions.mode={mode}"]
+    assert main(["plan", str(recipe_file), "--card", "cpu", "--plot", str(out), *arguments]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--card", "abacus"], "unknown card 'abacus'"),
+        (["--prompt-tokens", "4000"], "do not fit under 2048 positions"),
+        (["--data", "{data}", "--num-rejected", "2"], "lengths are the data's own"),
+        (["--prompt-tokens", "100", "lora.target_modules=[c_attn]"], "none of them in the model"),
+        (["--prompt-tokens", "100", "positions.target_length=9999"], "beyond the model's window"),
+        (["--prompt-tokens", "100", "epochs=0", "--plot", "x.png"], "epochs=0 draws no positions"),
+        (["--prompt-tokens", "100", "--plot", "nowhere/x.png"], "cannot write"),
+    ],
+)
+def test_faults_of_the_user_are_one_line(
+    recipe_file: Path, build_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    words = [word.format(data=build_dir) for word in arguments]
+    assert main(["plan", str(recipe_file), *words]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("logotrain: error: ")
+    assert message in line
