@@ -118,17 +118,12 @@ def launched() -> Iterator[World]:
 
     On GPUs tensors travel by NCCL and Python objects by gloo. A group that is open already is used, and left open.
     """
+    if "WORLD_SIZE" not in os.environ:
+        yield World()
+        return
     import torch
     from torch import distributed
 
-    if "WORLD_SIZE" not in os.environ:
-        before = distributed.is_initialized()
-        try:
-            yield World()
-        finally:
-            if distributed.is_initialized() and not before:  # by shard(), for one process
-                distributed.destroy_process_group()
-        return
     world = World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
@@ -157,22 +152,35 @@ def without_backward(model: nn.Module) -> Iterator[None]:
             model.reshard()
 
 
+@contextmanager
+def lone_group(world: World) -> Iterator[None]:
+    """Within the block there is a process group also for one process: FSDP wants one."""
+    from torch import distributed
+    from torch._C._distributed_c10d import HashStore
+
+    if world.size > 1 or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
 def shard(model: LogprobModel, recipe: TrainRecipe, world: World) -> None:
     """Split the weights of ``model`` over the processes with FSDP2, a group of weights a decoder layer.
 
     Embedding, last norm and head stay in the outermost group. Under full tuning in bfloat16 layers compute in bfloat16
-    on float32 weights, and gradients are summed in float32; otherwise every weight is used in the type it has.
+    on float32 weights, and gradients are summed in float32; otherwise every weight is used in the type it has. One
+    process needs :func:`lone_group` around it and all that follows.
     """
     import torch
-    from torch import distributed
-    from torch._C._distributed_c10d import HashStore
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     from logotrain.recompute import decoder_layers
 
-    if not distributed.is_initialized():  # one process of its own
-        distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     mixed = recipe.tuning == "full" and recipe.dtype == "bfloat16"
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(world.device.type, (world.size,)),

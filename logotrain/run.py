@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,9 +45,11 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
         if data.samples:
             show(data.lengths())
 
+        from logotrain.parallel import lone_group
         from logotrain.trainer import train
 
-        return train(recipe, data, out, world)
+        with lone_group(world) if recipe.tuning == "full" else nullcontext():
+            return train(recipe, data, out, world)
 
 
 def _begin(recipe: TrainRecipe, out: Path) -> bool:

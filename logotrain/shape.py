@@ -83,7 +83,8 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
     Raises:
         UserError: not a dense decoder of equal layers.
     """
-    return _model_shape(config.to_json_string(use_diff=False), type(config))
+    kind: Any = type(config)  # for mypy a class is not Hashable
+    return _model_shape(config.to_json_string(use_diff=False), kind)
 
 
 @lru_cache(maxsize=4)
@@ -99,7 +100,11 @@ def _model_shape(text: str, cls: Any) -> ModelShape:
     layers = list(model.get_decoder().layers)
     counts = {sum(weight.numel() for weight in layer.parameters()) for layer in layers}
     if len(counts) != 1 or getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
-        raise UserError("not a dense decoder of equal layers", where=where, mend="its memory cannot be estimated: set recompute and parallel.strategy in the recipe")
+        raise UserError(
+            "not a dense decoder of equal layers",
+            where=where,
+            mend="its memory cannot be estimated: set recompute and parallel.strategy in the recipe",
+        )
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     query_width, key_width = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     named_widths = {"q_norm": query_width, "k_norm": key_width}
