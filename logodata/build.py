@@ -8,14 +8,14 @@ ends in the same data set as one that was not.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from logodata import __version__
-from logodata.candidates import Candidate, Fault, Planner
+from logodata.candidates import Candidate, Fault, Planner, Pool
 from logodata.common.console import note, progress
 from logodata.common.errors import UserError
 from logodata.common.run_dir import bind_settings, locked, read_json, write_atomic, write_json
@@ -23,10 +23,11 @@ from logodata.contract import SCHEMA_VERSION, ContextChunk, PreferenceSample, Re
 from logodata.evaluators import open_evaluator
 from logodata.judge import Reason, word_share
 from logodata.models import load_tokenizer, model_fingerprint, model_window, tokenizer_fingerprint
+from logodata.parts import PART_FILE, Part, part_record
 from logodata.recipe import BuildRecipe
 from logodata.report import dataset_card, describe, statistics
 from logodata.responses import ResponseLog, Responses
-from logodata.sources import read_source, source_fingerprint
+from logodata.sources import Source, read_source, source_fingerprint
 
 
 @dataclass(slots=True)
@@ -61,8 +62,13 @@ class Outcome:
         self.rejected.append({**row, "reason": reason, "stage": "judge", "preferred": [chosen.text], "rejected": texts})
 
 
-def build(recipe: BuildRecipe, output: Path) -> dict[str, Any]:
+def build(recipe: BuildRecipe, output: Path, part: Part | None = None) -> dict[str, Any]:
     """Make a data set in ``output``; continue one that was interrupted; do nothing to one that is finished.
+
+    Args:
+        recipe: how.
+        output: folder.
+        part: build this part of it only, for ``logodata merge``; a part in which no sample was kept is no error.
 
     Returns:
         the statistics, as in ``stats.json``.
@@ -74,6 +80,7 @@ def build(recipe: BuildRecipe, output: Path) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json", exclude={"engine"}),
         "source_fingerprint": source_fingerprint(recipe.source.path),
         "model_fingerprint": model_fingerprint(recipe.model),
+        **({"shard": str(part)} if part else {}),
     }
     with locked(output):
         (output / "work").mkdir(exist_ok=True)
@@ -82,20 +89,21 @@ def build(recipe: BuildRecipe, output: Path) -> dict[str, Any]:
             note(f"{output} is finished already")
             stats: dict[str, Any] = read_json(output / "stats.json")
             return stats
-        return _build(recipe, settings, output)
+        return _build(recipe, settings, output, part)
 
 
-def _build(recipe: BuildRecipe, settings: dict[str, Any], output: Path) -> dict[str, Any]:
+def _build(recipe: BuildRecipe, settings: dict[str, Any], output: Path, part: Part | None) -> dict[str, Any]:
     source = read_source(recipe.source)
     tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
     planner = Planner(recipe, tokenizer, model_window(recipe.model))
     evaluator = open_evaluator(recipe.evaluator)
     log = ResponseLog(output / "work" / "responses.jsonl", settings["model_fingerprint"], recipe.generation.cache)
     responses = Responses(recipe, log, tokenizer, planner.stop_ids[0])
-    outcome = Outcome(rejected=[{**fault, "stage": "source"} for fault in source.faults])
+    faults = [fault for fault in source.faults if part is None or part.owns(fault["doc_id"])]
+    outcome = Outcome(rejected=[{**fault, "stage": "source"} for fault in faults])
 
-    planned = (plan for pool in planner.pools(source.documents) for plan in planner.candidates(pool, evaluator))
-    total = sum(len(document.questions) for document in source.documents)
+    pools, total = _pools(planner, source, part)
+    planned = (plan for pool in pools for plan in planner.candidates(pool, evaluator))
     with progress("build", total) as tracker:
         while group := list(islice(planned, recipe.generation.group_size)):
             candidates = [plan for plan in group if isinstance(plan, Candidate)]
@@ -108,15 +116,35 @@ def _build(recipe: BuildRecipe, settings: dict[str, Any], output: Path) -> dict[
                 outcome.add(plan, responses, chosen.get(plan.question.id))
             tracker.advance(len(group), kept=len(outcome.samples))
 
-    stats = statistics(outcome.samples, outcome.rejected)
-    _write(outcome, stats, recipe, settings, planner, responses.engine_name, tokenizer_fingerprint(tokenizer), output)
-    if not outcome.samples:
-        raise UserError(
-            f"no pair was kept: {describe(stats)}",
-            where=str(output / "rejected.jsonl"),
-            mend="look at the reasons there; see 'No pair was kept' in the guide",
-        )
-    return stats
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "logo_align": __version__,
+        "model": recipe.model,
+        "model_fingerprint": settings["model_fingerprint"],
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "prompt_fingerprints": {
+            "answer": planner.answer_format.fingerprint,
+            "guided": [form.fingerprint for form in planner.guided_formats],
+        },
+        "engine": responses.engine_name,
+        "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
+        "recipe": recipe.model_dump(mode="json"),
+        "samples": len(outcome.samples),
+    }
+    if part is None:
+        return write_data_set(output, outcome.samples, outcome.rejected, manifest)
+    ended = [sample.id for sample in outcome.samples] + [row["id"] for row in outcome.rejected]
+    write_json(output / PART_FILE, part_record(part, source, ended))
+    return write_data_set(output, outcome.samples, outcome.rejected, manifest, may_be_empty=True)
+
+
+def _pools(planner: Planner, source: Source, part: Part | None) -> tuple[Iterable[Pool], int]:
+    """The pools to build, and how many questions they hold. A part owns a pool by its first document, so that pools are
+    those of the unsharded build also where documents are joined."""
+    if part is None:
+        return planner.pools(source.documents), sum(len(document.questions) for document in source.documents)
+    own = [pool for pool in planner.pools(source.documents) if part.owns(pool.documents[0].doc_id)]
+    return own, sum(len(document.questions) for pool in own for document in pool.documents)
 
 
 def _sample(plan: Candidate, chosen: Response, rejected: Sequence[Response]) -> PreferenceSample:
@@ -153,38 +181,35 @@ def _sample(plan: Candidate, chosen: Response, rejected: Sequence[Response]) -> 
     )
 
 
-def _write(
-    outcome: Outcome,
-    stats: dict[str, Any],
-    recipe: BuildRecipe,
-    settings: dict[str, Any],
-    planner: Planner,
-    engine_name: str,
-    tokenizer: str,
+def write_data_set(
     output: Path,
-) -> None:
-    """All files of the data set; ``manifest.json`` last, since it says that the build is finished."""
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "logo_align": __version__,
-        "model": recipe.model,
-        "model_fingerprint": settings["model_fingerprint"],
-        "tokenizer_fingerprint": tokenizer,
-        "prompt_fingerprints": {
-            "answer": planner.answer_format.fingerprint,
-            "guided": [form.fingerprint for form in planner.guided_formats],
-        },
-        "engine": engine_name,
-        "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
-        "recipe": recipe.model_dump(mode="json"),
-        "samples": len(outcome.samples),
-    }
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in outcome.rejected)
+    samples: Sequence[PreferenceSample],
+    rejected: Sequence[dict[str, Any]],
+    manifest: dict[str, Any],
+    *,
+    may_be_empty: bool = False,
+) -> dict[str, Any]:
+    """All files of a data set; ``manifest.json`` last, since it says that the build is finished.
+
+    Returns:
+        the statistics, as in ``stats.json``.
+
+    Raises:
+        UserError: no sample was kept, unless the set may be empty (a part of one may).
+    """
+    stats = statistics(samples, rejected, manifest["recipe"]["judge"]["right_at"])
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected)
     write_atomic(output / "rejected.jsonl", lines)
     write_json(output / "stats.json", stats)
-    if not outcome.samples:
-        return
+    if not samples and not may_be_empty:
+        raise UserError(
+            f"no pair was kept: {describe(stats)}",
+            where=str(output / "rejected.jsonl"),
+            mend="look at the reasons there; see 'No pair was kept' in the guide",
+        )
     (output / "data").mkdir(exist_ok=True)
-    write_samples(output / "data" / "train-00000-of-00001.parquet", outcome.samples)
-    write_atomic(output / "README.md", dataset_card(manifest, stats))
+    write_samples(output / "data" / "train-00000-of-00001.parquet", samples)
+    if samples:
+        write_atomic(output / "README.md", dataset_card(manifest, stats))
     write_json(output / "manifest.json", manifest)
+    return stats

@@ -46,9 +46,19 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="with documents.jsonl: the recipe (default: the paper's settings; embedded.yaml for --model embedded)",
     )
+    build.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="build part I of N (documents dealt by their ids); logodata merge joins the parts",
+    )
     build.add_argument("--dry-run", action="store_true", help="print the resolved recipe and touch nothing")
     build.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe's build section")
     build.set_defaults(command=_build)
+
+    merge = commands.add_parser("merge", help="put the parts of a build (--shard i/n) together")
+    merge.add_argument("parts", type=Path, nargs="+", metavar="DIR", help="folders of all parts, in any order")
+    merge.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    merge.set_defaults(command=_merge)
 
     inspect = commands.add_parser("inspect", help="show samples as text, critical chunks marked")
     inspect.add_argument("data", type=Path, help="folder of a data set")
@@ -83,6 +93,9 @@ def _build(options: argparse.Namespace) -> None:
 
         print(recipe_schema(BuildRecipe))
         return
+    from logodata.parts import Part
+
+    part = Part.parse(options.shard) if options.shard else None
     recipe = _load_recipe(options)
     if options.dry_run:
         import yaml
@@ -92,11 +105,24 @@ def _build(options: argparse.Namespace) -> None:
     if options.output is None:
         raise UserError("no folder for the data set", mend="give -o DIR")
     from logodata.build import build
+
+    _say_built(build(recipe, options.output, part), options.output)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from logodata.merge import merge
+
+    _say_built(merge(options.parts, options.output), options.output)
+
+
+def _say_built(stats: dict[str, Any], output: Path) -> None:
+    from logodata.common.console import console
     from logodata.report import describe
 
-    stats = build(recipe, options.output)
-    files = "data/, stats.json, rejected.jsonl, README.md"
-    console.print(f"{describe(stats)}\nwrote {options.output}: {files}", markup=False, soft_wrap=True)
+    files = ", ".join(
+        name for name in ("data/", "stats.json", "rejected.jsonl", "README.md") if (output / name).exists()
+    )
+    console.print(f"{describe(stats)}\nwrote {output}: {files}", markup=False, soft_wrap=True)
 
 
 def _load_recipe(options: argparse.Namespace) -> BuildRecipe:

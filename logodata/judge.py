@@ -30,6 +30,12 @@ Reason = Literal[
 ]
 """Why a pair is not kept."""
 
+ErrorPattern = Literal["instruction_unfollowing", "hallucination"]
+"""How a wrong answer goes wrong (paper, Appendix C)."""
+
+RIGHT_AT = 0.6
+"""Share of the reference's content words from which on a response is right, where a recipe says nothing else."""
+
 # Phrases by which a model shows that it was told the answer; they would be learned.
 _HINT_PHRASES = (
     "the answer is",
@@ -46,7 +52,7 @@ class JudgeSettings(RecipeModel):
 
     enabled: bool = True
     """Off keeps every pair whose responses are not empty (the published code's behaviour, for ablations)."""
-    right_at: float = Field(default=0.6, gt=0, le=1)
+    right_at: float = Field(default=RIGHT_AT, gt=0, le=1)
     """A response is right if it holds at least this share of the reference's content words."""
     require_ended: bool = True
     """Whether a preferred response must have ended by itself within the length cap."""
@@ -142,3 +148,14 @@ def rejected_fault(
     if settings.enabled and word_share(candidate.text, answers) >= settings.right_at:
         return "rejected_right"
     return None
+
+
+def error_pattern(wrong_response: str, question: str) -> ErrorPattern:
+    """How a wrong response goes wrong (paper, Appendix C).
+
+    ``instruction_unfollowing``: none of its entities is an entity of the question, it speaks of something else.
+    ``hallucination``: they share entities, and what it says of them is wrong. Entities are those of the built-in
+    evaluator: names, numbers and content words by their stems.
+    """
+    shared = set(content_stems(wrong_response)) & set(content_stems(question))
+    return "hallucination" if shared else "instruction_unfollowing"

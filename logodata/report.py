@@ -7,10 +7,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from logodata.contract import PreferenceSample
+from logodata.judge import RIGHT_AT, error_pattern
 
 
-def statistics(samples: Sequence[PreferenceSample], rejected: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Yield and make-up of a data set; the same for the same data, however it was built."""
+def statistics(
+    samples: Sequence[PreferenceSample], rejected: Sequence[dict[str, Any]], right_at: float = RIGHT_AT
+) -> dict[str, Any]:
+    """Yield and make-up of a data set; the same for the same data, however it was built.
+
+    Args:
+        samples: the pairs kept.
+        rejected: rows of ``rejected.jsonl``.
+        right_at: share of the reference's words that makes a response right (``judge.right_at``).
+    """
     total = len(samples) + len(rejected)
     dispreferred = [response for sample in samples for response in sample.rejected]
     return {
@@ -30,8 +39,20 @@ def statistics(samples: Sequence[PreferenceSample], rejected: Sequence[dict[str,
         "dispreferred_word_share": _mean(response.word_share for response in dispreferred),
         "preferred_token_f1": _mean(sample.chosen.token_f1 for sample in samples),
         "dispreferred_token_f1": _mean(response.token_f1 for response in dispreferred),
+        "dispreferred_error_patterns": _error_patterns(samples, right_at),
         "answer_in_critical": _mean(sample.answer_in_critical for sample in samples),
     }
+
+
+def _error_patterns(samples: Sequence[PreferenceSample], right_at: float) -> dict[str, int]:
+    """Dis-preferred responses by :func:`logodata.judge.error_pattern`; ``right`` are those that a judge which was
+    switched off let through."""
+    counts = Counter[str](instruction_unfollowing=0, hallucination=0)
+    for sample in samples:
+        for response in sample.rejected:
+            wrong = response.word_share < right_at
+            counts[error_pattern(response.text, sample.question) if wrong else "right"] += 1
+    return dict(counts)
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -53,6 +74,19 @@ def describe(stats: dict[str, Any]) -> str:
     return f"kept {stats['kept']} of {stats['questions']} questions{source}" + (
         f"; not kept: {reasons}" if reasons else ""
     )
+
+
+def describe_patterns(stats: dict[str, Any]) -> str:
+    """One line: how the dis-preferred responses go wrong."""
+    meanings = {
+        "hallucination": "speak of the question's entities and are wrong (hallucination)",
+        "instruction_unfollowing": "share no entity with the question (instruction unfollowing)",
+        "right": "are right: the judge was off",
+    }
+    patterns: dict[str, int] = stats["dispreferred_error_patterns"]
+    total = sum(patterns.values())
+    parts = (f"{patterns[name]} {meaning}" for name, meaning in meanings.items() if patterns.get(name))
+    return f"of {total} dis-preferred responses {', '.join(parts)}"
 
 
 def dataset_card(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
@@ -94,6 +128,7 @@ A row is one prompt with a preferred response and {stats["dispreferred_per_sampl
 - **Context**: {contexts["num_chunks"]} chunks in document order; all critical ones, filled up with irrelevant ones.
 - **Preferred**: {preferred}.
 - **Dis-preferred**: the model's greedy answers from irrelevant chunks alone, and from contexts that keep {_percent(contexts["mixed_ratios"])} of the critical chunks.
+- **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
 - **Judge**: {"on" if recipe["judge"]["enabled"] else "OFF"}; a response is right if it holds {recipe["judge"]["right_at"]:.0%} of the reference's content words.
 - **Model**: `{manifest["model"]}` ({manifest["model_fingerprint"]}), engine {manifest["engine"]}, logo-align {manifest["logo_align"]}, seed {recipe["seed"]}.
 

@@ -105,10 +105,10 @@ def bind_settings(folder: Path, name: str, settings: Mapping[str, Any], free: Co
         write_json(path, settings)
         return
     before = read_json(path)
-    differences = list(_differences({**before, **{key: settings.get(key) for key in free}}, settings))
-    if differences:
-        key, old, new = differences[0]
-        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    found = list(differences({**before, **{key: settings.get(key) for key in free}}, settings))
+    if found:
+        key, old, new = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UserError(
             f"this folder was started with {key}={old!r}, now it is {new!r}{more}",
             where=str(path),
@@ -118,9 +118,10 @@ def bind_settings(folder: Path, name: str, settings: Mapping[str, Any], free: Co
         write_json(path, settings)
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ, as (dotted key, old value, new value)."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+            yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
     elif old != new:
         yield prefix, old, new

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from logodata.judge import JudgedText, JudgeSettings, preferred_fault, rejected_fault, repetition, token_f1, word_share
+from logodata.judge import (
+    JudgedText,
+    JudgeSettings,
+    error_pattern,
+    preferred_fault,
+    rejected_fault,
+    repetition,
+    token_f1,
+    word_share,
+)
 
 ANSWERS = ["hair of forty grey mares"]  # content words: hair, forty, grey, mares
 RIGHT = JudgedText("It was plaited from the hair of forty grey mares.", ended=True)
@@ -76,3 +85,17 @@ def test_repetition() -> None:
     assert repetition("one two three four five") == 0.0
     assert repetition("a b c a b c a b c") == pytest.approx(1 - 3 / 7)
     assert repetition("short") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("response", "pattern"),
+    [
+        ("The harbour of Vell holds nothing.", "hallucination"),
+        ("Harbours are wet.", "hallucination"),  # by its stem
+        ("Seven owls.", "instruction_unfollowing"),
+        ("It does hold what it has.", "hallucination"),  # "hold" carries meaning
+        ("I do not know what it is.", "instruction_unfollowing"),  # function words are no entities
+    ],
+)
+def test_error_patterns(response: str, pattern: str) -> None:
+    assert error_pattern(response, "What does the harbour of Vell hold?") == pattern

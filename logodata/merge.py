@@ -1,0 +1,136 @@
+"""Parts of a build (:mod:`logodata.parts`) put together: the data set that one unsharded build would have made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from logodata.build import write_data_set
+from logodata.common.errors import UserError
+from logodata.common.run_dir import differences, locked
+from logodata.contract import PreferenceSample, read_manifest, read_samples
+from logodata.parts import PartRecord, read_part_record
+
+_NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    path: Path
+    record: PartRecord
+    manifest: dict[str, Any]
+
+
+def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Put all parts of a build together in ``output``; every file equals that of the unsharded build.
+
+    Engines may differ between parts, since they are asked the same and ``manifest.json`` names them all; the recipe's
+    ``engine`` section is then that of the first part.
+
+    Args:
+        folders: of all parts, in any order.
+        output: a new folder.
+
+    Returns:
+        the statistics, as in ``stats.json``.
+
+    Raises:
+        UserError: a part is missing, given twice, unfinished or of another recipe, source, model or version; ``output``
+            is in use.
+    """
+    parts = sorted(
+        (_Folder(path, read_part_record(path), read_manifest(path)) for path in folders),
+        key=lambda part: part.record.number,
+    )
+    _check_complete(parts)
+    _check_alike(parts)
+    if any((output / name).exists() for name in ("manifest.json", "work")):
+        raise UserError("holds a build already", where=str(output), mend="choose another -o")
+    samples: list[tuple[int, PreferenceSample]] = []
+    rejected: list[tuple[int, dict[str, Any]]] = []
+    for part in parts:
+        places = part.record.places
+        samples += [(_place(places, sample.id, part.path), sample) for sample in read_samples(part.path)]
+        rejected += [(_place(places, row["id"], part.path), row) for row in _rejected(part.path)]
+    manifest = {
+        **parts[0].manifest,
+        "engine": _engines([part.manifest["engine"] for part in parts]),
+        "samples": len(samples),
+    }
+    with locked(output):
+        return write_data_set(
+            output,
+            [sample for _, sample in sorted(samples, key=lambda entry: entry[0])],
+            [row for _, row in sorted(rejected, key=lambda entry: entry[0])],
+            manifest,
+        )
+
+
+def _check_complete(parts: Sequence[_Folder]) -> None:
+    """Every part of one total is there, once."""
+    first = parts[0]
+    for before, part in pairwise(parts):
+        if part.record.total != first.record.total:
+            raise UserError(
+                f"part {part.record.number}/{part.record.total} beside {first.record.number}/{first.record.total}",
+                where=str(part.path),
+                mend=f"merge the parts of one build: {first.path} is one of {first.record.total}",
+            )
+        if part.record.number == before.record.number:
+            raise UserError(
+                f"part {part.record.number}/{part.record.total} is in {before.path} too",
+                where=str(part.path),
+                mend="give each part once",
+            )
+    there = {part.record.number for part in parts}
+    missing = [str(number) for number in range(1, first.record.total + 1) if number not in there]
+    if missing:
+        raise UserError(
+            f"missing of {first.record.total} parts: {', '.join(missing)}",
+            mend=f"build them with --shard i/{first.record.total} and name their folders too",
+        )
+
+
+def _check_alike(parts: Sequence[_Folder]) -> None:
+    """All parts were made of the same source, by the same recipe, model and version."""
+    expected = _identity(parts[0].manifest)
+    for part in parts[1:]:
+        for key, old, new in differences(expected, _identity(part.manifest)):
+            raise UserError(
+                f"{key}={new!r}, but {old!r} in {parts[0].path}",
+                where=str(part.path / "manifest.json"),
+                mend="build all parts with the same recipe, source, model and version",
+            )
+
+
+def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal: all but engines and counts."""
+    same = {key: value for key, value in manifest.items() if key not in ("engine", "samples")}
+    return {**same, "recipe": {key: value for key, value in manifest["recipe"].items() if key != "engine"}}
+
+
+def _engines(names: Sequence[str]) -> str:
+    """The engines that generated something, each once."""
+    at_work = dict.fromkeys(name for name in names if not name.startswith(_NOTHING_GENERATED))
+    return ", ".join(at_work) or names[0]
+
+
+def _place(places: dict[str, int], question_id: str, folder: Path) -> int:
+    if question_id not in places:
+        raise UserError(
+            f"question {question_id!r} is not in shard.json", where=str(folder), mend="build this part again"
+        )
+    return places[question_id]
+
+
+def _rejected(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "rejected.jsonl"
+    try:
+        with open(path, encoding="utf-8") as file:  # not splitlines: texts may hold other line separators, unescaped
+            return [json.loads(line) for line in file]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read: {error}", where=str(path), mend="build this part again") from error
