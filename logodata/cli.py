@@ -15,7 +15,7 @@ from logodata.common.errors import UserError, run_command
 if TYPE_CHECKING:
     from logodata.recipe import BuildRecipe
 
-_EXPORT_FORMATS = ("trl",)
+_EXPORT_FORMATS = ("trl", "trl-exploded", "llama-factory", "openrlhf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,9 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=_EXPORT_FORMATS,
         required=True,
-        help="trl: prompt, chosen, rejected; a row for each dis-preferred response",
+        help="trl: a row a sample, with its first dis-preferred response; the others: a row for each of them",
     )
-    export.add_argument("-o", "--output", required=True, type=Path, help="the .parquet file to write")
+    export.add_argument(
+        "-o", "--output", required=True, type=Path, help="the .parquet or .jsonl file; llama-factory: a folder"
+    )
     export.set_defaults(command=_export)
     return parser
 
@@ -215,8 +217,10 @@ def _stats(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from logodata.common.console import console
-    from logodata.export import export_trl
+    from logodata.common.console import console, note
+    from logodata.export import export
 
-    rows = export_trl(options.data, options.output)
-    console.print(f"wrote {rows} rows to {options.output}", markup=False)
+    written = export(options.data, options.format, options.output)
+    for text in written.notes:
+        note(text)
+    console.print(f"wrote {written.rows} rows to {options.output}", markup=False, soft_wrap=True)

@@ -1,38 +1,248 @@
-"""The same data in other trainers' formats."""
+"""The same data as text, in other trainers' formats.
+
+Those trainers tokenise again. Each prompt is therefore tokenised here the way the trainer will do it, and compared with
+the ids the model saw: what differs is counted and said, and a sample whose text would become control tokens is left out.
+For LOGO itself, with all dis-preferred responses over one prompt and positions by chunk, use ``logotrain``.
+
+| format | file | a row | prompt |
+| --- | --- | --- | --- |
+| ``trl`` | one .parquet or .jsonl | a sample, its first dis-preferred response | text with the chat template applied |
+| ``trl-exploded`` | the same | a pair: M rows a sample | the same |
+| ``llama-factory`` | a folder | a pair | the user's message; LLaMA-Factory's ``template`` is applied by it |
+| ``openrlhf`` | one .parquet or .jsonl | a pair | the user's message; ``--apply_chat_template`` applies the template |
+
+All three trainers end every response, also one that met the length cap in the build.
+"""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from logodata.common.run_dir import write_atomic
-from logodata.contract import read_manifest, read_samples
+from logodata.common.errors import UserError
+from logodata.common.run_dir import read_json, write_atomic, write_json
+from logodata.contract import PreferenceSample, Response, read_manifest, read_samples
 from logodata.models import load_tokenizer
+from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ExportFormat = Literal["trl", "trl-exploded", "llama-factory", "openrlhf"]
+
+_Row = dict[str, Any]
 
 
-def export_trl(data: Path, output: Path) -> int:
-    """TRL's columns ``prompt``, ``chosen``, ``rejected`` (text): one row for each dis-preferred response. Returns the
-    rows.
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was written: ``rows``, and ``notes`` on what the text does not carry."""
 
-    The prompt carries the chat template already, so TRL must be given it as text. TRL tokenises again, which can
-    differ from ``prompt_ids`` at chunk borders: for LOGO itself use logotrain.
+    rows: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A prompt as a trainer takes it, and the ids that the trainer will make of it."""
+
+    prompt: Any
+    token_ids: list[int]
+
+
+def export(data: Path, form: ExportFormat, output: Path) -> Export:
+    """Write a data set in another trainer's format.
+
+    Args:
+        data: folder of the data set.
+        form: see the table of this module.
+        output: the file to write (``.parquet`` or ``.jsonl``); for ``llama-factory`` a folder, which may hold a
+            ``dataset_info.json`` already.
+
+    Raises:
+        UserError: no data set there, its model cannot be loaded or words the prompt otherwise now, no sample can be
+            told as text, or ``output`` cannot be written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    _check_output(form, output)
     manifest = read_manifest(data)
     template = manifest["recipe"]["chat_template"]
     tokenizer = load_tokenizer(manifest["model"], Path(template) if template else None)
-    rows = [
-        {
-            "prompt": tokenizer.decode(sample.prompt_ids),
-            "chosen": tokenizer.decode(sample.chosen.token_ids),
-            "rejected": tokenizer.decode(response.token_ids),
+    chat = form in ("llama-factory", "openrlhf")
+    if chat and PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint != manifest["prompt_fingerprints"]["answer"]:
+        raise UserError(
+            "the prompts were made with another instruction or chat template than today's",
+            where=str(data),
+            mend="use --format trl-exploded, which exports the prompt as it was, or build the data set again",
+        )
+    render = _user_message if chat else _prompt_text
+    rows: list[_Row] = []
+    counts = Counter[str]()
+    samples = read_samples(data)
+    for sample in samples:
+        rendered = render(tokenizer, sample)
+        if _forges(tokenizer, sample, rendered):
+            counts["forged"] += 1
+            continue
+        counts["moved"] += rendered.token_ids != sample.prompt_ids
+        taken = sample.rejected[:1] if form == "trl" else sample.rejected
+        counts["left"] += len(sample.rejected) - len(taken)
+        counts["cut"] += sum(not response.ended for response in (sample.chosen, *taken))
+        rows += _ROWS[form](tokenizer, rendered.prompt, sample.chosen, taken)
+    if not rows:
+        raise UserError(
+            "every sample holds control tokens as text: none can be exported",
+            where=str(data),
+            mend="take the control tokens out of the documents",
+        )
+    if form == "llama-factory":
+        _write_llama_factory(output, f"logo_{data.resolve().name}", rows)
+    else:
+        _write_rows(output, rows)
+    return Export(len(rows), tuple(_notes(counts, len(samples))))
+
+
+def _prompt_text(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Rendered:
+    """The whole prompt as text, without what the tokenizer puts before every text (else the BOS would stand twice)."""
+    automatic = list(tokenizer("")["input_ids"])
+    ids = sample.prompt_ids[len(automatic) :] if sample.prompt_ids[: len(automatic)] == automatic else sample.prompt_ids
+    text = _decode(tokenizer, ids)
+    return _Rendered(text, list(tokenizer(text)["input_ids"]))
+
+
+def _user_message(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Rendered:
+    """The user's message; its ids are those under the tokenizer's own chat template."""
+    context = "".join(chunk.text + CHUNK_SEPARATOR for chunk in sample.chunks)
+    content = ANSWER_TEMPLATE.format(context=context, question=sample.question)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    assert isinstance(text, str)
+    return _Rendered(content, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    text = tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _forges(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample, rendered: _Rendered) -> bool:
+    """Whether text that looks like control tokens would become such: a document could then end the user's turn."""
+    control = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+
+    def controls(ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if token in control]
+
+    if controls(rendered.token_ids) != controls(sample.prompt_ids):
+        return True
+    return any(
+        controls(tokenizer(_decode(tokenizer, response.token_ids), add_special_tokens=False)["input_ids"])
+        != controls(response.token_ids)
+        for response in (sample.chosen, *sample.rejected)
+    )
+
+
+def _trl_rows(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, chosen: Response, rejected: Sequence[Response]
+) -> Iterator[_Row]:
+    """TRL 1.16, ``DPOTrainer``, explicit prompt, standard (not conversational) text: it tokenises prompt and
+    prompt + response as they stand and appends the eos token where a response does not end with it
+    (trl/trainer/dpo_trainer.py, ``_prepare_dataset``)."""
+    for response in rejected:
+        yield {
+            "prompt": prompt,
+            "chosen": _decode(tokenizer, chosen.token_ids),
+            "rejected": _decode(tokenizer, response.token_ids),
         }
-        for sample in read_samples(data)
-        for response in sample.rejected
-    ]
+
+
+def _llama_factory_rows(
+    _: PreTrainedTokenizerBase, prompt: Any, chosen: Response, rejected: Sequence[Response]
+) -> Iterator[_Row]:
+    """LLaMA-Factory's preference data in sharegpt format (github.com/hiyouga/LLaMA-Factory, data/README.md)."""
+    for response in rejected:
+        yield {
+            "conversations": [{"from": "human", "value": prompt}],
+            "chosen": {"from": "gpt", "value": chosen.text},
+            "rejected": {"from": "gpt", "value": response.text},
+        }
+
+
+def _openrlhf_rows(
+    _: PreTrainedTokenizerBase, prompt: Any, chosen: Response, rejected: Sequence[Response]
+) -> Iterator[_Row]:
+    """OpenRLHF's ``RewardDataset`` (github.com/OpenRLHF/OpenRLHF, openrlhf/datasets/reward_dataset.py) with
+    ``--apply_chat_template --prompt_key prompt --chosen_key chosen --rejected_key rejected``: lists of messages, which
+    it concatenates, renders and tokenises without special tokens."""
+
+    def answer(response: Response) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": response.text}]
+
+    for response in rejected:
+        yield {
+            "prompt": [{"role": "user", "content": prompt}],
+            "chosen": answer(chosen),
+            "rejected": answer(response),
+        }
+
+
+_ROWS: dict[ExportFormat, Callable[[PreTrainedTokenizerBase, Any, Response, Sequence[Response]], Iterator[_Row]]] = {
+    "trl": _trl_rows,
+    "trl-exploded": _trl_rows,
+    "llama-factory": _llama_factory_rows,
+    "openrlhf": _openrlhf_rows,
+}
+
+
+def _notes(counts: Counter[str], total: int) -> Iterator[str]:
+    if counts["forged"]:
+        yield (
+            f"left out {counts['forged']} of {total} samples: their text holds control tokens, which other trainers "
+            "would take for real ones"
+        )
+    if counts["moved"]:
+        yield (
+            f"{counts['moved']} of {total - counts['forged']} prompts tokenise to other ids than the model saw (tokens "
+            "merge across the borders of chunks); the text is the same"
+        )
+    if counts["left"]:
+        yield f"left out {counts['left']} further dis-preferred responses: --format trl-exploded writes a row for each"
+    if counts["cut"]:
+        yield f"{counts['cut']} responses met the length cap and did not end; the trainer will end them"
+
+
+def _write_llama_factory(folder: Path, name: str, rows: Sequence[_Row]) -> None:
+    """``NAME.jsonl`` and its entry in ``dataset_info.json``, beside the entries that are there already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info_file = folder / "dataset_info.json"
+    info = read_json(info_file) if info_file.exists() else {}
+    if not isinstance(info, dict):
+        raise UserError("not LLaMA-Factory's list of data sets", where=str(info_file), mend="choose another -o")
+    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    entry = {"file_name": f"{name}.jsonl", "formatting": "sharegpt", "ranking": True, "columns": columns}
+    _write_rows(folder / f"{name}.jsonl", rows)
+    write_json(info_file, {**info, name: entry})
+
+
+def _write_rows(path: Path, rows: Sequence[_Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, sink.getvalue().to_pybytes())
-    return len(rows)
+    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def _check_output(form: ExportFormat, output: Path) -> None:
+    if form == "llama-factory":
+        if output.is_file() or output.suffix in (".json", ".jsonl", ".parquet"):
+            raise UserError("a file, not a folder", where=str(output), mend="give -o FOLDER")
+    elif output.suffix not in (".parquet", ".jsonl") or output.is_dir():
+        raise UserError("not a .parquet or .jsonl file", where=str(output), mend="give -o FILE.parquet or FILE.jsonl")

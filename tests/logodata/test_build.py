@@ -281,7 +281,7 @@ def test_inspect_stats_and_export(
     capsys.readouterr()
     assert main(["stats", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kept"] == 3
-    assert main(["export", str(out), "--format", "trl", "-o", str(tmp_path / "trl.parquet")]) == 0
+    assert main(["export", str(out), "--format", "trl-exploded", "-o", str(tmp_path / "trl.parquet")]) == 0
     rows = pq.read_table(tmp_path / "trl.parquet").to_pylist()
     assert len(rows) == 6
     assert rows[0]["prompt"].endswith("<|im_start|>assistant\n")
