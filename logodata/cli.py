@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="show samples as text, critical chunks marked")
     inspect.add_argument("data", type=Path, help="folder of a data set")
     inspect.add_argument("--id", help="id of the sample (default: the first ones)")
-    inspect.add_argument("-n", type=int, default=1, help="how many samples (default 1)")
+    inspect.add_argument("-n", type=int, help="how many samples (default 1; with --html 50, and 5 questions a reason)")
+    inspect.add_argument("--html", type=Path, metavar="FILE", help="write a page, also of what was not kept and why")
     inspect.set_defaults(command=_inspect)
 
     stats = commands.add_parser("stats", help="yield, reasons, lengths")
@@ -165,6 +166,17 @@ def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if options.html:
+        from logodata.common.console import console
+        from logodata.sample_page import write_page
+
+        shown = write_page(options.data, options.html, options.id, options.n)
+        console.print(f"wrote {shown} to {options.html}", markup=False, soft_wrap=True)
+        return
+    _inspect_in_terminal(options)
+
+
+def _inspect_in_terminal(options: argparse.Namespace) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
@@ -180,7 +192,7 @@ def _inspect(options: argparse.Namespace) -> None:
                 where=str(options.data),
                 mend="ids are in data/*.parquet and rejected.jsonl",
             )
-    for sample in samples[: options.n]:
+    for sample in samples[: 1 if options.n is None else options.n]:
         context = Text()
         for chunk in sample.chunks:
             context.append(

@@ -1,7 +1,7 @@
 """The same data as text, in other trainers' formats.
 
 Those trainers tokenise again. Each prompt is therefore tokenised here the way the trainer will do it, and compared with
-the ids the model saw: what differs is counted and said, and a sample whose text would become control tokens is left out.
+the ids the model saw: what differs is counted and said; a sample whose text would become control tokens is left out.
 For LOGO itself, with all dis-preferred responses over one prompt and positions by chunk, use ``logotrain``.
 
 | format | file | a row | prompt |
@@ -80,13 +80,16 @@ def export(data: Path, form: ExportFormat, output: Path) -> Export:
     render = _user_message if chat else _prompt_text
     rows: list[_Row] = []
     counts = Counter[str]()
+    moved: list[int] = []  # for each prompt that tokenises otherwise, how many of its tokens are gone
     samples = read_samples(data)
     for sample in samples:
         rendered = render(tokenizer, sample)
         if _forges(tokenizer, sample, rendered):
             counts["forged"] += 1
             continue
-        counts["moved"] += rendered.token_ids != sample.prompt_ids
+        if rendered.token_ids != sample.prompt_ids:
+            moved.append((Counter(sample.prompt_ids) - Counter(rendered.token_ids)).total())
+            counts["reworded"] += _decode(tokenizer, rendered.token_ids) != _decode(tokenizer, sample.prompt_ids)
         taken = sample.rejected[:1] if form == "trl" else sample.rejected
         counts["left"] += len(sample.rejected) - len(taken)
         counts["cut"] += sum(not response.ended for response in (sample.chosen, *taken))
@@ -101,7 +104,7 @@ def export(data: Path, form: ExportFormat, output: Path) -> Export:
         _write_llama_factory(output, f"logo_{data.resolve().name}", rows)
     else:
         _write_rows(output, rows)
-    return Export(len(rows), tuple(_notes(counts, len(samples))))
+    return Export(len(rows), tuple(_notes(counts, sorted(moved), len(samples))))
 
 
 def _prompt_text(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Rendered:
@@ -197,16 +200,19 @@ _ROWS: dict[ExportFormat, Callable[[PreTrainedTokenizerBase, Any, Response, Sequ
 }
 
 
-def _notes(counts: Counter[str], total: int) -> Iterator[str]:
+def _notes(counts: Counter[str], moved: Sequence[int], total: int) -> Iterator[str]:
     if counts["forged"]:
         yield (
             f"left out {counts['forged']} of {total} samples: their text holds control tokens, which other trainers "
             "would take for real ones"
         )
-    if counts["moved"]:
+    if moved:
+        text = "the text is the same"
+        if counts["reworded"]:
+            text = f"of {counts['reworded']} the text differs too: the chat template changes it"
         yield (
-            f"{counts['moved']} of {total - counts['forged']} prompts tokenise to other ids than the model saw (tokens "
-            "merge across the borders of chunks); the text is the same"
+            f"{len(moved)} of {total - counts['forged']} prompts tokenise to other ids than the model saw, in "
+            f"{moved[len(moved) // 2]} tokens each (median), where pieces of the prompt meet; {text}"
         )
     if counts["left"]:
         yield f"left out {counts['left']} further dis-preferred responses: --format trl-exploded writes a row for each"

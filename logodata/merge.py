@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,7 @@ from logodata.common.errors import UserError
 from logodata.common.run_dir import differences, locked
 from logodata.contract import PreferenceSample, read_manifest, read_samples
 from logodata.parts import PartRecord, read_part_record
+from logodata.report import read_rejected
 
 _NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
 
@@ -55,7 +55,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     for part in parts:
         places = part.record.places
         samples += [(_place(places, sample.id, part.path), sample) for sample in read_samples(part.path)]
-        rejected += [(_place(places, row["id"], part.path), row) for row in _rejected(part.path)]
+        rejected += [(_place(places, row["id"], part.path), row) for row in read_rejected(part.path)]
     manifest = {
         **parts[0].manifest,
         "engine": _engines([part.manifest["engine"] for part in parts]),
@@ -125,12 +125,3 @@ def _place(places: dict[str, int], question_id: str, folder: Path) -> int:
             f"question {question_id!r} is not in shard.json", where=str(folder), mend="build this part again"
         )
     return places[question_id]
-
-
-def _rejected(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "rejected.jsonl"
-    try:
-        with open(path, encoding="utf-8") as file:  # not splitlines: texts may hold other line separators, unescaped
-            return [json.loads(line) for line in file]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read: {error}", where=str(path), mend="build this part again") from error

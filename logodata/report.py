@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from logodata.contract import PreferenceSample
-from logodata.judge import RIGHT_AT, error_pattern
+from logodata.common.errors import UserError
+from logodata.contract import PreferenceSample, Response
+from logodata.judge import RIGHT_AT, ErrorPattern, error_pattern
 
 
 def statistics(
@@ -50,9 +53,13 @@ def _error_patterns(samples: Sequence[PreferenceSample], right_at: float) -> dic
     counts = Counter[str](instruction_unfollowing=0, hallucination=0)
     for sample in samples:
         for response in sample.rejected:
-            wrong = response.word_share < right_at
-            counts[error_pattern(response.text, sample.question) if wrong else "right"] += 1
+            counts[verdict(response, sample.question, right_at)] += 1
     return dict(counts)
+
+
+def verdict(response: Response, question: str, right_at: float) -> ErrorPattern | Literal["right"]:
+    """``right``, or how the response goes wrong."""
+    return "right" if response.word_share >= right_at else error_pattern(response.text, question)
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -63,6 +70,20 @@ def _mean(values: Iterable[float]) -> float | None:
 def _spread(values: Iterable[int]) -> dict[str, int] | None:
     numbers = sorted(values)
     return {"min": numbers[0], "median": numbers[len(numbers) // 2], "max": numbers[-1]} if numbers else None
+
+
+def read_rejected(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``rejected.jsonl``: questions of a build that gave no sample, with their reasons.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    path = folder / "rejected.jsonl"
+    try:
+        with open(path, encoding="utf-8") as file:  # not splitlines: texts may hold other line separators, unescaped
+            return [json.loads(line) for line in file]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read: {error}", where=str(path), mend="build the data set again") from error
 
 
 def describe(stats: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logoeval.markup import Html, raw
+from logodata.common.markup import Html, raw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from logodata import __version__
+from logodata.common.markup import Html, join, number_cell, page, raw, tag
 from logodata.common.run_dir import write_atomic, write_json
 from logoeval.compare import SCHEMA_VERSION, Comparison, Difference, Row, Run, markdown_table, show_change
-from logoeval.markup import Html, join, number_cell, raw, tag
 from logoeval.report_sections import data_section, niah_section, pairs_section, perplexity_section, training_section
 
 
@@ -28,9 +28,9 @@ def write_report(comparison: Comparison, path: Path, *, data: Path | None = None
     Raises:
         UserError: ``data`` or ``run`` does not hold what it should, or a file cannot be written.
     """
-    page = render(comparison, data=data, run=run)
+    html = render(comparison, data=data, run=run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page)
+    write_atomic(path, html)
     write_atomic(path.with_suffix(".md"), _markdown(comparison))
     write_json(path.with_suffix(".json"), _record(comparison))
 
@@ -47,12 +47,7 @@ def render(comparison: Comparison, *, data: Path | None = None, run: Path | None
         training_section(run) if run else raw(""),
         _provenance(comparison),
     ]
-    head = join(
-        tag("title", _title(comparison)),
-        raw('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        tag("style", raw(style)),
-    )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{join(*sections)}</main></body></html>\n'
+    return page(_title(comparison), style, *sections)
 
 
 def _title(comparison: Comparison) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from logodata.common.markup import Html, join, tag
 from logodata.common.shards import Shard
-from logodata.contract import ContextChunk, PreferenceSample, Response, read_samples
-from logodata.text import content_stems, stem
+from logodata.contract import PreferenceSample, Response, read_samples
+from logodata.sample_page import chunk_view
+from logodata.text import content_stems
 from logoeval.compare import Comparison, Run
-from logoeval.markup import Html, join, raw, tag
 from logoeval.pairs import sample_hash
 from logoeval.records import PREDICTIONS_DIR, SampleRow
 
@@ -76,7 +76,7 @@ def _worked_sample(
         tag("p", f"{which} in margin: {moved} nats per token.", class_="small"),
         tag("dl", *(join(tag("dt", name), entry) for name, entry in entries)),
         tag("p", f"The context, {len(sample.chunks)} chunks, {critical} of them critical (open):", class_="small"),
-        *(_chunk(chunk, stems) for chunk in sample.chunks),
+        *(chunk_view(chunk, stems) for chunk in sample.chunks),
         class_="sample",
     )
 
@@ -94,21 +94,3 @@ def _response(response: Response) -> Html:
     cached = ", from the shipped cache" if response.origin == "cache" else ""
     measures = f"{response.strategy}; reference words {100 * response.word_share:.0f} %, {ended}{cached}"
     return tag("dd", response.text.strip(), tag("span", measures, class_="measures"))
-
-
-def _chunk(chunk: ContextChunk, stems: set[str]) -> Html:
-    name = f"{chunk.doc_id}, chunk {chunk.index}{', critical' if chunk.critical else ''}, score {chunk.score:g}"
-    text = _mark_words(chunk.text.strip(), stems) if chunk.critical else chunk.text.strip()
-    body = join(tag("summary", name), tag("div", text, class_="chunk"))
-    return raw(f'<details class="critical" open>{body}</details>') if chunk.critical else tag("details", body)
-
-
-def _mark_words(text: str, stems: set[str]) -> Html:
-    """The text with the reference's content words marked."""
-    parts = re.split(r"([^\W_]+)", text)
-    return join(
-        *(
-            tag("mark", part) if number % 2 and stem(part.lower()) in stems else part
-            for number, part in enumerate(parts)
-        )
-    )

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from logodata.common.errors import UserError
+from logodata.common.markup import Html, join, number_cell, raw, tag
 from logodata.common.run_dir import read_json
 from logodata.contract import read_manifest, read_samples
 from logoeval import figures
 from logoeval.compare import Comparison, Run, show_change
-from logoeval.markup import Html, join, number_cell, raw, tag
 from logoeval.records import TaskName
 from logoeval.report_samples import held_out_samples, worked_samples
 

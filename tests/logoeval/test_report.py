@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
+from logodata.common.markup import join, raw, tag
 from logodata.common.run_dir import write_json
 from logoeval.cli import main
 from logoeval.compare import compare
-from logoeval.markup import join, raw, tag
 from logoeval.recipe import EvalRecipe, NiahSettings, PairsSettings, PerplexitySettings
 from logoeval.report import render
 from logoeval.run import evaluate

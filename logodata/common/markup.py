@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from importlib import resources
 
 
 class Html(str):
@@ -31,3 +32,20 @@ def number_cell(text: str, name: str = "") -> Html:
     """A right-aligned table cell, its hyphens written as minus signs; ``name`` is shown where columns have no head."""
     attributes = {"data_name": name} if name else {}
     return tag("td", text.replace("-", "\N{MINUS SIGN}"), class_="n", **attributes)
+
+
+def page(title: str, style: str, *body: str) -> str:
+    """A whole document that loads nothing from elsewhere and fits a phone.
+
+    Args:
+        title: shown in the browser's tab.
+        style: rules of its own, after those of ``page.css``, which every page shares.
+        body: its content.
+    """
+    shared = resources.files("logodata.common").joinpath("page.css").read_text(encoding="utf-8")
+    head = join(
+        tag("title", title),
+        raw('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("style", raw(shared + style)),
+    )
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{join(*body)}</main></body></html>\n'

@@ -1,0 +1,204 @@
+"""Samples as a page to look at: what was asked, what was preferred to what, and what was not kept, and why."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from logodata.common.errors import UserError
+from logodata.common.markup import Html, join, page, raw, tag
+from logodata.common.run_dir import read_json, write_atomic
+from logodata.contract import ContextChunk, PreferenceSample, Response, read_manifest, read_samples
+from logodata.judge import RIGHT_AT
+from logodata.report import describe, describe_patterns, read_rejected, verdict
+from logodata.text import content_stems, stem
+
+_NUM_SAMPLES = 50
+_NUM_PER_REASON = 5
+
+_Row = dict[str, Any]
+
+
+def write_page(data: Path, path: Path, question_id: str | None = None, count: int | None = None) -> str:
+    """Write a self-contained HTML page of a data set. All text from data is escaped; nothing is loaded from elsewhere.
+
+    Args:
+        data: folder of a build; one in which no pair was kept shows what was not.
+        path: the page.
+        question_id: show this question only.
+        count: samples, and questions of each reason, at most; 50 and 5 if None.
+
+    Returns:
+        what is on it, in words.
+
+    Raises:
+        UserError: no build there, no such question, or ``path`` cannot be written.
+    """
+    rejected = read_rejected(data) if (data / "rejected.jsonl").is_file() else []
+    samples = read_samples(data) if (data / "data").is_dir() or not rejected else []
+    if question_id is not None:
+        samples = [sample for sample in samples if sample.id == question_id]
+        rejected = [row for row in rejected if row["id"] == question_id]
+        if not samples and not rejected:
+            raise UserError(
+                f"no question {question_id!r}", where=str(data), mend="ids are in data/*.parquet and rejected.jsonl"
+            )
+    shown = samples[: _NUM_SAMPLES if count is None else count]
+    groups: dict[str, list[_Row]] = defaultdict(list)
+    for row in rejected:
+        groups[row["reason"]].append(row)
+    by_count = sorted(groups.items(), key=lambda group: -len(group[1]))
+    limit = _NUM_PER_REASON if count is None else count
+    right_at = read_manifest(data)["recipe"]["judge"]["right_at"] if shown else RIGHT_AT
+    style = resources.files("logodata").joinpath("sample_page.css").read_text(encoding="utf-8")
+    html = page(
+        f"Samples of {data.name}",
+        style,
+        _headline(data, shown, len(samples), by_count),
+        *(_sample(sample, right_at) for sample in shown),
+        *(_reason(number, reason, rows, limit) for number, (reason, rows) in enumerate(by_count)),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, html)
+    told = sum(min(len(rows), limit) for _, rows in by_count)
+    return f"{len(shown)} of {len(samples)} samples and {told} of {len(rejected)} questions without one"
+
+
+def chunk_view(chunk: ContextChunk, stems: set[str]) -> Html:
+    """A chunk to open and close; a critical one is open, with the words of these stems marked."""
+    name = f"{chunk.doc_id}, chunk {chunk.index}{', critical' if chunk.critical else ''}, score {chunk.score:g}"
+    text = _mark_words(chunk.text.strip(), stems) if chunk.critical else chunk.text.strip()
+    body = join(tag("summary", name), tag("div", text, class_="chunk"))
+    return raw(f'<details class="critical" open>{body}</details>') if chunk.critical else tag("details", body)
+
+
+def _mark_words(text: str, stems: set[str]) -> Html:
+    """The text with the words of these stems marked."""
+    parts = re.split(r"([^\W_]+)", text)
+    return join(
+        *(
+            tag("mark", part) if number % 2 and stem(part.lower()) in stems else part
+            for number, part in enumerate(parts)
+        )
+    )
+
+
+def _headline(
+    data: Path, shown: Sequence[PreferenceSample], num_samples: int, reasons: Sequence[tuple[str, Sequence[_Row]]]
+) -> Html:
+    stats = read_json(data / "stats.json")
+    summary = describe(stats)
+    facts = [f"{summary[0].upper()}{summary[1:]}."]
+    if stats["kept"]:
+        patterns = describe_patterns(stats)
+        facts.append(f"{patterns[0].upper()}{patterns[1:]}.")
+    if (data / "manifest.json").is_file():
+        manifest = read_manifest(data)
+        facts.append(
+            f"Made from {manifest['source']['path']} by {manifest['model']} ({manifest['model_fingerprint']}), engine "
+            f"{manifest['engine']}."
+        )
+    if shown:
+        which = "All" if len(shown) == num_samples else f"The first {len(shown)} of"
+        facts.append(f"{which} {num_samples} samples are below; words of the reference are marked.")
+    links = [
+        tag("li", tag("a", f"{_in_words(reason)} ({len(rows)})", href=f"#reason-{number}"))
+        for number, (reason, rows) in enumerate(reasons)
+    ]
+    return join(
+        tag("h1", f"Samples of {data.name}"),
+        *(tag("p", fact, class_="facts") for fact in facts),
+        tag("nav", tag("p", "Not kept, by reason:", class_="small"), tag("ul", *links)) if links else "",
+    )
+
+
+def _sample(sample: PreferenceSample, right_at: float) -> Html:
+    stems = _stems(sample.answers)
+    critical = sum(chunk.critical for chunk in sample.chunks)
+    where = "hold" if sample.answer_in_critical else "do not hold"
+    return tag(
+        "section",
+        tag(
+            "p", f"{sample.id}, {_in_words(sample.kind)}, {len(sample.prompt_ids)} prompt tokens", class_="small facts"
+        ),
+        tag("p", sample.question, class_="question"),
+        _reference(sample.answers),
+        tag(
+            "div",
+            _answer("preferred", sample.chosen, sample, right_at),
+            *(_answer("dis-preferred", response, sample, right_at) for response in sample.rejected),
+            class_="answers",
+        ),
+        tag(
+            "p",
+            f"The context: {len(sample.chunks)} chunks, {critical} of them critical (open), which {where} every "
+            "content word of a reference.",
+            class_="small",
+        ),
+        *(chunk_view(chunk, stems) for chunk in sample.chunks),
+        class_="sample",
+    )
+
+
+def _answer(role: str, response: Response, sample: PreferenceSample, right_at: float) -> Html:
+    ended = "ended by itself" if response.ended else "cut at the length cap"
+    cached = ", from the shipped cache" if response.origin == "cache" else ""
+    judged = _in_words(verdict(response, sample.question, right_at))
+    shares = f"reference words {100 * response.word_share:.0f} %, F1 {100 * response.token_f1:.0f} %"
+    measures = f"{judged}; {shares}, {len(response.token_ids)} tokens, {ended}{cached}"
+    return _card(role, f"{role}: {response.strategy}", response.text, _stems(sample.answers), measures)
+
+
+def _card(role: str, title: str, text: str, stems: set[str], measures: str = "") -> Html:
+    return tag(
+        "div",
+        tag("h4", title),
+        tag("p", _mark_words(text.strip(), stems), class_="said"),
+        tag("span", measures, class_="measures") if measures else "",
+        class_=f"answer {role}",
+    )
+
+
+def _reason(number: int, reason: str, rows: Sequence[_Row], limit: int) -> Html:
+    """The questions that one reason kept out."""
+    shown = rows[:limit]
+    some = "" if len(shown) == len(rows) else f", the first {len(shown)}"
+    return tag(
+        "section",
+        tag("h2", f"Not kept: {_in_words(reason)} ({len(rows)}{some})", id=f"reason-{number}"),
+        *(_unkept(row) for row in shown),
+    )
+
+
+def _unkept(row: _Row) -> Html:
+    answers = row.get("answers", [])
+    stems = _stems(answers)
+    cards = [
+        *(_card("unused", "candidate for the preferred", text, stems) for text in row.get("preferred", [])),
+        *(_card("dis-preferred", "dis-preferred", text, stems) for text in row.get("rejected", [])),
+    ]
+    detail = f": {row['detail']}" if row.get("detail") else ""
+    return tag(
+        "div",
+        tag("p", f"{row['id']}, {row['where']}, {_in_words(row['reason'])}{detail}", class_="small facts"),
+        tag("p", row["question"] or "(no question)", class_="question"),
+        _reference(answers) if answers else "",
+        tag("div", *cards, class_="answers") if cards else "",
+        class_="sample",
+    )
+
+
+def _reference(answers: Sequence[str]) -> Html:
+    return tag("p", "Reference: ", tag("strong", " / ".join(answers)), class_="reference")
+
+
+def _stems(answers: Sequence[str]) -> set[str]:
+    return {part for answer in answers for part in content_stems(answer)}
+
+
+def _in_words(name: str) -> str:
+    return name.replace("_", " ")

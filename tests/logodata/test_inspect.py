@@ -1,0 +1,171 @@
+"""The page of samples: whole, escaped, self-contained."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from logodata.cli import main
+from logodata.common.run_dir import write_json
+from logodata.contract import ContextChunk, PreferenceSample, Response, write_samples
+from logodata.report import statistics
+
+EVIL = "<script>alert('mill')</script> & \"owls\" <img src=x onerror=alert(1)>"
+REJECTED = {"id": "r0", "doc_id": "d<b>", "where": "my.jsonl:7", "question": "Who?", "answers": ["a mill"]}
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and the text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def named(self, class_: str) -> int:
+        return sum(class_ in (attributes.get("class") or "").split() for _, attributes in self.elements)
+
+
+def write_data(folder: Path, count: int = 3, rejected: list[dict[str, Any]] | None = None) -> Path:
+    def response(strategy: str, text: str, share: float) -> Response:
+        return Response(strategy=strategy, text=text, token_ids=[5], ended=True, word_share=share, token_f1=0.5)
+
+    samples = [
+        PreferenceSample(
+            id=f"q{number}",
+            doc_id="d",
+            question_id=f"q{number}",
+            kind="single_detail",
+            question=f"What is {EVIL} number {number}?",
+            answers=["green millet"],
+            prompt_ids=[1, 2, 3],
+            chunks=[
+                ContextChunk(
+                    doc_id="d<i>",
+                    index=n,
+                    start=0,
+                    end=1,
+                    token_start=n,
+                    token_end=n + 1,
+                    score=2.5 - n,
+                    critical=n == 0,
+                    text=f"The Millet is green. {EVIL}",
+                )
+                for n in range(2)
+            ],
+            chosen=response("model", f"It is millet. {EVIL}", 1.0),
+            rejected=[response("irrelevant", "It is an owl's number.", 0.0), response("mixed-0.5", "Sand.", 0.0)],
+            answer_in_critical=True,
+        )
+        for number in range(count)
+    ]
+    wrong = {**REJECTED, "reason": "preferred_wrong", "stage": "judge", "preferred": [EVIL]}
+    rows = [wrong] if rejected is None else rejected
+    folder.mkdir()
+    (folder / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json(folder / "stats.json", statistics(samples, rows))
+    if samples:
+        (folder / "data").mkdir()
+        write_samples(folder / "data" / "train-00000-of-00001.parquet", samples)
+        manifest = {"model": "m<u>", "model_fingerprint": "abc", "engine": "e", "source": {"path": EVIL}}
+        write_json(folder / "manifest.json", {**manifest, "recipe": {"judge": {"right_at": 0.6}}})
+    return folder
+
+
+def inspect(data: Path, *arguments: str) -> Reader:
+    file = data.parent / "page.html"
+    assert main(["inspect", str(data), "--html", str(file), *arguments]) == 0
+    return Reader(file.read_text(encoding="utf-8"))
+
+
+def test_the_page_holds_everything_and_only_as_text(tmp_path: Path) -> None:
+    page = inspect(write_data(tmp_path / "set"))
+    names = {name for name, _ in page.elements}
+    assert not names & {"script", "img", "iframe", "link", "i", "b", "u"}
+    assert not page.open, "every element is closed"
+    for _, attributes in page.elements:
+        assert not any(name.startswith("on") or name == "src" for name in attributes)
+        assert re.fullmatch(r"(#reason-\d+)?", attributes.get("href") or "")
+    assert page.text.count(EVIL) == 1 + 3 * (1 + 1 + 2) + 1  # source; question, answer, two chunks; the rejected one
+    assert "hallucination; reference words 0 %" in page.text
+    assert "instruction unfollowing; reference words 0 %" in page.text
+    assert "right; reference words 100 %, F1 50 %" in page.text
+    assert "chunk 0, critical, score 2.5" in page.text
+    assert "my.jsonl:7, preferred wrong" in page.text
+    assert page.named("critical") == 3
+    assert page.named("preferred") == 3
+    assert page.named("dis-preferred") == 6
+    viewport = [attributes for name, attributes in page.elements if attributes.get("name") == "viewport"]
+    assert "width=device-width" in str(viewport[0]["content"]), "a phone does not shrink it"
+    assert "url(" not in page.text
+    assert "@import" not in page.text
+
+
+def test_words_of_the_reference_are_marked_in_critical_chunks_and_answers(tmp_path: Path) -> None:
+    page = inspect(write_data(tmp_path / "set", 1, []))
+    assert sum(name == "mark" for name, _ in page.elements) == 3  # Millet and green in the chunk, millet in the answer
+
+
+def test_how_many_are_shown_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{**REJECTED, "id": f"r{n}", "reason": "preferred_wrong", "stage": "judge"} for n in range(7)]
+    data = write_data(tmp_path / "set", 60, rows)
+    page = inspect(data)
+    assert "50 of 60 samples and 5 of 7 questions without one" in capsys.readouterr().out
+    assert "The first 50 of 60 samples" in page.text
+    assert "Not kept: preferred wrong (7, the first 5)" in page.text
+    assert "All 60 samples" in inspect(data, "-n", "60").text
+    one = inspect(data, "--id", "q7")
+    assert "number 7?" in one.text
+    assert "number 8?" not in one.text
+    assert "r6, my.jsonl:7" in inspect(data, "--id", "r6").text
+    assert main(["inspect", str(data), "--html", str(tmp_path / "x.html"), "--id", "nobody"]) == 2
+    assert "no question 'nobody'" in capsys.readouterr().err
+
+
+def test_a_build_without_a_pair_shows_what_was_not_kept(tmp_path: Path) -> None:
+    fault = {"id": "r0", "doc_id": "d", "where": "my.jsonl:7", "question": "", "reason": "empty_question"}
+    page = inspect(write_data(tmp_path / "set", 0, [{**fault, "detail": f"of {EVIL}", "stage": "source"}]))
+    assert "Kept 0 of 1 questions; not kept: empty_question 1." in page.text
+    assert f"empty question: of {EVIL}" in page.text
+
+
+def test_no_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path / "none"), "--html", str(tmp_path / "x.html")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_stats_count_error_patterns_and_are_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stats", str(write_data(tmp_path / "set")), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out)["dispreferred_error_patterns"] == {"instruction_unfollowing": 3, "hallucination": 3}
+    assert json.loads(out) == json.loads((tmp_path / "set" / "stats.json").read_text())
+
+
+def test_right_dispreferred_responses_of_a_switched_off_judge_are_counted_apart(tmp_path: Path) -> None:
+    from logodata.contract import read_samples
+    from logodata.report import describe_patterns
+
+    sample = read_samples(write_data(tmp_path / "set", 1))[0]
+    right = sample.model_copy(update={"rejected": [sample.chosen, sample.rejected[1]]})
+    stats = statistics([right], [])
+    assert stats["dispreferred_error_patterns"] == {"instruction_unfollowing": 1, "hallucination": 0, "right": 1}
+    assert "1 are right: the judge was off" in describe_patterns(stats)
+    assert statistics([right], [], right_at=1.0)["dispreferred_error_patterns"]["right"] == 1
