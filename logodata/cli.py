@@ -1,4 +1,4 @@
-"""``logodata``: build, inspect, stats, export."""
+"""``logodata``: build, merge, inspect, stats, export."""
 
 from __future__ import annotations
 
