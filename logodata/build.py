@@ -78,7 +78,7 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None) -> dict[s
     """
     settings = {
         "recipe": recipe.model_dump(mode="json", exclude={"engine"}),
-        "source_fingerprint": source_fingerprint(recipe.source.path),
+        "source_fingerprint": source_fingerprint(recipe.source),
         "model_fingerprint": model_fingerprint(recipe.model),
         **({"shard": str(part)} if part else {}),
     }
@@ -142,7 +142,7 @@ def _pools(planner: Planner, source: Source, part: Part | None) -> tuple[Iterabl
     """The pools to build, and how many questions they hold. A part owns a pool by its first document, so that pools are
     those of the unsharded build also where documents are joined."""
     if part is None:
-        return planner.pools(source.documents), sum(len(document.questions) for document in source.documents)
+        return planner.pools(source.documents), source.documents.num_questions
     own = [pool for pool in planner.pools(source.documents) if part.owns(pool.documents[0].doc_id)]
     return own, sum(len(document.questions) for pool in own for document in pool.documents)
 

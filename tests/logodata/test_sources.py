@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
 from logodata.common.errors import UserError
-from logodata.sources import SourceSettings, read_source
+from logodata.sources import SourceSettings, read_source, source_fingerprint
 from logodata.text import words
 
 GOOD = {"doc_id": "d", "context": "A long text.", "questions": [{"question": "Who?", "answers": ["Ann"]}]}
@@ -108,3 +109,204 @@ def test_train_and_eval_documents_are_disjoint() -> None:
         {d.text for d in read_source(SourceSettings(path=f"embedded:{name}")).documents} for name in ("train", "eval")
     ]
     assert not texts[0] & texts[1]
+
+
+ROWS = [
+    {"doc_id": "a", "context": "Ann lives here.", "question": "Who?", "answers": ["Ann"], "evidence": [[0, 3]]},
+    {"doc_id": "b", "context": "Bo lives there.", "question": "Who?", "answers": ["Bo"]},
+    {"doc_id": "a", "context": "Ann lives here.", "question": "Where?", "answers": ["here"], "kind": "summary"},
+]
+
+
+def seen(settings: SourceSettings) -> list[tuple[str, str, list[tuple[str, str, tuple[str, ...]]]]]:
+    """A source without places, which formats spell differently."""
+    source = read_source(settings)
+    assert not source.faults
+    return [(d.doc_id, d.text, [(q.id, q.question, tuple(q.answers)) for q in d.questions]) for d in source.documents]
+
+
+def save_rows(folder: Path, name: str) -> SourceSettings:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / name
+    if name == "rows.jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in ROWS))
+    elif name == "list.json":
+        path.write_text(json.dumps(ROWS, indent=2))
+    elif name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist([{**row, "unused": 1} for row in ROWS]), path)
+    elif name == "saved":
+        datasets.Dataset.from_list(ROWS).save_to_disk(str(path))
+    elif name == "splits":
+        both = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
+        datasets.DatasetDict(both).save_to_disk(str(path))
+        return SourceSettings(path=str(path), split="train")
+    elif name == "folder":
+        path.mkdir()
+        pq.write_table(pa.Table.from_pylist(ROWS), path / "train.parquet")
+    elif name == "two files":
+        docs = {row["doc_id"]: {"doc_id": row["doc_id"], "context": row["context"]} for row in ROWS}
+        qa = [{key: value for key, value in row.items() if key != "context"} for row in ROWS]
+        for file, rows in (("docs.jsonl", docs.values()), ("qa.jsonl", qa)):
+            (folder / file).write_text("\n".join(json.dumps(row) for row in rows))
+        return SourceSettings(path=str(folder / "docs.jsonl"), questions=str(folder / "qa.jsonl"))
+    elif name == "texts":
+        path.mkdir()
+        for row in ROWS:
+            (path / f"{row['doc_id']}.txt").write_text(str(row["context"]))
+        (path / ".hidden.txt").write_text("no")
+        qa = [{key: value for key, value in row.items() if key != "context"} for row in ROWS]
+        (folder / "qa.jsonl").write_text("\n".join(json.dumps(row) for row in qa))
+        return SourceSettings(path=str(path), questions=str(folder / "qa.jsonl"))
+    return SourceSettings(path=str(path))
+
+
+@pytest.fixture
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+@pytest.mark.usefixtures("_own_cache")
+@pytest.mark.parametrize(
+    "name", ["rows.jsonl", "list.json", "rows.parquet", "saved", "splits", "folder", "two files", "texts"]
+)
+def test_every_container_gives_the_same_documents(tmp_path: Path, name: str) -> None:
+    settings = save_rows(tmp_path, name)
+    assert seen(settings) == [
+        ("a", "Ann lives here.", [("a-01", "Who?", ("Ann",)), ("a-02", "Where?", ("here",))]),
+        ("b", "Bo lives there.", [("b-01", "Who?", ("Bo",))]),
+    ]
+    documents = read_source(settings).documents
+    assert documents[0].questions[0].evidence == [(0, 3)]
+    assert [d.doc_id for d in documents[-1:]] == ["b"]
+    assert documents.num_questions == 3
+    assert len(source_fingerprint(settings)) == 16
+    assert source_fingerprint(settings) == source_fingerprint(settings)
+
+
+def test_the_fingerprint_of_one_file_is_its_sha256_and_a_side_file_changes_it(tmp_path: Path) -> None:
+    settings = save_rows(tmp_path, "two files")
+    alone = SourceSettings(path=settings.path)
+    assert source_fingerprint(alone) == hashlib.sha256(Path(settings.path).read_bytes()).hexdigest()[:16]
+    before = source_fingerprint(settings)
+    assert before != source_fingerprint(alone)
+    with open(str(settings.questions), "a") as file:
+        file.write("\n")
+    assert source_fingerprint(settings) != before
+
+
+ALPACA = {
+    "paper": "Below is a paper. Memorize the paper and answer my question after the paper.\n The paper begins. \n D \n "
+    "Now the paper ends. \nQ?",
+    "two": "There are two papers. Memorize them and answer my question after the paper.\n The first paper begins. \n D "
+    "Now the second paper ends.Q?",
+    "book": "Below is some paragraphs in the book, T. Memorize the content and answer my question after the book.\n D "
+    "\n Now the material ends. Q?",
+    "user's": "Below is a paper. Memorize the material and answer my question after the paper.\n D \n Now the material "
+    "ends. Q?",
+}
+
+
+@pytest.mark.parametrize("wording", list(ALPACA))
+def test_longalpaca(tmp_path: Path, wording: str, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"instruction": ALPACA[wording].replace("D", "A text.\nNow the paper ends. More."), "output": "Yes."}
+    settings = write(tmp_path, {**row, "input": "", "file": "f.txt"})
+    [document] = read_source(settings).documents
+    assert document.text == "A text.\nNow the paper ends. More."
+    assert document.title == ("T" if wording == "book" else "f.txt")
+    assert (document.questions[0].question, document.questions[0].answers) == ("Q?", ["Yes."])
+    assert "read as jsonl, rows as longalpaca" in capsys.readouterr().err
+
+
+def test_longalpaca_with_the_document_as_input_and_without_one(tmp_path: Path) -> None:
+    rows = [{"instruction": "Sum up.", "input": "A text.", "output": "Text."}, {"instruction": "2+2?", "output": "4"}]
+    file = tmp_path / "alpaca.json"
+    file.write_text(json.dumps(rows))
+    source = read_source(SourceSettings(path=str(file), format="longalpaca"))
+    assert [(d.text, d.questions[0].question) for d in source.documents] == [("A text.", "Sum up.")]
+    assert [(fault["question"], fault["reason"]) for fault in source.faults] == [("2+2?", "empty_document")]
+
+
+FIRST_TURNS = {
+    "ruled": "Context information is below:\n----------\nOne.\n\nTwo.\n----------\nQ1?",
+    "opening": "Story:\n\nOne.\n\nTwo.\n\nQ1?",
+    "asking": "Read the following context.\n\nOne.\n\nTwo.\n\n"
+    "Answer my question using the knowledge from the context:\nQ1?",
+    "plain": "One.\n\nTwo.\n\nQ1?",
+    "longalpaca": ALPACA["paper"].replace("D", "One.\n\nTwo.").replace("Q?", "Q1?"),
+}
+
+
+@pytest.mark.parametrize("wording", list(FIRST_TURNS))
+@pytest.mark.parametrize(
+    ("role", "content", "names"), [("role", "content", ("user", "assistant")), ("from", "value", ("human", "gpt"))]
+)
+def test_conversations(tmp_path: Path, wording: str, role: str, content: str, names: tuple[str, str]) -> None:
+    said = [FIRST_TURNS[wording], "A1", "Q2?", "A2", "Q3?"]
+    turns = [{role: names[n % 2], content: text} for n, text in enumerate(said)]
+    file = tmp_path / "one_detail_book.train.json"
+    file.write_text(json.dumps({"conversations": turns}) + "\n")
+    source = read_source(SourceSettings(path=str(file)))
+    [document] = source.documents
+    assert document.text == "One.\n\nTwo."
+    assert [(q.question, q.answers, q.kind) for q in document.questions] == [
+        ("Q1?", ["A1"], "single_detail"),
+        ("Q2?", ["A2"], "single_detail"),
+    ]
+    assert [(fault["question"], fault["reason"]) for fault in source.faults] == [("Q3?", "no_reference_answer")]
+
+
+def test_texts_are_not_kept_in_memory(tmp_path: Path) -> None:
+    """60 documents of about a megabyte: what a reading holds at its worst is a few of them."""
+    import tracemalloc
+
+    file = tmp_path / "big.jsonl"
+    with open(file, "w") as handle:
+        for n in range(60):
+            handle.write(
+                json.dumps({"doc_id": n, "context": f"{n} " * 2**18, "question": "Q", "answers": ["A"]}) + "\n"
+            )
+    tracemalloc.start()
+    try:
+        total = sum(len(document.text) for document in read_source(SourceSettings(path=str(file))).documents)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert total > 40 * 2**20
+    assert peak < total / 4
+
+
+def test_a_list_longer_than_a_block_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("logodata.sources.json_rows._BLOCK", 7)
+    rows = [{"doc_id": n, "context": 'ü\\"[{,]} ' * n, "question": "Q", "answers": ["A"]} for n in range(1, 9)]
+    file = tmp_path / "list.json"
+    for indent in (None, 1):
+        file.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8")
+        documents = read_source(SourceSettings(path=str(file))).documents
+        assert [d.text for d in documents] == [row["context"] for row in rows]
+    text = file.read_text(encoding="utf-8").split("\n")
+    for document in documents:
+        line = int(document.where.rpartition(":")[2])
+        assert text[line - 1 : line + 1] == [" {", f'  "doc_id": {document.doc_id},']
+
+
+def test_a_file_that_changes_between_readings_is_noticed(tmp_path: Path) -> None:
+    documents = read_source(write(tmp_path, GOOD)).documents
+    write(tmp_path, {**GOOD, "context": "Another text."})
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(documents)
+    write(tmp_path, {**GOOD, "doc_id": "e"})
+    with pytest.raises(UserError, match="changed while it was read"):
+        list(documents)
+
+
+def test_limits(tmp_path: Path) -> None:
+    asked = (("Q0", "other"), ("Q1", "summary"), ("Q2", "summary"))
+    questions = [{"question": question, "answers": ["A"], "kind": kind} for question, kind in asked]
+    rows = [{"doc_id": n, "context": f"Text {n}.", "questions": questions} for n in range(4)]
+    settings = write(tmp_path, *rows).model_copy(
+        update={"max_documents": 2, "max_questions_per_document": 1, "kinds": ["summary"]}
+    )
+    assert [[q.question for q in d.questions] for d in read_source(settings).documents] == [["Q1"], ["Q1"]]

@@ -1,0 +1,21 @@
+"""Documents with questions, from files, folders and hub data sets; faults name their line.
+
+``settings`` what a recipe says; ``opening`` which format; ``json_rows``, ``tables``, ``text_files`` the containers;
+``shapes`` rows of other projects; ``fields`` names and types; ``reading`` the checks; ``documents`` the texts, read as
+they are needed.
+"""
+
+from logodata.sources.documents import Documents
+from logodata.sources.opening import source_file, source_fingerprint
+from logodata.sources.reading import Source, read_source
+from logodata.sources.settings import SourceFormat, SourceSettings
+
+__all__ = [
+    "Documents",
+    "Source",
+    "SourceFormat",
+    "SourceSettings",
+    "read_source",
+    "source_file",
+    "source_fingerprint",
+]

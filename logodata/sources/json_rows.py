@@ -1,0 +1,173 @@
+"""Rows of JSON lines, or of one JSON list, one at a time: memory holds a row, not the file."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from logodata.common.errors import UserError
+
+Row = tuple[str, dict[str, Any]]
+"""A row and where it stands, as ``file:line``."""
+
+MAX_ROW_BYTES = 256 * 2**20
+"""A longer row is taken for a file that is not what its name says: no document of text is that long."""
+
+_BLOCK = 2**20
+_SPACE = " \t\r\n"
+
+
+def json_rows(file: Path, shown: str) -> Iterator[Row]:
+    """Yield every object of a file of JSON lines, or of one that holds a list of objects.
+
+    Args:
+        file: to read.
+        shown: its name in messages.
+
+    Raises:
+        UserError: a line is not UTF-8, not JSON, no object, or too long; a key stands twice.
+    """
+    with open(file, "rb") as handle:
+        first = handle.read(3)
+        if first == b"\xef\xbb\xbf":
+            first = handle.read(1)
+        while first and not first.strip():
+            first = handle.read(1)
+        handle.seek(0)
+        yield from _list_rows(handle, shown) if first.lstrip().startswith(b"[") else _line_rows(handle, shown)
+
+
+def _line_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
+    number = 0
+    while raw := handle.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        where = f"{shown}:{number}"
+        if len(raw) > MAX_ROW_BYTES:
+            raise _too_long(where)
+        if not raw.strip():
+            continue
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"not UTF-8 (byte {error.start} of the line)", where=where, mend="save the file as UTF-8"
+            ) from error
+        yield where, _object(_parse(text, where), where)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"not valid JSON: {error.msg} at column {error.colno}", where=where, mend="write one JSON object a line"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not valid JSON: {error}", where=where, mend="correct this line") from error
+
+
+def _list_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
+    """Elements of a JSON list, decoded as soon as the text read so far holds one."""
+    reader = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+    decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
+    text, at, line, ended = "", 0, 1, False
+
+    def more() -> bool:
+        """Read on, twice as much as is waiting; false at the end."""
+        nonlocal text, at, ended
+        if len(text) - at > MAX_ROW_BYTES:
+            raise _too_long(f"{shown}:{line}")
+        try:
+            block = reader.read(max(_BLOCK, len(text) - at))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                "not UTF-8, in this line or after it", where=f"{shown}:{line}", mend="save the file as UTF-8"
+            ) from error
+        text, at, ended = text[at:] + block, 0, not block
+        return not ended
+
+    def next_sign() -> str:
+        """The next character that is no white space, unread; empty at the end."""
+        nonlocal at, line
+        while True:
+            while at < len(text) and text[at] in _SPACE:
+                line += text[at] == "\n"
+                at += 1
+            if at < len(text) or not more():
+                return text[at : at + 1]
+
+    def cut_off() -> UserError:
+        return UserError("the JSON list has no end", where=f"{shown}:{line}", mend="the file was cut off, copy it anew")
+
+    next_sign()
+    at += 1  # the opening bracket
+    expected = "]"  # what may stand instead of an element: a list may be empty
+    while (sign := next_sign()) != expected:
+        if not sign:
+            raise cut_off()
+        where = f"{shown}:{line}"
+        while True:
+            try:
+                value, end = decoder.raw_decode(text, at)
+                break
+            except json.JSONDecodeError as error:
+                # An element that is only half read breaks off inside a string, or at the end of the text.
+                in_string, reached = error.msg.startswith("Unterminated string"), error.pos - at
+                if (in_string or error.pos > len(text) - 16) and more():
+                    continue
+                if in_string or reached >= len(text[at:].rstrip()):
+                    raise cut_off() from error
+                raise UserError(
+                    f"not valid JSON: {error.msg} in the element that begins here",
+                    where=where,
+                    mend="correct this element",
+                ) from error
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"not valid JSON: {error}", where=where, mend="correct this element") from error
+        line += text.count("\n", at, end)
+        at = end
+        yield where, _object(value, where)
+        sign = next_sign()
+        if sign == ",":
+            at += 1
+            expected = ","  # after a comma an element must come; a second comma is caught by the decoder
+            if next_sign() == ",":
+                raise UserError("not valid JSON: two commas", where=f"{shown}:{line}", mend="correct this line")
+        elif sign == "]":
+            break
+        elif not sign:
+            raise cut_off()
+        else:
+            raise UserError("not valid JSON: no comma here", where=f"{shown}:{line}", mend="correct this line")
+    at += 1
+    if next_sign():
+        raise UserError(
+            "not valid JSON: something follows the list", where=f"{shown}:{line}", mend="one list, or JSON lines"
+        )
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(
+            f"a JSON {type(value).__name__}, not an object", where=where, mend="write one JSON object a line"
+        )
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return row
+
+
+def _too_long(where: str) -> UserError:
+    return UserError(
+        f"a row of more than {MAX_ROW_BYTES // 2**20} MiB",
+        where=where,
+        mend="write one document a line; is this file JSON?",
+    )

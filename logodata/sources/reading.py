@@ -1,0 +1,170 @@
+"""The first reading of a source: every row checked, questions gathered by document, unusable ones set apart.
+
+Structural faults (a line that is not JSON, a missing field, a wrong type, an id used twice) end the command before
+anything is written. Faults of content (an empty text, a question without answer) send the question to
+``rejected.jsonl`` with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from logodata.common.errors import UserError
+from logodata.contract import Question
+from logodata.sources.documents import Documents, Entry, identify
+from logodata.sources.fields import Fields, text_digest
+from logodata.sources.opening import open_questions, open_source
+from logodata.sources.settings import SourceSettings
+
+
+@dataclass(slots=True)
+class Source:
+    """What a source holds: usable documents, and the questions that are not, each with id, doc_id, where, question,
+    reason. A document without text and without questions is a fault under its own id."""
+
+    documents: Documents
+    faults: list[dict[str, str]] = field(default_factory=list)
+
+
+def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> Source:
+    """Read a source and check all of it.
+
+    A row is a document with ``questions`` (a list of ``{question, answers, id?, kind?, evidence?}``), or one question
+    with its own ``question`` and ``answers`` beside ``context``. Rows of one ``doc_id``, or without one of equal
+    context, make one document with many questions. ``settings.questions`` adds those of a second file.
+
+    Args:
+        settings: the source.
+        needs_questions: whether a row without questions is an error; not where questions come from a second file, or
+            are yet to be written.
+    """
+    opened = open_source(settings)
+    if opened.container == "text" and needs_questions and settings.questions is None:
+        raise UserError(
+            "text files hold no questions",
+            where=settings.path,
+            mend="have them written by 'logodata questions', or give source.questions=FILE",
+        )
+    fields = Fields(settings.columns if opened.shape == "plain" else {})
+    reader = _Reader(fields, needs_questions and settings.questions is None)
+    for where, row in opened.rows():
+        reader.add(row, where)
+    if not reader.entries:
+        raise UserError("holds no document", where=settings.path, mend="write one JSON object a line")
+    if settings.questions is not None:
+        for where, row in open_questions(settings)():
+            reader.add_questions(row, where)
+    fields.check_all_seen(settings.path)
+    usable: dict[str, Entry] = {}
+    for doc_id, entry in reader.entries.items():
+        if entry.blank:
+            if not entry.num_asked:
+                reader.fault({"id": doc_id, "question": ""}, doc_id, entry.where, "empty_document")
+            continue  # each of its questions is in the faults already
+        kept = [q for q in entry.questions if settings.kinds is None or q.kind in settings.kinds]
+        entry.questions = kept[: settings.max_questions_per_document]
+        if settings.max_documents is None or len(usable) < settings.max_documents:
+            usable[doc_id] = entry
+    return Source(Documents(opened.rows, fields, usable), reader.faults)
+
+
+class _Reader:
+    """Entries and faults as rows come in."""
+
+    def __init__(self, fields: Fields, needs_questions: bool) -> None:
+        self._fields, self._needs_questions = fields, needs_questions
+        self._question_places: dict[str, str] = {}
+        self.entries: dict[str, Entry] = {}
+        self.faults: list[dict[str, str]] = []
+
+    def add(self, row: dict[str, Any], where: str) -> None:
+        """A row of the source: a document, or one question with its document."""
+        doc_id, text = identify(self._fields, row, where)
+        digest, known = text_digest(text), self.entries.get(doc_id)
+        if known is None:
+            title = self._fields.get(row, "title", where, str, default="")
+            self.entries[doc_id] = Entry(where, title, digest, len(text), not text.strip())
+        elif known.digest != digest:
+            raise UserError(
+                f"doc_id {doc_id!r} has another context than at {known.where}",
+                where=where,
+                mend="give each document its own doc_id",
+            )
+        for entry in self._asked(row, where, self._needs_questions):
+            self._ask(doc_id, entry, where)
+
+    def add_questions(self, row: dict[str, Any], where: str) -> None:
+        """A row of the questions' file."""
+        doc_id = str(self._fields.get(row, "doc_id", where, (str, int)))
+        for entry in self._asked(row, where, True):
+            if doc_id in self.entries:
+                self._ask(doc_id, entry, where)
+                continue
+            question = self._fields.question(entry, f"{doc_id}-{len(self.faults) + 1:02d}", where)
+            self._check_id(question["id"], where)
+            self.fault(question, doc_id, where, "unknown_document")
+
+    def fault(self, question: Mapping[str, Any], doc_id: str, where: str, reason: str) -> None:
+        """Set a question apart."""
+        row = {"id": question["id"], "doc_id": doc_id, "where": where, "question": question["question"]}
+        self.faults.append({**row, "reason": reason})
+
+    def _asked(self, row: dict[str, Any], where: str, needed: bool) -> list[dict[str, Any]]:
+        nested = self._fields.get(row, "questions", where, list, default=None)
+        if nested is None:
+            asks = needed or self._fields.get(row, "question", where, str, default=None) is not None
+            return [row] if asks else []
+        for entry in nested:
+            if not isinstance(entry, dict):
+                raise UserError(
+                    f"a question is {type(entry).__name__}, not an object",
+                    where=where,
+                    mend="write {question: ..., answers: [...]}",
+                )
+        return nested
+
+    def _ask(self, doc_id: str, row: dict[str, Any], where: str) -> None:
+        entry = self.entries[doc_id]
+        entry.num_asked += 1
+        question = self._fields.question(row, f"{doc_id}-{entry.num_asked:02d}", where)
+        self._check_id(question["id"], where)
+        reason = _content_fault(entry, question)
+        if reason:
+            self.fault(question, doc_id, where, reason)
+            return
+        try:
+            checked = Question(**question)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise UserError(
+                f"question field {fault['loc'][0]!r}: {fault['msg'].lower()}",
+                where=where,
+                mend="see 'Build data' in the guide",
+            ) from error
+        if any(not 0 <= start < end <= entry.length for start, end in checked.evidence):
+            self.fault(question, doc_id, where, "evidence_outside_document")
+            return
+        entry.questions.append(checked)
+
+    def _check_id(self, question_id: str, where: str) -> None:
+        if question_id in self._question_places:
+            raise UserError(
+                f"question id {question_id!r} stands at {self._question_places[question_id]} too",
+                where=where,
+                mend="give each question its own id",
+            )
+        self._question_places[question_id] = where
+
+
+def _content_fault(entry: Entry, question: dict[str, Any]) -> str:
+    if entry.blank:
+        return "empty_document"
+    if not question["question"]:
+        return "empty_question"
+    if not question["answers"]:
+        return "no_reference_answer"
+    return ""

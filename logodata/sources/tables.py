@@ -1,0 +1,96 @@
+"""Rows of parquet files and of hub data sets, read in small batches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logodata.common.errors import UserError
+from logodata.sources.json_rows import Row
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_BATCH_ROWS = 8
+"""Rows in memory at a time: documents are long."""
+
+
+def parquet_rows(file: Path, shown: str, wanted: Collection[str]) -> Iterator[Row]:
+    """Yield the rows of a parquet file.
+
+    Args:
+        file: to read.
+        shown: its name in messages.
+        wanted: columns that a reader may ask for; others are not read, unless none of these is there.
+
+    Raises:
+        UserError: not a parquet file, or a damaged one.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            names = [name for name in table.schema_arrow.names if name in wanted]
+            number = 0
+            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=names or None):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{shown}:row {number}", row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot read as parquet: {reason}", where=shown, mend="write the file again") from error
+
+
+def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset, str]:
+    """A hub data set, or one in a local folder (saved by ``save_to_disk``, or its plain files), memory-mapped.
+
+    Returns:
+        the data set and the name of its split.
+
+    Raises:
+        UserError: it cannot be found or read, has no such split or subset, or has several splits and none was named.
+    """
+    import datasets
+    import httpx
+
+    folder = Path(path).expanduser()
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+            if subset is not None:
+                raise UserError("a saved data set has no subsets", where=path, mend="drop source.subset")
+            saved = datasets.load_from_disk(str(folder))
+            if isinstance(saved, datasets.Dataset):
+                return saved, _choose(path, [str(saved.split or "train")], split)
+            chosen = _choose(path, list(saved), split)
+            return saved[chosen], chosen
+        name = str(folder) if folder.is_dir() else path
+        chosen = _choose(path, datasets.get_dataset_split_names(name, config_name=subset), split)
+        return datasets.load_dataset(name, name=subset, split=chosen), chosen
+    except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"cannot load this data set: {reason}",
+            where=path,
+            mend="check its name, source.subset and the network, or give a local folder",
+        ) from error
+
+
+def hub_rows(dataset: Dataset, shown: str, wanted: Collection[str]) -> Iterator[Row]:
+    """Yield the rows of a loaded data set; of its columns those that are ``wanted``, if any is."""
+    names = [name for name in dataset.column_names if name in wanted]
+    number = 0
+    for batch in (dataset.select_columns(names) if names else dataset).iter(batch_size=_BATCH_ROWS):
+        columns: dict[str, list[Any]] = batch
+        for values in zip(*columns.values(), strict=True):
+            number += 1
+            yield f"{shown}:row {number}", dict(zip(columns, values, strict=True))
+
+
+def _choose(path: str, splits: list[str], split: str | None) -> str:
+    if split is not None and split not in splits:
+        raise UserError(f"no split {split!r}", where=path, mend=f"set source.split to one of {', '.join(splits)}")
+    if split is None and len(splits) > 1:
+        raise UserError(f"holds several splits: {', '.join(splits)}", where=path, mend="set source.split=NAME")
+    return split or splits[0]
