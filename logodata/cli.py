@@ -1,4 +1,4 @@
-"""``logodata``: build, merge, inspect, stats, export."""
+"""``logodata``: build, merge, questions, inspect, stats, export."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser(
         "build",
         help="make a data set from documents and questions",
-        description="Make LOGO preference data. SOURCE is a recipe (.yaml) or a file of documents (.jsonl). "
-        "An interrupted build goes on when the same command is run again.",
+        description="Make LOGO preference data. SOURCE is a recipe (.yaml) or documents with questions: a JSON or "
+        "parquet file, a folder, a hub data set. An interrupted build goes on when the same command is run again.",
     )
     build.add_argument("source", metavar="SOURCE", nargs="?", help="recipe.yaml or documents.jsonl")
     build.add_argument(
@@ -59,6 +59,22 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("parts", type=Path, nargs="+", metavar="DIR", help="folders of all parts, in any order")
     merge.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the data set")
     merge.set_defaults(command=_merge)
+
+    questions = commands.add_parser(
+        "questions",
+        help="have a model write questions on raw documents",
+        description="Have a model write questions on documents that have none, from groups of chunks. Writes documents "
+        "with questions for logodata build; NAME.rejected.jsonl says why others were not kept. An interrupted command "
+        "goes on when it is run again.",
+    )
+    questions.add_argument("corpus", metavar="CORPUS", help="folder of text files, JSON or parquet file, hub data set")
+    questions.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings, e.g. questions_per_document=4 engine.kind=vllm"
+    )
+    questions.add_argument("-o", "--output", required=True, type=Path, metavar="NAME.jsonl", help="the file to write")
+    questions.add_argument("--model", required=True, help="the model that writes: a folder, a hub name, or 'embedded'")
+    questions.add_argument("--dry-run", action="store_true", help="print the resolved settings and touch nothing")
+    questions.set_defaults(command=_questions)
 
     inspect = commands.add_parser("inspect", help="show samples as text, critical chunks marked")
     inspect.add_argument("data", type=Path, help="folder of a data set")
@@ -163,6 +179,24 @@ def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
                 *overrides,
             ]
     return load_recipe(BuildRecipe, "build", path, overrides)
+
+
+def _questions(options: argparse.Namespace) -> None:
+    from logodata.common.console import console
+    from logodata.common.recipe_io import load_recipe
+    from logodata.questions import QuestionsRecipe, describe_questions, write_questions
+
+    given = [f"source.path={json.dumps(options.corpus)}", f"model={json.dumps(options.model)}"]
+    recipe = load_recipe(QuestionsRecipe, "build", None, [*given, *options.overrides])
+    if options.dry_run:
+        import yaml
+
+        console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), markup=False, end="")
+        return
+    stats = write_questions(recipe, options.output)
+    if stats:
+        line = f"{describe_questions(stats)}\nwrote {options.output}: logodata build {options.output} -o DIR"
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def _inspect(options: argparse.Namespace) -> None:

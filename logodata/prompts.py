@@ -31,6 +31,23 @@ GUIDED_TEMPLATES = (
     _QUESTION + "Answer in one short sentence, using these words: {reference}.",
 )
 
+# Paper section 4 (corpus): questions on raw documents come from a model, of four kinds. The wordings are ours. The two
+# lines asked for are what logodata.questions reads; {question} holds the name that a biography is about.
+_TWO_LINES = (
+    "Do not mention the text itself: the question must make sense to someone who has the whole book. "
+    "Reply with exactly two lines, the first beginning with Question: and the second with Answer:"
+)
+_READ = "Read the text below.\n\n{context}\nWrite one question "
+WRITING_TEMPLATES = {
+    "single_detail": f"{_READ}about a single detail (a name, a number, a place, a reason), and its short answer. "
+    f"{_TWO_LINES}",
+    "multi_detail": f"{_READ}whose answer joins details from several parts of this text, and its answer. {_TWO_LINES}",
+    "biography": f"{_READ}about the life and deeds of {{question}}, and its answer in a few sentences. {_TWO_LINES}",
+    "summary": f"{_READ}that asks to summarize what happens here, naming its subject, and the answer in a few "
+    f"sentences. {_TWO_LINES}",
+}
+CLOSED_BOOK_TEMPLATE = "Answer the question in one short sentence.\n\nQuestion: {question}"
+
 CHUNK_SEPARATOR = "\n"
 """Follows each chunk in a context, so that chunks which were not neighbours do not run into one another's words."""
 
