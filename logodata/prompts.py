@@ -33,10 +33,7 @@ GUIDED_TEMPLATES = (
 
 # Paper section 4 (corpus): questions on raw documents come from a model, of four kinds. The wordings are ours. The two
 # lines asked for are what logodata.questions reads; {question} holds the name that a biography is about.
-_TWO_LINES = (
-    "Do not mention the text itself: the question must make sense to someone who has the whole book. "
-    "Reply with exactly two lines, the first beginning with Question: and the second with Answer:"
-)
+_TWO_LINES = "Name people and things in full. Use this form:\nQuestion: (your question)\nAnswer: (your answer)"
 _READ = "Read the text below.\n\n{context}\nWrite one question "
 WRITING_TEMPLATES = {
     "single_detail": f"{_READ}about a single detail (a name, a number, a place, a reason), and its short answer. "

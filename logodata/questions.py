@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 WrittenKind = Literal["single_detail", "multi_detail", "biography", "summary"]
 
 _REPLY = re.compile(
-    r"^[\s*#>]*question\s*:[\s*]*(?P<question>.+?)[\s*#>]*^[\s*#>]*answer\s*:[\s*]*(?P<answer>.+?)\s*"
-    r"(?=^[\s*#>]*question\s*:|\Z)",
+    r"^[\s*#>]*q(?:uestion)?\s*:[\s*]*(?P<question>.+?)[\s*#>]*^[\s*#>]*a(?:nswer)?\s*:[\s*]*(?P<answer>.+?)\s*"
+    r"(?=^[\s*#>]*q(?:uestion)?\s*:|\Z)",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 # Such a question means nothing to who reads the whole document.

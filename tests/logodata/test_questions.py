@@ -12,7 +12,7 @@ import pytest
 import logodata.questions
 from logodata.chunking import chunk_text
 from logodata.cli import main
-from logodata.contract import Document
+from logodata.contract import Document, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models import load_tokenizer
 from logodata.questions import QuestionsRecipe, draw_drafts, parse_reply, recurring_names
@@ -110,6 +110,11 @@ def test_questions_are_kept_with_evidence_and_build_reads_them(
     document, question = questions["tower-summary-04"]
     assert document.text == TEXT
     assert question.kind == "summary"
+
+    small = ["chunking.chunk_tokens=48", "contexts.num_chunks=4", "contexts.critical_threshold=null"]
+    small += ["contexts.critical_top=2", "generation.max_new_tokens=8", "generation.preferred=reference"]
+    assert main(["build", str(output), *small, "--model", str(tiny_model_dir), "-o", str(tmp_path / "data")]) == 0
+    assert {sample.id for sample in read_samples(tmp_path / "data")} == set(questions)
 
     # The evidence is what the model was shown, character for character; closed book it was shown nothing.
     tokenizer = load_tokenizer(str(tiny_model_dir))
@@ -259,6 +264,7 @@ def test_drafts_depend_on_seed_and_document_alone(tiny_model_dir: Path) -> None:
             "Question: Who came to town?\nAnswer: Ann.\n\nQuestion: Who left?\nAnswer: Bo.",
             ("Who came to town?", "Ann."),
         ),
+        ("Q: Who came to town?\nA: Ann.", ("Who came to town?", "Ann.")),
         ("Question: Who came to town? Answer: Ann.", None),
         ("Question: Who came to town?", None),
         ("Question:\nAnswer: Ann.", None),

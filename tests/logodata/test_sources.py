@@ -310,3 +310,43 @@ def test_limits(tmp_path: Path) -> None:
         update={"max_documents": 2, "max_questions_per_document": 1, "kinds": ["summary"]}
     )
     assert [[q.question for q in d.questions] for d in read_source(settings).documents] == [["Q1"], ["Q1"]]
+
+
+@pytest.mark.parametrize("splits", [["train"], ["train", "test"]])
+def test_a_hub_name_split_subset_and_columns_reach_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splits: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+
+    asked: list[tuple[str, ...]] = []
+
+    def load(path: str, name: str, split: str) -> datasets.Dataset:
+        asked.append((path, name, split))
+        return datasets.Dataset.from_list([{"passage": "T", "ask": "Q", "gold": ["A"], "unused": 1}])
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_, **__: splits)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.chdir(tmp_path)
+    settings = SourceSettings(
+        path="org/name",
+        subset="small",
+        split="test" if len(splits) > 1 else None,
+        columns={"context": "passage", "question": "ask", "answers": "gold"},
+    )
+    [document] = read_source(settings).documents
+    assert (document.text, document.questions[0].answers, document.where) == (
+        "T",
+        ["A"],
+        f"org/name[{splits[-1]}]:row 1",
+    )
+    assert asked == [("org/name", "small", splits[-1])]
+    assert "org/name: read as hub" in capsys.readouterr().err
+
+
+def test_hub_rows_of_another_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    rows = [{"instruction": ALPACA["paper"], "input": "", "output": "Yes.", "file": "f"}]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    [document] = read_source(SourceSettings(path=str(tmp_path / "saved"))).documents
+    assert (document.text, document.questions[0].question, document.questions[0].answers) == ("D", "Q?", ["Yes."])
