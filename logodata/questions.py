@@ -25,7 +25,7 @@ from logodata.chunking import ChunkingSettings, chunk_text
 from logodata.common.console import Tracker, note, progress
 from logodata.common.errors import UserError
 from logodata.common.recipe_io import RecipeModel
-from logodata.common.run_dir import bind_settings, locked
+from logodata.common.run_dir import append_lines, bind_settings, locked, write_atomic
 from logodata.contract import Chunk, Document
 from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings, open_engine
@@ -339,27 +339,24 @@ def _write_all(recipe: QuestionsRecipe, fingerprint: str, work: Path, output: Pa
     reasons = Counter(fault["reason"] for fault in source.faults)
     num_kept = 0
     parts = {name: work / f"{name}.part" for name in ("documents", "rejected")}
+    write_atomic(parts["documents"], "")
+    write_atomic(parts["rejected"], "".join(_line({**fault, "stage": "source"}) for fault in source.faults))
+    with progress("questions", len(source.documents)) as tracker:
+        for group in _groups((writer.drafts(document) for document in source.documents), recipe.group_size):
+            kept, rows = writer.write([draft for drafts in group for draft in drafts], tracker)
+            documents = (_document_row(drafts[0].document, kept, recipe.model, fingerprint) for drafts in group)
+            append_lines(parts["documents"], "".join(map(_line, documents)))
+            append_lines(parts["rejected"], "".join(_line({**row, "stage": "questions"}) for row in rows))
+            reasons.update(row["reason"] for row in rows)
+            num_kept += len(kept)
+            tracker.advance(len(group), kept=num_kept)
     try:
-        with (
-            open(parts["documents"], "w", encoding="utf-8") as documents,
-            open(parts["rejected"], "w", encoding="utf-8") as rejected,
-            progress("questions", len(source.documents)) as tracker,
-        ):
-            rejected.writelines(_line({**fault, "stage": "source"}) for fault in source.faults)
-            for group in _groups((writer.drafts(document) for document in source.documents), recipe.group_size):
-                kept, rows = writer.write([draft for drafts in group for draft in drafts], tracker)
-                for drafts in group:
-                    documents.write(_line(_document_row(drafts[0].document, kept, recipe.model, fingerprint)))
-                rejected.writelines(_line({**row, "stage": "questions"}) for row in rows)
-                reasons.update(row["reason"] for row in rows)
-                num_kept += len(kept)
-                tracker.advance(len(group), kept=num_kept)
         os.replace(parts["rejected"], output.with_suffix(".rejected.jsonl"))
         if num_kept:
             os.replace(parts["documents"], output)
     except OSError as error:
         raise UserError(
-            f"cannot write: {error.strerror}", where=str(output), mend="free space, then run the same command again"
+            f"cannot write: {error.strerror}", where=str(output), mend="give another -o, or mend its folder"
         ) from error
     stats = {"documents": len(source.documents), "kept": num_kept, "rejected_by_reason": dict(reasons.most_common())}
     if not num_kept:

@@ -97,23 +97,24 @@ def source_fingerprint(settings: SourceSettings) -> str:
 
     Several files (a folder's, a hub data set's, the questions' file) are hashed in turn, each after its name.
     """
-    if settings.path.startswith(EMBEDDED_PREFIX):
-        files = [source_file(settings.path)]
-    elif settings.file.is_dir():
-        files = sorted(file for file in settings.file.rglob("*") if file.is_file())
-    elif settings.file.is_file():
-        files = [settings.file]
+    container, folder = _container(settings), settings.file
+    if container == "text":
+        files = [(file, file.relative_to(folder)) for file in text_files(folder)]
+    elif container != "hub":
+        files = [(source_file(settings.path), Path())]
+    elif folder.is_dir():
+        found = (file for file in sorted(folder.rglob("*")) if file.is_file())
+        files = [(file, file.relative_to(folder)) for file in found]
     else:
-        _container(settings)  # says so where there is no such source
-        dataset, _ = load_hub(settings.path, settings.subset, settings.split)
-        files = [Path(part["filename"]) for part in dataset.cache_files]
+        dataset, split = load_hub(settings.path, settings.subset, settings.split)
+        files = [(Path(part["filename"]), Path(split)) for part in dataset.cache_files]
     if settings.questions is not None:
         open_questions(settings)
-        files.append(Path(settings.questions).expanduser())
+        files.append((Path(settings.questions).expanduser(), Path("questions")))
     digests = []
-    for file in files:
+    for file, name in files:
         with open(file, "rb") as handle:
-            digests.append((file.name, hashlib.file_digest(handle, "sha256").hexdigest()))
+            digests.append((name.as_posix(), hashlib.file_digest(handle, "sha256").hexdigest()))
     if len(digests) == 1:
         return digests[0][1][:16]
     return hashlib.sha256("".join(f"{digest} {name}\n" for name, digest in digests).encode()).hexdigest()[:16]

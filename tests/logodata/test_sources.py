@@ -197,6 +197,16 @@ def test_the_fingerprint_of_one_file_is_its_sha256_and_a_side_file_changes_it(tm
     assert source_fingerprint(settings) != before
 
 
+def test_the_fingerprint_of_a_text_folder_is_of_its_texts_and_their_names(tmp_path: Path) -> None:
+    settings = save_rows(tmp_path, "texts")
+    before = source_fingerprint(settings)
+    (tmp_path / "texts" / "picture.png").write_bytes(b"no text")
+    assert source_fingerprint(settings) == before
+    (tmp_path / "texts" / "sub").mkdir()
+    (tmp_path / "texts" / "b.txt").rename(tmp_path / "texts" / "sub" / "b.txt")
+    assert source_fingerprint(settings) != before, "its doc_id is another now"
+
+
 ALPACA = {
     "paper": "Below is a paper. Memorize the paper and answer my question after the paper.\n The paper begins. \n D \n "
     "Now the paper ends. \nQ?",
