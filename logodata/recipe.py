@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from logodata.chunking import ChunkingSettings
 from logodata.common.recipe_io import RecipeModel
@@ -63,7 +63,7 @@ class BuildRecipe(RecipeModel):
     """How documents are cut."""
     evaluator: EvaluatorSettings = EvaluatorSettings()
     """How chunks are scored."""
-    contexts: ContextSettings = ContextSettings()
+    contexts: ContextSettings = Field(default=ContextSettings(), validate_default=True)
     """How chunks are put together."""
     generation: GenerationSettings = GenerationSettings()
     """How responses are made."""
@@ -71,3 +71,17 @@ class BuildRecipe(RecipeModel):
     """Which pairs are kept."""
     engine: EngineSettings = EngineSettings()
     """What runs the model."""
+
+    @field_validator("contexts")
+    @classmethod
+    def _scores_have_a_threshold(cls, contexts: ContextSettings, info: ValidationInfo) -> ContextSettings:
+        evaluator: EvaluatorSettings | None = info.data.get("evaluator")  # None if at fault itself
+        if evaluator is None or contexts.critical_threshold is None:
+            return contexts
+        fault = evaluator.threshold_fault(contexts.critical_threshold)
+        if fault is not None:
+            raise ValueError(
+                f"critical_threshold={contexts.critical_threshold:g} does not go with evaluator.name={evaluator.name}, "
+                f"{fault}: set contexts.critical_threshold=null contexts.critical_top=N"
+            )
+        return contexts

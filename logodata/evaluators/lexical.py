@@ -1,0 +1,33 @@
+"""The lexical evaluator: BM25 over content words, by bm25s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logodata.text import content_stems
+
+K1, B = 1.5, 0.75
+"""How soon repeats of a word stop to count, and how far long chunks are held back. All chunks but a document's last are
+about equally long, so ``B`` hardly matters."""
+
+
+class LexicalEvaluator:
+    """Score = BM25 (Lucene's form: no negative idf) of chunk and question; a document's chunks are the collection.
+
+    Unlike the count of shared entities it weighs words: one that stands in every chunk tells nothing.
+    """
+
+    def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
+        """Scores [len(queries), len(chunks)], 0 where no word is shared."""
+        import bm25s
+
+        words = [list(content_stems(chunk)) for chunk in chunks]
+        if not any(words):
+            return np.zeros((len(queries), len(chunks)))
+        index = bm25s.BM25(k1=K1, b=B, method="lucene")
+        index.index(words, show_progress=False)
+        ids = [index.get_tokens_ids(list(content_stems(query))) for query in queries]
+        return np.stack([index.get_scores_from_ids(row) for row in ids]).astype(np.float64)
