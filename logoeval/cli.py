@@ -14,21 +14,29 @@ from logodata.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from logoeval.recipe import EvalRecipe
-    from logoeval.records import Results, TaskName
+    from logoeval.records import Metric, Results, SummaryRow, TaskName
 
 _TASKS = {
+    "longbench": "LongBench, or LongBench-E: 21 tasks on long texts, with the official prompts and scores",
     "niah": "needle in a haystack: four numbers hidden in a long text",
     "pairs": "held-out preference pairs: reward margin, and the model's own answers",
     "ppl": "perplexity of long texts by the number of tokens read",
 }
 
-_EXAMPLE = {"niah": "niah.num_samples=10", "pairs": "pairs.max_samples=16", "ppl": "ppl.lengths=[1024,2048]"}
+_EXAMPLE = {
+    "longbench": "engine.max_model_len=8192",
+    "niah": "niah.num_samples=10",
+    "pairs": "pairs.max_samples=16",
+    "ppl": "ppl.lengths=[1024,2048]",
+}
 
 _EXAMPLES = """\
 examples:
+  logoeval longbench --model embedded --data data.zip --tasks qasper,hotpotqa -o runs/before
   logoeval niah --model embedded -o runs/before niah.lengths=[1024,2048] niah.num_samples=10
   logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after
   logoeval run recipes/embedded.yaml --data runs/heldout -o runs/before
+  logoeval score predictions/ -o scores.json
   logoeval compare runs/before runs/after -o report.html --data runs/data --run runs/logo
 
 Tasks accumulate in one folder. The same command continues one that was interrupted."""
@@ -55,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--recipe", type=Path, help="recipe (default: recipes/embedded.yaml for --model embedded)")
         if task == "pairs":
             command.add_argument("--data", help="folder of held-out pairs; same as pairs.data=DIR")
+        if task == "longbench":
+            _add_longbench(command)
         _add_common(command)
         command.set_defaults(command=_evaluate, tasks=(task,), data=None)
     run = commands.add_parser("run", help="all tasks of a recipe", description="Run all tasks of a recipe.")
@@ -63,6 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--data", help="folder of held-out pairs; same as pairs.data=DIR")
     _add_common(run)
     run.set_defaults(command=_evaluate, tasks=None)
+
+    score = commands.add_parser(
+        "score",
+        help="score prediction files of LongBench",
+        description="Score prediction files of LongBench: ours, or in the official format (a file a task).",
+    )
+    score.add_argument("predictions", type=Path, metavar="PREDICTIONS", help="file, folder, or folder of a run")
+    score.add_argument("-e", action="store_true", help="they are LongBench-E's, though their names do not end in _e")
+    score.add_argument("--code-sim", choices=("rapidfuzz", "difflib"), default="rapidfuzz", help="ratio of code tasks")
+    score.add_argument("-o", "--out", type=Path, help="write the scores here too, as JSON")
+    score.set_defaults(command=_score)
 
     compare = commands.add_parser(
         "compare",
@@ -75,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--run", type=Path, help="folder of the training run, for its curve")
     compare.set_defaults(command=_compare)
     return parser
+
+
+def _add_longbench(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", help="data.zip, folder or file of rows; same as longbench.data=PATH")
+    command.add_argument("--tasks", dest="longbench_tasks", metavar="A,B", help="same as longbench.tasks=[A,B]")
+    command.add_argument("-e", dest="longbench_e", action="store_true", help="LongBench-E; same as longbench.e=true")
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -97,7 +124,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     recipe = _load_recipe(arguments)
     tasks = [task for task in TASK_NAMES if getattr(recipe, task) is not None]
     if not tasks:
-        raise UserError("the recipe has no task", where=str(arguments.recipe), mend="add niah, pairs or ppl")
+        raise UserError("the recipe has no task", where=str(arguments.recipe), mend="add longbench, niah, pairs or ppl")
     if arguments.dry_run:
         import yaml
 
@@ -116,9 +143,17 @@ def _load_recipe(arguments: argparse.Namespace) -> EvalRecipe:
     from logoeval.recipe import EvalRecipe
 
     overrides: list[str] = list(arguments.overrides)
-    for key, value in (("model", arguments.model), ("adapter", arguments.adapter), ("pairs.data", arguments.data)):
-        if value is not None:
-            overrides.append(f"{key}={json.dumps(value)}")
+    longbench = arguments.tasks == ("longbench",)
+    given = {
+        "model": arguments.model,
+        "adapter": arguments.adapter,
+        "longbench.data" if longbench else "pairs.data": arguments.data,
+    }
+    if longbench:
+        names = arguments.longbench_tasks
+        given["longbench.tasks"] = None if names is None else [name.strip() for name in names.split(",")]
+        given["longbench.e"] = True if arguments.longbench_e else None
+    overrides += [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     path: Path | None = arguments.recipe
     if path is None and arguments.model == EMBEDDED:
         path = shipped_recipes() / "embedded.yaml"
@@ -135,27 +170,45 @@ def _load_recipe(arguments: argparse.Namespace) -> EvalRecipe:
 
 def _show(results: Results, tasks: Sequence[TaskName], folder: Path) -> None:
     """The means with their intervals."""
+    from logodata.common.console import console
+
+    _print_table([(results.tasks[task].metrics, results.tasks[task].summary) for task in tasks])
+    for task in tasks:
+        for text in results.tasks[task].notes:
+            console.print(f"{task}: {text}", markup=False, soft_wrap=True)
+    console.print(f"wrote {folder / 'results.json'}", markup=False, soft_wrap=True)
+
+
+def _print_table(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]]) -> None:
     from rich.table import Table
 
     from logodata.common.console import console
     from logoeval.records import slice_label
 
     table = Table("measure", "mean", "95 % interval", "samples", box=None, pad_edge=False)
-    for task in tasks:
-        result = results.tasks[task]
-        metrics = {metric.key: metric for metric in result.metrics}
-        for row in result.summary:
-            metric = metrics[row.metric]
+    for metrics, summary in parts:
+        by_key = {metric.key: metric for metric in metrics}
+        for row in summary:
+            metric = by_key[row.metric]
             label = f"  {slice_label(row.slice)}" if row.slice else metric.label
-            interval = (
-                "-" if row.low is None or row.high is None else f"{metric.show(row.low)} to {metric.show(row.high)}"
-            )
+            interval = metric.show_interval(row.low, row.high)
             table.add_row(label, metric.show(row.value), interval, str(row.num_samples))
     console.print(table)
-    for task in tasks:
-        for text in results.tasks[task].notes:
-            console.print(f"{task}: {text}", markup=False, soft_wrap=True)
-    console.print(f"wrote {folder / 'results.json'}", markup=False, soft_wrap=True)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    from logodata.common.console import console
+    from logodata.common.run_dir import write_json
+    from logoeval.longbench.score import record, score_predictions
+    from logoeval.records import summarise
+
+    outcome, e = score_predictions(arguments.predictions, e=arguments.e, code_sim=arguments.code_sim)
+    _print_table([(outcome.metrics, summarise(outcome.metrics, outcome.samples))])
+    for text in outcome.notes:
+        console.print(text, markup=False, soft_wrap=True)
+    if arguments.out is not None:
+        write_json(arguments.out, record(outcome, e=e, code_sim=arguments.code_sim))
+        console.print(f"wrote {arguments.out}", markup=False, soft_wrap=True)
 
 
 def _compare(arguments: argparse.Namespace) -> None:

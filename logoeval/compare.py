@@ -18,6 +18,7 @@ from logoeval.records import (
     TaskName,
     TaskResult,
     estimate,
+    groups,
     read_results,
     slice_label,
     slices,
@@ -170,13 +171,14 @@ def _difference(metric: Metric, before: Sequence[SampleRow], after: Sequence[Sam
         [sample.scores[metric.key] for sample in before],
         [sample.scores[metric.key] for sample in after],
         [sample.cluster for sample in before],
+        groups=groups(metric, before),
         transform=metric.transform,
     )
     return Difference(change=Value.of(found), verdict=_verdict(found))
 
 
 def _verdict(found: Estimate) -> Verdict:
-    if found.interval is None or found.num_clusters < MIN_CLUSTERS:
+    if found.interval is None or found.fewest_clusters < MIN_CLUSTERS:
         return "too few to tell"
     low, high = found.interval
     return "rose" if low > 0 else "fell" if high < 0 else "no clear change"

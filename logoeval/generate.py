@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PromptItem:
-    """A prompt to answer: ``template`` is the fingerprint of the template that wrote it."""
+    """A prompt to answer: ``template`` is the fingerprint of the template that wrote it; ``max_new_tokens`` overrides
+    the sampling's."""
 
     id: str
     prompt_ids: tuple[int, ...]
     template: str
+    truncated: bool = False
+    max_new_tokens: int | None = None
 
 
 def complete(
@@ -43,7 +46,7 @@ def complete(
         engine: completes the prompts.
         tokenizer: decodes the responses.
         items: ids must be unique.
-        sampling: the same for all.
+        sampling: the same for all, but for ``max_new_tokens`` of an item.
         path: the JSON-lines file; records already in it are kept, not made again.
         fields: what the task adds to a record, from the response text and the result.
         label: of the progress bar.
@@ -59,7 +62,7 @@ def complete(
                 f"record {record_id!r} answers another prompt", where=str(path), mend="evaluate into another folder"
             )
     waiting = {item.id: item for item in items if item.id not in shard}
-    requests = [GenerationRequest(item.id, item.prompt_ids, sampling) for item in waiting.values()]
+    requests = [GenerationRequest(item.id, item.prompt_ids, _sampling(item, sampling)) for item in waiting.values()]
     if requests:
         with progress(label, len(items), len(items) - len(requests)) as tracker:
             for result in engine.generate(requests):
@@ -69,7 +72,7 @@ def complete(
                     "id": item.id,
                     "prompt_hash": hashes[item.id],
                     "template": item.template,
-                    "truncated": False,  # prompts are built to fit, never cut
+                    "truncated": item.truncated,
                     "num_prompt_tokens": len(item.prompt_ids),
                     "stop_ids": list(sampling.stop_ids),
                     "engine": engine.name,
@@ -81,3 +84,7 @@ def complete(
                 shard.append(record)
                 tracker.advance()
     return [shard.records[item.id] for item in items]
+
+
+def _sampling(item: PromptItem, sampling: Sampling) -> Sampling:
+    return sampling if item.max_new_tokens is None else replace(sampling, max_new_tokens=item.max_new_tokens)

@@ -3,15 +3,46 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from logodata.common.recipe_io import RecipeModel
 from logodata.engines.settings import EngineSettings
+from logoeval.longbench.metrics import CodeSimBackend
+from logoeval.longbench.tasks import TASKS
 
 Lengths = Annotated[tuple[Annotated[int, Field(gt=1)], ...], Field(min_length=1)]
+
+
+class LongBenchSettings(RecipeModel):
+    """LongBench v1, or LongBench-E. Its window is ``engine.max_model_len``, or else the model's."""
+
+    data: Path
+    """The hub's ``data.zip``, a folder of its ``.jsonl`` or ``.parquet`` files, or one such file."""
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names without ``_e``; null takes all that the data hold."""
+    e: bool = False
+    """Measure LongBench-E: other rows of 13 of the tasks, spread evenly over lengths."""
+    max_prompt_tokens: int | None = Field(default=None, gt=1)
+    """Tokens of a prompt before the chat template; a longer one loses its middle. By default the window less 500."""
+    code_sim: CodeSimBackend = "rapidfuzz"
+    """Ratio of the code tasks: ``rapidfuzz``, as the official script with python-Levenshtein; ``difflib``, as without
+    it."""
+
+    @model_validator(mode="after")
+    def _known_tasks(self) -> LongBenchSettings:
+        known = [name for name, task in TASKS.items() if task.in_e or not self.e]
+        for name in self.tasks or ():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ValueError(f"{name!r} is no task of LongBench{'-E' if self.e else ''}: {hint}")
+        if self.tasks and len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("must not repeat a task")
+        return self
 
 
 class NiahSettings(RecipeModel):
@@ -81,6 +112,8 @@ class EvalRecipe(RecipeModel):
     engine: EngineSettings = EngineSettings()
     """What generates. Log-probabilities are computed by transformers whatever it is, with weights of ``engine.dtype``,
     in float32 from the head's output on."""
+    longbench: LongBenchSettings | None = None
+    """LongBench."""
     niah: NiahSettings | None = None
     """Needle in a haystack."""
     ppl: PerplexitySettings | None = None

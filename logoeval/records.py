@@ -24,8 +24,8 @@ SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 PREDICTIONS_DIR = "predictions"
 
-TaskName = Literal["niah", "pairs", "ppl"]
-TASK_NAMES: tuple[TaskName, ...] = ("niah", "pairs", "ppl")
+TaskName = Literal["longbench", "niah", "pairs", "ppl"]
+TASK_NAMES: tuple[TaskName, ...] = ("longbench", "niah", "pairs", "ppl")
 """In the order they run: what generates comes first."""
 
 
@@ -49,6 +49,8 @@ class Metric(_Record):
     """Whether the first table of a report shows it."""
     slice_by: list[str] = []
     """Facts by which the metric is also reported, besides over all samples."""
+    mean_of: list[str] = []
+    """Facts, outer first, such as category and task: the mean is taken in each group, then over groups."""
 
     @property
     def transform(self) -> Callable[[Array], Array]:
@@ -156,11 +158,11 @@ def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[
         return
     yield {}, scored
     if metric.slice_by:
-        groups: dict[tuple[Any, ...], list[SampleRow]] = {}
+        parts: dict[tuple[Any, ...], list[SampleRow]] = {}
         for sample in scored:
-            groups.setdefault(tuple(sample.facts[fact] for fact in metric.slice_by), []).append(sample)
-        if len(groups) > 1:
-            yield from ((dict(zip(metric.slice_by, key, strict=True)), members) for key, members in groups.items())
+            parts.setdefault(tuple(sample.facts[fact] for fact in metric.slice_by), []).append(sample)
+        if len(parts) > 1:
+            yield from ((dict(zip(metric.slice_by, key, strict=True)), members) for key, members in parts.items())
 
 
 def slice_label(where: dict[str, Any]) -> str:
@@ -173,8 +175,16 @@ def estimate(metric: Metric, samples: Sequence[SampleRow]) -> Estimate:
     return estimate_mean(
         [sample.scores[metric.key] for sample in samples],
         [sample.cluster for sample in samples],
+        groups=groups(metric, samples),
         transform=metric.transform,
     )
+
+
+def groups(metric: Metric, samples: Sequence[SampleRow]) -> list[tuple[str, ...]] | None:
+    """The group of each sample, where the metric is a mean of means."""
+    if not metric.mean_of:
+        return None
+    return [tuple(str(sample.facts[fact]) for fact in metric.mean_of) for sample in samples]
 
 
 def summarise(metrics: Sequence[Metric], samples: Sequence[SampleRow]) -> list[SummaryRow]:

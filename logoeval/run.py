@@ -18,6 +18,7 @@ from logodata.common.console import note
 from logodata.common.run_dir import bind_settings, locked
 from logodata.models import model_fingerprint, tokenizer_fingerprint
 from logoeval import niah, pairs, perplexity
+from logoeval.longbench import run as longbench
 from logoeval.recipe import EvalRecipe
 from logoeval.records import (
     PREDICTIONS_DIR,
@@ -61,7 +62,7 @@ def evaluate(recipe: EvalRecipe, tasks: Sequence[TaskName], folder: Path) -> Res
                 predictions,
                 f"{task}.json",
                 settings,
-                started=task in results.tasks or any(predictions.glob(f"{task}*.jsonl")),
+                started=task in results.tasks or any(predictions.rglob(f"{task}*.jsonl")),
             )
             if task in results.tasks:
                 note(f"{task}: finished already")
@@ -104,6 +105,13 @@ class _Job:
 
 def _jobs(recipe: EvalRecipe) -> dict[TaskName, _Job]:
     jobs: dict[TaskName, _Job] = {}
+    if recipe.longbench:
+        jobs["longbench"] = _Job(
+            longbench.VERSION,
+            partial(longbench.describe, recipe.longbench, recipe.engine),
+            partial(longbench.run, recipe.longbench),
+            generates=True,
+        )
     if recipe.niah:
         jobs["niah"] = _Job(
             niah.VERSION, partial(niah.describe, recipe.niah), partial(niah.run, recipe.niah), generates=True

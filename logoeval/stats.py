@@ -7,7 +7,7 @@ is the plain bootstrap.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,27 +23,36 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean (or a function of it) with its 95 % interval; ``interval`` is None where there is only one cluster."""
+    """A mean (or a function of it) with its 95 % interval; ``interval`` is None where a group has only one cluster.
+    ``fewest_clusters``: of the smallest group."""
 
     value: float
     interval: tuple[float, float] | None
     num_samples: int
     num_clusters: int
+    fewest_clusters: int
 
 
 def estimate_mean(
-    values: ArrayLike, clusters: Sequence[str], *, transform: Callable[[Array], Array] = np.asarray, seed: int = _SEED
+    values: ArrayLike,
+    clusters: Sequence[str],
+    *,
+    groups: Sequence[tuple[str, ...]] | None = None,
+    transform: Callable[[Array], Array] = np.asarray,
+    seed: int = _SEED,
 ) -> Estimate:
     """``transform(mean(values))`` with its interval.
 
     Args:
         values: one number a sample, [n].
         clusters: the cluster of each sample, [n].
+        groups: the group of each sample, [n], names outer first, such as (category, task): the mean is then taken in
+            each group, over the groups of one outer name, and so on. Each group is resampled by itself.
         transform: elementwise and monotone; ``np.exp`` turns a mean log-likelihood into a perplexity.
         seed: of the resampling.
     """
-    sums, counts = _by_cluster(np.atleast_2d(np.asarray(values, dtype=np.float64)), clusters)
-    return _estimate(transform(_means(sums, counts, seed))[:, 0], transform(sums.sum(1) / counts.sum())[0], counts)
+    found = _resample(np.atleast_2d(np.asarray(values, dtype=np.float64)), clusters, groups, seed)
+    return _estimate(transform(found.means)[:, 0], transform(found.point)[0], found)
 
 
 def estimate_difference(
@@ -51,6 +60,7 @@ def estimate_difference(
     after: ArrayLike,
     clusters: Sequence[str],
     *,
+    groups: Sequence[tuple[str, ...]] | None = None,
     transform: Callable[[Array], Array] = np.asarray,
     seed: int = _SEED,
 ) -> Estimate:
@@ -58,27 +68,63 @@ def estimate_difference(
 
     Both runs are resampled with the same draws, so what samples have in common cancels.
     """
-    sums, counts = _by_cluster(
-        np.stack([np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)]), clusters
-    )
-    resampled = transform(_means(sums, counts, seed))
-    point = transform(sums.sum(1) / counts.sum())
-    return _estimate(resampled[:, 1] - resampled[:, 0], point[1] - point[0], counts)
+    both = np.stack([np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)])
+    found = _resample(both, clusters, groups, seed)
+    means, point = transform(found.means), transform(found.point)
+    return _estimate(means[:, 1] - means[:, 0], point[1] - point[0], found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Resampled:
+    """``means`` [NUM_RESAMPLES, K] and ``point`` [K] of K rows of values; how many clusters each group has."""
+
+    means: Array
+    point: Array
+    num_samples: int
+    group_clusters: list[int]
+
+
+def _resample(
+    values: Array, clusters: Sequence[str], groups: Sequence[tuple[str, ...]] | None, seed: int
+) -> _Resampled:
+    if values.shape[1] != len(clusters) or not len(clusters):
+        raise ValueError(f"{values.shape[1]} values for {len(clusters)} cluster names")
+    if groups is None:
+        sums, counts = _by_cluster(values, clusters)
+        rng = np.random.default_rng(seed)
+        return _Resampled(_means(sums, counts, rng), sums.sum(1) / counts.sum(), len(clusters), [len(counts)])
+    members: dict[tuple[str, ...], list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    means, point, group_clusters = np.zeros((NUM_RESAMPLES, len(values))), np.zeros(len(values)), []
+    for number, (group, columns) in enumerate(members.items()):
+        sums, counts = _by_cluster(values[:, columns], [clusters[column] for column in columns])
+        weight = _weight(group, members)
+        # Groups of equal size must not share draws: their errors are independent.
+        means += weight * _means(sums, counts, np.random.default_rng([seed, number]))
+        point += weight * sums.sum(1) / counts.sum()
+        group_clusters.append(len(counts))
+    return _Resampled(means, point, len(clusters), group_clusters)
+
+
+def _weight(group: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> float:
+    """What a group counts in the mean of means: at each level one over the number of its siblings."""
+    weight = 1.0
+    for level in range(len(group)):
+        weight /= len({other[level] for other in groups if other[:level] == group[:level]})
+    return weight
 
 
 def _by_cluster(values: Array, clusters: Sequence[str]) -> tuple[Array, Array]:
     """Sums [K, G] and counts [G] of ``values`` [K, n] over the G clusters, in order of first appearance."""
-    if values.shape[1] != len(clusters) or not len(clusters):
-        raise ValueError(f"{values.shape[1]} values for {len(clusters)} cluster names")
     index = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     columns = np.array([index[name] for name in clusters])
     sums = np.stack([np.bincount(columns, weights=row, minlength=len(index)).astype(np.float64) for row in values])
     return sums, np.bincount(columns, minlength=len(index)).astype(np.float64)
 
 
-def _means(sums: Array, counts: Array, seed: int) -> Array:
+def _means(sums: Array, counts: Array, rng: np.random.Generator) -> Array:
     """Means of NUM_RESAMPLES draws of G clusters, [NUM_RESAMPLES, K]."""
-    rng = np.random.default_rng(seed)
     num_clusters = len(counts)
     block = max(1, _BLOCK_ELEMENTS // num_clusters)
     blocks = []
@@ -88,10 +134,10 @@ def _means(sums: Array, counts: Array, seed: int) -> Array:
     return np.concatenate(blocks)
 
 
-def _estimate(resampled: Array, value: float, counts: Array) -> Estimate:
+def _estimate(resampled: Array, value: float, found: _Resampled) -> Estimate:
     interval = None
-    if len(counts) > 1:
+    if min(found.group_clusters) > 1:
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(resampled, [tail, 1 - tail])
         interval = (float(low), float(high))
-    return Estimate(float(value), interval, int(counts.sum()), len(counts))
+    return Estimate(float(value), interval, found.num_samples, sum(found.group_clusters), min(found.group_clusters))

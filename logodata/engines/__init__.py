@@ -18,6 +18,7 @@ class Sampling:
     """How to decode. ``temperature`` 0 is greedy, and then ``top_p`` and ``seed`` play no part.
 
     ``stop_ids`` are token ids that end the response (the end-of-turn token); the stop token is not part of the result.
+    None of them is chosen before there are ``min_new_tokens`` others.
     """
 
     max_new_tokens: int
@@ -25,6 +26,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    min_new_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,7 @@ class OpenAIEngine:
             "model": self._model,
             "prompt": list(request.prompt_ids),
             "max_tokens": sampling.max_new_tokens,
+            **({"min_tokens": sampling.min_new_tokens} if sampling.min_new_tokens else {}),
             "temperature": sampling.temperature,
             "top_p": 1.0 if greedy else sampling.top_p,
             "seed": request_seed(request),

@@ -213,8 +213,13 @@ class _PreallocatedCache(Cache):
             layer.select_rows(rows, capacity or layer.capacity)
 
 
+@torch.inference_mode()
 def _choose(logits: Tensor, rows: Sequence[_Row]) -> list[int]:
     """The next token of each row, from float32 logits [B, V]."""
+    for index, row in enumerate(rows):
+        sampling = row.request.sampling
+        if len(row.token_ids) < sampling.min_new_tokens:
+            logits[index, list(sampling.stop_ids)] = float("-inf")
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     for index, row in enumerate(rows):
         if row.finish_reason is None and row.request.sampling.temperature > 0:

@@ -140,6 +140,7 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
     greedy = sampling.temperature == 0
     return SamplingParams(
         max_tokens=sampling.max_new_tokens,
+        min_tokens=sampling.min_new_tokens,
         temperature=sampling.temperature,
         top_p=1.0 if greedy else sampling.top_p,
         seed=None if greedy else seed,
