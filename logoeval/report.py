@@ -13,6 +13,7 @@ from logodata import __version__
 from logodata.common.markup import Html, join, number_cell, page, raw, tag
 from logodata.common.run_dir import write_atomic, write_json
 from logoeval.compare import SCHEMA_VERSION, Comparison, Difference, Row, Run, markdown_table, show_change
+from logoeval.longbench.report import longbench_section
 from logoeval.report_sections import data_section, niah_section, pairs_section, perplexity_section, training_section
 
 
@@ -40,6 +41,7 @@ def render(comparison: Comparison, *, data: Path | None = None, run: Path | None
     style = resources.files("logoeval").joinpath("report.css").read_text(encoding="utf-8")
     sections = [
         _headline(comparison),
+        longbench_section(comparison) if "longbench" in comparison.tasks else raw(""),
         pairs_section(comparison, data) if "pairs" in comparison.tasks else raw(""),
         niah_section(comparison) if "niah" in comparison.tasks else raw(""),
         perplexity_section(comparison) if "ppl" in comparison.tasks else raw(""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from logodata.common.markup import Html, join, number_cell, raw, tag
 from logodata.common.run_dir import read_json
 from logodata.contract import read_manifest, read_samples
 from logoeval import figures
-from logoeval.compare import Comparison, Run, show_change
+from logoeval.compare import Comparison, Row, Run, show_change
 from logoeval.records import TaskName
 from logoeval.report_samples import held_out_samples, worked_samples
 
@@ -162,6 +163,13 @@ def perplexity_section(comparison: Comparison) -> Html:
 def _changes_table(comparison: Comparison, task: TaskName) -> Html:
     """All rows of a task that the first table leaves out, with intervals."""
     rows = [row for row in comparison.rows if row.task == task and (row.slice or not row.metric.headline)]
+    if not rows:
+        return raw("")
+    return tag("details", tag("summary", f"all {len(rows)} points with their intervals"), rows_table(comparison, rows))
+
+
+def rows_table(comparison: Comparison, rows: Sequence[Row]) -> Html:
+    """Rows of a comparison with the intervals of their differences."""
     first, *others = (run.label for run in comparison.runs)
     texts = ["measure", "n", first, *others, *(f"{label} - {first} [95 %]" for label in others)]
     head = tag("tr", tag("th", texts[0]), *(tag("th", text, class_="n") for text in texts[1:]))
@@ -170,8 +178,7 @@ def _changes_table(comparison: Comparison, task: TaskName) -> Html:
         numbers = [str(row.num_samples), *(row.metric.show(value.value) for value in row.values)]
         numbers += [f"{show_change(row, difference.change)}" for difference in row.differences]
         body.append(tag("tr", tag("td", row.label), *(number_cell(text) for text in numbers)))
-    table = tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
-    return tag("details", tag("summary", f"all {len(rows)} points with their intervals"), table) if rows else raw("")
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
 
 
 def data_section(folder: Path) -> Html:
