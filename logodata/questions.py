@@ -33,7 +33,7 @@ from logodata.judge import word_share
 from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint, model_window
 from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text, turn_end_ids
 from logodata.responses import ResponseLog
-from logodata.sources import SourceSettings, read_source, source_fingerprint
+from logodata.sources import Source, SourceSettings, read_source, source_fingerprint
 from logodata.sources.fields import text_digest
 from logodata.text import words
 
@@ -326,15 +326,17 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
         "model_fingerprint": fingerprint,
     }
     with locked(work):
-        bind_settings(work, "settings.json", settings)
         if output.exists():
+            bind_settings(work, "settings.json", settings)
             note(f"{output} is finished already")
             return {}
-        return _write_all(recipe, fingerprint, work, output)
+        # Before the folder is bound to it: a source that must be mended first would be another one then.
+        source = read_source(recipe.source, needs_questions=False)
+        bind_settings(work, "settings.json", settings)
+        return _write_all(recipe, source, fingerprint, work, output)
 
 
-def _write_all(recipe: QuestionsRecipe, fingerprint: str, work: Path, output: Path) -> dict[str, Any]:
-    source = read_source(recipe.source, needs_questions=False)
+def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: Path, output: Path) -> dict[str, Any]:
     writer = Writer(recipe, ResponseLog(work / "responses.jsonl", fingerprint))
     reasons = Counter(fault["reason"] for fault in source.faults)
     num_kept = 0

@@ -177,6 +177,21 @@ def test_a_finished_file_is_left_alone_and_another_is_not_overwritten(
     assert mine.read_text() == "mine"
 
 
+def test_a_mended_corpus_may_have_the_name_of_the_bad_one(
+    tmp_path: Path,
+    corpus: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (corpus / "void.txt").write_bytes(b"caf\xe9")
+    engine, output = ScriptedWriter(tiny_model_dir, {}), tmp_path / "q.jsonl"
+    assert run(monkeypatch, engine, corpus, output, tiny_model_dir) == 2
+    assert "void.txt: not UTF-8 (byte 3)" in capsys.readouterr().err
+    (corpus / "void.txt").write_bytes(b"")
+    assert run(monkeypatch, engine, corpus, output, tiny_model_dir) == 0
+
+
 def test_no_question_kept_is_an_error_that_says_why(
     tmp_path: Path, corpus: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
