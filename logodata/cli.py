@@ -184,7 +184,8 @@ def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
 def _questions(options: argparse.Namespace) -> None:
     from logodata.common.console import console
     from logodata.common.recipe_io import load_recipe
-    from logodata.questions import QuestionsRecipe, describe_questions, write_questions
+    from logodata.drafts import QuestionsRecipe
+    from logodata.questions import describe_questions, write_questions
 
     given = [f"source.path={json.dumps(options.corpus)}", f"model={json.dumps(options.model)}"]
     recipe = load_recipe(QuestionsRecipe, "build", None, [*given, *options.overrides])

@@ -13,9 +13,9 @@ import logodata.questions
 from logodata.chunking import chunk_text
 from logodata.cli import main
 from logodata.contract import Document, read_samples
+from logodata.drafts import QuestionsRecipe, draw_drafts, parse_reply, recurring_names
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models import load_tokenizer
-from logodata.questions import QuestionsRecipe, draw_drafts, parse_reply, recurring_names
 from logodata.sources import SourceSettings, read_source
 
 TEXT = " ".join(
