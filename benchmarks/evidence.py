@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{len(pools)} contexts of {min(tokens)} to {max(tokens)} tokens, chunks of {arguments.chunk_tokens}"
     )
     report: dict[str, Any] = {
-        "documents": str(arguments.documents),
+        "documents": "/".join(arguments.documents.parts[-2:]),
         "num_documents": len(documents),
         "num_questions": questions,
         "num_left_out": left_out,
