@@ -169,6 +169,8 @@ def _prediction(content: dict[str, Any], task: Task, where: str) -> Prediction:
 
 def _check(task: Task, members: list[Prediction], *, e: bool) -> None:
     """Refuse doubled rows: scripts that append without ids double them when they run again."""
+    if e and not task.in_e:
+        raise UserError(f"{task.name} is no task of LongBench-E", where=members[0].where, mend="score without -e")
     seen: dict[str, str] = {}
     for prediction in members:
         if prediction.id is None:

@@ -97,4 +97,5 @@ def split_name(name: str) -> tuple[Task | None, bool]:
     """The task that a name such as ``qasper`` or ``qasper_e`` means (None if there is none), and whether it is
     LongBench-E's."""
     plain = name.removesuffix(E_SUFFIX)
-    return TASKS.get(plain), plain != name
+    task, is_e = TASKS.get(plain), plain != name
+    return (None if task and is_e and not task.in_e else task), is_e

@@ -95,7 +95,8 @@ def test_rows_read_alike_from_every_form(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     for task, records in by_task.items():
         write_lines(folder / f"{task}.jsonl", records)
-        write_lines(folder / f"{task}_e.jsonl", [{**record, "_id": f"e{record['_id']}"} for record in records])
+        if TASKS[task].in_e:
+            write_lines(folder / f"{task}_e.jsonl", [{**record, "_id": f"e{record['_id']}"} for record in records])
         (tmp_path / "mirror" / task).mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(records), tmp_path / "mirror" / task / "test-0.parquet")
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
@@ -234,6 +235,23 @@ def test_with_the_transformers_engine(tiny_model_dir: Path, tmp_path: Path, caps
     ]
     assert main(["score", str(out), "-o", str(tmp_path / "scores.json")]) == 0
     assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))["benchmark"] == "LongBench"
+
+
+def test_a_response_of_at_least_one_token(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    from logodata.engines import GenerationRequest, Sampling
+    from logodata.engines.transformers_engine import TransformersEngine
+
+    engine = TransformersEngine(tiny_model)
+
+    def answer(sampling: Sampling) -> tuple[int, ...]:
+        (result,) = engine.generate([GenerationRequest("a", (5, 6, 7), sampling)])
+        return result.token_ids
+
+    (first, *_) = answer(Sampling(4, (2,)))
+    assert answer(Sampling(4, (2, first))) == ()
+    longer = answer(Sampling(4, (2, first), min_new_tokens=1))
+    assert len(longer) >= 1
+    assert first not in longer
 
 
 def sorted_alphabet() -> list[str]:
@@ -383,6 +401,7 @@ def test_official_files_are_scored(tmp_path: Path) -> None:
         ("qasper.jsonl", [{**official("qasper", ["x"])[0], "_id": "a"}, *official("qasper", ["x"])], "without an id"),
         ("qasper.jsonl", [{**official("qasper", ["x"])[0], "task": "hotpotqa"}], "a prediction of 'hotpotqa'"),
         ("qasper.jsonl", [{"answers": ["x"]}], "no text under 'pred'"),
+        ("musique_e.jsonl", official("musique", ["x"]), "no LongBench task"),
         ("unknown.jsonl", official("qasper", ["x"]), "no LongBench task"),
     ],
 )
