@@ -85,3 +85,36 @@ def test_coverage_of_a_known_mean() -> None:
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="2 values for 3"):
         estimate_mean([1.0, 2.0], names(3))
+
+
+def test_mean_of_means_and_its_interval() -> None:
+    rng = np.random.default_rng(5)
+    # Category a has two tasks, b has one; their sizes differ.
+    sizes = {("a", "x"): 40, ("a", "y"): 160, ("b", "z"): 90}
+    weights = {("a", "x"): 0.25, ("a", "y"): 0.25, ("b", "z"): 0.5}
+    members = {
+        group: rng.normal(len(group[1]) + number, 1 + number, size)
+        for number, (group, size) in enumerate(sizes.items())
+    }
+    values = np.concatenate(list(members.values()))
+    groups = [group for group, size in sizes.items() for _ in range(size)]
+    clusters = [str(number) for number in range(len(values))]
+    found = estimate_mean(values, clusters, groups=groups)
+    assert found.value == pytest.approx(sum(weights[group] * column.mean() for group, column in members.items()))
+    # The variance of independent means, by formula.
+    error = np.sqrt(sum(weights[group] ** 2 * column.var() / len(column) for group, column in members.items()))
+    low, high = found.interval
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.04)
+    assert (found.num_samples, found.num_clusters, found.fewest_clusters) == (290, 290, 40)
+    # The order of samples does not matter but for the draws; pairing cancels what both runs share.
+    order = rng.permutation(len(values))
+    shuffled = estimate_mean(values[order], clusters, groups=[groups[place] for place in order])
+    assert shuffled.value == pytest.approx(found.value)
+    difference = estimate_difference(values, values + 1.0, clusters, groups=groups)
+    assert (difference.value, *difference.interval) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_a_group_of_one_cluster_has_no_interval() -> None:
+    found = estimate_mean([0.0, 1.0, 1.0], ["a", "b", "c"], groups=[("x",), ("x",), ("y",)])
+    assert found.value == 0.75
+    assert found.interval is None
