@@ -84,16 +84,20 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None) -> dict[s
     }
     with locked(output):
         (output / "work").mkdir(exist_ok=True)
+        finished = (output / "manifest.json").exists()
+        # A source with a fault does not bind the folder: mended, it may be built there.
+        source = None if finished else read_source(recipe.source)
         bind_settings(output, "work/settings.json", settings)
-        if (output / "manifest.json").exists():
+        if source is None:
             note(f"{output} is finished already")
             stats: dict[str, Any] = read_json(output / "stats.json")
             return stats
-        return _build(recipe, settings, output, part)
+        return _build(recipe, source, settings, output, part)
 
 
-def _build(recipe: BuildRecipe, settings: dict[str, Any], output: Path, part: Part | None) -> dict[str, Any]:
-    source = read_source(recipe.source)
+def _build(
+    recipe: BuildRecipe, source: Source, settings: dict[str, Any], output: Path, part: Part | None
+) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
     planner = Planner(recipe, tokenizer, model_window(recipe.model))
     evaluator = open_evaluator(recipe.evaluator)
