@@ -26,6 +26,7 @@ def longbench_section(comparison: Comparison) -> Html:
             "prompts and its scores: the best over the gold answers of each sample, averaged over samples, then over "
             "tasks, then over categories. Prompts that the window does not hold lose their middle.",
         ),
+        tag("ul", *(tag("li", note) for note in result.notes), class_="small"),
         *(_part(comparison, title, members) for title, members in kinds.items() if members),
     )
 
