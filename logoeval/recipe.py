@@ -7,7 +7,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from logodata.common.recipe_io import RecipeModel
 from logodata.engines.settings import EngineSettings
@@ -22,27 +22,29 @@ class LongBenchSettings(RecipeModel):
 
     data: Path
     """The hub's ``data.zip``, a folder of its ``.jsonl`` or ``.parquet`` files, or one such file."""
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Names without ``_e``; null takes all that the data hold."""
     e: bool = False
     """Measure LongBench-E: other rows of 13 of the tasks, spread evenly over lengths."""
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names without ``_e``; null takes all that the data hold."""
     max_prompt_tokens: int | None = Field(default=None, gt=1)
     """Tokens of a prompt before the chat template; a longer one loses its middle. By default the window less 500."""
     code_sim: CodeSimBackend = "rapidfuzz"
     """Ratio of the code tasks: ``rapidfuzz``, as the official script with python-Levenshtein; ``difflib``, as without
     it."""
 
-    @model_validator(mode="after")
-    def _known_tasks(self) -> LongBenchSettings:
-        known = [name for name, task in TASKS.items() if task.in_e or not self.e]
-        for name in self.tasks or ():
+    @field_validator("tasks")
+    @classmethod
+    def _known_tasks(cls, value: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        in_e = bool(info.data.get("e"))
+        known = [name for name, task in TASKS.items() if task.in_e or not in_e]
+        for name in value or ():
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                raise ValueError(f"{name!r} is no task of LongBench{'-E' if self.e else ''}: {hint}")
-        if self.tasks and len(set(self.tasks)) < len(self.tasks):
+                raise ValueError(f"{name!r} is no task of LongBench{'-E' if in_e else ''}: {hint}")
+        if value and len(set(value)) < len(value):
             raise ValueError("must not repeat a task")
-        return self
+        return value
 
 
 class NiahSettings(RecipeModel):
