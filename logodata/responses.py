@@ -34,6 +34,8 @@ def request_key(request: GenerationRequest, model: str) -> str:
     identity: list[Any] = [model, list(request.prompt_ids), sampling.max_new_tokens, list(sampling.stop_ids)]
     if sampling.temperature > 0:
         identity += [sampling.temperature, sampling.top_p, sampling.seed, request.id]
+    if sampling.min_new_tokens:
+        identity.append({"min_new_tokens": sampling.min_new_tokens})
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
