@@ -55,8 +55,9 @@ class Shape:
         return self.head_weights / (self.head_weights + self.weights_per_token)
 
 
-CPU_SHAPE = Shape(512, 1792, 8, 8, 2, 4000, rank=4, prompt=2048, response=64, rejected=2)
-"""Llama-3-8B's proportions: head share, grouped heads, response to prompt, adapter rank to hidden size."""
+CPU_SHAPE = Shape(512, 1792, 8, 8, 2, 4000, rank=4, prompt=1024, response=32, rejected=2)
+"""Llama-3-8B's proportions: head share, grouped heads, response to prompt, adapter rank to hidden size; and prompt to
+hidden size, so that attention has the share of the work that it has there at 8192 tokens."""
 
 CUDA_SHAPE = Shape(4096, 14336, 32, 32, 8, 128256, rank=32, prompt=8192, response=256, rejected=2)
 """Llama-3-8B."""
