@@ -118,7 +118,7 @@ def launched() -> Iterator[World]:
 
     On GPUs tensors travel by NCCL and Python objects by gloo. A group that is open already is used, and left open.
     """
-    if "WORLD_SIZE" not in os.environ:
+    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():  # some clusters set one of them for all jobs
         yield World()
         return
     import torch
