@@ -15,7 +15,7 @@ from logodata.contexts import ContextSettings
 from logodata.contract import ContextChunk, PreferenceSample, Response
 from logodata.models import load_config
 from logodata.recipe import GenerationSettings
-from logotrain.data import TrainingData, load_data
+from logotrain.data import TrainingData, checked_target_length, load_data
 from logotrain.recipe import TrainRecipe
 from logotrain.rope import scaled_config
 
@@ -90,14 +90,7 @@ def planned_data(
     response_tokens = response_tokens or build.generation.max_new_tokens
     num_rejected = num_rejected or 1 + len(build.contexts.mixed_ratios)
     num_samples = num_samples or recipe.data.max_samples or PAPER_SAMPLES
-    window = int(config.max_position_embeddings)
-    target = recipe.positions.target_length or window
-    if target > window:
-        raise UserError(
-            f"positions.target_length={target} is beyond the model's window of {window}",
-            where=recipe.model,
-            mend=f"use {window} or less, or scale the model with rope",
-        )
+    target = checked_target_length(recipe, config)
     if prompt_tokens + response_tokens > target:
         raise UserError(
             f"prompt of {prompt_tokens} tokens and response of {response_tokens} do not fit under {target} positions",

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.table import Table
+from transformers import PreTrainedConfig
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
@@ -59,14 +60,7 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         UserError: the data hold token ids of another tokenizer, positions would leave the model's window, or a sample
             cannot be trained on (empty prompt or response, too long).
     """
-    window = scaled_config(load_config(recipe.model), recipe.rope).max_position_embeddings
-    target_length = recipe.positions.target_length or window
-    if target_length > window:
-        raise UserError(
-            f"positions.target_length={target_length} is beyond the model's window of {window}",
-            where=recipe.model,
-            mend=f"use {window} or less, or scale the window with rope.type and rope.factor",
-        )
+    target_length = checked_target_length(recipe, scaled_config(load_config(recipe.model), recipe.rope))
     if recipe.data.path is None:
         if recipe.epochs:
             raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote")
@@ -94,6 +88,27 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     for sample in samples:
         _check(sample, target_length, recipe.row_tokens)
     return TrainingData(samples, target_length)
+
+
+def checked_target_length(recipe: TrainRecipe, config: PreTrainedConfig) -> int:
+    """Over how many positions prompts are spread.
+
+    Args:
+        recipe: may leave it to the model.
+        config: of the model, with its window as ``recipe.rope`` scales it.
+
+    Raises:
+        UserError: positions would leave the window.
+    """
+    window = int(config.max_position_embeddings)
+    target_length = recipe.positions.target_length or window
+    if target_length > window:
+        raise UserError(
+            f"positions.target_length={target_length} is beyond the model's window of {window}",
+            where=recipe.model,
+            mend=f"use {window} or less, or scale the window with rope.type and rope.factor",
+        )
+    return target_length
 
 
 def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None) -> None:

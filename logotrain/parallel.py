@@ -181,11 +181,11 @@ def shard(model: LogprobModel, recipe: TrainRecipe, world: World) -> None:
 
     from logotrain.recompute import decoder_layers
 
-    mixed = recipe.tuning == "full" and recipe.dtype == "bfloat16"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if recipe.mixed_precision else MixedPrecisionPolicy()
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(world.device.type, (world.size,)),
         "reshard_after_forward": recipe.parallel.reshard_after_forward,
-        "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy(),
+        "mp_policy": policy,
     }
     for layer in decoder_layers(model):
         fully_shard(layer, **settings)

@@ -130,7 +130,7 @@ def choose_strategy(
         device_bytes: memory of a device; None: no limit is known.
         shape, recipe, row, world_size, backend, num_rows: as for :func:`logotrain.memory.estimate_memory`.
     """
-    if recipe.tuning == "full" and recipe.dtype == "bfloat16":
+    if recipe.mixed_precision:
         return "shard", "only FSDP computes in bfloat16 on float32 weights"
     if world_size == 1:
         return "replicate", "one process"

@@ -63,15 +63,13 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     strategy, recompute = _decide(recipe, world, collator, layouts, backend)
     check_recompute(recompute, backend)
     # One process has nothing to share; only FSDP's mixed precision keeps float32 weights and computes in bfloat16.
-    mixed = recipe.tuning == "full" and recipe.dtype == "bfloat16"
-    sharded = mixed or (world.size > 1 and strategy == "shard")
+    sharded = recipe.mixed_precision or (world.size > 1 and strategy == "shard")
     if sharded and recipe.tuning == "qlora":
         raise UserError("4-bit weights cannot be sharded", mend="set parallel.strategy=replicate, or tuning=lora")
 
-    narrow = recipe.tuning != "full" and recipe.dtype == "bfloat16"
     model = LogprobModel(
         load_trainable(recipe, torch.device("cpu") if sharded else world.device),
-        autocast=torch.bfloat16 if narrow else None,
+        autocast=torch.bfloat16 if recipe.narrow_adapters else None,
     )
     layers = decoder_layers(model)
     # Attending one token costs 4 * hidden FLOPs a layer, a weight of a linear layer 2 a token.

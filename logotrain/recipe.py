@@ -288,3 +288,13 @@ class TrainRecipe(RecipeModel):
 
     collapse: CollapseSettings = CollapseSettings()
     """When to give up."""
+
+    @property
+    def mixed_precision(self) -> bool:
+        """Whether float32 weights compute in bfloat16, by FSDP: full tuning in bfloat16."""
+        return self.tuning == "full" and self.dtype == "bfloat16"
+
+    @property
+    def narrow_adapters(self) -> bool:
+        """Whether float32 adapters compute in bfloat16, as their base does."""
+        return self.tuning != "full" and self.dtype == "bfloat16"

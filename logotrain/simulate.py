@@ -163,9 +163,9 @@ def _fake_model(config: PreTrainedConfig, recipe: TrainRecipe) -> LogprobModel:
         base: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32 if full else getattr(torch, recipe.dtype)
         )
-        narrow = not full and recipe.dtype == "bfloat16"
         model = LogprobModel(
-            base if full else add_adapters(base, recipe.lora, name="simulated"), torch.bfloat16 if narrow else None
+            base if full else add_adapters(base, recipe.lora, name="simulated"),
+            torch.bfloat16 if recipe.narrow_adapters else None,
         )
     made: dict[nn.Parameter, nn.Parameter] = {}  # a tied weight is one weight
     for module in model.modules():

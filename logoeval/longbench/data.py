@@ -122,7 +122,12 @@ def _archive(path: Path) -> Iterator[_File]:
         try:
             with zipfile.ZipFile(path) as archive, archive.open(name) as file:
                 yield from _parsed(file, f"{path}:{name}")
-        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError) as error:
+        except (
+            OSError,
+            RuntimeError,
+            zipfile.BadZipFile,
+            EOFError,
+        ) as error:  # RuntimeError: encrypted, unknown packing
             raise UserError(f"cannot read: {error}", where=f"{path}:{name}", mend="download it again") from error
 
     for name in names:
