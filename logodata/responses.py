@@ -56,8 +56,8 @@ class ResponseLog:
     def get(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin] | None:
         """The response to this request and where it came from, if there is one."""
         key = request_key(request, self._model)
-        origin: ResponseOrigin = "live" if key in self._own.records else "cache"
-        record = self._own.records.get(key) or self._cached.get(key)
+        origin: ResponseOrigin = "live" if key in self._own else "cache"
+        record = self._own.get(key) or self._cached.get(key)
         if record is None:
             return None
         return GenerationResult(request.id, tuple(record["token_ids"]), record["finish_reason"]), origin

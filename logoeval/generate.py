@@ -57,7 +57,7 @@ def complete(
     shard = Shard(path)
     hashes = {item.id: hash_ids(item.prompt_ids) for item in items}
     for record_id, prompt_hash in hashes.items():
-        if record_id in shard and shard.records[record_id]["prompt_hash"] != prompt_hash:
+        if record_id in shard and shard[record_id]["prompt_hash"] != prompt_hash:
             raise UserError(
                 f"record {record_id!r} answers another prompt", where=str(path), mend="evaluate into another folder"
             )
@@ -83,7 +83,7 @@ def complete(
                 }
                 shard.append(record)
                 tracker.advance()
-    return [shard.records[item.id] for item in items]
+    return [shard[item.id] for item in items]
 
 
 def _sampling(item: PromptItem, sampling: Sampling) -> Sampling:

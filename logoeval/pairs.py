@@ -191,7 +191,7 @@ def _answer(
 def _score(samples: Sequence[PreferenceSample], session: Session, predictions: Path) -> dict[str, dict[str, Any]]:
     shard = Shard(predictions / "pairs_logprobs.jsonl")
     for sample in samples:
-        if sample.id in shard and shard.records[sample.id]["prompt_hash"] != sample_hash(sample):
+        if sample.id in shard and shard[sample.id]["prompt_hash"] != sample_hash(sample):
             raise UserError(
                 f"record {sample.id!r} scores another sample",
                 where=str(shard.path),
@@ -214,7 +214,7 @@ def _score(samples: Sequence[PreferenceSample], session: Session, predictions: P
                     {"id": sample.id, "prompt_hash": sample_hash(sample), "chosen": chosen, "rejected": rejected}
                 )
                 tracker.advance()
-    return shard.records
+    return dict(shard)
 
 
 def _row(sample: PreferenceSample, logprobs: dict[str, Any], answer: dict[str, Any]) -> SampleRow:

@@ -205,7 +205,7 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
                 tracker.advance()
     rows = []
     for name, ids in found.items():
-        record = shard.records[name]
+        record = shard[name]
         if record["prompt_hash"] != hash_ids(ids):
             raise UserError(
                 f"record {name!r} scores another text", where=str(shard.path), mend="evaluate into another folder"

@@ -238,7 +238,7 @@ def build(output: Path, *engine: str) -> dict[str, GenerationResult]:
     command = [sys.executable, "-m", "logodata", "build", recipe, *BUILD, *engine, "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"})
     assert done.returncode == 0, done.stderr[-4000:]
-    log = Shard(output / "work" / "responses.jsonl", key="key").records.values()
+    log = Shard(output / "work" / "responses.jsonl", key="key").values()
     return {r["id"]: GenerationResult(r["id"], tuple(r["token_ids"]), r["finish_reason"]) for r in log}
 
 

@@ -87,7 +87,7 @@ def test_a_shard_survives_a_cut_at_every_byte(tmp_path: Path) -> None:
         file = tmp_path / "cut"
         file.write_bytes(data[:cut])
         shard = Shard(file)
-        assert list(shard.records.values()) == records[: data[:cut].count(b"\n")]
+        assert list(shard.values()) == records[: data[:cut].count(b"\n")]
         shard.append(*records)
         assert file.read_bytes() == data
 
