@@ -1,33 +1,67 @@
 """Generation with OpenAI-compatible servers: ``/v1/completions`` with token ids as the prompt, and token ids back.
 
 Tried with vLLM. A server that returns text only is refused: tokenising its text again need not give the tokens it made.
+:mod:`logodata.engines.answers` says which faults are worth another try, :mod:`logodata.engines.schedule` which server
+gets it, and when.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import queue
-import random
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from email.utils import parsedate_to_datetime
-from itertools import pairwise
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import httpx
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.engines.batching import check_requests, finish, request_seed
+from logodata.engines.answers import Fault, Reader
+from logodata.engines.batching import check_requests, request_seed
+from logodata.engines.rate_limit import RateLimit
+from logodata.engines.schedule import Schedule, Server, note_down, token_cost
 
-_LONGEST_WAIT_S = 60.0
-_LONGEST_ASKED_WAIT_S = 600.0  # a server that wants more is asked again all the same
+_CHECK_S = 30.0  # a server that takes longer to connect, or to say what it serves, is called down
+
+
+@cache
+def _ssl_context() -> ssl.SSLContext:
+    """One for all clients: reading the certificates takes longer than a short answer."""
+    return httpx.create_ssl_context()
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of :meth:`OpenAIEngine.generate`."""
+
+    schedule: Schedule
+    num_workers: int
+    """Per server."""
+    inbox: queue.SimpleQueue[GenerationResult | BaseException | None] = field(default_factory=queue.SimpleQueue)
+    """What the event loop's thread hands over: results, then what ended it."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def wake(self) -> None:
+        """Have idle workers look at the schedule again."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    async def wait(self, wait_s: float) -> None:
+        """Sleep so long, or until woken."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if math.isinf(wait_s) else wait_s):
+                await self.changed.wait()
 
 
 class OpenAIEngine:
-    """An engine over running servers, all of which serve the same model.
+    """An engine over running servers, all of which serve the same model. One call of :meth:`generate` at a time.
 
     RoPE is decided when a server starts; no request can change it, and no answer tells. For an adapter that was trained
     with a scaled one, start vLLM with ``--hf-overrides`` and the ``rope_parameters`` and ``max_position_embeddings`` of
@@ -41,11 +75,13 @@ class OpenAIEngine:
         max_model_len: tokens of prompt and response; by default what the servers say, else no limit of ours.
         concurrency: requests in flight per server.
         timeout_s: seconds to wait for one answer.
-        max_retries: tries after the first one on 429, 5xx, lost connections and answers cut short.
+        max_retries: tries after the first one, of a request and of a server that gives no answer at all.
         first_wait_s: seconds before the first retry; each wait is twice the one before, less a random part.
+        requests_per_minute: a server's limit; None: none.
+        tokens_per_minute: a server's limit of prompt tokens and ``max_new_tokens`` together; None: none.
 
     Raises:
-        UserError: a server cannot be reached or does not serve ``model``.
+        UserError: no server can be reached, or one of those that can does not serve ``model``.
     """
 
     def __init__(
@@ -60,16 +96,36 @@ class OpenAIEngine:
         timeout_s: float = 600.0,
         max_retries: int = 6,
         first_wait_s: float = 1.0,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
     ) -> None:
-        self._urls = [url.rstrip("/").removesuffix("/v1") + "/v1" for url in base_urls]
-        self._model, self._needs_adapter, self._api_key = model, needs_adapter, api_key
-        self._concurrency, self._timeout_s = concurrency, timeout_s
+        if api_key and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
+            raise UserError("the API key holds white space, or characters that no header can carry", mend="set it anew")
+        self._servers = [
+            Server(
+                url.rstrip("/").removesuffix("/v1") + "/v1",
+                RateLimit(requests_per_minute) if requests_per_minute else None,
+                RateLimit(tokens_per_minute) if tokens_per_minute else None,
+            )
+            for url in base_urls
+        ]
+        self._model, self._needs_adapter, self._reader = model, needs_adapter, Reader(api_key)
+        self._concurrency, self._timeout_s, self._tokens_per_minute = concurrency, timeout_s, tokens_per_minute
         self._max_retries, self._first_wait_s = max_retries, first_wait_s
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        served = [self._find_model(url) for url in self._urls]
-        windows = [card.get("max_model_len") for card in served]
-        self._window = min((int(window) for window in (*windows, max_model_len) if window), default=None)
-        self.name = f"openai ({self._server_version(served[0])})"
+        answers = [self._find_model(server) for server in self._servers]
+        cards = [answer for answer in answers if not isinstance(answer, Fault)]
+        if not cards:
+            raise UserError(
+                "; ".join(f"{server.url}: {server.fault}" for server in self._servers),
+                mend="start it, or mend engine.base_urls",
+            )
+        for server in self._servers:
+            if not server.is_checked:
+                note_down(server)
+        windows = (*(card.get("max_model_len") for card in cards), max_model_len)
+        self._window = min((window for window in windows if window), default=None)
+        self.name = f"openai ({self._server_version(cards[0])})"
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
         """Send requests, so many at a time, and yield results as they come.
@@ -78,28 +134,39 @@ class OpenAIEngine:
 
         Raises:
             UserError: see :func:`logodata.engines.batching.check_requests`, raised before anything is sent; or a server
-                refuses a request, fails for good, or returns no token ids.
+                refuses a request or answers it with something else than was asked for, or tries are used up. Results
+                that came before are yielded before it is raised.
         """
         check_requests(requests, self._window)
-        inbox: queue.SimpleQueue[GenerationResult | BaseException | None] = queue.SimpleQueue()
+        for request in requests:
+            if self._tokens_per_minute and token_cost(request) > self._tokens_per_minute:
+                raise UserError(
+                    f"{token_cost(request)} tokens exceed tokens_per_minute {self._tokens_per_minute}",
+                    where=f"request {request.id!r}",
+                    mend="shorten the context or max_new_tokens",
+                )
+        call = _Call(
+            Schedule(requests, self._servers, max_retries=self._max_retries, first_wait_s=self._first_wait_s),
+            num_workers=min(self._concurrency, len(requests)),
+        )
         loop = asyncio.new_event_loop()
-        task = loop.create_task(self._complete_all(requests, inbox))
+        task = loop.create_task(self._answer_all(call))
 
         def work() -> None:
             try:
                 loop.run_until_complete(task)
-                inbox.put(None)
+                call.inbox.put(None)
             except BaseExceptionGroup as errors:  # of the workers; the first to fail cancelled the others
-                inbox.put(errors.exceptions[0])
+                call.inbox.put(errors.exceptions[0])
             except BaseException as error:
-                inbox.put(error)
+                call.inbox.put(error)
             finally:
                 loop.close()
 
         thread = threading.Thread(target=work, name="openai-engine", daemon=True)
         thread.start()
         try:
-            while (item := inbox.get()) is not None:
+            while (item := call.inbox.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
                 yield item
@@ -109,55 +176,50 @@ class OpenAIEngine:
                 loop.call_soon_threadsafe(task.cancel)
             thread.join()
 
-    async def _complete_all(self, requests: Sequence[GenerationRequest], inbox: queue.SimpleQueue[Any]) -> None:
-        num_workers = self._concurrency * len(self._urls)
-        work = iter(_spread(requests, len(self._urls)))
-        limits = httpx.Limits(max_connections=num_workers, max_keepalive_connections=num_workers)
-        timeout = httpx.Timeout(self._timeout_s, connect=min(self._timeout_s, 30.0), pool=None)
-        async with httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits) as client:
+    async def _answer_all(self, call: _Call) -> None:
+        num_connections = call.num_workers * len(self._servers)
+        limits = httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections)
+        # The whole answer has a limit (see _ask): httpx would count from one packet to the next.
+        timeout = httpx.Timeout(None, connect=min(self._timeout_s, _CHECK_S))
+        async with (
+            httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, verify=_ssl_context()) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(call.num_workers):
+                for server in self._servers:
+                    group.create_task(self._work(client, call, server))
 
-            async def worker() -> None:
-                for server, request in work:
-                    inbox.put(await self._complete(client, server, request))
-
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(num_workers, len(requests))):
-                    group.create_task(worker())
-
-    async def _complete(self, client: httpx.AsyncClient, server: int, request: GenerationRequest) -> GenerationResult:
-        """One request, with retries; each try goes to the next server."""
-        body = self._body(request)
-        fault, url = "", ""
-        for attempt in range(self._max_retries + 1):
-            url = self._urls[(server + attempt) % len(self._urls)]
-            asked_wait_s = 0.0
+    async def _work(self, client: httpx.AsyncClient, call: _Call, server: Server) -> None:
+        """One of the server's requests in flight, over and over."""
+        while (step := call.schedule.next(server, time.monotonic())) is not None:
+            if isinstance(step, float):
+                await call.wait(step)
+                continue
+            request = None if step == "check" else step
+            generation = server.generation
             try:
-                response = await client.post(f"{url}/completions", json=body)
-            except httpx.TransportError as error:
-                fault = f"{type(error).__name__} {error}"
-            else:
-                if response.status_code == 200:
-                    try:
-                        return self._read(response.json(), request, url)
-                    except ValueError:
-                        fault = f"the answer is not JSON: {self._excerpt(response)}"
-                elif response.status_code == 429 or response.status_code >= 500:
-                    fault = f"HTTP {response.status_code}: {self._excerpt(response)}"
-                    asked_wait_s = _retry_after_s(response)
+                if request is None:
+                    await self._check(client, server.url)
                 else:
-                    raise UserError(
-                        f"HTTP {response.status_code}: {self._excerpt(response)}",
-                        where=f"{url}, request {request.id!r}",
-                        mend="the server refuses this request; its log says more",
-                    )
-            if attempt < self._max_retries:
-                backoff_s = self._first_wait_s * 2**attempt * random.uniform(0.5, 1.0)
-                await asyncio.sleep(max(min(backoff_s, _LONGEST_WAIT_S), asked_wait_s))
-        raise UserError(
-            f"failed {self._max_retries + 1} times, at last: {fault}",
-            where=f"{url}, request {request.id!r}",
-            mend="check the server, then run the same command again to continue",
-        )
+                    call.inbox.put(await self._ask(client, server.url, request))
+            except Fault as fault:
+                call.schedule.failed(server, request, fault, generation, time.monotonic())
+                call.wake()
+            else:
+                if call.schedule.answered(server, request):
+                    call.wake()
+
+    async def _ask(self, client: httpx.AsyncClient, url: str, request: GenerationRequest) -> GenerationResult:
+        """One try. Raises Fault or UserError."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await client.post(f"{url}/completions", json=self._body(request))
+        except TimeoutError as error:
+            raise Fault(f"no answer within {self._timeout_s:g} s") from error
+        except httpx.RequestError as error:
+            raise self._reader.transport_fault(error) from error
+        where, mend = f"{url}, request {request.id!r}", "the server refuses this request; its log says more"
+        return self._reader.completion(self._reader.json(response, where=where, mend=mend), request, url)
 
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
         sampling = request.sampling
@@ -181,109 +243,46 @@ class OpenAIEngine:
             "frequency_penalty": 0.0,
         }
 
-    def _read(self, answer: Any, request: GenerationRequest, url: str) -> GenerationResult:
+    async def _check(self, client: httpx.AsyncClient, url: str) -> None:
+        """Does a server that was down serve the model? If not, it stays down: others may be at work."""
         try:
-            choice = answer["choices"][0]
-            token_ids, reason = choice.get("token_ids"), choice.get("finish_reason")
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise UserError(
-                "the answer holds no choice",
-                where=f"{url}, request {request.id!r}",
-                mend="is this an OpenAI-compatible server?",
-            ) from error
-        if not isinstance(token_ids, list):
-            raise UserError(
-                "the server returns no token ids, and tokenising its text again would be a guess",
-                where=url,
-                mend="use a server that knows return_token_ids, such as vLLM 0.10 or newer",
-            )
-        return finish(request, token_ids, reason, where=url)
+            card = self._read_card(await client.get(f"{url}/models", timeout=min(self._timeout_s, _CHECK_S)), url)
+        except httpx.RequestError as error:
+            raise self._reader.transport_fault(error) from error
+        except UserError as error:
+            raise Fault(error.what, of_server=True) from error
+        window = card.get("max_model_len")
+        if window and self._window and window < self._window:
+            raise Fault(f"its window of {window} tokens is smaller than the others' {self._window}", of_server=True)
 
-    def _find_model(self, url: str) -> dict[str, Any]:
-        """The entry of ``/v1/models`` for our model."""
-        answer = self._get(f"{url}/models")
+    def _find_model(self, server: Server) -> dict[str, Any] | Fault:
+        """What a server says of our model at the start, or why it says nothing."""
         try:
-            cards = {str(card["id"]): dict(card) for card in answer["data"]}
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                "the answer is not a list of models", where=f"{url}/models", mend="is this an OpenAI-compatible server?"
-            ) from error
-        if self._model not in cards:
-            raise UserError(
-                f"serves {', '.join(cards) or 'nothing'}, not {self._model}",
-                where=url,
-                mend="start it with this model, or set engine.served_model to its name there",
-            )
-        card = cards[self._model]
-        if self._needs_adapter and not card.get("parent"):
-            raise UserError(
-                f"{self._model} is a base model there, not an adapter",
-                where=url,
-                mend="name the adapter in engine.served_model",
-            )
-        return card
+            return self._read_card(self._get(f"{server.url}/models"), server.url)
+        except httpx.RequestError as error:
+            fault = self._reader.transport_fault(error)
+        except Fault as error:
+            fault = error
+        server.is_checked, server.rests, server.faults, server.fault = False, 1, 1, fault.text
+        server.resume_at = time.monotonic() + self._first_wait_s
+        return fault
 
-    def _get(self, url: str) -> Any:
-        try:
-            response = httpx.get(url, headers=self._headers, timeout=min(self._timeout_s, 30.0))
-        except httpx.TransportError as error:
-            raise UserError(
-                f"cannot reach the server: {type(error).__name__} {error}",
-                where=url,
-                mend="start it, or mend engine.base_urls",
-            ) from error
-        if response.status_code != 200:
-            raise UserError(
-                f"HTTP {response.status_code}: {self._excerpt(response)}",
-                where=url,
-                mend="check engine.base_urls and engine.api_key_env",
-            )
-        try:
-            return response.json()
-        except ValueError as error:
-            raise UserError(
-                f"the answer is not JSON: {self._excerpt(response)}", where=url, mend="check engine.base_urls"
-            ) from error
+    def _get(self, url: str) -> httpx.Response:
+        return httpx.get(url, headers=self._headers, timeout=min(self._timeout_s, _CHECK_S), verify=_ssl_context())
+
+    def _read_card(self, response: httpx.Response, url: str) -> dict[str, Any]:
+        where, mend = f"{url}/models", "check engine.base_urls and engine.api_key_env"
+        answer = self._reader.json(response, where=where, mend=mend)
+        return self._reader.model_card(answer, self._model, url, needs_adapter=self._needs_adapter)
 
     def _server_version(self, card: dict[str, Any]) -> str:
         """``vllm 0.32.0``, where the server tells; goes into manifests only."""
         owner = str(card.get("owned_by") or "unknown server")
         if owner != "vllm":
             return owner
-        version = self._get(self._urls[0].removesuffix("/v1") + "/version")
-        return f"vllm {version.get('version', 'of unknown version')}"
-
-    def _excerpt(self, response: httpx.Response) -> str:
-        """The first line of an answer's body, without our key (some servers repeat it)."""
-        line = next((line for line in response.text.splitlines() if line.strip()), "empty answer")[:300]
-        return line.replace(self._api_key, "***") if self._api_key else line
-
-
-def _spread(requests: Sequence[GenerationRequest], num_servers: int) -> list[tuple[int, GenerationRequest]]:
-    """Each server gets one stretch of the prompts sorted by their tokens; the stretches take turns.
-
-    So all servers work, and prompts with a common beginning meet in one server's prefix cache.
-    """
-    ordered = sorted(requests, key=lambda request: request.prompt_ids)
-    bounds = [len(ordered) * server // num_servers for server in range(num_servers + 1)]
-    stretches = [ordered[start:end] for start, end in pairwise(bounds)]
-    longest = max(len(stretch) for stretch in stretches)
-    return [
-        (server, stretch[turn])
-        for turn in range(longest)
-        for server, stretch in enumerate(stretches)
-        if turn < len(stretch)
-    ]
-
-
-def _retry_after_s(response: httpx.Response) -> float:
-    """Seconds that ``Retry-After`` asks for, a number or a date (RFC 9110 section 10.2.3); 0 if it asks for none."""
-    value = response.headers.get("Retry-After", "")
-    if value.replace(".", "", 1).isdigit():
-        wait_s = float(value)
-    else:
+        url = next(server.url for server in self._servers if server.is_checked).removesuffix("/v1") + "/version"
         try:
-            wait_s = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(max(wait_s, 0.0), _LONGEST_ASKED_WAIT_S)
+            answer = self._get(url).json()
+        except (httpx.RequestError, ValueError):
+            answer = None
+        return f"vllm {(answer if isinstance(answer, dict) else {}).get('version', 'of unknown version')}"

@@ -37,7 +37,8 @@ class EngineSettings(RecipeModel):
     tensor_parallel_size: int = Field(default=1, gt=0)
     """GPUs that share one copy of the model (vllm)."""
     base_urls: tuple[str, ...] = ()
-    """Servers of the same model, such as ``http://127.0.0.1:8000/v1`` (openai); requests are spread over them."""
+    """Servers of the same model, such as ``http://127.0.0.1:8000/v1`` (openai). Requests are spread over them; one that
+    is down is left out until it answers again."""
     served_model: str | None = None
     """The model's name on the servers (openai); by default the name or folder given as model."""
     api_key_env: str | None = None
@@ -47,7 +48,12 @@ class EngineSettings(RecipeModel):
     timeout_s: float = Field(default=600.0, gt=0)
     """Seconds to wait for one answer (openai)."""
     max_retries: int = Field(default=6, ge=0)
-    """Tries after the first one, with growing waits, on 429, 5xx and lost connections (openai)."""
+    """Tries after the first one, with growing waits, where that may help, such as 429, 5xx and lost connections: of one
+    request, and of a server that gives no answer at all (openai)."""
+    requests_per_minute: int | None = Field(default=None, gt=0)
+    """Each server's rate limit (openai); by default none."""
+    tokens_per_minute: int | None = Field(default=None, gt=0)
+    """Each server's limit of prompt tokens and ``max_new_tokens`` together (openai); by default none."""
 
     @model_validator(mode="after")
     def _check_servers(self) -> Self:
@@ -57,6 +63,7 @@ class EngineSettings(RecipeModel):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError(f"base_urls: {url!r} is not an http address")
+            _ = parts.port  # raises ValueError where it is no port
             if parts.username or parts.password:
                 # It would end in manifests and messages.
                 raise ValueError("base_urls: an address may hold no password, use api_key_env")
@@ -117,6 +124,8 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
         concurrency=settings.concurrency,
         timeout_s=settings.timeout_s,
         max_retries=settings.max_retries,
+        requests_per_minute=settings.requests_per_minute,
+        tokens_per_minute=settings.tokens_per_minute,
     )
 
 
