@@ -264,7 +264,7 @@ class OpenAIEngine:
         except Fault as error:
             fault = error
         server.is_checked, server.rests, server.faults, server.fault = False, 1, 1, fault.text
-        server.resume_at = time.monotonic() + self._first_wait_s
+        server.resume_at = time.monotonic() + max(self._first_wait_s, fault.asked_wait_s)
         return fault
 
     def _get(self, url: str) -> httpx.Response:

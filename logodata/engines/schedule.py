@@ -51,7 +51,8 @@ class Server:
     """What it said last."""
     is_noted: bool = False
     is_limit_noted: bool = False
-    in_flight: int = 0
+    is_trying: bool = False
+    """The check or the one request of a rested server is out. Requests sent before the rest may be out too."""
     stretch: deque[GenerationRequest] = field(default_factory=deque)
 
     def rate_wait_s(self, request: GenerationRequest, now: float) -> float:
@@ -59,13 +60,12 @@ class Server:
         limits = ((self.requests, 1), (self.tokens, token_cost(request)))
         return max((limit.wait_s(cost, now) for limit, cost in limits if limit), default=0.0)
 
-    def send(self, request: GenerationRequest, now: float) -> None:
-        """Take the request into account."""
+    def count(self, request: GenerationRequest, now: float) -> None:
+        """The request is sent: it counts towards the rate limits."""
         if self.requests:
             self.requests.take(1, now)
         if self.tokens:
             self.tokens.take(token_cost(request), now)
-        self.in_flight += 1
 
 
 def token_cost(request: GenerationRequest) -> int:
@@ -95,21 +95,21 @@ class Schedule:
         bounds = [len(ordered) * place // len(servers) for place in range(len(servers) + 1)]
         for server, (start, end) in zip(servers, pairwise(bounds), strict=True):
             server.stretch = deque(ordered[start:end])
-            server.in_flight = 0
+            server.is_trying = False
             # A new call asks each server at least once more before it gives up.
             server.rests = min(server.rests, max_retries)
 
     def next(self, server: Server, now: float) -> GenerationRequest | Literal["check"] | float | None:
         """What the server should get now: a request, the question whether it serves the model, nothing for so many
-        seconds (unless something happens before), or nothing any more. The first two are in flight from here on."""
+        seconds (unless something happens before), or nothing any more. What is returned counts as sent."""
         if not self._unanswered:
             return None
-        if server.in_flight and (server.rests or not server.is_checked):
+        if server.is_trying:
             return math.inf
         if now < server.resume_at:
             return server.resume_at - now
         if not server.is_checked:
-            server.in_flight += 1
+            server.is_trying = True
             return "check"
         longest = max(self._servers, key=lambda other: len(other.stretch)).stretch
         take: Callable[[], object]
@@ -124,12 +124,13 @@ class Schedule:
         if wait_s := server.rate_wait_s(request, now):
             return wait_s
         take()
-        server.send(request, now)
+        server.count(request, now)
+        server.is_trying = server.rests > 0
         return request
 
     def answered(self, server: Server, request: GenerationRequest | None) -> bool:
         """The request was answered (None: the check was). True if waiting workers should look again."""
-        server.in_flight -= 1
+        server.is_trying = False
         if request is None:
             server.is_checked = True
             return True
@@ -149,15 +150,15 @@ class Schedule:
         Raises:
             UserError: the request used up its tries, or no server is left to ask.
         """
-        server.in_flight -= 1
         server.faults += 1
         server.fault = fault.text
         server.resume_at = max(server.resume_at, now + fault.asked_wait_s)
         if request is not None:
             self._put_back(server, request, fault, now)
-        is_stale = generation != server.generation
-        if not is_stale and (fault.of_server or server.rests or server.faults >= _FAULTS_IN_A_ROW):
-            self._rest(server, fault, now)
+        if generation == server.generation:
+            server.is_trying = False
+            if fault.of_server or server.rests or server.faults >= _FAULTS_IN_A_ROW:
+                self._rest(server, fault, now)
 
     def _put_back(self, server: Server, request: GenerationRequest, fault: Fault, now: float) -> None:
         wait_s = 0.0

@@ -409,6 +409,20 @@ def test_a_server_that_comes_back_is_checked_and_tried_with_one_request(capsys: 
     assert capsys.readouterr().err.count("\n") == 2, "down, and up again"
 
 
+def test_a_server_is_tried_again_although_old_requests_hang(capsys: pytest.CaptureFixture[str]) -> None:
+    servers = [Server("rebooted")]
+
+    def behave(_: str, id: str, start: float) -> tuple[float, Fault | None]:
+        if start == 0.0 and id != "r000":  # the connections are dead, and nobody says so
+            return 600.0, Fault("no answer")
+        return 1.0, Fault("refused", of_server=True) if start < 3 else None
+
+    answers = simulate(make_schedule(100, servers), servers, 4, behave)
+    assert sorted(answer[3] for answer in answers) == [f"r{n:03}" for n in range(100)]
+    assert sum(end < 600 for _, end, _, _ in answers) == 97
+    assert capsys.readouterr().err == "", "there is no other server to speak of"
+
+
 def test_a_rate_limit_pauses_the_whole_server_and_takes_no_tries() -> None:
     servers = [Server("busy")]
     starts: list[float] = []
@@ -482,7 +496,7 @@ def test_every_request_is_answered_once_while_one_server_works(
 
     answers = simulate(make_schedule(count, servers, max_retries=1000), servers, concurrency, behave)
     assert sorted(answer[3] for answer in answers) == [f"r{n:03}" for n in range(count)]
-    assert all(server.in_flight == 0 for server in servers)
+    assert all(not server.is_trying for server in servers)
 
 
 @pytest.mark.parametrize("per_minute", [3, 60, 600, 7.5])
