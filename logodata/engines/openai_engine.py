@@ -177,17 +177,19 @@ class OpenAIEngine:
             thread.join()
 
     async def _answer_all(self, call: _Call) -> None:
-        num_connections = call.num_workers * len(self._servers)
+        async with contextlib.AsyncExitStack() as stack:
+            # A client each: the time that one takes for a request grows with its connections.
+            clients = [await stack.enter_async_context(self._new_client(call.num_workers)) for _ in self._servers]
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            for _ in range(call.num_workers):
+                for client, server in zip(clients, self._servers, strict=True):
+                    group.create_task(self._work(client, call, server))
+
+    def _new_client(self, num_connections: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections)
         # The whole answer has a limit (see _ask): httpx would count from one packet to the next.
         timeout = httpx.Timeout(None, connect=min(self._timeout_s, _CHECK_S))
-        async with (
-            httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, verify=_ssl_context()) as client,
-            asyncio.TaskGroup() as group,
-        ):
-            for _ in range(call.num_workers):
-                for server in self._servers:
-                    group.create_task(self._work(client, call, server))
+        return httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, verify=_ssl_context())
 
     async def _work(self, client: httpx.AsyncClient, call: _Call, server: Server) -> None:
         """One of the server's requests in flight, over and over."""

@@ -510,8 +510,8 @@ def write_documents(folder: Path) -> Path:
 
 
 def make_answer(model_dir: Path) -> Callable[[list[int]], list[int]]:
-    """Right where the prompt holds nothing but the chunks of two: the first to be asked about a question is the
-    preferred response. Which prompt that is stays the same, whoever asks again."""
+    """The first prompt about a question is the preferred response's and gets the right answer, also when it is sent
+    again; the others get wrong ones."""
     tokenizer = load_tokenizer(str(model_dir))
     preferred: dict[str, list[int]] = {}
 
