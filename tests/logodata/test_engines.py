@@ -290,6 +290,8 @@ def test_settings_are_checked() -> None:
     for values in (
         {"kind": "openai"},
         {"kind": "openai", "base_urls": ["localhost:8000"]},
+        {"kind": "openai", "base_urls": ["http://localhost:80000/v1"]},
+        {"requests_per_minute": 0},
         {"base_urls": ["http://user:secret@host/v1"]},
         {"max_batch_rows": 0},
     ):
