@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _TASKS = {
     "longbench": "LongBench, or LongBench-E: 21 tasks on long texts, with the official prompts and scores",
-    "niah": "needle in a haystack: four numbers hidden in a long text",
+    "niah": "needle in a haystack: numbers hidden in a long text, by length and depth",
     "pairs": "held-out preference pairs: reward margin, and the model's own answers",
     "ppl": "perplexity of long texts by the number of tokens read",
 }
@@ -34,6 +34,7 @@ _EXAMPLES = """\
 examples:
   logoeval longbench --model embedded --data data.zip --tasks qasper,hotpotqa -o runs/before
   logoeval niah --model embedded -o runs/before niah.lengths=[1024,2048] niah.num_samples=10
+  logoeval niah --model embedded -o runs/map niah.variant=single niah.lengths=512-1536/256 niah.depths=[0,22,44,66,88]
   logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after
   logoeval run recipes/embedded.yaml --data runs/heldout -o runs/before
   logoeval score predictions/ -o scores.json
@@ -183,12 +184,14 @@ def _print_table(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]])
     from rich.table import Table
 
     from logodata.common.console import console
-    from logoeval.records import slice_label
+    from logoeval.records import is_cell, slice_label
 
     table = Table("measure", "mean", "95 % interval", "samples", box=None, pad_edge=False)
     for metrics, summary in parts:
         by_key = {metric.key: metric for metric in metrics}
         for row in summary:
+            if is_cell(row.slice):
+                continue
             metric = by_key[row.metric]
             label = f"  {slice_label(row.slice)}" if row.slice else metric.label
             interval = metric.show_interval(row.low, row.high)

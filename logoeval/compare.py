@@ -19,6 +19,7 @@ from logoeval.records import (
     TaskResult,
     estimate,
     groups,
+    is_cell,
     read_results,
     slice_label,
     slices,
@@ -194,7 +195,7 @@ def show_change(row: Row, change: Value) -> str:
 
 
 def markdown_table(comparison: Comparison) -> str:
-    """The before/after table in Markdown."""
+    """The before/after table in Markdown, without the cells of maps."""
     first, *others = (run.label for run in comparison.runs)
     header = ["measure", "n", first, *others]
     rule = ["---", *["---:"] * (1 + len(comparison.runs))]
@@ -203,6 +204,8 @@ def markdown_table(comparison: Comparison) -> str:
         rule += ["---:", "---"]
     lines = [header, rule]
     for row in comparison.rows:
+        if is_cell(row.slice):
+            continue
         cells = [row.label, str(row.num_samples), *(row.metric.show(value.value) for value in row.values)]
         for difference in row.differences:
             cells += [show_change(row, difference.change), difference.verdict]

@@ -33,6 +33,7 @@ _VARIABLES = {
 }
 _DASHES: tuple[Any, ...] = ((0, (4, 2.5)), "solid", (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 _WIDTH_INCHES = 3.45
+_MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 5
 _STYLE: Any = {
     "svg.fonttype": "none",  # letters stay letters, in the page's own typeface
     "svg.hashsalt": "logoeval",
@@ -107,25 +108,38 @@ def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
 
 
 def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: ArrayLike, *, row_label: str) -> Html:
-    """Shares in [0, 1] as a grid with the percentages written in; NaN cells stay empty."""
+    """Shares in [0, 1] as a grid on one scale from light to dark; NaN cells stay empty.
+
+    The percentages are written in where the cells are wide enough for a telephone, else the scale must do.
+    """
     from matplotlib.colors import LinearSegmentedColormap
 
     grid = np.asarray(values, dtype=float)
+    written = len(columns) <= _MOST_WRITTEN_COLUMNS
     with _panel(0.95 + 0.32 * len(rows)) as axes:
-        # Fixed colours: a cell's number must stay readable on them in a dark page too.
-        shades = LinearSegmentedColormap.from_list("recall", ["#f4efe4", "#b9cfc9", "#5f98a0", "#1d5a70"])
-        axes.pcolormesh(grid[::-1], cmap=shades, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.5)
-        for i, row in enumerate(grid):
+        # Fixed colours: a cell's number must stay readable on them in a dark page too. Eleven shades, one for 0, 10,
+        # ..., 100 %, whose lightness falls evenly: they are told apart in grey print, and without seeing colour.
+        shades = LinearSegmentedColormap.from_list("recall", ["#f4efe4", "#b9cfc9", "#5f98a0", "#1d5a70"], N=11)
+        edges: dict[str, Any] = (
+            {"edgecolors": PAPER, "linewidth": 1.5} if written else {"edgecolors": "face", "linewidth": 0.2}
+        )
+        mesh = axes.pcolormesh(grid[::-1], cmap=shades, vmin=-0.05, vmax=1.05, **edges)
+        for i, row in enumerate(grid if written else ()):
             for j, value in enumerate(row):
                 if np.isfinite(value):
                     shade = "#ffffff" if value > 0.6 else "#24211c"
                     place = (j + 0.5, len(rows) - i - 0.5)
                     axes.text(*place, f"{100 * value:.0f}", ha="center", va="center", color=shade, fontsize=9)
-        axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+        step = -(-len(columns) // _MOST_COLUMN_LABELS)
+        axes.set_xticks(np.arange(0, len(columns), step) + 0.5, columns[::step])
         axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows)[::-1])
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
+        scale = axes.figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.03, ticks=[0, 0.5, 1])
+        scale.ax.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8)
+        scale.ax.tick_params(length=0)
+        scale.outline.set_visible(False)
         axes.set_title(title, pad=8)
         axes.set_xlabel("prompt length, tokens")
         axes.set_ylabel(row_label)

@@ -49,6 +49,8 @@ class Metric(_Record):
     """Whether the first table of a report shows it."""
     slice_by: list[str] = []
     """Facts by which the metric is also reported, besides over all samples."""
+    also_by: list[list[str]] = []
+    """Further lists of facts, each reported like ``slice_by``."""
     mean_of: list[str] = []
     """Facts, outer first, such as category and task: the mean is taken in each group, then over groups."""
 
@@ -157,17 +159,24 @@ def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[
     if not scored:
         return
     yield {}, scored
-    if metric.slice_by:
+    for names in (metric.slice_by, *metric.also_by):
         parts: dict[tuple[Any, ...], list[SampleRow]] = {}
         for sample in scored:
-            parts.setdefault(tuple(sample.facts[fact] for fact in metric.slice_by), []).append(sample)
+            parts.setdefault(tuple(sample.facts[fact] for fact in names), []).append(sample)
         if len(parts) > 1:
-            yield from ((dict(zip(metric.slice_by, key, strict=True)), members) for key, members in parts.items())
+            yield from ((dict(zip(names, key, strict=True)), members) for key, members in parts.items())
 
 
 def slice_label(where: dict[str, Any]) -> str:
-    """A slice in words, such as ``essay, 4,096 tokens``."""
-    return ", ".join(f"{value:,} tokens" if fact == "length" else str(value) for fact, value in where.items())
+    """A slice in words, such as ``essay, 4,096 tokens, depth 22 %``."""
+    words = {"length": "{:,} tokens", "depth": "depth {} %"}
+    return ", ".join(words.get(fact, "{}").format(value) for fact, value in where.items())
+
+
+def is_cell(where: dict[str, Any]) -> bool:
+    """Whether a slice is one cell of a map of lengths and depths: there are hundreds, so tables leave them to the map
+    and to ``results.json``."""
+    return {"length", "depth"} <= where.keys()
 
 
 def estimate(metric: Metric, samples: Sequence[SampleRow]) -> Estimate:

@@ -14,7 +14,8 @@ from logodata.common.markup import Html, join, number_cell, page, raw, tag
 from logodata.common.run_dir import write_atomic, write_json
 from logoeval.compare import SCHEMA_VERSION, Comparison, Difference, Row, Run, markdown_table, show_change
 from logoeval.longbench.report import longbench_section
-from logoeval.report_sections import data_section, niah_section, pairs_section, perplexity_section, training_section
+from logoeval.niah.report import niah_section
+from logoeval.report_sections import data_section, pairs_section, perplexity_section, training_section
 
 
 def write_report(comparison: Comparison, path: Path, *, data: Path | None = None, run: Path | None = None) -> None:

@@ -7,18 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, number_cell, raw, tag
 from logodata.common.run_dir import read_json
 from logodata.contract import read_manifest, read_samples
 from logoeval import figures
 from logoeval.compare import Comparison, Row, Run, show_change
-from logoeval.records import TaskName
+from logoeval.records import TaskName, is_cell
 from logoeval.report_samples import held_out_samples, worked_samples
-
-_DEPTH_BINS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))
 
 
 def pairs_section(comparison: Comparison, data: Path | None) -> Html:
@@ -75,57 +71,6 @@ def _overlap(comparison: Comparison, data: Path | None) -> Html:
     )
 
 
-def niah_section(comparison: Comparison) -> Html:
-    """Recall by haystack and length, and by depth and length, a panel a run."""
-    settings = comparison.runs[0].results.tasks["niah"].settings
-    haystacks, lengths = list(settings["haystacks"]), list(settings["lengths"])
-    num_needles = len(haystacks) * settings["num_samples"] * settings["num_values"]  # at each length
-    columns = [f"{length:,}" for length in lengths]
-    depths = [f"{low} to {min(high, 100)} %" for low, high in _DEPTH_BINS]
-    by_haystack, by_depth = [], []
-    for run in comparison.runs:
-        cells: dict[tuple[str, int], list[float]] = {}
-        needles: dict[tuple[int, int], list[float]] = {}
-        for sample in run.results.tasks["niah"].samples:
-            cells.setdefault((sample.facts["haystack"], sample.facts["length"]), []).append(sample.scores["recall"])
-            for depth, found in zip(sample.facts["depths"], sample.facts["found"], strict=True):
-                row = next(number for number, (low, high) in enumerate(_DEPTH_BINS) if low <= depth < high)
-                needles.setdefault((row, sample.facts["length"]), []).append(float(found))
-        grid = [[_mean(cells.get((haystack, length))) for length in lengths] for haystack in haystacks]
-        by_haystack.append(figures.heat_map(run.label, haystacks, columns, grid, row_label="haystack"))
-        grid = [[_mean(needles.get((row, length))) for length in lengths] for row in range(len(depths))]
-        by_depth.append(figures.heat_map(run.label, depths, columns, grid, row_label="depth of the needle"))
-    return join(
-        tag("h2", "Needles in a haystack: what the model finds"),
-        tag(
-            "p",
-            f"Each prompt hides {settings['num_values']} seven-digit numbers under one name in a long text, and "
-            "asks for all of them. Recall is the share that the response gives. The noise haystack repeats five "
-            "plain sentences, the others are real text. A cell of the first figures stands for "
-            f"{settings['num_samples']} prompts.",
-        ),
-        tag(
-            "figure",
-            tag("div", *by_haystack, class_="panels"),
-            tag("figcaption", "Recall in percent, by haystack and prompt length."),
-        ),
-        tag(
-            "figure",
-            tag("div", *by_depth, class_="panels"),
-            tag(
-                "figcaption",
-                "Recall in percent, by where in the text a number stood: 0 % is the beginning. A cell stands for about "
-                f"{num_needles // len(_DEPTH_BINS)} numbers.",
-            ),
-        ),
-        _changes_table(comparison, "niah"),
-    )
-
-
-def _mean(values: list[float] | None) -> float:
-    return float(np.mean(values)) if values else float("nan")
-
-
 def perplexity_section(comparison: Comparison) -> Html:
     """The curve, with the change written in, and its table."""
     lengths = comparison.runs[0].results.tasks["ppl"].settings["lengths"]
@@ -156,13 +101,17 @@ def perplexity_section(comparison: Comparison) -> Html:
                 f"Dashed: {labels[0]}.",
             ),
         ),
-        _changes_table(comparison, "ppl"),
+        changes_table(comparison, "ppl"),
     )
 
 
-def _changes_table(comparison: Comparison, task: TaskName) -> Html:
-    """All rows of a task that the first table leaves out, with intervals."""
-    rows = [row for row in comparison.rows if row.task == task and (row.slice or not row.metric.headline)]
+def changes_table(comparison: Comparison, task: TaskName) -> Html:
+    """All rows of a task that the first table leaves out, with intervals; without the cells of maps."""
+    rows = [
+        row
+        for row in comparison.rows
+        if row.task == task and (row.slice or not row.metric.headline) and not is_cell(row.slice)
+    ]
     if not rows:
         return raw("")
     return tag("details", tag("summary", f"all {len(rows)} points with their intervals"), rows_table(comparison, rows))

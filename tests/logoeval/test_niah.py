@@ -163,7 +163,7 @@ def test_run_records_what_is_needed_to_trust_a_sample(
         stop_ids=(2,),
         tokenizer=tiny_tokenizer,
         engine=FakeEngine(fake_answer),
-        recipe=SimpleNamespace(seed=0),
+        recipe=SimpleNamespace(seed=0, engine=SimpleNamespace(max_model_len=None)),
         check_window=lambda *_: None,
     )
     outcome = run(settings, session, tmp_path)  # type: ignore[arg-type]

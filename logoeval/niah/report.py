@@ -1,0 +1,130 @@
+"""The needles' section of the report: maps of recall, a panel a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from logodata.common.markup import Html, join, tag
+from logoeval import figures
+from logoeval.compare import Comparison, show_change
+from logoeval.niah.scores import DEPTH_BINS
+from logoeval.records import SampleRow
+from logoeval.report_sections import changes_table
+
+KeyT = TypeVar("KeyT")
+
+_WHAT = {
+    "multivalue": "Each prompt hides {num_values} seven-digit numbers under one name in a long text, and asks for all "
+    "of them.",
+    "single": "Each prompt hides a seven-digit number under a name in a long text, and asks for it.",
+    "shared_answer": "Each prompt hides {num_values} sentences in a long text, each with one seven-digit number, and "
+    "asks one question whose answer needs all of them.",
+}
+_TEXTS = {
+    "noise": "the noise haystack repeats five plain sentences",
+    "distractors": "distractors are sentences like the hidden ones, of other names",
+}
+
+
+def niah_section(comparison: Comparison) -> Html:
+    """Recall by length and depth for a single needle; else by haystack and length, and by depth and length."""
+    settings = comparison.runs[0].results.tasks["niah"].settings
+    texts = [_TEXTS.get(name, f"{name} is real text") for name in settings["haystacks"]]
+    single = settings["variant"] == "single"
+    return join(
+        tag("h2", "Needles in a haystack: what the model finds"),
+        tag(
+            "p",
+            _WHAT[settings["variant"]].format(**settings),
+            f" Recall is the share that the response gives. Of the haystacks: {'; '.join(texts)}. ",
+            f"A cell of the {'' if single else 'first '}figures stands for {settings['num_samples']} "
+            f"{'prompt' if settings['num_samples'] == 1 else 'prompts'}.",
+        ),
+        *(_maps(comparison, settings) if single else _random_depths(comparison, settings)),
+        changes_table(comparison, "niah"),
+    )
+
+
+def _maps(comparison: Comparison, settings: dict[str, Any]) -> list[Html]:
+    """A figure a haystack: depth by length, run beside run."""
+    rows = {depth: f"{depth} %" for depth in settings["depths"]}
+    drawn = []
+    for name in settings["haystacks"]:
+
+        def score(sample: SampleRow, depth: int, name: str = name) -> float | None:
+            here = (sample.facts["haystack"], sample.facts["depth"]) == (name, depth)
+            return sample.scores["recall"] if here else None
+
+        caption = (
+            f"Haystack {name}: recall in percent by where in the text the number stood (0 % is the beginning) and "
+            f"prompt length. {_means(comparison, name)}"
+        )
+        drawn.append(_figure(comparison, settings, rows, score, "depth of the needle", caption))
+    return drawn
+
+
+def _means(comparison: Comparison, haystack: str) -> str:
+    """The mean over a map for each run, and the paired differences."""
+    rows = {str(row.slice): row for row in comparison.rows if row.task == "niah" and row.metric.key == "recall"}
+    row = rows.get(str({"haystack": haystack}), rows["{}"])  # one haystack is no slice
+    first, *others = (run.label for run in comparison.runs)
+    text = f"Mean: {first} {row.metric.show(row.values[0].value)}"
+    for label, value, difference in zip(others, row.values[1:], row.differences, strict=True):
+        change = show_change(row, difference.change)
+        text += f"; {label} {row.metric.show(value.value)}, difference {change}, {difference.verdict}"
+    return text.replace("-", "\N{MINUS SIGN}") + "."
+
+
+def _random_depths(comparison: Comparison, settings: dict[str, Any]) -> list[Html]:
+    """Two figures: haystack by length, and depth by length over all haystacks."""
+
+    def of_haystack(sample: SampleRow, name: str) -> float | None:
+        return sample.scores["recall"] if sample.facts["haystack"] == name else None
+
+    def of_depth(sample: SampleRow, low: int) -> float | None:
+        return sample.scores.get(f"recall@{low}")
+
+    names = {name: name for name in settings["haystacks"]}
+    bins = {low: f"{low} to {min(high, 100)} %" for low, high in DEPTH_BINS}
+    by_depth = (
+        "Recall in percent, by where in the text a number stood: 0 % is the beginning. A cell is the mean over the "
+        "prompts that hide a number there."
+    )
+    return [
+        _figure(
+            comparison, settings, names, of_haystack, "haystack", "Recall in percent, by haystack and prompt length."
+        ),
+        _figure(comparison, settings, bins, of_depth, "depth of the needle", by_depth),
+    ]
+
+
+def _figure(
+    comparison: Comparison,
+    settings: dict[str, Any],
+    rows: Mapping[KeyT, str],
+    score: Callable[[SampleRow, KeyT], float | None],
+    row_label: str,
+    caption: str,
+) -> Html:
+    """A map a run: the mean of ``score(sample, key)`` by key of the row and length; None: no sample of that row."""
+    panels = []
+    for run in comparison.runs:
+        cells: dict[tuple[KeyT, int], list[float]] = {}
+        for sample in run.results.tasks["niah"].samples:
+            for key in rows:
+                if (value := score(sample, key)) is not None:
+                    cells.setdefault((key, sample.facts["length"]), []).append(value)
+        grid = [[float(np.mean(cells.get((key, length), [np.nan]))) for length in settings["lengths"]] for key in rows]
+        panels.append(figures.heat_map(run.label, list(rows.values()), _columns(settings), grid, row_label=row_label))
+    return tag("figure", tag("div", *panels, class_="panels"), tag("figcaption", caption))
+
+
+def _columns(settings: dict[str, Any]) -> list[str]:
+    """Lengths as a reader takes them in: ``8K`` for 8,192 where all are such."""
+    lengths = settings["lengths"]
+    if min(lengths) >= 1024 and all(length % 512 == 0 for length in lengths):
+        return [f"{length / 1024:g}K" for length in lengths]
+    return [f"{length:,}" for length in lengths]
