@@ -108,7 +108,7 @@ def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
 
 
 def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: ArrayLike, *, row_label: str) -> Html:
-    """Shares in [0, 1] as a grid on one scale from light to dark; NaN cells stay empty.
+    """Shares in [0, 1] as a grid on one scale from light to dark; NaN: no sample, the cell is left blank.
 
     The percentages are written in where the cells are wide enough for a telephone, else the scale must do.
     """
@@ -119,17 +119,16 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Ar
     with _panel(0.95 + 0.32 * len(rows)) as axes:
         # Fixed colours: a cell's number must stay readable on them in a dark page too. Eleven shades, one for 0, 10,
         # ..., 100 %, whose lightness falls evenly: they are told apart in grey print, and without seeing colour.
-        shades = LinearSegmentedColormap.from_list("recall", ["#f4efe4", "#b9cfc9", "#5f98a0", "#1d5a70"], N=11)
+        shades = LinearSegmentedColormap.from_list("recall", ["#ebe3d2", "#b9cfc9", "#5f98a0", "#1d5a70"], N=11)
         edges: dict[str, Any] = (
             {"edgecolors": PAPER, "linewidth": 1.5} if written else {"edgecolors": "face", "linewidth": 0.2}
         )
         mesh = axes.pcolormesh(grid[::-1], cmap=shades, vmin=-0.05, vmax=1.05, **edges)
-        for i, row in enumerate(grid if written else ()):
-            for j, value in enumerate(row):
-                if np.isfinite(value):
-                    shade = "#ffffff" if value > 0.6 else "#24211c"
-                    place = (j + 0.5, len(rows) - i - 0.5)
-                    axes.text(*place, f"{100 * value:.0f}", ha="center", va="center", color=shade, fontsize=9)
+        for (i, j), value in np.ndenumerate(grid) if written else ():
+            empty = np.isnan(value)
+            ink = MUTED if empty else "#ffffff" if value >= 0.75 else "#24211c"  # whichever stands out more
+            text = "-" if empty else f"{100 * value:.0f}"
+            axes.text(j + 0.5, len(rows) - i - 0.5, text, ha="center", va="center", color=ink, fontsize=9)
         step = -(-len(columns) // _MOST_COLUMN_LABELS)
         axes.set_xticks(np.arange(0, len(columns), step) + 0.5, columns[::step])
         axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows)[::-1])

@@ -107,14 +107,15 @@ class SampleBuilder:
             return [*self._format.encode([context], question=f" {key}").ids, *answer_prefix]
 
         # A first guess from token counts of single units; then the whole prompt is counted, since tokens can merge at
-        # borders.
+        # borders. Where none did, one more unit is known not to fit without tokenising everything again.
         overhead = len(prompt(0))
         count, guess = 0, overhead
-        while (guess := guess + self._count_tokens((start + count) % len(haystack.units))) <= length:
-            count += 1
+        while (longer := guess + self._count_tokens((start + count) % len(haystack.units))) <= length:
+            count, guess = count + 1, longer
         ids = prompt(count)
-        while len(ids) <= length and len(longer := prompt(count + 1)) <= length:
-            count, ids = count + 1, longer
+        if len(ids) < guess:
+            while len(longer_ids := prompt(count + 1)) <= length:
+                count, ids = count + 1, longer_ids
         while len(ids) > length and count > 0:
             count -= 1
             ids = prompt(count)
