@@ -280,6 +280,14 @@ def length_dependent_rope(config: PreTrainedConfig) -> str | None:
     return None
 
 
+def limited_attention(config: PreTrainedConfig) -> list[str]:
+    """Kinds of the model's layers that do not attend to everything before them, such as ``sliding_attention``."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
+        kinds.add("sliding_attention")
+    return sorted(kinds - {"full_attention"})
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of the vocabulary: two tokenizers with the same one give ids that mean the same."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)

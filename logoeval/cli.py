@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--data", help="folder of held-out pairs; same as pairs.data=DIR")
         if task == "longbench":
             _add_longbench(command)
+        if task == "niah":
+            _add_niah(command)
         _add_common(command)
         command.set_defaults(command=_evaluate, tasks=(task,), data=None)
     run = commands.add_parser("run", help="all tasks of a recipe", description="Run all tasks of a recipe.")
@@ -103,6 +105,15 @@ def _add_longbench(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", help="data.zip, folder or file of rows; same as longbench.data=PATH")
     command.add_argument("--tasks", dest="longbench_tasks", metavar="A,B", help="same as longbench.tasks=[A,B]")
     command.add_argument("-e", dest="longbench_e", action="store_true", help="LongBench-E; same as longbench.e=true")
+
+
+def _add_niah(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--retrieval", action="store_true", help="also what the heads find (LOGO, Eq. 5); same as niah.retrieval={}"
+    )
+    command.add_argument(
+        "--heads", help="with --retrieval: heads.json of the base model's run; same as niah.retrieval.heads=FILE"
+    )
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -145,7 +156,7 @@ def _load_recipe(arguments: argparse.Namespace) -> EvalRecipe:
 
     overrides: list[str] = list(arguments.overrides)
     longbench = arguments.tasks == ("longbench",)
-    given = {
+    given: dict[str, object] = {
         "model": arguments.model,
         "adapter": arguments.adapter,
         "longbench.data" if longbench else "pairs.data": arguments.data,
@@ -154,6 +165,11 @@ def _load_recipe(arguments: argparse.Namespace) -> EvalRecipe:
         names = arguments.longbench_tasks
         given["longbench.tasks"] = None if names is None else [name.strip() for name in names.split(",")]
         given["longbench.e"] = True if arguments.longbench_e else None
+    if arguments.tasks == ("niah",):
+        if arguments.heads is not None and not arguments.retrieval:
+            raise UserError("--heads without --retrieval", where=arguments.heads, mend="add --retrieval")
+        given["niah.retrieval"] = {} if arguments.retrieval else None
+        given["niah.retrieval.heads"] = arguments.heads
     overrides += [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     path: Path | None = arguments.recipe
     if path is None and arguments.model == EMBEDDED:

@@ -48,6 +48,16 @@ class LongBenchSettings(RecipeModel):
         return value
 
 
+class RetrievalSettings(RecipeModel):
+    """The retrieval score (LOGO, Eq. 5) of the samples of a needle test."""
+
+    num_calibration: int = Field(default=4, gt=0)
+    """Samples for each haystack and length (and depth of ``single``) that find the retrieval heads; none of them is
+    measured."""
+    heads: Path | None = None
+    """``heads.json`` of another run, such as the base model's: its heads are measured. By default the model's own."""
+
+
 NiahVariant = Literal["multivalue", "single", "shared_answer"]
 
 _RANGE = re.compile(r"(\d+(?:\.\d+)?)(K?)-(\d+(?:\.\d+)?)(K?)/(\d+(?:\.\d+)?)(K?)", re.IGNORECASE)
@@ -84,6 +94,8 @@ class NiahSettings(RecipeModel):
     haystacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("noise", "essay")
     """``noise``: RULER's five sentences, repeated. ``distractors``: sentences like the needles, of other keys.
     ``essay``: prose of Python's own documentation. Else a folder of .txt files, or one file."""
+    retrieval: RetrievalSettings | None = None
+    """Also measure which values the model's heads find (transformers)."""
 
     @field_validator("lengths", mode="before")
     @classmethod

@@ -143,6 +143,8 @@ class Outcome:
     samples: list[SampleRow]
     notes: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What comparable runs must have in common and only the work shows, such as the heads that were measured."""
 
 
 class Results(_Record):

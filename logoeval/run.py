@@ -72,7 +72,7 @@ def evaluate(recipe: EvalRecipe, tasks: Sequence[TaskName], folder: Path) -> Res
             engine = session.engine.name if job.generates else None
             result = TaskResult(
                 task=task,
-                settings=settings,
+                settings={**settings, **outcome.settings},
                 notes=outcome.notes,
                 sources=outcome.sources,
                 provenance=_provenance(session, measured, engine, time.monotonic() - start),

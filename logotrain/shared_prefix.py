@@ -32,7 +32,7 @@ _BACKENDS: dict[Backend, Callable[[Tensor, Tensor, Tensor, RowLayout, float | No
 _INTERFACE_NAMES: dict[Backend, str] = {"flash": "logo_varlen", "flex": "logo_block_mask", "sdpa": "logo_dot_product"}
 """What transformers calls the back ends: a name with "flash" in it makes it look for flash-attn's own functions."""
 
-_ATTENTION_VARIANTS = ("sliding_window", "softcap", "s_aux", "position_bias", "indices", "block_indices")
+ATTENTION_VARIANTS = ("sliding_window", "softcap", "s_aux", "position_bias", "indices", "block_indices")
 """Keywords by which models ask for attention that the back ends do not compute."""
 
 _SCORE_FIELDS = ("attn_logit_softcapping",)
@@ -211,7 +211,7 @@ def shared_prefix_attention(
     if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == shared_prefix.total_length:
         shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}"
         raise ValueError(f"one row of {shared_prefix.total_length} tokens expected, got {shapes}")
-    variants = [name for name in _ATTENTION_VARIANTS if kwargs.get(name) is not None]
+    variants = [name for name in ATTENTION_VARIANTS if kwargs.get(name) is not None]
     if not kwargs.get("is_causal", getattr(module, "is_causal", True)):
         variants.append("is_causal=False")
     if attention_mask is not None or dropout or variants:

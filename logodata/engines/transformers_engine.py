@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from logodata.common.errors import UserError
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import PrefixGroup, check_requests, plan_batches, request_seed
-from logodata.models import length_dependent_rope
+from logodata.models import length_dependent_rope, limited_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -296,10 +296,7 @@ def _grouped_sdpa(
 
 
 def _refuse_unsupported(config: Any) -> None:
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
-        kinds.add("sliding_attention")
-    other = sorted(kinds - {"full_attention"})
+    other = limited_attention(config)
     if other:
         raise UserError(
             f"the transformers engine is tested with full attention only, this model has {', '.join(other)}",

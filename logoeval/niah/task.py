@@ -11,6 +11,7 @@ from logodata.common.errors import UserError
 from logodata.engines import GenerationResult, Sampling
 from logoeval.generate import PromptItem, complete
 from logoeval.niah.haystacks import haystacks
+from logoeval.niah.retrieval import CALIBRATION_SEED_OFFSET, TraceItem, check, extend
 from logoeval.niah.samples import NiahSample, SampleBuilder
 from logoeval.niah.scores import depth_scores, metrics, score_response
 from logoeval.recipe import NiahSettings
@@ -26,11 +27,15 @@ VERSION = 2
 def describe(settings: NiahSettings) -> dict[str, Any]:
     """What two comparable runs have in common; folders by name and contents, wherever they lie."""
     texts = {haystack.name: haystack.fingerprint for haystack in haystacks(settings)}
-    return {**settings.model_dump(mode="json", exclude={"haystacks"}), "haystacks": texts}
+    # Which heads are measured is told by the result; records are the same for all heads.
+    dump = settings.model_dump(mode="json", exclude={"haystacks": True, "retrieval": {"heads"}})
+    return {**dump, "haystacks": texts}
 
 
-def build_samples(settings: NiahSettings, session: Session) -> list[tuple[NiahSample, PromptItem]]:
-    """All samples of the grid, with what an engine is asked.
+def build_samples(
+    settings: NiahSettings, session: Session, *, seed_offset: int = 0
+) -> list[tuple[NiahSample, PromptItem]]:
+    """All samples of the grid, with what an engine is asked. ``seed_offset`` is added to the recipe's seed.
 
     Raises:
         UserError: a length leaves the model's window, or has no room for the needles.
@@ -41,7 +46,7 @@ def build_samples(settings: NiahSettings, session: Session) -> list[tuple[NiahSa
         builder = SampleBuilder(
             session.tokenizer,
             haystack,
-            seed=session.recipe.seed,
+            seed=session.recipe.seed + seed_offset,
             num_values=settings.num_values,
             variant=settings.variant,
         )
@@ -65,6 +70,8 @@ def _check_window(settings: NiahSettings, session: Session) -> None:
 
 def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
     """Answer all samples; a row a sample, in the order of the grid. Engines ask in the order of the prompts' tokens."""
+    if settings.retrieval is not None:
+        check(session)
     built = build_samples(settings, session)
     samples = {sample.id: sample for sample, _ in built}
 
@@ -78,6 +85,7 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
             "values": list(sample.values),
             "depths": list(sample.depths),
             "found": found,
+            "response_ids": list(result.token_ids),
             **score_response(response, sample.values),
         }
 
@@ -92,7 +100,22 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
     )
     single = settings.variant == "single"
     rows = [_row(record, single) for record in records]
-    return Outcome(metrics(settings.variant), rows, list(_notes([sample for sample, _ in built])))
+    outcome = Outcome(metrics(settings.variant), rows, list(_notes([sample for sample, _ in built])))
+    if settings.retrieval is None:
+        return outcome
+    fewer = settings.model_copy(update={"num_samples": settings.retrieval.num_calibration})
+    calibration = build_samples(fewer, session, seed_offset=CALIBRATION_SEED_OFFSET)
+    return extend(
+        outcome,
+        settings.retrieval,
+        session,
+        predictions,
+        items=[
+            TraceItem(sample.id, sample.prompt_ids, sample.values, tuple(record["response_ids"]))
+            for (sample, _), record in zip(built, records, strict=True)
+        ],
+        calibration=[TraceItem(sample.id, sample.prompt_ids, sample.values) for sample, _ in calibration],
+    )
 
 
 def shared_prefix_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
