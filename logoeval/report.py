@@ -15,6 +15,7 @@ from logodata.common.run_dir import write_atomic, write_json
 from logoeval.compare import SCHEMA_VERSION, Comparison, Difference, Row, Run, markdown_table, show_change
 from logoeval.longbench.report import longbench_section
 from logoeval.niah.report import niah_section
+from logoeval.niah.retrieval_report import retrieval_section
 from logoeval.report_sections import data_section, pairs_section, perplexity_section, training_section
 
 
@@ -45,6 +46,7 @@ def render(comparison: Comparison, *, data: Path | None = None, run: Path | None
         longbench_section(comparison) if "longbench" in comparison.tasks else raw(""),
         pairs_section(comparison, data) if "pairs" in comparison.tasks else raw(""),
         niah_section(comparison) if "niah" in comparison.tasks else raw(""),
+        retrieval_section(comparison) if "niah" in comparison.tasks else raw(""),
         perplexity_section(comparison) if "ppl" in comparison.tasks else raw(""),
         data_section(data) if data else raw(""),
         training_section(run) if run else raw(""),

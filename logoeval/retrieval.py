@@ -187,8 +187,8 @@ class Heads(BaseModel):
         write_json(path, self.model_dump(mode="json"))
 
     @classmethod
-    def read(cls, path: Path, grid: tuple[int, int]) -> Self:
-        """Read the file of a model with ``grid`` (layers, heads).
+    def read(cls, path: Path, grid: tuple[int, int] | None = None) -> Self:
+        """Read the file, of a model with ``grid`` (layers, heads) if that is given.
 
         Raises:
             UserError: there is none, it is damaged, or its model has another shape.
@@ -206,7 +206,7 @@ class Heads(BaseModel):
                 where=str(path),
                 mend=mend,
             )
-        if (heads.num_layers, heads.num_heads) != grid:
+        if grid is not None and (heads.num_layers, heads.num_heads) != grid:
             raise UserError(
                 f"heads of a model with {heads.num_layers} layers of {heads.num_heads}, this one has {grid[0]} of "
                 f"{grid[1]}",

@@ -142,6 +142,17 @@ class TraceItem:
     answer_ids: tuple[int, ...] = ()
 
 
+def describe_heads(settings: RetrievalSettings | None) -> dict[str, str | None]:
+    """The heads that are measured, wherever their file lies; None: the model's own, which the work will find.
+
+    Raises:
+        UserError: no file of heads.
+    """
+    if settings is None:
+        return {}
+    return {"retrieval_heads": Heads.read(settings.heads).fingerprint if settings.heads is not None else None}
+
+
 def check(session: Session) -> None:
     """Refuse, before any work, what cannot be traced.
 

@@ -11,7 +11,7 @@ from logodata.common.errors import UserError
 from logodata.engines import GenerationResult, Sampling
 from logoeval.generate import PromptItem, complete
 from logoeval.niah.haystacks import haystacks
-from logoeval.niah.retrieval import CALIBRATION_SEED_OFFSET, TraceItem, check, extend
+from logoeval.niah.retrieval import CALIBRATION_SEED_OFFSET, TraceItem, check, describe_heads, extend
 from logoeval.niah.samples import NiahSample, SampleBuilder
 from logoeval.niah.scores import depth_scores, metrics, score_response
 from logoeval.recipe import NiahSettings
@@ -27,9 +27,8 @@ VERSION = 2
 def describe(settings: NiahSettings) -> dict[str, Any]:
     """What two comparable runs have in common; folders by name and contents, wherever they lie."""
     texts = {haystack.name: haystack.fingerprint for haystack in haystacks(settings)}
-    # Which heads are measured is told by the result; records are the same for all heads.
     dump = settings.model_dump(mode="json", exclude={"haystacks": True, "retrieval": {"heads"}})
-    return {**dump, "haystacks": texts}
+    return {**dump, "haystacks": texts, **describe_heads(settings.retrieval)}
 
 
 def build_samples(
