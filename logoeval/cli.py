@@ -97,6 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("-o", "--out", required=True, type=Path, help="report.html; .md and .json beside it")
     compare.add_argument("--data", type=Path, help="folder of the training data, to tell how they were built")
     compare.add_argument("--run", type=Path, help="folder of the training run, for its curve")
+    compare.add_argument(
+        "--curve",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="DIR",
+        help="folders of logoeval niah --checkpoints, for needles over training",
+    )
     compare.set_defaults(command=_compare)
     return parser
 
@@ -110,6 +118,12 @@ def _add_longbench(command: argparse.ArgumentParser) -> None:
 def _add_niah(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--retrieval", action="store_true", help="also what the heads find (LOGO, Eq. 5); same as niah.retrieval={}"
+    )
+    command.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="DIR",
+        help="the base model and every adapter of RUN/checkpoints; the curve goes to compare --curve",
     )
     command.add_argument(
         "--heads", help="with --retrieval: heads.json of the base model's run; same as niah.retrieval.heads=FILE"
@@ -144,6 +158,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         return
     if arguments.out is None:
         raise UserError("no folder for the results", mend="give -o DIR")
+    if tasks == ["niah"] and getattr(arguments, "checkpoints", None) is not None:
+        from logoeval.checkpoints import evaluate_checkpoints
+
+        _show_curve(evaluate_checkpoints(recipe, arguments.checkpoints, arguments.out), arguments.out)
+        return
     from logoeval.run import evaluate
 
     _show(evaluate(recipe, tasks, arguments.out), tasks, arguments.out)
@@ -196,6 +215,32 @@ def _show(results: Results, tasks: Sequence[TaskName], folder: Path) -> None:
     console.print(f"wrote {folder / 'results.json'}", markup=False, soft_wrap=True)
 
 
+def _show_curve(results: Results, folder: Path) -> None:
+    """A row a step."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from logodata.common.console import console
+    from logoeval.checkpoints import headline
+
+    curve = results.curve
+    assert curve is not None
+    metrics = [metric for key in headline(curve) for metric in curve.metrics if metric.key == key]
+    table = Table("step", *(f"{metric.label} [95 %]" for metric in metrics), box=None, pad_edge=False)
+    for point in curve.points:
+        values = {value.metric: value for value in point.values}
+        shown = [(metric, values[metric.key]) for metric in metrics]
+        table.add_row(
+            str(point.step),
+            *(
+                Text(f"{metric.show(here.value)} [{metric.show_interval(here.low, here.high)}]")
+                for metric, here in shown
+            ),
+        )
+    console.print(table)
+    console.print(f"wrote {folder / 'results.json'}", markup=False, soft_wrap=True)
+
+
 def _print_table(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]]) -> None:
     from rich.table import Table
 
@@ -243,7 +288,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from logoeval.report import write_report
 
     comparison = compare(arguments.runs)
-    write_report(comparison, arguments.out, data=arguments.data, run=arguments.run)
+    write_report(comparison, arguments.out, data=arguments.data, run=arguments.run, curves=arguments.curve)
     first, *others = (run.label for run in comparison.runs)
     table = Table("measure", "n", first, box=None, pad_edge=False)
     for label in others:

@@ -191,6 +191,36 @@ def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Htm
         return _svg(axes, f"{title} by training step.")
 
 
+def step_intervals(
+    title: str, labels: Sequence[str], lines: Sequence[Sequence[tuple[int, float, float | None, float | None]]]
+) -> Html:
+    """Shares over training steps, a line a run of (step, value, low, high), with bars from low to high."""
+    with _panel(2.5) as axes:
+        for number, (label, points) in enumerate(zip(labels, lines, strict=True)):
+            style = series_style(number + 1)  # dashes are the base model's elsewhere
+            axes.plot(
+                [point[0] for point in points],
+                [point[1] for point in points],
+                marker="o",
+                markersize=3,
+                linewidth=1.6,
+                label=label,
+                **style,
+            )
+            for step, _, low, high in points:
+                if low is not None and high is not None:
+                    axes.vlines(step, low, high, color=style["color"], linewidth=1.0, alpha=0.6)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.set_xlabel("training step")
+        axes.margins(x=0.06, y=0.12)
+        if len(labels) > 1:
+            _legend(axes, len(labels))
+            axes.set_ylabel(title)
+        else:
+            axes.set_title(title, pad=8)
+        return _svg(axes, f"{title} by training step for {_and(labels)}.")
+
+
 @contextmanager
 def _panel(height: float) -> Iterator[Axes]:
     """A figure of one panel, ``height`` in inches; draw and save it inside the block, where the style holds."""

@@ -147,11 +147,44 @@ class Outcome:
     """What comparable runs must have in common and only the work shows, such as the heads that were measured."""
 
 
+class CurveValue(_Record):
+    """The mean of a metric at one step, and its paired change from the base model, with 95 % intervals (none for one
+    cluster)."""
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    change: float
+    change_low: float | None
+    change_high: float | None
+    num_samples: int
+
+
+class CurvePoint(_Record):
+    """One checkpoint, measured in the folder ``step-N`` beside ``results.json``; step 0 is the base model."""
+
+    step: int
+    adapter_fingerprint: str | None
+    values: list[CurveValue]
+
+
+class Curve(_Record):
+    """A needle test over the checkpoints of a training run."""
+
+    checkpoints: str
+    """The run's folder of checkpoints; not compared."""
+    settings: dict[str, Any]
+    metrics: list[Metric]
+    points: list[CurvePoint]
+
+
 class Results(_Record):
     """``results.json``: tasks accumulate, each under its name."""
 
     schema_version: int = SCHEMA_VERSION
     tasks: dict[TaskName, TaskResult] = {}
+    curve: Curve | None = None
 
 
 def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[SampleRow]]]:

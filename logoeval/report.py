@@ -14,12 +14,20 @@ from logodata.common.markup import Html, join, number_cell, page, raw, tag
 from logodata.common.run_dir import write_atomic, write_json
 from logoeval.compare import SCHEMA_VERSION, Comparison, Difference, Row, Run, markdown_table, show_change
 from logoeval.longbench.report import longbench_section
+from logoeval.niah.curve_report import curve_section
 from logoeval.niah.report import niah_section
 from logoeval.niah.retrieval_report import retrieval_section
 from logoeval.report_sections import data_section, pairs_section, perplexity_section, training_section
 
 
-def write_report(comparison: Comparison, path: Path, *, data: Path | None = None, run: Path | None = None) -> None:
+def write_report(
+    comparison: Comparison,
+    path: Path,
+    *,
+    data: Path | None = None,
+    run: Path | None = None,
+    curves: Sequence[Path] = (),
+) -> None:
     """Write ``path`` (HTML), and beside it the same with ``.md`` and ``.json``.
 
     Args:
@@ -27,18 +35,21 @@ def write_report(comparison: Comparison, path: Path, *, data: Path | None = None
         path: the ``.html`` file.
         data: folder of the training data, to tell how they were built.
         run: folder of the training run, for its curve.
+        curves: folders of needle tests over checkpoints.
 
     Raises:
-        UserError: ``data`` or ``run`` does not hold what it should, or a file cannot be written.
+        UserError: a folder does not hold what it should, or a file cannot be written.
     """
-    html = render(comparison, data=data, run=run)
+    html = render(comparison, data=data, run=run, curves=curves)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, html)
     write_atomic(path.with_suffix(".md"), _markdown(comparison))
     write_json(path.with_suffix(".json"), _record(comparison))
 
 
-def render(comparison: Comparison, *, data: Path | None = None, run: Path | None = None) -> str:
+def render(
+    comparison: Comparison, *, data: Path | None = None, run: Path | None = None, curves: Sequence[Path] = ()
+) -> str:
     """The HTML page. All text from data is escaped; nothing is loaded from elsewhere."""
     style = resources.files("logoeval").joinpath("report.css").read_text(encoding="utf-8")
     sections = [
@@ -47,6 +58,7 @@ def render(comparison: Comparison, *, data: Path | None = None, run: Path | None
         pairs_section(comparison, data) if "pairs" in comparison.tasks else raw(""),
         niah_section(comparison) if "niah" in comparison.tasks else raw(""),
         retrieval_section(comparison) if "niah" in comparison.tasks else raw(""),
+        curve_section(curves) if curves else raw(""),
         perplexity_section(comparison) if "ppl" in comparison.tasks else raw(""),
         data_section(data) if data else raw(""),
         training_section(run) if run else raw(""),

@@ -34,12 +34,18 @@ from logoeval.records import (
 from logoeval.session import Session, adapter_fingerprint
 
 
-def evaluate(recipe: EvalRecipe, tasks: Sequence[TaskName], folder: Path) -> Results:
+def evaluate(
+    recipe: EvalRecipe,
+    tasks: Sequence[TaskName],
+    folder: Path,
+    *,
+    open_session: Callable[[EvalRecipe], Session] = Session,
+) -> Results:
     """Run ``tasks``, which must have settings in ``recipe``, and write ``folder/results.json`` and
     ``folder/predictions/``.
 
     A task that is finished under equal settings is not run again; one that was interrupted goes on from its
-    predictions.
+    predictions. ``open_session`` makes what loads the model.
 
     Raises:
         UserError: the folder holds results of another model or of other settings, or a task's input is at fault.
@@ -54,7 +60,7 @@ def evaluate(recipe: EvalRecipe, tasks: Sequence[TaskName], folder: Path) -> Res
             "adapter_fingerprint": adapter_fingerprint(recipe.adapter),
         }
         _bind(predictions, "model.json", measured, started=bool(results.tasks) or any(predictions.glob("*.jsonl")))
-        session, jobs = Session(recipe), _jobs(recipe)
+        session, jobs = open_session(recipe), _jobs(recipe)
         for task in tasks:
             job = jobs[task]
             settings = _settings(recipe, job)
@@ -80,7 +86,7 @@ def evaluate(recipe: EvalRecipe, tasks: Sequence[TaskName], folder: Path) -> Res
                 summary=summarise(outcome.metrics, outcome.samples),
                 samples=outcome.samples,
             )
-            results = Results(tasks={**results.tasks, task: result})
+            results = results.model_copy(update={"tasks": {**results.tasks, task: result}})
             write_results(folder, results)
         return results
 

@@ -1,0 +1,186 @@
+"""Needle tests over checkpoints: adapters put on one base, the curve, its resumption, its figure."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from logodata.common.errors import UserError
+from logodata.models import load_config, load_model, write_base_config
+from logoeval.checkpoints import OneBase, evaluate_checkpoints, find_adapters
+from logoeval.cli import main
+from logoeval.compare import compare
+from logoeval.recipe import EvalRecipe, NiahSettings, RetrievalSettings
+from logoeval.records import Results, read_results, write_results
+from logoeval.report import render
+from logoeval.session import Session
+from tests.conftest import make_model
+
+from .conftest import FakeEngine
+
+IDS = torch.arange(3, 43)[None]
+
+
+@pytest.fixture(params=[False, True], ids=["lora", "lora and embedding"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, tiny_tokenizer: Any) -> Path:
+    """A training run's folder with three checkpoints; the last was trained with another RoPE."""
+    from peft import LoraConfig, get_peft_model
+
+    for step in (4, 8, 12):
+        model = make_model(len(tiny_tokenizer))
+        torch.manual_seed(step)
+        config = LoraConfig(
+            r=4,
+            target_modules=["q_proj", "v_proj"],
+            modules_to_save=["embed_tokens"] if request.param else None,
+            init_lora_weights=False,
+        )
+        adapted = get_peft_model(model, config)
+        if request.param:
+            with torch.no_grad():
+                adapted.get_input_embeddings().weight.add_(torch.randn_like(adapted.get_input_embeddings().weight))
+        folder = tmp_path / "run" / "checkpoints" / f"step-{step}" / "adapter"
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+        if step == 12:
+            model.config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+        write_base_config(folder, model.config)
+    (tmp_path / "run" / "checkpoints" / "step-16.damaged").mkdir()
+    return tmp_path / "run"
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(IDS).logits
+
+
+def test_each_adapter_acts_as_if_it_were_loaded_alone(run: Path, tiny_model_dir: Path) -> None:
+    recipe = EvalRecipe(model=str(tiny_model_dir))
+    weights = OneBase(recipe)
+    adapters = find_adapters(run / "checkpoints")
+    assert list(adapters) == [4, 8, 12]
+    bare = logits(load_model(str(tiny_model_dir)))
+    assert torch.equal(logits(weights.model(None)), bare)
+    for adapter in (*adapters.values(), adapters[4]):
+        alone = logits(load_model(str(tiny_model_dir), adapter=adapter))
+        torch.testing.assert_close(logits(weights.model(adapter)), alone, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(alone, bare, atol=1e-2)
+    assert torch.equal(logits(weights.model(None)), bare)  # nothing of them is left
+    assert load_config(str(tiny_model_dir), adapter=adapters[12]).rope_parameters["rope_type"] == "linear"
+
+
+def test_weights_are_read_once_for_one_rope(run: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        loads.append(arguments)
+        return load_model(*arguments, **keywords)
+
+    monkeypatch.setattr("logoeval.checkpoints.load_model", counted)
+    weights = OneBase(EvalRecipe(model=str(tiny_model_dir)))
+    adapters = find_adapters(run / "checkpoints")
+    for adapter in (None, adapters[4], adapters[8]):
+        weights.model(adapter)
+    assert len(loads) == 1
+    weights.model(adapters[12])
+    assert len(loads) == 2
+
+
+@pytest.fixture
+def recipe(tiny_model_dir: Path) -> EvalRecipe:
+    niah = NiahSettings(
+        lengths=(700,),
+        num_samples=3,
+        haystacks=("noise",),
+        max_new_tokens=6,
+        retrieval=RetrievalSettings(num_calibration=1),
+    )
+    return EvalRecipe(model=str(tiny_model_dir), niah=niah)
+
+
+@pytest.mark.parametrize("run", [False], indirect=True)
+def test_curve_goes_on_where_it_stopped(
+    run: Path, recipe: EvalRecipe, tmp_path: Path, fake_answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("logoeval.retrieval.MIN_SCORE", -1.0)  # a random model has no retrieval heads
+    used = []
+
+    def engine(session: Session) -> FakeEngine:
+        used.append(session.recipe.adapter)
+        shift = len(str(session.recipe.adapter))
+        return FakeEngine(
+            lambda request: fake_answer(replace(request, prompt_ids=(*request.prompt_ids, shift))),
+            limit=1 if len(used) == 3 else None,
+        )
+
+    monkeypatch.setattr(Session, "engine", property(engine))
+    out = tmp_path / "curve"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_checkpoints(recipe, run / "checkpoints", out)
+    assert not (out / "results.json").exists()  # no curve before all steps are there
+    evaluate_checkpoints(recipe, run / "checkpoints", out)
+    assert used[:3] == [None, None, run / "checkpoints" / "step-4" / "adapter"]
+    assert used.count(None) == 2  # to answer, and for its name: the base model is not measured again
+
+    curve = read_results(out).curve
+    assert curve is not None
+    assert [point.step for point in curve.points] == [0, 4, 8, 12]
+    assert len({point.adapter_fingerprint for point in curve.points}) == 4
+    for point in curve.points:
+        here = read_results(out / f"step-{point.step}").tasks["niah"]
+        values = {value.metric: value for value in point.values}
+        for row in here.summary:
+            if not row.slice:
+                assert (values[row.metric].value, values[row.metric].low) == (row.value, row.low)
+    # Every step is measured on the base model's heads, so any two compare; their difference is the curve's.
+    (row,) = [row for row in compare([out / "step-0", out / "step-12"]).rows if row.metric.key == "retrieval_forced"]
+    last = next(value for value in curve.points[-1].values if value.metric == "retrieval_forced")
+    change = row.differences[0].change
+    assert (change.value, change.low, change.high) == (last.change, last.change_low, last.change_high)
+
+    shutil.copytree(out, tmp_path / "other")
+    page = render(compare([out / "step-0", out / "step-12"]), curves=[out, tmp_path / "other"])
+    assert "Needles over training" in page
+    assert page.count("by training step for") == 4
+    written = (out / "results.json").read_bytes()
+    evaluate_checkpoints(recipe, run / "checkpoints", out)  # all steps are finished
+    assert (out / "results.json").read_bytes() == written
+
+
+@pytest.mark.parametrize("run", [False], indirect=True)
+def test_bad_folders_and_options(run: Path, recipe: EvalRecipe, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(UserError, match=r"holds no checkpoint \(step-N\).*give .*run/checkpoints"):
+        find_adapters(run)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_adapters(tmp_path)
+    (run / "checkpoints" / "step-20").mkdir()
+    with pytest.raises(UserError, match=r"step-20.*the checkpoint holds no adapter"):
+        find_adapters(run / "checkpoints")
+    command = ["niah", "--model", recipe.model, "--checkpoints", str(run / "checkpoints"), "-o", str(tmp_path / "out")]
+    assert main([*command, "engine.kind=vllm"]) == 2
+    assert "(use engine.kind=transformers)" in capsys.readouterr().err
+    assert main([*command, "--adapter", str(run)]) == 2
+    assert "leave out --adapter" in capsys.readouterr().err
+    write_results(tmp_path, Results())
+    report = ["compare", str(tmp_path), str(tmp_path), "-o", str(tmp_path / "r.html"), "--curve", str(tmp_path)]
+    assert main(report) == 2
+
+
+@pytest.mark.parametrize("run", [False], indirect=True)
+def test_command_from_end_to_end(run: Path, recipe: EvalRecipe, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    command = ["niah", "--model", recipe.model, "--checkpoints", str(run / "checkpoints"), "-o", str(out)]
+    settings = ["niah.lengths=[600]", "niah.num_samples=2", "niah.haystacks=[noise]", "niah.max_new_tokens=4"]
+    assert main([*command, *settings]) == 0
+    shown = capsys.readouterr().out
+    assert "Needle recall [95 %]" in shown
+    content = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert [point["step"] for point in content["curve"]["points"]] == [0, 4, 8, 12]
+    lines = (out / "step-8" / "predictions" / "niah.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2
