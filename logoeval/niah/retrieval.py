@@ -187,7 +187,7 @@ def extend(
         session: of the transformers engine.
         predictions: folder of the resumable records.
         items: the samples, with their answers.
-        calibration: samples that find the heads; ids may be those of ``items``.
+        calibration: samples that find the heads.
 
     Raises:
         UserError: the model's attention cannot be traced, a file of heads does not fit, or a record on disk is of

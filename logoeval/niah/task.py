@@ -113,7 +113,9 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
             TraceItem(sample.id, sample.prompt_ids, sample.values, tuple(record["response_ids"]))
             for (sample, _), record in zip(built, records, strict=True)
         ],
-        calibration=[TraceItem(sample.id, sample.prompt_ids, sample.values) for sample, _ in calibration],
+        calibration=[
+            TraceItem(f"calibration-{sample.id}", sample.prompt_ids, sample.values) for sample, _ in calibration
+        ],
     )
 
 
