@@ -8,7 +8,6 @@ rounding of one step is left in the next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,10 +213,3 @@ def _values(base: TaskResult, result: TaskResult) -> list[CurveValue]:
             )
         )
     return values
-
-
-def headline(curve: Curve) -> Sequence[str]:
-    """Metrics that the curve shows: recall, and retrieval where it was measured."""
-    wanted = ("recall", "retrieval", "retrieval_forced", "said_minus_saw")
-    held = {metric.key for metric in curve.metrics}
-    return [key for key in wanted if key in held]

@@ -221,15 +221,13 @@ def _show_curve(results: Results, folder: Path) -> None:
     from rich.text import Text
 
     from logodata.common.console import console
-    from logoeval.checkpoints import headline
 
     curve = results.curve
     assert curve is not None
-    metrics = [metric for key in headline(curve) for metric in curve.metrics if metric.key == key]
-    table = Table("step", *(f"{metric.label} [95 %]" for metric in metrics), box=None, pad_edge=False)
+    table = Table("step", *(f"{metric.label} [95 %]" for metric in curve.shown), box=None, pad_edge=False)
     for point in curve.points:
         values = {value.metric: value for value in point.values}
-        shown = [(metric, values[metric.key]) for metric in metrics]
+        shown = [(metric, values[metric.key]) for metric in curve.shown]
         table.add_row(
             str(point.step),
             *(

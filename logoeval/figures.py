@@ -210,7 +210,7 @@ def step_intervals(
             for step, _, low, high in points:
                 if low is not None and high is not None:
                     axes.vlines(step, low, high, color=style["color"], linewidth=1.0, alpha=0.6)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g} %")
         axes.set_xlabel("training step")
         axes.margins(x=0.06, y=0.12)
         if len(labels) > 1:

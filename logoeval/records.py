@@ -178,6 +178,12 @@ class Curve(_Record):
     metrics: list[Metric]
     points: list[CurvePoint]
 
+    @property
+    def shown(self) -> list[Metric]:
+        """What a reader is shown: recall, and retrieval where it was measured."""
+        wanted = ("recall", "retrieval", "retrieval_forced", "said_minus_saw")
+        return [metric for key in wanted for metric in self.metrics if metric.key == key]
+
 
 class Results(_Record):
     """``results.json``: tasks accumulate, each under its name."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, number_cell, tag
 from logoeval import figures
-from logoeval.checkpoints import headline
 from logoeval.records import Curve, Metric, read_results
 
 
@@ -29,9 +28,7 @@ def curve_section(folders: Sequence[Path]) -> Html:
                 )
     names = [folder.resolve().name for folder in folders]
     labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-    keys = headline(curves[0])
-    metrics = {metric.key: metric for metric in curves[0].metrics}
-    panels = [_panel(metrics[key], labels, curves) for key in keys]
+    panels = [_panel(metric, labels, curves) for metric in curves[0].shown]
     return join(
         tag("h2", "Needles over training"),
         tag(
@@ -40,7 +37,7 @@ def curve_section(folders: Sequence[Path]) -> Html:
             "prompts; since every step answers the same prompts, changes are told by the table, which pairs them.",
         ),
         tag("figure", tag("div", *panels, class_="panels")),
-        *(_table(label, curve, [metrics[key] for key in keys]) for label, curve in zip(labels, curves, strict=True)),
+        *(_table(label, curve) for label, curve in zip(labels, curves, strict=True)),
     )
 
 
@@ -68,12 +65,12 @@ def _panel(metric: Metric, labels: Sequence[str], curves: Sequence[Curve]) -> Ht
     return figures.step_intervals(metric.label, labels, lines)
 
 
-def _table(label: str, curve: Curve, metrics: Sequence[Metric]) -> Html:
-    head = tag("tr", tag("th", "step"), *(tag("th", metric.label, class_="n") for metric in metrics))
+def _table(label: str, curve: Curve) -> Html:
+    head = tag("tr", tag("th", "step"), *(tag("th", metric.label, class_="n") for metric in curve.shown))
     body = []
     for point in curve.points:
         cells = []
-        for metric in metrics:
+        for metric in curve.shown:
             value = next(value for value in point.values if value.metric == metric.key)
             text = metric.show(value.value)
             if point.step:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from logodata.common.markup import Html, join, number_cell, raw, tag
+from logodata.common.markup import Html, join, raw, tag
 from logoeval.compare import Comparison, Row, Run, show_change
 from logoeval.niah.retrieval import saw_said
 
@@ -22,13 +22,12 @@ def retrieval_section(comparison: Comparison) -> Html:
         tag("h2", "What the model saw and what it said"),
         tag(
             "p",
-            "Some attention heads look back at the text while the model answers. The ten that do it best on other "
-            f"samples (found on the model of {comparison.runs[0].label} or named by its settings, and the same for "
-            "all runs) are watched while the right answer is fed to the model. A number counts as seen if one of "
-            "them looks at its beginning when the answer comes to it, and as said if the model's own answer holds "
-            "it. A number seen but not said was found and lost on the way to the answer.",
+            "Some attention heads look back at the text while the model answers. The ten that did it best on other "
+            "samples, the same heads for all runs, are watched while the right answer is fed to the model. A number "
+            "counts as seen if one of them looks at its beginning when the answer comes to it, and as said if the "
+            "model's own answer holds it. A number seen but not said was found and lost on the way to the answer.",
         ),
-        tag("div", *tables, class_="panels"),
+        *tables,
         tag("p", _gap(rows["said_minus_saw"], comparison)),
     )
 
@@ -40,20 +39,16 @@ def _table(rows: dict[str, Row], number: int, run: Run) -> Html:
         counts.update(saw_said(sample.facts["seen"], sample.facts["found"]))
     head = tag("tr", tag("th", run.label), tag("th", "seen", class_="n"), tag("th", "not seen", class_="n"))
     body = [
-        tag(
-            "tr",
-            tag("th", name, scope="row"),
-            *(number_cell(f"{counts[key]}: {_share(rows[key], number)}") for key in keys),
-        )
+        tag("tr", tag("th", name, scope="row"), *(_cell(rows[key], number, counts[key]) for key in keys))
         for name, *keys in _CELLS
     ]
-    return tag("table", tag("thead", head), tag("tbody", *body))
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
 
 
-def _share(row: Row, number: int) -> str:
+def _cell(row: Row, number: int, count: int) -> Html:
     value = row.values[number]
-    shown = row.metric.show(value.value)
-    return shown if value.low is None else f"{shown} [{row.metric.show_interval(value.low, value.high)}]"
+    interval = tag("span", row.metric.show_interval(value.low, value.high), class_="hint")
+    return tag("td", f"{count} ({row.metric.show(value.value)})", interval, class_="n")
 
 
 def _gap(row: Row, comparison: Comparison) -> str:

@@ -323,8 +323,8 @@ def test_heads_are_found_apart_frozen_and_shared(
     page = render(comparison)
     assert "What the model saw and what it said" in page
     seen = sum(sum(sample.facts["seen"]) for sample in first.samples)
-    assert f">{seen}: " in page
-    assert f">{24 - seen}: " in page
+    assert f">{seen} (" in page
+    assert f">{24 - seen} (" in page
 
     with pytest.raises(UserError, match="started with retrieval_heads="):
         evaluate(recipe, ["niah"], after)
