@@ -1,15 +1,13 @@
-"""The pipeline: documents, chunks, scores, contexts, responses, judge, data set.
+"""A build from beginning to end: documents, chunks, scores, contexts, responses, judge, data set.
 
-Planning and judging are pure; only generation is slow, and every response is on disk as soon as it is there
-(:mod:`logodata.responses`). A build that was killed therefore plans again, finds what it has, generates the rest, and
-ends in the same data set as one that was not.
+Every response is on disk as soon as it is there (:mod:`logodata.responses`), and so is what became of a question
+(``work/outcomes.jsonl``). A build that was killed plans what is undecided again, finds the responses it has, generates
+the rest, and ends in the same data set as one that was not.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,49 +15,15 @@ from typing import Any
 from logodata import __version__
 from logodata.candidates import Candidate, Fault, Planner, Pool
 from logodata.common.console import note, progress
-from logodata.common.errors import UserError
-from logodata.common.run_dir import bind_settings, locked, read_json, write_atomic, write_json
-from logodata.contract import SCHEMA_VERSION, ContextChunk, PreferenceSample, Response, write_samples
-from logodata.evaluators import open_evaluator
-from logodata.judge import Reason, word_share
-from logodata.models import load_tokenizer, model_fingerprint, model_window, tokenizer_fingerprint
+from logodata.common.run_dir import bind_settings, locked, read_json, write_json
+from logodata.common.shards import Shard
+from logodata.contract import SCHEMA_VERSION, PreferenceSample
+from logodata.dataset_files import write_data_set
+from logodata.models import model_fingerprint
 from logodata.parts import PART_FILE, Part, part_record
+from logodata.pipeline import Pipeline
 from logodata.recipe import BuildRecipe
-from logodata.report import dataset_card, describe, statistics
-from logodata.responses import ResponseLog, Responses
 from logodata.sources import Source, read_source, source_fingerprint
-
-
-@dataclass(slots=True)
-class Outcome:
-    """Samples kept, and rows of ``rejected.jsonl``."""
-
-    samples: list[PreferenceSample] = field(default_factory=list)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, plan: Candidate | Fault, responses: Responses, chosen: Response | Reason | None) -> None:
-        """One question: a sample, or a row with the reason and what was generated."""
-        row: dict[str, Any] = {
-            "id": plan.question.id,
-            "doc_id": plan.document.doc_id,
-            "where": plan.document.where,
-            "question": plan.question.question,
-        }
-        if isinstance(plan, Fault):
-            self.rejected.append({**row, "reason": plan.reason, "detail": plan.detail, "stage": "contexts"})
-            return
-        row["answers"] = plan.question.answers
-        if not isinstance(chosen, Response):
-            texts = [response.text for response in responses.preferred(plan)]
-            self.rejected.append({**row, "reason": chosen, "stage": "judge", "preferred": texts})
-            return
-        rejected = responses.rejected(plan)
-        reason = responses.fault_beside(chosen, rejected, plan)
-        if reason is None:
-            self.samples.append(_sample(plan, chosen, rejected))
-            return
-        texts = [response.text for response in rejected]
-        self.rejected.append({**row, "reason": reason, "stage": "judge", "preferred": [chosen.text], "rejected": texts})
 
 
 def build(recipe: BuildRecipe, output: Path, part: Part | None = None) -> dict[str, Any]:
@@ -98,48 +62,55 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None) -> dict[s
 def _build(
     recipe: BuildRecipe, source: Source, settings: dict[str, Any], output: Path, part: Part | None
 ) -> dict[str, Any]:
-    tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
-    planner = Planner(recipe, tokenizer, model_window(recipe.model))
-    evaluator = open_evaluator(recipe.evaluator)
-    log = ResponseLog(output / "work" / "responses.jsonl", settings["model_fingerprint"], recipe.generation.cache)
-    responses = Responses(recipe, log, tokenizer, planner.stop_ids[0])
+    work = output / "work"
+    pipeline = Pipeline(recipe, settings["model_fingerprint"], work / "responses.jsonl")
+    outcomes, engines = Shard(work / "outcomes.jsonl"), Shard(work / "engines.jsonl", key="name")
+    pools, total = _pools(pipeline.planner, source, part)
+    order: list[str] = []
+    num_kept = sum("sample" in outcome for outcome in outcomes.values())
+
+    def undecided() -> Iterator[Candidate | Fault]:
+        for pool in pools:
+            asked = [question.id for document in pool.documents for question in document.questions]
+            order.extend(asked)
+            if not all(question_id in outcomes for question_id in asked):
+                yield from (plan for plan in pipeline.plan(pool) if plan.question.id not in outcomes)
+
+    plans = undecided()
+    with progress("build", total, len(outcomes)) as tracker:
+        while group := list(islice(plans, recipe.generation.group_size)):
+            decided = pipeline.answer(group, tracker)
+            if pipeline.responses.engine_name:
+                engines.append({"name": pipeline.responses.engine_name})
+            outcomes.append(*decided)
+            num_kept += sum("sample" in outcome for outcome in decided)
+            tracker.advance(len(group), kept=num_kept)
+
     faults = [fault for fault in source.faults if part is None or part.owns(fault["doc_id"])]
-    outcome = Outcome(rejected=[{**fault, "stage": "source"} for fault in faults])
-
-    pools, total = _pools(planner, source, part)
-    planned = (plan for pool in pools for plan in planner.candidates(pool, evaluator))
-    with progress("build", total) as tracker:
-        while group := list(islice(planned, recipe.generation.group_size)):
-            candidates = [plan for plan in group if isinstance(plan, Candidate)]
-            responses.generate([request for plan in candidates for request in plan.preferred], tracker)
-            chosen = {plan.question.id: responses.choose(plan) for plan in candidates}
-            # Dis-preferred responses only where there is something to prefer to them.
-            worthwhile = [plan for plan in candidates if isinstance(chosen[plan.question.id], Response)]
-            responses.generate([request for plan in worthwhile for request in plan.rejected.values()], tracker)
-            for plan in group:
-                outcome.add(plan, responses, chosen.get(plan.question.id))
-            tracker.advance(len(group), kept=len(outcome.samples))
-
+    if part is not None:
+        write_json(output / PART_FILE, part_record(part, source, [*(fault["id"] for fault in faults), *order]))
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "logo_align": __version__,
         "model": recipe.model,
         "model_fingerprint": settings["model_fingerprint"],
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-        "prompt_fingerprints": {
-            "answer": planner.answer_format.fingerprint,
-            "guided": [form.fingerprint for form in planner.guided_formats],
-        },
-        "engine": responses.engine_name,
+        **pipeline.fingerprints,
+        "engine": ", ".join(engines) or "none: every response was there already",
         "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
         "recipe": recipe.model_dump(mode="json"),
-        "samples": len(outcome.samples),
     }
-    if part is None:
-        return write_data_set(output, outcome.samples, outcome.rejected, manifest)
-    ended = [sample.id for sample in outcome.samples] + [row["id"] for row in outcome.rejected]
-    write_json(output / PART_FILE, part_record(part, source, ended))
-    return write_data_set(output, outcome.samples, outcome.rejected, manifest, may_be_empty=True)
+    found = (outcomes[question_id] for question_id in order)
+    samples = (PreferenceSample.model_validate(outcome["sample"]) for outcome in found if "sample" in outcome)
+    return write_data_set(output, samples, _rejected(faults, order, outcomes), manifest, may_be_empty=part is not None)
+
+
+def _rejected(faults: Iterable[dict[str, Any]], order: Iterable[str], outcomes: Shard) -> Iterator[dict[str, Any]]:
+    """Rows of ``rejected.jsonl``: faults of the source, then what gave no sample, in the order of the source."""
+    yield from ({**fault, "stage": "source"} for fault in faults)
+    for question_id in order:
+        outcome = outcomes[question_id]
+        if "rejected" in outcome:
+            yield outcome["rejected"]
 
 
 def _pools(planner: Planner, source: Source, part: Part | None) -> tuple[Iterable[Pool], int]:
@@ -147,73 +118,8 @@ def _pools(planner: Planner, source: Source, part: Part | None) -> tuple[Iterabl
     those of the unsharded build also where documents are joined."""
     if part is None:
         return planner.pools(source.documents), source.documents.num_questions
-    own = [pool for pool in planner.pools(source.documents) if part.owns(pool.documents[0].doc_id)]
-    return own, sum(len(document.questions) for pool in own for document in pool.documents)
 
+    def own() -> Iterator[Pool]:
+        return (pool for pool in planner.pools(source.documents) if part.owns(pool.documents[0].doc_id))
 
-def _sample(plan: Candidate, chosen: Response, rejected: Sequence[Response]) -> PreferenceSample:
-    pool, critical = plan.pool, set(plan.contexts.critical)
-
-    def chunks() -> Iterator[ContextChunk]:
-        for index, (start, end) in zip(plan.contexts.training, plan.prompt.chunk_spans, strict=True):
-            document, chunk = pool.chunks[index]
-            yield ContextChunk(
-                doc_id=document.doc_id,
-                index=chunk.index,
-                start=chunk.start,
-                end=chunk.end,
-                token_start=start,
-                token_end=end,
-                score=float(plan.scores[index]),
-                critical=index in critical,
-                text=pool.text(index),
-            )
-
-    return PreferenceSample(
-        id=plan.question.id,
-        doc_id=plan.document.doc_id,
-        question_id=plan.question.id,
-        kind=plan.question.kind,
-        question=plan.question.question,
-        answers=plan.question.answers,
-        prompt_ids=list(plan.prompt.ids),
-        chunks=list(chunks()),
-        chosen=chosen,
-        rejected=list(rejected),
-        answer_in_critical=word_share(" ".join(pool.text(i) for i in plan.contexts.critical), plan.question.answers)
-        == 1.0,
-    )
-
-
-def write_data_set(
-    output: Path,
-    samples: Sequence[PreferenceSample],
-    rejected: Sequence[dict[str, Any]],
-    manifest: dict[str, Any],
-    *,
-    may_be_empty: bool = False,
-) -> dict[str, Any]:
-    """All files of a data set; ``manifest.json`` last, since it says that the build is finished.
-
-    Returns:
-        the statistics, as in ``stats.json``.
-
-    Raises:
-        UserError: no sample was kept, unless the set may be empty (a part of one may).
-    """
-    stats = statistics(samples, rejected, manifest["recipe"]["judge"]["right_at"])
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejected)
-    write_atomic(output / "rejected.jsonl", lines)
-    write_json(output / "stats.json", stats)
-    if not samples and not may_be_empty:
-        raise UserError(
-            f"no pair was kept: {describe(stats)}",
-            where=str(output / "rejected.jsonl"),
-            mend="look at the reasons there; see 'No pair was kept' in the guide",
-        )
-    (output / "data").mkdir(exist_ok=True)
-    write_samples(output / "data" / "train-00000-of-00001.parquet", samples)
-    if samples:
-        write_atomic(output / "README.md", dataset_card(manifest, stats))
-    write_json(output / "manifest.json", manifest)
-    return stats
+    return own(), sum(len(document.questions) for pool in own() for document in pool.documents)

@@ -7,8 +7,9 @@ synthesis needs it).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,8 @@ SCHEMA_VERSION = 1
 
 QuestionKind = Literal["single_detail", "multi_detail", "summary", "biography", "other"]
 ResponseOrigin = Literal["live", "cache"]
+
+_ROWS_PER_GROUP = 256
 
 
 class _Record(BaseModel):
@@ -165,38 +168,42 @@ def arrow_schema() -> pa.Schema:
     )
 
 
-def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> None:
-    """Write samples to one parquet file, atomically; equal samples give equal bytes."""
+def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
+    """Write samples to one parquet file, atomically; equal samples give equal bytes. Holds one row group in memory.
+
+    Returns:
+        how many there were.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from logodata.common.run_dir import write_atomic
+    from logodata.common.run_dir import replacing
 
-    table = pa.Table.from_pylist([sample.model_dump() for sample in samples], schema=arrow_schema())
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())
+    rows, count, schema = iter(samples), 0, arrow_schema()
+    with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := [sample.model_dump() for sample in islice(rows, _ROWS_PER_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    return count
 
 
 def read_samples(folder: Path) -> list[PreferenceSample]:
-    """All samples of a build's folder, in file order.
+    """All samples of a build's folder, in file order; see :func:`iterate_samples`."""
+    return list(iterate_samples(folder))
+
+
+def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
+    """The samples of a build's folder, in file order, a row group at a time.
 
     Raises:
         UserError: no such folder, no finished build in it, or another schema version.
     """
-    import pyarrow.parquet as pq
-
     files = sorted((folder / "data").glob("*.parquet"))
     if not files:
         state = "holds no finished build" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
-    samples: list[PreferenceSample] = []
     for file in files:
-        try:
-            rows = pq.read_table(file).to_pylist()
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read: {error}", where=str(file), mend="build the data set again") from error
-        for number, row in enumerate(rows):
+        for number, row in enumerate(_parquet_rows(file)):
             if row.get("schema_version") != SCHEMA_VERSION:
                 found = row.get("schema_version")
                 raise UserError(
@@ -205,14 +212,24 @@ def read_samples(folder: Path) -> list[PreferenceSample]:
                     mend="build the data set again",
                 )
             try:
-                samples.append(PreferenceSample.model_validate(row))
+                yield PreferenceSample.model_validate(row)
             except ValueError as error:
                 raise UserError(
                     f"row {number} is not a preference sample: {error}",
                     where=str(file),
                     mend="build the data set again",
                 ) from error
-    return samples
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as table:
+            for number in range(table.num_row_groups):
+                yield from table.read_row_group(number).to_pylist()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read: {error}", where=str(file), mend="build the data set again") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from logodata.build import write_data_set
 from logodata.common.errors import UserError
 from logodata.common.run_dir import differences, locked
-from logodata.contract import PreferenceSample, read_manifest, read_samples
+from logodata.contract import PreferenceSample, iterate_samples, read_manifest
+from logodata.dataset_files import write_data_set
 from logodata.parts import PartRecord, read_part_record
-from logodata.report import read_rejected
+from logodata.report import iterate_rejected
 
 _NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
 
@@ -50,24 +51,22 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     _check_alike(parts)
     if any((output / name).exists() for name in ("manifest.json", "work")):
         raise UserError("holds a build already", where=str(output), mend="choose another -o")
-    samples: list[tuple[int, PreferenceSample]] = []
-    rejected: list[tuple[int, dict[str, Any]]] = []
-    for part in parts:
-        places = part.record.places
-        samples += [(_place(places, sample.id, part.path), sample) for sample in read_samples(part.path)]
-        rejected += [(_place(places, row["id"], part.path), row) for row in read_rejected(part.path)]
-    manifest = {
-        **parts[0].manifest,
-        "engine": _engines([part.manifest["engine"] for part in parts]),
-        "samples": len(samples),
-    }
+    manifest = {**parts[0].manifest, "engine": _engines([part.manifest["engine"] for part in parts])}
+    # Within a part, samples and rejected rows stand in the order of their places.
+    samples = heapq.merge(*map(_samples, parts), key=lambda entry: entry[0])
+    rejected = heapq.merge(*map(_rejected, parts), key=lambda entry: entry[0])
     with locked(output):
-        return write_data_set(
-            output,
-            [sample for _, sample in sorted(samples, key=lambda entry: entry[0])],
-            [row for _, row in sorted(rejected, key=lambda entry: entry[0])],
-            manifest,
-        )
+        return write_data_set(output, (sample for _, sample in samples), (row for _, row in rejected), manifest)
+
+
+def _samples(part: _Folder) -> Iterator[tuple[int, PreferenceSample]]:
+    for sample in iterate_samples(part.path):
+        yield _place(part.record.places, sample.id, part.path), sample
+
+
+def _rejected(part: _Folder) -> Iterator[tuple[int, dict[str, Any]]]:
+    for row in iterate_rejected(part.path):
+        yield _place(part.record.places, row["id"], part.path), row
 
 
 def _check_complete(parts: Sequence[_Folder]) -> None:

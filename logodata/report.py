@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,48 +15,94 @@ from logodata.contract import PreferenceSample, Response
 from logodata.judge import RIGHT_AT, ErrorPattern, error_pattern
 
 
-def statistics(
-    samples: Sequence[PreferenceSample], rejected: Sequence[dict[str, Any]], right_at: float = RIGHT_AT
-) -> dict[str, Any]:
-    """Yield and make-up of a data set; the same for the same data, however it was built.
+class Statistics:
+    """Yield and make-up of a data set, gathered row by row; the same for the same data, however it was built.
 
     Args:
-        samples: the pairs kept.
-        rejected: rows of ``rejected.jsonl``.
         right_at: share of the reference's words that makes a response right (``judge.right_at``).
     """
-    total = len(samples) + len(rejected)
-    dispreferred = [response for sample in samples for response in sample.rejected]
-    return {
-        "questions": total,
-        "kept": len(samples),
-        "yield": len(samples) / total if total else None,
-        "rejected_by_reason": dict(Counter(row["reason"] for row in rejected).most_common()),
-        "kept_by_kind": dict(Counter(sample.kind for sample in samples).most_common()),
-        "kept_by_origin": dict(Counter(sample.origin for sample in samples).most_common()),
-        "dispreferred_per_sample": len(samples[0].rejected) if samples else None,
-        "prompt_tokens": _spread(len(sample.prompt_ids) for sample in samples),
-        "preferred_tokens": _spread(len(sample.chosen.token_ids) for sample in samples),
-        "dispreferred_tokens": _spread(len(response.token_ids) for response in dispreferred),
-        "preferred_ended": _mean(sample.chosen.ended for sample in samples),
-        "dispreferred_ended": _mean(response.ended for response in dispreferred),
-        "preferred_word_share": _mean(sample.chosen.word_share for sample in samples),
-        "dispreferred_word_share": _mean(response.word_share for response in dispreferred),
-        "preferred_token_f1": _mean(sample.chosen.token_f1 for sample in samples),
-        "dispreferred_token_f1": _mean(response.token_f1 for response in dispreferred),
-        "dispreferred_error_patterns": _error_patterns(samples, right_at),
-        "answer_in_critical": _mean(sample.answer_in_critical for sample in samples),
-    }
+
+    def __init__(self, right_at: float = RIGHT_AT) -> None:
+        self._right_at = right_at
+        self._kept: dict[str, Counter[str]] = {"kind": Counter(), "origin": Counter()}
+        self._reasons: Counter[str] = Counter()
+        self._patterns = Counter[str](instruction_unfollowing=0, hallucination=0)
+        self._lengths: dict[str, Counter[int]] = defaultdict(Counter)
+        self._sums: Counter[str] = Counter()
+        self._num_kept = self._num_dispreferred = 0
+        self._dispreferred_per_sample: int | None = None
+
+    def keep(self, samples: Iterable[PreferenceSample]) -> Iterator[PreferenceSample]:
+        """Count samples on their way through."""
+        for sample in samples:
+            self._num_kept += 1
+            self._dispreferred_per_sample = self._dispreferred_per_sample or len(sample.rejected)
+            self._kept["kind"][sample.kind] += 1
+            self._kept["origin"][sample.origin] += 1
+            self._lengths["prompt"][len(sample.prompt_ids)] += 1
+            self._sums["answer_in_critical"] += sample.answer_in_critical
+            self._count("preferred", sample.chosen)
+            for response in sample.rejected:
+                self._num_dispreferred += 1
+                self._count("dispreferred", response)
+                # ``right`` are those that a judge which was switched off let through.
+                self._patterns[verdict(response, sample.question, self._right_at)] += 1
+            yield sample
+
+    def reject(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Count rows of ``rejected.jsonl`` on their way through."""
+        for row in rows:
+            self._reasons[row["reason"]] += 1
+            yield row
+
+    def result(self) -> dict[str, Any]:
+        """As in ``stats.json``."""
+        total = self._num_kept + self._reasons.total()
+        return {
+            "questions": total,
+            "kept": self._num_kept,
+            "yield": self._num_kept / total if total else None,
+            "rejected_by_reason": dict(self._reasons.most_common()),
+            "kept_by_kind": dict(self._kept["kind"].most_common()),
+            "kept_by_origin": dict(self._kept["origin"].most_common()),
+            "dispreferred_per_sample": self._dispreferred_per_sample,
+            "prompt_tokens": self._spread("prompt"),
+            "preferred_tokens": self._spread("preferred"),
+            "dispreferred_tokens": self._spread("dispreferred"),
+            **{
+                f"{which}_{measure}": self._mean(f"{which}_{measure}", count)
+                for measure in ("ended", "word_share", "token_f1")
+                for which, count in (("preferred", self._num_kept), ("dispreferred", self._num_dispreferred))
+            },
+            "dispreferred_error_patterns": dict(self._patterns),
+            "answer_in_critical": self._mean("answer_in_critical", self._num_kept),
+        }
+
+    def _count(self, which: str, response: Response) -> None:
+        self._lengths[which][len(response.token_ids)] += 1
+        for measure in ("ended", "word_share", "token_f1"):
+            self._sums[f"{which}_{measure}"] += getattr(response, measure)
+
+    def _mean(self, name: str, count: int) -> float | None:
+        return self._sums[name] / count if count else None
+
+    def _spread(self, which: str) -> dict[str, int] | None:
+        counts = self._lengths[which]
+        if not counts:
+            return None
+        numbers = sorted(counts)
+        upto = list(accumulate(counts[number] for number in numbers))
+        return {"min": numbers[0], "median": numbers[bisect_right(upto, upto[-1] // 2)], "max": numbers[-1]}
 
 
-def _error_patterns(samples: Sequence[PreferenceSample], right_at: float) -> dict[str, int]:
-    """Dis-preferred responses by :func:`logodata.judge.error_pattern`; ``right`` are those that a judge which was
-    switched off let through."""
-    counts = Counter[str](instruction_unfollowing=0, hallucination=0)
-    for sample in samples:
-        for response in sample.rejected:
-            counts[verdict(response, sample.question, right_at)] += 1
-    return dict(counts)
+def statistics(
+    samples: Iterable[PreferenceSample], rejected: Iterable[dict[str, Any]], right_at: float = RIGHT_AT
+) -> dict[str, Any]:
+    """:class:`Statistics` of a data set that is at hand."""
+    gathered = Statistics(right_at)
+    deque(gathered.keep(samples), maxlen=0)
+    deque(gathered.reject(rejected), maxlen=0)
+    return gathered.result()
 
 
 def verdict(response: Response, question: str, right_at: float) -> ErrorPattern | Literal["right"]:
@@ -62,17 +110,12 @@ def verdict(response: Response, question: str, right_at: float) -> ErrorPattern 
     return "right" if response.word_share >= right_at else error_pattern(response.text, question)
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    numbers = [float(value) for value in values]
-    return sum(numbers) / len(numbers) if numbers else None
-
-
-def _spread(values: Iterable[int]) -> dict[str, int] | None:
-    numbers = sorted(values)
-    return {"min": numbers[0], "median": numbers[len(numbers) // 2], "max": numbers[-1]} if numbers else None
-
-
 def read_rejected(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``rejected.jsonl``; see :func:`iterate_rejected`."""
+    return list(iterate_rejected(folder))
+
+
+def iterate_rejected(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of ``rejected.jsonl``: questions of a build that gave no sample, with their reasons.
 
     Raises:
@@ -81,7 +124,8 @@ def read_rejected(folder: Path) -> list[dict[str, Any]]:
     path = folder / "rejected.jsonl"
     try:
         with open(path, encoding="utf-8") as file:  # not splitlines: texts may hold other line separators, unescaped
-            return [json.loads(line) for line in file]
+            for line in file:
+                yield json.loads(line)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="build the data set again") from error
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,34 +44,44 @@ class ResponseLog:
     """Responses of one build, on disk as they come, backed by an optional read-only cache.
 
     Args:
-        path: the build's own log.
+        path: the build's own log; None keeps responses in memory, until :meth:`forget`.
         model: fingerprint of the model that answers.
         cache: a log of an earlier build.
     """
 
-    def __init__(self, path: Path, model: str, cache: Path | Literal["embedded"] | None = None) -> None:
+    def __init__(self, path: Path | None, model: str, cache: Path | Literal["embedded"] | None = None) -> None:
         self._model = model
-        self._own = Shard(path, key="key")
+        self._shard = None if path is None else Shard(path, key="key")
+        self._memory: dict[str, dict[str, Any]] = {}
         self._cached: dict[str, dict[str, Any]] = {} if cache is None else _read_cache(cache)
 
     def get(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin] | None:
         """The response to this request and where it came from, if there is one."""
         key = request_key(request, self._model)
-        origin: ResponseOrigin = "live" if key in self._own else "cache"
-        record = self._own.get(key) or self._cached.get(key)
+        own: Mapping[str, dict[str, Any]] = self._memory if self._shard is None else self._shard
+        origin: ResponseOrigin = "live" if key in own else "cache"
+        record = own.get(key) or self._cached.get(key)
         if record is None:
             return None
         return GenerationResult(request.id, tuple(record["token_ids"]), record["finish_reason"]), origin
 
     def add(self, request: GenerationRequest, result: GenerationResult) -> None:
         """Keep a response."""
+        key = request_key(request, self._model)
         record = {
-            "key": request_key(request, self._model),
+            "key": key,
             "id": request.id,
             "token_ids": list(result.token_ids),
             "finish_reason": result.finish_reason,
         }
-        self._own.append(record)
+        if self._shard is None:
+            self._memory[key] = record
+        else:
+            self._shard.append(record)
+
+    def forget(self) -> None:
+        """Drop what is in memory only."""
+        self._memory.clear()
 
 
 class Responses:
@@ -88,12 +99,17 @@ class Responses:
     ) -> None:
         self._recipe, self._log, self._tokenizer, self._turn_end = recipe, log, tokenizer, turn_end
         self._engine: Engine | None = None
-        self._num_generated = 0
+        self._num_generated = self._num_tokens = 0
+        self._seconds = 0.0
 
     @property
-    def engine_name(self) -> str:
-        """What generated, for the manifest."""
-        return self._engine.name if self._engine else "none: every response was there already"
+    def engine_name(self) -> str | None:
+        """What generated; None if nothing had to be."""
+        return self._engine.name if self._engine else None
+
+    def forget(self) -> None:
+        """Drop the responses that are in memory only."""
+        self._log.forget()
 
     def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
         """Have the engine answer the requests that the log does not answer; the engine is opened for the first."""
@@ -102,10 +118,15 @@ class Responses:
             return
         if self._engine is None:
             self._engine = open_engine(self._recipe.engine, self._recipe.model)
+        start, before = time.monotonic(), self._seconds
         for result in self._engine.generate(list(missing.values())):
             self._log.add(missing[result.id], result)
             self._num_generated += 1
-            tracker.advance(0, responses=self._num_generated)
+            self._num_tokens += len(missing[result.id].prompt_ids) + len(result.token_ids)
+            self._seconds = before + time.monotonic() - start
+            # Prompt tokens count whether or not the engine finds them in its prefix cache.
+            rate = f"{self._num_tokens / max(self._seconds, 1e-9):.0f} tokens/s"
+            tracker.advance(0, responses=f"{self._num_generated} at {rate}")
 
     def choose(self, plan: Candidate) -> Response | Reason:
         """The first response that can be preferred, or what is wrong with the first of all."""

@@ -29,10 +29,12 @@ class Tracker:
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.done = label, total, done
+        self.figures: dict[str, Any] = {}
 
-    def advance(self, count: int = 1, **figures: Any) -> None:  # noqa: ARG002 - the subclasses show them
-        """Say that ``count`` more units are done."""
+    def advance(self, count: int = 1, **figures: Any) -> None:
+        """Say that ``count`` more units are done; a figure stands until it is given again."""
         self.done += count
+        self.figures |= figures
 
 
 class _PlainTracker(Tracker):
@@ -41,14 +43,14 @@ class _PlainTracker(Tracker):
         self._start, self._start_done, self._last = time.monotonic(), done, 0.0
 
     def advance(self, count: int = 1, **figures: Any) -> None:
-        super().advance(count)
+        super().advance(count, **figures)
         now = time.monotonic()
         if now - self._last < _PLAIN_INTERVAL_S and self.done < self.total:
             return
         self._last = now
         rate = (self.done - self._start_done) / max(now - self._start, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.done < self.total and rate > 0 else ""
-        stderr.print(f"[{self.label}] {self.done}/{self.total}{_figures(figures)}{left}", markup=False)
+        stderr.print(f"[{self.label}] {self.done}/{self.total}{_figures(self.figures)}{left}", markup=False)
 
 
 class _RichTracker(Tracker):
@@ -57,8 +59,8 @@ class _RichTracker(Tracker):
         self._bar, self._task = bar, bar.add_task(label, total=total, completed=done, figures="")
 
     def advance(self, count: int = 1, **figures: Any) -> None:
-        super().advance(count)
-        self._bar.update(self._task, advance=count, figures=_figures(figures))
+        super().advance(count, **figures)
+        self._bar.update(self._task, advance=count, figures=_figures(self.figures))
 
 
 def _figures(figures: dict[str, Any]) -> str:

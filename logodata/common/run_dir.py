@@ -8,26 +8,37 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from logodata.common.errors import UserError
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part."""
+    with replacing(path) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write piece by piece; it takes the place of ``path`` at the end, or never if the writer fails.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    payload = data.encode("utf-8") if isinstance(data, str) else data
     try:
         with open(temporary, "wb") as file:
-            file.write(payload)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"cannot write: {error.strerror}", where=str(path), mend="free space or choose another -o"
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def append_lines(path: Path, lines: str) -> None:
@@ -83,6 +94,8 @@ def locked(folder: Path) -> Iterator[None]:
             "another process is writing here", where=str(folder), mend="wait for it, or choose another -o"
         ) from error
     try:
+        for leftover in folder.rglob(".*.tmp"):  # of a process that was killed in :func:`replacing`
+            leftover.unlink()
         yield
     finally:
         handle.close()

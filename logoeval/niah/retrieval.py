@@ -252,7 +252,7 @@ def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answ
         item.id: {"prompt_hash": hash_ids(item.prompt_ids), "answer_hash": hash_ids(item.answer_ids)} for item in items
     }
     for item_id, expected in hashes.items():
-        if item_id in shard and any(shard.records[item_id][key] != value for key, value in expected.items()):
+        if item_id in shard and not expected.items() <= shard[item_id].items():
             raise UserError(
                 f"record {item_id!r} traces another prompt or answer",
                 where=str(path),
@@ -285,7 +285,7 @@ def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answ
                     }
                 )
                 tracker.advance()
-    return [shard.records[item.id] for item in items]
+    return [shard[item.id] for item in items]
 
 
 def _extended(

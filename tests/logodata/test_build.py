@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import logodata.responses
+from logodata.candidates import Candidate, Fault, Planner, Pool
 from logodata.cli import main
 from logodata.contract import read_manifest, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
+from logodata.evaluators import Evaluator
 from logodata.models import load_tokenizer
 
 FACTS = {"harbour": "seven lanterns", "tower": "a brass owl", "mill": "green millet"}
@@ -159,6 +161,7 @@ def test_a_damaged_last_line_of_the_log_is_made_again(
     whole = (out / "data" / "train-00000-of-00001.parquet").read_bytes()
     log = out / "work" / "responses.jsonl"
     log.write_bytes(log.read_bytes()[:-20])
+    (out / "work" / "outcomes.jsonl").unlink()
     (out / "manifest.json").unlink()
     scripted.asked.clear()
     assert run_build(documents, tiny_model_dir, out) == 0
@@ -312,3 +315,34 @@ def test_a_bare_reference_is_the_last_choice(
     chosen = {sample.id: sample.chosen.text for sample in read_samples(tmp_path / "out")}
     bare = {"harbour-01": "seven lanterns.", "mill-01": "green millet."} if keep else {}
     assert chosen == {"tower-01": "The tower holds a brass owl.", **bare}
+
+
+def test_a_question_once_decided_is_not_planned_again(
+    tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outcomes that were cut after each line: the rest is planned, nothing is asked again, every file is the same."""
+    documents, out = write_documents(tmp_path), tmp_path / "out"
+    run_build(documents, tiny_model_dir, out)
+    names = ("data/train-00000-of-00001.parquet", "rejected.jsonl", "stats.json", "README.md", "manifest.json")
+    whole = {name: (out / name).read_bytes() for name in names}
+    outcomes = (out / "work" / "outcomes.jsonl").read_bytes()
+    scripted.asked.clear()
+    scored: list[int] = []
+    score = Planner.candidates
+
+    def counted(self: Planner, pool: Pool, evaluator: Evaluator) -> Iterator[Candidate | Fault]:
+        scored.append(1)
+        return score(self, pool, evaluator)
+
+    monkeypatch.setattr(Planner, "candidates", counted)
+    lines = outcomes.splitlines(keepends=True)
+    for count in range(len(lines) + 1):
+        (out / "work" / "outcomes.jsonl").write_bytes(b"".join(lines[:count]) + b'{"id": "cut')
+        (out / "data" / ".train.parquet.1.tmp").write_bytes(b"left by a kill")
+        (out / "manifest.json").unlink()
+        scored.clear()
+        assert run_build(documents, tiny_model_dir, out) == 0
+        assert len(scored) == len(lines) - count
+        assert {name: (out / name).read_bytes() for name in names} == whole
+        assert not list(out.rglob(".*.tmp"))
+    assert not scripted.asked
