@@ -106,7 +106,7 @@ def _time_scoring(name: str, texts: list[str], asked: list[str], rounds: int) ->
     evaluator = open_evaluator(EvaluatorSettings(name=name))
     evaluator.score(texts[:2], asked[:1])  # what is loaded on first use
     together: dict[int, list[float]] = {count: [] for count in COUNTS}
-    apart: dict[int, list[float]] = {count: [] for count in COUNTS}
+    apart: list[list[float]] = [[] for _ in asked]
     began = time.perf_counter()
     done = 0
     while done < rounds or time.perf_counter() - began < SHORTEST_S:
@@ -119,21 +119,24 @@ def _time_scoring(name: str, texts: list[str], asked: list[str], rounds: int) ->
         single = [_clock(lambda q=question: evaluator.score(texts, [q])) for question in asked]
         for count in order[len(order) // 2 :]:
             at_once[count] = _clock(lambda n=count: evaluator.score(texts, asked[:n]))
+        for times, (seconds, _) in zip(apart, single, strict=True):
+            times.append(seconds)
         for count, (seconds, scores) in at_once.items():
             together[count].append(seconds)
-            apart[count].append(sum(taken for taken, _ in single[:count]))
             # Batches of other shapes sum embeddings in another order, and chunks that all but tie may swap ranks.
             np.testing.assert_allclose(np.concatenate([row for _, row in single[:count]]), scores, atol=1e-3)
         done += 1
-    return {count: _ratio_row(together[count], apart[count], target) for count, target in COUNTS.items()}
+    return {count: _ratio_row(together[count], apart[:count], target) for count, target in COUNTS.items()}
 
 
-def _ratio_row(together: list[float], apart: list[float], target: float) -> dict[str, Any]:
-    by_round = [slow / fast for slow, fast in zip(apart, together, strict=True)]
-    ratio = statistics.median(apart) / statistics.median(together)
+def _ratio_row(together: list[float], apart: list[list[float]], target: float) -> dict[str, Any]:
+    """Figures of one number of questions, from the rounds' seconds for all together and for each question."""
+    by_round = [sum(slow) / fast for *slow, fast in zip(*apart, together, strict=True)]
+    one_by_one_s = sum(statistics.median(times) for times in apart)  # of each: one that met other work spoils no sum
+    ratio = one_by_one_s / statistics.median(together)
     return {
         "together_s": statistics.median(together),
-        "one_by_one_s": statistics.median(apart),
+        "one_by_one_s": one_by_one_s,
         "ratio": ratio,
         "ratio_rounds": [min(by_round), max(by_round)],
         "rounds": len(by_round),
@@ -195,7 +198,12 @@ def measure_generation(arguments: argparse.Namespace) -> dict[str, Any]:
         if ended.returncode:
             raise UserError(f"vLLM's process ended with {ended.returncode}", mend="see above; --vllm names its Python")
         result = json.loads(target.read_text())
-    report: dict[str, Any] = {"engine": result["engine"], "ways": WAYS, "preferred": {}}
+    report: dict[str, Any] = {
+        "engine": result["engine"],
+        "vllm_threads": result["threads"],
+        "ways": WAYS,
+        "preferred": {},
+    }
     for place, (preferred, lists) in enumerate(planned.items()):
         rows = range(place, len(documents), len(planned))
         report["preferred"][preferred] = _generation_row(result["ways"], lists, rows)
@@ -281,24 +289,28 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def build_command(arguments: argparse.Namespace, folder: Path, url: str) -> list[str]:
+    """What follows ``logodata``: contexts of 4 chunks, every pair kept, into ``folder/data``."""
+    recipe = folder / "recipe.yaml"  # empty: no other recipe's settings
+    recipe.write_text("build: {}\n")
+    command = ["build", str(recipe), "-o", str(folder / "data"), "--model", arguments.model]
+    command += [f"source.path={folder}/documents.jsonl", "chunking.chunk_tokens=32", "contexts.num_chunks=4"]
+    command += ["contexts.critical_threshold=null", "contexts.critical_top=2", "generation.max_new_tokens=32"]
+    command += [f"generation.group_size={GROUP}", "judge.enabled=false"]
+    return [*command, "engine.kind=openai", f"engine.base_urls=[{url}]", *arguments.overrides]
+
+
 def _build_once(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, stub_server(resolve_model(arguments.model)) as url:
         folder = Path(name)
         write_documents(folder / "documents.jsonl", count, arguments.words)
-        recipe = folder / "recipe.yaml"  # no other recipe's settings
-        recipe.write_text("build: {}\n")
-        command = [sys.executable, "-c", _BUILD, str(folder / "status"), "build", str(recipe)]
-        command += ["-o", str(folder / "data"), "--model", arguments.model, f"source.path={folder}/documents.jsonl"]
-        command += ["chunking.chunk_tokens=32", "contexts.num_chunks=4", "contexts.critical_threshold=null"]
-        command += ["contexts.critical_top=2", "generation.max_new_tokens=32", f"generation.group_size={GROUP}"]
-        command += ["judge.enabled=false", "engine.kind=openai", f"engine.base_urls=[{url}]", *arguments.overrides]
+        command = [sys.executable, "-c", _BUILD, str(folder / "status"), *build_command(arguments, folder, url)]
         started = time.perf_counter()
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
         if ended.returncode:
             raise UserError(f"the build ended with {ended.returncode}: {ended.stderr[-2000:]}")
-        lines = (folder / "status").read_text().splitlines()
-        status = dict(line.split(":", 1) for line in lines)
+        status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
         kept = json.loads((folder / "data" / "manifest.json").read_text())["samples"]
     peak = int(status["VmHWM"].split()[0]) * 1024
     return {"peak_bytes": peak, "seconds": seconds, "seconds_per_document": seconds / count, "pairs": kept}

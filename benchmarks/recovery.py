@@ -11,8 +11,8 @@ such kills remain.
 
 Compared: every file of the data set by its bytes, the ids of all questions against those kept and rejected, the
 responses on disk, and with ``--vllm`` how many requests the server finished against how many were needed. Only the
-name of the engine in ``manifest.json`` is let off, if the last start had nothing to generate. The exit code is 1 if
-anything differs.
+name of the engine in ``manifest.json`` and ``README.md`` is let off, if the last start had nothing to generate. The
+exit code is 1 if anything differs.
 
 ``--vllm PYTHON`` starts a real server (CPU or GPU, float32, prefix cache) with an interpreter that has vLLM; without
 it, overrides name the engine: ``-- engine.kind=transformers``. Both builds run under the same recipe, :data:`RECIPE`.
@@ -166,7 +166,7 @@ class Build:
 
     def kill(self) -> None:
         """SIGKILL to the process and all its children."""
-        with contextlib.suppress(ProcessLookupError):  # it has ended
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and its children, too
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._out.close()
@@ -243,6 +243,11 @@ def compare(plain: Path, killed: Path, asked: Sequence[str]) -> dict[str, Any]:
     manifests = [read_json(folder / "manifest.json") for folder in (plain, killed)]
     report["manifest_differences"] = [list(found) for found in differences(*manifests)]
     report["engines"] = [manifest["engine"] for manifest in manifests]
+    cards = [
+        (folder / "README.md").read_text().replace(engine, "ENGINE")
+        for folder, engine in zip((plain, killed), report["engines"], strict=True)
+    ]
+    report["card_differs_beyond_engine"] = cards[0] != cards[1]
     for name, folder in (("uninterrupted", plain), ("killed", killed)):
         kept = [
             i for file in sorted((folder / "data").glob("*.parquet")) for i in pq.read_table(file)["id"].to_pylist()
@@ -277,10 +282,12 @@ def _sha256(path: Path) -> str:
 def verdict(report: dict[str, Any]) -> list[str]:
     """What is wrong; empty if the killed build is as good as the other."""
     found = report["comparison"]
-    wrong = [f"{name} differs" for name in found["differing_files"] if name != "manifest.json"]
+    wrong = [f"{name} differs" for name in found["differing_files"] if name not in ("manifest.json", "README.md")]
+    if found["card_differs_beyond_engine"]:
+        wrong.append("README.md differs")
     wrong += [f"manifest.json differs in {key}" for key, *_ in found["manifest_differences"] if key != "engine"]
     if found["engines"][0] != found["engines"][1] and report["generated_by_last_start"]:
-        wrong.append("manifest.json differs in engine, though the last start generated")
+        wrong.append("the engine's name differs, though the last start generated")
     for name in ("uninterrupted", "killed"):
         wrong += [
             f"{name}: {len(found[name][fault])} ids {fault}" for fault in ("lost", "doubled") if found[name][fault]

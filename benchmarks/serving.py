@@ -166,6 +166,8 @@ def time_ways(model: str, documents: Sequence[Sequence[GenerationRequest]]) -> d
     The ways take turns within a document, and each document begins with another one. The prefix cache is emptied
     before every way, so that none profits from the one before.
     """
+    import torch
+
     from logodata.engines.vllm_engine import VllmEngine
 
     engine = VllmEngine(model, dtype="float32")
@@ -211,7 +213,7 @@ def time_ways(model: str, documents: Sequence[Sequence[GenerationRequest]]) -> d
             print(f"document {number + 1}/{len(documents)}, {way}: {said}", file=sys.stderr, flush=True)
     name = engine.name
     engine.close()
-    return {"engine": name, "ways": found}
+    return {"engine": name, "threads": torch.get_num_threads(), "ways": found}
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from logodata.contract import read_samples
+
 
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,13 +45,19 @@ def test_scoring_compares_all_together_with_one_by_one(
     assert report["scoring"]["evaluators"]["entity"]["10"]["target"] == pytest.approx(0.8 * 9.7)
 
 
-def test_memory_builds_every_document_with_the_stub(build: ModuleType, tiny_model_dir: Path, tmp_path: Path) -> None:
-    file = tmp_path / "build.json"
-    sizes = ["memory", "--memory-documents", "3", "--words", "60", "--override", "chunking.chunk_tokens=16"]
-    assert build.main([*sizes, "--model", str(tiny_model_dir), "--json", str(file)]) == 0
-    found = json.loads(file.read_text())["memory"]["builds"]["3"]
-    assert found["pairs"] == 6  # two questions a document, every pair kept
-    assert found["peak_bytes"] > 50 * 2**20
+def test_the_stub_answers_a_build_of_synthetic_documents(
+    build: ModuleType, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from logodata import cli
+
+    sizes = ["--model", str(tiny_model_dir), "--override", "chunking.chunk_tokens=16"]
+    build.write_documents(tmp_path / "documents.jsonl", 3, 60)
+    with build.stub_server(str(tiny_model_dir)) as url:
+        assert cli.main(build.build_command(build.parse(["memory", *sizes]), tmp_path, url)) == 0
+    samples = read_samples(tmp_path / "data")
+    assert {sample.doc_id for sample in samples} == {"d0", "d1", "d2"}
+    assert len(samples) == 6  # two questions a document, every pair kept
+    assert all(response.ended for sample in samples for response in (sample.chosen, *sample.rejected))
 
 
 def test_requests_of_the_five_questions_on_a_document(build: ModuleType, tiny_model_dir: Path) -> None:
@@ -74,6 +82,7 @@ def test_lost_doubled_and_differing_are_told(recovery: ModuleType, tmp_path: Pat
         (path / "work").mkdir()
         pq.write_table(pa.table({"id": kept}), path / "data" / "train.parquet")
         (path / "rejected.jsonl").write_text("".join(json.dumps({"id": i, "reason": "r"}) + "\n" for i in rejected))
+        (path / "README.md").write_text(f"made by {engine}, {name == 'other'}")
         (path / "manifest.json").write_text(json.dumps({"engine": engine, "samples": len(kept)}))
         (path / "work" / "responses.jsonl").write_text(line + '{"key": "torn')
         return path
@@ -91,10 +100,11 @@ def test_lost_doubled_and_differing_are_told(recovery: ModuleType, tmp_path: Pat
         return found
 
     assert wrong(same, 0) == []
-    assert wrong(same, 1) == ["manifest.json differs in engine, though the last start generated"]
+    assert wrong(same, 1) == ["the engine's name differs, though the last start generated"]
     assert wrong(other, 1) == [
         "data/train.parquet differs",
         "rejected.jsonl differs",
+        "README.md differs",
         "killed: 1 ids lost",
         "killed: 1 ids doubled",
     ]
