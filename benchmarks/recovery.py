@@ -211,11 +211,14 @@ def kill_once(
             if build.ended():
                 return None
             count = _count_responses(output)
-            if last:
-                if count >= needed and build.seconds >= (pace.start_s if before >= needed else 0):
+            if last and count >= needed:
+                if before < needed:
                     time.sleep(pace.end_s * drawn)
                     break
-            elif build.seconds >= moment or (count >= needed > before):
+                if (output / "rejected.jsonl").exists():  # nothing to generate: by the first file that is written
+                    break
+            # Those before leave a response to each kill after them.
+            elif not last and (build.seconds >= moment or (not first and count > needed - kills_left)):
                 break
             time.sleep(_POLL_S)
     finally:
