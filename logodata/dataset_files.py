@@ -38,7 +38,7 @@ def write_data_set(
     Raises:
         UserError: no sample was kept, unless the set may be empty.
     """
-    statistics = Statistics(manifest["recipe"]["judge"]["right_at"])
+    statistics = Statistics()
     with replacing(output / "rejected.jsonl") as file:
         for row in statistics.reject(rejected):
             file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))

@@ -14,7 +14,8 @@ from logodata.candidates import Candidate, Fault, Planner, Pool
 from logodata.common.console import Tracker
 from logodata.contract import ContextChunk, PreferenceSample, Response
 from logodata.evaluators import Evaluator, open_evaluator
-from logodata.judge import Reason, word_share
+from logodata.judge import Reason
+from logodata.measures import word_share
 from logodata.models import load_tokenizer, model_window, tokenizer_fingerprint
 from logodata.recipe import BuildRecipe
 from logodata.responses import ResponseLog, Responses
@@ -83,7 +84,7 @@ class Pipeline:
             texts = [response.text for response in self.responses.preferred(plan)]
             return {"id": question_id, "rejected": {**row, "reason": chosen, "stage": "judge", "preferred": texts}}
         rejected = self.responses.rejected(plan)
-        reason = self.responses.fault_beside(chosen, rejected, plan)
+        reason = self.responses.fault_beside(chosen, rejected)
         if reason is None:
             return {"id": question_id, "sample": _sample(plan, chosen, rejected).model_dump(mode="json")}
         texts = [response.text for response in rejected]

@@ -21,7 +21,7 @@ from logodata.common.shards import Shard
 from logodata.contract import Response, ResponseOrigin
 from logodata.engines import Engine, GenerationRequest, GenerationResult
 from logodata.engines.settings import open_engine
-from logodata.judge import JudgedText, Reason, preferred_fault, rejected_fault, token_f1, word_share
+from logodata.judge import JudgedText, Measurer, Reason, preferred_fault, rejected_fault
 from logodata.prompts import decode_text, encode_text
 from logodata.recipe import BuildRecipe
 
@@ -98,6 +98,7 @@ class Responses:
         self, recipe: BuildRecipe, log: ResponseLog, tokenizer: PreTrainedTokenizerBase, turn_end: int
     ) -> None:
         self._recipe, self._log, self._tokenizer, self._turn_end = recipe, log, tokenizer, turn_end
+        self._measurer = Measurer(recipe.judge)
         self._engine: Engine | None = None
         self._num_generated = self._num_tokens = 0
         self._seconds = 0.0
@@ -133,8 +134,7 @@ class Responses:
         guided = self._recipe.generation.preferred == "guided"
         faults: dict[Reason, Response] = {}
         for response in self.preferred(plan):
-            judged = JudgedText(response.text, response.ended)
-            fault = preferred_fault(judged, plan.question.answers, self._recipe.judge, guided=guided)
+            fault = preferred_fault(_judged(response), plan.question.answers, self._recipe.judge, guided=guided)
             if fault is None:
                 return response
             faults.setdefault(fault, response)
@@ -155,11 +155,9 @@ class Responses:
         """The dis-preferred responses."""
         return [self._response(plan, name, *self._logged(request)) for name, request in plan.rejected.items()]
 
-    def fault_beside(self, chosen: Response, rejected: Sequence[Response], plan: Candidate) -> Reason | None:
+    def fault_beside(self, chosen: Response, rejected: Sequence[Response]) -> Reason | None:
         """What is wrong with a dis-preferred response beside the chosen one; None if nothing."""
-        preferred = JudgedText(chosen.text, chosen.ended)
-        judged = (JudgedText(response.text, response.ended) for response in rejected)
-        faults = (rejected_fault(text, preferred, plan.question.answers, self._recipe.judge) for text in judged)
+        faults = (rejected_fault(_judged(response), _judged(chosen), self._recipe.judge) for response in rejected)
         return next(filter(None, faults), None)
 
     def _logged(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin]:
@@ -176,10 +174,14 @@ class Responses:
             text=text,
             token_ids=[*result.token_ids, self._turn_end] if ended else list(result.token_ids),
             ended=ended,
-            word_share=word_share(text, plan.question.answers),
-            token_f1=token_f1(text, plan.question.answers),
+            **self._measurer.measure(text, plan.question.answers)._asdict(),
             origin=origin,
         )
+
+
+def _judged(response: Response) -> JudgedText:
+    assert response.verdict is not None
+    return JudgedText(response.text, response.ended, response.verdict)
 
 
 def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:
