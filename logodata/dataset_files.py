@@ -52,7 +52,7 @@ def write_data_set(
         raise UserError(
             f"no pair was kept: {describe(stats)}",
             where=str(output / "rejected.jsonl"),
-            mend="look at the reasons there; see 'No pair was kept' in the guide",
+            mend="look at the reasons there; see 'No pair was kept' in docs/build.md",
         )
     if count:
         write_atomic(output / "README.md", dataset_card(manifest, stats))

@@ -143,7 +143,7 @@ class _Reader:
             raise UserError(
                 f"question field {fault['loc'][0]!r}: {fault['msg'].lower()}",
                 where=where,
-                mend="see 'Build data' in the guide",
+                mend="see docs/build.md",
             ) from error
         if any(not 0 <= start < end <= entry.length for start, end in checked.evidence):
             self.fault(question, doc_id, where, "evidence_outside_document")
