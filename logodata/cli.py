@@ -145,7 +145,11 @@ def _build(options: argparse.Namespace) -> None:
     if options.dry_run:
         import yaml
 
-        console.print(yaml.safe_dump({"build": recipe.model_dump(mode="json")}, sort_keys=False), markup=False, end="")
+        section = {"build": recipe.model_dump(mode="json")}
+        if options.json:
+            print(json.dumps(section, indent=2))
+        else:
+            console.print(yaml.safe_dump(section, sort_keys=False), markup=False, end="")
         return
     if options.output is None:
         raise UserError("no folder for the data set", mend="give -o DIR")

@@ -43,7 +43,6 @@ def push(folder: Path, repository: str, *, private: bool = False, revision: str 
     """
     manifest = _check_finished(folder)
     from huggingface_hub import HfApi, errors, get_token
-    from huggingface_hub.utils import validate_repo_id
 
     if repository.count("/") != 1:
         raise UserError(f"{repository!r} is no name of a data set", mend="write ORG/NAME, or your user name and NAME")
@@ -52,7 +51,6 @@ def push(folder: Path, repository: str, *, private: bool = False, revision: str 
         shown = ", ".join(f"{path} as {name}" for path, name in names.items())
         note(f"names of this machine are not uploaded: {shown}")
     try:
-        validate_repo_id(repository)
         if get_token() is None:
             raise UserError("nobody is logged in to the hub", mend="run: hf auth login, or set HF_TOKEN")
         api = HfApi()

@@ -156,7 +156,6 @@ def test_refused(
 
     assert "no such folder" in refused(build / "none")
     assert "is no name of a data set (write ORG/NAME" in refused(build, "name")
-    assert "Repo id must use alphanumeric" in refused(build, "org/na me")
     write_json(build / "shard.json", {"number": 2, "total": 8, "places": {}})
     assert "is part 2/8 of a build (join the parts first" in refused(build)
     (build / "shard.json").unlink()
@@ -223,9 +222,9 @@ class StubHub:
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubHub]:
     hub = StubHub()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", "token")
     yield hub
     hub.server.shutdown()
@@ -265,6 +264,12 @@ def test_a_hub_that_refuses(
     assert message in error[-1]
     assert len(error) == 2  # with the line on names
     assert not stub.commits
+
+
+def test_a_name_that_the_hub_does_not_take(build: Path, stub: StubHub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(build), "org/na me"]) == 2
+    assert "(write ORG/NAME)" in capsys.readouterr().err
+    assert not stub.keys
 
 
 def test_a_hub_that_is_not_there(build: Path, stub: StubHub, capsys: pytest.CaptureFixture[str]) -> None:
