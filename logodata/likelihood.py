@@ -21,7 +21,7 @@ from rich.table import Table
 
 from logodata.common.console import console, note, progress
 from logodata.common.errors import UserError
-from logodata.contract import PreferenceSample, Response, iterate_samples, read_manifest
+from logodata.contract import PreferenceSample, iterate_samples, read_manifest
 from logodata.models import DType, length_dependent_rope, load_config, load_model, load_tokenizer, model_fingerprint
 from logodata.prompts import encode_text
 
@@ -147,7 +147,8 @@ def _check_model(name: str, manifest: dict[str, Any], folder: Path) -> None:
 
 def _bare_references(samples: Sequence[PreferenceSample], model: str, window: int) -> dict[str, list[list[int]]]:
     """For each sample's id a list of the reference as a response, as ``generation.preferred=reference`` makes it."""
-    ends = [response.token_ids[-1] for sample in samples for response in _all(sample) if response.ended]
+    responses = (response for sample in samples for response in (sample.chosen, *sample.rejected))
+    ends = [response.token_ids[-1] for response in responses if response.ended]
     if not ends:
         note("no response ended: the bare references are left out, for nothing says how a turn ends")
         return {}
@@ -161,10 +162,6 @@ def _bare_references(samples: Sequence[PreferenceSample], model: str, window: in
     if len(fitting) < len(samples):
         note(f"{len(samples) - len(fitting)} samples have no reference, or one beyond the window: left out")
     return fitting
-
-
-def _all(sample: PreferenceSample) -> tuple[Response, ...]:
-    return (sample.chosen, *sample.rejected)
 
 
 def _digest(sample_id: str) -> bytes:

@@ -17,6 +17,7 @@ from logodata.contract import PreferenceSample, Response, write_samples
 from logodata.likelihood import BARE_REFERENCE, advice, measure, response_logprobs
 from logodata.models import model_fingerprint
 from logodata.prompts import encode_text
+from tests.conftest import make_model
 
 
 def whole_forward(model: Any, prompt: Sequence[int], response: Sequence[int]) -> float:
@@ -157,6 +158,27 @@ def test_responses_that_never_end_leave_the_bare_reference_out(
     assert list(report["gaps"]) == ["preferred"]
     assert report["gaps"]["preferred"]["interval"] is None
     assert "no response ended" in capsys.readouterr().err
+
+
+def test_references_that_are_not_there_or_too_long_are_left_out_aloud(
+    tmp_path: Path, tiny_model_dir: Path, samples: list[PreferenceSample], capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples[1] = samples[1].model_copy(update={"answers": []})
+    samples[2] = samples[2].model_copy(update={"answers": ["mill " * 1000]})
+    report = measure(write_build(tmp_path / "out", samples, tiny_model_dir))
+    assert report["gaps"]["preferred"]["responses"] == 6
+    assert report["gaps"][BARE_REFERENCE]["responses"] == 4
+    assert "2 samples have no reference, or one beyond the window" in capsys.readouterr().err
+
+
+def test_rope_that_depends_on_the_length_is_refused(
+    tmp_path: Path, tiny_tokenizer: Any, samples: list[PreferenceSample], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    make_model(len(tiny_tokenizer), rope_parameters=rope).save_pretrained(tmp_path / "model")
+    folder = write_build(tmp_path / "out", samples, tmp_path / "model")
+    assert main(["stats", str(folder), "--log-probs"]) == 2
+    assert "RoPE of type 'dynamic' depends on the length" in capsys.readouterr().err
 
 
 def test_the_command(

@@ -186,11 +186,11 @@ class StubHub:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                stub.keys.add(self.headers.get("Authorization"))
                 found = [] if "/tree/" in self.path else {"id": "org/name", "private": False, "sha": "0" * 40}
                 self.reply(found, stub.status)
 
             def do_POST(self) -> None:
+                stub.keys.add(self.headers.get("Authorization"))
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if self.path == "/api/repos/create":
                     self.reply({"url": f"{stub.url}/datasets/org/name", "error": "no room"}, stub.status)
@@ -223,7 +223,6 @@ class StubHub:
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubHub]:
     hub = StubHub()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     monkeypatch.setenv("HF_TOKEN", "token")
     yield hub
@@ -231,7 +230,11 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StubHub]:
     hub.server.server_close()
 
 
-def test_the_real_client_uploads_links_as_files(build: Path, stub: StubHub, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("xet", [True, False])
+def test_the_real_client_uploads_links_as_files(
+    build: Path, stub: StubHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], xet: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", not xet)
     assert main(["push", str(build), "org/name"]) == 0
     assert capsys.readouterr().out == f"{stub.url}/datasets/org/name\n"
     files = {
