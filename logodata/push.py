@@ -46,13 +46,13 @@ def push(folder: Path, repository: str, *, private: bool = False, revision: str 
 
     if repository.count("/") != 1:
         raise UserError(f"{repository!r} is no name of a data set", mend="write ORG/NAME, or your user name and NAME")
+    if get_token() is None:
+        raise UserError("nobody is logged in to the hub", mend="run: hf auth login, or set HF_TOKEN")
     names = dict(_local_names(manifest))
     if names:
         shown = ", ".join(f"{path} as {name}" for path, name in names.items())
         note(f"names of this machine are not uploaded: {shown}")
     try:
-        if get_token() is None:
-            raise UserError("nobody is logged in to the hub", mend="run: hf auth login, or set HF_TOKEN")
         api = HfApi()
         api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
         if private and not api.repo_info(repository, repo_type="dataset").private:
