@@ -126,7 +126,7 @@ def _local_names(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     begin another. Then addresses of servers with what stands in their place."""
     found = {text for text in _strings(manifest) if text.startswith(("/", "~"))}
     found |= {str(Path(text).expanduser()) for text in found}
-    yield from ((path, Path(path).name) for path in sorted(found, key=len, reverse=True))
+    yield from ((path, Path(path).name) for path in sorted(found, key=len, reverse=True) if Path(path).name)
     urls = manifest["recipe"].get("engine", {}).get("base_urls", ())
     yield from ((url, f"http://server-{number}/v1") for number, url in enumerate(urls, 1))
 
