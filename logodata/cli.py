@@ -1,4 +1,4 @@
-"""``logodata``: build, merge, questions, inspect, stats, export."""
+"""``logodata``: build, merge, questions, inspect, stats, export, push."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from logodata import __version__
 from logodata.common.arguments import parse_arguments
 from logodata.common.errors import UserError, run_command
+from logodata.models import DType
 
 if TYPE_CHECKING:
     from logodata.recipe import BuildRecipe
@@ -52,12 +53,14 @@ def _parser() -> argparse.ArgumentParser:
         help="build part I of N (documents dealt by their ids); logodata merge joins the parts",
     )
     build.add_argument("--dry-run", action="store_true", help="print the resolved recipe and touch nothing")
+    build.add_argument("--json", action="store_true", help="print the statistics as JSON, and nothing else")
     build.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe's build section")
     build.set_defaults(command=_build)
 
     merge = commands.add_parser("merge", help="put the parts of a build (--shard i/n) together")
     merge.add_argument("parts", type=Path, nargs="+", metavar="DIR", help="folders of all parts, in any order")
     merge.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the data set")
+    merge.add_argument("--json", action="store_true", help="print the statistics as JSON, and nothing else")
     merge.set_defaults(command=_merge)
 
     questions = commands.add_parser(
@@ -83,9 +86,19 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--html", type=Path, metavar="FILE", help="write a page, also of what was not kept and why")
     inspect.set_defaults(command=_inspect)
 
-    stats = commands.add_parser("stats", help="yield, reasons, lengths")
+    stats = commands.add_parser("stats", help="yield, reasons, lengths; how likely the model finds the responses")
     stats.add_argument("data", type=Path, help="folder of a data set")
-    stats.add_argument("--json", action="store_true", help="print stats.json")
+    stats.add_argument("--json", action="store_true", help="print stats.json, or the log-probabilities, as JSON")
+    scoring = stats.add_argument_group(
+        "log-probabilities",
+        "How likely the model finds the responses before it is trained: preferred ones far below the others saturate "
+        "the loss.",
+    )
+    scoring.add_argument("--log-probs", action="store_true", help="score responses with the model of the build")
+    scoring.add_argument("--model", help="where that model is now (default: its name in manifest.json)")
+    scoring.add_argument("-n", type=_positive, help="how many samples to score (default 50)")
+    scoring.add_argument("--dtype", choices=get_args(DType), help="of the weights (default: as in the build)")
+    scoring.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
     stats.set_defaults(command=_stats)
 
     export = commands.add_parser("export", help="write the data in another trainer's format")
@@ -100,7 +113,20 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", required=True, type=Path, help="the .parquet or .jsonl file; llama-factory: a folder"
     )
     export.set_defaults(command=_export)
+
+    push = commands.add_parser("push", help="upload a data set to the hub")
+    push.add_argument("data", type=Path, help="folder of a data set")
+    push.add_argument("repository", metavar="ORG/NAME", help="data set on the hub; made if there is none")
+    push.add_argument("--private", action="store_true", help="make it private; refused if it is public already")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to upload to; made if there is none (default: main)")
+    push.set_defaults(command=_push)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -119,25 +145,33 @@ def _build(options: argparse.Namespace) -> None:
     if options.dry_run:
         import yaml
 
-        console.print(yaml.safe_dump({"build": recipe.model_dump(mode="json")}, sort_keys=False), markup=False, end="")
+        section = {"build": recipe.model_dump(mode="json")}
+        if options.json:
+            print(json.dumps(section, indent=2))
+        else:
+            console.print(yaml.safe_dump(section, sort_keys=False), markup=False, end="")
         return
     if options.output is None:
         raise UserError("no folder for the data set", mend="give -o DIR")
     from logodata.build import build
 
-    _say_built(build(recipe, options.output, part), options.output)
+    _say_built(build(recipe, options.output, part), options)
 
 
 def _merge(options: argparse.Namespace) -> None:
     from logodata.merge import merge
 
-    _say_built(merge(options.parts, options.output), options.output)
+    _say_built(merge(options.parts, options.output), options)
 
 
-def _say_built(stats: dict[str, Any], output: Path) -> None:
+def _say_built(stats: dict[str, Any], options: argparse.Namespace) -> None:
     from logodata.common.console import console
     from logodata.report import describe
 
+    output: Path = options.output
+    if options.json:
+        print(json.dumps({"output": str(output), **stats}, indent=2))
+        return
     files = ", ".join(
         name for name in ("data/", "stats.json", "rejected.jsonl", "README.md") if (output / name).exists()
     )
@@ -208,41 +242,9 @@ def _inspect(options: argparse.Namespace) -> None:
         shown = write_page(options.data, options.html, options.id, options.n)
         console.print(f"wrote {shown} to {options.html}", markup=False, soft_wrap=True)
         return
-    _inspect_in_terminal(options)
+    from logodata.sample_text import print_samples
 
-
-def _inspect_in_terminal(options: argparse.Namespace) -> None:
-    from rich.panel import Panel
-    from rich.text import Text
-
-    from logodata.common.console import console
-    from logodata.contract import read_samples
-
-    samples = read_samples(options.data)
-    if options.id:
-        samples = [sample for sample in samples if sample.id == options.id]
-        if not samples:
-            raise UserError(
-                f"no sample {options.id!r}",
-                where=str(options.data),
-                mend="ids are in data/*.parquet and rejected.jsonl",
-            )
-    for sample in samples[: 1 if options.n is None else options.n]:
-        context = Text()
-        for chunk in sample.chunks:
-            context.append(
-                f"[{chunk.doc_id} #{chunk.index}, score {chunk.score:g}{', critical' if chunk.critical else ''}]\n",
-                style="dim",
-            )
-            context.append(chunk.text.strip() + "\n\n", style="bold green" if chunk.critical else "")
-        console.print(Panel(context, title=f"{sample.id}: {len(sample.prompt_ids)} prompt tokens"))
-        console.print(f"question   {sample.question}\nreference  {' | '.join(sample.answers)}", markup=False)
-        for name, response in [("preferred", sample.chosen), *(("rejected", response) for response in sample.rejected)]:
-            end = "" if response.ended else " [not ended]"
-            console.print(
-                f"{name:10} {response.text.strip()}{end}   ({response.strategy}, word share {response.word_share:.2f})",
-                markup=False,
-            )
+    print_samples(options.data, options.id, 1 if options.n is None else options.n)
 
 
 def _stats(options: argparse.Namespace) -> None:
@@ -250,6 +252,13 @@ def _stats(options: argparse.Namespace) -> None:
 
     from logodata.common.console import console
     from logodata.common.run_dir import read_json
+
+    if options.log_probs:
+        _log_probs(options)
+        return
+    for option in ("--model", "-n", "--dtype", "--device"):
+        if getattr(options, option.lstrip("-")) is not None:
+            raise UserError(f"{option} says how to score responses", mend="add --log-probs, or leave it out")
     from logodata.report import describe, show_value
 
     stats: dict[str, Any] = read_json(options.data / "stats.json")
@@ -261,6 +270,23 @@ def _stats(options: argparse.Namespace) -> None:
     for name, value in stats.items():
         table.add_row(name.replace("_", " "), show_value(value))
     console.print(table)
+
+
+def _log_probs(options: argparse.Namespace) -> None:
+    from logodata import likelihood
+
+    scoring = {"num_samples": options.n or 50, "dtype": options.dtype, "device": options.device or "auto"}
+    report = likelihood.measure(options.data, model=options.model, **scoring)
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        likelihood.show(report)
+
+
+def _push(options: argparse.Namespace) -> None:
+    from logodata.push import push
+
+    print(push(options.data, options.repository, private=options.private, revision=options.revision))
 
 
 def _export(options: argparse.Namespace) -> None:

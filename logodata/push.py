@@ -1,0 +1,170 @@
+"""A data set to the hub: ``logodata push``.
+
+Names of this machine stay here. ``manifest.json``, the card and ``rejected.jsonl`` say where documents, model and cache
+lay; an upload cannot be taken back, other machines have no use for such a path, and fingerprints say what the file was.
+So every absolute path goes up as its last part, and the servers of the engine without their addresses.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from logodata.common.console import note
+from logodata.common.errors import UserError
+from logodata.common.run_dir import read_json, write_json
+from logodata.contract import read_manifest
+from logodata.parts import PART_FILE
+
+_TEXTS = ("README.md",)
+_JSON_FILES = ("manifest.json", "stats.json")
+_JSON_LINES = ("rejected.jsonl", "decisions.jsonl")
+"""What goes up beside ``data/*.parquet``, as far as it is there."""
+
+
+def push(folder: Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
+    """Upload a finished build as a data set repository; what it held under ``data/`` before is replaced.
+
+    Args:
+        folder: of the build.
+        repository: ``org/name``; made if there is none.
+        private: make it private.
+        revision: branch; made if there is none.
+
+    Returns:
+        its address.
+
+    Raises:
+        UserError: no finished build there, or a part of one; nobody is logged in; the hub cannot be reached or refuses;
+            ``private`` is asked of a repository that is public.
+    """
+    manifest = _check_finished(folder)
+    from huggingface_hub import HfApi, errors, get_token
+
+    if repository.count("/") != 1:
+        raise UserError(f"{repository!r} is no name of a data set", mend="write ORG/NAME, or your user name and NAME")
+    if get_token() is None:
+        raise UserError("nobody is logged in to the hub", mend="run: hf auth login, or set HF_TOKEN")
+    names = dict(_local_names(manifest))
+    if names:
+        shown = ", ".join(f"{path} as {name}" for path, name in names.items())
+        note(f"names of this machine are not uploaded: {shown}")
+    try:
+        api = HfApi()
+        api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
+        if private and not api.repo_info(repository, repo_type="dataset").private:
+            raise UserError(
+                "is public already", where=repository, mend="make it private on the hub, or leave --private"
+            )
+        if revision is not None:
+            api.create_branch(repository, repo_type="dataset", branch=revision, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="logodata-push-") as staged:
+            files = _stage(folder, Path(staged), names)
+            api.upload_folder(
+                repo_id=repository,
+                repo_type="dataset",
+                folder_path=staged,
+                revision=revision,
+                allow_patterns=files,
+                # Of an earlier build in more files: load_dataset would read them too.
+                delete_patterns="data/*.parquet",
+                commit_message=f"LOGO preference data, {manifest['samples']} samples",
+            )
+        return f"{api.endpoint}/datasets/{repository}" + (f"/tree/{revision}" if revision else "")
+    except errors.HFValidationError as error:
+        raise UserError(str(error).splitlines()[0], mend="write ORG/NAME") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise UserError("the hub is switched off (HF_HUB_OFFLINE)", mend="unset HF_HUB_OFFLINE") from error
+    except errors.HfHubHTTPError as error:
+        raise UserError(f"the hub refuses: {_reason(error)}", where=repository, mend=_mend(error)) from error
+    # The base class of the HTTP client's own errors, of which there are two by the version of huggingface_hub.
+    except errors.HTTPError as error:  # type: ignore[attr-defined]
+        raise UserError(f"cannot reach the hub: {error}", mend="check the network, then run this again") from error
+
+
+def _check_finished(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError("no such folder", where=str(folder), mend="give the -o of logodata build")
+    if (folder / PART_FILE).exists():
+        part = read_json(folder / PART_FILE)
+        raise UserError(
+            f"is part {part.get('number')}/{part.get('total')} of a build",
+            where=str(folder),
+            mend="join the parts first: logodata merge part-* -o DIR",
+        )
+    if not (folder / "manifest.json").exists() or not any((folder / "data").glob("*.parquet")):
+        raise UserError(
+            "holds no finished build", where=str(folder), mend="run the same logodata build again, it goes on"
+        )
+    return read_manifest(folder)
+
+
+def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
+    """Fill ``staged`` with what goes up: data as links, the rest with ``names`` in place of paths; the files in it."""
+    (staged / "data").mkdir()
+    for file in (folder / "data").glob("*.parquet"):
+        (staged / "data" / file.name).symlink_to(file.resolve())
+    for name in _TEXTS:
+        text = (folder / name).read_text(encoding="utf-8")
+        for path, short in names.items():
+            text = text.replace(path, short)
+        (staged / name).write_text(text, encoding="utf-8")
+    for name in _JSON_FILES:
+        write_json(staged / name, _renamed(read_json(folder / name), names))
+    for name in filter(lambda name: (folder / name).exists(), _JSON_LINES):
+        with open(folder / name, encoding="utf-8") as source, open(staged / name, "w", encoding="utf-8") as target:
+            for line in source:
+                target.write(json.dumps(_renamed(json.loads(line), names), ensure_ascii=False) + "\n")
+    return sorted(str(file.relative_to(staged)) for file in staged.rglob("*") if file.is_file())
+
+
+def _local_names(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Absolute paths in the manifest, as written and spelled out, with their last parts; longest first, since one may
+    begin another. Then addresses of servers with what stands in their place."""
+    found = {text for text in _strings(manifest) if text.startswith(("/", "~"))}
+    found |= {str(Path(text).expanduser()) for text in found}
+    yield from ((path, Path(path).name) for path in sorted(found, key=len, reverse=True) if Path(path).name)
+    urls = manifest["recipe"].get("engine", {}).get("base_urls", ())
+    yield from ((url, f"http://server-{number}/v1") for number, url in enumerate(urls, 1))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    """A JSON value whose strings that begin with one of the paths, alone or as in ``path:line``, begin with its name;
+    text that merely mentions one stays as it is."""
+    if isinstance(value, str):
+        for path, short in names.items():
+            if value == path or value.startswith((f"{path}/", f"{path}:")):
+                return short + value[len(path) :]
+        return value
+    if isinstance(value, dict):
+        return {_renamed(key, names): _renamed(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_renamed(item, names) for item in value]
+    return value
+
+
+def _reason(error: Any) -> str:
+    return str(error.server_message or str(error).splitlines()[0])
+
+
+def _mend(error: Any) -> str:
+    status = error.response.status_code if error.response is not None else None
+    if status == 401:
+        return "the token is not valid: run hf auth login, or set HF_TOKEN"
+    if status in (403, 404):
+        return "the token needs the right to write there"
+    return "run the same command again"
