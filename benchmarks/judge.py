@@ -2,11 +2,12 @@
 
     python benchmarks/judge.py [--labels FILE] [--json FILE] [KEY=VALUE ...]
 
-``benchmarks/labels/embedded.jsonl`` holds answers of the embedded model to questions on the embedded documents, labelled
-by hand: guided preferred ones as ``recipes/embedded.yaml`` makes them, that the rules of 2026-11-24 called right, each with
-its dis-preferred ones. A response is right if somebody who asks the question learns the answer from it, and nothing false
-about it. A pair is a preferred response with one of the dis-preferred ones; it is good if the first is right and the
-second is not. Overrides are fields of the recipe's ``judge`` section: ``max_added_words=0``.
+``benchmarks/labels/embedded.jsonl`` holds answers of the embedded model to questions on the embedded documents,
+labelled by hand: guided preferred ones as ``recipes/embedded.yaml`` makes them, that the rules called right without
+``max_added_words``, each with its dis-preferred ones. A response is right if somebody who asks the question learns the
+answer from it, and nothing false about it. A pair is a preferred response with one of the dis-preferred ones; it is
+good if the first is right and the second is not. Overrides are fields of the recipe's ``judge`` section:
+``max_added_words=0``.
 
 Precision is the share of kept pairs that are good. Recall is the share of good pairs among the labelled ones that are
 kept; good answers that those rules called wrong are not among them. Both with Wilson's 95 % interval over pairs; two
@@ -74,7 +75,7 @@ def judge(rows: list[dict[str, Any]], settings: JudgeSettings) -> dict[str, Any]
     wrongly_kept = []
     for row in rows:
         preferred = _judged(measurer, row["preferred"], row["answers"])
-        fault = preferred_fault(preferred, row["answers"], settings, guided=True)
+        fault = preferred_fault(preferred, row["question"], row["answers"], settings, guided=True)
         all_kept, all_good = True, True
         for response in row["dispreferred"]:
             beside = fault or rejected_fault(_judged(measurer, response, row["answers"]), preferred, settings)

@@ -24,6 +24,7 @@ Reason = Literal[
     "preferred_leaks_hint",
     "preferred_is_bare_reference",
     "preferred_repeats_itself",
+    "preferred_adds_words",
     "rejected_empty",
     "rejected_right",
     "rejected_half_right",
@@ -77,6 +78,10 @@ class JudgeSettings(RecipeModel):
     keep_bare_reference: bool = True
     """Whether a guided response that adds nothing to the reference is preferred where no other candidate is right. Such
     responses are unlikely under the model and raise the margin that training can gain cheaply."""
+    max_added_words: int | None = Field(default=None, ge=0)
+    """Content words that a preferred response may hold beyond those of question and reference; null: any number. Small
+    models add what is false: of 47 kept answers of SmolLM2-135M 38 were right, of those that add nothing 27 of 27
+    (``benchmarks/judge.py``). A strong model's own answers add what is true; leave it open for them."""
     max_repetition: float = Field(default=0.5, gt=0, le=1)
     """Largest share of repeated word trigrams in a preferred response."""
 
@@ -160,7 +165,7 @@ def _only_repeats(text: str, answers: Sequence[str]) -> bool:
 
 
 def preferred_fault(
-    candidate: JudgedText, answers: Sequence[str], settings: JudgeSettings, *, guided: bool
+    candidate: JudgedText, question: str, answers: Sequence[str], settings: JudgeSettings, *, guided: bool
 ) -> Reason | None:
     """Why this response cannot be the preferred one; None if it can."""
     if not candidate.text.strip():
@@ -178,7 +183,18 @@ def preferred_fault(
         return "preferred_is_bare_reference"
     if repetition(candidate.text) > settings.max_repetition:
         return "preferred_repeats_itself"
+    if (
+        settings.max_added_words is not None
+        and added_words(candidate.text, question, answers) > settings.max_added_words
+    ):
+        return "preferred_adds_words"
     return None
+
+
+def added_words(text: str, question: str, answers: Sequence[str]) -> int:
+    """Distinct content words, by stem, that stand in neither the question nor a reference."""
+    known = {found for source in (question, *answers) for found in content_stems(source)}
+    return len(set(content_stems(text)) - known)
 
 
 def rejected_fault(candidate: JudgedText, preferred: JudgedText, settings: JudgeSettings) -> Reason | None:

@@ -134,7 +134,9 @@ class Responses:
         guided = self._recipe.generation.preferred == "guided"
         faults: dict[Reason, Response] = {}
         for response in self.preferred(plan):
-            fault = preferred_fault(_judged(response), plan.question.answers, self._recipe.judge, guided=guided)
+            fault = preferred_fault(
+                _judged(response), plan.question.question, plan.question.answers, self._recipe.judge, guided=guided
+            )
             if fault is None:
                 return response
             faults.setdefault(fault, response)

@@ -2,9 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from logodata.judge import JudgedText, JudgeSettings, Measurer, error_pattern, preferred_fault, rejected_fault
+from logodata.judge import (
+    JudgedText,
+    JudgeSettings,
+    Measurer,
+    added_words,
+    error_pattern,
+    preferred_fault,
+    rejected_fault,
+)
 from logodata.measures import contains_reference, number_share, numbers, repetition, token_f1, word_share
 
+ROPE = "What was the rope plaited from?"
 ANSWERS = ["hair of forty grey mares"]  # content words: hair, forty, grey, mares
 
 
@@ -56,7 +65,7 @@ def test_token_f1_by_hand() -> None:
     ],
 )
 def test_preferred(candidate: JudgedText, guided: bool, fault: str | None) -> None:
-    assert preferred_fault(candidate, ANSWERS, JudgeSettings(), guided=guided) == fault
+    assert preferred_fault(candidate, ROPE, ANSWERS, JudgeSettings(), guided=guided) == fault
 
 
 @pytest.mark.parametrize(
@@ -73,12 +82,27 @@ def test_rejected(candidate: JudgedText, fault: str | None) -> None:
     assert rejected_fault(candidate, RIGHT, JudgeSettings()) == fault
 
 
+@pytest.mark.parametrize(
+    ("text", "added"),
+    [
+        ("The rope was plaited from the hair of forty grey mares.", 0),
+        ("It was the hair of forty grey mares of Pellowick, and Pellowick's goats.", 2),
+        ("Plaiting ropes: forty mares' hairs, grey.", 0),  # by stem
+    ],
+)
+def test_added_words(text: str, added: int) -> None:
+    assert added_words(text, ROPE, ANSWERS) == added
+    for limit in (0, 1, 2, None):
+        fault = preferred_fault(judged(text, True), ROPE, ANSWERS, JudgeSettings(max_added_words=limit), guided=False)
+        assert fault == ("preferred_adds_words" if limit is not None and added > limit else None)
+
+
 def test_switched_off_it_still_refuses_empty_responses() -> None:
     off = JudgeSettings(enabled=False)
     wrong = judged("It was rope.", False)
-    assert preferred_fault(wrong, ANSWERS, off, guided=True) is None
+    assert preferred_fault(wrong, ROPE, ANSWERS, off, guided=True) is None
     assert rejected_fault(RIGHT, wrong, off) is None
-    assert preferred_fault(judged("", True), ANSWERS, off, guided=True) == "preferred_empty"
+    assert preferred_fault(judged("", True), ROPE, ANSWERS, off, guided=True) == "preferred_empty"
 
 
 def test_repetition() -> None:
@@ -155,7 +179,7 @@ def test_long_references_are_compared_by_similarity(
     assert Measurer(JudgeSettings()).measure("word1", [long[0], "word1"]).similarity is None, "one reference is short"
     assert Measurer(JudgeSettings(measure="word_share")).measure("word1", long).similarity is None
     candidate = JudgedText("word1 and word2", True, measured.verdict)
-    assert (preferred_fault(candidate, long, JudgeSettings(), guided=False) is None) == (verdict == "right")
+    assert (preferred_fault(candidate, ROPE, long, JudgeSettings(), guided=False) is None) == (verdict == "right")
     fault = {"right": "rejected_right", "half_right": "rejected_half_right", "wrong": None}[verdict]
     assert rejected_fault(candidate, RIGHT, JudgeSettings()) == fault
 
