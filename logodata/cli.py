@@ -139,7 +139,9 @@ def _say_built(stats: dict[str, Any], output: Path) -> None:
     from logodata.report import describe
 
     files = ", ".join(
-        name for name in ("data/", "stats.json", "rejected.jsonl", "README.md") if (output / name).exists()
+        name
+        for name in ("data/", "stats.json", "rejected.jsonl", "decisions.jsonl", "README.md")
+        if (output / name).exists()
     )
     console.print(f"{describe(stats)}\nwrote {output}: {files}", markup=False, soft_wrap=True)
 

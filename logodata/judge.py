@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from logodata.common.recipe_io import RecipeModel
 from logodata.text import content_stems, stem, words
+from logodata.verdicts import ModelJudgeSettings
 
 Reason = Literal[
     "preferred_empty",
@@ -27,6 +28,10 @@ Reason = Literal[
     "rejected_empty",
     "rejected_right",
     "identical_responses",
+    "judge_says_preferred_wrong",
+    "judge_says_rejected_right",
+    "judge_reply_malformed",
+    "judge_prompt_exceeds_window",
 ]
 """Why a pair is not kept."""
 
@@ -61,6 +66,15 @@ class JudgeSettings(RecipeModel):
     responses are unlikely under the model and raise the margin that training can gain cheaply."""
     max_repetition: float = Field(default=0.5, gt=0, le=1)
     """Largest share of repeated word trigrams in a preferred response."""
+    model: ModelJudgeSettings | None = None
+    """A model that judges what these rules let through: the preferred response must be correct, every other one wrong.
+    Off by default."""
+
+    @model_validator(mode="after")
+    def _model_comes_after_the_rules(self) -> JudgeSettings:
+        if self.model is not None and not self.enabled:
+            raise ValueError("judge.model judges what the rules let through: it needs judge.enabled=true")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, Response
 from logodata.judge import RIGHT_AT, ErrorPattern, error_pattern
+from logodata.verdicts import Verdict, describe_verdicts, verdict_statistics
 
 
 class Statistics:
@@ -26,6 +27,7 @@ class Statistics:
         self._right_at = right_at
         self._kept: dict[str, Counter[str]] = {"kind": Counter(), "origin": Counter()}
         self._reasons: Counter[str] = Counter()
+        self._verdicts: Counter[tuple[Verdict, Verdict | None]] = Counter()
         self._patterns = Counter[str](instruction_unfollowing=0, hallucination=0)
         self._lengths: dict[str, Counter[int]] = defaultdict(Counter)
         self._sums: Counter[str] = Counter()
@@ -55,6 +57,13 @@ class Statistics:
             self._reasons[row["reason"]] += 1
             yield row
 
+    def decide(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Count rows of ``decisions.jsonl`` on their way through."""
+        for row in rows:
+            if row["verdict"] is not None:
+                self._verdicts[row["verdict"], row["second_verdict"]] += 1
+            yield row
+
     def result(self) -> dict[str, Any]:
         """As in ``stats.json``."""
         total = self._num_kept + self._reasons.total()
@@ -76,6 +85,7 @@ class Statistics:
             },
             "dispreferred_error_patterns": dict(self._patterns),
             "answer_in_critical": self._mean("answer_in_critical", self._num_kept),
+            **({"model_judge": verdict_statistics(self._verdicts)} if self._verdicts else {}),
         }
 
     def _count(self, which: str, response: Response) -> None:
@@ -121,7 +131,19 @@ def iterate_rejected(folder: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: there is no such file, or it is damaged.
     """
-    path = folder / "rejected.jsonl"
+    return _rows(folder / "rejected.jsonl")
+
+
+def iterate_decisions(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of ``decisions.jsonl``: what was decided on each response that was judged.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    return _rows(folder / "decisions.jsonl")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8") as file:  # not splitlines: texts may hold other line separators, unescaped
             for line in file:
@@ -194,7 +216,7 @@ A row is one prompt with a preferred response and {stats["dispreferred_per_sampl
 - **Preferred**: {preferred}.
 - **Dis-preferred**: the model's greedy answers from irrelevant chunks alone, and from contexts that keep {_percent(contexts["mixed_ratios"])} of the critical chunks.
 - **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
-- **Judge**: {"on" if recipe["judge"]["enabled"] else "OFF"}; a response is right if it holds {recipe["judge"]["right_at"]:.0%} of the reference's content words.
+- **Judge**: {"on" if recipe["judge"]["enabled"] else "OFF"}; a response is right if it holds {recipe["judge"]["right_at"]:.0%} of the reference's content words.{_model_judge(manifest, stats)}
 - **Model**: `{manifest["model"]}` ({manifest["model_fingerprint"]}), engine {manifest["engine"]}, logo-align {manifest["logo_align"]}, seed {recipe["seed"]}.
 
 Preferred responses end by themselves {_percent([stats["preferred_ended"]])} of the time, dis-preferred ones {_percent([stats["dispreferred_ended"]])}: a gap
@@ -204,8 +226,16 @@ here teaches the model to end its answers, whatever they say.
 | --- | --- |
 {rows}
 
-Each row of `rejected.jsonl` is a question that gave no sample, with its reason.
+Each row of `rejected.jsonl` is a question that gave no sample, with its reason; each row of `decisions.jsonl` a response that was judged.
 """
+
+
+def _model_judge(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
+    if "judge_model" not in manifest:
+        return ""
+    judge = f"`{manifest['judge_model']}` ({manifest['judge_model_fingerprint']}), engine {manifest['judge_engine']}"
+    said = describe_verdicts(stats["model_judge"]) if "model_judge" in stats else "it was never asked"
+    return f"\n- **Model judge**, after these rules: {judge}; {said}."
 
 
 def _percent(values: Sequence[float]) -> str:
@@ -215,5 +245,7 @@ def _percent(values: Sequence[float]) -> str:
 def show_value(value: Any) -> str:
     """A statistic as people read it."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
+        return ", ".join(f"{key} {show_value(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return f"[{', '.join(map(show_value, value))}]"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
