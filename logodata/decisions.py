@@ -9,15 +9,15 @@ from typing import Any, Literal
 from logodata.candidates import Candidate
 from logodata.contract import Question, Response
 from logodata.judge import Reason
-from logodata.verdicts import Verdict
+from logodata.verdicts import ModelVerdict
 
 Role = Literal["preferred", "rejected"]
 
-_AGAINST: dict[tuple[Role, Verdict], Reason] = {
+_AGAINST: dict[tuple[Role, ModelVerdict], Reason] = {
     ("preferred", "wrong"): "judge_says_preferred_wrong",
     ("rejected", "correct"): "judge_says_rejected_right",
 }
-_UNDECIDED: dict[Verdict, Reason] = {
+_UNDECIDED: dict[ModelVerdict, Reason] = {
     "malformed": "judge_reply_malformed",
     "exceeds_window": "judge_prompt_exceeds_window",
 }
@@ -27,8 +27,8 @@ _UNDECIDED: dict[Verdict, Reason] = {
 class Decision:
     """A response to ``question``, the ``number``-th of its role, and what speaks against it.
 
-    ``rule`` is the rules' fault; ``verdict`` and ``second_verdict`` are a model's, None where it was not asked. The
-    second one decides nothing.
+    ``rule`` is the rules' fault. ``model_verdict`` and ``second_model_verdict`` are a model's, None where it was not
+    asked; the second one decides nothing.
     """
 
     question: Question
@@ -36,8 +36,8 @@ class Decision:
     number: int
     response: Response
     rule: Reason | None
-    verdict: Verdict | None = None
-    second_verdict: Verdict | None = None
+    model_verdict: ModelVerdict | None = None
+    second_model_verdict: ModelVerdict | None = None
 
     @property
     def id(self) -> str:
@@ -47,9 +47,9 @@ class Decision:
     @property
     def objection(self) -> Reason | None:
         """What the model's verdict has against it; None if nothing, or if no model was asked."""
-        if self.verdict is None:
+        if self.model_verdict is None:
             return None
-        return _AGAINST.get((self.role, self.verdict)) or _UNDECIDED.get(self.verdict)
+        return _AGAINST.get((self.role, self.model_verdict)) or _UNDECIDED.get(self.model_verdict)
 
 
 @dataclass(slots=True, eq=False)
@@ -89,8 +89,8 @@ class Judgement:
                 "role": decision.role,
                 **decision.response.model_dump(mode="json", exclude={"token_ids"}),
                 "rule": decision.rule,
-                "verdict": decision.verdict,
-                "second_verdict": decision.second_verdict,
+                "model_verdict": decision.model_verdict,
+                "second_model_verdict": decision.second_model_verdict,
                 "kept": pair_kept and (decision.role == "rejected" or decision is self.chosen),
             }
 

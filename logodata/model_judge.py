@@ -13,7 +13,7 @@ from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint, mo
 from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text, turn_end_ids
 from logodata.recipe import BuildRecipe
 from logodata.responses import ResponseLog
-from logodata.verdicts import ModelJudgeSettings, Verdict, parse_verdict
+from logodata.verdicts import ModelJudgeSettings, ModelVerdict, parse_verdict
 
 FIRST, SECOND = JUDGE_TEMPLATES
 
@@ -74,9 +74,9 @@ class ModelJudge:
         second = {decision.id: self._request(decision, SECOND, "second") for decision in again}
         self._generate([request for request in (*first.values(), *second.values()) if self._fits(request)], tracker)
         for decision in decisions:
-            decision.verdict = self._verdict(first[decision.id])
+            decision.model_verdict = self._verdict(first[decision.id])
         for decision in again:
-            decision.second_verdict = self._verdict(second[decision.id])
+            decision.second_model_verdict = self._verdict(second[decision.id])
 
     def _request(self, decision: Decision, wording: str, which: str) -> GenerationRequest:
         # Any one reference will do, as it does for the rules.
@@ -100,7 +100,7 @@ class ModelJudge:
             self._num_replies += 1
             tracker.advance(0, verdicts=self._num_replies)
 
-    def _verdict(self, request: GenerationRequest) -> Verdict:
+    def _verdict(self, request: GenerationRequest) -> ModelVerdict:
         if not self._fits(request):
             return "exceeds_window"
         found = self._log.get(request)

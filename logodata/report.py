@@ -13,7 +13,7 @@ from typing import Any, Literal
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, Response
 from logodata.judge import RIGHT_AT, ErrorPattern, error_pattern
-from logodata.verdicts import Verdict, describe_verdicts, verdict_statistics
+from logodata.verdicts import ModelVerdict, describe_verdicts, verdict_statistics
 
 
 class Statistics:
@@ -27,7 +27,7 @@ class Statistics:
         self._right_at = right_at
         self._kept: dict[str, Counter[str]] = {"kind": Counter(), "origin": Counter()}
         self._reasons: Counter[str] = Counter()
-        self._verdicts: Counter[tuple[Verdict, Verdict | None]] = Counter()
+        self._verdicts: Counter[tuple[ModelVerdict, ModelVerdict | None]] = Counter()
         self._patterns = Counter[str](instruction_unfollowing=0, hallucination=0)
         self._lengths: dict[str, Counter[int]] = defaultdict(Counter)
         self._sums: Counter[str] = Counter()
@@ -60,8 +60,8 @@ class Statistics:
     def decide(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Count rows of ``decisions.jsonl`` on their way through."""
         for row in rows:
-            if row["verdict"] is not None:
-                self._verdicts[row["verdict"], row["second_verdict"]] += 1
+            if row["model_verdict"] is not None:
+                self._verdicts[row["model_verdict"], row["second_model_verdict"]] += 1
             yield row
 
     def result(self) -> dict[str, Any]:

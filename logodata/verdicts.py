@@ -16,11 +16,11 @@ from pydantic import Field
 from logodata.common.recipe_io import RecipeModel
 from logodata.engines.settings import EngineSettings
 
-Verdict = Literal["correct", "wrong", "malformed", "exceeds_window"]
+ModelVerdict = Literal["correct", "wrong", "malformed", "exceeds_window"]
 """What a model said of a response. ``malformed``: the reply has not the form asked for, and nothing is guessed from it.
 ``exceeds_window``: question, reference and response did not fit the judge's window, so it was not asked."""
 
-Verdicts = Mapping[tuple[Verdict, Verdict | None], int]
+Verdicts = Mapping[tuple[ModelVerdict, ModelVerdict | None], int]
 """How often a response had these verdicts: the first, and the second where it was judged again."""
 
 # The last line is the verdict; a model may reason before it, but not give two.
@@ -37,8 +37,8 @@ class ModelJudgeSettings(RecipeModel):
     """A model that judges what the rules let through."""
 
     name: str | None = Field(default=None, min_length=1)
-    """The judge: ``embedded``, a folder, or a hub name; by default the build's own model, which judges its own answers
-    kindly and, if it is small, at random. Its tokenizer is loaded here whatever the engine."""
+    """The judge: ``embedded``, a folder, or a hub name; by default the build's own model. Take a strong one: the
+    embedded model never gives the form asked for. Its tokenizer is loaded here whatever the engine."""
     engine: EngineSettings | None = None
     """What runs it; by default as the build's ``engine`` section says. The same model under equal settings is loaded
     once."""
@@ -58,7 +58,7 @@ class ModelJudgeSettings(RecipeModel):
         return int.from_bytes(digest[:8], "big") < self.rejudge_share * 2**64
 
 
-def parse_verdict(reply: str, *, ended: bool) -> Verdict:
+def parse_verdict(reply: str, *, ended: bool) -> ModelVerdict:
     """The verdict of a reply: its last line is ``Verdict: correct`` or ``Verdict: wrong``, in any case of letters and
     perhaps with a full stop, and no line before it begins with ``Verdict:``. Anything else, and any reply that met its
     length cap, is malformed."""

@@ -156,8 +156,8 @@ def test_off_the_data_are_as_before_and_every_decision_is_there(tmp_path: Path, 
         for place in PLACES
         for role, strategy in [("preferred", "model"), ("rejected", "irrelevant"), ("rejected", "mixed-0.5")]
     ]
-    assert [row["verdict"] for row in on] == ["correct", "wrong", "wrong"] * len(PLACES)
-    assert off == [{**row, "verdict": None} for row in on]
+    assert [row["model_verdict"] for row in on] == ["correct", "wrong", "wrong"] * len(PLACES)
+    assert off == [{**row, "model_verdict": None} for row in on]
     assert off[0] == {
         "id": "harbour-01",
         "role": "preferred",
@@ -168,8 +168,8 @@ def test_off_the_data_are_as_before_and_every_decision_is_there(tmp_path: Path, 
         "token_f1": pytest.approx(0.4),
         "origin": "live",
         "rule": None,
-        "verdict": None,
-        "second_verdict": None,
+        "model_verdict": None,
+        "second_model_verdict": None,
         "kept": True,
     }
 
@@ -202,12 +202,16 @@ def test_verdicts_change_what_is_kept(
     assert rejected["barn-01"]["rejected"] == ["It holds irrelevant sand.", "It holds mixed-0.5 sand."]
     decisions = rows(out, "decisions.jsonl")
     assert {row["id"] for row in decisions if row["kept"]} == {"harbour-01"}
-    assert [row["verdict"] for row in decisions if row["id"] == "well-01"] == ["correct", "malformed", "malformed"]
+    assert [row["model_verdict"] for row in decisions if row["id"] == "well-01"] == [
+        "correct",
+        "malformed",
+        "malformed",
+    ]
     assert "tower-01/irrelevant" not in engine.asked, "nothing to prefer to it"
     assert not any(row["id"] == "short-01" for row in decisions), "no response was made"
 
     stats = json.loads((out / "stats.json").read_text())["model_judge"]
-    assert Counter(row["verdict"] for row in decisions) == {
+    assert Counter(row["model_verdict"] for row in decisions) == {
         name: stats[name] for name in ("correct", "wrong", "malformed") if stats[name]
     }
     assert (stats["judged"], stats["malformed"], stats["judged_again"], stats["agreement"]) == (14, 3, 0, None)
@@ -339,7 +343,7 @@ def test_what_does_not_fit_the_window_is_not_asked(tmp_path: Path, build: Callab
     assert not engine.verdicts_asked
     reasons = Counter(row["reason"] for row in rows(tmp_path / "out", "rejected.jsonl"))
     assert reasons["judge_prompt_exceeds_window"] == len(PLACES)
-    assert {row["verdict"] for row in rows(tmp_path / "out", "decisions.jsonl")} == {"exceeds_window"}
+    assert {row["model_verdict"] for row in rows(tmp_path / "out", "decisions.jsonl")} == {"exceeds_window"}
     assert json.loads((tmp_path / "out" / "stats.json").read_text())["model_judge"]["exceeds_window"] == len(PLACES)
 
 
