@@ -21,7 +21,7 @@ from logodata.common.run_dir import read_json
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 QuestionKind = Literal["single_detail", "multi_detail", "summary", "biography", "other"]
 ResponseOrigin = Literal["live", "cache"]
@@ -85,9 +85,10 @@ class ContextChunk(_Record):
 class Response(_Record):
     """A response as it is trained on: ``token_ids`` hold the end-of-turn token if and only if ``ended``.
 
-    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...); ``word_share`` and
-    ``token_f1`` compare its text with the reference answers; ``origin`` tells responses of a shipped cache from those
-    generated in this build.
+    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...). ``word_share`` to
+    ``similarity`` compare its text with the reference answers (:mod:`logodata.measures`; None: not measured), and
+    ``verdict`` is what the judge's rules make of them: ``right``, ``half_right`` or ``wrong``. ``origin`` tells
+    responses of a shipped cache from those generated in this build.
     """
 
     strategy: str
@@ -96,6 +97,10 @@ class Response(_Record):
     ended: bool
     word_share: float
     token_f1: float
+    contains_reference: bool | None = None
+    number_share: float | None = None
+    similarity: float | None = None
+    verdict: Literal["right", "half_right", "wrong"] | None = None
     origin: ResponseOrigin = "live"
 
 
@@ -134,6 +139,10 @@ def arrow_schema() -> pa.Schema:
             ("ended", pa.bool_()),
             ("word_share", pa.float64()),
             ("token_f1", pa.float64()),
+            ("contains_reference", pa.bool_()),
+            ("number_share", pa.float64()),
+            ("similarity", pa.float64()),
+            ("verdict", pa.string()),
             ("origin", pa.string()),
         ]
     )

@@ -40,7 +40,7 @@ def write_data_set(
     Raises:
         UserError: no sample was kept, unless the set may be empty.
     """
-    statistics = Statistics(manifest["recipe"]["judge"]["right_at"])
+    statistics = Statistics()
     _write_rows(output / "rejected.jsonl", statistics.reject(rejected))
     _write_rows(output / "decisions.jsonl", statistics.decide(decisions))
     (output / "data").mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from logodata.chunking import ChunkingSettings
 from logodata.common.recipe_io import RecipeModel
 from logodata.contract import Chunk, Document
 from logodata.engines.settings import EngineSettings
-from logodata.judge import word_share
+from logodata.measures import word_share
 from logodata.sources import SourceSettings
 from logodata.sources.fields import text_digest
 from logodata.text import words

@@ -1,8 +1,7 @@
 """Keep a pair or say why not: the preferred response must be right, every dis-preferred one wrong.
 
-Right is measured by the share of the reference's words in the response. Responses are short (length-capped), so the
-share cannot be bought with length; token F1 is computed beside it and kept in the data, but does not decide: a chatty
-right answer scores 0.4 against a two-word reference.
+How right is measured depends on the reference's length (:mod:`logodata.measures`). Between right and wrong there may be
+responses that are neither: they are not preferred to anything, and nothing is preferred to them.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from logodata.common.recipe_io import RecipeModel
-from logodata.text import content_stems, stem, words
+from logodata.measures import Similarity, contains_reference, number_share, repetition, token_f1, word_share
+from logodata.text import content_stems, words
 from logodata.verdicts import ModelJudgeSettings
 
 Reason = Literal[
@@ -27,6 +27,7 @@ Reason = Literal[
     "preferred_repeats_itself",
     "rejected_empty",
     "rejected_right",
+    "rejected_half_right",
     "identical_responses",
     "judge_says_preferred_wrong",
     "judge_says_rejected_right",
@@ -37,6 +38,9 @@ Reason = Literal[
 
 ErrorPattern = Literal["instruction_unfollowing", "hallucination"]
 """How a wrong answer goes wrong (paper, Appendix C)."""
+
+Verdict = Literal["right", "half_right", "wrong"]
+"""What the rules say of a response beside the references."""
 
 RIGHT_AT = 0.6
 """Share of the reference's content words from which on a response is right, where a recipe says nothing else."""
@@ -57,8 +61,22 @@ class JudgeSettings(RecipeModel):
 
     enabled: bool = True
     """Off keeps every pair whose responses are not empty (the published code's behaviour, for ablations)."""
+    measure: Literal["auto", "word_share", "token_f1", "containment", "similarity"] = "auto"
+    """What decides. ``word_share``: the share of the reference's content words; ``token_f1``; ``containment``: the
+    reference stands in the response word for word; ``similarity``: cosine of sentence embeddings. ``auto``: similarity
+    for references of more than ``long_answer_words`` content words, else word share."""
     right_at: float = Field(default=RIGHT_AT, gt=0, le=1)
-    """A response is right if it holds at least this share of the reference's content words."""
+    """From this word share or token F1 on a response is right, below it is wrong."""
+    match_numbers: bool = True
+    """Whether a short answer that lacks a number of the reference is half right at most (not with ``similarity``)."""
+    long_answer_words: int = Field(default=20, ge=0)
+    """For ``auto``: content words up to which a reference is short."""
+    similar_at: float = Field(default=0.85, gt=0, le=1)
+    """From this similarity on a response is right."""
+    dissimilar_below: float = Field(default=0.75, gt=0, le=1)
+    """Below this similarity a response is wrong. Answers that only repeat the question come up to 0.72 on QMSum."""
+    embedding_model: str = "embedded"
+    """For similarity: a sentence-transformers model, as a folder or a hub name; ``embedded`` is all-MiniLM-L6-v2."""
     require_ended: bool = True
     """Whether a preferred response must have ended by itself within the length cap."""
     keep_bare_reference: bool = True
@@ -76,51 +94,77 @@ class JudgeSettings(RecipeModel):
             raise ValueError("judge.model judges what the rules let through: it needs judge.enabled=true")
         return self
 
+    @model_validator(mode="after")
+    def _ordered(self) -> JudgeSettings:
+        if self.dissimilar_below > self.similar_at:
+            raise ValueError(f"dissimilar_below={self.dissimilar_below:g} exceeds similar_at={self.similar_at:g}")
+        return self
+
+
+class Measures(NamedTuple):
+    """How near a response comes to the references, and what follows from it. ``number_share`` is None where a reference
+    holds no number, ``similarity`` where it is not asked for."""
+
+    word_share: float
+    token_f1: float
+    contains_reference: bool
+    number_share: float | None
+    similarity: float | None
+    verdict: Verdict
+
+
+class Measurer:
+    """Measures responses under one set of settings.
+
+    Args:
+        settings: which measure decides, and from where on.
+    """
+
+    def __init__(self, settings: JudgeSettings) -> None:
+        self._settings = settings
+        self._similarity = Similarity(settings.embedding_model)
+
+    def measure(self, response: str, answers: Sequence[str]) -> Measures:
+        """All measures of a response, best over the references."""
+        by_similarity = self._settings.measure == "similarity" or (
+            self._settings.measure == "auto" and _is_long(answers, self._settings.long_answer_words)
+        )
+        similarity = self._similarity.best(response, answers) if by_similarity and response.strip() else None
+        measured = (
+            word_share(response, answers),
+            token_f1(response, answers),
+            contains_reference(response, answers),
+            number_share(response, answers),
+        )
+        return Measures(*measured, similarity, self._verdict(*measured, similarity if by_similarity else None))
+
+    def _verdict(
+        self, share: float, f1: float, contained: bool, found_numbers: float | None, similarity: float | None
+    ) -> Verdict:
+        settings = self._settings
+        if similarity is not None:
+            if similarity >= settings.similar_at:
+                return "right"
+            return "wrong" if similarity < settings.dissimilar_below else "half_right"
+        value = {"token_f1": f1, "containment": float(contained)}.get(settings.measure, share)
+        if value < (1.0 if settings.measure == "containment" else settings.right_at):
+            return "wrong"
+        missing = settings.match_numbers and found_numbers is not None and found_numbers < 1
+        return "half_right" if missing else "right"
+
+
+def _is_long(answers: Sequence[str], limit: int) -> bool:
+    """Whether the shortest reference has more content words than ``limit``."""
+    return min((sum(1 for _ in content_stems(answer)) for answer in answers), default=0) > limit
+
 
 @dataclass(frozen=True, slots=True)
 class JudgedText:
-    """What the judge sees of a response."""
+    """What the judge sees of a response; ``verdict`` is :meth:`Measurer.measure`'s."""
 
     text: str
     ended: bool
-
-
-def word_share(response: str, answers: Sequence[str]) -> float:
-    """Share of a reference's distinct content words that occur in the response, best over the references; in [0, 1].
-
-    A reference without content words ("yes", "the other one") is compared by all its words. 0 without references.
-    """
-    found = {stem(word) for word in words(response)}
-    best = 0.0
-    for answer in answers:
-        wanted = set(content_stems(answer)) or {stem(word) for word in words(answer)}
-        if wanted:
-            best = max(best, len(wanted & found) / len(wanted))
-    return best
-
-
-def token_f1(response: str, answers: Sequence[str]) -> float:
-    """Multiset word F1 after lower-casing and removing punctuation and articles, best over the references; in [0,
-    1]."""
-    return max((_f1(response, answer) for answer in answers), default=0.0)
-
-
-def _f1(response: str, answer: str) -> float:
-    left, right = (
-        Counter(word for word in words(text) if word not in ("a", "an", "the")) for text in (response, answer)
-    )
-    common = sum((left & right).values())
-    if not common:
-        return 0.0
-    precision, recall = common / left.total(), common / right.total()
-    return 2 * precision * recall / (precision + recall)
-
-
-def repetition(text: str) -> float:
-    """Share of word trigrams that occurred before in the text; 0 for texts under three words."""
-    tokens = words(text)
-    trigrams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
+    verdict: Verdict
 
 
 def _only_repeats(text: str, answers: Sequence[str]) -> bool:
@@ -140,7 +184,7 @@ def preferred_fault(
     lowered = candidate.text.lower()
     if guided and any(phrase in lowered for phrase in _HINT_PHRASES):
         return "preferred_leaks_hint"
-    if word_share(candidate.text, answers) < settings.right_at:
+    if candidate.verdict != "right":
         return "preferred_wrong"
     if settings.require_ended and not candidate.ended:
         return "preferred_not_ended"
@@ -151,16 +195,14 @@ def preferred_fault(
     return None
 
 
-def rejected_fault(
-    candidate: JudgedText, preferred: JudgedText, answers: Sequence[str], settings: JudgeSettings
-) -> Reason | None:
+def rejected_fault(candidate: JudgedText, preferred: JudgedText, settings: JudgeSettings) -> Reason | None:
     """Why this response cannot be a dis-preferred one beside ``preferred``; None if it can."""
     if not candidate.text.strip():
         return "rejected_empty"
-    if candidate == preferred:
+    if (candidate.text, candidate.ended) == (preferred.text, preferred.ended):
         return "identical_responses"
-    if settings.enabled and word_share(candidate.text, answers) >= settings.right_at:
-        return "rejected_right"
+    if settings.enabled and candidate.verdict != "wrong":
+        return "rejected_right" if candidate.verdict == "right" else "rejected_half_right"
     return None
 
 

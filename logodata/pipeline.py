@@ -15,7 +15,7 @@ from logodata.common.console import Tracker
 from logodata.contract import ContextChunk, PreferenceSample, Response
 from logodata.decisions import Decision, Judgement, eligible
 from logodata.evaluators import Evaluator, open_evaluator
-from logodata.judge import word_share
+from logodata.measures import word_share
 from logodata.model_judge import ModelJudge
 from logodata.models import load_tokenizer, model_window, tokenizer_fingerprint
 from logodata.recipe import BuildRecipe

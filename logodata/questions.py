@@ -24,7 +24,7 @@ from logodata.contract import Document
 from logodata.drafts import Draft, QuestionsRecipe, Written, draw_drafts, parse_reply, written_fault
 from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.settings import open_engine
-from logodata.judge import word_share
+from logodata.measures import word_share
 from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint, model_window
 from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text, turn_end_ids
 from logodata.responses import ResponseLog

@@ -12,19 +12,14 @@ from typing import Any, Literal
 
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, Response
-from logodata.judge import RIGHT_AT, ErrorPattern, error_pattern
+from logodata.judge import ErrorPattern, error_pattern
 from logodata.verdicts import ModelVerdict, describe_verdicts, verdict_statistics
 
 
 class Statistics:
-    """Yield and make-up of a data set, gathered row by row; the same for the same data, however it was built.
+    """Yield and make-up of a data set, gathered row by row; the same for the same data, however it was built."""
 
-    Args:
-        right_at: share of the reference's words that makes a response right (``judge.right_at``).
-    """
-
-    def __init__(self, right_at: float = RIGHT_AT) -> None:
-        self._right_at = right_at
+    def __init__(self) -> None:
         self._kept: dict[str, Counter[str]] = {"kind": Counter(), "origin": Counter()}
         self._reasons: Counter[str] = Counter()
         self._verdicts: Counter[tuple[ModelVerdict, ModelVerdict | None]] = Counter()
@@ -48,7 +43,7 @@ class Statistics:
                 self._num_dispreferred += 1
                 self._count("dispreferred", response)
                 # ``right`` are those that a judge which was switched off let through.
-                self._patterns[verdict(response, sample.question, self._right_at)] += 1
+                self._patterns[error_kind(response, sample.question)] += 1
             yield sample
 
     def reject(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -105,19 +100,17 @@ class Statistics:
         return {"min": numbers[0], "median": numbers[bisect_right(upto, upto[-1] // 2)], "max": numbers[-1]}
 
 
-def statistics(
-    samples: Iterable[PreferenceSample], rejected: Iterable[dict[str, Any]], right_at: float = RIGHT_AT
-) -> dict[str, Any]:
+def statistics(samples: Iterable[PreferenceSample], rejected: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """:class:`Statistics` of a data set that is at hand."""
-    gathered = Statistics(right_at)
+    gathered = Statistics()
     deque(gathered.keep(samples), maxlen=0)
     deque(gathered.reject(rejected), maxlen=0)
     return gathered.result()
 
 
-def verdict(response: Response, question: str, right_at: float) -> ErrorPattern | Literal["right"]:
-    """``right``, or how the response goes wrong."""
-    return "right" if response.word_share >= right_at else error_pattern(response.text, question)
+def error_kind(response: Response, question: str) -> ErrorPattern | Literal["right"]:
+    """``right`` (or half right), or how the response goes wrong."""
+    return "right" if response.verdict in ("right", "half_right") else error_pattern(response.text, question)
 
 
 def read_rejected(folder: Path) -> list[dict[str, Any]]:
@@ -216,7 +209,7 @@ A row is one prompt with a preferred response and {stats["dispreferred_per_sampl
 - **Preferred**: {preferred}.
 - **Dis-preferred**: the model's greedy answers from irrelevant chunks alone, and from contexts that keep {_percent(contexts["mixed_ratios"])} of the critical chunks.
 - **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
-- **Judge**: {"on" if recipe["judge"]["enabled"] else "OFF"}; a response is right if it holds {recipe["judge"]["right_at"]:.0%} of the reference's content words.{_model_judge(manifest, stats)}
+- **Judge**: {_describe_judge(recipe["judge"])}.{_model_judge(manifest, stats)}
 - **Model**: `{manifest["model"]}` ({manifest["model_fingerprint"]}), engine {manifest["engine"]}, logo-align {manifest["logo_align"]}, seed {recipe["seed"]}.
 
 Preferred responses end by themselves {_percent([stats["preferred_ended"]])} of the time, dis-preferred ones {_percent([stats["dispreferred_ended"]])}: a gap
@@ -236,6 +229,22 @@ def _model_judge(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
     judge = f"`{manifest['judge_model']}` ({manifest['judge_model_fingerprint']}), engine {manifest['judge_engine']}"
     said = describe_verdicts(stats["model_judge"]) if "model_judge" in stats else "it was never asked"
     return f"\n- **Model judge**, after these rules: {judge}; {said}."
+
+
+def _describe_judge(judge: dict[str, Any]) -> str:
+    by_words = f"a response is right if it holds {judge['right_at']:.0%} of the reference's content words"
+    by_similarity = (
+        f"if its embedding's cosine with the reference is {judge['similar_at']:g} or more, and wrong below "
+        f"{judge['dissimilar_below']:g}"
+    )
+    rule = {
+        "auto": f"{by_words}; beside references of more than {judge['long_answer_words']} content words, {by_similarity}",
+        "word_share": by_words,
+        "token_f1": f"a response is right from a token F1 of {judge['right_at']:g} on",
+        "containment": "a response is right if the reference stands in it word for word",
+        "similarity": f"a response is right {by_similarity}",
+    }[judge["measure"]]
+    return f"{'on' if judge['enabled'] else 'OFF'}; {rule}"
 
 
 def _percent(values: Sequence[float]) -> str:

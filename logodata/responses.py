@@ -22,7 +22,7 @@ from logodata.contract import Response, ResponseOrigin
 from logodata.decisions import Decision
 from logodata.engines import Engine, GenerationRequest, GenerationResult
 from logodata.engines.settings import open_engine
-from logodata.judge import JudgedText, Reason, preferred_fault, rejected_fault, token_f1, word_share
+from logodata.judge import JudgedText, Measurer, Reason, preferred_fault, rejected_fault
 from logodata.prompts import decode_text, encode_text
 from logodata.recipe import BuildRecipe
 
@@ -99,6 +99,7 @@ class Responses:
         self, recipe: BuildRecipe, log: ResponseLog, tokenizer: PreTrainedTokenizerBase, turn_end: int
     ) -> None:
         self._recipe, self._log, self._tokenizer, self._turn_end = recipe, log, tokenizer, turn_end
+        self._measurer = Measurer(recipe.judge)
         self._engine: Engine | None = None
         self._num_generated = self._num_tokens = 0
         self._seconds = 0.0
@@ -145,21 +146,18 @@ class Responses:
         guided = strategy == "guided"
 
         def fault(response: Response) -> Reason | None:
-            judged = JudgedText(response.text, response.ended)
-            return preferred_fault(judged, question.answers, self._recipe.judge, guided=guided)
+            return preferred_fault(_judged(response), question.answers, self._recipe.judge, guided=guided)
 
         return [Decision(question, "preferred", n, response, fault(response)) for n, response in enumerate(found)]
 
     def rejected(self, plan: Candidate, chosen: Response) -> list[Decision]:
         """The dis-preferred responses, with what the rules say of each beside the chosen one."""
-        question, preferred = plan.question, JudgedText(chosen.text, chosen.ended)
         found = [self._response(plan, name, *self._logged(request)) for name, request in plan.rejected.items()]
 
         def fault(response: Response) -> Reason | None:
-            judged = JudgedText(response.text, response.ended)
-            return rejected_fault(judged, preferred, question.answers, self._recipe.judge)
+            return rejected_fault(_judged(response), _judged(chosen), self._recipe.judge)
 
-        return [Decision(question, "rejected", n, response, fault(response)) for n, response in enumerate(found)]
+        return [Decision(plan.question, "rejected", n, response, fault(response)) for n, response in enumerate(found)]
 
     def _logged(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin]:
         found = self._log.get(request)
@@ -175,10 +173,14 @@ class Responses:
             text=text,
             token_ids=[*result.token_ids, self._turn_end] if ended else list(result.token_ids),
             ended=ended,
-            word_share=word_share(text, plan.question.answers),
-            token_f1=token_f1(text, plan.question.answers),
+            **self._measurer.measure(text, plan.question.answers)._asdict(),
             origin=origin,
         )
+
+
+def _judged(response: Response) -> JudgedText:
+    assert response.verdict is not None
+    return JudgedText(response.text, response.ended, response.verdict)
 
 
 def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:

@@ -13,8 +13,7 @@ from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, page, raw, tag
 from logodata.common.run_dir import read_json, write_atomic
 from logodata.contract import ContextChunk, PreferenceSample, Response, read_manifest, read_samples
-from logodata.judge import RIGHT_AT
-from logodata.report import describe, describe_patterns, read_rejected, verdict
+from logodata.report import describe, describe_patterns, error_kind, read_rejected
 from logodata.text import content_stems, stem
 
 _NUM_SAMPLES = 50
@@ -53,13 +52,12 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
         groups[row["reason"]].append(row)
     by_count = sorted(groups.items(), key=lambda group: -len(group[1]))
     limit = _NUM_PER_REASON if count is None else count
-    right_at = read_manifest(data)["recipe"]["judge"]["right_at"] if shown else RIGHT_AT
     style = resources.files("logodata").joinpath("sample_page.css").read_text(encoding="utf-8")
     html = page(
         f"Samples of {data.name}",
         style,
         _headline(data, shown, len(samples), by_count),
-        *(_sample(sample, right_at) for sample in shown),
+        *(_sample(sample) for sample in shown),
         *(_reason(number, reason, rows, limit) for number, (reason, rows) in enumerate(by_count)),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +114,7 @@ def _headline(
     )
 
 
-def _sample(sample: PreferenceSample, right_at: float) -> Html:
+def _sample(sample: PreferenceSample) -> Html:
     stems = _stems(sample.answers)
     critical = sum(chunk.critical for chunk in sample.chunks)
     where = "hold" if sample.answer_in_critical else "do not hold"
@@ -129,8 +127,8 @@ def _sample(sample: PreferenceSample, right_at: float) -> Html:
         _reference(sample.answers),
         tag(
             "div",
-            _answer("preferred", sample.chosen, sample, right_at),
-            *(_answer("dis-preferred", response, sample, right_at) for response in sample.rejected),
+            _answer("preferred", sample.chosen, sample),
+            *(_answer("dis-preferred", response, sample) for response in sample.rejected),
             class_="answers",
         ),
         tag(
@@ -144,10 +142,10 @@ def _sample(sample: PreferenceSample, right_at: float) -> Html:
     )
 
 
-def _answer(role: str, response: Response, sample: PreferenceSample, right_at: float) -> Html:
+def _answer(role: str, response: Response, sample: PreferenceSample) -> Html:
     ended = "ended by itself" if response.ended else "cut at the length cap"
     cached = ", from the shipped cache" if response.origin == "cache" else ""
-    judged = _in_words(verdict(response, sample.question, right_at))
+    judged = _in_words(error_kind(response, sample.question))
     shares = f"reference words {100 * response.word_share:.0f} %, F1 {100 * response.token_f1:.0f} %"
     measures = f"{judged}; {shares}, {len(response.token_ids)} tokens, {ended}{cached}"
     return _card(role, f"{role}: {response.strategy}", response.text, _stems(sample.answers), measures)

@@ -121,7 +121,7 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Ar
         # ..., 100 %, whose lightness falls evenly: they are told apart in grey print, and without seeing colour.
         shades = LinearSegmentedColormap.from_list("recall", ["#ebe3d2", "#b9cfc9", "#5f98a0", "#1d5a70"], N=11)
         edges: dict[str, Any] = (
-            {"edgecolors": PAPER, "linewidth": 1.5} if written else {"edgecolors": "face", "linewidth": 0.2}
+            {"edgecolors": PAPER, "linewidth": 1.5} if written else {"edgecolors": "face", "linewidth": 0.4}
         )
         mesh = axes.pcolormesh(grid[::-1], cmap=shades, vmin=-0.05, vmax=1.05, **edges)
         for (i, j), value in np.ndenumerate(grid) if written else ():

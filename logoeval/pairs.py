@@ -16,7 +16,7 @@ from logodata.common.errors import UserError
 from logodata.common.shards import Shard
 from logodata.contract import PreferenceSample, read_manifest, read_samples
 from logodata.engines import GenerationResult, Sampling
-from logodata.judge import token_f1, word_share
+from logodata.measures import token_f1, word_share
 from logodata.models import tokenizer_fingerprint
 from logoeval.generate import PromptItem, complete
 from logoeval.recipe import PairsSettings

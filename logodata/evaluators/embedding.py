@@ -10,29 +10,55 @@ from numpy.typing import NDArray
 from logodata.common.errors import UserError
 
 
-class EmbeddingEvaluator:
-    """Score = largest cosine between the query and the parts of a chunk that fit the embedding model.
+class SentenceEmbedder:
+    """A sentence-transformers model that reads texts of any length, part by part.
 
-    Sentence-embedding models read 256 or 512 tokens and drop the rest without a word; a longer chunk is therefore cut
-    into parts, and its best part counts.
+    Sentence-embedding models read 256 or 512 tokens and drop the rest without a word; a longer text is therefore cut.
 
     Args:
-        model: folder or hub name of a sentence-transformers model.
+        model: folder or hub name.
         batch_size: texts encoded at a time; sentence-transformers sorts them by length.
+        setting: the recipe's field that names the model, for messages.
     """
 
-    def __init__(self, model: str, batch_size: int) -> None:
+    def __init__(self, model: str, batch_size: int, setting: str) -> None:
         from sentence_transformers import SentenceTransformer
 
         try:
             self._model = SentenceTransformer(model)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"cannot load the embedding model: {str(error).splitlines()[0]}",
-                where=model,
-                mend="set evaluator.embedding_model",
+                f"cannot load the embedding model: {str(error).splitlines()[0]}", where=model, mend=f"set {setting}"
             ) from error
         self._batch_size = batch_size
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors [len(texts), D] of texts that fit the model."""
+        encoded = self._model.encode(
+            list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(encoded, dtype=np.float32)
+
+    def parts(self, text: str) -> list[str]:
+        """The text whole if the model reads all of it, else halves of it, halved again as needed, cut at spaces."""
+        if len(self._model.tokenizer(text)["input_ids"]) <= self._model.max_seq_length:
+            return [text]
+        middle = text.find(" ", len(text) // 2)
+        if middle < 0:
+            middle = len(text) // 2
+        return [*self.parts(text[:middle]), *self.parts(text[middle:])]
+
+
+class EmbeddingEvaluator:
+    """Score = largest cosine between the query and the parts of a chunk that fit the embedding model.
+
+    Args:
+        model: folder or hub name of a sentence-transformers model.
+        batch_size: texts encoded at a time.
+    """
+
+    def __init__(self, model: str, batch_size: int) -> None:
+        self._embedder = SentenceEmbedder(model, batch_size, "evaluator.embedding_model")
 
     def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
         """Scores [len(queries), len(chunks)], cosines in [-1, 1]."""
@@ -41,29 +67,14 @@ class EmbeddingEvaluator:
         parts: list[str] = []
         owners: list[int] = []
         for number, chunk in enumerate(chunks):
-            pieces = self._fitting_parts(chunk)
+            pieces = self._embedder.parts(chunk)
             parts += pieces
             owners += [number] * len(pieces)
-        vectors = self._encode(parts)
+        vectors = self._embedder.encode(parts)
         index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
-        cosines, order = index.search(self._encode(list(queries)), len(parts))
+        cosines, order = index.search(self._embedder.encode(queries), len(parts))
         scores = np.full((len(queries), len(chunks)), -1.0)
         rows = np.repeat(np.arange(len(queries)), len(parts))
         np.maximum.at(scores, (rows, np.asarray(owners)[order.ravel()]), cosines.ravel().astype(np.float64))
         return scores
-
-    def _encode(self, texts: list[str]) -> NDArray[np.float32]:
-        encoded = self._model.encode(
-            texts, batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
-        )
-        return np.asarray(encoded, dtype=np.float32)
-
-    def _fitting_parts(self, text: str) -> list[str]:
-        """The text whole if the model reads all of it, else halves of it, halved again as needed, cut at spaces."""
-        if len(self._model.tokenizer(text)["input_ids"]) <= self._model.max_seq_length:
-            return [text]
-        middle = text.find(" ", len(text) // 2)
-        if middle < 0:
-            middle = len(text) // 2
-        return [*self._fitting_parts(text[:middle]), *self._fitting_parts(text[middle:])]

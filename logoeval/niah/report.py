@@ -10,7 +10,7 @@ import numpy as np
 from logodata.common.markup import Html, join, tag
 from logoeval import figures
 from logoeval.compare import Comparison, show_change
-from logoeval.niah.scores import DEPTH_BINS
+from logoeval.niah.scores import DEPTH_BINS, depth_scores
 from logoeval.records import SampleRow
 from logoeval.report_sections import changes_table
 
@@ -33,12 +33,12 @@ def niah_section(comparison: Comparison) -> Html:
     """Recall by length and depth for a single needle; else by haystack and length, and by depth and length."""
     settings = comparison.runs[0].results.tasks["niah"].settings
     texts = [_TEXTS.get(name, f"{name} is real text") for name in settings["haystacks"]]
-    single = settings["variant"] == "single"
+    single = settings.get("variant", "multivalue") == "single"
     return join(
         tag("h2", "Needles in a haystack: what the model finds"),
         tag(
             "p",
-            _WHAT[settings["variant"]].format(**settings),
+            _WHAT[settings.get("variant", "multivalue")].format(**settings),
             f" Recall is the share that the response gives. Of the haystacks: {'; '.join(texts)}. ",
             f"A cell of the {'' if single else 'first '}figures stands for {settings['num_samples']} "
             f"{'prompt' if settings['num_samples'] == 1 else 'prompts'}.",
@@ -73,9 +73,9 @@ def _means(comparison: Comparison, haystack: str) -> str:
     first, *others = (run.label for run in comparison.runs)
     text = f"Mean: {first} {row.metric.show(row.values[0].value)}"
     for label, value, difference in zip(others, row.values[1:], row.differences, strict=True):
-        change = show_change(row, difference.change)
+        change = show_change(row, difference.change).replace("-", "\N{MINUS SIGN}")
         text += f"; {label} {row.metric.show(value.value)}, difference {change}, {difference.verdict}"
-    return text.replace("-", "\N{MINUS SIGN}") + "."
+    return f"{text}."
 
 
 def _random_depths(comparison: Comparison, settings: dict[str, Any]) -> list[Html]:
@@ -85,7 +85,7 @@ def _random_depths(comparison: Comparison, settings: dict[str, Any]) -> list[Htm
         return sample.scores["recall"] if sample.facts["haystack"] == name else None
 
     def of_depth(sample: SampleRow, low: int) -> float | None:
-        return sample.scores.get(f"recall@{low}")
+        return depth_scores(sample.facts["depths"], sample.facts["found"]).get(f"recall@{low}")
 
     names = {name: name for name in settings["haystacks"]}
     bins = {low: f"{low} to {min(high, 100)} %" for low, high in DEPTH_BINS}

@@ -151,6 +151,13 @@ def _row(record: dict[str, Any], single: bool) -> SampleRow:
 def _notes(samples: Sequence[NiahSample]) -> Iterator[str]:
     for name, length in dict.fromkeys((sample.haystack, sample.length) for sample in samples if sample.repeats):
         yield f"the haystack {name!r} is shorter than {length} tokens and was repeated at that length"
+    shortest: dict[tuple[str, int], int] = {}
+    for sample in samples:
+        cell = sample.haystack, sample.length
+        shortest[cell] = min(len(sample.prompt_ids), shortest.get(cell, sample.length))
+    for (name, length), num_tokens in shortest.items():
+        if num_tokens < 0.9 * length:
+            yield f"prompts of {length} tokens have as few as {num_tokens} in {name!r}: its sentences are long"
     total = sum(len(sample.prompt_ids) for sample in samples)
     shared = shared_prefix_tokens([sample.prompt_ids for sample in samples])
     yield (

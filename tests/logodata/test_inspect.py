@@ -46,7 +46,15 @@ class Reader(HTMLParser):
 
 def write_data(folder: Path, count: int = 3, rejected: list[dict[str, Any]] | None = None) -> Path:
     def response(strategy: str, text: str, share: float) -> Response:
-        return Response(strategy=strategy, text=text, token_ids=[5], ended=True, word_share=share, token_f1=0.5)
+        return Response(
+            strategy=strategy,
+            text=text,
+            token_ids=[5],
+            ended=True,
+            word_share=share,
+            token_f1=0.5,
+            verdict="right" if share >= 0.6 else "wrong",
+        )
 
     samples = [
         PreferenceSample(
@@ -168,4 +176,3 @@ def test_right_dispreferred_responses_of_a_switched_off_judge_are_counted_apart(
     stats = statistics([right], [])
     assert stats["dispreferred_error_patterns"] == {"instruction_unfollowing": 1, "hallucination": 0, "right": 1}
     assert "1 are right: the judge was off" in describe_patterns(stats)
-    assert statistics([right], [], right_at=1.0)["dispreferred_error_patterns"]["right"] == 1

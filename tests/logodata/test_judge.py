@@ -2,19 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from logodata.judge import (
-    JudgedText,
-    JudgeSettings,
-    error_pattern,
-    preferred_fault,
-    rejected_fault,
-    repetition,
-    token_f1,
-    word_share,
-)
+from logodata.judge import JudgedText, JudgeSettings, Measurer, error_pattern, preferred_fault, rejected_fault
+from logodata.measures import contains_reference, number_share, numbers, repetition, token_f1, word_share
 
 ANSWERS = ["hair of forty grey mares"]  # content words: hair, forty, grey, mares
-RIGHT = JudgedText("It was plaited from the hair of forty grey mares.", ended=True)
+
+
+def judged(text: str, ended: bool, answers: list[str] = ANSWERS) -> JudgedText:
+    """As the default settings see a response."""
+    return JudgedText(text, ended, Measurer(JudgeSettings()).measure(text, answers).verdict)
+
+
+RIGHT = judged("It was plaited from the hair of forty grey mares.", ended=True)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +45,14 @@ def test_token_f1_by_hand() -> None:
     ("candidate", "guided", "fault"),
     [
         (RIGHT, True, None),
-        (JudgedText("  ", True), True, "preferred_empty"),
-        (JudgedText("It was rope.", True), True, "preferred_wrong"),
-        (JudgedText(RIGHT.text, ended=False), True, "preferred_not_ended"),
-        (JudgedText("The answer is hair of forty grey mares.", True), True, "preferred_leaks_hint"),
-        (JudgedText("The answer is hair of forty grey mares.", True), False, None),
-        (JudgedText("It was hair of forty grey mares. " * 6, True), True, "preferred_repeats_itself"),
-        (JudgedText("The hair of forty grey mares.", True), True, "preferred_is_bare_reference"),
-        (JudgedText("The hair of forty grey mares.", True), False, None),
+        (judged("  ", True), True, "preferred_empty"),
+        (judged("It was rope.", True), True, "preferred_wrong"),
+        (judged(RIGHT.text, ended=False), True, "preferred_not_ended"),
+        (judged("The answer is hair of forty grey mares.", True), True, "preferred_leaks_hint"),
+        (judged("The answer is hair of forty grey mares.", True), False, None),
+        (judged("It was hair of forty grey mares. " * 6, True), True, "preferred_repeats_itself"),
+        (judged("The hair of forty grey mares.", True), True, "preferred_is_bare_reference"),
+        (judged("The hair of forty grey mares.", True), False, None),
     ],
 )
 def test_preferred(candidate: JudgedText, guided: bool, fault: str | None) -> None:
@@ -63,22 +62,23 @@ def test_preferred(candidate: JudgedText, guided: bool, fault: str | None) -> No
 @pytest.mark.parametrize(
     ("candidate", "fault"),
     [
-        (JudgedText("It was made of silk.", True), None),
-        (JudgedText("", True), "rejected_empty"),
+        (judged("It was made of silk.", True), None),
+        (judged("", True), "rejected_empty"),
         (RIGHT, "identical_responses"),
-        (JudgedText("Grey mares gave the hair.", True), "rejected_right"),
+        (judged("Forty grey mares gave the hair.", True), "rejected_right"),
+        (judged("Grey mares gave the hair.", True), "rejected_half_right"),
     ],
 )
 def test_rejected(candidate: JudgedText, fault: str | None) -> None:
-    assert rejected_fault(candidate, RIGHT, ANSWERS, JudgeSettings()) == fault
+    assert rejected_fault(candidate, RIGHT, JudgeSettings()) == fault
 
 
 def test_switched_off_it_still_refuses_empty_responses() -> None:
     off = JudgeSettings(enabled=False)
-    wrong = JudgedText("It was rope.", False)
+    wrong = judged("It was rope.", False)
     assert preferred_fault(wrong, ANSWERS, off, guided=True) is None
-    assert rejected_fault(RIGHT, wrong, ANSWERS, off) is None
-    assert preferred_fault(JudgedText("", True), ANSWERS, off, guided=True) == "preferred_empty"
+    assert rejected_fault(RIGHT, wrong, off) is None
+    assert preferred_fault(judged("", True), ANSWERS, off, guided=True) == "preferred_empty"
 
 
 def test_repetition() -> None:
@@ -99,3 +99,82 @@ def test_repetition() -> None:
 )
 def test_error_patterns(response: str, pattern: str) -> None:
     assert error_pattern(response, "What does the harbour of Vell hold?") == pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Twelve mules in 1,204 carts, 007 of them red", {"12", "1204", "7"}),
+        ("no one, the other one", set()),
+        ("forty-two", {"40", "2"}),
+        ("year1912", set()),
+    ],
+)
+def test_numbers(text: str, found: set[str]) -> None:
+    assert numbers(text) == found
+
+
+def test_a_short_answer_with_another_number_is_half_right() -> None:
+    answers = ["in March of the year 1912"]  # content words: march, year, 1912
+    assert word_share("It sank in March of the year 1921.", answers) == pytest.approx(2 / 3)
+    assert number_share("It sank in March of the year 1921.", answers) == 0.0
+    assert Measurer(JudgeSettings()).measure("It sank in March of the year 1921.", answers).verdict == "half_right"
+    loose = JudgeSettings(match_numbers=False)
+    assert Measurer(loose).measure("It sank in March of the year 1921.", answers).verdict == "right"
+    assert Measurer(JudgeSettings()).measure("For 12 years.", ["twelve years", "twelve"]).number_share == 1.0
+    assert number_share("Yes.", ["it was black", "364"]) is None, "not every reference holds a number"
+
+
+def test_containment() -> None:
+    assert contains_reference("He sailed on the old grey mare!", ["an old grey mare"])
+    assert not contains_reference("He sailed on the grey old mare", ["an old grey mare"])
+    assert not contains_reference("a marebit", ["mare"])
+    assert not contains_reference("anything", ["the"])
+
+
+class Cosine:
+    """Instead of an embedding model."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def best(self, *_: object) -> float:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("cosine", "verdict"), [(0.85, "right"), (0.84, "half_right"), (0.75, "half_right"), (0.74, "wrong")]
+)
+def test_long_references_are_compared_by_similarity(
+    monkeypatch: pytest.MonkeyPatch, cosine: float, verdict: str
+) -> None:
+    monkeypatch.setattr("logodata.judge.Similarity", lambda _: Cosine(cosine))
+    long = [" ".join(f"word{n}" for n in range(21))]
+    measured = Measurer(JudgeSettings()).measure("word1 and word2", long)
+    assert (measured.similarity, measured.verdict) == (cosine, verdict)
+    assert Measurer(JudgeSettings()).measure("word1", [long[0], "word1"]).similarity is None, "one reference is short"
+    assert Measurer(JudgeSettings(measure="word_share")).measure("word1", long).similarity is None
+    candidate = JudgedText("word1 and word2", True, measured.verdict)
+    assert (preferred_fault(candidate, long, JudgeSettings(), guided=False) is None) == (verdict == "right")
+    fault = {"right": "rejected_right", "half_right": "rejected_half_right", "wrong": None}[verdict]
+    assert rejected_fault(candidate, RIGHT, JudgeSettings()) == fault
+
+
+def test_the_real_similarity_orders_answers() -> None:
+    """The embedded MiniLM: the same said in other words, the question repeated, something else."""
+    reference = (
+        "The marketing expert proposed to drop the display because of its cost, and the group agreed that a screen on "
+        "the television would show the settings instead, so that the remote control could stay small, cheap and simple "
+        "for older people and children."
+    )
+    said = [
+        "They decided that no display was needed: it was expensive, and the television could show the settings.",
+        "The group discussed the display of the remote control.",
+        "The harbour was closed on account of fog.",
+    ]
+    measurer = Measurer(JudgeSettings())
+    cosines = [measurer.measure(text, [reference]).similarity or -1.0 for text in said]
+    assert min(cosines) > -1
+    assert cosines == sorted(cosines, reverse=True)
+    assert measurer.measure(reference, [reference]).similarity == pytest.approx(1.0, abs=1e-5)
+    assert measurer.measure(said[2], [reference]).verdict == "wrong"

@@ -12,7 +12,7 @@ import torch
 
 from logodata.common.errors import UserError
 from logodata.contract import read_samples
-from logodata.judge import token_f1, word_share
+from logodata.measures import token_f1, word_share
 from logoeval.pairs import describe, run
 from logoeval.recipe import PairsSettings
 
