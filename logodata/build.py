@@ -66,8 +66,8 @@ def _build(
 ) -> dict[str, Any]:
     work = output / "work"
     pipeline = Pipeline(recipe, settings["model_fingerprint"], work / "responses.jsonl")
-    outcomes, engines = Shard(work / "outcomes.jsonl"), Shard(work / "engines.jsonl", key="name")
-    judge_engines = Shard(work / "judge_engines.jsonl", key="name")
+    outcomes = Shard(work / "outcomes.jsonl")
+    engines = {key: Shard(work / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
     pools, total = _pools(pipeline.planner, source, part)
     order: list[str] = []
     num_kept = sum("sample" in outcome for outcome in outcomes.values())
@@ -83,10 +83,8 @@ def _build(
     with progress("build", total, len(outcomes)) as tracker:
         while group := list(islice(plans, recipe.generation.group_size)):
             decided = pipeline.answer(group, tracker)
-            if pipeline.responses.engine_name:
-                engines.append({"name": pipeline.responses.engine_name})
-            if pipeline.model_judge and pipeline.model_judge.engine_name:
-                judge_engines.append({"name": pipeline.model_judge.engine_name})
+            for key, name in pipeline.engine_names.items():
+                engines[key].append({"name": name})
             outcomes.append(*decided)
             num_kept += sum("sample" in outcome for outcome in decided)
             tracker.advance(len(group), kept=num_kept)
@@ -100,8 +98,12 @@ def _build(
         "model": recipe.model,
         "model_fingerprint": settings["model_fingerprint"],
         **pipeline.fingerprints,
-        "engine": ", ".join(engines) or "none: every response was there already",
-        **({"judge_engine": ", ".join(judge_engines) or "none: nothing was asked"} if pipeline.model_judge else {}),
+        "engine": ", ".join(engines["engine"]) or "none: every response was there already",
+        **(
+            {"judge_engine": ", ".join(engines["judge_engine"]) or "none: nothing was asked"}
+            if recipe.judge.model
+            else {}
+        ),
         "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
         "recipe": recipe.model_dump(mode="json"),
     }

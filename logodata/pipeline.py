@@ -64,6 +64,13 @@ class Pipeline:
             self._evaluator = open_evaluator(self._recipe.evaluator)
         yield from self.planner.candidates(pool, self._evaluator)
 
+    @property
+    def engine_names(self) -> dict[str, str]:
+        """What answered (``engine``) and judged (``judge_engine``) by now, without those that had nothing to do."""
+        judge = self.model_judge.engine_name if self.model_judge else None
+        names = {"engine": self.responses.engine_name, "judge_engine": judge}
+        return {key: name for key, name in names.items() if name}
+
     def forget(self) -> None:
         """Drop responses and replies that are in memory only."""
         self.responses.forget()

@@ -38,7 +38,7 @@ class ModelJudgeSettings(RecipeModel):
 
     name: str | None = Field(default=None, min_length=1)
     """The judge: ``embedded``, a folder, or a hub name; by default the build's own model. Take a strong one: the
-    embedded model never gives the form asked for. Its tokenizer is loaded here whatever the engine."""
+    embedded model never replies in the form asked for. Its tokenizer is loaded here whatever the engine."""
     engine: EngineSettings | None = None
     """What runs it; by default as the build's ``engine`` section says. The same model under equal settings is loaded
     once."""
