@@ -19,6 +19,7 @@ from logodata.common.run_dir import bind_settings, locked, read_json, write_json
 from logodata.common.shards import Shard
 from logodata.contract import SCHEMA_VERSION, PreferenceSample
 from logodata.dataset_files import write_data_set
+from logodata.model_judge import judge_fingerprint
 from logodata.models import model_fingerprint
 from logodata.parts import PART_FILE, Part, part_record
 from logodata.pipeline import Pipeline
@@ -41,9 +42,10 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None) -> dict[s
         UserError: the source is at fault, ``output`` holds a build with other settings, or no sample was kept.
     """
     settings = {
-        "recipe": recipe.model_dump(mode="json", exclude={"engine"}),
+        "recipe": recipe.binding(),
         "source_fingerprint": source_fingerprint(recipe.source),
         "model_fingerprint": model_fingerprint(recipe.model),
+        **_judge_settings(recipe),
         **({"shard": str(part)} if part else {}),
     }
     with locked(output):
@@ -64,7 +66,8 @@ def _build(
 ) -> dict[str, Any]:
     work = output / "work"
     pipeline = Pipeline(recipe, settings["model_fingerprint"], work / "responses.jsonl")
-    outcomes, engines = Shard(work / "outcomes.jsonl"), Shard(work / "engines.jsonl", key="name")
+    outcomes = Shard(work / "outcomes.jsonl")
+    engines = {key: Shard(work / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
     pools, total = _pools(pipeline.planner, source, part)
     order: list[str] = []
     num_kept = sum("sample" in outcome for outcome in outcomes.values())
@@ -80,8 +83,8 @@ def _build(
     with progress("build", total, len(outcomes)) as tracker:
         while group := list(islice(plans, recipe.generation.group_size)):
             decided = pipeline.answer(group, tracker)
-            if pipeline.responses.engine_name:
-                engines.append({"name": pipeline.responses.engine_name})
+            for key, name in pipeline.engine_names.items():
+                engines[key].append({"name": name})
             outcomes.append(*decided)
             num_kept += sum("sample" in outcome for outcome in decided)
             tracker.advance(len(group), kept=num_kept)
@@ -95,13 +98,27 @@ def _build(
         "model": recipe.model,
         "model_fingerprint": settings["model_fingerprint"],
         **pipeline.fingerprints,
-        "engine": ", ".join(engines) or "none: every response was there already",
+        "engine": ", ".join(engines["engine"]) or "none: every response was there already",
+        **(
+            {"judge_engine": ", ".join(engines["judge_engine"]) or "none: nothing was asked"}
+            if recipe.judge.model
+            else {}
+        ),
         "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
         "recipe": recipe.model_dump(mode="json"),
     }
     found = (outcomes[question_id] for question_id in order)
     samples = (PreferenceSample.model_validate(outcome["sample"]) for outcome in found if "sample" in outcome)
-    return write_data_set(output, samples, _rejected(faults, order, outcomes), manifest, may_be_empty=part is not None)
+    decisions = (row for question_id in order for row in outcomes[question_id]["decisions"])
+    rejected = _rejected(faults, order, outcomes)
+    return write_data_set(output, samples, rejected, decisions, manifest, may_be_empty=part is not None)
+
+
+def _judge_settings(recipe: BuildRecipe) -> dict[str, str]:
+    judge = recipe.judge.model
+    if judge is None:
+        return {}
+    return {"judge_model_fingerprint": judge_fingerprint(recipe, judge, model_fingerprint(recipe.model))}
 
 
 def _rejected(faults: Iterable[dict[str, Any]], order: Iterable[str], outcomes: Shard) -> Iterator[dict[str, Any]]:

@@ -173,7 +173,9 @@ def _say_built(stats: dict[str, Any], options: argparse.Namespace) -> None:
         print(json.dumps({"output": str(output), **stats}, indent=2))
         return
     files = ", ".join(
-        name for name in ("data/", "stats.json", "rejected.jsonl", "README.md") if (output / name).exists()
+        name
+        for name in ("data/", "stats.json", "rejected.jsonl", "decisions.jsonl", "README.md")
+        if (output / name).exists()
     )
     console.print(f"{describe(stats)}\nwrote {output}: {files}", markup=False, soft_wrap=True)
 

@@ -19,6 +19,7 @@ def write_data_set(
     output: Path,
     samples: Iterable[PreferenceSample],
     rejected: Iterable[dict[str, Any]],
+    decisions: Iterable[dict[str, Any]],
     manifest: dict[str, Any],
     *,
     may_be_empty: bool = False,
@@ -29,6 +30,7 @@ def write_data_set(
         output: the folder.
         samples: the pairs kept, in order; read once.
         rejected: rows of ``rejected.jsonl``, in order; read once.
+        decisions: rows of ``decisions.jsonl``, in order; read once.
         manifest: all of ``manifest.json`` but the number of samples.
         may_be_empty: whether it is right that no sample was kept, as in a part.
 
@@ -39,9 +41,8 @@ def write_data_set(
         UserError: no sample was kept, unless the set may be empty.
     """
     statistics = Statistics()
-    with replacing(output / "rejected.jsonl") as file:
-        for row in statistics.reject(rejected):
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+    _write_rows(output / "rejected.jsonl", statistics.reject(rejected))
+    _write_rows(output / "decisions.jsonl", statistics.decide(decisions))
     (output / "data").mkdir(exist_ok=True)
     count = write_samples(output / DATA_FILE, statistics.keep(samples))
     stats = statistics.result()
@@ -58,3 +59,9 @@ def write_data_set(
         write_atomic(output / "README.md", dataset_card(manifest, stats))
     write_json(output / "manifest.json", {**manifest, "samples": count})
     return stats
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with replacing(path) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))

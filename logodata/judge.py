@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from logodata.common.recipe_io import RecipeModel
 from logodata.measures import Similarity, contains_reference, number_share, repetition, token_f1, word_share
 from logodata.text import content_stems, words
+from logodata.verdicts import ModelJudgeSettings
 
 Reason = Literal[
     "preferred_empty",
@@ -29,6 +30,10 @@ Reason = Literal[
     "rejected_right",
     "rejected_half_right",
     "identical_responses",
+    "judge_says_preferred_wrong",
+    "judge_says_rejected_right",
+    "judge_reply_malformed",
+    "judge_prompt_exceeds_window",
 ]
 """Why a pair is not kept."""
 
@@ -84,6 +89,15 @@ class JudgeSettings(RecipeModel):
     (``benchmarks/judge.py``). A strong model's own answers add what is true; leave it open for them."""
     max_repetition: float = Field(default=0.5, gt=0, le=1)
     """Largest share of repeated word trigrams in a preferred response."""
+    model: ModelJudgeSettings | None = None
+    """A model that judges what these rules let through: the preferred response must be correct, every other one wrong.
+    Off by default."""
+
+    @model_validator(mode="after")
+    def _model_comes_after_the_rules(self) -> JudgeSettings:
+        if self.model is not None and not self.enabled:
+            raise ValueError("judge.model judges what the rules let through: it needs judge.enabled=true")
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> JudgeSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +14,9 @@ from logodata.common.run_dir import differences, locked
 from logodata.contract import PreferenceSample, iterate_samples, read_manifest
 from logodata.dataset_files import write_data_set
 from logodata.parts import PartRecord, read_part_record
-from logodata.report import iterate_rejected
+from logodata.report import iterate_decisions, iterate_rejected
 
+_ENGINE_NAMES = ("engine", "judge_engine")
 _NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
 
 
@@ -30,7 +31,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     """Put all parts of a build together in ``output``; every file equals that of the unsharded build.
 
     Engines may differ between parts, since they are asked the same and ``manifest.json`` names them all; the recipe's
-    ``engine`` section is then that of the first part.
+    engine sections are then those of the first part.
 
     Args:
         folders: of all parts, in any order.
@@ -51,12 +52,20 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     _check_alike(parts)
     if any((output / name).exists() for name in ("manifest.json", "work")):
         raise UserError("holds a build already", where=str(output), mend="choose another -o")
-    manifest = {**parts[0].manifest, "engine": _engines([part.manifest["engine"] for part in parts])}
-    # Within a part, samples and rejected rows stand in the order of their places.
+    manifest = {**parts[0].manifest}
+    manifest |= {key: _engines([part.manifest[key] for part in parts]) for key in _ENGINE_NAMES if key in manifest}
+    # Within a part, samples and rows stand in the order of their places.
     samples = heapq.merge(*map(_samples, parts), key=lambda entry: entry[0])
-    rejected = heapq.merge(*map(_rejected, parts), key=lambda entry: entry[0])
+    rejected = heapq.merge(*(_rows(part, iterate_rejected(part.path)) for part in parts), key=lambda entry: entry[0])
+    decisions = heapq.merge(*(_rows(part, iterate_decisions(part.path)) for part in parts), key=lambda entry: entry[0])
     with locked(output):
-        return write_data_set(output, (sample for _, sample in samples), (row for _, row in rejected), manifest)
+        return write_data_set(
+            output,
+            (sample for _, sample in samples),
+            (row for _, row in rejected),
+            (row for _, row in decisions),
+            manifest,
+        )
 
 
 def _samples(part: _Folder) -> Iterator[tuple[int, PreferenceSample]]:
@@ -64,8 +73,8 @@ def _samples(part: _Folder) -> Iterator[tuple[int, PreferenceSample]]:
         yield _place(part.record.places, sample.id, part.path), sample
 
 
-def _rejected(part: _Folder) -> Iterator[tuple[int, dict[str, Any]]]:
-    for row in iterate_rejected(part.path):
+def _rows(part: _Folder, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for row in rows:
         yield _place(part.record.places, row["id"], part.path), row
 
 
@@ -108,8 +117,12 @@ def _check_alike(parts: Sequence[_Folder]) -> None:
 
 def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
     """What must be equal: all but engines and counts."""
-    same = {key: value for key, value in manifest.items() if key not in ("engine", "samples")}
-    return {**same, "recipe": {key: value for key, value in manifest["recipe"].items() if key != "engine"}}
+    same = {key: value for key, value in manifest.items() if key not in (*_ENGINE_NAMES, "samples")}
+    recipe = {key: value for key, value in manifest["recipe"].items() if key != "engine"}
+    model_judge = recipe["judge"].get("model")
+    if model_judge:
+        model_judge = {key: value for key, value in model_judge.items() if key != "engine"}
+    return {**same, "recipe": {**recipe, "judge": {**recipe["judge"], "model": model_judge}}}
 
 
 def _engines(names: Sequence[str]) -> str:

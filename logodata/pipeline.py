@@ -13,16 +13,17 @@ from typing import Any
 from logodata.candidates import Candidate, Fault, Planner, Pool
 from logodata.common.console import Tracker
 from logodata.contract import ContextChunk, PreferenceSample, Response
+from logodata.decisions import Decision, Judgement, eligible
 from logodata.evaluators import Evaluator, open_evaluator
-from logodata.judge import Reason
 from logodata.measures import word_share
+from logodata.model_judge import ModelJudge
 from logodata.models import load_tokenizer, model_window, tokenizer_fingerprint
 from logodata.recipe import BuildRecipe
 from logodata.responses import ResponseLog, Responses
 
 Outcome = dict[str, Any]
-"""What became of a question, as JSON: its ``id``, and either ``sample`` (a :class:`PreferenceSample`) or ``rejected``
-(a row of ``rejected.jsonl``)."""
+"""What became of a question, as JSON: its ``id``; either ``sample`` (a :class:`PreferenceSample`) or ``rejected`` (a
+row of ``rejected.jsonl``); and ``decisions`` (rows of ``decisions.jsonl``, one for each response that was judged)."""
 
 
 class Pipeline:
@@ -31,7 +32,7 @@ class Pipeline:
     Args:
         recipe: the build recipe.
         model_fingerprint: of its model; responses are filed under it.
-        log: of responses; None keeps them in memory only.
+        log: of responses, and beside it ``verdicts.jsonl`` of a model judge's replies; None keeps them in memory only.
     """
 
     def __init__(self, recipe: BuildRecipe, model_fingerprint: str, log: Path | None = None) -> None:
@@ -41,6 +42,12 @@ class Pipeline:
         self.responses = Responses(
             recipe, ResponseLog(log, model_fingerprint, recipe.generation.cache), tokenizer, self.planner.stop_ids[0]
         )
+        self.model_judge: ModelJudge | None = None
+        if recipe.judge.model is not None:
+            verdicts = None if log is None else log.with_name("verdicts.jsonl")
+            self.model_judge = ModelJudge(
+                recipe, recipe.judge.model, model_fingerprint, verdicts, self.responses.engine
+            )
         self._evaluator: Evaluator | None = None
         self.fingerprints = {
             "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
@@ -48,6 +55,7 @@ class Pipeline:
                 "answer": self.planner.answer_format.fingerprint,
                 "guided": [form.fingerprint for form in self.planner.guided_formats],
             },
+            **(self.model_judge.manifest if self.model_judge else {}),
         }
 
     def plan(self, pool: Pool) -> Iterator[Candidate | Fault]:
@@ -56,40 +64,89 @@ class Pipeline:
             self._evaluator = open_evaluator(self._recipe.evaluator)
         yield from self.planner.candidates(pool, self._evaluator)
 
+    @property
+    def engine_names(self) -> dict[str, str]:
+        """What answered (``engine``) and judged (``judge_engine``) by now, without those that had nothing to do."""
+        judge = self.model_judge.engine_name if self.model_judge else None
+        names = {"engine": self.responses.engine_name, "judge_engine": judge}
+        return {key: name for key, name in names.items() if name}
+
+    def forget(self) -> None:
+        """Drop responses and replies that are in memory only."""
+        self.responses.forget()
+        if self.model_judge:
+            self.model_judge.forget()
+
     def answer(self, plans: Sequence[Candidate | Fault], tracker: Tracker) -> list[Outcome]:
         """Generate and judge: what became of each question, in order."""
         responses = self.responses
         candidates = [plan for plan in plans if isinstance(plan, Candidate)]
         responses.generate([request for plan in candidates for request in plan.preferred], tracker)
-        chosen = {plan.question.id: responses.choose(plan) for plan in candidates}
+        judgements = [self._judgement(plan) for plan in candidates]
+        self._choose(judgements, tracker)
         # Dis-preferred responses only where there is something to prefer to them.
-        worthwhile = [plan for plan in candidates if isinstance(chosen[plan.question.id], Response)]
-        responses.generate([request for plan in worthwhile for request in plan.rejected.values()], tracker)
-        return [self._outcome(plan, chosen.get(plan.question.id)) for plan in plans]
+        worthwhile = [judgement for judgement in judgements if judgement.chosen]
+        responses.generate([r for judgement in worthwhile for r in judgement.plan.rejected.values()], tracker)
+        for judgement in worthwhile:
+            assert judgement.chosen is not None
+            judgement.rejected = responses.rejected(judgement.plan, judgement.chosen.response)
+        by_the_rules = [judgement for judgement in worthwhile if not judgement.rule_against_rejected]
+        self._ask([decision for judgement in by_the_rules for decision in judgement.rejected], tracker)
+        judged = iter(judgements)
+        return [_outcome(next(judged)) if isinstance(plan, Candidate) else _faulty(plan) for plan in plans]
 
-    def _outcome(self, plan: Candidate | Fault, chosen: Response | Reason | None) -> Outcome:
-        """One question: a sample, or a row with the reason and what was generated."""
-        question_id = plan.question.id
-        row: dict[str, Any] = {
-            "id": question_id,
-            "doc_id": plan.document.doc_id,
-            "where": plan.document.where,
-            "question": plan.question.question,
-        }
-        if isinstance(plan, Fault):
-            row |= {"reason": plan.reason, "detail": plan.detail, "stage": "contexts"}
-            return {"id": question_id, "rejected": row}
-        row["answers"] = plan.question.answers
-        if not isinstance(chosen, Response):
-            texts = [response.text for response in self.responses.preferred(plan)]
-            return {"id": question_id, "rejected": {**row, "reason": chosen, "stage": "judge", "preferred": texts}}
-        rejected = self.responses.rejected(plan)
-        reason = self.responses.fault_beside(chosen, rejected)
-        if reason is None:
-            return {"id": question_id, "sample": _sample(plan, chosen, rejected).model_dump(mode="json")}
-        texts = [response.text for response in rejected]
-        row |= {"reason": reason, "stage": "judge", "preferred": [chosen.text], "rejected": texts}
-        return {"id": question_id, "rejected": row}
+    def _judgement(self, plan: Candidate) -> Judgement:
+        preferred = self.responses.preferred(plan)
+        bare = self._recipe.judge.keep_bare_reference
+        return Judgement(plan, preferred, eligible(preferred, keep_bare_reference=bare))
+
+    def _choose(self, judgements: Sequence[Judgement], tracker: Tracker) -> None:
+        """Choose for each question the first eligible response that the model judge, if there is one, finds correct.
+
+        All first ones are judged together, then the second ones of those questions whose first was not correct, ...
+        """
+        for attempt in range(max((len(judgement.eligible) for judgement in judgements), default=0)):
+            waiting = [j for j in judgements if j.chosen is None and attempt < len(j.eligible)]
+            self._ask([judgement.eligible[attempt] for judgement in waiting], tracker)
+            for judgement in waiting:
+                if judgement.eligible[attempt].objection is None:
+                    judgement.chosen = judgement.eligible[attempt]
+
+    def _ask(self, decisions: Sequence[Decision], tracker: Tracker) -> None:
+        if self.model_judge:
+            self.model_judge.judge(decisions, tracker)
+
+
+def _faulty(plan: Fault) -> Outcome:
+    row = {**_place(plan), "reason": plan.reason, "detail": plan.detail, "stage": "contexts"}
+    return {"id": plan.question.id, "rejected": row, "decisions": []}
+
+
+def _outcome(judgement: Judgement) -> Outcome:
+    """A sample, or a row with the reason and what was generated; and all decisions."""
+    plan, chosen, reason = judgement.plan, judgement.chosen, judgement.reason
+    outcome: Outcome = {"id": plan.question.id, "decisions": list(judgement.rows())}
+    row = {**_place(plan), "answers": plan.question.answers, "reason": reason, "stage": "judge"}
+    if chosen is None:
+        return {**outcome, "rejected": {**row, "preferred": _texts(judgement.preferred)}}
+    if reason is not None:
+        texts = {"preferred": _texts([chosen]), "rejected": _texts(judgement.rejected)}
+        return {**outcome, "rejected": {**row, **texts}}
+    sample = _sample(plan, chosen.response, [decision.response for decision in judgement.rejected])
+    return {**outcome, "sample": sample.model_dump(mode="json")}
+
+
+def _place(plan: Candidate | Fault) -> dict[str, Any]:
+    return {
+        "id": plan.question.id,
+        "doc_id": plan.document.doc_id,
+        "where": plan.document.where,
+        "question": plan.question.question,
+    }
+
+
+def _texts(decisions: Sequence[Decision]) -> list[str]:
+    return [decision.response.text for decision in decisions]
 
 
 def _sample(plan: Candidate, chosen: Response, rejected: Sequence[Response]) -> PreferenceSample:

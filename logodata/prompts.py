@@ -1,8 +1,8 @@
 """Prompts as token ids: the templates, and how document text is kept apart from template tokens.
 
 A prompt is a chat-template frame around ``instruction, context, question``. The frame is tokenised with special tokens
-recognised; document chunks, questions and references are tokenised apart and always as plain text, so that a document
-which holds ``<|im_end|>`` cannot end a turn.
+recognised; document chunks, questions, references and responses are tokenised apart and always as plain text, so that a
+document which holds ``<|im_end|>`` cannot end a turn.
 """
 
 from __future__ import annotations
@@ -45,10 +45,25 @@ WRITING_TEMPLATES = {
 }
 CLOSED_BOOK_TEMPLATE = "Answer the question in one short sentence.\n\nQuestion: {question}"
 
+# Whether a response says what the reference says (logodata.verdicts reads the last line). The first wording decides;
+# the second turns the order of reference, response and verdicts round, to see whether that order makes the verdict.
+# Neither holds the context: the reference is the measure, and the prompt stays short.
+_VERDICT_FORM = "Reply with one line and nothing else: "
+JUDGE_TEMPLATES = (
+    "Judge whether a response answers a question as the reference answer does. Other words for the same are correct; "
+    "another answer, no answer, or one that contradicts the reference is wrong.\n\n"
+    "Question: {question}\nReference answer: {reference}\nResponse: {response}\n\n"
+    f'{_VERDICT_FORM}"Verdict: correct" or "Verdict: wrong".',
+    "Below are a response to a question, and the reference answer. The response is wrong if it gives another answer "
+    "than the reference, none, or one that contradicts it; the same in other words is correct.\n\n"
+    "Question: {question}\nResponse: {response}\nReference answer: {reference}\n\n"
+    f'{_VERDICT_FORM}"Verdict: wrong" or "Verdict: correct".',
+)
+
 CHUNK_SEPARATOR = "\n"
 """Follows each chunk in a context, so that chunks which were not neighbours do not run into one another's words."""
 
-_FIELDS = ("context", "question", "reference")
+_FIELDS = ("context", "question", "reference", "response")
 _MARK = "\ue000"  # private-use character: it stands in no template, and documents never pass through the template
 
 
@@ -66,7 +81,7 @@ class PromptFormat:
 
     Args:
         tokenizer: must carry a chat template.
-        template: text with ``{context}``, ``{question}`` and perhaps ``{reference}``.
+        template: text with some of ``{context}``, ``{question}``, ``{reference}``, ``{response}``.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
@@ -88,8 +103,11 @@ class PromptFormat:
         self._separator = encode_text(tokenizer, CHUNK_SEPARATOR)
         self.fingerprint = hashlib.sha256(rendered.encode("utf-8")).hexdigest()[:16]
 
-    def encode(self, chunks: Sequence[Sequence[int]], *, question: str, reference: str = "") -> Prompt:
-        """Token ids of the whole prompt, up to where the response begins."""
+    def encode(
+        self, chunks: Sequence[Sequence[int]], *, question: str, reference: str = "", response: str = ""
+    ) -> Prompt:
+        """Token ids of the whole prompt, up to where the model's turn begins."""
+        texts = {"question": question, "reference": reference, "response": response}
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         for piece in self._frame:
@@ -101,7 +119,7 @@ class PromptFormat:
                     ids += [*chunk, *self._separator]
                     spans.append((start, len(ids)))
             else:
-                ids += encode_text(self._tokenizer, question if piece == "question" else reference)
+                ids += encode_text(self._tokenizer, texts[piece])
         return Prompt(tuple(ids), tuple(spans))
 
     def _encode_frame(self, text: str) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -85,3 +85,7 @@ class BuildRecipe(RecipeModel):
                 f"{fault}: set contexts.critical_threshold=null contexts.critical_top=N"
             )
         return contexts
+
+    def binding(self) -> dict[str, Any]:
+        """The recipe as JSON, without the engines: a build may go on under others."""
+        return self.model_dump(mode="json", exclude={"engine": True, "judge": {"model": {"engine": True}}})

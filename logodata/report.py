@@ -13,6 +13,7 @@ from typing import Any, Literal
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, Response
 from logodata.judge import ErrorPattern, error_pattern
+from logodata.verdicts import ModelVerdict, describe_verdicts, verdict_statistics
 
 
 class Statistics:
@@ -21,6 +22,7 @@ class Statistics:
     def __init__(self) -> None:
         self._kept: dict[str, Counter[str]] = {"kind": Counter(), "origin": Counter()}
         self._reasons: Counter[str] = Counter()
+        self._verdicts: Counter[tuple[ModelVerdict, ModelVerdict | None]] = Counter()
         self._patterns = Counter[str](instruction_unfollowing=0, hallucination=0)
         self._lengths: dict[str, Counter[int]] = defaultdict(Counter)
         self._sums: Counter[str] = Counter()
@@ -50,6 +52,13 @@ class Statistics:
             self._reasons[row["reason"]] += 1
             yield row
 
+    def decide(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Count rows of ``decisions.jsonl`` on their way through."""
+        for row in rows:
+            if row["model_verdict"] is not None:
+                self._verdicts[row["model_verdict"], row["second_model_verdict"]] += 1
+            yield row
+
     def result(self) -> dict[str, Any]:
         """As in ``stats.json``."""
         total = self._num_kept + self._reasons.total()
@@ -71,6 +80,7 @@ class Statistics:
             },
             "dispreferred_error_patterns": dict(self._patterns),
             "answer_in_critical": self._mean("answer_in_critical", self._num_kept),
+            **({"model_judge": verdict_statistics(self._verdicts)} if self._verdicts else {}),
         }
 
     def _count(self, which: str, response: Response) -> None:
@@ -114,7 +124,19 @@ def iterate_rejected(folder: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: there is no such file, or it is damaged.
     """
-    path = folder / "rejected.jsonl"
+    return _rows(folder / "rejected.jsonl")
+
+
+def iterate_decisions(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of ``decisions.jsonl``: what was decided on each response that was judged.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    return _rows(folder / "decisions.jsonl")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8") as file:  # not splitlines: texts may hold other line separators, unescaped
             for line in file:
@@ -187,7 +209,7 @@ A row is one prompt with a preferred response and {stats["dispreferred_per_sampl
 - **Preferred**: {preferred}.
 - **Dis-preferred**: the model's greedy answers from irrelevant chunks alone, and from contexts that keep {_percent(contexts["mixed_ratios"])} of the critical chunks.
 - **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
-- **Judge**: {_describe_judge(recipe["judge"])}.
+- **Judge**: {_describe_judge(recipe["judge"])}.{_model_judge(manifest, stats)}
 - **Model**: `{manifest["model"]}` ({manifest["model_fingerprint"]}), engine {manifest["engine"]}, logo-align {manifest["logo_align"]}, seed {recipe["seed"]}.
 
 Preferred responses end by themselves {_percent([stats["preferred_ended"]])} of the time, dis-preferred ones {_percent([stats["dispreferred_ended"]])}: a gap
@@ -197,8 +219,16 @@ here teaches the model to end its answers, whatever they say.
 | --- | --- |
 {rows}
 
-Each row of `rejected.jsonl` is a question that gave no sample, with its reason.
+Each row of `rejected.jsonl` is a question that gave no sample, with its reason; each row of `decisions.jsonl` a response that was judged.
 """
+
+
+def _model_judge(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
+    if "judge_model" not in manifest:
+        return ""
+    judge = f"`{manifest['judge_model']}` ({manifest['judge_model_fingerprint']}), engine {manifest['judge_engine']}"
+    said = describe_verdicts(stats["model_judge"]) if "model_judge" in stats else "it was never asked"
+    return f"\n- **Model judge**, after these rules: {judge}; {said}."
 
 
 def _describe_judge(judge: dict[str, Any]) -> str:
@@ -224,5 +254,7 @@ def _percent(values: Sequence[float]) -> str:
 def show_value(value: Any) -> str:
     """A statistic as people read it."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
+        return ", ".join(f"{key} {show_value(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return f"[{', '.join(map(show_value, value))}]"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Responses of a build: on disk by what was asked, generated where they are missing, judged.
+"""Responses of a build: on disk by what was asked, generated where they are missing, judged by the rules.
 
 The log makes a build resumable and is the format of a shipped cache: a response is filed under the hash of model,
 prompt and sampling settings, so it can only ever be found by the request that would produce it again.
@@ -19,6 +19,7 @@ from logodata.common.console import Tracker
 from logodata.common.errors import UserError
 from logodata.common.shards import Shard
 from logodata.contract import Response, ResponseOrigin
+from logodata.decisions import Decision
 from logodata.engines import Engine, GenerationRequest, GenerationResult
 from logodata.engines.settings import open_engine
 from logodata.judge import JudgedText, Measurer, Reason, preferred_fault, rejected_fault
@@ -106,7 +107,13 @@ class Responses:
     @property
     def engine_name(self) -> str | None:
         """What generated; None if nothing had to be."""
-        return self._engine.name if self._engine else None
+        return self._engine.name if self._engine and self._num_generated else None
+
+    def engine(self) -> Engine:
+        """The build's engine, opened now if it is not open."""
+        if self._engine is None:
+            self._engine = open_engine(self._recipe.engine, self._recipe.model)
+        return self._engine
 
     def forget(self) -> None:
         """Drop the responses that are in memory only."""
@@ -117,10 +124,9 @@ class Responses:
         missing = {request.id: request for request in requests if self._log.get(request) is None}
         if not missing:
             return
-        if self._engine is None:
-            self._engine = open_engine(self._recipe.engine, self._recipe.model)
+        engine = self.engine()
         start, before = time.monotonic(), self._seconds
-        for result in self._engine.generate(list(missing.values())):
+        for result in engine.generate(list(missing.values())):
             self._log.add(missing[result.id], result)
             self._num_generated += 1
             self._num_tokens += len(missing[result.id].prompt_ids) + len(result.token_ids)
@@ -129,38 +135,31 @@ class Responses:
             rate = f"{self._num_tokens / max(self._seconds, 1e-9):.0f} tokens/s"
             tracker.advance(0, responses=f"{self._num_generated} at {rate}")
 
-    def choose(self, plan: Candidate) -> Response | Reason:
-        """The first response that can be preferred, or what is wrong with the first of all."""
-        guided = self._recipe.generation.preferred == "guided"
-        faults: dict[Reason, Response] = {}
-        for response in self.preferred(plan):
-            fault = preferred_fault(
-                _judged(response), plan.question.question, plan.question.answers, self._recipe.judge, guided=guided
-            )
-            if fault is None:
-                return response
-            faults.setdefault(fault, response)
-        if self._recipe.judge.keep_bare_reference and "preferred_is_bare_reference" in faults:
-            return faults["preferred_is_bare_reference"]
-        return next(iter(faults))
-
-    def preferred(self, plan: Candidate) -> list[Response]:
-        """All candidates for the preferred response."""
-        strategy = self._recipe.generation.preferred
+    def preferred(self, plan: Candidate) -> list[Decision]:
+        """All candidates for the preferred response, with what the rules say of each."""
+        strategy, question = self._recipe.generation.preferred, plan.question
         if strategy == "reference":
-            reference = plan.question.answers[0]
-            ids = tuple(encode_text(self._tokenizer, reference))
-            return [self._response(plan, strategy, GenerationResult(plan.question.id, ids, "stop"), "live")]
-        return [self._response(plan, strategy, *self._logged(request)) for request in plan.preferred]
+            ids = tuple(encode_text(self._tokenizer, question.answers[0]))
+            found = [self._response(plan, strategy, GenerationResult(question.id, ids, "stop"), "live")]
+        else:
+            found = [self._response(plan, strategy, *self._logged(request)) for request in plan.preferred]
+        guided = strategy == "guided"
 
-    def rejected(self, plan: Candidate) -> list[Response]:
-        """The dis-preferred responses."""
-        return [self._response(plan, name, *self._logged(request)) for name, request in plan.rejected.items()]
+        def fault(response: Response) -> Reason | None:
+            return preferred_fault(
+                _judged(response), question.question, question.answers, self._recipe.judge, guided=guided
+            )
 
-    def fault_beside(self, chosen: Response, rejected: Sequence[Response]) -> Reason | None:
-        """What is wrong with a dis-preferred response beside the chosen one; None if nothing."""
-        faults = (rejected_fault(_judged(response), _judged(chosen), self._recipe.judge) for response in rejected)
-        return next(filter(None, faults), None)
+        return [Decision(question, "preferred", n, response, fault(response)) for n, response in enumerate(found)]
+
+    def rejected(self, plan: Candidate, chosen: Response) -> list[Decision]:
+        """The dis-preferred responses, with what the rules say of each beside the chosen one."""
+        found = [self._response(plan, name, *self._logged(request)) for name, request in plan.rejected.items()]
+
+        def fault(response: Response) -> Reason | None:
+            return rejected_fault(_judged(response), _judged(chosen), self._recipe.judge)
+
+        return [Decision(plan.question, "rejected", n, response, fault(response)) for n, response in enumerate(found)]
 
     def _logged(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin]:
         found = self._log.get(request)

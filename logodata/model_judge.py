@@ -1,0 +1,115 @@
+"""A model that says of each response whether it answers the question as the reference does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from logodata.common.console import Tracker
+from logodata.decisions import Decision
+from logodata.engines import Engine, GenerationRequest, Sampling
+from logodata.engines.settings import open_engine
+from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint, model_window
+from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text, turn_end_ids
+from logodata.recipe import BuildRecipe
+from logodata.responses import ResponseLog
+from logodata.verdicts import ModelJudgeSettings, ModelVerdict, parse_verdict
+
+FIRST, SECOND = JUDGE_TEMPLATES
+
+
+class ModelJudge:
+    """Fills in the verdicts of decisions. Greedy, so the same question has the same verdict in every build.
+
+    Args:
+        recipe: of the build.
+        settings: its ``judge.model`` section.
+        build_fingerprint: of the build's model.
+        log: of replies; None keeps them in memory only.
+        build_engine: opens the build's engine, or gives it if it is open; taken where the judge is the same model under
+            the same settings.
+    """
+
+    def __init__(
+        self,
+        recipe: BuildRecipe,
+        settings: ModelJudgeSettings,
+        build_fingerprint: str,
+        log: Path | None,
+        build_engine: Callable[[], Engine],
+    ) -> None:
+        self._settings = settings
+        name = settings.name or recipe.model
+        template = settings.chat_template or (recipe.chat_template if name == recipe.model else None)
+        self._tokenizer = load_tokenizer(name, template)
+        self._forms = {wording: PromptFormat(self._tokenizer, wording) for wording in JUDGE_TEMPLATES}
+        engine = settings.engine or recipe.engine
+        self._window = min(model_window(name), engine.max_model_len or model_window(name))
+        self._sampling = Sampling(settings.max_new_tokens, turn_end_ids(self._tokenizer, model_eos_ids(name)))
+        fingerprint = judge_fingerprint(recipe, settings, build_fingerprint)
+        self._log = ResponseLog(log, fingerprint)
+        shared = fingerprint == build_fingerprint and engine == recipe.engine
+        self._open: Callable[[], Engine] = build_engine if shared else lambda: open_engine(engine, name)
+        self._engine: Engine | None = None
+        self._num_replies = 0
+        self.manifest = {
+            "judge_model": name,
+            "judge_model_fingerprint": fingerprint,
+            "judge_prompt_fingerprints": [form.fingerprint for form in self._forms.values()],
+        }
+
+    @property
+    def engine_name(self) -> str | None:
+        """What replied; None if nothing had to be asked."""
+        return self._engine.name if self._engine else None
+
+    def forget(self) -> None:
+        """Drop the replies that are in memory only."""
+        self._log.forget()
+
+    def judge(self, decisions: Sequence[Decision], tracker: Tracker) -> None:
+        """Ask for the verdict on each response, and for a second one where it is judged again."""
+        again = [decision for decision in decisions if self._settings.judges_again(decision.id)]
+        first = {decision.id: self._request(decision, FIRST, "first") for decision in decisions}
+        second = {decision.id: self._request(decision, SECOND, "second") for decision in again}
+        self._generate([request for request in (*first.values(), *second.values()) if self._fits(request)], tracker)
+        for decision in decisions:
+            decision.model_verdict = self._verdict(first[decision.id])
+        for decision in again:
+            decision.second_model_verdict = self._verdict(second[decision.id])
+
+    def _request(self, decision: Decision, wording: str, which: str) -> GenerationRequest:
+        # Any one reference will do, as it does for the rules.
+        reference = "\nor: ".join(dict.fromkeys(decision.question.answers))
+        prompt = self._forms[wording].encode(
+            [], question=decision.question.question, reference=reference, response=decision.response.text.strip()
+        )
+        return GenerationRequest(f"{decision.id}/{which}-verdict", prompt.ids, self._sampling)
+
+    def _fits(self, request: GenerationRequest) -> bool:
+        return len(request.prompt_ids) + request.sampling.max_new_tokens <= self._window
+
+    def _generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
+        missing = {request.id: request for request in requests if self._log.get(request) is None}
+        if not missing:
+            return
+        if self._engine is None:
+            self._engine = self._open()
+        for result in self._engine.generate(list(missing.values())):
+            self._log.add(missing[result.id], result)
+            self._num_replies += 1
+            tracker.advance(0, verdicts=self._num_replies)
+
+    def _verdict(self, request: GenerationRequest) -> ModelVerdict:
+        if not self._fits(request):
+            return "exceeds_window"
+        found = self._log.get(request)
+        if found is None:
+            raise RuntimeError(f"the judge gave no reply to request {request.id}")
+        reply = decode_text(self._tokenizer, found[0].token_ids)
+        return parse_verdict(reply, ended=found[0].finish_reason == "stop")
+
+
+def judge_fingerprint(recipe: BuildRecipe, settings: ModelJudgeSettings, build_fingerprint: str) -> str:
+    """Fingerprint of the model that judges."""
+    return build_fingerprint if settings.name in (None, recipe.model) else model_fingerprint(settings.name)
