@@ -143,11 +143,11 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _ray_options(options: argparse.Namespace) -> RayOptions | None:
-    from logodata.distributed import RayOptions
-
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: no engine", mend="give 1 or more, or leave it out")
     if options.executor == "ray":
+        from logodata.distributed import RayOptions
+
         return RayOptions(options.ray_address, options.workers)
     if options.ray_address is not None or options.workers is not None:
         raise UserError("--ray-address and --workers belong to Ray", mend="add --executor ray")
