@@ -145,6 +145,10 @@ def decide_on_ray(
                     return
                 if ray.wait([running], timeout=_POLL_S)[0]:
                     ray.get(running)  # raises what it met
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"the cluster is gone: {str(error).splitlines()[0]}", mend="run the same command again to continue"
+        ) from error
     finally:
         ray.shutdown()
 
