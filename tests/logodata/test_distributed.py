@@ -7,7 +7,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from logodata.candidates import Pool
 from logodata.cli import main
 from logodata.common.errors import UserError
 from logodata.common.recipe_io import load_recipe
-from logodata.distributed import Answerer, Job, Workers, group_pools, portable, worker_size
+from logodata.distributed import Answerer, Coordinator, Job, Workers, _Result, group_pools, portable, worker_size
 from logodata.recipe import BuildRecipe
 
 FILES = ("data/train-00000-of-00001.parquet", "rejected.jsonl", "stats.json", "README.md", "manifest.json")
@@ -209,3 +209,20 @@ def test_ray_missing(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run_build(write_documents(tmp_path, 1), tiny_model_dir, tmp_path / "out", "--executor", "ray") == 2
     assert "pip install 'logo-align[ray]'" in capsys.readouterr().err
+
+
+def test_groups_that_ray_loses_are_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[list[int]] = []
+
+    def execute(self: Coordinator, numbers: Sequence[int], this: object) -> Iterator[_Result]:
+        runs.append(list(numbers))
+        yield _Result(numbers[-1])
+        yield _Result(numbers[-1])  # delivered twice
+        if len(runs) == 2:
+            raise ConnectionError("a node is gone")
+
+    monkeypatch.setattr(Coordinator, "_execute", execute)
+    coordinator = Coordinator(Job("", ""), Workers(1, 1, 0, 1), 3)
+    coordinator.run(None)
+    assert runs == [[0, 1, 2], [0, 1], [0]]
+    assert [result.number for result in coordinator.collect().results] == [2, 1, 0]
