@@ -8,32 +8,36 @@ the rest, and ends in the same data set as one that was not.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from logodata import __version__
-from logodata.candidates import Candidate, Fault, Planner, Pool
+from logodata.candidates import Planner, Pool
 from logodata.common.console import note, progress
 from logodata.common.run_dir import bind_settings, locked, read_json, write_json
 from logodata.common.shards import Shard
 from logodata.contract import SCHEMA_VERSION, PreferenceSample
 from logodata.dataset_files import write_data_set
+from logodata.distributed import RayOptions, decide_on_ray
 from logodata.model_judge import judge_fingerprint
 from logodata.models import model_fingerprint
 from logodata.parts import PART_FILE, Part, part_record
-from logodata.pipeline import Pipeline
+from logodata.pipeline import Asked, Pipeline, decide_here
 from logodata.recipe import BuildRecipe
 from logodata.sources import Source, read_source, source_fingerprint
 
 
-def build(recipe: BuildRecipe, output: Path, part: Part | None = None) -> dict[str, Any]:
+def build(
+    recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: RayOptions | None = None
+) -> dict[str, Any]:
     """Make a data set in ``output``; continue one that was interrupted; do nothing to one that is finished.
 
     Args:
         recipe: how.
         output: folder.
         part: build this part of it only, for ``logodata merge``; a part in which no sample was kept is no error.
+        cluster: run on Ray; by default in this process.
 
     Returns:
         the statistics, as in ``stats.json``.
@@ -58,11 +62,16 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None) -> dict[s
             note(f"{output} is finished already")
             stats: dict[str, Any] = read_json(output / "stats.json")
             return stats
-        return _build(recipe, source, settings, output, part)
+        return _build(recipe, source, settings, output, part, cluster)
 
 
 def _build(
-    recipe: BuildRecipe, source: Source, settings: dict[str, Any], output: Path, part: Part | None
+    recipe: BuildRecipe,
+    source: Source,
+    settings: dict[str, Any],
+    output: Path,
+    part: Part | None,
+    cluster: RayOptions | None,
 ) -> dict[str, Any]:
     work = output / "work"
     pipeline = Pipeline(recipe, settings["model_fingerprint"], work / "responses.jsonl")
@@ -72,22 +81,26 @@ def _build(
     order: list[str] = []
     num_kept = sum("sample" in outcome for outcome in outcomes.values())
 
-    def undecided() -> Iterator[Candidate | Fault]:
+    def undecided() -> Iterator[Asked]:
         for pool in pools:
             asked = [question.id for document in pool.documents for question in document.questions]
             order.extend(asked)
-            if not all(question_id in outcomes for question_id in asked):
-                yield from (plan for plan in pipeline.plan(pool) if plan.question.id not in outcomes)
+            if ids := frozenset(question_id for question_id in asked if question_id not in outcomes):
+                yield pool, ids
 
-    plans = undecided()
     with progress("build", total, len(outcomes)) as tracker:
-        while group := list(islice(plans, recipe.generation.group_size)):
-            decided = pipeline.answer(group, tracker)
-            for key, name in pipeline.engine_names.items():
-                engines[key].append({"name": name})
-            outcomes.append(*decided)
-            num_kept += sum("sample" in outcome for outcome in decided)
-            tracker.advance(len(group), kept=num_kept)
+        if cluster is None:
+            deciding = decide_here(pipeline, undecided(), recipe.generation.group_size, tracker)
+        else:
+            fingerprint, left = settings["model_fingerprint"], total - len(outcomes)
+            deciding = decide_on_ray(recipe, fingerprint, undecided(), left, cluster, tracker)
+        with closing(deciding) as results:
+            for decided, names in results:
+                for key, name in names.items():
+                    engines[key].append({"name": name})
+                outcomes.append(*decided)
+                num_kept += sum("sample" in outcome for outcome in decided)
+                tracker.advance(len(decided), kept=num_kept)
 
     faults = [fault for fault in source.faults if part is None or part.owns(fault["doc_id"])]
     if part is not None:

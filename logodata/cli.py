@@ -14,6 +14,7 @@ from logodata.common.errors import UserError, run_command
 from logodata.models import DType
 
 if TYPE_CHECKING:
+    from logodata.distributed import RayOptions
     from logodata.recipe import BuildRecipe
 
 _EXPORT_FORMATS = ("trl", "trl-exploded", "llama-factory", "openrlhf")
@@ -52,6 +53,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="build part I of N (documents dealt by their ids); logodata merge joins the parts",
     )
+    build.add_argument(
+        "--executor",
+        choices=("local", "ray"),
+        default="local",
+        help="local: this process. ray: an engine on every GPU of this machine, or of a cluster with --ray-address",
+    )
+    build.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a running cluster: auto, HOST:PORT or ray://HOST:PORT (default: Ray is started on this machine)",
+    )
+    build.add_argument("--workers", type=int, metavar="N", help="with --executor ray: engines (default: what fits)")
     build.add_argument("--dry-run", action="store_true", help="print the resolved recipe and touch nothing")
     build.add_argument("--json", action="store_true", help="print the statistics as JSON, and nothing else")
     build.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe's build section")
@@ -141,6 +154,7 @@ def _build(options: argparse.Namespace) -> None:
     from logodata.parts import Part
 
     part = Part.parse(options.shard) if options.shard else None
+    cluster = _ray_options(options)
     recipe = _load_recipe(options)
     if options.dry_run:
         import yaml
@@ -155,7 +169,19 @@ def _build(options: argparse.Namespace) -> None:
         raise UserError("no folder for the data set", mend="give -o DIR")
     from logodata.build import build
 
-    _say_built(build(recipe, options.output, part), options)
+    _say_built(build(recipe, options.output, part, cluster), options)
+
+
+def _ray_options(options: argparse.Namespace) -> RayOptions | None:
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers {options.workers}: no engine", mend="give 1 or more, or leave it out")
+    if options.executor == "ray":
+        from logodata.distributed import RayOptions
+
+        return RayOptions(options.ray_address, options.workers)
+    if options.ray_address is not None or options.workers is not None:
+        raise UserError("--ray-address and --workers belong to Ray", mend="add --executor ray")
+    return None
 
 
 def _merge(options: argparse.Namespace) -> None:

@@ -1,12 +1,13 @@
 """The stages of a build: plan the questions of a pool, then generate, judge, and say what became of each.
 
 A stage keeps no state that its results depend on, so any number of processes can run it over any split of the pools
-(:mod:`logodata.distributed`); one process does in :mod:`logodata.build`.
+(:mod:`logodata.distributed`); one process does in :func:`decide_here`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ from logodata.responses import ResponseLog, Responses
 Outcome = dict[str, Any]
 """What became of a question, as JSON: its ``id``; either ``sample`` (a :class:`PreferenceSample`) or ``rejected`` (a
 row of ``rejected.jsonl``); and ``decisions`` (rows of ``decisions.jsonl``, one for each response that was judged)."""
+
+Asked = tuple[Pool, frozenset[str]]
+"""A pool, and the ids of its questions that are undecided."""
+
+Decided = tuple[Sequence[Outcome], dict[str, str]]
+"""What became of some questions, and :attr:`Pipeline.engine_names`."""
 
 
 class Pipeline:
@@ -147,6 +154,13 @@ def _place(plan: Candidate | Fault) -> dict[str, Any]:
 
 def _texts(decisions: Sequence[Decision]) -> list[str]:
     return [decision.response.text for decision in decisions]
+
+
+def decide_here(pipeline: Pipeline, pools: Iterable[Asked], group_size: int, tracker: Tracker) -> Generator[Decided]:
+    """Plan and answer in this process, in order, ``group_size`` questions at a time."""
+    plans = (plan for pool, ids in pools for plan in pipeline.plan(pool) if plan.question.id in ids)
+    while group := list(islice(plans, group_size)):
+        yield pipeline.answer(group, tracker), pipeline.engine_names
 
 
 def _sample(plan: Candidate, chosen: Response, rejected: Sequence[Response]) -> PreferenceSample:
