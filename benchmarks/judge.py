@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from evidence import environment
 from logodata.common.errors import run_command
 from logodata.common.recipe_io import load_recipe
 from logodata.judge import JudgedText, JudgeSettings, Measurer, preferred_fault, rejected_fault
+from logodata.verdicts import wilson_interval
 
 LABELS = Path(__file__).with_name("labels") / "embedded.jsonl"
 
@@ -60,10 +60,8 @@ def share(part: int, whole: int) -> dict[str, float] | None:
     """A share with Wilson's 95 % interval; None of nothing."""
     if not whole:
         return None
-    p, z2 = part / whole, 1.959963984540054**2
-    middle = (p + z2 / (2 * whole)) / (1 + z2 / whole)
-    half = math.sqrt(z2) * math.sqrt(p * (1 - p) / whole + z2 / (4 * whole**2)) / (1 + z2 / whole)
-    return {"value": p, "low": middle - half, "high": middle + half}
+    low, high = wilson_interval(part, whole)
+    return {"value": part / whole, "low": low, "high": high}
 
 
 def judge(rows: list[dict[str, Any]], settings: JudgeSettings) -> dict[str, Any]:
