@@ -244,7 +244,9 @@ def _describe_judge(judge: dict[str, Any]) -> str:
         "containment": "a response is right if the reference stands in it word for word",
         "similarity": f"a response is right {by_similarity}",
     }[judge["measure"]]
-    return f"{'on' if judge['enabled'] else 'OFF'}; {rule}"
+    most = judge["max_added_words"]
+    added = "" if most is None else f"; a preferred one adds at most {most} content words to question and reference"
+    return f"{'on' if judge['enabled'] else 'OFF'}; {rule}{added}"
 
 
 def _percent(values: Sequence[float]) -> str:
