@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is first imported
+os.environ.pop("LOGO_PROGRESS", None)  # make exports it, and tests read what commands say
 
 CHATML = (
     "{% for message in messages %}"
