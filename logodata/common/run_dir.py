@@ -5,12 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from logodata.common.errors import UserError
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+"""What :func:`replacing` writes to."""
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -94,11 +98,18 @@ def locked(folder: Path) -> Iterator[None]:
             "another process is writing here", where=str(folder), mend="wait for it, or choose another -o"
         ) from error
     try:
-        for leftover in folder.rglob(".*.tmp"):  # of a process that was killed in :func:`replacing`
-            leftover.unlink()
+        _remove_leftovers(folder)
         yield
     finally:
         handle.close()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what a process that was killed in :func:`replacing` left, but not in folders with a lock of their own."""
+    for place, below, files in os.walk(folder):
+        below[:] = [name for name in below if not (Path(place) / name / ".lock").exists()]
+        for name in filter(_TEMPORARY.fullmatch, files):
+            (Path(place) / name).unlink(missing_ok=True)
 
 
 def bind_settings(folder: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:

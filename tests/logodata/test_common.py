@@ -97,3 +97,18 @@ def test_help_is_quick() -> None:
     start = time.monotonic()
     subprocess.run([sys.executable, "-m", "logodata", "--help"], capture_output=True, check=True)
     assert time.monotonic() - start < 10
+
+
+def test_leftovers_of_a_killed_process_go_but_not_those_of_others(tmp_path: Path) -> None:
+    mine, theirs, foreign = (
+        tmp_path / "data" / ".train.parquet.123.tmp",
+        tmp_path / "run" / ".metrics.json.456.tmp",  # another process is writing it
+        tmp_path / ".editor.tmp",
+    )
+    for file in (mine, theirs, foreign):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+    with locked(tmp_path / "run"):
+        theirs.write_text("being written")
+        with locked(tmp_path):
+            assert [file.exists() for file in (mine, theirs, foreign)] == [False, True, True]
