@@ -70,9 +70,8 @@ def repetition(text: str) -> float:
 
 
 def numbers(text: str) -> set[str]:
-    """Numbers of a text, in digits: ``12``, ``1,200`` as 1200, ``twelve`` as 12; "one" is
-    no number, it mostly means somebody. A compound in words ("forty-two") is
-    the set of its parts."""
+    """Numbers of a text, in digits: ``12``, ``1,200`` as 1200, ``twelve`` as 12; "one" is none, it mostly means
+    somebody. A compound in words ("forty-two") is the set of its parts."""
     found = (_NUMBER_WORDS.get(word, word) for word in words(_THOUSANDS.sub("", text)))
     return {number.lstrip("0") or "0" for number in found if number.isdecimal()}
 

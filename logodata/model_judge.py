@@ -90,24 +90,20 @@ class ModelJudge:
         return len(request.prompt_ids) + request.sampling.max_new_tokens <= self._window
 
     def _generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
-        missing = {request.id: request for request in requests if self._log.get(request) is None}
+        missing = self._log.missing(requests)
         if not missing:
             return
         if self._engine is None:
             self._engine = self._open()
-        for result in self._engine.generate(list(missing.values())):
-            self._log.add(missing[result.id], result)
+        for _ in self._log.complete(self._engine, missing):
             self._num_replies += 1
             tracker.advance(0, verdicts=self._num_replies)
 
     def _verdict(self, request: GenerationRequest) -> ModelVerdict:
         if not self._fits(request):
             return "exceeds_window"
-        found = self._log.get(request)
-        if found is None:
-            raise RuntimeError(f"the judge gave no reply to request {request.id}")
-        reply = decode_text(self._tokenizer, found[0].token_ids)
-        return parse_verdict(reply, ended=found[0].finish_reason == "stop")
+        result, _ = self._log.answered(request)
+        return parse_verdict(decode_text(self._tokenizer, result.token_ids), ended=result.finish_reason == "stop")
 
 
 def judge_fingerprint(recipe: BuildRecipe, settings: ModelJudgeSettings, build_fingerprint: str) -> str:

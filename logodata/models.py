@@ -6,6 +6,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +17,7 @@ from logodata.common.run_dir import write_atomic
 from logodata.embedded_model import EMBEDDING_PACKAGE, GGUF_SHA256, embedded_model, package_folder
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -174,19 +177,44 @@ def load_model(
             f"cannot load the model: {str(error).splitlines()[0]}", where=name, mend="check its name or folder"
         ) from error
     if adapter is not None:
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"the adapter does not fit this model: {str(error).splitlines()[0]}",
-                where=str(adapter),
-                mend="give the model that it was trained on",
-            ) from error
+        model = attach_adapter(model, adapter).merge_and_unload()
     if not four_bits:
         model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` and loses its type
     return model.eval()
+
+
+def attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """Put the layers of a LoRA adapter into the model.
+
+    Raises:
+        UserError: it is an adapter of another model.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the adapter does not fit this model: {str(error).splitlines()[0]}",
+            where=str(adapter),
+            mend="give the model that it was trained on",
+        ) from error
+
+
+@contextmanager
+def replaced_attention(model: PreTrainedModel, name: str, attention: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, layers attend by ``attention`` (registered with transformers as ``name``), on sdpa's masks."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = model.config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS.register(name, attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _four_bits(dtype: DType) -> Any:

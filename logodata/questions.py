@@ -22,7 +22,7 @@ from logodata.common.errors import UserError
 from logodata.common.run_dir import append_lines, bind_settings, locked, write_atomic
 from logodata.contract import Document
 from logodata.drafts import Draft, QuestionsRecipe, Written, draw_drafts, parse_reply, written_fault
-from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
+from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.settings import open_engine
 from logodata.measures import word_share
 from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint, model_window
@@ -127,20 +127,16 @@ class Writer:
         return len(request.prompt_ids) + request.sampling.max_new_tokens <= self._window
 
     def _generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
-        missing = {request.id: request for request in requests if self._log.get(request) is None}
+        missing = self._log.missing(requests)
         if not missing:
             return
         if self._engine is None:
             self._engine = open_engine(self._recipe.engine, self._recipe.model)
-        for number, result in enumerate(self._engine.generate(list(missing.values())), 1):
-            self._log.add(missing[result.id], result)
+        for number, _ in enumerate(self._log.complete(self._engine, missing), 1):
             tracker.advance(0, replies=number)
 
     def _reply(self, request: GenerationRequest) -> tuple[str, bool]:
-        found = self._log.get(request)
-        if found is None:
-            raise RuntimeError(f"the engine gave no response to request {request.id}")
-        result: GenerationResult = found[0]
+        result, _ = self._log.answered(request)
         return decode_text(self._tokenizer, result.token_ids), result.finish_reason == "stop"
 
 

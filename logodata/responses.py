@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,6 +66,25 @@ class ResponseLog:
             return None
         return GenerationResult(request.id, tuple(record["token_ids"]), record["finish_reason"]), origin
 
+    def answered(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin]:
+        """The same of a request that must have been answered by now."""
+        found = self.get(request)
+        if found is None:
+            raise RuntimeError(f"the engine gave no response to request {request.id}")
+        return found
+
+    def missing(self, requests: Sequence[GenerationRequest]) -> dict[str, GenerationRequest]:
+        """The requests that are not answered here, by their ids."""
+        return {request.id: request for request in requests if self.get(request) is None}
+
+    def complete(
+        self, engine: Engine, missing: Mapping[str, GenerationRequest]
+    ) -> Iterator[tuple[GenerationRequest, GenerationResult]]:
+        """Have an engine answer; each response is kept before it is handed on."""
+        for result in engine.generate(list(missing.values())):
+            self.add(missing[result.id], result)
+            yield missing[result.id], result
+
     def add(self, request: GenerationRequest, result: GenerationResult) -> None:
         """Keep a response."""
         key = request_key(request, self._model)
@@ -121,15 +140,14 @@ class Responses:
 
     def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
         """Have the engine answer the requests that the log does not answer; the engine is opened for the first."""
-        missing = {request.id: request for request in requests if self._log.get(request) is None}
+        missing = self._log.missing(requests)
         if not missing:
             return
         engine = self.engine()
         start, before = time.monotonic(), self._seconds
-        for result in engine.generate(list(missing.values())):
-            self._log.add(missing[result.id], result)
+        for request, result in self._log.complete(engine, missing):
             self._num_generated += 1
-            self._num_tokens += len(missing[result.id].prompt_ids) + len(result.token_ids)
+            self._num_tokens += len(request.prompt_ids) + len(result.token_ids)
             self._seconds = before + time.monotonic() - start
             # Prompt tokens count whether or not the engine finds them in its prefix cache.
             rate = f"{self._num_tokens / max(self._seconds, 1e-9):.0f} tokens/s"
@@ -142,7 +160,7 @@ class Responses:
             ids = tuple(encode_text(self._tokenizer, question.answers[0]))
             found = [self._response(plan, strategy, GenerationResult(question.id, ids, "stop"), "live")]
         else:
-            found = [self._response(plan, strategy, *self._logged(request)) for request in plan.preferred]
+            found = [self._response(plan, strategy, *self._log.answered(request)) for request in plan.preferred]
         guided = strategy == "guided"
 
         def fault(response: Response) -> Reason | None:
@@ -154,18 +172,12 @@ class Responses:
 
     def rejected(self, plan: Candidate, chosen: Response) -> list[Decision]:
         """The dis-preferred responses, with what the rules say of each beside the chosen one."""
-        found = [self._response(plan, name, *self._logged(request)) for name, request in plan.rejected.items()]
+        found = [self._response(plan, name, *self._log.answered(request)) for name, request in plan.rejected.items()]
 
         def fault(response: Response) -> Reason | None:
             return rejected_fault(_judged(response), _judged(chosen), self._recipe.judge)
 
         return [Decision(plan.question, "rejected", n, response, fault(response)) for n, response in enumerate(found)]
-
-    def _logged(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin]:
-        found = self._log.get(request)
-        if found is None:
-            raise RuntimeError(f"the engine gave no response to request {request.id}")
-        return found
 
     def _response(self, plan: Candidate, strategy: str, result: GenerationResult, origin: ResponseOrigin) -> Response:
         ended = result.finish_reason == "stop"

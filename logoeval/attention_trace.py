@@ -9,19 +9,16 @@ context (64K positions and 1024 heads would be 268 MB a step) nor with the vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from logodata.common.errors import UserError
-from logodata.models import limited_attention
+from logodata.models import limited_attention, replaced_attention
 from logotrain.shared_prefix import ATTENTION_VARIANTS
 
 if TYPE_CHECKING:
@@ -64,7 +61,7 @@ def trace_answers(
         size = _steps_together(model.config, len(prompt_ids) + len(answer))
         layers: list[Tensor] = []
         parts = []
-        with _noting(model, layers):
+        with replaced_attention(model, _ATTENTION, _noting_attention(layers)):
             for start in range(0, len(queries), size):
                 block = torch.tensor([queries[start : start + size]], device=model.device)
                 body(input_ids=block, past_key_values=cache, use_cache=True)
@@ -134,20 +131,9 @@ def _steps_together(config: PreTrainedConfig, positions: int) -> int:
     return max(1, min(_MOST_STEPS, _HELD // (head_grid(config)[1] * positions)))
 
 
-@contextmanager
-def _noting(model: PreTrainedModel, layers: list[Tensor]) -> Iterator[None]:
-    """Within the block, a forward pass of one row appends :func:`most_attended` of each layer to ``layers``."""
-    before = model.config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _noting_attention(layers))
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    model.set_attn_implementation(_ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
 def _noting_attention(layers: list[Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    """Attention of one row that appends :func:`most_attended` of each layer to ``layers``."""
+
     def attend(
         module: torch.nn.Module,
         query: Tensor,

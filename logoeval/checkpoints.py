@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import locked
-from logodata.models import ADAPTER_FILES, load_config, load_model
+from logodata.models import ADAPTER_FILES, attach_adapter, load_config, load_model
 from logoeval.recipe import EvalRecipe
 from logoeval.records import Curve, CurvePoint, CurveValue, Results, TaskResult, groups, read_results, write_results
 from logoeval.retrieval import HEADS_FILE
@@ -128,16 +128,7 @@ class OneBase:
             )
         if adapter is None:
             return self._base
-        from peft import PeftModel
-
-        try:
-            self._adapted = PeftModel.from_pretrained(self._base, str(adapter)).eval()
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"the adapter does not fit this model: {str(error).splitlines()[0]}",
-                where=str(adapter),
-                mend="give the model that it was trained on",
-            ) from error
+        self._adapted = attach_adapter(self._base, adapter).eval()
         return self._base  # the adapter's layers are inside it
 
 

@@ -18,6 +18,7 @@ from torch.optim import AdamW
 from logodata.common.console import note, progress
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
+from logodata.likelihood import FAR_BEHIND
 from logotrain import checkpoint
 from logotrain.balance import share_rows
 from logotrain.collate import Collator
@@ -33,9 +34,6 @@ from logotrain.recipe import LogoSettings, ObjectiveSettings, OptimizerSettings,
 from logotrain.reference import ReferenceLogprobs
 from logotrain.schedule import Schedule
 from logotrain.shared_prefix import use_shared_prefix
-
-_FAR_BEHIND = -10.0
-"""Below this value of beta * margin the sigmoid is saturated, and every gradient is clipped."""
 
 Draw = tuple[int, PreferenceSample]
 """A sample and the epoch whose position draw it takes."""
@@ -232,6 +230,6 @@ def _report_base(metrics: dict[str, float], settings: ObjectiveSettings, num_sam
     scaled = settings.beta * metrics["margin"]
     margin = f"margin {metrics['margin']:+.3f} nats a token"
     note(f"base model, {num_samples} samples: {margin}, beta * margin = {scaled:+.1f}")
-    if scaled < _FAR_BEHIND:
+    if scaled < FAR_BEHIND:
         mend = "prefer responses in the model's own words, or lower objective.beta"
-        note(f"warning: beta * margin is below {_FAR_BEHIND:g}: the loss is saturated; {mend}")
+        note(f"warning: beta * margin is below {FAR_BEHIND:g}: the loss is saturated; {mend}")

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from logodata.common.errors import UserError
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import PrefixGroup, check_requests, plan_batches, request_seed
-from logodata.models import length_dependent_rope, limited_attention
+from logodata.models import length_dependent_rope, limited_attention, replaced_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -251,20 +251,11 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
 @contextmanager
 def _grouped_attention(model: PreTrainedModel) -> Iterator[None]:
     """Decode with :func:`_grouped_sdpa` in place of transformers' sdpa; other attention back ends stay as they are."""
-    before = model.config._attn_implementation
-    if before != "sdpa":
+    if model.config._attn_implementation != "sdpa":
         yield
         return
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _grouped_sdpa)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    model.set_attn_implementation(_ATTENTION)
-    try:
+    with replaced_attention(model, _ATTENTION, _grouped_sdpa):
         yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _grouped_sdpa(
