@@ -193,7 +193,7 @@ def measure_generation(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "requests.json", Path(folder) / "result.json"
         source.write_text(json.dumps([requests_to_json(requests) for requests in documents]))
-        command = [arguments.vllm, str(Path(__file__).with_name("serving.py"))]
+        command = [arguments.vllm, str(Path(__file__).with_name("serving.py")), "ways"]
         ended = subprocess.run([*command, resolve_model(arguments.model), str(source), str(target)], check=False)
         if ended.returncode:
             raise UserError(f"vLLM's process ended with {ended.returncode}", mend="see above; --vllm names its Python")

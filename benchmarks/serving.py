@@ -1,6 +1,7 @@
 """What the benchmarks of ``logodata build`` generate with: a stub server, a vLLM server, and vLLM in three ways.
 
-Run as a program (by the Python that has vLLM; ``build.py`` does), it times the ways of :func:`time_ways`.
+Run as a program by the Python that has vLLM, it times :func:`time_ways` (``build.py`` does) or :func:`time_orders`
+(``eval.py`` does).
 """
 
 from __future__ import annotations
@@ -160,6 +161,47 @@ def _requests_from_json(rows: Sequence[dict[str, Any]]) -> list[GenerationReques
     ]
 
 
+def _count_cached(engine: Any) -> list[int]:
+    """A list of one number, to which vLLM's prompt tokens from the prefix cache are added as requests finish."""
+    core = engine._llm.llm_engine  # the benchmark's, not the project's business
+    step, cached = core.step, [0]
+
+    def counting() -> Any:
+        outputs = step()
+        cached[0] += sum(output.num_cached_tokens or 0 for output in outputs if output.finished)
+        return outputs
+
+    core.step = counting
+    return cached
+
+
+def time_orders(model: str, requests: Sequence[GenerationRequest], rounds: int) -> dict[str, Any]:
+    """Seconds, cached prompt tokens and token ids of one submission in the order of the prompts' tokens, and in the
+    order given, in one vLLM engine. They take turns; the prefix cache is emptied before each."""
+    from logodata.engines import vllm_engine
+
+    engine = vllm_engine.VllmEngine(model, dtype="float32")
+    cached = _count_cached(engine)
+    orders = {"sorted": vllm_engine.cache_order, "random": list}
+    list(engine.generate(requests[:2]))  # what is loaded on first use
+    found: dict[str, Any] = {way: {"seconds": [], "cached_tokens": [], "token_ids": {}} for way in orders}
+    for number in range(rounds):
+        for way in list(orders)[:: -1 if number % 2 else 1]:
+            vllm_engine.cache_order = orders[way]  # type: ignore[assignment]
+            if not engine._llm.reset_prefix_cache():
+                raise RuntimeError("vLLM did not empty its prefix cache")
+            cached[0], started = 0, time.perf_counter()
+            tokens = {result.id: list(result.token_ids) for result in engine.generate(requests)}
+            found[way]["seconds"].append(time.perf_counter() - started)
+            found[way]["cached_tokens"].append(cached[0])
+            found[way]["token_ids"] |= tokens
+            said = f"{found[way]['seconds'][-1]:.1f} s, {cached[0]} prompt tokens cached"
+            print(f"round {number + 1}/{rounds}, {way}: {said}", file=sys.stderr, flush=True)
+    name = engine.name
+    engine.close()
+    return {"engine": name, "ways": found}
+
+
 def time_ways(model: str, documents: Sequence[Sequence[GenerationRequest]]) -> dict[str, Any]:
     """Each way's seconds, cached prompt tokens and token ids for each document's requests, in one vLLM engine.
 
@@ -171,15 +213,7 @@ def time_ways(model: str, documents: Sequence[Sequence[GenerationRequest]]) -> d
     from logodata.engines.vllm_engine import VllmEngine
 
     engine = VllmEngine(model, dtype="float32")
-    core = engine._llm.llm_engine  # the benchmark's, not the project's business: its counts, and its cache
-    step, cached = core.step, [0]
-
-    def counting() -> Any:
-        outputs = step()
-        cached[0] += sum(output.num_cached_tokens or 0 for output in outputs if output.finished)
-        return outputs
-
-    core.step = counting
+    cached = _count_cached(engine)
 
     def run(way: str, requests: Sequence[GenerationRequest]) -> dict[str, list[int]]:
         ordered = sorted(requests, key=lambda request: request.prompt_ids)
@@ -217,10 +251,14 @@ def time_ways(model: str, documents: Sequence[Sequence[GenerationRequest]]) -> d
 
 
 def main() -> None:
-    """``serving.py MODEL REQUESTS.json RESULT.json``."""
-    model, source, target = sys.argv[1:]
-    documents = [_requests_from_json(rows) for rows in json.loads(Path(source).read_text())]
-    Path(target).write_text(json.dumps(time_ways(model, documents)))
+    """``serving.py ways MODEL REQUESTS.json RESULT.json`` or ``serving.py orders ROUNDS MODEL ...``."""
+    part, *rounds, model, source, target = sys.argv[1:]
+    rows = json.loads(Path(source).read_text())
+    if part == "ways":
+        result = time_ways(model, [_requests_from_json(requests) for requests in rows])
+    else:
+        result = time_orders(model, _requests_from_json(rows), int(rounds[0]))
+    Path(target).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Pure functions of token ids.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from logodata.common.errors import UserError
@@ -100,6 +100,12 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
+def cache_order(requests: Iterable[GenerationRequest]) -> list[GenerationRequest]:
+    """In the order of their tokens: prompts that share a beginning follow one another, so a prefix cache computes it
+    once and needs to hold one prompt only."""
+    return sorted(requests, key=lambda request: (request.prompt_ids, request.id))
+
+
 def share_prefixes(requests: Sequence[GenerationRequest], *, max_tokens: int, max_rows: int) -> list[PrefixGroup]:
     """Group requests so that few prompt tokens run through the model.
 
@@ -109,7 +115,7 @@ def share_prefixes(requests: Sequence[GenerationRequest], *, max_tokens: int, ma
     groups: list[PrefixGroup] = []
     members: list[GenerationRequest] = []
     prefix = 0
-    for request in sorted(requests, key=lambda request: (request.prompt_ids, request.id)):
+    for request in cache_order(requests):
         length, count = len(request.prompt_ids), len(members)
         shared = min(prefix, common_prefix(members[-1].prompt_ids, request.prompt_ids)) if members else 0
         widest = max(len(member.prompt_ids) for member in (*members, request))

