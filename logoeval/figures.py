@@ -34,7 +34,7 @@ _VARIABLES = {
 _DASHED, _DASHDOT = (0, (4, 2.5)), (0, (6, 1.5, 1, 1.5))
 _MARKERS = ("o", "o", "s", "^", "D", "v", "P", "X")
 _WIDTH_INCHES = 3.45
-_MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 5
+_MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 6
 _STYLE: Any = {
     "svg.fonttype": "none",  # letters stay letters, in the page's own typeface
     "svg.hashsalt": "logoeval",
@@ -199,7 +199,7 @@ def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x
     """
     runs = len(lines)
     gap = min(0.22, 0.74 / runs)
-    with _panel(0.62 + len(rows) * max(0.3, 0.115 * (runs + 1))) as axes:
+    with _panel(0.62 + len(rows) * max(0.3, 0.09 * (runs + 1))) as axes:
         for number, values in enumerate(lines):
             for row, (value, low, high) in enumerate(values):
                 place = row + (number - (runs - 1) / 2) * gap
@@ -229,9 +229,9 @@ def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str, 
                 continue
             colour = SERIES[number % len(SERIES)]
             if point.x[1] is not None and point.x[2] is not None:
-                axes.hlines(y, point.x[1], point.x[2], color=colour, linewidth=1.0)
+                axes.hlines(y, point.x[1], point.x[2], color=colour, linewidth=0.9, alpha=0.55)
             if point.y[1] is not None and point.y[2] is not None:
-                axes.vlines(x, point.y[1], point.y[2], color=colour, linewidth=1.0)
+                axes.vlines(x, point.y[1], point.y[2], color=colour, linewidth=0.9, alpha=0.55)
             axes.plot(x, y, linestyle="none", zorder=3, **_mark(number))
         axes.set_title(title, pad=8)
         axes.margins(x=0.12, y=0.12)

@@ -42,10 +42,10 @@ def measures_table(comparison: Comparison, rows: Sequence[Row], title: str, *, e
             if two:
                 line += [shown, change, Cell("", mark=difference.verdict, style=style)]
             else:
-                line.append(Cell(shown, change, difference.verdict, style))
+                line.append(Cell(shown, change.removesuffix(" points"), difference.verdict, style))
         lines.append(line)
     head = ["measure", "n", first, *others, *changes]
-    style = "stacks measures" if two else "stacks measures many"
+    style = "stacks compared" if two else "stacks compared many"
     return Table(title, head, lines, text_columns={len(head) - 1} if two else (), style=style, wide=not two)
 
 

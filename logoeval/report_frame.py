@@ -15,7 +15,7 @@ from logoeval.measures import judged, measures_table
 from logoeval.tables import Section, Table
 
 HOW_TO_READ = (
-    "Differences are taken sample by sample, and the brackets are 95 % intervals from 10,000 resamplings (whole "
+    "Differences are taken sample by sample, those of shares in percentage points, and the brackets are 95 % intervals from 10,000 resamplings (whole "
     "documents at a time where samples share one). A measure “rose” or “fell” if that interval leaves out zero; one "
     "measure in twenty does so by chance. With fewer than six independent samples no verdict is given."
 )
@@ -33,16 +33,20 @@ def headline(comparison: Comparison) -> Html:
     dates = sorted(result.provenance.date[:10] for run in comparison.runs for result in run.results.tasks.values())
     span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     rows = [row for row in comparison.rows if row.metric.headline and not row.slice]
-    summaries = [
-        summary(first, other, [(row, row.differences[number]) for row in rows]) for number, other in enumerate(others)
-    ]
+    counts = [summary([(row, row.differences[number]) for row in rows]) for number in range(len(others))]
+    lead = f"Of {len(rows)} measures, from {first.label} to "
+    if len(others) == 1:
+        moved = tag("p", f"{lead}{others[0].label}: {counts[0]}.")
+    else:
+        entries = (tag("li", tag("strong", run.label), f": {text}") for run, text in zip(others, counts, strict=True))
+        moved = join(tag("p", f"{lead.removesuffix(' ')}"), tag("ul", *entries))
     table = measures_table(comparison, rows, "What changed", explain=True)
     return join(
         tag("h1", "What the training changed" if len(others) == 1 else "What each training changed"),
         tag("p", f"{title(comparison)}, measured {span} on the same samples", class_="subtitle"),
         tag("ul", *(_run_line(number, run) for number, run in enumerate(comparison.runs)), class_="runs"),
         *(tag("p", text, class_="limit") for text in unfinished(comparison)),
-        tag("p", summaries[0]) if len(others) == 1 else tag("ul", *(tag("li", text) for text in summaries)),
+        moved,
         table.html(),
         tag("p", HOW_TO_READ, class_="note"),
     )
@@ -68,7 +72,7 @@ def unfinished(comparison: Comparison) -> list[str]:
     ]
 
 
-def summary(first: Run, other: Run, moves: Sequence[tuple[Row, Difference]]) -> str:
+def summary(moves: Sequence[tuple[Row, Difference]]) -> str:
     """How many measures moved which way."""
     counts = Counter(judged(row, difference) for row, difference in moves)
     phrases = {
@@ -79,7 +83,7 @@ def summary(first: Run, other: Run, moves: Sequence[tuple[Row, Difference]]) -> 
         "too few to tell": "have too few samples to tell",
     }
     parts = [f"{counts[key]} {phrase}" for key, phrase in phrases.items() if counts[key]]
-    return f"Of {len(moves)} measures, from {first.label} to {other.label}: {', '.join(parts)}."
+    return ", ".join(parts)
 
 
 def provenance_section(comparison: Comparison) -> Section:

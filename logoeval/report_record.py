@@ -29,7 +29,8 @@ def markdown(comparison: Comparison, sections: Sequence[Section]) -> str:
         "\n".join(f"- **{run.label}**: {describe(run)}" for run in comparison.runs),
         "\n".join([*limits, *(f"- **{text}**" for text in unfinished(comparison))]),
         "\n".join(
-            f"- {summary(first, other, [(row, row.differences[number]) for row in headline])}"
+            f"- Of {len(headline)} measures, from {first.label} to {other.label}: "
+            f"{summary([(row, row.differences[number]) for row in headline])}."
             for number, other in enumerate(others)
         ),
         markdown_table(comparison),

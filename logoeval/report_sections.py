@@ -30,7 +30,7 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Section:
     for number, (label, column) in enumerate(zip(labels[1:], columns[1:], strict=True), 1):
         moved = [after - before for before, after in zip(columns[0], column, strict=True)]
         changes.append(figures.change_histogram(f"{label} - {labels[0]}", moved, number))
-    first = "Each panel" if several else "Left"
+    first = "Each panel" if several else "First"
     caption = (
         f"{first}: the margin of {len(columns[0])} held-out pairs, {labels[0]} dashed. Right of zero the preferred "
         "response is the likelier one."
@@ -53,7 +53,7 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Section:
             "figure",
             figures.key(labels),
             panels(margins if several else [*margins, *changes]),
-            tag("figcaption", caption if several else f"{caption} Right: how far each pair moved."),
+            tag("figcaption", caption if several else f"{caption} Second: how far each pair moved."),
         ),
         tag("details", tag("summary", "how far each pair moved"), tag("figure", panels(changes))) if several else "",
         worked_samples(comparison),
@@ -116,7 +116,7 @@ def perplexity_section(comparison: Comparison) -> Section:
             f"{documents} documents, each read once from its beginning (one pass, no sliding window), the same ones "
             "for every point."
         )
-        caption = "Left: over all tokens read so far. Right: over the later half, which has most to look back on."
+        caption = "First: over all tokens read so far. Second: over the later half, which has most to look back on."
     written = (
         f" The lines often lie on one another, so the change from {labels[0]} to {labels[1]} is written at each point."
         if two

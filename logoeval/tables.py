@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from logodata.common.markup import Html, join, tag
@@ -38,6 +38,8 @@ class Table:
     """Columns besides the first that are words, set to the left."""
     style: str = ""
     """CSS classes. ``stacks``: on a telephone a row becomes a block, its numbers with their names before them."""
+    row_styles: Mapping[int, str] = field(default_factory=dict)
+    """CSS classes of rows, by number."""
     wide: bool = False
     """Wider than the text, where the window is."""
 
@@ -50,13 +52,13 @@ class Table:
         table = tag(
             "table",
             tag("thead", tag("tr", *head)) if any(self.head) else "",
-            tag("tbody", *(self._row(row) for row in self.rows)),
+            tag("tbody", *(self._row(row, self.row_styles.get(number, "")) for number, row in enumerate(self.rows))),
             class_=self.style or "plain",
             aria_label=self.title,
         )
         return tag("div", table, class_="scroll wide" if self.wide else "scroll")
 
-    def _row(self, row: Sequence[str | Cell]) -> Html:
+    def _row(self, row: Sequence[str | Cell], style: str) -> Html:
         name, *others = row
         if not others:
             spanned = {"colspan": str(len(self.head)), "scope": "rowgroup"}
@@ -68,7 +70,7 @@ class Table:
                 cells.append(tag("td", *_lines(cell), **name_of))
             else:
                 cells.append(tag("td", *_lines(cell, minus=True), class_="n", **name_of))
-        return tag("tr", *cells)
+        return tag("tr", *cells, **({"class_": style} if style else {}))
 
     def _is_text(self, column: int) -> bool:
         return column == 0 or column in self.text_columns

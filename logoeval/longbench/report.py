@@ -36,7 +36,7 @@ def longbench_section(comparison: Comparison) -> Section:
         tag("ul", *(tag("li", note) for note in result.notes), class_="small"),
         _paper(*paper) if paper else raw(""),
         _figure(comparison, rows),
-        *map(_part, tables),
+        *(_part(table, len(comparison.runs)) for table in tables),
     )
     return Section(
         f"{name}: questions, summaries and code over long texts", body, [*([paper[0]] if paper else []), *tables]
@@ -89,7 +89,7 @@ def _figure(comparison: Comparison, rows: list[Row]) -> Html:
     return tag(
         "figure",
         figures.key(labels),
-        tag("div", drawing, class_="panels single"),
+        tag("div", drawing, class_="panels"),
         tag(
             "figcaption",
             f"{pool} by {kind}: marks are means, bars 95 % intervals of each run by itself. Two bars that overlap can "
@@ -98,7 +98,8 @@ def _figure(comparison: Comparison, rows: list[Row]) -> Html:
     )
 
 
-def _part(table: Table) -> Html:
-    if table.title.startswith("Prompts") or len(table.rows) > 21:
+def _part(table: Table, num_runs: int) -> Html:
+    """Tables that would be many screens long are shown on demand."""
+    if table.title.startswith("Prompts") or len(table.rows) > (21 if num_runs == 2 else 11):
         return details(table, table.title)
     return titled(table)

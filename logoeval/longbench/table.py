@@ -60,7 +60,11 @@ def paper_table(comparison: Comparison) -> tuple[Table, list[str]] | None:
         [heading],
         *([run.label, *map(_cell, values)] for run, values in zip(comparison.runs, ours, strict=True)),
     ]
-    return Table("LOGO's LongBench table", ["model", *paper["columns"]], rows, style="paper"), notes
+    styles = {
+        number: "published derived" if line[0].startswith("+") else "published" for number, line in enumerate(lines, 1)
+    }
+    head = ["model", *paper["columns"]]
+    return Table("LOGO's LongBench table", head, rows, style="paper", row_styles=styles), notes
 
 
 def _cell(value: Value | None) -> str | Cell:

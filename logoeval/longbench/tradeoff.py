@@ -72,7 +72,7 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
             ),
             tag(
                 "figcaption",
-                "Left: a mark a run, bars are 95 % intervals. Right, in grey: the paper's ablations, not measured "
+                "First: a mark a run, bars are 95 % intervals. Second, in grey: the paper's ablations, not measured "
                 "here, on axes of their own: another model, another text, so only the shapes compare.",
             ),
         ),

@@ -55,7 +55,12 @@ def _gap(row: Row, comparison: Comparison) -> str:
     for number, run in enumerate(comparison.runs):
         value = row.values[number]
         interval = "" if value.low is None else f" [{row.metric.show_interval(value.low, value.high)}]"
-        parts.append(f"{run.label} {row.metric.show(value.value)}{interval}")
+        parts.append(f"{run.label} " + _minus(f"{row.metric.show(value.value)}{interval}"))
     for run, difference in zip(comparison.runs[1:], row.differences, strict=True):
-        parts.append(f"change in {run.label} {show_change(row, difference.change)}, {difference.verdict}")
+        change = _minus(show_change(row, difference.change))
+        parts.append(f"change in {run.label} {change}, {difference.verdict}")
     return f"Share said less share seen: {'; '.join(parts)}."
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")

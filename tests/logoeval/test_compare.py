@@ -76,8 +76,7 @@ def test_table_of_three_runs(make_run: Callable[..., Path]) -> None:
     assert markdown_table(compare(runs)).splitlines() == [
         "| measure | n | base | sft | logo |",
         "| --- | ---: | ---: | ---: | ---: |",
-        "| Score | 8 | 50.0 % | 50.0 % (+0.0 [+0.0, +0.0] points, no clear change) "
-        "| 75.0 % (+25.0 [+25.0, +25.0] points, rose) |",
+        "| Score | 8 | 50.0 % | 50.0 % (+0.0 [+0.0, +0.0], no clear change) | 75.0 % (+25.0 [+25.0, +25.0], rose) |",
     ]
     assert markdown_table(compare(runs[:2])).splitlines()[2] == (
         "| Score | 8 | 50.0 % | 50.0 % | +0.0 [+0.0, +0.0] points | no clear change |"
