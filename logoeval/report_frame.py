@@ -15,9 +15,10 @@ from logoeval.measures import judged, measures_table
 from logoeval.tables import Section, Table
 
 HOW_TO_READ = (
-    "Differences are taken sample by sample, those of shares in percentage points, and the brackets are 95 % intervals from 10,000 resamplings (whole "
-    "documents at a time where samples share one). A measure “rose” or “fell” if that interval leaves out zero; one "
-    "measure in twenty does so by chance. With fewer than six independent samples no verdict is given."
+    "Differences are taken sample by sample, those of shares in percentage points, and the brackets are 95 % intervals "
+    "from 10,000 resamplings (whole documents at a time where samples share one). A measure “rose” or “fell” if that "
+    "interval leaves out zero; one measure in twenty does so by chance. With fewer than six independent samples no "
+    "verdict is given."
 )
 
 
