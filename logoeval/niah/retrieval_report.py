@@ -40,7 +40,9 @@ def _table(rows: dict[str, Row], number: int, run: Run) -> Table:
     counts: Counter[str] = Counter()
     for sample in run.results.tasks["niah"].samples:
         counts.update(saw_said(sample.facts["seen"], sample.facts["found"]))
-    body = [[name, *(_cell(rows[key], number, counts[key]) for key in keys)] for name, *keys in _CELLS]
+    body: list[list[str | Cell]] = []
+    for name, *keys in _CELLS:
+        body.append([name, *(_cell(rows[key], number, counts[key]) for key in keys)])
     return Table(f"Numbers seen and said, {run.label}", [run.label, "seen", "not seen"], body)
 
 

@@ -154,7 +154,7 @@ def curve(effect: float) -> Curve:
     for step in (0, 50, 100, 150, 200):
         values = []
         for number, metric in enumerate(metrics):
-            value = 0.4 + 0.1 * number + effect * step / 400
+            value = 0.4 + 0.1 * number + effect * step / 2000
             interval = {"low": value - 0.05, "high": value + 0.05}
             change = {"change": value - 0.4 - 0.1 * number, "change_low": 0.0, "change_high": 0.1}
             values.append(CurveValue(metric=metric.key, value=value, num_samples=20, **interval, **change))
