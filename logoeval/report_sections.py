@@ -44,7 +44,7 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Section:
             "does; whether answers got better is for the measures that begin with “Answer”.",
         ),
         *(
-            tag("p", tag("strong", f"Not all of the held-out pairs: {text}."), class_="limit")
+            tag("p", tag("strong", f"Measured: {text}."), class_="limit")
             for text in limits("pairs", comparison.runs[0].results.tasks["pairs"])
         ),
         tag("p", _origin(comparison)),

@@ -31,8 +31,8 @@ def _longbench(result: TaskResult) -> Iterator[str]:
 
 def _pairs(result: TaskResult) -> Iterator[str]:
     most = result.settings.get("max_samples")
-    if most is not None and most <= len(result.samples):
-        yield f"only the first {most} pairs"
+    if most is not None and most == len(result.samples):  # fewer: there were no more
+        yield f"the first {most} held-out pairs only (pairs.max_samples)"
 
 
 def official_rows(samples: Sequence[SampleRow]) -> int:

@@ -77,7 +77,6 @@ def _figure(comparison: Comparison, rows: list[Row]) -> Html:
     for average in ("logo", "e") if prefix != "all:" else ("all",):
         found = [row for row in whole if row.metric.key == average]
         shown, names = shown + found, names + ["average"] * len(found)
-    kind = "task" if prefix == "task:" else "category"
     lines = [
         [(row.values[number].value, row.values[number].low, row.values[number].high) for row in shown]
         for number in range(len(comparison.runs))
@@ -85,14 +84,14 @@ def _figure(comparison: Comparison, rows: list[Row]) -> Html:
     labels = [run.label for run in comparison.runs]
     cut = " (a sample)" if _cuts(comparison) else ""
     drawing = figures.interval_rows(names, lines, x_label=f"LongBench score{cut}", of=", ".join(labels))
-    pool = {"logo:": "English tasks", "all:": "All tasks", "task:": "Tasks"}[prefix]
+    what = {"logo:": "English tasks by category", "all:": "All tasks by category", "task:": "Task by task"}[prefix]
     return tag(
         "figure",
         figures.key(labels),
         tag("div", drawing, class_="panels"),
         tag(
             "figcaption",
-            f"{pool} by {kind}: marks are means, bars 95 % intervals of each run by itself. Two bars that overlap can "
+            f"{what}: marks are means, bars 95 % intervals of each run by itself. Two bars that overlap can "
             "still differ clearly, since the runs answer the same questions: the tables pair them.",
         ),
     )

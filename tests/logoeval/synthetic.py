@@ -40,9 +40,9 @@ LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536)
 DEPTHS = (0, 22, 44, 66, 88)
 
 
-def longbench(effect: float, rows: int | None, tasks: Sequence[str] | None = None) -> Outcome:
+def longbench(effect: float, rows: int | None, tasks: Sequence[str] | None = None, e: bool = False) -> Outcome:
     rng, noise = np.random.default_rng(1), np.random.default_rng(100 + round(100 * effect))
-    chosen = [task for name, task in TASKS.items() if tasks is None or name in tasks]
+    chosen = [task for name, task in TASKS.items() if (task.in_e or not e) and (tasks is None or name in tasks)]
     level = dict(zip(TASKS, np.random.default_rng(2).uniform(0.2, 0.6, len(TASKS)), strict=True))
     samples = []
     for task in chosen:
@@ -50,11 +50,13 @@ def longbench(effect: float, rows: int | None, tasks: Sequence[str] | None = Non
             base = np.clip(rng.normal(level[task.name], 0.3), 0, 1)
             score = float(np.clip(base + noise.normal(effect / 8, 0.12), 0, 1))
             truncated = bool(rng.random() < 0.3)
-            samples.append(Scored(str(number), task, f"{task.name}/{number}", "h", score, False, 5000, truncated))
-    reported = longbench_metrics(chosen, e=False, truncation=True)
-    said = list(notes(samples, e=False, code_sim="rapidfuzz"))
-    settings = {"tasks": [task.name for task in chosen], "e": False, "max_prompt_tokens": None, "code_sim": "rapidfuzz"}
-    return Outcome(reported, sample_rows(samples, reported, e=False), said, settings=settings)
+            samples.append(
+                Scored(str(number), task, f"{task.name}/{number}", "h", score, False, 3000 * number, truncated)
+            )
+    reported = longbench_metrics(chosen, e=e, truncation=True)
+    said = list(notes(samples, e=e, code_sim="rapidfuzz"))
+    settings = {"tasks": [task.name for task in chosen], "e": e, "max_prompt_tokens": None, "code_sim": "rapidfuzz"}
+    return Outcome(reported, sample_rows(samples, reported, e=e), said, settings=settings)
 
 
 def niah(effect: float, haystacks: Sequence[str] = ("noise", "essay")) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from logodata.common.errors import UserError
 from logoeval import stats
 from logoeval.cli import main
-from logoeval.compare import compare
+from logoeval.compare import Comparison, Row, compare
 from logoeval.longbench.table import paper_table, published
 from logoeval.longbench.tradeoff import tradeoff_section
 from logoeval.measures import terminal_table
@@ -38,6 +39,11 @@ def _few_resamples() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def six(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return synthetic.write_runs(tmp_path_factory.mktemp("six"), SIX, max_samples=12)
+
+
+@pytest.fixture(scope="module")
+def comparison(six: list[Path]) -> Comparison:
+    return compare(six)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +81,9 @@ def test_runs_are_told_apart_without_colour() -> None:
     assert ['stroke-dasharray="none"' in drawing for drawing in shown] == [False] + [True] * 7
 
 
-def test_json_and_markdown_hold_what_the_page_holds(files: Path, six: list[Path]) -> None:
+def test_json_and_markdown_hold_what_the_page_holds(files: Path, six: list[Path], comparison: Comparison) -> None:
     record = json.loads(files.with_suffix(".json").read_text(encoding="utf-8"))
     text = files.with_suffix(".md").read_text(encoding="utf-8")
-    comparison = compare(six)
     assert record["schema_version"] == SCHEMA_VERSION
     assert [run["label"] for run in record["runs"]] == SIX
     assert [len(row["differences"]) for row in record["rows"]] == [5] * len(comparison.rows)
@@ -86,7 +91,7 @@ def test_json_and_markdown_hold_what_the_page_holds(files: Path, six: list[Path]
     curve = read_results(six[5]).curve
     assert curve is not None
     assert record["curves"]["lr=2"] == curve.model_dump(mode="json")
-    assert record["limits"]["pairs"] == ["only the first 12 pairs"]
+    assert record["limits"]["pairs"] == ["the first 12 held-out pairs only (pairs.max_samples)"]
     # Every table of the page is in both files: its head and each of its cells.
     page = Reader(files.read_text(encoding="utf-8")).text
     tables = [table for section in record["sections"] for table in section["tables"]]
@@ -100,14 +105,18 @@ def test_json_and_markdown_hold_what_the_page_holds(files: Path, six: list[Path]
         assert f"## {heading}" in text
 
 
-def test_headline_in_a_narrow_terminal_has_a_row_a_run(six: list[Path]) -> None:
-    comparison = compare(six)
+def test_headline_in_a_narrow_terminal_has_a_row_a_run(six: list[Path], comparison: Comparison) -> None:
     table = terminal_table(comparison)
     headlines = [row for row in comparison.rows if row.metric.headline and not row.slice]
     assert [row[0] for row in table.rows] == [
         text for row in headlines for text in (row.label, *(f"  {name}" for name in SIX))
     ]
-    assert len(terminal_table(compare(six[:2])).rows) == len(headlines)
+    two = replace(comparison, runs=comparison.runs[:2], rows=[_of_two(row) for row in comparison.rows])
+    assert len(terminal_table(two).rows) == len(headlines)
+
+
+def _of_two(row: Row) -> Row:
+    return row.model_copy(update={"values": row.values[:2], "differences": row.differences[:1]})
 
 
 # -- LongBench ---------------------------------------------------------------------------------------------------------
@@ -162,9 +171,8 @@ def test_the_papers_table_has_its_form(tmp_path: Path) -> None:
     assert "Not the whole" not in page
 
 
-def test_a_sample_of_longbench_never_looks_like_the_whole(six: list[Path]) -> None:
-    comparison = compare(six[:2])
-    reader = Reader(render(comparison))
+def test_a_sample_of_longbench_never_looks_like_the_whole(comparison: Comparison, files: Path) -> None:
+    reader = Reader(files.read_text(encoding="utf-8"))
     assert reader.text.count("42 of 4,750 rows: not the benchmark's score") >= 4  # headline, section, table, tradeoff
     assert "28 of 2,750" in reader.text
     assert "LongBench average (a sample)" in reader.text
@@ -175,7 +183,7 @@ def test_a_sample_of_longbench_never_looks_like_the_whole(six: list[Path]) -> No
 
 def test_a_part_of_longbench_has_dashes(tmp_path: Path) -> None:
     tasks = ("narrativeqa", "qasper", "multifieldqa_en", "trec")
-    comparison = compare(longbench_runs(tmp_path, rows=None, tasks=tasks))
+    comparison = compare(longbench_runs(tmp_path, rows=3, tasks=tasks))
     found = paper_table(comparison)
     assert found is not None
     table, notes = found
@@ -186,20 +194,29 @@ def test_a_part_of_longbench_has_dashes(tmp_path: Path) -> None:
 
 
 def test_without_a_whole_category_there_is_no_table(tmp_path: Path) -> None:
-    comparison = compare(longbench_runs(tmp_path, rows=None, tasks=("trec", "qasper")))
+    comparison = compare(longbench_runs(tmp_path, rows=3, tasks=("trec", "qasper")))
     assert paper_table(comparison) is None
     assert "Published" not in render(comparison)
 
 
-def test_the_papers_points_stand_on_axes_of_their_own(six: list[Path], tmp_path: Path) -> None:
-    section = tradeoff_section(compare(six))
+def test_longbench_e_has_tasks_and_lengths_and_no_paper_table(tmp_path: Path) -> None:
+    comparison = compare(longbench_runs(tmp_path, rows=3, e=True))
+    assert paper_table(comparison) is None
+    page = render(comparison)
+    assert "Tasks by task" not in page
+    assert ">passage_count<" in page  # of the figure
+    assert "LongBench-E by length, all tasks" in page
+
+
+def test_the_papers_points_stand_on_axes_of_their_own(comparison: Comparison, tmp_path: Path) -> None:
+    section = tradeoff_section(comparison)
     assert section is not None
     ours, theirs = re.findall(r"<svg viewBox.*?</svg>", section.body, flags=re.DOTALL)
     assert ">a<" in theirs
     assert ">a<" not in ours
     (table,) = section.tables
     assert ["c", "M = 2, λ = 0.1, 8K", "10.85", "47.0"] in [list(row) for row in table.rows]
-    assert tradeoff_section(compare(longbench_runs(tmp_path, rows=None))) is None
+    assert tradeoff_section(compare(longbench_runs(tmp_path, rows=2))) is None  # no perplexity
 
 
 def test_a_task_begun_by_all_and_finished_by_none_is_told(tmp_path: Path) -> None:
