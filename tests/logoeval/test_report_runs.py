@@ -205,6 +205,8 @@ def test_longbench_e_has_tasks_and_lengths_and_no_paper_table(tmp_path: Path) ->
     page = render(comparison)
     assert "Tasks by task" not in page
     assert ">passage_count<" in page  # of the figure
+    assert "39 of 3,668 rows: not the benchmark&#x27;s score" in page
+    assert ">3 of 224<" in page
     assert "LongBench-E by length, all tasks" in page
 
 
