@@ -31,10 +31,9 @@ def parse_folders(arguments: Sequence[str]) -> dict[str, Path]:
 
 def _split(argument: str) -> tuple[str | None, Path]:
     """Label and folder; of several ``=``, the first that a folder follows."""
-    places = [place for place, letter in enumerate(argument) if letter == "="]
-    cuts = [(argument[:place], Path(argument[place + 1 :])) for place in places if "/" not in argument[:place]]
-    cuts = [(label, folder) for label, folder in cuts if label and str(folder) != "."] or [("", Path())]
-    if Path(argument).is_dir() or not cuts[0][0]:
+    places = [place for place, letter in enumerate(argument) if letter == "=" and "/" not in argument[:place]]
+    cuts = [(argument[:place], Path(argument[place + 1 :])) for place in places if argument[:place]]
+    if not cuts or Path(argument).is_dir():
         return None, Path(argument)
     return next((cut for cut in cuts if cut[1].is_dir()), cuts[0])
 

@@ -77,13 +77,12 @@ class Table:
 
     def markdown(self) -> str:
         """The same, a line a row."""
-        head = self.head if any(self.head) else ["", *self.head[1:]]
-        rule = ["---" if self._is_text(number) else "---:" for number in range(len(head))]
+        rule = ["---" if self._is_text(number) else "---:" for number in range(len(self.head))]
         rows = [
-            [str(cell) for cell in row] if len(row) > 1 else [f"**{row[0]}**", *[""] * (len(head) - 1)]
+            [str(cell) for cell in row] if len(row) > 1 else [f"**{row[0]}**", *[""] * (len(self.head) - 1)]
             for row in self.rows
         ]
-        return "\n".join(f"| {' | '.join(map(_one_line, line))} |" for line in (head, rule, *rows))
+        return "\n".join(f"| {' | '.join(map(_one_line, line))} |" for line in (self.head, rule, *rows))
 
     def record(self) -> dict[str, Any]:
         """The same as text, for JSON."""
