@@ -39,6 +39,7 @@ examples:
   logoeval run recipes/embedded.yaml --data runs/heldout -o runs/before
   logoeval score predictions/ -o scores.json
   logoeval compare runs/before runs/after -o report.html --data runs/data --run runs/logo
+  logoeval compare base=runs/1/eval sft=runs/2/eval logo=runs/3/eval -o report.html
 
 Tasks accumulate in one folder. The same command continues one that was interrupted."""
 
@@ -93,16 +94,20 @@ def _parser() -> argparse.ArgumentParser:
         help="a report on two or more measurements",
         description="Compare measurements sample by sample, each with the first, and write a report.",
     )
-    compare.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders: BEFORE AFTER [MORE...]")
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="[LABEL=]DIR",
+        help="folders: BEFORE AFTER [MORE...], each under its own name or LABEL",
+    )
     compare.add_argument("-o", "--out", required=True, type=Path, help="report.html; .md and .json beside it")
     compare.add_argument("--data", type=Path, help="folder of the training data, to tell how they were built")
     compare.add_argument("--run", type=Path, help="folder of the training run, for its curve")
     compare.add_argument(
         "--curve",
         nargs="+",
-        type=Path,
         default=(),
-        metavar="DIR",
+        metavar="[LABEL=]DIR",
         help="folders of logoeval niah --checkpoints, for needles over training",
     )
     compare.set_defaults(command=_compare)
@@ -275,29 +280,30 @@ def _score(arguments: argparse.Namespace) -> None:
 
 def _compare(arguments: argparse.Namespace) -> None:
     if len(arguments.runs) < 2:
-        raise UserError("only one folder to compare", where=str(arguments.runs[0]), mend="give BEFORE and AFTER")
+        raise UserError("only one folder to compare", where=arguments.runs[0], mend="give BEFORE and AFTER")
     if arguments.out.suffix != ".html":
         raise UserError("the report is an .html file", where=str(arguments.out), mend="give -o report.html")
     from rich.table import Table
     from rich.text import Text
 
     from logodata.common.console import console
-    from logoeval.compare import compare, show_change
+    from logoeval.compare import compare
+    from logoeval.labels import parse_folders
+    from logoeval.measures import terminal_table
     from logoeval.report import write_report
+    from logoeval.report_frame import unfinished
+    from logoeval.scope import all_limits
 
-    comparison = compare(arguments.runs)
-    write_report(comparison, arguments.out, data=arguments.data, run=arguments.run, curves=arguments.curve)
-    first, *others = (run.label for run in comparison.runs)
-    table = Table("measure", "n", first, box=None, pad_edge=False)
-    for label in others:
-        table.add_column(label)
-        table.add_column(f"{label} - {first} [95 %]")
-        table.add_column("verdict")
-    for row in comparison.rows:
-        if row.metric.headline and not row.slice:
-            cells = [row.label, str(row.num_samples), row.metric.show(row.values[0].value)]
-            for value, difference in zip(row.values[1:], row.differences, strict=True):
-                cells += [row.metric.show(value.value), show_change(row, difference.change), difference.verdict]
-            table.add_row(*(Text(cell) for cell in cells))
+    comparison = compare(parse_folders(arguments.runs))
+    curves = parse_folders(arguments.curve)
+    write_report(comparison, arguments.out, data=arguments.data, run=arguments.run, curves=curves)
+    shown = terminal_table(comparison)
+    table = Table(*shown.head, box=None, pad_edge=False)
+    for row in shown.rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
+    for task, limits in all_limits(comparison).items():
+        console.print(f"{task}: {'; '.join(limits)}", markup=False, soft_wrap=True)
+    for text in unfinished(comparison):
+        console.print(text, markup=False, soft_wrap=True)
     console.print(f"wrote {arguments.out}, and .md and .json beside it", markup=False, soft_wrap=True)

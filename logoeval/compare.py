@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,7 +10,9 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from logodata.common.errors import UserError
+from logoeval.labels import label_folders
 from logoeval.records import (
+    PREDICTIONS_DIR,
     TASK_NAMES,
     Metric,
     Results,
@@ -19,14 +21,11 @@ from logoeval.records import (
     TaskResult,
     estimate,
     groups,
-    is_cell,
     read_results,
     slice_label,
     slices,
 )
 from logoeval.stats import Estimate, estimate_difference
-
-SCHEMA_VERSION = 1
 
 Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]
 
@@ -42,6 +41,12 @@ class Run:
     label: str
     folder: Path
     results: Results
+
+    @property
+    def unfinished(self) -> list[TaskName]:
+        """Tasks that were begun here and have no results."""
+        begun = {path.stem for path in (self.folder / PREDICTIONS_DIR).glob("*.json")}
+        return [task for task in TASK_NAMES if task in begun and task not in self.results.tasks]
 
 
 class _Record(BaseModel):
@@ -99,36 +104,61 @@ class Comparison:
         return [task for task in TASK_NAMES if task in self.runs[0].results.tasks]
 
 
-def compare(folders: Sequence[Path]) -> Comparison:
-    """Compare runs with the first of ``folders``.
+def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
+    """Compare runs with the first of ``folders``, which may be named: label by label.
 
     Raises:
         UserError: a folder holds no results, or runs differ in tasks, settings, engine or prompts (which is named).
     """
-    labels = _labels(folders)
-    runs = [Run(label, folder, read_results(folder)) for label, folder in zip(labels, folders, strict=True)]
-    for run in runs[1:]:
-        _check_comparable(runs[0], run)
+    runs = read_runs(folders)
     if not runs[0].results.tasks:
-        raise UserError("holds no finished task", where=str(folders[0]), mend="run logoeval again to finish it")
+        raise UserError("holds no finished task", where=str(runs[0].folder), mend="run logoeval again to finish it")
     rows = [row for task in TASK_NAMES if task in runs[0].results.tasks for row in _rows(task, runs)]
     return Comparison(runs, rows)
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
-    """Folder names, or whole paths where names clash."""
-    names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+def read_runs(folders: Sequence[Path] | Mapping[str, Path], tasks: Sequence[TaskName] = TASK_NAMES) -> list[Run]:
+    """Runs with what they hold of ``tasks``; in these they may be compared.
+
+    Raises:
+        UserError: see :func:`compare`.
+    """
+    runs = []
+    for label, folder in label_folders(folders).items():
+        results = read_results(folder)
+        held = {task: result for task, result in results.tasks.items() if task in tasks}
+        runs.append(Run(label, folder, results.model_copy(update={"tasks": held})))
+    _check_tasks(runs)
+    for run in runs[1:]:
+        _check_comparable(runs[0], run)
+    return runs
+
+
+def _check_tasks(runs: Sequence[Run]) -> None:
+    """Refuse runs that do not hold the same tasks, with all that each of them lacks."""
+    held = [task for task in TASK_NAMES if any(task in run.results.tasks for run in runs)]
+    faults, folders = [], []
+    for run in runs:
+        absent = [task for task in held if task not in run.results.tasks]
+        begun = [task for task in absent if task in run.unfinished]
+        if begun:
+            faults.append(f"{run.label} has not finished {', '.join(begun)}")
+        if len(begun) < len(absent):
+            faults.append(f"{run.label} lacks {', '.join(task for task in absent if task not in begun)}")
+        folders += [str(run.folder)] if absent else []
+    if faults:
+        raise UserError(
+            f"the runs hold different tasks: {'; '.join(faults)}",
+            where=", ".join(folders),
+            mend="evaluate the missing tasks into the same folder, with the recipe of the others",
+        )
 
 
 def _check_comparable(first: Run, other: Run) -> None:
     where = f"{first.folder} and {other.folder}"
     mend = "evaluate both with the same recipe; only model and adapter may differ"
     for task in TASK_NAMES:
-        held = [run for run in (first, other) if task in run.results.tasks]
-        if len(held) == 1:
-            raise UserError(f"task {task!r} is only in {held[0].folder}", where=where, mend=mend)
-        if not held:
+        if task not in first.results.tasks:
             continue
         before, after = first.results.tasks[task], other.results.tasks[task]
         for name, old, new in _differences(before, after):
@@ -151,19 +181,24 @@ def _differences(before: TaskResult, after: TaskResult) -> Iterator[tuple[str, A
 
 def _rows(task: TaskName, runs: Sequence[Run]) -> Iterator[Row]:
     results = [run.results.tasks[task] for run in runs]
-    for metric in results[0].metrics:
-        for where, members in slices(metric, results[0].samples):
+    return measured_rows(task, results[0].metrics, [result.samples for result in results])
+
+
+def measured_rows(task: TaskName, metrics: Sequence[Metric], columns: Sequence[Sequence[SampleRow]]) -> Iterator[Row]:
+    """A row for every metric and slice of it, over the same samples in each of ``columns``, [runs][samples]."""
+    for metric in metrics:
+        for where, members in slices(metric, columns[0]):
             ids = {sample.id for sample in members}
-            columns = [[sample for sample in result.samples if sample.id in ids] for result in results]
-            first = estimate(metric, columns[0])
+            parts = [[sample for sample in column if sample.id in ids] for column in columns]
+            first = estimate(metric, parts[0])
             yield Row(
                 task=task,
                 metric=metric,
                 slice=where,
                 num_samples=first.num_samples,
                 num_clusters=first.num_clusters,
-                values=[Value.of(estimate(metric, column)) for column in columns],
-                differences=[_difference(metric, columns[0], column) for column in columns[1:]],
+                values=[Value.of(estimate(metric, part)) for part in parts],
+                differences=[_difference(metric, parts[0], part) for part in parts[1:]],
             )
 
 
@@ -192,22 +227,3 @@ def show_change(row: Row, change: Value) -> str:
     if change.low is not None and change.high is not None:
         text += f" [{metric.show_difference(change.low)}, {metric.show_difference(change.high)}]"
     return f"{text} points" if metric.kind == "share" else text
-
-
-def markdown_table(comparison: Comparison) -> str:
-    """The before/after table in Markdown, without the cells of maps."""
-    first, *others = (run.label for run in comparison.runs)
-    header = ["measure", "n", first, *others]
-    rule = ["---", *["---:"] * (1 + len(comparison.runs))]
-    for label in others:
-        header += [f"{label} - {first} [95 %]", "verdict"]
-        rule += ["---:", "---"]
-    lines = [header, rule]
-    for row in comparison.rows:
-        if is_cell(row.slice):
-            continue
-        cells = [row.label, str(row.num_samples), *(row.metric.show(value.value) for value in row.values)]
-        for difference in row.differences:
-            cells += [show_change(row, difference.change), difference.verdict]
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from logodata.common.markup import Html, raw
+from logodata.common.markup import Html, raw, tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Stand-ins that matplotlib draws with, each replaced by a variable of the style sheet.
 INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
-SERIES = ("#050505", "#060606", "#070707", "#080808")
+SERIES = ("#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c")
 _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -31,9 +31,10 @@ _VARIABLES = {
     PAPER: "--paper",
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)},
 }
-_DASHES: tuple[Any, ...] = ((0, (4, 2.5)), "solid", (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+_DASHED, _DASHDOT = (0, (4, 2.5)), (0, (6, 1.5, 1, 1.5))
+_MARKERS = ("o", "o", "s", "^", "D", "v", "P", "X")
 _WIDTH_INCHES = 3.45
-_MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 5
+_MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 6
 _STYLE: Any = {
     "svg.fonttype": "none",  # letters stay letters, in the page's own typeface
     "svg.hashsalt": "logoeval",
@@ -62,36 +63,115 @@ _STYLE: Any = {
 }
 
 
+Interval = tuple[float, float | None, float | None]
+"""A value with its interval, where it has one."""
+
+
+class Point(NamedTuple):
+    """A point of :func:`scatter`."""
+
+    name: str
+    x: Interval
+    y: Interval
+
+
 def series_style(number: int) -> dict[str, Any]:
-    """Colour and dashes of run ``number``: the first is dashed, later ones are told apart without colour too."""
-    return {"color": SERIES[number % len(SERIES)], "linestyle": _DASHES[number % len(_DASHES)]}
+    """Colour and dashes of run ``number``: the first is dashed, the others are solid."""
+    linestyle = "solid" if 0 < number < len(SERIES) else _DASHDOT if number else _DASHED
+    return {"color": SERIES[number % len(SERIES)], "linestyle": linestyle}
 
 
-def margin_histogram(labels: Sequence[str], margins: Sequence[Sequence[float]]) -> Html:
-    """Distribution of the reward margin, an outline a run; ticks below the axis mark the means."""
+def _mark(number: int) -> dict[str, Any]:
+    """The mark of run ``number``, which tells it apart in grey too; the first run's is hollow."""
+    colour = SERIES[number % len(SERIES)]
+    return {
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "markersize": 4.5,
+        "markerfacecolor": colour if number else PAPER,
+        "markeredgecolor": colour,
+        "markeredgewidth": 1.2,
+    }
+
+
+def key(labels: Sequence[str], *, first: int = 0) -> Html:
+    """What lines and marks stand for, above the panels they are in, where long names find room.
+
+    Args:
+        labels: of the runs.
+        first: number of the first of them.
+    """
+    entries = (tag("li", swatch(number), tag("span", label)) for number, label in enumerate(labels, first))
+    return tag("ul", *entries, class_="key")
+
+
+def swatch(number: int) -> Html:
+    """A piece of the line of run ``number`` with its mark."""
+    colour = f"var(--series-{number % len(SERIES)})"
+    dash = {_DASHED: "5 3", _DASHDOT: "7 2 1.5 2"}.get(series_style(number)["linestyle"], "none")
+    shape = _SHAPES[_MARKERS[number % len(_MARKERS)]]
+    fill = colour if number else "var(--paper)"
+    return raw(
+        '<svg class="swatch" viewBox="0 0 34 12" aria-hidden="true">'
+        f'<path d="M0 6H34" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        f'<path d="{shape}" fill="{fill}" stroke="{colour}" stroke-width="1.4"/></svg>'
+    )
+
+
+_SHAPES = {
+    "o": "M13 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
+    "s": "M13.5 2.5h7v7h-7Z",
+    "^": "M17 1.5l4.5 8h-9Z",
+    "v": "M17 10.5l4.5-8h-9Z",
+    "D": "M17 1l5 5l-5 5l-5-5Z",
+    "P": "M15.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3Z",
+    "X": "M14.5 1.5l2.5 2.5l2.5-2.5l2 2l-2.5 2.5l2.5 2.5l-2 2l-2.5-2.5l-2.5 2.5l-2-2l2.5-2.5l-2.5-2.5Z",
+}
+
+
+def margin_histogram(
+    labels: Sequence[str], margins: Sequence[Sequence[float]], number: int, *, titled: bool = False
+) -> Html:
+    """Distribution of the reward margin of the first run, an outline, and of run ``number``; triangles are means.
+
+    Args:
+        labels: of all runs.
+        margins: of all runs: every panel has the same scale.
+        number: whose panel.
+        titled: write the run's name above, where there are several panels.
+    """
     with _panel(2.35) as axes:
         everything = np.concatenate([np.asarray(column) for column in margins])
         bins = np.histogram_bin_edges(everything, bins=min(30, max(8, len(margins[0]) // 4))).tolist()
-        for number, (label, column) in enumerate(zip(labels, margins, strict=True)):
-            style = series_style(number)
-            if number:
-                axes.hist(column, bins=bins, histtype="stepfilled", color=style["color"], alpha=0.14)
+        for run in (0, number):
+            style = series_style(run)
+            if run:
+                axes.hist(margins[run], bins=bins, histtype="stepfilled", color=style["color"], alpha=0.16)
             axes.hist(
-                column,
+                margins[run],
                 bins=bins,
                 histtype="step",
                 edgecolor=style["color"],
                 linestyle=style["linestyle"],
                 linewidth=1.5,
             )
-            axes.plot([], [], label=label, linewidth=1.5, **style)
-            axes.plot(float(np.mean(column)), 0, marker=6, markersize=7, color=style["color"], clip_on=False)
+            mean = float(np.mean(margins[run]))
+            axes.plot(
+                mean,
+                0,
+                marker=6,
+                markersize=7,
+                color=style["color"],
+                markerfacecolor=style["color"] if run else PAPER,
+                clip_on=False,
+            )
         axes.axvline(0, color=RULE, linewidth=0.8)
+        if titled:
+            axes.set_title(labels[number], pad=8)
         axes.set_xlabel("margin, nats per token (triangle: mean)")
         axes.set_ylabel("held-out pairs")
         _integer_axis(axes)
-        _legend(axes, len(labels))
-        return _svg(axes, f"Histogram of the reward margin for {_and(labels)}.")
+        means = ", ".join(f"{labels[run]} {np.mean(margins[run]):.2f}" for run in (0, number))
+        return _svg(axes, f"Histogram of the reward margin, means: {means}.")
 
 
 def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
@@ -100,11 +180,65 @@ def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
         bins = np.histogram_bin_edges(np.append(changes, 0.0), bins=min(30, max(8, len(changes) // 4))).tolist()
         axes.hist(changes, bins=bins, color=series_style(number)["color"], alpha=0.55)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_title(label, pad=10)
+        axes.set_title(label, pad=8)
         axes.set_xlabel("change of the margin of the same pair, nats")
         axes.set_ylabel("held-out pairs")
         _integer_axis(axes)
-        return _svg(axes, f"Histogram of the change of the margin, {label}.")
+        share = 100 * float(np.mean(np.asarray(changes) > 0))
+        return _svg(axes, f"Histogram of the change of the margin, {label}: {share:.0f} % of the pairs rose.")
+
+
+def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x_label: str, of: str) -> Html:
+    """Shares as marks with bars from low to high, a row a group of marks, one a run.
+
+    Args:
+        rows: names, from the top down.
+        lines: for each run its (value, low, high) of each row.
+        x_label: of the axis.
+        of: whose values, for readers who do not see the figure.
+    """
+    runs = len(lines)
+    gap = min(0.22, 0.74 / runs)
+    with _panel(0.62 + len(rows) * max(0.3, 0.09 * (runs + 1))) as axes:
+        for number, values in enumerate(lines):
+            for row, (value, low, high) in enumerate(values):
+                place = row + (number - (runs - 1) / 2) * gap
+                if low is not None and high is not None:
+                    axes.hlines(place, low, high, color=SERIES[number % len(SERIES)], linewidth=1.3)
+                axes.plot(value, place, linestyle="none", zorder=3, **_mark(number))
+        for row in range(1, len(rows)):
+            axes.axhline(row - 0.5, color=RULE, linewidth=0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), rows, color=INK)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g} %")
+        axes.margins(x=0.05)
+        axes.set_xlabel(x_label)
+        return _svg(axes, f"{x_label} of {of}, with 95 % intervals: the numbers are in the tables.")
+
+
+def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str, published: bool = False) -> Html:
+    """Points with intervals, in the marks of the runs; published ones are grey, each with a letter."""
+    with _panel(2.7) as axes:
+        for number, point in enumerate(points):
+            x, y = point.x[0], point.y[0]
+            if published:
+                axes.plot(x, y, marker="o", markersize=4, color=MUTED, linestyle="none")
+                axes.annotate(point.name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8.5, color=MUTED)
+                continue
+            colour = SERIES[number % len(SERIES)]
+            if point.x[1] is not None and point.x[2] is not None:
+                axes.hlines(y, point.x[1], point.x[2], color=colour, linewidth=0.9, alpha=0.55)
+            if point.y[1] is not None and point.y[2] is not None:
+                axes.vlines(x, point.y[1], point.y[2], color=colour, linewidth=0.9, alpha=0.55)
+            axes.plot(x, y, linestyle="none", zorder=3, **_mark(number))
+        axes.set_title(title, pad=8)
+        axes.margins(x=0.12, y=0.12)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        shown = "; ".join(f"{point.name} {point.x[0]:.2f} and {point.y[0]:.1f}" for point in points)
+        return _svg(axes, f"{title}, {x_label} and {y_label}: {shown}.")
 
 
 def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: ArrayLike, *, row_label: str) -> Html:
@@ -156,24 +290,21 @@ def curves(
 ) -> Html:
     """Lines over lengths on a logarithmic axis; ``notes`` are written above the points."""
     with _panel(2.6) as axes:
-        for number, (label, column) in enumerate(zip(labels, columns, strict=True)):
+        for number, column in enumerate(columns):
             # The first run lies on top: its dashes let a line below show through.
-            order = 3 - number / len(labels)
-            axes.plot(
-                x, column, marker="o", markersize=3, linewidth=1.6, label=label, zorder=order, **series_style(number)
-            )
+            order = 3 - number / len(columns)
+            axes.plot(x, column, linewidth=1.6, zorder=order, **series_style(number), **_mark(number))
         highest = np.max(np.asarray(columns), axis=0)
         for place, top, text in zip(x, highest, notes, strict=False):
             axes.annotate(
                 text, (place, top), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=MUTED
             )
         axes.set_xscale("log", base=2)
-        axes.set_xticks(list(x), [f"{value:,.0f}" for value in x])
+        axes.set_xticks(list(x), token_labels(x))
         axes.minorticks_off()
         axes.margins(x=0.1, y=0.22)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        _legend(axes, len(labels))
         return _svg(axes, f"{y_label} by {x_label} for {_and(labels)}.")
 
 
@@ -194,31 +325,26 @@ def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Htm
 def step_intervals(
     title: str, labels: Sequence[str], lines: Sequence[Sequence[tuple[int, float, float | None, float | None]]]
 ) -> Html:
-    """Shares over training steps, a line a run of (step, value, low, high), with bars from low to high."""
+    """Shares over training steps, a line a run of (step, value, low, high), with bars from low to high. Runs are
+    numbered from 1: dashes are the base model's."""
     with _panel(2.5) as axes:
-        for number, (label, points) in enumerate(zip(labels, lines, strict=True)):
-            style = series_style(number + 1)  # dashes are the base model's elsewhere
-            axes.plot(
-                [point[0] for point in points],
-                [point[1] for point in points],
-                marker="o",
-                markersize=3,
-                linewidth=1.6,
-                label=label,
-                **style,
-            )
+        for number, points in enumerate(lines, 1):
+            style = series_style(number)
+            steps, values = [point[0] for point in points], [point[1] for point in points]
+            axes.plot(steps, values, linewidth=1.6, **style, **_mark(number))
             for step, _, low, high in points:
                 if low is not None and high is not None:
                     axes.vlines(step, low, high, color=style["color"], linewidth=1.0, alpha=0.6)
         axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g} %")
         axes.set_xlabel("training step")
         axes.margins(x=0.06, y=0.12)
-        if len(labels) > 1:
-            _legend(axes, len(labels))
-            axes.set_ylabel(title)
-        else:
-            axes.set_title(title, pad=8)
+        axes.set_title(title, pad=8)
         return _svg(axes, f"{title} by training step for {_and(labels)}.")
+
+
+def token_labels(lengths: Sequence[float]) -> list[str]:
+    """Lengths as a reader takes them in: ``8K`` for 8,192."""
+    return [f"{length / 1024:g}K" if length >= 1024 and length % 512 == 0 else f"{length:,.0f}" for length in lengths]
 
 
 @contextmanager
@@ -255,11 +381,6 @@ def _integer_axis(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _legend(axes: Axes, count: int) -> None:
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
-    axes.legend(ncols=min(count, 3), handlelength=2.6, columnspacing=1.2, **place)
 
 
 def _and(labels: Sequence[str]) -> str:

@@ -8,25 +8,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.common.markup import Html, join, number_cell, raw, tag
+from logodata.common.markup import Html, join, raw, tag
 from logodata.common.run_dir import read_json
 from logodata.contract import read_manifest, read_samples
 from logoeval import figures
-from logoeval.compare import Comparison, Row, Run, show_change
+from logoeval.compare import Comparison, Run
+from logoeval.measures import measures_table
 from logoeval.records import TaskName, is_cell
 from logoeval.report_samples import held_out_samples, worked_samples
+from logoeval.scope import limits
+from logoeval.tables import Section, Table, details, titled
 
 
-def pairs_section(comparison: Comparison, data: Path | None) -> Html:
+def pairs_section(comparison: Comparison, data: Path | None) -> Section:
     """Distribution of the margin, and three held-out questions as text."""
     columns = [_scores(run, "pairs", "margin") for run in comparison.runs]
     labels = [run.label for run in comparison.runs]
-    panels = [figures.margin_histogram(labels, columns)]
+    several = len(labels) > 2
+    margins = [figures.margin_histogram(labels, columns, number, titled=several) for number in range(1, len(labels))]
+    changes = []
     for number, (label, column) in enumerate(zip(labels[1:], columns[1:], strict=True), 1):
-        changes = [after - before for before, after in zip(columns[0], column, strict=True)]
-        panels.append(figures.change_histogram(f"{label} - {labels[0]}", changes, number))
-    return join(
-        tag("h2", "Held-out pairs: what the model would rather say"),
+        moved = [after - before for before, after in zip(columns[0], column, strict=True)]
+        changes.append(figures.change_histogram(f"{label} - {labels[0]}", moved, number))
+    first = "Each panel" if several else "First"
+    caption = (
+        f"{first}: the margin of {len(columns[0])} held-out pairs, {labels[0]} dashed. Right of zero the preferred "
+        "response is the likelier one."
+    )
+    body = join(
         tag(
             "p",
             "For each held-out question the model reads the context and is asked how likely it finds the preferred "
@@ -34,19 +43,27 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Html:
             "token. Training works on this number directly, so a larger margin shows that training did what it "
             "does; whether answers got better is for the measures that begin with “Answer”.",
         ),
+        *(
+            tag("p", tag("strong", f"Measured: {text}."), class_="limit")
+            for text in limits("pairs", comparison.runs[0].results.tasks["pairs"])
+        ),
         tag("p", _origin(comparison)),
         _overlap(comparison, data),
         tag(
             "figure",
-            tag("div", *panels, class_="panels"),
-            tag(
-                "figcaption",
-                f"Left: the margin of {len(columns[0])} held-out pairs, {labels[0]} dashed. Right of zero the "
-                "preferred response is the likelier one. Then: how far each pair moved.",
-            ),
+            figures.key(labels),
+            panels(margins if several else [*margins, *changes]),
+            tag("figcaption", caption if several else f"{caption} Second: how far each pair moved."),
         ),
+        tag("details", tag("summary", "how far each pair moved"), tag("figure", panels(changes))) if several else "",
         worked_samples(comparison),
     )
+    return Section("Held-out pairs: what the model would rather say", body)
+
+
+def panels(drawings: Sequence[Html]) -> Html:
+    """Panels side by side, as many as the window holds; more than two may leave the text's width."""
+    return tag("div", *drawings, class_="panels wide" if len(drawings) > 2 else "panels")
 
 
 def _origin(comparison: Comparison) -> str:
@@ -71,66 +88,75 @@ def _overlap(comparison: Comparison, data: Path | None) -> Html:
     )
 
 
-def perplexity_section(comparison: Comparison) -> Html:
-    """The curve, with the change written in, and its table."""
-    lengths = comparison.runs[0].results.tasks["ppl"].settings["lengths"]
+def perplexity_section(comparison: Comparison) -> Section:
+    """The curve, with the change of two runs written in, its protocol, and its table."""
+    settings = comparison.runs[0].results.tasks["ppl"].settings
+    lengths, slides = settings["lengths"], settings.get("protocol") == "sliding"
     rows = {row.metric.key: row for row in comparison.rows if row.task == "ppl" and not row.slice}
     labels = [run.label for run in comparison.runs]
-    panels = []
-    for kind, title in (("ppl", "perplexity of the first L tokens"), ("tail", "perplexity of tokens L/2 to L")):
+    two = len(labels) == 2
+    drawn = []
+    titles = {"ppl": "perplexity of the first L tokens", "tail": "perplexity of tokens L/2 to L"}
+    for kind, title in {"sliding": "perplexity of the document"}.items() if slides else titles.items():
         chosen = [rows[f"{kind}@{length}"] for length in lengths]
         columns = [[row.values[number].value for row in chosen] for number in range(len(labels))]
-        notes = [row.metric.show_difference(row.differences[0].change.value) for row in chosen]
-        panels.append(figures.curves(labels, lengths, columns, x_label="L, tokens", y_label=title, notes=notes))
+        notes = [row.metric.show_difference(row.differences[0].change.value) for row in chosen] if two else []
+        x_label = "window, tokens" if slides else "L, tokens"
+        drawn.append(figures.curves(labels, lengths, columns, x_label=x_label, y_label=title, notes=notes))
     documents = next(iter(rows.values())).num_samples
-    return join(
-        tag("h2", "Perplexity: whether the language model suffered"),
+    if slides:
+        protocol = (
+            f"{documents} documents of {settings['document_tokens']:,} tokens. For each point a window slides over "
+            f"them by {settings['stride']:,} tokens at a time, and every token is scored once, with as much before it "
+            "as the window holds (Press et al. 2021, as in the LOGO paper). All points score the same tokens."
+        )
+        caption = "A curve that falls to the right: the model makes use of what lies further back."
+    else:
+        protocol = (
+            f"{documents} documents, each read once from its beginning (one pass, no sliding window), the same ones "
+            "for every point."
+        )
+        caption = "First: over all tokens read so far. Second: over the later half, which has most to look back on."
+    written = (
+        f" The lines often lie on one another, so the change from {labels[0]} to {labels[1]} is written at each point."
+        if two
+        else ""
+    )
+    table = changes_table(comparison, "ppl")
+    body = join(
         tag(
             "p",
-            f"How surprised the model is by real text: {documents} documents, each read once, the same ones for "
-            "every point. Training on preferences should leave this alone; a rise means that something was "
-            f"forgotten. The lines often lie on one another, so the change from {labels[0]} to {labels[1]} is "
-            "written at each point.",
+            f"How surprised the model is by real text: {protocol} Training on preferences should leave this alone; a "
+            f"rise means that something was forgotten.{written}",
         ),
         tag(
             "figure",
-            tag("div", *panels, class_="panels"),
-            tag(
-                "figcaption",
-                "Left: over all tokens read so far. Right: over the later half, which has most to look back on. "
-                f"Dashed: {labels[0]}.",
-            ),
+            figures.key(labels),
+            panels(drawn),
+            tag("figcaption", f"{caption} Dashed: {labels[0]}."),
         ),
-        changes_table(comparison, "ppl"),
+        all_points(table),
     )
+    return Section("Perplexity: whether the language model suffered", body, [table] if table else [])
 
 
-def changes_table(comparison: Comparison, task: TaskName) -> Html:
-    """All rows of a task that the first table leaves out, with intervals; without the cells of maps."""
+def changes_table(comparison: Comparison, task: TaskName) -> Table | None:
+    """All rows of a task that the first table leaves out, with intervals; without the cells of maps. None: no such
+    row."""
     rows = [
         row
         for row in comparison.rows
         if row.task == task and (row.slice or not row.metric.headline) and not is_cell(row.slice)
     ]
-    if not rows:
-        return raw("")
-    return tag("details", tag("summary", f"all {len(rows)} points with their intervals"), rows_table(comparison, rows))
+    return measures_table(comparison, rows, f"All points of {task}") if rows else None
 
 
-def rows_table(comparison: Comparison, rows: Sequence[Row]) -> Html:
-    """Rows of a comparison with the intervals of their differences."""
-    first, *others = (run.label for run in comparison.runs)
-    texts = ["measure", "n", first, *others, *(f"{label} - {first} [95 %]" for label in others)]
-    head = tag("tr", tag("th", texts[0]), *(tag("th", text, class_="n") for text in texts[1:]))
-    body = []
-    for row in rows:
-        numbers = [str(row.num_samples), *(row.metric.show(value.value) for value in row.values)]
-        numbers += [f"{show_change(row, difference.change)}" for difference in row.differences]
-        body.append(tag("tr", tag("td", row.label), *(number_cell(text) for text in numbers)))
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
+def all_points(table: Table | None) -> Html:
+    """What :func:`changes_table` found, on demand."""
+    return details(table, f"all {len(table.rows)} points with their intervals") if table else raw("")
 
 
-def data_section(folder: Path) -> Html:
+def data_section(folder: Path) -> Section:
     """How the training data were built: yield, reasons, origin, lengths.
 
     Raises:
@@ -138,7 +164,6 @@ def data_section(folder: Path) -> Html:
     """
     manifest, stats = read_manifest(folder), read_json(folder / "stats.json")
     reasons = stats["rejected_by_reason"]
-    most = max(reasons.values(), default=1)
     recipe, origins = manifest["recipe"], stats["kept_by_origin"]
     origin = f"{origins.get('live', 0)} built live, {origins.get('cache', 0)} with responses from the shipped cache"
     facts = [
@@ -162,28 +187,16 @@ def data_section(folder: Path) -> Html:
         ("all answer words in the critical chunks", _percent(stats["answer_in_critical"])),
         ("judge", "on" if recipe["judge"]["enabled"] else "off"),
     ]
-    rejected = [
-        tag(
-            "tr",
-            tag("td", reason.replace("_", " ")),
-            number_cell(str(count)),
-            tag("td", tag("span", "", class_="bar", style=f"width:{8 * count / most:.2f}rem")),
-        )
-        for reason, count in reasons.items()
-    ]
-    table = tag("div", tag("table", tag("tbody", *rejected)), class_="scroll")
-    return join(
-        tag("h2", "How the training data were built"),
+    built = Table("How the training data were built", ["", ""], facts, text_columns={1}, style="facts")
+    rejected = Table(
+        "Questions not kept",
+        ["reason", "questions"],
+        [(reason.replace("_", " "), str(count)) for reason, count in reasons.items()],
+    )
+    body = join(
         tag("p", f"{stats['kept']} of {stats['questions']} questions gave a sample: {origin}."),
-        tag(
-            "div",
-            tag(
-                "table",
-                tag("tbody", *(tag("tr", tag("th", name, scope="row"), tag("td", text)) for name, text in facts)),
-            ),
-            class_="scroll",
-        ),
-        join(tag("h3", "Questions not kept"), table) if rejected else "",
+        built.html(),
+        titled(rejected) if reasons else "",
         tag(
             "p",
             "Where preferred responses end by themselves and dis-preferred ones do not, the model can learn to end "
@@ -191,6 +204,7 @@ def data_section(folder: Path) -> Html:
             class_="note",
         ),
     )
+    return Section("How the training data were built", body, [built, rejected] if reasons else [built])
 
 
 def _spread(values: dict[str, int] | None) -> str:
@@ -201,7 +215,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
-def training_section(folder: Path) -> Html:
+def training_section(folder: Path) -> Section:
     """Loss and margin by step.
 
     Raises:
@@ -223,8 +237,7 @@ def training_section(folder: Path) -> Html:
     name = objective.pop("name")
     settings = ", ".join(f"{field} {value}" for field, value in objective.items())
     trained = "all weights" if recipe["tuning"] == "full" else f"LoRA rank {recipe['lora']['rank']}"
-    return join(
-        tag("h2", "The training run"),
+    body = join(
         tag(
             "p",
             f"{steps[-1]} steps of {recipe['samples_per_step']} samples; objective {name} ({settings}); {trained}, "
@@ -232,11 +245,11 @@ def training_section(folder: Path) -> Html:
         ),
         tag(
             "figure",
-            tag(
-                "div",
-                figures.step_curve("loss", steps, loss),
-                figures.step_curve("margin, nats per token", steps, margin) if margin else "",
-                class_="panels",
+            panels(
+                [
+                    figures.step_curve("loss", steps, loss),
+                    *([figures.step_curve("margin, nats per token", steps, margin)] if margin else []),
+                ]
             ),
             tag(
                 "figcaption",
@@ -245,6 +258,7 @@ def training_section(folder: Path) -> Html:
             ),
         ),
     )
+    return Section("The training run", body)
 
 
 def _scores(run: Run, task: TaskName, key: str) -> list[float]:

@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.common.markup import Html, join, number_cell, tag
+from logodata.common.markup import Html, join, tag
 from logoeval import figures
+from logoeval.labels import label_folders
 from logoeval.records import Curve, Metric, read_results
+from logoeval.report_sections import panels
+from logoeval.tables import Cell, Section, Table, details
 
 
-def curve_section(folders: Sequence[Path]) -> Html:
-    """A panel a metric with a line a run, and the numbers.
+def read_curves(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Curve]:
+    """Curves by label.
 
     Raises:
         UserError: a folder holds no curve, or the curves were measured under other settings.
     """
-    curves = [_read(folder) for folder in folders]
-    for folder, curve in zip(folders[1:], curves[1:], strict=True):
-        for key in sorted(curves[0].settings.keys() | curve.settings.keys()):
-            if (old := curves[0].settings.get(key)) != (new := curve.settings.get(key)):
+    labelled = label_folders(folders)
+    curves = {label: _read(folder) for label, folder in labelled.items()}
+    first = next(iter(curves), "")
+    for other in curves:
+        for key in sorted(curves[first].settings.keys() | curves[other].settings.keys()):
+            if (old := curves[first].settings.get(key)) != (new := curves[other].settings.get(key)):
                 raise UserError(
                     f"niah: {key} is {old!r} in one curve and {new!r} in the other",
-                    where=f"{folders[0]} and {folder}",
+                    where=f"{labelled[first]} and {labelled[other]}",
                     mend="measure both with the same recipe",
                 )
-    names = [folder.resolve().name for folder in folders]
-    labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-    panels = [_panel(metric, labels, curves) for metric in curves[0].shown]
-    return join(
-        tag("h2", "Needles over training"),
+    return curves
+
+
+def curve_section(curves: Mapping[str, Curve]) -> Section:
+    """A panel a metric with a line a run, and the numbers."""
+    labels = list(curves)
+    first = curves[labels[0]]
+    drawn = [_panel(metric, curves) for metric in first.shown]
+    tables = [_table(label, curve) for label, curve in curves.items()]
+    body = join(
         tag(
             "p",
             "The same needle test at each checkpoint, step 0 being the base model. Bars are 95 % intervals over the "
             "prompts; since every step answers the same prompts, changes are told by the table, which pairs them.",
         ),
-        tag("figure", tag("div", *panels, class_="panels")),
-        *(_table(label, curve) for label, curve in zip(labels, curves, strict=True)),
+        tag("figure", figures.key(labels, first=1), panels(drawn)),
+        *(details(table, table.title) for table in tables),
     )
+    return Section("Needles over training", body, tables)
 
 
 def _read(folder: Path) -> Curve:
@@ -52,9 +63,9 @@ def _read(folder: Path) -> Curve:
     return curve
 
 
-def _panel(metric: Metric, labels: Sequence[str], curves: Sequence[Curve]) -> Html:
+def _panel(metric: Metric, curves: Mapping[str, Curve]) -> Html:
     lines = []
-    for curve in curves:
+    for curve in curves.values():
         values = [next(value for value in point.values if value.metric == metric.key) for point in curve.points]
         lines.append(
             [
@@ -62,27 +73,22 @@ def _panel(metric: Metric, labels: Sequence[str], curves: Sequence[Curve]) -> Ht
                 for point, value in zip(curve.points, values, strict=True)
             ]
         )
-    return figures.step_intervals(metric.label, labels, lines)
+    return figures.step_intervals(metric.label, list(curves), lines)
 
 
-def _table(label: str, curve: Curve) -> Html:
-    head = tag("tr", tag("th", "step"), *(tag("th", metric.label, class_="n") for metric in curve.shown))
+def _table(label: str, curve: Curve) -> Table:
     body = []
     for point in curve.points:
-        cells = []
+        cells: list[str | Cell] = [str(point.step)]
         for metric in curve.shown:
             value = next(value for value in point.values if value.metric == metric.key)
-            text = metric.show(value.value)
+            change = ""
             if point.step:
-                text += f" ({metric.show_difference(value.change)}"
+                change = metric.show_difference(value.change)
                 if value.change_low is not None and value.change_high is not None:
                     low, high = metric.show_difference(value.change_low), metric.show_difference(value.change_high)
-                    text += f" [{low}, {high}]"
-                text += ")"
-            cells.append(number_cell(text))
-        body.append(tag("tr", tag("td", str(point.step)), *cells))
-    return tag(
-        "details",
-        tag("summary", f"{label}: every step, and in brackets its change from the base model in points"),
-        tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll"),
-    )
+                    change += f" [{low}, {high}]"
+            cells.append(Cell(metric.show(value.value), change))
+        body.append(cells)
+    title = f"{label}: every step, and below or in brackets its change from the base model in points"
+    return Table(title, ["step", *(metric.label for metric in curve.shown)], body)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from logodata.common.markup import Html, join, tag
 from logoeval import figures
-from logoeval.compare import Comparison, show_change
+from logoeval.compare import Comparison, Row, show_change
 from logoeval.niah.scores import DEPTH_BINS, depth_scores
 from logoeval.records import SampleRow
-from logoeval.report_sections import changes_table
+from logoeval.report_sections import all_points, changes_table, panels
+from logoeval.tables import Section
 
 KeyT = TypeVar("KeyT")
 
@@ -29,13 +30,13 @@ _TEXTS = {
 }
 
 
-def niah_section(comparison: Comparison) -> Html:
+def niah_section(comparison: Comparison) -> Section:
     """Recall by length and depth for a single needle; else by haystack and length, and by depth and length."""
     settings = comparison.runs[0].results.tasks["niah"].settings
     texts = [_TEXTS.get(name, f"{name} is real text") for name in settings["haystacks"]]
     single = settings.get("variant", "multivalue") == "single"
-    return join(
-        tag("h2", "Needles in a haystack: what the model finds"),
+    table = changes_table(comparison, "niah")
+    body = join(
         tag(
             "p",
             _WHAT[settings.get("variant", "multivalue")].format(**settings),
@@ -44,8 +45,9 @@ def niah_section(comparison: Comparison) -> Html:
             f"{'prompt' if settings['num_samples'] == 1 else 'prompts'}.",
         ),
         *(_maps(comparison, settings) if single else _random_depths(comparison, settings)),
-        changes_table(comparison, "niah"),
+        all_points(table),
     )
+    return Section("Needles in a haystack: what the model finds", body, [table] if table else [])
 
 
 def _maps(comparison: Comparison, settings: dict[str, Any]) -> list[Html]:
@@ -58,20 +60,30 @@ def _maps(comparison: Comparison, settings: dict[str, Any]) -> list[Html]:
             here = (sample.facts["haystack"], sample.facts["depth"]) == (name, depth)
             return sample.scores["recall"] if here else None
 
+        mean = _mean_row(comparison, name)
         caption = (
             f"Haystack {name}: recall in percent by where in the text the number stood (0 % is the beginning) and "
-            f"prompt length. {_means(comparison, name)}"
+            f"prompt length.{_means(comparison, mean)}"
         )
-        drawn.append(_figure(comparison, settings, rows, score, "depth of the needle", caption))
+        titles = [
+            f"{run.label}: mean {mean.metric.show(mean.values[i].value)}" for i, run in enumerate(comparison.runs)
+        ]
+        drawn.append(_figure(comparison, settings, rows, score, "depth of the needle", caption, titles))
     return drawn
 
 
-def _means(comparison: Comparison, haystack: str) -> str:
-    """The mean over a map for each run, and the paired differences."""
+def _mean_row(comparison: Comparison, haystack: str) -> Row:
+    """The mean over a map."""
     rows = {str(row.slice): row for row in comparison.rows if row.task == "niah" and row.metric.key == "recall"}
-    row = rows.get(str({"haystack": haystack}), rows["{}"])  # one haystack is no slice
+    return rows.get(str({"haystack": haystack}), rows["{}"])  # one haystack is no slice
+
+
+def _means(comparison: Comparison, row: Row) -> str:
+    """The mean over a map for each run, and the paired difference; of more than two runs the tables tell it."""
+    if len(comparison.runs) > 2:
+        return ""
     first, *others = (run.label for run in comparison.runs)
-    text = f"Mean: {first} {row.metric.show(row.values[0].value)}"
+    text = f" Mean: {first} {row.metric.show(row.values[0].value)}"
     for label, value, difference in zip(others, row.values[1:], row.differences, strict=True):
         change = show_change(row, difference.change).replace("-", "\N{MINUS SIGN}")
         text += f"; {label} {row.metric.show(value.value)}, difference {change}, {difference.verdict}"
@@ -108,23 +120,18 @@ def _figure(
     score: Callable[[SampleRow, KeyT], float | None],
     row_label: str,
     caption: str,
+    titles: Sequence[str] = (),
 ) -> Html:
-    """A map a run: the mean of ``score(sample, key)`` by key of the row and length; None: no sample of that row."""
-    panels = []
-    for run in comparison.runs:
+    """A map a run: the mean of ``score(sample, key)`` by key of the row and length; None: no sample of that row. Over
+    the maps stand ``titles``, or else the runs' labels."""
+    maps = []
+    columns = figures.token_labels(settings["lengths"])
+    for run, title in zip(comparison.runs, titles or [run.label for run in comparison.runs], strict=True):
         cells: dict[tuple[KeyT, int], list[float]] = {}
         for sample in run.results.tasks["niah"].samples:
             for key in rows:
                 if (value := score(sample, key)) is not None:
                     cells.setdefault((key, sample.facts["length"]), []).append(value)
         grid = [[float(np.mean(cells.get((key, length), [np.nan]))) for length in settings["lengths"]] for key in rows]
-        panels.append(figures.heat_map(run.label, list(rows.values()), _columns(settings), grid, row_label=row_label))
-    return tag("figure", tag("div", *panels, class_="panels"), tag("figcaption", caption))
-
-
-def _columns(settings: dict[str, Any]) -> list[str]:
-    """Lengths as a reader takes them in: ``8K`` for 8,192 where all are such."""
-    lengths = settings["lengths"]
-    if min(lengths) >= 1024 and all(length % 512 == 0 for length in lengths):
-        return [f"{length / 1024:g}K" for length in lengths]
-    return [f"{length:,}" for length in lengths]
+        maps.append(figures.heat_map(title, list(rows.values()), columns, grid, row_label=row_label))
+    return tag("figure", panels(maps), tag("figcaption", caption))

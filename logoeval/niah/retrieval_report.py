@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 
-from logodata.common.markup import Html, join, raw, tag
+from logodata.common.markup import join, tag
 from logoeval.compare import Comparison, Row, Run, show_change
+from logoeval.measures import measures_table
 from logoeval.niah.retrieval import saw_said
+from logoeval.tables import Cell, Section, Table
 
 _CELLS = (("said", "saw_and_said", "said_only"), ("not said", "saw_only", "neither"))
 
 
-def retrieval_section(comparison: Comparison) -> Html:
-    """A table of saw and said for each run, and its gap; nothing where retrieval was not measured."""
+def retrieval_section(comparison: Comparison) -> Section | None:
+    """A table of saw and said for each run, and its gap; None where retrieval was not measured."""
     settings = comparison.runs[0].results.tasks["niah"].settings
     if "retrieval_heads" not in settings:
-        return raw("")
+        return None
     rows = {row.metric.key: row for row in comparison.rows if row.task == "niah" and not row.slice}
     tables = [_table(rows, number, run) for number, run in enumerate(comparison.runs)]
-    return join(
-        tag("h2", "What the model saw and what it said"),
+    gap = measures_table(comparison, [rows["said_minus_saw"]], "Share said less share seen")
+    body = join(
         tag(
             "p",
             "Some attention heads look back at the text while the model answers. The ten that did it best on other "
@@ -27,28 +29,26 @@ def retrieval_section(comparison: Comparison) -> Html:
             "counts as seen if one of them looks at its beginning when the answer comes to it, and as said if the "
             "model's own answer holds it. A number seen but not said was found and lost on the way to the answer.",
         ),
-        *tables,
-        tag("p", _gap(rows["said_minus_saw"], comparison)),
+        tag("div", *(table.html() for table in tables), class_="tables"),
+        gap.html() if len(comparison.runs) > 2 else tag("p", _gap(rows["said_minus_saw"], comparison)),
     )
+    return Section("What the model saw and what it said", body, [*tables, gap])
 
 
-def _table(rows: dict[str, Row], number: int, run: Run) -> Html:
+def _table(rows: dict[str, Row], number: int, run: Run) -> Table:
     """Counts of values, and shares with their intervals."""
     counts: Counter[str] = Counter()
     for sample in run.results.tasks["niah"].samples:
         counts.update(saw_said(sample.facts["seen"], sample.facts["found"]))
-    head = tag("tr", tag("th", run.label), tag("th", "seen", class_="n"), tag("th", "not seen", class_="n"))
-    body = [
-        tag("tr", tag("th", name, scope="row"), *(_cell(rows[key], number, counts[key]) for key in keys))
-        for name, *keys in _CELLS
-    ]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
+    body: list[list[str | Cell]] = []
+    for name, *keys in _CELLS:
+        body.append([name, *(_cell(rows[key], number, counts[key]) for key in keys)])
+    return Table(f"Numbers seen and said, {run.label}", [run.label, "seen", "not seen"], body)
 
 
-def _cell(row: Row, number: int, count: int) -> Html:
+def _cell(row: Row, number: int, count: int) -> Cell:
     value = row.values[number]
-    interval = tag("span", row.metric.show_interval(value.low, value.high), class_="hint")
-    return tag("td", f"{count} ({row.metric.show(value.value)})", interval, class_="n")
+    return Cell(f"{count} ({row.metric.show(value.value)})", row.metric.show_interval(value.low, value.high))
 
 
 def _gap(row: Row, comparison: Comparison) -> str:
@@ -57,7 +57,12 @@ def _gap(row: Row, comparison: Comparison) -> str:
     for number, run in enumerate(comparison.runs):
         value = row.values[number]
         interval = "" if value.low is None else f" [{row.metric.show_interval(value.low, value.high)}]"
-        parts.append(f"{run.label} {row.metric.show(value.value)}{interval}")
+        parts.append(f"{run.label} " + _minus(f"{row.metric.show(value.value)}{interval}"))
     for run, difference in zip(comparison.runs[1:], row.differences, strict=True):
-        parts.append(f"change in {run.label} {show_change(row, difference.change)}, {difference.verdict}")
+        change = _minus(show_change(row, difference.change))
+        parts.append(f"change in {run.label} {change}, {difference.verdict}")
     return f"Share said less share seen: {'; '.join(parts)}."
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")

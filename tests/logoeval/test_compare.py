@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
-from logoeval.compare import compare, markdown_table
+from logoeval.compare import compare
+from logoeval.labels import parse_folders
+from logoeval.measures import markdown_table
 from logoeval.records import read_results
 
 BEFORE = [0.0, 0.25, 0.5, 0.5, 0.75, 1.0, 0.25, 0.0]
@@ -19,7 +21,7 @@ BEFORE = [0.0, 0.25, 0.5, 0.5, 0.75, 1.0, 0.25, 0.0]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "niah"}, "task 'niah' is only in"),
+        ({"task": "niah"}, "the runs hold different tasks: before lacks niah; after lacks ppl"),
         ({"seed": 1}, "ppl: seed is 0 in one and 1 in the other"),
         ({"engine": "vllm 0.32"}, "ppl: engine is 'fake 1' in one and 'vllm 0.32' in the other"),
         ({"prompt_hash": "other"}, "ppl: sample 's0' has another prompt"),
@@ -72,16 +74,42 @@ def test_five_samples_are_too_few(make_run: Callable[..., Path]) -> None:
 def test_table_of_three_runs(make_run: Callable[..., Path]) -> None:
     runs = [make_run("base", [0.5] * 8), make_run("sft", [0.5] * 8), make_run("logo", [0.75] * 8)]
     assert markdown_table(compare(runs)).splitlines() == [
-        "| measure | n | base | sft | logo | sft - base [95 %] | verdict | logo - base [95 %] | verdict |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- |",
-        "| Score | 8 | 50.0 % | 50.0 % | 75.0 % | +0.0 [+0.0, +0.0] points | no clear change "
-        "| +25.0 [+25.0, +25.0] points | rose |",
+        "| measure | n | base | sft | logo |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| Score | 8 | 50.0 % | 50.0 % (+0.0 [+0.0, +0.0], no clear change) | 75.0 % (+25.0 [+25.0, +25.0], rose) |",
     ]
+    assert markdown_table(compare(runs[:2])).splitlines()[2] == (
+        "| Score | 8 | 50.0 % | 50.0 % | +0.0 [+0.0, +0.0] points | no clear change |"
+    )
 
 
-def test_folders_of_one_name_go_by_their_paths(make_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_unfinished_task_is_told(make_run: Callable[..., Path]) -> None:
+    runs = [make_run("before", BEFORE), make_run("after", BEFORE, task="niah")]
+    (runs[1] / "predictions").mkdir()
+    (runs[1] / "predictions" / "ppl.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match="before lacks niah; after has not finished ppl"):
+        compare(runs)
+
+
+def test_folders_of_one_name_go_by_their_parents_too(make_run: Callable[..., Path], tmp_path: Path) -> None:
     for parent in ("a", "b"):
         (tmp_path / parent).mkdir()
         make_run(f"{parent}/eval", BEFORE)
-    labels = [run.label for run in compare([tmp_path / "a" / "eval", tmp_path / "b" / "eval"]).runs]
-    assert labels == [str(tmp_path / "a" / "eval"), str(tmp_path / "b" / "eval")]
+    folders = [tmp_path / "a" / "eval", tmp_path / "b" / "eval"]
+    assert [run.label for run in compare(folders).runs] == ["a/eval", "b/eval"]
+    with pytest.raises(UserError, match="the folder is given twice"):
+        compare([folders[0], folders[0]])
+
+
+def test_labels_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "lr=1e-5").mkdir()
+    given = [f"base={tmp_path}/a/eval", f"{tmp_path}/lr=1e-5", "lr=b", "runs/x=1/eval", f"s=2={tmp_path}"]
+    assert parse_folders(given) == {
+        "base": tmp_path / "a" / "eval",
+        "lr=1e-5": tmp_path / "lr=1e-5",
+        "lr": Path("b"),
+        "eval": Path("runs/x=1/eval"),
+        "s=2": tmp_path,
+    }
+    with pytest.raises(UserError, match="two runs are called 'x'"):
+        parse_folders(["x=a", "x=b"])

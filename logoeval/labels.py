@@ -1,0 +1,62 @@
+"""What runs are called in a report: a name that the user gave, or as much of the folder's path as tells them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from logodata.common.errors import UserError
+
+
+def parse_folders(arguments: Sequence[str]) -> dict[str, Path]:
+    """Folders by label, from arguments ``DIR`` or ``LABEL=DIR``; a folder whose own name has a ``=`` is one.
+
+    Raises:
+        UserError: two have one label, or one folder is given twice without labels.
+    """
+    found = [_split(argument) for argument in arguments]
+    plain = iter(_short_names([folder for label, folder in found if label is None]))
+    labelled: dict[str, Path] = {}
+    for label, folder in found:
+        name = next(plain) if label is None else label
+        if name in labelled:
+            raise UserError(
+                f"two runs are called {name!r}",
+                where=f"{labelled[name]} and {folder}",
+                mend=f"name them apart: LABEL={folder}",
+            )
+        labelled[name] = folder
+    return labelled
+
+
+def _split(argument: str) -> tuple[str | None, Path]:
+    """Label and folder; of several ``=``, the first that a folder follows."""
+    places = [place for place, letter in enumerate(argument) if letter == "=" and "/" not in argument[:place]]
+    cuts = [(argument[:place], Path(argument[place + 1 :])) for place in places if argument[:place]]
+    if not cuts or Path(argument).is_dir():
+        return None, Path(argument)
+    return next((cut for cut in cuts if cut[1].is_dir()), cuts[0])
+
+
+def label_folders(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Path]:
+    """Folders by label: as given, or by their short names.
+
+    Raises:
+        UserError: one folder is given twice without labels.
+    """
+    if isinstance(folders, Mapping):
+        return dict(folders)
+    return dict(zip(_short_names(folders), folders, strict=True))
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """Folder names; where they clash, with as many of their parents as tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    if not parts:
+        return []
+    twice = next(folder for number, folder in enumerate(folders) if parts[number] in parts[:number])
+    raise UserError("the folder is given twice", where=str(twice), mend="give folders of different runs")

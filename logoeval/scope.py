@@ -1,0 +1,57 @@
+"""How much of a task a number covers, so that a part never looks like the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from logoeval.compare import Comparison, Row
+from logoeval.longbench.tasks import TASKS
+from logoeval.records import SampleRow, TaskName, TaskResult
+
+_MOST_E_ROWS = 300
+_E_ROWS = {"qasper": 224, "multifieldqa_en": 150, "multi_news": 294}
+"""LongBench-E takes 100 rows of each length, and has fewer long ones of these (``task.md`` of the official
+repository)."""
+
+
+def limits(task: TaskName, result: TaskResult) -> list[str]:
+    """In what a task was cut short; empty where it was not."""
+    found = {"longbench": _longbench, "pairs": _pairs}.get(task)
+    return list(found(result)) if found else []
+
+
+def all_limits(comparison: Comparison) -> dict[TaskName, list[str]]:
+    """The limits of each task that has some; the runs of a comparison have them in common."""
+    tasks = comparison.runs[0].results.tasks
+    return {task: found for task in comparison.tasks if (found := limits(task, tasks[task]))}
+
+
+def _longbench(result: TaskResult) -> Iterator[str]:
+    total, count = official_rows(result.samples, e=result.settings["e"]), len(result.samples)
+    if count != total:
+        yield f"{count:,} of {total:,} rows: not the benchmark's score"
+
+
+def _pairs(result: TaskResult) -> Iterator[str]:
+    most = result.settings.get("max_samples")
+    if most is not None and most == len(result.samples):  # fewer: there were no more
+        yield f"the first {most} held-out pairs only (pairs.max_samples)"
+
+
+def official_rows(samples: Sequence[SampleRow], *, e: bool) -> int:
+    """How many rows LongBench, or LongBench-E, has of the tasks that these samples are of."""
+    names = {sample.facts["task"] for sample in samples}
+    return sum(_E_ROWS.get(name, _MOST_E_ROWS) if e else TASKS[name].num_rows for name in names)
+
+
+def show_count(row: Row, result: TaskResult) -> str:
+    """The number of samples; where LongBench has more of them, out of how many."""
+    if row.task == "longbench" and "words" not in row.slice:
+        members = [
+            sample
+            for sample in result.samples
+            if row.metric.key in sample.scores and row.slice.items() <= sample.facts.items()
+        ]
+        if members and (total := official_rows(members, e=result.settings["e"])) != row.num_samples:
+            return f"{row.num_samples:,} of {total:,}"
+    return f"{row.num_samples:,}"
