@@ -105,14 +105,27 @@ def compare(folders: Sequence[Path]) -> Comparison:
     Raises:
         UserError: a folder holds no results, or runs differ in tasks, settings, engine or prompts (which is named).
     """
-    labels = _labels(folders)
-    runs = [Run(label, folder, read_results(folder)) for label, folder in zip(labels, folders, strict=True)]
-    for run in runs[1:]:
-        _check_comparable(runs[0], run)
+    runs = read_runs(folders)
     if not runs[0].results.tasks:
         raise UserError("holds no finished task", where=str(folders[0]), mend="run logoeval again to finish it")
     rows = [row for task in TASK_NAMES if task in runs[0].results.tasks for row in _rows(task, runs)]
     return Comparison(runs, rows)
+
+
+def read_runs(folders: Sequence[Path], tasks: Sequence[TaskName] = TASK_NAMES) -> list[Run]:
+    """Runs with what they hold of ``tasks``; in these they may be compared.
+
+    Raises:
+        UserError: see :func:`compare`.
+    """
+    runs = []
+    for label, folder in zip(_labels(folders), folders, strict=True):
+        results = read_results(folder)
+        held = {task: result for task, result in results.tasks.items() if task in tasks}
+        runs.append(Run(label, folder, results.model_copy(update={"tasks": held})))
+    for run in runs[1:]:
+        _check_comparable(runs[0], run)
+    return runs
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
@@ -151,19 +164,24 @@ def _differences(before: TaskResult, after: TaskResult) -> Iterator[tuple[str, A
 
 def _rows(task: TaskName, runs: Sequence[Run]) -> Iterator[Row]:
     results = [run.results.tasks[task] for run in runs]
-    for metric in results[0].metrics:
-        for where, members in slices(metric, results[0].samples):
+    return measured_rows(task, results[0].metrics, [result.samples for result in results])
+
+
+def measured_rows(task: TaskName, metrics: Sequence[Metric], columns: Sequence[Sequence[SampleRow]]) -> Iterator[Row]:
+    """A row for every metric and slice of it, over the same samples in each of ``columns``, [runs][samples]."""
+    for metric in metrics:
+        for where, members in slices(metric, columns[0]):
             ids = {sample.id for sample in members}
-            columns = [[sample for sample in result.samples if sample.id in ids] for result in results]
-            first = estimate(metric, columns[0])
+            parts = [[sample for sample in column if sample.id in ids] for column in columns]
+            first = estimate(metric, parts[0])
             yield Row(
                 task=task,
                 metric=metric,
                 slice=where,
                 num_samples=first.num_samples,
                 num_clusters=first.num_clusters,
-                values=[Value.of(estimate(metric, column)) for column in columns],
-                differences=[_difference(metric, columns[0], column) for column in columns[1:]],
+                values=[Value.of(estimate(metric, part)) for part in parts],
+                differences=[_difference(metric, parts[0], part) for part in parts[1:]],
             )
 
 

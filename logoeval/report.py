@@ -13,6 +13,7 @@ from logodata import __version__
 from logodata.common.markup import Html, join, number_cell, page, raw, tag
 from logodata.common.run_dir import write_atomic, write_json
 from logoeval.compare import SCHEMA_VERSION, Comparison, Difference, Row, Run, markdown_table, show_change
+from logoeval.errors_report import errors_section
 from logoeval.longbench.report import longbench_section
 from logoeval.niah.curve_report import curve_section
 from logoeval.niah.report import niah_section
@@ -56,6 +57,7 @@ def render(
         _headline(comparison),
         longbench_section(comparison) if "longbench" in comparison.tasks else raw(""),
         pairs_section(comparison, data) if "pairs" in comparison.tasks else raw(""),
+        errors_section(comparison),
         niah_section(comparison) if "niah" in comparison.tasks else raw(""),
         retrieval_section(comparison) if "niah" in comparison.tasks else raw(""),
         curve_section(curves) if curves else raw(""),
