@@ -64,28 +64,32 @@ def show_errors(folders: Sequence[Path], *, wrong_below: float, num_examples: in
 
 
 def _shares(analysis: Analysis) -> Table:
-    first, *others = (run.label for run in analysis.comparison.runs)
-    table = Table("% of answers [95 %]", box=None, pad_edge=False)
-    for name in (first, *others, *(f"{label} - {first}" for label in others)):
-        table.add_column(Text(name), justify="right")
+    """A row a run, and one for its difference from the first; whole points, which 80 columns hold and the intervals
+    allow. The exact ones are in the JSON."""
+    labels = [run.label for run in analysis.comparison.runs]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("percent [95 %]", overflow="fold")
+    for name in OUTCOMES.values():
+        table.add_column(name, justify="right")
     for group in analysis.groups:
         indent = "" if group.part is None else "  "
-        table.add_row(Text(f"{indent}{group.title} ({group.num_answers:,})", style="bold"))
-        for outcome, row in group.rows.items():
-            cells = [_percent(value) for value in row.values]
-            cells += [_percent(difference.change, signed=True) for difference in row.differences]
-            table.add_row(f"{indent}  {OUTCOMES[outcome]}", *(Text(cell) for cell in cells))
+        table.add_row(Text(f"{indent}{group.title}, {group.num_answers:,}", style="bold"))
+        rows = list(group.rows.values())
+        for number, label in enumerate(labels):
+            values = [_points(row.values[number], "") for row in rows]
+            table.add_row(Text(f"{indent}  {label}"), *(Text(value) for value in values))
+            if number:
+                changes = [_points(row.differences[number - 1].change, "+") for row in rows]
+                table.add_row(Text(f"{indent}    - {labels[0]}"), *(Text(change) for change in changes))
     return table
 
 
-def _percent(value: Value, *, signed: bool = False) -> str:
-    def show(share: float) -> str:
-        rounded = round(100 * share, 1) + 0.0  # no minus sign on a zero
-        return f"{rounded:+.1f}" if signed else f"{rounded:.1f}"
-
-    if value.low is None or value.high is None:
-        return show(value.value)
-    return f"{show(value.value)} [{show(value.low)}, {show(value.high)}]"
+def _points(value: Value, sign: str) -> str:
+    """A share or a difference of shares. Where every resample gave the same there is no interval to speak of."""
+    shown = [None if share is None else round(100 * share) for share in (value.value, value.low, value.high)]
+    if value.low is None or value.high is None or value.low == value.high:
+        return f"{shown[0]:{sign}d}"
+    return "{:{sign}d} [{:{sign}d}, {:{sign}d}]".format(*shown, sign=sign)
 
 
 def _lengths(analysis: Analysis) -> Table:
