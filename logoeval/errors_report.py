@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -28,7 +28,6 @@ from logoeval.errors import (
     read_and_analyse,
     record,
 )
-from logoeval.report_sections import rows_table
 
 _REPORT_EXAMPLES = 3
 
@@ -85,11 +84,7 @@ def _shares(analysis: Analysis) -> Table:
 
 
 def _points(value: Value, sign: str) -> str:
-    """A share or a difference of shares. Where every resample gave the same there is no interval to speak of."""
-    shown = [None if share is None else round(100 * share) for share in (value.value, value.low, value.high)]
-    if value.low is None or value.high is None or value.low == value.high:
-        return f"{shown[0]:{sign}d}"
-    return "{:{sign}d} [{:{sign}d}, {:{sign}d}]".format(*shown, sign=sign)
+    return _interval(value, lambda share: f"{round(100 * share):{sign}d}")
 
 
 def _lengths(analysis: Analysis) -> Table:
@@ -142,7 +137,6 @@ def errors_section(comparison: Comparison) -> Html:
     if not analysis.groups:
         return join(_HEADING, notes) if analysis.notes else raw("")
     whole = [group for group in analysis.groups if group.part is None]
-    rows = [row for group in whole for row in group.rows.values()]
     labels = [run.label for run in analysis.comparison.runs]
     return join(
         _HEADING,
@@ -164,9 +158,9 @@ def errors_section(comparison: Comparison) -> Html:
         tag(
             "figure",
             tag("div", *(_bars(group, labels) for group in whole), class_="panels"),
-            tag("figcaption", "Parts of all answers, in percent."),
+            tag("figcaption", "Each bar is all answers of a run; numbers are percent, written where they fit."),
         ),
-        rows_table(analysis.comparison, rows) if len(labels) > 1 else "",
+        _shares_table(whole, labels),
         _lengths_table(analysis, labels),
         tag(
             "p",
@@ -201,24 +195,56 @@ def _bars(group: Group, labels: Sequence[str]) -> Html:
     return figures.stacked_bars(group.title, list(OUTCOMES.values()), rows, unit=f"of {group.num_answers:,} answers")
 
 
-def _lengths_table(analysis: Analysis, labels: Sequence[str]) -> Html:
-    head = tag("tr", tag("th", "words of a wrong answer, median"), *(tag("th", label, class_="n") for label in labels))
-    body = [
-        tag("tr", tag("td", title), *(number_cell(cell) for cell in cells)) for title, cells in _length_rows(analysis)
+def _shares_table(groups: Sequence[Group], labels: Sequence[str]) -> Html:
+    """Shares and their differences with intervals; on a telephone each row becomes a block."""
+    first, *others = labels
+    names = [*labels, *(f"{label} - {first}" for label in others)]
+    head = [tag("th", "percent of answers [95 %]"), *(tag("th", name, class_="n") for name in names)]
+    body = []
+    for group in groups:
+        title = f"{group.title}, {group.num_answers:,} answers"
+        body.append(tag("tr", tag("th", tag("strong", title), colspan=str(len(head)), scope="colgroup")))
+        for outcome, row in group.rows.items():
+            cells = [_interval(value, row.metric.show) for value in row.values]
+            cells += [_interval(difference.change, row.metric.show_difference) for difference in row.differences]
+            numbers = (number_cell(cell, name) for cell, name in zip(cells, names, strict=True))
+            body.append(tag("tr", tag("th", OUTCOMES[outcome], scope="row"), *numbers))
+    return _stacking(head, body, wide=len(others) > 1)
+
+
+def _interval(value: Value, show: Callable[[float], str]) -> str:
+    """A share or a difference of shares. Where every resample gives the same there is no interval to speak of."""
+    texts = [
+        None if share is None else show(share).removesuffix(" %") for share in (value.value, value.low, value.high)
     ]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="scroll")
+    if value.low is None or value.high is None or value.low == value.high:
+        return f"{texts[0]}"
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def _lengths_table(analysis: Analysis, labels: Sequence[str]) -> Html:
+    head = [tag("th", "words of a wrong answer, median"), *(tag("th", label, class_="n") for label in labels)]
+    body = []
+    for title, cells in _length_rows(analysis):
+        numbers = (number_cell(cell, label) for cell, label in zip(cells, labels, strict=True))
+        body.append(tag("tr", tag("th", title, scope="row"), *numbers))
+    return _stacking(head, body, wide=False)
+
+
+def _stacking(head: Sequence[Html], body: Sequence[Html], *, wide: bool) -> Html:
+    table = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), class_="stacks")
+    return tag("div", table, class_="scroll wide" if wide else "scroll")
 
 
 def _by_task(analysis: Analysis, labels: Sequence[str]) -> Html:
     parts = [group for group in analysis.groups if group.part is not None]
     if not parts:
         return raw("")
-    rows = [row for group in parts for row in group.rows.values()]
     return tag(
         "details",
         tag("summary", f"each of LongBench’s {len(parts)} tasks"),
         tag("figure", tag("div", *(_bars(group, labels) for group in parts), class_="panels")),
-        rows_table(analysis.comparison, rows) if len(labels) > 1 else "",
+        _shares_table(parts, labels),
     )
 
 
