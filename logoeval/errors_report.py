@@ -144,8 +144,8 @@ def errors_section(comparison: Comparison) -> Html:
             "p",
             "An answer to a question is right, or wrong in one of three ways (LOGO, Appendix C). It speaks of what the "
             "question speaks of and says what is false: a hallucination. It shares no name, number or other content "
-            "word with the question: the instruction was not followed. Or it holds no word at all; such answers are "
-            "counted by themselves, since a model that ends at once has another fault.",
+            "word with the question: instruction unfollowing. Or it is empty, without a word; such answers are counted "
+            "by themselves, since a model that ends at once has another fault.",
         ),
         tag(
             "p",
@@ -257,7 +257,7 @@ def _examples(analysis: Analysis) -> Iterator[Html]:
 
 def _drawn_examples(run: Run, pattern: Outcome, answers: Sequence[Answer]) -> Html:
     shown = draw_examples(answers, _REPORT_EXAMPLES)
-    text = f"{run.label}: {len(shown)} of {len(answers):,} answers that are wrong by {OUTCOMES[pattern]}, by chance"
+    text = f"{run.label}, {OUTCOMES[pattern]}: {len(shown)} of {len(answers):,} answers, drawn by chance"
     return tag("details", tag("summary", text), *(_example(answer) for answer in shown))
 
 

@@ -243,7 +243,7 @@ def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Seq
                 if not share:
                     continue
                 empty = colour == PAPER
-                edge: dict[str, Any] = {"edgecolor": MUTED if empty else PAPER, "linewidth": 0.8}
+                edge: dict[str, Any] = {"edgecolor": MUTED if empty else PAPER, "linewidth": 0.8, "clip_on": False}
                 axes.barh(-number, share, left=left, height=0.46, facecolor=(colour, alpha), **edge)
                 if share >= _NARROWEST_WRITTEN:
                     place = (left + share / 2, -number - 0.015)

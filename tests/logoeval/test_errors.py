@@ -11,13 +11,21 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
+from logodata.engines import GenerationRequest, GenerationResult
 from logodata.judge import error_pattern
+from logodata.prompts import encode_text
 from logoeval.answers import LONGBENCH_TASKS
 from logoeval.cli import main
 from logoeval.compare import Comparison, compare
 from logoeval.errors import OUTCOMES, PATTERNS, Outcome, classify, draw_examples, read_and_analyse
 from logoeval.errors_report import errors_section
 from logoeval.records import Metric, Provenance, Results, SampleRow, TaskResult, write_results
+from logoeval.run import evaluate
+from logoeval.session import Session
+
+from .conftest import FakeEngine
+from .test_longbench_run import recipe, row, write_lines
+from .test_report import Reader
 
 QUESTION = "What does the harbour of Vell hold?"
 ANSWERS = ["forty silver bells"]
@@ -219,6 +227,23 @@ def test_longbench_e_is_read_from_its_files(make_answers: MakeRun) -> None:
     assert group.title == "LongBench qasper_e"
 
 
+def test_a_run_of_longbench_is_counted(
+    tiny_model_dir: Path, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["in the old mill", "Story 1 was long.", "Nobody knows.", ""]
+
+    def answer(request: GenerationRequest) -> GenerationResult:
+        number = int(request.id.rpartition("-")[2])
+        return GenerationResult(request.id, tuple(encode_text(tiny_tokenizer, texts[number])), "stop")
+
+    monkeypatch.setattr(Session, "engine", FakeEngine(answer))
+    data = write_lines(tmp_path / "qasper.jsonl", [row("qasper", number) for number in range(4)])
+    evaluate(recipe(tiny_model_dir, data), ["longbench"], tmp_path / "out")
+    (found,) = read_and_analyse([tmp_path / "out"], 0.6).answers
+    ids = {outcome: [answer.id for answer in members] for outcome, members in found.items()}
+    assert ids == {outcome: [f"qasper/qasper-id-{number}"] for number, outcome in enumerate(OUTCOMES)}
+
+
 # -- what is refused, what is noted ------------------------------------------------------------------------------------
 
 
@@ -297,8 +322,8 @@ def test_terminal_and_json(make_answers: MakeRun, tmp_path: Path, capsys: pytest
     out = tmp_path / "made" / "errors.json"
     assert main(["errors", *map(str, runs), "-o", str(out), "--examples", "1"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^Held-out pairs, 6\n  before +33 \\[0, 67\\] ", printed, re.MULTILINE)
-    assert re.search(r"^    - before +\+17 \\[", printed, re.MULTILINE)
+    assert re.search(r"^Held-out pairs, 6 *\n  before +33 \[0, 100\] ", printed, re.MULTILINE)
+    assert re.search(r"^    - before +\+17 \[", printed, re.MULTILINE)
     assert "\x1b" not in printed
     assert "\\x1b[31m[bold]<script>alert(1)</script> & bread" in printed
     assert "--wrong-below" not in printed
@@ -336,8 +361,6 @@ def test_examples_are_seeded_and_shared_by_runs(make_answers: MakeRun) -> None:
 
 
 def test_the_section_is_escaped_and_nests(make_answers: MakeRun) -> None:
-    from .test_report import Reader
-
     longbench = {"qasper": said("rhi"), "musique": said("hie")}
     before = make_answers("before <i>x$1$", [*said("rrhhe"), EVIL.removeprefix("\x1b")], longbench)
     after = make_answers("after", said("rrrhhi"), longbench)
