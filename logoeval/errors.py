@@ -2,7 +2,8 @@
 
 An answer is wrong when it holds too few of a reference's content words: the rule, and the threshold, by which the
 training data's judge calls a response wrong. LongBench's own F1 would not do, it takes a right answer in a whole
-sentence for a wrong one. A wrong answer is then a *hallucination* or *instruction unfollowing*, by the formula of
+sentence for a wrong one. What the judge calls half right (it lacks a number of the reference) is not counted as wrong,
+as in the judge's own counts. A wrong answer is then a *hallucination* or *instruction unfollowing*, by the formula of
 :func:`logodata.judge.error_pattern`. Answers to references so long that the judge would not decide by words either are
 not counted.
 """
@@ -230,7 +231,14 @@ def record(analysis: Analysis, num_examples: int) -> dict[str, Any]:
         "wrong_below": analysis.wrong_below,
         "rule": describe_rule(analysis.wrong_below),
         "notes": [*analysis.notes, CAUTION],
-        "runs": [{"label": run.label, "folder": str(run.folder)} for run in runs],
+        "runs": [
+            {
+                "label": run.label,
+                "folder": str(run.folder),
+                "tasks": {task: result.provenance.model_dump() for task, result in run.results.tasks.items()},
+            }
+            for run in runs
+        ],
         "groups": [_group_record(group) for group in analysis.groups],
         "examples": [
             {

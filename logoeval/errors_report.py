@@ -51,9 +51,8 @@ def show_errors(folders: Sequence[Path], *, wrong_below: float, num_examples: in
         for pattern in PATTERNS:
             shown = draw_examples(answers[pattern], num_examples)
             if shown:
-                total = f"{len(shown)} of {len(answers[pattern])}"
                 console.print()
-                console.print(Text(f"{run.label}: {OUTCOMES[pattern]}, {total}, drawn by chance", style="bold"))
+                console.print(Text(_title(run, pattern, len(shown), len(answers[pattern])), style="bold"))
             for answer in shown:
                 _print_example(answer)
     if out is not None:
@@ -257,8 +256,12 @@ def _examples(analysis: Analysis) -> Iterator[Html]:
 
 def _drawn_examples(run: Run, pattern: Outcome, answers: Sequence[Answer]) -> Html:
     shown = draw_examples(answers, _REPORT_EXAMPLES)
-    text = f"{run.label}, {OUTCOMES[pattern]}: {len(shown)} of {len(answers):,} answers, drawn by chance"
-    return tag("details", tag("summary", text), *(_example(answer) for answer in shown))
+    title = _title(run, pattern, len(shown), len(answers))
+    return tag("details", tag("summary", title), *(_example(answer) for answer in shown))
+
+
+def _title(run: Run, pattern: Outcome, num_shown: int, num_found: int) -> str:
+    return f"{run.label}, {OUTCOMES[pattern]}: {num_shown} of {num_found:,} answers, drawn by chance"
 
 
 def _example(answer: Answer) -> Html:

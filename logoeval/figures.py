@@ -233,32 +233,30 @@ def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Seq
     """
     from matplotlib.patches import Patch
 
-    # Fill, its opacity, and the ink that stands out on it. Neighbours differ in lightness most, so that they are told
-    # apart in grey print, and without seeing colour.
-    fills = ((SERIES[0], 0.3, INK), (SERIES[1], 1.0, PAPER), (SERIES[2], 0.5, INK), (PAPER, 1.0, INK))
+    # Fill, its opacity, edge, and the ink that stands out on it. Neighbours differ in lightness most, so that they are
+    # told apart in grey print, and without seeing colour.
+    looks = (
+        (SERIES[0], 0.3, PAPER, INK),
+        (SERIES[1], 1.0, PAPER, PAPER),
+        (SERIES[2], 0.5, PAPER, INK),
+        (PAPER, 1.0, MUTED, INK),
+    )
+    styles: list[dict[str, Any]] = [
+        {"facecolor": (fill, alpha), "edgecolor": edge, "linewidth": 0.8} for fill, alpha, edge, _ in looks
+    ]
     with _panel(1.2 + 0.47 * len(rows)) as axes:
         for number, (label, shares) in enumerate(rows):
             left = 0.0
-            for share, (colour, alpha, ink) in zip(shares, fills, strict=False):
+            for share, style, (*_, ink) in zip(shares, styles, looks, strict=False):
                 if not share:
                     continue
-                empty = colour == PAPER
-                edge: dict[str, Any] = {"edgecolor": MUTED if empty else PAPER, "linewidth": 0.8, "clip_on": False}
-                axes.barh(-number, share, left=left, height=0.46, facecolor=(colour, alpha), **edge)
+                axes.barh(-number, share, left=left, height=0.46, clip_on=False, **style)
                 if share >= _NARROWEST_WRITTEN:
                     place = (left + share / 2, -number - 0.015)
                     axes.text(*place, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=9)
                 left += share
             axes.text(0, -number + 0.3, label, ha="left", va="bottom", color=INK, fontsize=9)
-        handles = [
-            Patch(
-                facecolor=(colour, alpha),
-                edgecolor=MUTED if colour == PAPER else PAPER,
-                linewidth=0.8,
-                label=part,
-            )
-            for part, (colour, alpha, _) in zip(parts, fills, strict=False)
-        ]
+        handles = [Patch(label=part, **style) for part, style in zip(parts, styles, strict=False)]
         axes.set_xlim(0, 1)
         axes.set_ylim(0.4 - len(rows), 0.75)
         axes.set_yticks([])

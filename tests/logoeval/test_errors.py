@@ -324,12 +324,14 @@ def test_terminal_and_json(make_answers: MakeRun, tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert re.search(r"^Held-out pairs, 6 *\n  before +33 \[0, 100\] ", printed, re.MULTILINE)
     assert re.search(r"^    - before +\+17 \[", printed, re.MULTILINE)
+    assert "before, instruction unfollowing: 1 of 1 answers, drawn by chance" in printed
     assert "\x1b" not in printed
     assert "\\x1b[31m[bold]<script>alert(1)</script> & bread" in printed
     assert "--wrong-below" not in printed
     assert "under 60 % of a reference's content words" in printed
     written = json.loads(out.read_text(encoding="utf-8"))
     assert [run["label"] for run in written["runs"]] == ["before", "after"]
+    assert written["runs"][0]["tasks"]["pairs"]["model_fingerprint"] == "abc"
     (group,) = written["groups"]
     assert {outcome: part["counts"] for outcome, part in group["outcomes"].items()} == {
         "right": [2, 3],
