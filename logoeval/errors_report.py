@@ -198,11 +198,10 @@ def _shares_table(groups: Sequence[Group], labels: Sequence[str]) -> Html:
     """Shares and their differences with intervals; on a telephone each row becomes a block."""
     first, *others = labels
     names = [*labels, *(f"{label} - {first}" for label in others)]
-    head = [tag("th", "percent of answers [95 %]"), *(tag("th", name, class_="n") for name in names)]
+    head = [tag("th", ""), *(tag("th", name, class_="n") for name in names)]
     body = []
     for group in groups:
-        title = f"{group.title}, {group.num_answers:,} answers"
-        body.append(tag("tr", tag("th", tag("strong", title), colspan=str(len(head)), scope="colgroup")))
+        body.append(_heading_row(f"{group.title}: percent of {group.num_answers:,} answers [95 %]", len(head)))
         for outcome, row in group.rows.items():
             cells = [_interval(value, row.metric.show) for value in row.values]
             cells += [_interval(difference.change, row.metric.show_difference) for difference in row.differences]
@@ -222,12 +221,17 @@ def _interval(value: Value, show: Callable[[float], str]) -> str:
 
 
 def _lengths_table(analysis: Analysis, labels: Sequence[str]) -> Html:
-    head = [tag("th", "words of a wrong answer, median"), *(tag("th", label, class_="n") for label in labels)]
-    body = []
+    head = [tag("th", ""), *(tag("th", label, class_="n") for label in labels)]
+    body = [_heading_row("Median length of a wrong answer, in words", len(head))]
     for title, cells in _length_rows(analysis):
         numbers = (number_cell(cell, label) for cell, label in zip(cells, labels, strict=True))
         body.append(tag("tr", tag("th", title, scope="row"), *numbers))
     return _stacking(head, body, wide=False)
+
+
+def _heading_row(title: str, width: int) -> Html:
+    # In the body, not the head: a telephone shows no head.
+    return tag("tr", tag("th", tag("strong", title), colspan=str(width), scope="colgroup"))
 
 
 def _stacking(head: Sequence[Html], body: Sequence[Html], *, wide: bool) -> Html:
