@@ -132,7 +132,7 @@ class Measurer:
     def measure(self, response: str, answers: Sequence[str]) -> Measures:
         """All measures of a response, best over the references."""
         by_similarity = self._settings.measure == "similarity" or (
-            self._settings.measure == "auto" and _is_long(answers, self._settings.long_answer_words)
+            self._settings.measure == "auto" and is_long(answers, self._settings.long_answer_words)
         )
         similarity = self._similarity.best(response, answers) if by_similarity and response.strip() else None
         measured = (
@@ -158,7 +158,7 @@ class Measurer:
         return "half_right" if missing else "right"
 
 
-def _is_long(answers: Sequence[str], limit: int) -> bool:
+def is_long(answers: Sequence[str], limit: int) -> bool:
     """Whether the shortest reference has more content words than ``limit``."""
     return min((sum(1 for _ in content_stems(answer)) for answer in answers), default=0) > limit
 

@@ -38,6 +38,7 @@ examples:
   logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after
   logoeval run recipes/embedded.yaml --data runs/heldout -o runs/before
   logoeval score predictions/ -o scores.json
+  logoeval errors runs/before runs/after
   logoeval compare runs/before runs/after -o report.html --data runs/data --run runs/logo
   logoeval compare base=runs/1/eval sft=runs/2/eval logo=runs/3/eval -o report.html
 
@@ -88,6 +89,23 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--code-sim", choices=("rapidfuzz", "difflib"), default="rapidfuzz", help="ratio of code tasks")
     score.add_argument("-o", "--out", type=Path, help="write the scores here too, as JSON")
     score.set_defaults(command=_score)
+
+    errors = commands.add_parser(
+        "errors",
+        help="how wrong answers go wrong: hallucination, instruction unfollowing, empty",
+        description="Over the answers to questions (held-out pairs, LongBench's English QA) of finished runs: how many "
+        "are right, and how the others go wrong (LOGO, Figure 9).",
+    )
+    errors.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of results; each with the first")
+    errors.add_argument("-o", "--out", type=Path, help="write the counts and examples here too, as JSON")
+    errors.add_argument("--examples", type=int, default=3, metavar="N", help="examples of each kind and run (3)")
+    errors.add_argument(
+        "--wrong-below",
+        type=float,
+        metavar="SHARE",
+        help="an answer is wrong below this share of a reference's content words (the judge's 0.6)",
+    )
+    errors.set_defaults(command=_errors)
 
     compare = commands.add_parser(
         "compare",
@@ -276,6 +294,14 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.out is not None:
         write_json(arguments.out, record(outcome, e=e, code_sim=arguments.code_sim))
         console.print(f"wrote {arguments.out}", markup=False, soft_wrap=True)
+
+
+def _errors(arguments: argparse.Namespace) -> None:
+    from logodata.judge import RIGHT_AT
+    from logoeval.errors_text import show_errors
+
+    below = RIGHT_AT if arguments.wrong_below is None else arguments.wrong_below
+    show_errors(arguments.runs, wrong_below=below, num_examples=arguments.examples, out=arguments.out)
 
 
 def _compare(arguments: argparse.Namespace) -> None:

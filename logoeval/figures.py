@@ -35,6 +35,7 @@ _DASHED, _DASHDOT = (0, (4, 2.5)), (0, (6, 1.5, 1, 1.5))
 _MARKERS = ("o", "o", "s", "^", "D", "v", "P", "X")
 _WIDTH_INCHES = 3.45
 _MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 6
+_NARROWEST_WRITTEN = 0.07  # of a bar, that holds two digits
 _STYLE: Any = {
     "svg.fonttype": "none",  # letters stay letters, in the page's own typeface
     "svg.hashsalt": "logoeval",
@@ -345,6 +346,58 @@ def step_intervals(
 def token_labels(lengths: Sequence[float]) -> list[str]:
     """Lengths as a reader takes them in: ``8K`` for 8,192."""
     return [f"{length / 1024:g}K" if length >= 1024 and length % 512 == 0 else f"{length:,.0f}" for length in lengths]
+
+
+def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], *, unit: str) -> Html:
+    """Shares that add up to one: a bar a row under its label, its parts always in the same order.
+
+    Args:
+        title: above the bars.
+        parts: names of at most four parts.
+        rows: label and shares, one a part.
+        unit: what the shares are of.
+    """
+    from matplotlib.patches import Patch
+
+    # Fill, its opacity, edge, and the ink that stands out on it. Neighbours differ in lightness most, so that they are
+    # told apart in grey print, and without seeing colour.
+    looks = (
+        (SERIES[0], 0.3, PAPER, INK),
+        (SERIES[1], 1.0, PAPER, PAPER),
+        (SERIES[2], 0.5, PAPER, INK),
+        (PAPER, 1.0, MUTED, INK),
+    )
+    styles: list[dict[str, Any]] = [
+        {"facecolor": (fill, alpha), "edgecolor": edge, "linewidth": 0.8} for fill, alpha, edge, _ in looks
+    ]
+    with _panel(1.2 + 0.47 * len(rows)) as axes:
+        for number, (label, shares) in enumerate(rows):
+            left = 0.0
+            for share, style, (*_, ink) in zip(shares, styles, looks, strict=False):
+                if not share:
+                    continue
+                axes.barh(-number, share, left=left, height=0.46, clip_on=False, **style)
+                if share >= _NARROWEST_WRITTEN:
+                    place = (left + share / 2, -number - 0.015)
+                    axes.text(*place, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=9)
+                left += share
+            axes.text(0, -number + 0.3, label, ha="left", va="bottom", color=INK, fontsize=9)
+        handles = [Patch(label=part, **style) for part, style in zip(parts, styles, strict=False)]
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0.4 - len(rows), 0.75)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+        axes.set_xlabel(unit)
+        axes.legend(
+            handles=handles, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2, handlelength=1.2
+        )
+        axes.figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, color=INK)
+        told = "; ".join(
+            f"{label}: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in zip(parts, shares, strict=True))
+            for label, shares in rows
+        )
+        return _svg(axes, f"{title}, {unit}. {told}.")
 
 
 @contextmanager

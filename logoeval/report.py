@@ -9,6 +9,7 @@ from pathlib import Path
 from logodata.common.markup import Html, page, tag
 from logodata.common.run_dir import write_atomic, write_json
 from logoeval.compare import Comparison
+from logoeval.errors_report import errors_section
 from logoeval.longbench.report import longbench_section
 from logoeval.longbench.tradeoff import tradeoff_section
 from logoeval.niah.curve_report import curve_section, read_curves
@@ -71,6 +72,7 @@ def report_sections(
         longbench_section(comparison) if "longbench" in tasks else None,
         tradeoff_section(comparison),
         pairs_section(comparison, data) if "pairs" in tasks else None,
+        errors_section(comparison),
         niah_section(comparison) if "niah" in tasks else None,
         retrieval_section(comparison) if "niah" in tasks else None,
         curve_section(curves) if curves else None,

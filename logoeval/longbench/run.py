@@ -96,6 +96,7 @@ def _answer(
             "task": task.name + (E_SUFFIX if settings.e else ""),
             "score": score,
             "overflow": overflow,
+            "question": row.input,
             "pred": response,
             "answers": list(row.answers),
             "all_classes": row.all_classes and list(row.all_classes),

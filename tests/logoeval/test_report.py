@@ -118,12 +118,13 @@ def test_page_is_whole_escaped_and_self_contained(
     for heading in (
         "Held-out pairs",
         "Three of the questions",
+        "How answers go wrong",
         "Needles in a haystack",
         "Perplexity",
         "The training run",
     ):
         assert heading in reader.text
-    assert page.count('role="img" aria') == 2 + 4 + 2 + 2
+    assert page.count('role="img" aria') == 2 + 1 + 4 + 2 + 2
     assert "mark" in reader.tags
     assert "Of the 16 pairs, 16 were built live, 0 with responses from the shipped cache." in reader.text
 
