@@ -72,34 +72,45 @@ def _overlap(comparison: Comparison, data: Path | None) -> Html:
 
 
 def perplexity_section(comparison: Comparison) -> Html:
-    """The curve, with the change written in, and its table."""
-    lengths = comparison.runs[0].results.tasks["ppl"].settings["lengths"]
+    """The curve, with the change written in, its protocol, and its table."""
+    settings = comparison.runs[0].results.tasks["ppl"].settings
+    lengths, slides = settings["lengths"], settings.get("protocol") == "sliding"
     rows = {row.metric.key: row for row in comparison.rows if row.task == "ppl" and not row.slice}
     labels = [run.label for run in comparison.runs]
     panels = []
-    for kind, title in (("ppl", "perplexity of the first L tokens"), ("tail", "perplexity of tokens L/2 to L")):
+    titles = {"ppl": "perplexity of the first L tokens", "tail": "perplexity of tokens L/2 to L"}
+    for kind, title in {"sliding": "perplexity of the document"}.items() if slides else titles.items():
         chosen = [rows[f"{kind}@{length}"] for length in lengths]
         columns = [[row.values[number].value for row in chosen] for number in range(len(labels))]
         notes = [row.metric.show_difference(row.differences[0].change.value) for row in chosen]
-        panels.append(figures.curves(labels, lengths, columns, x_label="L, tokens", y_label=title, notes=notes))
+        x_label = "window, tokens" if slides else "L, tokens"
+        panels.append(figures.curves(labels, lengths, columns, x_label=x_label, y_label=title, notes=notes))
     documents = next(iter(rows.values())).num_samples
+    if slides:
+        protocol = (
+            f"{documents} documents of {settings['document_tokens']:,} tokens. For each point a window slides over "
+            f"them by {settings['stride']:,} tokens at a time, and every token is scored once, with as much before it "
+            "as the window holds (Press et al. 2021, as in the LOGO paper). All points score the same tokens."
+        )
+        caption = "A curve that falls to the right: the model makes use of what lies further back."
+    else:
+        protocol = (
+            f"{documents} documents, each read once from its beginning (one pass, no sliding window), the same ones "
+            "for every point."
+        )
+        caption = "Left: over all tokens read so far. Right: over the later half, which has most to look back on."
     return join(
         tag("h2", "Perplexity: whether the language model suffered"),
         tag(
             "p",
-            f"How surprised the model is by real text: {documents} documents, each read once, the same ones for "
-            "every point. Training on preferences should leave this alone; a rise means that something was "
-            f"forgotten. The lines often lie on one another, so the change from {labels[0]} to {labels[1]} is "
-            "written at each point.",
+            f"How surprised the model is by real text: {protocol} Training on preferences should leave this alone; a "
+            "rise means that something was forgotten. The lines often lie on one another, so the change from "
+            f"{labels[0]} to {labels[1]} is written at each point.",
         ),
         tag(
             "figure",
             tag("div", *panels, class_="panels"),
-            tag(
-                "figcaption",
-                "Left: over all tokens read so far. Right: over the later half, which has most to look back on. "
-                f"Dashed: {labels[0]}.",
-            ),
+            tag("figcaption", f"{caption} Dashed: {labels[0]}."),
         ),
         changes_table(comparison, "ppl"),
     )
