@@ -85,7 +85,7 @@ def _skeleton(name: str) -> nn.Module:
 def _faults(model: nn.Module, shapes: dict[str, tuple[int, ...]], config: dict[str, Any]) -> Iterator[str]:
     modules, tensors = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     adapted = set()
-    for key, shape in shapes.items():
+    for key, shape in sorted(shapes.items()):
         lora = _LORA.fullmatch(key)
         if lora is None:  # a module trained whole, such as the embedding
             tensor = tensors.get(key)
@@ -103,7 +103,7 @@ def _faults(model: nn.Module, shapes: dict[str, tuple[int, ...]], config: dict[s
         config.get(field) for field in ("layers_to_transform", "layers_pattern", "exclude_modules")
     ):
         counts = _by_kind(modules)
-        for kind, count in _by_kind(adapted).items():
+        for kind, count in sorted(_by_kind(adapted).items()):
             if count != counts[kind]:
                 yield f"it adapts {count} of {counts[kind]} {kind}"
 
