@@ -20,7 +20,7 @@ from logoeval.recipe import EvalRecipe
 from logoeval.records import Curve, CurvePoint, CurveValue, Results, TaskResult, groups, read_results, write_results
 from logoeval.retrieval import HEADS_FILE
 from logoeval.run import evaluate
-from logoeval.session import Session
+from logoeval.session import Session, rope_and_window
 from logoeval.stats import estimate_difference
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
         for step, adapter in ((0, None), *adapters.items()):
             note(f"step {step}" if step else "base model")
             results = evaluate(
-                _at_step(recipe, adapter, folder / "step-0" / HEADS_FILE),
+                at_adapter(recipe, adapter, folder / "step-0" / HEADS_FILE),
                 ["niah"],
                 folder / f"step-{step}",
                 open_session=lambda here: _CheckpointSession(here, weights),
@@ -88,8 +88,8 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
         return whole
 
 
-def _at_step(recipe: EvalRecipe, adapter: Path | None, base_heads: Path) -> EvalRecipe:
-    """The recipe with an adapter, and with the base model's heads unless others are given."""
+def at_adapter(recipe: EvalRecipe, adapter: Path | None, base_heads: Path) -> EvalRecipe:
+    """The recipe with an adapter (None: without), and with the base model's heads unless others are given."""
     changes: dict[str, Any] = {"adapter": adapter}
     niah = recipe.niah
     if adapter is not None and niah is not None and niah.retrieval is not None and niah.retrieval.heads is None:
@@ -121,7 +121,7 @@ class OneBase:
         if self._adapted is not None:
             self._base, self._adapted = _without_adapter(self._adapted), None
         config = load_config(self._recipe.model, adapter=adapter)
-        if self._base is None or _rope(config) != _rope(self._base.config):
+        if self._base is None or rope_and_window(config) != rope_and_window(self._base.config):
             self._base = None  # before the next is loaded
             self._base = load_model(
                 self._recipe.model, config=config, dtype=self._recipe.engine.dtype, device=self._device
@@ -142,10 +142,6 @@ def _without_adapter(adapted: PeftModel) -> PreTrainedModel:
     for name, module in originals.items():
         base.set_submodule(name, module)
     return base
-
-
-def _rope(config: Any) -> tuple[Any, Any]:
-    return getattr(config, "rope_parameters", None), config.max_position_embeddings
 
 
 class _CheckpointSession(Session):

@@ -13,6 +13,7 @@ from logodata.common.arguments import parse_arguments
 from logodata.common.errors import UserError, run_command
 
 if TYPE_CHECKING:
+    from logoeval.compare import Comparison, Row
     from logoeval.recipe import EvalRecipe
     from logoeval.records import Metric, Results, SummaryRow, TaskName
 
@@ -36,6 +37,7 @@ examples:
   logoeval niah --model embedded -o runs/before niah.lengths=[1024,2048] niah.num_samples=10
   logoeval niah --model embedded -o runs/map niah.variant=single niah.lengths=512-1536/256 niah.depths=[0,22,44,66,88]
   logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after
+  logoeval ppl --model embedded --adapter runs/logo/final --with-base -o runs/ppl ppl.protocol=sliding
   logoeval run recipes/embedded.yaml --data runs/heldout -o runs/before
   logoeval score predictions/ -o scores.json
   logoeval errors runs/before runs/after
@@ -156,6 +158,9 @@ def _add_niah(command: argparse.ArgumentParser) -> None:
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="model folder, hub name or 'embedded'; same as model=NAME")
     command.add_argument("--adapter", help="folder of a LoRA adapter, such as RUN/final; same as adapter=DIR")
+    command.add_argument(
+        "--with-base", action="store_true", help="with --adapter: the model without it too; into DIR/base, DIR/adapter"
+    )
     command.add_argument("-o", "--out", type=Path, help="folder of the results")
     command.add_argument("--dry-run", action="store_true", help="print the resolved recipe, touch nothing")
     command.add_argument("--schema", action="store_true", help="print the recipe section's JSON schema")
@@ -174,6 +179,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     tasks = [task for task in TASK_NAMES if getattr(recipe, task) is not None]
     if not tasks:
         raise UserError("the recipe has no task", where=str(arguments.recipe), mend="add longbench, niah, pairs or ppl")
+    if arguments.with_base and recipe.adapter is None:
+        curve = getattr(arguments, "checkpoints", None) is not None
+        mend = "--checkpoints measures the base too: leave it out" if curve else "give --adapter DIR, such as RUN/final"
+        raise UserError("--with-base without an adapter", mend=mend)
     if arguments.dry_run:
         import yaml
 
@@ -185,6 +194,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         from logoeval.checkpoints import evaluate_checkpoints
 
         _show_curve(evaluate_checkpoints(recipe, arguments.checkpoints, arguments.out), arguments.out)
+        return
+    if arguments.with_base:
+        from logoeval.base_and_adapter import evaluate_with_base
+
+        _show_change(*evaluate_with_base(recipe, tasks, arguments.out), tasks)
         return
     from logoeval.run import evaluate
 
@@ -238,6 +252,23 @@ def _show(results: Results, tasks: Sequence[TaskName], folder: Path) -> None:
     console.print(f"wrote {folder / 'results.json'}", markup=False, soft_wrap=True)
 
 
+def _show_change(base: Path, adapter: Path, tasks: Sequence[TaskName]) -> None:
+    """What the adapter changes, sample by sample, and how to make a page of it."""
+    import shlex
+
+    from logodata.common.console import console
+    from logoeval.compare import compare
+
+    comparison = compare([base, adapter])
+    _print_changes(comparison, [row for row in comparison.rows if row.task in tasks and not row.slice])
+    for task in tasks:
+        for text in dict.fromkeys(text for run in comparison.runs for text in run.results.tasks[task].notes):
+            console.print(f"{task}: {text}", markup=False, soft_wrap=True)
+    report = shlex.join(["logoeval", "compare", str(base), str(adapter), "-o", str(base.parent / "report.html")])
+    console.print(f"wrote {base / 'results.json'} and {adapter / 'results.json'}", markup=False, soft_wrap=True)
+    console.print(f"for a page: {report}", markup=False, soft_wrap=True)
+
+
 def _show_curve(results: Results, folder: Path) -> None:
     """A row a step."""
     from rich.table import Table
@@ -264,6 +295,7 @@ def _show_curve(results: Results, folder: Path) -> None:
 
 def _print_table(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from logodata.common.console import console
     from logoeval.records import is_cell, slice_label
@@ -277,7 +309,7 @@ def _print_table(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]])
             metric = by_key[row.metric]
             label = f"  {slice_label(row.slice)}" if row.slice else metric.label
             interval = metric.show_interval(row.low, row.high)
-            table.add_row(label, metric.show(row.value), interval, str(row.num_samples))
+            table.add_row(Text(label), metric.show(row.value), interval, str(row.num_samples))
     console.print(table)
 
 
@@ -309,27 +341,37 @@ def _compare(arguments: argparse.Namespace) -> None:
         raise UserError("only one folder to compare", where=arguments.runs[0], mend="give BEFORE and AFTER")
     if arguments.out.suffix != ".html":
         raise UserError("the report is an .html file", where=str(arguments.out), mend="give -o report.html")
-    from rich.table import Table
-    from rich.text import Text
-
     from logodata.common.console import console
     from logoeval.compare import compare
     from logoeval.labels import parse_folders
-    from logoeval.measures import terminal_table
+    from logoeval.measures import headline_rows
     from logoeval.report import write_report
     from logoeval.report_frame import unfinished
-    from logoeval.scope import all_limits
 
     comparison = compare(parse_folders(arguments.runs))
     curves = parse_folders(arguments.curve)
     write_report(comparison, arguments.out, data=arguments.data, run=arguments.run, curves=curves)
-    shown = terminal_table(comparison)
+    _print_changes(comparison, headline_rows(comparison))
+    for text in unfinished(comparison):
+        console.print(text, markup=False, soft_wrap=True)
+    console.print(f"wrote {arguments.out}, and .md and .json beside it", markup=False, soft_wrap=True)
+
+
+def _print_changes(comparison: Comparison, rows: Sequence[Row]) -> None:
+    """Some rows of a comparison, and what of a task they leave out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from logodata.common.console import console
+    from logoeval.measures import terminal_table
+    from logoeval.scope import all_limits
+
+    shown = terminal_table(comparison, rows)
     table = Table(*shown.head, box=None, pad_edge=False)
     for row in shown.rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
+    tasks = {row.task for row in rows}
     for task, limits in all_limits(comparison).items():
-        console.print(f"{task}: {'; '.join(limits)}", markup=False, soft_wrap=True)
-    for text in unfinished(comparison):
-        console.print(text, markup=False, soft_wrap=True)
-    console.print(f"wrote {arguments.out}, and .md and .json beside it", markup=False, soft_wrap=True)
+        if task in tasks:
+            console.print(f"{task}: {'; '.join(limits)}", markup=False, soft_wrap=True)

@@ -60,9 +60,13 @@ def markdown_table(comparison: Comparison) -> str:
     return measures_table(comparison, rows, "All measures").markdown()
 
 
-def terminal_table(comparison: Comparison) -> Table:
-    """The headline for a terminal, which may be narrow: of more than two runs, a line a run below each measure."""
-    rows = [row for row in comparison.rows if row.metric.headline and not row.slice]
+def headline_rows(comparison: Comparison) -> list[Row]:
+    """What the first table of a report shows."""
+    return [row for row in comparison.rows if row.metric.headline and not row.slice]
+
+
+def terminal_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
+    """Rows for a terminal, which may be narrow: of more than two runs, a line a run below each measure."""
     if len(comparison.runs) == 2:
         return measures_table(comparison, rows, "Measures")
     lines: list[list[str | Cell]] = []

@@ -1,65 +1,85 @@
-"""Perplexity of long documents by the number of tokens read: one pass at the longest length gives every point of the
-curve.
+"""Perplexity of long documents by how much of them the model may look back on. Two protocols, two questions.
 
-PPL(L) = exp(mean negative log-likelihood of the tokens predicted within the first L). A causal model gives a token
-the same likelihood whatever follows it, so this equals running each length by itself, except under RoPE types whose
-frequencies depend on the total length: those are refused.
+``one_pass``: PPL(L) = exp(mean negative log-likelihood of the tokens predicted within the first L). A causal model
+gives a token the same likelihood whatever follows it, so one pass at the longest length gives every point, equal to
+running each length by itself. Not so under RoPE types whose frequencies depend on the total length: there each length
+is run by itself.
+
+``sliding``: PPL(W) = exp(mean negative log-likelihood of all tokens of the document but the first, each predicted under
+a window of W tokens that slides over it); see :func:`logoeval.nlls.sliding_windows`. Every pass of a point has the same
+length, so RoPE types that depend on it need no care.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.shards import Shard
 from logodata.models import length_dependent_rope
 from logodata.prompts import encode_text
+from logoeval.nlls import check_logits, reset_rope, sliding_nlls, sliding_windows, token_nlls
 from logoeval.recipe import PerplexitySettings
 from logoeval.records import Metric, Outcome, SampleRow, hash_ids
 from logoeval.texts import pydoc_documents, read_documents, text_fingerprint
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from logoeval.session import Session
 
 VERSION = 1
 """Raised when documents or scores change their meaning: results of two versions are not compared."""
 
-_SLICE_TOKENS = 512  # rows of logits at a time: 0.26 GB in float32 for a vocabulary of 128K
-
 
 def metrics(settings: PerplexitySettings) -> list[Metric]:
-    """Two metrics a length: over the first L tokens, and over the second half of them, which have read the most."""
+    """``one_pass``: two metrics a length, over the first L tokens, and over the second half of them, which have read
+    the most. ``sliding``: one a window."""
+    if settings.protocol == "sliding":
+        assert settings.stride is not None
+        return [
+            _metric(
+                settings,
+                f"sliding@{window}",
+                f"Perplexity, window of {window:,} tokens",
+                f"How surprised the model is by real text, each token predicted from the {window - settings.stride:,} "
+                f"to {window - 1:,} tokens before it (fewer where the document begins).",
+                window,
+            )
+            for window in settings.lengths
+        ]
     return [
-        Metric(
-            key=f"{kind}@{length}",
-            label=f"Perplexity, {label.format(length=length, half=length // 2)}",
-            explanation=explanation.format(length=length, half=length // 2),
-            kind="perplexity",
-            better="lower",
-            headline=length == settings.lengths[-1],
-        )
+        _metric(settings, f"{kind}@{length}", f"Perplexity, {label}", explanation, length)
         for length in settings.lengths
         for kind, label, explanation in (
             (
                 "ppl",
-                "first {length:,} tokens",
-                "How surprised the model is by real text, over the first {length:,} tokens of each document.",
+                f"first {length:,} tokens",
+                f"How surprised the model is by real text, over the first {length:,} tokens of each document.",
             ),
             (
                 "tail",
-                "tokens {half:,} to {length:,}",
-                "The same over the tokens after the first {half:,}, which have the most text before them.",
+                f"tokens {length // 2:,} to {length:,}",
+                f"The same over the tokens after the first {length // 2:,}, which have the most text before them.",
             ),
         )
     ]
+
+
+def _metric(settings: PerplexitySettings, key: str, label: str, explanation: str, length: int) -> Metric:
+    return Metric(
+        key=key,
+        label=label,
+        explanation=explanation,
+        kind="perplexity",
+        better="lower",
+        headline=length == settings.lengths[-1],
+    )
 
 
 def describe(settings: PerplexitySettings) -> dict[str, Any]:
@@ -79,15 +99,17 @@ def _sources(settings: PerplexitySettings) -> tuple[tuple[str, str], ...]:
 def documents(
     settings: PerplexitySettings, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, list[int]], list[str]]:
-    """Token ids of each document, cut to the longest length, and notes on what was left out.
+    """Token ids of each document, cut to what is scored of it, and notes on how they are read and what was left out.
 
     A beginning-of-sequence token comes first if and only if the tokenizer writes one by itself; it counts as a token.
+    It is part of every window that slides over the document.
 
     Raises:
         UserError: no document is long enough.
     """
-    length = settings.lengths[-1]
-    first = _begin_ids(tokenizer)
+    slides = settings.protocol == "sliding"
+    length = settings.document_tokens or settings.lengths[-1]
+    first = begin_ids(tokenizer)
     found: dict[str, list[int]] = {}
     short = 0
     for name, text in _grouped(settings, tokenizer, length):
@@ -98,11 +120,16 @@ def documents(
             found[name] = ids[:length]
     if not found:
         raise UserError(
-            f"ppl.text: no document has {length} tokens, the longest of ppl.lengths",
+            f"ppl.text: no document has {length} tokens, "
+            + ("ppl.document_tokens" if slides else "the longest of ppl.lengths"),
             where=settings.text,
             mend="lower ppl.lengths or give longer texts",
         )
-    notes = [f"beginning-of-sequence token: {'yes' if first else 'no'}"]
+    reading, begin = "one pass over each document", "yes"
+    if slides:
+        reading = f"sliding windows (Press et al. 2021) over {length} tokens of each document, stride {settings.stride}"
+        begin = "yes, in every window"
+    notes = [reading, f"beginning-of-sequence token: {begin if first else 'no'}"]
     if len(found) < settings.num_documents:
         notes.append(f"{len(found)} documents have {length} tokens, {settings.num_documents} were asked for")
     if short:
@@ -129,96 +156,91 @@ def _grouped(
             names, texts, num_tokens = [], [], 0
 
 
-def _begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-sequence token, if the tokenizer writes one by itself."""
     ids = tokenizer.encode("a", add_special_tokens=True)
     return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
 
 
-def token_nlls(model: PreTrainedModel, ids: list[int]) -> NDArray[np.float64]:
-    """Negative log-likelihood of every token but the first, in nats, [len(ids) - 1].
+class _Part(NamedTuple):
+    """What makes one record on disk: some points of the curve of one document."""
 
-    The body runs once; the head runs over slices of the hidden states, since all logits of 64K tokens over a
-    vocabulary of 128K would take 33 GB.
-
-    Raises:
-        UserError: the model does more to its logits than apply the head.
-    """
-    import torch
-
-    from logotrain.logprobs import token_logprobs
-
-    row = torch.tensor([ids], device=model.device)
-    head = model.get_output_embeddings()
-    with torch.inference_mode():
-        hidden = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0]
-        # Some families scale or cap their logits after the head; theirs would be wrong here.
-        probe = row[:, :8]
-        if not torch.allclose(
-            model(input_ids=probe, use_cache=False).logits[0],
-            head(model.base_model(input_ids=probe, use_cache=False).last_hidden_state[0]),
-            atol=1e-3,
-        ):
-            raise UserError(
-                f"{type(model).__name__} changes its logits after the output head",
-                mend="this family is not supported by logoeval ppl",
-            )
-        parts = [
-            token_logprobs(head(inputs), targets)
-            for inputs, targets in zip(hidden[:-1].split(_SLICE_TOKENS), row[0, 1:].split(_SLICE_TOKENS), strict=True)
-        ]
-        return -torch.cat(parts).double().cpu().numpy()
-
-
-def check_rope(config: PreTrainedConfig) -> None:
-    """Refuse RoPE types whose frequencies depend on the total length, for which one pass is not the same as many.
-
-    Raises:
-        UserError: the model has such a type.
-    """
-    rope_type = length_dependent_rope(config)
-    if rope_type:
-        raise UserError(
-            f"RoPE type {rope_type!r} depends on the total length: one pass gives no curve",
-            mend="use a model with default, linear, llama3 or yarn RoPE",
-        )
+    document: str
+    lengths: tuple[int, ...]
 
 
 def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Outcome:
     """Score all documents; a row a document."""
     session.check_window(settings.lengths[-1], "the longest of ppl.lengths")
     found, notes = documents(settings, session.tokenizer)
-    wanted = metrics(settings)
+    rope_type = length_dependent_rope(session.config)
+    if rope_type and settings.protocol == "one_pass":
+        notes[0] = f"RoPE type {rope_type!r} depends on the total length: each length was run by itself"
+    parts = _parts(settings, found, together=settings.protocol == "one_pass" and not rope_type)
+    hashes = {name: hash_ids(ids) for name, ids in found.items()}
     shard = Shard(predictions / "ppl.jsonl")
-    waiting = {name: ids for name, ids in found.items() if name not in shard}
-    if waiting:
-        check_rope(session.model.config)
-        with progress("ppl", len(found), len(found) - len(waiting)) as tracker:
-            for name, ids in waiting.items():
-                shard.append(
-                    {
-                        "id": name,
-                        "prompt_hash": hash_ids(ids),
-                        "num_tokens": len(ids),
-                        **_scores(token_nlls(session.model, ids), settings.lengths),
-                    }
-                )
-                tracker.advance()
-    rows = []
-    for name, ids in found.items():
-        record = shard[name]
-        if record["prompt_hash"] != hash_ids(ids):
+    for record_id, part in parts.items():
+        if record_id in shard and shard[record_id]["prompt_hash"] != hashes[part.document]:
             raise UserError(
-                f"record {name!r} scores another text", where=str(shard.path), mend="evaluate into another folder"
+                f"record {record_id!r} scores another text", where=str(shard.path), mend="evaluate into another folder"
             )
-        rows.append(
-            SampleRow(
-                id=name,
-                cluster=name,
-                prompt_hash=record["prompt_hash"],
-                scores={metric.key: record[metric.key] for metric in wanted},
-            )
+    waiting = {record_id: part for record_id, part in parts.items() if record_id not in shard}
+    if waiting:
+        num_begin = len(begin_ids(session.tokenizer))
+        check_logits(session.model, next(iter(found.values()))[:8])
+        total, left = (sum(_work(settings, part) for part in some.values()) for some in (parts, waiting))
+        with progress("ppl: tokens read", total, total - left) as tracker:
+            for record_id, (name, lengths) in waiting.items():
+                scores = _measure(settings, session.model, found[name], lengths, num_begin, tracker.advance)
+                shard.append({"id": record_id, "prompt_hash": hashes[name], "num_tokens": len(found[name]), **scores})
+    wanted = metrics(settings)
+    records: dict[str, dict[str, Any]] = {name: {} for name in found}
+    for record_id, part in parts.items():
+        records[part.document].update(shard[record_id])
+    rows = [
+        SampleRow(
+            id=name,
+            cluster=name,
+            prompt_hash=hashes[name],
+            scores={metric.key: record[metric.key] for metric in wanted},
         )
+        for name, record in records.items()
+    ]
     return Outcome(wanted, rows, notes)
+
+
+def _parts(settings: PerplexitySettings, names: Iterable[str], *, together: bool) -> dict[str, _Part]:
+    """By the id of the record: one a document where one pass gives all its points (``together``), else one a point."""
+    if together:
+        return {name: _Part(name, settings.lengths) for name in names}
+    return {f"{name}@{length}": _Part(name, (length,)) for name in names for length in settings.lengths}
+
+
+def _work(settings: PerplexitySettings, part: _Part) -> int:
+    """Tokens of all passes of a part."""
+    longest = part.lengths[-1]
+    if settings.document_tokens is None or settings.stride is None:
+        return longest
+    return sum(min(end, longest) for end, _ in sliding_windows(settings.document_tokens, longest, settings.stride))
+
+
+def _measure(
+    settings: PerplexitySettings,
+    model: PreTrainedModel,
+    ids: list[int],
+    lengths: Sequence[int],
+    num_begin: int,
+    on_pass: Callable[[int], None],
+) -> dict[str, float]:
+    """Means in nats over the tokens of each point."""
+    reset_rope(model)
+    if settings.stride is not None:
+        (window,) = lengths
+        nlls = sliding_nlls(model, ids, window, settings.stride, num_begin=num_begin, on_pass=on_pass)
+        return {f"sliding@{window}": float(nlls.mean())}
+    nlls = token_nlls(model, ids[: lengths[-1]])
+    on_pass(lengths[-1])
+    return _scores(nlls, lengths)
 
 
 def _scores(nlls: NDArray[np.float64], lengths: Sequence[int]) -> dict[str, float]:

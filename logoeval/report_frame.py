@@ -33,7 +33,7 @@ def headline(comparison: Comparison) -> Html:
     first, *others = comparison.runs
     dates = sorted(result.provenance.date[:10] for run in comparison.runs for result in run.results.tasks.values())
     span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    rows = [row for row in comparison.rows if row.metric.headline and not row.slice]
+    rows = headline_rows(comparison)
     counts = [summary([(row, row.differences[number]) for row in rows]) for number in range(len(others))]
     lead = f"Of {len(rows)} measures, from {first.label} to "
     if len(others) == 1:

@@ -21,7 +21,7 @@ it."""
 def markdown(comparison: Comparison, sections: Sequence[Section]) -> str:
     """Runs, all measures, what each measure is, then the tables of every section."""
     first, *others = comparison.runs
-    headline = [row for row in comparison.rows if row.metric.headline and not row.slice]
+    headline = headline_rows(comparison)
     metrics = {row.metric.label: row.metric for row in comparison.rows}
     limits = [f"- **{task}: {'; '.join(found)}**" for task, found in all_limits(comparison).items()]
     parts = [

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from logodata import __version__
+from logodata.adapter_fit import trained_on
 from logodata.common.console import note
 from logodata.common.run_dir import bind_settings, locked
-from logodata.models import model_fingerprint, tokenizer_fingerprint
+from logodata.models import model_fingerprint, resolve_model, tokenizer_fingerprint
 from logoeval import niah, pairs, perplexity
 from logoeval.longbench import run as longbench
 from logoeval.recipe import EvalRecipe
@@ -40,12 +41,13 @@ def evaluate(
     folder: Path,
     *,
     open_session: Callable[[EvalRecipe], Session] = Session,
+    notes: Sequence[str] = (),
 ) -> Results:
     """Run ``tasks``, which must have settings in ``recipe``, and write ``folder/results.json`` and
     ``folder/predictions/``.
 
     A task that is finished under equal settings is not run again; one that was interrupted goes on from its
-    predictions. ``open_session`` makes what loads the model.
+    predictions. ``open_session`` makes what loads the model; ``notes`` are put beside those of each task.
 
     Raises:
         UserError: the folder holds results of another model or of other settings, or a task's input is at fault.
@@ -61,6 +63,7 @@ def evaluate(
         }
         _bind(predictions, "model.json", measured, started=bool(results.tasks) or any(predictions.glob("*.jsonl")))
         session, jobs = open_session(recipe), _jobs(recipe)
+        notes = [*_adapter_notes(recipe), *notes]
         for task in tasks:
             job = jobs[task]
             settings = _settings(recipe, job)
@@ -79,7 +82,7 @@ def evaluate(
             result = TaskResult(
                 task=task,
                 settings={**settings, **outcome.settings},
-                notes=outcome.notes,
+                notes=[*outcome.notes, *notes],
                 sources=outcome.sources,
                 provenance=_provenance(session, measured, engine, time.monotonic() - start),
                 metrics=outcome.metrics,
@@ -89,6 +92,14 @@ def evaluate(
             results = results.model_copy(update={"tasks": {**results.tasks, task: result}})
             write_results(folder, results)
         return results
+
+
+def _adapter_notes(recipe: EvalRecipe) -> list[str]:
+    """Models of one family have equal shapes: what else tells that an adapter is measured on another one."""
+    base = None if recipe.adapter is None else trained_on(recipe.adapter)
+    if base is None or Path(base).name == Path(resolve_model(recipe.model)).name or base == recipe.model:
+        return []
+    return [f"the adapter was trained on {base}, and is measured on {recipe.model}"]
 
 
 def _bind(predictions: Path, name: str, settings: dict[str, Any], *, started: bool) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from logodata.adapter_fit import check_adapter_fits
 from logodata.common.errors import UserError
 from logodata.engines import Engine
 from logodata.engines.settings import open_engine
@@ -14,16 +15,16 @@ from logodata.models import (
     ADAPTER_FILES,
     BASE_CONFIG,
     check_adapter,
+    load_config,
     load_model,
     load_tokenizer,
     model_eos_ids,
-    model_window,
 )
 from logodata.prompts import turn_end_ids
 from logoeval.recipe import EvalRecipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Session:
@@ -37,9 +38,14 @@ class Session:
         self.recipe = recipe
 
     @cached_property
+    def config(self) -> PreTrainedConfig:
+        """Of the model, with RoPE and window as its adapter was trained with."""
+        return load_config(self.recipe.model, adapter=self.recipe.adapter)
+
+    @property
     def window(self) -> int:
         """Positions the model was made for, or was extended to when its adapter was trained."""
-        return model_window(self.recipe.model, self.recipe.adapter)
+        return int(self.config.max_position_embeddings)
 
     @cached_property
     def device(self) -> str:
@@ -65,6 +71,7 @@ class Session:
     def model(self) -> PreTrainedModel:
         """In transformers, the adapter merged."""
         recipe = self.recipe
+        self._check_adapter()
         return load_model(recipe.model, adapter=recipe.adapter, dtype=recipe.engine.dtype, device=self.device)
 
     @cached_property
@@ -72,6 +79,7 @@ class Session:
         """What generates; the transformers engine shares the weights of :attr:`model`."""
         settings = self.recipe.engine
         if settings.kind != "transformers":
+            self._check_adapter()
             return open_engine(settings, self.recipe.model, adapter=self.recipe.adapter)
         from logodata.engines.transformers_engine import TransformersEngine
 
@@ -81,6 +89,10 @@ class Session:
             max_batch_rows=settings.max_batch_rows,
             max_model_len=settings.max_model_len,
         )
+
+    def _check_adapter(self) -> None:
+        if self.recipe.adapter is not None:
+            check_adapter_fits(self.recipe.model, self.recipe.adapter)
 
     def check_window(self, num_tokens: int, what: str) -> None:
         """Refuse work that would leave the model's window, before it begins.
@@ -94,6 +106,11 @@ class Session:
                 where=self.recipe.model,
                 mend="lower it",
             )
+
+
+def rope_and_window(config: PreTrainedConfig) -> tuple[Any, int]:
+    """What of a config an adapter may have been trained with otherwise."""
+    return getattr(config, "rope_parameters", None), int(config.max_position_embeddings)
 
 
 def adapter_fingerprint(adapter: Path | None) -> str | None:

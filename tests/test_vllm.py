@@ -27,6 +27,7 @@ from logodata.contract import read_samples
 from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine
+from logodata.engines.vllm_engine import VllmEngine
 from logodata.evaluators import open_evaluator
 from logodata.models import load_config, load_model, load_tokenizer, resolve_model, write_base_config
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text, turn_end_ids
@@ -192,6 +193,11 @@ def test_offline_applies_an_adapter(
     with_adapter = generate(TransformersEngine(adapted), requests)
     assert with_adapter != {name: expected[name] for name in with_adapter}
     engine = open_engine(EngineSettings(kind="vllm", dtype="float32"), MODEL, adapter=tmp_path / "adapter")
+    assert isinstance(engine, VllmEngine)
+    assert_same_tokens(adapted, with_adapter, generate(engine, requests))
+    # The prefix cache, which now holds these prompts, knows who read them.
+    bare = generate(engine.without_adapter(), requests)
+    assert_same_tokens(model, {name: expected[name] for name in bare}, bare)
     assert_same_tokens(adapted, with_adapter, generate(engine, requests))
     engine.close()
 

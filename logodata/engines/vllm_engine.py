@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json
@@ -96,6 +97,13 @@ class VllmEngine:
             from vllm.lora.request import LoRARequest
 
             self._adapter = LoRARequest(adapter.name or "adapter", 1, str(adapter.resolve()))
+
+    def without_adapter(self) -> Self:
+        """The base model on this same vLLM: other requests, one copy of the weights, and this engine's RoPE and
+        window."""
+        twin = copy.copy(self)
+        twin._adapter = None
+        return twin
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
         """Submit everything at once and yield results as they finish.

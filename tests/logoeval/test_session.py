@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig, LlamaForCausalLM
 
 from logodata.common.errors import UserError
 from logodata.models import write_base_config
-from logoeval.recipe import EvalRecipe
+from logoeval.cli import main
+from logoeval.recipe import EvalRecipe, PerplexitySettings
+from logoeval.run import evaluate
 from logoeval.session import Session, adapter_fingerprint
+from tests.conftest import make_model
 
 
 @pytest.fixture
@@ -52,3 +58,78 @@ def test_the_fingerprint_tells_ropes_apart(adapter: Path, tiny_model_dir: Path, 
     assert adapter_fingerprint(None) is None
     with pytest.raises(UserError, match="holds no adapter"):
         adapter_fingerprint(tmp_path)
+
+
+@pytest.fixture
+def commands(tiny_model_dir: Path, tmp_path: Path, make_build: Callable[..., Path]) -> dict[str, list[str]]:
+    """Every task on a small scale."""
+    row = {"_id": "1", "input": "Where?", "context": "In the mill. " * 200, "answers": ["mill"], "all_classes": None}
+    row |= {"dataset": "qasper", "length": 600, "language": "en"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    settings = {
+        "longbench": ["--data", str(tmp_path / "rows.jsonl")],
+        "niah": ["niah.lengths=[700]", "niah.num_samples=1", "niah.haystacks=noise"],
+        "pairs": ["--data", str(make_build(count=1))],
+        "ppl": ["ppl.lengths=[64]", "ppl.num_documents=1"],
+    }
+    model = ["--model", str(tiny_model_dir), "-o", str(tmp_path / "out")]
+    return {task: [task, *model, *overrides] for task, overrides in settings.items()}
+
+
+@pytest.mark.parametrize("task", ["longbench", "niah", "pairs", "ppl"])
+@pytest.mark.parametrize("changes", [{"hidden_size": 32}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}], ids=str)
+def test_an_adapter_of_another_model_is_one_line(
+    task: str,
+    changes: dict[str, int],
+    commands: dict[str, list[str]],
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    other = get_peft_model(make_model(len(tiny_tokenizer), **changes), LoraConfig(r=2, target_modules=["q_proj"]))
+    other.save_pretrained(str(tmp_path / "final"))
+    assert main([*commands[task], "--adapter", str(tmp_path / "final")]) == 2
+    error = capsys.readouterr().err
+    assert "the adapter does not fit" in error
+    assert "(give the model that it was trained on" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("longbench", "the fixed part of qasper's prompt has"),
+        ("niah", "niah.lengths: the longest, 700 tokens, with niah.max_new_tokens=128 needs 828 positions"),
+        ("pairs", "the longest held-out prompt with pairs.max_new_tokens needs"),
+        ("ppl", "the longest of ppl.lengths needs 64 positions"),
+    ],
+)
+def test_a_window_too_small_is_one_line(
+    task: str,
+    message: str,
+    commands: dict[str, list[str]],
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_model(len(tiny_tokenizer), max_position_embeddings=48).save_pretrained(tmp_path / "narrow")
+    tiny_tokenizer.save_pretrained(tmp_path / "narrow")
+    assert main([*commands[task], "--model", str(tmp_path / "narrow")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_adapter_trained_on_another_name_is_told(adapter: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    config = adapter / "adapter_config.json"
+    recipe = EvalRecipe(
+        model=str(tiny_model_dir), adapter=adapter, ppl=PerplexitySettings(lengths=(16,), num_documents=1)
+    )
+    for name, told in (("org/other", True), (f"org/{tiny_model_dir.name}", False), (None, False)):
+        content = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps({**content, "base_model_name_or_path": name}), encoding="utf-8")
+        notes = evaluate(recipe, ["ppl"], tmp_path / str(name)).tasks["ppl"].notes
+        expected = f"the adapter was trained on org/other, and is measured on {tiny_model_dir}"
+        assert (expected in notes) == told
