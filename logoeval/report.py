@@ -18,6 +18,7 @@ from logoeval.niah.curve_report import curve_section
 from logoeval.niah.report import niah_section
 from logoeval.niah.retrieval_report import retrieval_section
 from logoeval.report_sections import data_section, pairs_section, perplexity_section, training_section
+from logoeval.short.report import short_section
 
 
 def write_report(
@@ -60,6 +61,7 @@ def render(
         retrieval_section(comparison) if "niah" in comparison.tasks else raw(""),
         curve_section(curves) if curves else raw(""),
         perplexity_section(comparison) if "ppl" in comparison.tasks else raw(""),
+        short_section(comparison) if "short" in comparison.tasks else raw(""),
         data_section(data) if data else raw(""),
         training_section(run) if run else raw(""),
         _provenance(comparison),

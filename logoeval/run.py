@@ -32,6 +32,7 @@ from logoeval.records import (
     write_results,
 )
 from logoeval.session import Session, adapter_fingerprint
+from logoeval.short import task as short
 
 
 def evaluate(
@@ -133,6 +134,13 @@ def _jobs(recipe: EvalRecipe) -> dict[TaskName, _Job]:
             partial(perplexity.run, recipe.ppl),
             generates=False,
         )
+    if recipe.short:
+        jobs["short"] = _Job(
+            short.VERSION,
+            partial(short.describe, recipe.short, recipe.engine),
+            partial(short.run, recipe.short),
+            generates=False,
+        )
     return jobs
 
 
@@ -157,7 +165,7 @@ def _provenance(session: Session, measured: dict[str, Any], engine: str | None, 
         transformers=version("transformers"),
         engine=engine,
         device=session.device,
-        tokenizer_fingerprint=tokenizer_fingerprint(session.tokenizer),
+        tokenizer_fingerprint=tokenizer_fingerprint(session.bare_tokenizer),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
     )
