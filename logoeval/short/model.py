@@ -84,13 +84,11 @@ class HarnessModel(HFLM):
         self._check("generate_until", lengths)
         super().generate_until(requests, disable_tqdm=disable_tqdm)
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, override_bs: Any = None
-    ) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(self, requests: Sequence[Any], *options: Any, **more: Any) -> list[tuple[float, bool]]:
         # The last token is predicted and never read.
         lengths = [(args, len(context) + len(target) - 1) for args, context, target in requests]
         self._check("loglikelihood", lengths)
-        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, True, override_bs)
+        answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *options, **more)
         return answers
 
     def add_partial(self, kind: str, args: Sequence[Any], answer: Any) -> None:
