@@ -122,15 +122,15 @@ class HarnessModel(HFLM):
 
     def _check(self, kind: str, lengths: Sequence[tuple[Sequence[Any], int]]) -> None:
         """Refuse, or count, what is longer than the window."""
-        excess = {_key(kind, args): length - self._window for args, length in lengths if length > self._window}
+        excess = [(args, length - self._window) for args, length in lengths if length > self._window]
         if excess and not self._truncate:
             raise UserError(
                 f"{len(excess)} of {len(lengths)} prompts are longer than the window of {self._window} tokens, the "
-                f"longest has {self._window + max(excess.values())}",
+                f"longest has {self._window + max(tokens for _, tokens in excess)}",
                 where=self.label,
                 mend="ask for fewer shots, or set short.truncate=true to cut them on the left, as lm-eval does",
             )
-        self._excess = excess
+        self._excess = {_key(kind, args): tokens for args, tokens in excess}
 
 
 def _key(kind: str, args: Sequence[Any]) -> str:

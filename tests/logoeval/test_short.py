@@ -306,13 +306,13 @@ def test_two_models_are_compared_sample_by_sample(
 
 def test_prompts_longer_than_the_window(make_recipe: Callable[..., EvalRecipe], tmp_path: Path) -> None:
     recipe = make_recipe({"name": "alone", "shots": 3})
-    recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"max_model_len": 128})})
-    with pytest.raises(UserError, match=r"120 of 120 prompts are longer than the window of 128 tokens, the longest"):
+    recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"max_model_len": 64})})
+    with pytest.raises(UserError, match=r"120 of 120 prompts are longer than the window of 64 tokens, the longest"):
         _run(recipe, tmp_path / "out")
     assert recipe.short is not None
     cut = recipe.model_copy(update={"short": recipe.short.model_copy(update={"truncate": True, "limit": 4})})
     notes = _run(cut, tmp_path / "cut").notes
-    assert any("12 of 12 prompts were longer than the window of 128 tokens and lost" in note for note in notes)
+    assert any("12 of 12 prompts were longer than the window of 64 tokens and lost" in note for note in notes)
     generating = make_recipe("spoken")
     generating = generating.model_copy(update={"engine": recipe.engine.model_copy(update={"max_model_len": 12})})
     with pytest.raises(UserError, match="2 of 2 prompts are longer than the window of 12"):
