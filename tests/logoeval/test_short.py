@@ -21,6 +21,7 @@ from logoeval.records import TaskResult, read_results
 from logoeval.report import render
 from logoeval.run import evaluate
 from logoeval.short.harness import quiet
+from logoeval.short.outcome import OWN_LONGBENCH_NOTE, metrics, notes
 from tests.conftest import make_model
 
 if TYPE_CHECKING:
@@ -387,3 +388,25 @@ def test_settings() -> None:
     assert ShortTask(name="ruler").shots is None
     with pytest.raises(ValueError, match="repeat"):
         ShortSettings(tasks=["mmlu", {"name": "mmlu", "shots": 0}])
+
+
+def test_the_harness_s_longbench_is_never_called_official() -> None:
+    sample = {"task": "longbench_qasper", "part": "longbench_qasper", "doc_id": 0, "prompt_hash": "h", "score": 0.5}
+    record = {
+        "name": "longbench_qasper",
+        "metric": "score,none",
+        "value": 0.5,
+        "stderr": None,
+        "better": "higher",
+        "shots": [0],
+        "by_task": False,
+        "num_measured": 1,
+        "num_all": 1,
+        "samples": [sample],
+    }
+    (metric,) = metrics([record], limit=None)
+    assert metric.label.startswith("longbench_qasper (lm-eval's own, not LongBench's official score)")
+    assert OWN_LONGBENCH_NOTE in notes([record], limit=None)
+    assert OWN_LONGBENCH_NOTE not in notes(
+        [{**record, "samples": [{**sample, "task": "longbench2_table"}]}], limit=None
+    )
