@@ -22,6 +22,7 @@ _TASKS = {
     "niah": "needle in a haystack: numbers hidden in a long text, by length and depth",
     "pairs": "held-out preference pairs: reward margin, and the model's own answers",
     "ppl": "perplexity of long texts by the number of tokens read",
+    "short": "MMLU, ARC and TruthfulQA through lm-evaluation-harness, or any other of its tasks",
 }
 
 _EXAMPLE = {
@@ -29,6 +30,7 @@ _EXAMPLE = {
     "niah": "niah.num_samples=10",
     "pairs": "pairs.max_samples=16",
     "ppl": "ppl.lengths=[1024,2048]",
+    "short": "short.batch_size=32",
 }
 
 _EXAMPLES = """\
@@ -38,6 +40,7 @@ examples:
   logoeval niah --model embedded -o runs/map niah.variant=single niah.lengths=512-1536/256 niah.depths=[0,22,44,66,88]
   logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after
   logoeval ppl --model embedded --adapter runs/logo/final --with-base -o runs/ppl ppl.protocol=sliding
+  logoeval short --model embedded --adapter runs/logo/final -o runs/after --tasks arc_easy,truthfulqa_mc1
   logoeval run recipes/embedded.yaml --data runs/heldout -o runs/before
   logoeval score predictions/ -o scores.json
   logoeval errors runs/before runs/after
@@ -72,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_longbench(command)
         if task == "niah":
             _add_niah(command)
+        if task == "short":
+            _add_short(command)
         _add_common(command)
         command.set_defaults(command=_evaluate, tasks=(task,), data=None)
     run = commands.add_parser("run", help="all tasks of a recipe", description="Run all tasks of a recipe.")
@@ -155,6 +160,14 @@ def _add_niah(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_short(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--tasks", dest="short_tasks", metavar="A,B", help="same as short.tasks=[A,B]")
+    command.add_argument(
+        "--include-path", metavar="DIR", help="task files (YAML) of your own; same as short.include_path=DIR"
+    )
+    command.add_argument("--limit", type=int, metavar="N", help="first N samples of each task; same as short.limit=N")
+
+
 def _add_common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="model folder, hub name or 'embedded'; same as model=NAME")
     command.add_argument("--adapter", help="folder of a LoRA adapter, such as RUN/final; same as adapter=DIR")
@@ -178,7 +191,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     recipe = _load_recipe(arguments)
     tasks = [task for task in TASK_NAMES if getattr(recipe, task) is not None]
     if not tasks:
-        raise UserError("the recipe has no task", where=str(arguments.recipe), mend="add longbench, niah, pairs or ppl")
+        raise UserError("the recipe has no task", where=str(arguments.recipe), mend=f"add {', '.join(TASK_NAMES)}")
     if arguments.with_base and recipe.adapter is None:
         curve = getattr(arguments, "checkpoints", None) is not None
         mend = "--checkpoints measures the base too: leave it out" if curve else "give --adapter DIR, such as RUN/final"
@@ -226,6 +239,11 @@ def _load_recipe(arguments: argparse.Namespace) -> EvalRecipe:
             raise UserError("--heads without --retrieval", where=arguments.heads, mend="add --retrieval")
         given["niah.retrieval"] = {} if arguments.retrieval else None
         given["niah.retrieval.heads"] = arguments.heads
+    if arguments.tasks == ("short",):
+        names = arguments.short_tasks
+        given["short.tasks"] = None if names is None else [name.strip() for name in names.split(",")]
+        given["short.include_path"] = arguments.include_path
+        given["short.limit"] = arguments.limit
     overrides += [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     path: Path | None = arguments.recipe
     if path is None and arguments.model == EMBEDDED:

@@ -24,8 +24,8 @@ SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 PREDICTIONS_DIR = "predictions"
 
-TaskName = Literal["longbench", "niah", "pairs", "ppl"]
-TASK_NAMES: tuple[TaskName, ...] = ("longbench", "niah", "pairs", "ppl")
+TaskName = Literal["longbench", "niah", "pairs", "ppl", "short"]
+TASK_NAMES: tuple[TaskName, ...] = ("longbench", "niah", "pairs", "ppl", "short")
 """In the order they run: what generates comes first."""
 
 

@@ -19,6 +19,7 @@ from logoeval.records import Curve
 from logoeval.report_frame import headline, provenance_section, title
 from logoeval.report_record import markdown, record
 from logoeval.report_sections import data_section, pairs_section, perplexity_section, training_section
+from logoeval.short.report import short_section
 from logoeval.tables import Section
 
 _FEWEST_LISTED = 4  # sections, below which a page needs no list of them
@@ -77,6 +78,7 @@ def report_sections(
         retrieval_section(comparison) if "niah" in tasks else None,
         curve_section(curves) if curves else None,
         perplexity_section(comparison) if "ppl" in tasks else None,
+        short_section(comparison) if "short" in tasks else None,
         data_section(data) if data else None,
         training_section(run) if run else None,
         provenance_section(comparison),

@@ -11,7 +11,7 @@ from logodata import __version__
 from logodata.common.markup import Html, join, raw, tag
 from logoeval import figures
 from logoeval.compare import Comparison, Difference, Row, Run
-from logoeval.measures import judged, measures_table
+from logoeval.measures import headline_rows, judged, measures_table
 from logoeval.tables import Section, Table
 
 HOW_TO_READ = (

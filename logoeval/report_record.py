@@ -7,7 +7,7 @@ from typing import Any
 
 from logoeval.compare import Comparison
 from logoeval.longbench.table import own_rows, published
-from logoeval.measures import markdown_table
+from logoeval.measures import headline_rows, markdown_table
 from logoeval.records import Curve
 from logoeval.report_frame import HOW_TO_READ, describe, notes, summary, title, unfinished
 from logoeval.scope import all_limits

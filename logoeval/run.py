@@ -33,6 +33,7 @@ from logoeval.records import (
     write_results,
 )
 from logoeval.session import Session, adapter_fingerprint
+from logoeval.short import task as short
 
 
 def evaluate(
@@ -61,7 +62,7 @@ def evaluate(
             "model_fingerprint": model_fingerprint(recipe.model),
             "adapter_fingerprint": adapter_fingerprint(recipe.adapter),
         }
-        _bind(predictions, "model.json", measured, started=bool(results.tasks) or any(predictions.glob("*.jsonl")))
+        _bind(predictions, "model.json", measured, started=bool(results.tasks) or any(predictions.rglob("*.jsonl")))
         session, jobs = open_session(recipe), _jobs(recipe)
         notes = [*_adapter_notes(recipe), *notes]
         for task in tasks:
@@ -71,7 +72,7 @@ def evaluate(
                 predictions,
                 f"{task}.json",
                 settings,
-                started=task in results.tasks or any(predictions.rglob(f"{task}*.jsonl")),
+                started=task in results.tasks or _has_predictions(predictions, task),
             )
             if task in results.tasks:
                 note(f"{task}: finished already")
@@ -92,6 +93,10 @@ def evaluate(
             results = results.model_copy(update={"tasks": {**results.tasks, task: result}})
             write_results(folder, results)
         return results
+
+
+def _has_predictions(predictions: Path, task: TaskName) -> bool:
+    return any(predictions.glob(f"{task}*.jsonl")) or any(predictions.glob(f"{task}/*.jsonl"))
 
 
 def _adapter_notes(recipe: EvalRecipe) -> list[str]:
@@ -144,6 +149,13 @@ def _jobs(recipe: EvalRecipe) -> dict[TaskName, _Job]:
             partial(perplexity.run, recipe.ppl),
             generates=False,
         )
+    if recipe.short:
+        jobs["short"] = _Job(
+            short.VERSION,
+            partial(short.describe, recipe.short, recipe.engine),
+            partial(short.run, recipe.short),
+            generates=False,
+        )
     return jobs
 
 
@@ -168,7 +180,7 @@ def _provenance(session: Session, measured: dict[str, Any], engine: str | None, 
         transformers=version("transformers"),
         engine=engine,
         device=session.device,
-        tokenizer_fingerprint=tokenizer_fingerprint(session.tokenizer),
+        tokenizer_fingerprint=tokenizer_fingerprint(session.bare_tokenizer),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
     )

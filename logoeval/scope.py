@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from logoeval.compare import Comparison, Row
 from logoeval.longbench.tasks import TASKS
 from logoeval.records import SampleRow, TaskName, TaskResult
+from logoeval.short.outcome import is_partial
 
 _MOST_E_ROWS = 300
 _E_ROWS = {"qasper": 224, "multifieldqa_en": 150, "multi_news": 294}
@@ -16,7 +17,7 @@ repository)."""
 
 def limits(task: TaskName, result: TaskResult) -> list[str]:
     """In what a task was cut short; empty where it was not."""
-    found = {"longbench": _longbench, "pairs": _pairs}.get(task)
+    found = {"longbench": _longbench, "pairs": _pairs, "short": _short}.get(task)
     return list(found(result)) if found else []
 
 
@@ -36,6 +37,11 @@ def _pairs(result: TaskResult) -> Iterator[str]:
     most = result.settings.get("max_samples")
     if most is not None and most == len(result.samples):  # fewer: there were no more
         yield f"the first {most} held-out pairs only (pairs.max_samples)"
+
+
+def _short(result: TaskResult) -> Iterator[str]:
+    if any(is_partial(metric) for metric in result.metrics):
+        yield f"the first {result.settings['limit']} samples of each of the harness's tasks only (short.limit)"
 
 
 def official_rows(samples: Sequence[SampleRow], *, e: bool) -> int:

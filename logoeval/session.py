@@ -63,6 +63,11 @@ class Session:
         return load_tokenizer(self.recipe.model, self.recipe.chat_template)
 
     @cached_property
+    def bare_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its vocabulary: also of a model without chat template, which some tasks do not need."""
+        return load_tokenizer(self.recipe.model, self.recipe.chat_template, needs_template=False)
+
+    @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a response."""
         return turn_end_ids(self.tokenizer, model_eos_ids(self.recipe.model))
