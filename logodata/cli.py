@@ -99,8 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--html", type=Path, metavar="FILE", help="write a page, also of what was not kept and why")
     inspect.set_defaults(command=_inspect)
 
-    stats = commands.add_parser("stats", help="yield, reasons, lengths; how likely the model finds the responses")
-    stats.add_argument("data", type=Path, help="folder of a data set")
+    stats = commands.add_parser(
+        "stats", help="yield and purity by source and kind; how likely the model finds the responses"
+    )
+    stats.add_argument(
+        "data", type=Path, nargs="+", metavar="DIR", help="folder of a data set; of several: a table side by side"
+    )
     stats.add_argument("--json", action="store_true", help="print stats.json, or the log-probabilities, as JSON")
     scoring = stats.add_argument_group(
         "log-probabilities",
@@ -276,35 +280,24 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _stats(options: argparse.Namespace) -> None:
-    from rich.table import Table
-
-    from logodata.common.console import console
-    from logodata.common.run_dir import read_json
-
     if options.log_probs:
         _log_probs(options)
         return
     for option in ("--model", "-n", "--dtype", "--device"):
         if getattr(options, option.lstrip("-")) is not None:
             raise UserError(f"{option} says how to score responses", mend="add --log-probs, or leave it out")
-    from logodata.report import describe, show_value
+    from logodata.stats_table import print_stats
 
-    stats: dict[str, Any] = read_json(options.data / "stats.json")
-    if options.json:
-        print(json.dumps(stats, indent=2))
-        return
-    console.print(describe(stats), markup=False, soft_wrap=True)
-    table = Table(show_header=False, box=None)
-    for name, value in stats.items():
-        table.add_row(name.replace("_", " "), show_value(value))
-    console.print(table)
+    print_stats(options.data, as_json=options.json)
 
 
 def _log_probs(options: argparse.Namespace) -> None:
     from logodata import likelihood
 
+    if len(options.data) > 1:
+        raise UserError("--log-probs scores one data set", mend="run it for each folder")
     scoring = {"num_samples": options.n or 50, "dtype": options.dtype, "device": options.device or "auto"}
-    report = likelihood.measure(options.data, model=options.model, **scoring)
+    report = likelihood.measure(options.data[0], model=options.model, **scoring)
     if options.json:
         print(json.dumps(report, indent=2))
     else:
