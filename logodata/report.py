@@ -8,9 +8,8 @@ from typing import Any
 from logodata.verdicts import describe_verdicts
 
 PURITY = (
-    "Purity: the share of kept pairs that no verdict contradicts, whose preferred response is right and whose "
-    "dis-preferred ones are wrong by the judge's rules and, where one was asked, by a model judge in both wordings. It "
-    "is what the judge says: below 100 % where it was off or contradicts itself, and never more sure than the judge."
+    "Purity: the share of kept pairs that no verdict contradicts, neither the rules' nor a model judge's in either "
+    "wording. It is the judge's word, not the truth: read some pairs yourself."
 )
 
 GROUPINGS = ("by_source", "by_kind")

@@ -95,7 +95,7 @@ def _judged(counts: dict[str, int]) -> str:
 
 def _print_meaning() -> None:
     console.print(
-        f"\nPreferred and dis-preferred responses that were judged right / half right / wrong. {PURITY}\n",
+        f"\nPreferred, dis-preferred: responses judged right / half right / wrong. {PURITY}\n",
         markup=False,
         soft_wrap=True,
     )
