@@ -215,7 +215,8 @@ def kill_once(
                 if before < needed:
                     time.sleep(pace.end_s * drawn)
                     break
-                if (output / "rejected.jsonl").exists():  # nothing to generate: by the first file that is written
+                # Nothing to generate: by the first file that is written, under its temporary name.
+                if (output / f".rejected.jsonl.{build.process.pid}.tmp").exists():
                     break
             # Those before leave a response to each kill after them.
             elif not last and (build.seconds >= moment or (not first and count > needed - kills_left)):

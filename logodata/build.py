@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from logodata.candidates import Planner, Pool
 from logodata.common.console import note, progress
 from logodata.common.run_dir import bind_settings, locked, read_json, write_json
 from logodata.common.shards import Shard
-from logodata.contract import SCHEMA_VERSION, PreferenceSample
+from logodata.contract import SCHEMA_VERSION
 from logodata.dataset_files import write_data_set
 from logodata.distributed import RayOptions, decide_on_ray
 from logodata.model_judge import judge_fingerprint
@@ -120,11 +121,9 @@ def _build(
         "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
         "recipe": recipe.model_dump(mode="json"),
     }
-    found = (outcomes[question_id] for question_id in order)
-    samples = (PreferenceSample.model_validate(outcome["sample"]) for outcome in found if "sample" in outcome)
-    decisions = (row for question_id in order for row in outcomes[question_id]["decisions"])
-    rejected = _rejected(faults, order, outcomes)
-    return write_data_set(output, samples, rejected, decisions, manifest, may_be_empty=part is not None)
+    at_fault = ({"rejected": {**fault, "stage": "source"}, "decisions": []} for fault in faults)
+    found = chain(at_fault, (outcomes[question_id] for question_id in order))
+    return write_data_set(output, found, manifest, may_be_empty=part is not None)
 
 
 def _judge_settings(recipe: BuildRecipe) -> dict[str, str]:
@@ -132,15 +131,6 @@ def _judge_settings(recipe: BuildRecipe) -> dict[str, str]:
     if judge is None:
         return {}
     return {"judge_model_fingerprint": judge_fingerprint(recipe, judge, model_fingerprint(recipe.model))}
-
-
-def _rejected(faults: Iterable[dict[str, Any]], order: Iterable[str], outcomes: Shard) -> Iterator[dict[str, Any]]:
-    """Rows of ``rejected.jsonl``: faults of the source, then what gave no sample, in the order of the source."""
-    yield from ({**fault, "stage": "source"} for fault in faults)
-    for question_id in order:
-        outcome = outcomes[question_id]
-        if "rejected" in outcome:
-            yield outcome["rejected"]
 
 
 def _pools(planner: Planner, source: Source, part: Part | None) -> tuple[Iterable[Pool], int]:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import get_args
 
-from logodata import __version__
+from logodata import __version__, commands
 from logodata.common.arguments import parse_arguments
-from logodata.common.errors import UserError, run_command
+from logodata.common.errors import run_command
 from logodata.models import DType
-
-if TYPE_CHECKING:
-    from logodata.distributed import RayOptions
-    from logodata.recipe import BuildRecipe
 
 _EXPORT_FORMATS = ("trl", "trl-exploded", "llama-factory", "openrlhf")
 
@@ -29,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="logodata", description="Preference data from long documents.")
     parser.add_argument("--version", action="version", version=f"logo-align {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    build = commands.add_parser(
+    build = subparsers.add_parser(
         "build",
         help="make a data set from documents and questions",
         description="Make LOGO preference data. SOURCE is a recipe (.yaml) or documents with questions: a JSON or "
@@ -68,15 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--dry-run", action="store_true", help="print the resolved recipe and touch nothing")
     build.add_argument("--json", action="store_true", help="print the statistics as JSON, and nothing else")
     build.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe's build section")
-    build.set_defaults(command=_build)
+    build.set_defaults(command=commands.build_command)
 
-    merge = commands.add_parser("merge", help="put the parts of a build (--shard i/n) together")
+    merge = subparsers.add_parser("merge", help="put the parts of a build (--shard i/n) together")
     merge.add_argument("parts", type=Path, nargs="+", metavar="DIR", help="folders of all parts, in any order")
     merge.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the data set")
     merge.add_argument("--json", action="store_true", help="print the statistics as JSON, and nothing else")
-    merge.set_defaults(command=_merge)
+    merge.set_defaults(command=commands.merge_command)
 
-    questions = commands.add_parser(
+    questions = subparsers.add_parser(
         "questions",
         help="have a model write questions on raw documents",
         description="Have a model write questions on documents that have none, from groups of chunks. Writes documents "
@@ -90,17 +85,21 @@ def _parser() -> argparse.ArgumentParser:
     questions.add_argument("-o", "--output", required=True, type=Path, metavar="NAME.jsonl", help="the file to write")
     questions.add_argument("--model", required=True, help="the model that writes: a folder, a hub name, or 'embedded'")
     questions.add_argument("--dry-run", action="store_true", help="print the resolved settings and touch nothing")
-    questions.set_defaults(command=_questions)
+    questions.set_defaults(command=commands.questions_command)
 
-    inspect = commands.add_parser("inspect", help="show samples as text, critical chunks marked")
+    inspect = subparsers.add_parser("inspect", help="show samples as text, critical chunks marked")
     inspect.add_argument("data", type=Path, help="folder of a data set")
     inspect.add_argument("--id", help="id of the sample (default: the first ones)")
     inspect.add_argument("-n", type=int, help="how many samples (default 1; with --html 50, and 5 questions a reason)")
     inspect.add_argument("--html", type=Path, metavar="FILE", help="write a page, also of what was not kept and why")
-    inspect.set_defaults(command=_inspect)
+    inspect.set_defaults(command=commands.inspect_command)
 
-    stats = commands.add_parser("stats", help="yield, reasons, lengths; how likely the model finds the responses")
-    stats.add_argument("data", type=Path, help="folder of a data set")
+    stats = subparsers.add_parser(
+        "stats", help="yield and purity by source and kind; how likely the model finds the responses"
+    )
+    stats.add_argument(
+        "data", type=Path, nargs="+", metavar="DIR", help="folder of a data set; of several: a table side by side"
+    )
     stats.add_argument("--json", action="store_true", help="print stats.json, or the log-probabilities, as JSON")
     scoring = stats.add_argument_group(
         "log-probabilities",
@@ -112,9 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument("-n", type=_positive, help="how many samples to score (default 50)")
     scoring.add_argument("--dtype", choices=get_args(DType), help="of the weights (default: as in the build)")
     scoring.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
-    stats.set_defaults(command=_stats)
+    stats.set_defaults(command=commands.stats_command)
 
-    export = commands.add_parser("export", help="write the data in another trainer's format")
+    export = subparsers.add_parser("export", help="write the data in another trainer's format")
     export.add_argument("data", type=Path, help="folder of a data set")
     export.add_argument(
         "--format",
@@ -125,14 +124,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "-o", "--output", required=True, type=Path, help="the .parquet or .jsonl file; llama-factory: a folder"
     )
-    export.set_defaults(command=_export)
+    export.set_defaults(command=commands.export_command)
 
-    push = commands.add_parser("push", help="upload a data set to the hub")
+    push = subparsers.add_parser("push", help="upload a data set to the hub")
     push.add_argument("data", type=Path, help="folder of a data set")
     push.add_argument("repository", metavar="ORG/NAME", help="data set on the hub; made if there is none")
     push.add_argument("--private", action="store_true", help="make it private; refused if it is public already")
     push.add_argument("--revision", metavar="BRANCH", help="branch to upload to; made if there is none (default: main)")
-    push.set_defaults(command=_push)
+    push.set_defaults(command=commands.push_command)
     return parser
 
 
@@ -140,188 +139,3 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
     return int(text)
-
-
-def _build(options: argparse.Namespace) -> None:
-    from logodata.common.console import console
-    from logodata.recipe import BuildRecipe
-
-    if options.schema:
-        from logodata.common.recipe_io import recipe_schema
-
-        print(recipe_schema(BuildRecipe))
-        return
-    from logodata.parts import Part
-
-    part = Part.parse(options.shard) if options.shard else None
-    cluster = _ray_options(options)
-    recipe = _load_recipe(options)
-    if options.dry_run:
-        import yaml
-
-        section = {"build": recipe.model_dump(mode="json")}
-        if options.json:
-            print(json.dumps(section, indent=2))
-        else:
-            console.print(yaml.safe_dump(section, sort_keys=False), markup=False, end="")
-        return
-    if options.output is None:
-        raise UserError("no folder for the data set", mend="give -o DIR")
-    from logodata.build import build
-
-    _say_built(build(recipe, options.output, part, cluster), options)
-
-
-def _ray_options(options: argparse.Namespace) -> RayOptions | None:
-    if options.workers is not None and options.workers < 1:
-        raise UserError(f"--workers {options.workers}: no engine", mend="give 1 or more, or leave it out")
-    if options.executor == "ray":
-        from logodata.distributed import RayOptions
-
-        return RayOptions(options.ray_address, options.workers)
-    if options.ray_address is not None or options.workers is not None:
-        raise UserError("--ray-address and --workers belong to Ray", mend="add --executor ray")
-    return None
-
-
-def _merge(options: argparse.Namespace) -> None:
-    from logodata.merge import merge
-
-    _say_built(merge(options.parts, options.output), options)
-
-
-def _say_built(stats: dict[str, Any], options: argparse.Namespace) -> None:
-    from logodata.common.console import console
-    from logodata.report import describe
-
-    output: Path = options.output
-    if options.json:
-        print(json.dumps({"output": str(output), **stats}, indent=2))
-        return
-    files = ", ".join(
-        name
-        for name in ("data/", "stats.json", "rejected.jsonl", "decisions.jsonl", "README.md")
-        if (output / name).exists()
-    )
-    console.print(f"{describe(stats)}\nwrote {output}: {files}", markup=False, soft_wrap=True)
-
-
-def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
-    from logodata.common.recipe_io import load_recipe, shipped_recipes
-    from logodata.recipe import BuildRecipe
-
-    if options.source is None:
-        raise UserError("no source given", mend="give a recipe.yaml or a file documents.jsonl")
-    overrides = list(options.overrides)
-    if options.model:
-        overrides.insert(0, f"model={json.dumps(options.model)}")
-    if options.source.endswith((".yaml", ".yml")):
-        if options.recipe:
-            raise UserError(
-                "two recipes given",
-                where=f"{options.source}, {options.recipe}",
-                mend="with --recipe, SOURCE is a .jsonl file",
-            )
-        path: Path | None = Path(options.source)
-    else:
-        overrides.insert(0, f"source.path={json.dumps(options.source)}")
-        path = options.recipe
-        if path is None and options.model == "embedded":
-            path = shipped_recipes() / "embedded.yaml"
-        if path is None and not options.model:
-            raise UserError("no model given", mend="add --model NAME, a folder, or 'embedded'")
-        if path is not None:
-            # Those choices of a recipe belong to its own documents.
-            overrides = [
-                "source.max_documents=null",
-                "source.max_questions_per_document=null",
-                "source.kinds=null",
-                "generation.cache=null",
-                "judge.keep_bare_reference=true",
-                *overrides,
-            ]
-    return load_recipe(BuildRecipe, "build", path, overrides)
-
-
-def _questions(options: argparse.Namespace) -> None:
-    from logodata.common.console import console
-    from logodata.common.recipe_io import load_recipe
-    from logodata.drafts import QuestionsRecipe
-    from logodata.questions import describe_questions, write_questions
-
-    given = [f"source.path={json.dumps(options.corpus)}", f"model={json.dumps(options.model)}"]
-    recipe = load_recipe(QuestionsRecipe, "build", None, [*given, *options.overrides])
-    if options.dry_run:
-        import yaml
-
-        console.print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), markup=False, end="")
-        return
-    stats = write_questions(recipe, options.output)
-    if stats:
-        line = f"{describe_questions(stats)}\nwrote {options.output}: logodata build {options.output} -o DIR"
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def _inspect(options: argparse.Namespace) -> None:
-    if options.html:
-        from logodata.common.console import console
-        from logodata.sample_page import write_page
-
-        shown = write_page(options.data, options.html, options.id, options.n)
-        console.print(f"wrote {shown} to {options.html}", markup=False, soft_wrap=True)
-        return
-    from logodata.sample_text import print_samples
-
-    print_samples(options.data, options.id, 1 if options.n is None else options.n)
-
-
-def _stats(options: argparse.Namespace) -> None:
-    from rich.table import Table
-
-    from logodata.common.console import console
-    from logodata.common.run_dir import read_json
-
-    if options.log_probs:
-        _log_probs(options)
-        return
-    for option in ("--model", "-n", "--dtype", "--device"):
-        if getattr(options, option.lstrip("-")) is not None:
-            raise UserError(f"{option} says how to score responses", mend="add --log-probs, or leave it out")
-    from logodata.report import describe, show_value
-
-    stats: dict[str, Any] = read_json(options.data / "stats.json")
-    if options.json:
-        print(json.dumps(stats, indent=2))
-        return
-    console.print(describe(stats), markup=False, soft_wrap=True)
-    table = Table(show_header=False, box=None)
-    for name, value in stats.items():
-        table.add_row(name.replace("_", " "), show_value(value))
-    console.print(table)
-
-
-def _log_probs(options: argparse.Namespace) -> None:
-    from logodata import likelihood
-
-    scoring = {"num_samples": options.n or 50, "dtype": options.dtype, "device": options.device or "auto"}
-    report = likelihood.measure(options.data, model=options.model, **scoring)
-    if options.json:
-        print(json.dumps(report, indent=2))
-    else:
-        likelihood.show(report)
-
-
-def _push(options: argparse.Namespace) -> None:
-    from logodata.push import push
-
-    print(push(options.data, options.repository, private=options.private, revision=options.revision))
-
-
-def _export(options: argparse.Namespace) -> None:
-    from logodata.common.console import console, note
-    from logodata.export import export
-
-    written = export(options.data, options.format, options.output)
-    for text in written.notes:
-        note(text)
-    console.print(f"wrote {written.rows} rows to {options.output}", markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ synthesis needs it).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +28,7 @@ QuestionKind = Literal["single_detail", "multi_detail", "summary", "biography", 
 ResponseOrigin = Literal["live", "cache"]
 
 _ROWS_PER_GROUP = 256
+_PLACE = re.compile(r"(.+):(\d+|row \d+)", re.DOTALL)
 
 
 class _Record(BaseModel):
@@ -52,6 +54,18 @@ class Document(_Record):
     questions: list[Question]
     title: str = ""
     where: str = ""
+
+    @property
+    def source(self) -> str:
+        """The file it stands in."""
+        return file_of(self.where)
+
+
+def file_of(where: str) -> str:
+    """The file of a place: ``my.jsonl`` of ``my.jsonl:12``, ``org/name[train]`` of ``org/name[train]:row 3``; a text
+    file is its own place."""
+    match = _PLACE.fullmatch(where)
+    return match[1] if match else where
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,36 +1,30 @@
-"""The files of a data set, written row by row: memory does not grow with the number of samples."""
+"""The files of a data set, written and read row by row: memory does not grow with the number of samples."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from logodata.common.errors import UserError
 from logodata.common.run_dir import replacing, write_atomic, write_json
 from logodata.contract import PreferenceSample, write_samples
-from logodata.report import Statistics, dataset_card, describe
+from logodata.decisions import Outcome
+from logodata.report import dataset_card, describe
+from logodata.statistics import Statistics
 
 DATA_FILE = Path("data") / "train-00000-of-00001.parquet"
 
 
 def write_data_set(
-    output: Path,
-    samples: Iterable[PreferenceSample],
-    rejected: Iterable[dict[str, Any]],
-    decisions: Iterable[dict[str, Any]],
-    manifest: dict[str, Any],
-    *,
-    may_be_empty: bool = False,
+    output: Path, outcomes: Iterable[Outcome], manifest: dict[str, Any], *, may_be_empty: bool = False
 ) -> dict[str, Any]:
     """All files of a data set; ``manifest.json`` last, since it says that the build is finished.
 
     Args:
         output: the folder.
-        samples: the pairs kept, in order; read once.
-        rejected: rows of ``rejected.jsonl``, in order; read once.
-        decisions: rows of ``decisions.jsonl``, in order; read once.
+        outcomes: of all questions, in order; read once.
         manifest: all of ``manifest.json`` but the number of samples.
         may_be_empty: whether it is right that no sample was kept, as in a part.
 
@@ -41,11 +35,24 @@ def write_data_set(
         UserError: no sample was kept, unless the set may be empty.
     """
     statistics = Statistics()
-    _write_rows(output / "rejected.jsonl", statistics.reject(rejected))
-    _write_rows(output / "decisions.jsonl", statistics.decide(decisions))
+
+    def kept(rejected: BinaryIO, decisions: BinaryIO) -> Iterator[PreferenceSample]:
+        """The samples; what else the outcomes hold is written on the way."""
+        for outcome in outcomes:
+            sample = PreferenceSample.model_validate(outcome["sample"]) if "sample" in outcome else None
+            statistics.add(outcome, sample)
+            for row in outcome["decisions"]:
+                _write_row(decisions, row)
+            if sample is None:
+                _write_row(rejected, outcome["rejected"])
+            else:
+                yield sample
+
     (output / "data").mkdir(exist_ok=True)
-    count = write_samples(output / DATA_FILE, statistics.keep(samples))
-    stats = statistics.result()
+    with replacing(output / "rejected.jsonl") as rejected, replacing(output / "decisions.jsonl") as decisions:
+        count = write_samples(output / DATA_FILE, kept(rejected, decisions))
+    evaluator = manifest["recipe"]["evaluator"]
+    stats = {**statistics.result(), "evaluator": {key: evaluator[key] for key in ("name", "query")}}
     write_json(output / "stats.json", stats)
     if not count and not may_be_empty:
         (output / DATA_FILE).unlink()
@@ -61,7 +68,32 @@ def write_data_set(
     return stats
 
 
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with replacing(path) as file:
-        for row in rows:
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+def iterate_rejected(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of ``rejected.jsonl``: questions of a build that gave no sample, with their reasons.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    return _read_rows(folder / "rejected.jsonl")
+
+
+def iterate_decisions(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of ``decisions.jsonl``: what was decided on each response that was judged.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    return _read_rows(folder / "decisions.jsonl")
+
+
+def _write_row(file: BinaryIO, row: dict[str, Any]) -> None:
+    file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with open(path, encoding="utf-8") as file:  # not splitlines: texts may hold other line separators, unescaped
+            for line in file:
+                yield json.loads(line)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read: {error}", where=str(path), mend="build the data set again") from error

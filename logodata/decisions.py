@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,10 @@ from logodata.judge import Reason
 from logodata.verdicts import ModelVerdict
 
 Role = Literal["preferred", "rejected"]
+
+Outcome = dict[str, Any]
+"""What became of a question, as JSON: its ``id``; either ``sample`` (a :class:`PreferenceSample`) or ``rejected`` (a
+row of ``rejected.jsonl``); and ``decisions`` (rows of ``decisions.jsonl``, one for each response that was judged)."""
 
 _AGAINST: dict[tuple[Role, ModelVerdict], Reason] = {
     ("preferred", "wrong"): "judge_says_preferred_wrong",
@@ -86,6 +90,7 @@ class Judgement:
         for decision in (*self.preferred, *self.rejected):
             yield {
                 "id": decision.question.id,
+                "source": self.plan.document.source,
                 "role": decision.role,
                 **decision.response.model_dump(mode="json", exclude={"token_ids"}),
                 "rule": decision.rule,
@@ -93,6 +98,15 @@ class Judgement:
                 "second_model_verdict": decision.second_model_verdict,
                 "kept": pair_kept and (decision.role == "rejected" or decision is self.chosen),
             }
+
+
+def contradicts(row: Mapping[str, Any]) -> bool:
+    """Whether a verdict on the response of a row of ``decisions.jsonl`` says the opposite of its role: the rules', or a
+    model's in either wording."""
+    by_the_rules: bool = row["verdict"] != {"preferred": "right", "rejected": "wrong"}[row["role"]]
+    return by_the_rules or any(
+        (row["role"], row[name]) in _AGAINST for name in ("model_verdict", "second_model_verdict")
+    )
 
 
 def eligible(preferred: Sequence[Decision], *, keep_bare_reference: bool) -> list[Decision]:

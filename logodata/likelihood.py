@@ -21,6 +21,7 @@ from rich.table import Table
 
 from logodata.common.console import console, note, progress
 from logodata.common.errors import UserError
+from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
 from logodata.contract import PreferenceSample, iterate_samples, read_manifest
 from logodata.models import DType, length_dependent_rope, load_config, load_model, load_tokenizer, model_fingerprint
 from logodata.prompts import encode_text
@@ -36,9 +37,6 @@ PAPER_OBJECTIVES = ((10.0, 3.0), (2.5, 0.25))
 
 FAR_BEHIND = -10.0
 """Below this value of beta * gap the loss is saturated and every gradient clipped; ``logotrain`` warns there too."""
-
-_NUM_RESAMPLES = 10_000
-_CONFIDENCE = 0.95
 
 
 def response_logprobs(
@@ -206,20 +204,19 @@ def _objectives(gaps: Iterable[tuple[str, float]]) -> list[dict[str, float]]:
 
 def _estimate(values: Sequence[tuple[str, float]]) -> dict[str, Any]:
     """Mean of (doc_id, value) with its 95 % percentile bootstrap interval. Questions about one document are not
-    independent: documents are drawn, as in :mod:`logoeval.stats`; of a single one there is no interval."""
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
-    for doc_id, value in values:
-        sums[doc_id] += value
-        counts[doc_id] += 1
+    independent: documents are drawn (:mod:`logodata.common.resampling`); of a single one there is no interval."""
+    doc_ids, numbers = zip(*values, strict=True)
+    [sums], counts = cluster_sums(np.array([numbers]), doc_ids)
     interval = None
     if (documents := len(sums)) > 1:
-        draws = np.random.default_rng(0).multinomial(documents, [1 / documents] * documents, size=_NUM_RESAMPLES)
-        means = (draws @ np.array(list(sums.values()))) / (draws @ np.array(list(counts.values())))
-        tail = (1 - _CONFIDENCE) / 2
-        interval = [float(bound) for bound in np.quantile(means, [tail, 1 - tail])]
-    mean = sum(sums.values()) / len(values)
-    return {"mean": mean, "interval": interval, "responses": len(values), "documents": documents}
+        draws = np.random.default_rng(0).multinomial(documents, [1 / documents] * documents, size=NUM_RESAMPLES)
+        interval = list(percentile_interval((draws @ sums) / (draws @ counts)))
+    return {
+        "mean": sum(sums.tolist()) / len(values),
+        "interval": interval,
+        "responses": len(values),
+        "documents": documents,
+    }
 
 
 def show(report: dict[str, Any]) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
 from logodata.common.errors import UserError
 from logodata.common.run_dir import differences, locked
-from logodata.contract import PreferenceSample, iterate_samples, read_manifest
-from logodata.dataset_files import write_data_set
+from logodata.contract import iterate_samples, read_manifest
+from logodata.dataset_files import iterate_decisions, iterate_rejected, write_data_set
+from logodata.decisions import Outcome
 from logodata.parts import PartRecord, read_part_record
-from logodata.report import iterate_decisions, iterate_rejected
 
 _ENGINE_NAMES = ("engine", "judge_engine")
 _NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
@@ -54,28 +54,34 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
         raise UserError("holds a build already", where=str(output), mend="choose another -o")
     manifest = {**parts[0].manifest}
     manifest |= {key: _engines([part.manifest[key] for part in parts]) for key in _ENGINE_NAMES if key in manifest}
-    # Within a part, samples and rows stand in the order of their places.
-    samples = heapq.merge(*map(_samples, parts), key=lambda entry: entry[0])
-    rejected = heapq.merge(*(_rows(part, iterate_rejected(part.path)) for part in parts), key=lambda entry: entry[0])
-    decisions = heapq.merge(*(_rows(part, iterate_decisions(part.path)) for part in parts), key=lambda entry: entry[0])
     with locked(output):
-        return write_data_set(
-            output,
-            (sample for _, sample in samples),
-            (row for _, row in rejected),
-            (row for _, row in decisions),
-            manifest,
-        )
+        return write_data_set(output, _outcomes(parts), manifest)
 
 
-def _samples(part: _Folder) -> Iterator[tuple[int, PreferenceSample]]:
-    for sample in iterate_samples(part.path):
-        yield _place(part.record.places, sample.id, part.path), sample
+def _outcomes(parts: Sequence[_Folder]) -> Iterator[Outcome]:
+    """What became of each question, in the order of their places; within a file of a part, rows are in this order."""
+    found = heapq.merge(*(rows for part in parts for rows in _placed(part)), key=lambda entry: entry[0])
+    for _, entries in groupby(found, key=lambda entry: entry[0]):
+        outcome: Outcome = {"decisions": []}
+        for _, name, value in entries:
+            if name == "decisions":
+                outcome["decisions"].append(value)
+            else:
+                outcome[name] = value
+        yield outcome
 
 
-def _rows(part: _Folder, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for row in rows:
-        yield _place(part.record.places, row["id"], part.path), row
+def _placed(part: _Folder) -> Iterator[Iterator[tuple[tuple[bool, int], str, Any]]]:
+    """Of each file of a part: (order, key in an outcome, row). Faults of the source come first, and a document's may
+    have the id of a question."""
+    places, folder = part.record.places, part.path
+
+    def order(row_id: str, stage: str = "") -> tuple[bool, int]:
+        return stage != "source", _place(places, row_id, folder)
+
+    yield ((order(sample.id), "sample", sample) for sample in iterate_samples(folder))
+    yield ((order(row["id"], row["stage"]), "rejected", row) for row in iterate_rejected(folder))
+    yield ((order(row["id"]), "decisions", row) for row in iterate_decisions(folder))
 
 
 def _check_complete(parts: Sequence[_Folder]) -> None:

@@ -28,6 +28,8 @@ EMBEDDED = "embedded"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What makes a folder an adapter."""
 
+_HUB_TIMEOUT_S = 5.0
+
 BASE_CONFIG = "base_config.json"
 """File beside an adapter: the base model's config as trained, context extension included."""
 
@@ -59,6 +61,32 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def _reachable(name: str) -> str:
+    """:func:`resolve_model`; before a hub name is looked up, whether the hub answers."""
+    resolved = resolve_model(name)
+    if not Path(resolved).is_dir():
+        _reach_hub()
+    return resolved
+
+
+@cache
+def _reach_hub() -> None:
+    """Go on with cached files where the hub does not answer: huggingface_hub would try for half a minute for each
+    file, and then do the same."""
+    import httpx
+    from huggingface_hub import constants
+
+    from logodata.common.console import note
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        httpx.head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except httpx.HTTPError as error:
+        constants.HF_HUB_OFFLINE = True
+        note(f"{constants.ENDPOINT} does not answer ({error}): only models that are in the cache can be loaded")
+
+
 def resolve_embedding_model(name: str) -> str:
     """The same for sentence-embedding models; ``embedded`` is all-MiniLM-L6-v2 from the package index."""
     if name != EMBEDDED:
@@ -78,7 +106,7 @@ def load_tokenizer(
 
     quiet_transformers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(name))
+        tokenizer = AutoTokenizer.from_pretrained(_reachable(name))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load the tokenizer: {reason}", where=name, mend="check its name or folder") from error
@@ -111,7 +139,7 @@ def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = F
     from transformers import AutoConfig
 
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(resolve_model(name))
+        config: PreTrainedConfig = AutoConfig.from_pretrained(_reachable(name))
     except (OSError, ValueError) as error:
         from logodata.common.console import note
         from logodata.known_models import known_shapes
@@ -333,9 +361,7 @@ def model_fingerprint(name: str) -> str:
         return GGUF_SHA256[:16]
     path = Path(resolve_model(name))
     if not path.is_dir():
-        from transformers import AutoConfig
-
-        commit: Any = getattr(AutoConfig.from_pretrained(name), "_commit_hash", None)
+        commit: Any = getattr(load_config(name), "_commit_hash", None)
         return f"{name}@{commit or 'unknown'}"
     digest = hashlib.sha256((path / "config.json").read_bytes())
     for file in sorted(path.glob("*.safetensors")):

@@ -14,17 +14,13 @@ from typing import Any
 from logodata.candidates import Candidate, Fault, Planner, Pool
 from logodata.common.console import Tracker
 from logodata.contract import ContextChunk, PreferenceSample, Response
-from logodata.decisions import Decision, Judgement, eligible
+from logodata.decisions import Decision, Judgement, Outcome, eligible
 from logodata.evaluators import Evaluator, open_evaluator
 from logodata.measures import word_share
 from logodata.model_judge import ModelJudge
 from logodata.models import load_tokenizer, model_window, tokenizer_fingerprint
 from logodata.recipe import BuildRecipe
 from logodata.responses import ResponseLog, Responses
-
-Outcome = dict[str, Any]
-"""What became of a question, as JSON: its ``id``; either ``sample`` (a :class:`PreferenceSample`) or ``rejected`` (a
-row of ``rejected.jsonl``); and ``decisions`` (rows of ``decisions.jsonl``, one for each response that was judged)."""
 
 Asked = tuple[Pool, frozenset[str]]
 """A pool, and the ids of its questions that are undecided."""
@@ -148,7 +144,9 @@ def _place(plan: Candidate | Fault) -> dict[str, Any]:
         "id": plan.question.id,
         "doc_id": plan.document.doc_id,
         "where": plan.document.where,
+        "source": plan.document.source,
         "question": plan.question.question,
+        "kind": plan.question.kind,
     }
 
 

@@ -143,11 +143,11 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:
-    """A JSON value whose strings that begin with one of the paths, alone or as in ``path:line``, begin with its name;
-    text that merely mentions one stays as it is."""
+    """A JSON value whose strings that begin with one of the paths, alone or as in ``path:line`` and ``path[split]``,
+    begin with its name; text that merely mentions one stays as it is."""
     if isinstance(value, str):
         for path, short in names.items():
-            if value == path or value.startswith((f"{path}/", f"{path}:")):
+            if value == path or value.startswith((f"{path}/", f"{path}:", f"{path}[")):
                 return short + value[len(path) :]
         return value
     if isinstance(value, dict):

@@ -1,148 +1,21 @@
-"""What a build says of itself: statistics, the line in the terminal, the dataset card."""
+"""What a build says of itself in words: the line in the terminal, the dataset card."""
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_right
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-from logodata.common.errors import UserError
-from logodata.contract import PreferenceSample, Response
-from logodata.judge import ErrorPattern, error_pattern
-from logodata.verdicts import ModelVerdict, describe_verdicts, verdict_statistics
+from logodata.verdicts import describe_verdicts
 
+PURITY = (
+    "Purity: the share of kept pairs that no verdict contradicts, neither the rules' nor a model judge's in either "
+    "wording. It is the judge's word, not the truth: read some pairs yourself."
+)
 
-class Statistics:
-    """Yield and make-up of a data set, gathered row by row; the same for the same data, however it was built."""
+GROUPINGS = ("by_source", "by_kind")
+"""Statistics that hold those of parts of the questions."""
 
-    def __init__(self) -> None:
-        self._kept: dict[str, Counter[str]] = {"kind": Counter(), "origin": Counter()}
-        self._reasons: Counter[str] = Counter()
-        self._verdicts: Counter[tuple[ModelVerdict, ModelVerdict | None]] = Counter()
-        self._patterns = Counter[str](instruction_unfollowing=0, hallucination=0)
-        self._lengths: dict[str, Counter[int]] = defaultdict(Counter)
-        self._sums: Counter[str] = Counter()
-        self._num_kept = self._num_dispreferred = 0
-        self._dispreferred_per_sample: int | None = None
-
-    def keep(self, samples: Iterable[PreferenceSample]) -> Iterator[PreferenceSample]:
-        """Count samples on their way through."""
-        for sample in samples:
-            self._num_kept += 1
-            self._dispreferred_per_sample = self._dispreferred_per_sample or len(sample.rejected)
-            self._kept["kind"][sample.kind] += 1
-            self._kept["origin"][sample.origin] += 1
-            self._lengths["prompt"][len(sample.prompt_ids)] += 1
-            self._sums["answer_in_critical"] += sample.answer_in_critical
-            self._count("preferred", sample.chosen)
-            for response in sample.rejected:
-                self._num_dispreferred += 1
-                self._count("dispreferred", response)
-                # ``right`` are those that a judge which was switched off let through.
-                self._patterns[error_kind(response, sample.question)] += 1
-            yield sample
-
-    def reject(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Count rows of ``rejected.jsonl`` on their way through."""
-        for row in rows:
-            self._reasons[row["reason"]] += 1
-            yield row
-
-    def decide(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Count rows of ``decisions.jsonl`` on their way through."""
-        for row in rows:
-            if row["model_verdict"] is not None:
-                self._verdicts[row["model_verdict"], row["second_model_verdict"]] += 1
-            yield row
-
-    def result(self) -> dict[str, Any]:
-        """As in ``stats.json``."""
-        total = self._num_kept + self._reasons.total()
-        return {
-            "questions": total,
-            "kept": self._num_kept,
-            "yield": self._num_kept / total if total else None,
-            "rejected_by_reason": dict(self._reasons.most_common()),
-            "kept_by_kind": dict(self._kept["kind"].most_common()),
-            "kept_by_origin": dict(self._kept["origin"].most_common()),
-            "dispreferred_per_sample": self._dispreferred_per_sample,
-            "prompt_tokens": self._spread("prompt"),
-            "preferred_tokens": self._spread("preferred"),
-            "dispreferred_tokens": self._spread("dispreferred"),
-            **{
-                f"{which}_{measure}": self._mean(f"{which}_{measure}", count)
-                for measure in ("ended", "word_share", "token_f1")
-                for which, count in (("preferred", self._num_kept), ("dispreferred", self._num_dispreferred))
-            },
-            "dispreferred_error_patterns": dict(self._patterns),
-            "answer_in_critical": self._mean("answer_in_critical", self._num_kept),
-            **({"model_judge": verdict_statistics(self._verdicts)} if self._verdicts else {}),
-        }
-
-    def _count(self, which: str, response: Response) -> None:
-        self._lengths[which][len(response.token_ids)] += 1
-        for measure in ("ended", "word_share", "token_f1"):
-            self._sums[f"{which}_{measure}"] += getattr(response, measure)
-
-    def _mean(self, name: str, count: int) -> float | None:
-        return self._sums[name] / count if count else None
-
-    def _spread(self, which: str) -> dict[str, int] | None:
-        counts = self._lengths[which]
-        if not counts:
-            return None
-        numbers = sorted(counts)
-        upto = list(accumulate(counts[number] for number in numbers))
-        return {"min": numbers[0], "median": numbers[bisect_right(upto, upto[-1] // 2)], "max": numbers[-1]}
-
-
-def statistics(samples: Iterable[PreferenceSample], rejected: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """:class:`Statistics` of a data set that is at hand."""
-    gathered = Statistics()
-    deque(gathered.keep(samples), maxlen=0)
-    deque(gathered.reject(rejected), maxlen=0)
-    return gathered.result()
-
-
-def error_kind(response: Response, question: str) -> ErrorPattern | Literal["right"]:
-    """``right`` (or half right), or how the response goes wrong."""
-    return "right" if response.verdict in ("right", "half_right") else error_pattern(response.text, question)
-
-
-def read_rejected(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``rejected.jsonl``; see :func:`iterate_rejected`."""
-    return list(iterate_rejected(folder))
-
-
-def iterate_rejected(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of ``rejected.jsonl``: questions of a build that gave no sample, with their reasons.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
-    return _rows(folder / "rejected.jsonl")
-
-
-def iterate_decisions(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of ``decisions.jsonl``: what was decided on each response that was judged.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
-    return _rows(folder / "decisions.jsonl")
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with open(path, encoding="utf-8") as file:  # not splitlines: texts may hold other line separators, unescaped
-            for line in file:
-                yield json.loads(line)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read: {error}", where=str(path), mend="build the data set again") from error
+_MOST_GROUPS = 20
 
 
 def describe(stats: dict[str, Any]) -> str:
@@ -186,7 +59,9 @@ def dataset_card(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
         "reference": "the reference answer itself, not in the model's words. This departs from the paper",
     }[generation["preferred"]]
     summary = describe(stats)
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {show_value(value)} |" for name, value in stats.items())
+    rows = "\n".join(
+        f"| {name.replace('_', ' ')} | {show_value(value)} |" for name, value in stats.items() if name not in GROUPINGS
+    )
     return f"""---
 configs:
 - config_name: default
@@ -219,8 +94,33 @@ here teaches the model to end its answers, whatever they say.
 | --- | --- |
 {rows}
 
+{_grouped(stats)}
+
+{PURITY}
+
 Each row of `rejected.jsonl` is a question that gave no sample, with its reason; each row of `decisions.jsonl` a response that was judged.
 """
+
+
+def _grouped(stats: dict[str, Any]) -> str:
+    """Yield and purity by source file and kind of question, as a table of a card."""
+    lines = ["| questions | asked | kept | purity | not kept |", "| --- | --- | --- | --- | --- |"]
+    for name in GROUPINGS:
+        groups, num_more = largest_groups(stats[name])
+        for key, group in groups:
+            asked = f"{group['questions']} | {show_share(group['kept'], group['yield'])}"
+            reasons = show_value(group["rejected_by_reason"])
+            cell = f"{name[3:]}: {key}".replace("|", "\\|")
+            lines.append(f"| {cell} | {asked} | {show_percent(group['purity'])} | {reasons} |")
+        if num_more:
+            lines.append(f"| {name[3:]}: {num_more} more in `stats.json` | | | | |")
+    return "\n".join(lines)
+
+
+def largest_groups(groups: dict[str, Any]) -> tuple[list[tuple[str, Any]], int]:
+    """Of the groups by source or kind those with the most questions, in their order, and how many others there are."""
+    largest = set(sorted(groups, key=lambda key: -groups[key]["questions"])[:_MOST_GROUPS])
+    return [(key, group) for key, group in groups.items() if key in largest], len(groups) - len(largest)
 
 
 def _model_judge(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
@@ -260,3 +160,13 @@ def show_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(show_value, value))}]"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def show_percent(share: float | None) -> str:
+    """A share as people read it; a dash where there is none."""
+    return "-" if share is None else f"{100 * share:.3g}%"
+
+
+def show_share(count: int, share: float | None) -> str:
+    """A count with its share."""
+    return f"{count} ({show_percent(share)})"

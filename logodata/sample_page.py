@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,18 @@ from typing import Any
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, page, raw, tag
 from logodata.common.run_dir import read_json, write_atomic
-from logodata.contract import ContextChunk, PreferenceSample, Response, read_manifest, read_samples
-from logodata.report import describe, describe_patterns, error_kind, read_rejected
+from logodata.contract import ContextChunk, PreferenceSample, read_manifest, read_samples
+from logodata.dataset_files import iterate_rejected
+from logodata.judge import JudgeSettings
+from logodata.report import describe, describe_patterns, show_percent
+from logodata.rulings import Row, make_up, read_decisions, read_judge, response_rows, ruling
 from logodata.text import content_stems, stem
 
 _NUM_SAMPLES = 50
 _NUM_PER_REASON = 5
 
-_Row = dict[str, Any]
+_Unkept = dict[str, Any]
+"""A row of ``rejected.jsonl``."""
 
 
 def write_page(data: Path, path: Path, question_id: str | None = None, count: int | None = None) -> str:
@@ -37,7 +41,7 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
     Raises:
         UserError: no build there, no such question, or ``path`` cannot be written.
     """
-    rejected = read_rejected(data) if (data / "rejected.jsonl").is_file() else []
+    rejected = list(iterate_rejected(data)) if (data / "rejected.jsonl").is_file() else []
     samples = read_samples(data) if (data / "data").is_dir() or not rejected else []
     if question_id is not None:
         samples = [sample for sample in samples if sample.id == question_id]
@@ -47,18 +51,20 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
                 f"no question {question_id!r}", where=str(data), mend="ids are in data/*.parquet and rejected.jsonl"
             )
     shown = samples[: _NUM_SAMPLES if count is None else count]
-    groups: dict[str, list[_Row]] = defaultdict(list)
+    groups: dict[str, list[_Unkept]] = defaultdict(list)
     for row in rejected:
         groups[row["reason"]].append(row)
     by_count = sorted(groups.items(), key=lambda group: -len(group[1]))
     limit = _NUM_PER_REASON if count is None else count
+    unkept = [row["id"] for _, rows in by_count for row in rows[:limit]]
+    decisions, judge = read_decisions(data, {*unkept, *(sample.id for sample in shown)}), read_judge(data)
     style = resources.files("logodata").joinpath("sample_page.css").read_text(encoding="utf-8")
     html = page(
         f"Samples of {data.name}",
         style,
         _headline(data, shown, len(samples), by_count),
-        *(_sample(sample) for sample in shown),
-        *(_reason(number, reason, rows, limit) for number, (reason, rows) in enumerate(by_count)),
+        *(_sample(sample, response_rows(sample, decisions[sample.id]), judge) for sample in shown),
+        *(_reason(number, reason, rows, limit, decisions, judge) for number, (reason, rows) in enumerate(by_count)),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, html)
@@ -86,7 +92,7 @@ def _mark_words(text: str, stems: set[str]) -> Html:
 
 
 def _headline(
-    data: Path, shown: Sequence[PreferenceSample], num_samples: int, reasons: Sequence[tuple[str, Sequence[_Row]]]
+    data: Path, shown: Sequence[PreferenceSample], num_samples: int, reasons: Sequence[tuple[str, Sequence[_Unkept]]]
 ) -> Html:
     stats = read_json(data / "stats.json")
     summary = describe(stats)
@@ -94,6 +100,8 @@ def _headline(
     if stats["kept"]:
         patterns = describe_patterns(stats)
         facts.append(f"{patterns[0].upper()}{patterns[1:]}.")
+        if "purity" in stats:  # not in those of earlier versions
+            facts.append(f"Purity {show_percent(stats['purity'])}: kept pairs that no verdict contradicts.")
     if (data / "manifest.json").is_file():
         manifest = read_manifest(data)
         facts.append(
@@ -114,7 +122,7 @@ def _headline(
     )
 
 
-def _sample(sample: PreferenceSample) -> Html:
+def _sample(sample: PreferenceSample, rows: Sequence[Row], judge: JudgeSettings) -> Html:
     stems = _stems(sample.answers)
     critical = sum(chunk.critical for chunk in sample.chunks)
     where = "hold" if sample.answer_in_critical else "do not hold"
@@ -127,8 +135,7 @@ def _sample(sample: PreferenceSample) -> Html:
         _reference(sample.answers),
         tag(
             "div",
-            _answer("preferred", sample.chosen, sample),
-            *(_answer("dis-preferred", response, sample) for response in sample.rejected),
+            *(_answer(row, "preferred", sample.question, stems, judge) for row in rows),
             class_="answers",
         ),
         tag(
@@ -142,41 +149,49 @@ def _sample(sample: PreferenceSample) -> Html:
     )
 
 
-def _answer(role: str, response: Response, sample: PreferenceSample) -> Html:
-    ended = "ended by itself" if response.ended else "cut at the length cap"
-    cached = ", from the shipped cache" if response.origin == "cache" else ""
-    judged = _in_words(error_kind(response, sample.question))
-    shares = f"reference words {100 * response.word_share:.0f} %, F1 {100 * response.token_f1:.0f} %"
-    measures = f"{judged}; {shares}, {len(response.token_ids)} tokens, {ended}{cached}"
-    return _card(role, f"{role}: {response.strategy}", response.text, _stems(sample.answers), measures)
+def _answer(row: Row, preferred: str, question: str, stems: set[str], judge: JudgeSettings) -> Html:
+    """A response with what was decided on it; ``preferred`` is what one of that role is called here."""
+    title = preferred if row["role"] == "preferred" else "dis-preferred"
+    role = "unused" if title not in ("preferred", "dis-preferred") else title
+    measures = f"{make_up(row)}; F1 {100 * row['token_f1']:.0f} %"
+    return _card(role, f"{title}: {row['strategy']}", row["text"], stems, ruling(row, question, judge), measures)
 
 
-def _card(role: str, title: str, text: str, stems: set[str], measures: str = "") -> Html:
+def _card(role: str, title: str, text: str, stems: set[str], verdict: str = "", measures: str = "") -> Html:
     return tag(
         "div",
         tag("h4", title),
         tag("p", _mark_words(text.strip(), stems), class_="said"),
+        tag("p", verdict, class_="verdict") if verdict else "",
         tag("span", measures, class_="measures") if measures else "",
         class_=f"answer {role}",
     )
 
 
-def _reason(number: int, reason: str, rows: Sequence[_Row], limit: int) -> Html:
+def _reason(
+    number: int,
+    reason: str,
+    rows: Sequence[_Unkept],
+    limit: int,
+    decisions: Mapping[str, Sequence[Row]],
+    judge: JudgeSettings,
+) -> Html:
     """The questions that one reason kept out."""
     shown = rows[:limit]
     some = "" if len(shown) == len(rows) else f", the first {len(shown)}"
     return tag(
         "section",
         tag("h2", f"Not kept: {_in_words(reason)} ({len(rows)}{some})", id=f"reason-{number}"),
-        *(_unkept(row) for row in shown),
+        *(_unkept(row, decisions.get(row["id"], ()), judge) for row in shown),
     )
 
 
-def _unkept(row: _Row) -> Html:
+def _unkept(row: _Unkept, decisions: Sequence[Row], judge: JudgeSettings) -> Html:
     answers = row.get("answers", [])
     stems = _stems(answers)
-    cards = [
-        *(_card("unused", "candidate for the preferred", text, stems) for text in row.get("preferred", [])),
+    candidate = "candidate for the preferred"
+    cards = [_answer(decision, candidate, row["question"], stems, judge) for decision in decisions] or [
+        *(_card("unused", candidate, text, stems) for text in row.get("preferred", [])),
         *(_card("dis-preferred", "dis-preferred", text, stems) for text in row.get("rejected", [])),
     ]
     detail = f": {row['detail']}" if row.get("detail") else ""

@@ -1,9 +1,5 @@
-"""Percentile bootstrap intervals of a mean and of a paired difference, resampled by cluster, seeded, in numpy.
-
-Samples that share a source (questions about one document) are not independent: whole clusters are drawn, as many as
-there are, with replacement (Efron and Tibshirani 1993, chapters 8 and 13). Where every sample is its own cluster this
-is the plain bootstrap.
-"""
+"""Percentile bootstrap intervals of a mean and of a paired difference, resampled by cluster, seeded, in numpy; see
+:mod:`logodata.common.resampling`."""
 
 from __future__ import annotations
 
@@ -11,14 +7,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-NUM_RESAMPLES = 10_000
-CONFIDENCE = 0.95
+from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
+from logodata.common.resampling import Array as Array
+
 _SEED = 20_241_018
 _BLOCK_ELEMENTS = 4_000_000  # draws held at a time: 32 MB of int64
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +85,7 @@ def _resample(
     if values.shape[1] != len(clusters) or not len(clusters):
         raise ValueError(f"{values.shape[1]} values for {len(clusters)} cluster names")
     if groups is None:
-        sums, counts = _by_cluster(values, clusters)
+        sums, counts = cluster_sums(values, clusters)
         rng = np.random.default_rng(seed)
         return _Resampled(_means(sums, counts, rng), sums.sum(1) / counts.sum(), len(clusters), [len(counts)])
     members: dict[tuple[str, ...], list[int]] = {}
@@ -98,7 +93,7 @@ def _resample(
         members.setdefault(group, []).append(number)
     means, point, group_clusters = np.zeros((NUM_RESAMPLES, len(values))), np.zeros(len(values)), []
     for number, (group, columns) in enumerate(members.items()):
-        sums, counts = _by_cluster(values[:, columns], [clusters[column] for column in columns])
+        sums, counts = cluster_sums(values[:, columns], [clusters[column] for column in columns])
         weight = _weight(group, members)
         # Groups of equal size must not share draws: their errors are independent.
         means += weight * _means(sums, counts, np.random.default_rng([seed, number]))
@@ -115,14 +110,6 @@ def _weight(group: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> floa
     return weight
 
 
-def _by_cluster(values: Array, clusters: Sequence[str]) -> tuple[Array, Array]:
-    """Sums [K, G] and counts [G] of ``values`` [K, n] over the G clusters, in order of first appearance."""
-    index = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
-    columns = np.array([index[name] for name in clusters])
-    sums = np.stack([np.bincount(columns, weights=row, minlength=len(index)).astype(np.float64) for row in values])
-    return sums, np.bincount(columns, minlength=len(index)).astype(np.float64)
-
-
 def _means(sums: Array, counts: Array, rng: np.random.Generator) -> Array:
     """Means of NUM_RESAMPLES draws of G clusters, [NUM_RESAMPLES, K]."""
     num_clusters = len(counts)
@@ -135,9 +122,5 @@ def _means(sums: Array, counts: Array, rng: np.random.Generator) -> Array:
 
 
 def _estimate(resampled: Array, value: float, found: _Resampled) -> Estimate:
-    interval = None
-    if min(found.group_clusters) > 1:
-        tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(resampled, [tail, 1 - tail])
-        interval = (float(low), float(high))
+    interval = percentile_interval(resampled) if min(found.group_clusters) > 1 else None
     return Estimate(float(value), interval, found.num_samples, sum(found.group_clusters), min(found.group_clusters))

@@ -119,9 +119,9 @@ class CheckpointWriter:
                 pending.result()
         except UserError as error:
             fault = error
-        for found in self._world.gather(None if fault is None else (fault.what, fault.where, fault.mend)):
+        for found in self._world.gather(fault):
             if found is not None:
-                raise UserError(found[0], where=found[1], mend=found[2])
+                raise found
 
     def close(self) -> None:
         """Wait for the last write and for the commands that ran after checkpoints."""

@@ -80,11 +80,10 @@ class World:
             try:
                 outcome[0] = action()
             except UserError as error:
-                outcome[1] = (error.what, error.where, error.mend)
+                outcome[1] = error
         distributed.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
-            what, where, mend = outcome[1]
-            raise UserError(what, where=where, mend=mend)
+            raise outcome[1]
         return outcome[0]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

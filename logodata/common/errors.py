@@ -11,7 +11,8 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """The user's input is at fault. Prints as one line: what is wrong, where, and how to mend it.
+    """The user's input is at fault. Prints as one line: what is wrong, where, and how to mend it. Processes may send it
+    to each other: a copy says the same.
 
     Args:
         what: the fault, e.g. ``"unknown key 'objectve'"``.

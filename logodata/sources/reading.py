@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from logodata.common.errors import UserError
-from logodata.contract import Question
+from logodata.contract import Question, file_of
 from logodata.sources.documents import Documents, Entry, identify
 from logodata.sources.fields import Fields, text_digest
 from logodata.sources.opening import open_questions, open_source
@@ -23,8 +23,8 @@ from logodata.sources.settings import SourceSettings
 
 @dataclass(slots=True)
 class Source:
-    """What a source holds: usable documents, and the questions that are not, each with id, doc_id, where, question,
-    reason. A document without text and without questions is a fault under its own id."""
+    """What a source holds: usable documents, and the questions that are not, each with id, doc_id, where, source,
+    question, kind, reason. A document without text and without questions is a fault under its own id."""
 
     documents: Documents
     faults: list[dict[str, str]] = field(default_factory=list)
@@ -110,8 +110,18 @@ class _Reader:
 
     def fault(self, question: Mapping[str, Any], doc_id: str, where: str, reason: str) -> None:
         """Set a question apart."""
-        row = {"id": question["id"], "doc_id": doc_id, "where": where, "question": question["question"]}
-        self.faults.append({**row, "reason": reason})
+        entry = self.entries.get(doc_id)
+        self.faults.append(
+            {
+                "id": question["id"],
+                "doc_id": doc_id,
+                "where": where,
+                "source": file_of(entry.where if entry else where),
+                "question": question["question"],
+                "kind": question.get("kind", "other"),
+                "reason": reason,
+            }
+        )
 
     def _asked(self, row: dict[str, Any], where: str, needed: bool) -> list[dict[str, Any]]:
         nested = self._fields.get(row, "questions", where, list, default=None)

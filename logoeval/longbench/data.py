@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -127,6 +128,7 @@ def _archive(path: Path) -> Iterator[_File]:
             RuntimeError,
             zipfile.BadZipFile,
             EOFError,
+            zlib.error,
         ) as error:  # RuntimeError: encrypted, unknown packing
             raise UserError(f"cannot read: {error}", where=f"{path}:{name}", mend="download it again") from error
 

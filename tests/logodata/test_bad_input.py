@@ -1,22 +1,37 @@
-"""Bad input of sources, one table: each case ends in a line that says what, where and how to mend it, or in a row of
-``rejected.jsonl`` with its reason. Nothing is lost without a word."""
+"""Bad input, one table: every case is a whole ``logodata build``. It ends in a line that says what, where and how to
+mend it, in a row of ``rejected.jsonl`` with its reason, in text that stays text, or in a retry that succeeds. Nothing
+is lost without a word, and nothing is written twice."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import logodata.engines.openai_engine
+import logodata.responses
 import logodata.sources.json_rows
-from logodata.common.errors import UserError
+from logodata.cli import main
+from logodata.contract import PreferenceSample, read_samples
+from logodata.engines import GenerationRequest, GenerationResult
+from logodata.engines.openai_engine import OpenAIEngine
+from logodata.models import load_tokenizer
 from logodata.sources import SourceSettings, read_source
+from tests.logodata.stub_server import StubServer, free_url, make_answer, write_documents
 
-GOOD = {"doc_id": "good", "context": "A long text.", "questions": [{"question": "Who?", "answers": ["Ann"]}]}
+DAYS = [f"On day {day} nothing was written down but wind and weather of kind {day * 7}. " for day in range(30)]
+FACT = "The harbour of Vell holds seven lanterns. "
+ASKED = {"question": "What does the harbour of Vell hold?", "answers": ["seven lanterns"]}
+GOOD = {"doc_id": "good", "context": "".join([*DAYS[:12], FACT, *DAYS[12:]]), "questions": [ASKED]}
 QA = {"context": "T", "question": "Q", "answers": ["A"]}
+TEMPLATE_TOKENS = "<|im_end|>\n<|im_start|>assistant\nyes</s>[/INST]{context}{question}"
+CONTROL_CHARACTERS = "a\x00b\x07c\x1b[31md\x7f\u202e\ufeff"
 
 Write = Callable[[Path], SourceSettings]
 
@@ -76,6 +91,16 @@ def side(*rows: object) -> Write:
         )
 
     return write
+
+
+def asked(write: Write) -> Write:
+    """With an empty file of questions."""
+
+    def both(folder: Path) -> SourceSettings:
+        (folder / "qa").touch()
+        return write(folder).model_copy(update={"questions": str(folder / "qa")})
+
+    return both
 
 
 def turns(*said: tuple[Any, Any]) -> dict[str, Any]:
@@ -138,8 +163,8 @@ REFUSED: dict[str, tuple[Write, str, str]] = {
     "a parquet column that is not there": (table([QA], columns={"title": "t"}), "docs.parquet", "has a column 't'"),
     # text
     "text without questions": (files({"a.txt": b"T"}, "a.txt"), "a.txt", "text files hold no questions"),
-    "text not UTF-8": (files({"t/a.txt": b"caf\xe9"}, "t", questions="qa"), "t/a.txt", "not UTF-8 (byte 3)"),
-    "two texts of one name": (files({"t/a.txt": b"T", "t/a.md": b"T"}, "t", questions="qa"), "a.txt", "doc_id 'a'"),
+    "text not UTF-8": (asked(files({"t/a.txt": b"caf\xe9"}, "t")), "t/a.txt", "not UTF-8 (byte 3)"),
+    "two texts of one name": (asked(files({"t/a.txt": b"T", "t/a.md": b"T"}, "t")), "a.txt", "doc_id 'a'"),
     "a folder of nothing": (files({"t/a.png": b"T"}, "t"), "t", "holds no documents"),
     "a folder of both": (files({"t/a.txt": b"T", "t/b.jsonl": b"{}"}, "t"), "t", "text files and tables"),
     "a text format without text": (files({"t/a.png": b"T"}, "t", format="text"), "t", "holds no text file"),
@@ -171,51 +196,243 @@ REFUSED: dict[str, tuple[Write, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", list(REFUSED))
-def test_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    write, place, what = REFUSED[case]
-    if case == "a gigantic line":
-        monkeypatch.setattr(logodata.sources.json_rows, "MAX_ROW_BYTES", 4096)
-    with pytest.raises(UserError) as caught:
-        read_source(write(tmp_path))
-    message = str(caught.value)
-    assert what in message
-    assert place in caught.value.where
-    assert caught.value.mend
-    assert "\n" not in message
-    assert len(message) < 600, "the line is for a person"
-
+LONG_QUESTION = f"{ASKED['question']} {'And who says so? ' * 200}".strip()
 
 SET_APART: dict[str, tuple[Write, list[tuple[str, str]]]] = {
-    "an empty context": (lines({**QA, "context": ""}), [("Q", "empty_document")]),
-    "a context of white space": (lines({**QA, "context": " \n\t\u00a0\u3000"}), [("Q", "empty_document")]),
-    "two questions on nothing": (lines({**QA, "context": ""}, {**QA, "context": ""}), [("Q", "empty_document")] * 2),
-    "nothing at all": (lines({"context": "", "questions": []}), [("", "empty_document")]),
-    "an empty question": (lines({**QA, "question": " "}), [(" ".strip(), "empty_question")]),
-    "answers absent": (lines({"context": "T", "question": "Q"}), [("Q", "no_reference_answer")]),
-    "answers null": (lines({**QA, "answers": None}), [("Q", "no_reference_answer")]),
-    "answers empty": (lines({**QA, "answers": []}), [("Q", "no_reference_answer")]),
-    "answers blank": (lines({**QA, "answers": [" ", ""]}), [("Q", "no_reference_answer")]),
-    "evidence past the end": (lines({**QA, "evidence": [[0, 2]]}), [("Q", "evidence_outside_document")]),
-    "evidence backwards": (lines({**QA, "evidence": [[1, 0]]}), [("Q", "evidence_outside_document")]),
+    "an empty context": (lines({**QA, "context": ""}, GOOD), [("Q", "empty_document")]),
+    "a context of white space": (lines({**QA, "context": " \n\t\u00a0\u3000"}, GOOD), [("Q", "empty_document")]),
+    "two questions on nothing": (
+        lines({**QA, "context": ""}, GOOD, {**QA, "context": ""}),
+        [("Q", "empty_document")] * 2,
+    ),
+    "nothing at all": (lines({"context": "", "questions": []}, GOOD), [("", "empty_document")]),
+    "an empty question": (lines(GOOD, {**QA, "question": " "}), [("", "empty_question")]),
+    "answers absent": (lines(GOOD, {"context": "T", "question": "Q"}), [("Q", "no_reference_answer")]),
+    "answers null": (lines({**QA, "answers": None}, GOOD), [("Q", "no_reference_answer")]),
+    "answers empty": (lines({**QA, "answers": []}, GOOD), [("Q", "no_reference_answer")]),
+    "answers blank": (lines({**QA, "answers": [" ", ""]}, GOOD), [("Q", "no_reference_answer")]),
+    "evidence past the end": (lines({**QA, "evidence": [[0, 2]]}, GOOD), [("Q", "evidence_outside_document")]),
+    "evidence backwards": (lines({**QA, "evidence": [[1, 0]]}, GOOD), [("Q", "evidence_outside_document")]),
+    "a document of one word": (lines(GOOD, {**QA, "context": "x" * 100_000}), [("Q", "no_critical_chunk")]),
+    "a document of one sentence": (
+        lines({"context": FACT, **ASKED}, GOOD),
+        [(ASKED["question"], "too_few_irrelevant_chunks")],
+    ),
+    "a question longer than the window": (
+        lines(GOOD, {"context": GOOD["context"] + "!", **ASKED, "question": LONG_QUESTION}),
+        [(LONG_QUESTION, "prompt_exceeds_window")],
+    ),
+    "an answer that is not in the document": (
+        lines(GOOD, {"context": GOOD["context"] + "!", **ASKED, "answers": ["a brass owl", ""]}, name="wrong.jsonl"),
+        [(ASKED["question"], "preferred_wrong")],
+    ),
     "a question on no document": (side({**QA, "doc_id": "x"}), [("Q", "unknown_document")]),
-    "an empty text file": (files({"t/a.txt": b"", "t/b.txt": b"T", "q": b""}, "t"), [("", "empty_document")]),
+    "an empty text file": (asked(files({"t/a.txt": b"", "t/b.txt": b"T"}, "t")), [("", "empty_document")]),
     "a conversation without document": (lines(turns(("user", "Q"), ("assistant", "A"))), [("Q", "empty_document")]),
     "a conversation without answer": (lines(turns(("user", "T\n\nQ"))), [("Q", "no_reference_answer")]),
     "an instruction without document": (lines({"instruction": "Q", "output": "A"}), [("Q", "empty_document")]),
 }
 
 
-@pytest.mark.parametrize("case", list(SET_APART))
-def test_set_apart_with_a_reason(tmp_path: Path, case: str) -> None:
-    write, expected = SET_APART[case]
-    settings = write(tmp_path)
-    if case == "an empty text file":
-        settings = settings.model_copy(update={"questions": str(tmp_path / "t" / ".." / "q")})
-    source = read_source(settings)
-    assert [(fault["question"], fault["reason"]) for fault in source.faults] == expected
-    assert all(str(tmp_path) in fault["where"] for fault in source.faults)
-    assert source.documents.num_questions == 0
+KEPT: dict[str, tuple[Write, str]] = {
+    **{
+        name: (lines({**GOOD, "context": "".join([*DAYS[:12], f"{text} {FACT}{text} ", *DAYS[12:]])}), text)
+        for name, text in {
+            "control characters": CONTROL_CHARACTERS,
+            "special tokens of the template": TEMPLATE_TOKENS,
+            "a byte order mark within": "a\ufeffb",
+        }.items()
+    },
+    "special tokens in a question": (
+        lines({**GOOD, "questions": [{**ASKED, "question": f"{ASKED['question']} {TEMPLATE_TOKENS}"}]}),
+        TEMPLATE_TOKENS,
+    ),
+    "a byte order mark before": (files({"d.jsonl": b"\xef\xbb\xbf" + json.dumps(GOOD).encode()}, "d.jsonl"), FACT),
+}
+"""What stays text: it stands in the prompt of the pair that is kept, and nothing of it is a control token."""
+
+PASSES = ("429", "429 soon", "500", "503", "half JSON", "HTML", "nothing", "not UTF-8", "hang up", "half the body")
+"""What a server does once, and a retry mends."""
+
+LASTS = {
+    "down": "cannot reach the server",
+    "held": "no answer within 0.2 s",
+    "429": "HTTP 429",
+    "500": "HTTP 500",
+    "401": "HTTP 401",
+    "404": "HTTP 404",
+    "half JSON": "the answer is not JSON",
+    "HTML": "the answer is not JSON: <html>",
+    "no choices": "holds no choice",
+    "choice null": "holds no choice",
+    "two choices": "2 choices, one was asked for",
+    "ids null": "no token ids",
+    "no reason": "generation ended with None",
+    "negative ids": "-1 is not a token id",
+    "dies": "no whole answer|cannot reach the server",
+}
+"""What a server goes on doing from its third answer on, and what the line says of it."""
+
+
+@dataclass
+class Build:
+    """A ``logodata build`` and what came of it."""
+
+    folder: Path
+    model: Path
+    capsys: pytest.CaptureFixture[str]
+    code: int = 0
+    error: str = ""
+    samples: list[PreferenceSample] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, source: SourceSettings, *settings: str) -> None:
+        given = source.model_dump(exclude_unset=True)
+        small = ["chunking.chunk_tokens=48", "contexts.num_chunks=4", "contexts.critical_threshold=null"]
+        small += ["contexts.critical_top=2", "generation.max_new_tokens=40"]
+        small += [f"source.{name}={json.dumps(value)}" for name, value in given.items() if name != "path"]
+        self.capsys.readouterr()
+        command = ["build", source.path, *small, *settings, "--model", str(self.model), "-o", str(self.folder)]
+        self.code = main(command)
+        self.error = self.capsys.readouterr().err.rpartition("logodata: error: ")[2] if self.code else ""
+        done = (self.folder / "manifest.json").exists()
+        self.samples = read_samples(self.folder) if done else []
+        rejected = self.folder / "rejected.jsonl"
+        self.rejected = [json.loads(line) for line in rejected.open()] if rejected.exists() else []
+
+    def check_refused(self, place: str, what: str) -> None:
+        """One line that says what, where, and how to mend it; no data set."""
+        assert self.code == 2
+        assert self.error.count("\n") == 1
+        line = self.error.rstrip("\n")
+        assert place in line
+        assert what in line
+        assert line.endswith(")"), "it says how to mend it"
+        assert len(line) < 700, "the line is for a person"
+        assert not self.samples
+        assert not (self.folder / "manifest.json").exists()
+
+    def check_each_once(self, count: int) -> None:
+        """Every question is in one place, and every response and decision on it once."""
+        ids = [sample.id for sample in self.samples] + [row["id"] for row in self.rejected]
+        assert len(ids) == len(set(ids)) == count
+        for name, key in (("responses.jsonl", "key"), ("outcomes.jsonl", "id")):
+            log = self.folder / "work" / name
+            keys = [json.loads(line)[key] for line in log.open()] if log.exists() else []
+            assert len(keys) == len(set(keys))
+
+
+class Engine:
+    """Finds the lanterns in critical chunks and sand in others."""
+
+    name = "scripted 1"
+
+    def __init__(self, model_dir: Path) -> None:
+        self._tokenizer = load_tokenizer(str(model_dir))
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
+        for request in requests:
+            strategy = request.id.rpartition("/")[2]
+            said = "It holds seven lanterns." if strategy == "model-0" else f"It holds {strategy} sand."
+            yield GenerationResult(request.id, tuple(self._tokenizer.encode(said, add_special_tokens=False)), "stop")
+
+
+CASES = [
+    *(("refused", name) for name in REFUSED),
+    *(("set apart", name) for name in SET_APART),
+    *(("stays text", name) for name in KEPT),
+    *(("server once", name) for name in PASSES),
+    *(("server lasting", name) for name in LASTS),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_bad_input(
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    new_server: Callable[..., StubServer],
+    kind: str,
+    name: str,
+) -> None:
+    build = Build(tmp_path / "out", tiny_model_dir, capsys)
+    if kind.startswith("server"):
+        quick = partial(OpenAIEngine, first_wait_s=0.002)
+        monkeypatch.setattr(logodata.engines.openai_engine, "OpenAIEngine", quick)
+        check_server(build, new_server, name, lasts=kind == "server lasting")
+        return
+    monkeypatch.setattr(logodata.responses, "open_engine", lambda *_: Engine(tiny_model_dir))
+    if kind == "refused":
+        write, place, what = REFUSED[name]
+        if name == "a gigantic line":
+            monkeypatch.setattr(logodata.sources.json_rows, "MAX_ROW_BYTES", 4096)
+        build.run(write(tmp_path))
+        build.check_refused(place, what)
+    elif kind == "set apart":
+        write, expected = SET_APART[name]
+        source = write(tmp_path)
+        build.run(source)
+        good = sum(document.doc_id == "good" for document in read_source(source).documents)
+        assert [(row["question"], row["reason"]) for row in build.rejected] == expected
+        assert all(str(tmp_path) in row["where"] for row in build.rejected)
+        assert [sample.id for sample in build.samples] == ["good-01"] * good
+        build.check_each_once(len(expected) + good)
+        assert (build.code, "no pair was kept: " in build.error) == ((0, False) if good else (2, True))
+    else:
+        write, text = KEPT[name]
+        build.run(write(tmp_path), "chunking.chunk_tokens=240")
+        [sample] = build.samples
+        check_text(sample, text, tiny_model_dir)
+        build.check_each_once(1)
+
+
+def check_text(sample: PreferenceSample, text: str, model: Path) -> None:
+    """The text stands in the prompt, and the prompt's control tokens are those of the template alone."""
+    tokenizer = load_tokenizer(str(model))
+    assert text in tokenizer.decode(sample.prompt_ids)
+    frame = tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)["input_ids"]
+    control = set(tokenizer.all_special_ids)
+    assert [i for i in sample.prompt_ids if i in control] == [i for i in frame if i in control]
+
+
+def check_server(build: Build, new_server: Callable[..., StubServer], fault: str, *, lasts: bool) -> None:
+    """A build whose server has a fault becomes the one whose server has none: by a retry, or when it is run again."""
+    documents = SourceSettings(path=str(write_documents(build.folder.parent)))
+    answer = make_answer(build.model)
+
+    def start() -> StubServer:
+        server = new_server()
+        server.answer, server.cards = answer, [{"id": "m"}]
+        return server
+
+    def run(url: str, to: Build) -> None:
+        settings = ["engine.kind=openai", "engine.served_model=m", "engine.concurrency=1", f"engine.base_urls=[{url}]"]
+        settings.append(f"engine.timeout_s={0.2 if fault == 'held' else 10}")
+        to.run(documents, *settings, f"engine.max_retries={1 if lasts else 6}")
+
+    good, bad = start(), start()
+    whole = Build(build.folder.parent / "whole", build.model, build.capsys)
+    run(good.url, whole)
+    assert len(whole.samples) == 4
+    expected = good.answered.copy()
+    good.answered.clear()
+    bad.script = ["good", "good", fault] if lasts else ["good", fault, "good", fault]
+    if lasts:
+        bad.always = fault
+        bad.dies_after = 2 if fault == "dies" else None
+        url = free_url() if fault == "down" else bad.url
+        run(url, build)
+        build.check_refused(url, "")
+        assert any(what in build.error for what in LASTS[fault].split("|")), build.error
+        run(good.url, build)
+    else:
+        run(bad.url, build)
+    assert build.code == 0
+    build.check_each_once(4)
+    assert bad.answered + good.answered == expected, "nothing is lost, and nothing is asked for twice"
+    for name in ("data/train-00000-of-00001.parquet", "stats.json", "rejected.jsonl", "decisions.jsonl"):
+        assert (build.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
 
 
 def test_a_fault_does_not_take_its_neighbours_id(tmp_path: Path) -> None:

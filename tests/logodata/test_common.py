@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import time
@@ -43,6 +44,13 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "prog: error: file:1: two lines (do this)\n"
     assert run_command("prog", interrupt) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_an_error_says_the_same_in_another_process() -> None:
+    error = UserError("two\nlines", where="file:1", mend="do this")
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(copy, UserError)
+    assert (copy.what, copy.where, copy.mend, str(copy)) == (error.what, error.where, error.mend, str(error))
 
 
 def test_a_second_process_is_refused_and_a_crash_leaves_no_lock(tmp_path: Path) -> None:

@@ -17,7 +17,11 @@ from logodata.candidates import Pool
 from logodata.cli import main
 from logodata.common.errors import UserError
 from logodata.common.recipe_io import load_recipe
-from logodata.distributed import Answerer, Coordinator, Job, Workers, _Result, group_pools, portable, worker_size
+from logodata.distributed.coordinator import Coordinator
+from logodata.distributed.driver import group_pools
+from logodata.distributed.portable import portable
+from logodata.distributed.sizes import Workers, worker_size
+from logodata.distributed.stages import Answerer, Job, Result
 from logodata.recipe import BuildRecipe
 
 FILES = ("data/train-00000-of-00001.parquet", "rejected.jsonl", "stats.json", "README.md", "manifest.json")
@@ -214,10 +218,10 @@ def test_ray_missing(
 def test_groups_that_ray_loses_are_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[list[int]] = []
 
-    def execute(self: Coordinator, numbers: Sequence[int], this: object) -> Iterator[_Result]:
+    def execute(self: Coordinator, numbers: Sequence[int], this: object) -> Iterator[Result]:
         runs.append(list(numbers))
-        yield _Result(numbers[-1])
-        yield _Result(numbers[-1])  # delivered twice
+        yield Result(numbers[-1])
+        yield Result(numbers[-1])  # delivered twice
         if len(runs) == 2:
             raise ConnectionError("a node is gone")
 

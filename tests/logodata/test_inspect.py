@@ -13,10 +13,14 @@ import pytest
 from logodata.cli import main
 from logodata.common.run_dir import write_json
 from logodata.contract import ContextChunk, PreferenceSample, Response, write_samples
-from logodata.report import statistics
+from logodata.decisions import Outcome
+from logodata.judge import JudgeSettings
+from logodata.rulings import ruling
+from logodata.statistics import statistics
 
 EVIL = "<script>alert('mill')</script> & \"owls\" <img src=x onerror=alert(1)>"
 REJECTED = {"id": "r0", "doc_id": "d<b>", "where": "my.jsonl:7", "question": "Who?", "answers": ["a mill"]}
+REJECTED |= {"kind": "other", "source": "my.jsonl"}
 
 
 class Reader(HTMLParser):
@@ -88,14 +92,62 @@ def write_data(folder: Path, count: int = 3, rejected: list[dict[str, Any]] | No
     wrong = {**REJECTED, "reason": "preferred_wrong", "stage": "judge", "preferred": [EVIL]}
     rows = [wrong] if rejected is None else rejected
     folder.mkdir()
+    outcomes = [*map(decided, samples), *({"rejected": row, "decisions": unkept(row)} for row in rows)]
     (folder / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write_json(folder / "stats.json", statistics(samples, rows))
+    (folder / "decisions.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for outcome in outcomes for row in outcome["decisions"])
+    )
+    evaluator = {"name": "entity", "query": "question"}
+    write_json(folder / "stats.json", {**statistics(outcomes), "evaluator": evaluator})
+    recipe = {"judge": {"right_at": 0.7}}
     if samples:
         (folder / "data").mkdir()
         write_samples(folder / "data" / "train-00000-of-00001.parquet", samples)
         manifest = {"model": "m<u>", "model_fingerprint": "abc", "engine": "e", "source": {"path": EVIL}}
-        write_json(folder / "manifest.json", {**manifest, "recipe": {"judge": {"right_at": 0.6}}})
+        write_json(folder / "manifest.json", {**manifest, "recipe": recipe})
+    else:
+        (folder / "work").mkdir()
+        write_json(folder / "work" / "settings.json", {"recipe": recipe})
     return folder
+
+
+def decided(sample: PreferenceSample) -> Outcome:
+    """The sample with its decisions: of two candidates the first one was ruled out."""
+    rows = [decision(sample.id, "preferred", sample.chosen, rule="preferred_not_ended", kept=False)]
+    rows.append(decision(sample.id, "preferred", sample.chosen, model_verdict="correct", second="wrong"))
+    rows += [decision(sample.id, "rejected", response, model_verdict="wrong") for response in sample.rejected]
+    return {"id": sample.id, "sample": sample, "decisions": rows}
+
+
+def unkept(row: dict[str, Any]) -> list[dict[str, Any]]:
+    said = Response(
+        strategy="model", text=EVIL, token_ids=[5], ended=False, word_share=0.65, token_f1=0.2, number_share=0.0,
+        verdict="wrong",
+    )  # fmt: skip
+    texts = row.get("preferred", [])
+    return [decision(row["id"], "preferred", said, rule="preferred_wrong", kept=False) for _ in texts]
+
+
+def decision(
+    question_id: str,
+    role: str,
+    response: Response,
+    *,
+    rule: str | None = None,
+    kept: bool = True,
+    model_verdict: str | None = None,
+    second: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "id": question_id,
+        "source": "my.jsonl",
+        "role": role,
+        **response.model_dump(exclude={"token_ids"}),
+        "rule": rule,
+        "model_verdict": model_verdict,
+        "second_model_verdict": second,
+        "kept": kept,
+    }
 
 
 def inspect(data: Path, *arguments: str) -> Reader:
@@ -113,9 +165,12 @@ def test_the_page_holds_everything_and_only_as_text(tmp_path: Path) -> None:
         assert not any(name.startswith("on") or name == "src" for name in attributes)
         assert re.fullmatch(r"(#reason-\d+)?", attributes.get("href") or "")
     assert page.text.count(EVIL) == 1 + 3 * (1 + 1 + 2) + 1  # source; question, answer, two chunks; the rejected one
-    assert "hallucination; reference words 0 %" in page.text
-    assert "instruction unfollowing; reference words 0 %" in page.text
-    assert "right; reference words 100 %, F1 50 %" in page.text
+    limit = "of the reference's words (right from 70 %)"
+    assert f"wrong: 0 % {limit}; hallucination; no rule against it; model judge: wrong1 tokens" in page.text
+    assert f"wrong: 0 % {limit}; instruction unfollowing; no rule against it; model judge: wrong1 tokens" in page.text
+    assert f"right: 100 % {limit}; no rule against it; model judge: correct, in another wording wrong1" in page.text
+    assert f"wrong: 65 % {limit}; instruction unfollowing; rule: preferred wrongcut at the length cap; F1" in page.text
+    assert "Purity 0%" in page.text, "the second wording says that every preferred response is wrong"
     assert "chunk 0, critical, score 2.5" in page.text
     assert "my.jsonl:7, preferred wrong" in page.text
     assert page.named("critical") == 3
@@ -150,6 +205,7 @@ def test_how_many_are_shown_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_build_without_a_pair_shows_what_was_not_kept(tmp_path: Path) -> None:
     fault = {"id": "r0", "doc_id": "d", "where": "my.jsonl:7", "question": "", "reason": "empty_question"}
+    fault |= {"source": "my.jsonl", "kind": "other"}
     page = inspect(write_data(tmp_path / "set", 0, [{**fault, "detail": f"of {EVIL}", "stage": "source"}]))
     assert "Kept 0 of 1 questions; not kept: empty_question 1." in page.text
     assert f"empty question: of {EVIL}" in page.text
@@ -173,6 +229,58 @@ def test_right_dispreferred_responses_of_a_switched_off_judge_are_counted_apart(
 
     sample = read_samples(write_data(tmp_path / "set", 1))[0]
     right = sample.model_copy(update={"rejected": [sample.chosen, sample.rejected[1]]})
-    stats = statistics([right], [])
+    stats = statistics([decided(right)])
     assert stats["dispreferred_error_patterns"] == {"instruction_unfollowing": 1, "hallucination": 0, "right": 1}
     assert "1 are right: the judge was off" in describe_patterns(stats)
+    assert stats["purity"] == 0
+
+
+def terminal(data: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(["inspect", str(data), *arguments]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_verdicts_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path / "set")
+    limit = "of the reference's words (right from 70 %)"
+    shown = terminal(data, capsys)
+    assert "q0: 3 prompt tokens" in shown
+    assert "q1" not in shown
+    assert f"preferred It is millet. {EVIL} right: 100 % {limit}; no rule against it; model judge: correct, in" in shown
+    assert f"dis-preferred Sand. wrong: 0 % {limit}; instruction unfollowing; no rule against it" in shown
+    assert "(mixed-0.5, 1 tokens, ended by itself)" in shown
+    assert "q2: 3 prompt tokens" in terminal(data, capsys, "--id", "q2")
+    left = terminal(data, capsys, "--id", "r0")
+    assert left.startswith("r0 (my.jsonl:7): not kept, preferred wrong question Who? reference a mill")
+    assert f"wrong: 65 % {limit}; instruction unfollowing; rule: preferred wrong (model, cut at" in left
+    assert main(["inspect", str(data), "--id", "nobody"]) == 2
+
+
+def test_a_data_set_without_decisions_shows_what_its_samples_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path / "set")
+    (data / "decisions.jsonl").unlink()
+    shown = terminal(data, capsys)
+    assert "right: 100 % of the reference's words (right from 70 %) (model, 1 tokens" in shown
+    assert "rule" not in shown
+    assert "It is an owl's number." in inspect(data).text
+    assert EVIL in inspect(data, "--id", "r0").text
+
+
+@pytest.mark.parametrize(
+    ("settings", "measured", "said"),
+    [
+        ({}, {"word_share": 0.5}, "wrong: 50 % of the reference's words (right from 60 %); instruction"),
+        ({}, {"similarity": 0.8, "verdict": "half_right"}, "half right: similarity to the reference 0.80 (right from "),
+        ({"measure": "token_f1", "right_at": 0.4}, {"verdict": "right"}, "right: token F1 50 % (right from 40 %)"),
+        ({"measure": "containment"}, {}, "wrong: does not hold the reference; instruction"),
+        ({}, {"word_share": 1.0, "number_share": 0.5, "verdict": "half_right"}, "60 %), but 50 % of its numbers"),
+        ({"enabled": False}, {}, "no rule against it; the judge was off"),
+    ],
+)
+def test_the_measure_that_decided_is_named(settings: dict[str, Any], measured: dict[str, Any], said: str) -> None:
+    common = {"strategy": "model", "text": "Sand.", "token_ids": [5], "ended": True, "word_share": 0.0}
+    response = Response(**{**common, "token_f1": 0.5, "contains_reference": False, "verdict": "wrong", **measured})
+    assert said in ruling(decision("q", "preferred", response), "Who?", JudgeSettings(**settings))

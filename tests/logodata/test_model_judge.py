@@ -160,6 +160,7 @@ def test_off_the_data_are_as_before_and_every_decision_is_there(tmp_path: Path, 
     assert off == [{**row, "model_verdict": None} for row in on]
     assert off[0] == {
         "id": "harbour-01",
+        "source": str(tmp_path / "my.jsonl"),
         "role": "preferred",
         "strategy": "model",
         "text": "The harbour holds thingharbour 0.",

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedConfig
 
+import logodata.models
 from logodata.common.errors import UserError
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.known_models import known_shapes
@@ -19,10 +20,13 @@ from logodata.models import (
     check_adapter,
     load_config,
     load_model,
+    load_tokenizer,
+    model_fingerprint,
     model_window,
     trained_rope,
     write_base_config,
 )
+from tests.logodata.stub_server import free_url
 
 ROPES: dict[str, dict[str, Any]] = {
     "yarn": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 2048},
@@ -186,6 +190,22 @@ def test_only_plans_may_take_shapes_from_the_table(capsys: pytest.CaptureFixture
         load_model(name, config=config)
     with pytest.raises(UserError, match="no-such/model: cannot load the model's config"):
         load_config("no-such/model", shapes_only=True)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path / "hub"), "ENDPOINT": free_url()}
+    for name, value in values.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    logodata.models._reach_hub.cache_clear()
+    for load, fault in ((load_config, "config"), (load_tokenizer, "tokenizer"), (model_fingerprint, "config")):
+        with pytest.raises(UserError, match=f"org/model: cannot load the (model's )?{fault}: "):
+            load("org/model")
+    said = capsys.readouterr().err
+    assert said.startswith(f"{values['ENDPOINT']} does not answer (")
+    assert said.count("\n") == 1
+    logodata.models._reach_hub.cache_clear()
 
 
 def test_a_table_entry_cannot_be_changed_through_a_config() -> None:

@@ -47,9 +47,15 @@ def build(tmp_path: Path) -> Path:
     write_json(folder / "manifest.json", MANIFEST)
     write_json(folder / "stats.json", {"kept": 2, "by_source": {f"{HOME}/texts/a.txt": 2}})
     rows = [
-        {"id": "a", "where": f"{HOME}/texts/a.txt", "question": f"What is in {HOME}/texts?"},
+        {
+            "id": "a",
+            "where": f"{HOME}/texts/a.txt",
+            "source": f"{HOME}/texts[train]",
+            "question": f"What is in {HOME}/texts?",
+        },
         {"id": "b", "where": f"{Path('~/asked.jsonl').expanduser()}:3", "question": "W\u2028o?"},
     ]
+    rows[0]["source"] = f"{HOME}/texts[train]"
     (folder / "rejected.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return folder
 
@@ -120,6 +126,7 @@ def test_names_of_this_machine_stay_here(build: Path, hub: FakeHub, capsys: pyte
     assert json.loads(hub.files["stats.json"])["by_source"] == {"texts/a.txt": 2}
     rows = [json.loads(line) for line in hub.files["rejected.jsonl"].decode().split("\n")[:-1]]
     assert [row["where"] for row in rows] == ["texts/a.txt", "asked.jsonl:3"]
+    assert rows[0]["source"] == "texts[train]"
     assert [row["question"] for row in rows] == [f"What is in {HOME}/texts?", "W\u2028o?"], "texts are left alone"
     said = capsys.readouterr().err
     assert f"{HOME}/texts as texts" in said

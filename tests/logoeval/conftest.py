@@ -96,9 +96,12 @@ def write_build(folder: Path, tokenizer: Any, *, count: int = 6, text: str = "Th
         )
     (folder / "data").mkdir(parents=True)
     write_samples(folder / "data" / "train-00000-of-00001.parquet", samples)
-    from logodata.report import statistics
+    from logodata.statistics import statistics
 
-    write_json(folder / "stats.json", statistics(samples, [{"reason": "preferred_wrong"}]))
+    kept = {"role": "preferred", "verdict": "right", "kept": True, "model_verdict": None, "second_model_verdict": None}
+    outcomes = [{"sample": sample, "decisions": [{**kept, "source": "stories.jsonl"}]} for sample in samples]
+    lost = {"reason": "preferred_wrong", "source": "stories.jsonl", "kind": "other"}
+    write_json(folder / "stats.json", statistics([*outcomes, {"rejected": lost, "decisions": []}]))
     write_json(
         folder / "manifest.json",
         {

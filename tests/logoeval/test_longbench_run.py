@@ -145,6 +145,12 @@ def test_rows_that_cannot_be_used(tmp_path: Path, name: str, records: Sequence[d
 def test_files_that_cannot_be_read(tmp_path: Path, whole: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_rows(tmp_path / "nowhere", None, False)
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("qasper.jsonl", json.dumps({"context": "word " * 99}))
+    damaged = (tmp_path / "bad.zip").read_bytes()
+    (tmp_path / "bad.zip").write_bytes(damaged[:42] + b"\xff" * 8 + damaged[50:])
+    with pytest.raises(UserError, match=r"bad\.zip:qasper\.jsonl: cannot read"):
+        read_rows(tmp_path / "bad.zip", None, False)
     (tmp_path / "data.zip").write_bytes(b"PK not")
     with pytest.raises(UserError, match="cannot read"):
         read_rows(tmp_path / "data.zip", None, False)
