@@ -11,7 +11,7 @@ not counted.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,6 +23,7 @@ from logodata.measures import word_share
 from logodata.text import words
 from logoeval.answers import ANSWERING_TASKS, LONGBENCH_TASKS, Answer, check_finished, missing_file, read_answers
 from logoeval.compare import Comparison, Row, Run, measured_rows, read_runs
+from logoeval.labels import label_folders
 from logoeval.records import Metric, SampleRow, TaskName
 
 SCHEMA_VERSION = 1
@@ -102,7 +103,7 @@ def describe_rule(wrong_below: float) -> str:
     )
 
 
-def read_and_analyse(folders: Sequence[Path], wrong_below: float) -> Analysis:
+def read_and_analyse(folders: Sequence[Path] | Mapping[str, Path], wrong_below: float) -> Analysis:
     """:func:`analyse` of folders.
 
     Raises:
@@ -111,13 +112,14 @@ def read_and_analyse(folders: Sequence[Path], wrong_below: float) -> Analysis:
     """
     if not 0 < wrong_below <= 1:
         raise UserError(f"--wrong-below {wrong_below:g} is no share of words", mend="give one above 0, up to 1")
-    for folder in folders:
+    labelled = label_folders(folders)
+    for folder in labelled.values():
         check_finished(folder)
-    analysis = analyse(read_runs(folders, ANSWERING_TASKS), wrong_below)
+    analysis = analyse(read_runs(labelled, ANSWERING_TASKS), wrong_below)
     if not analysis.groups:
         raise UserError(
             "; ".join(analysis.notes) or "holds no answers to questions",
-            where=", ".join(str(folder) for folder in folders),
+            where=", ".join(map(str, labelled.values())),
             mend=f"measure pairs, or LongBench's {', '.join(LONGBENCH_TASKS)}",
         )
     return analysis

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -26,7 +26,9 @@ from logoeval.errors import (
 from logoeval.errors_report import answer_name, examples_title, interval, length_rows
 
 
-def show_errors(folders: Sequence[Path], *, wrong_below: float, num_examples: int, out: Path | None) -> None:
+def show_errors(
+    folders: Sequence[Path] | Mapping[str, Path], *, wrong_below: float, num_examples: int, out: Path | None
+) -> None:
     """``logoeval errors``: a table of shares, the lengths of wrong answers, examples; the same as JSON into ``out``.
 
     Raises:
