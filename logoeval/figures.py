@@ -1,68 +1,21 @@
-"""Figures as inline SVG, drawn by matplotlib in one quiet style.
-
-A panel is about as wide as a telephone, so that its letters stay legible there; a page lays several side by side.
-Colours are written as CSS variables of the page, which therefore decides them, in the dark too.
-"""
+"""Figures as inline SVG, drawn by matplotlib in one quiet style (``figure_style.py``)."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from html import escape
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from logodata.common.markup import Html, raw, tag
+from logodata.common.markup import Html
+from logoeval.figure_style import INK, MUTED, PAPER, RULE, SERIES, mark_style, panel, series_style, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
 
-# Stand-ins that matplotlib draws with, each replaced by a variable of the style sheet.
-INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
-SERIES = ("#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c")
-_VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    RULE: "--rule",
-    PAPER: "--paper",
-    **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)},
-}
-_DASHED, _DASHDOT = (0, (4, 2.5)), (0, (6, 1.5, 1, 1.5))
-_MARKERS = ("o", "o", "s", "^", "D", "v", "P", "X")
-_WIDTH_INCHES = 3.45
 _MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 6
 _NARROWEST_WRITTEN = 0.07  # of a bar, that holds two digits
-_STYLE: Any = {
-    "svg.fonttype": "none",  # letters stay letters, in the page's own typeface
-    "svg.hashsalt": "logoeval",
-    "text.parse_math": False,  # a dollar sign in a folder's name is a dollar sign
-    "font.size": 9,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "normal",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "xtick.color": RULE,
-    "ytick.color": RULE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "text.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
-
 
 Interval = tuple[float, float | None, float | None]
 """A value with its interval, where it has one."""
@@ -76,59 +29,6 @@ class Point(NamedTuple):
     y: Interval
 
 
-def series_style(number: int) -> dict[str, Any]:
-    """Colour and dashes of run ``number``: the first is dashed, the others are solid."""
-    linestyle = "solid" if 0 < number < len(SERIES) else _DASHDOT if number else _DASHED
-    return {"color": SERIES[number % len(SERIES)], "linestyle": linestyle}
-
-
-def _mark(number: int) -> dict[str, Any]:
-    """The mark of run ``number``, which tells it apart in grey too; the first run's is hollow."""
-    colour = SERIES[number % len(SERIES)]
-    return {
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "markersize": 4.5,
-        "markerfacecolor": colour if number else PAPER,
-        "markeredgecolor": colour,
-        "markeredgewidth": 1.2,
-    }
-
-
-def key(labels: Sequence[str], *, first: int = 0) -> Html:
-    """What lines and marks stand for, above the panels they are in, where long names find room.
-
-    Args:
-        labels: of the runs.
-        first: number of the first of them.
-    """
-    entries = (tag("li", swatch(number), tag("span", label)) for number, label in enumerate(labels, first))
-    return tag("ul", *entries, class_="key")
-
-
-def swatch(number: int) -> Html:
-    """A piece of the line of run ``number`` with its mark."""
-    colour = f"var(--series-{number % len(SERIES)})"
-    dash = {_DASHED: "5 3", _DASHDOT: "7 2 1.5 2"}.get(series_style(number)["linestyle"], "none")
-    shape = _SHAPES[_MARKERS[number % len(_MARKERS)]]
-    fill = colour if number else "var(--paper)"
-    return raw(
-        '<svg class="swatch" viewBox="0 0 34 12" aria-hidden="true">'
-        f'<path d="M0 6H34" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
-        f'<path d="{shape}" fill="{fill}" stroke="{colour}" stroke-width="1.4"/></svg>'
-    )
-
-
-_SHAPES = {
-    "o": "M13 6a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",
-    "s": "M13.5 2.5h7v7h-7Z",
-    "^": "M17 1.5l4.5 8h-9Z",
-    "v": "M17 10.5l4.5-8h-9Z",
-    "D": "M17 1l5 5l-5 5l-5-5Z",
-    "P": "M15.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3Z",
-    "X": "M14.5 1.5l2.5 2.5l2.5-2.5l2 2l-2.5 2.5l2.5 2.5l-2 2l-2.5-2.5l-2.5 2.5l-2-2l2.5-2.5l-2.5-2.5Z",
-}
-
-
 def margin_histogram(
     labels: Sequence[str], margins: Sequence[Sequence[float]], number: int, *, titled: bool = False
 ) -> Html:
@@ -140,7 +40,7 @@ def margin_histogram(
         number: whose panel.
         titled: write the run's name above, where there are several panels.
     """
-    with _panel(2.35) as axes:
+    with panel(2.35) as axes:
         everything = np.concatenate([np.asarray(column) for column in margins])
         bins = np.histogram_bin_edges(everything, bins=min(30, max(8, len(margins[0]) // 4))).tolist()
         for run in (0, number):
@@ -172,12 +72,12 @@ def margin_histogram(
         axes.set_ylabel("held-out pairs")
         _integer_axis(axes)
         means = ", ".join(f"{labels[run]} {np.mean(margins[run]):.2f}" for run in (0, number))
-        return _svg(axes, f"Histogram of the reward margin, means: {means}.")
+        return svg_of(axes, f"Histogram of the reward margin, means: {means}.")
 
 
 def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
     """Distribution of the change of the margin of run ``number``, pair by pair."""
-    with _panel(2.35) as axes:
+    with panel(2.35) as axes:
         bins = np.histogram_bin_edges(np.append(changes, 0.0), bins=min(30, max(8, len(changes) // 4))).tolist()
         axes.hist(changes, bins=bins, color=series_style(number)["color"], alpha=0.55)
         axes.axvline(0, color=INK, linewidth=0.8)
@@ -186,7 +86,7 @@ def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
         axes.set_ylabel("held-out pairs")
         _integer_axis(axes)
         share = 100 * float(np.mean(np.asarray(changes) > 0))
-        return _svg(axes, f"Histogram of the change of the margin, {label}: {share:.0f} % of the pairs rose.")
+        return svg_of(axes, f"Histogram of the change of the margin, {label}: {share:.0f} % of the pairs rose.")
 
 
 def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x_label: str, of: str) -> Html:
@@ -200,13 +100,13 @@ def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x
     """
     runs = len(lines)
     gap = min(0.22, 0.74 / runs)
-    with _panel(0.62 + len(rows) * max(0.3, 0.09 * (runs + 1))) as axes:
+    with panel(0.62 + len(rows) * max(0.3, 0.09 * (runs + 1))) as axes:
         for number, values in enumerate(lines):
             for row, (value, low, high) in enumerate(values):
                 place = row + (number - (runs - 1) / 2) * gap
                 if low is not None and high is not None:
                     axes.hlines(place, low, high, color=SERIES[number % len(SERIES)], linewidth=1.3)
-                axes.plot(value, place, linestyle="none", zorder=3, **_mark(number))
+                axes.plot(value, place, linestyle="none", zorder=3, **mark_style(number))
         for row in range(1, len(rows)):
             axes.axhline(row - 0.5, color=RULE, linewidth=0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -216,12 +116,12 @@ def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x
         axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g} %")
         axes.margins(x=0.05)
         axes.set_xlabel(x_label)
-        return _svg(axes, f"{x_label} of {of}, with 95 % intervals: the numbers are in the tables.")
+        return svg_of(axes, f"{x_label} of {of}, with 95 % intervals: the numbers are in the tables.")
 
 
 def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str, published: bool = False) -> Html:
     """Points with intervals, in the marks of the runs; published ones are grey, each with a letter."""
-    with _panel(2.7) as axes:
+    with panel(2.7) as axes:
         for number, point in enumerate(points):
             x, y = point.x[0], point.y[0]
             if published:
@@ -233,13 +133,13 @@ def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str, 
                 axes.hlines(y, point.x[1], point.x[2], color=colour, linewidth=0.9, alpha=0.55)
             if point.y[1] is not None and point.y[2] is not None:
                 axes.vlines(x, point.y[1], point.y[2], color=colour, linewidth=0.9, alpha=0.55)
-            axes.plot(x, y, linestyle="none", zorder=3, **_mark(number))
+            axes.plot(x, y, linestyle="none", zorder=3, **mark_style(number))
         axes.set_title(title, pad=8)
         axes.margins(x=0.12, y=0.12)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         shown = "; ".join(f"{point.name} {point.x[0]:.2f} and {point.y[0]:.1f}" for point in points)
-        return _svg(axes, f"{title}, {x_label} and {y_label}: {shown}.")
+        return svg_of(axes, f"{title}, {x_label} and {y_label}: {shown}.")
 
 
 def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: ArrayLike, *, row_label: str) -> Html:
@@ -251,7 +151,7 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Ar
 
     grid = np.asarray(values, dtype=float)
     written = len(columns) <= _MOST_WRITTEN_COLUMNS
-    with _panel(0.95 + 0.32 * len(rows)) as axes:
+    with panel(0.95 + 0.32 * len(rows)) as axes:
         # Fixed colours: a cell's number must stay readable on them in a dark page too. Eleven shades, one for 0, 10,
         # ..., 100 %, whose lightness falls evenly: they are told apart in grey print, and without seeing colour.
         shades = LinearSegmentedColormap.from_list("recall", ["#ebe3d2", "#b9cfc9", "#5f98a0", "#1d5a70"], N=11)
@@ -277,7 +177,7 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Ar
         axes.set_title(title, pad=8)
         axes.set_xlabel("prompt length, tokens")
         axes.set_ylabel(row_label)
-        return _svg(axes, f"Needle recall in percent for {title}, by {row_label} and prompt length.")
+        return svg_of(axes, f"Needle recall in percent for {title}, by {row_label} and prompt length.")
 
 
 def curves(
@@ -290,11 +190,11 @@ def curves(
     notes: Sequence[str] = (),
 ) -> Html:
     """Lines over lengths on a logarithmic axis; ``notes`` are written above the points."""
-    with _panel(2.6) as axes:
+    with panel(2.6) as axes:
         for number, column in enumerate(columns):
             # The first run lies on top: its dashes let a line below show through.
             order = 3 - number / len(columns)
-            axes.plot(x, column, linewidth=1.6, zorder=order, **series_style(number), **_mark(number))
+            axes.plot(x, column, linewidth=1.6, zorder=order, **series_style(number), **mark_style(number))
         highest = np.max(np.asarray(columns), axis=0)
         for place, top, text in zip(x, highest, notes, strict=False):
             axes.annotate(
@@ -306,12 +206,12 @@ def curves(
         axes.margins(x=0.1, y=0.22)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        return _svg(axes, f"{y_label} by {x_label} for {_and(labels)}.")
+        return svg_of(axes, f"{y_label} by {x_label} for {_and(labels)}.")
 
 
 def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Html:
     """One figure of a training run by step, with a running mean where there are steps enough."""
-    with _panel(2.1) as axes:
+    with panel(2.1) as axes:
         window = len(steps) // 10
         smooth = window >= 2
         axes.plot(steps, values, color=SERIES[0] if smooth else SERIES[1], linewidth=0.8 if smooth else 1.5)
@@ -320,7 +220,7 @@ def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Htm
             axes.plot(steps[window - 1 :], mean, color=SERIES[1], linewidth=1.6)
         axes.set_title(title + (f" (thick: mean of {window} steps)" if smooth else ""), pad=8)
         axes.set_xlabel("step")
-        return _svg(axes, f"{title} by training step.")
+        return svg_of(axes, f"{title} by training step.")
 
 
 def step_intervals(
@@ -328,11 +228,11 @@ def step_intervals(
 ) -> Html:
     """Shares over training steps, a line a run of (step, value, low, high), with bars from low to high. Runs are
     numbered from 1: dashes are the base model's."""
-    with _panel(2.5) as axes:
+    with panel(2.5) as axes:
         for number, points in enumerate(lines, 1):
             style = series_style(number)
             steps, values = [point[0] for point in points], [point[1] for point in points]
-            axes.plot(steps, values, linewidth=1.6, **style, **_mark(number))
+            axes.plot(steps, values, linewidth=1.6, **style, **mark_style(number))
             for step, _, low, high in points:
                 if low is not None and high is not None:
                     axes.vlines(step, low, high, color=style["color"], linewidth=1.0, alpha=0.6)
@@ -340,7 +240,7 @@ def step_intervals(
         axes.set_xlabel("training step")
         axes.margins(x=0.06, y=0.12)
         axes.set_title(title, pad=8)
-        return _svg(axes, f"{title} by training step for {_and(labels)}.")
+        return svg_of(axes, f"{title} by training step for {_and(labels)}.")
 
 
 def token_labels(lengths: Sequence[float]) -> list[str]:
@@ -370,7 +270,7 @@ def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Seq
     styles: list[dict[str, Any]] = [
         {"facecolor": (fill, alpha), "edgecolor": edge, "linewidth": 0.8} for fill, alpha, edge, _ in looks
     ]
-    with _panel(1.2 + 0.47 * len(rows)) as axes:
+    with panel(1.2 + 0.47 * len(rows)) as axes:
         for number, (label, shares) in enumerate(rows):
             left = 0.0
             for share, style, (*_, ink) in zip(shares, styles, looks, strict=False):
@@ -397,37 +297,7 @@ def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Seq
             f"{label}: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in zip(parts, shares, strict=True))
             for label, shares in rows
         )
-        return _svg(axes, f"{title}, {unit}. {told}.")
-
-
-@contextmanager
-def _panel(height: float) -> Iterator[Axes]:
-    """A figure of one panel, ``height`` in inches; draw and save it inside the block, where the style holds."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(_STYLE):
-        yield Figure(figsize=(_WIDTH_INCHES, height), layout="constrained").subplots()
-
-
-def _svg(axes: Axes, description: str) -> Html:
-    """The panel's figure as an element; ``description`` is for readers who do not see it."""
-    buffer = io.StringIO()
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    drawing = buffer.getvalue()
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
-    used = set(re.findall(r"#([\w.-]+)", drawing))
-    drawing = re.sub(r' id="([^"]+)"', lambda match: match.group() if match.group(1) in used else "", drawing)
-    view = re.search(r'viewBox="[^"]+"', drawing)
-    assert view is not None
-    # Inside HTML the namespaces go without saying.
-    head = f'<svg {view.group()} role="img" aria-label="{escape(description)}">'
-    drawing = re.sub(r"<svg[^>]*>", lambda _: head, drawing, count=1).replace("xlink:href", "href")
-    for colour, variable in _VARIABLES.items():
-        drawing = drawing.replace(colour, f"var({variable})")
-    return raw(drawing.strip())
+        return svg_of(axes, f"{title}, {unit}. {told}.")
 
 
 def _integer_axis(axes: Axes) -> None:

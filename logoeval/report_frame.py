@@ -9,7 +9,7 @@ from typing import Any
 
 from logodata import __version__
 from logodata.common.markup import Html, join, raw, tag
-from logoeval import figures
+from logoeval import figure_style
 from logoeval.compare import Comparison, Difference, Row, Run
 from logoeval.measures import headline_rows, judged, measures_table
 from logoeval.tables import Section, Table
@@ -54,7 +54,7 @@ def headline(comparison: Comparison) -> Html:
 
 
 def _run_line(number: int, run: Run) -> Html:
-    return tag("li", figures.swatch(number), tag("span", tag("strong", run.label), f": {describe(run)}"))
+    return tag("li", figure_style.swatch(number), tag("span", tag("strong", run.label), f": {describe(run)}"))
 
 
 def describe(run: Run) -> str:

@@ -11,7 +11,7 @@ from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, raw, tag
 from logodata.common.run_dir import read_json
 from logodata.contract import read_manifest, read_samples
-from logoeval import figures
+from logoeval import figure_style, figures
 from logoeval.compare import Comparison, Run
 from logoeval.measures import measures_table
 from logoeval.records import TaskName, is_cell
@@ -51,7 +51,7 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Section:
         _overlap(comparison, data),
         tag(
             "figure",
-            figures.key(labels),
+            figure_style.key(labels),
             panels(margins if several else [*margins, *changes]),
             tag("figcaption", caption if several else f"{caption} Second: how far each pair moved."),
         ),
@@ -131,7 +131,7 @@ def perplexity_section(comparison: Comparison) -> Section:
         ),
         tag(
             "figure",
-            figures.key(labels),
+            figure_style.key(labels),
             panels(drawn),
             tag("figcaption", f"{caption} Dashed: {labels[0]}."),
         ),

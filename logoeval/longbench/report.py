@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from logodata.common.markup import Html, join, raw, tag
-from logoeval import figures
+from logoeval import figure_style, figures
 from logoeval.compare import Comparison, Row
 from logoeval.longbench.table import paper_table
 from logoeval.measures import measures_table
@@ -87,7 +87,7 @@ def _figure(comparison: Comparison, rows: list[Row]) -> Html:
     what = {"logo:": "English tasks by category", "all:": "All tasks by category", "task:": "Task by task"}[prefix]
     return tag(
         "figure",
-        figures.key(labels),
+        figure_style.key(labels),
         tag("div", drawing, class_="panels"),
         tag(
             "figcaption",

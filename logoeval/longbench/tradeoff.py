@@ -5,7 +5,7 @@ from __future__ import annotations
 from string import ascii_lowercase
 
 from logodata.common.markup import join, tag
-from logoeval import figures
+from logoeval import figure_style, figures
 from logoeval.compare import Comparison, Row
 from logoeval.longbench.table import published
 from logoeval.records import TaskName
@@ -57,7 +57,7 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
         *(tag("p", tag("strong", f"LongBench: {text}."), class_="limit") for text in cut),
         tag(
             "figure",
-            figures.key([run.label for run in comparison.runs]),
+            figure_style.key([run.label for run in comparison.runs]),
             tag(
                 "div",
                 figures.scatter("This report's runs", points, x_label=perplexity.label.lower(), y_label=y_label),

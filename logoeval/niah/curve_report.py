@@ -7,7 +7,7 @@ from pathlib import Path
 
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, tag
-from logoeval import figures
+from logoeval import figure_style, figures
 from logoeval.labels import label_folders
 from logoeval.records import Curve, Metric, read_results
 from logoeval.report_sections import panels
@@ -46,7 +46,7 @@ def curve_section(curves: Mapping[str, Curve]) -> Section:
             "The same needle test at each checkpoint, step 0 being the base model. Bars are 95 % intervals over the "
             "prompts; since every step answers the same prompts, changes are told by the table, which pairs them.",
         ),
-        tag("figure", figures.key(labels, first=1), panels(drawn)),
+        tag("figure", figure_style.key(labels, first=1), panels(drawn)),
         *(details(table, table.title) for table in tables),
     )
     return Section("Needles over training", body, tables)

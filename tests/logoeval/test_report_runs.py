@@ -74,9 +74,9 @@ def test_six_runs_are_one_whole_page(files: Path) -> None:
 
 
 def test_runs_are_told_apart_without_colour() -> None:
-    from logoeval import figures
+    from logoeval import figure_style
 
-    shown = [re.sub(r"var\(--series-\d\)", "", figures.swatch(number)) for number in range(8)]
+    shown = [re.sub(r"var\(--series-\d\)", "", figure_style.swatch(number)) for number in range(8)]
     assert len(set(shown)) == 8
     assert ['stroke-dasharray="none"' in drawing for drawing in shown] == [False] + [True] * 7
 
