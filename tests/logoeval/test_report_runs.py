@@ -18,7 +18,7 @@ from logoeval.cli import main
 from logoeval.compare import Comparison, Row, compare
 from logoeval.longbench.table import paper_table, published
 from logoeval.longbench.tradeoff import tradeoff_section
-from logoeval.measures import terminal_table
+from logoeval.measures import headline_rows, terminal_table
 from logoeval.records import Results, read_results, write_results
 from logoeval.report import render
 from logoeval.report_record import SCHEMA_VERSION
@@ -106,13 +106,13 @@ def test_json_and_markdown_hold_what_the_page_holds(files: Path, six: list[Path]
 
 
 def test_headline_in_a_narrow_terminal_has_a_row_a_run(six: list[Path], comparison: Comparison) -> None:
-    table = terminal_table(comparison)
+    table = terminal_table(comparison, headline_rows(comparison))
     headlines = [row for row in comparison.rows if row.metric.headline and not row.slice]
     assert [row[0] for row in table.rows] == [
         text for row in headlines for text in (row.label, *(f"  {name}" for name in SIX))
     ]
     two = replace(comparison, runs=comparison.runs[:2], rows=[_of_two(row) for row in comparison.rows])
-    assert len(terminal_table(two).rows) == len(headlines)
+    assert len(terminal_table(two, headline_rows(two)).rows) == len(headlines)
 
 
 def _of_two(row: Row) -> Row:
