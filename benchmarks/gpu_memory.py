@@ -205,8 +205,8 @@ def memory(bench: Bench) -> dict[str, Any]:
             )
             bench.save(result)
         for what in ("num_rejected", "prompt"):
-            for recompute in ("none", "selective"):
-                for cap in sizes:
+            for recompute in ("none", "selective")[: 1 if bench.small else 2]:
+                for cap in sizes[: 1 if bench.small else None]:
                     trial.set_recompute(recompute)  # type: ignore[arg-type]
                     entry = {"cap": cap.name, "recompute": recompute, **_largest(trial, cap, what)}
                     result["largest"].append(entry)
@@ -278,7 +278,7 @@ def bisect(holds: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def full(bench: Bench) -> dict[str, Any]:
-    """(d) Full fine-tuning of Llama-3.2-3B's shape, one process under FSDP's mixed precision, as the trainer does it."""
+    """(d) Full fine-tuning of Llama-3.2-3B's shape, one process under FSDP's mixed precision, as in the trainer."""
     shape = SMALL if bench.small else THREE_BILLION
     recipe = TrainRecipe.model_validate({"model": "random", "tuning": "full"})
     result: dict[str, Any] = {"steps": [], "summary": []}

@@ -87,7 +87,7 @@ def step(bench: Bench) -> dict[str, Any]:
         bench.shape,
         bench.device,
         bench.dtype,
-        rounds=2 if bench.small else 5,
+        rounds=1 if bench.small else 5,
         trl=trl,
         everything=True,
         faults=faults,

@@ -80,8 +80,9 @@ def shared_prefix(
 
 
 def reference_sums(model: PeftModel, sample: PreferenceSample, device: torch.device) -> Tensor:
-    """Log-probability of each response without the adapters, [1 + M]: what DPO compares with."""
-    with torch.no_grad(), model.disable_adapter():
+    """Log-probability of each response before training, [1 + M], adapters included: what TRL's DPO takes for its
+    reference if the model has adapters already."""
+    with torch.no_grad():
         return torch.stack([values.sum() for values in separate_rows(model, sample, device)()])
 
 

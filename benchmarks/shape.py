@@ -73,7 +73,7 @@ class Work:
     attended: int  # pairs of tokens, per head and layer
     logits: int  # positions whose logits are computed
     recompute: Recompute  # of the layers, a second time in the backward pass
-    reference: bool = False  # all of it once more, forward only and without adapters
+    reference: bool = False  # all of it once more, forward only
 
     @classmethod
     def separate_rows(
@@ -98,7 +98,7 @@ class Work:
         """
         passes, again = (1 if self.recompute == "none" else 2), int(self.reference)
         frozen = self.tokens * shape.weights_per_token * (passes + 1 + again)
-        adapters = self.tokens * shape.adapter_weights * (passes + 2)
+        adapters = self.tokens * shape.adapter_weights * (passes + 2 + again)
         head = self.logits * shape.head_weights * (2 + again)
         return 2 * (frozen + adapters + head) + self.attention_flops(shape)
 

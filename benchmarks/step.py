@@ -182,8 +182,9 @@ def _trl_variants(
         pairs = len(sample.rejected)
         for name, known in (("trl_dpo", None), ("trl_dpo_known_reference", log_p)):
             loss = trl_dpo(twin(model), sample, DPO, device, folder, reference=known)
-            says = f"TRL DPO, {pairs} pairs, reference computed {'once' if known is not None else 'every step, its default'}"
-            # Off the GPU TRL computes all logits. Disabled adapters cost nothing.
+            when = "once" if known is not None else "in every step, its default"
+            says = f"TRL DPO, {pairs} pairs, reference computed {when}"
+            # Off the GPU TRL computes all logits.
             work = Work.separate_rows(
                 shape,
                 2 * pairs,
