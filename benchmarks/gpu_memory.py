@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -106,7 +108,8 @@ class Trial:
         return row_flops(self.model_shape, self.recipe, layout, self.recompute)
 
     def peak(self, prompt: int, rejected: int) -> dict[str, int | None]:
-        """Bytes allocated at most in a step of two rows, and what the allocator held; both None if it did not fit."""
+        """Bytes allocated at most in a step, from its second row on, and what the allocator held; both None if it did
+        not fit."""
         row = self.row(prompt, rejected)
         if not self.bench.on_gpu:  # the step runs, and its peak is counted on fake tensors
             self.step(row)
@@ -114,10 +117,15 @@ class Trial:
                 return {"allocated": None, "reserved": None}
             layout, how = row.layout, {"recompute": self.recompute, "backend": self.backend}
             return {"allocated": simulate_step(self.config, self.recipe, layout, **how).peak, "reserved": None}
+        gc.collect()  # what an attempt that did not fit left in cycles
         try:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            self.step(row)
+            if not self.sharded:  # as if a row had gone before
+                for group in self.optimizer.param_groups:
+                    for weight in group["params"]:
+                        weight.grad = torch.zeros_like(weight)
+            self.step(row, num_rows=2 if self.sharded else 1)
             torch.cuda.synchronize()
         except torch.OutOfMemoryError:
             self.optimizer.zero_grad(set_to_none=True)
@@ -166,8 +174,10 @@ def memory(bench: Bench) -> dict[str, Any]:
     result: dict[str, Any] = {"against_plan": [], "fits": [], "largest": [], "summary": []}
     with ExitStack() as stack:
         trial = Trial(bench, shape, recipe, stack, tied=False)
-        for rejected, recompute in ((2, "none"), (2, "selective"), (2, "full"), (8, "none"), (8, "selective")):
-            trial.set_recompute(recompute)  # type: ignore[arg-type]
+        cases: tuple[tuple[int, Recompute], ...]
+        cases = ((2, "none"), (2, "selective"), (2, "full"), (8, "none"), (8, "selective"))
+        for rejected, recompute in cases:
+            trial.set_recompute(recompute)
             found, expected = trial.peak(shape.prompt, rejected), trial.predicted(shape.prompt, rejected)
             error = None if found["allocated"] is None else expected.allocated / found["allocated"] - 1
             result["against_plan"].append(
@@ -204,17 +214,17 @@ def memory(bench: Bench) -> dict[str, Any]:
                 f"M=8 at {shape.prompt} in {cap.name}: {'fits' if fits else 'DOES NOT FIT'}, {choice}"
             )
             bench.save(result)
-        for what in ("num_rejected", "prompt"):
-            for recompute in ("none", "selective")[: 1 if bench.small else 2]:
-                for cap in sizes[: 1 if bench.small else None]:
-                    trial.set_recompute(recompute)  # type: ignore[arg-type]
-                    entry = {"cap": cap.name, "recompute": recompute, **_largest(trial, cap, what)}
-                    result["largest"].append(entry)
-                    result["summary"].append(
-                        f"largest {what} in {cap.name}, recompute {recompute}: {entry['fits']} fit, "
-                        f"{entry['does_not_fit']} do not; plan {entry['predicted']}"
-                    )
-                    bench.save(result)
+        choices: tuple[Recompute, ...] = ("none",) if bench.small else ("none", "selective")
+        for recompute, what, cap in product(choices, ("num_rejected", "prompt"), sizes[: 1 if bench.small else None]):
+            trial.set_recompute(recompute)
+            # Rows that long take half a minute each: whether the plan is right to 6 % must do.
+            entry = {"cap": cap.name, "recompute": recompute, **_largest(trial, cap, what, fine=recompute == "none")}
+            result["largest"].append({"what": what, **entry})
+            result["summary"].append(
+                f"largest {what} in {cap.name}, recompute {recompute}: {entry['fits']} fit, "
+                f"{entry['does_not_fit']} do not; plan {entry['predicted']}"
+            )
+            bench.save(result)
     return result
 
 
@@ -229,8 +239,9 @@ def _fits(trial: Trial, cap: Cap, prompt: int, rejected: int) -> bool:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def _largest(trial: Trial, cap: Cap, what: str) -> dict[str, int | None]:
-    """The largest M, or prompt, that fits: bracketed around the plan's, then bisected to 2 % while there is time.
+def _largest(trial: Trial, cap: Cap, what: str, *, fine: bool) -> dict[str, int | None]:
+    """The largest M, or prompt, that fits: bracketed around the plan's, then (``fine``) bisected to 2 %, while there is
+    time.
 
     Returns:
         What the plan says, the largest that was seen to fit, the smallest that was seen not to; None: not seen.
@@ -241,11 +252,13 @@ def _largest(trial: Trial, cap: Cap, what: str) -> dict[str, int | None]:
     def arguments(size: int) -> tuple[int, int]:
         return (shape.prompt, size) if what == "num_rejected" else (size, shape.rejected)
 
+    if trial.predicted(*arguments(most)).total <= cap.bytes:
+        return {"predicted": most, "fits": None, "does_not_fit": None}  # more than anybody wants
     planned = bisect(lambda size: trial.predicted(*arguments(size)).total <= cap.bytes, least - 1, most)
     rate = 0.3 * trial.bench.product_rate()
 
     def affordable(size: int) -> bool:
-        return 2 * trial.flops(*arguments(size)) / rate + 5 < trial.bench.left()
+        return trial.flops(*arguments(size)) / rate + 5 < trial.bench.left()
 
     low: int | None = None
     high: int | None = None
@@ -261,7 +274,7 @@ def _largest(trial: Trial, cap: Cap, what: str) -> dict[str, int | None]:
             high = size
         if low is not None and high is not None:
             break
-    while low is not None and high is not None and high - low > max(1, planned // 50):
+    while fine and low is not None and high is not None and high - low > max(1, planned // 50):
         middle = (low + high) // 2
         if not affordable(middle):
             break
@@ -285,10 +298,11 @@ def full(bench: Bench) -> dict[str, Any]:
     with ExitStack() as stack:
         trial = Trial(bench, shape, recipe, stack, tied=True)
         result["parameters"] = trial.model_shape.parameters
-        for recompute in ("none", "selective", "full"):
+        choices: tuple[Recompute, ...] = ("none", "selective", "full")
+        for recompute in choices:
             if bench.left() < 20:
                 break
-            trial.set_recompute(recompute)  # type: ignore[arg-type]
+            trial.set_recompute(recompute)
             found, expected = trial.peak(shape.prompt, shape.rejected), trial.predicted(shape.prompt, shape.rejected)
             entry: dict[str, Any] = {"recompute": recompute, **found, "predicted_allocated": expected.allocated}
             if found["allocated"] is None and bench.on_gpu:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import platform
 import time
@@ -182,6 +183,7 @@ def examine(
         losses: dict[str, float] = {}
         differences: dict[str, dict[str, Any]] = {}
         peak: int | None = None
+        gc.collect()  # what a variant that did not fit left in cycles
         try:
             for key, loss in variant.losses.items():
                 peak_of_loss = meter.peak_bytes(partial(stepper.step, loss))

@@ -393,7 +393,7 @@ def test_an_explicit_wish_is_granted_or_refused() -> None:
 
 
 def in_bfloat16(model: PreTrainedModel) -> PreTrainedModel:
-    """On the GPU, but for the rotary frequencies, which loading does not round: at position 2000 that is 0.3 radians."""
+    """On the GPU, but for the rotary frequencies, which loading does not round: 0.3 radians at position 2000."""
     frequencies = {name: buffer.float() for name, buffer in model.named_buffers()}
     model = model.to(CUDA, torch.bfloat16)
     for name, buffer in model.named_buffers():
