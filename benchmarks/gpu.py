@@ -64,7 +64,9 @@ _GRACE = 10.0
 """Seconds between a part's deadline, which it minds itself, and its end by force."""
 
 
-def run_parts(names: Sequence[str], file: Path, *, budget: float, small: bool, device: str) -> dict[str, Any]:
+def run_parts(
+    names: Sequence[str], file: Path, *, budget: float, small: bool, device: str = "auto", attention: str = "auto"
+) -> dict[str, Any]:
     """Run what is not done yet, parts that were never begun first.
 
     Returns:
@@ -85,7 +87,7 @@ def run_parts(names: Sequence[str], file: Path, *, budget: float, small: bool, d
             continue
         print(f"== {name}", flush=True)
         before = whole["parts"].get(name, {})
-        found = _run_part(name, min(part.most, left), whole, device)
+        found = _run_part(name, min(part.most, left), whole, device, attention)
         if found["status"] != "done" and not found["result"] and before.get("result"):
             found = {**found, "result": before["result"]}  # what an earlier try left
         whole["parts"][name] = found
@@ -94,13 +96,13 @@ def run_parts(names: Sequence[str], file: Path, *, budget: float, small: bool, d
     return whole
 
 
-def _run_part(name: str, seconds: float, whole: dict[str, Any], device: str) -> dict[str, Any]:
+def _run_part(name: str, seconds: float, whole: dict[str, Any], device: str, attention: str) -> dict[str, Any]:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"gpu-{name}-", dir=os.environ.get("GPU_SCRATCH")) as folder:
         earlier, out = Path(folder) / "earlier.json", Path(folder) / "part.json"
         write_json(earlier, {key: value["result"] for key, value in whole["parts"].items()})
         options = ["--child", name, "--json", str(out), "--budget-s", str(seconds), "--earlier", str(earlier)]
-        options += ["--shape", whole["shape"], "--device", device]
+        options += ["--shape", whole["shape"], "--device", device, "--attention", attention]
         with subprocess.Popen([sys.executable, __file__, *options], start_new_session=True) as process:
             try:
                 process.wait(seconds + _GRACE)
@@ -135,6 +137,7 @@ def _child(arguments: argparse.Namespace) -> int:
     bench = Bench(
         device=torch.device(device),
         small=arguments.shape == "small",
+        attention=arguments.attention,
         deadline=started + arguments.budget_s,
         save=save,
         scratch=arguments.json.parent / "scratch",
@@ -176,6 +179,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--shape", choices=("8b", "small"), default="8b", help="small: a trial in minutes, on a CPU too"
     )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument(
+        "--attention", choices=("auto", "flash", "flex", "sdpa"), default="auto", help="of logotrain's training"
+    )
     parser.add_argument("--child", choices=tuple(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--earlier", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -192,7 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"no part {unknown[0]!r}", where="--parts", mend=f"some of {', '.join(PARTS)}")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     small = arguments.shape == "small"
-    whole = run_parts(names, arguments.json, budget=arguments.budget_s, small=small, device=arguments.device)
+    where: dict[str, str] = {"device": arguments.device, "attention": arguments.attention}
+    whole = run_parts(names, arguments.json, budget=arguments.budget_s, small=small, **where)
     print_table(whole)
     return int(any(whole["parts"].get(name, {}).get("status") != "done" for name in names))
 

@@ -21,7 +21,7 @@ from logotrain.memory import MemoryEstimate, estimate_memory
 from logotrain.model import add_adapters
 from logotrain.objective import sample_loss
 from logotrain.parallel import World, lone_group, shard
-from logotrain.planner import CARDS, choose_recompute, row_flops
+from logotrain.planner import CARDS, choose_recompute, recompute_choices, row_flops
 from logotrain.recipe import TrainRecipe
 from logotrain.recompute import Recompute, checkpoint_layers
 from logotrain.shape import model_shape
@@ -52,7 +52,7 @@ class Trial:
         dtype = getattr(torch, recipe.dtype)
         self.config = model_config(shape, max_position_embeddings=WINDOW, tie_word_embeddings=tied)
         self.model_shape = model_shape(self.config)
-        self.backend, _ = choose_backend("auto", bench.device, dtype)
+        self.backend, _ = choose_backend(bench.attention, bench.device, dtype)
         full = recipe.tuning == "full"
         base = random_llama(self.config, bench.device, torch.float32 if full else dtype)
         self.model = LogprobModel(
@@ -174,9 +174,8 @@ def memory(bench: Bench) -> dict[str, Any]:
     result: dict[str, Any] = {"against_plan": [], "fits": [], "largest": [], "summary": []}
     with ExitStack() as stack:
         trial = Trial(bench, shape, recipe, stack, tied=False)
-        cases: tuple[tuple[int, Recompute], ...]
-        cases = ((2, "none"), (2, "selective"), (2, "full"), (8, "none"), (8, "selective"))
-        for rejected, recompute in cases:
+        choices = recompute_choices(trial.backend)
+        for rejected, recompute in product((2, 8), choices):
             trial.set_recompute(recompute)
             found, expected = trial.peak(shape.prompt, rejected), trial.predicted(shape.prompt, rejected)
             error = None if found["allocated"] is None else expected.allocated / found["allocated"] - 1
@@ -214,8 +213,8 @@ def memory(bench: Bench) -> dict[str, Any]:
                 f"M=8 at {shape.prompt} in {cap.name}: {'fits' if fits else 'DOES NOT FIT'}, {choice}"
             )
             bench.save(result)
-        choices: tuple[Recompute, ...] = ("none",) if bench.small else ("none", "selective")
-        for recompute, what, cap in product(choices, ("num_rejected", "prompt"), sizes[: 1 if bench.small else None]):
+        choices, sizes = (choices[:1], sizes[:1]) if bench.small else (choices[:2], sizes)
+        for recompute, what, cap in product(choices, ("num_rejected", "prompt"), sizes):
             trial.set_recompute(recompute)
             # Rows that long take half a minute each: whether the plan is right to 6 % must do.
             entry = {"cap": cap.name, "recompute": recompute, **_largest(trial, cap, what, fine=recompute == "none")}
@@ -298,8 +297,7 @@ def full(bench: Bench) -> dict[str, Any]:
     with ExitStack() as stack:
         trial = Trial(bench, shape, recipe, stack, tied=True)
         result["parameters"] = trial.model_shape.parameters
-        choices: tuple[Recompute, ...] = ("none", "selective", "full")
-        for recompute in choices:
+        for recompute in recompute_choices(trial.backend):
             if bench.left() < 20:
                 break
             trial.set_recompute(recompute)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from measure import Meter
+from patterns import Attention
 from shape import CUDA_SHAPE, Shape
 
 SMALL = Shape(64, 160, 2, 4, 2, 503, rank=4, prompt=96, response=8, rejected=2)
@@ -24,6 +25,7 @@ class Bench:
     Attributes:
         device: where it runs.
         small: whether at :data:`SMALL`.
+        attention: of logotrain's training, as a recipe names it.
         deadline: of ``time.monotonic()``: the part is ended soon after.
         save: keeps the part's result so far, in case that it is ended.
         scratch: an empty folder.
@@ -32,6 +34,7 @@ class Bench:
 
     device: torch.device
     small: bool
+    attention: Attention
     deadline: float
     save: Callable[[dict[str, Any]], None]
     scratch: Path

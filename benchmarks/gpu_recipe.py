@@ -53,6 +53,7 @@ def recipe(bench: Bench) -> dict[str, Any]:
         "collapse.min_chosen_logp=null",  # random weights find every token equally unlikely: -11.8 nats
         "collapse.num_prompts=1",
         "collapse.max_new_tokens=16",
+        f"attention={bench.attention}",
         "checkpoint.every_steps=10",
         "checkpoint.keep=1",  # each has 9 GB: the embedding is trained
         # A recipe for 8K contexts; positions reach the small shape's own window.

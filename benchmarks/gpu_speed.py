@@ -91,11 +91,13 @@ def step(bench: Bench) -> dict[str, Any]:
         rounds=1 if bench.small else 5,
         trl=trl,
         everything=True,
+        attention=bench.attention,
         faults=faults,
         deadline=bench.deadline - 5,
         save=lambda report: bench.save(with_summary(report)),
     )
     print_report(report)
+    report["attention_of_logotrain"], _ = choose_backend(bench.attention, bench.device, bench.dtype)
     return with_summary(report)
 
 
@@ -219,7 +221,8 @@ def profile(bench: Bench) -> dict[str, Any]:
     stepper, sample = Stepper(model), make_sample(bench.shape, bench.shape.rejected)
     with ExitStack() as stack:
         for name, compiled in (("shared_no_recompute", False), ("shared_no_recompute_compiled", True)):
-            logprobs = shared_prefix(twin(model), sample, bench.device, stack, recompute="none", compiled=compiled)
+            how: dict[str, Any] = {"recompute": "none", "compiled": compiled, "attention": bench.attention}
+            logprobs = shared_prefix(twin(model), sample, bench.device, stack, **how)
             run = partial(stepper.step, lambda logprobs=logprobs: sample_loss(LOGO, logprobs()).loss[0])
             run()
             run()

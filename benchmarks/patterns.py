@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -18,6 +18,9 @@ from logotrain.recipe import CpoSettings, DpoSettings, TrainRecipe
 from logotrain.recompute import Recompute, checkpoint_layers, compile_layers
 from logotrain.shared_prefix import choose_backend, use_shared_prefix
 from shape import BOS, EOS, UNKNOWN
+
+Attention = Literal["auto", "flash", "flex", "sdpa"]
+"""As recipes name what computes it."""
 
 Logprobs = Callable[[], list[Tensor]]
 """Token log-probabilities of each response, [R_j], with a graph behind them."""
@@ -64,10 +67,11 @@ def shared_prefix(
     *,
     recompute: Recompute,
     compiled: bool = False,
+    attention: Attention = "auto",
 ) -> Logprobs:
     """The trainer's own code: its rows, attention, recomputation and log-probabilities, and no other here."""
     causal_lm = model.get_base_model()
-    backend, _ = choose_backend("auto", device, causal_lm.dtype)
+    backend, _ = choose_backend(attention, device, causal_lm.dtype)
     stack.enter_context(use_shared_prefix(causal_lm, backend))
     if compiled:
         compile_layers(causal_lm)

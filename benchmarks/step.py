@@ -35,7 +35,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -44,11 +44,13 @@ from torch import Tensor
 from logodata.common.errors import UserError, run_command
 from logodata.contract import PreferenceSample
 from logotrain.objective import sample_loss
+from logotrain.planner import recompute_choices
 from logotrain.recipe import CpoSettings, DpoSettings, LogoSettings
 from logotrain.recompute import Recompute
 from logotrain.shared_prefix import choose_backend
 from measure import Found, Meter, Stepper, Variant, examine, time_rounds
 from patterns import (
+    Attention,
     Logprobs,
     recompute_all,
     reference_pattern,
@@ -75,6 +77,7 @@ def make_variants(
     *,
     trl: bool,
     everything: bool = False,
+    attention: Attention = "auto",
     faults: dict[str, str] | None = None,
 ) -> list[Variant]:
     """All variants, those that the others are compared with first.
@@ -86,6 +89,7 @@ def make_variants(
         stack: closes what they need while they run.
         trl: whether TRL's trainers are among them.
         everything: also selective recomputation, compiled layers, M = 1 of the reference pattern and TRL's DPO.
+        attention: of logotrain's variants.
         faults: gets what TRL said if its trainers cannot be made. None: that is raised.
     """
     sample, pair = make_sample(shape, shape.rejected), make_sample(shape, 1)
@@ -134,7 +138,8 @@ def make_variants(
             [f"logo {many}"],
             Work.separate_rows(shape, rows, all_logits=False, recompute="full"),
         )
-    choices: tuple[Recompute, ...] = get_args(Recompute) if everything else ("full", "none")
+    backend, _ = choose_backend(attention, device, model.get_base_model().dtype)
+    choices = recompute_choices(backend) if everything else ("full", "none")
     for compiled, recompute in product(plain, choices):
         for data, keys in (
             (sample, [f"logo {many}", f"cpo {many}", *([] if log_p is None else [f"dpo {many}"])]),
@@ -142,7 +147,9 @@ def make_variants(
         ):
             if data is pair and recompute == "selective":
                 continue
-            logprobs = shared_prefix(twin(model), data, device, stack, recompute=recompute, compiled=compiled)
+            logprobs = shared_prefix(
+                twin(model), data, device, stack, recompute=recompute, compiled=compiled, attention=attention
+            )
             says = f"logotrain, M={len(data.rejected)}, {recompute.replace('none', 'no')} recompute"
             work = Work.shared_prefix(shape, 1 + len(data.rejected), recompute=recompute)
             name = _name("shared", recompute=recompute, one_pair=data is pair, compiled=compiled)
@@ -340,6 +347,7 @@ def compare(
     rounds: int,
     trl: bool,
     everything: bool = False,
+    attention: Attention = "auto",
     faults: dict[str, str] | None = None,
     deadline: float = math.inf,
     save: Callable[[dict[str, Any]], None] = lambda _report: None,
@@ -351,7 +359,7 @@ def compare(
         device: where.
         dtype: of the weights.
         rounds: of the clock.
-        trl, everything, faults: see :func:`make_variants` and :func:`measure.examine`.
+        trl, everything, attention, faults: see :func:`make_variants` and :func:`measure.examine`.
         deadline: see :func:`measure.time_rounds`.
         save: gets the report after each round.
     """
@@ -359,7 +367,8 @@ def compare(
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=".*trl.experimental")
         model = make_model(shape, device, dtype)
-        variants = make_variants(shape, model, device, stack, trl=trl, everything=everything, faults=faults)
+        chosen: dict[str, Any] = {"trl": trl, "everything": everything, "attention": attention, "faults": faults}
+        variants = make_variants(shape, model, device, stack, **chosen)
         stepper, meter = Stepper(model), Meter(device, dtype)
         print("losses, and how far they and the gradients are from the first variant's that computes the same:")
         found = examine(variants, stepper, meter, faults)

@@ -26,26 +26,26 @@ def test_parts_are_continued_and_those_never_begun_come_first(
     begun: list[str] = []
     verdicts = {"first": "done", "second": "out of memory", "third": "done"}
 
-    def fake(name: str, seconds: float, whole: dict[str, Any], device: str) -> dict[str, Any]:
+    def fake(name: str, seconds: float, whole: dict[str, Any], *_: str) -> dict[str, Any]:
         begun.append(name)
         ratios = {f"{name}_ratio": 2.0} if verdicts[name] == "done" else {}
         return {"status": verdicts[name], "result": {"ratios": ratios, "left": seconds}, "seconds": 1.0}
 
     monkeypatch.setattr(gpu, "_run_part", fake)
     file = tmp_path / "out.json"
-    gpu.run_parts(["first", "second"], file, budget=100, small=True, device="cpu")
+    gpu.run_parts(["first", "second"], file, budget=100, small=True)
     assert begun == ["first", "second"]
 
     verdicts["second"] = "done"
-    whole = gpu.run_parts(["first", "second", "third"], file, budget=100, small=True, device="cpu")
+    whole = gpu.run_parts(["first", "second", "third"], file, budget=100, small=True)
     assert begun[2:] == ["third", "second"]
     assert whole["ratios"] == {"first_ratio": 2.0, "second_ratio": 2.0, "third_ratio": 2.0}
     assert json.loads(file.read_text()) == whole
-    gpu.run_parts(["first", "second", "third"], file, budget=100, small=True, device="cpu")
+    gpu.run_parts(["first", "second", "third"], file, budget=100, small=True)
     assert len(begun) == 4
 
     with pytest.raises(UserError, match="holds figures of the shape 'small'"):
-        gpu.run_parts(["first"], file, budget=100, small=False, device="cpu")
+        gpu.run_parts(["first"], file, budget=100, small=False)
 
 
 def test_a_part_without_time_is_not_begun_and_an_earlier_result_is_kept(
@@ -53,15 +53,15 @@ def test_a_part_without_time_is_not_begun_and_an_earlier_result_is_kept(
 ) -> None:
     seconds: list[float] = []
 
-    def fake(name: str, left: float, whole: dict[str, Any], device: str) -> dict[str, Any]:
+    def fake(name: str, left: float, whole: dict[str, Any], *_: str) -> dict[str, Any]:
         seconds.append(left)
         return {"status": "out of time", "result": {"partial": 1} if len(seconds) == 1 else {}, "seconds": 1.0}
 
     monkeypatch.setattr(gpu, "_run_part", fake)
     file = tmp_path / "out.json"
-    assert gpu.run_parts(["first"], file, budget=25, small=False, device="cuda")["parts"] == {}
-    gpu.run_parts(["first"], file, budget=35, small=False, device="cuda")
-    whole = gpu.run_parts(["first"], file, budget=1000, small=False, device="cuda")
+    assert gpu.run_parts(["first"], file, budget=25, small=False)["parts"] == {}
+    gpu.run_parts(["first"], file, budget=35, small=False)
+    whole = gpu.run_parts(["first"], file, budget=1000, small=False)
     assert seconds == [pytest.approx(25, abs=1), 40]
     assert whole["parts"]["first"]["result"] == {"partial": 1}
 
