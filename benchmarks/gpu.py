@@ -48,15 +48,15 @@ class Part:
 
 PARTS = {
     "ceilings": Part("gpu_speed:ceilings", 15, 60),
-    "step": Part("gpu_speed:step", 120, 360),
+    "step": Part("gpu_speed:step", 150, 380),
     "attention": Part("gpu_speed:attention", 25, 90),
-    "tests": Part("gpu_tests:tests", 40, 200),
-    "memory": Part("gpu_memory:memory", 60, 200),
+    "tests": Part("gpu_tests:tests", 60, 200),
+    "memory": Part("gpu_memory:memory", 120, 220),
     "full": Part("gpu_memory:full", 40, 100),
-    "long_context": Part("gpu_eval:long_context", 40, 120),
-    "generate": Part("gpu_eval:generate", 30, 120),
-    "profile": Part("gpu_speed:profile", 30, 90),
-    "recipe": Part("gpu_recipe:recipe", 200, 500),
+    "long_context": Part("gpu_eval:long_context", 50, 120),
+    "generate": Part("gpu_eval:generate", 60, 130),
+    "profile": Part("gpu_speed:profile", 40, 100),
+    "recipe": Part("gpu_recipe:recipe", 240, 500),
 }
 """In order of value."""
 
