@@ -26,7 +26,6 @@ from logotrain.recipe import TrainRecipe
 from logotrain.recompute import Recompute, checkpoint_layers
 from logotrain.shape import model_shape
 from logotrain.shared_prefix import choose_backend, use_shared_prefix
-from logotrain.simulate import simulate_step
 from shape import Shape, make_sample, model_config, random_llama
 
 WINDOW = 2**20
@@ -112,6 +111,8 @@ class Trial:
         not fit."""
         row = self.row(prompt, rejected)
         if not self.bench.on_gpu:  # the step runs, and its peak is counted on fake tensors
+            from logotrain.simulate import simulate_step
+
             self.step(row)
             if self.sharded:
                 return {"allocated": None, "reserved": None}
