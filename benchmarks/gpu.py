@@ -121,38 +121,40 @@ def _run_part(name: str, seconds: float, whole: dict[str, Any], device: str, att
 def _child(arguments: argparse.Namespace) -> int:
     """One part, in this process."""
     started = time.monotonic()
-    import torch
-
-    from gpu_part import Bench
-
     found: dict[str, Any] = {"result": {}}
 
     def save(result: dict[str, Any]) -> None:
         found["result"] = result
         write_json(arguments.json, found)
 
-    device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(1)
-    bench = Bench(
-        device=torch.device(device),
-        small=arguments.shape == "small",
-        attention=arguments.attention,
-        deadline=started + arguments.budget_s,
-        save=save,
-        scratch=arguments.json.parent / "scratch",
-        earlier=json.loads(arguments.earlier.read_text()),
-    )
-    bench.scratch.mkdir()
-    module, _, function = PARTS[arguments.child].function.partition(":")
     try:
+        import torch
+
+        from gpu_part import Bench
+
+        device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(1)
+        bench = Bench(
+            device=torch.device(device),
+            small=arguments.shape == "small",
+            attention=arguments.attention,
+            deadline=started + arguments.budget_s,
+            save=save,
+            scratch=arguments.json.parent / "scratch",
+            earlier=json.loads(arguments.earlier.read_text()),
+        )
+        bench.scratch.mkdir()
+        module, _, function = PARTS[arguments.child].function.partition(":")
         found["result"] = getattr(import_module(module), function)(bench)
         found["status"] = "done"
-    except torch.OutOfMemoryError as error:
-        found |= {"status": "out of memory", "error": str(error).splitlines()[0]}
     except Exception as error:
         traceback.print_exc()
-        found |= {"status": "failed", "error": f"{type(error).__name__}: {error}"[:500]}
+        out_of_memory = type(error).__name__ == "OutOfMemoryError"
+        found |= {
+            "status": "out of memory" if out_of_memory else "failed",
+            "error": f"{type(error).__name__}: {error}"[:500],
+        }
     write_json(arguments.json, found)
     return 0
 
