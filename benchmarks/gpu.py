@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -87,7 +87,11 @@ def run_parts(
             continue
         print(f"== {name}", flush=True)
         before = whole["parts"].get(name, {})
-        found = _run_part(name, min(part.most, left), whole, device, attention)
+
+        def keep(found: dict[str, Any], name: str = name) -> None:
+            write_json(file, {**whole, "parts": {**whole["parts"], name: {**found, "status": "running"}}})
+
+        found = _run_part(name, min(part.most, left), whole, keep, device, attention)
         if found["status"] != "done" and not found["result"] and before.get("result"):
             found = {**found, "result": before["result"]}  # what an earlier try left
         whole["parts"][name] = found
@@ -96,7 +100,15 @@ def run_parts(
     return whole
 
 
-def _run_part(name: str, seconds: float, whole: dict[str, Any], device: str, attention: str) -> dict[str, Any]:
+def _run_part(
+    name: str,
+    seconds: float,
+    whole: dict[str, Any],
+    keep: Callable[[dict[str, Any]], None],
+    device: str,
+    attention: str,
+) -> dict[str, Any]:
+    """Run a part in a process of its own, ``keep`` what it saves on the way, and end it ``_GRACE`` after its time."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=f"gpu-{name}-", dir=os.environ.get("GPU_SCRATCH")) as folder:
         earlier, out = Path(folder) / "earlier.json", Path(folder) / "part.json"
@@ -105,9 +117,13 @@ def _run_part(name: str, seconds: float, whole: dict[str, Any], device: str, att
         options += ["--shape", whole["shape"], "--device", device, "--attention", attention]
         with subprocess.Popen([sys.executable, __file__, *options], start_new_session=True) as process:
             try:
-                process.wait(seconds + _GRACE)
-            except subprocess.TimeoutExpired:
-                pass
+                kept = 0
+                while process.poll() is None and time.monotonic() - started < seconds + _GRACE:
+                    time.sleep(0.5)
+                    changed = out.stat().st_mtime_ns if out.exists() else 0
+                    if changed != kept:
+                        kept = changed
+                        keep({**json.loads(out.read_text()), "seconds": round(time.monotonic() - started, 1)})
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)  # its compilers and commands too

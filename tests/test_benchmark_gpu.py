@@ -26,7 +26,7 @@ def test_parts_are_continued_and_those_never_begun_come_first(
     begun: list[str] = []
     verdicts = {"first": "done", "second": "out of memory", "third": "done"}
 
-    def fake(name: str, seconds: float, whole: dict[str, Any], *_: str) -> dict[str, Any]:
+    def fake(name: str, seconds: float, whole: dict[str, Any], *_: Any) -> dict[str, Any]:
         begun.append(name)
         ratios = {f"{name}_ratio": 2.0} if verdicts[name] == "done" else {}
         return {"status": verdicts[name], "result": {"ratios": ratios, "left": seconds}, "seconds": 1.0}
@@ -53,7 +53,7 @@ def test_a_part_without_time_is_not_begun_and_an_earlier_result_is_kept(
 ) -> None:
     seconds: list[float] = []
 
-    def fake(name: str, left: float, whole: dict[str, Any], *_: str) -> dict[str, Any]:
+    def fake(name: str, left: float, whole: dict[str, Any], *_: Any) -> dict[str, Any]:
         seconds.append(left)
         return {"status": "out of time", "result": {"partial": 1} if len(seconds) == 1 else {}, "seconds": 1.0}
 
