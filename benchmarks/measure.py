@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -54,6 +56,30 @@ class Meter:
         work()
         self._synchronize()
         return time.perf_counter() - started
+
+    def steady_seconds(self, work: Callable[[], object]) -> float:
+        """The same, again (at most twice) if memory had to be had from the driver: a variant does not pay for blocks
+        that another one's sizes made unfit."""
+        seconds = 0.0
+        for _ in range(3):
+            before = self._driver_calls()
+            seconds = self.seconds(work)
+            if self._driver_calls() == before:
+                break
+        return seconds
+
+    def _driver_calls(self) -> int:
+        if self.device.type != "cuda":
+            return 0
+        counts = torch.cuda.memory_stats()
+        return int(counts.get("num_device_alloc", 0) + counts.get("num_device_free", 0))
+
+    def copy_rate(self) -> float:
+        """Bytes/s of a large copy on the device, read and written, the best of three."""
+        source = torch.randn(2**30 if self.device.type == "cuda" else 2**24, device=self.device)  # 4 GiB, 64 MiB
+        target = torch.empty_like(source)
+        self.seconds(lambda: target.copy_(source))
+        return 2 * source.nbytes / min(self.seconds(lambda: target.copy_(source)) for _ in range(3))
 
     def product_rate(self) -> float:
         """FLOP/s of a large square matrix product, the best of three."""
@@ -139,14 +165,25 @@ class Found:
     peak_bytes: int | None
 
 
-def examine(variants: list[Variant], stepper: Stepper, meter: Meter) -> dict[str, Found]:
-    """Loss, gradients and memory of every variant; one that does not fit into memory is named and left out."""
+def examine(
+    variants: list[Variant], stepper: Stepper, meter: Meter, faults: dict[str, str] | None = None
+) -> dict[str, Found]:
+    """Loss, gradients and memory of every variant; one that does not fit into memory is named and left out.
+
+    Args:
+        variants: those that others are compared with first.
+        stepper: runs them.
+        meter: measures their memory.
+        faults: gets what went wrong by variant, and then no fault ends the comparison of the others. None: running out
+            of memory is the only one that does not.
+    """
     baselines: dict[str, tuple[str, float, Tensor]] = {}
     found: dict[str, Found] = {}
     for variant in variants:
         losses: dict[str, float] = {}
         differences: dict[str, dict[str, Any]] = {}
         peak: int | None = None
+        gc.collect()  # what a variant that did not fit left in cycles
         try:
             for key, loss in variant.losses.items():
                 peak_of_loss = meter.peak_bytes(partial(stepper.step, loss))
@@ -163,8 +200,14 @@ def examine(variants: list[Variant], stepper: Stepper, meter: Meter) -> dict[str
                     "loss": abs(value - expected) / abs(expected),
                     "gradient": ((gradient - expected_gradient).norm() / norm).item(),
                 }
-        except torch.OutOfMemoryError:
-            print(f"{variant.name}: out of memory, left out", flush=True)
+        except Exception as error:
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            if faults is None and not out_of_memory:
+                raise
+            fault = "out of memory" if out_of_memory else f"{type(error).__name__}: {error}"
+            print(f"{variant.name}: {fault}, left out", flush=True)
+            if faults is not None:
+                faults[variant.name] = fault
             continue
         found[variant.name] = Found(losses, differences, peak)
         print(f"  {variant.name:32} {_show_losses(losses, differences)}", flush=True)
@@ -183,18 +226,38 @@ def _show_losses(losses: dict[str, float], differences: dict[str, dict[str, Any]
 
 
 def time_rounds(
-    variants: list[Variant], stepper: Stepper, meter: Meter, rounds: int
+    variants: list[Variant],
+    stepper: Stepper,
+    meter: Meter,
+    rounds: int,
+    *,
+    deadline: float = math.inf,
+    after_round: Callable[[dict[str, list[float]], list[float]], None] = lambda _seconds, _rates: None,
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of each variant in each round, and the rate of the matrix product in each round."""
+    """Seconds of each variant in each round, and the rate of the matrix product in each round.
+
+    Args:
+        variants: what to time.
+        stepper: runs them.
+        meter: its clock.
+        rounds: how many.
+        deadline: of ``time.monotonic()``; a round that would end after it is not begun, but for the first.
+        after_round: gets what was measured so far.
+    """
     keep_freed_memory()
+    started = time.monotonic()
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     rates = []
     for number in range(rounds):
+        if number and time.monotonic() + (time.monotonic() - started) / number > deadline:
+            print(f"  no time for round {number + 1} of {rounds}", flush=True)
+            break
         first = number % len(variants)
         for variant in variants[first:] + variants[:first]:
             loss = variant.losses[variant.timed_loss]
-            seconds[variant.name].append(meter.seconds(partial(stepper.step, loss)))
+            seconds[variant.name].append(meter.steady_seconds(partial(stepper.step, loss)))
         rates.append(meter.product_rate())
         shown = ", ".join(f"{name} {values[-1]:.2f}" for name, values in seconds.items())
         print(f"  round {number + 1} of {rounds}, seconds: {shown}", flush=True)
+        after_round(seconds, rates)
     return seconds, rates

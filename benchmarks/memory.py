@@ -24,13 +24,13 @@ from logotrain.memory import estimate_memory
 from logotrain.recipe import TrainRecipe
 from logotrain.shape import model_shape
 from logotrain.simulate import simulate_step
+from shape import CUDA_SHAPE, LORA_TARGETS, model_config
 
-PROMPT, RESPONSE = 8192, 256
-EVERYWHERE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PROMPT, RESPONSE = CUDA_SHAPE.prompt, CUDA_SHAPE.response
 RECIPES: dict[str, dict[str, Any]] = {
     "LoRA on attention": {"lora": {"train_embeddings": False}},
     "LoRA on attention, embedding": {"lora": {"train_embeddings": True}},
-    "LoRA everywhere": {"lora": {"target_modules": EVERYWHERE, "train_embeddings": False}},
+    "LoRA everywhere": {"lora": {"target_modules": LORA_TARGETS, "train_embeddings": False}},
     "full tuning": {"tuning": "full"},
 }
 Case = tuple[str, int, str, int | None]
@@ -84,15 +84,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32, metavar="N", help="layers of the model (default 32)")
     parser.add_argument("--quick", action="store_true", help="three cases instead of 24")
     arguments = parser.parse_args()
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=8192,
-    )
+    config = model_config(CUDA_SHAPE, num_hidden_layers=arguments.layers)
     print(f"Llama-3-8B's shape, {arguments.layers} layers, prompt {PROMPT}, responses {RESPONSE}, bfloat16, flash\n")
     print("| trained | M | recompute | predicted GiB | simulated GiB | error |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -14,10 +14,13 @@ from transformers import PreTrainedTokenizerFast
 from logodata.contract import PreferenceSample
 from logotrain.collate import Collator
 from logotrain.logprobs import LogprobModel, split_logprobs
-from logotrain.recipe import CpoSettings, PositionSettings
-from logotrain.recompute import checkpoint_layers
+from logotrain.recipe import CpoSettings, DpoSettings, TrainRecipe
+from logotrain.recompute import Recompute, checkpoint_layers, compile_layers
 from logotrain.shared_prefix import choose_backend, use_shared_prefix
 from shape import BOS, EOS, UNKNOWN
+
+Attention = Literal["auto", "flash", "flex", "sdpa"]
+"""As recipes name what computes it."""
 
 Logprobs = Callable[[], list[Tensor]]
 """Token log-probabilities of each response, [R_j], with a graph behind them."""
@@ -57,21 +60,40 @@ def separate_rows(model: PeftModel, sample: PreferenceSample, device: torch.devi
 
 
 def shared_prefix(
-    model: PeftModel, sample: PreferenceSample, device: torch.device, stack: ExitStack, *, recompute: bool
+    model: PeftModel,
+    sample: PreferenceSample,
+    device: torch.device,
+    stack: ExitStack,
+    *,
+    recompute: Recompute,
+    compiled: bool = False,
+    attention: Attention = "auto",
 ) -> Logprobs:
     """The trainer's own code: its rows, attention, recomputation and log-probabilities, and no other here."""
     causal_lm = model.get_base_model()
-    backend, _ = choose_backend("auto", device, causal_lm.dtype)
+    backend, _ = choose_backend(attention, device, causal_lm.dtype)
     stack.enter_context(use_shared_prefix(causal_lm, backend))
-    checkpoint_layers(causal_lm, "full" if recompute else "none")
+    if compiled:
+        compile_layers(causal_lm)
+    checkpoint_layers(causal_lm, recompute)
     scorer = LogprobModel(model, autocast=torch.bfloat16 if causal_lm.dtype == torch.bfloat16 else None)
-    collator = Collator(PositionSettings(mode="natural"), causal_lm.config.max_position_embeddings, seed=0)
+    recipe = TrainRecipe.model_validate({"model": "random", "positions": {"mode": "natural"}, "compile": compiled})
+    collator = Collator.of(recipe, causal_lm.config.max_position_embeddings)
     row = collator([(0, sample)]).to(device)
     return lambda: split_logprobs(scorer(row), row)[0].responses
 
 
-def recompute_all(model: PeftModel) -> PeftModel:
+def reference_sums(model: PeftModel, sample: PreferenceSample, device: torch.device) -> Tensor:
+    """Log-probability of each response before training, [1 + M], adapters included: what TRL's DPO takes for its
+    reference if the model has adapters already."""
+    with torch.no_grad():
+        return torch.stack([values.sum() for values in separate_rows(model, sample, device)()])
+
+
+def recompute_all(model: PeftModel, *, compiled: bool = False) -> PeftModel:
     """Recompute every layer in the backward pass, by transformers' own means."""
+    if compiled:
+        compile_layers(model.get_base_model())
     model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     return model
 
@@ -134,6 +156,72 @@ def trl_cpo(
     if [batch["chosen_input_ids"].tolist(), batch["rejected_input_ids"].tolist()] != expected:
         raise AssertionError("TRL's batch does not hold the sample's ids")
     batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+
+    def loss() -> Tensor:
+        with autocast(device):
+            value: Tensor = trainer.compute_loss(model, batch)
+        return value
+
+    return loss
+
+
+def trl_dpo(
+    model: PeftModel,
+    sample: PreferenceSample,
+    settings: DpoSettings,
+    device: torch.device,
+    folder: str,
+    *,
+    reference: Tensor | None = None,
+) -> Callable[[], Tensor]:
+    """``compute_loss`` of TRL's DPOTrainer on the sample's pairs, M of them, as one batch.
+
+    Args:
+        model: TRL's own tree; it replaces the forward, so that logits are computed of responses only.
+        sample: as for :func:`trl_cpo`.
+        settings: TRL's ``beta``.
+        device: where.
+        folder: for the trainer's output.
+        reference: [1 + M], log p_ref of each response, where TRL shall not compute it in every step, as it does unless
+            told otherwise. Its own way to have them beforehand first hashes all weights.
+    """
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+    from trl import DPOConfig, DPOTrainer
+
+    disable_progress_bar()
+    pairs = [(sample.chosen.token_ids, rejected.token_ids) for rejected in sample.rejected]
+    words = [  # without a space at the end, where TRL looks for the end of sequence
+        {"prompt": _words(sample.prompt_ids), "chosen": _words(chosen).strip(), "rejected": _words(rejected).strip()}
+        for chosen, rejected in pairs
+    ]
+    on_cpu = device.type == "cpu"
+    arguments = DPOConfig(
+        output_dir=folder,
+        beta=settings.beta,
+        max_length=len(sample.prompt_ids) + len(sample.chosen.token_ids),
+        per_device_train_batch_size=len(pairs),
+        bf16=not on_cpu,
+        use_cpu=on_cpu,
+        report_to="none",
+        remove_unused_columns=False,
+    )
+    trainer: Any = DPOTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(words),
+        processing_class=word_tokenizer(model.config.vocab_size),
+    )
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments.gradient_checkpointing_kwargs)
+    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(len(pairs))])
+    rows = [sample.prompt_ids + response for side in zip(*pairs, strict=True) for response in side]
+    if batch["input_ids"].tolist() != rows:
+        raise AssertionError("TRL's batch does not hold the sample's ids")
+    batch = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+    if reference is not None:
+        trainer.precompute_ref_logps = True
+        batch |= {"ref_chosen_logps": reference[:1].expand(len(pairs)), "ref_rejected_logps": reference[1:]}
 
     def loss() -> Tensor:
         with autocast(device):

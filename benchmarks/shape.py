@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from logodata.contract import ContextChunk, PreferenceSample, Response
 from logotrain.model import add_adapters
 from logotrain.recipe import LoraSettings
+from logotrain.recompute import Recompute
 
 UNKNOWN, BOS, EOS = 0, 1, 2
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -70,16 +72,19 @@ class Work:
     tokens: int  # through the layers
     attended: int  # pairs of tokens, per head and layer
     logits: int  # positions whose logits are computed
-    recompute: bool  # the layers a second time in the backward pass
+    recompute: Recompute  # of the layers, a second time in the backward pass
+    reference: bool = False  # all of it once more, forward only
 
     @classmethod
-    def separate_rows(cls, shape: Shape, rows: int, *, all_logits: bool, recompute: bool) -> Work:
+    def separate_rows(
+        cls, shape: Shape, rows: int, *, all_logits: bool, recompute: Recompute, reference: bool = False
+    ) -> Work:
         length = shape.prompt + shape.response
         logits = length if all_logits else shape.response
-        return cls(rows * length, rows * length * (length + 1) // 2, rows * logits, recompute)
+        return cls(rows * length, rows * length * (length + 1) // 2, rows * logits, recompute, reference)
 
     @classmethod
-    def shared_prefix(cls, shape: Shape, rows: int, *, recompute: bool) -> Work:
+    def shared_prefix(cls, shape: Shape, rows: int, *, recompute: Recompute) -> Work:
         prompt, response = shape.prompt, shape.response
         attended = prompt * (prompt + 1) // 2 + rows * (response * prompt + response * (response + 1) // 2)
         return cls(prompt + rows * response, attended, rows * response, recompute)
@@ -91,34 +96,48 @@ class Work:
         scores are never stored). Masked scores do not count. Without attention torch's FlopCounterMode counts the same
         to 0.1 %; a little less without recomputation, where the first layer needs no gradient of its input.
         """
-        passes = 2 if self.recompute else 1
-        frozen = self.tokens * shape.weights_per_token * (passes + 1)
-        adapters = self.tokens * shape.adapter_weights * (passes + 2)
-        attention = self.attended * shape.hidden * shape.layers * (2 * passes + 5)
-        head = self.logits * shape.head_weights * 2
-        return 2 * (frozen + adapters + attention + head)
+        passes, again = (1 if self.recompute == "none" else 2), int(self.reference)
+        frozen = self.tokens * shape.weights_per_token * (passes + 1 + again)
+        adapters = self.tokens * shape.adapter_weights * (passes + 2 + again)
+        head = self.logits * shape.head_weights * (2 + again)
+        return 2 * (frozen + adapters + head) + self.attention_flops(shape)
+
+    def attention_flops(self, shape: Shape) -> int:
+        """Those of scores and weighted sums; ``selective`` recomputation keeps what they gave."""
+        forward = (2 if self.recompute == "full" else 1) + int(self.reference)
+        return 2 * self.attended * shape.hidden * shape.layers * (2 * forward + 5)
+
+
+def model_config(shape: Shape, **changes: Any) -> LlamaConfig:
+    """The config of a Llama of this shape, with a window that the sample fills by half."""
+    values: dict[str, Any] = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "max_position_embeddings": 2 * (shape.prompt + shape.response),
+        "initializer_range": 1.28 * shape.hidden**-0.5,  # logits of size 1: the losses tell the variants apart
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "pad_token_id": EOS,
+        "tie_word_embeddings": False,
+        "use_cache": False,
+    }
+    return LlamaConfig(**{**values, **changes})
+
+
+def random_llama(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Random weights, drawn where they stay: 8B take seconds on a GPU and minutes on a CPU."""
+    torch.manual_seed(0)
+    with device:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
 
 
 def make_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> PeftModel:
     """A Llama with random weights and adapters that are not zero."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=2 * (shape.prompt + shape.response),
-        initializer_range=1.28 * shape.hidden**-0.5,  # logits of size 1: the losses tell the variants apart
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=EOS,
-        tie_word_embeddings=False,
-        use_cache=False,
-    )
-    with device:
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    base = random_llama(model_config(shape), device, dtype)
     settings = LoraSettings(rank=shape.rank, target_modules=LORA_TARGETS, train_embeddings=False)
     model = add_adapters(base, settings, name="random Llama")
     for name, parameter in model.named_parameters():

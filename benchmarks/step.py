@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -31,6 +32,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,70 +42,164 @@ from peft import PeftModel
 from torch import Tensor
 
 from logodata.common.errors import UserError, run_command
+from logodata.contract import PreferenceSample
 from logotrain.objective import sample_loss
-from logotrain.recipe import CpoSettings, LogoSettings
+from logotrain.planner import recompute_choices
+from logotrain.recipe import CpoSettings, DpoSettings, LogoSettings
+from logotrain.recompute import Recompute
 from logotrain.shared_prefix import choose_backend
 from measure import Found, Meter, Stepper, Variant, examine, time_rounds
-from patterns import Logprobs, recompute_all, reference_pattern, separate_rows, shared_prefix, trl_cpo, trl_recomputes
+from patterns import (
+    Attention,
+    Logprobs,
+    recompute_all,
+    reference_pattern,
+    reference_sums,
+    separate_rows,
+    shared_prefix,
+    trl_cpo,
+    trl_dpo,
+    trl_recomputes,
+)
 from shape import CPU_SHAPE, CUDA_SHAPE, Shape, Work, make_model, make_sample, twin
 
-LOGO, CPO = LogoSettings(), CpoSettings()
+LOGO, CPO, DPO = LogoSettings(), CpoSettings(), DpoSettings()
+SETTINGS = {"logo": LOGO, "cpo": CPO, "dpo": DPO}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Largest difference of gradients that counts as equal: norm of the difference over norm."""
 
 
 def make_variants(
-    shape: Shape, model: PeftModel, device: torch.device, stack: ExitStack, *, trl: bool
+    shape: Shape,
+    model: PeftModel,
+    device: torch.device,
+    stack: ExitStack,
+    *,
+    trl: bool,
+    everything: bool = False,
+    attention: Attention = "auto",
+    faults: dict[str, str] | None = None,
 ) -> list[Variant]:
-    """All variants, those that the others are compared with first."""
+    """All variants, those that the others are compared with first.
+
+    Args:
+        shape: of model and sample.
+        model: lends its weights to all of them.
+        device: where.
+        stack: closes what they need while they run.
+        trl: whether TRL's trainers are among them.
+        everything: also selective recomputation, compiled layers, M = 1 of the reference pattern and TRL's DPO.
+        attention: of logotrain's variants.
+        faults: gets what TRL said if its trainers cannot be made. None: that is raised.
+    """
     sample, pair = make_sample(shape, shape.rejected), make_sample(shape, 1)
     many, rows = f"M={shape.rejected}", 1 + shape.rejected
+    log_p = reference_sums(twin(model), sample, device) if trl and everything else None
     variants: list[Variant] = []
 
     def loss_of(key: str, logprobs: Logprobs) -> Callable[[], Tensor]:
-        settings = LOGO if key.startswith("logo") else CPO
-        return lambda: sample_loss(settings, logprobs()).loss[0]
+        settings = SETTINGS[key.split()[0]]
+        reference = log_p if settings is DPO else None
+        return lambda: sample_loss(settings, logprobs(), reference=reference).loss[0]
 
     def add(name: str, says: str, logprobs: Logprobs, keys: Sequence[str], work: Work) -> None:
         variants.append(Variant(name, says, {key: loss_of(key, logprobs) for key in keys}, work))
 
-    plain = recompute_all(twin(model))
-    add(
-        "reference",
-        f"{rows} full rows, all logits, full recompute",
-        reference_pattern(plain, sample, device),
-        [f"logo {many}"],
-        Work.separate_rows(shape, rows, all_logits=True, recompute=True),
-    )
+    plain = {False: recompute_all(twin(model))}
+    if everything:
+        plain[True] = recompute_all(twin(model), compiled=True)
+    for compiled, tree in plain.items():
+        says, work = "full rows, all logits, full recompute", partial(Work.separate_rows, shape, recompute="full")
+        if compiled:
+            says += ", compiled"
+        name = _name("reference", compiled=compiled)
+        add(
+            name,
+            f"{rows} {says}",
+            reference_pattern(tree, sample, device),
+            [f"logo {many}"],
+            work(rows, all_logits=True),
+        )
+        if everything and not compiled:
+            one_pair = reference_pattern(tree, pair, device)
+            add("reference_one_pair", f"2 {says}", one_pair, ["logo M=1"], work(2, all_logits=True))
     if trl:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        default = trl_recomputes()
-        for name, data, changes in (
-            ("trl_same_data", sample, {}),
-            ("trl_same_data_no_recompute", sample, {"gradient_checkpointing": False}),
-            ("trl_one_pair", pair, {}),
+        try:
+            variants += _trl_variants(shape, model, sample, pair, device, stack, log_p)
+        except Exception as error:
+            if faults is None:
+                raise
+            faults["trl"] = f"{type(error).__name__}: {error}"
+    for compiled, tree in plain.items():
+        add(
+            _name("separate_rows", compiled=compiled),
+            f"{rows} full rows, response logits, full recompute{', compiled' if compiled else ''}",
+            separate_rows(tree, sample, device),
+            [f"logo {many}"],
+            Work.separate_rows(shape, rows, all_logits=False, recompute="full"),
+        )
+    backend, _ = choose_backend(attention, device, model.get_base_model().dtype)
+    choices = recompute_choices(backend) if everything else ("full", "none")
+    for compiled, recompute in product(plain, choices):
+        for data, keys in (
+            (sample, [f"logo {many}", f"cpo {many}", *([] if log_p is None else [f"dpo {many}"])]),
+            (pair, ["cpo M=1", *(["logo M=1"] if everything else [])]),
         ):
-            pairs, recompute = len(data.rejected), default and not changes
-            loss = trl_cpo(twin(model), data, CPO, device, folder, **changes)
-            says = f"TRL CPO, {pairs} pairs, gradient_checkpointing={recompute}{'' if changes else ', its default'}"
-            work = Work.separate_rows(shape, 2 * pairs, all_logits=True, recompute=recompute)
-            variants.append(Variant(name, says, {f"cpo M={pairs}": loss}, work))
-    add(
-        "separate_rows",
-        f"{rows} full rows, response logits, full recompute",
-        separate_rows(plain, sample, device),
-        [f"logo {many}"],
-        Work.separate_rows(shape, rows, all_logits=False, recompute=True),
-    )
-    for suffix, recompute in (("", True), ("_no_recompute", False)):
-        for name, data, keys in (
-            (f"shared{suffix}", sample, [f"logo {many}", f"cpo {many}"]),
-            (f"shared{suffix}_one_pair", pair, ["cpo M=1"]),
-        ):
-            logprobs = shared_prefix(twin(model), data, device, stack, recompute=recompute)
-            says = f"logotrain, M={len(data.rejected)}, {'full' if recompute else 'no'} recompute"
+            if data is pair and recompute == "selective":
+                continue
+            logprobs = shared_prefix(
+                twin(model), data, device, stack, recompute=recompute, compiled=compiled, attention=attention
+            )
+            says = f"logotrain, M={len(data.rejected)}, {recompute.replace('none', 'no')} recompute"
             work = Work.shared_prefix(shape, 1 + len(data.rejected), recompute=recompute)
-            add(name, says, logprobs, keys, work)
+            name = _name("shared", recompute=recompute, one_pair=data is pair, compiled=compiled)
+            add(name, says + (", compiled" if compiled else ""), logprobs, keys, work)
+    return variants
+
+
+def _name(base: str, *, recompute: Recompute = "full", one_pair: bool = False, compiled: bool = False) -> str:
+    again = {"full": "", "selective": "_selective", "none": "_no_recompute"}[recompute]
+    return f"{base}{again}{'_one_pair' if one_pair else ''}{'_compiled' if compiled else ''}"
+
+
+def _trl_variants(
+    shape: Shape,
+    model: PeftModel,
+    sample: PreferenceSample,
+    pair: PreferenceSample,
+    device: torch.device,
+    stack: ExitStack,
+    log_p: Tensor | None,
+) -> list[Variant]:
+    """CPO; and where the reference's log-probabilities are given, DPO as it comes and with these."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    default = trl_recomputes()
+    variants: list[Variant] = []
+    for name, data, changes in (
+        ("trl_same_data", sample, {}),
+        ("trl_same_data_no_recompute", sample, {"gradient_checkpointing": False}),
+        ("trl_one_pair", pair, {}),
+    ):
+        pairs, recompute = len(data.rejected), default and not changes
+        loss = trl_cpo(twin(model), data, CPO, device, folder, **changes)
+        says = f"TRL CPO, {pairs} pairs, gradient_checkpointing={recompute}{'' if changes else ', its default'}"
+        work = Work.separate_rows(shape, 2 * pairs, all_logits=True, recompute="full" if recompute else "none")
+        variants.append(Variant(name, says, {f"cpo M={pairs}": loss}, work))
+    if log_p is not None:
+        pairs = len(sample.rejected)
+        for name, known in (("trl_dpo", None), ("trl_dpo_known_reference", log_p)):
+            loss = trl_dpo(twin(model), sample, DPO, device, folder, reference=known)
+            when = "once" if known is not None else "in every step, its default"
+            says = f"TRL DPO, {pairs} pairs, reference computed {when}"
+            # Off the GPU TRL computes all logits.
+            work = Work.separate_rows(
+                shape,
+                2 * pairs,
+                all_logits=device.type == "cpu",
+                recompute="full" if default else "none",
+                reference=known is None,
+            )
+            variants.append(Variant(name, says, {f"dpo M={pairs}": loss}, work))
     return variants
 
 
@@ -117,6 +214,20 @@ RATIOS = {
     "shared_no_recompute_vs_trl_one_pair": ("trl_one_pair", "shared_no_recompute_one_pair"),
 }
 """Time of the first over time of the second: how many times faster the second is."""
+
+MORE_RATIOS = {
+    "shared_selective_vs_reference": ("reference", "shared_selective"),
+    "shared_compiled_vs_reference": ("reference", "shared_compiled"),
+    "shared_selective_compiled_vs_reference": ("reference", "shared_selective_compiled"),
+    "shared_no_recompute_compiled_vs_reference": ("reference", "shared_no_recompute_compiled"),
+    "shared_no_recompute_compiled_vs_reference_compiled": ("reference_compiled", "shared_no_recompute_compiled"),
+    "shared_no_recompute_compiled_vs_shared_no_recompute": ("shared_no_recompute", "shared_no_recompute_compiled"),
+    "shared_no_recompute_compiled_vs_trl_same_data": ("trl_same_data", "shared_no_recompute_compiled"),
+    "shared_no_recompute_vs_reference_one_pair": ("reference_one_pair", "shared_no_recompute_one_pair"),
+    "shared_no_recompute_vs_trl_dpo": ("trl_dpo", "shared_no_recompute"),
+    "shared_no_recompute_vs_trl_dpo_known_reference": ("trl_dpo_known_reference", "shared_no_recompute"),
+}
+"""The same, of what ``everything`` adds."""
 
 
 def make_report(
@@ -147,9 +258,9 @@ def make_report(
     ratios: dict[str, float | None] = {}
     ranges: dict[str, list[float]] = {}
     counted: dict[str, float] = {}
-    for name, (slow, fast) in RATIOS.items():
+    for name, (slow, fast) in (RATIOS | MORE_RATIOS).items():
         if slow not in table or fast not in table:
-            ratios[name] = None
+            ratios |= {name: None} if name in RATIOS else {}
             continue
         ratios[name] = table[slow]["seconds_median"] / table[fast]["seconds_median"]
         by_round = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
@@ -214,6 +325,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu: float32; cuda: bfloat16")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the median needs 5 (default)")
+    parser.add_argument(
+        "--everything", action="store_true", help="also selective recompute, compiled layers, M = 1, TRL's DPO"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default 1)")
     group = parser.add_argument_group("shape", "defaults for cpu, and for cuda")
     for field in fields(Shape):
@@ -223,6 +337,63 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device", mend="use --device cpu")
     return arguments
+
+
+def compare(
+    shape: Shape,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    rounds: int,
+    trl: bool,
+    everything: bool = False,
+    attention: Attention = "auto",
+    faults: dict[str, str] | None = None,
+    deadline: float = math.inf,
+    save: Callable[[dict[str, Any]], None] = lambda _report: None,
+) -> dict[str, Any]:
+    """Losses, gradients, memory and time of all variants.
+
+    Args:
+        shape: of model and sample.
+        device: where.
+        dtype: of the weights.
+        rounds: of the clock.
+        trl, everything, attention, faults: see :func:`make_variants` and :func:`measure.examine`.
+        deadline: see :func:`measure.time_rounds`.
+        save: gets the report after each round.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", message=".*trl.experimental")
+        model = make_model(shape, device, dtype)
+        chosen: dict[str, Any] = {"trl": trl, "everything": everything, "attention": attention, "faults": faults}
+        variants = make_variants(shape, model, device, stack, **chosen)
+        stepper, meter = Stepper(model), Meter(device, dtype)
+        print("losses, and how far they and the gradients are from the first variant's that computes the same:")
+        found = examine(variants, stepper, meter, faults)
+        variants = [variant for variant in variants if variant.name in found]
+        worst = max((off["gradient"] for item in found.values() for off in item.differences.values()), default=0.0)
+
+        def whole(seconds: dict[str, list[float]], rates: list[float]) -> dict[str, Any]:
+            return {
+                **make_report(shape, variants, found, seconds, rates),
+                "largest_gradient_difference": worst,
+                "left_out": faults or {},
+                "shape": {**asdict(shape), "head_share": shape.head_share},
+                "dtype": str(dtype).removeprefix("torch."),
+                "repeats": len(rates),
+            }
+
+        seconds, rates = time_rounds(
+            variants,
+            stepper,
+            meter,
+            rounds,
+            deadline=deadline,
+            after_round=lambda seconds, rates: save(whole(seconds, rates)),
+        )
+    return whole(seconds, rates)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,32 +416,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     backend, reason = choose_backend("auto", device, dtype)
     print(f"attention of logotrain: {backend} ({reason})")
 
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message=".*trl.experimental")
-        model = make_model(shape, device, dtype)
-        variants = make_variants(shape, model, device, stack, trl=trl)
-        stepper, meter = Stepper(model), Meter(device, dtype)
-        print("losses, and how far they and the gradients are from the first variant's that computes the same:")
-        found = examine(variants, stepper, meter)
-        variants = [variant for variant in variants if variant.name in found]
-        seconds, rates = time_rounds(variants, stepper, meter, arguments.repeats)
-
-    report = make_report(shape, variants, found, seconds, rates)
-    worst = max((off["gradient"] for item in found.values() for off in item.differences.values()), default=0.0)
-    report = {
-        **report,
-        "largest_gradient_difference": worst,
-        "shape": {**asdict(shape), "head_share": shape.head_share},
-        "dtype": str(dtype).removeprefix("torch."),
-        "repeats": arguments.repeats,
-        "attention_of_logotrain": backend,
-        **facts,
-    }
+    report = compare(shape, device, dtype, rounds=arguments.repeats, trl=trl, everything=arguments.everything)
+    report = {**report, "attention_of_logotrain": backend, **facts}
     print_report(report)
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    worst = report["largest_gradient_difference"]
     if worst > TOLERANCE[dtype]:
         print(f"the variants disagree: gradients differ by {worst:.1e}", file=sys.stderr)
         return 1
