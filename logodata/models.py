@@ -375,8 +375,12 @@ def model_fingerprint(name: str) -> str:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' progress bars and advice out of our output; errors still come."""
-    from transformers.utils import logging
+    """Keep progress bars and advice of transformers and what it imports out of our output; errors still come."""
+    import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # PEFT imports bitsandbytes where it is installed, which then asks for a package that nobody needs here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

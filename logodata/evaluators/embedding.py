@@ -25,7 +25,8 @@ class SentenceEmbedder:
         from sentence_transformers import SentenceTransformer
 
         try:
-            self._model = SentenceTransformer(model)
+            # A pickle can run code: only safetensors are read.
+            self._model = SentenceTransformer(model, model_kwargs={"use_safetensors": True})
         except (OSError, ValueError) as error:
             raise UserError(
                 f"cannot load the embedding model: {str(error).splitlines()[0]}", where=model, mend=f"set {setting}"
