@@ -19,6 +19,7 @@ from logodata.distributed.stages import POLL_S, Job
 from logodata.pipeline import Asked, Decided
 from logodata.recipe import BuildRecipe
 
+_STARTS = 3  # of Ray on this machine
 _GROUPS_AHEAD = 4  # offered and not fetched yet
 _GROUPS_PER_WORKER = 4  # at least, where there are questions enough: the last groups should end at about the same time
 
@@ -130,8 +131,7 @@ def _connect(address: str | None) -> Any:
         )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        # One CPU for the engine and one for planning at least.
-        ray.init("local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **quiet)
+        _start_here(ray, quiet)
         return ray
     try:
         if address != "auto":
@@ -144,6 +144,23 @@ def _connect(address: str | None) -> Any:
             mend="start one with ray start --head, or leave the address out to use this machine",
         ) from error
     return ray
+
+
+def _start_here(ray: Any, options: dict[str, Any]) -> None:
+    """Ray gives its own processes 30 s to start, which a busy machine may exceed."""
+    for left in reversed(range(_STARTS)):
+        try:
+            # One CPU for the engine and one for planning at least.
+            ray.init("local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if not left:
+                raise UserError(
+                    f"Ray did not start in {_STARTS} tries", mend="the machine may be busy: run the same command again"
+                ) from error
 
 
 def _reach(address: str) -> None:
