@@ -119,8 +119,11 @@ def _show_change(base: Path, adapter: Path, tasks: Sequence[TaskName]) -> None:
     comparison = compare([base, adapter])
     _print_changes(comparison, [row for row in comparison.rows if row.task in tasks and not row.slice])
     for task in tasks:
-        for text in dict.fromkeys(text for run in comparison.runs for text in run.results.tasks[task].notes):
-            console.print(f"{task}: {text}", markup=False, soft_wrap=True)
+        notes = {run.label: run.results.tasks[task].notes for run in comparison.runs}
+        for text in dict.fromkeys(text for texts in notes.values() for text in texts):
+            whose = [label for label, texts in notes.items() if text in texts]
+            of = "" if len(whose) == len(notes) else f", {whose[0]}"
+            console.print(f"{task}{of}: {text}", markup=False, soft_wrap=True)
     report = shlex.join(["logoeval", "compare", str(base), str(adapter), "-o", str(base.parent / "report.html")])
     console.print(f"wrote {base / 'results.json'} and {adapter / 'results.json'}", markup=False, soft_wrap=True)
     console.print(f"for a page: {report}", markup=False, soft_wrap=True)
