@@ -20,9 +20,7 @@ ways take turns within a round, rounds are paired, and figures are medians over 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -35,9 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from evidence import environment, pools_of
+from evidence import pools_of
 from logodata.candidates import Candidate, Planner, Pool
 from logodata.chunking import ChunkingSettings
 from logodata.common.errors import UserError, run_command
@@ -48,9 +45,9 @@ from logodata.evaluators import EvaluatorSettings, open_evaluator
 from logodata.models import load_tokenizer, model_window, resolve_model
 from logodata.recipe import BuildRecipe, GenerationSettings
 from logodata.sources import SourceSettings, read_source
+from parts import parse_parts, parser_of_parts, run_parts
 from serving import WAYS, requests_to_json, stub_server
 
-PARTS = ("scoring", "generation", "memory")
 EVALUATORS = ("entity", "lexical", "embedding", "fused")
 COUNTS = {1: 1.0, 5: 4.9, 10: 9.7, 20: 18.9}
 """Questions on a document, and how many times less work performance.md found for them (spaCy's NER)."""
@@ -322,10 +319,7 @@ GROUP = 64
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
-    parser.add_argument("--model", default="embedded", help="whose tokenizer cuts, and which generates (embedded)")
+    parser = parser_of_parts(__doc__, MEASURES, threads=1)
     parser.add_argument("--documents", type=Path, metavar="FILE", help="scoring, generation: other documents")
     parser.add_argument("--questions", type=Path, metavar="FILE", help="their questions, if in a second file")
     group = parser.add_argument_group("scoring")
@@ -333,7 +327,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument("--rounds", type=int, default=5, metavar="N", help="at least (default 5)")
     group.add_argument("--chunk-tokens", type=int, default=512, metavar="N", help="(512)")
     group.add_argument("--join-tokens", type=int, default=4096, metavar="N", help="documents are joined to N (4096)")
-    group.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (1)")
     group = parser.add_argument_group("generation")
     group.add_argument("--vllm", default=sys.executable, metavar="PYTHON", help="that has vLLM (default: this one)")
     group.add_argument("--preferred", nargs="+", choices=("model", "guided"), default=("model", "guided"))
@@ -348,29 +341,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--override", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="of the recipe"
     )
-    arguments = parser.parse_args(argv)
-    unknown = [part for part in arguments.parts if part not in PARTS]
-    if unknown:
-        raise UserError(f"no part {unknown[0]!r}", mend=f"there are {', '.join(PARTS)}")
-    return arguments
+    return parse_parts(parser, argv, MEASURES)
+
+
+MEASURES = {"scoring": measure_scoring, "generation": measure_generation, "memory": measure_memory}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    arguments = parse(argv)
-    torch.set_num_threads(arguments.threads)
-    measures = {"scoring": measure_scoring, "generation": measure_generation, "memory": measure_memory}
-    wanted = [part for part in PARTS if not arguments.parts or part in arguments.parts]
-    sizes = {name: value for name, value in vars(arguments).items() if name not in ("json", "parts", "vllm")}
-    report: dict[str, Any] = {"settings": json.loads(json.dumps(sizes, default=str)), **environment()}
-    report["versions"]["transformers"] = importlib.metadata.version("transformers")
-    for part in wanted:
-        report[part] = measures[part](arguments)
-    report["load_average_at_end"] = os.getloadavg()[0]
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    return run_parts(parse(argv), MEASURES)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -30,9 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from evidence import environment
 from logodata.common.errors import UserError, run_command
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.settings import EngineSettings
@@ -42,9 +39,9 @@ from logoeval.niah.task import build_samples, shared_prefix_tokens
 from logoeval.perplexity import documents, token_nlls
 from logoeval.recipe import EvalRecipe, NiahSettings, PerplexitySettings
 from logoeval.session import Session
+from parts import parse_parts, parser_of_parts, run_parts
 from serving import requests_to_json
 
-PARTS = ("perplexity", "niah", "metrics", "startup")
 TARGETS = {"perplexity": 1.5, "niah": 1.4, "metrics_s": 60.0, "startup_s": 0.5}
 NUM_LENGTHS = 6
 NUM_PREDICTIONS = 10_000
@@ -226,12 +223,8 @@ def measure_startup(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
-    parser.add_argument("--model", default="embedded", help="what is measured (embedded)")
+    parser = parser_of_parts(__doc__, MEASURES, threads=2)
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of needles, metrics, start-up (3)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of torch (2)")
     group = parser.add_argument_group("perplexity")
     group.add_argument("--longest", type=int, default=4096, metavar="N", help="the last of six lengths (4096)")
     group.add_argument("--documents", type=int, default=4, metavar="N", help="each is a round (4)")
@@ -240,33 +233,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument("--grid-lengths", default="512-2048/512", metavar="A-B/STEP", help="(512-2048/512)")
     group.add_argument("--grid-samples", type=int, default=2, metavar="N", help="for each length and depth (2)")
     group.add_argument("--grid-new-tokens", type=int, default=16, metavar="N", help="(16)")
-    arguments = parser.parse_args(argv)
-    unknown = [part for part in arguments.parts if part not in PARTS]
-    if unknown:
-        raise UserError(f"no part {unknown[0]!r}", mend=f"there are {', '.join(PARTS)}")
-    return arguments
+    return parse_parts(parser, argv, MEASURES)
+
+
+MEASURES = {
+    "perplexity": measure_perplexity,
+    "niah": measure_niah,
+    "metrics": measure_metrics,
+    "startup": measure_startup,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
-    arguments = parse(argv)
-    torch.set_num_threads(arguments.threads)
-    measures = {
-        "perplexity": measure_perplexity,
-        "niah": measure_niah,
-        "metrics": measure_metrics,
-        "startup": measure_startup,
-    }
-    sizes = {name: value for name, value in vars(arguments).items() if name not in ("json", "parts", "vllm")}
-    report: dict[str, Any] = {"settings": sizes, **environment()}
-    for part in PARTS:
-        if not arguments.parts or part in arguments.parts:
-            report[part] = measures[part](arguments)
-    report["load_average_at_end"] = os.getloadavg()[0]
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    return run_parts(parse(argv), MEASURES)
 
 
 if __name__ == "__main__":
