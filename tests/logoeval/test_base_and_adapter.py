@@ -241,7 +241,7 @@ def test_command(
     assert main(["compare", str(out / "base"), str(out / "adapter"), "-o", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "a window slides over them by 8 tokens at a time" in page
-    assert page.count('role="img"') == 1
+    assert page.count('role="img" aria-label=') == 1
     # Other tasks join them.
     assert main(["run", str(write_recipe(tmp_path, tiny_model_dir, adapter)), "--with-base", "-o", str(out)]) == 0
     assert "Needle recall" in capsys.readouterr().out
