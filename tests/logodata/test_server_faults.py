@@ -301,6 +301,15 @@ def test_it_stops_when_the_caller_does(server: StubServer) -> None:
     assert not any(thread.name == "openai-engine" for thread in threading.enumerate())
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """Python's own handler, which is missing where pytest was started in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_stops_it_at_once(server: StubServer) -> None:
     requests = make_requests(20)
     results: list[GenerationResult] = []
