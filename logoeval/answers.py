@@ -19,7 +19,7 @@ from logoeval.longbench.run import FOLDER as LONGBENCH_FOLDER
 from logoeval.longbench.tasks import E_SUFFIX, TASKS
 from logoeval.records import PREDICTIONS_DIR, SampleRow, TaskName, read_results
 
-ANSWERING_TASKS: tuple[TaskName, ...] = ("longbench", "pairs")
+ANSWERING_TASKS: tuple[TaskName, ...] = ("longbench", "qa", "pairs")
 
 LONGBENCH_TASKS = tuple(
     name for name, task in TASKS.items() if task.language == "en" and task.category in ("single-doc QA", "multi-doc QA")
@@ -28,7 +28,7 @@ LONGBENCH_TASKS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer of one run. ``part`` is LongBench's task, with ``_e`` if it is LongBench-E's, or ``pairs``."""
+    """One answer of one run. ``part`` is LongBench's task, with ``_e`` if it is LongBench-E's, ``qa`` or ``pairs``."""
 
     task: TaskName
     part: str
@@ -47,7 +47,11 @@ def check_finished(folder: Path) -> None:
     """
     finished = read_results(folder, missing_ok=True).tasks
     predictions = folder / PREDICTIONS_DIR
-    files = {"longbench": predictions.glob(f"{LONGBENCH_FOLDER}/*.jsonl"), "pairs": predictions.glob("pairs*.jsonl")}
+    files = {
+        "longbench": predictions.glob(f"{LONGBENCH_FOLDER}/*.jsonl"),
+        "qa": predictions.glob("qa*.jsonl"),
+        "pairs": predictions.glob("pairs*.jsonl"),
+    }
     for task in ANSWERING_TASKS:
         if task not in finished and any(files[task]):
             raise UserError(
@@ -94,15 +98,15 @@ def read_answers(run: Run, task: TaskName) -> Iterator[Answer]:
 def _counted(run: Run, task: TaskName) -> Iterator[SampleRow]:
     result = run.results.tasks.get(task)
     for row in result.samples if result else ():
-        if task == "pairs" or row.facts["task"] in LONGBENCH_TASKS:
+        if task != "longbench" or row.facts["task"] in LONGBENCH_TASKS:
             yield row
 
 
 def _place(run: Run, task: TaskName, row: SampleRow) -> tuple[Path, str, str]:
     """The file that holds a sample's answer, the id of its record there, and the part it belongs to."""
     predictions = run.folder / PREDICTIONS_DIR
-    if task == "pairs":
-        return predictions / "pairs.jsonl", row.id, "pairs"
+    if task != "longbench":
+        return predictions / f"{task}.jsonl", row.id, task
     name = str(row.facts["task"])
     part = name + (E_SUFFIX if run.results.tasks[task].settings["e"] else "")
     return predictions / LONGBENCH_FOLDER / f"{part}.jsonl", row.id.removeprefix(f"{name}/"), part

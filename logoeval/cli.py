@@ -14,6 +14,7 @@ from logoeval import commands
 _TASKS = {
     "longbench": "LongBench, or LongBench-E: 21 tasks on long texts, with the official prompts and scores",
     "niah": "needle in a haystack: numbers hidden in a long text, by length and depth",
+    "qa": "the model's own answers to questions on held-out documents",
     "pairs": "held-out preference pairs: reward margin, and the model's own answers",
     "ppl": "perplexity of long texts by the number of tokens read",
     "short": "MMLU, ARC and TruthfulQA through lm-evaluation-harness, or any other of its tasks",
@@ -22,6 +23,7 @@ _TASKS = {
 _EXAMPLE = {
     "longbench": "engine.max_model_len=8192",
     "niah": "niah.num_samples=10",
+    "qa": "qa.max_samples=100",
     "pairs": "pairs.max_samples=16",
     "ppl": "ppl.lengths=[1024,2048]",
     "short": "short.batch_size=32",
@@ -32,6 +34,7 @@ examples:
   logoeval longbench --model embedded --data data.zip --tasks qasper,hotpotqa -o runs/before
   logoeval niah --model embedded -o runs/before niah.lengths=[1024,2048] niah.num_samples=10
   logoeval niah --model embedded -o runs/map niah.variant=single niah.lengths=512-1536/256 niah.depths=[0,22,44,66,88]
+  logoeval qa --model embedded --adapter runs/logo/final --with-base --data runs/questions -o runs/qa
   logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after
   logoeval ppl --model embedded --adapter runs/logo/final --with-base -o runs/ppl ppl.protocol=sliding
   logoeval short --model embedded --adapter runs/logo/final -o runs/after --tasks arc_easy,truthfulqa_mc1
@@ -63,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         command = subparsers.add_parser(task, help=text, description=text[0].upper() + text[1:] + ".")
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"recipe fields, e.g. {_EXAMPLE[task]}")
         command.add_argument("--recipe", type=Path, help="recipe (default: recipes/embedded.yaml for --model embedded)")
-        if task == "pairs":
-            command.add_argument("--data", help="folder of held-out pairs; same as pairs.data=DIR")
+        if task in ("qa", "pairs"):
+            command.add_argument("--data", help=f"folder that logodata build wrote; same as {task}.data=DIR")
         if task == "longbench":
             _add_longbench(command)
         if task == "niah":
@@ -94,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     errors = subparsers.add_parser(
         "errors",
         help="how wrong answers go wrong: hallucination, instruction unfollowing, empty",
-        description="Over the answers to questions (held-out pairs, LongBench's English QA) of finished runs: how many "
-        "are right, and how the others go wrong (LOGO, Figure 9).",
+        description="Over the answers to questions (held-out documents and pairs, LongBench's English QA) of finished "
+        "runs: how many are right, and how the others go wrong (LOGO, Figure 9).",
     )
     errors.add_argument("runs", nargs="+", metavar="[LABEL=]DIR", help="folders of results; each with the first")
     errors.add_argument("-o", "--out", type=Path, help="write the counts and examples here too, as JSON")

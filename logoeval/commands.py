@@ -64,10 +64,11 @@ def _load_recipe(arguments: argparse.Namespace) -> EvalRecipe:
 
     overrides: list[str] = list(arguments.overrides)
     longbench = arguments.tasks == ("longbench",)
+    reads = arguments.tasks[0] if arguments.tasks in (("longbench",), ("qa",)) else "pairs"
     given: dict[str, object] = {
         "model": arguments.model,
         "adapter": arguments.adapter,
-        "longbench.data" if longbench else "pairs.data": arguments.data,
+        f"{reads}.data": arguments.data,
     }
     if longbench:
         names = arguments.longbench_tasks

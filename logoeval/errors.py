@@ -48,7 +48,7 @@ CAUTION = (
     "change of these shares read the lengths"
 )
 
-_TITLES: dict[TaskName, str] = {"longbench": "LongBench QA", "pairs": "Held-out pairs"}
+_TITLES: dict[TaskName, str] = {"longbench": "LongBench QA", "qa": "Held-out questions", "pairs": "Held-out pairs"}
 _LONGEST_REFERENCE = JudgeSettings().long_answer_words
 _SEED = "How answers go wrong"  # of the order in which examples are taken
 
@@ -120,7 +120,7 @@ def read_and_analyse(folders: Sequence[Path] | Mapping[str, Path], wrong_below: 
         raise UserError(
             "; ".join(analysis.notes) or "holds no answers to questions",
             where=", ".join(map(str, labelled.values())),
-            mend=f"measure pairs, or LongBench's {', '.join(LONGBENCH_TASKS)}",
+            mend=f"measure qa, pairs, or LongBench's {', '.join(LONGBENCH_TASKS)}",
         )
     return analysis
 

@@ -162,4 +162,6 @@ def _example(answer: Answer) -> Html:
 
 def answer_name(answer: Answer) -> str:
     """Where an answer stands."""
-    return f"held-out pair {answer.id}" if answer.task == "pairs" else f"{answer.part} {answer.id.split('/', 1)[1]}"
+    if answer.task == "longbench":
+        return f"{answer.part} {answer.id.split('/', 1)[1]}"
+    return f"held-out {'question' if answer.task == 'qa' else 'pair'} {answer.id}"

@@ -6,21 +6,17 @@ positions: the margin measured here is the one that is trained (paper Eq. 2), be
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logodata.common.console import note, progress
+from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.shards import Shard
-from logodata.contract import PreferenceSample, read_manifest, read_samples
-from logodata.engines import GenerationResult, Sampling
-from logodata.measures import token_f1, word_share
-from logodata.models import tokenizer_fingerprint
-from logoeval.generate import PromptItem, complete
+from logodata.contract import PreferenceSample
+from logoeval import qa
 from logoeval.recipe import PairsSettings
-from logoeval.records import Metric, Outcome, SampleRow, hash_ids
+from logoeval.records import Metric, Outcome, SampleRow, data_fingerprint, hash_ids
 
 if TYPE_CHECKING:
     from logoeval.session import Session
@@ -58,57 +54,13 @@ METRICS = [
         explanation="The same, averaged over the dis-preferred responses.",
         kind="nats",
     ),
-    Metric(
-        key="word_share",
-        label="Answer: reference words",
-        explanation="Share of the reference's content words in the model's own greedy answer; long ones find more.",
-        kind="share",
-        better="higher",
-    ),
-    Metric(
-        key="token_f1",
-        label="Answer: word F1",
-        explanation="Overlap of the greedy answer's words with the reference; missing and needless words both cost.",
-        kind="share",
-        better="higher",
-    ),
-    Metric(
-        key="ended",
-        label="Answer: ended by itself",
-        explanation="Share of greedy answers that the model ended before the length cap.",
-        kind="share",
-        better="higher",
-    ),
-    Metric(
-        key="answer_tokens",
-        label="Answer: length in tokens",
-        explanation="Length of the greedy answer; read the two measures above beside it.",
-        kind="count",
-    ),
+    *qa.metrics("Answer"),
 ]
 
 
 def describe(settings: PairsSettings) -> dict[str, Any]:
     """What two comparable runs have in common; the data by their contents, wherever they lie."""
-    digest = hashlib.sha256()
-    for file in sorted((settings.data / "data").glob("*.parquet")):
-        digest.update(file.read_bytes())
-    return {**settings.model_dump(mode="json", exclude={"data"}), "data_fingerprint": digest.hexdigest()[:16]}
-
-
-def load_samples(settings: PairsSettings) -> list[PreferenceSample]:
-    """The held-out samples.
-
-    Raises:
-        UserError: no build there.
-    """
-    samples = read_samples(settings.data)
-    if settings.max_samples is not None and settings.max_samples < len(samples):
-        note(f"the first {settings.max_samples} of {len(samples)} held-out samples are used (pairs.max_samples)")
-        samples = samples[: settings.max_samples]
-    if not samples:
-        raise UserError("holds no samples", where=str(settings.data), mend="see its rejected.jsonl for the reasons")
-    return samples
+    return {**settings.model_dump(mode="json", exclude={"data"}), "data_fingerprint": data_fingerprint(settings.data)}
 
 
 def sample_hash(sample: PreferenceSample) -> str:
@@ -141,51 +93,11 @@ def mean_logprobs(model: LogprobModel, sample: PreferenceSample, window: int) ->
 
 def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome:
     """Score all pairs and answer their prompts; a row a sample."""
-    samples = load_samples(settings)
-    manifest = read_manifest(settings.data)
-    if manifest.get("tokenizer_fingerprint") != tokenizer_fingerprint(session.tokenizer):
-        raise UserError(
-            "the data hold token ids of another tokenizer",
-            where=str(settings.data),
-            mend=f"build them with --model {session.recipe.model}",
-        )
-    longest = max(len(sample.prompt_ids) for sample in samples)
-    session.check_window(longest + settings.max_new_tokens, "the longest held-out prompt with pairs.max_new_tokens")
-    answers = _answer(samples, manifest, settings, session, predictions)
+    samples = qa.load_samples(settings, session, "pairs")
+    answers = qa.answer(samples, settings, session, predictions / "pairs.jsonl", label="pairs: answers")
     scores = _score(samples, session, predictions)
     rows = [_row(sample, scores[sample.id], answer) for sample, answer in zip(samples, answers, strict=True)]
     return Outcome(METRICS, rows, sources={"data": str(settings.data.resolve())})
-
-
-def _answer(
-    samples: Sequence[PreferenceSample],
-    manifest: dict[str, Any],
-    settings: PairsSettings,
-    session: Session,
-    predictions: Path,
-) -> list[dict[str, Any]]:
-    by_id = {sample.id: sample for sample in samples}
-    template = manifest.get("prompt_fingerprints", {}).get("answer", "unknown")
-
-    def fields(response: str, result: GenerationResult) -> dict[str, Any]:
-        sample = by_id[result.id]
-        return {
-            "question": sample.question,
-            "answers": sample.answers,
-            "word_share": word_share(response, sample.answers),
-            "token_f1": token_f1(response, sample.answers),
-            "ended": result.finish_reason == "stop",
-        }
-
-    return complete(
-        session.engine,
-        session.tokenizer,
-        [PromptItem(sample.id, tuple(sample.prompt_ids), template) for sample in samples],
-        sampling=Sampling(settings.max_new_tokens, session.stop_ids),
-        path=predictions / "pairs.jsonl",
-        fields=fields,
-        label="pairs: answers",
-    )
 
 
 def _score(samples: Sequence[PreferenceSample], session: Session, predictions: Path) -> dict[str, dict[str, Any]]:
@@ -229,10 +141,7 @@ def _row(sample: PreferenceSample, logprobs: dict[str, Any], answer: dict[str, A
             "prefers_chosen": float(margin > 0),
             "chosen": logprobs["chosen"],
             "rejected": rejected,
-            "word_share": answer["word_share"],
-            "token_f1": answer["token_f1"],
-            "ended": float(answer["ended"]),
-            "answer_tokens": float(answer["num_response_tokens"]),
+            **qa.scores(answer),
         },
         facts={"origin": sample.origin, "kind": sample.kind},
     )

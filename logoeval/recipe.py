@@ -211,6 +211,18 @@ class PerplexitySettings(RecipeModel):
         return value
 
 
+class QaSettings(RecipeModel):
+    """The model's own answers to the questions of held-out documents."""
+
+    data: Path
+    """Folder that ``logodata build`` wrote with ``judge.enabled=false``, which keeps all questions, from documents that
+    were not trained on."""
+    max_samples: int | None = Field(default=None, gt=0)
+    """Use only the first questions of the folder; null uses all."""
+    max_new_tokens: int = Field(default=64, gt=0)
+    """Length cap of an answer."""
+
+
 class PairsSettings(RecipeModel):
     """Held-out preference pairs: their log-probabilities, and the model's own answer to the same prompt."""
 
@@ -299,6 +311,8 @@ class EvalRecipe(RecipeModel):
     """Needle in a haystack."""
     ppl: PerplexitySettings | None = None
     """Perplexity."""
+    qa: QaSettings | None = None
+    """Questions on held-out documents."""
     pairs: PairsSettings | None = None
     """Held-out preference pairs."""
     short: ShortSettings | None = None

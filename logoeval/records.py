@@ -24,8 +24,8 @@ SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 PREDICTIONS_DIR = "predictions"
 
-TaskName = Literal["longbench", "niah", "pairs", "ppl", "short"]
-TASK_NAMES: tuple[TaskName, ...] = ("longbench", "niah", "pairs", "ppl", "short")
+TaskName = Literal["longbench", "niah", "qa", "pairs", "ppl", "short"]
+TASK_NAMES: tuple[TaskName, ...] = ("longbench", "niah", "qa", "pairs", "ppl", "short")
 """In the order they run: what generates comes first."""
 
 
@@ -290,6 +290,14 @@ def read_results(folder: Path, *, missing_ok: bool = False) -> Results:
 def write_results(folder: Path, results: Results) -> None:
     """Write ``results.json``, atomically."""
     write_json(folder / RESULTS_FILE, json.loads(results.model_dump_json()))
+
+
+def data_fingerprint(folder: Path) -> str:
+    """Hash of the samples that ``logodata build`` wrote into a folder, wherever it lies."""
+    digest = hashlib.sha256()
+    for file in sorted((folder / "data").glob("*.parquet")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def hash_ids(*sequences: Sequence[int]) -> str:

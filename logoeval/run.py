@@ -18,7 +18,7 @@ from logodata.adapter_fit import trained_on
 from logodata.common.console import note
 from logodata.common.run_dir import bind_settings, locked
 from logodata.models import model_fingerprint, resolve_model, tokenizer_fingerprint
-from logoeval import niah, pairs, perplexity
+from logoeval import niah, pairs, perplexity, qa
 from logoeval.longbench import run as longbench
 from logoeval.recipe import EvalRecipe
 from logoeval.records import (
@@ -138,6 +138,8 @@ def _jobs(recipe: EvalRecipe) -> dict[TaskName, _Job]:
         jobs["niah"] = _Job(
             niah.VERSION, partial(niah.describe, recipe.niah), partial(niah.run, recipe.niah), generates=True
         )
+    if recipe.qa:
+        jobs["qa"] = _Job(qa.VERSION, partial(qa.describe, recipe.qa), partial(qa.run, recipe.qa), generates=True)
     if recipe.pairs:
         jobs["pairs"] = _Job(
             pairs.VERSION, partial(pairs.describe, recipe.pairs), partial(pairs.run, recipe.pairs), generates=True

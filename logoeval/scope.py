@@ -17,7 +17,9 @@ repository)."""
 
 def limits(task: TaskName, result: TaskResult) -> list[str]:
     """In what a task was cut short; empty where it was not."""
-    found = {"longbench": _longbench, "pairs": _pairs, "short": _short}.get(task)
+    if task in ("qa", "pairs"):
+        return list(_held_out(task, result))
+    found = {"longbench": _longbench, "short": _short}.get(task)
     return list(found(result)) if found else []
 
 
@@ -33,10 +35,10 @@ def _longbench(result: TaskResult) -> Iterator[str]:
         yield f"{count:,} of {total:,} rows: not the benchmark's score"
 
 
-def _pairs(result: TaskResult) -> Iterator[str]:
+def _held_out(task: TaskName, result: TaskResult) -> Iterator[str]:
     most = result.settings.get("max_samples")
     if most is not None and most == len(result.samples):  # fewer: there were no more
-        yield f"the first {most} held-out pairs only (pairs.max_samples)"
+        yield f"the first {most} held-out {'questions' if task == 'qa' else 'pairs'} only ({task}.max_samples)"
 
 
 def _short(result: TaskResult) -> Iterator[str]:

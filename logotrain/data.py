@@ -85,6 +85,8 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):
         note(f"the first {recipe.data.max_samples} of {len(samples)} samples are used (data.max_samples)")
         samples = samples[: recipe.data.max_samples]
+    if recipe.data.num_rejected is not None:
+        samples = [_with_first_rejected(sample, recipe.data.num_rejected, where) for sample in samples]
     for sample in samples:
         _check(sample, target_length, recipe.row_tokens)
     return TrainingData(samples, target_length)
@@ -109,6 +111,17 @@ def checked_target_length(recipe: TrainRecipe, config: PreTrainedConfig) -> int:
             mend=f"use {window} or less, or scale the window with rope.type and rope.factor",
         )
     return target_length
+
+
+def _with_first_rejected(sample: PreferenceSample, number: int, where: str) -> PreferenceSample:
+    found = len(sample.rejected)
+    if found < number:
+        raise UserError(
+            f"sample {sample.id} has {found} dis-preferred responses, data.num_rejected asks for {number}",
+            where=where,
+            mend="lower it, or build with more contexts.mixed_ratios",
+        )
+    return sample.model_copy(update={"rejected": sample.rejected[:number]})
 
 
 def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None) -> None:

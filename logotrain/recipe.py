@@ -17,6 +17,10 @@ class DataSettings(RecipeModel):
     max_samples: int | None = Field(default=None, gt=0)
     """Use only the first samples of the folder; null uses all."""
 
+    num_rejected: int | None = Field(default=None, gt=0)
+    """Train on the first M dis-preferred responses of each sample (the one from irrelevant chunks comes first, then one
+    for each of ``contexts.mixed_ratios``); null takes all. One data set then serves every M of an ablation."""
+
 
 class RopeSettings(RecipeModel):
     """Context extension: the model's rotary positions are scaled to a window ``factor`` times as long."""

@@ -29,6 +29,16 @@ def test_max_samples_takes_the_first_and_says_so(make_recipe: Recipes, capsys: p
     assert "first 2 of 6 samples" in capsys.readouterr().err
 
 
+def test_num_rejected_takes_the_first_of_each_sample(make_recipe: Recipes) -> None:
+    everything = load_data(make_recipe()).samples
+    assert {len(sample.rejected) for sample in everything} == {2}
+    first = load_data(make_recipe(**{"data.num_rejected": 1}))
+    assert [sample.rejected for sample in first.samples] == [sample.rejected[:1] for sample in everything]
+    assert first.fingerprint() != load_data(make_recipe()).fingerprint()
+    with pytest.raises(UserError, match=r"s0 has 2 dis-preferred responses, data\.num_rejected asks for 3"):
+        load_data(make_recipe(**{"data.num_rejected": 3}))
+
+
 def test_fingerprint_follows_the_contents(make_recipe: Recipes) -> None:
     fingerprints = [
         load_data(make_recipe(**overrides)).fingerprint() for overrides in ({}, {}, {"data.max_samples": 5})
