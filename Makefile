@@ -1,4 +1,5 @@
 # make demo    data, training, evaluation before and after, report: ten minutes on two cores
+# make evidence  the study of docs/results: every row, about two and a half hours on two cores; SCALE=gpu for a GPU
 # make test    the CPU test suite                make check   format, lint, types, import contracts
 # make test-vllm   the same samples through real vLLM (CPU build) and its server
 PYTHON ?= python3
@@ -6,6 +7,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 RECIPE ?= recipes/embedded.yaml
+SCALE ?= cpu
+# Such as EVIDENCE_ARGS='--cache none' (generate every response), '--tenth' (a trial), '--longbench data.zip'
+EVIDENCE_ARGS ?=
 # Overrides of recipe fields for a smaller or larger demo, e.g. TRAIN_ARGS=max_steps=2
 BUILD_ARGS ?=
 TRAIN_ARGS ?=
@@ -18,7 +22,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export LOGO_PROGRESS ?= plain
 
-.PHONY: cache demo test test-vllm test-demo check format clean install install-dev
+.PHONY: cache demo evidence test test-vllm test-demo check format clean install install-dev
 
 demo: $(DEMO)/report.html
 	@echo; echo "Open $(DEMO)/report.html in a browser."
@@ -77,6 +81,9 @@ cache: $(VENV)/.installed
 	$(BIN)/logodata build recipes/embedded.yaml generation.cache=null -o $(DEMO)/cache/train
 	$(BIN)/logodata build recipes/embedded.yaml generation.cache=null source.path=embedded:eval -o $(DEMO)/cache/eval
 	cat $(DEMO)/cache/*/work/responses.jsonl | grep -v -E '"id": "($(LIVE_DOCUMENTS))-' > logodata/embedded/responses.jsonl
+
+evidence: $(VENV)/.installed
+	$(BIN)/python -m study $(SCALE) $(EVIDENCE_ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/pytest -m "not gpu and not vllm and not demo"

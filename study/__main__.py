@@ -1,0 +1,90 @@
+"""``python -m study cpu``: run a study, or go on with it, and write its report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from logodata.common.arguments import parse_arguments
+from logodata.common.console import note
+from logodata.common.errors import run_command
+from logodata.common.run_dir import locked, write_atomic
+from study.jobs import Job, Study
+from study.outcome import chosen_rates
+from study.report import all_jobs, write_report
+from study.scale import DOCUMENTS, SCALES
+from study.schedule import Journal, run_jobs
+
+_EMBEDDED = {"train": "train", "heldout": "eval"}
+"""Embedded documents that join a split; those that are held out in ``make demo`` are held out here too."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 done, 2 the input is at fault, 130 interrupted)."""
+    parser = argparse.ArgumentParser(prog="study", description=__doc__)
+    parser.add_argument("scale", choices=SCALES, help="how large")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of all results (evidence/SCALE)")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="folder of the report (docs/results, or below it)")
+    parser.add_argument("--cache", metavar="FILE", help="responses made before; 'none' generates all of them")
+    parser.add_argument("--longbench", type=Path, metavar="FILE", help="LongBench's data.zip or rows: what fits of it")
+    parser.add_argument(
+        "--tenth", action="store_true", help="a trial at about a tenth of the size, for nothing but that"
+    )
+    parser.add_argument("--list", action="store_true", help="print the commands and stop")
+    arguments = parse_arguments(parser, argv)
+    return run_command("study", lambda: _study(arguments))
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    scale = SCALES[arguments.scale]
+    cache = scale.cache if arguments.cache is None and scale.cache.is_file() else arguments.cache
+    study = Study(
+        scale,
+        arguments.output or Path("evidence") / (f"{scale.name}-tenth" if arguments.tenth else scale.name),
+        None if cache in (None, "none") else Path(cache),
+        arguments.longbench,
+        scale.tenth if arguments.tenth else {},
+    )
+    if arguments.list:
+        middle = sorted(scale.rates)[len(scale.rates) // 2]  # the chosen ones are not known before the runs
+        for job in all_jobs(study, dict.fromkeys((tuned.name for tuned, _ in study.tried()), middle)):
+            print(job.command)
+        return
+    with locked(study.folder):
+        _write_documents(study)
+        journal = Journal(study.folder)
+
+        def run(title: str, jobs: Sequence[Job]) -> None:
+            note(f"== {title}: {len(jobs)} jobs")
+            run_jobs(jobs, scale.workers, study.folder, journal)
+
+        run("1/6 data", study.first_builds())
+        run("2/6 other data of the same documents", study.later_builds())
+        run("3/6 learning rates", study.pilots())
+        run("    ... on validation documents", study.validations())
+        rates = chosen_rates(study)
+        run("4/6 training", study.trainings(rates))
+        run("5/6 measurements", study.measurements(rates))
+        run("6/6 curves over training", study.curves(rates))
+        report = arguments.report or (study.folder / "report" if arguments.tenth else scale.report)
+        write_report(study, rates, journal, report)
+    note(f"wrote {report / 'README.md'}")
+
+
+def _write_documents(study: Study) -> None:
+    """The files of each split: the study's documents after the embedded ones."""
+    for name in ("train", "validation", "heldout"):
+        texts = [(DOCUMENTS / f"{name}.jsonl").read_text(encoding="utf-8")]
+        if name in _EMBEDDED:
+            embedded = resources.files("logodata") / "embedded" / f"{_EMBEDDED[name]}.jsonl"
+            texts.insert(0, embedded.read_text(encoding="utf-8"))
+        path = study.documents(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, "".join(texts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

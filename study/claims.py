@@ -1,0 +1,100 @@
+"""The paper's claims as rules, written before the runs: what would count as confirmed.
+
+A claim compares two rows in one measure. It is confirmed if the 95 % interval of the paired difference over samples
+lies on the claimed side of its bound and the difference of every seed does; refuted, if the interval lies on the other
+side; else not confirmed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from logoeval.stats import Estimate
+from study.outcome import F1, MARGIN, PERPLEXITY, RECALL, Measure, Outcomes, outcome_measure
+from study.rows import BASE, LOGO, SFT, row
+
+Verdict = Literal["confirmed", "refuted", "not confirmed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """``text``: what the paper says, in our words. ``sign`` +1: ``row`` minus ``other`` lies above ``bound``; -1: below
+    it."""
+
+    text: str
+    row: str
+    other: str
+    measure: Measure
+    sign: int
+    bound: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A claim with what was found."""
+
+    claim: Claim
+    change: Estimate
+    by_seed: list[float]
+    verdict: Verdict
+
+
+_SAME_PPL = 0.5  # perplexity points at 4,096 tokens: 2 % of about 20
+
+CLAIMS = (
+    Claim("LOGO improves answers on long contexts over the model as it was (Table 1)", LOGO, BASE, F1, +1),
+    Claim("... over instruct tuning on the response (Table 1)", LOGO, SFT, F1, +1),
+    Claim("... over instruct tuning on prompt and response (Table 1)", LOGO, "sft-full", F1, +1),
+    Claim("... over training under RandPOS positions (Table 1)", LOGO, "randpos", F1, +1),
+    Claim("... over scaling positions without training (Table 1)", LOGO, "yarn", F1, +1),
+    Claim("Several dis-preferred responses are better than one: LOGO (M=2) over SimPO (M=1)", LOGO, "simpo", F1, +1),
+    Claim("Three dis-preferred responses are better than two (Figure 6)", "logo-m3", LOGO, F1, +1),
+    Claim("LOGO finds more needles than the model as it was (Figures 1, 3)", LOGO, BASE, RECALL, +1),
+    Claim("... than instruct tuning on the response (Figure 7)", LOGO, SFT, RECALL, +1),
+    Claim(
+        "LOGO keeps language modelling: perplexity rises by less than 0.5 (Figure 4)",
+        LOGO,
+        BASE,
+        PERPLEXITY,
+        -1,
+        _SAME_PPL,
+    ),
+    Claim("A larger λ lowers perplexity: λ=1 against λ=0 (Figure 6)", "logo-lambda1", "logo-lambda0", PERPLEXITY, -1),
+    Claim("LOGO parts preferred from dis-preferred answers: the margin rises (Figure 6)", LOGO, BASE, MARGIN, +1),
+    Claim("... further than instruct tuning on the response does", LOGO, SFT, MARGIN, +1),
+    Claim(
+        "LOGO leaves fewer answers that do not follow the instruction (Figure 9)",
+        LOGO,
+        BASE,
+        outcome_measure("instruction_unfollowing"),
+        -1,
+    ),
+    Claim("LOGO leaves fewer hallucinations (Figure 9)", LOGO, BASE, outcome_measure("hallucination"), -1),
+    Claim("Mixed positions are better than continuous ones alone (section 3.3)", LOGO, "logo-continuous", F1, +1),
+    Claim("... than sparse ones alone", LOGO, "logo-sparse", F1, +1),
+    Claim("Ours: judged pairs train better than unjudged ones", LOGO, "logo-unjudged", F1, +1),
+    Claim("Ours: contexts chosen by the fused evaluator train better than by entities", "logo-fused", LOGO, F1, +1),
+)
+
+NOT_TESTABLE = (
+    "Averages of LongBench: two cores read few of its rows within this window; with --longbench what fits is measured.",
+    "Windows of 64K and more; short-context benchmarks (MMLU, ARC, TruthfulQA), on which a 135M model is at chance.",
+    "GPU memory of each setting (Figure 6c), training time on 8 GPUs.",
+)
+
+
+def judge(claim: Claim, outcomes: Outcomes) -> Finding:
+    """What was found of a claim."""
+    one, other = row(claim.row), row(claim.other)
+    change = outcomes.change(one, other, claim.measure)
+    by_seed = outcomes.changes_by_seed(one, other, claim.measure)
+    verdict: Verdict = "not confirmed"
+    if change.interval is not None:
+        low, high = (claim.sign * (edge - claim.bound) for edge in change.interval)
+        low, high = min(low, high), max(low, high)
+        if low > 0 and all(claim.sign * (value - claim.bound) > 0 for value in by_seed):
+            verdict = "confirmed"
+        elif high < 0:
+            verdict = "refuted"
+    return Finding(claim, change, by_seed, verdict)

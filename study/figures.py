@@ -1,0 +1,205 @@
+"""The figures of the report, as PNG files: numbers on paper white, told apart in grey print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logoeval.errors import OUTCOMES
+from logoeval.stats import Estimate
+from study.outcome import F1, MARGIN, PERPLEXITY, RECALL, Measure, Outcomes, outcome_measure, perplexity
+from study.rows import BASE, CURVES, LOGO, ROWS, SFT, Row, row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _MUTED, _RULE = "#24211c", "#77706a", "#d9d3c8"
+_COLOURS = {BASE: "#77706a", "yarn": "#b9a36b", "randpos": "#8d7bb0", "sft-full": "#c98a5a", SFT: "#b0493f"}
+_COLOURS |= {"simpo": "#5f98a0", LOGO: "#1d5a70"}
+_MARKS = {BASE: "o", "yarn": "v", "randpos": "P", "sft-full": "s", SFT: "D", "simpo": "^", LOGO: "*"}
+_PARTS = ("#1d5a70", "#b9a36b", "#b0493f", "#e6e0d4")
+
+
+def draw_all(outcomes: Outcomes, folder: Path) -> dict[str, Path]:
+    """Every figure, by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {
+        "needles": _needles,
+        "perplexity": _perplexity,
+        "tradeoff": _tradeoff,
+        "margins": _margins,
+        "training": _training,
+        "errors": _errors,
+    }
+    paths = {}
+    for name, draw in drawn.items():
+        paths[name] = folder / f"{name}.png"
+        draw(outcomes, paths[name])
+    return paths
+
+
+def _main(outcomes: Outcomes, measure: Measure) -> list[Row]:
+    return [found for found in ROWS if found.main and outcomes.has(found, measure)]
+
+
+@contextmanager
+def _figure(path: Path, columns: int = 1, *, width: float = 4.6, height: float = 3.2) -> Iterator[Sequence[Axes]]:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    style: dict[Any, Any] = {
+        "font.size": 9,
+        "axes.edgecolor": _RULE,
+        "axes.labelcolor": _INK,
+        "text.color": _INK,
+        "legend.frameon": False,
+    }
+    style |= {"xtick.color": _MUTED, "ytick.color": _MUTED, "axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(style):
+        figure, axes = pyplot.subplots(
+            1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False
+        )
+        yield list(axes[0])
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+        pyplot.close(figure)
+
+
+def _error(found: Estimate) -> tuple[float, float]:
+    low, high = found.interval or (found.value, found.value)
+    return found.value - low, high - found.value
+
+
+def _needles(outcomes: Outcomes, path: Path) -> None:
+    """Recall by length (the form of Figure 3): a map of rows by lengths."""
+    rows = _main(outcomes, RECALL)
+    samples = outcomes.results(rows[0])[0].tasks["niah"].samples
+    lengths = sorted({sample.facts["length"] for sample in samples})
+    cells = [[Measure("niah", "recall", "", "share", 1, (("length", length),)) for length in lengths] for _ in rows]
+    grid = np.asarray(
+        [[outcomes.level(one, cell).value for cell in line] for one, line in zip(rows, cells, strict=True)]
+    )
+    with _figure(path, width=5.4, height=0.9 + 0.34 * len(rows)) as (axes,):
+        axes.imshow(grid, cmap="GnBu", vmin=0, vmax=1, aspect="auto")
+        for (i, j), share in np.ndenumerate(grid):
+            axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", color="white" if share > 0.6 else _INK)
+        axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+        axes.set_yticks(range(len(rows)), [one.label for one in rows])
+        axes.tick_params(length=0)
+        axes.set_xlabel("prompt length, tokens")
+        axes.set_title("needle recall, %")
+
+
+def _perplexity(outcomes: Outcomes, path: Path) -> None:
+    """Perplexity by length (the form of Figure 4): untrained rows dashed, trained ones solid."""
+    lengths = outcomes.lengths
+    rows = _main(outcomes, perplexity(lengths[0]))
+    with _figure(path, 2) as (axes, change):
+        for one in rows:
+            look: dict[str, Any] = {
+                "color": _COLOURS[one.name],
+                "marker": _MARKS[one.name],
+                "markersize": 4,
+                "linewidth": 1.3,
+            }
+            values = [outcomes.level(one, perplexity(length)).value for length in lengths]
+            axes.plot(lengths, values, label=one.label, linestyle="--" if one.is_untrained else "-", **look)
+            if one.name not in (BASE, "yarn"):  # scaling alone moves it by more than all training
+                moved = [outcomes.change(one, row(BASE), perplexity(length)).value for length in lengths]
+                change.plot(lengths, moved, label=one.label, **look)
+        change.axhline(0, color=_RULE)
+        for plot, title in ((axes, "perplexity of the first L tokens"), (change, "change from the base model")):
+            plot.set_xscale("log", base=2)
+            plot.set_xticks(lengths, [f"{length:,}" for length in lengths])
+            plot.minorticks_off()
+            plot.set_xlabel("L, tokens")
+            plot.set_title(title)
+        axes.legend(fontsize=7)
+
+
+def _tradeoff(outcomes: Outcomes, path: Path) -> None:
+    """Answers against perplexity (the form of Figure 6): every setting a point."""
+    rows = [one for one in ROWS if one.name != "yarn"]
+    with _figure(path, width=6.4, height=4) as (axes,):
+        for one in rows:
+            x, y = outcomes.level(one, PERPLEXITY).value, outcomes.level(one, F1)
+            is_known = one.name in _COLOURS
+            axes.plot(
+                x,
+                100 * y.value,
+                marker=_MARKS.get(one.name, "x"),
+                color=_COLOURS.get(one.name, _INK),
+                linestyle="none",
+                markersize=8 if is_known else 5,
+            )
+            axes.annotate(one.label, (x, 100 * y.value), xytext=(5, 3), textcoords="offset points", fontsize=7)
+        axes.margins(x=0.2, y=0.12)
+        axes.set_xlabel(f"{PERPLEXITY.label} tokens")
+        axes.set_ylabel("word F1 of held-out answers, %")
+
+
+def _margins(outcomes: Outcomes, path: Path) -> None:
+    """Distribution of the reward margin (Figure 6): the model as it was, instruct tuning, LOGO."""
+    shown = (row(BASE), row(SFT), row(LOGO))
+    margins = {one.name: outcomes.scores(one, MARGIN)[0].mean(0) for one in shown}
+    edges = np.histogram_bin_edges(np.concatenate(list(margins.values())), bins=14).tolist()
+    with _figure(path, 3, width=3.1, height=2.6) as plots:
+        for one, axes in zip(shown, plots, strict=True):
+            axes.hist(margins[one.name], bins=edges, color=_COLOURS[one.name], alpha=0.75)
+            axes.axvline(0, color=_INK, linewidth=0.8)
+            axes.set_title(f"{one.label}\nmean {margins[one.name].mean():+.2f}", fontsize=8)
+            axes.set_xlabel("margin, nats a token")
+        plots[0].set_ylabel("held-out pairs")
+
+
+def _training(outcomes: Outcomes, path: Path) -> None:
+    """Recall and retrieval score over training (the form of Figure 7)."""
+    keys = ("recall", "retrieval_forced")
+    with _figure(path, len(keys)) as plots:
+        for key, axes in zip(keys, plots, strict=True):
+            for name in CURVES:
+                curve = outcomes.curve(name)
+                points = [
+                    (point.step, found) for point in curve.points for found in point.values if found.metric == key
+                ]
+                steps = [step for step, _ in points]
+                axes.plot(
+                    steps,
+                    [100 * found.value for _, found in points],
+                    color=_COLOURS[name],
+                    marker=_MARKS[name],
+                    label=row(name).label,
+                )
+            title = next(metric.label for metric in curve.metrics if metric.key == key)
+            axes.set_title(f"{title}, %")
+            axes.set_xlabel("training step")
+            axes.set_xticks(steps)
+        plots[0].legend(fontsize=7)
+
+
+def _errors(outcomes: Outcomes, path: Path) -> None:
+    """How answers go wrong (the form of Figure 9)."""
+    rows = _main(outcomes, F1)
+    with _figure(path, width=6.4, height=0.9 + 0.36 * len(rows)) as (axes,):
+        left = np.zeros(len(rows))
+        for (outcome, label), colour in zip(OUTCOMES.items(), _PARTS, strict=True):
+            shares = np.asarray([100 * outcomes.level(one, outcome_measure(outcome)).value for one in rows])
+            axes.barh(range(len(rows)), shares, left=left, color=colour, edgecolor="white", label=label)
+            for number, (start, share) in enumerate(zip(left, shares, strict=True)):
+                if share >= 6:
+                    ink = _INK if colour in _PARTS[1::2] else "white"
+                    axes.text(
+                        start + share / 2, number, f"{share:.0f}", ha="center", va="center", fontsize=8, color=ink
+                    )
+            left += shares
+        axes.set_yticks(range(len(rows)), [one.label for one in rows])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("percent of held-out answers")
+        axes.legend(ncols=4, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1.0))
+        axes.tick_params(axis="y", length=0)

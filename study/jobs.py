@@ -1,0 +1,240 @@
+"""Which commands make the study: phases of jobs, each job one command of the project that resumes by itself."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from study.rows import BASE, CURVES, ROWS, Row, row
+from study.scale import Scale
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A command. ``name`` is the folder that it writes, below the study's."""
+
+    name: str
+    program: str
+    arguments: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """As it is typed in the root of the repository."""
+        return shlex.join([self.program, *self.arguments])
+
+
+BUILDS = ("train", "heldout", "validation", "train-unjudged", "train-fused", "heldout-pairs")
+"""Data sets: the first three are made first, the others draw on their responses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """All commands of a study at one scale.
+
+    Args:
+        scale: how large.
+        folder: of all results.
+        cache: of responses; None: every response is generated.
+        longbench: LongBench's data, to measure what fits; None: it is left out.
+        extra: overrides of the sizes, for a trial, by program.
+    """
+
+    scale: Scale
+    folder: Path
+    cache: Path | None = None
+    longbench: Path | None = None
+    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def documents(self, name: str) -> Path:
+        """The file of a split's documents."""
+        return self.folder / "documents" / f"{name}.jsonl"
+
+    def data(self, name: str) -> Path:
+        """A data set's folder."""
+        return self.folder / "data" / name
+
+    def run(self, row: Row, seed: int, rate: float | None) -> Path:
+        """A training run's folder."""
+        tail = "" if rate is None else f"-lr{rate:g}"
+        return self.folder / "runs" / f"{row.name}{tail}-seed{seed}"
+
+    def measured(self, row: Row, seed: int) -> Path:
+        """The folder of what was measured on a row."""
+        return self.folder / "eval" / (row.name if row.is_untrained else f"{row.name}-seed{seed}")
+
+    def seeds(self, row: Row) -> tuple[int, ...]:
+        """Seeds of a row's training."""
+        return self.scale.seeds[: 1 if row.is_untrained or not row.main else None]
+
+    def first_builds(self) -> list[Job]:
+        """Data sets that hold every response."""
+        return [
+            self._build("train", "train"),
+            self._build("heldout", "heldout", self._asked(self.scale.heldout_questions), "judge.enabled=false"),
+            self._build(
+                "validation", "validation", self._asked(self.scale.validation_questions), "judge.enabled=false"
+            ),
+        ]
+
+    def later_builds(self) -> list[Job]:
+        """Data sets made of the same documents otherwise."""
+        return [
+            self._build("train-unjudged", "train", self._asked(2), "judge.enabled=false", responses="train"),
+            self._build(
+                "train-fused", "train", "evaluator.name=fused", "contexts.critical_threshold=null", responses="train"
+            ),
+            self._build("heldout-pairs", "heldout", self._asked(self.scale.heldout_questions), responses="heldout"),
+        ]
+
+    def _asked(self, number: int) -> str:
+        return f"source.max_questions_per_document={number}"
+
+    def _build(self, name: str, documents: str, *overrides: str, responses: str | None = None) -> Job:
+        cache = self.cache or (self.data(responses) / "work" / "responses.jsonl" if responses else None)
+        reuse = () if cache is None else (f"generation.cache={cache}",)
+        folder = self.data(name)
+        return self._job(
+            "logodata",
+            folder,
+            "build",
+            str(self.scale.recipe),
+            f"source.path={self.documents(documents)}",
+            *overrides,
+            *reuse,
+            *self.extra.get("logodata", ()),
+        )
+
+    def pilots(self) -> list[Job]:
+        """Every learning rate of every method with one seed."""
+        return [self._train(tuned, self.scale.seeds[0], rate) for tuned, rate in self.tried()]
+
+    def validations(self) -> list[Job]:
+        """The validation questions, asked of every pilot."""
+        return [
+            self._job(
+                "logoeval",
+                self.validated(tuned, rate),
+                "qa",
+                "--recipe",
+                str(self.scale.recipe),
+                "--adapter",
+                str(self.run(tuned, self.scale.seeds[0], rate) / "final"),
+                "--data",
+                str(self.data("validation")),
+                "qa.max_new_tokens=32",
+                *self.extra.get("logoeval qa", ()),
+            )
+            for tuned, rate in self.tried()
+        ]
+
+    def validated(self, tuned: Row, rate: float) -> Path:
+        """The folder of a pilot's validation."""
+        return self.folder / "validation" / f"{tuned.name}-lr{rate:g}"
+
+    def tried(self) -> list[tuple[Row, float]]:
+        """Methods and learning rates."""
+        return [(tuned, rate) for tuned in ROWS if tuned.is_tuned for rate in self.scale.rates]
+
+    def trainings(self, rates: Mapping[str, float]) -> list[Job]:
+        """All runs that the comparison needs and the pilots did not make."""
+        piloted = {job.name for job in self.pilots()}
+        found = [
+            self._train(trained, seed, self.rate(trained, rates))
+            for trained in ROWS
+            if trained.overrides is not None
+            for seed in self.seeds(trained)
+        ]
+        return [job for job in found if job.name not in piloted]
+
+    def rate(self, trained: Row, rates: Mapping[str, float]) -> float | None:
+        """The learning rate of a row; None where nothing is trained."""
+        return None if trained.is_untrained else rates[trained.rate_of or trained.name]
+
+    def _train(self, trained: Row, seed: int, rate: float | None) -> Job:
+        assert trained.overrides is not None
+        folder = self.run(trained, seed, rate)
+        data = () if trained.is_untrained else ("--data", str(self.data(trained.data)))
+        rated = () if rate is None else (f"optimizer.lr={rate:g}",)
+        return self._job(
+            "logotrain",
+            folder,
+            "run",
+            str(self.scale.recipe),
+            *data,
+            *trained.overrides,
+            *rated,
+            f"seed={seed}",
+            *self.extra.get("logotrain", ()),
+        )
+
+    def measurements(self, rates: Mapping[str, float]) -> list[Job]:
+        """Held-out questions and pairs, needles and perplexity of every row and seed."""
+        return [
+            self._measure(measured, seed, self.rate(measured, rates))
+            for measured in ROWS
+            for seed in self.seeds(measured)
+        ]
+
+    def _measure(self, measured: Row, seed: int, rate: float | None) -> Job:
+        folder = self.measured(measured, seed)
+        return self._job(
+            "logoeval",
+            folder,
+            "run",
+            str(self.scale.recipe),
+            *self._adapter(measured, seed, rate),
+            f"qa={{data: {self.data('heldout')}, max_new_tokens: 32}}",
+            f"pairs={{data: {self.data('heldout-pairs')}, max_new_tokens: 32}}",
+            *(() if measured.main else ("niah=null",)),
+            *self.extra.get("logoeval run", ()),
+        )
+
+    def _adapter(self, measured: Row, seed: int, rate: float | None) -> tuple[str, ...]:
+        return () if measured.overrides is None else ("--adapter", str(self.run(measured, seed, rate) / "final"))
+
+    def curves(self, rates: Mapping[str, float]) -> list[Job]:
+        """Recall and retrieval at the checkpoints of some runs; and LongBench, if its data are given."""
+        return [*(self._curve(row(name), rates) for name in CURVES), *self._longbench(rates)]
+
+    def curve(self, name: str) -> Path:
+        """The folder of a curve."""
+        return self.folder / "curves" / name
+
+    def _curve(self, trained: Row, rates: Mapping[str, float]) -> Job:
+        folder, seed = self.curve(trained.name), self.scale.seeds[0]
+        return self._job(
+            "logoeval",
+            folder,
+            "niah",
+            "--recipe",
+            str(self.scale.recipe),
+            "--retrieval",
+            "--checkpoints",
+            str(self.run(trained, seed, self.rate(trained, rates)) / "checkpoints"),
+            *self.scale.curve,
+            *self.extra.get("logoeval niah", ()),
+        )
+
+    def _longbench(self, rates: Mapping[str, float]) -> Iterator[Job]:
+        if self.longbench is None:
+            return
+        for name in (BASE, *CURVES):
+            measured, seed = row(name), self.scale.seeds[0]
+            folder = self.folder / "longbench" / name
+            yield self._job(
+                "logoeval",
+                folder,
+                "longbench",
+                "--recipe",
+                str(self.scale.recipe),
+                *self._adapter(measured, seed, self.rate(measured, rates)),
+                "--data",
+                str(self.longbench),
+                f"engine.max_model_len={self.scale.longbench_window}",
+            )
+
+    def _job(self, program: str, folder: Path, *arguments: str) -> Job:
+        name = folder.relative_to(self.folder).as_posix()
+        return Job(name, program, (*arguments, "-o", str(folder)))

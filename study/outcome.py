@@ -1,0 +1,178 @@
+"""What the study's commands measured: scores by sample, averaged over seeds, and what follows from them.
+
+Of a row trained with several seeds each sample's score is the mean over its models, so that an interval over samples
+speaks of the method, not of one model; how far the seeds lie apart stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logodata.common.run_dir import read_json, write_json
+from logodata.common.shards import Shard
+from logoeval.errors import OUTCOMES, Outcome, classify
+from logoeval.records import PREDICTIONS_DIR, Curve, Results, SampleRow, TaskName, read_results
+from logoeval.stats import Array, Estimate, estimate_difference, estimate_mean
+from study.jobs import Study
+from study.rows import ROWS, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A number of the tables. ``where`` are facts that its samples must have; ``better``: +1 where more is better."""
+
+    task: TaskName
+    key: str
+    label: str
+    kind: str
+    better: int
+    where: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def transform(self) -> Callable[[Array], Array]:
+        """From the mean of the scores to what is shown."""
+        return np.exp if self.kind == "perplexity" else np.asarray
+
+
+F1 = Measure("qa", "token_f1", "answer F1, %", "share", +1)
+WORDS = Measure("qa", "word_share", "reference words, %", "share", +1)
+ENDED = Measure("qa", "ended", "ended by itself, %", "share", +1)
+TOKENS = Measure("qa", "answer_tokens", "answer tokens", "count", 0)
+RECALL = Measure("niah", "recall", "needle recall, %", "share", +1)
+MARGIN = Measure("pairs", "margin", "margin, nats a token", "nats", +1)
+CHOSEN = Measure("pairs", "chosen", "log-prob. of preferred", "nats", +1)
+
+
+def perplexity(length: int) -> Measure:
+    """Of the first ``length`` tokens."""
+    return Measure("ppl", f"ppl@{length}", f"perplexity at {length:,}", "perplexity", -1)
+
+
+PERPLEXITY = perplexity(4096)
+
+MEASURES = (F1, WORDS, ENDED, TOKENS, RECALL, PERPLEXITY, MARGIN, CHOSEN)
+"""The columns of the tables."""
+
+
+def outcome_measure(outcome: Outcome) -> Measure:
+    """Share of held-out answers of one outcome."""
+    return Measure("qa", f"outcome:{outcome}", f"{OUTCOMES[outcome]}, %", "share", +1 if outcome == "right" else -1)
+
+
+def chosen_rates(study: Study) -> dict[str, float]:
+    """The learning rate of each method: the one whose pilot answers the validation questions best by word F1; of equal
+    ones the lowest. Kept in ``rates.json``."""
+    found = validation_scores(study)
+    rates = {name: max(sorted(scores), key=lambda rate: scores[rate]) for name, scores in found.items()}
+    write_json(study.folder / "rates.json", {"chosen": rates, "validation_f1": found})
+    return rates
+
+
+def validation_scores(study: Study) -> dict[str, dict[float, float]]:
+    """Word F1 of each method's pilots by learning rate."""
+    found: dict[str, dict[float, float]] = {}
+    for tuned, rate in study.tried():
+        samples = read_results(study.validated(tuned, rate)).tasks["qa"].samples
+        found.setdefault(tuned.name, {})[rate] = float(np.mean([sample.scores["token_f1"] for sample in samples]))
+    return found
+
+
+class Outcomes:
+    """Everything that was measured.
+
+    Args:
+        study: whose folder holds it.
+        rates: the learning rates chosen.
+    """
+
+    def __init__(self, study: Study, rates: Mapping[str, float]) -> None:
+        self.study, self.rates = study, rates
+        self._read = cache(self._results)
+
+    def _results(self, folder: Path) -> Results:
+        return read_results(folder)
+
+    def results(self, row: Row) -> list[Results]:
+        """One a seed."""
+        return [self._read(self.study.measured(row, seed)) for seed in self.study.seeds(row)]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Points of the perplexity curve, in tokens."""
+        found: list[int] = self.results(ROWS[0])[0].tasks["ppl"].settings["lengths"]
+        return found
+
+    def has(self, row: Row, measure: Measure) -> bool:
+        """Whether it was measured on this row."""
+        return all(measure.task in results.tasks for results in self.results(row))
+
+    def scores(self, row: Row, measure: Measure) -> tuple[Array, list[str]]:
+        """Scores [seeds, samples] and the samples' clusters."""
+        columns, clusters = [], []
+        for seed, results in zip(self.study.seeds(row), self.results(row), strict=True):
+            samples = [
+                sample
+                for sample in results.tasks[measure.task].samples
+                if all(sample.facts[fact] == value for fact, value in measure.where)
+            ]
+            columns.append([self._score(row, seed, sample, measure) for sample in samples])
+            clusters = [sample.cluster for sample in samples]
+        return np.asarray(columns, dtype=float), clusters
+
+    def _score(self, row: Row, seed: int, sample: SampleRow, measure: Measure) -> float:
+        if not measure.key.startswith("outcome:"):
+            return sample.scores[measure.key]
+        return float(self.answers(row, seed)[sample.id] == measure.key.removeprefix("outcome:"))
+
+    def answers(self, row: Row, seed: int) -> dict[str, Outcome]:
+        """What became of each held-out answer."""
+        records = Shard(self.study.measured(row, seed) / PREDICTIONS_DIR / "qa.jsonl").values()
+        return {record["id"]: classify(record["response"], record["question"], record["answers"]) for record in records}
+
+    def level(self, row: Row, measure: Measure) -> Estimate:
+        """The mean with its interval over samples."""
+        scores, clusters = self.scores(row, measure)
+        return estimate_mean(scores.mean(0), clusters, transform=measure.transform)
+
+    def by_seed(self, row: Row, measure: Measure) -> list[float]:
+        """The mean of each seed's model."""
+        scores, _ = self.scores(row, measure)
+        return [float(measure.transform(mean)) for mean in scores.mean(1)]
+
+    def change(self, row: Row, other: Row, measure: Measure) -> Estimate:
+        """``row`` minus ``other``, over the same samples."""
+        (after, clusters), (before, _) = self.scores(row, measure), self.scores(other, measure)
+        return estimate_difference(before.mean(0), after.mean(0), clusters, transform=measure.transform)
+
+    def changes_by_seed(self, row: Row, other: Row, measure: Measure) -> list[float]:
+        """The same for each seed: with the same seed's model where the other row has several, else with its one."""
+        after, before = self.by_seed(row, measure), self.by_seed(other, measure)
+        pairs = zip(after, before if len(before) == len(after) else before[:1] * len(after), strict=True)
+        return [one - two for one, two in pairs]
+
+    def curve(self, name: str) -> Curve:
+        """Needles over the training of a row."""
+        found = read_results(self.study.curve(name)).curve
+        assert found is not None
+        return found
+
+    def metrics(self, row: Row, seed: int) -> list[dict[str, Any]]:
+        """``metrics.jsonl`` of a training run, a record a step."""
+        path = self.study.run(row, seed, self.study.rate(row, self.rates)) / "metrics.jsonl"
+        return list(Shard(path, key="step").values())
+
+    def statistics(self, name: str) -> dict[str, Any]:
+        """``stats.json`` of a data set."""
+        found: dict[str, Any] = read_json(self.study.data(name) / "stats.json")
+        return found
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Standard deviation over seeds; None for one."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -1,0 +1,197 @@
+"""The study's report: ``README.md`` with tables, figures and the commands behind them, and ``results.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from logodata.common.run_dir import write_atomic, write_json
+from logodata.contract import read_samples
+from logoeval.records import read_results
+from study import figures, tables
+from study.claims import CLAIMS, NOT_TESTABLE, judge
+from study.jobs import BUILDS, Job, Study
+from study.outcome import F1, MARGIN, MEASURES, PERPLEXITY, RECALL, WORDS, Outcomes, outcome_measure, validation_scores
+from study.rows import BASE, CURVES, LOGO, ROWS, row
+from study.schedule import Journal
+
+_CAPTIONS = {
+    "needles": "Needles found by prompt length (the form of the paper's Figure 3).",
+    "perplexity": "Perplexity of Python's documentation; dashed: no weight was trained (Figure 4).",
+    "tradeoff": "Answers against perplexity, every setting (Figure 6).",
+    "margins": "Reward margin of held-out pairs, mean over seeds (Figure 6).",
+    "training": "Needle recall and retrieval score with the right answer fed, over training (Figure 7).",
+    "errors": "How held-out answers go wrong (Figure 9).",
+}
+
+
+def write_report(study: Study, rates: Mapping[str, float], journal: Journal, folder: Path) -> None:
+    """Write the report into ``folder``; ``remarks.md`` there, written by hand, is taken into it."""
+    outcomes = Outcomes(study, rates)
+    drawn = figures.draw_all(outcomes, folder / f"figures-{study.scale.name}")
+    write_atomic(folder / "README.md", _page(outcomes, journal, folder, drawn))
+    write_json(folder / f"results-{study.scale.name}.json", record(outcomes, journal))
+
+
+def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str, Path]) -> str:
+    study = outcomes.study
+    main, ablations = [one for one in ROWS if one.main], [row(LOGO), *(one for one in ROWS if not one.main)]
+    trained = [one for one in main if not one.is_untrained]
+    remarks = folder / "remarks.md"
+    jobs = all_jobs(study, outcomes.rates)
+    taken = [journal.taken(job) for job in jobs]
+    hours, cores = sum(one.seconds for one in taken) / 3600 / study.scale.workers, sum(one.cpu_seconds for one in taken)
+    pairs = len(read_samples(study.data("heldout-pairs")))
+    first = outcomes.results(row(BASE))[0].tasks["qa"]
+    questions, documents = len(first.samples), len({sample.cluster for sample in first.samples})
+    parts = [
+        f"# Does it work? The paper's comparisons on SmolLM2-135M-Instruct ({study.scale.name} scale)",
+        _written_by(study),
+        "What was decided before the runs is in [protocol.md](protocol.md). Numbers in brackets are 95 % intervals "
+        f"over the {questions} held-out questions of {documents} documents (paired where they are differences, "
+        f"resampled by document), over {pairs} held-out pairs, or over needle prompts; ± is the standard deviation "
+        f"over {len(study.scale.seeds)} seeds of training. A row trained with several seeds is the mean of its models, "
+        "sample by sample.",
+        *([remarks.read_text(encoding="utf-8").strip()] if remarks.is_file() else []),
+        "## What the paper claims, and what was found",
+        "The rule: *confirmed* if the interval of the paired difference and every seed lie on the claimed side, "
+        "*refuted* if the interval lies on the other, else *not confirmed*.",
+        tables.claims_table(outcomes).markdown(),
+        "Not testable at this size:\n\n" + "\n".join(f"- {text}" for text in NOT_TESTABLE),
+        "## The rows of Table 1",
+        tables.levels(outcomes, main, "Rows").markdown(),
+        tables.changes(outcomes, trained, row(BASE), (F1, WORDS, RECALL, PERPLEXITY, MARGIN)).markdown(),
+        _figures(drawn, ("needles", "perplexity", "training", "margins", "errors"), folder),
+        "## Settings of LOGO (Figure 6)",
+        f"Each differs from LOGO in one thing; one seed ({study.scale.seeds[0]}), LOGO's learning rate.",
+        tables.levels(outcomes, ablations, "Settings").markdown(),
+        tables.changes(outcomes, ablations[1:], row(LOGO), (F1, WORDS, PERPLEXITY, MARGIN)).markdown(),
+        _figures(drawn, ("tradeoff",), folder),
+        *_longbench(study),
+        "## Learning rates",
+        "Each method was trained with the same three and the same seed; the one whose answers to the validation "
+        "questions have the best word F1 was taken (bold). Ablations take LOGO's.",
+        tables.rates_table(outcomes).markdown(),
+        "## Data",
+        tables.data_table(outcomes, BUILDS).markdown(),
+        "## What it took",
+        f"All {len(jobs)} commands: {cores / 3600:.1f} hours of processor, about {hours:.1f} hours on "
+        f"{os.cpu_count()} cores ({study.scale.workers} commands side by side).",
+        tables.cost_table(outcomes, journal).markdown(),
+        "## Every number's command",
+        f"`make evidence SCALE={study.scale.name}` runs all of them, and goes on where it was stopped. One by one, in "
+        "the root of the repository (the documents are put together by it):",
+        "\n\n".join(_commands(title, found) for title, found in _phases(study, outcomes.rates)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _written_by(study: Study) -> str:
+    names = ("torch", "transformers", "peft")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    cached = (
+        f"Responses of the model were taken from `{study.cache}`" if study.cache else "Every response was generated"
+    )
+    return (
+        f"Written by `make evidence SCALE={study.scale.name}` on {datetime.now(UTC):%Y-%m-%d} ({platform.machine()}, "
+        f"{os.cpu_count()} cores; {versions}). {cached}."
+    )
+
+
+def _figures(drawn: Mapping[str, Path], names: Sequence[str], folder: Path) -> str:
+    return "\n\n".join(
+        f"![{_CAPTIONS[name]}]({drawn[name].relative_to(folder).as_posix()})\n\n*{_CAPTIONS[name]}*" for name in names
+    )
+
+
+def _longbench(study: Study) -> list[str]:
+    if study.longbench is None:
+        return []
+    lines = []
+    for name in (BASE, *CURVES):
+        found = read_results(study.folder / "longbench" / name).tasks["longbench"]
+        shown = {line.metric: line for line in found.summary if not line.slice}
+        scores = [f"{100 * line.value:.1f}" for line in shown.values()]
+        lines.append(f"| {row(name).label} | {' | '.join(scores)} |")
+    head = [next(metric.label for metric in found.metrics if metric.key == key) for key in shown]
+    rule = " | ".join(["---"] + ["---:"] * len(head))
+    count = len(found.samples)
+    return [
+        "## LongBench, what fits",
+        f"{count} rows in a window of {study.scale.longbench_window:,} tokens: far too few for official scores.",
+        "\n".join([f"|  | {' | '.join(head)} |", f"| {rule} |", *lines]),
+    ]
+
+
+def _phases(study: Study, rates: Mapping[str, float]) -> list[tuple[str, list[Job]]]:
+    return [
+        ("Data", [*study.first_builds(), *study.later_builds()]),
+        ("Learning rates", [*study.pilots(), *study.validations()]),
+        ("Training", study.trainings(rates)),
+        ("Measurements: Tables, Figures 3, 4, 6 and 9", study.measurements(rates)),
+        ("Curves: Figure 7; LongBench", study.curves(rates)),
+    ]
+
+
+def all_jobs(study: Study, rates: Mapping[str, float]) -> list[Job]:
+    """Every command, in order."""
+    return [job for _, jobs in _phases(study, rates) for job in jobs]
+
+
+def _commands(title: str, jobs: Sequence[Job]) -> str:
+    listed = "\n".join(job.command for job in jobs)
+    return f"<details><summary>{title}: {len(jobs)}</summary>\n\n```\n{listed}\n```\n\n</details>"
+
+
+def record(outcomes: Outcomes, journal: Journal) -> dict[str, Any]:
+    """All numbers of the report, for other programs."""
+    study = outcomes.study
+    shown = [*MEASURES, outcome_measure("hallucination"), outcome_measure("instruction_unfollowing")]
+    rows = {}
+    for one in ROWS:
+        found = {}
+        for measure in shown:
+            if outcomes.has(one, measure):
+                level = outcomes.level(one, measure)
+                by_seed = outcomes.by_seed(one, measure)
+                found[measure.key] = {"value": level.value, "interval": level.interval, "by_seed": by_seed}
+        rows[one.name] = {"label": one.label, "seeds": study.seeds(one), "measures": found}
+    claims = []
+    for claim in CLAIMS:
+        finding = judge(claim, outcomes)
+        claims.append(
+            {
+                "claim": claim.text,
+                "rows": [claim.row, claim.other],
+                "measure": claim.measure.key,
+                "change": finding.change.value,
+                "interval": finding.change.interval,
+                "by_seed": finding.by_seed,
+                "verdict": finding.verdict,
+            }
+        )
+    jobs = {job.name: {"command": job.command, **_taken(journal, job)} for job in all_jobs(study, outcomes.rates)}
+    return json.loads(  # tuples as lists
+        json.dumps(
+            {
+                "scale": study.scale.name,
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                "rates": {"chosen": outcomes.rates, "validation_f1": validation_scores(study)},
+                "rows": rows,
+                "claims": claims,
+                "jobs": jobs,
+            }
+        )
+    )
+
+
+def _taken(journal: Journal, job: Job) -> dict[str, float]:
+    taken = journal.taken(job)
+    return {"seconds": taken.seconds, "cpu_seconds": taken.cpu_seconds, "peak_gib": taken.peak_gib}

@@ -1,0 +1,66 @@
+"""The rows of the comparison: each is the scale's recipe with a few overrides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way to train, or not to.
+
+    ``overrides`` are ``logotrain run``'s, None for the model as it is. ``data`` names the data set (see
+    :data:`study.jobs.BUILDS`). ``rate_of`` is the row whose learning rate this one takes; None: its own is chosen.
+    A row that is not ``main`` is an ablation of LOGO: one seed, no needles.
+    """
+
+    name: str
+    label: str
+    overrides: tuple[str, ...] | None = ()
+    data: str = "train"
+    rate_of: str | None = None
+    main: bool = False
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether its learning rate is chosen on the validation documents."""
+        return self.overrides is not None and self.rate_of is None and not self.is_untrained
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether no weight changes: the model as it is, or under scaled positions only."""
+        return self.overrides is None or "epochs=0" in self.overrides
+
+
+BASE, SFT, LOGO = "base", "sft-partial", "logo"
+
+ROWS = (
+    Row(BASE, "SmolLM2-135M-Instruct", None, main=True),
+    Row("yarn", "+ YaRN, training-free", ("epochs=0", "rope={type: yarn, factor: 2}"), main=True),
+    Row("randpos", "+ RandPOS", ("positions.mode=randpos",), rate_of=LOGO, main=True),
+    Row("sft-full", "+ Instruct Tuning (Full)", ("objective={name: sft, tokens: sequence}",), main=True),
+    Row(SFT, "+ Instruct Tuning (Partial)", ("objective={name: sft}",), main=True),
+    Row(
+        "simpo",
+        "+ SimPO (M=1)",
+        ("objective={name: simpo, beta: 2.5, gamma: 0.25}", "data.num_rejected=1"),
+        main=True,
+    ),
+    Row(LOGO, "+ LOGO (M=2, λ=0.1)", (), main=True),
+    Row("logo-m3", "LOGO, M=3", ("data.num_rejected=3",), rate_of=LOGO),
+    Row("logo-lambda0", "LOGO, λ=0", ("objective.sft_weight=0",), rate_of=LOGO),
+    Row("logo-lambda0.5", "LOGO, λ=0.5", ("objective.sft_weight=0.5",), rate_of=LOGO),
+    Row("logo-lambda1", "LOGO, λ=1", ("objective.sft_weight=1",), rate_of=LOGO),
+    Row("logo-continuous", "LOGO, continuous positions only", ("positions.mode=continuous",), rate_of=LOGO),
+    Row("logo-sparse", "LOGO, sparse positions only", ("positions.mode=sparse",), rate_of=LOGO),
+    Row("logo-unjudged", "LOGO, judge off", (), data="train-unjudged", rate_of=LOGO),
+    Row("logo-fused", "LOGO, evaluator fused", (), data="train-fused", rate_of=LOGO),
+)
+
+CURVES = ("sft-full", SFT, LOGO)
+"""Rows whose checkpoints are measured (the paper's Figure 7)."""
+
+
+def row(name: str) -> Row:
+    """The row of this name."""
+    return next(found for found in ROWS if found.name == name)

@@ -1,0 +1,77 @@
+"""How large the study is: the same rows at the size of a CPU or of a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RECIPES = Path("recipes") / "study"
+DOCUMENTS = Path("study") / "documents"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Sizes that are not the recipe's own.
+
+    ``workers`` commands run side by side. ``questions`` of each document: for training, validation, held-out answers.
+    ``rates`` are the learning rates tried for each method; ``curve`` are overrides of the needles over training.
+    ``tenth``: overrides for a trial by program, after all others.
+    """
+
+    name: str
+    workers: int
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    validation_questions: int
+    heldout_questions: int
+    curve: tuple[str, ...]
+    longbench_window: int = 2048
+    tenth: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe that every row starts from."""
+        return RECIPES / f"{self.name}.yaml"
+
+    @property
+    def cache(self) -> Path:
+        """Responses that come with the project, made by the same commands."""
+        return Path("study") / f"responses-{self.name}.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The folder of the report."""
+        return Path("docs") / "results" / ("" if self.name == "cpu" else self.name)
+
+
+_FEW = {
+    "logodata": ("source.max_documents=6", "source.max_questions_per_document=3"),
+    "logotrain": ("max_steps=2", "checkpoint.every_steps=1"),
+    "logoeval qa": ("qa.max_samples=4",),
+    "logoeval run": ("qa.max_samples=6", "pairs.max_samples=3", "ppl.num_documents=2"),
+}
+
+CPU = Scale(
+    name="cpu",
+    workers=2,
+    rates=(2e-4, 5e-4, 1e-3),
+    seeds=(0, 1, 2),
+    validation_questions=8,
+    heldout_questions=5,
+    curve=("niah.lengths=[1024]", "niah.num_samples=4"),
+    tenth={**_FEW, "logoeval niah": ("niah.lengths=[512]", "niah.num_samples=1", "niah.retrieval.num_calibration=1")},
+)
+
+GPU = Scale(
+    name="gpu",
+    workers=1,
+    rates=(1e-4, 3e-4, 1e-3),
+    seeds=(0, 1, 2),
+    validation_questions=16,
+    heldout_questions=16,
+    curve=("niah.lengths=[4096]", "niah.num_samples=10"),
+    longbench_window=8192,
+)
+
+SCALES = {scale.name: scale for scale in (CPU, GPU)}

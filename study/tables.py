@@ -1,0 +1,120 @@
+"""The tables of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from logoeval.stats import Estimate
+from logoeval.tables import Table
+from study.claims import CLAIMS, judge
+from study.outcome import MEASURES, Measure, Outcomes, spread, validation_scores
+from study.rows import ROWS, Row, row
+from study.schedule import Journal
+
+
+def value(measure: Measure, number: float, *, signed: bool = False) -> str:
+    """A number as it is read: shares as percent."""
+    digits = {"share": 1, "count": 1}.get(measure.kind, 2)
+    return f"{100 * number if measure.kind == 'share' else number:{'+' if signed else ''}.{digits}f}"
+
+
+def estimate(measure: Measure, found: Estimate, *, signed: bool = False) -> str:
+    """A number with its interval."""
+    text = value(measure, found.value, signed=signed)
+    if found.interval is None:
+        return text
+    low, high = (value(measure, edge, signed=signed) for edge in found.interval)
+    return f"{text} [{low}, {high}]"
+
+
+def levels(outcomes: Outcomes, rows: Sequence[Row], title: str) -> Table:
+    """Every measure of every row, with 95 % intervals over samples and the deviation over seeds."""
+    lines = []
+    for one in rows:
+        cells = []
+        for measure in MEASURES:
+            if not outcomes.has(one, measure):
+                cells.append("-")
+                continue
+            by_seed = spread(outcomes.by_seed(one, measure))
+            text = estimate(measure, outcomes.level(one, measure))
+            cells.append(text if by_seed is None else f"{text} ±{value(measure, by_seed)}")
+        lines.append([one.label, *cells])
+    return Table(title, ["", *(measure.label for measure in MEASURES)], lines)
+
+
+def changes(outcomes: Outcomes, rows: Sequence[Row], other: Row, measures: Sequence[Measure]) -> Table:
+    """Paired differences from one row."""
+    lines = []
+    for one in rows:
+        cells = [
+            estimate(measure, outcomes.change(one, other, measure), signed=True)
+            if outcomes.has(one, measure) and outcomes.has(other, measure)
+            else "-"
+            for measure in measures
+        ]
+        lines.append([one.label, *cells])
+    return Table(f"Difference from {other.label}", ["", *(measure.label for measure in measures)], lines)
+
+
+def claims_table(outcomes: Outcomes) -> Table:
+    """Each claim with the difference that decides it."""
+    lines = []
+    for claim in CLAIMS:
+        found = judge(claim, outcomes)
+        seeds = ", ".join(value(claim.measure, number, signed=True) for number in found.by_seed)
+        lines.append(
+            [
+                claim.text,
+                f"{row(claim.row).label} - {row(claim.other).label}",
+                claim.measure.label,
+                estimate(claim.measure, found.change, signed=True),
+                seeds,
+                found.verdict,
+            ]
+        )
+    head = ["the claim", "compared", "in", "difference [95 %]", "by seed", "here"]
+    return Table("The paper's claims", head, lines, text_columns={1, 2, 5})
+
+
+def rates_table(outcomes: Outcomes) -> Table:
+    """What each learning rate gave on the validation documents."""
+    found = validation_scores(outcomes.study)
+    rates = outcomes.study.scale.rates
+    lines = [
+        [
+            row(name).label,
+            *(
+                f"**{100 * scores[rate]:.1f}**" if rate == outcomes.rates[name] else f"{100 * scores[rate]:.1f}"
+                for rate in rates
+            ),
+        ]
+        for name, scores in found.items()
+    ]
+    return Table("Validation F1, %, by learning rate", ["", *(f"{rate:g}" for rate in rates)], lines)
+
+
+def data_table(outcomes: Outcomes, names: Sequence[str]) -> Table:
+    """What each data set holds."""
+    lines = []
+    for name in names:
+        stats = outcomes.statistics(name)
+        lines.append([name, str(stats["questions"]), str(stats["kept"]), f"{stats['answer_in_critical']:.0%}"])
+    return Table("Data sets", ["", "questions", "kept", "answer in critical chunks"], lines)
+
+
+def cost_table(outcomes: Outcomes, journal: Journal) -> Table:
+    """What a row's training and measuring took: one run, the first seed's."""
+    study, lines = outcomes.study, []
+    trained = {job.name: job for job in [*study.pilots(), *study.trainings(outcomes.rates)]}
+    measured = {job.name: job for job in study.measurements(outcomes.rates)}
+    for one in ROWS:
+        seed = study.seeds(one)[0]
+        rate = study.rate(one, outcomes.rates)
+        run = study.run(one, seed, rate).relative_to(study.folder).as_posix()
+        training = journal.taken(trained[run]) if one.overrides is not None else None
+        measuring = journal.taken(measured[study.measured(one, seed).relative_to(study.folder).as_posix()])
+        cells = ["-"] * 2 if training is None else [f"{training.cpu_seconds:.0f}", f"{training.peak_gib:.1f}"]
+        lines.append([one.label, *cells, f"{measuring.cpu_seconds:.0f}", f"{measuring.peak_gib:.1f}"])
+    head = ["", "training, core-seconds", "GiB", "measuring, core-seconds", "GiB"]
+    return Table("What a row costs", head, lines)
