@@ -1,0 +1,100 @@
+"""The study of docs/results: its commands are ones the programs take, it goes on where it stopped, its report adds up."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from logodata.common.errors import UserError
+from logodata.common.recipe_io import load_recipe
+from logodata.common.run_dir import write_json
+from logodata.recipe import BuildRecipe
+from logoeval.recipe import EvalRecipe
+from logotrain.recipe import TrainRecipe
+from study.jobs import Job, Study
+from study.report import all_jobs
+from study.rows import BASE, LOGO, ROWS, SFT, row
+from study.scale import CPU, DOCUMENTS, GPU, SCALES
+from study.schedule import Journal, run_jobs
+
+ROOT = Path(__file__).resolve().parents[1]
+RATES = {tuned.name: 5e-4 for tuned in ROWS if tuned.is_tuned}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("tenth", [False, True])
+@pytest.mark.parametrize("scale", SCALES.values(), ids=lambda scale: scale.name)
+def test_every_command_is_one_that_the_programs_take(scale: object, tenth: bool, tmp_path: Path) -> None:
+    assert scale in (CPU, GPU)
+    study = Study(scale, tmp_path, longbench=Path("rows.jsonl"), extra=scale.tenth if tenth else {})  # type: ignore[arg-type]
+    jobs = all_jobs(study, RATES)
+    assert len({job.name for job in jobs}) == len(jobs)
+    sections = {"logodata": ("build", BuildRecipe), "logotrain": ("train", TrainRecipe), "logoeval": ("eval", EvalRecipe)}
+    for job in jobs:
+        assert shlex.split(job.command) == [job.program, *job.arguments]
+        section, cls = sections[job.program]
+        overrides = [word for word in job.arguments if "=" in word and not word.startswith("-")]
+        overrides += ["qa.data=somewhere"] if job.arguments[0] == "qa" else []
+        recipe = load_recipe(cls, section, scale.recipe, overrides)  # type: ignore[arg-type, attr-defined]
+        if isinstance(recipe, TrainRecipe) and "--data" in job.arguments:
+            assert recipe.data.num_rejected in (1, 2, 3)
+
+
+def test_rows_differ_from_logo_in_what_they_say() -> None:
+    """A row's overrides change the resolved recipe, and no two rows are the same."""
+
+    def resolved(name: str) -> str:
+        overrides = row(name).overrides or ()
+        return load_recipe(TrainRecipe, "train", CPU.recipe, overrides).model_dump_json() + row(name).data
+
+    trained = [found.name for found in ROWS if not found.is_untrained]
+    assert len({resolved(name) for name in trained}) == len(trained)
+    assert row(LOGO).overrides == ()
+
+
+def test_the_splits_share_no_document_and_their_evidence_stands_in_the_text() -> None:
+    seen: dict[str, str] = {}
+    for name in ("train", "validation", "heldout"):
+        for line in (DOCUMENTS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            document = json.loads(line)
+            assert document["context"] not in seen.values()
+            seen[document["doc_id"]] = document["context"]
+            for question in document["questions"]:
+                assert all(document["context"][start:end].strip() for start, end in question["evidence"])
+    assert len(seen) == 18
+
+
+def _job(name: str, code: str) -> Job:
+    return Job(name, "timeit", ("-n", "1", "-r", "1", code))
+
+
+def test_what_ended_well_is_not_run_again_and_what_failed_is(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    append = f"open({str(count)!r}, 'a').write('x')"
+    good, bad = _job("good", append), _job("bad", f"{append}; assert len(open({str(count)!r}).read()) > 2")
+    journal = Journal(tmp_path)
+    with pytest.raises(UserError, match=r"bad ended with code 1: AssertionError"):
+        run_jobs([good, bad], 1, tmp_path, journal)
+    assert count.read_text() == "xx"
+    assert journal.is_done(good)
+    assert not journal.is_done(bad)
+    run_jobs([good, bad], 1, tmp_path, Journal(tmp_path))  # another process would read the same journal
+    assert count.read_text() == "xxx"
+    assert Journal(tmp_path).is_done(bad)
+    lines = [json.loads(line) for line in (tmp_path / "jobs.jsonl").read_text().splitlines()]
+    assert [(line["name"], line["ok"]) for line in lines] == [("good", True), ("bad", False), ("bad", True)]
+    assert Journal(tmp_path).taken(bad).seconds == pytest.approx(sum(line["seconds"] for line in lines[1:]))
+
+
+def test_a_job_whose_command_changed_is_run_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    run_jobs([_job("a", "pass")], 1, tmp_path, journal)
+    assert not journal.is_done(_job("a", "1 + 1"))
