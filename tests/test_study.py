@@ -1,4 +1,4 @@
-"""The study of docs/results: its commands are ones the programs take, it goes on where it stopped, its report adds up."""
+"""The study of docs/results: its commands are ones that the programs take, and it goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import json
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from logodata.common.errors import UserError
 from logodata.common.recipe_io import load_recipe
-from logodata.common.run_dir import write_json
 from logodata.recipe import BuildRecipe
 from logoeval.recipe import EvalRecipe
 from logotrain.recipe import TrainRecipe
 from study.jobs import Job, Study
 from study.report import all_jobs
-from study.rows import BASE, LOGO, ROWS, SFT, row
+from study.rows import LOGO, ROWS, row
 from study.scale import CPU, DOCUMENTS, GPU, SCALES
 from study.schedule import Journal, run_jobs
 
@@ -37,7 +35,11 @@ def test_every_command_is_one_that_the_programs_take(scale: object, tenth: bool,
     study = Study(scale, tmp_path, longbench=Path("rows.jsonl"), extra=scale.tenth if tenth else {})  # type: ignore[arg-type]
     jobs = all_jobs(study, RATES)
     assert len({job.name for job in jobs}) == len(jobs)
-    sections = {"logodata": ("build", BuildRecipe), "logotrain": ("train", TrainRecipe), "logoeval": ("eval", EvalRecipe)}
+    sections = {
+        "logodata": ("build", BuildRecipe),
+        "logotrain": ("train", TrainRecipe),
+        "logoeval": ("eval", EvalRecipe),
+    }
     for job in jobs:
         assert shlex.split(job.command) == [job.program, *job.arguments]
         section, cls = sections[job.program]

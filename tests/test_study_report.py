@@ -1,0 +1,214 @@
+"""What the study makes of its measurements, on measurements made up here: every number against numpy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from logodata.common.run_dir import write_json
+from logodata.common.shards import Shard
+from logoeval.qa import METRICS as QA_METRICS
+from logoeval.records import (
+    Curve,
+    CurvePoint,
+    CurveValue,
+    Metric,
+    Provenance,
+    Results,
+    SampleRow,
+    TaskResult,
+    summarise,
+)
+from logoeval.records import write_results as write_results_there
+from study.claims import CLAIMS, Claim, judge
+from study.jobs import BUILDS, Study
+from study.outcome import F1, MARGIN, RECALL, Outcomes, chosen_rates, outcome_measure, perplexity
+from study.report import write_report
+from study.rows import BASE, CURVES, LOGO, ROWS, SFT, row
+from study.scale import CPU
+from study.schedule import Journal
+from tests.logoeval.conftest import write_build
+
+NUM_QUESTIONS, LENGTHS = 30, (512, 1024, 2048, 4096)
+LEVEL = {BASE: 0.1, SFT: 0.3, LOGO: 0.5}
+"""Word F1 of some rows; the others have 0.2."""
+
+
+def write_results(folder: Path, results: Results) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_results_there(folder, results)
+
+
+def _metric(key: str, kind: str) -> Metric:
+    return Metric.model_validate({"key": key, "label": key, "explanation": key, "kind": kind, "better": "higher"})
+
+
+def _task(task: str, metrics: list[Metric], samples: list[SampleRow], **settings: object) -> TaskResult:
+    provenance = Provenance(
+        logo_align="0",
+        python="3",
+        torch="2",
+        transformers="5",
+        engine="fake",
+        device="cpu",
+        model="m",
+        model_fingerprint="m",
+        adapter=None,
+        adapter_fingerprint=None,
+        tokenizer_fingerprint="t",
+        date="2026-11-27",
+        seconds=1.0,
+    )
+    return TaskResult.model_validate(
+        {
+            "task": task,
+            "settings": settings,
+            "provenance": provenance,
+            "metrics": metrics,
+            "summary": summarise(metrics, samples),
+            "samples": samples,
+        }
+    )
+
+
+def _sample(number: int, scores: dict[str, float], **facts: object) -> SampleRow:
+    return SampleRow(id=f"q{number}", cluster=f"d{number // 3}", prompt_hash="h", scores=scores, facts=facts)
+
+
+def _write_measurements(folder: Path, level: float, seed: int, *, needles: bool) -> None:
+    rng, noise = np.random.default_rng(0), np.random.default_rng(seed + 1)
+    difficulty = rng.normal(0, 0.1, NUM_QUESTIONS)
+    answers, questions = Shard(folder / "predictions" / "qa.jsonl"), []
+    answers.path.parent.mkdir(parents=True)
+    for number in range(NUM_QUESTIONS):
+        score = level + difficulty[number] + noise.normal(0, 0.02)
+        scores = {"token_f1": score, "word_share": score, "ended": 1.0, "answer_tokens": 8.0}
+        questions.append(_sample(number, scores, kind="single_detail"))
+        said = "the bridge" if number < NUM_QUESTIONS * level else "the mill where it stood" if number % 2 else "no"
+        answers.append({"id": f"q{number}", "question": "Where stood it?", "answers": ["the bridge"], "response": said})
+    points = [_metric(f"ppl@{length}", "perplexity") for length in LENGTHS]
+    texts = [_sample(number, {f"ppl@{length}": 3.0 - level / 100 for length in LENGTHS}) for number in (0, 3, 6)]
+    margins = [_sample(number, {"margin": level - 0.5, "chosen": -1.0}) for number in range(NUM_QUESTIONS)]
+    tasks = {
+        "qa": _task("qa", QA_METRICS, questions),
+        "pairs": _task("pairs", [_metric("margin", "nats"), _metric("chosen", "nats")], margins),
+        "ppl": _task("ppl", points, texts, lengths=list(LENGTHS)),
+    }
+    if needles:
+        found = [_sample(number, {"recall": number % 2}, length=LENGTHS[1 + number % 3]) for number in range(12)]
+        tasks["niah"] = _task("niah", [_metric("recall", "share")], found)
+    write_results(folder, Results.model_validate({"tasks": tasks}))
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_tokenizer: object) -> Study:
+    """A folder as all commands of a study leave it."""
+    study = Study(CPU, tmp_path / "evidence")
+    for tuned, rate in study.tried():
+        score = 0.5 if rate == 5e-4 or tuned.name == SFT else 0.4
+        samples = [_sample(number, {"token_f1": score}) for number in range(4)]
+        task = _task("qa", [_metric("token_f1", "share")], samples)
+        write_results(study.validated(tuned, rate), Results.model_validate({"tasks": {"qa": task}}))
+    for one in ROWS:
+        for seed in study.seeds(one):
+            _write_measurements(study.measured(one, seed), LEVEL.get(one.name, 0.2), seed, needles=one.main)
+    for name in CURVES:
+        values = [
+            CurveValue(
+                metric=key, value=0.5, low=0.4, high=0.6, change=0.0, change_low=None, change_high=None, num_samples=4
+            )
+            for key in ("recall", "retrieval_forced")
+        ]
+        metrics = [_metric("recall", "share"), _metric("retrieval_forced", "share")]
+        points = [CurvePoint(step=step, adapter_fingerprint=None, values=values) for step in (0, 8, 16)]
+        curve = Curve(checkpoints="c", settings={}, metrics=metrics, points=points)
+        write_results(study.curve(name), Results(curve=curve))
+    for name in BUILDS:
+        if name == "heldout-pairs":
+            write_build(study.data(name), tiny_tokenizer)
+        else:
+            study.data(name).mkdir(parents=True)
+            write_json(study.data(name) / "stats.json", {"questions": 6, "kept": 5, "answer_in_critical": 0.9})
+    return study
+
+
+def test_rates_are_the_best_on_validation_and_of_equal_ones_the_lowest(study: Study) -> None:
+    rates = chosen_rates(study)
+    assert rates == {"sft-full": 5e-4, SFT: 2e-4, "simpo": 5e-4, LOGO: 5e-4}
+    assert json.loads((study.folder / "rates.json").read_text())["chosen"] == rates
+
+
+def test_numbers_are_means_over_samples_and_seeds(study: Study) -> None:
+    outcomes = Outcomes(study, chosen_rates(study))
+    per_seed = [
+        [sample.scores["token_f1"] for sample in results.tasks["qa"].samples] for results in outcomes.results(row(LOGO))
+    ]
+    assert len(per_seed) == 3
+    level = outcomes.level(row(LOGO), F1)
+    assert level.value == pytest.approx(np.mean(per_seed))
+    assert level.num_clusters == NUM_QUESTIONS // 3
+    assert outcomes.by_seed(row(LOGO), F1) == pytest.approx(np.mean(per_seed, axis=1))
+    base = [sample.scores["token_f1"] for sample in outcomes.results(row(BASE))[0].tasks["qa"].samples]
+    change = outcomes.change(row(LOGO), row(BASE), F1)
+    assert change.value == pytest.approx(np.mean(per_seed) - np.mean(base))
+    assert change.interval is not None
+    assert change.interval[0] > 0.3  # paired: the questions' own difficulty cancels
+    seeds = outcomes.changes_by_seed(row(LOGO), row(SFT), F1)
+    assert seeds == pytest.approx(np.subtract(outcomes.by_seed(row(LOGO), F1), outcomes.by_seed(row(SFT), F1)))
+    assert outcomes.level(row(BASE), perplexity(4096)).value == pytest.approx(np.exp(3.0 - 0.001))
+    assert outcomes.level(row(LOGO), outcome_measure("right")).value == pytest.approx(0.5)
+    assert outcomes.level(row(LOGO), outcome_measure("hallucination")).value == pytest.approx(0.25, abs=0.05)
+    assert outcomes.has(row(LOGO), RECALL)
+    assert not outcomes.has(row("logo-m3"), RECALL)
+
+
+@pytest.mark.parametrize(
+    ("sign", "bound", "verdict"),
+    [
+        (+1, 0.0, "confirmed"),
+        (-1, 0.0, "refuted"),
+        (+1, 0.45, "refuted"),
+        (-1, 0.6, "confirmed"),
+        (+1, 0.4, "not confirmed"),
+    ],
+)
+def test_a_claim_is_judged_by_its_rule(study: Study, sign: int, bound: float, verdict: str) -> None:
+    """LOGO is 0.4 over the base model, give or take 0.01."""
+    finding = judge(Claim("x", LOGO, BASE, F1, sign, bound), Outcomes(study, chosen_rates(study)))
+    assert finding.verdict == verdict
+    assert len(finding.by_seed) == 3
+
+
+def test_the_report_holds_every_row_claim_figure_and_command(study: Study, tmp_path: Path) -> None:
+    rates, journal, folder = chosen_rates(study), Journal(study.folder), tmp_path / "report"
+    folder.mkdir()
+    (folder / "remarks.md").write_text("Read by hand: nothing yet.")
+    write_report(study, rates, journal, folder)
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Read by hand: nothing yet." in page
+    for one in ROWS:
+        assert one.label in page
+    for claim in CLAIMS:
+        assert claim.text in page
+    for name in ("needles", "perplexity", "tradeoff", "margins", "training", "errors"):
+        assert f"](figures-cpu/{name}.png)" in page
+        assert (folder / "figures-cpu" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert f"logotrain run recipes/study/cpu.yaml --data {study.data('train')}" in page
+    record = json.loads((folder / "results-cpu.json").read_text(encoding="utf-8"))
+    assert len(record["claims"]) == len(CLAIMS)
+    assert record["rows"][LOGO]["measures"]["token_f1"]["value"] == pytest.approx(0.5, abs=0.06)
+    assert MARGIN.key in record["rows"]["logo-m3"]["measures"]
+
+
+def test_the_report_is_the_same_from_the_same_measurements(study: Study, tmp_path: Path) -> None:
+    def made(name: str) -> dict[str, bytes]:
+        folder = tmp_path / name
+        write_report(study, chosen_rates(study), Journal(study.folder), folder)
+        return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"}
+
+    first = made("a")
+    assert first == made("b")
+    assert len(first) == 7
