@@ -162,11 +162,6 @@ class Outcomes:
         assert found is not None
         return found
 
-    def metrics(self, row: Row, seed: int) -> list[dict[str, Any]]:
-        """``metrics.jsonl`` of a training run, a record a step."""
-        path = self.study.run(row, seed, self.study.rate(row, self.rates)) / "metrics.jsonl"
-        return list(Shard(path, key="step").values())
-
     def statistics(self, name: str) -> dict[str, Any]:
         """``stats.json`` of a data set."""
         found: dict[str, Any] = read_json(self.study.data(name) / "stats.json")
