@@ -45,12 +45,15 @@ class Scale:
         return Path("docs") / "results" / ("" if self.name == "cpu" else self.name)
 
 
+_NEEDLES = ("niah.lengths=[512]", "niah.num_samples=1")
 _FEW = {
     "logodata": ("source.max_documents=6", "source.max_questions_per_document=3"),
     "logotrain": ("max_steps=2", "checkpoint.every_steps=1"),
     "logoeval qa": ("qa.max_samples=4",),
-    "logoeval run": ("qa.max_samples=6", "pairs.max_samples=3", "ppl.num_documents=2"),
+    "logoeval run": ("qa.max_samples=6", "pairs.max_samples=3", "ppl.num_documents=2", *_NEEDLES),
+    "logoeval niah": (*_NEEDLES, "niah.retrieval.num_calibration=1"),
 }
+_ON_A_CPU = ("engine.dtype=float32",)
 
 CPU = Scale(
     name="cpu",
@@ -60,7 +63,7 @@ CPU = Scale(
     validation_questions=8,
     heldout_questions=5,
     curve=("niah.lengths=[1024]", "niah.num_samples=4"),
-    tenth={**_FEW, "logoeval niah": ("niah.lengths=[512]", "niah.num_samples=1", "niah.retrieval.num_calibration=1")},
+    tenth=_FEW,
 )
 
 GPU = Scale(
@@ -72,6 +75,13 @@ GPU = Scale(
     heldout_questions=16,
     curve=("niah.lengths=[4096]", "niah.num_samples=10"),
     longbench_window=8192,
+    tenth={
+        "logodata": (*_FEW["logodata"], "source.join_tokens=8192", "chunking.chunk_tokens=51", *_ON_A_CPU),
+        "logotrain": (*_FEW["logotrain"], "samples_per_step=2", "dtype=float32"),
+        "logoeval qa": (*_FEW["logoeval qa"], *_ON_A_CPU),
+        "logoeval run": (*_FEW["logoeval run"], "ppl.lengths=[512,1024,2048,4096]", *_ON_A_CPU),
+        "logoeval niah": (*_FEW["logoeval niah"], *_ON_A_CPU),
+    },
 )
 
 SCALES = {scale.name: scale for scale in (CPU, GPU)}

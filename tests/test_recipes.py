@@ -75,7 +75,7 @@ FIGURE_6 = {  # M, lambda, thousands of real tokens: LongBench average and PG-19
     (3, 0.1, 8): ("out of memory",),
 }
 
-OTHERS = {"embedded", "llama3.1", "qwen3"}
+OTHERS = {"embedded", "llama3.1", "qwen3", "study/cpu", "study/gpu"}
 
 
 @cache
