@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from logodata.common import strict_json
 from logodata.common.errors import UserError
 from logodata.common.run_dir import replacing, write_atomic, write_json
 from logodata.contract import PreferenceSample, write_samples
@@ -87,13 +87,13 @@ def iterate_decisions(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_row(file: BinaryIO, row: dict[str, Any]) -> None:
-    file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+    file.write((strict_json.dumps(row) + "\n").encode("utf-8"))
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8") as file:  # not splitlines: texts may hold other line separators, unescaped
             for line in file:
-                yield json.loads(line)
+                yield strict_json.loads(line)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="build the data set again") from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import note, progress
 from logodata.common.errors import UserError
+from logodata.common.finite import check_responses
 from logodata.common.shards import Shard
 from logodata.contract import PreferenceSample, read_manifest, read_samples
 from logodata.engines import GenerationResult, Sampling
@@ -210,6 +211,7 @@ def _score(samples: Sequence[PreferenceSample], session: Session, predictions: P
         ):
             for sample in waiting:
                 chosen, *rejected = mean_logprobs(LogprobModel(session.model), sample, session.window)
+                check_responses(chosen, rejected, sample.id)
                 shard.append(
                     {"id": sample.id, "prompt_hash": sample_hash(sample), "chosen": chosen, "rejected": rejected}
                 )
