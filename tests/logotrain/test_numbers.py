@@ -272,10 +272,7 @@ def test_updates_too_small_for_bfloat16_are_not_lost(
     assert after.dtype == torch.float32
     assert (moved > 0).float().mean() > 0.2  # tokens of the samples
     assert moved.max().item() == pytest.approx(1e-6, rel=0.1)
-    assert (
-        torch.equal(after.bfloat16(), before.bfloat16())
-        or (after.bfloat16() == before.bfloat16()).float().mean() > 0.99
-    )
+    assert (after.bfloat16() == before.bfloat16()).float().mean() > 0.99  # there it would be lost
 
 
 @pytest.mark.parametrize("beta", [1e-6, 1.0, 1e3, 1e12])
