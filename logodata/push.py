@@ -7,6 +7,7 @@ So every absolute path goes up as its last part, and the servers of the engine w
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,7 +118,7 @@ def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
     for name in filter(lambda name: (folder / name).exists(), _JSON_LINES):
         with open(folder / name, encoding="utf-8") as source, open(staged / name, "w", encoding="utf-8") as target:
             for line in source:
-                target.write(strict_json.dumps(_renamed(strict_json.loads(line), names)) + "\n")
+                target.write(strict_json.dumps(_renamed(json.loads(line), names)) + "\n")
     return sorted(str(file.relative_to(staged)) for file in staged.rglob("*") if file.is_file())
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from logodata.common import strict_json
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, raw, tag
 from logodata.common.run_dir import read_json
@@ -224,7 +224,7 @@ def training_section(folder: Path) -> Section:
     recipe = read_json(folder / "recipe.resolved.json")
     path = folder / "metrics.jsonl"
     try:
-        records = [strict_json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         steps, loss = ([record[key] for record in records] for key in ("step", "loss"))
         margin = [record["margin"] for record in records if "margin" in record]  # SFT computes none
     except (OSError, ValueError, KeyError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -70,7 +71,7 @@ class MetricsLog:
 
 def _step(line: bytes, path: Path) -> int:
     try:
-        return int(strict_json.loads(line)["step"])
+        return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             "damaged record", where=str(path), mend="delete the line, then run the same command again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ class ReferenceLogprobs:
         if path.exists():
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 try:
-                    record = strict_json.loads(line)
+                    record = json.loads(line)
                     self._values[record["id"], record["epoch"]] = record["logprobs"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(
