@@ -137,7 +137,7 @@ def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None,
         if min(ids) < 0 or max(ids) >= vocab_size:
             outside = next(token for token in ids if not 0 <= token < vocab_size)
             raise UserError(
-                f"token id {outside}, the model's vocabulary has {vocab_size}",
+                f"token id {outside} is outside the model's vocabulary of {vocab_size}",
                 where=where,
                 mend="build the data set again with this model",
             )

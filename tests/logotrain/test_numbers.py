@@ -394,7 +394,7 @@ def test_ids_outside_the_vocabulary_name_their_sample(
         worse = sample.rejected[1].model_copy(update={"token_ids": [268, token]})
         sample = sample.model_copy(update={"rejected": [sample.rejected[0], worse]})
     folder = make_build([make_sample("good"), sample], name="outside")
-    with pytest.raises(UserError, match=rf"sample bad: token id {token}, the model's vocabulary has 269"):
+    with pytest.raises(UserError, match=rf"sample bad: token id {token} is outside the model's vocabulary of 269"):
         load_data(make_recipe(**{"data.path": str(folder)}))
 
 
