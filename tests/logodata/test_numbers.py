@@ -17,6 +17,7 @@ from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
 from logodata.common.shards import Shard
 from logodata.engines import GenerationRequest, Sampling
+from logodata.measures import contains_reference, number_share, repetition, token_f1, word_share
 from tests.conftest import make_model
 
 from .test_likelihood import sample_of, write_build
@@ -88,6 +89,15 @@ def test_no_token_is_chosen_of_logits_that_are_no_numbers(
     assert [result.id for result in engine.generate([sound])] == ["sound"]
     with pytest.raises(UserError, match="request broken: the model's logits are nan"):
         list(engine.generate([sound, GenerationRequest("broken", (1, letter, 41), sampling)]))
+
+
+@pytest.mark.parametrize("response", ["", " \n", "."])
+@pytest.mark.parametrize("answers", [[], [""], ["the"], ["12"], ["a mill", ""]])
+def test_measures_of_empty_answers_are_numbers(response: str, answers: list[str]) -> None:
+    assert word_share(response, answers) == token_f1(response, answers) == 0.0
+    assert number_share(response, answers) in (0.0, None)
+    assert not contains_reference(response, answers)
+    assert repetition(response) == 0.0
 
 
 # What may stand in a file ---------------------------------------------------------------------------------------------

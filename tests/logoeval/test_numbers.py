@@ -16,7 +16,9 @@ from logodata.common import strict_json
 from logodata.common.errors import UserError
 from logoeval.cli import main
 from logoeval.compare import compare
+from logoeval.longbench.data import length_of
 from logoeval.longbench.metrics import CODE_SIM, METRICS
+from logoeval.longbench.score import read_predictions
 from logoeval.records import Metric, SampleRow, read_results, summarise
 from logoeval.report_record import record
 from logoeval.stats import estimate_difference, estimate_mean
@@ -187,6 +189,17 @@ def test_a_result_cannot_hold_what_is_no_number(make_run: Callable[..., Path], s
     path.write_text(path.read_text().replace('"score": 0.25', f'"score": {json.dumps(score)}'))
     with pytest.raises(UserError, match=r"results.json: not valid JSON: -?(NaN|Infinity) is not JSON"):
         read_results(folder)
+
+
+@pytest.mark.parametrize(
+    ("length", "found"), [("12", 12), ("12.0", 12), ("NaN", None), ("Infinity", None), ("null", None)]
+)
+def test_a_row_may_say_that_its_length_is_no_number(tmp_path: Path, length: str, found: int | None) -> None:
+    """pandas writes NaN where a row has none; LongBench-E then puts it in no length group."""
+    path = tmp_path / "qasper.jsonl"
+    path.write_text(f'{{"pred": "a mill", "answers": ["the mill"], "all_classes": null, "length": {length}}}\n')
+    ((prediction,),) = read_predictions(path, e=False)[0].values()
+    assert prediction.length == length_of(json.loads(f'{{"length": {length}}}')) == found
 
 
 # Empty answers --------------------------------------------------------------------------------------------------------
