@@ -11,7 +11,7 @@ import pytest
 from tests.messages import ROOT, WORDS, messages
 
 PAGE = ROOT / "docs" / "errors.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 
 OTHERS = {
     "unrecognized arguments: …",  # argparse
