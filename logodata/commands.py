@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from logodata.common import strict_json
 from logodata.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def build_command(options: argparse.Namespace) -> None:
 
         section = {"build": recipe.model_dump(mode="json")}
         if options.json:
-            print(json.dumps(section, indent=2))
+            print(strict_json.dumps(section, indent=2, ascii_only=True))
         else:
             console.print(yaml.safe_dump(section, sort_keys=False), markup=False, end="")
         return
@@ -70,7 +71,7 @@ def _say_built(stats: dict[str, Any], options: argparse.Namespace) -> None:
 
     output: Path = options.output
     if options.json:
-        print(json.dumps({"output": str(output), **stats}, indent=2))
+        print(strict_json.dumps({"output": str(output), **stats}, indent=2, ascii_only=True))
         return
     files = ", ".join(
         name
@@ -172,7 +173,7 @@ def _log_probs(options: argparse.Namespace) -> None:
     scoring = {"num_samples": options.n or 50, "dtype": options.dtype, "device": options.device or "auto"}
     report = likelihood.measure(options.data[0], model=options.model, **scoring)
     if options.json:
-        print(json.dumps(report, indent=2))
+        print(strict_json.dumps(report, indent=2, ascii_only=True))
     else:
         likelihood.show(report)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from logodata.common import strict_json
 from logodata.common.errors import UserError
 from logodata.common.run_dir import replacing, write_atomic, write_json
 from logodata.contract import PreferenceSample, write_samples
@@ -87,7 +88,7 @@ def iterate_decisions(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_row(file: BinaryIO, row: dict[str, Any]) -> None:
-    file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+    file.write((strict_json.dumps(row) + "\n").encode("utf-8"))
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -16,13 +16,13 @@ All three trainers end every response, also one that met the length cap in the b
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from logodata.common import strict_json
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_atomic, write_json
 from logodata.contract import PreferenceSample, Response, read_manifest, read_samples
@@ -236,7 +236,7 @@ def _write_llama_factory(folder: Path, name: str, rows: Sequence[_Row]) -> None:
 def _write_rows(path: Path, rows: Sequence[_Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_atomic(path, "".join(strict_json.dumps(row) + "\n" for row in rows))
         return
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from logodata.common.console import console, note, progress
 from logodata.common.errors import UserError
+from logodata.common.finite import check_finite, check_responses
 from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
 from logodata.contract import PreferenceSample, iterate_samples, read_manifest
 from logodata.models import DType, length_dependent_rope, load_config, load_model, load_tokenizer, model_fingerprint
@@ -98,7 +99,7 @@ def measure(
         they stood in their place), each with its mean and 95 % interval in nats a token.
 
     Raises:
-        UserError: no finished build there, or another model.
+        UserError: no finished build there, another model, or one that gives no numbers.
     """
     manifest = read_manifest(folder)
     name = model or str(manifest["model"])
@@ -122,7 +123,11 @@ def measure(
     with progress("log-probabilities", len(samples)) as tracker:
         for sample in samples:
             texts = [response.token_ids for response in (sample.chosen, *sample.rejected)]
-            scored.append(response_logprobs(loaded, sample.prompt_ids, texts + references.get(sample.id, [])))
+            found = response_logprobs(loaded, sample.prompt_ids, texts + references.get(sample.id, []))
+            check_responses(found[0], found[1 : len(texts)], sample.id)
+            for value in found[len(texts) :]:
+                check_finite({f"log-probability of the {BARE_REFERENCE}": value}, where=f"sample {sample.id}")
+            scored.append(found)
             tracker.advance()
     return {
         "model": name,

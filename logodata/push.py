@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from logodata.common import strict_json
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
@@ -117,7 +118,7 @@ def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
     for name in filter(lambda name: (folder / name).exists(), _JSON_LINES):
         with open(folder / name, encoding="utf-8") as source, open(staged / name, "w", encoding="utf-8") as target:
             for line in source:
-                target.write(json.dumps(_renamed(json.loads(line), names), ensure_ascii=False) + "\n")
+                target.write(strict_json.dumps(_renamed(json.loads(line), names)) + "\n")
     return sorted(str(file.relative_to(staged)) for file in staged.rglob("*") if file.is_file())
 
 

@@ -9,7 +9,6 @@ As in a build, planning and checking are pure and run again on every start; what
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.chunking import chunk_text
+from logodata.common import strict_json
 from logodata.common.console import Tracker, note, progress
 from logodata.common.errors import UserError
 from logodata.common.run_dir import append_lines, bind_settings, locked, write_atomic
@@ -254,4 +254,4 @@ def _row(draft: Draft, reason: str, **details: str) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return strict_json.dumps(row) + "\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from logodata.common import strict_json
 from logodata.common.console import console
 from logodata.common.errors import UserError
 from logodata.common.run_dir import differences, read_json
@@ -30,7 +30,7 @@ def print_stats(folders: Sequence[Path], *, as_json: bool) -> None:
     if len(found) < len(folders):
         raise UserError("a folder is named twice", where=", ".join(map(str, folders)), mend="name each once")
     if as_json:
-        print(json.dumps(next(iter(found.values())) if len(found) == 1 else found, indent=2))
+        print(strict_json.dumps(next(iter(found.values())) if len(found) == 1 else found, indent=2, ascii_only=True))
     elif len(found) == 1:
         _print_one(next(iter(found.values())))
     else:

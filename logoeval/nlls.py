@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from logodata.common.errors import UserError
+from logodata.common.finite import DAMAGED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def check_logits(model: PreTrainedModel, ids: Sequence[int]) -> None:
         ids: a few tokens to try it on.
 
     Raises:
-        UserError: it does.
+        UserError: it does, or gives no numbers.
     """
     import torch
 
@@ -119,6 +120,8 @@ def check_logits(model: PreTrainedModel, ids: Sequence[int]) -> None:
     with torch.inference_mode():
         hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state[0]
         logits = model(input_ids=probe, use_cache=False).logits[0]
+        if logits.isnan().any():  # equal to nothing, not even to themselves
+            raise UserError(f"the logits of {type(model).__name__} are nan", mend=DAMAGED)
         if not torch.allclose(logits, model.get_output_embeddings()(hidden), atol=1e-3):
             raise UserError(
                 f"{type(model).__name__} changes its logits after the output head",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import progress
 from logodata.common.errors import UserError
+from logodata.common.finite import check_responses
 from logodata.common.shards import Shard
 from logodata.contract import PreferenceSample
 from logoeval import qa
@@ -122,6 +123,7 @@ def _score(samples: Sequence[PreferenceSample], session: Session, predictions: P
         ):
             for sample in waiting:
                 chosen, *rejected = mean_logprobs(LogprobModel(session.model), sample, session.window)
+                check_responses(chosen, rejected, sample.id)
                 shard.append(
                     {"id": sample.id, "prompt_hash": sample_hash(sample), "chosen": chosen, "rejected": rejected}
                 )

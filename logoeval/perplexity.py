@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logodata.common.console import progress
 from logodata.common.errors import UserError
+from logodata.common.finite import DAMAGED
 from logodata.common.shards import Shard
 from logodata.models import length_dependent_rope
 from logodata.prompts import encode_text
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from logoeval.session import Session
+
+_MOST_NATS = 700.0
+"""exp of more is no number in float64."""
 
 VERSION = 1
 """Raised when documents or scores change their meaning: results of two versions are not compared."""
@@ -170,7 +174,11 @@ class _Part(NamedTuple):
 
 
 def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Outcome:
-    """Score all documents; a row a document."""
+    """Score all documents; a row a document.
+
+    Raises:
+        UserError: a document is beyond the window, or the model gives no numbers on it.
+    """
     session.check_window(settings.lengths[-1], "the longest of ppl.lengths")
     found, notes = documents(settings, session.tokenizer)
     rope_type = length_dependent_rope(session.config)
@@ -192,6 +200,13 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
         with progress("ppl: tokens read", total, total - left) as tracker:
             for record_id, (name, lengths) in waiting.items():
                 scores = _measure(settings, session.model, found[name], lengths, num_begin, tracker.advance)
+                for key, nats in scores.items():
+                    if not nats < _MOST_NATS:  # nor is nan
+                        raise UserError(
+                            f"{key}: a mean negative log-likelihood of {nats} nats is no perplexity",
+                            where=f"document {name}",
+                            mend=DAMAGED,
+                        )
                 shard.append({"id": record_id, "prompt_hash": hashes[name], "num_tokens": len(found[name]), **scores})
     wanted = metrics(settings)
     records: dict[str, dict[str, Any]] = {name: {} for name in found}

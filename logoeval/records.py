@@ -30,7 +30,8 @@ TASK_NAMES: tuple[TaskName, ...] = ("longbench", "niah", "qa", "pairs", "ppl", "
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A number that may not be finite is refused where it is measured, with its place: see logodata.common.finite.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Metric(_Record):

@@ -109,7 +109,7 @@ class Session:
             raise UserError(
                 f"{what} needs {num_tokens} positions, the model has {self.window}",
                 where=self.recipe.model,
-                mend="lower it",
+                mend="lower it, or take a model with a longer window",
             )
 
 

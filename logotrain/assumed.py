@@ -82,7 +82,11 @@ def planned_data(
     options = [name for name, value in given.items() if value is not None]
     if recipe.data.path is not None:
         if options:
-            raise UserError(f"{options[0]} and data", where=str(recipe.data.path), mend="lengths are the data's own")
+            raise UserError(
+                f"{options[0]} with data, which have lengths of their own",
+                where=str(recipe.data.path),
+                mend="leave out the option, or data.path",
+            )
         data = load_data(recipe)
         return PlannedData(data, len(data.samples), "", config)
     build = load_recipe(_BuildLengths, "build", path)

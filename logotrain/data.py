@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -14,6 +14,7 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_manifest, read_samples
 from logodata.models import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from logotrain.objective import uses_rejected
 from logotrain.recipe import TrainRecipe
 from logotrain.rope import scaled_config
 
@@ -60,7 +61,8 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         UserError: the data hold token ids of another tokenizer, positions would leave the model's window, or a sample
             cannot be trained on (empty prompt or response, too long).
     """
-    target_length = checked_target_length(recipe, scaled_config(load_config(recipe.model), recipe.rope))
+    config = scaled_config(load_config(recipe.model), recipe.rope)
+    target_length = checked_target_length(recipe, config)
     if recipe.data.path is None:
         if recipe.epochs:
             raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote")
@@ -87,8 +89,11 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         samples = samples[: recipe.data.max_samples]
     if recipe.data.num_rejected is not None:
         samples = [_with_first_rejected(sample, recipe.data.num_rejected, where) for sample in samples]
+    vocab_size = int(config.vocab_size)
     for sample in samples:
-        _check(sample, target_length, recipe.row_tokens)
+        _check(sample, target_length, recipe.row_tokens, vocab_size)
+    if uses_rejected(recipe.objective):
+        _warn_of_equal_responses(samples)
     return TrainingData(samples, target_length)
 
 
@@ -119,12 +124,12 @@ def _with_first_rejected(sample: PreferenceSample, number: int, where: str) -> P
         raise UserError(
             f"sample {sample.id} has {found} dis-preferred responses, data.num_rejected asks for {number}",
             where=where,
-            mend="lower it, or build with more contexts.mixed_ratios",
+            mend="lower data.num_rejected, or build with more contexts.mixed_ratios",
         )
     return sample.model_copy(update={"rejected": sample.rejected[:number]})
 
 
-def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None) -> None:
+def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None, vocab_size: int) -> None:
     where = f"sample {sample.id}"
     if not sample.prompt_ids:
         raise UserError("empty prompt", where=where, mend="build the data set again")
@@ -141,10 +146,27 @@ def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None)
             where=where,
             mend="raise positions.target_length or build shorter contexts",
         )
+    for ids in (sample.prompt_ids, *_responses(sample)):
+        if min(ids) < 0 or max(ids) >= vocab_size:
+            outside = next(token for token in ids if not 0 <= token < vocab_size)
+            raise UserError(
+                f"token id {outside} is outside the model's vocabulary of {vocab_size}",
+                where=where,
+                mend="build the data set again with this model",
+            )
     row = prompt + sum(map(len, _responses(sample)))
     if row_tokens is not None and row > row_tokens:
         raise UserError(
             f"{row} tokens exceed row_tokens={row_tokens}", where=where, mend=f"set row_tokens={row} or more, or null"
+        )
+
+
+def _warn_of_equal_responses(samples: Sequence[PreferenceSample]) -> None:
+    equal = [sample.id for sample in samples if sample.chosen.token_ids in _responses(sample)[1:]]
+    if equal:
+        note(
+            f"warning: {len(equal)} of {len(samples)} samples, the first is {equal[0]}, have a dis-preferred response "
+            "equal to the preferred one: there is no preference to learn; build with judge.enabled=true"
         )
 
 

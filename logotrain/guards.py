@@ -101,9 +101,9 @@ class RepetitionGuard:
             world.on_main(lambda: write_json(path, {"repetition": rate}))
         self._base: float = world.on_main(lambda: read_json(path)["repetition"])
 
-    def measure(self, step: int) -> dict[str, float]:
-        """``repetition`` at the steps where it is due."""
-        if not self._prompts or step % self._settings.every_steps:
+    def measure(self, step: int, *, last: bool) -> dict[str, float]:
+        """``repetition`` at the steps where it is due, and at the last one: what that did shows nowhere else."""
+        if not self._prompts or (step % self._settings.every_steps and not last):
             return {}
         return {"repetition": self._rate()}
 
@@ -136,5 +136,6 @@ def _collapsed(found: str, step: int) -> UserError:
     return UserError(
         f"the model collapsed: {found}",
         where=f"step {step}",
-        mend="lower optimizer.lr or objective.beta, or raise objective.sft_weight; the checkpoints before are kept",
+        mend="checkpoints from before are kept; start again in another -o with a lower optimizer.lr or objective.beta, "
+        "or a higher objective.sft_weight",
     )

@@ -25,11 +25,11 @@ class SampleLogprobs:
     """Log-probabilities of one sample's tokens, in nats, float32 (float64 for a float64 model).
 
     Attributes:
-        prompt: [P - 1], of the prompt's tokens but the first; None unless prompts are scored.
+        prompt: [P - 1], of the prompt's tokens but the first; [0] unless prompts are scored.
         responses: [R_j] each, the preferred one first.
     """
 
-    prompt: Tensor | None
+    prompt: Tensor
     responses: list[Tensor]
 
 
@@ -110,9 +110,9 @@ def split_logprobs(logprobs: Tensor, row: Row) -> list[SampleLogprobs]:
     """The values of :meth:`LogprobModel.forward`, [T], by sample and response."""
     pieces = iter(logprobs.split([count for counts in row.num_targets for count in counts]))
     result = []
-    for prompt_count, *response_counts in row.num_targets:
-        prompt = next(pieces)
-        result.append(SampleLogprobs(prompt if prompt_count else None, [next(pieces) for _ in response_counts]))
+    for counts in row.num_targets:
+        prompt, *responses = (next(pieces) for _ in counts)
+        result.append(SampleLogprobs(prompt, responses))
     return result
 
 

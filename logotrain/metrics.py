@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from logodata.common import strict_json
 from logodata.common.errors import UserError
+from logodata.common.finite import not_finite
 from logodata.common.run_dir import append_lines
 
 
@@ -34,9 +35,9 @@ class SampleMetrics:
     tokens: int
 
     @property
-    def is_finite(self) -> bool:
-        """Whether the loss is a number."""
-        return math.isfinite(self.loss)
+    def fault(self) -> str | None:
+        """The first figure that is not finite, such as ``loss is nan``: a loss may be finite where a margin is not."""
+        return not_finite(asdict(self))
 
 
 def step_metrics(samples: Sequence[SampleMetrics]) -> dict[str, float]:
@@ -65,7 +66,7 @@ class MetricsLog:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line and wait until it is on disk."""
-        append_lines(self._path, json.dumps(record) + "\n")
+        append_lines(self._path, strict_json.dumps(record) + "\n")
 
 
 def _step(line: bytes, path: Path) -> int:

@@ -219,7 +219,7 @@ class CollapseSettings(RecipeModel):
     untrained model does; null: never."""
 
     every_steps: int = Field(default=50, gt=0)
-    """Steps between measurements of repetition; the first is before step 1."""
+    """Steps between measurements of repetition; the first is before step 1, one more after the last step."""
 
     num_prompts: int = Field(default=2, ge=0)
     """Prompts of the data that are continued, the first ones; 0 measures nothing."""

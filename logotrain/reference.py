@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from logodata.common import strict_json
 from logodata.common.console import progress
 from logodata.common.errors import UserError
+from logodata.common.finite import check_responses
 from logodata.common.run_dir import append_lines
 from logodata.contract import PreferenceSample
 from logotrain.collate import Collator
@@ -81,9 +83,11 @@ class ReferenceLogprobs:
                         epoch, source = part[index]
                         found[source.id, epoch] = [float(logprobs.sum()) for logprobs in sample.responses]
                 everything = {key: value for values in world.gather(found) for key, value in values.items()}
+                for (name, _), (chosen, *rejected) in everything.items():
+                    check_responses(chosen, rejected, name)
                 self._values.update(everything)
                 lines = (
-                    json.dumps({"id": name, "epoch": epoch, "logprobs": value}) + "\n"
+                    strict_json.dumps({"id": name, "epoch": epoch, "logprobs": value}) + "\n"
                     for (name, epoch), value in everything.items()
                 )
                 world.on_main(partial(append_lines, self._path, "".join(lines)))

@@ -19,17 +19,17 @@ class Schedule:
 
     def __init__(self, recipe: TrainRecipe, num_samples: int) -> None:
         self._seed, self._num_samples = recipe.seed, num_samples
-        self._stream_length = recipe.epochs * num_samples
+        self.stream_length = recipe.epochs * num_samples
         self._samples_per_step = recipe.samples_per_step
         self._peak = recipe.optimizer.lr
-        steps = math.ceil(self._stream_length / recipe.samples_per_step)
+        steps = math.ceil(self.stream_length / recipe.samples_per_step)
         self.total_steps = min(steps, recipe.max_steps or steps)
         self.warmup_steps = math.ceil(recipe.optimizer.warmup_ratio * self.total_steps)
 
     def samples(self, step: int) -> list[tuple[int, int]]:
         """``(epoch, index of the sample)`` of each sample of ``step`` (from 0)."""
         start = step * self._samples_per_step
-        places = range(start, min(start + self._samples_per_step, self._stream_length))
+        places = range(start, min(start + self._samples_per_step, self.stream_length))
         return [(epoch, self._order(epoch)[at]) for epoch, at in (divmod(place, self._num_samples) for place in places)]
 
     def learning_rate(self, step: int) -> float:

@@ -154,7 +154,11 @@ def check_config(config: PreTrainedConfig) -> None:
     for field in _DROPOUT_FIELDS:
         value = getattr(config, field, None)
         if value:
-            raise UserError(f"{field}={value}", where=where, mend="set it to 0 in the model's config.json")
+            raise UserError(
+                f"{field}={value}: what is dropped of a prompt would be dropped for all its responses",
+                where=where,
+                mend="set it to 0 in the model's config.json",
+            )
     rope_type = length_dependent_rope(config)
     if rope_type:
         raise UserError(

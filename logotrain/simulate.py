@@ -93,7 +93,11 @@ def simulate_step(
                         model.set_requires_gradient_sync(last)  # type: ignore[operator]  # FSDP adds it
                     logprobs = model(row)
                     losses = [
-                        sample_loss(recipe.objective, sample.responses, prompt=sample.prompt, reference=None).loss
+                        sample_loss(
+                            recipe.objective,
+                            sample.responses,
+                            prompt=sample.prompt if scores_prompt(recipe.objective) else None,
+                        ).loss
                         for sample in split_logprobs(logprobs, row)
                     ]
                     loss = torch.stack(losses).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
@@ -27,7 +28,7 @@ from logotrain.guards import RepetitionGuard, check_chosen
 from logotrain.interrupt import StopFlag, stop_on_signal
 from logotrain.logprobs import LogprobModel, SampleLogprobs, split_logprobs
 from logotrain.metrics import MetricsLog, SampleMetrics, step_metrics
-from logotrain.objective import sample_loss
+from logotrain.objective import sample_loss, scores_prompt
 from logotrain.parallel import World
 from logotrain.prepare import Prepared, prepare
 from logotrain.recipe import LogoSettings, ObjectiveSettings, OptimizerSettings, SimpoSettings, TrainRecipe
@@ -37,6 +38,9 @@ from logotrain.shared_prefix import use_shared_prefix
 
 Draw = tuple[int, PreferenceSample]
 """A sample and the epoch whose position draw it takes."""
+
+_SHOWN_SAMPLES = 3
+"""Samples of a step that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,8 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         ``out/final``, an adapter or, after full tuning, a model.
 
     Raises:
-        UserError: the model cannot be used, the loss is no longer a number, or the model collapsed.
+        UserError: the model cannot be used, a loss, a gradient or a weight is no longer a number, or the model
+            collapsed. No checkpoint holds weights that are no numbers.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint holds the last whole step.
     """
     collator = Collator.of(recipe, data.target_length)
@@ -89,11 +94,20 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     done = saved = checkpoint.restore(out / "checkpoints", model.model, run.optimizer, world)
     if done:
         note(f"continuing after step {done} of {schedule.total_steps}")
+    elif 0 < schedule.stream_length < recipe.samples_per_step:
+        note(
+            f"warning: {schedule.stream_length} samples in all epochs, samples_per_step={recipe.samples_per_step}: the "
+            "whole run is one step; lower samples_per_step for more"
+        )
     log = MetricsLog(out / "metrics.jsonl")
     world.on_main(partial(log.cut, done))
 
     def draws(step: int) -> list[Draw]:
         return [(epoch, data.samples[index]) for epoch, index in schedule.samples(step)]
+
+    def save(step: int) -> None:
+        _check_weights(run, step)
+        writer.save(step, model.model, run.optimizer)
 
     with use_shared_prefix(model.causal_lm, prepared.backend), stop_on_signal() as stop:
         if reference is not None:
@@ -112,15 +126,15 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                 while done < schedule.total_steps:
                     started = time.perf_counter()
                     batch, lr = draws(done), schedule.learning_rate(done)
-                    metrics = _train_step(run, batch, lr=lr, stop=stop)
+                    metrics = _train_step(run, batch, step=done + 1, lr=lr, stop=stop)
                     if metrics is None:
                         if done > saved:
-                            writer.save(done, model.model, run.optimizer)
+                            save(done)
                         raise KeyboardInterrupt
                     done += 1
                     if done == 1:  # no update had been made yet: these are the base model's figures
                         _report_base(metrics, recipe.objective, len(batch))
-                    metrics |= repetition.measure(done)
+                    metrics |= repetition.measure(done, last=done == schedule.total_steps)
                     seconds = round(time.perf_counter() - started, 3)
                     world.on_main(partial(log.append, {"step": done, **metrics, "lr": lr, "seconds": seconds}))
                     shown: dict[str, Any] = {name: metrics[name] for name in ("loss", "margin") if name in metrics}
@@ -128,7 +142,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                     check_chosen(recipe.collapse, metrics["chosen_logp"], step=done)
                     repetition.check(metrics, step=done)
                     if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
-                        writer.save(done, model.model, run.optimizer)
+                        save(done)
                         saved = done
             except (UserError, KeyboardInterrupt):
                 writer.close()  # every process raises these together, and can wait for the last write together
@@ -140,20 +154,28 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
 
 
 def _make_optimizer(model: LogprobModel, settings: OptimizerSettings) -> AdamW:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return AdamW(
-        trained, lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay, fused=True
+        _trained(model),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 
-def _train_step(run: _Run, draws: Sequence[Draw], *, lr: float, stop: StopFlag) -> dict[str, float] | None:
-    """One update from the mean loss of ``draws`` over all processes.
+def _trained(model: LogprobModel) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _train_step(run: _Run, draws: Sequence[Draw], *, step: int, lr: float, stop: StopFlag) -> dict[str, float] | None:
+    """Update number ``step`` (from 1), from the mean loss of ``draws`` over all processes.
 
     Returns:
         The step's metrics; None if the run was asked to stop before the step's end, and then nothing has changed.
 
     Raises:
-        UserError: a loss or the gradient is not finite; raised on all processes.
+        UserError: a sample's figures or the gradient are not finite; raised on all processes.
     """
     world, sharded = run.world, run.prepared.sharded
     run.optimizer.zero_grad(set_to_none=True)
@@ -180,18 +202,20 @@ def _train_step(run: _Run, draws: Sequence[Draw], *, lr: float, stop: StopFlag) 
         (torch.stack(losses).sum() * weight).backward()
     everything = sorted((pair for pairs in world.gather(found) for pair in pairs), key=lambda pair: pair[0])
     for index, metrics in everything:
-        if not metrics.is_finite:
-            raise _not_finite(f"loss is {metrics.loss}", f"sample {draws[index][1].id}")
-    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+        if metrics.fault is not None:
+            raise _not_finite(metrics.fault, f"step {step}, sample {draws[index][1].id}", untrained=step == 1)
+    parameters = _trained(run.model)
     if not sharded:
         world.add_gradients(parameters)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     norm = clip_grad_norm_(parameters, run.recipe.optimizer.max_grad_norm)
     grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
-    if not torch.isfinite(torch.tensor(grad_norm)):
-        names = ", ".join(sample.id for _, sample in draws)
-        raise _not_finite(f"gradient norm is {grad_norm}", f"samples {names}")
+    if not math.isfinite(grad_norm):
+        names = [sample.id for _, sample in draws]
+        more = f" and {len(names) - _SHOWN_SAMPLES} more" if len(names) > _SHOWN_SAMPLES else ""
+        where = f"step {step}, samples {', '.join(names[:_SHOWN_SAMPLES])}{more}"
+        raise _not_finite(f"gradient norm is {grad_norm}", where, untrained=step == 1)
     run.optimizer.step()
     return {**step_metrics([metrics for _, metrics in everything]), "grad_norm": grad_norm}
 
@@ -200,7 +224,8 @@ def _sample_loss(
     sample: PreferenceSample, logprobs: SampleLogprobs, settings: ObjectiveSettings, reference: Tensor | None
 ) -> tuple[Tensor, SampleMetrics]:
     """The loss of one sample, a scalar with gradients, and its figures."""
-    terms = sample_loss(settings, logprobs.responses, prompt=logprobs.prompt, reference=reference)
+    prompt = logprobs.prompt if scores_prompt(settings) else None
+    terms = sample_loss(settings, logprobs.responses, prompt=prompt, reference=reference)
     chosen = logprobs.responses[0].mean().item()
     margin = None if terms.margin is None else terms.margin.item()
     return terms.loss[0], SampleMetrics(
@@ -217,10 +242,27 @@ def _sample_loss(
     )
 
 
-def _not_finite(what: str, where: str) -> UserError:
-    return UserError(
-        f"{what}; checkpoints written so far are kept", where=where, mend="lower optimizer.lr, or look at this sample"
-    )
+def _check_weights(run: _Run, step: int) -> None:
+    """Refuse weights that the update of ``step`` made infinite or NaN: a run could not go on from them.
+
+    Raises:
+        UserError: raised on all processes.
+    """
+    own = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in _trained(run.model))
+    # NaN is both the least and the largest; unlike isfinite this takes no memory, and full tuning has none to spare.
+    extremes = [extreme for weight in own if weight.numel() for extreme in torch.aminmax(weight.detach())]
+    if run.world.any(not all(math.isfinite(extreme.item()) for extreme in extremes)):
+        raise _not_finite("the update left weights that are no numbers", f"step {step}")
+
+
+def _not_finite(what: str, where: str, *, untrained: bool = False) -> UserError:
+    if untrained:
+        mend = (
+            "no update was made yet: try dtype=float32 or a lower objective.beta; else the model's weights are damaged"
+        )
+    else:
+        mend = "checkpoints from before are kept; start again in another -o with a lower optimizer.lr or objective.beta"
+    return UserError(what, where=where, mend=mend)
 
 
 def _report_base(metrics: dict[str, float], settings: ObjectiveSettings, num_samples: int) -> None:

@@ -38,10 +38,12 @@ Places = dict[tuple[str, ...], str]
 
 
 class RecipeModel(BaseModel):
-    """Base of every recipe section: unknown keys are errors, values are checked at construction, nothing changes
-    after."""
+    """Base of every recipe section: unknown keys are errors, values are checked at construction (numbers are finite),
+    nothing changes after."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 RecipeT = TypeVar("RecipeT", bound=RecipeModel)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from logodata.common import strict_json
 from logodata.common.errors import UserError
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -59,19 +60,19 @@ def append_lines(path: Path, lines: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False) + "\n")
+    """Write ``value`` as indented JSON (:mod:`logodata.common.strict_json`), atomically."""
+    write_atomic(path, strict_json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or damaged one is a :class:`UserError` that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return strict_json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             "no such file", where=str(path), mend="check the folder's name, or run the command that writes it"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(
             f"not valid JSON: {error}", where=str(path), mend="delete it and run the command again"
         ) from error

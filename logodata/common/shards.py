@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from logodata.common import strict_json
 from logodata.common.errors import UserError
 from logodata.common.run_dir import append_lines
 
@@ -36,7 +36,7 @@ class Shard(Mapping[str, dict[str, Any]]):
         offset = self._offsets[record_id]
         with open(self.path, "rb") as file:
             file.seek(offset)
-            record: dict[str, Any] = json.loads(file.readline())
+            record: dict[str, Any] = strict_json.loads(file.readline())
         return record
 
     def __contains__(self, record_id: object) -> bool:
@@ -53,7 +53,7 @@ class Shard(Mapping[str, dict[str, Any]]):
         fresh = {record[self.key]: record for record in records if record[self.key] not in self._offsets}
         if not fresh:
             return
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in fresh.values()]
+        lines = [strict_json.dumps(record) + "\n" for record in fresh.values()]
         end = self.path.stat().st_size if self.path.exists() else 0
         append_lines(self.path, "".join(lines))
         for record_id, line in zip(fresh, lines, strict=True):
@@ -84,7 +84,7 @@ class Shard(Mapping[str, dict[str, Any]]):
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    record_id = json.loads(line)[self.key]
+                    record_id = strict_json.loads(line)[self.key]
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(
                         "damaged record",

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from logodata.common.errors import UserError
+from logodata.common.finite import DAMAGED
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import PrefixGroup, check_requests, plan_batches, request_seed
 from logodata.models import length_dependent_rope, limited_attention, replaced_attention
@@ -215,13 +216,20 @@ class _PreallocatedCache(Cache):
 
 @torch.inference_mode()
 def _choose(logits: Tensor, rows: Sequence[_Row]) -> list[int]:
-    """The next token of each row, from float32 logits [B, V]."""
+    """The next token of each row, from float32 logits [B, V].
+
+    Raises:
+        UserError: a row's are no numbers; its greedy token would be any.
+    """
     for index, row in enumerate(rows):
         sampling = row.request.sampling
         if len(row.token_ids) < sampling.min_new_tokens:
             logits[index, list(sampling.stop_ids)] = float("-inf")
     tokens: list[int] = logits.argmax(dim=-1).tolist()
+    nan = logits[range(len(rows)), tokens].isnan().tolist()  # argmax finds one wherever it is
     for index, row in enumerate(rows):
+        if nan[index] and row.finish_reason is None:
+            raise UserError("the model's logits are nan", where=f"request {row.request.id}", mend=DAMAGED)
         if row.finish_reason is None and row.request.sampling.temperature > 0:
             tokens[index] = draw(logits[index], row.request.sampling, row.generator)
     return tokens

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -207,16 +208,23 @@ def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
     if not isinstance(context, str) or not isinstance(question, str):
         missing = "context" if not isinstance(context, str) else "input"
         raise UserError(f"no text under {missing!r}", where=where, mend="give LongBench's rows as they are")
-    length = record.get("length")
     return Row(
         id=str(record.get("_id") or f"{task.name}-{number}"),
         input=question,
         context=context,
         answers=texts(record, "answers", where) or (),
-        length=int(length) if isinstance(length, int | float) else None,
+        length=length_of(record),
         all_classes=texts(record, "all_classes", where),
         where=where,
     )
+
+
+def length_of(record: dict[str, Any]) -> int | None:
+    """The words that a row says it has; None where it says nothing, or NaN, as pandas writes it."""
+    length = record.get("length")
+    if isinstance(length, float):
+        return int(length) if math.isfinite(length) else None
+    return length if isinstance(length, int) else None
 
 
 def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | None:

@@ -64,7 +64,10 @@ def _check_window(settings: NiahSettings, session: Session) -> None:
     session.check_window(needed, what)
     limit = session.recipe.engine.max_model_len
     if limit is not None and needed > limit:
-        raise UserError(f"{what} needs {needed} positions, engine.max_model_len is {limit}", mend="raise or lower it")
+        raise UserError(
+            f"{what} needs {needed} positions, engine.max_model_len is {limit}",
+            mend="raise engine.max_model_len, or lower niah.lengths",
+        )
 
 
 def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:

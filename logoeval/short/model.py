@@ -13,6 +13,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from logodata.common.console import Tracker, progress
 from logodata.common.errors import UserError
+from logodata.common.finite import check_finite
 from logodata.common.shards import Shard
 from logoeval.texts import text_fingerprint
 
@@ -93,6 +94,8 @@ class HarnessModel(HFLM):
 
     def add_partial(self, kind: str, args: Sequence[Any], answer: Any) -> None:
         """The harness's hook: one request is answered."""
+        if kind == "loglikelihood":
+            check_finite({"log-likelihood of an answer": answer[0]}, where=self.label)
         key = _key(kind, args)
         found = next(name for name in _numbered(key) if name not in self._answers and name not in self._fresh)
         self._fresh[found] = {"id": found, "answer": answer, "cut": self._excess.get(key, 0)}

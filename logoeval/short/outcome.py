@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from logodata.common.errors import UserError
+from logodata.common.finite import check_finite
 from logoeval.records import Metric, SampleRow
 from logoeval.short.known import KNOWN, MEASURES
 from logoeval.short.units import Unit
@@ -79,6 +80,7 @@ def _samples(unit: Unit, task: str, key: str, results: dict[str, Any]) -> Iterat
         score = sample[name]
         if not isinstance(score, int | float) and not hasattr(score, "item"):
             raise UserError(f"{name!r} is no number a sample", where=task, mend="give another metric")
+        check_finite({name: float(score)}, where=f"{task}, document {sample['doc_id']}")
         if name.isdigit() and score == -1:  # RULER's mark of a sample that has another length
             continue
         yield {

@@ -286,7 +286,7 @@ def test_a_loss_that_is_no_number_names_the_sample(
     monkeypatch.setattr(trainer, "_sample_loss", broken)
     with pytest.raises(UserError, match="loss is nan") as caught:
         run(make_recipe(), tmp_path / "run")
-    assert caught.value.where == f"sample {calls[7]}"
+    assert caught.value.where == f"step 3, sample {calls[7]}"
     assert (tmp_path / "run" / "checkpoints" / "step-2").is_dir()
     assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1, 2]
 
