@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json
-from logodata.models import ADAPTER_FILES, check_adapter, load_config
+from logodata.models import ADAPTER_FILES, check_adapter, empty_model, load_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,16 +70,10 @@ def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
 def _skeleton(name: str) -> nn.Module:
     """The model without its weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = load_config(name)
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise UserError(
-            f"not a causal language model: {str(error).splitlines()[0]}", where=name, mend="check its name or folder"
-        ) from error
+    with torch.device("meta"):
+        return empty_model(config, name)
 
 
 def _faults(model: nn.Module, shapes: dict[str, tuple[int, ...]], config: dict[str, Any]) -> Iterator[str]:

@@ -105,11 +105,8 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     quiet_transformers()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(_reachable(name))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the tokenizer: {reason}", where=name, mend="check its name or folder") from error
+    with _loading("the tokenizer", name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_reachable(name), trust_remote_code=False)
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
     if needs_template and not tokenizer.chat_template:
@@ -139,18 +136,15 @@ def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = F
     from transformers import AutoConfig
 
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(_reachable(name))
-    except (OSError, ValueError) as error:
+        with _loading("the model's config", name):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(_reachable(name), trust_remote_code=False)
+    except UserError as error:
         from logodata.common.console import note
         from logodata.known_models import known_shapes
 
-        known = known_shapes(name) if shapes_only and isinstance(error, OSError) else None
+        known = known_shapes(name) if shapes_only and isinstance(error.__cause__, OSError) else None
         if known is None:
-            raise UserError(
-                f"cannot load the model's config: {str(error).splitlines()[0]}",
-                where=name,
-                mend="check its name or folder",
-            ) from error
+            raise
         note(f"{name}: its config cannot be read from the hub, shapes come from the built-in table")
         config = known
     if adapter is not None:
@@ -170,7 +164,7 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model for inference, the adapter (if any) merged into its weights.
 
-    Only safetensors are read: a pickle can run code.
+    Only safetensors are read (a pickle can run code), and code that comes with a model is not run.
 
     Args:
         name: as :func:`resolve_model` takes it.
@@ -191,24 +185,60 @@ def load_model(
     if adapter is not None:
         check_adapter(adapter)
     config = config or load_config(name, adapter=adapter)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    quantization = _four_bits(dtype) if four_bits else None
+    with _loading("the model", name):
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             resolve_model(name),
             config=config,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
-            quantization_config=_four_bits(dtype) if four_bits else None,
+            trust_remote_code=False,
+            quantization_config=quantization,
             device_map={"": device} if four_bits else None,  # quantised weights cannot be moved later
         )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the model: {str(error).splitlines()[0]}", where=name, mend="check its name or folder"
-        ) from error
     if adapter is not None:
         model = attach_adapter(model, adapter).merge_and_unload()
     if not four_bits:
         model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` and loses its type
     return model.eval()
+
+
+def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrainedModel:
+    """The model that a config describes, with weights of no meaning: on torch's device ``meta`` it takes no memory.
+
+    Args:
+        config: as :func:`load_config` gives it.
+        name: of the model, for messages.
+        options: of transformers' ``from_config``.
+
+    Raises:
+        UserError: the config describes no causal language model that transformers knows.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _loading("the model", name):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    return model
+
+
+@contextmanager
+def _loading(what: str, name: str) -> Iterator[None]:
+    """Whatever transformers says of a folder's files, as one line. Strangers write these files, and each check of them
+    has an exception of its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"cannot load {what}: it needs code from its own repository, which is never run",
+                where=name,
+                mend="take a model that transformers knows by itself",
+            ) from error
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        kind = "" if reason and isinstance(error, OSError | ValueError) else f"{type(error).__name__} "
+        raise UserError(f"cannot load {what}: {kind}{reason}", where=name, mend="check its name or folder") from error
 
 
 def attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
@@ -302,12 +332,8 @@ def trained_rope(adapter: Path) -> dict[str, Any]:
     path = adapter / BASE_CONFIG
     if not path.is_file():
         return {}
-    try:
-        trained = AutoConfig.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"not a model's config: {str(error).splitlines()[0]}", where=str(path), mend="copy the adapter again"
-        ) from error
+    with _loading("the base model's config", str(path)):
+        trained = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     fields = ("rope_parameters", "max_position_embeddings")
     return {field: getattr(trained, field) for field in fields if hasattr(trained, field)}
 

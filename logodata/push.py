@@ -15,6 +15,7 @@ from typing import Any
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.json_lines import json_objects
 from logodata.common.run_dir import read_json, write_json
 from logodata.contract import read_manifest
 from logodata.parts import PART_FILE
@@ -115,9 +116,9 @@ def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
     for name in _JSON_FILES:
         write_json(staged / name, _renamed(read_json(folder / name), names))
     for name in filter(lambda name: (folder / name).exists(), _JSON_LINES):
-        with open(folder / name, encoding="utf-8") as source, open(staged / name, "w", encoding="utf-8") as target:
-            for line in source:
-                target.write(json.dumps(_renamed(json.loads(line), names), ensure_ascii=False) + "\n")
+        with open(staged / name, "w", encoding="utf-8") as target:
+            for _, row in json_objects(folder / name, mend="build the data set again"):
+                target.write(json.dumps(_renamed(row, names), ensure_ascii=False) + "\n")
     return sorted(str(file.relative_to(staged)) for file in staged.rglob("*") if file.is_file())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.errors import UserError
+from logodata.common.json_lines import parse_json
 from logodata.common.run_dir import append_lines
 
 
@@ -70,7 +71,7 @@ class MetricsLog:
 
 def _step(line: bytes, path: Path) -> int:
     try:
-        return int(json.loads(line)["step"])
+        return int(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             "damaged record", where=str(path), mend="delete the line, then run the same command again"

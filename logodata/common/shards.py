@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.errors import UserError
+from logodata.common.json_lines import numbered_lines, parse_json
 from logodata.common.run_dir import append_lines
 
 
@@ -82,10 +83,12 @@ class Shard(Mapping[str, dict[str, Any]]):
             return
         offset = 0
         with open(self.path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in numbered_lines(file, str(self.path)):
                 try:
-                    record_id = json.loads(line)[self.key]
-                except (ValueError, KeyError, TypeError) as error:
+                    record_id = parse_json(line)[self.key]
+                    if not isinstance(record_id, str):
+                        raise TypeError(f"an id is {record_id!r}")
+                except (ValueError, KeyError, TypeError, IndexError) as error:
                     raise UserError(
                         "damaged record",
                         where=f"{self.path}:{number}",

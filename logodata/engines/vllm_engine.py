@@ -79,6 +79,8 @@ class VllmEngine:
                 gpu_memory_utilization=gpu_memory_utilization,
                 tensor_parallel_size=tensor_parallel_size,
                 enable_prefix_caching=True,
+                load_format="safetensors",  # as everywhere: no pickle, no code of the model's own
+                trust_remote_code=False,
                 enforce_eager=on_cpu,
                 use_tqdm_on_load=False,
                 **options,
