@@ -29,6 +29,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What makes a folder an adapter."""
 
 _HUB_TIMEOUT_S = 5.0
+_MAX_TEMPLATE_BYTES = 2**20
 
 BASE_CONFIG = "base_config.json"
 """File beside an adapter: the base model's config as trained, context extension included."""
@@ -116,6 +117,8 @@ def load_tokenizer(
 
 def _read_template(path: Path) -> str:
     try:
+        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
+            raise UserError("larger than any chat template", where=str(path), mend="give a Jinja file in UTF-8")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="give a Jinja file in UTF-8") from error

@@ -105,6 +105,13 @@ def _check_finished(folder: Path) -> dict[str, Any]:
 
 def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
     """Fill ``staged`` with what goes up: data as links, the rest with ``names`` in place of paths; the files in it."""
+    for file in (
+        *(folder / "data").glob("*.parquet"),
+        *(folder / name for name in (*_TEXTS, *_JSON_FILES, *_JSON_LINES)),
+    ):
+        # A link in a folder of somebody else's may lead to anything of ours, and an upload cannot be taken back.
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise UserError("is a link out of the data set's folder", where=str(file), mend="put the file itself there")
     (staged / "data").mkdir()
     for file in (folder / "data").glob("*.parquet"):
         (staged / "data" / file.name).symlink_to(file.resolve())
@@ -159,7 +166,10 @@ def _renamed(value: Any, names: dict[str, str]) -> Any:
 
 
 def _reason(error: Any) -> str:
-    return str(error.server_message or str(error).splitlines()[0])
+    from huggingface_hub import get_token
+
+    said, token = str(error.server_message or str(error).splitlines()[0]), get_token()
+    return said.replace(token, "***") if token else said
 
 
 def _mend(error: Any) -> str:
