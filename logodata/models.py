@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common.errors import UserError
-from logodata.common.run_dir import write_atomic
+from logodata.common.run_dir import read_json, write_atomic
 from logodata.embedded_model import EMBEDDING_PACKAGE, GGUF_SHA256, embedded_model, package_folder
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ EMBEDDED = "embedded"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What makes a folder an adapter."""
 
+_COPY = "copy the model again; is it one that writes text?"
 _HUB_TIMEOUT_S = 5.0
 _MAX_TEMPLATE_BYTES = 2**20
 
@@ -190,8 +191,10 @@ def load_model(
     config = config or load_config(name, adapter=adapter)
     quantization = _four_bits(dtype) if four_bits else None
     with _loading("the model", name):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel
+        model, report = AutoModelForCausalLM.from_pretrained(
             resolve_model(name),
+            output_loading_info=True,
             config=config,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
@@ -199,6 +202,10 @@ def load_model(
             quantization_config=quantization,
             device_map={"": device} if four_bits else None,  # quantised weights cannot be moved later
         )
+    if missing := sorted(report["missing_keys"]):
+        # transformers would go on with random numbers in their place.
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"cannot load the model: it has no weights for {missing[0]}{more}", where=name, mend=_COPY)
     if adapter is not None:
         model = attach_adapter(model, adapter).merge_and_unload()
     if not four_bits:
@@ -248,10 +255,11 @@ def attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     """Put the layers of a LoRA adapter into the model.
 
     Raises:
-        UserError: it is an adapter of another model.
+        UserError: it is an adapter of another model, or damaged.
     """
     from peft import PeftModel
 
+    read_adapter_config(adapter)
     try:
         return PeftModel.from_pretrained(model, str(adapter))
     except (RuntimeError, ValueError) as error:
@@ -259,6 +267,12 @@ def attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
             f"the adapter does not fit this model: {str(error).splitlines()[0]}",
             where=str(adapter),
             mend="give the model that it was trained on",
+        ) from error
+    except Exception as error:  # by its config, which may hold anything
+        raise UserError(
+            f"cannot load the adapter: {type(error).__name__} {(str(error).splitlines() or [''])[0]}",
+            where=str(adapter),
+            mend="copy the adapter again",
         ) from error
 
 
@@ -298,6 +312,19 @@ def model_window(name: str, adapter: Path | None = None) -> int:
     """Positions the model was made for, or was extended to when ``adapter`` was trained (``max_position_embeddings``;
     the tokenizer's ``model_max_length`` is not reliable)."""
     return int(load_config(name, adapter=adapter).max_position_embeddings)
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """``adapter_config.json`` of an adapter.
+
+    Raises:
+        UserError: ``folder`` holds none, or its config is damaged.
+    """
+    check_adapter(folder)
+    config = read_json(folder / ADAPTER_FILES[0])
+    if not isinstance(config, dict):
+        raise UserError("not an adapter's config", where=str(folder / ADAPTER_FILES[0]), mend="copy the adapter again")
+    return config
 
 
 def check_adapter(folder: Path) -> None:

@@ -96,8 +96,12 @@ class _Reader(FileSystemReader):
 class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         # torch unpickles what it is given here: it gets what we pickled ourselves.
-        own = io.BytesIO()
-        torch.save(torch.load(value, weights_only=True), own)
+        own, name = io.BytesIO(), read_item.storage_index.fqn
+        try:
+            plain = torch.load(value, weights_only=True)
+        except Exception as error:  # torch's own text advises to load it without restraint
+            raise pickle.UnpicklingError(f"{name} is no plain value") from error
+        torch.save(plain, own)
         own.seek(0)
         super().load_bytes(read_item, own)
 

@@ -57,7 +57,7 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
         name = str(folder) if folder.is_dir() else path
         chosen = _choose(path, datasets.get_dataset_split_names(name, config_name=subset), split)
         return datasets.load_dataset(name, name=subset, split=chosen), chosen
-    except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"cannot load this data set: {reason}",
