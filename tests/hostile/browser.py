@@ -14,7 +14,7 @@ _RUN = "document.title='PWNED'"
 EVIL = (
     f'</style></title></summary></pre></svg></td><script>{_RUN}</script><img src=x onerror="{_RUN}">'
     f'<svg onload={_RUN}><a href="javascript:{_RUN}">x</a>" onmouseover="{_RUN}" autofocus onfocus="{_RUN}" \'>'
-    f'<iframe srcdoc="<script>parent.{_RUN}</script>"></iframe>--><script>{_RUN}</script>]]>&lt;b&gt;$\\frac{$'
+    f'<iframe srcdoc="<script>parent.{_RUN}</script>"></iframe>--><script>{_RUN}</script>]]>&lt;b&gt;$\\frac{{$'
 )
 
 _ELEMENTS = """
