@@ -52,7 +52,6 @@ _STYLE: Any = {
     "xtick.major.size": 3,
     "ytick.major.size": 3,
     "text.color": INK,
-    "text.parse_math": False,  # labels are names: a dollar sign in one begins no formula
     "legend.frameon": False,
     "legend.fontsize": 9,
     "figure.facecolor": "none",

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from logodata.common import json_lines
 from logodata.common.errors import UserError
-from logodata.common.json_lines import MAX_JSON_BYTES, too_long
+from logodata.common.json_lines import too_long
 
 _MAX_VALUES = 2**28
 """Values of a column in a row group (numbers in all its lists): more need gigabytes before a row can be looked at."""
@@ -38,9 +39,9 @@ def parquet_rows(
             names = [name for name in table.schema_arrow.names if name in wanted]
             _check_sizes(table.metadata, set(names), shown)
             for batch in table.iter_batches(batch_size=batch_rows, columns=names or None):
-                if batch.nbytes > MAX_JSON_BYTES:
+                if batch.nbytes > json_lines.MAX_JSON_BYTES:
                     for at in range(len(batch)):
-                        if batch.slice(at, 1).nbytes > MAX_JSON_BYTES:
+                        if batch.slice(at, 1).nbytes > json_lines.MAX_JSON_BYTES:
                             raise too_long(f"{shown}:row {number + at + 1}", "a row")
                 for row in batch.to_pylist():
                     number += 1

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from logodata.common import json_lines
 from logodata.common.errors import UserError
-from logodata.common.json_lines import MAX_JSON_BYTES, parse_json, too_long
+from logodata.common.json_lines import parse_json, too_long
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """What :func:`replacing` writes to."""
@@ -67,7 +68,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing, damaged or enormous one is a :class:`UserError` that names it."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if path.stat().st_size > json_lines.MAX_JSON_BYTES:
             raise too_long(str(path), "a JSON file")
         return parse_json(path.read_bytes())
     except FileNotFoundError as error:

