@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
-from logodata.common.run_dir import read_json
-from logodata.models import ADAPTER_FILES, check_adapter, load_config
+from logodata.models import ADAPTER_FILES, check_adapter, empty_model, load_config, read_adapter_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,8 +28,7 @@ def trained_on(adapter: Path) -> str | None:
     Raises:
         UserError: the folder holds no adapter, or its config is damaged.
     """
-    check_adapter(adapter)
-    name = read_json(adapter / ADAPTER_FILES[0]).get("base_model_name_or_path")
+    name = read_adapter_config(adapter).get("base_model_name_or_path")
     return str(name) if name else None
 
 
@@ -45,7 +43,7 @@ def check_adapter_fits(name: str, adapter: Path) -> None:
         UserError: it does not fit, or a file of it is damaged.
     """
     shapes = _shapes(adapter)
-    fault = next(_faults(_skeleton(name), shapes, read_json(adapter / ADAPTER_FILES[0])), None)
+    fault = next(_faults(_skeleton(name), shapes, read_adapter_config(adapter)), None)
     if fault is not None:
         base = trained_on(adapter)
         raise UserError(
@@ -70,16 +68,10 @@ def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
 def _skeleton(name: str) -> nn.Module:
     """The model without its weights."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = load_config(name)
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise UserError(
-            f"not a causal language model: {str(error).splitlines()[0]}", where=name, mend="check its name or folder"
-        ) from error
+    with torch.device("meta"):
+        return empty_model(config, name)
 
 
 def _faults(model: nn.Module, shapes: dict[str, tuple[int, ...]], config: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from logodata.common.recipe_io import RecipeModel
 from logodata.contract import Chunk
+from logodata.prompts import text_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,9 @@ def chunk_text(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int)
     over several tokens) moves back to its start, so a chunk may be a few tokens shorter; a character of more than
     ``chunk_tokens`` tokens stays whole.
     """
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+    encoded = text_tokenizer(tokenizer)(
+        text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+    )
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     chunks: list[Chunk] = []
     first = character = 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from logodata.common.errors import UserError
+from logodata.common.parquet import parquet_rows
 from logodata.common.run_dir import read_json
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ QuestionKind = Literal["single_detail", "multi_detail", "summary", "biography", 
 ResponseOrigin = Literal["live", "cache"]
 
 _ROWS_PER_GROUP = 256
+_ROWS_PER_BATCH = 32
 _PLACE = re.compile(r"(.+):(\d+|row \d+)", re.DOTALL)
 
 
@@ -216,7 +218,7 @@ def read_samples(folder: Path) -> list[PreferenceSample]:
 
 
 def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
-    """The samples of a build's folder, in file order, a row group at a time.
+    """The samples of a build's folder, in file order, a few at a time.
 
     Raises:
         UserError: no such folder, no finished build in it, or another schema version.
@@ -226,7 +228,8 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
         state = "holds no finished build" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
     for file in files:
-        for number, row in enumerate(_parquet_rows(file)):
+        # Batches of few rows: a row group of a stranger's may hold any number.
+        for number, row in parquet_rows(file, str(file), mend="build the data set again", batch_rows=_ROWS_PER_BATCH):
             if row.get("schema_version") != SCHEMA_VERSION:
                 found = row.get("schema_version")
                 raise UserError(
@@ -238,21 +241,10 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
                 yield PreferenceSample.model_validate(row)
             except ValueError as error:
                 raise UserError(
-                    f"row {number} is not a preference sample: {error}",
-                    where=str(file),
+                    f"not a preference sample: {error}",
+                    where=f"{file}:row {number}",
                     mend="build the data set again",
                 ) from error
-
-
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as table:
-            for number in range(table.num_row_groups):
-                yield from table.read_row_group(number).to_pylist()
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read: {error}", where=str(file), mend="build the data set again") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

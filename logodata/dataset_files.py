@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from logodata.common import strict_json
 from logodata.common.errors import UserError
+from logodata.common.json_lines import json_objects
 from logodata.common.run_dir import replacing, write_atomic, write_json
 from logodata.contract import PreferenceSample, write_samples
 from logodata.decisions import Outcome
@@ -92,9 +92,4 @@ def _write_row(file: BinaryIO, row: dict[str, Any]) -> None:
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with open(path, encoding="utf-8") as file:  # not splitlines: texts may hold other line separators, unescaped
-            for line in file:
-                yield json.loads(line)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read: {error}", where=str(path), mend="build the data set again") from error
+    return (row for _, row in json_objects(path, mend="build the data set again"))

@@ -71,8 +71,10 @@ def _convert_gguf(source: Path, target: Path) -> None:
     note("converting the embedded model from GGUF, once (about 20 s)")
     quiet_transformers()
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
-        tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=_GGUF_FILE)
-        model = AutoModelForCausalLM.from_pretrained(str(source), gguf_file=_GGUF_FILE, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=_GGUF_FILE, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source), gguf_file=_GGUF_FILE, dtype=torch.float32, trust_remote_code=False
+        )
     # save_pretrained refuses a model that believes it is quantised; a fresh one with the same weights does not.
     config = model.config
     del config.quantization_config

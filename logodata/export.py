@@ -27,7 +27,7 @@ from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_atomic, write_json
 from logodata.contract import PreferenceSample, Response, read_manifest, read_samples
 from logodata.models import load_tokenizer
-from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat
+from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat, render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,10 +119,7 @@ def _user_message(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) 
     """The user's message; its ids are those under the tokenizer's own chat template."""
     context = "".join(chunk.text + CHUNK_SEPARATOR for chunk in sample.chunks)
     content = ANSWER_TEMPLATE.format(context=context, question=sample.question)
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
-    assert isinstance(text, str)
+    text = render_chat(tokenizer, content)
     return _Rendered(content, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common.errors import UserError
-from logodata.common.run_dir import write_atomic
+from logodata.common.run_dir import read_json, write_atomic
 from logodata.embedded_model import EMBEDDING_PACKAGE, GGUF_SHA256, embedded_model, package_folder
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ EMBEDDED = "embedded"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What makes a folder an adapter."""
 
+_COPY = "copy the model again; is it one that writes text?"
 _HUB_TIMEOUT_S = 5.0
+_MAX_TEMPLATE_BYTES = 2**20
 
 BASE_CONFIG = "base_config.json"
 """File beside an adapter: the base model's config as trained, context extension included."""
@@ -105,11 +107,8 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     quiet_transformers()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(_reachable(name))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the tokenizer: {reason}", where=name, mend="check its name or folder") from error
+    with _loading("the tokenizer", name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_reachable(name), trust_remote_code=False)
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
     if needs_template and not tokenizer.chat_template:
@@ -119,6 +118,8 @@ def load_tokenizer(
 
 def _read_template(path: Path) -> str:
     try:
+        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
+            raise UserError("larger than any chat template", where=str(path), mend="give a Jinja file in UTF-8")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="give a Jinja file in UTF-8") from error
@@ -139,18 +140,15 @@ def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = F
     from transformers import AutoConfig
 
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(_reachable(name))
-    except (OSError, ValueError) as error:
+        with _loading("the model's config", name):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(_reachable(name), trust_remote_code=False)
+    except UserError as error:
         from logodata.common.console import note
         from logodata.known_models import known_shapes
 
-        known = known_shapes(name) if shapes_only and isinstance(error, OSError) else None
+        known = known_shapes(name) if shapes_only and isinstance(error.__cause__, OSError) else None
         if known is None:
-            raise UserError(
-                f"cannot load the model's config: {str(error).splitlines()[0]}",
-                where=name,
-                mend="check its name or folder",
-            ) from error
+            raise
         note(f"{name}: its config cannot be read from the hub, shapes come from the built-in table")
         config = known
     if adapter is not None:
@@ -170,7 +168,7 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model for inference, the adapter (if any) merged into its weights.
 
-    Only safetensors are read: a pickle can run code.
+    Only safetensors are read (a pickle can run code), and code that comes with a model is not run.
 
     Args:
         name: as :func:`resolve_model` takes it.
@@ -191,19 +189,23 @@ def load_model(
     if adapter is not None:
         check_adapter(adapter)
     config = config or load_config(name, adapter=adapter)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    quantization = _four_bits(dtype) if four_bits else None
+    with _loading("the model", name):
+        model: PreTrainedModel
+        model, report = AutoModelForCausalLM.from_pretrained(
             resolve_model(name),
+            output_loading_info=True,
             config=config,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
-            quantization_config=_four_bits(dtype) if four_bits else None,
+            trust_remote_code=False,
+            quantization_config=quantization,
             device_map={"": device} if four_bits else None,  # quantised weights cannot be moved later
         )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the model: {str(error).splitlines()[0]}", where=name, mend="check its name or folder"
-        ) from error
+    if missing := sorted(report["missing_keys"]):
+        # transformers would go on with random numbers in their place.
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"cannot load the model: it has no weights for {missing[0]}{more}", where=name, mend=_COPY)
     if adapter is not None:
         model = attach_adapter(model, adapter).merge_and_unload()
     if not four_bits:
@@ -211,14 +213,53 @@ def load_model(
     return model.eval()
 
 
+def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrainedModel:
+    """The model that a config describes, with weights of no meaning: on torch's device ``meta`` it takes no memory.
+
+    Args:
+        config: as :func:`load_config` gives it.
+        name: of the model, for messages.
+        options: of transformers' ``from_config``.
+
+    Raises:
+        UserError: the config describes no causal language model that transformers knows.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _loading("the model", name):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    return model
+
+
+@contextmanager
+def _loading(what: str, name: str) -> Iterator[None]:
+    """Whatever transformers says of a folder's files, as one line. Strangers write these files, and each check of them
+    has an exception of its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"cannot load {what}: it needs code from its own repository, which is never run",
+                where=name,
+                mend="take a model that transformers knows by itself",
+            ) from error
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        kind = "" if reason and isinstance(error, OSError | ValueError) else f"{type(error).__name__} "
+        raise UserError(f"cannot load {what}: {kind}{reason}", where=name, mend="check its name or folder") from error
+
+
 def attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     """Put the layers of a LoRA adapter into the model.
 
     Raises:
-        UserError: it is an adapter of another model.
+        UserError: it is an adapter of another model, or damaged.
     """
     from peft import PeftModel
 
+    read_adapter_config(adapter)
     try:
         return PeftModel.from_pretrained(model, str(adapter))
     except (RuntimeError, ValueError) as error:
@@ -226,6 +267,12 @@ def attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
             f"the adapter does not fit this model: {str(error).splitlines()[0]}",
             where=str(adapter),
             mend="give the model that it was trained on",
+        ) from error
+    except Exception as error:  # by its config, which may hold anything
+        raise UserError(
+            f"cannot load the adapter: {type(error).__name__} {(str(error).splitlines() or [''])[0]}",
+            where=str(adapter),
+            mend="copy the adapter again",
         ) from error
 
 
@@ -267,6 +314,19 @@ def model_window(name: str, adapter: Path | None = None) -> int:
     return int(load_config(name, adapter=adapter).max_position_embeddings)
 
 
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """``adapter_config.json`` of an adapter.
+
+    Raises:
+        UserError: ``folder`` holds none, or its config is damaged.
+    """
+    check_adapter(folder)
+    config = read_json(folder / ADAPTER_FILES[0])
+    if not isinstance(config, dict):
+        raise UserError("not an adapter's config", where=str(folder / ADAPTER_FILES[0]), mend="copy the adapter again")
+    return config
+
+
 def check_adapter(folder: Path) -> None:
     """Raise a :class:`UserError` unless ``folder`` holds an adapter (config and safetensors)."""
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
@@ -302,12 +362,8 @@ def trained_rope(adapter: Path) -> dict[str, Any]:
     path = adapter / BASE_CONFIG
     if not path.is_file():
         return {}
-    try:
-        trained = AutoConfig.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"not a model's config: {str(error).splitlines()[0]}", where=str(path), mend="copy the adapter again"
-        ) from error
+    with _loading("the base model's config", str(path)):
+        trained = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
     fields = ("rope_parameters", "max_position_embeddings")
     return {field: getattr(trained, field) for field in fields if hasattr(trained, field)}
 

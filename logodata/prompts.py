@@ -7,12 +7,16 @@ document which holds ``<|im_end|>`` cannot end a turn.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from logodata.common.errors import UserError
+from logodata.common.limits import bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,6 +67,14 @@ JUDGE_TEMPLATES = (
 CHUNK_SEPARATOR = "\n"
 """Follows each chunk in a context, so that chunks which were not neighbours do not run into one another's words."""
 
+_TEMPLATE_S, _TEMPLATE_BYTES = 10.0, 2**30
+_MAX_FRAME = 2**20
+_ANOTHER = "give another one with chat_template=FILE"
+
+_CONTROL = re.compile(r"<.+>|\[.+\]|\{.+\}|\|.+\|")
+"""What control tokens look like; other added tokens are words of a language or of a field."""
+_text_tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None] = WeakKeyDictionary()
+
 _FIELDS = ("context", "question", "reference", "response")
 _MARK = "\ue000"  # private-use character: it stands in no template, and documents never pass through the template
 
@@ -89,13 +101,11 @@ class PromptFormat:
         marked = template
         for field in _FIELDS:
             marked = marked.replace("{" + field + "}", f"{_MARK}{field}{_MARK}")
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": marked}], tokenize=False, add_generation_prompt=True
-        )
-        if not isinstance(rendered, str) or rendered.count(_MARK) != marked.count(_MARK):
+        rendered = render_chat(tokenizer, marked)
+        if rendered.count(_MARK) != marked.count(_MARK):
             raise UserError(
                 "the chat template drops or repeats the user's message",
-                mend="give another one with model.chat_template=FILE",
+                mend=_ANOTHER,
             )
         pieces = rendered.split(_MARK)
         # Odd pieces are field names, even ones are the frame.
@@ -126,9 +136,52 @@ class PromptFormat:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
+def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | None = None) -> str:
+    """A conversation as the chat template writes it; without an assistant's message, up to where that begins.
+
+    Templates come with models and are programs: they run in Jinja's sandbox, and within bounds.
+
+    Raises:
+        UserError: the template fails, or takes too much time or memory.
+    """
+    messages = [{"role": "user", "content": user}]
+    if assistant is not None:
+        messages.append({"role": "assistant", "content": assistant})
+    try:
+        with bounded(_TEMPLATE_S, _TEMPLATE_BYTES):
+            rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=assistant is None)
+    except Exception as error:  # whatever a template may do
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"the chat template fails: {type(error).__name__} {reason}", mend=_ANOTHER) from error
+    assert isinstance(rendered, str)
+    if len(rendered) > len(user) + len(assistant or "") + _MAX_FRAME:
+        raise UserError("the chat template adds more than a million characters", mend=_ANOTHER)
+    return rendered
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of plain text: control tokens that occur in it stay text."""
-    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+    return list(text_tokenizer(tokenizer).encode(text, add_special_tokens=False, split_special_tokens=True))
+
+
+def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer whose ``split_special_tokens`` keeps every control token as text.
+
+    Itself, where all of them are marked as special. Some models (OpenHermes' ``<|im_start|>``, Qwen3's ``<tool_call>``)
+    have control tokens that are not, and that would be recognised in any text: then a copy in which they are. Only
+    encode with it: decoding, it would leave out what a response may hold.
+    """
+    if tokenizer not in _text_tokenizers:
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        unmarked = [token for token in added if not token.special and _CONTROL.fullmatch(token.content)]
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if unmarked and backend is not None:
+            hiding = copy.deepcopy(tokenizer)
+            hiding.backend_tokenizer.add_special_tokens(unmarked)
+            _text_tokenizers[tokenizer] = hiding
+        else:
+            _text_tokenizers[tokenizer] = None
+    return _text_tokenizers[tokenizer] or tokenizer
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -150,9 +203,7 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, model_eos_ids: Sequence[int
         model_eos_ids: see :func:`logodata.models.model_eos_ids`.
     """
     mark = f"{_MARK}answer{_MARK}"
-    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": mark}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert isinstance(rendered, str)
+    rendered = render_chat(tokenizer, "q", mark)
     after = tokenizer.encode(rendered.rpartition(mark)[2], add_special_tokens=False)
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     ends = [token for token in after[:1] if token in special]
@@ -162,6 +213,6 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, model_eos_ids: Sequence[int
     if not ends:
         raise UserError(
             "the chat template ends no turn and the tokenizer has no eos token",
-            mend="give another template with model.chat_template=FILE",
+            mend=_ANOTHER,
         )
     return tuple(ends)

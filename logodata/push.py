@@ -7,7 +7,6 @@ So every absolute path goes up as its last part, and the servers of the engine w
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from logodata.common import strict_json
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.json_lines import json_objects
 from logodata.common.run_dir import read_json, write_json
 from logodata.contract import read_manifest
 from logodata.parts import PART_FILE
@@ -105,6 +105,13 @@ def _check_finished(folder: Path) -> dict[str, Any]:
 
 def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
     """Fill ``staged`` with what goes up: data as links, the rest with ``names`` in place of paths; the files in it."""
+    for file in (
+        *(folder / "data").glob("*.parquet"),
+        *(folder / name for name in (*_TEXTS, *_JSON_FILES, *_JSON_LINES)),
+    ):
+        # A link in a folder of somebody else's may lead to anything of ours, and an upload cannot be taken back.
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise UserError("is a link out of the data set's folder", where=str(file), mend="put the file itself there")
     (staged / "data").mkdir()
     for file in (folder / "data").glob("*.parquet"):
         (staged / "data" / file.name).symlink_to(file.resolve())
@@ -116,9 +123,9 @@ def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
     for name in _JSON_FILES:
         write_json(staged / name, _renamed(read_json(folder / name), names))
     for name in filter(lambda name: (folder / name).exists(), _JSON_LINES):
-        with open(folder / name, encoding="utf-8") as source, open(staged / name, "w", encoding="utf-8") as target:
-            for line in source:
-                target.write(strict_json.dumps(_renamed(json.loads(line), names)) + "\n")
+        with open(staged / name, "w", encoding="utf-8") as target:
+            for _, row in json_objects(folder / name, mend="build the data set again"):
+                target.write(strict_json.dumps(_renamed(row, names)) + "\n")
     return sorted(str(file.relative_to(staged)) for file in staged.rglob("*") if file.is_file())
 
 
@@ -159,7 +166,10 @@ def _renamed(value: Any, names: dict[str, str]) -> Any:
 
 
 def _reason(error: Any) -> str:
-    return str(error.server_message or str(error).splitlines()[0])
+    from huggingface_hub import get_token
+
+    said, token = str(error.server_message or str(error).splitlines()[0]), get_token()
+    return said.replace(token, "***") if token else said
 
 
 def _mend(error: Any) -> str:

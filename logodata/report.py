@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from logodata.common.printable import markdown_code, markdown_text
 from logodata.verdicts import describe_verdicts
 
 PURITY = (
@@ -60,7 +61,9 @@ def dataset_card(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
     }[generation["preferred"]]
     summary = describe(stats)
     rows = "\n".join(
-        f"| {name.replace('_', ' ')} | {show_value(value)} |" for name, value in stats.items() if name not in GROUPINGS
+        f"| {_cell(name.replace('_', ' '))} | {_cell(show_value(value))} |"
+        for name, value in stats.items()
+        if name not in GROUPINGS
     )
     return f"""---
 configs:
@@ -72,20 +75,20 @@ tags:
 - LOGO
 ---
 
-# LOGO preference data from `{manifest["source"]["path"]}`
+# LOGO preference data from {markdown_code(manifest["source"]["path"])}
 
 {summary[0].upper()}{summary[1:]}.
 
 A row is one prompt with a preferred response and {stats["dispreferred_per_sample"]} dis-preferred ones (LOGO, arXiv 2410.18533, section 3).
 
-- **Documents**: `{manifest["source"]["path"]}` (sha256 {manifest["source"]["sha256"]}), in chunks of {recipe["chunking"]["chunk_tokens"]} tokens.
+- **Documents**: {markdown_code(manifest["source"]["path"])} (sha256 {manifest["source"]["sha256"]}), in chunks of {recipe["chunking"]["chunk_tokens"]} tokens.
 - **Critical chunks**: {critical}, by the `{recipe["evaluator"]["name"]}` evaluator, compared with the {recipe["evaluator"]["query"].replace("_", " ")}.
 - **Context**: {contexts["num_chunks"]} chunks in document order; all critical ones, filled up with irrelevant ones.
 - **Preferred**: {preferred}.
 - **Dis-preferred**: the model's greedy answers from irrelevant chunks alone, and from contexts that keep {_percent(contexts["mixed_ratios"])} of the critical chunks.
 - **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
 - **Judge**: {_describe_judge(recipe["judge"])}.{_model_judge(manifest, stats)}
-- **Model**: `{manifest["model"]}` ({manifest["model_fingerprint"]}), engine {manifest["engine"]}, logo-align {manifest["logo_align"]}, seed {recipe["seed"]}.
+- **Model**: {markdown_code(manifest["model"])} ({manifest["model_fingerprint"]}), engine {markdown_text(manifest["engine"])}, logo-align {manifest["logo_align"]}, seed {recipe["seed"]}.
 
 Preferred responses end by themselves {_percent([stats["preferred_ended"]])} of the time, dis-preferred ones {_percent([stats["dispreferred_ended"]])}: a gap
 here teaches the model to end its answers, whatever they say.
@@ -109,12 +112,16 @@ def _grouped(stats: dict[str, Any]) -> str:
         groups, num_more = largest_groups(stats[name])
         for key, group in groups:
             asked = f"{group['questions']} | {show_share(group['kept'], group['yield'])}"
-            reasons = show_value(group["rejected_by_reason"])
-            cell = f"{name[3:]}: {key}".replace("|", "\\|")
+            reasons = _cell(show_value(group["rejected_by_reason"]))
+            cell = _cell(f"{name[3:]}: {key}")
             lines.append(f"| {cell} | {asked} | {show_percent(group['purity'])} | {reasons} |")
         if num_more:
             lines.append(f"| {name[3:]}: {num_more} more in `stats.json` | | | | |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return markdown_text(text).replace("|", "\\|")
 
 
 def largest_groups(groups: dict[str, Any]) -> tuple[list[tuple[str, Any]], int]:
@@ -126,7 +133,10 @@ def largest_groups(groups: dict[str, Any]) -> tuple[list[tuple[str, Any]], int]:
 def _model_judge(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
     if "judge_model" not in manifest:
         return ""
-    judge = f"`{manifest['judge_model']}` ({manifest['judge_model_fingerprint']}), engine {manifest['judge_engine']}"
+    judge = (
+        f"{markdown_code(manifest['judge_model'])} ({manifest['judge_model_fingerprint']}), "
+        f"engine {markdown_text(manifest['judge_engine'])}"
+    )
     said = describe_verdicts(stats["model_judge"]) if "model_judge" in stats else "it was never asked"
     return f"\n- **Model judge**, after these rules: {judge}; {said}."
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from logodata.candidates import Candidate
 from logodata.common.console import Tracker
 from logodata.common.errors import UserError
+from logodata.common.json_lines import json_objects
 from logodata.common.shards import Shard
 from logodata.contract import Response, ResponseOrigin
 from logodata.decisions import Decision
@@ -208,11 +209,14 @@ def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:
             mend="set generation.cache=null, or give the work/responses.jsonl of a build",
         )
     records: dict[str, dict[str, Any]] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-                records[record["key"]] = {"token_ids": record["token_ids"], "finish_reason": record["finish_reason"]}
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise UserError("damaged cache record", where=f"{path}:{number}", mend="delete this line") from error
+    for where, record in json_objects(path, mend="delete this line"):
+        key, token_ids, reason = (record.get(name) for name in ("key", "token_ids", "finish_reason"))
+        if (
+            not isinstance(key, str)
+            or reason not in ("stop", "length")
+            or not isinstance(token_ids, list)
+            or not all(type(token) is int and token >= 0 for token in token_ids)
+        ):
+            raise UserError("damaged: not a response", where=where, mend="delete this line")
+        records[key] = {"token_ids": token_ids, "finish_reason": reason}
     return records

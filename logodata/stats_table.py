@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from logodata.common import strict_json
@@ -62,7 +61,7 @@ def _print_one(stats: dict[str, Any]) -> None:
     for name in GROUPINGS:
         groups, num_more = largest_groups(stats[name])
         for key, group in groups:
-            title = f"{name[3:]} {escape(key)}"
+            title = f"{name[3:]} {key}"
             table.add_row(title, *_cells(group))
             if group["rejected_by_reason"]:
                 reasons.add_row(title, show_value(group["rejected_by_reason"]).replace("_", " "))
@@ -77,7 +76,7 @@ def _print_one(stats: dict[str, Any]) -> None:
     rest = Table(show_header=False, box=None, pad_edge=False)
     for name, value in stats.items():
         if name not in (*shown, *GROUPINGS):
-            rest.add_row(name.replace("_", " "), escape(show_value(value)))
+            rest.add_row(name.replace("_", " "), show_value(value))
     console.print(rest)
 
 
@@ -106,10 +105,10 @@ def _print_side_by_side(found: dict[str, dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     for name in found:
-        table.add_column(escape(name), justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold")
 
     def row(title: str, cells: Iterable[str]) -> None:
-        table.add_row(escape(title), *map(escape, cells))
+        table.add_row(title, *cells)
 
     row("evaluator", map(_evaluator, all_stats))
     row("questions", (str(stats["questions"]) for stats in all_stats))

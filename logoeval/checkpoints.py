@@ -35,7 +35,7 @@ def find_adapters(checkpoints: Path) -> dict[int, Path]:
         UserError: there are none, or a checkpoint holds no adapter.
     """
     names = {path: path.name.removeprefix("step-") for path in checkpoints.glob("step-*") if path.is_dir()}
-    steps = sorted((int(name), path / "adapter") for path, name in names.items() if name.isdigit() and int(name) > 0)
+    steps = sorted((int(name), path / "adapter") for path, name in names.items() if name.isdecimal() and int(name) > 0)
     if not steps:
         inside = checkpoints / "checkpoints"
         mend = f"give {inside}" if inside.is_dir() else "give RUN/checkpoints of a logotrain run"

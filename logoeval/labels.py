@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,9 +34,9 @@ def _split(argument: str) -> tuple[str | None, Path]:
     """Label and folder; of several ``=``, the first that a folder follows."""
     places = [place for place, letter in enumerate(argument) if letter == "=" and "/" not in argument[:place]]
     cuts = [(argument[:place], Path(argument[place + 1 :])) for place in places if argument[:place]]
-    if not cuts or Path(argument).is_dir():
+    if not cuts or os.path.isdir(argument):
         return None, Path(argument)
-    return next((cut for cut in cuts if cut[1].is_dir()), cuts[0])
+    return next((cut for cut in cuts if os.path.isdir(cut[1])), cuts[0])
 
 
 def label_folders(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from logodata.common.printable import markdown_text
 from logoeval.compare import Comparison
 from logoeval.longbench.table import own_rows, published
 from logoeval.measures import headline_rows, markdown_table
@@ -24,22 +25,24 @@ def markdown(comparison: Comparison, sections: Sequence[Section]) -> str:
     headline = headline_rows(comparison)
     metrics = {row.metric.label: row.metric for row in comparison.rows}
     limits = [f"- **{task}: {'; '.join(found)}**" for task, found in all_limits(comparison).items()]
+    found_notes = [f"- {markdown_text(note)}" for note in notes(comparison)]
+    explanations = [
+        f"- **{markdown_text(label)}**: {markdown_text(metric.explanation)}" for label, metric in metrics.items()
+    ]
     parts = [
-        f"# {title(comparison)}",
-        "\n".join(f"- **{run.label}**: {describe(run)}" for run in comparison.runs),
-        "\n".join([*limits, *(f"- **{text}**" for text in unfinished(comparison))]),
+        f"# {markdown_text(title(comparison))}",
+        "\n".join(f"- **{markdown_text(run.label)}**: {markdown_text(describe(run))}" for run in comparison.runs),
+        "\n".join([*limits, *(f"- **{markdown_text(text)}**" for text in unfinished(comparison))]),
         "\n".join(
-            f"- Of {len(headline)} measures, from {first.label} to {other.label}: "
+            f"- Of {len(headline)} measures, from {markdown_text(first.label)} to {markdown_text(other.label)}: "
             f"{summary([(row, row.differences[number]) for row in headline])}."
             for number, other in enumerate(others)
         ),
         markdown_table(comparison),
         HOW_TO_READ,
         *(section.markdown() for section in sections),
-        "\n".join(["## Notes", "", *(f"- {note}" for note in notes(comparison))]) if notes(comparison) else "",
-        "\n".join(
-            ["## What the measures are", "", *(f"- **{label}**: {m.explanation}" for label, m in metrics.items())]
-        ),
+        "\n".join(["## Notes", "", *found_notes]) if found_notes else "",
+        "\n".join(["## What the measures are", "", *explanations]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

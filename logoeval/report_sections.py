@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from logodata.common.errors import UserError
+from logodata.common.json_lines import json_objects
 from logodata.common.markup import Html, join, raw, tag
 from logodata.common.run_dir import read_json
 from logodata.contract import read_manifest, read_samples
@@ -223,14 +223,13 @@ def training_section(folder: Path) -> Section:
     """
     recipe = read_json(folder / "recipe.resolved.json")
     path = folder / "metrics.jsonl"
+    mend = "give the folder of a logotrain run"
+    records = [record for _, record in json_objects(path, mend=mend)]
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         steps, loss = ([record[key] for record in records] for key in ("step", "loss"))
         margin = [record["margin"] for record in records if "margin" in record]  # SFT computes none
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            "holds no training metrics", where=str(path), mend="give the folder of a logotrain run"
-        ) from error
+    except KeyError as error:
+        raise UserError("holds no training metrics", where=str(path), mend=mend) from error
     if not steps:
         raise UserError("holds no training step", where=str(path), mend="run logotrain again")
     objective = dict(recipe["objective"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from logodata.common.markup import Html, join, tag
+from logodata.common.printable import markdown_text
 
 
 class Cell(NamedTuple):
@@ -79,10 +80,12 @@ class Table:
         """The same, a line a row."""
         rule = ["---" if self._is_text(number) else "---:" for number in range(len(self.head))]
         rows = [
-            [str(cell) for cell in row] if len(row) > 1 else [f"**{row[0]}**", *[""] * (len(self.head) - 1)]
+            [_one_line(str(cell)) for cell in row]
+            if len(row) > 1
+            else [f"**{_one_line(str(row[0]))}**", *[""] * (len(self.head) - 1)]
             for row in self.rows
         ]
-        return "\n".join(f"| {' | '.join(map(_one_line, line))} |" for line in (self.head, rule, *rows))
+        return "\n".join(f"| {' | '.join(line)} |" for line in ([*map(_one_line, self.head)], rule, *rows))
 
     def record(self) -> dict[str, Any]:
         """The same as text, for JSON."""
@@ -109,7 +112,7 @@ def _lines(cell: str | Cell, *, minus: bool = False) -> list[str]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.replace("|", "/").split())
+    return markdown_text(text.replace("|", "/"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class Section:
         """Its tables under its heading; nothing where it has none."""
         if not self.tables:
             return ""
-        parts = [f"**{table.title}**\n\n{table.markdown()}" for table in self.tables]
+        parts = [f"**{markdown_text(table.title)}**\n\n{table.markdown()}" for table in self.tables]
         return "\n\n".join([f"## {self.title}", *parts])
 
 

@@ -28,7 +28,6 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -36,19 +35,19 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_background
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
-from logodata.models import resolve_model, write_base_config
+from logodata.models import load_tokenizer, write_base_config
 from logotrain.parallel import World
 from logotrain.recipe import CheckpointSettings
+from logotrain.safe_reading import load_checkpoint, stored_names
 
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 _FILES = "files.json"
@@ -166,18 +165,20 @@ def restore(folder: Path, model: PreTrainedModel | PeftModel, optimizer: Optimiz
 
     Returns:
         Steps done, 0 if there is no checkpoint.
+
+    Raises:
+        UserError: the checkpoint is intact, but holds something else than this run writes.
     """
     step = world.on_main(lambda: _newest_intact(folder))
     if step == 0:
         return 0
     path = _path(folder, step)
     state = _state(model, optimizer, world)
-    stored = FileSystemReader(path).read_metadata().state_dict_metadata
     rng_key = next(iter(state["rng"]))
-    if not any(name.startswith(f"rng.{rng_key}.") for name in stored):
+    if not any(name.startswith(f"rng.{rng_key}.") for name in stored_names(path)):
         state["rng"] = {}
     _quiet_alone()
-    load_distributed(state, checkpoint_id=path, no_dist=world.size == 1)
+    load_checkpoint(state, path, alone=world.size == 1)
     set_model_state_dict(model, state["model"], options=_TRAINED_ONLY)
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
     for rng in state["rng"].values():
@@ -271,7 +272,7 @@ def _write_model(
     model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
-    AutoTokenizer.from_pretrained(resolve_model(name)).save_pretrained(folder)
+    load_tokenizer(name, needs_template=False).save_pretrained(folder)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -318,7 +319,7 @@ def _path(folder: Path, step: int) -> Path:
 
 def _newest_first(folder: Path) -> list[int]:
     names = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def _newest_intact(folder: Path) -> int:
@@ -346,6 +347,8 @@ def _fault(folder: Path) -> str:
         expected = read_json(folder / _FILES)
     except UserError as error:
         return error.what
+    if not isinstance(expected, dict):
+        return f"{_FILES} is no table"
     found = _describe(folder)
     names = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
     return f"{names[0]} is not as it was written" if names else ""

@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from logodata.common.errors import UserError
-from logodata.models import DType, load_model, resolve_model
+from logodata.models import DType, load_model, load_tokenizer
 
 
 def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
@@ -27,7 +26,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         merged.to(getattr(torch, dtype)).save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(resolve_model(model)).save_pretrained(scratch)
+        load_tokenizer(model, needs_template=False).save_pretrained(scratch)
         scratch.rename(out)
     except OSError as error:
         raise UserError(

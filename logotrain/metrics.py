@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from logodata.common import strict_json
 from logodata.common.errors import UserError
 from logodata.common.finite import not_finite
+from logodata.common.json_lines import parse_json
 from logodata.common.run_dir import append_lines
 
 
@@ -71,7 +71,7 @@ class MetricsLog:
 
 def _step(line: bytes, path: Path) -> int:
     try:
-        return int(json.loads(line)["step"])
+        return int(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             "damaged record", where=str(path), mend="delete the line, then run the same command again"

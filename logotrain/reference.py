@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from logodata.common import strict_json
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.finite import check_responses
+from logodata.common.json_lines import json_objects
 from logodata.common.run_dir import append_lines
 from logodata.contract import PreferenceSample
 from logotrain.collate import Collator
@@ -21,6 +21,8 @@ from logotrain.logprobs import LogprobModel, split_logprobs
 from logotrain.parallel import World, without_backward
 
 Draw = tuple[int, PreferenceSample]
+
+_MEND = "delete the line, then run it again"
 
 
 class ReferenceLogprobs:
@@ -34,14 +36,11 @@ class ReferenceLogprobs:
         self._path = path
         self._values: dict[tuple[str, int], list[float]] = {}
         if path.exists():
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for where, record in json_objects(path, mend=_MEND):
                 try:
-                    record = json.loads(line)
                     self._values[record["id"], record["epoch"]] = record["logprobs"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(
-                        "damaged record", where=f"{path}:{number}", mend="delete the line, then run it again"
-                    ) from error
+                except (KeyError, TypeError) as error:
+                    raise UserError("damaged record", where=where, mend=_MEND) from error
 
     def of(self, draw: Draw, device: torch.device) -> Tensor:
         """Summed log-probabilities of a draw's responses, [1 + M], nats."""

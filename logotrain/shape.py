@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
+from logodata.models import empty_model
 from logotrain.recipe import TrainRecipe
 
 if TYPE_CHECKING:
@@ -91,12 +92,11 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
 def _model_shape(text: str, cls: Any) -> ModelShape:
     import torch
     from torch import nn
-    from transformers import AutoModelForCausalLM
 
     config = cls(**json.loads(text))
     where = str(config.name_or_path or config.model_type)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = empty_model(config, where)
     layers = list(model.get_decoder().layers)
     counts = {sum(weight.numel() for weight in layer.parameters()) for layer in layers}
     if len(counts) != 1 or getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):

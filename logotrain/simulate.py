@@ -23,8 +23,9 @@ from torch.distributed._tools.common_utils import get_untyped_storages
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
+from logodata.models import empty_model
 from logotrain import attention
 from logotrain.collate import Row
 from logotrain.layout import RowLayout
@@ -164,9 +165,7 @@ def _fake_model(config: PreTrainedConfig, recipe: TrainRecipe) -> LogprobModel:
     """The model to train, its weights fake tensors; inside a fake mode."""
     full = recipe.tuning == "full"
     with torch.device("meta"):
-        base: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32 if full else getattr(torch, recipe.dtype)
-        )
+        base = empty_model(config, recipe.model, dtype=torch.float32 if full else getattr(torch, recipe.dtype))
         model = LogprobModel(
             base if full else add_adapters(base, recipe.lora, name="simulated"),
             torch.bfloat16 if recipe.narrow_adapters else None,

@@ -15,11 +15,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 
-console = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+from logodata.common.printable import printable
+
+
+class _Console(Console):
+    """Shows text as it is: square brackets and colons mean nothing in it, and a terminal obeys nothing in it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            # What rich itself sends to the terminal is marked as control, or is the style.
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+console = _Console()
+stderr = _Console(stderr=True)
 
 _PLAIN_INTERVAL_S = 10.0
 
@@ -80,13 +96,13 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
         yield _PlainTracker(f"{name} {label}".strip(), total, done)
     elif sys.stderr.isatty():
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, TextColumn("{task.fields[figures]}"), console=stderr) as bar:
+        with Progress(*columns, TextColumn("{task.fields[figures]}", markup=False), console=stderr) as bar:
             yield _RichTracker(bar, label, total, done)
     else:
         yield Tracker(label, total, done)
@@ -101,7 +117,7 @@ def note(text: str) -> None:
 def result(text: object) -> None:
     """A line on stdout: what the command made."""
     if _speaks():
-        print(text)
+        print(printable(str(text)))
 
 
 def show(renderable: RenderableType) -> None:

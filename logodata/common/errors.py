@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from logodata.common.printable import printable
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -27,7 +29,7 @@ class UserError(Exception):
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         cure = f" ({self.mend})" if self.mend else ""
-        return " ".join(f"{place}{self.what}{cure}".split())
+        return printable(" ".join(f"{place}{self.what}{cure}".split()))
 
 
 def run_command(
@@ -55,4 +57,4 @@ def run_command(
 def _say(line: str) -> None:
     """Under torchrun every process meets the same error: one a machine prints it."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)

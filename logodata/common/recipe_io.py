@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -31,6 +32,13 @@ from logodata.common.recipe_fields import Values, follow, merge, variant
 
 Section = Literal["build", "train", "eval"]
 _SECTIONS = ("build", "train", "eval")
+_MAX_RECIPE_BYTES = 2**20
+_MAX_RECIPE_VALUES = 10_000
+_MAX_DEPTH = 20
+_PASSWORD = re.compile(r"//[^/@\s]+@")
+_SECRETS = ("api_key_env",)
+"""Fields that some people write the secret itself into: their values are not repeated in messages."""
+
 _TOP_LEVEL = ("extends", "name", "description", "model", "seed", *_SECTIONS)
 
 Places = dict[tuple[str, ...], str]
@@ -123,6 +131,8 @@ def _holds(values: Any, keys: tuple[str, ...]) -> bool:
 def _read_file(path: Path) -> tuple[Values, Places]:
     """One file: its keys are known, its sections are mappings or empty."""
     try:
+        if path.stat().st_size > _MAX_RECIPE_BYTES:
+            raise UserError("larger than any recipe", where=str(path), mend="is this file a recipe?")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         folder = shipped_recipes()
@@ -131,9 +141,7 @@ def _read_file(path: Path) -> tuple[Values, Places]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="give a UTF-8 YAML file") from error
     try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        document = loader.construct_document(node) if node else None
+        node, document = _parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -151,6 +159,43 @@ def _read_file(path: Path) -> tuple[Values, Places]:
         if key in _SECTIONS and not isinstance(value, dict | None):
             raise UserError(f"section {key!r} is not a mapping", where=where, mend="indent its keys below it")
     return document, places
+
+
+def _parse(text: str) -> tuple[yaml.Node | None, Any]:
+    """Node and value of a YAML text, without tags that make Python objects.
+
+    Raises:
+        yaml.YAMLError: it is not valid, or holds too much.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        if _num_values(node, {}) > _MAX_RECIPE_VALUES:
+            # A few lines of aliases of aliases can stand for more values than memory holds.
+            raise yaml.YAMLError(f"it stands for more than {_MAX_RECIPE_VALUES} values")
+        return node, loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except (ValueError, LookupError, AttributeError, OverflowError) as error:
+        # Of a number, date or tagged value, by PyYAML's constructors: each has its own.
+        raise yaml.YAMLError(f"a value is not what it looks like: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values that a node stands for, every alias written out; ``known`` are those of nodes met before, by their ids."""
+    if id(node) not in known:
+        known[id(node)] = _MAX_RECIPE_VALUES + 1  # of a node that is within itself
+        below: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            below = node.value
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in below)
+    return known[id(node)]
 
 
 def _collect_places(node: yaml.Node | None, prefix: tuple[str, ...], path: Path, places: Places) -> None:
@@ -172,10 +217,12 @@ def _overlay(overrides: Sequence[str]) -> Values:
         if not separator or not key:
             raise UserError(f"{override!r} is not an override", mend="write key.key=value, e.g. optimizer.lr=1e-5")
         try:
-            value = yaml.safe_load(text)
+            _, value = _parse(text)
         except yaml.YAMLError as error:
             raise UserError(f"the value of {key!r} is not valid YAML", where=override, mend="quote it") from error
         *parents, leaf = key.split(".")
+        if len(parents) > _MAX_DEPTH:
+            raise UserError("no key lies so deep", where=f"{override[:80]}...", mend="see the fields with --schema")
         target = values
         for parent in parents:
             if not isinstance(target.get(parent), dict):
@@ -210,7 +257,8 @@ def _explain(
     if fault["type"].startswith("union_tag") and isinstance(fault["input"], dict):
         keys = (*keys, "name")
     dotted = ".".join(keys)
-    where = _where(keys, section, path, places, overrides)
+    secret = bool(keys) and keys[-1] in _SECRETS
+    where = _where(keys, section, path, places, () if secret else overrides)
     if fault["type"] == "extra_forbidden":
         return UserError(f"unknown key {dotted!r}", where=where, mend=_nearest(keys[-1], tuple(model.model_fields)))
     if fault["type"] == "missing":
@@ -223,9 +271,15 @@ def _explain(
     # Of a union of types pydantic reports one fault for each.
     messages = dict.fromkeys(other["msg"] for other in faults if follow(cls, other["loc"]).keys == keys)
     reasons = " or ".join(message[:1].lower() + message[1:] for message in messages)
-    return UserError(
-        f"{dotted!r}: {reasons}, got {fault['input']!r}", where=where, mend="see the field's description with --schema"
-    )
+    # What a whole section holds is no answer to what is wrong in it.
+    got = "" if secret or isinstance(fault["input"], dict) else f", got {_shown(fault['input'])}"
+    return UserError(f"{dotted!r}: {reasons}{got}", where=where, mend="see the field's description with --schema")
+
+
+def _shown(value: Any) -> str:
+    """A value as an error line may have it: not too long, and without the password of an address."""
+    text = _PASSWORD.sub("//***@", repr(value))
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _where(keys: tuple[str, ...], section: str, path: Path | None, places: Places, overrides: Sequence[str]) -> str:
@@ -233,7 +287,7 @@ def _where(keys: tuple[str, ...], section: str, path: Path | None, places: Place
     for override in reversed(overrides):
         parts = tuple(override.partition("=")[0].split("."))
         if parts == keys[: len(parts)]:
-            return override
+            return _PASSWORD.sub("//***@", override)
     if path is None:
         return "command line"
     inside = [(section, *keys[:n]) for n in range(len(keys), 0, -1)]

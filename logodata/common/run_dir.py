@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from logodata.common import strict_json
+from logodata.common import json_lines, strict_json
 from logodata.common.errors import UserError
+from logodata.common.json_lines import parse_json, too_long
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """What :func:`replacing` writes to."""
@@ -65,13 +66,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or damaged one is a :class:`UserError` that names it."""
+    """Read a JSON file; a missing, damaged or enormous one is a :class:`UserError` that names it."""
     try:
-        return strict_json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > json_lines.MAX_JSON_BYTES:
+            raise too_long(str(path), "a JSON file")
+        return parse_json(path.read_bytes(), finite=True)
     except FileNotFoundError as error:
         raise UserError(
             "no such file", where=str(path), mend="check the folder's name, or run the command that writes it"
         ) from error
+    except OSError as error:
+        raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
     except ValueError as error:
         raise UserError(
             f"not valid JSON: {error}", where=str(path), mend="delete it and run the command again"

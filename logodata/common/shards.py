@@ -9,6 +9,7 @@ from typing import Any
 
 from logodata.common import strict_json
 from logodata.common.errors import UserError
+from logodata.common.json_lines import numbered_lines, parse_json
 from logodata.common.run_dir import append_lines
 
 
@@ -36,7 +37,7 @@ class Shard(Mapping[str, dict[str, Any]]):
         offset = self._offsets[record_id]
         with open(self.path, "rb") as file:
             file.seek(offset)
-            record: dict[str, Any] = strict_json.loads(file.readline())
+            record: dict[str, Any] = parse_json(file.readline())
         return record
 
     def __contains__(self, record_id: object) -> bool:
@@ -82,10 +83,12 @@ class Shard(Mapping[str, dict[str, Any]]):
             return
         offset = 0
         with open(self.path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in numbered_lines(file, str(self.path)):
                 try:
-                    record_id = strict_json.loads(line)[self.key]
-                except (ValueError, KeyError, TypeError) as error:
+                    record_id = parse_json(line, finite=True)[self.key]
+                    if not isinstance(record_id, str):
+                        raise TypeError(f"an id is {record_id!r}")
+                except (ValueError, KeyError, TypeError, IndexError) as error:
                     raise UserError(
                         "damaged record",
                         where=f"{self.path}:{number}",

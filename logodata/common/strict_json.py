@@ -1,10 +1,10 @@
-"""JSON as its standard has it. Python's own reader and writer let ``NaN`` and ``Infinity`` through, which no other
+"""JSON as its standard has it. Python's own writer lets ``NaN`` and ``Infinity`` through, which no other
 reader takes (``jq``, pandas, a browser): a file with one of them is lost to whoever gets it."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+from typing import Any
 
 
 def dumps(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
@@ -15,16 +15,3 @@ def dumps(value: Any, *, indent: int | None = None, ascii_only: bool = False) ->
             (:mod:`logodata.common.finite`), where its place can be named.
     """
     return json.dumps(value, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
-
-
-def loads(text: str | bytes) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        ValueError: it is not JSON, or holds ``NaN`` or ``Infinity``.
-    """
-    return json.loads(text, parse_constant=_refuse)
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

@@ -20,7 +20,11 @@ from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.batching import finish
 
+HEADERS = {"Accept-Encoding": "identity"}
 _LONGEST_ASKED_WAIT_S = 600.0  # a server that wants more is asked again all the same
+MAX_ANSWER_BYTES = 64 * 2**20
+"""A longer answer is not read: a million token ids have ten."""
+
 _IS_IT_ONE = "is this an OpenAI-compatible server?"
 
 
@@ -36,6 +40,38 @@ class Fault(Exception):
     of_server: bool = False
     is_rate_limit: bool = False
     asked_wait_s: float = 0.0
+
+
+class Body:
+    """The body of an answer as it comes in, uncompressed or not at all: a few kilobytes can stand for gigabytes, so
+    :data:`HEADERS` ask for no compression.
+
+    Args:
+        response: its head.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response, self._parts, self._size = response, list[bytes](), 0
+
+    def add(self, part: bytes) -> None:
+        """Take what came.
+
+        Raises:
+            UserError: it is too much.
+        """
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > MAX_ANSWER_BYTES:
+            raise UserError(
+                f"an answer of more than {MAX_ANSWER_BYTES // 2**20} MiB",
+                where=str(self._response.url),
+                mend=_IS_IT_ONE,
+            )
+
+    def whole(self) -> httpx.Response:
+        """The answer, read to its end."""
+        kept = [(name, value) for name, value in self._response.headers.raw if name.lower() == b"retry-after"]
+        return httpx.Response(self._response.status_code, headers=kept, content=b"".join(self._parts))
 
 
 class Reader:
@@ -108,6 +144,14 @@ class Reader:
                 mend="the server must heed max_tokens; it may have a limit of its own",
             )
         return finish(request, token_ids, reason if reason is None else self._shorten(reason), where=url)
+
+    def version(self, card: dict[str, Any], answer: Any) -> str:
+        """``vllm 0.32.0``: what a server says of itself, in its model card and at ``/version``; goes into manifests."""
+        owner = self._shorten(card.get("owned_by") or "unknown server")
+        if owner != "vllm":
+            return owner
+        told = answer.get("version") if isinstance(answer, dict) else None
+        return f"vllm {self._shorten(told) if told else 'of unknown version'}"
 
     def model_card(self, answer: Any, model: str, url: str, *, needs_adapter: bool) -> dict[str, Any]:
         """The entry of ``model`` in an answer of ``/v1/models``.

@@ -23,7 +23,7 @@ import httpx
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.engines.answers import Fault, Reader
+from logodata.engines.answers import HEADERS, Body, Fault, Reader
 from logodata.engines.batching import check_requests, request_seed
 from logodata.engines.rate_limit import RateLimit
 from logodata.engines.schedule import Schedule, Server, note_down, token_cost
@@ -35,6 +35,17 @@ _CHECK_S = 30.0  # a server that takes longer to connect, or to say what it serv
 def _ssl_context() -> ssl.SSLContext:
     """One for all clients: reading the certificates takes longer than a short answer."""
     return httpx.create_ssl_context()
+
+
+async def _send(
+    client: httpx.AsyncClient, method: str, url: str, content: dict[str, Any] | None = None
+) -> httpx.Response:
+    """Send a request and read the answer; redirections are answers too, so the key goes to no other server."""
+    async with client.stream(method, url, json=content, follow_redirects=False) as response:
+        body = Body(response)
+        async for part in response.aiter_raw():
+            body.add(part)
+    return body.whole()
 
 
 @dataclass(slots=True)
@@ -112,7 +123,7 @@ class OpenAIEngine:
         self._model, self._needs_adapter, self._reader = model, needs_adapter, Reader(api_key)
         self._concurrency, self._timeout_s, self._tokens_per_minute = concurrency, timeout_s, tokens_per_minute
         self._max_retries, self._first_wait_s = max_retries, first_wait_s
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = {**HEADERS, **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
         answers = [self._find_model(server) for server in self._servers]
         cards = [answer for answer in answers if not isinstance(answer, Fault)]
         if not cards:
@@ -215,7 +226,7 @@ class OpenAIEngine:
         """One try. Raises Fault or UserError."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await client.post(f"{url}/completions", json=self._body(request))
+                response = await _send(client, "POST", f"{url}/completions", self._body(request))
         except TimeoutError as error:
             raise Fault(f"no answer within {self._timeout_s:g} s") from error
         except httpx.RequestError as error:
@@ -248,7 +259,10 @@ class OpenAIEngine:
     async def _check(self, client: httpx.AsyncClient, url: str) -> None:
         """Does a server that was down serve the model? If not, it stays down: others may be at work."""
         try:
-            card = self._read_card(await client.get(f"{url}/models", timeout=min(self._timeout_s, _CHECK_S)), url)
+            async with asyncio.timeout(min(self._timeout_s, _CHECK_S)):
+                card = self._read_card(await _send(client, "GET", f"{url}/models"), url)
+        except TimeoutError as error:
+            raise Fault(f"no answer within {min(self._timeout_s, _CHECK_S):g} s", of_server=True) from error
         except httpx.RequestError as error:
             raise self._reader.transport_fault(error) from error
         except UserError as error:
@@ -270,7 +284,12 @@ class OpenAIEngine:
         return fault
 
     def _get(self, url: str) -> httpx.Response:
-        return httpx.get(url, headers=self._headers, timeout=min(self._timeout_s, _CHECK_S), verify=_ssl_context())
+        timeout = min(self._timeout_s, _CHECK_S)
+        with httpx.stream("GET", url, headers=self._headers, timeout=timeout, verify=_ssl_context()) as response:
+            body = Body(response)
+            for part in response.iter_raw():
+                body.add(part)
+        return body.whole()
 
     def _read_card(self, response: httpx.Response, url: str) -> dict[str, Any]:
         where, mend = f"{url}/models", "check engine.base_urls and engine.api_key_env"
@@ -278,13 +297,9 @@ class OpenAIEngine:
         return self._reader.model_card(answer, self._model, url, needs_adapter=self._needs_adapter)
 
     def _server_version(self, card: dict[str, Any]) -> str:
-        """``vllm 0.32.0``, where the server tells; goes into manifests only."""
-        owner = str(card.get("owned_by") or "unknown server")
-        if owner != "vllm":
-            return owner
-        url = next(server.url for server in self._servers if server.is_checked).removesuffix("/v1") + "/version"
-        try:
-            answer = self._get(url).json()
-        except (httpx.RequestError, ValueError):
-            answer = None
-        return f"vllm {(answer if isinstance(answer, dict) else {}).get('version', 'of unknown version')}"
+        answer = None
+        if card.get("owned_by") == "vllm":
+            url = next(server.url for server in self._servers if server.is_checked).removesuffix("/v1") + "/version"
+            with contextlib.suppress(httpx.RequestError, ValueError, RecursionError, Fault):
+                answer = self._get(url).json()
+        return self._reader.version(card, answer)

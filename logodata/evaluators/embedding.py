@@ -25,8 +25,8 @@ class SentenceEmbedder:
         from sentence_transformers import SentenceTransformer
 
         try:
-            # A pickle can run code: only safetensors are read.
-            self._model = SentenceTransformer(model, model_kwargs={"use_safetensors": True})
+            # A pickle can run code, and so can modules that a model brings along: neither is read.
+            self._model = SentenceTransformer(model, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         except (OSError, ValueError) as error:
             raise UserError(
                 f"cannot load the embedding model: {str(error).splitlines()[0]}", where=model, mend=f"set {setting}"

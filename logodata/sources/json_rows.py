@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from logodata.common import json_lines
 from logodata.common.errors import UserError
+from logodata.common.json_lines import numbered_lines, too_long
 
 Row = tuple[str, dict[str, Any]]
 """A row and where it stands, as ``file:line``."""
-
-MAX_ROW_BYTES = 256 * 2**20
-"""A longer row is taken for a file that is not what its name says: no document of text is that long."""
 
 _BLOCK = 2**20
 _SPACE = " \t\r\n"
@@ -41,12 +40,8 @@ def json_rows(file: Path, shown: str) -> Iterator[Row]:
 
 
 def _line_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
-    number = 0
-    while raw := handle.readline(MAX_ROW_BYTES + 1):
-        number += 1
+    for number, raw in numbered_lines(handle, shown):
         where = f"{shown}:{number}"
-        if len(raw) > MAX_ROW_BYTES:
-            raise _too_long(where)
         if not raw.strip():
             continue
         try:
@@ -78,8 +73,8 @@ def _list_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
     def more() -> bool:
         """Read on, twice as much as is waiting; false at the end."""
         nonlocal text, at, ended
-        if len(text) - at > MAX_ROW_BYTES:
-            raise _too_long(f"{shown}:{line}")
+        if len(text) - at > json_lines.MAX_JSON_BYTES:
+            raise too_long(f"{shown}:{line}", "an element")
         try:
             block = reader.read(max(_BLOCK, len(text) - at))
         except UnicodeDecodeError as error:
@@ -163,11 +158,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice")
     return row
-
-
-def _too_long(where: str) -> UserError:
-    return UserError(
-        f"a row of more than {MAX_ROW_BYTES // 2**20} MiB",
-        where=where,
-        mend="write one document a line; is this file JSON?",
-    )

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from logodata.common import parquet as common
 from logodata.common.errors import UserError
 from logodata.sources.json_rows import Row
 
@@ -27,20 +28,8 @@ def parquet_rows(file: Path, shown: str, wanted: Collection[str]) -> Iterator[Ro
     Raises:
         UserError: not a parquet file, or a damaged one.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as table:
-            names = [name for name in table.schema_arrow.names if name in wanted]
-            number = 0
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=names or None):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{shown}:row {number}", row
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot read as parquet: {reason}", where=shown, mend="write the file again") from error
+    rows = common.parquet_rows(file, shown, mend="write the file again", wanted=wanted, batch_rows=_BATCH_ROWS)
+    return ((f"{shown}:row {number}", row) for number, row in rows)
 
 
 def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset, str]:
@@ -68,7 +57,7 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
         name = str(folder) if folder.is_dir() else path
         chosen = _choose(path, datasets.get_dataset_split_names(name, config_name=subset), split)
         return datasets.load_dataset(name, name=subset, split=chosen), chosen
-    except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"cannot load this data set: {reason}",

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.sources.json_rows import MAX_ROW_BYTES, Row
+from logodata.common.json_lines import MAX_JSON_BYTES
+from logodata.sources.json_rows import Row
 
 SUFFIXES = (".txt", ".md")
 
@@ -34,8 +35,8 @@ def text_rows(path: Path) -> Iterator[Row]:
                 f"doc_id {doc_id!r} would be {seen[doc_id].name}'s too", where=str(file), mend="rename one of them"
             )
         seen[doc_id] = file
-        if file.stat().st_size > MAX_ROW_BYTES:
-            raise UserError(f"more than {MAX_ROW_BYTES // 2**20} MiB", where=str(file), mend="split it into documents")
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"more than {MAX_JSON_BYTES // 2**20} MiB", where=str(file), mend="split it into documents")
         try:
             text = file.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:

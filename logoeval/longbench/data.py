@@ -12,14 +12,19 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from logodata.common.errors import UserError
+from logodata.common.json_lines import numbered_lines, parse_json
+from logodata.common.parquet import parquet_rows
 from logoeval.longbench.tasks import E_SUFFIX, TASKS, Task, split_name
+
+MAX_ARCHIVE_BYTES = 4 * 2**30
+"""An archive that unpacks to more is not read: its rows are held in memory."""
 
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
 
@@ -114,11 +119,20 @@ def _one_file(path: Path, inner: PurePosixPath) -> Iterator[_File]:
 def _archive(path: Path) -> Iterator[_File]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = sorted(name for name in archive.namelist() if name.endswith(".jsonl") and "__MACOSX" not in name)
+            infos = [info for info in archive.infolist() if info.filename.endswith(".jsonl")]
+            names = sorted(info.filename for info in infos if "__MACOSX" not in info.filename)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="download it again") from error
     if not names:
         raise UserError("holds no .jsonl file", where=str(path), mend="give LongBench's data.zip")
+    # What an entry says of its size is what is read of it at most: more is a fault of its checksum.
+    size = sum(info.file_size for info in infos)
+    if size > MAX_ARCHIVE_BYTES:
+        raise UserError(
+            f"would unpack to {size / 2**30:.0f} GiB, LongBench has less than one",
+            where=str(path),
+            mend="download LongBench's data.zip again",
+        )
 
     def records(name: str) -> Iterator[tuple[str, Any]]:
         try:
@@ -150,13 +164,13 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
 
 
-def _parsed(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(lines, 1):
+def _parsed(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
+    for number, line in numbered_lines(file, name):
         if not line.strip():
             continue
         where = f"{name}:{number}"
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise UserError(f"not JSON in UTF-8: {error}", where=where, mend="delete or mend this line") from error
         if not isinstance(record, dict):
@@ -165,15 +179,8 @@ def _parsed(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        for start, batch in enumerate(pq.ParquetFile(path).iter_batches(batch_size=100)):
-            for number, record in enumerate(batch.to_pylist(), 1 + 100 * start):
-                yield f"{path}, row {number}", record
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read: {error}", where=str(path), mend="download it again") from error
+    for number, record in parquet_rows(path, str(path), mend="download it again"):
+        yield f"{path}:row {number}", record
 
 
 def _hint(path: PurePosixPath) -> tuple[Task | None, bool]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from logodata.common.errors import UserError
-from logodata.prompts import PromptFormat, decode_text
+from logodata.prompts import PromptFormat, decode_text, render_chat, text_tokenizer
 from logoeval.longbench.data import Row
 from logoeval.longbench.tasks import Task
 
@@ -77,7 +77,7 @@ class PromptBuilder:
 
     def _encode(self, text: str) -> list[int]:
         """With what the tokenizer itself puts around a text (a beginning-of-sequence token), as officially."""
-        return list(self._tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True))
+        return list(text_tokenizer(self._tokenizer).encode(text, add_special_tokens=True, split_special_tokens=True))
 
     @cached_property
     def _frame(self) -> PromptFormat:
@@ -87,7 +87,4 @@ class PromptBuilder:
     def _strips(self) -> bool:
         """Whether the chat template strips the user's message, as Llama-3's does; our text never passes through it."""
         mark = " \ue000 "
-        rendered = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
-        )
-        return mark not in str(rendered)
+        return mark not in render_chat(self._tokenizer, mark)

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+import logodata.common.json_lines
 import logodata.engines.openai_engine
 import logodata.responses
-import logodata.sources.json_rows
 from logodata.cli import main
 from logodata.contract import PreferenceSample, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
@@ -120,7 +120,7 @@ REFUSED: dict[str, tuple[Write, str, str]] = {
     "nested without end": (lines(b'{"context": ' + b"[" * 200_000), "docs.jsonl:1", "not valid JSON"),
     "a number of 5,000 digits": (lines(b'{"context": ' + b"1" * 5000 + b"}"), "docs.jsonl:1", "not valid JSON"),
     "a key twice": (lines(b'{"context": "T", "context": "U"}'), "docs.jsonl:1", "key 'context' stands twice"),
-    "a gigantic line": (lines(GOOD, {"context": "x" * 5000}), "docs.jsonl:2", "a row of more than"),
+    "a gigantic line": (lines(GOOD, {"context": "x" * 5000}), "docs.jsonl:2", "a line of more than"),
     "half a character": (lines({**QA, "context": "a\ud83d"}), "docs.jsonl:1", "half a character (\\ud83d, at 1)"),
     "half a character in an answer": (lines({**QA, "answers": ["\ude00"]}), "docs.jsonl:1", "'answers' holds half"),
     "an empty file": (lines(), "docs.jsonl", "holds no document"),
@@ -366,7 +366,7 @@ def test_bad_input(
     if kind == "refused":
         write, place, what = REFUSED[name]
         if name == "a gigantic line":
-            monkeypatch.setattr(logodata.sources.json_rows, "MAX_ROW_BYTES", 4096)
+            monkeypatch.setattr(logodata.common.json_lines, "MAX_JSON_BYTES", 4096)
         build.run(write(tmp_path))
         build.check_refused(place, what)
     elif kind == "set apart":

@@ -106,7 +106,7 @@ def test_refuses_what_is_no_adapter_or_damaged(adapter: Path, tiny_model_dir: Pa
         with pytest.raises(UserError, match="holds no adapter"):
             refused(str(tiny_model_dir), adapter=tmp_path)
     (adapter / "base_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"base_config\.json: not a model's config"):
+    with pytest.raises(UserError, match=r"base_config\.json: cannot load the base model's config"):
         model_window(str(tiny_model_dir), adapter)
 
 

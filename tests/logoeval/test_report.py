@@ -166,7 +166,7 @@ def test_folders_that_are_not_what_they_should_be(runs: list[Path], tmp_path: Pa
     with pytest.raises(UserError, match="no training step"):
         render(compare(runs), run=training)
     (training / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match="no training metrics"):
+    with pytest.raises(UserError, match="give the folder of a logotrain run"):
         render(compare(runs), run=training)
 
 

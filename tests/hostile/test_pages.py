@@ -1,0 +1,159 @@
+"""Documents, answers, names and results with HTML and script in them stay text, on every page and card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from logodata.cli import main as logodata
+from logodata.common.run_dir import read_json, write_json
+from logodata.contract import ContextChunk, PreferenceSample, Response
+from logodata.dataset_files import write_data_set
+from logodata.recipe import BuildRecipe
+from logodata.sources import SourceSettings
+from logoeval.cli import main as logoeval
+from tests.hostile.browser import EVIL, check_page, runs_script
+from tests.logoeval.synthetic import write_runs
+
+
+def _response(strategy: str, share: float) -> Response:
+    return Response(
+        strategy=strategy,
+        text=f"{EVIL} said {strategy}",
+        token_ids=[5, 2],
+        ended=True,
+        word_share=share,
+        token_f1=share,
+        verdict="right" if share > 0.5 else "wrong",
+    )
+
+
+def _sample(number: int) -> PreferenceSample:
+    chunk = {"start": 0, "end": 5, "token_start": 0, "token_end": 1, "score": 1.0, "text": EVIL}
+    return PreferenceSample(
+        id=f"q{number}{EVIL}",
+        doc_id=EVIL,
+        question_id=f"q{number}{EVIL}",
+        kind="other",
+        question=EVIL,
+        answers=[EVIL],
+        prompt_ids=[1, 4, 2],
+        chunks=[ContextChunk(doc_id=EVIL, index=n, critical=n == 0, **chunk) for n in range(2)],
+        chosen=_response("guided", 1.0),
+        rejected=[_response("irrelevant", 0.0), _response("mixed-0.5", 0.0)],
+        answer_in_critical=True,
+    )
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> Path:
+    """As the build writes it, but that every text in it is a stranger's."""
+    folder = tmp_path / "data-set"
+    folder.mkdir()
+    lost = {"id": f"r{EVIL}", "doc_id": EVIL, "where": f"{EVIL}:7", "source": EVIL, "question": EVIL, "answers": [EVIL]}
+    lost |= {"kind": "other", "stage": "judge", "reason": "preferred_wrong", "detail": EVIL, "preferred": [EVIL]}
+    row = {"role": "preferred", "verdict": "right", "kept": True, "source": EVIL, "text": EVIL, "strategy": EVIL}
+    row |= {"model_verdict": None, "second_model_verdict": None, "word_share": 1.0, "token_f1": 1.0, "rule": EVIL}
+    row |= {"contains_reference": True, "number_share": None, "similarity": None, "ended": True, "origin": "live"}
+    row |= {"kind": "other"}
+    roles = ("preferred", "rejected", "rejected")
+    outcomes: list[dict[str, Any]] = [
+        {
+            "sample": _sample(number).model_dump(),
+            "decisions": [{**row, "id": f"q{number}{EVIL}", "role": role} for role in roles],
+        }
+        for number in range(2)
+    ]
+    outcomes.append({"rejected": lost, "decisions": [{**row, "id": lost["id"], "kept": False}]})
+    manifest = {
+        "model": EVIL,
+        "model_fingerprint": "abc",
+        "engine": EVIL,
+        "logo_align": "0",
+        "tokenizer_fingerprint": "t",
+        "prompt_fingerprints": {"answer": "f00d"},
+        "source": {"path": EVIL, "sha256": "123"},
+        "judge_model": EVIL,
+        "judge_model_fingerprint": "abc",
+        "judge_engine": EVIL,
+        "recipe": BuildRecipe(model=EVIL, source=SourceSettings(path=EVIL)).model_dump(mode="json"),
+    }
+    write_data_set(folder, outcomes, manifest)
+    return folder
+
+
+def test_the_page_of_samples(data_set: Path, tmp_path: Path) -> None:
+    page = tmp_path / "samples.html"
+    assert logodata(["inspect", str(data_set), "--html", str(page)]) == 0
+    check_page(page.read_text(encoding="utf-8"), told=20)
+
+
+def test_the_card(data_set: Path) -> None:
+    """In Markdown an element, a link and the end of a cell need a sign that is taken from them."""
+    card = (data_set / "README.md").read_text(encoding="utf-8")
+    head, _, body = card.partition("---\n\n")
+    assert "PWNED" not in head, "the header is YAML"
+    assert body.count("PWNED") >= 5 * EVIL.count("PWNED")
+    outside_code = "".join(part for number, part in enumerate(body.split("`")) if number % 2 == 0)
+    assert "PWNED" in outside_code
+    assert not any(f"{before}<{name}" in outside_code for before in (" ", ">", '"') for name in ("script", "img", "a "))
+    assert outside_code.count("<") == outside_code.count("\\<")
+
+
+@pytest.fixture
+def report(data_set: Path, tmp_path: Path) -> Path:
+    """A report of two runs whose results are a stranger's, with data and training."""
+
+    def spoil(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: spoil(item, name) for name, item in value.items()}
+        if isinstance(value, list):
+            return [spoil(item, key) for item in value]
+        free = ("label", "explanation", "notes", "engine", "device", "torch", "model", "adapter", "data", "haystack")
+        return f"{value}{EVIL}" if isinstance(value, str) and key in free else value
+
+    folders = write_runs(tmp_path, ["base", "after"])
+    for folder in folders:
+        results = read_json(folder / "results.json")
+        for result in results["tasks"].values():
+            result["notes"].append("a note")
+            result["settings"]["engine"] = "e"
+        write_json(folder / "results.json", spoil(results))
+    run = tmp_path / "run"
+    run.mkdir()
+    write_json(
+        run / "recipe.resolved.json",
+        {"objective": {"name": EVIL, EVIL: EVIL}, "tuning": "lora", "lora": {"rank": EVIL}, "samples_per_step": EVIL}
+        | {"optimizer": {"lr": 1.0}},
+    )
+    (run / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 1.0, "margin": 0.1}\n{"step": 2, "loss": 1.0, "margin": 0}\n'
+    )
+    page = tmp_path / "report.html"
+    label = EVIL.replace("/", "")
+    arguments = [str(folders[0]), f"{label}={folders[1]}", "--data", str(data_set), "--run", str(run), "-o", str(page)]
+    assert logoeval(["compare", *arguments]) == 0
+    return page
+
+
+def test_the_report(report: Path) -> None:
+    check_page(report.read_text(encoding="utf-8"), told=40)
+    text = report.with_suffix(".md").read_text(encoding="utf-8")
+    assert text.count("PWNED") > 100
+    for name in ("<script", "<img", "<iframe", "<svg", "<a "):
+        assert text.count(name) == text.count(f"\\{name}"), name
+    assert json.loads(report.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_nothing_runs_in_chromium(report: Path, data_set: Path, tmp_path: Path) -> None:
+    naive = tmp_path / "naive.html"
+    naive.write_text(f"<!doctype html><html><head><title>t</title></head><body>{EVIL}</body></html>")
+    assert runs_script(naive, tmp_path / "profile"), "so that this test can fail"
+    samples = tmp_path / "samples.html"
+    assert logodata(["inspect", str(data_set), "--html", str(samples)]) == 0
+    for page in (samples, report):
+        assert not runs_script(page, tmp_path / "profile"), page.name

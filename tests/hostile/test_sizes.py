@@ -1,0 +1,202 @@
+"""Small files that stand for large ones, and large ones, end in one line before they take the memory."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import logodata.common.parquet
+import logodata.engines.answers
+import logoeval.longbench.data
+from logodata.common import json_lines
+from logodata.common.errors import UserError
+from logodata.common.json_lines import json_objects, parse_json
+from logodata.common.run_dir import read_json
+from logodata.common.shards import Shard
+from logodata.contract import iterate_samples
+from logodata.dataset_files import iterate_decisions
+from logodata.engines.openai_engine import OpenAIEngine
+from logodata.responses import _read_cache
+from logodata.sources import SourceSettings, read_source
+from logoeval.longbench.data import read_lines, read_rows
+from tests.logodata.stub_server import StubServer
+
+ROW = {"input": "Q", "context": "T", "answers": ["A"], "_id": "1"}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The bound of a line, so that the test needs no gigabyte."""
+    monkeypatch.setattr(json_lines, "MAX_JSON_BYTES", 4096)
+    return 4096
+
+
+def archive(path: Path, entries: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as made:
+        for name, data in entries.items():
+            made.writestr(name, data)
+    return path
+
+
+def test_a_zip_that_would_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is tried with the real number: the entry's head says five gigabytes, and nobody unpacks them."""
+    bomb = archive(tmp_path / "data.zip", {"qasper.jsonl": json.dumps(ROW).encode()})
+    whole = bytearray(bomb.read_bytes())
+    place = whole.rindex(b"PK\x01\x02")
+    whole[place + 24 : place + 28] = (0xFFFFFFFE).to_bytes(4, "little")
+    bomb.write_bytes(whole)
+    monkeypatch.setattr(logoeval.longbench.data, "MAX_ARCHIVE_BYTES", 2**31)
+    with pytest.raises(UserError, match=r"would unpack to 4 GiB.*download LongBench's data\.zip again"):
+        read_rows(bomb, None, False)
+
+
+def test_a_zip_entry_is_not_longer_than_it_says(tmp_path: Path) -> None:
+    line = json.dumps({**ROW, "context": "x" * 2**20}).encode() + b"\n"
+    bomb = archive(tmp_path / "data.zip", {"qasper.jsonl": line * 50})
+    whole = bytearray(bomb.read_bytes())
+    place = whole.rindex(b"PK\x01\x02")
+    whole[place + 24 : place + 28] = len(line).to_bytes(4, "little")
+    bomb.write_bytes(whole)
+    with pytest.raises(UserError, match="Bad CRC-32"):
+        read_rows(bomb, None, False)
+
+
+def test_a_line_of_a_zip(tmp_path: Path, small: int) -> None:
+    bomb = archive(tmp_path / "data.zip", {"qasper.jsonl": b"\n" + b" " * 2**26}, zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"data\.zip:qasper\.jsonl:2: a line of more than"):
+        read_rows(bomb, None, False)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+LONG = b'{"id": "' + b"x" * 5000 + b'"}\n'
+
+
+def _folder_with(name: str) -> Callable[[Path], Path]:
+    def make(path: Path) -> Path:
+        path.rename(path.with_name(name))
+        return path.parent
+
+    return make
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "documents": lambda path: read_source(SourceSettings(path=str(path), format="jsonl")),
+    "predictions": lambda path: list(read_lines(path)),
+    "shard": lambda path: Shard(path),
+    "cache": _read_cache,
+    "decisions": lambda path: list(iterate_decisions(_folder_with("decisions.jsonl")(path))),
+    "json": read_json,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_line_without_end(tmp_path: Path, small: int, reader: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LONG)
+    with pytest.raises(UserError, match="of more than 0 MiB"):
+        READERS[reader](path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("value", [b"[" * 200_000, b'{"a":' * 200_000, b'{"id": "\\ud83d"}', b"\xff{}", b"1" * 5000])
+def test_json_that_breaks_parsers(tmp_path: Path, reader: str, value: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(value + b"\n")
+    with pytest.raises(UserError):
+        READERS[reader](path)
+
+
+def test_parse_json() -> None:
+    assert parse_json(b'{"a": "\\ud83d\\ude00 \\\\ud83d"}') == {"a": "\N{GRINNING FACE} \\ud83d"}
+    for text, said in [(b"[" * 10**5, "nested"), (b'["\\uD800"]', r"half a character, \\ud800"), (b"{", "Expecting")]:
+        with pytest.raises(ValueError, match=said):
+            parse_json(text)
+
+
+def test_objects_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": "\xe2\x80\xa8"}\n{}\n')
+    assert list(json_objects(path, mend="")) == [(f"{path}:1", {"a": "\u2028"}), (f"{path}:2", {})]
+    path.write_bytes(b"{}\n[]\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:2: damaged: not a JSON object \(do so\)"):
+        list(json_objects(path, mend="do so"))
+    with pytest.raises(UserError, match="cannot read: Is a directory"):
+        list(json_objects(tmp_path, mend="do so"))
+
+
+def _one_value(text: str, rows: int) -> pa.Table:
+    """A value that stands once in the file, and in every row."""
+    return pa.table({"context": pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), [text])})
+
+
+def test_a_parquet_row_of_too_much(tmp_path: Path, small: int) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(_one_value("x" * 5000, 1000), path)
+    with pytest.raises(UserError, match=r"a\.parquet:row 1: a row of more than"):
+        read_source(SourceSettings(path=str(path)), needs_questions=False)
+
+
+def test_a_parquet_file_of_too_many_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten million equal numbers take 2 kB of a file, and 80 MB of memory."""
+    path = tmp_path / "data" / "a.parquet"
+    path.parent.mkdir()
+    numbers = pa.array(np.full(10**7, 7))
+    pq.write_table(pa.table({"prompt_ids": pa.ListArray.from_arrays([0, len(numbers)], numbers)}), path)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(logodata.common.parquet, "_MAX_VALUES", 10**6)
+    with pytest.raises(UserError, match=r"10000000 values of prompt_ids\.list\.element in one row group"):
+        next(iterate_samples(tmp_path))
+
+
+def _claims_more_than_it_holds(path: Path) -> None:
+    pq.write_table(pa.table({"context": ["T"] * 10}), path, compression="none", use_dictionary=False)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\x01\x00\x00\x00T", b"\xff\xff\xff\x7fT"))
+
+
+def test_a_parquet_file_that_lies(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    _claims_more_than_it_holds(path)
+    with pytest.raises(UserError, match="cannot read as parquet"):
+        read_source(SourceSettings(path=str(path)), needs_questions=False)
+
+
+@pytest.fixture
+def server() -> Iterator[StubServer]:
+    server = StubServer()
+    yield server
+    server.close()
+
+
+def test_an_answer_without_end(server: StubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.cards[0]["owned_by"] = "x" * 3000
+    OpenAIEngine([server.url], "m")
+    monkeypatch.setattr(logodata.engines.answers, "MAX_ANSWER_BYTES", 2000)
+    with pytest.raises(UserError, match=r"/v1/models: an answer of more than 0 MiB"):
+        OpenAIEngine([server.url], "m")
+
+
+def test_a_compressed_answer_is_not_unpacked(server: StubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of them can be a gigabyte of text; nobody asked for compression."""
+    packed = zlib.compress(b" " * 2**26)
+    assert len(packed) < 2**19
+    monkeypatch.setattr("tests.logodata.stub_server.BODIES", {"bomb": packed})
+    monkeypatch.setattr("tests.logodata.stub_server.HTTP_FAULTS", {"bomb": (200, {"Content-Encoding": "deflate"})})
+    server.models = "bomb"
+    tracemalloc.start()
+    with pytest.raises(UserError, match="the answer is not JSON"):
+        OpenAIEngine([server.url], "m")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
