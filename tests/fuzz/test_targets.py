@@ -1,0 +1,26 @@
+"""Parsers take anything, and end in a result or in one line of error; see ``targets``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.targets import TARGETS, run_target
+
+FOUND: list[tuple[str, bytes]] = []
+"""What fuzzing found once, as (target, input)."""
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@settings(derandomize=True, deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=300))
+def test_anything_ends_in_a_result_or_in_one_line(name: str, data: bytes, tmp_path: Path) -> None:
+    run_target(name, data, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "data"), FOUND)
+def test_what_fuzzing_found(name: str, data: bytes, tmp_path: Path) -> None:
+    run_target(name, data, tmp_path)
