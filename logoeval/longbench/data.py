@@ -25,6 +25,7 @@ from logoeval.longbench.tasks import E_SUFFIX, TASKS, Task, split_name
 MAX_ARCHIVE_BYTES = 4 * 2**30
 """An archive that unpacks to more is not read: its rows are held in memory."""
 
+_MOST_WORDS = 2**53
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
 
 
@@ -120,7 +121,7 @@ def _archive(path: Path) -> Iterator[_File]:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if info.filename.endswith(".jsonl")]
             names = sorted(info.filename for info in infos if "__MACOSX" not in info.filename)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, NotImplementedError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="download it again") from error
     if not names:
         raise UserError("holds no .jsonl file", where=str(path), mend="give LongBench's data.zip")
@@ -214,16 +215,22 @@ def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
     if not isinstance(context, str) or not isinstance(question, str):
         missing = "context" if not isinstance(context, str) else "input"
         raise UserError(f"no text under {missing!r}", where=where, mend="give LongBench's rows as they are")
-    length = record.get("length")
     return Row(
         id=str(record.get("_id") or f"{task.name}-{number}"),
         input=question,
         context=context,
         answers=texts(record, "answers", where) or (),
-        length=int(length) if isinstance(length, int | float) else None,
+        length=length_of(record),
         all_classes=texts(record, "all_classes", where),
         where=where,
     )
+
+
+def length_of(record: dict[str, Any]) -> int | None:
+    """The length that LongBench gives a row, in words; None where there is no such number."""
+    value = record.get("length")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value < _MOST_WORDS else None
 
 
 def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.errors import UserError
-from logoeval.longbench.data import check_answers, read_lines, texts
+from logoeval.longbench.data import check_answers, length_of, read_lines, texts
 from logoeval.longbench.metrics import CodeSimBackend
 from logoeval.longbench.run import FOLDER
 from logoeval.longbench.summary import Scored, best_score, metrics, notes, sample_rows
@@ -151,17 +151,13 @@ def _prediction(content: dict[str, Any], task: Task, where: str) -> Prediction:
         raise UserError("no text under 'pred'", where=where, mend=_HOW)
     answers, classes = texts(content, "answers", where) or (), texts(content, "all_classes", where)
     check_answers(task, answers, classes, where)
-    sample_id, length, truncated = (
-        content.get("_id", content.get("id")),
-        content.get("length"),
-        content.get("truncated"),
-    )
+    sample_id, truncated = content.get("_id", content.get("id")), content.get("truncated")
     return Prediction(
         id=None if sample_id is None else str(sample_id),
         response=response,
         answers=answers,
         all_classes=classes,
-        length=int(length) if isinstance(length, int | float) else None,
+        length=length_of(content),
         truncated=truncated if isinstance(truncated, bool) else None,
         where=where,
     )

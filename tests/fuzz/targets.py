@@ -243,7 +243,18 @@ def longbench_rows(data: bytes, folder: Path) -> None:
             whole[draw.number(0, len(whole) - 1)] = draw.byte()
         path, lines = folder / "data.zip", bytes(whole)
     path.write_bytes(lines)
-    for rows in read_rows.__wrapped__(path, None, draw.number(0, 1) == 1).values():
+    _read_longbench(path, e=draw.number(0, 1) == 1)
+
+
+def longbench_bytes(data: bytes, folder: Path) -> None:
+    """Any bytes as LongBench's rows or archive."""
+    path = folder / ("data.zip" if data.startswith(b"PK") else "qasper.jsonl")
+    path.write_bytes(data)
+    _read_longbench(path, e=False)
+
+
+def _read_longbench(path: Path, *, e: bool) -> None:
+    for rows in read_rows.__wrapped__(path, None, e).values():
         for row in rows:
             (row.context + row.input + "".join(row.answers)).encode("utf-8")
 
@@ -440,7 +451,7 @@ def _check(is_so: bool, found: object) -> None:
 
 GROUPS: dict[str, tuple[Target, ...]] = {
     "sources": (source_bytes, source_rows, source_text, source_parquet),
-    "predictions": (prediction_bytes, prediction_rows, longbench_rows),
+    "predictions": (prediction_bytes, prediction_rows, longbench_bytes, longbench_rows),
     "recipes": (recipe_bytes, recipe_overrides),
     "judge": (judge_replies,),
     "method": (chunks, positions, contexts),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,26 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS, run_target
 
-FOUND: list[tuple[str, bytes]] = []
-"""What fuzzing found once, as (target, input)."""
+ROW = b'{"pred": "x", "input": "Q", "context": "T", "answers": ["a"], "length": %s}'
+
+
+def _archive_of_a_later_version() -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr("qasper.jsonl", ROW % b"1")
+    whole = bytearray(made.getvalue())
+    whole[whole.rindex(b"PK\x01\x02") + 6] = 97
+    return bytes(whole)
+
+
+FOUND = [
+    ("prediction_bytes", ROW % b"NaN"),
+    ("prediction_bytes", ROW % b"Infinity"),
+    ("longbench_bytes", ROW % b"NaN"),
+    ("longbench_bytes", ROW % b"-Infinity"),
+    ("longbench_bytes", _archive_of_a_later_version()),
+]
+"""What fuzzing found once: target and input."""
 
 
 @pytest.mark.parametrize("name", TARGETS)
