@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from logodata.common.errors import UserError
+from logodata.common.json_lines import MAX_JSON_BYTES
 
 # RULER's noise haystack: this line, repeated.
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -71,6 +72,8 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
         )
     documents = []
     for file in files:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"more than {MAX_JSON_BYTES // 2**20} MiB", where=str(file), mend="split it")
         try:
             text = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:

@@ -20,7 +20,7 @@ def bounded(seconds: float, num_bytes: int) -> Iterator[None]:
         seconds: after these ``TimeoutError`` is raised inside the block.
         num_bytes: address space that the process may take beyond what it has; asking for more is a ``MemoryError``.
     """
-    with _limited_memory(num_bytes), _limited_time(seconds):
+    with limited_memory(num_bytes), _limited_time(seconds):
         yield
 
 
@@ -43,7 +43,8 @@ def _limited_time(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def _limited_memory(num_bytes: int) -> Iterator[None]:
+def limited_memory(num_bytes: int) -> Iterator[None]:
+    """The part of :func:`bounded` that holds for memory."""
     sizes = Path("/proc/self/statm")
     if not sizes.is_file():
         yield

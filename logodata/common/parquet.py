@@ -9,9 +9,11 @@ from typing import Any
 from logodata.common import json_lines
 from logodata.common.errors import UserError
 from logodata.common.json_lines import too_long
+from logodata.common.limits import limited_memory
 
-_MAX_VALUES = 2**28
-"""Values of a column in a row group (numbers in all its lists): more need gigabytes before a row can be looked at."""
+_BATCH_BYTES = 4 * 2**30
+"""Memory that a batch of rows may take while it is read. A file's own word for its sizes is not asked: pyarrow 26 ends
+the process where statistics of a column are damaged."""
 
 
 def parquet_rows(
@@ -37,8 +39,8 @@ def parquet_rows(
     try:
         with pq.ParquetFile(file) as table:
             names = [name for name in table.schema_arrow.names if name in wanted]
-            _check_sizes(table.metadata, set(names), shown)
-            for batch in table.iter_batches(batch_size=batch_rows, columns=names or None):
+            batches = table.iter_batches(batch_size=batch_rows, columns=names or None, use_threads=False)
+            while (batch := _next(batches)) is not None:
                 if batch.nbytes > json_lines.MAX_JSON_BYTES:
                     for at in range(len(batch)):
                         if batch.slice(at, 1).nbytes > json_lines.MAX_JSON_BYTES:
@@ -52,14 +54,6 @@ def parquet_rows(
         raise UserError(f"cannot read as parquet: {reason}", where=shown, mend=mend) from error
 
 
-def _check_sizes(metadata: Any, names: Collection[str], shown: str) -> None:
-    for group in range(metadata.num_row_groups):
-        columns = metadata.row_group(group)
-        for column in map(columns.column, range(columns.num_columns)):
-            is_read = not names or column.path_in_schema.partition(".")[0] in names
-            if is_read and column.num_values > _MAX_VALUES:
-                raise UserError(
-                    f"{column.num_values} values of {column.path_in_schema} in one row group",
-                    where=shown,
-                    mend="write it anew with smaller row groups",
-                )
+def _next(batches: Iterator[Any]) -> Any:
+    with limited_memory(_BATCH_BYTES):
+        return next(batches, None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from logoeval.longbench.tasks import E_SUFFIX, TASKS, Task, split_name
 MAX_ARCHIVE_BYTES = 4 * 2**30
 """An archive that unpacks to more is not read: its rows are held in memory."""
 
+_MOST_WORDS = 2**53
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
 
 
@@ -121,7 +121,7 @@ def _archive(path: Path) -> Iterator[_File]:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if info.filename.endswith(".jsonl")]
             names = sorted(info.filename for info in infos if "__MACOSX" not in info.filename)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, NotImplementedError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="download it again") from error
     if not names:
         raise UserError("holds no .jsonl file", where=str(path), mend="give LongBench's data.zip")
@@ -227,11 +227,10 @@ def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
 
 
 def length_of(record: dict[str, Any]) -> int | None:
-    """The words that a row says it has; None where it says nothing, or NaN, as pandas writes it."""
-    length = record.get("length")
-    if isinstance(length, float):
-        return int(length) if math.isfinite(length) else None
-    return length if isinstance(length, int) else None
+    """The length that LongBench gives a row, in words; None where there is no such number."""
+    value = record.get("length")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value < _MOST_WORDS else None
 
 
 def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | None:

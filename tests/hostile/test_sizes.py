@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +22,6 @@ from logodata.common.errors import UserError
 from logodata.common.json_lines import json_objects, parse_json
 from logodata.common.run_dir import read_json
 from logodata.common.shards import Shard
-from logodata.contract import iterate_samples
 from logodata.dataset_files import iterate_decisions
 from logodata.engines.openai_engine import OpenAIEngine
 from logodata.responses import _read_cache
@@ -148,16 +146,19 @@ def test_a_parquet_row_of_too_much(tmp_path: Path, small: int) -> None:
         read_source(SourceSettings(path=str(path)), needs_questions=False)
 
 
-def test_a_parquet_file_of_too_many_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten million equal numbers take 2 kB of a file, and 80 MB of memory."""
-    path = tmp_path / "data" / "a.parquet"
-    path.parent.mkdir()
-    numbers = pa.array(np.full(10**7, 7))
-    pq.write_table(pa.table({"prompt_ids": pa.ListArray.from_arrays([0, len(numbers)], numbers)}), path)
-    assert path.stat().st_size < 20_000
-    monkeypatch.setattr(logodata.common.parquet, "_MAX_VALUES", 10**6)
-    with pytest.raises(UserError, match=r"10000000 values of prompt_ids\.list\.element in one row group"):
-        next(iterate_samples(tmp_path))
+def test_a_batch_of_parquet_rows_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal numbers take a few bytes of a file, and gigabytes when they are read."""
+
+    class Swelling:
+        def __iter__(self) -> Iterator[bytearray]:
+            yield bytearray(2**32)
+
+    monkeypatch.setattr(logodata.common.parquet, "_BATCH_BYTES", 2**30)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"context": ["T"]}), path)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: iter(Swelling()))
+    with pytest.raises(UserError, match=r"a\.parquet: cannot read as parquet: MemoryError"):
+        read_source(SourceSettings(path=str(path)), needs_questions=False)
 
 
 def _claims_more_than_it_holds(path: Path) -> None:
