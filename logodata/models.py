@@ -204,8 +204,8 @@ def load_model(
         )
     if missing := sorted(report["missing_keys"]):
         # transformers would go on with random numbers in their place.
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"cannot load the model: it has no weights for {missing[0]}{more}", where=name, mend=_COPY)
+        names = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+        raise UserError(f"cannot load the model: it has no weights for {names}", where=name, mend=_COPY)
     if adapter is not None:
         model = attach_adapter(model, adapter).merge_and_unload()
     if not four_bits:
@@ -247,8 +247,9 @@ def _loading(what: str, name: str) -> Iterator[None]:
                 mend="take a model that transformers knows by itself",
             ) from error
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
-        kind = "" if reason and isinstance(error, OSError | ValueError) else f"{type(error).__name__} "
-        raise UserError(f"cannot load {what}: {kind}{reason}", where=name, mend="check its name or folder") from error
+        if not reason or not isinstance(error, OSError | ValueError):
+            reason = f"{type(error).__name__} {reason}"
+        raise UserError(f"cannot load {what}: {reason}", where=name, mend="check its name or folder") from error
 
 
 def attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
