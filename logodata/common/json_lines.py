@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from logodata.common.errors import UserError
 
@@ -34,7 +34,7 @@ def parse_json(text: bytes) -> Any:
     return value
 
 
-def numbered_lines(handle: BinaryIO, shown: str) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(handle: IO[bytes], shown: str) -> Iterator[tuple[int, bytes]]:
     """Every line of a file with its number, from 1 on.
 
     Args:
