@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from logodata.common.errors import UserError
+from logodata.common.json_lines import Told
 from logodata.common.parquet import parquet_rows
 from logodata.common.run_dir import read_json
 
@@ -252,4 +253,4 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / "manifest.json")
     if not isinstance(manifest, dict):
         raise UserError("not a manifest", where=str(folder / "manifest.json"), mend="build the data set again")
-    return manifest
+    return Told(manifest, where=str(folder / "manifest.json"), mend="build the data set again")

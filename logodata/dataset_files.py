@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 from logodata.common import strict_json
 from logodata.common.errors import UserError
-from logodata.common.json_lines import json_objects
-from logodata.common.run_dir import replacing, write_atomic, write_json
+from logodata.common.json_lines import Told, json_objects
+from logodata.common.run_dir import read_json, replacing, write_atomic, write_json
 from logodata.contract import PreferenceSample, write_samples
 from logodata.decisions import Outcome
 from logodata.report import dataset_card, describe
@@ -92,4 +92,18 @@ def _write_row(file: BinaryIO, row: dict[str, Any]) -> None:
 
 
 def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    return (row for _, row in json_objects(path, mend="build the data set again"))
+    mend = "build the data set again"
+    return (Told(row, where=where, mend=mend) for where, row in json_objects(path, mend=mend))
+
+
+def read_stats(folder: Path) -> dict[str, Any]:
+    """``stats.json`` of a build.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    path = folder / "stats.json"
+    stats = read_json(path)
+    if not isinstance(stats, dict):
+        raise UserError("not statistics", where=str(path), mend="build the data set again")
+    return Told(stats, where=str(path), mend="build the data set again")

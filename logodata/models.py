@@ -191,8 +191,7 @@ def load_model(
     config = config or load_config(name, adapter=adapter)
     quantization = _four_bits(dtype) if four_bits else None
     with _loading("the model", name):
-        model: PreTrainedModel
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolve_model(name),
             output_loading_info=True,
             config=config,
@@ -202,7 +201,8 @@ def load_model(
             quantization_config=quantization,
             device_map={"": device} if four_bits else None,  # quantised weights cannot be moved later
         )
-    if missing := sorted(report["missing_keys"]):
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
         # transformers would go on with random numbers in their place.
         names = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         raise UserError(f"cannot load the model: it has no weights for {names}", where=name, mend=_COPY)

@@ -53,6 +53,12 @@ def response_rows(sample: PreferenceSample, decisions: Sequence[Row]) -> list[Ro
         {"role": role, **response.model_dump(exclude={"token_ids"})}
         for role, response in zip(("preferred", *("rejected" for _ in sample.rejected)), responses, strict=True)
     ]
+    if len(kept) != len(responses):
+        raise UserError(
+            f"decisions.jsonl keeps {len(kept)} responses, the data {len(responses)}",
+            where=f"question {sample.id!r}",
+            mend="build the data set again",
+        )
     return [{**row, "num_tokens": len(response.token_ids)} for row, response in zip(kept, responses, strict=True)]
 
 

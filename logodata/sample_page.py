@@ -11,9 +11,9 @@ from typing import Any
 
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, page, raw, tag
-from logodata.common.run_dir import read_json, write_atomic
+from logodata.common.run_dir import write_atomic
 from logodata.contract import ContextChunk, PreferenceSample, read_manifest, read_samples
-from logodata.dataset_files import iterate_rejected
+from logodata.dataset_files import iterate_rejected, read_stats
 from logodata.judge import JudgeSettings
 from logodata.report import describe, describe_patterns, show_percent
 from logodata.rulings import Row, make_up, read_decisions, read_judge, response_rows, ruling
@@ -94,7 +94,7 @@ def _mark_words(text: str, stems: set[str]) -> Html:
 def _headline(
     data: Path, shown: Sequence[PreferenceSample], num_samples: int, reasons: Sequence[tuple[str, Sequence[_Unkept]]]
 ) -> Html:
-    stats = read_json(data / "stats.json")
+    stats = read_stats(data)
     summary = describe(stats)
     facts = [f"{summary[0].upper()}{summary[1:]}."]
     if stats["kept"]:

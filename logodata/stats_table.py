@@ -11,7 +11,9 @@ from rich.table import Table
 from logodata.common import strict_json
 from logodata.common.console import console
 from logodata.common.errors import UserError
-from logodata.common.run_dir import differences, read_json
+from logodata.common.run_dir import differences
+from logodata.contract import read_manifest
+from logodata.dataset_files import read_stats
 from logodata.report import GROUPINGS, PURITY, describe, largest_groups, show_percent, show_share, show_value
 
 _ROLES = (("preferred_judged", "preferred"), ("dispreferred_judged", "dis-preferred"))
@@ -37,8 +39,8 @@ def print_stats(folders: Sequence[Path], *, as_json: bool) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    stats = read_json(folder / "stats.json")
-    if not isinstance(stats, dict) or any(name not in stats for name in (*GROUPINGS, "evaluator")):
+    stats = read_stats(folder)
+    if any(name not in stats for name in (*GROUPINGS, "evaluator")):
         raise UserError(
             "statistics of an earlier version, without yield by source",
             where=str(folder / "stats.json"),
@@ -142,9 +144,7 @@ def _evaluator(stats: dict[str, Any]) -> str:
 
 def _compared(folders: Sequence[Path]) -> Iterator[str]:
     """In what else than their pairs the data sets differ: without that, a difference says nothing of the evaluator."""
-    manifests = [
-        read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {} for folder in folders
-    ]
+    manifests = [read_manifest(folder) if (folder / "manifest.json").is_file() else {} for folder in folders]
     first = manifests[0]
     for folder, other in zip(folders[1:], manifests[1:], strict=True):
         if not first or not other:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.common.json_lines import json_objects
+from logodata.common.json_lines import Told, json_objects
 from logodata.common.markup import Html, join, raw, tag
 from logodata.common.run_dir import read_json
 from logodata.contract import read_manifest, read_samples
+from logodata.dataset_files import read_stats
 from logoeval import figure_style, figures
 from logoeval.compare import Comparison, Run
 from logoeval.measures import measures_table
@@ -162,7 +163,7 @@ def data_section(folder: Path) -> Section:
     Raises:
         UserError: no finished build in the folder.
     """
-    manifest, stats = read_manifest(folder), read_json(folder / "stats.json")
+    manifest, stats = read_manifest(folder), read_stats(folder)
     reasons = stats["rejected_by_reason"]
     recipe, origins = manifest["recipe"], stats["kept_by_origin"]
     origin = f"{origins.get('live', 0)} built live, {origins.get('cache', 0)} with responses from the shipped cache"
@@ -221,9 +222,9 @@ def training_section(folder: Path) -> Section:
     Raises:
         UserError: no ``metrics.jsonl`` or no recipe in the folder.
     """
-    recipe = read_json(folder / "recipe.resolved.json")
-    path = folder / "metrics.jsonl"
     mend = "give the folder of a logotrain run"
+    recipe = Told(read_json(folder / "recipe.resolved.json"), where=str(folder / "recipe.resolved.json"), mend=mend)
+    path = folder / "metrics.jsonl"
     records = [record for _, record in json_objects(path, mend=mend)]
     try:
         steps, loss = ([record[key] for record in records] for key in ("step", "loss"))

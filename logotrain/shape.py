@@ -96,7 +96,7 @@ def _model_shape(text: str, cls: Any) -> ModelShape:
     config = cls(**json.loads(text))
     where = str(config.name_or_path or config.model_type)
     with torch.device("meta"):
-        model = empty_model(config, where)
+        model: Any = empty_model(config, where)
     layers = list(model.get_decoder().layers)
     counts = {sum(weight.numel() for weight in layer.parameters()) for layer in layers}
     if len(counts) != 1 or getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from logodata.common.errors import UserError
 from logodata.common.json_lines import numbered_lines, parse_json
@@ -164,7 +164,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
 
 
-def _parsed(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
+def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
     for number, line in numbered_lines(file, name):
         if not line.strip():
             continue
@@ -229,8 +229,9 @@ def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
 def length_of(record: dict[str, Any]) -> int | None:
     """The length that LongBench gives a row, in words; None where there is no such number."""
     value = record.get("length")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return int(value) if is_number and 0 <= value < _MOST_WORDS else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return int(value) if 0 <= value < _MOST_WORDS else None
 
 
 def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | None:

@@ -17,6 +17,7 @@ import pytest
 import logodata.common.parquet
 import logodata.engines.answers
 import logoeval.longbench.data
+from logodata.cli import main
 from logodata.common import json_lines
 from logodata.common.errors import UserError
 from logodata.common.json_lines import json_objects, parse_json
@@ -28,6 +29,7 @@ from logodata.responses import _read_cache
 from logodata.sources import SourceSettings, read_source
 from logoeval.longbench.data import read_lines, read_rows
 from tests.logodata.stub_server import StubServer
+from tests.logodata.test_inspect import write_data
 
 ROW = {"input": "Q", "context": "T", "answers": ["A"], "_id": "1"}
 
@@ -201,3 +203,26 @@ def test_a_compressed_answer_is_not_unpacked(server: StubServer, monkeypatch: py
         OpenAIEngine([server.url], "m")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("manifest.json", "{}", "manifest.json: holds no settings of a judge"),
+        ("manifest.json", '{"source": {}, "recipe": {"judge": {}}}', "manifest.json: lacks 'path'"),
+        ("manifest.json", "[]", "holds no settings of a judge"),
+        ("stats.json", '{"kept": 1}', "stats.json: lacks 'kept_by_origin'"),
+        ("stats.json", "[]", "stats.json: not statistics"),
+        ("rejected.jsonl", '{"id": "a"}\n', "rejected.jsonl:1: lacks 'reason'"),
+        ("decisions.jsonl", '{"id": "q0"}\n', "decisions.jsonl:1: lacks 'kept'"),
+        ("decisions.jsonl", '{"id": "q0", "kept": true}\n', "decisions.jsonl keeps 1 responses, the data 3"),
+        ("decisions.jsonl", "[]\n", "decisions.jsonl:1: damaged: not a JSON object"),
+    ],
+)
+def test_a_data_set_whose_files_lack_something(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, said: str
+) -> None:
+    folder = write_data(tmp_path / "set", count=1)
+    (folder / name).write_text(content)
+    assert main(["inspect", str(folder), "--html", str(tmp_path / "page.html")]) == 2
+    assert said in capsys.readouterr().err
