@@ -1,0 +1,82 @@
+"""A process that has imported everything and forks a child for each command: a start costs no six seconds.
+
+Started by :class:`tests.faults.layer.ForkServer` under the shim. Requests are JSON lines on stdin, answers on stdout.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+from typing import Any
+
+PROGRAMS = ("logodata", "logotrain", "logoeval")
+
+# What the commands import on their way; nothing here starts a thread or loads a model.
+IMPORTED = (
+    "bm25s",
+    "peft",
+    "pyarrow.parquet",
+    "torch._dynamo",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.checkpoint.state_dict_saver",
+    "torch.distributed.fsdp",
+    "transformers.generation",
+    "transformers.models.llama.modeling_llama",
+    "logodata.build",
+    "logodata.evaluators.lexical",
+    "logodata.engines.transformers_engine",
+    "logotrain.trainer",
+    "logoeval.attention_trace",
+    "logoeval.run",
+)
+
+
+def serve() -> int:
+    """Answer requests until stdin ends; in a forked child: run its command and return its exit code."""
+    for name in (*IMPORTED, *(f"{program}.cli" for program in PROGRAMS)):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a child's collections leave what it inherits alone: its pages stay shared
+    print(json.dumps({"ready": True}), flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            return _become(request)
+        print(json.dumps(_wait(child, request["limit_s"])), flush=True)
+    return 0
+
+
+def _become(request: dict[str, Any]) -> int:
+    """In the child: output to a file, the fault armed, and then the program as ``python -m`` would run it."""
+    out = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(out, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    arm = ctypes.CDLL(None).fault_arm
+    arm.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_char_p, ctypes.c_char_p)
+    arm(request["folder"].encode(), request["at"], request["mode"].encode(), request["trace"].encode())
+    program = importlib.import_module(f"{request['program']}.cli")
+    code: int = program.main(request["argv"])
+    return code
+
+
+def _wait(child: int, limit_s: float) -> dict[str, Any]:
+    """The child's exit code, negative for a signal; it is killed if it takes too long."""
+    handle = os.pidfd_open(child)
+    ended, _, _ = select.select([handle], [], [], limit_s)
+    os.close(handle)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return {"code": os.waitstatus_to_exitcode(status), "hung": not ended}
+
+
+if __name__ == "__main__":
+    sys.exit(serve())
