@@ -31,16 +31,13 @@ class Operation:
     path: str
     size: int
 
-    def modes(self) -> Iterator[str]:
-        """The faults that differ from those at the operations beside it."""
-        for mode in MODES:
-            if mode == "torn" and (self.kind != "write" or self.size < 2):
-                continue  # half of it is none of it
-            if mode == "cut" and self.kind not in ("write", "rename", "fsync"):
-                continue  # the file written last was cut before
-            if mode == "full" and self.kind in ("unlink", "rmdir"):
-                continue  # needs no space
-            yield mode
+    def takes(self, mode: str) -> bool:
+        """Whether a fault of this mode differs here from those at the operations beside it."""
+        if mode == "torn":
+            return self.kind == "write" and self.size > 1  # half of one byte is none
+        if mode == "cut":
+            return self.kind in ("write", "rename", "fsync")  # elsewhere the file written last was cut before
+        return mode != "full" or self.kind not in ("unlink", "rmdir")  # these need no space
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Started by :class:`tests.faults.layer.ForkServer` under the shim. Requests are J
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import importlib
@@ -13,7 +14,8 @@ import os
 import select
 import signal
 import sys
-from typing import Any
+import threading
+from typing import Any, NoReturn
 
 PROGRAMS = ("logodata", "logotrain", "logoeval")
 
@@ -23,9 +25,11 @@ IMPORTED = (
     "peft",
     "pyarrow.parquet",
     "torch._dynamo",
+    "torch.distributed.checkpoint._fsspec_filesystem",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.checkpoint.state_dict_saver",
     "torch.distributed.fsdp",
+    "torch.utils.serialization",
     "transformers.generation",
     "transformers.models.llama.modeling_llama",
     "logodata.build",
@@ -37,8 +41,8 @@ IMPORTED = (
 )
 
 
-def serve() -> int:
-    """Answer requests until stdin ends; in a forked child: run its command and return its exit code."""
+def serve() -> None:
+    """Answer requests until stdin ends."""
     for name in (*IMPORTED, *(f"{program}.cli" for program in PROGRAMS)):
         importlib.import_module(name)
     gc.collect()
@@ -48,13 +52,15 @@ def serve() -> int:
         request = json.loads(line)
         child = os.fork()
         if child == 0:
-            return _become(request)
+            _become(request)
         print(json.dumps(_wait(child, request["limit_s"])), flush=True)
-    return 0
 
 
-def _become(request: dict[str, Any]) -> int:
-    """In the child: output to a file, the fault armed, and then the program as ``python -m`` would run it."""
+def _become(request: dict[str, Any]) -> NoReturn:
+    """In the child: output to a file, the fault armed, and then the program as ``python -m`` would run it.
+
+    It ends as Python ends, but for the tearing down of all modules, which would take longer than the command.
+    """
     out = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(out, stream)
@@ -63,8 +69,16 @@ def _become(request: dict[str, Any]) -> int:
     arm.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_char_p, ctypes.c_char_p)
     arm(request["folder"].encode(), request["at"], request["mode"].encode(), request["trace"].encode())
     program = importlib.import_module(f"{request['program']}.cli")
-    code: int = program.main(request["argv"])
-    return code
+    try:
+        code: int = program.main(request["argv"])
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _wait(child: int, limit_s: float) -> dict[str, Any]:
@@ -79,4 +93,4 @@ def _wait(child: int, limit_s: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve())
+    serve()
