@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from logodata.common.errors import UserError
+from logodata.common.sealed import move_into_place
 from logodata.models import DType, load_model, resolve_model
 
 
@@ -28,7 +29,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
     try:
         merged.to(getattr(torch, dtype)).save_pretrained(scratch)
         AutoTokenizer.from_pretrained(resolve_model(model)).save_pretrained(scratch)
-        scratch.rename(out)
+        move_into_place(scratch, out)
     except OSError as error:
         raise UserError(
             f"cannot write the model: {error}", where=str(out), mend="free space, then run it again"

@@ -54,12 +54,15 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
 
 def _begin(recipe: TrainRecipe, out: Path) -> bool:
     """Bind the folder to the recipe; whether it holds a finished run."""
-    if not (out / "metrics.jsonl").exists():
-        # No step was finished: a recipe that was refused, or stopped early, may be mended in place.
-        for name in ("recipe.resolved.json", "inputs.json", "reference.jsonl"):
+    from logotrain.checkpoint import finished
+
+    # Before a step is finished a recipe that was refused, or stopped early, may be mended in place.
+    started = (out / "metrics.jsonl").exists()
+    if not started:
+        for name in ("inputs.json", "reference.jsonl"):
             (out / name).unlink(missing_ok=True)
-    bind_settings(out, "recipe.resolved.json", recipe.model_dump(mode="json"), free=_FREE)
-    return (out / "final").is_dir()
+    bind_settings(out, "recipe.resolved.json", recipe.model_dump(mode="json"), free=_FREE, started=started)
+    return finished(out / "final")
 
 
 def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:

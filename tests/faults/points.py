@@ -62,6 +62,7 @@ class Trial:
 
     def __init__(self, server: ForkServer, scenario: Scenario, folder: Path) -> None:
         self._server, self._scenario, self._folder = server, scenario, folder
+        folder.mkdir()
         self.plain = folder / "plain"
         ended = self._start(self.plain, Fault())
         if ended.code:
@@ -106,7 +107,7 @@ class Trial:
             return Comparison(len(lost), lost, [], [])
         for name in ("lost", "doubled", "differing"):
             if found := getattr(comparison, name):
-                wrong.append(f"{name}: {', '.join(found[:4])}{' ...' if len(found) > 4 else ''}")
+                wrong += [f"{name}: {', '.join(found[:4])}{' ...' if len(found) > 4 else ''}"]
         return comparison
 
 

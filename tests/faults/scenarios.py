@@ -97,9 +97,7 @@ def _filler(number: int) -> str:
 
 def _document(place: str, thing: str, days: int) -> dict[str, Any]:
     middle = days // 2
-    before, after = (
-        "".join(_filler(day) for day in part) for part in (range(middle), range(middle, days))
-    )
+    before, after = ("".join(_filler(day) for day in part) for part in (range(middle), range(middle, days)))
     question = {"question": f"What does the {place} of Vell hold?", "answers": [thing], "kind": "single_detail"}
     return {"doc_id": place, "context": f"{before}The {place} of Vell holds {thing}. {after}", "questions": [question]}
 

@@ -159,7 +159,7 @@ def test_an_interrupted_write_leaves_the_old_ones(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_describe", full)
+    monkeypatch.setattr(checkpoint, "seal", full)
     with pytest.raises(UserError, match="No space left"):
         save(tmp_path, 2, model, optimizer, keep=1)
     monkeypatch.undo()
@@ -179,13 +179,13 @@ def test_holds_the_moment_it_was_asked_for(
     expected = trained(model)
     writer = checkpoint.CheckpointWriter(tmp_path, CheckpointSettings(asynchronous=asynchronous), World())
     may_write = threading.Event()
-    describe = checkpoint._describe
+    seal = checkpoint.seal
 
-    def slow(folder: Path) -> Any:
+    def slow(scratch: Path, target: Path) -> None:
         assert may_write.wait(20)
-        return describe(folder)
+        seal(scratch, target)
 
-    monkeypatch.setattr(checkpoint, "_describe", slow)
+    monkeypatch.setattr(checkpoint, "seal", slow)
     if not asynchronous:
         may_write.set()
     writer.save(1, model, optimizer)
