@@ -45,7 +45,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
-from logodata.common.sealed import SEAL, damage, put_aside, seal
+from logodata.common.sealed import damage, put_aside, seal
 from logodata.models import resolve_model, write_base_config
 from logotrain.parallel import World
 from logotrain.recipe import CheckpointSettings
@@ -204,16 +204,6 @@ def restore(
         if "cuda" in rng:
             torch.cuda.set_rng_state(rng["cuda"])
     return step
-
-
-def finished(final: Path) -> bool:
-    """Whether a run left its result; a damaged one is put aside."""
-    if not (final / SEAL).exists():
-        return final.is_dir()  # of a version that sealed none
-    fault = damage(final)
-    if fault:
-        put_aside(final, fault, "it is written again from the newest checkpoint")
-    return not fault
 
 
 def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, name: str, dtype: torch.dtype) -> None:

@@ -213,7 +213,7 @@ def test_final_loads_in_peft_and_gives_the_trained_models_logits(
         after = loaded(input_ids=ids).logits
         torch.testing.assert_close(after, trained[0](input_ids=ids).logits)
     assert (after - before).abs().max() > 0.01
-    names = {"adapter_config.json", "adapter_model.safetensors", "base_config.json"}
+    names = {"adapter_config.json", "adapter_model.safetensors", "base_config.json", "files.json"}
     assert {path.name for path in final.iterdir()} == names
     config = json.loads((final / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == recipe.model
