@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 _SHIM = Path(__file__).with_name("shim.c")
-_LIMIT_S = 120.0
+_LIMIT_S = 600.0
 """A command that takes longer hangs."""
 
 MODES = ("kill", "torn", "cut", "lost", "full", "eio")
@@ -29,6 +30,11 @@ class Operation:
     kind: str
     path: str
     size: int
+
+    @property
+    def name(self) -> str:
+        """The same in every process that does the same: without its number and without random names."""
+        return f"{self.kind} {re.sub(r'[.][0-9]+[.]tmp$|[.]tmp[A-Za-z0-9]{6}$', '.tmp', self.path)}"
 
     def takes(self, mode: str) -> bool:
         """Whether a fault of this mode differs here from those at the operations beside it."""
@@ -58,6 +64,8 @@ class Ended:
     operations: tuple[Operation, ...]
     """What it did, and last what it was about to do."""
     hung: bool = False
+    unseen: int = 0
+    """Bytes that it wrote past the shim, where that is known."""
 
 
 def compile_shim(folder: Path) -> Path | None:
@@ -81,16 +89,22 @@ def run_process(shim: Path, program: str, argv: Sequence[str], folder: Path, fau
             "FAULT_MODE": fault.mode,
             "FAULT_TRACE": str(trace),
         }
-        ended = subprocess.run(
-            [sys.executable, "-m", program, *argv],
-            env={**_environment(shim), **armed},
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=_LIMIT_S,
-        )
-        return Ended(ended.returncode, ended.stdout.decode(), _read_trace(trace))
+        log = Path(scratch) / "log"
+        with open(log, "wb") as out:
+            code = subprocess.run(
+                [sys.executable, "-m", program, *argv],
+                env={**_environment(shim), **armed},
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                timeout=_LIMIT_S,
+            ).returncode
+        return Ended(code, log.read_text(errors="replace"), _read_trace(trace))
+
+
+Start = Callable[[str, Sequence[str], Path, Fault], Ended]
+"""Runs a program with arguments, and a fault below a folder."""
 
 
 class ForkServer:
@@ -135,7 +149,8 @@ class ForkServer:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._answer()
-        return Ended(answer["code"], log.read_text(errors="replace"), _read_trace(trace), answer["hung"])
+        output = log.read_text(errors="replace")
+        return Ended(answer["code"], output, _read_trace(trace), answer["hung"], answer["unseen"])
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

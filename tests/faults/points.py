@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.layer import MODES, Ended, Fault, ForkServer, Operation
+from tests.faults.layer import MODES, Ended, Fault, Operation, Start
 from tests.faults.scenarios import Comparison, Scenario, compare
 
 FAILS = ("full", "eio")
@@ -55,22 +55,23 @@ class Trial:
     """Runs points of one scenario.
 
     Args:
-        server: that runs the commands.
+        start: runs the commands.
         scenario: the command.
         folder: of this trial's outputs; ``plain`` in it is what an uninterrupted run leaves.
     """
 
-    def __init__(self, server: ForkServer, scenario: Scenario, folder: Path) -> None:
-        self._server, self._scenario, self._folder = server, scenario, folder
-        folder.mkdir()
+    def __init__(self, start: Start, scenario: Scenario, folder: Path) -> None:
+        self._run, self._scenario, self._folder = start, scenario, folder
+        folder.mkdir(parents=True)
         self.plain = folder / "plain"
         ended = self._start(self.plain, Fault())
-        if ended.code:
-            raise RuntimeError(f"{scenario.name} does not even run without a fault:\n{ended.output}")
+        if ended.code or ended.unseen:
+            how = f"ended with {ended.code}, wrote {ended.unseen} bytes past the shim"
+            raise RuntimeError(f"{scenario.name} without a fault {how}:\n{ended.output}")
         self.operations = ended.operations
 
     def _start(self, output: Path, fault: Fault) -> Ended:
-        return self._server.run(self._scenario.program, self._scenario.command(output), output, fault)
+        return self._run(self._scenario.program, self._scenario.command(output), output, fault)
 
     def run(self, point: Point) -> Result:
         """Start with each fault, then without one, and compare. The folder is kept only if something is wrong."""
@@ -83,7 +84,7 @@ class Trial:
             ended = self._start(output, fault)
             if number == 0 and len(ended.operations) >= fault.at:
                 hit = ended.operations[fault.at - 1]
-                operation = f"{hit.kind} {hit.path}"
+                operation = hit.name
             wrong += [f"start with {names[number]}: {text}" for text in _faults_of_end(ended, fault)]
             resumes = number + 1
             if ended.code == 0:

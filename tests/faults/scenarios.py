@@ -79,6 +79,7 @@ def _names(folder: Path) -> dict[str, Any]:
 
 def make_scenarios(folder: Path) -> dict[str, Scenario]:
     """Write model and inputs into ``folder``; the commands on them, by name."""
+    folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model"
     make_model(len(make_tokenizer()), num_hidden_layers=1).save_pretrained(model)
     make_tokenizer().save_pretrained(model)
@@ -168,7 +169,7 @@ _TRAIN = (
 
 
 def _train(folder: Path, model: Path) -> Iterator[Scenario]:
-    """Three steps with a checkpoint each, written at once or in the background; all weights; a reference model."""
+    """Steps with a checkpoint each, written at once or in the background; all weights; a reference model."""
     from logodata.common.run_dir import write_json
     from logodata.contract import write_samples
     from logodata.models import model_fingerprint, tokenizer_fingerprint
@@ -186,9 +187,9 @@ def _train(folder: Path, model: Path) -> Iterator[Scenario]:
     write_json(data / "manifest.json", manifest)
     variants = {
         "train": ("checkpoint.asynchronous=false",),
-        "train in background": ("checkpoint.asynchronous=true",),
-        "train all weights": ("checkpoint.asynchronous=false", "tuning=full", "max_steps=2"),
-        "train dpo": ("checkpoint.asynchronous=false", "objective={name: dpo}", "max_steps=2"),
+        "train in background": ("checkpoint.asynchronous=true", "max_steps=2", "checkpoint.keep=1"),
+        "train all weights": ("checkpoint.asynchronous=false", "tuning=full", "max_steps=1"),
+        "train dpo": ("checkpoint.asynchronous=false", "objective={name: dpo}", "max_steps=1"),
     }
     for name, changes in variants.items():
         argv = ("run", "--model", str(model), "--data", str(data), *_TRAIN, *changes)
