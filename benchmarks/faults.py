@@ -107,7 +107,10 @@ def report_of(results: Sequence[Result], operations: dict[str, Sequence[Operatio
     for result in results:
         groups[result.point.scenario, _mode(result.point)].append(result)
     report: dict[str, Any] = {**totals(results), "commands": {}, "resumes_by_point": {}}
-    for (name, mode), found in groups.items():
+    order = {mode: place for place, mode in enumerate((*MODES, "double"))}
+    for (name, mode), found in sorted(
+        groups.items(), key=lambda group: (list(operations).index(group[0][0]), order[group[0][1]])
+    ):
         command = report["commands"].setdefault(name, {"operations": len(operations[name])})
         command[mode] = totals(found)
         if mode in MODES:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from logodata.models import quiet_transformers
 from tests.conftest import make_model, make_tokenizer
 
 Records = Counter[str]
@@ -79,6 +80,7 @@ def _names(folder: Path) -> dict[str, Any]:
 
 def make_scenarios(folder: Path) -> dict[str, Scenario]:
     """Write model and inputs into ``folder``; the commands on them, by name."""
+    quiet_transformers()
     folder.mkdir(parents=True, exist_ok=True)
     model = folder / "model"
     make_model(len(make_tokenizer()), num_hidden_layers=1).save_pretrained(model)
