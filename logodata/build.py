@@ -17,6 +17,7 @@ from logodata import __version__
 from logodata.candidates import Planner, Pool
 from logodata.common.console import note, progress
 from logodata.common.run_dir import bind_settings, locked, read_json, write_json
+from logodata.common.sealed import read_if_whole
 from logodata.common.shards import Shard
 from logodata.contract import SCHEMA_VERSION
 from logodata.dataset_files import write_data_set
@@ -27,6 +28,8 @@ from logodata.parts import PART_FILE, Part, part_record
 from logodata.pipeline import Asked, Pipeline, decide_here
 from logodata.recipe import BuildRecipe
 from logodata.sources import Source, read_source, source_fingerprint
+
+_OUTCOMES = Path("work") / "outcomes.jsonl"
 
 
 def build(
@@ -55,10 +58,12 @@ def build(
     }
     with locked(output):
         (output / "work").mkdir(exist_ok=True)
-        finished = (output / "manifest.json").exists()
+        finished = read_if_whole(output / "manifest.json") is not None
         # A source with a fault does not bind the folder: mended, it may be built there.
         source = None if finished else read_source(recipe.source)
-        bind_settings(output, "work/settings.json", settings)
+        # Responses alone bind nothing: each is filed under the settings that it depends on.
+        started = finished or (output / _OUTCOMES).exists()
+        bind_settings(output, "work/settings.json", settings, started=started)
         if source is None:
             note(f"{output} is finished already")
             stats: dict[str, Any] = read_json(output / "stats.json")
@@ -76,7 +81,7 @@ def _build(
 ) -> dict[str, Any]:
     work = output / "work"
     pipeline = Pipeline(recipe, settings["model_fingerprint"], work / "responses.jsonl")
-    outcomes = Shard(work / "outcomes.jsonl")
+    outcomes = Shard(output / _OUTCOMES)
     engines = {key: Shard(work / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
     pools, total = _pools(pipeline.planner, source, part)
     order: list[str] = []

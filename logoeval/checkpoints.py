@@ -17,7 +17,7 @@ from logodata.common.errors import UserError
 from logodata.common.run_dir import locked
 from logodata.models import ADAPTER_FILES, attach_adapter, load_config, load_model
 from logoeval.recipe import EvalRecipe
-from logoeval.records import Curve, CurvePoint, CurveValue, Results, TaskResult, groups, read_results, write_results
+from logoeval.records import Curve, CurvePoint, CurveValue, Results, TaskResult, continue_results, groups, write_results
 from logoeval.retrieval import HEADS_FILE
 from logoeval.run import evaluate
 from logoeval.session import Session, rope_and_window
@@ -83,7 +83,7 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
                 open_session=lambda here: _CheckpointSession(here, weights),
             )
             found[step] = results.tasks["niah"]
-        whole = read_results(folder, missing_ok=True).model_copy(update={"curve": _curve(found, checkpoints)})
+        whole = continue_results(folder).model_copy(update={"curve": _curve(found, checkpoints)})
         write_results(folder, whole)
         return whole
 

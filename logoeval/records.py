@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
+from logodata.common.sealed import read_if_whole
 from logoeval.stats import Array, Estimate, estimate_mean
 
 SCHEMA_VERSION = 1
@@ -270,7 +271,22 @@ def read_results(folder: Path, *, missing_ok: bool = False) -> Results:
         if missing_ok:
             return Results()
         raise UserError("holds no results", where=str(folder), mend=f"run: logoeval run RECIPE -o {folder}")
-    content = read_json(path)
+    return _parse(read_json(path), path)
+
+
+def continue_results(folder: Path) -> Results:
+    """The same for a run that goes on: none if there are none yet. A file that was cut is put aside, and made again
+    from the predictions.
+
+    Raises:
+        UserError: they are of another schema version.
+    """
+    path = folder / RESULTS_FILE
+    content = read_if_whole(path)
+    return Results() if content is None else _parse(content, path)
+
+
+def _parse(content: Any, path: Path) -> Results:
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise UserError(

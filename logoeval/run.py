@@ -28,7 +28,7 @@ from logoeval.records import (
     Results,
     TaskName,
     TaskResult,
-    read_results,
+    continue_results,
     summarise,
     write_results,
 )
@@ -54,7 +54,7 @@ def evaluate(
         UserError: the folder holds results of another model or of other settings, or a task's input is at fault.
     """
     with locked(folder):
-        results = read_results(folder, missing_ok=True)
+        results = continue_results(folder)
         predictions = folder / PREDICTIONS_DIR
         predictions.mkdir(exist_ok=True)
         measured = {
@@ -62,18 +62,15 @@ def evaluate(
             "model_fingerprint": model_fingerprint(recipe.model),
             "adapter_fingerprint": adapter_fingerprint(recipe.adapter),
         }
-        _bind(predictions, "model.json", measured, started=bool(results.tasks) or any(predictions.rglob("*.jsonl")))
+        started = bool(results.tasks) or any(predictions.rglob("*.jsonl"))
+        bind_settings(predictions, "model.json", measured, started=started)
         session, jobs = open_session(recipe), _jobs(recipe)
         notes = [*_adapter_notes(recipe), *notes]
         for task in tasks:
             job = jobs[task]
             settings = _settings(recipe, job)
-            _bind(
-                predictions,
-                f"{task}.json",
-                settings,
-                started=task in results.tasks or _has_predictions(predictions, task),
-            )
+            started = task in results.tasks or _has_predictions(predictions, task)
+            bind_settings(predictions, f"{task}.json", settings, started=started)
             if task in results.tasks:
                 note(f"{task}: finished already")
                 continue
@@ -105,14 +102,6 @@ def _adapter_notes(recipe: EvalRecipe) -> list[str]:
     if base is None or Path(base).name == Path(resolve_model(recipe.model)).name or base == recipe.model:
         return []
     return [f"the adapter was trained on {base}, and is measured on {recipe.model}"]
-
-
-def _bind(predictions: Path, name: str, settings: dict[str, Any], *, started: bool) -> None:
-    """Hold the folder to these settings, once something was made under them: a run refused at its start binds
-    nothing."""
-    if not started:
-        (predictions / name).unlink(missing_ok=True)
-    bind_settings(predictions, name, settings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
 """Checkpoints that a stopped run continues from, and the finished model.
 
 A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint,
-``adapter/`` as PEFT writes it, and ``files.json`` with the size and hash of every file. It is written beside its place
-and renamed, so a kill leaves none that is half written; the hashes recognise one that was damaged later. Whatever part
+``adapter/`` as PEFT writes it. It is sealed (:mod:`logodata.common.sealed`), so it is whole or not there. Whatever part
 of a tensor each process holds, the files know its place in the whole: a run continues on another number of processes,
 replicated or sharded.
 """
@@ -10,7 +9,6 @@ replicated or sharded.
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import shlex
 import shutil
@@ -25,6 +23,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -44,13 +43,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
+from logodata.common.sealed import damage, put_aside, seal
 from logodata.models import load_tokenizer, write_base_config
 from logotrain.parallel import World
 from logotrain.recipe import CheckpointSettings
 from logotrain.safe_reading import load_checkpoint, stored_names
 
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
-_FILES = "files.json"
 _ADAPTER = "adapter"
 
 
@@ -70,6 +69,7 @@ class CheckpointWriter:
         self._commands: list[subprocess.Popen[bytes]] = []
         # Its own group: what is written in the background must not meet what training sends meanwhile.
         self._group = None if world.size == 1 else distributed.new_group(backend="gloo")
+        world.on_main(lambda: _remove_scratch(folder))
 
     def save(self, step: int, model: PreTrainedModel | PeftModel, optimizer: Optimizer) -> None:
         """Take the state after ``step`` steps and write it; a write that is still under way is waited for.
@@ -78,7 +78,7 @@ class CheckpointWriter:
             UserError: this write, or in the background the one before, failed.
         """
         self.wait()
-        scratch = self._folder / f".step-{step}.tmp"
+        scratch = _scratch(self._folder, step)
         with _explained(scratch):
             self._world.on_main(lambda: _make_empty(scratch))
             adapter = Adapter.of(model, self._world)
@@ -126,21 +126,26 @@ class CheckpointWriter:
         """Wait for the last write and for the commands that ran after checkpoints."""
         self.wait()
         self._thread.shutdown()
+        self._world.on_main(self._remove_old)  # a run that was killed at its end left one too many
         for command in self._commands:
             _note_failure(command, command.wait())
 
     def _finish(self, scratch: Path, step: int, adapter: Adapter | None) -> None:
         if adapter is not None:
             adapter.write(scratch / _ADAPTER)
-        write_json(scratch / _FILES, _describe(scratch))
         target = _path(self._folder, step)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-        if self._settings.keep is not None:
-            for old in _newest_first(self._folder)[self._settings.keep :]:
-                shutil.rmtree(_path(self._folder, old))
+        seal(scratch, target)
+        self._remove_old()
         if self._settings.command is not None:
             self._start_command(self._settings.command, target, step)
+
+    def _remove_old(self) -> None:
+        """Renamed first: a kill leaves nothing that looks like a checkpoint."""
+        if self._settings.keep is not None:
+            for old in _newest_first(self._folder)[self._settings.keep :]:
+                scratch = _scratch(self._folder, old)
+                _path(self._folder, old).rename(scratch)
+                shutil.rmtree(scratch)
 
     def _start_command(self, template: str, target: Path, step: int) -> None:
         """Run the user's command beside training, its output in a file: torch's launcher variables are not for it."""
@@ -157,11 +162,25 @@ class CheckpointWriter:
         self._commands.append(process)
 
 
-def restore(folder: Path, model: PreTrainedModel | PeftModel, optimizer: Optimizer, world: World) -> int:
+def restore(
+    folder: Path,
+    model: PreTrainedModel | PeftModel,
+    optimizer: Optimizer,
+    world: World,
+    *,
+    logged: int | None = None,
+) -> int:
     """Load the newest intact checkpoint into ``model`` and ``optimizer``.
 
     Damaged ones are renamed to ``step-N.damaged`` and said. Random states come back where the number of processes is
     the one that wrote them.
+
+    Args:
+        folder: of the checkpoints.
+        model: gets the weights.
+        optimizer: gets its state.
+        world: all processes call this.
+        logged: steps whose metrics are there: a checkpoint after more is not used, or their lines would be lost.
 
     Returns:
         Steps done, 0 if there is no checkpoint.
@@ -169,7 +188,7 @@ def restore(folder: Path, model: PreTrainedModel | PeftModel, optimizer: Optimiz
     Raises:
         UserError: the checkpoint is intact, but holds something else than this run writes.
     """
-    step = world.on_main(lambda: _newest_intact(folder))
+    step = world.on_main(lambda: _newest_intact(folder, logged))
     if step == 0:
         return 0
     path = _path(folder, step)
@@ -220,7 +239,7 @@ def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, na
         with _explained(folder):
             shutil.rmtree(scratch, ignore_errors=True)
             write()
-            scratch.rename(folder)
+            seal(scratch, folder)
 
     world.on_main(replace)
 
@@ -302,10 +321,23 @@ def _quiet_alone() -> None:
 def _explained(target: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, CheckpointException) as error:
+    except (OSError, CheckpointException, SafetensorError) as error:
         raise UserError(
-            f"cannot write: {error}", where=str(target), mend="free space, then run the same command again"
+            f"cannot write: {_reason(error)}", where=str(target), mend="free space, then run the same command again"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """torch reports a traceback of every process: what the first of them met."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return error.strerror if isinstance(error, OSError) and error.strerror else f"{error}".splitlines()[0]
+
+
+def _remove_scratch(folder: Path) -> None:
+    """What a process that was killed was writing or deleting."""
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)
 
 
 def _make_empty(folder: Path) -> None:
@@ -317,46 +349,26 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step}"
 
 
+def _scratch(folder: Path, step: int) -> Path:
+    return folder / f".step-{step}.tmp"
+
+
 def _newest_first(folder: Path) -> list[int]:
     names = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
-def _newest_intact(folder: Path) -> int:
+def _newest_intact(folder: Path, logged: int | None) -> int:
     """The newest checkpoint that is as it was written, 0 if there is none; damaged ones are put aside."""
     for step in _newest_first(folder):
         path = _path(folder, step)
-        fault = _fault(path)
+        fault = damage(path)
+        if not fault and logged is not None and step > logged:
+            fault = f"metrics.jsonl ends at step {logged}"
         if not fault:
             return step
-        put_aside = path.with_name(f"{path.name}.damaged")
-        shutil.rmtree(put_aside, ignore_errors=True)
-        path.rename(put_aside)
-        note(f"checkpoint {path.name} is damaged ({fault}): renamed to {put_aside.name}, the one before it is used")
+        put_aside(path, fault, "the one before it is used")
     return 0
-
-
-def _describe(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _FILES)
-    return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
-
-
-def _fault(folder: Path) -> str:
-    """What is wrong with a checkpoint; empty if nothing is."""
-    try:
-        expected = read_json(folder / _FILES)
-    except UserError as error:
-        return error.what
-    if not isinstance(expected, dict):
-        return f"{_FILES} is no table"
-    found = _describe(folder)
-    names = [name for name in sorted(expected.keys() | found.keys()) if expected.get(name) != found.get(name)]
-    return f"{names[0]} is not as it was written" if names else ""
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _environment_without_launcher() -> dict[str, str]:

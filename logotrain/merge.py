@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from logodata.common.errors import UserError
+from logodata.common.sealed import move_into_place
 from logodata.models import DType, load_model, load_tokenizer
 
 
@@ -27,7 +28,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
     try:
         merged.to(getattr(torch, dtype)).save_pretrained(scratch)
         load_tokenizer(model, needs_template=False).save_pretrained(scratch)
-        scratch.rename(out)
+        move_into_place(scratch, out)
     except OSError as error:
         raise UserError(
             f"cannot write the model: {error}", where=str(out), mend="free space, then run it again"

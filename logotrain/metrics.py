@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +54,21 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    def num_steps(self) -> int:
+        """Steps whose lines are there, whole, from the first one on."""
+        return max((_step(line, self._path) for line in self._whole_lines()), default=0)
+
     def cut(self, last_step: int) -> None:
         """Remove the lines of later steps, and half a line: those steps are done again."""
+        kept = takewhile(lambda line: _step(line, self._path) <= last_step, self._whole_lines())
+        size = sum(map(len, kept))
+        if self._path.exists() and self._path.stat().st_size > size:
+            os.truncate(self._path, size)
+
+    def _whole_lines(self) -> list[bytes]:
         if not self._path.exists():
-            return
-        end = 0
-        for line in self._path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n") or _step(line, self._path) > last_step:
-                break
-            end += len(line)
-        os.truncate(self._path, end)
+            return []
+        return [line for line in self._path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line and wait until it is on disk."""

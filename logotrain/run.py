@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from logodata.common.console import note, show
 from logodata.common.run_dir import bind_settings, locked
+from logodata.common.sealed import SEAL, damage, put_aside
 from logotrain.recipe import TrainRecipe
 
 if TYPE_CHECKING:
@@ -54,12 +55,23 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
 
 def _begin(recipe: TrainRecipe, out: Path) -> bool:
     """Bind the folder to the recipe; whether it holds a finished run."""
-    if not (out / "metrics.jsonl").exists():
-        # No step was finished: a recipe that was refused, or stopped early, may be mended in place.
-        for name in ("recipe.resolved.json", "inputs.json", "reference.jsonl"):
+    # Before a step is finished a recipe that was refused, or stopped early, may be mended in place.
+    started = (out / "metrics.jsonl").exists()
+    if not started:
+        for name in ("inputs.json", "reference.jsonl"):
             (out / name).unlink(missing_ok=True)
-    bind_settings(out, "recipe.resolved.json", recipe.model_dump(mode="json"), free=_FREE)
-    return (out / "final").is_dir()
+    bind_settings(out, "recipe.resolved.json", recipe.model_dump(mode="json"), free=_FREE, started=started)
+    return _is_finished(out / "final")
+
+
+def _is_finished(final: Path) -> bool:
+    """Whether the run left its result; a damaged one is put aside."""
+    if not (final / SEAL).exists():
+        return final.is_dir()  # of a version that sealed none
+    fault = damage(final)
+    if fault:
+        put_aside(final, fault, "it is written again from the newest checkpoint")
+    return not fault
 
 
 def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:

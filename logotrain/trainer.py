@@ -91,7 +91,9 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     run = _Run(recipe, world, prepared, _make_optimizer(model, recipe.optimizer), collator, reference)
     schedule = Schedule(recipe, len(data.samples))
     writer = checkpoint.CheckpointWriter(out / "checkpoints", recipe.checkpoint, world)
-    done = saved = checkpoint.restore(out / "checkpoints", model.model, run.optimizer, world)
+    log = MetricsLog(out / "metrics.jsonl")
+    logged = world.on_main(log.num_steps)
+    done = saved = checkpoint.restore(out / "checkpoints", model.model, run.optimizer, world, logged=logged)
     if done:
         note(f"continuing after step {done} of {schedule.total_steps}")
     elif 0 < schedule.stream_length < recipe.samples_per_step:
@@ -99,7 +101,6 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
             f"warning: {schedule.stream_length} samples in all epochs, samples_per_step={recipe.samples_per_step}: the "
             "whole run is one step; lower samples_per_step for more"
         )
-    log = MetricsLog(out / "metrics.jsonl")
     world.on_main(partial(log.cut, done))
 
     def draws(step: int) -> list[Draw]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from logodata.common.printable import printable
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class UserError(Exception):
@@ -37,8 +40,8 @@ def run_command(
 ) -> int:
     """Run ``command`` and map its outcome to the exit codes all three programs share.
 
-    0 done, 2 the user's input is at fault (one line on stderr), 130 interrupted (the line says how to resume).
-    Any other exception is our bug and keeps its traceback.
+    0 done, 2 the user's input or the disk is at fault (one line on stderr), 130 interrupted (the line says how to
+    resume). Any other exception is our bug and keeps its traceback.
     """
     try:
         return command() or 0
@@ -52,6 +55,12 @@ def run_command(
         # The reader of our output (head, less) closed it: not an error, and nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        fault = UserError(f"{error.strerror}", where=error.filename or "", mend=f"see to the disk, then {resume_hint}")
+        _say(f"{program}: error: {fault}")
+        return EXIT_USER_ERROR
 
 
 def _say(line: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,26 +35,50 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with _removed_on_failure(temporary), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"cannot write: {error.strerror}", where=str(path), mend="free space or choose another -o"
         ) from error
+
+
+@contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what was raised tells more; the next start removes the file
+            path.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in ``folder`` are on disk: of a file that is, too, nothing is lost when the power fails."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do this for folders
+            raise
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def append_lines(path: Path, lines: str) -> None:
     """Append whole lines to ``path`` and wait until they are on disk."""
+    is_new = not path.exists()
     try:
         with open(path, "ab") as file:
             file.write(lines.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
+        if is_new:
+            sync_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"cannot write: {error.strerror}", where=str(path), mend="free space, then run the same command again"
@@ -118,7 +143,9 @@ def _remove_leftovers(folder: Path) -> None:
             (Path(place) / name).unlink(missing_ok=True)
 
 
-def bind_settings(folder: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
+def bind_settings(
+    folder: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = (), *, started: bool = True
+) -> None:
     """Bind ``folder`` to ``settings``: write them to ``folder/name`` the first time, compare them from then on.
 
     Results made under different settings must not be mixed; the error names the first difference.
@@ -128,8 +155,11 @@ def bind_settings(folder: Path, name: str, settings: Mapping[str, Any], free: Co
         name: of the file.
         settings: what the results depend on.
         free: keys of ``settings`` that results do not depend on: these may change, and the file keeps the newest.
+        started: whether anything was made under them. A run that was refused or stopped before that binds nothing.
     """
     path = folder / name
+    if not started:
+        path.unlink(missing_ok=True)
     settings = json.loads(json.dumps(settings))
     if not path.exists():
         write_json(path, settings)

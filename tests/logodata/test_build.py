@@ -346,3 +346,32 @@ def test_a_question_once_decided_is_not_planned_again(
         assert {name: (out / name).read_bytes() for name in names} == whole
         assert not list(out.rglob(".*.tmp"))
     assert not scripted.asked
+
+
+def test_half_a_manifest_is_no_finished_build(
+    tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents, out = write_documents(tmp_path), tmp_path / "out"
+    run_build(documents, tiny_model_dir, out)
+    whole = (out / "manifest.json").read_bytes()
+    (out / "manifest.json").write_bytes(whole[: len(whole) // 2])
+    (out / "README.md").unlink()
+    scripted.asked.clear()
+    assert run_build(documents, tiny_model_dir, out) == 0
+    assert "manifest.json is damaged" in capsys.readouterr().err
+    assert (out / "manifest.json").read_bytes() == whole
+    assert (out / "README.md").exists()
+    assert not scripted.asked
+
+
+def test_a_build_stopped_before_its_first_outcome_binds_nothing(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even to half a file of settings, as a failing disk leaves it; what was answered is kept."""
+    documents, out = write_documents(tmp_path), tmp_path / "out"
+    first, second = ScriptedEngine(tiny_model_dir, 2), ScriptedEngine(tiny_model_dir)
+    for engine, code, override in ((first, 130, "judge.keep_bare_reference=true"), (second, 0, "seed=5")):
+        monkeypatch.setattr(logodata.responses, "open_engine", lambda *_, engine=engine: engine)
+        assert run_build(documents, tiny_model_dir, out, override) == code
+        (out / "work" / "settings.json").write_text('{"recipe"')
+    assert not set(first.asked) & set(second.asked)

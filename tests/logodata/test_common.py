@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import stat
 import subprocess
 import sys
 import time
@@ -46,6 +49,24 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "run the same command again" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+def test_a_fault_of_the_disk_is_one_line_wherever_it_comes(capsys: pytest.CaptureFixture[str], code: int) -> None:
+    def make_folder() -> None:
+        raise OSError(code, os.strerror(code), "out/work")
+
+    assert run_command("prog", make_folder) == 2
+    again = "see to the disk, then run the same command again to continue"
+    assert capsys.readouterr().err == f"prog: error: out/work: {os.strerror(code)} ({again})\n"
+
+
+def test_another_error_of_the_system_is_ours() -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", "out")
+
+    with pytest.raises(OSError, match="not empty"):
+        run_command("prog", fail)
+
+
 def test_an_error_says_the_same_in_another_process() -> None:
     error = UserError("two\nlines", where="file:1", mend="do this")
     copy = pickle.loads(pickle.dumps(error))
@@ -76,6 +97,15 @@ def test_settings_bind_a_folder(tmp_path: Path) -> None:
         bind_settings(tmp_path, "s.json", {"a": {"b": 2}, "c": [1]})
 
 
+@pytest.mark.parametrize("before", ['{"a": 1}', '{"a"', ""])
+def test_settings_bind_nothing_before_anything_was_made(tmp_path: Path, before: str) -> None:
+    (tmp_path / "s.json").write_text(before)
+    bind_settings(tmp_path, "s.json", {"a": 2}, started=False)
+    bind_settings(tmp_path, "s.json", {"a": 2})
+    with pytest.raises(UserError, match="a=2, now it is 3"):
+        bind_settings(tmp_path, "s.json", {"a": 3})
+
+
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
     file = tmp_path / "f"
     write_atomic(file, "old")
@@ -83,6 +113,35 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
         write_atomic(tmp_path / "no-folder" / "f", "x")
     assert file.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_write_that_fails_says_why_though_its_file_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(UserError, match="f: cannot write: Input/output error"):
+        write_atomic(tmp_path / "f", "x")
+
+
+def test_a_folder_that_cannot_be_synced_is_no_fault_but_a_bad_disk_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, code = os.fsync, errno.EINVAL  # what some network file systems say to folders
+
+    def fail(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    write_atomic(tmp_path / "f", "x")
+    code = errno.EIO
+    with pytest.raises(UserError, match="cannot write: Input/output error"):
+        write_atomic(tmp_path / "f", "x")
 
 
 def test_a_shard_survives_a_cut_at_every_byte(tmp_path: Path) -> None:

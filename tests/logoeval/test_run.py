@@ -176,3 +176,22 @@ def test_predictions_are_whole_lines(recipe: EvalRecipe, tmp_path: Path) -> None
     for name in ("pairs.jsonl", "pairs_logprobs.jsonl"):
         records = [json.loads(line) for line in (tmp_path / "predictions" / name).open(encoding="utf-8")]
         assert sorted(record["id"] for record in records) == [f"q{number}" for number in range(6)]
+
+
+def test_half_of_the_results_is_made_again_from_the_predictions(
+    recipe: EvalRecipe,
+    tmp_path: Path,
+    fake_answer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine = FakeEngine(fake_answer)
+    monkeypatch.setattr(Session, "engine", property(lambda _: engine))
+    whole = evaluate(recipe, TASKS, tmp_path)
+    answered, file = engine.answered, tmp_path / "results.json"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_results(tmp_path)  # who only reads is told
+    assert comparable(evaluate(recipe, TASKS, tmp_path)) == comparable(whole)
+    assert "results.json is damaged" in capsys.readouterr().err
+    assert engine.answered == answered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 from torch.optim import AdamW
@@ -159,7 +161,7 @@ def test_an_interrupted_write_leaves_the_old_ones(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_describe", full)
+    monkeypatch.setattr(checkpoint, "seal", full)
     with pytest.raises(UserError, match="No space left"):
         save(tmp_path, 2, model, optimizer, keep=1)
     monkeypatch.undo()
@@ -179,13 +181,13 @@ def test_holds_the_moment_it_was_asked_for(
     expected = trained(model)
     writer = checkpoint.CheckpointWriter(tmp_path, CheckpointSettings(asynchronous=asynchronous), World())
     may_write = threading.Event()
-    describe = checkpoint._describe
+    seal = checkpoint.seal
 
-    def slow(folder: Path) -> Any:
+    def slow(scratch: Path, target: Path) -> None:
         assert may_write.wait(20)
-        return describe(folder)
+        seal(scratch, target)
 
-    monkeypatch.setattr(checkpoint, "_describe", slow)
+    monkeypatch.setattr(checkpoint, "seal", slow)
     if not asynchronous:
         may_write.set()
     writer.save(1, model, optimizer)
@@ -226,3 +228,54 @@ def test_runs_a_command_after_each_checkpoint(
     said = capsys.readouterr().err
     assert said.count("checkpoint.command ended with") == 1
     assert "checkpoint.command ended with 3" in said
+
+
+def test_what_a_kill_left_is_removed(
+    make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder half written, one half deleted, and one too many: none of them stays, or looks like a checkpoint."""
+    model, optimizer = make_trainable()
+    for step in (1, 2):
+        save(tmp_path, step, model, optimizer, keep=None)
+    writer = checkpoint.CheckpointWriter(tmp_path, CheckpointSettings(keep=1), World())
+    (tmp_path / ".step-7.tmp").mkdir()
+    (tmp_path / ".step-7.tmp" / "half").touch()
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            writer._remove_old()
+    assert not (tmp_path / "step-1").exists()
+    save(tmp_path, 3, model, optimizer, keep=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-3"]
+    # Killed after the last checkpoint: the run that goes on has none to write.
+    checkpoint.CheckpointWriter(tmp_path, CheckpointSettings(keep=1), World()).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("where", ["torch", "safetensors"])
+def test_a_full_disk_is_one_line(
+    make_trainable: Callable[[], tuple[PeftModel, AdamW]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    asynchronous: bool,
+) -> None:
+    """Neither torch's report of all processes' tracebacks nor an error that is no OSError comes through."""
+    model, optimizer = make_trainable()
+
+    def full(*_: object, **__: object) -> None:
+        if where == "safetensors":
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        raise OSError(28, "No space left on device")
+
+    target = (checkpoint, "save_file") if where == "safetensors" else (os, "fsync")
+    monkeypatch.setattr(*target, full)
+    with pytest.raises(UserError, match=r"cannot write: [^\n]*No space left on device") as caught:
+        save(tmp_path, 1, model, optimizer, asynchronous=asynchronous)
+    assert "Traceback" not in str(caught.value)
+    assert restore(tmp_path, model, optimizer) == 0

@@ -213,7 +213,7 @@ def test_final_loads_in_peft_and_gives_the_trained_models_logits(
         after = loaded(input_ids=ids).logits
         torch.testing.assert_close(after, trained[0](input_ids=ids).logits)
     assert (after - before).abs().max() > 0.01
-    names = {"adapter_config.json", "adapter_model.safetensors", "base_config.json"}
+    names = {"adapter_config.json", "adapter_model.safetensors", "base_config.json", "files.json"}
     assert {path.name for path in final.iterdir()} == names
     config = json.loads((final / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == recipe.model
@@ -295,3 +295,48 @@ def test_stops_when_the_model_collapses(make_recipe: Recipes, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"step 1: the model collapsed.*min_chosen_logp=-1"):
         run(make_recipe(**{"collapse.min_chosen_logp": -1.0}), tmp_path / "run")
     run(make_recipe(**{"collapse.min_chosen_logp": None}), tmp_path / "other")
+
+
+def test_lost_metrics_are_made_again(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint whose steps the log has lost is not gone on from: their lines would be missing for good."""
+    recipe = make_recipe(**{"checkpoint.every_steps": 1, "checkpoint.asynchronous": False})
+    run(recipe, tmp_path / "whole")
+    out = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        interfere(patch, 10, crash)
+        with pytest.raises(RuntimeError):
+            run(recipe, out)
+    lines = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    run(recipe, out)
+    assert "step-3 is damaged (metrics.jsonl ends at step 2)" in capsys.readouterr().err
+    assert_same_run(out, tmp_path / "whole")
+
+
+def test_a_damaged_result_is_written_again(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = make_recipe(), tmp_path / "run"
+    weights = run(recipe, out) / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with monkeypatch.context() as patch:
+        interfere(patch, 0, crash)  # no step is done again
+        run(recipe, out)
+    assert "final is damaged (adapter_model.safetensors is not as it was written)" in capsys.readouterr().err
+    assert weights.read_bytes() == whole
+    assert (out / "final.damaged").is_dir()
+    run(recipe, out)
+    assert "already finished" in capsys.readouterr().err
+
+
+def test_a_result_without_a_seal_is_an_earlier_versions(
+    make_recipe: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = make_recipe(), tmp_path / "run"
+    (run(recipe, out) / "files.json").unlink()
+    shutil.rmtree(out / "checkpoints")
+    run(recipe, out)
+    assert "already finished" in capsys.readouterr().err
