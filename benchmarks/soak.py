@@ -206,7 +206,7 @@ def slope(values: Sequence[float]) -> Slope:
     count = len(values)
     found = sorted((b - a) / (j - i) for (i, a), (j, b) in combinations(enumerate(values), 2))
     half = 1.96 * math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
-    low, high = (round((len(found) + sign * half) / 2) for sign in (-1, 1))
+    low, high = round((len(found) - half) / 2) - 1, round((len(found) + half) / 2)
     return Slope(statistics.median(found), found[max(low, 0)], found[min(high, len(found) - 1)])
 
 
