@@ -9,23 +9,27 @@ perplexity and LongBench, with and without the adapter; the report with all figu
 programs' ``main`` in this process, so that what one leaves behind is there for the next. The round's folder is deleted
 at its end.
 
-After each round and a garbage collection are read: memory, Python objects, open files, threads, children, files in
-``$TMPDIR``, temporary files in the round's folder, and how many files the round wrote. Of memory and objects the slope
-over rounds is Theil and Sen's, with Sen's 95 % interval, without the first fifth of the rounds (at least three). Memory
-or objects leak if the whole interval lies above zero and the slope would add more than the tolerance in 1,000 rounds;
-anything else if the last third of the rounds has more of it than the first third after that. The exit code is 1 then.
+After each round, a garbage collection and glibc's ``malloc_trim`` are read: memory, Python objects, open files,
+threads, children, files in ``$TMPDIR``, temporary files in the round's folder, and how many files the round wrote. Of
+memory and objects the slope over rounds is Theil and Sen's, with Sen's 95 % interval, without the first fifth of the
+rounds (at least three). Memory or objects leak if the whole interval lies above zero and the slope would add more than
+the tolerance in 1,000 rounds; anything else if the last third of the rounds has more of it than the first third after
+that. The exit code is 1 then.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import math
 import os
+import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +41,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests make the tiny model
 
+import torch
+
 from build import write_documents
 from evidence import environment
 from logodata.cli import main as logodata
@@ -44,11 +50,30 @@ from logodata.common.errors import UserError, run_command
 from logoeval.cli import main as logoeval
 from logotrain.cli import main as logotrain
 from process_state import children, num_threads, open_files, resident_mib, thread_names
-from serving import stub_server
 
 MEMORY_MIB_IN_1000 = 20.0
 OBJECTS_IN_1000 = 5000.0
 PROGRAMS = {"logodata": logodata, "logotrain": logotrain, "logoeval": logoeval}
+
+
+_STUB = (
+    "import sys; from serving import stub_server\nwith stub_server(sys.argv[1]) as url: print(url, flush=True); input()"
+)
+
+
+@contextlib.contextmanager
+def stub_process(model: Path) -> Iterator[str]:
+    """Base URL of the stub server in a process of its own: its threads and memory are not ours."""
+    command = [sys.executable, "-c", _STUB, str(model)]
+    place = Path(__file__).parent
+    with subprocess.Popen(command, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.stdin.write("\n")  # the end
+            server.stdin.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +183,13 @@ def commands(folder: Path, out: Path, model: Path, url: str) -> Iterator[tuple[s
     yield "logoeval", ["errors", f"{out}/eval/base", f"{out}/eval/adapter"], 0
 
 
+def settle() -> None:
+    """Collect garbage, and have glibc hand back what is free: what stays is held."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def run_round(folder: Path, model: Path, url: str) -> State:
     """All commands, then what the process holds.
 
@@ -177,7 +209,7 @@ def run_round(folder: Path, model: Path, url: str) -> State:
     took = time.monotonic() - started
     names = [path.name for path in out.rglob("*")]
     shutil.rmtree(out)
-    gc.collect()
+    settle()
     return State(
         seconds=round(took, 2),
         resident_mib=round(resident_mib(), 2),
@@ -243,13 +275,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     print(f"in {folder}", flush=True)
+    torch.set_num_threads(1)
     (folder / "tmp").mkdir()
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder / "tmp")
     report = environment()
     model = prepare(folder)
     deadline = time.monotonic() + 60 * arguments.minutes
     states: list[State] = []
-    with stub_server(str(model)) as url, tokens_not_cached():
+    with stub_process(model) as url, tokens_not_cached():
         while len(states) < 8 or time.monotonic() < deadline:
             states.append(run_round(folder, model, url))
             print(f"round {len(states)}: {json.dumps(asdict(states[-1]))}", flush=True)

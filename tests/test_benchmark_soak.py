@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +29,8 @@ def soak(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 @pytest.mark.slow
 def test_a_round_leaves_nothing_behind(soak: ModuleType, tmp_path: Path) -> None:
-    import serving
-
     model = soak.prepare(tmp_path)
-    with serving.stub_server(str(model)) as url, soak.tokens_not_cached():
+    with soak.stub_process(model) as url, soak.tokens_not_cached():
         first, second = (soak.run_round(tmp_path, model, url) for _ in range(2))
     assert first.leftovers == second.leftovers == 0
     assert first.written == second.written > 100
@@ -40,6 +40,35 @@ def test_a_round_leaves_nothing_behind(soak: ModuleType, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("documents.jsonl", "empty.yaml", "longbench.jsonl", "model", "said.txt", "tmp")
     ]
+
+
+def test_what_a_command_leaves_behind_is_counted(
+    soak: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    held: list[Any] = []
+
+    def leaking(arguments: list[str]) -> int:
+        (tmp_path / "round").mkdir()
+        (tmp_path / "round" / ".step-1.tmp").touch()
+        held.extend([tempfile.NamedTemporaryFile(delete=False), threading.Thread(target=over.wait)])  # noqa: SIM115
+        held[-1].start()
+        held.append(subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL))
+        return 3
+
+    monkeypatch.setattr(soak, "commands", lambda *_: [("logodata", [], 3)])
+    monkeypatch.setitem(soak.PROGRAMS, "logodata", leaking)
+    states = [soak.run_round(tmp_path, tmp_path, "") for _ in range(3)]
+    over.set()
+    for file in held[::3]:
+        file.close()
+    for process in held[2::3]:
+        process.kill()
+        process.wait()
+    for name in ("open_files", "threads", "python_threads", "children", "temporary_files"):
+        first, second, third = (getattr(state, name) for state in states)
+        assert third - second == second - first == 1, name
+    assert [state.leftovers for state in states] == [1, 1, 1]
 
 
 @pytest.fixture
