@@ -85,12 +85,21 @@ def stub_server(model: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def vllm_server(python: str, model: str, log: Path) -> Iterator[str]:
-    """Base URL of a vLLM server with the model's folder, float32, prefix cache, on a free port of the loopback.
+    """Base URL of :func:`start_vllm`'s server."""
+    server, url = start_vllm(python, model, log)
+    try:
+        yield url
+    finally:
+        end_group(server)
+
+
+def start_vllm(python: str, model: str, log: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A vLLM server with the model's folder, float32, prefix cache, on a free port of the loopback, and its base URL.
 
     Args:
         python: an interpreter that has vLLM.
         model: folder.
-        log: what the server prints goes here.
+        log: what the server prints goes to its end.
 
     Raises:
         UserError: it ends or is not ready after seven minutes.
@@ -107,7 +116,7 @@ def vllm_server(python: str, model: str, log: Path) -> Iterator[str]:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_SERVER_DEV_MODE": "1",  # for /reset_prefix_cache
     }
-    with open(log, "wb") as out:
+    with open(log, "ab") as out:
         # A group of its own: the server's workers must go with it, and an interrupt of ours must not reach it first.
         server = subprocess.Popen(
             command, env={**environment, **os.environ}, stdout=out, stderr=out, start_new_session=True
@@ -119,9 +128,10 @@ def vllm_server(python: str, model: str, log: Path) -> Iterator[str]:
                 state = "is not ready" if server.poll() is None else f"ended with {server.returncode}"
                 raise UserError(f"the vLLM server {state}", where=str(log), mend="see there")
             time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        _end_group(server)
+    except BaseException:
+        end_group(server)
+        raise
+    return server, f"http://127.0.0.1:{port}/v1"
 
 
 def _is_up(url: str) -> bool:
@@ -131,7 +141,8 @@ def _is_up(url: str) -> bool:
         return False
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End the process and its children: asked first, then killed."""
     for way, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 30)):
         with contextlib.suppress(ProcessLookupError):  # it ended by itself
             os.killpg(process.pid, way)

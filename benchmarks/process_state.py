@@ -1,0 +1,40 @@
+"""What this process holds, as Linux tells."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+
+def resident_mib() -> float:
+    """Memory of this process that is in RAM now, MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def open_files() -> list[str]:
+    """What each open file descriptor stands for: a path, ``socket:[...]``, ``pipe:[...]``; sorted."""
+    found = []
+    for entry in os.scandir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(entry.path))
+        except FileNotFoundError:  # the one that listed them
+            continue
+    return sorted(found)
+
+
+def thread_names() -> list[str]:
+    """Python's threads by their names, sorted."""
+    return sorted(thread.name for thread in threading.enumerate())
+
+
+def num_threads() -> int:
+    """Threads of the process, those of libraries included."""
+    return sum(1 for _ in os.scandir("/proc/self/task"))
+
+
+def children() -> list[int]:
+    """Processes that this one started and that are there, dead but not waited for included."""
+    tasks = Path("/proc/self/task").iterdir()
+    return sorted(int(child) for task in tasks for child in (task / "children").read_text().split())
