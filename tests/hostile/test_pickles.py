@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM
 
 import logodata
 from logodata.common.errors import UserError
-from logodata.common.run_dir import write_json
+from logodata.common.sealed import seal
 from logodata.evaluators.embedding import SentenceEmbedder
 from logodata.models import check_adapter, load_model
 from logodata.sources import SourceSettings, read_source
@@ -116,10 +116,10 @@ def test_a_checkpoint_with_code_in_it_is_refused(
     tiny_model(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[5, 6]])).loss.backward()
     optimizer.step()
     state = checkpoint._state(tiny_model, optimizer, World())
-    folder = tmp_path / "checkpoints" / "step-1"
-    save(state, checkpoint_id=folder, no_dist=True)
-    spoil(folder, state, trap)
-    write_json(folder / "files.json", checkpoint._describe(folder))
+    folder, scratch = tmp_path / "checkpoints" / "step-1", tmp_path / "checkpoints" / "scratch"
+    save(state, checkpoint_id=scratch, no_dist=True)
+    spoil(scratch, state, trap)
+    seal(scratch, folder)
     with pytest.raises(UserError) as caught:
         checkpoint.restore(folder.parent, tiny_model, optimizer, World())
     assert f"{folder}: not a checkpoint that can be read safely: " in str(caught.value)
