@@ -40,13 +40,14 @@ from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
 from logodata.common.sealed import damage, put_aside, seal
-from logodata.models import resolve_model, write_base_config
+from logodata.models import write_base_config
+from logotrain.model import copy_tokenizer
 from logotrain.parallel import World
 from logotrain.recipe import CheckpointSettings
 
@@ -290,7 +291,7 @@ def _write_model(
     model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
-    AutoTokenizer.from_pretrained(resolve_model(name)).save_pretrained(folder)
+    copy_tokenizer(name, folder)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
