@@ -45,6 +45,8 @@ def damage(folder: Path) -> str:
         expected = read_json(folder / SEAL)
     except UserError as error:
         return error.what
+    if not isinstance(expected, dict):
+        return f"{SEAL} is no list of files"
     for name, description in expected.items():
         if not (folder / name).is_file() or _describe(folder / name) != description:
             return f"{name} is not as it was written"
