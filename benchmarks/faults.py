@@ -6,10 +6,10 @@ A command (``tests/faults/scenarios.py``: builds, trainings and evaluations of a
 counts its file operations: files opened to be written, writes, fsyncs, renames, folders made, files deleted,
 whichever library makes them. Then, for each operation and each fault of ``tests/faults/shim.c``, it is started in a
 folder of its own, meets the fault, is started again without one, and is compared with the one that ran through: data
-sets and weights by their bytes, results by value, and no file too many. Killed at once, killed in the midst of a write,
-the file written last cut in half, all lost that no fsync had brought to disk, a disk that is full from there on, one
-error of the disk: after the last two the command must end in one line and code 2. ``--double N`` points more break the
-restart off, too.
+sets and weights by their bytes, results by value, and no file too many. The faults: killed at once; killed in the midst
+of a write; half of the last write gone, though it was synced; everything gone that no fsync had brought to disk; a disk
+that is full from there on; one error of the disk. After the last two the command must end in one line and code 2.
+``--double N`` points more break the restart off, too.
 
 Commands run in children of one process that has imported everything. ``--processes N`` points a command run as a user
 starts it, and its operations are compared with those in the child: the short way must hide nothing.
@@ -215,6 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = run(arguments, folder)
     report = {"settings": settings, **facts, "seconds": round(time.monotonic() - start), **found}
     print_table(report)
+    if own := report.get("in_processes"):
+        print(f"in processes of their own: {own['survived']} of {own['points']} survived, operations as above")
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")

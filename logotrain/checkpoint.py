@@ -44,7 +44,8 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
 from logodata.common.sealed import damage, put_aside, seal
-from logodata.models import load_tokenizer, write_base_config
+from logodata.models import write_base_config
+from logotrain.model import copy_tokenizer
 from logotrain.parallel import World
 from logotrain.recipe import CheckpointSettings
 from logotrain.safe_reading import load_checkpoint, stored_names
@@ -291,7 +292,7 @@ def _write_model(
     model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
-    load_tokenizer(name, needs_template=False).save_pretrained(folder)
+    copy_tokenizer(name, folder)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from logodata.common.errors import UserError
 from logodata.common.sealed import move_into_place
-from logodata.models import DType, load_model, load_tokenizer
+from logodata.models import DType, load_model
+from logotrain.model import copy_tokenizer
 
 
 def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
@@ -27,9 +29,9 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         merged.to(getattr(torch, dtype)).save_pretrained(scratch)
-        load_tokenizer(model, needs_template=False).save_pretrained(scratch)
+        copy_tokenizer(model, scratch)
         move_into_place(scratch, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot write the model: {error}", where=str(out), mend="free space, then run it again"
         ) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from transformers import PreTrainedModel
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.models import load_config, load_model
+from logodata.models import load_config, load_model, load_tokenizer
 from logotrain.recipe import LoraSettings, TrainRecipe
 from logotrain.rope import scaled_config
 from logotrain.shared_prefix import check_config
@@ -33,6 +35,21 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     note(f"{recipe.model}: {trained:,} of {base.num_parameters():,} weights are trained")
     return model.train()
+
+
+def copy_tokenizer(name: str, folder: Path) -> None:
+    """Write the tokenizer of the model ``name`` into ``folder``.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    tokenizer = load_tokenizer(name, needs_template=False)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error  # a full disk, as the tokenizers library says it
 
 
 def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) -> PeftModel:

@@ -58,7 +58,7 @@ def run_command(
     except OSError as error:
         if error.errno not in _DISK_FAULTS:
             raise
-        fault = UserError(f"{error.strerror}", where=error.filename or "", mend=f"see to the disk, then {resume_hint}")
+        fault = UserError(f"{error.strerror}", where=error.filename or "", mend=f"see to the disk; {resume_hint}")
         _say(f"{program}: error: {fault}")
         return EXIT_USER_ERROR
 

@@ -46,7 +46,7 @@ def damage(folder: Path) -> str:
     except UserError as error:
         return error.what
     if not isinstance(expected, dict):
-        return f"{SEAL} is no table"
+        return f"{SEAL} is no list of files"
     there = set(_names(folder))
     for name, description in expected.items():  # a name that leads elsewhere is not opened
         if name not in there or _describe(folder / name) != description:

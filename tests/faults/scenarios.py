@@ -144,7 +144,7 @@ def _data_set(folder: Path) -> dict[str, Any]:
     found = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in taken
-        if path.relative_to(folder).parts[0] not in ("work", ".lock")
+        if path.relative_to(folder).parts[0] not in ("work", ".lock") and path.suffix != ".damaged"
     }
     responses = sorted(_rows(folder / "work" / "responses.jsonl"), key=lambda row: str(row["key"]))
     return {**found, "work/responses.jsonl": responses}

@@ -5,7 +5,7 @@
  *
  *   kill   SIGKILL before it                       torn   half of a write's bytes, then SIGKILL
  *   cut    it, then the file written last loses    lost   SIGKILL before it, and as after a power failure all files
- *          its second half, then SIGKILL                  lose what no fsync has brought to disk
+ *          half of its last write, then SIGKILL           lose what no fsync has brought to disk
  *   full   ENOSPC, for good: a write still takes   eio    EIO, this once
  *          half of its bytes, then nothing fits
  *
@@ -38,12 +38,13 @@ static const char *const MODES[] = {"count", "kill", "torn", "cut", "lost", "ful
  * process's last. */
 enum fate { PASS, FAIL, HALF, LAST };
 
-/* A file that was written: a descriptor of our own, and how much of it is on disk for certain. */
+/* A file that was written: a descriptor of our own, how much of it is on disk for certain, and its last write. */
 struct written {
     dev_t device;
     ino_t inode;
     int fd;
     off_t synced;
+    size_t last;
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -64,7 +65,7 @@ static void die(void) {
 static void lose(void) {
     struct stat now;
     if (mode == CUT && last_written >= 0 && fstat(files[last_written].fd, &now) == 0)
-        syscall(SYS_ftruncate, files[last_written].fd, now.st_size / 2);
+        syscall(SYS_ftruncate, files[last_written].fd, now.st_size - (off_t)(files[last_written].last + 1) / 2);
     if (mode == LOST)
         for (int i = 0; i < num_files; i++)
             if (fstat(files[i].fd, &now) == 0 && now.st_size > files[i].synced)
@@ -78,7 +79,7 @@ static int find(int fd) {
     for (int i = 0; i < num_files; i++)
         if (files[i].device == now.st_dev && files[i].inode == now.st_ino) return i;
     if (num_files == sizeof files / sizeof *files) return -1;
-    files[num_files] = (struct written){now.st_dev, now.st_ino, fcntl(fd, F_DUPFD_CLOEXEC, 256), now.st_size};
+    files[num_files] = (struct written){now.st_dev, now.st_ino, fcntl(fd, F_DUPFD_CLOEXEC, 256), now.st_size, 0};
     return num_files++;
 }
 
@@ -118,7 +119,7 @@ static enum fate begin(const char *kind, int fd, const char *path, size_t size, 
         lose();
         die();
     }
-    if (is_write) last_written = find(fd);
+    if (is_write && (last_written = find(fd)) >= 0) files[last_written].last = size;
     if (number == at && mode == EIO_ONCE) error = EIO;
     if (mode == FULL && (number == at || (number > at && needs_space))) error = ENOSPC;
     if (number == at && mode == FULL && is_write && size > 1) error = 0, fate = HALF;

@@ -55,7 +55,7 @@ def test_a_fault_of_the_disk_is_one_line_wherever_it_comes(capsys: pytest.Captur
         raise OSError(code, os.strerror(code), "out/work")
 
     assert run_command("prog", make_folder) == 2
-    again = "see to the disk, then run the same command again to continue"
+    again = "see to the disk; run the same command again to continue"
     assert capsys.readouterr().err == f"prog: error: out/work: {os.strerror(code)} ({again})\n"
 
 

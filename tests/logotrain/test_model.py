@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from logodata.common.errors import UserError
 from logodata.models import load_model
 from logotrain.checkpoint import export
-from logotrain.model import add_adapters, load_trainable
+from logotrain.model import add_adapters, copy_tokenizer, load_trainable
 from logotrain.parallel import World
 from logotrain.recipe import LoraSettings, TrainRecipe
 from logotrain.run import run
@@ -191,3 +191,13 @@ def test_no_epochs_scale_the_model_and_train_nothing(
         scaled.parameters(), AutoModelForCausalLM.from_pretrained(tiny_model_dir).parameters(), strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_tokenizer_that_does_not_fit_on_the_disk_is_an_error_of_the_system(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Not the bare exception of the tokenizers library, which nobody could tell from a bug."""
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        copy_tokenizer(str(tiny_model_dir), tmp_path)
