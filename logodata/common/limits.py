@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_ONE_AT_A_TIME = threading.RLock()
+"""The limit is the process's: two threads that set and restore it by turns would leave one behind."""
+
 
 @contextmanager
 def bounded(seconds: float, num_bytes: int) -> Iterator[None]:
@@ -49,11 +52,12 @@ def limited_memory(num_bytes: int) -> Iterator[None]:
     if not sizes.is_file():
         yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = int(sizes.read_text().split()[0]) * resource.getpagesize() + num_bytes
-    within = [limit for limit in (soft, hard, wanted) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min(within), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    with _ONE_AT_A_TIME:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = int(sizes.read_text().split()[0]) * resource.getpagesize() + num_bytes
+        within = [limit for limit in (soft, hard, wanted) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(within), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -286,9 +286,11 @@ class OpenAIEngine:
     def _get(self, url: str) -> httpx.Response:
         timeout = min(self._timeout_s, _CHECK_S)
         with httpx.stream("GET", url, headers=self._headers, timeout=timeout, verify=_ssl_context()) as response:
-            body = Body(response)
+            body, end = Body(response), time.monotonic() + timeout
             for part in response.iter_raw():
                 body.add(part)
+                if time.monotonic() > end:  # httpx counts from one packet to the next
+                    raise httpx.ReadTimeout(f"no answer within {timeout:g} s")
         return body.whole()
 
     def _read_card(self, response: httpx.Response, url: str) -> dict[str, Any]:

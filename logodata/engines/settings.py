@@ -59,13 +59,16 @@ class EngineSettings(RecipeModel):
     def _check_servers(self) -> Self:
         if self.kind == "openai" and not self.base_urls:
             raise ValueError("kind openai needs base_urls")
-        for url in self.base_urls:
+        # Addresses that hold a secret would end in manifests: they are refused, and not repeated.
+        for number, url in enumerate(self.base_urls, 1):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError(f"base_urls: {url!r} is not an http address")
-            _ = parts.port  # raises ValueError where it is no port
+                raise ValueError(f"base_urls: number {number} is not an http address")
+            try:
+                _ = parts.port
+            except ValueError:
+                raise ValueError(f"base_urls: the port of number {number} is not one") from None
             if parts.username or parts.password or parts.query or parts.fragment:
-                # It would end in manifests and messages.
                 raise ValueError("base_urls: an address may hold no password and no query, use api_key_env")
         return self
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +28,9 @@ MAX_ARCHIVE_BYTES = 4 * 2**30
 """An archive that unpacks to more is not read: its rows are held in memory."""
 
 _MOST_WORDS = 2**53
+_DAMAGED = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""What zipfile raises, by what is damaged: RuntimeError for encryption and packing, ValueError for names."""
+
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
 
 
@@ -121,7 +126,7 @@ def _archive(path: Path) -> Iterator[_File]:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if info.filename.endswith(".jsonl")]
             names = sorted(info.filename for info in infos if "__MACOSX" not in info.filename)
-    except (OSError, NotImplementedError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="download it again") from error
     if not names:
         raise UserError("holds no .jsonl file", where=str(path), mend="give LongBench's data.zip")
@@ -138,13 +143,7 @@ def _archive(path: Path) -> Iterator[_File]:
         try:
             with zipfile.ZipFile(path) as archive, archive.open(name) as file:
                 yield from _parsed(file, f"{path}:{name}")
-        except (
-            OSError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            EOFError,
-            zlib.error,
-        ) as error:  # RuntimeError: encrypted, unknown packing
+        except _DAMAGED as error:
             raise UserError(f"cannot read: {error}", where=f"{path}:{name}", mend="download it again") from error
 
     for name in names:

@@ -15,12 +15,15 @@ from tests.fuzz.targets import TARGETS, run_target
 ROW = b'{"pred": "x", "input": "Q", "context": "T", "answers": ["a"], "length": %s}'
 
 
-def _archive_of_a_later_version() -> bytes:
+def _archive(**changes: int) -> bytes:
+    """An archive with some bytes of its directory, or of its entry's own head, changed."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
         archive.writestr("qasper.jsonl", ROW % b"1")
     whole = bytearray(made.getvalue())
-    whole[whole.rindex(b"PK\x01\x02") + 6] = 97
+    for name, value in changes.items():
+        part, at = name.rsplit("_", 1)
+        whole[int(at) + (whole.rindex(b"PK\x01\x02") if part == "directory" else 0)] = value
     return bytes(whole)
 
 
@@ -29,7 +32,8 @@ FOUND = [
     ("prediction_bytes", ROW % b"Infinity"),
     ("longbench_bytes", ROW % b"NaN"),
     ("longbench_bytes", ROW % b"-Infinity"),
-    ("longbench_bytes", _archive_of_a_later_version()),
+    ("longbench_bytes", _archive(directory_6=97)),  # of a later version
+    ("longbench_bytes", _archive(head_7=8, head_30=0xFF)),  # a name in UTF-8 that is none
 ]
 """What fuzzing found once: target and input."""
 

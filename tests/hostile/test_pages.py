@@ -48,11 +48,10 @@ def _sample(number: int) -> PreferenceSample:
     )
 
 
-@pytest.fixture
-def data_set(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the build writes it, but that every text in it is a stranger's."""
-    folder = tmp_path / "data-set"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("data-set")
     lost = {"id": f"r{EVIL}", "doc_id": EVIL, "where": f"{EVIL}:7", "source": EVIL, "question": EVIL, "answers": [EVIL]}
     lost |= {"kind": "other", "stage": "judge", "reason": "preferred_wrong", "detail": EVIL, "preferred": [EVIL]}
     row = {"role": "preferred", "verdict": "right", "kept": True, "source": EVIL, "text": EVIL, "strategy": EVIL}
@@ -103,9 +102,11 @@ def test_the_card(data_set: Path) -> None:
     assert outside_code.count("<") == outside_code.count("\\<")
 
 
-@pytest.fixture
-def report(data_set: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def report(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of two runs whose results are a stranger's, with data and training."""
+
+    root = tmp_path_factory.mktemp("report")
 
     def spoil(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -115,14 +116,14 @@ def report(data_set: Path, tmp_path: Path) -> Path:
         free = ("label", "explanation", "notes", "engine", "device", "torch", "model", "adapter", "data", "haystack")
         return f"{value}{EVIL}" if isinstance(value, str) and key in free else value
 
-    folders = write_runs(tmp_path, ["base", "after"])
+    folders = write_runs(root, ["base", "after"])
     for folder in folders:
         results = read_json(folder / "results.json")
         for result in results["tasks"].values():
             result["notes"].append("a note")
             result["settings"]["engine"] = "e"
         write_json(folder / "results.json", spoil(results))
-    run = tmp_path / "run"
+    run = root / "run"
     run.mkdir()
     write_json(
         run / "recipe.resolved.json",
@@ -132,7 +133,7 @@ def report(data_set: Path, tmp_path: Path) -> Path:
     (run / "metrics.jsonl").write_text(
         '{"step": 1, "loss": 1.0, "margin": 0.1}\n{"step": 2, "loss": 1.0, "margin": 0}\n'
     )
-    page = tmp_path / "report.html"
+    page = root / "report.html"
     label = EVIL.replace("/", "")
     arguments = [str(folders[0]), f"{label}={folders[1]}", "--data", str(data_set), "--run", str(run), "-o", str(page)]
     assert logoeval(["compare", *arguments]) == 0
