@@ -72,6 +72,10 @@ class Counts:
     passed_on: int = 0
     came_back: int = 0
     """Answers of status 200 that the server gave."""
+    cut_off: int = 0
+    """Requests that the server was working at when it, or the proxy, went down."""
+    given_up: int = 0
+    """Requests that the client waited for no longer."""
     delivered: Counter[str] = field(default_factory=Counter)
     """Whole answers that went to the client, by the request's hash."""
     outages: list[Interval] = field(default_factory=list)
@@ -161,6 +165,7 @@ class FaultProxy:
     async def _listen(self) -> None:
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=128)
         self.port = self._listener.sockets[0].getsockname()[1]
+        self._is_down = False
 
     async def _hold(self) -> None:
         self._gate.clear()
@@ -168,6 +173,7 @@ class FaultProxy:
             await asyncio.sleep(0.01)
 
     async def _go_down(self) -> None:
+        self._is_down = True
         self._listener.close()
         for writer in list(self._connections):
             _reset(writer)
@@ -277,17 +283,25 @@ class FaultProxy:
         try:
             await asyncio.wait((asking, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
+                self._count_unanswered(method, by_client=not self._is_down)
                 return None
             answer = asking.result()
             self.counts.came_back += method == "POST" and answer.status_code == 200
             return answer
         except httpx.TransportError:
+            self._count_unanswered(method, by_client=False)
             return None
         finally:
             self._in_flight -= 1
             for task in (asking, leaving):
                 task.cancel()
             await asyncio.gather(asking, leaving, return_exceptions=True)
+
+    def _count_unanswered(self, method: str, *, by_client: bool) -> None:
+        if method == "POST" and by_client:
+            self.counts.given_up += 1
+        elif method == "POST":
+            self.counts.cut_off += 1
 
 
 async def _send(

@@ -4,8 +4,9 @@
 
 ``requests``: 2,000 short prompts through the engine, once as they are and once through :mod:`fault_proxy` with late
 answers, resets, half answers, error pages, storms of 429, 500 and 503, and the server killed (SIGKILL to its process
-group) and started again in the middle; then once more as they are. ``build``: a whole ``logodata build`` the same way;
-a build that gives up is started again, as a user would.
+group) and started again in the middle; then once more as they are. ``paced``: the same with a stub server whose answers
+take half a second each, and which is down for 40 s: time that no other program on the machine changes. ``build``: a
+whole ``logodata build`` with vLLM; a build that gives up is started again, as a user would.
 
 Wanted: every request answered or reported; none answered twice, nor asked again once its answer had arrived (the proxy
 counts answers that went out whole, by the request's bytes; vLLM's own count of finished requests must be the proxy's
@@ -48,7 +49,7 @@ from logodata.models import load_tokenizer, resolve_model
 from logodata.prompts import encode_text, turn_end_ids
 from process_state import resident_mib
 from recovery import compare, finished_requests
-from serving import end_group, start_vllm
+from serving import end_group, start_vllm, stub_server
 
 STORMS = (
     (0.10, "503", 4.0),
@@ -61,12 +62,14 @@ STORMS = (
 )
 """After which share of the requests, which fault, for how many seconds."""
 KILL_AT = 0.5
-PARTS = ("requests", "build")
+PARTS = ("requests", "paced", "build")
+ANSWER_S = 0.5
+DOWN_S = 40.0
 ENGINE = {"concurrency": 16, "timeout_s": 30.0, "max_retries": 14}
 RECIPE = {
     "model": "embedded",
     "source.path": "embedded:eval",
-    "source.max_questions_per_document": 4,
+    "source.max_questions_per_document": 2,
     "chunking.chunk_tokens": 48,
     "contexts.num_chunks": 3,
     "contexts.critical_threshold": None,
@@ -149,10 +152,11 @@ class Vllm:
     def _finished(self) -> int:
         return sum(count for reason, count in finished_requests(self.url).items() if reason in ("stop", "length"))
 
-    def begin(self) -> None:
-        """Count anew."""
-        self.lives = []
+    def begin(self) -> list[dict[str, Any]]:
+        """Count anew; the lives until now."""
+        lives, self.lives = self.lives, []
         self._finished_before, self._came_back_before = self._finished(), 0
+        return lives
 
     def end_life(self) -> None:
         """Note what this life finished; the server must be idle."""
@@ -170,8 +174,11 @@ class Vllm:
         self.end_life()
         counted = proxy.counts.came_back
         proxy.release()
-        deadline = time.monotonic() + 10
-        while proxy.in_flight < ENGINE["concurrency"] // 2 and time.monotonic() < deadline:
+        released = time.monotonic()
+        # Most of what fits, or what there is: a build's group may be nearly through.
+        while proxy.in_flight < (ENGINE["concurrency"] // 2 if time.monotonic() < released + 5 else 1):
+            if time.monotonic() > released + 60:
+                break
             time.sleep(0.01)
         in_flight = proxy.in_flight
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -208,7 +215,7 @@ def make_plan(seed: int, count: int, events: Mapping[float, Callable[[], None]],
 def cost(counts: Counts, clean_s: float, num_requests: int, concurrency: int) -> dict[str, float]:
     """Seconds that the faults cost any client; see the module."""
     outages = union(counts.outages)
-    again = counts.passed_on - sum(counts.delivered.values())
+    again = counts.came_back - sum(counts.delivered.values()) + counts.cut_off
     parts = {
         "clean_s": clean_s,
         "work_done_again_s": clean_s * again / num_requests,
@@ -224,6 +231,8 @@ def tell(counts: Counts) -> dict[str, Any]:
         "faults": dict(sorted(counts.faults.items())),
         "passed_on": counts.passed_on,
         "came_back": counts.came_back,
+        "cut_off": counts.cut_off,
+        "given_up": counts.given_up,
         "spoilt": sum(counts.faults[kind] for kind in IN_VAIN),
         "delivered": sum(counts.delivered.values()),
         "delivered_twice": sum(1 for times in counts.delivered.values() if times > 1),
@@ -279,28 +288,30 @@ def draw_requests(count: int, seed: int) -> list[GenerationRequest]:
     ]
 
 
-def measure_requests(arguments: argparse.Namespace, vllm: Vllm, model: str) -> dict[str, Any]:
-    """Clean, spoilt, clean."""
-    requests = draw_requests(arguments.requests, arguments.seed)
-    engine = OpenAIEngine([vllm.proxy.url], model, first_wait_s=1.0, **ENGINE)
+def run_three(
+    engine: OpenAIEngine, requests: Sequence[GenerationRequest], proxy: FaultProxy, plan: Plan, begin: Callable[[], Any]
+) -> dict[str, Run]:
+    """Clean, spoilt, clean; ``begin`` is called before each."""
     list(engine.generate(requests[:32]))  # what is loaded on first use, here and there
     runs: dict[str, Run] = {}
-    lives: list[dict[str, Any]] = []
     for name in ("clean", "spoilt", "clean again"):
-        vllm.begin()
-        plan = make_plan(arguments.seed, len(requests), {KILL_AT: vllm.kill_and_restart})
-        runs[name] = run_requests(engine, requests, vllm.proxy, plan if name == "spoilt" else Plan())
-        vllm.end_life()
-        if name == "spoilt":
-            lives = vllm.lives
+        begin()
+        runs[name] = run_requests(engine, requests, proxy, plan if name == "spoilt" else Plan())
         print(f"{name}: {runs[name].seconds:.1f} s, {len(runs[name].answers)} answers", flush=True)
-    clean, spoilt = runs["clean"], runs["spoilt"]
-    clean_s = statistics.mean((clean.seconds, runs["clean again"].seconds))
+    return runs
+
+
+def assess(
+    runs: Mapping[str, Run], requests: Sequence[GenerationRequest], lives: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What came out of :func:`run_three`, and what is wrong with it."""
+    clean, spoilt, again = runs["clean"], runs["spoilt"], runs["clean again"]
+    clean_s = statistics.mean((clean.seconds, again.seconds))
     costs = cost(spoilt.counts, clean_s, len(requests), ENGINE["concurrency"])
     grown = memory(spoilt.resident_mib)
     ratio = spoilt.seconds / costs["own_cost_s"]
     wrong = check_run(spoilt, clean, requests) + faults_of_counting(spoilt.counts, len(requests), lives)
-    wrong += [f"the clean runs: {line}" for line in check_run(runs["clean again"], clean, requests)]
+    wrong += [f"the clean runs: {line}" for line in check_run(again, clean, requests)]
     wrong += [f"memory grew by {grown['growth_mib']:.1f} MiB"] if grown["growth_mib"] > FLAT_MIB else []
     wrong += [f"{ratio:.2f} times the faults' own cost"] if ratio > 2 else []
     return {
@@ -319,6 +330,44 @@ def measure_requests(arguments: argparse.Namespace, vllm: Vllm, model: str) -> d
     }
 
 
+def measure_requests(arguments: argparse.Namespace, vllm: Vllm, model: str) -> dict[str, Any]:
+    """Against vLLM."""
+    requests = draw_requests(arguments.requests, arguments.seed)
+    engine = OpenAIEngine([vllm.proxy.url], model, first_wait_s=1.0, **ENGINE)
+    plan = make_plan(arguments.seed, len(requests), {KILL_AT: vllm.kill_and_restart})
+    lives: list[list[dict[str, Any]]] = []
+
+    def begin() -> None:
+        vllm.end_life()
+        lives.append(vllm.begin())
+
+    runs = run_three(engine, requests, vllm.proxy, plan, begin)
+    begin()
+    return assess(runs, requests, lives[2])
+
+
+def measure_paced(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Against a server that gives every answer after the same time, whatever else this machine does, and is down for
+    :data:`DOWN_S`: nothing but the client's own waiting tells the two runs apart."""
+    rng = random.Random(arguments.seed)
+    requests = [
+        GenerationRequest(f"r{number}", tuple(rng.choices(range(9, 9000), k=40)), Sampling(32, (2,), 0.0))
+        for number in range(arguments.requests)
+    ]
+    with stub_server("stub", ANSWER_S) as url, contextlib.closing(FaultProxy(url.removesuffix("/v1"))) as proxy:
+
+        def be_down() -> None:
+            began = time.monotonic()
+            proxy.go_down()
+            time.sleep(DOWN_S)
+            proxy.come_up()
+            proxy.counts.outages.append((began, time.monotonic()))
+
+        engine = OpenAIEngine([proxy.url], "stub", first_wait_s=1.0, **ENGINE)
+        plan = make_plan(arguments.seed, len(requests), {KILL_AT: be_down})
+        return assess(run_three(engine, requests, proxy, plan, lambda: None), requests, [])
+
+
 def _ids(build: Path) -> list[str]:
     """Of all questions that a build decided on."""
     import pyarrow.parquet as pq
@@ -331,7 +380,7 @@ def measure_build(arguments: argparse.Namespace, vllm: Vllm, model: str, folder:
     """A clean build, then a spoilt one."""
     recipe = folder / "recipe.yaml"  # empty: no other recipe's settings
     recipe.write_text("build: {}\n")
-    engine = {"kind": "openai", "base_urls": [vllm.proxy.url], "served_model": model, **ENGINE}
+    engine = {"kind": "openai", "base_urls": [vllm.proxy.url], "served_model": model, **ENGINE, "timeout_s": 120.0}
     settings = {**RECIPE, **{f"engine.{name}": value for name, value in engine.items()}}
     command = [sys.executable, "-m", "logodata", "build", str(recipe)]
     command += [f"{key}={json.dumps(value)}" for key, value in settings.items()]
@@ -394,13 +443,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="faulty-server-"))
     print(f"in {folder}", flush=True)
     model = resolve_model("embedded")
-    measures: dict[str, Callable[[Vllm], dict[str, Any]]] = {
+    measures: dict[str, Callable[[Any], dict[str, Any]]] = {
         "requests": lambda vllm: measure_requests(arguments, vllm, model),
+        "paced": lambda _: measure_paced(arguments),
         "build": lambda vllm: measure_build(arguments, vllm, model, folder),
     }
     wrong: list[str] = []
-    with contextlib.closing(Vllm(arguments.vllm, model, folder / "server.log")) as vllm:
-        for part in arguments.parts or PARTS:
+    parts = arguments.parts or PARTS
+    with contextlib.ExitStack() as stack:
+        vllm: Any = None
+        if parts != ["paced"]:
+            vllm = stack.enter_context(contextlib.closing(Vllm(arguments.vllm, model, folder / "server.log")))
+        for part in parts:
             report[part] = found = measures[part](vllm)
             costs = ", ".join(f"{name} {value:.1f}" for name, value in found["cost"].items())
             print(f"{part}: {found['over_own_cost']:.2f} times the faults' own cost ({costs})", flush=True)

@@ -37,16 +37,18 @@ WAYS = {
 
 
 class _Stub(BaseHTTPRequestHandler):
-    """Answers at once: 16 tokens out of the prompt's middle, which are text of a document, and the stop token."""
+    """Answers with 16 tokens out of the prompt's middle, which are text of a document, and the stop token."""
 
     protocol_version = "HTTP/1.1"  # connections stay open, as with a real server
     model = ""
+    answer_s = 0.0
 
     def do_GET(self) -> None:
         self._answer({"data": [{"id": self.model, "owned_by": "stub"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        time.sleep(self.answer_s)
         middle = len(body["prompt"]) // 2
         ids = [*body["prompt"][middle : middle + STUB_TOKENS], body["stop_token_ids"][0]]
         self._answer({"choices": [{"token_ids": ids, "finish_reason": "stop"}]})
@@ -67,11 +69,15 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128  # connections opened at once; beyond the default of 5 a client waits for seconds
     daemon_threads = True
 
+    def handle_error(self, *_: Any) -> None:
+        """A client that went away is none."""
+
 
 @contextlib.contextmanager
-def stub_server(model: str) -> Iterator[str]:
-    """Base URL of a server on the loopback that serves ``model`` without having it."""
-    handler = type("Stub", (_Stub,), {"model": model, "disable_nagle_algorithm": True})
+def stub_server(model: str, answer_s: float = 0.0) -> Iterator[str]:
+    """Base URL of a server on the loopback that serves ``model`` without having it, each answer after so many
+    seconds."""
+    handler = type("Stub", (_Stub,), {"model": model, "answer_s": answer_s, "disable_nagle_algorithm": True})
     server = _Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

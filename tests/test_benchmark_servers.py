@@ -59,6 +59,7 @@ def test_every_fault_and_storm_is_survived_and_counted(faulty_server: ModuleType
     lives = [{"server_finished": stub.answered.total(), "came_back": counts.came_back}]
     assert faulty_server.faults_of_counting(counts, len(REQUESTS), lives) == []
     assert counts.passed_on == counts.came_back == len(REQUESTS) + in_vain
+    assert counts.cut_off == counts.given_up == 0
 
 
 def test_a_server_that_says_nothing_is_left_after_the_timeout(faulty_server: ModuleType, proxy: Any) -> None:
@@ -115,7 +116,9 @@ def test_what_counts_do_not_agree_is_told(faulty_server: ModuleType) -> None:
 
 
 def test_what_faults_cost_counts_overlaps_once(faulty_server: ModuleType) -> None:
-    counts = sys.modules["fault_proxy"].Counts(passed_on=110, outages=[(10.0, 14.0), (0.0, 2.0), (12.0, 15.0)])
+    counts = sys.modules["fault_proxy"].Counts(
+        came_back=108, cut_off=2, outages=[(10.0, 14.0), (0.0, 2.0), (12.0, 15.0)]
+    )
     counts.delivered.update(map(str, range(100)))
     counts.delays = [(1.0, 4.0), (11.0, 13.0)]
     assert faulty_server.cost(counts, clean_s=50.0, num_requests=100, concurrency=4) == {
