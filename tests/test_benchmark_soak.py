@@ -102,6 +102,7 @@ def test_noise_and_what_warms_up_are_no_leak(soak: ModuleType, make_states: Call
     assert soak.judge(make_states())["leaks"] == []
     warm = {"resident_mib": lambda n: 700.0 + 50 * min(n, 8), "open_files": lambda n: min(n, 9)}
     assert soak.judge(make_states(**warm))["leaks"] == []
+    assert soak.judge(make_states(threads=lambda n: 7 + (n > 25)))["leaks"] == [], "a pool that fills up"
 
 
 @pytest.mark.parametrize(
