@@ -23,7 +23,7 @@ def describe(stats: dict[str, Any]) -> str:
     """One line: how many were kept, where they came from, why the others were not."""
     origins = stats["kept_by_origin"]
     cached = origins.get("cache", 0)
-    source = f" ({origins.get('live', 0)} built live, {cached} from the shipped cache)" if cached else ""
+    source = f" ({origins.get('live', 0)} built live, {cached} with responses from the shipped cache)" if cached else ""
     reasons = ", ".join(f"{reason} {count}" for reason, count in stats["rejected_by_reason"].items())
     return f"kept {stats['kept']} of {stats['questions']} questions{source}" + (
         f"; not kept: {reasons}" if reasons else ""

@@ -62,9 +62,9 @@ def _study(arguments: argparse.Namespace) -> None:
             run_jobs(jobs, scale.workers, study.folder, journal)
 
         run("1/6 data", study.first_builds())
-        run("2/6 other data of the same documents", study.later_builds())
-        run("3/6 learning rates", study.pilots())
-        run("    ... on validation documents", study.validations())
+        # Together, as no pilot waits for the other data and the longest build would leave the other worker idle.
+        run("2/6 other data of the same documents, learning rates", [*study.later_builds(), *study.pilots()])
+        run("3/6 learning rates on validation documents", study.validations())
         rates = chosen_rates(study)
         run("4/6 training", study.trainings(rates))
         run("5/6 measurements", study.measurements(rates))
