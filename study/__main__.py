@@ -57,18 +57,16 @@ def _study(arguments: argparse.Namespace) -> None:
         _write_documents(study)
         journal = Journal(study.folder)
 
-        def run(title: str, jobs: Sequence[Job]) -> None:
-            note(f"== {title}: {len(jobs)} jobs")
-            run_jobs(jobs, scale.workers, study.folder, journal)
+        def run(title: str, chains: Sequence[Sequence[Job]]) -> None:
+            note(f"== {title}: {sum(map(len, chains))} jobs")
+            run_jobs(chains, scale.workers, study.folder, journal)
 
-        run("1/6 data", study.first_builds())
-        # Together, as no pilot waits for the other data and the longest build would leave the other worker idle.
-        run("2/6 other data of the same documents, learning rates", [*study.later_builds(), *study.pilots()])
-        run("3/6 learning rates on validation documents", study.validations())
+        run("1/4 data", [[job] for job in study.first_builds()])
+        tuning = list(zip(study.pilots(), study.validations(), strict=True))
+        run("2/4 other data of the same documents; learning rates", [*([job] for job in study.later_builds()), *tuning])
         rates = chosen_rates(study)
-        run("4/6 training", study.trainings(rates))
-        run("5/6 measurements", study.measurements(rates))
-        run("6/6 curves over training", study.curves(rates))
+        run("3/4 training and measurements", study.rows(rates))
+        run("4/4 curves over training", [[job] for job in study.curves(rates)])
         report = arguments.report or (study.folder / "report" if arguments.tenth else scale.report)
         write_report(study, rates, journal, report)
     note(f"wrote {report / 'README.md'}")

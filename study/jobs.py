@@ -140,13 +140,23 @@ class Study:
     def trainings(self, rates: Mapping[str, float]) -> list[Job]:
         """All runs that the comparison needs and the pilots did not make."""
         piloted = {job.name for job in self.pilots()}
-        found = [
-            self._train(trained, seed, self.rate(trained, rates))
-            for trained in ROWS
-            if trained.overrides is not None
-            for seed in self.seeds(trained)
-        ]
-        return [job for job in found if job.name not in piloted]
+        return [job for chain in self.rows(rates) for job in chain[:-1] if job.name not in piloted]
+
+    def measurements(self, rates: Mapping[str, float]) -> list[Job]:
+        """Held-out questions and pairs, needles and perplexity of every row and seed."""
+        return [chain[-1] for chain in self.rows(rates)]
+
+    def rows(self, rates: Mapping[str, float]) -> list[list[Job]]:
+        """Of every row and seed the training, if there is any (a pilot's may be it), and the measurement. All
+        rows come with the first seed before the others."""
+        chains = []
+        for seed in self.scale.seeds:
+            for one in ROWS:
+                if seed in self.seeds(one):
+                    rate = self.rate(one, rates)
+                    training = [] if one.overrides is None else [self._train(one, seed, rate)]
+                    chains.append([*training, self._measure(one, seed, rate)])
+        return chains
 
     def rate(self, trained: Row, rates: Mapping[str, float]) -> float | None:
         """The learning rate of a row; None where nothing is trained."""
@@ -168,14 +178,6 @@ class Study:
             f"seed={seed}",
             *self.extra.get("logotrain", ()),
         )
-
-    def measurements(self, rates: Mapping[str, float]) -> list[Job]:
-        """Held-out questions and pairs, needles and perplexity of every row and seed."""
-        return [
-            self._measure(measured, seed, self.rate(measured, rates))
-            for measured in ROWS
-            for seed in self.seeds(measured)
-        ]
 
     def _measure(self, measured: Row, seed: int, rate: float | None) -> Job:
         folder = self.measured(measured, seed)

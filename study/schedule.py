@@ -71,20 +71,21 @@ class Journal:
             return [record for record in self._shard.values() if record["command"] == job.command]
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, folder: Path, journal: Journal) -> None:
-    """Run what is not done, ``workers`` at a time, in order; every job's output goes to ``folder/logs``.
+def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journal: Journal) -> None:
+    """Run what is not done, ``workers`` chains at a time: the jobs of a chain follow each other, as each may read what
+    those before it wrote. Every job's output goes to ``folder/logs``.
 
     Raises:
         UserError: a job failed; those that were running have ended.
         KeyboardInterrupt: jobs that were running were told to stop, and go on when the study is run again.
     """
-    waiting = [job for job in jobs if not journal.is_done(job)]
+    jobs = [job for chain in chains for job in chain]
     threads = max(1, (os.cpu_count() or 1) // workers)
     running: set[subprocess.Popen[bytes]] = set()
     stopping = threading.Event()
 
     def run(job: Job) -> None:
-        if stopping.is_set():
+        if stopping.is_set() or journal.is_done(job):
             return
         place = f"{jobs.index(job) + 1} of {len(jobs)}"
         note(f"[{place}] {job.command}")
@@ -115,8 +116,12 @@ def run_jobs(jobs: Sequence[Job], workers: int, folder: Path, journal: Journal) 
                 mend="mend it and run the same command again; what is done is kept",
             )
 
+    def run_chain(chain: Sequence[Job]) -> None:
+        for job in chain:
+            run(job)
+
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(run, job) for job in waiting]
+        futures = [pool.submit(run_chain, chain) for chain in chains]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:

@@ -84,11 +84,11 @@ def test_what_ended_well_is_not_run_again_and_what_failed_is(tmp_path: Path) -> 
     good, bad = _job("good", append), _job("bad", f"{append}; assert len(open({str(count)!r}).read()) > 2")
     journal = Journal(tmp_path)
     with pytest.raises(UserError, match=r"bad ended with code 1: AssertionError"):
-        run_jobs([good, bad], 1, tmp_path, journal)
+        run_jobs([[good], [bad]], 1, tmp_path, journal)
     assert count.read_text() == "xx"
     assert journal.is_done(good)
     assert not journal.is_done(bad)
-    run_jobs([good, bad], 1, tmp_path, Journal(tmp_path))  # another process would read the same journal
+    run_jobs([[good], [bad]], 1, tmp_path, Journal(tmp_path))  # another process would read the same journal
     assert count.read_text() == "xxx"
     assert Journal(tmp_path).is_done(bad)
     lines = [json.loads(line) for line in (tmp_path / "jobs.jsonl").read_text().splitlines()]
@@ -98,5 +98,22 @@ def test_what_ended_well_is_not_run_again_and_what_failed_is(tmp_path: Path) -> 
 
 def test_a_job_whose_command_changed_is_run_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    run_jobs([_job("a", "pass")], 1, tmp_path, journal)
+    run_jobs([[_job("a", "pass")]], 1, tmp_path, journal)
     assert not journal.is_done(_job("a", "1 + 1"))
+
+
+def test_a_chain_keeps_its_order_and_ends_where_a_job_failed(tmp_path: Path) -> None:
+    """With two workers the second chain runs beside the first, whose next job starts when the one before it ended."""
+    trace = tmp_path / "trace"
+
+    def write(letter: str, then: str = "") -> str:
+        return f"open({str(trace)!r}, 'a').write({letter!r}){then}"
+
+    first = [
+        _job("a", f"import time; time.sleep(0.3); {write('a')}"),
+        _job("b", write("b", "; 1 / 0")),
+        _job("c", write("c")),
+    ]
+    with pytest.raises(UserError, match=r"b ended with code 1: ZeroDivisionError"):
+        run_jobs([first, [_job("d", write("d"))]], 2, tmp_path, Journal(tmp_path))
+    assert trace.read_text().replace("d", "") == "ab"
