@@ -21,6 +21,10 @@ class DataSettings(RecipeModel):
     """Train on the first M dis-preferred responses of each sample (the one from irrelevant chunks comes first, then one
     for each of ``contexts.mixed_ratios``); null takes all. One data set then serves every M of an ablation."""
 
+    rejected_strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Train only on dis-preferred responses of these contexts, as the data name them (``irrelevant``, ``mixed-0.5``,
+    ...); null takes all. ``num_rejected`` counts those that are left."""
+
 
 class RopeSettings(RecipeModel):
     """Context extension: the model's rotary positions are scaled to a window ``factor`` times as long."""

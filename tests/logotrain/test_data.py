@@ -39,6 +39,26 @@ def test_num_rejected_takes_the_first_of_each_sample(make_recipe: Recipes) -> No
         load_data(make_recipe(**{"data.num_rejected": 3}))
 
 
+def test_rejected_strategies_choose_by_context_before_num_rejected_counts(
+    make_recipe: Recipes, make_build: Builds, make_sample: Samples
+) -> None:
+    sample = make_sample("a")
+    named = zip(("irrelevant", "mixed-0.5"), sample.rejected, strict=True)
+    rejected = [response.model_copy(update={"strategy": strategy}) for strategy, response in named]
+    folder = make_build([sample.model_copy(update={"rejected": rejected})], name="named")
+
+    def load(**fields: object) -> PreferenceSample:
+        overrides = {f"data.{name}": value for name, value in fields.items()}
+        return load_data(make_recipe(**{"data.path": str(folder)}, **overrides)).samples[0]
+
+    assert load(rejected_strategies=["mixed-0.5"]).rejected == rejected[1:]
+    assert load(rejected_strategies=["mixed-0.5", "irrelevant"], num_rejected=1).rejected == rejected[:1]
+    with pytest.raises(UserError, match=r"no dis-preferred response 'mixed-0.25'.*it has irrelevant, mixed-0.5"):
+        load(rejected_strategies=["mixed-0.5", "mixed-0.25"])
+    with pytest.raises(UserError, match=r"a has 1 dis-preferred responses, data\.num_rejected asks for 2"):
+        load(rejected_strategies=["mixed-0.5"], num_rejected=2)
+
+
 def test_fingerprint_follows_the_contents(make_recipe: Recipes) -> None:
     fingerprints = [
         load_data(make_recipe(**overrides)).fingerprint() for overrides in ({}, {}, {"data.max_samples": 5})
