@@ -146,8 +146,11 @@ class Outcomes:
         return [float(measure.transform(mean)) for mean in scores.mean(1)]
 
     def change(self, row: Row, other: Row, measure: Measure) -> Estimate:
-        """``row`` minus ``other``, over the same samples."""
+        """``row`` minus ``other``, over the same samples; of the seeds that both were trained with, if both were."""
         (after, clusters), (before, _) = self.scores(row, measure), self.scores(other, measure)
+        if not (row.is_untrained or other.is_untrained):
+            shared = min(len(after), len(before))  # the first ones: what differs is the rows, not the seeds
+            after, before = after[:shared], before[:shared]
         return estimate_difference(before.mean(0), after.mean(0), clusters, transform=measure.transform)
 
     def changes_by_seed(self, row: Row, other: Row, measure: Measure) -> list[float]:

@@ -11,7 +11,8 @@ class Row:
 
     ``overrides`` are ``logotrain run``'s, None for the model as it is. ``data`` names the data set (see
     :data:`study.jobs.BUILDS`). ``rate_of`` is the row whose learning rate this one takes; None: its own is chosen.
-    A row that is not ``main`` is an ablation of LOGO: one seed, no needles.
+    A row that is not ``main`` is a setting of LOGO, or what one is compared with: one seed, no needles. ``against`` is
+    the instruct tuning that a setting of LOGO has to beat: as many updates on the same questions.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Row:
     data: str = "train"
     rate_of: str | None = None
     main: bool = False
+    against: str | None = None
 
     @property
     def is_tuned(self) -> bool:
@@ -34,6 +36,9 @@ class Row:
 
 BASE, SFT, LOGO = "base", "sft-partial", "logo"
 
+_CONTINUOUS = ("positions.mode=continuous",)
+_MIXED_ONLY = ("data.rejected_strategies=[mixed-0.5,mixed-0.25]",)
+
 ROWS = (
     Row(BASE, "SmolLM2-135M-Instruct", None, main=True),
     Row("yarn", "+ YaRN, training-free", ("epochs=0", "rope={type: yarn, factor: 2}"), main=True),
@@ -47,14 +52,19 @@ ROWS = (
         main=True,
     ),
     Row(LOGO, "+ LOGO (M=2, λ=0.1)", (), main=True),
-    Row("logo-m3", "LOGO, M=3", ("data.num_rejected=3",), rate_of=LOGO),
-    Row("logo-lambda0", "LOGO, λ=0", ("objective.sft_weight=0",), rate_of=LOGO),
-    Row("logo-lambda0.5", "LOGO, λ=0.5", ("objective.sft_weight=0.5",), rate_of=LOGO),
-    Row("logo-lambda1", "LOGO, λ=1", ("objective.sft_weight=1",), rate_of=LOGO),
-    Row("logo-continuous", "LOGO, continuous positions only", ("positions.mode=continuous",), rate_of=LOGO),
-    Row("logo-sparse", "LOGO, sparse positions only", ("positions.mode=sparse",), rate_of=LOGO),
-    Row("logo-unjudged", "LOGO, judge off", (), data="train-unjudged", rate_of=LOGO),
-    Row("logo-fused", "LOGO, evaluator fused", (), data="train-fused", rate_of=LOGO),
+    Row("logo-m3", "LOGO, M=3", ("data.num_rejected=3",), rate_of=LOGO, against=SFT),
+    Row("logo-lambda0", "LOGO, λ=0", ("objective.sft_weight=0",), rate_of=LOGO, against=SFT),
+    Row("logo-lambda0.5", "LOGO, λ=0.5", ("objective.sft_weight=0.5",), rate_of=LOGO, against=SFT),
+    Row("logo-lambda1", "LOGO, λ=1", ("objective.sft_weight=1",), rate_of=LOGO, against=SFT),
+    Row("logo-continuous", "LOGO, continuous positions only", _CONTINUOUS, rate_of=LOGO, against=SFT),
+    Row("logo-sparse", "LOGO, sparse positions only", ("positions.mode=sparse",), rate_of=LOGO, against=SFT),
+    Row("logo-unjudged", "LOGO, judge off", (), data="train-unjudged", rate_of=LOGO, against=SFT),
+    Row("logo-fused", "LOGO, evaluator fused", (), data="train-fused", rate_of=LOGO, against=SFT),
+    # Remedies, should LOGO not beat instruct tuning.
+    Row("logo-mixed", "LOGO, dis-preferred of mixed contexts only", _MIXED_ONLY, rate_of=LOGO, against=SFT),
+    Row("logo-paper", "LOGO, β=10, γ=3", ("objective.beta=10", "objective.gamma=3"), rate_of=LOGO, against=SFT),
+    Row("logo-long", "LOGO, two epochs", ("epochs=2",), rate_of=LOGO, against="sft-long"),
+    Row("sft-long", "Instruct Tuning (Partial), two epochs", ("objective={name: sft}", "epochs=2"), rate_of=SFT),
 )
 
 CURVES = ("sft-full", SFT, LOGO)

@@ -8,7 +8,7 @@ from logoeval.stats import Estimate
 from logoeval.tables import Table
 from study.claims import CLAIMS, judge
 from study.outcome import MEASURES, Measure, Outcomes, spread, validation_scores
-from study.rows import ROWS, Row, row
+from study.rows import LOGO, ROWS, SFT, Row, row
 from study.schedule import Journal
 
 
@@ -55,6 +55,17 @@ def changes(outcomes: Outcomes, rows: Sequence[Row], other: Row, measures: Seque
         ]
         lines.append([one.label, *cells])
     return Table(f"Difference from {other.label}", ["", *(measure.label for measure in measures)], lines)
+
+
+def remedies(outcomes: Outcomes, measures: Sequence[Measure]) -> Table:
+    """LOGO in each of its settings against instruct tuning on as many updates."""
+    lines = []
+    for one in (row(LOGO), *(one for one in ROWS if one.against)):
+        other = row(one.against or SFT)
+        found = [estimate(measure, outcomes.change(one, other, measure), signed=True) for measure in measures]
+        lines.append([one.label, other.label, *found])
+    head = ["", "against", *(measure.label for measure in measures)]
+    return Table("LOGO's settings against instruct tuning", head, lines, text_columns={1})
 
 
 def claims_table(outcomes: Outcomes) -> Table:

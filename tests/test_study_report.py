@@ -165,6 +165,16 @@ def test_numbers_are_means_over_samples_and_seeds(study: Study) -> None:
     assert not outcomes.has(row("logo-m3"), RECALL)
 
 
+def test_rows_trained_with_other_seeds_are_compared_over_those_they_share(study: Study) -> None:
+    outcomes = Outcomes(study, chosen_rates(study))
+    one, three = outcomes.by_seed(row("logo-m3"), F1), outcomes.by_seed(row(LOGO), F1)
+    assert (len(one), len(three)) == (1, 3)
+    assert outcomes.change(row("logo-m3"), row(LOGO), F1).value == pytest.approx(one[0] - three[0])
+    assert outcomes.change(row(LOGO), row(BASE), F1).value == pytest.approx(
+        np.mean(three) - outcomes.by_seed(row(BASE), F1)[0]
+    )
+
+
 @pytest.mark.parametrize(
     ("sign", "bound", "verdict"),
     [
