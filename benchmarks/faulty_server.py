@@ -47,7 +47,7 @@ from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.openai_engine import OpenAIEngine
 from logodata.models import load_tokenizer, resolve_model
 from logodata.prompts import encode_text, turn_end_ids
-from process_state import resident_mib
+from process_state import anonymous_mib
 from recovery import compare, finished_requests
 from serving import end_group, start_vllm, stub_server
 
@@ -92,7 +92,7 @@ class Run:
     reported: list[str] = field(default_factory=list)
     """The error lines of calls that gave up; what they had not answered was asked for in another call."""
     seconds: float = 0.0
-    resident_mib: list[float] = field(default_factory=list)
+    anonymous_mib: list[float] = field(default_factory=list)
     """Twice a second."""
     counts: Counts = field(default_factory=Counts)
 
@@ -102,7 +102,7 @@ def run_requests(engine: OpenAIEngine, requests: Sequence[GenerationRequest], pr
     run = Run()
     proxy.start(plan)
     started = time.monotonic()
-    with sampled(resident_mib) as run.resident_mib:
+    with sampled(anonymous_mib) as run.anonymous_mib:
         while (left := [request for request in requests if request.id not in run.answers]) and len(run.reported) < 5:
             try:
                 for result in engine.generate(left):
@@ -308,7 +308,7 @@ def assess(
     clean, spoilt, again = runs["clean"], runs["spoilt"], runs["clean again"]
     clean_s = statistics.mean((clean.seconds, again.seconds))
     costs = cost(spoilt.counts, clean_s, len(requests), ENGINE["concurrency"])
-    grown = memory(spoilt.resident_mib)
+    grown = memory(spoilt.anonymous_mib)
     ratio = spoilt.seconds / costs["own_cost_s"]
     wrong = check_run(spoilt, clean, requests) + faults_of_counting(spoilt.counts, len(requests), lives)
     wrong += [f"the clean runs: {line}" for line in check_run(again, clean, requests)]

@@ -48,9 +48,7 @@ def fuzz_one(name: str, seconds: float, folder: Path) -> dict[str, Any]:
         if done.returncode == 0:
             break
         artifact = re.search(r"Test unit written to (\S+)", said)
-        lines = [
-            line for line in said.splitlines() if re.match(r"\s*(\w+\.)*\w*(Error|Exception)\b|==\d+== ERROR", line)
-        ]
+        lines = [line for line in said.splitlines() if _SAYS_WHY.match(line)]
         findings.append(
             {
                 "said": lines[0].strip() if lines else said[-300:],

@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 
 
-def resident_mib() -> float:
-    """Memory of this process that is in RAM now, MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def anonymous_mib() -> float:
+    """Memory of this process in RAM, MiB, without pages of files: those the kernel takes back when it likes."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def open_files() -> list[str]:
@@ -29,9 +29,9 @@ def thread_names() -> list[str]:
     return sorted(thread.name for thread in threading.enumerate())
 
 
-def num_threads() -> int:
-    """Threads of the process, those of libraries included."""
-    return sum(1 for _ in os.scandir("/proc/self/task"))
+def thread_ids() -> list[str]:
+    """Threads of the process by the kernel's ids, those of libraries included."""
+    return sorted(entry.name for entry in os.scandir("/proc/self/task"))
 
 
 def children() -> list[int]:

@@ -34,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -50,7 +51,7 @@ from logodata.cli import main as logodata
 from logodata.common.errors import UserError, run_command
 from logoeval.cli import main as logoeval
 from logotrain.cli import main as logotrain
-from process_state import children, num_threads, open_files, resident_mib, thread_names
+from process_state import anonymous_mib, children, open_files, thread_ids, thread_names
 
 MEMORY_MIB_IN_1000 = 20.0
 OBJECTS_IN_1000 = 5000.0
@@ -83,7 +84,7 @@ class State:
 
     seconds: float
     """Of the round."""
-    resident_mib: float
+    anonymous_mib: float
     objects: int
     """That the garbage collector knows."""
     open_files: int
@@ -96,6 +97,9 @@ class State:
     """Temporary names in the round's folder."""
     written: int
     """Files in the round's folder."""
+    threads_from: dict[str, int]
+    """How many of the threads were first seen after which command, in whichever round; what was there before any is
+    ``""``."""
 
 
 def prepare(folder: Path) -> Path:
@@ -191,8 +195,14 @@ def settle() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def run_round(folder: Path, model: Path, url: str) -> State:
+def run_round(folder: Path, model: Path, url: str, born: dict[str, str]) -> State:
     """All commands, then what the process holds.
+
+    Args:
+        folder: of the soak.
+        model: the tiny one's folder.
+        url: of the stub server.
+        born: the command after which each thread, by its id, was first seen; what is new is added.
 
     Raises:
         UserError: a command ended with another exit code than it should; what it said is in ``said.txt``.
@@ -207,21 +217,23 @@ def run_round(folder: Path, model: Path, url: str) -> State:
                 raise UserError(
                     f"{program} {arguments[0]} ended with {code}, not {wanted}", where=str(said), mend="see there"
                 )
+            born |= {thread: f"{program} {arguments[0]}" for thread in thread_ids() if thread not in born}
     took = time.monotonic() - started
     names = [path.name for path in out.rglob("*")]
     shutil.rmtree(out)
     settle()
     return State(
         seconds=round(took, 2),
-        resident_mib=round(resident_mib(), 2),
+        anonymous_mib=round(anonymous_mib(), 2),
         objects=len(gc.get_objects()),
         open_files=len(open_files()),
-        threads=num_threads(),
+        threads=len(thread_ids()),
         python_threads=len(thread_names()),
         children=len(children()),
         temporary_files=sum(1 for _ in Path(tempfile.gettempdir()).rglob("*")),
         leftovers=sum(name.startswith(".") and name.endswith(".tmp") for name in names),
         written=len(names),
+        threads_from=dict(Counter(born.get(thread, "?") for thread in thread_ids())),
     )
 
 
@@ -247,7 +259,7 @@ def judge(states: Sequence[State]) -> dict[str, Any]:
     """Slopes, levels, and what leaks."""
     settled = states[max(3, len(states) // 5) :]
     report: dict[str, Any] = {"rounds": len(states), "judged": len(settled), "slopes": {}, "levels": {}, "leaks": []}
-    for name, tolerance in (("resident_mib", MEMORY_MIB_IN_1000), ("objects", OBJECTS_IN_1000)):
+    for name, tolerance in (("anonymous_mib", MEMORY_MIB_IN_1000), ("objects", OBJECTS_IN_1000)):
         found = slope([getattr(state, name) for state in settled])
         report["slopes"][name] = {**asdict(found), "tolerance": tolerance / 1000}
         if found.low > 0 and found.value * 1000 > tolerance:
@@ -287,8 +299,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * arguments.minutes
     states: list[State] = []
     with stub_process(model) as url, tokens_not_cached():
+        born = dict.fromkeys(thread_ids(), "")
         while len(states) < 8 or time.monotonic() < deadline:
-            states.append(run_round(folder, model, url))
+            states.append(run_round(folder, model, url, born))
             print(f"round {len(states)}: {json.dumps(asdict(states[-1]))}", flush=True)
     verdict = judge(states)
     report |= {"minutes": arguments.minutes, **verdict, "states": [asdict(state) for state in states]}

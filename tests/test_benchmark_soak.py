@@ -31,7 +31,7 @@ def soak(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 def test_a_round_leaves_nothing_behind(soak: ModuleType, tmp_path: Path) -> None:
     model = soak.prepare(tmp_path)
     with soak.stub_process(model) as url, soak.tokens_not_cached():
-        first, second = (soak.run_round(tmp_path, model, url) for _ in range(2))
+        first, second = (soak.run_round(tmp_path, model, url, {}) for _ in range(2))
     assert first.leftovers == second.leftovers == 0
     assert first.written == second.written > 100
     for held in ("open_files", "threads", "python_threads", "children", "temporary_files"):
@@ -56,9 +56,10 @@ def test_what_a_command_leaves_behind_is_counted(
         held.append(subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL))
         return 3
 
-    monkeypatch.setattr(soak, "commands", lambda *_: [("logodata", [], 3)])
+    monkeypatch.setattr(soak, "commands", lambda *_: [("logodata", ["x"], 3)])
     monkeypatch.setitem(soak.PROGRAMS, "logodata", leaking)
-    states = [soak.run_round(tmp_path, tmp_path, "") for _ in range(3)]
+    born: dict[str, str] = {}
+    states = [soak.run_round(tmp_path, tmp_path, "", born) for _ in range(3)]
     over.set()
     for file in held[::3]:
         file.close()
@@ -69,6 +70,8 @@ def test_what_a_command_leaves_behind_is_counted(
         first, second, third = (getattr(state, name) for state in states)
         assert third - second == second - first == 1, name
     assert [state.leftovers for state in states] == [1, 1, 1]
+    assert [sum(state.threads_from.values()) for state in states] == [state.threads for state in states]
+    assert [state.threads_from["logodata x"] - states[0].threads_from["logodata x"] for state in states] == [0, 1, 2]
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def make_states(soak: ModuleType) -> Callable[..., list[Any]]:
     """Fifty rounds of noise around 700 MiB; a keyword gives a field as a function of the round's number."""
     state = soak.State(
         seconds=9.0,
-        resident_mib=700.0,
+        anonymous_mib=700.0,
         objects=637_000,
         open_files=9,
         threads=7,
@@ -85,13 +88,14 @@ def make_states(soak: ModuleType) -> Callable[..., list[Any]]:
         temporary_files=1,
         leftovers=0,
         written=147,
+        threads_from={},
     )
     noise = [(7 * n) % 11 - 5 for n in range(50)]  # without a trend
 
     def make(**fields: Callable[[int], float]) -> list[Any]:
         values = [{name: value(n) for name, value in fields.items()} for n in range(50)]
         return [
-            replace(state, **{**row, "resident_mib": noise[n] + row.get("resident_mib", 700.0)})
+            replace(state, **{**row, "anonymous_mib": noise[n] + row.get("anonymous_mib", 700.0)})
             for n, row in enumerate(values)
         ]
 
@@ -100,7 +104,7 @@ def make_states(soak: ModuleType) -> Callable[..., list[Any]]:
 
 def test_noise_and_what_warms_up_are_no_leak(soak: ModuleType, make_states: Callable[..., list[Any]]) -> None:
     assert soak.judge(make_states())["leaks"] == []
-    warm = {"resident_mib": lambda n: 700.0 + 50 * min(n, 8), "open_files": lambda n: min(n, 9)}
+    warm = {"anonymous_mib": lambda n: 700.0 + 50 * min(n, 8), "open_files": lambda n: min(n, 9)}
     assert soak.judge(make_states(**warm))["leaks"] == []
     assert soak.judge(make_states(threads=lambda n: 7 + (n > 25)))["leaks"] == [], "a pool that fills up"
 
@@ -108,7 +112,7 @@ def test_noise_and_what_warms_up_are_no_leak(soak: ModuleType, make_states: Call
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("resident_mib", lambda n: 700 + 0.3 * n),
+        ("anonymous_mib", lambda n: 700 + 0.3 * n),
         ("objects", lambda n: 637_000 + 9 * n),
         ("open_files", lambda n: 9 + n // 20),
         ("threads", lambda n: 7 + n),
