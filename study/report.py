@@ -93,7 +93,7 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         tables.remedies(outcomes, (F1, WORDS, ENDED, MARGIN)).markdown(),
         *_longbench(study),
         "## Learning rates",
-        "Each method was trained with the same three and the same seed; the one whose answers to the validation "
+        "Each method was trained at each of these, with the same seed; the one whose answers to the validation "
         "questions have the best word F1 was taken (bold). Ablations take LOGO's.",
         tables.rates_table(outcomes).markdown(),
         "## Data",

@@ -58,7 +58,7 @@ _ON_A_CPU = ("engine.dtype=float32",)
 CPU = Scale(
     name="cpu",
     workers=2,
-    rates=(2e-4, 5e-4, 1e-3),
+    rates=(2e-4, 5e-4, 1e-3, 2e-3, 4e-3),
     seeds=(0, 1, 2),
     validation_questions=8,
     heldout_questions=5,
@@ -69,7 +69,7 @@ CPU = Scale(
 GPU = Scale(
     name="gpu",
     workers=1,
-    rates=(1e-4, 3e-4, 1e-3),
+    rates=(1e-4, 3e-4, 1e-3, 3e-3),
     seeds=(0, 1, 2),
     validation_questions=16,
     heldout_questions=16,
