@@ -60,9 +60,11 @@ ROWS = (
     Row("logo-sparse", "LOGO, sparse positions only", ("positions.mode=sparse",), rate_of=LOGO, against=SFT),
     Row("logo-unjudged", "LOGO, judge off", (), data="train-unjudged", rate_of=LOGO, against=SFT),
     Row("logo-fused", "LOGO, evaluator fused", (), data="train-fused", rate_of=LOGO, against=SFT),
-    # Remedies, should LOGO not beat instruct tuning.
+    # Remedies, should LOGO not beat instruct tuning; fewer and more updates also show what samples are worth.
     Row("logo-mixed", "LOGO, dis-preferred of mixed contexts only", _MIXED_ONLY, rate_of=LOGO, against=SFT),
     Row("logo-paper", "LOGO, β=10, γ=3", ("objective.beta=10", "objective.gamma=3"), rate_of=LOGO, against=SFT),
+    Row("logo-short", "LOGO, 8 updates", ("max_steps=8",), rate_of=LOGO, against="sft-short"),
+    Row("sft-short", "Instruct Tuning (Partial), 8 updates", ("objective={name: sft}", "max_steps=8"), rate_of=SFT),
     Row("logo-long", "LOGO, two epochs", ("epochs=2",), rate_of=LOGO, against="sft-long"),
     Row("sft-long", "Instruct Tuning (Partial), two epochs", ("objective={name: sft}", "epochs=2"), rate_of=SFT),
 )
