@@ -123,24 +123,28 @@ def _perplexity(outcomes: Outcomes, path: Path) -> None:
 
 
 def _tradeoff(outcomes: Outcomes, path: Path) -> None:
-    """Answers against perplexity (the form of Figure 6): every setting a point."""
-    rows = [one for one in ROWS if one.name != "yarn"]
-    with _figure(path, width=6.4, height=4) as (axes,):
+    """Answers against perplexity (the form of Figure 6): rows of Table 1 as marks, settings as numbers."""
+    rows = [one for one in ROWS if one.name != "yarn"]  # scaling alone moves perplexity by more than all training
+    with _figure(path, width=7.6, height=4) as (axes,):
+        number = 0
         for one in rows:
-            x, y = outcomes.level(one, PERPLEXITY).value, outcomes.level(one, F1)
-            is_known = one.name in _COLOURS
-            axes.plot(
-                x,
-                100 * y.value,
-                marker=_MARKS.get(one.name, "x"),
-                color=_COLOURS.get(one.name, _INK),
-                linestyle="none",
-                markersize=8 if is_known else 5,
-            )
-            axes.annotate(one.label, (x, 100 * y.value), xytext=(5, 3), textcoords="offset points", fontsize=7)
-        axes.margins(x=0.2, y=0.12)
+            x, y = outcomes.level(one, PERPLEXITY).value, 100 * outcomes.level(one, F1).value
+            if one.name in _COLOURS:
+                look: dict[str, Any] = {"marker": _MARKS[one.name], "color": _COLOURS[one.name], "markersize": 8}
+                axes.plot(x, y, linestyle="none", label=one.label, **look)
+                continue
+            number += 1
+            look = {
+                "marker": f"${number}$",
+                "color": _INK,
+                "markersize": 5 if number < 10 else 8,
+                "markeredgewidth": 0.2,
+            }
+            axes.plot(x, y, linestyle="none", label=one.label, **look)
+        axes.margins(0.08)
         axes.set_xlabel(f"{PERPLEXITY.label} tokens")
         axes.set_ylabel("word F1 of held-out answers, %")
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _margins(outcomes: Outcomes, path: Path) -> None:
