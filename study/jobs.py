@@ -135,7 +135,7 @@ class Study:
 
     def tried(self) -> list[tuple[Row, float]]:
         """Methods and learning rates."""
-        return [(tuned, rate) for tuned in ROWS if tuned.is_tuned for rate in self.scale.rates]
+        return [(tuned, rate) for tuned in ROWS if tuned.is_tuned for rate in (*self.scale.rates, *tuned.edge_rates)]
 
     def trainings(self, rates: Mapping[str, float]) -> list[Job]:
         """All runs that the comparison needs and the pilots did not make."""

@@ -12,7 +12,8 @@ class Row:
     ``overrides`` are ``logotrain run``'s, None for the model as it is. ``data`` names the data set (see
     :data:`study.jobs.BUILDS`). ``rate_of`` is the row whose learning rate this one takes; None: its own is chosen.
     A row that is not ``main`` is a setting of LOGO, or what one is compared with: one seed, no needles. ``against`` is
-    the instruct tuning that a setting of LOGO has to beat: as many updates on the same questions.
+    the instruct tuning that a setting of LOGO has to beat: as many updates on the same questions. ``edge_rates`` are
+    learning rates that are tried beyond the scale's, because the largest of these was the best.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Row:
     rate_of: str | None = None
     main: bool = False
     against: str | None = None
+    edge_rates: tuple[float, ...] = ()
 
     @property
     def is_tuned(self) -> bool:
@@ -37,14 +39,15 @@ class Row:
 BASE, SFT, LOGO = "base", "sft-partial", "logo"
 
 _CONTINUOUS = ("positions.mode=continuous",)
+_SEQUENCE = ("objective={name: sft, tokens: sequence}",)
 _MIXED_ONLY = ("data.rejected_strategies=[mixed-0.5,mixed-0.25]",)
 
 ROWS = (
     Row(BASE, "SmolLM2-135M-Instruct", None, main=True),
     Row("yarn", "+ YaRN, training-free", ("epochs=0", "rope={type: yarn, factor: 2}"), main=True),
     Row("randpos", "+ RandPOS", ("positions.mode=randpos",), rate_of=LOGO, main=True),
-    Row("sft-full", "+ Instruct Tuning (Full)", ("objective={name: sft, tokens: sequence}",), main=True),
-    Row(SFT, "+ Instruct Tuning (Partial)", ("objective={name: sft}",), main=True),
+    Row("sft-full", "+ Instruct Tuning (Full)", _SEQUENCE, main=True, edge_rates=(8e-3,)),
+    Row(SFT, "+ Instruct Tuning (Partial)", ("objective={name: sft}",), main=True, edge_rates=(8e-3,)),
     Row(
         "simpo",
         "+ SimPO (M=1)",

@@ -91,17 +91,15 @@ def claims_table(outcomes: Outcomes) -> Table:
 def rates_table(outcomes: Outcomes) -> Table:
     """What each learning rate gave on the validation documents."""
     found = validation_scores(outcomes.study)
-    rates = outcomes.study.scale.rates
-    lines = [
-        [
-            row(name).label,
-            *(
-                f"**{100 * scores[rate]:.1f}**" if rate == outcomes.rates[name] else f"{100 * scores[rate]:.1f}"
-                for rate in rates
-            ),
-        ]
-        for name, scores in found.items()
-    ]
+    rates = sorted({rate for scores in found.values() for rate in scores})
+
+    def cell(name: str, rate: float) -> str:
+        if rate not in found[name]:
+            return "-"
+        shown = f"{100 * found[name][rate]:.1f}"
+        return f"**{shown}**" if rate == outcomes.rates[name] else shown
+
+    lines = [[row(name).label, *(cell(name, rate) for rate in rates)] for name in found]
     return Table("Validation F1, %, by learning rate", ["", *(f"{rate:g}" for rate in rates)], lines)
 
 
