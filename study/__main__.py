@@ -65,8 +65,8 @@ def _study(arguments: argparse.Namespace) -> None:
             run_jobs(chains, scale.workers, study.folder, journal)
 
         run("1/4 data", [[job] for job in study.first_builds()])
-        tuning = list(zip(study.pilots(), study.validations(), strict=True))
-        run("2/4 other data of the same documents; learning rates", [*([job] for job in study.later_builds()), *tuning])
+        others = [[job] for job in study.later_builds()]
+        run("2/4 other data of the same documents; learning rates", [*others, *study.tuning()])
         rates = chosen_rates(study)
         run("3/4 training and measurements", study.rows(rates))
         run("4/4 curves over training", [[job] for job in study.curves(rates)])

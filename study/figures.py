@@ -11,7 +11,18 @@ import numpy as np
 
 from logoeval.errors import OUTCOMES
 from logoeval.stats import Estimate
-from study.outcome import F1, MARGIN, PERPLEXITY, RECALL, Measure, Outcomes, outcome_measure, perplexity
+from study.outcome import (
+    F1,
+    MARGIN,
+    PERPLEXITY,
+    RECALL,
+    Measure,
+    Outcomes,
+    outcome_measure,
+    perplexity,
+    validation_score,
+    validation_scores,
+)
 from study.rows import BASE, CURVES, LOGO, ROWS, SFT, Row, row
 
 if TYPE_CHECKING:
@@ -34,6 +45,7 @@ def draw_all(outcomes: Outcomes, folder: Path) -> dict[str, Path]:
         "margins": _margins,
         "training": _training,
         "errors": _errors,
+        "rates": _rates,
     }
     paths = {}
     for name, draw in drawn.items():
@@ -207,3 +219,23 @@ def _errors(outcomes: Outcomes, path: Path) -> None:
         axes.set_xlabel("percent of held-out answers")
         axes.legend(ncols=4, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1.0))
         axes.tick_params(axis="y", length=0)
+
+
+def _rates(outcomes: Outcomes, path: Path) -> None:
+    """Validation answers by learning rate."""
+    found = validation_scores(outcomes.study)
+    with _figure(path, width=5.4) as (axes,):
+        for name, scores in found.items():
+            rates = sorted(scores)
+            values = [100 * scores[rate] for rate in rates]
+            axes.plot(rates, values, color=_COLOURS[name], marker=_MARKS[name], label=row(name).label)
+        base = 100 * validation_score(outcomes.study, row(BASE), None)
+        axes.axhline(base, color=_COLOURS[BASE], linestyle="--", label=row(BASE).label)
+        every = sorted({rate for scores in found.values() for rate in scores})
+        axes.set_xscale("log")
+        axes.set_xticks(every, [f"{rate:g}" for rate in every])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("peak learning rate")
+        axes.set_ylabel("word F1 of validation answers, %")
+        axes.legend(fontsize=7)

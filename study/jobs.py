@@ -111,27 +111,36 @@ class Study:
         return [self._train(tuned, self.scale.seeds[0], rate) for tuned, rate in self.tried()]
 
     def validations(self) -> list[Job]:
-        """The validation questions, asked of every pilot."""
-        return [
-            self._job(
-                "logoeval",
-                self.validated(tuned, rate),
-                "qa",
-                "--recipe",
-                str(self.scale.recipe),
-                "--adapter",
-                str(self.run(tuned, self.scale.seeds[0], rate) / "final"),
-                "--data",
-                str(self.data("validation")),
-                "qa.max_new_tokens=32",
-                *self.extra.get("logoeval qa", ()),
-            )
+        """The validation questions, asked of the model as it is and of every pilot."""
+        first = self.scale.seeds[0]
+        pilots = [
+            self._validate(self.validated(tuned, rate), "--adapter", str(self.run(tuned, first, rate) / "final"))
             for tuned, rate in self.tried()
         ]
+        return [self._validate(self.validated(row(BASE), None)), *pilots]
 
-    def validated(self, tuned: Row, rate: float) -> Path:
-        """The folder of a pilot's validation."""
-        return self.folder / "validation" / f"{tuned.name}-lr{rate:g}"
+    def _validate(self, folder: Path, *adapter: str) -> Job:
+        return self._job(
+            "logoeval",
+            folder,
+            "qa",
+            "--recipe",
+            str(self.scale.recipe),
+            *adapter,
+            "--data",
+            str(self.data("validation")),
+            "qa.max_new_tokens=32",
+            *self.extra.get("logoeval qa", ()),
+        )
+
+    def tuning(self) -> list[list[Job]]:
+        """Each pilot with its validation after it; and the model as it is."""
+        base, *validations = self.validations()
+        return [[base], *([pilot, asked] for pilot, asked in zip(self.pilots(), validations, strict=True))]
+
+    def validated(self, tuned: Row, rate: float | None) -> Path:
+        """The folder of a pilot's validation; without a rate that of the model as it is."""
+        return self.folder / "validation" / (tuned.name if rate is None else f"{tuned.name}-lr{rate:g}")
 
     def tried(self) -> list[tuple[Row, float]]:
         """Methods and learning rates."""

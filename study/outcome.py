@@ -78,9 +78,14 @@ def validation_scores(study: Study) -> dict[str, dict[float, float]]:
     """Word F1 of each method's pilots by learning rate."""
     found: dict[str, dict[float, float]] = {}
     for tuned, rate in study.tried():
-        samples = read_results(study.validated(tuned, rate)).tasks["qa"].samples
-        found.setdefault(tuned.name, {})[rate] = float(np.mean([sample.scores["token_f1"] for sample in samples]))
+        found.setdefault(tuned.name, {})[rate] = validation_score(study, tuned, rate)
     return found
+
+
+def validation_score(study: Study, tuned: Row, rate: float | None) -> float:
+    """Word F1 of the answers to the validation questions; of the model as it is without a rate."""
+    samples = read_results(study.validated(tuned, rate)).tasks["qa"].samples
+    return float(np.mean([sample.scores[F1.key] for sample in samples]))
 
 
 class Outcomes:

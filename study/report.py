@@ -39,6 +39,7 @@ _CAPTIONS = {
     "margins": "Reward margin of held-out pairs, mean over seeds (Figure 6).",
     "training": "Needle recall and retrieval score with the right answer fed, over training (Figure 7).",
     "errors": "How held-out answers go wrong (Figure 9).",
+    "rates": "Word F1 of the validation answers by learning rate, one seed; few questions, so only large steps tell.",
 }
 
 
@@ -96,6 +97,7 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         "Each method was trained at each of these, with the same seed; the one whose answers to the validation "
         "questions have the best word F1 was taken (bold). Ablations take LOGO's.",
         tables.rates_table(outcomes).markdown(),
+        _figures(drawn, ("rates",), folder),
         "## Data",
         tables.data_table(outcomes, BUILDS).markdown(),
         "## What it took",

@@ -107,7 +107,7 @@ def _write_measurements(folder: Path, level: float, seed: int, *, needles: bool)
 def study(tmp_path: Path, tiny_tokenizer: object) -> Study:
     """A folder as all commands of a study leave it."""
     study = Study(CPU, tmp_path / "evidence")
-    for tuned, rate in study.tried():
+    for tuned, rate in [(row(BASE), None), *study.tried()]:
         score = 0.5 if rate == 5e-4 or tuned.name == SFT else 0.4
         samples = [_sample(number, {"token_f1": score}) for number in range(4)]
         task = _task("qa", [_metric("token_f1", "share")], samples)
@@ -203,7 +203,7 @@ def test_the_report_holds_every_row_claim_figure_and_command(study: Study, tmp_p
         assert one.label in page
     for claim in CLAIMS:
         assert claim.text in page
-    for name in ("needles", "perplexity", "tradeoff", "margins", "training", "errors"):
+    for name in ("needles", "perplexity", "tradeoff", "margins", "training", "errors", "rates"):
         assert f"](figures-cpu/{name}.png)" in page
         assert (folder / "figures-cpu" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert f"logotrain run recipes/study/cpu.yaml --data {study.data('train')}" in page
@@ -221,4 +221,4 @@ def test_the_report_is_the_same_from_the_same_measurements(study: Study, tmp_pat
 
     first = made("a")
     assert first == made("b")
-    assert len(first) == 7
+    assert len(first) == 8
