@@ -37,6 +37,7 @@ class Row:
 
 
 BASE, SFT, LOGO = "base", "sft-partial", "logo"
+SFT_SAME_RATE = "sft-same-rate"
 
 _CONTINUOUS = ("positions.mode=continuous",)
 _SEQUENCE = ("objective={name: sft, tokens: sequence}",)
@@ -67,6 +68,7 @@ ROWS = (
     Row("logo-mixed", "LOGO, dis-preferred of mixed contexts only", _MIXED_ONLY, rate_of=LOGO, against=SFT),
     Row("logo-paper", "LOGO, β=10, γ=3", ("objective.beta=10", "objective.gamma=3"), rate_of=LOGO, against=SFT),
     Row("logo-short", "LOGO, 8 updates", ("max_steps=8",), rate_of=LOGO, against="sft-short"),
+    Row(SFT_SAME_RATE, "Instruct Tuning (Partial), LOGO's learning rate", ("objective={name: sft}",), rate_of=LOGO),
     Row("sft-short", "Instruct Tuning (Partial), 8 updates", ("objective={name: sft}", "max_steps=8"), rate_of=SFT),
     Row("logo-long", "LOGO, two epochs", ("epochs=2",), rate_of=LOGO, against="sft-long"),
     Row("sft-long", "Instruct Tuning (Partial), two epochs", ("objective={name: sft}", "epochs=2"), rate_of=SFT),

@@ -8,7 +8,7 @@ from logoeval.stats import Estimate
 from logoeval.tables import Table
 from study.claims import CLAIMS, judge
 from study.outcome import MEASURES, Measure, Outcomes, spread, validation_scores
-from study.rows import LOGO, ROWS, SFT, Row, row
+from study.rows import LOGO, ROWS, SFT, SFT_SAME_RATE, Row, row
 from study.schedule import Journal
 
 
@@ -60,8 +60,9 @@ def changes(outcomes: Outcomes, rows: Sequence[Row], other: Row, measures: Seque
 def remedies(outcomes: Outcomes, measures: Sequence[Measure]) -> Table:
     """LOGO in each of its settings against instruct tuning on as many updates."""
     lines = []
-    for one in (row(LOGO), *(one for one in ROWS if one.against)):
-        other = row(one.against or SFT)
+    compared = [(row(LOGO), row(SFT)), (row(LOGO), row(SFT_SAME_RATE))]
+    compared += [(one, row(one.against)) for one in ROWS if one.against]
+    for one, other in compared:
         found = [estimate(measure, outcomes.change(one, other, measure), signed=True) for measure in measures]
         lines.append([one.label, other.label, *found])
     head = ["", "against", *(measure.label for measure in measures)]

@@ -55,7 +55,10 @@ def test_rows_differ_from_logo_in_what_they_say() -> None:
 
     def resolved(name: str) -> str:
         overrides = row(name).overrides or ()
-        return load_recipe(TrainRecipe, "train", CPU.recipe, overrides).model_dump_json() + row(name).data
+        own_rate = row(name).rate_of is None and name != LOGO
+        return (
+            load_recipe(TrainRecipe, "train", CPU.recipe, overrides).model_dump_json() + row(name).data + str(own_rate)
+        )
 
     trained = [found.name for found in ROWS if not found.is_untrained]
     assert len({resolved(name) for name in trained}) == len(trained)
