@@ -99,7 +99,7 @@ class State:
     """Files in the round's folder."""
     threads_from: dict[str, int]
     """How many of the threads were first seen after which command, in whichever round; what was there before any is
-    ``""``."""
+    ``""``, what came after the round's last one ``"?"``."""
 
 
 def prepare(folder: Path) -> Path:
@@ -222,18 +222,19 @@ def run_round(folder: Path, model: Path, url: str, born: dict[str, str]) -> Stat
     names = [path.name for path in out.rglob("*")]
     shutil.rmtree(out)
     settle()
+    alive = thread_ids()
     return State(
         seconds=round(took, 2),
         anonymous_mib=round(anonymous_mib(), 2),
         objects=len(gc.get_objects()),
         open_files=len(open_files()),
-        threads=len(thread_ids()),
+        threads=len(alive),
         python_threads=len(thread_names()),
         children=len(children()),
         temporary_files=sum(1 for _ in Path(tempfile.gettempdir()).rglob("*")),
         leftovers=sum(name.startswith(".") and name.endswith(".tmp") for name in names),
         written=len(names),
-        threads_from=dict(Counter(born.get(thread, "?") for thread in thread_ids())),
+        threads_from=dict(Counter(born.get(thread, "?") for thread in alive)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -15,7 +15,7 @@ from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_manifest, read_samples
 from logodata.models import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from logotrain.objective import uses_rejected
-from logotrain.recipe import DataSettings, TrainRecipe
+from logotrain.recipe import TrainRecipe
 from logotrain.rope import scaled_config
 
 
@@ -87,7 +87,10 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):
         note(f"the first {recipe.data.max_samples} of {len(samples)} samples are used (data.max_samples)")
         samples = samples[: recipe.data.max_samples]
-    samples = [_with_chosen_rejected(sample, recipe.data, where) for sample in samples]
+    if recipe.data.rejected_strategies is not None:
+        samples = [_with_strategies(sample, recipe.data.rejected_strategies, where) for sample in samples]
+    if recipe.data.num_rejected is not None:
+        samples = [_with_first_rejected(sample, recipe.data.num_rejected, where) for sample in samples]
     vocab_size = int(config.vocab_size)
     for sample in samples:
         _check(sample, target_length, recipe.row_tokens, vocab_size)
@@ -117,27 +120,27 @@ def checked_target_length(recipe: TrainRecipe, config: PreTrainedConfig) -> int:
     return target_length
 
 
-def _with_chosen_rejected(sample: PreferenceSample, settings: DataSettings, where: str) -> PreferenceSample:
-    wanted, number = settings.rejected_strategies, settings.num_rejected
-    found = sample.rejected
-    if wanted is not None:
-        there = [response.strategy for response in found]
-        missing = [strategy for strategy in wanted if strategy not in there]
-        if missing:
-            raise UserError(
-                f"sample {sample.id} has no dis-preferred response {missing[0]!r}, "
-                "data.rejected_strategies asks for it",
-                where=where,
-                mend=f"it has {', '.join(there)}",
-            )
-        found = [response for response in found if response.strategy in wanted]
-    if number is not None and len(found) < number:
+def _with_strategies(sample: PreferenceSample, wanted: Collection[str], where: str) -> PreferenceSample:
+    there = [response.strategy for response in sample.rejected]
+    missing = [strategy for strategy in wanted if strategy not in there]
+    if missing:
         raise UserError(
-            f"sample {sample.id} has {len(found)} dis-preferred responses, data.num_rejected asks for {number}",
+            f"sample {sample.id} has no dis-preferred response {missing[0]!r}, data.rejected_strategies asks for it",
+            where=where,
+            mend=f"it has {', '.join(there)}",
+        )
+    return sample.model_copy(update={"rejected": [found for found in sample.rejected if found.strategy in wanted]})
+
+
+def _with_first_rejected(sample: PreferenceSample, number: int, where: str) -> PreferenceSample:
+    found = len(sample.rejected)
+    if found < number:
+        raise UserError(
+            f"sample {sample.id} has {found} dis-preferred responses, data.num_rejected asks for {number}",
             where=where,
             mend="lower data.num_rejected, or build with more contexts.mixed_ratios",
         )
-    return sample.model_copy(update={"rejected": found[:number]})
+    return sample.model_copy(update={"rejected": sample.rejected[:number]})
 
 
 def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None, vocab_size: int) -> None:

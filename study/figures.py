@@ -136,23 +136,19 @@ def _perplexity(outcomes: Outcomes, path: Path) -> None:
 
 def _tradeoff(outcomes: Outcomes, path: Path) -> None:
     """Answers against perplexity (the form of Figure 6): rows of Table 1 as marks, settings as numbers."""
-    rows = [one for one in ROWS if one.name != "yarn"]  # scaling alone moves perplexity by more than all training
+    settings = [one for one in ROWS if not one.main]
     with _figure(path, width=7.6, height=4) as (axes,):
-        number = 0
-        for one in rows:
+
+        def point(one: Row, **look: Any) -> None:
             x, y = outcomes.level(one, PERPLEXITY).value, 100 * outcomes.level(one, F1).value
-            if one.name in _COLOURS:
-                look: dict[str, Any] = {"marker": _MARKS[one.name], "color": _COLOURS[one.name], "markersize": 8}
-                axes.plot(x, y, linestyle="none", label=one.label, **look)
-                continue
-            number += 1
-            look = {
-                "marker": f"${number}$",
-                "color": _INK,
-                "markersize": 5 if number < 10 else 8,
-                "markeredgewidth": 0.2,
-            }
             axes.plot(x, y, linestyle="none", label=one.label, **look)
+
+        for one in ROWS:
+            if one.main and one.name != "yarn":  # scaling alone moves perplexity by more than all training
+                point(one, marker=_MARKS[one.name], color=_COLOURS[one.name], markersize=8)
+        for number, one in enumerate(settings, 1):
+            size = 5 if number < 10 else 8  # of one digit, of two
+            point(one, marker=f"${number}$", color=_INK, markersize=size, markeredgewidth=0.2)
         axes.margins(0.08)
         axes.set_xlabel(f"{PERPLEXITY.label} tokens")
         axes.set_ylabel("word F1 of held-out answers, %")

@@ -108,35 +108,31 @@ class Study:
 
     def pilots(self) -> list[Job]:
         """Every learning rate of every method with one seed."""
-        return [self._train(tuned, self.scale.seeds[0], rate) for tuned, rate in self.tried()]
+        return [job for chain in self.tuning() for job in chain[:-1]]
 
     def validations(self) -> list[Job]:
         """The validation questions, asked of the model as it is and of every pilot."""
-        first = self.scale.seeds[0]
-        pilots = [
-            self._validate(self.validated(tuned, rate), "--adapter", str(self.run(tuned, first, rate) / "final"))
-            for tuned, rate in self.tried()
-        ]
-        return [self._validate(self.validated(row(BASE), None)), *pilots]
+        return [chain[-1] for chain in self.tuning()]
 
-    def _validate(self, folder: Path, *adapter: str) -> Job:
+    def tuning(self) -> list[list[Job]]:
+        """Of the model as it is the validation; each pilot with its validation after it."""
+        first = self.scale.seeds[0]
+        pilots = [[self._train(tuned, first, rate), self._validate(tuned, first, rate)] for tuned, rate in self.tried()]
+        return [[self._validate(row(BASE), first, None)], *pilots]
+
+    def _validate(self, asked: Row, seed: int, rate: float | None) -> Job:
         return self._job(
             "logoeval",
-            folder,
+            self.validated(asked, rate),
             "qa",
             "--recipe",
             str(self.scale.recipe),
-            *adapter,
+            *self._adapter(asked, seed, rate),
             "--data",
             str(self.data("validation")),
             "qa.max_new_tokens=32",
             *self.extra.get("logoeval qa", ()),
         )
-
-    def tuning(self) -> list[list[Job]]:
-        """Each pilot with its validation after it; and the model as it is."""
-        base, *validations = self.validations()
-        return [[base], *([pilot, asked] for pilot, asked in zip(self.pilots(), validations, strict=True))]
 
     def validated(self, tuned: Row, rate: float | None) -> Path:
         """The folder of a pilot's validation; without a rate that of the model as it is."""

@@ -39,15 +39,22 @@ class Row:
 BASE, SFT, LOGO = "base", "sft-partial", "logo"
 SFT_SAME_RATE = "sft-same-rate"
 
-_CONTINUOUS = ("positions.mode=continuous",)
-_SEQUENCE = ("objective={name: sft, tokens: sequence}",)
-_MIXED_ONLY = ("data.rejected_strategies=[mixed-0.5,mixed-0.25]",)
+
+def _setting(name: str, label: str, *overrides: str, data: str = "train", against: str = SFT) -> Row:
+    return Row(name, f"LOGO, {label}", overrides, data, rate_of=LOGO, against=against)
+
 
 ROWS = (
     Row(BASE, "SmolLM2-135M-Instruct", None, main=True),
     Row("yarn", "+ YaRN, training-free", ("epochs=0", "rope={type: yarn, factor: 2}"), main=True),
     Row("randpos", "+ RandPOS", ("positions.mode=randpos",), rate_of=LOGO, main=True),
-    Row("sft-full", "+ Instruct Tuning (Full)", _SEQUENCE, main=True, edge_rates=(8e-3,)),
+    Row(
+        "sft-full",
+        "+ Instruct Tuning (Full)",
+        ("objective={name: sft, tokens: sequence}",),
+        main=True,
+        edge_rates=(8e-3,),
+    ),
     Row(SFT, "+ Instruct Tuning (Partial)", ("objective={name: sft}",), main=True, edge_rates=(8e-3,)),
     Row(
         "simpo",
@@ -56,21 +63,21 @@ ROWS = (
         main=True,
     ),
     Row(LOGO, "+ LOGO (M=2, λ=0.1)", (), main=True),
-    Row("logo-m3", "LOGO, M=3", ("data.num_rejected=3",), rate_of=LOGO, against=SFT),
-    Row("logo-lambda0", "LOGO, λ=0", ("objective.sft_weight=0",), rate_of=LOGO, against=SFT),
-    Row("logo-lambda0.5", "LOGO, λ=0.5", ("objective.sft_weight=0.5",), rate_of=LOGO, against=SFT),
-    Row("logo-lambda1", "LOGO, λ=1", ("objective.sft_weight=1",), rate_of=LOGO, against=SFT),
-    Row("logo-continuous", "LOGO, continuous positions only", _CONTINUOUS, rate_of=LOGO, against=SFT),
-    Row("logo-sparse", "LOGO, sparse positions only", ("positions.mode=sparse",), rate_of=LOGO, against=SFT),
-    Row("logo-unjudged", "LOGO, judge off", (), data="train-unjudged", rate_of=LOGO, against=SFT),
-    Row("logo-fused", "LOGO, evaluator fused", (), data="train-fused", rate_of=LOGO, against=SFT),
+    _setting("logo-m3", "M=3", "data.num_rejected=3"),
+    _setting("logo-lambda0", "λ=0", "objective.sft_weight=0"),
+    _setting("logo-lambda0.5", "λ=0.5", "objective.sft_weight=0.5"),
+    _setting("logo-lambda1", "λ=1", "objective.sft_weight=1"),
+    _setting("logo-continuous", "continuous positions only", "positions.mode=continuous"),
+    _setting("logo-sparse", "sparse positions only", "positions.mode=sparse"),
+    _setting("logo-unjudged", "judge off", data="train-unjudged"),
+    _setting("logo-fused", "evaluator fused", data="train-fused"),
     # Remedies, should LOGO not beat instruct tuning; fewer and more updates also show what samples are worth.
-    Row("logo-mixed", "LOGO, dis-preferred of mixed contexts only", _MIXED_ONLY, rate_of=LOGO, against=SFT),
-    Row("logo-paper", "LOGO, β=10, γ=3", ("objective.beta=10", "objective.gamma=3"), rate_of=LOGO, against=SFT),
-    Row("logo-short", "LOGO, 8 updates", ("max_steps=8",), rate_of=LOGO, against="sft-short"),
+    _setting("logo-mixed", "dis-preferred of mixed contexts only", "data.rejected_strategies=[mixed-0.5,mixed-0.25]"),
+    _setting("logo-paper", "β=10, γ=3", "objective.beta=10", "objective.gamma=3"),
+    _setting("logo-short", "8 updates", "max_steps=8", against="sft-short"),
     Row(SFT_SAME_RATE, "Instruct Tuning (Partial), LOGO's learning rate", ("objective={name: sft}",), rate_of=LOGO),
     Row("sft-short", "Instruct Tuning (Partial), 8 updates", ("objective={name: sft}", "max_steps=8"), rate_of=SFT),
-    Row("logo-long", "LOGO, two epochs", ("epochs=2",), rate_of=LOGO, against="sft-long"),
+    _setting("logo-long", "two epochs", "epochs=2", against="sft-long"),
     Row("sft-long", "Instruct Tuning (Partial), two epochs", ("objective={name: sft}", "epochs=2"), rate_of=SFT),
 )
 
