@@ -151,18 +151,24 @@ class Outcomes:
         return [float(measure.transform(mean)) for mean in scores.mean(1)]
 
     def change(self, row: Row, other: Row, measure: Measure) -> Estimate:
-        """``row`` minus ``other``, over the same samples; of the seeds that both were trained with, if both were."""
-        (after, clusters), (before, _) = self.scores(row, measure), self.scores(other, measure)
-        if not (row.is_untrained or other.is_untrained):
-            shared = min(len(after), len(before))  # the first ones: what differs is the rows, not the seeds
-            after, before = after[:shared], before[:shared]
+        """``row`` minus ``other``, over the same samples and seeds."""
+        after, before, clusters = self._paired(row, other, measure)
         return estimate_difference(before.mean(0), after.mean(0), clusters, transform=measure.transform)
 
     def changes_by_seed(self, row: Row, other: Row, measure: Measure) -> list[float]:
-        """The same for each seed: with the same seed's model where the other row has several, else with its one."""
-        after, before = self.by_seed(row, measure), self.by_seed(other, measure)
-        pairs = zip(after, before if len(before) == len(after) else before[:1] * len(after), strict=True)
-        return [one - two for one, two in pairs]
+        """The same for each seed."""
+        after, before, _ = self._paired(row, other, measure)
+        changes = measure.transform(after.mean(1)) - measure.transform(before.mean(1))
+        return [float(change) for change in changes]
+
+    def _paired(self, row: Row, other: Row, measure: Measure) -> tuple[Array, Array, list[str]]:
+        """Scores [seeds, samples] of both rows under the seeds that both were trained with, the first ones: what
+        differs is the rows, not the seeds. A model as it is stands beside every seed of the other."""
+        (after, clusters), (before, _) = self.scores(row, measure), self.scores(other, measure)
+        if row.is_untrained or other.is_untrained:
+            after, before = np.broadcast_arrays(after, before)
+        shared = min(len(after), len(before))
+        return after[:shared], before[:shared], clusters
 
     def curve(self, name: str) -> Curve:
         """Needles over the training of a row."""

@@ -173,6 +173,11 @@ def test_rows_trained_with_other_seeds_are_compared_over_those_they_share(study:
     assert outcomes.change(row(LOGO), row(BASE), F1).value == pytest.approx(
         np.mean(three) - outcomes.by_seed(row(BASE), F1)[0]
     )
+    assert outcomes.changes_by_seed(row(LOGO), row("logo-m3"), F1) == pytest.approx([three[0] - one[0]])
+    base = outcomes.by_seed(row(BASE), perplexity(4096))[0]
+    assert outcomes.changes_by_seed(row(LOGO), row(BASE), perplexity(4096)) == pytest.approx(
+        [value - base for value in outcomes.by_seed(row(LOGO), perplexity(4096))]
+    )
 
 
 @pytest.mark.parametrize(
