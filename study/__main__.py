@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,7 +58,7 @@ def _study(arguments: argparse.Namespace) -> None:
             print(job.command)
         return
     with locked(study.folder):
-        _write_documents(study)
+        write_documents(study)
         journal = Journal(study.folder)
 
         def run(title: str, chains: Sequence[Sequence[Job]]) -> None:
@@ -75,16 +76,27 @@ def _study(arguments: argparse.Namespace) -> None:
     note(f"wrote {report / 'README.md'}")
 
 
-def _write_documents(study: Study) -> None:
-    """The files of each split: the study's documents after the embedded ones."""
+def write_documents(study: Study) -> None:
+    """The files of each split: the study's documents after the embedded ones. Those of the fresh questions are the
+    held-out ones with the questions that these do not ask."""
     for name in ("train", "validation", "heldout"):
         texts = [(DOCUMENTS / f"{name}.jsonl").read_text(encoding="utf-8")]
         if name in _EMBEDDED:
             embedded = resources.files("logodata") / "embedded" / f"{_EMBEDDED[name]}.jsonl"
             texts.insert(0, embedded.read_text(encoding="utf-8"))
-        path = study.documents(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, "".join(texts))
+        _write(study, name, "".join(texts))
+    documents = [json.loads(line) for line in study.documents("heldout").read_text(encoding="utf-8").splitlines()]
+    for document in documents:
+        details = [question for question in document["questions"] if question["kind"] == "single_detail"]
+        asked = details[: study.scale.heldout_questions]  # as the builds choose them
+        document["questions"] = [question for question in document["questions"] if question not in asked]
+    _write(study, "fresh", "".join(f"{json.dumps(document, ensure_ascii=False)}\n" for document in documents))
+
+
+def _write(study: Study, name: str, text: str) -> None:
+    path = study.documents(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text)
 
 
 if __name__ == "__main__":

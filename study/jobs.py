@@ -25,8 +25,17 @@ class Job:
         return shlex.join([self.program, *self.arguments])
 
 
-BUILDS = ("train", "heldout", "validation", "train-unjudged", "train-fused", "heldout-pairs")
-"""Data sets: the first three are made first, the others draw on their responses."""
+BUILDS = ("train", "heldout", "validation", "train-unjudged", "train-fused", "heldout-pairs", "fresh")
+"""Data sets: the first three are made first, the others of the same documents."""
+
+
+_QUESTIONS_ONLY = (
+    "judge.enabled=false",
+    "generation.preferred=reference",
+    "generation.num_candidates=1",
+    "contexts.mixed_ratios=[]",
+)
+"""A data set that is only asked needs one response of the model, the least that a sample can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +71,18 @@ class Study:
 
     def measured(self, row: Row, seed: int) -> Path:
         """The folder of what was measured on a row."""
-        return self.folder / "eval" / (row.name if row.is_untrained else f"{row.name}-seed{seed}")
+        return self.folder / "eval" / self._named(row, seed)
+
+    def asked(self, row: Row, seed: int) -> Path:
+        """The folder of a row's answers to the fresh questions."""
+        return self.folder / "fresh" / self._named(row, seed)
+
+    def _named(self, row: Row, seed: int) -> str:
+        return row.name if row.is_untrained else f"{row.name}-seed{seed}"
 
     def seeds(self, row: Row) -> tuple[int, ...]:
         """Seeds of a row's training."""
-        return self.scale.seeds[: 1 if row.is_untrained or not row.main else None]
+        return self.scale.seeds if (row.main or row.replicated) and not row.is_untrained else self.scale.seeds[:1]
 
     def first_builds(self) -> list[Job]:
         """Data sets that hold every response."""
@@ -86,6 +102,7 @@ class Study:
                 "train-fused", "train", "evaluator.name=fused", "contexts.critical_threshold=null", responses="train"
             ),
             self._build("heldout-pairs", "heldout", self._asked(self.scale.heldout_questions), responses="heldout"),
+            self._build("fresh", "fresh", *_QUESTIONS_ONLY),
         ]
 
     def _asked(self, number: int) -> str:
@@ -121,15 +138,18 @@ class Study:
         return [[self._validate(row(BASE), first, None)], *pilots]
 
     def _validate(self, asked: Row, seed: int, rate: float | None) -> Job:
+        return self._ask(asked, seed, rate, "validation", self.validated(asked, rate))
+
+    def _ask(self, asked: Row, seed: int, rate: float | None, data: str, folder: Path) -> Job:
         return self._job(
             "logoeval",
-            self.validated(asked, rate),
+            folder,
             "qa",
             "--recipe",
             str(self.scale.recipe),
             *self._adapter(asked, seed, rate),
             "--data",
-            str(self.data("validation")),
+            str(self.data(data)),
             "qa.max_new_tokens=32",
             *self.extra.get("logoeval qa", ()),
         )
@@ -145,22 +165,28 @@ class Study:
     def trainings(self, rates: Mapping[str, float]) -> list[Job]:
         """All runs that the comparison needs and the pilots did not make."""
         piloted = {job.name for job in self.pilots()}
-        return [job for chain in self.rows(rates) for job in chain[:-1] if job.name not in piloted]
+        return [job for job in self._of_rows("logotrain", rates) if job.name not in piloted]
 
     def measurements(self, rates: Mapping[str, float]) -> list[Job]:
-        """Held-out questions and pairs, needles and perplexity of every row and seed."""
-        return [chain[-1] for chain in self.rows(rates)]
+        """Held-out questions and pairs, needles and perplexity of every row and seed; fresh questions of some."""
+        return self._of_rows("logoeval", rates)
+
+    def _of_rows(self, program: str, rates: Mapping[str, float]) -> list[Job]:
+        return [job for chain in self.rows(rates) for job in chain if job.program == program]
 
     def rows(self, rates: Mapping[str, float]) -> list[list[Job]]:
-        """Of every row and seed the training, if there is any (a pilot's may be it), and the measurement. All
+        """Of every row and seed the training, if there is any (a pilot's may be it), and the measurements. All
         rows come with the first seed before the others."""
         chains = []
         for seed in self.scale.seeds:
             for one in ROWS:
                 if seed in self.seeds(one):
                     rate = self.rate(one, rates)
-                    training = [] if one.overrides is None else [self._train(one, seed, rate)]
-                    chains.append([*training, self._measure(one, seed, rate)])
+                    chain = [] if one.overrides is None else [self._train(one, seed, rate)]
+                    chain.append(self._measure(one, seed, rate))
+                    if one.replicated:
+                        chain.append(self._ask(one, seed, rate, "fresh", self.asked(one, seed)))
+                    chains.append(chain)
         return chains
 
     def rate(self, trained: Row, rates: Mapping[str, float]) -> float | None:

@@ -7,7 +7,7 @@ speaks of the method, not of one model; how far the seeds lie apart stands besid
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from study.rows import ROWS, Row
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A number of the tables. ``where`` are facts that its samples must have; ``better``: +1 where more is better."""
+    """A number of the tables. ``where`` are facts that its samples must have; ``better``: +1 where more is better;
+    ``fresh``: of the fresh questions, else of the held-out ones."""
 
     task: TaskName
     key: str
@@ -33,6 +34,7 @@ class Measure:
     kind: str
     better: int
     where: tuple[tuple[str, Any], ...] = ()
+    fresh: bool = False
 
     @property
     def transform(self) -> Callable[[Array], Array]:
@@ -58,6 +60,10 @@ PERPLEXITY = perplexity(4096)
 
 MEASURES = (F1, WORDS, ENDED, TOKENS, RECALL, PERPLEXITY, MARGIN, CHOSEN)
 """The columns of the tables."""
+
+FRESH_F1 = replace(F1, label="fresh answer F1, %", fresh=True)
+FRESH_MEASURES = (FRESH_F1, *(replace(measure, fresh=True) for measure in (WORDS, ENDED, TOKENS)))
+"""The columns of the table of fresh questions."""
 
 
 def outcome_measure(outcome: Outcome) -> Measure:
@@ -103,9 +109,10 @@ class Outcomes:
     def _results(self, folder: Path) -> Results:
         return read_results(folder)
 
-    def results(self, row: Row) -> list[Results]:
-        """One a seed."""
-        return [self._read(self.study.measured(row, seed)) for seed in self.study.seeds(row)]
+    def results(self, row: Row, *, fresh: bool = False) -> list[Results]:
+        """One a seed; of the fresh questions, or of all else."""
+        folder = self.study.asked if fresh else self.study.measured
+        return [self._read(folder(row, seed)) for seed in self.study.seeds(row)]
 
     @property
     def lengths(self) -> list[int]:
@@ -115,12 +122,14 @@ class Outcomes:
 
     def has(self, row: Row, measure: Measure) -> bool:
         """Whether it was measured on this row."""
-        return all(measure.task in results.tasks for results in self.results(row))
+        if measure.fresh and not row.replicated:
+            return False
+        return all(measure.task in results.tasks for results in self.results(row, fresh=measure.fresh))
 
     def scores(self, row: Row, measure: Measure) -> tuple[Array, list[str]]:
         """Scores [seeds, samples] and the samples' clusters."""
         columns, clusters = [], []
-        for seed, results in zip(self.study.seeds(row), self.results(row), strict=True):
+        for seed, results in zip(self.study.seeds(row), self.results(row, fresh=measure.fresh), strict=True):
             samples = [
                 sample
                 for sample in results.tasks[measure.task].samples

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from logoeval.stats import Estimate
 from logoeval.tables import Table
-from study.claims import CLAIMS, judge
+from study.claims import Claim, judge
 from study.outcome import MEASURES, Measure, Outcomes, spread, validation_scores
-from study.rows import LOGO, ROWS, SFT, SFT_SAME_RATE, Row, row
+from study.rows import LOGO, LOGO_LONG, ROWS, SFT, SFT_LONG_SAME_RATE, SFT_SAME_RATE, Row, row
 from study.schedule import Journal
 
 
@@ -27,12 +27,12 @@ def estimate(measure: Measure, found: Estimate, *, signed: bool = False) -> str:
     return f"{text} [{low}, {high}]"
 
 
-def levels(outcomes: Outcomes, rows: Sequence[Row], title: str) -> Table:
+def levels(outcomes: Outcomes, rows: Sequence[Row], title: str, measures: Sequence[Measure] = MEASURES) -> Table:
     """Every measure of every row, with 95 % intervals over samples and the deviation over seeds."""
     lines = []
     for one in rows:
         cells = []
-        for measure in MEASURES:
+        for measure in measures:
             if not outcomes.has(one, measure):
                 cells.append("-")
                 continue
@@ -40,7 +40,7 @@ def levels(outcomes: Outcomes, rows: Sequence[Row], title: str) -> Table:
             text = estimate(measure, outcomes.level(one, measure))
             cells.append(text if by_seed is None else f"{text} ±{value(measure, by_seed)}")
         lines.append([one.label, *cells])
-    return Table(title, ["", *(measure.label for measure in MEASURES)], lines)
+    return Table(title, ["", *(measure.label for measure in measures)], lines)
 
 
 def changes(outcomes: Outcomes, rows: Sequence[Row], other: Row, measures: Sequence[Measure]) -> Table:
@@ -60,7 +60,11 @@ def changes(outcomes: Outcomes, rows: Sequence[Row], other: Row, measures: Seque
 def remedies(outcomes: Outcomes, measures: Sequence[Measure]) -> Table:
     """LOGO in each of its settings against instruct tuning on as many updates."""
     lines = []
-    compared = [(row(LOGO), row(SFT)), (row(LOGO), row(SFT_SAME_RATE))]
+    compared = [
+        (row(LOGO), row(SFT)),
+        (row(LOGO), row(SFT_SAME_RATE)),
+        (row(LOGO_LONG), row(SFT_LONG_SAME_RATE)),
+    ]
     compared += [(one, row(one.against)) for one in ROWS if one.against]
     for one, other in compared:
         found = [estimate(measure, outcomes.change(one, other, measure), signed=True) for measure in measures]
@@ -69,10 +73,10 @@ def remedies(outcomes: Outcomes, measures: Sequence[Measure]) -> Table:
     return Table("LOGO's settings against instruct tuning", head, lines, text_columns={1})
 
 
-def claims_table(outcomes: Outcomes) -> Table:
+def claims_table(outcomes: Outcomes, claims: Sequence[Claim], title: str) -> Table:
     """Each claim with the difference that decides it."""
     lines = []
-    for claim in CLAIMS:
+    for claim in claims:
         found = judge(claim, outcomes)
         seeds = ", ".join(value(claim.measure, number, signed=True) for number in found.by_seed)
         lines.append(
@@ -86,7 +90,7 @@ def claims_table(outcomes: Outcomes) -> Table:
             ]
         )
     head = ["the claim", "compared", "in", "difference [95 %]", "by seed", "here"]
-    return Table("The paper's claims", head, lines, text_columns={1, 2, 5})
+    return Table(title, head, lines, text_columns={1, 2, 5})
 
 
 def rates_table(outcomes: Outcomes) -> Table:

@@ -11,12 +11,15 @@ import pytest
 from logodata.common.errors import UserError
 from logodata.common.recipe_io import load_recipe
 from logodata.recipe import BuildRecipe
+from logodata.sources.reading import read_source
+from logodata.sources.settings import SourceSettings
 from logoeval.recipe import EvalRecipe
 from logotrain.recipe import TrainRecipe
+from study.__main__ import write_documents
 from study.jobs import Job, Study
 from study.report import all_jobs
 from study.rows import LOGO, ROWS, row
-from study.scale import CPU, DOCUMENTS, GPU, SCALES
+from study.scale import CPU, DOCUMENTS, GPU, SCALES, Scale
 from study.schedule import Journal, run_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,10 +58,8 @@ def test_rows_differ_from_logo_in_what_they_say() -> None:
 
     def resolved(name: str) -> str:
         overrides = row(name).overrides or ()
-        own_rate = row(name).rate_of is None and name != LOGO
-        return (
-            load_recipe(TrainRecipe, "train", CPU.recipe, overrides).model_dump_json() + row(name).data + str(own_rate)
-        )
+        rate_of = row(name).rate_of or name
+        return load_recipe(TrainRecipe, "train", CPU.recipe, overrides).model_dump_json() + row(name).data + rate_of
 
     trained = [found.name for found in ROWS if not found.is_untrained]
     assert len({resolved(name) for name in trained}) == len(trained)
@@ -75,6 +76,26 @@ def test_the_splits_share_no_document_and_their_evidence_stands_in_the_text() ->
             for question in document["questions"]:
                 assert all(document["context"][start:end].strip() for start, end in question["evidence"])
     assert len(seen) == 18
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=lambda scale: scale.name)
+def test_fresh_questions_are_those_of_held_out_documents_that_are_not_asked(scale: Scale, tmp_path: Path) -> None:
+    study = Study(scale, tmp_path)
+    write_documents(study)
+
+    def asked(name: str, most: int | None) -> dict[str, set[str]]:
+        settings = SourceSettings(
+            path=str(study.documents(name)), kinds=("single_detail",), max_questions_per_document=most
+        )
+        documents = read_source(settings).documents
+        return {document.doc_id: {question.question for question in document.questions} for document in documents}
+
+    every, heldout, fresh = asked("heldout", None), asked("heldout", scale.heldout_questions), asked("fresh", None)
+    assert list(every) == list(fresh)
+    assert sum(map(len, fresh.values())) > 0
+    for doc_id, questions in every.items():
+        assert heldout[doc_id] | fresh[doc_id] == questions
+        assert not heldout[doc_id] & fresh[doc_id]
 
 
 def _job(name: str, code: str) -> Job:

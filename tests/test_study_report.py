@@ -23,11 +23,11 @@ from logoeval.records import (
     summarise,
 )
 from logoeval.records import write_results as write_results_there
-from study.claims import CLAIMS, Claim, judge
+from study.claims import CLAIMS, REPLICATED, Claim, judge
 from study.jobs import BUILDS, Study
-from study.outcome import F1, MARGIN, RECALL, Outcomes, chosen_rates, outcome_measure, perplexity
+from study.outcome import F1, FRESH_F1, MARGIN, RECALL, Outcomes, chosen_rates, outcome_measure, perplexity
 from study.report import write_report
-from study.rows import BASE, CURVES, LOGO, ROWS, SFT, row
+from study.rows import BASE, CURVES, LOGO, LOGO_LONG, ROWS, SFT, row
 from study.scale import CPU
 from study.schedule import Journal
 from tests.logoeval.conftest import write_build
@@ -115,6 +115,8 @@ def study(tmp_path: Path, tiny_tokenizer: object) -> Study:
     for one in ROWS:
         for seed in study.seeds(one):
             _write_measurements(study.measured(one, seed), LEVEL.get(one.name, 0.2), seed, needles=one.main)
+            if one.replicated:
+                _write_measurements(study.asked(one, seed), LEVEL.get(one.name, 0.2) + 0.3, seed, needles=False)
     for name in CURVES:
         values = [
             CurveValue(
@@ -161,6 +163,11 @@ def test_numbers_are_means_over_samples_and_seeds(study: Study) -> None:
     assert outcomes.level(row(BASE), perplexity(4096)).value == pytest.approx(np.exp(3.0 - 0.001))
     assert outcomes.level(row(LOGO), outcome_measure("right")).value == pytest.approx(0.5)
     assert outcomes.level(row(LOGO), outcome_measure("hallucination")).value == pytest.approx(0.25, abs=0.05)
+    fresh = outcomes.change(row(LOGO), row(BASE), FRESH_F1)
+    assert fresh.value == pytest.approx(0.4, abs=0.02)
+    assert outcomes.level(row(LOGO), FRESH_F1).value == pytest.approx(level.value + 0.3)
+    assert outcomes.has(row(LOGO_LONG), FRESH_F1)
+    assert not outcomes.has(row(SFT), FRESH_F1)
     assert outcomes.has(row(LOGO), RECALL)
     assert not outcomes.has(row("logo-m3"), RECALL)
 
@@ -206,14 +213,15 @@ def test_the_report_holds_every_row_claim_figure_and_command(study: Study, tmp_p
     assert "Read by hand: nothing yet." in page
     for one in ROWS:
         assert one.label in page
-    for claim in CLAIMS:
+    for claim in (*CLAIMS, *REPLICATED):
         assert claim.text in page
     for name in ("needles", "perplexity", "tradeoff", "margins", "training", "errors", "rates"):
         assert f"](figures-cpu/{name}.png)" in page
         assert (folder / "figures-cpu" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert f"logotrain run recipes/study/cpu.yaml --data {study.data('train')}" in page
     record = json.loads((folder / "results-cpu.json").read_text(encoding="utf-8"))
-    assert len(record["claims"]) == len(CLAIMS)
+    assert len(record["claims"]) == len(CLAIMS) + len(REPLICATED)
+    assert record["rows"][LOGO]["fresh_questions"]["token_f1"]["value"] == pytest.approx(0.8, abs=0.06)
     assert record["rows"][LOGO]["measures"]["token_f1"]["value"] == pytest.approx(0.5, abs=0.06)
     assert MARGIN.key in record["rows"]["logo-m3"]["measures"]
 
