@@ -90,6 +90,8 @@ def write_documents(study: Study) -> None:
         details = [question for question in document["questions"] if question["kind"] == "single_detail"]
         asked = details[: study.scale.heldout_questions]  # as the builds choose them
         document["questions"] = [question for question in document["questions"] if question not in asked]
+        document["is_fresh"] = len(details) > len(asked)
+    documents.sort(key=lambda document: not document.pop("is_fresh"))  # a trial reads the first documents only
     _write(study, "fresh", "".join(f"{json.dumps(document, ensure_ascii=False)}\n" for document in documents))
 
 

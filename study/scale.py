@@ -72,7 +72,7 @@ GPU = Scale(
     rates=(1e-4, 3e-4, 1e-3, 3e-3),
     seeds=(0, 1, 2),
     validation_questions=16,
-    heldout_questions=16,
+    heldout_questions=9,
     curve=("niah.lengths=[4096]", "niah.num_samples=10"),
     longbench_window=8192,
     tenth={
