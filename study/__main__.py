@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from logodata.common.arguments import parse_arguments
 from logodata.common.console import note
@@ -87,12 +88,14 @@ def write_documents(study: Study) -> None:
         _write(study, name, "".join(texts))
     documents = [json.loads(line) for line in study.documents("heldout").read_text(encoding="utf-8").splitlines()]
     for document in documents:
-        details = [question for question in document["questions"] if question["kind"] == "single_detail"]
-        asked = details[: study.scale.heldout_questions]  # as the builds choose them
+        asked = _details(document)[: study.scale.heldout_questions]  # as the builds choose them
         document["questions"] = [question for question in document["questions"] if question not in asked]
-        document["is_fresh"] = len(details) > len(asked)
-    documents.sort(key=lambda document: not document.pop("is_fresh"))  # a trial reads the first documents only
+    documents.sort(key=lambda document: not _details(document))  # a trial reads the first documents only
     _write(study, "fresh", "".join(f"{json.dumps(document, ensure_ascii=False)}\n" for document in documents))
+
+
+def _details(document: dict[str, Any]) -> list[Any]:
+    return [question for question in document["questions"] if question["kind"] == "single_detail"]
 
 
 def _write(study: Study, name: str, text: str) -> None:

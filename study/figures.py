@@ -21,7 +21,6 @@ from study.outcome import (
     outcome_measure,
     perplexity,
     validation_score,
-    validation_scores,
 )
 from study.rows import BASE, CURVES, LOGO, ROWS, SFT, Row, row
 
@@ -219,7 +218,7 @@ def _errors(outcomes: Outcomes, path: Path) -> None:
 
 def _rates(outcomes: Outcomes, path: Path) -> None:
     """Validation answers by learning rate."""
-    found = validation_scores(outcomes.study)
+    found = outcomes.validation_f1
     with _figure(path, width=5.4) as (axes,):
         for name, scores in found.items():
             rates = sorted(scores)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,11 +125,11 @@ class Study:
 
     def pilots(self) -> list[Job]:
         """Every learning rate of every method with one seed."""
-        return [job for chain in self.tuning() for job in chain[:-1]]
+        return _run_by("logotrain", self.tuning())
 
     def validations(self) -> list[Job]:
         """The validation questions, asked of the model as it is and of every pilot."""
-        return [chain[-1] for chain in self.tuning()]
+        return _run_by("logoeval", self.tuning())
 
     def tuning(self) -> list[list[Job]]:
         """Of the model as it is the validation; each pilot with its validation after it."""
@@ -165,14 +165,11 @@ class Study:
     def trainings(self, rates: Mapping[str, float]) -> list[Job]:
         """All runs that the comparison needs and the pilots did not make."""
         piloted = {job.name for job in self.pilots()}
-        return [job for job in self._of_rows("logotrain", rates) if job.name not in piloted]
+        return [job for job in _run_by("logotrain", self.rows(rates)) if job.name not in piloted]
 
     def measurements(self, rates: Mapping[str, float]) -> list[Job]:
         """Held-out questions and pairs, needles and perplexity of every row and seed; fresh questions of some."""
-        return self._of_rows("logoeval", rates)
-
-    def _of_rows(self, program: str, rates: Mapping[str, float]) -> list[Job]:
-        return [job for chain in self.rows(rates) for job in chain if job.program == program]
+        return _run_by("logoeval", self.rows(rates))
 
     def rows(self, rates: Mapping[str, float]) -> list[list[Job]]:
         """Of every row and seed the training, if there is any (a pilot's may be it), and the measurements. All
@@ -271,3 +268,7 @@ class Study:
     def _job(self, program: str, folder: Path, *arguments: str) -> Job:
         name = folder.relative_to(self.folder).as_posix()
         return Job(name, program, (*arguments, "-o", str(folder)))
+
+
+def _run_by(program: str, chains: Iterable[list[Job]]) -> list[Job]:
+    return [job for chain in chains for job in chain if job.program == program]

@@ -104,6 +104,7 @@ class Outcomes:
 
     def __init__(self, study: Study, rates: Mapping[str, float]) -> None:
         self.study, self.rates = study, rates
+        self.validation_f1 = validation_scores(study)
         self._read = cache(self._results)
 
     def _results(self, folder: Path) -> Results:

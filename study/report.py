@@ -29,7 +29,6 @@ from study.outcome import (
     Measure,
     Outcomes,
     outcome_measure,
-    validation_scores,
 )
 from study.rows import BASE, CURVES, LOGO, ROWS, Row, row
 from study.schedule import Journal
@@ -220,7 +219,7 @@ def record(outcomes: Outcomes, journal: Journal) -> dict[str, Any]:
                 "scale": study.scale.name,
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-                "rates": {"chosen": outcomes.rates, "validation_f1": validation_scores(study)},
+                "rates": {"chosen": outcomes.rates, "validation_f1": outcomes.validation_f1},
                 "rows": rows,
                 "claims": claims,
                 "jobs": jobs,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from logoeval.stats import Estimate
 from logoeval.tables import Table
 from study.claims import Claim, judge
-from study.outcome import MEASURES, Measure, Outcomes, spread, validation_scores
+from study.outcome import MEASURES, Measure, Outcomes, spread
 from study.rows import LOGO, LOGO_LONG, ROWS, SFT, SFT_LONG_SAME_RATE, SFT_SAME_RATE, Row, row
 from study.schedule import Journal
 
@@ -95,7 +95,7 @@ def claims_table(outcomes: Outcomes, claims: Sequence[Claim], title: str) -> Tab
 
 def rates_table(outcomes: Outcomes) -> Table:
     """What each learning rate gave on the validation documents."""
-    found = validation_scores(outcomes.study)
+    found = outcomes.validation_f1
     rates = sorted({rate for scores in found.values() for rate in scores})
 
     def cell(name: str, rate: float) -> str:
