@@ -134,24 +134,52 @@ def _perplexity(outcomes: Outcomes, path: Path) -> None:
 
 
 def _tradeoff(outcomes: Outcomes, path: Path) -> None:
-    """Answers against perplexity (the form of Figure 6): rows of Table 1 as marks, settings as numbers."""
-    settings = [one for one in ROWS if not one.main]
-    with _figure(path, width=7.6, height=4) as (axes,):
+    """Answers against perplexity (the form of Figure 6), all of the first seed: rows of Table 1 as marks, settings as
+    numbered points."""
+    with _figure(path, width=7.6, height=4.4) as (axes,):
 
-        def point(one: Row, **look: Any) -> None:
-            x, y = outcomes.level(one, PERPLEXITY).value, 100 * outcomes.level(one, F1).value
-            axes.plot(x, y, linestyle="none", label=one.label, **look)
+        def place(one: Row) -> tuple[float, float]:
+            return outcomes.by_seed(one, PERPLEXITY)[0], 100 * outcomes.by_seed(one, F1)[0]
 
-        for one in ROWS:
-            if one.main and one.name != "yarn":  # scaling alone moves perplexity by more than all training
-                point(one, marker=_MARKS[one.name], color=_COLOURS[one.name], markersize=8)
+        marked = [one for one in ROWS if one.main and one.name != "yarn"]  # scaling alone is no training
+        settings = [one for one in ROWS if not one.main]
+        for one in marked:
+            axes.plot(
+                *place(one),
+                linestyle="none",
+                label=one.label,
+                marker=_MARKS[one.name],
+                color=_COLOURS[one.name],
+                markersize=8,
+            )
         for number, one in enumerate(settings, 1):
+            axes.plot(*place(one), marker=".", color=_MUTED, markersize=4)
             size = 5 if number < 10 else 8  # of one digit, of two
-            point(one, marker=f"${number}$", color=_INK, markersize=size, markeredgewidth=0.2)
+            key: dict[str, Any] = {"marker": f"${number}$", "color": _INK, "markersize": size, "markeredgewidth": 0.2}
+            axes.plot([], [], linestyle="none", label=one.label, **key)
         axes.margins(0.08)
         axes.set_xlabel(f"{PERPLEXITY.label} tokens")
         axes.set_ylabel("word F1 of held-out answers, %")
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        _number(axes, [place(one) for one in settings], [place(one) for one in marked])
+
+
+def _number(axes: Axes, points: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]) -> None:
+    """Number the points, each number on the side of its point that is farthest from all else."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # the layout decides where points lie
+    taken = axes.transData.transform([*points, *others])  # in pixels
+    reach = 8 * figure.dpi / 72  # from a point to the middle of its number: 8 points
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    sides = reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for number, point in enumerate(taken[: len(points)], 1):
+        rest = np.delete(taken, number - 1, axis=0)
+        distances = np.linalg.norm((point + sides)[:, None] - rest[None], axis=2).min(1)  # [sides]
+        chosen = point + sides[distances.argmax()]
+        taken = np.concatenate([taken, chosen[None]])
+        x, y = axes.transData.inverted().transform(chosen)
+        axes.text(x, y, str(number), ha="center", va="center", fontsize=7)
 
 
 def _margins(outcomes: Outcomes, path: Path) -> None:

@@ -36,7 +36,7 @@ from study.schedule import Journal
 _CAPTIONS = {
     "needles": "Needles found by prompt length (the form of the paper's Figure 3).",
     "perplexity": "Perplexity of Python's documentation; dashed: no weight was trained (Figure 4).",
-    "tradeoff": "Answers against perplexity, every setting (Figure 6).",
+    "tradeoff": "Answers against perplexity, every setting; the models of the first seed (Figure 6).",
     "margins": "Reward margin of held-out pairs, mean over seeds (Figure 6).",
     "training": "Needle recall and retrieval score with the right answer fed, over training (Figure 7).",
     "errors": "How held-out answers go wrong (Figure 9).",
@@ -84,8 +84,9 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         _figures(drawn, ("needles", "perplexity", "training", "margins", "errors"), folder),
         "## Settings of LOGO (Figure 6)",
         f"Each differs from LOGO in one thing, and has its learning rate. One seed ({study.scale.seeds[0]}), but where "
-        "a deviation over seeds stands; differences are from LOGO of the same seeds.",
-        tables.levels(outcomes, ablations, "Settings").markdown(),
+        "a deviation over seeds stands: compare levels in the first column, which is of that seed in every row. "
+        "Differences are from LOGO of the same seeds.",
+        tables.levels(outcomes, ablations, "Settings", of_first_seed=F1).markdown(),
         tables.changes(outcomes, ablations[1:], row(LOGO), (F1, WORDS, PERPLEXITY, MARGIN)).markdown(),
         _figures(drawn, ("tradeoff",), folder),
         "## Does any setting of LOGO beat instruct tuning?",

@@ -27,11 +27,18 @@ def estimate(measure: Measure, found: Estimate, *, signed: bool = False) -> str:
     return f"{text} [{low}, {high}]"
 
 
-def levels(outcomes: Outcomes, rows: Sequence[Row], title: str, measures: Sequence[Measure] = MEASURES) -> Table:
-    """Every measure of every row, with 95 % intervals over samples and the deviation over seeds."""
+def levels(
+    outcomes: Outcomes,
+    rows: Sequence[Row],
+    title: str,
+    measures: Sequence[Measure] = MEASURES,
+    of_first_seed: Measure | None = None,
+) -> Table:
+    """Every measure of every row, with 95 % intervals over samples and the deviation over seeds; before them one of
+    the first seed's models alone, where rows have different numbers of seeds."""
     lines = []
     for one in rows:
-        cells = []
+        cells = [] if of_first_seed is None else [value(of_first_seed, outcomes.by_seed(one, of_first_seed)[0])]
         for measure in measures:
             if not outcomes.has(one, measure):
                 cells.append("-")
@@ -40,7 +47,8 @@ def levels(outcomes: Outcomes, rows: Sequence[Row], title: str, measures: Sequen
             text = estimate(measure, outcomes.level(one, measure))
             cells.append(text if by_seed is None else f"{text} ±{value(measure, by_seed)}")
         lines.append([one.label, *cells])
-    return Table(title, ["", *(measure.label for measure in measures)], lines)
+    first = [] if of_first_seed is None else [f"{of_first_seed.label}, first seed"]
+    return Table(title, ["", *first, *(measure.label for measure in measures)], lines)
 
 
 def changes(outcomes: Outcomes, rows: Sequence[Row], other: Row, measures: Sequence[Measure]) -> Table:
