@@ -208,14 +208,14 @@ def _objectives(gaps: Iterable[tuple[str, float]]) -> list[dict[str, float]]:
 
 
 def _estimate(values: Sequence[tuple[str, float]]) -> dict[str, Any]:
-    """Mean of (doc_id, value) with its 95 % percentile bootstrap interval. Questions about one document are not
+    """Mean of (doc_id, value) with its 95 % bootstrap interval. Questions about one document are not
     independent: documents are drawn (:mod:`logodata.common.resampling`); of a single one there is no interval."""
     doc_ids, numbers = zip(*values, strict=True)
     [sums], counts = cluster_sums(np.array([numbers]), doc_ids)
     interval = None
     if (documents := len(sums)) > 1:
         draws = np.random.default_rng(0).multinomial(documents, [1 / documents] * documents, size=NUM_RESAMPLES)
-        interval = list(percentile_interval((draws @ sums) / (draws @ counts)))
+        interval = list(percentile_interval((draws @ sums) / (draws @ counts), [documents]))
     return {
         "mean": sum(sums.tolist()) / len(values),
         "interval": interval,

@@ -1,4 +1,4 @@
-"""Percentile bootstrap intervals of a mean and of a paired difference, resampled by cluster, seeded, in numpy; see
+"""Bootstrap intervals of a mean and of a paired difference, resampled by cluster, seeded, in numpy; see
 :mod:`logodata.common.resampling`."""
 
 from __future__ import annotations
@@ -71,12 +71,14 @@ def estimate_difference(
 
 @dataclass(frozen=True, slots=True)
 class _Resampled:
-    """``means`` [NUM_RESAMPLES, K] and ``point`` [K] of K rows of values; how many clusters each group has."""
+    """``means`` [NUM_RESAMPLES, K] and ``point`` [K] of K rows of values; how many clusters each group has, and the
+    variance of what it adds (of two rows: to their difference)."""
 
     means: Array
     point: Array
     num_samples: int
     group_clusters: list[int]
+    variances: list[float]
 
 
 def _resample(
@@ -87,19 +89,22 @@ def _resample(
     if groups is None:
         sums, counts = cluster_sums(values, clusters)
         rng = np.random.default_rng(seed)
-        return _Resampled(_means(sums, counts, rng), sums.sum(1) / counts.sum(), len(clusters), [len(counts)])
+        return _Resampled(_means(sums, counts, rng), sums.sum(1) / counts.sum(), len(clusters), [len(counts)], [1.0])
     members: dict[tuple[str, ...], list[int]] = {}
     for number, group in enumerate(groups):
         members.setdefault(group, []).append(number)
-    means, point, group_clusters = np.zeros((NUM_RESAMPLES, len(values))), np.zeros(len(values)), []
+    means, point = np.zeros((NUM_RESAMPLES, len(values))), np.zeros(len(values))
+    group_clusters, variances = [], []
     for number, (group, columns) in enumerate(members.items()):
         sums, counts = cluster_sums(values[:, columns], [clusters[column] for column in columns])
         weight = _weight(group, members)
         # Groups of equal size must not share draws: their errors are independent.
-        means += weight * _means(sums, counts, np.random.default_rng([seed, number]))
+        added = weight * _means(sums, counts, np.random.default_rng([seed, number]))
+        means += added
         point += weight * sums.sum(1) / counts.sum()
         group_clusters.append(len(counts))
-    return _Resampled(means, point, len(clusters), group_clusters)
+        variances.append(float((added[:, -1] - added[:, 0] if len(values) > 1 else added[:, 0]).var()))
+    return _Resampled(means, point, len(clusters), group_clusters, variances)
 
 
 def _weight(group: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> float:
@@ -122,5 +127,6 @@ def _means(sums: Array, counts: Array, rng: np.random.Generator) -> Array:
 
 
 def _estimate(resampled: Array, value: float, found: _Resampled) -> Estimate:
-    interval = percentile_interval(resampled) if min(found.group_clusters) > 1 else None
-    return Estimate(float(value), interval, found.num_samples, sum(found.group_clusters), min(found.group_clusters))
+    fewest = min(found.group_clusters)
+    interval = percentile_interval(resampled, found.group_clusters, found.variances) if fewest > 1 else None
+    return Estimate(float(value), interval, found.num_samples, sum(found.group_clusters), fewest)

@@ -2,19 +2,21 @@
 
 A claim compares two rows in one measure. It is confirmed if the 95 % interval of the paired difference over samples
 lies on the claimed side of its bound and the difference of every seed does; refuted, if the interval lies on the other
-side; else not confirmed.
+side; else not confirmed. From fewer independent samples than ``logoeval compare`` asks for a verdict nothing is said.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from logoeval.compare import MIN_CLUSTERS
 from logoeval.stats import Estimate
 from study.outcome import F1, FRESH_F1, MARGIN, PERPLEXITY, RECALL, Measure, Outcomes, outcome_measure
 from study.rows import BASE, LOGO, LOGO_LONG, SFT, SFT_LONG_SAME_RATE, row
 
-Verdict = Literal["confirmed", "refuted", "not confirmed"]
+Verdict = Literal["confirmed", "refuted", "not confirmed", "too few to tell"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +99,13 @@ def judge(claim: Claim, outcomes: Outcomes) -> Finding:
     one, other = row(claim.row), row(claim.other)
     change = outcomes.change(one, other, claim.measure)
     by_seed = outcomes.changes_by_seed(one, other, claim.measure)
-    verdict: Verdict = "not confirmed"
-    if change.interval is not None:
-        low, high = (claim.sign * (edge - claim.bound) for edge in change.interval)
-        low, high = min(low, high), max(low, high)
-        if low > 0 and all(claim.sign * (value - claim.bound) > 0 for value in by_seed):
-            verdict = "confirmed"
-        elif high < 0:
-            verdict = "refuted"
-    return Finding(claim, change, by_seed, verdict)
+    return Finding(claim, change, by_seed, _verdict(claim, change, by_seed))
+
+
+def _verdict(claim: Claim, change: Estimate, by_seed: Sequence[float]) -> Verdict:
+    if change.interval is None or change.fewest_clusters < MIN_CLUSTERS:
+        return "too few to tell"
+    low, high = sorted(claim.sign * (edge - claim.bound) for edge in change.interval)
+    if low > 0 and all(claim.sign * (value - claim.bound) > 0 for value in by_seed):
+        return "confirmed"
+    return "refuted" if high < 0 else "not confirmed"

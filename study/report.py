@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.run_dir import write_atomic, write_json
-from logodata.contract import read_samples
+from logoeval.compare import MIN_CLUSTERS
 from logoeval.records import read_results
 from study import figures, tables
 from study.claims import CLAIMS, NOT_TESTABLE, REPLICATED, judge
@@ -20,6 +20,7 @@ from study.jobs import BUILDS, Job, Study
 from study.outcome import (
     ENDED,
     F1,
+    FRESH_F1,
     FRESH_MEASURES,
     MARGIN,
     MEASURES,
@@ -60,22 +61,22 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
     jobs = all_jobs(study, outcomes.rates)
     taken = [journal.taken(job) for job in jobs]
     hours, cores = sum(one.seconds for one in taken) / 3600 / study.scale.workers, sum(one.cpu_seconds for one in taken)
-    pairs = len(read_samples(study.data("heldout-pairs")))
-    first = outcomes.results(row(BASE))[0].tasks["qa"]
-    fresh = outcomes.results(row(BASE), fresh=True)[0].tasks["qa"]
-    questions, documents = len(first.samples), len({sample.cluster for sample in first.samples})
+    questions, pairs, books = (outcomes.level(row(BASE), measure) for measure in (F1, MARGIN, PERPLEXITY))
+    prompts, fresh = (outcomes.level(row(BASE), measure) for measure in (RECALL, FRESH_F1))
     parts = [
         f"# Does it work? The paper's comparisons on SmolLM2-135M-Instruct ({study.scale.name} scale)",
         _written_by(study),
-        "What was decided before the runs is in [protocol.md](protocol.md). Numbers in brackets are 95 % intervals "
-        f"over the {questions} held-out questions of {documents} documents (paired where they are differences, "
-        f"resampled by document), over {pairs} held-out pairs, or over needle prompts; ± is the standard deviation "
-        f"over {len(study.scale.seeds)} seeds of training. A row trained with several seeds is the mean of its models, "
-        "sample by sample.",
+        "What was decided before the runs is in [protocol.md](protocol.md). Numbers in brackets are 95 % intervals, "
+        "paired where they are differences, resampled by what samples share: "
+        f"{questions.num_samples} held-out questions of {questions.num_clusters} documents, {pairs.num_samples} pairs "
+        f"of {pairs.num_clusters}, {prompts.num_clusters} needle prompts; perplexity is of {books.num_clusters} "
+        f"documents. ± is the standard deviation over {len(study.scale.seeds)} seeds of training. A row trained with "
+        "several seeds is the mean of its models, sample by sample.",
         *([remarks.read_text(encoding="utf-8").strip()] if remarks.is_file() else []),
         "## What the paper claims, and what was found",
         "The rule: *confirmed* if the interval of the paired difference and every seed lie on the claimed side, "
-        "*refuted* if the interval lies on the other, else *not confirmed*.",
+        f"*refuted* if the interval lies on the other, else *not confirmed*; from fewer than {MIN_CLUSTERS} independent "
+        "samples nothing is said.",
         tables.claims_table(outcomes, CLAIMS, "The paper's claims").markdown(),
         "Not testable at this size:\n\n" + "\n".join(f"- {text}" for text in NOT_TESTABLE),
         "## The rows of Table 1",
@@ -83,9 +84,10 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         tables.changes(outcomes, trained, row(BASE), (F1, WORDS, RECALL, PERPLEXITY, MARGIN)).markdown(),
         _figures(drawn, ("needles", "perplexity", "training", "margins", "errors"), folder),
         "## Settings of LOGO (Figure 6)",
-        f"Each differs from LOGO in one thing, and has its learning rate. One seed ({study.scale.seeds[0]}), but where "
-        "a deviation over seeds stands: compare levels in the first column, which is of that seed in every row. "
-        "Differences are from LOGO of the same seeds.",
+        "Settings of LOGO have its learning rate, and its other settings too but for what their names say; rows of "
+        "instruct tuning stand beside them for comparison, with its own rate where no other is named. One seed "
+        f"({study.scale.seeds[0]}), but where a deviation over seeds stands: compare levels in the first column, which "
+        "is of that seed in every row. Differences are from LOGO of the same seeds.",
         tables.levels(outcomes, ablations, "Settings", of_first_seed=F1).markdown(),
         tables.changes(outcomes, ablations[1:], row(LOGO), (F1, WORDS, PERPLEXITY, MARGIN)).markdown(),
         _figures(drawn, ("tradeoff",), folder),
@@ -94,15 +96,15 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         "many updates, over the seeds that both have. At 95 %, one comparison in forty would lie above zero by chance.",
         tables.remedies(outcomes, (F1, WORDS, ENDED, MARGIN)).markdown(),
         "## Does the best of them hold on fresh questions?",
-        f"What looks best among many settings on the same {questions} questions may be luck. So it was trained with "
-        f"every seed and asked {len(fresh.samples)} other questions of the held-out documents, which nobody had looked "
+        f"What looks best among many settings on the same {questions.num_samples} questions may be luck. So it was "
+        f"trained with every seed and asked {fresh.num_samples} other questions of the held-out documents, which nobody had looked "
         "at, beside what it has to beat; the rule of confirmation is that of the claims.",
         tables.claims_table(outcomes, REPLICATED, "On fresh questions").markdown(),
         tables.levels(outcomes, [one for one in ROWS if one.replicated], "Rows", FRESH_MEASURES).markdown(),
         *_longbench(study),
         "## Learning rates",
         "Each method was trained at each of these, with the same seed; the one whose answers to the validation "
-        "questions have the best word F1 was taken (bold). Ablations take LOGO's.",
+        "questions have the best word F1 was taken (bold). Settings of LOGO take LOGO's.",
         tables.rates_table(outcomes).markdown(),
         _figures(drawn, ("rates",), folder),
         "## Data",
@@ -177,7 +179,7 @@ def _commands(title: str, jobs: Sequence[Job]) -> str:
 
 
 def record(outcomes: Outcomes, journal: Journal) -> dict[str, Any]:
-    """All numbers of the report, for other programs."""
+    """Rows, claims, rates and costs of the report, for other programs."""
     study = outcomes.study
     shown = [*MEASURES, outcome_measure("hallucination"), outcome_measure("instruction_unfollowing")]
 
