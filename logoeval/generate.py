@@ -52,15 +52,13 @@ def complete(
         label: of the progress bar.
 
     Raises:
-        UserError: a record on disk answers another prompt than the one that now has its id.
+        UserError: a record on disk answers another prompt than the one that now has its id, or another engine made it.
     """
     shard = Shard(path)
     hashes = {item.id: hash_ids(item.prompt_ids) for item in items}
     for record_id, prompt_hash in hashes.items():
-        if record_id in shard and shard[record_id]["prompt_hash"] != prompt_hash:
-            raise UserError(
-                f"record {record_id!r} answers another prompt", where=str(path), mend="evaluate into another folder"
-            )
+        if record_id in shard:
+            _check_kept(shard[record_id], prompt_hash, engine.name, path)
     waiting = {item.id: item for item in items if item.id not in shard}
     requests = [GenerationRequest(item.id, item.prompt_ids, _sampling(item, sampling)) for item in waiting.values()]
     if requests:
@@ -84,6 +82,20 @@ def complete(
                 shard.append(record)
                 tracker.advance()
     return [shard[item.id] for item in items]
+
+
+def _check_kept(record: dict[str, Any], prompt_hash: str, engine: str, path: Path) -> None:
+    if record["prompt_hash"] != prompt_hash:
+        raise UserError(
+            f"record {record['id']!r} answers another prompt", where=str(path), mend="evaluate into another folder"
+        )
+    # Results name one engine, and compare refuses two: answers of both in one task would pass as one's.
+    if record["engine"] != engine:
+        raise UserError(
+            f"record {record['id']!r} was made by engine {record['engine']!r}, now it is {engine!r}",
+            where=str(path),
+            mend="continue with that engine, or choose another -o",
+        )
 
 
 def _sampling(item: PromptItem, sampling: Sampling) -> Sampling:

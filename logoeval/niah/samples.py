@@ -32,9 +32,11 @@ DEPTHS = tuple(int(depth) for depth in np.round(np.linspace(0, 100, 40)))
 @dataclass(frozen=True, slots=True)
 class NiahSample:
     """One prompt. ``values``, ``depths`` (percent) and ``needles`` (sentences) are in order of appearance; ``repeats``
-    tells that the haystack went round. ``prompt_ids`` end with the beginning of the answer."""
+    tells that the haystack went round. ``prompt_ids`` end with the beginning of the answer. ``cluster`` is equal for
+    samples that hide their needles in the same stretch of text, and are no independent evidence."""
 
     id: str
+    cluster: str
     haystack: str
     length: int
     key: str
@@ -124,8 +126,11 @@ class SampleBuilder:
                 f"niah.lengths: {length} tokens have no room for a haystack (frame and needles take {overhead})",
                 mend="raise the length",
             )
+        sample_id = f"niah-{cell.replace('/', '-')}"
         return NiahSample(
-            id=f"niah-{cell.replace('/', '-')}",
+            id=sample_id,
+            # Noise is one text for every sample, a condition of the test and no draw: there only the needles are drawn.
+            cluster=sample_id if haystack.repeats_by_design else f"{haystack.name}/{index}",
             haystack=haystack.name,
             length=length,
             key=key,

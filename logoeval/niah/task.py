@@ -101,7 +101,7 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
         label="niah",
     )
     single = settings.variant == "single"
-    rows = [_row(record, single) for record in records]
+    rows = [_row(record, samples[record["id"]].cluster, single) for record in records]
     outcome = Outcome(metrics(settings.variant), rows, list(_notes([sample for sample, _ in built])))
     if settings.retrieval is None:
         return outcome
@@ -139,16 +139,14 @@ def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
     )
 
 
-def _row(record: dict[str, Any], single: bool) -> SampleRow:
+def _row(record: dict[str, Any], cluster: str, single: bool) -> SampleRow:
     facts = {fact: record[fact] for fact in ("haystack", "length", "depths", "found")}
     scores = {key: record[key] for key in ("recall", "precision", "distinct_values")}
     if single:
         facts["depth"] = record["depths"][0]
     else:
         scores.update(depth_scores(record["depths"], record["found"]))
-    return SampleRow(
-        id=record["id"], cluster=record["id"], prompt_hash=record["prompt_hash"], scores=scores, facts=facts
-    )
+    return SampleRow(id=record["id"], cluster=cluster, prompt_hash=record["prompt_hash"], scores=scores, facts=facts)
 
 
 def _notes(samples: Sequence[NiahSample]) -> Iterator[str]:

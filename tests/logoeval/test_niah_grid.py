@@ -120,7 +120,9 @@ def test_a_text_is_shared_by_all_cells_and_numbers_are_not(tiny_tokenizer: Any, 
     longest = max(texts.values(), key=len)
     assert all(longest[: len(words)] == words for words in texts.values())
     assert len({sample.values for sample in cells.values()}) == len(cells)
+    assert len({sample.cluster for sample in cells.values()}) == (len(cells) if name == "noise" else 1)
     if name != "noise":
+        assert build(700, 1, 88).cluster != cells[700, 88].cluster
         assert context(tiny_tokenizer, build(700, 1, 88))[:200] != context(tiny_tokenizer, build(700, 0, 88))[:200]
 
 
@@ -232,6 +234,22 @@ def test_means_by_length_depth_and_cell(measure: Any, tiny_tokenizer: Any, tmp_p
     assert [note for note in result.notes if "prompt tokens" in note]
     assert result.settings["depths"] == list(DEPTHS)
     assert result.settings["num_values"] == 1
+
+
+def test_intervals_are_over_independent_texts(measure: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    for name, depth in (("before", 50), ("after", 30)):
+        measure(tmp_path / name, Seer(tiny_tokenizer, depth))
+    comparison = compare([tmp_path / "before", tmp_path / "after"])
+    rows = {str(row.slice): row for row in comparison.rows if row.metric.key == "recall"}
+    assert {name: rows[str({"haystack": name})].num_clusters for name in ("noise", "essay")} == {
+        "noise": 20,
+        "essay": 2,
+    }
+    # Two texts, each found in the same cells: 20 prompts are no 20 pieces of evidence.
+    assert rows[str({"haystack": "essay"})].num_samples == 20
+    assert rows[str({"haystack": "essay"})].differences[0].verdict == "too few to tell"
+    assert rows[str({"haystack": "noise"})].differences[0].verdict == "rose"
+    assert rows["{}"].num_clusters == 22
 
 
 def test_neither_order_nor_an_interruption_changes_results(measure: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:

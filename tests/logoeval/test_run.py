@@ -73,6 +73,25 @@ def test_resumed_after_half_the_predictions(
     assert rest.answered == whole.answered - 2
 
 
+@pytest.mark.parametrize("task", ["niah", "pairs"])
+def test_what_one_engine_began_another_does_not_finish(
+    recipe: EvalRecipe, tmp_path: Path, fake_answer: Any, monkeypatch: pytest.MonkeyPatch, task: Any
+) -> None:
+    halved, other, same = FakeEngine(fake_answer, limit=2), FakeEngine(fake_answer), FakeEngine(fake_answer)
+    other.name = "other 1"
+    monkeypatch.setattr(Session, "engine", property(lambda _: halved))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(recipe, [task], tmp_path)
+    monkeypatch.setattr(Session, "engine", property(lambda _: other))
+    with pytest.raises(UserError, match=r"was made by engine 'fake 1', now it is 'other 1' \(continue with that"):
+        evaluate(recipe, [task], tmp_path)
+    assert other.answered == 0
+    monkeypatch.setattr(Session, "engine", property(lambda _: same))
+    finished = evaluate(recipe, [task], tmp_path)
+    monkeypatch.setattr(Session, "engine", property(lambda _: other))
+    assert evaluate(recipe, [task], tmp_path) == finished  # nothing is made: nothing to refuse
+
+
 def test_tasks_accumulate_and_finished_ones_are_skipped(
     recipe: EvalRecipe, tmp_path: Path, fake_answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
