@@ -75,7 +75,8 @@ class SampleBuilder:
 
         Args:
             length: of the prompt in tokens, chat template and answer prefix included.
-            index: samples of one index share their haystack's beginning.
+            index: at given depths, samples of one index share their text, so that a prefix cache computes it once;
+                else every sample has a text of its own.
             depth: percent of the units before the needle; None draws one a value from :data:`DEPTHS`.
 
         Raises:
@@ -97,7 +98,8 @@ class SampleBuilder:
         order = [int(place) for place in rng.permutation(self._num_values)]
         drawn = rng.choice(DEPTHS, size=self._num_values, replace=False) if depth is None else [depth] * len(values)
         depths = sorted(int(place) for place in drawn)
-        start = int(self._rng(f"{haystack.name}/text/{index}").integers(len(haystack.units)))
+        text = f"{haystack.name}/text/{index}" if depth is not None else f"{haystack.name}/text/{length}/{index}"
+        start = int(self._rng(text).integers(len(haystack.units)))
         answer_prefix = encode_text(self._tokenizer, self._wording.answer_prefix.format(key=key))
 
         def prompt(count: int) -> list[int]:
@@ -130,7 +132,7 @@ class SampleBuilder:
         return NiahSample(
             id=sample_id,
             # Noise is one text for every sample, a condition of the test and no draw: there only the needles are drawn.
-            cluster=sample_id if haystack.repeats_by_design else f"{haystack.name}/{index}",
+            cluster=sample_id if haystack.repeats_by_design else text,
             haystack=haystack.name,
             length=length,
             key=key,

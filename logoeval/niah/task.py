@@ -20,7 +20,7 @@ from logoeval.records import Outcome, SampleRow
 if TYPE_CHECKING:
     from logoeval.session import Session
 
-VERSION = 2
+VERSION = 3
 """Raised when prompts or scores change their meaning: results of two versions are not compared."""
 
 

@@ -126,6 +126,20 @@ def test_a_text_is_shared_by_all_cells_and_numbers_are_not(tiny_tokenizer: Any, 
         assert context(tiny_tokenizer, build(700, 1, 88))[:200] != context(tiny_tokenizer, build(700, 0, 88))[:200]
 
 
+@pytest.mark.parametrize("variant", ["multivalue", "shared_answer"])
+def test_several_needles_have_a_text_of_their_own_in_each_prompt(tiny_tokenizer: Any, variant: str) -> None:
+    build = builder(tiny_tokenizer, "essay", variant, 2).build
+    samples = [build(length, index) for length in (700, 1000) for index in range(3)]
+    texts = []
+    for sample in samples:
+        text = context(tiny_tokenizer, sample)
+        for needle in sample.needles:
+            text = text.replace(needle, "")
+        texts.append(text)
+    beginnings = {" ".join(text.split()[:8]) for text in texts}
+    assert len(beginnings) == len({sample.cluster for sample in samples}) == len(samples)
+
+
 @pytest.mark.parametrize("name", ["essay", "distractors"])
 def test_one_more_sentence_would_not_fit(tiny_tokenizer: Any, name: str) -> None:
     haystack = Haystack(name)
