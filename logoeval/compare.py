@@ -31,7 +31,8 @@ Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]
 
 MIN_CLUSTERS = 6
 """Below it there is no verdict: even if all of five independent differences have one sign, chance does that one time in
-16 (sign test, two-sided), and the bootstrap's intervals are too narrow."""
+16 (sign test, two-sided), and so few cannot be resampled into an interval that is wide enough
+(``benchmarks/intervals.py``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -14,11 +15,15 @@ from typing import Any
 from logodata.common.arguments import parse_arguments
 from logodata.common.console import note
 from logodata.common.errors import run_command
-from logodata.common.run_dir import locked, write_atomic
+from logodata.common.recipe_io import load_recipe
+from logodata.common.run_dir import bind_settings, locked, write_atomic
+from logodata.recipe import BuildRecipe
+from logoeval.recipe import EvalRecipe
+from logotrain.recipe import TrainRecipe
 from study.jobs import Job, Study
 from study.outcome import chosen_rates
 from study.report import all_jobs, write_report
-from study.scale import DOCUMENTS, SCALES
+from study.scale import DOCUMENTS, SCALES, Scale
 from study.schedule import Journal, run_jobs
 
 _EMBEDDED = {"train": "train", "heldout": "eval"}
@@ -59,7 +64,7 @@ def _study(arguments: argparse.Namespace) -> None:
             print(job.command)
         return
     with locked(study.folder):
-        write_documents(study)
+        prepare(study)
         journal = Journal(study.folder)
 
         def run(title: str, chains: Sequence[Sequence[Job]]) -> None:
@@ -77,31 +82,47 @@ def _study(arguments: argparse.Namespace) -> None:
     note(f"wrote {report / 'README.md'}")
 
 
-def write_documents(study: Study) -> None:
-    """The files of each split: the study's documents after the embedded ones. Those of the fresh questions are the
-    held-out ones with the questions that these do not ask."""
+def prepare(study: Study) -> None:
+    """Write the documents of each split. What every job reads, these and the recipe, is bound to the folder: commands
+    name it by path, and are not run again once they are done.
+
+    Raises:
+        UserError: the folder was begun with other documents or another recipe.
+    """
+    documents, recipe = split_documents(study.scale), study.scale.recipe
+    settings = {
+        "documents": {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in documents.items()},
+        "build": load_recipe(BuildRecipe, "build", recipe).model_dump(mode="json"),
+        "train": load_recipe(TrainRecipe, "train", recipe).model_dump(mode="json"),
+        "eval": load_recipe(EvalRecipe, "eval", recipe).model_dump(mode="json"),
+    }
+    bind_settings(study.folder, "study.json", settings)
+    for name, text in documents.items():
+        path = study.documents(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text)
+
+
+def split_documents(scale: Scale) -> dict[str, str]:
+    """The documents of each split, as JSON lines: the study's after the embedded ones. Those of the fresh questions are
+    the held-out ones with the questions that these do not ask."""
+    found = {}
     for name in ("train", "validation", "heldout"):
         texts = [(DOCUMENTS / f"{name}.jsonl").read_text(encoding="utf-8")]
         if name in _EMBEDDED:
             embedded = resources.files("logodata") / "embedded" / f"{_EMBEDDED[name]}.jsonl"
             texts.insert(0, embedded.read_text(encoding="utf-8"))
-        _write(study, name, "".join(texts))
-    documents = [json.loads(line) for line in study.documents("heldout").read_text(encoding="utf-8").splitlines()]
+        found[name] = "".join(texts)
+    documents = [json.loads(line) for line in found["heldout"].splitlines()]
     for document in documents:
-        asked = _details(document)[: study.scale.heldout_questions]  # as the builds choose them
+        asked = _details(document)[: scale.heldout_questions]  # as the builds choose them
         document["questions"] = [question for question in document["questions"] if question not in asked]
     documents.sort(key=lambda document: not _details(document))  # a trial reads the first documents only
-    _write(study, "fresh", "".join(f"{json.dumps(document, ensure_ascii=False)}\n" for document in documents))
+    return {**found, "fresh": "".join(f"{json.dumps(document, ensure_ascii=False)}\n" for document in documents)}
 
 
 def _details(document: dict[str, Any]) -> list[Any]:
     return [question for question in document["questions"] if question["kind"] == "single_detail"]
-
-
-def _write(study: Study, name: str, text: str) -> None:
-    path = study.documents(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, text)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ speaks of the method, not of one model; how far the seeds lie apart stands besid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from logodata.common.run_dir import read_json, write_json
 from logodata.common.shards import Shard
+from logoeval.compare import read_runs
 from logoeval.errors import OUTCOMES, Outcome, classify
 from logoeval.records import PREDICTIONS_DIR, Curve, Results, SampleRow, TaskName, read_results
 from logoeval.stats import Array, Estimate, estimate_difference, estimate_mean
@@ -106,6 +107,20 @@ class Outcomes:
         self.study, self.rates = study, rates
         self.validation_f1 = validation_scores(study)
         self._read = cache(self._results)
+
+    def check(self) -> None:
+        """What is set side by side, sample by sample, must be the same samples under the same settings.
+
+        Raises:
+            UserError: results differ in tasks, settings, engine or prompts (which is named).
+        """
+
+        def folders(where: Callable[[Row, int], Path], rows: Iterable[Row]) -> list[Path]:
+            return [where(one, seed) for one in rows for seed in self.study.seeds(one)]
+
+        read_runs(folders(self.study.measured, ROWS), (F1.task, MARGIN.task, PERPLEXITY.task))
+        read_runs(folders(self.study.measured, (one for one in ROWS if one.main)), (RECALL.task,))
+        read_runs(folders(self.study.asked, (one for one in ROWS if one.replicated)), (FRESH_F1.task,))
 
     def _results(self, folder: Path) -> Results:
         return read_results(folder)

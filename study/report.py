@@ -48,6 +48,7 @@ _CAPTIONS = {
 def write_report(study: Study, rates: Mapping[str, float], journal: Journal, folder: Path) -> None:
     """Write the report into ``folder``; ``remarks.md`` there, written by hand, is taken into it."""
     outcomes = Outcomes(study, rates)
+    outcomes.check()
     drawn = figures.draw_all(outcomes, folder / f"figures-{study.scale.name}")
     write_atomic(folder / "README.md", _page(outcomes, journal, folder, drawn))
     write_json(folder / f"results-{study.scale.name}.json", record(outcomes, journal))
@@ -75,8 +76,8 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         *([remarks.read_text(encoding="utf-8").strip()] if remarks.is_file() else []),
         "## What the paper claims, and what was found",
         "The rule: *confirmed* if the interval of the paired difference and every seed lie on the claimed side, "
-        f"*refuted* if the interval lies on the other, else *not confirmed*; from fewer than {MIN_CLUSTERS} independent "
-        "samples nothing is said.",
+        "*refuted* if the interval lies on the other, else *not confirmed*; from fewer than "
+        f"{MIN_CLUSTERS} independent samples nothing is said.",
         tables.claims_table(outcomes, CLAIMS, "The paper's claims").markdown(),
         "Not testable at this size:\n\n" + "\n".join(f"- {text}" for text in NOT_TESTABLE),
         "## The rows of Table 1",
@@ -97,8 +98,8 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         tables.remedies(outcomes, (F1, WORDS, ENDED, MARGIN)).markdown(),
         "## Does the best of them hold on fresh questions?",
         f"What looks best among many settings on the same {questions.num_samples} questions may be luck. So it was "
-        f"trained with every seed and asked {fresh.num_samples} other questions of the held-out documents, which nobody had looked "
-        "at, beside what it has to beat; the rule of confirmation is that of the claims.",
+        f"trained with every seed and asked {fresh.num_samples} other questions of the held-out documents, which "
+        "nobody had looked at, beside what it has to beat; the rule of confirmation is that of the claims.",
         tables.claims_table(outcomes, REPLICATED, "On fresh questions").markdown(),
         tables.levels(outcomes, [one for one in ROWS if one.replicated], "Rows", FRESH_MEASURES).markdown(),
         *_longbench(study),

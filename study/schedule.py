@@ -42,12 +42,13 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._shard = Shard(folder / "jobs.jsonl")
         self._lock = threading.Lock()
 
     def is_done(self, job: Job) -> bool:
-        """Whether this command ended well."""
-        return any(record["ok"] for record in self._attempts(job))
+        """Whether this command ended well, and what it wrote is still there."""
+        return (self._folder / job.name).is_dir() and any(record["ok"] for record in self._attempts(job))
 
     def add(self, job: Job, *, ok: bool, taken: Taken) -> None:
         """Keep an attempt."""

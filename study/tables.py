@@ -72,6 +72,7 @@ def remedies(outcomes: Outcomes, measures: Sequence[Measure]) -> Table:
         (row(LOGO), row(SFT)),
         (row(LOGO), row(SFT_SAME_RATE)),
         (row(LOGO_LONG), row(SFT_LONG_SAME_RATE)),
+        *((row(name), row(SFT_SAME_RATE)) for name in ("logo-lambda0.5", "logo-paper")),  # the best of one epoch
     ]
     compared += [(one, row(one.against)) for one in ROWS if one.against]
     for one, other in compared:

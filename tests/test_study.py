@@ -15,7 +15,7 @@ from logodata.sources.reading import read_source
 from logodata.sources.settings import SourceSettings
 from logoeval.recipe import EvalRecipe
 from logotrain.recipe import TrainRecipe
-from study.__main__ import write_documents
+from study.__main__ import prepare
 from study.jobs import Job, Study
 from study.report import all_jobs
 from study.rows import LOGO, ROWS, row
@@ -81,7 +81,7 @@ def test_the_splits_share_no_document_and_their_evidence_stands_in_the_text() ->
 @pytest.mark.parametrize("scale", SCALES.values(), ids=lambda scale: scale.name)
 def test_fresh_questions_are_those_of_held_out_documents_that_are_not_asked(scale: Scale, tmp_path: Path) -> None:
     study = Study(scale, tmp_path)
-    write_documents(study)
+    prepare(study)
 
     def asked(name: str, most: int | None) -> dict[str, set[str]]:
         settings = SourceSettings(
@@ -99,6 +99,17 @@ def test_fresh_questions_are_those_of_held_out_documents_that_are_not_asked(scal
         assert not heldout[doc_id] & fresh[doc_id]
 
 
+def test_a_folder_is_bound_to_its_documents_and_recipe(tmp_path: Path) -> None:
+    study = Study(CPU, tmp_path)
+    prepare(study)
+    prepare(study)
+    bound = json.loads((tmp_path / "study.json").read_text())
+    bound["eval"]["niah"]["num_samples"] += 1
+    (tmp_path / "study.json").write_text(json.dumps(bound))
+    with pytest.raises(UserError, match=r"started with eval\.niah\.num_samples=9, now it is 8"):
+        prepare(study)
+
+
 def _job(name: str, code: str) -> Job:
     return Job(name, "timeit", ("-n", "1", "-r", "1", code))
 
@@ -106,6 +117,8 @@ def _job(name: str, code: str) -> Job:
 def test_what_ended_well_is_not_run_again_and_what_failed_is(tmp_path: Path) -> None:
     count = tmp_path / "count"
     append = f"open({str(count)!r}, 'a').write('x')"
+    for name in ("good", "bad"):  # a job writes the folder of its name
+        (tmp_path / name).mkdir()
     good, bad = _job("good", append), _job("bad", f"{append}; assert len(open({str(count)!r}).read()) > 2")
     journal = Journal(tmp_path)
     with pytest.raises(UserError, match=r"bad ended with code 1: AssertionError"):
@@ -119,11 +132,15 @@ def test_what_ended_well_is_not_run_again_and_what_failed_is(tmp_path: Path) -> 
     lines = [json.loads(line) for line in (tmp_path / "jobs.jsonl").read_text().splitlines()]
     assert [(line["name"], line["ok"]) for line in lines] == [("good", True), ("bad", False), ("bad", True)]
     assert Journal(tmp_path).taken(bad).seconds == pytest.approx(sum(line["seconds"] for line in lines[1:]))
+    (tmp_path / "good").rmdir()
+    assert not Journal(tmp_path).is_done(good)  # what it wrote is gone
 
 
 def test_a_job_whose_command_changed_is_run_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
+    (tmp_path / "a").mkdir()
     run_jobs([[_job("a", "pass")]], 1, tmp_path, journal)
+    assert journal.is_done(_job("a", "pass"))
     assert not journal.is_done(_job("a", "1 + 1"))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from logodata.common.errors import UserError
 from logodata.common.run_dir import write_json
 from logodata.common.shards import Shard
 from logoeval.qa import METRICS as QA_METRICS
@@ -202,6 +203,25 @@ def test_a_claim_is_judged_by_its_rule(study: Study, sign: int, bound: float, ve
     finding = judge(Claim("x", LOGO, BASE, F1, sign, bound), Outcomes(study, chosen_rates(study)))
     assert finding.verdict == verdict
     assert len(finding.by_seed) == 3
+
+
+def test_three_documents_decide_no_claim(study: Study) -> None:
+    finding = judge(Claim("x", LOGO, BASE, perplexity(4096), -1), Outcomes(study, chosen_rates(study)))
+    assert finding.change.interval is not None
+    assert finding.change.interval[1] < 0
+    assert finding.verdict == "too few to tell"
+
+
+def test_rows_measured_on_other_prompts_are_not_compared(study: Study, tmp_path: Path) -> None:
+    folder = study.measured(row("logo-m3"), 0)
+    path = folder / "results.json"
+    path.write_text(
+        path.read_text()
+        .replace('"prompt_hash":"h"', '"prompt_hash":"i"', 1)
+        .replace('"prompt_hash": "h"', '"prompt_hash": "i"', 1)
+    )
+    with pytest.raises(UserError, match="sample 'q0' has another prompt"):
+        write_report(study, chosen_rates(study), Journal(study.folder), tmp_path / "report")
 
 
 def test_the_report_holds_every_row_claim_figure_and_command(study: Study, tmp_path: Path) -> None:
