@@ -17,7 +17,7 @@ from logoeval.longbench.data import read_rows
 from logoeval.longbench.prompts import PromptBuilder
 from logoeval.longbench.score import score_predictions
 from logoeval.longbench.summary import Scored, best_score, metrics, notes, sample_rows
-from logoeval.longbench.tasks import CATEGORIES, TASKS, bucket
+from logoeval.longbench.tasks import CATEGORIES, TASKS, bucket, official_rows
 from logoeval.recipe import EvalRecipe, LongBenchSettings
 from logoeval.records import read_results, summarise
 from logoeval.report import render
@@ -364,6 +364,23 @@ def test_a_part_has_no_average() -> None:
     (part, count, *_) = notes(samples, e=False, code_sim="rapidfuzz")
     assert part.endswith("averages over: musique")
     assert "40 samples, where LongBench has 4,550" in count
+
+
+@pytest.mark.parametrize("e", [False, True])
+def test_only_all_rows_are_the_official_scores(e: bool) -> None:
+    names = [name for name, task in TASKS.items() if task.in_e or not e]
+    whole = scored({name: [0.5] * official_rows([name], e=e) for name in names})
+    assert len(whole) == official_rows(names, e=e) == (3668 if e else 4750)
+
+    def warnings(samples: Sequence[Scored]) -> list[str]:
+        return [text for text in notes(samples, e=e, code_sim="rapidfuzz") if "no official scores" in text]
+
+    assert not warnings(whole)
+    few = scored({name: [0.5, 0.5] for name in names})
+    assert ("e" if e else "all", "") in summary(few, e=e)  # the average stands: the note must qualify it
+    (text,) = warnings(few)
+    benchmark = "LongBench-E has 3,668" if e else "LongBench has 4,750"
+    assert text.startswith(f"{2 * len(names)} samples, where {benchmark} of these tasks")
 
 
 def test_length_groups_and_empty_ones() -> None:
