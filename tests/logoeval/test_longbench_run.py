@@ -405,6 +405,9 @@ def official(task: str, preds: Sequence[str], start: int = 0) -> list[dict[str, 
 def test_official_files_are_scored(tmp_path: Path) -> None:
     write_lines(tmp_path / "p" / "trec.jsonl", official("trec", ["\nDate\nDate Place", "Place"]))
     write_lines(tmp_path / "p" / "qasper.jsonl", official("qasper", ["bridge", "none"]))
+    out = tmp_path / "new" / "folder" / "scores.json"
+    assert main(["score", str(tmp_path / "p"), "-o", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["benchmark"] == "LongBench"
     outcome, e = score_predictions(tmp_path / "p", e=False, code_sim="difflib")
     values = {row.metric: row.value for row in summarise(outcome.metrics, outcome.samples)}
     assert (e, values) == (False, {"task:qasper": 0.5, "task:trec": 0.5})
@@ -413,6 +416,17 @@ def test_official_files_are_scored(tmp_path: Path) -> None:
     (tmp_path / "q" / "trec.jsonl").rename(tmp_path / "q" / "trec_e.jsonl")
     with pytest.raises(UserError, match=r"of LongBench-E .* together"):
         score_predictions(tmp_path / "q", e=False, code_sim="difflib")
+
+
+def test_scores_that_can_be_written_nowhere_are_not_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "qasper.jsonl", official("qasper", ["bridge"]))
+    assert main(["score", str(source), "-o", str(source / "scores.json")]) == 2
+    said = capsys.readouterr()
+    assert "scores.json: cannot write: " in said.err
+    assert said.err.count("\n") == 1
+    assert not said.out
 
 
 @pytest.mark.parametrize(

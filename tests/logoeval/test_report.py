@@ -170,6 +170,37 @@ def test_folders_that_are_not_what_they_should_be(runs: list[Path], tmp_path: Pa
         render(compare(runs), run=training)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda recipe: [recipe], "damaged: the recipe: Input should be a valid dict"),
+        (lambda recipe: {**recipe, "objective": "logo"}, "damaged: objective: "),
+        (lambda recipe: {**recipe, "objective": {"beta": 10}}, r"damaged: objective\.name: Field required"),
+        (lambda recipe: {**recipe, "optimizer": {"lr": "fast"}}, r"damaged: optimizer\.lr: "),
+        (lambda recipe: {**recipe, "lora": [16]}, "damaged: lora: "),
+    ],
+)
+def test_a_training_recipe_that_is_none(
+    runs: list[Path], training: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    path = training / "recipe.resolved.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+    with pytest.raises(UserError, match=f"{message}.*give the folder of a logotrain run"):
+        render(compare(runs), run=training)
+
+
+def test_training_metrics_that_are_no_numbers(runs: list[Path], training: Path) -> None:
+    (training / "metrics.jsonl").write_text('{"step": 1, "loss": "low"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="holds no training metrics"):
+        render(compare(runs), run=training)
+
+
+def test_a_report_where_none_can_be(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert main(["compare", *map(str, runs), "-o", str(tmp_path / "file" / "report.html")]) == 2
+    assert "report.html: cannot write: " in capsys.readouterr().err
+
+
 def test_markup_escapes_by_construction() -> None:
     assert tag("p", "a < b", tag("em", "&"), class_="x", data_name='"') == (
         '<p class="x" data-name="&quot;">a &lt; b<em>&amp;</em></p>'
