@@ -72,7 +72,7 @@ def panels(drawings: Sequence[Html]) -> Html:
 def _origin(comparison: Comparison) -> str:
     origins = Counter(row.facts["origin"] for row in comparison.runs[0].results.tasks["pairs"].samples)
     live, cached = origins["live"], origins["cache"]
-    return f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from the shipped cache."
+    return f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from a cache."
 
 
 def _overlap(comparison: Comparison, data: Path | None) -> Html:
@@ -168,7 +168,7 @@ def data_section(folder: Path) -> Section:
     manifest, stats = read_manifest(folder), read_stats(folder)
     reasons = stats["rejected_by_reason"]
     recipe, origins = manifest["recipe"], stats["kept_by_origin"]
-    origin = f"{origins.get('live', 0)} built live, {origins.get('cache', 0)} with responses from the shipped cache"
+    origin = f"{origins.get('live', 0)} built live, {origins.get('cache', 0)} with responses from a cache"
     facts = [
         ("source", manifest["source"]["path"]),
         ("written by", f"{manifest['model']} ({manifest['model_fingerprint']}), engine {manifest['engine']}"),
