@@ -1,9 +1,10 @@
 """Answers to questions that finished runs keep on disk, with question and references.
 
-They are those whose question and reference are short texts that words can decide on: held-out pairs, and the six
-English tasks of LongBench's single- and multi-document question answering. Left aside are the Chinese ones (words are
-single characters there, and every answer shares some with its question), triviaqa (its question comes with a passage,
-so sharing words with it says nothing), summaries, classes, numbers and code (no question, or nothing it speaks of).
+They are those whose question and reference are short texts that words can decide on: held-out questions (``qa``) and
+pairs, and the six English tasks of LongBench's single- and multi-document question answering. Left aside are the
+Chinese ones (words are single characters there, and every answer shares some with its question), triviaqa (its question
+comes with a passage, so sharing words with it says nothing), summaries, classes, numbers and code (no question, or
+nothing it speaks of).
 """
 
 from __future__ import annotations

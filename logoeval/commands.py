@@ -179,8 +179,10 @@ def score_command(arguments: argparse.Namespace) -> None:
     from logodata.common.console import console
     from logodata.common.run_dir import write_json
     from logoeval.longbench.score import record, score_predictions
-    from logoeval.records import summarise
+    from logoeval.records import make_folder_of, summarise
 
+    if arguments.out is not None:
+        make_folder_of(arguments.out)  # all of LongBench takes minutes to score: a name that cannot be is told first
     outcome, e = score_predictions(arguments.predictions, e=arguments.e, code_sim=arguments.code_sim)
     _print_table([(outcome.metrics, summarise(outcome.metrics, outcome.samples))])
     for text in outcome.notes:

@@ -24,6 +24,7 @@ from logoeval.errors import (
     record,
 )
 from logoeval.errors_report import answer_name, examples_title, interval, length_rows
+from logoeval.records import make_folder_of
 
 
 def show_errors(
@@ -52,7 +53,7 @@ def show_errors(
             for answer in shown:
                 _print_example(answer)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(out)
         write_json(out, record(analysis, num_examples))
         console.print(f"wrote {out}", markup=False, soft_wrap=True)
 

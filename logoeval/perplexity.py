@@ -180,7 +180,7 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
         UserError: a document is beyond the window, or the model gives no numbers on it.
     """
     session.check_window(settings.lengths[-1], "the longest of ppl.lengths")
-    found, notes = documents(settings, session.tokenizer)
+    found, notes = documents(settings, session.bare_tokenizer)
     rope_type = length_dependent_rope(session.config)
     if rope_type and settings.protocol == "one_pass":
         notes[0] = f"RoPE type {rope_type!r} depends on the total length: each length was run by itself"
@@ -194,7 +194,7 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
             )
     waiting = {record_id: part for record_id, part in parts.items() if record_id not in shard}
     if waiting:
-        num_begin = len(begin_ids(session.tokenizer))
+        num_begin = len(begin_ids(session.bare_tokenizer))
         check_logits(session.model, next(iter(found.values()))[:8])
         total, left = (sum(_work(settings, part) for part in some.values()) for some in (parts, waiting))
         with progress("ppl: tokens read", total, total - left) as tracker:

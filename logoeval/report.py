@@ -15,7 +15,7 @@ from logoeval.longbench.tradeoff import tradeoff_section
 from logoeval.niah.curve_report import curve_section, read_curves
 from logoeval.niah.report import niah_section
 from logoeval.niah.retrieval_report import retrieval_section
-from logoeval.records import Curve
+from logoeval.records import Curve, make_folder_of
 from logoeval.report_frame import headline, provenance_section, title
 from logoeval.report_record import markdown, record
 from logoeval.report_sections import data_section, pairs_section, perplexity_section, training_section
@@ -47,7 +47,7 @@ def write_report(
     """
     found = read_curves(curves)
     sections = report_sections(comparison, data=data, run=run, curves=found)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     write_atomic(path, _page(comparison, sections))
     write_atomic(path.with_suffix(".md"), markdown(comparison, sections))
     write_json(path.with_suffix(".json"), record(comparison, sections, found))

@@ -106,8 +106,8 @@ def provenance_section(comparison: Comparison) -> Section:
     body = join(
         tag(
             "p",
-            "All runs were made with the settings below; model and adapter are all that differs. Each folder keeps "
-            "every response and score.",
+            "All runs were made with the settings below, on the same prompts; devices and versions may differ, and "
+            "stand in the table. Each folder keeps every response and score.",
         ),
         table.html(),
         tag("ul", *(tag("li", note) for note in found), class_="small") if found else raw(""),

@@ -91,6 +91,6 @@ def _rows(run: Run) -> list[SampleRow]:
 
 def _response(response: Response) -> Html:
     ended = "ended by itself" if response.ended else "cut at the length cap"
-    cached = ", from the shipped cache" if response.origin == "cache" else ""
+    cached = ", from a cache" if response.origin == "cache" else ""
     measures = f"{response.strategy}; reference words {100 * response.word_share:.0f} %, {ended}{cached}"
     return tag("dd", response.text.strip(), tag("span", measures, class_="measures"))

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from logodata.common.errors import UserError
-from logodata.common.json_lines import Told, json_objects
+from logodata.common.json_lines import json_objects
 from logodata.common.markup import Html, join, raw, tag
 from logodata.common.run_dir import read_json
 from logodata.contract import read_manifest, read_samples
@@ -70,7 +72,7 @@ def panels(drawings: Sequence[Html]) -> Html:
 def _origin(comparison: Comparison) -> str:
     origins = Counter(row.facts["origin"] for row in comparison.runs[0].results.tasks["pairs"].samples)
     live, cached = origins["live"], origins["cache"]
-    return f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from the shipped cache."
+    return f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from a cache."
 
 
 def _overlap(comparison: Comparison, data: Path | None) -> Html:
@@ -166,7 +168,7 @@ def data_section(folder: Path) -> Section:
     manifest, stats = read_manifest(folder), read_stats(folder)
     reasons = stats["rejected_by_reason"]
     recipe, origins = manifest["recipe"], stats["kept_by_origin"]
-    origin = f"{origins.get('live', 0)} built live, {origins.get('cache', 0)} with responses from the shipped cache"
+    origin = f"{origins.get('live', 0)} built live, {origins.get('cache', 0)} with responses from a cache"
     facts = [
         ("source", manifest["source"]["path"]),
         ("written by", f"{manifest['model']} ({manifest['model_fingerprint']}), engine {manifest['engine']}"),
@@ -216,32 +218,62 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
+class _Objective(BaseModel):
+    model_config = ConfigDict(extra="allow")  # its settings, by name
+
+    name: str
+
+
+class _Lora(BaseModel):
+    rank: int
+
+
+class _Optimizer(BaseModel):
+    lr: float
+
+
+class _Recipe(BaseModel):
+    """What the section tells of a training run's recipe, perhaps of another version: not all that is in it."""
+
+    objective: _Objective
+    tuning: str
+    lora: _Lora
+    samples_per_step: int
+    optimizer: _Optimizer
+
+
+class _Step(BaseModel):
+    step: int
+    loss: float
+    margin: float | None = None  # SFT computes none
+
+
+_NO_RUN = "give the folder of a logotrain run"
+
+
 def training_section(folder: Path) -> Section:
     """Loss and margin by step.
 
     Raises:
-        UserError: no ``metrics.jsonl`` or no recipe in the folder.
+        UserError: no ``metrics.jsonl`` or no recipe in the folder, or not what logotrain writes there.
     """
-    mend = "give the folder of a logotrain run"
-    recipe = Told(read_json(folder / "recipe.resolved.json"), where=str(folder / "recipe.resolved.json"), mend=mend)
+    recipe = _read_recipe(folder / "recipe.resolved.json")
     path = folder / "metrics.jsonl"
-    records = [record for _, record in json_objects(path, mend=mend)]
     try:
-        steps, loss = ([record[key] for record in records] for key in ("step", "loss"))
-        margin = [record["margin"] for record in records if "margin" in record]  # SFT computes none
-    except KeyError as error:
-        raise UserError("holds no training metrics", where=str(path), mend=mend) from error
+        records = [_Step.model_validate(record) for _, record in json_objects(path, mend=_NO_RUN)]
+    except ValidationError as error:
+        raise UserError("holds no training metrics", where=str(path), mend=_NO_RUN) from error
+    steps, loss = [record.step for record in records], [record.loss for record in records]
+    margin = [record.margin for record in records if record.margin is not None]
     if not steps:
         raise UserError("holds no training step", where=str(path), mend="run logotrain again")
-    objective = dict(recipe["objective"])
-    name = objective.pop("name")
-    settings = ", ".join(f"{field} {value}" for field, value in objective.items())
-    trained = "all weights" if recipe["tuning"] == "full" else f"LoRA rank {recipe['lora']['rank']}"
+    settings = ", ".join(f"{field} {value}" for field, value in (recipe.objective.model_extra or {}).items())
+    trained = "all weights" if recipe.tuning == "full" else f"LoRA rank {recipe.lora.rank}"
     body = join(
         tag(
             "p",
-            f"{steps[-1]} steps of {recipe['samples_per_step']} samples; objective {name} ({settings}); {trained}, "
-            f"peak learning rate {recipe['optimizer']['lr']:g}.",
+            f"{steps[-1]} steps of {recipe.samples_per_step} samples; objective {recipe.objective.name} ({settings}); "
+            f"{trained}, peak learning rate {recipe.optimizer.lr:g}.",
         ),
         tag(
             "figure",
@@ -259,6 +291,15 @@ def training_section(folder: Path) -> Section:
         ),
     )
     return Section("The training run", body)
+
+
+def _read_recipe(path: Path) -> _Recipe:
+    try:
+        return _Recipe.model_validate(read_json(path))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"])) or "the recipe"
+        raise UserError(f"damaged: {place}: {fault['msg']}", where=str(path), mend=_NO_RUN) from error
 
 
 def _scores(run: Run, task: TaskName, key: str) -> list[float]:

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from logoeval.compare import Comparison, Row
-from logoeval.longbench.tasks import TASKS
+from logoeval.longbench.tasks import official_rows
 from logoeval.records import SampleRow, TaskName, TaskResult
 from logoeval.short.outcome import is_partial
-
-_MOST_E_ROWS = 300
-_E_ROWS = {"qasper": 224, "multifieldqa_en": 150, "multi_news": 294}
-"""LongBench-E takes 100 rows of each length, and has fewer long ones of these (``task.md`` of the official
-repository)."""
 
 
 def limits(task: TaskName, result: TaskResult) -> list[str]:
@@ -30,7 +25,7 @@ def all_limits(comparison: Comparison) -> dict[TaskName, list[str]]:
 
 
 def _longbench(result: TaskResult) -> Iterator[str]:
-    total, count = official_rows(result.samples, e=result.settings["e"]), len(result.samples)
+    total, count = _official(result.samples, result), len(result.samples)
     if count != total:
         yield f"{count:,} of {total:,} rows: not the benchmark's score"
 
@@ -46,10 +41,9 @@ def _short(result: TaskResult) -> Iterator[str]:
         yield f"the first {result.settings['limit']} samples of each of the harness's tasks only (short.limit)"
 
 
-def official_rows(samples: Sequence[SampleRow], *, e: bool) -> int:
+def _official(samples: Sequence[SampleRow], result: TaskResult) -> int:
     """How many rows LongBench, or LongBench-E, has of the tasks that these samples are of."""
-    names = {sample.facts["task"] for sample in samples}
-    return sum(_E_ROWS.get(name, _MOST_E_ROWS) if e else TASKS[name].num_rows for name in names)
+    return official_rows((sample.facts["task"] for sample in samples), e=result.settings["e"])
 
 
 def show_count(row: Row, result: TaskResult) -> str:
@@ -60,6 +54,6 @@ def show_count(row: Row, result: TaskResult) -> str:
             for sample in result.samples
             if row.metric.key in sample.scores and row.slice.items() <= sample.facts.items()
         ]
-        if members and (total := official_rows(members, e=result.settings["e"])) != row.num_samples:
+        if members and (total := _official(members, result)) != row.num_samples:
             return f"{row.num_samples:,} of {total:,}"
     return f"{row.num_samples:,}"

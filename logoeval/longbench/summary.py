@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from logoeval.longbench.metrics import CODE_SIM, METRICS, CodeSimBackend, rouge_overflows
-from logoeval.longbench.tasks import BUCKETS, CATEGORIES, E_SUFFIX, TASKS, Task, bucket
+from logoeval.longbench.tasks import BUCKETS, CATEGORIES, E_SUFFIX, TASKS, Task, bucket, official_rows
 from logoeval.records import Metric, SampleRow
 
 _LOGO = [task for task in TASKS.values() if task.in_logo_table]
@@ -162,11 +162,12 @@ def notes(samples: Sequence[Scored], *, e: bool, code_sim: CodeSimBackend) -> It
     by_task = {name: [sample for sample in samples if sample.task.name == name] for name in TASKS}
     present = [TASKS[name] for name, members in by_task.items() if members]
     absent = [task.name for task in (_E if e else TASKS.values()) if not by_task[task.name]]
+    benchmark = "LongBench-E" if e else "LongBench"
     if absent:
-        yield f"a part of LongBench{'-E' if e else ''}, without averages over: {', '.join(absent)}"
-    total = sum(task.num_rows for task in present)
-    if not e and len(samples) != total:
-        yield f"{len(samples):,} samples, where LongBench has {total:,} of these tasks: no official scores"
+        yield f"a part of {benchmark}, without averages over: {', '.join(absent)}"
+    total = official_rows((task.name for task in present), e=e)
+    if len(samples) != total:
+        yield f"{len(samples):,} samples, where {benchmark} has {total:,} of these tasks: no official scores"
     if any(task.metric == "code_sim" for task in present):
         yield f"code_sim by {code_sim}"
     if e:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -84,6 +85,11 @@ TASKS = {
 
 CATEGORIES: tuple[Category, ...] = tuple(dict.fromkeys(task.category for task in TASKS.values()))
 
+_MOST_E_ROWS = 300
+_E_ROWS = {"qasper": 224, "multifieldqa_en": 150, "multi_news": 294}
+"""LongBench-E takes 100 rows of each length, and has fewer long ones of these (``task.md`` of the official
+repository)."""
+
 BUCKETS = ("0-4k", "4-8k", "8k+")
 """LongBench-E's groups by a row's length in words."""
 
@@ -91,6 +97,11 @@ BUCKETS = ("0-4k", "4-8k", "8k+")
 def bucket(length: int) -> str:
     """The group of a row."""
     return BUCKETS[0] if length < 4000 else BUCKETS[1] if length < 8000 else BUCKETS[2]
+
+
+def official_rows(names: Iterable[str], *, e: bool) -> int:
+    """How many rows LongBench, or LongBench-E, has of these tasks together; a name may come again."""
+    return sum(_E_ROWS.get(name, _MOST_E_ROWS) if e else TASKS[name].num_rows for name in set(names))
 
 
 def split_name(name: str) -> tuple[Task | None, bool]:

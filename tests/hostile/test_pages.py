@@ -127,7 +127,8 @@ def report(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.mkdir()
     write_json(
         run / "recipe.resolved.json",
-        {"objective": {"name": EVIL, EVIL: EVIL}, "tuning": "lora", "lora": {"rank": EVIL}, "samples_per_step": EVIL}
+        # Where numbers are wanted, a text is refused.
+        {"objective": {"name": EVIL, EVIL: EVIL}, "tuning": "lora", "lora": {"rank": 8}, "samples_per_step": 2}
         | {"optimizer": {"lr": 1.0}},
     )
     (run / "metrics.jsonl").write_text(

@@ -79,7 +79,8 @@ def niah(effect: float, haystacks: Sequence[str] = ("noise", "essay")) -> Outcom
                     facts = {"haystack": haystack, "length": length, "depth": depth, "depths": [depth]}
                     facts |= {"found": [found], "seen": [seen]}
                     values = {key: float(value) for key, value in values.items()}
-                    rows.append(SampleRow(id=sample_id, cluster=sample_id, prompt_hash="h", scores=values, facts=facts))
+                    cluster = sample_id if haystack == "noise" else f"{haystack}/{number}"
+                    rows.append(SampleRow(id=sample_id, cluster=cluster, prompt_hash="h", scores=values, facts=facts))
     settings = {"variant": "single", "num_values": 1, "num_samples": 2, "lengths": list(LENGTHS)}
     settings |= {"depths": list(DEPTHS), "haystacks": dict.fromkeys(haystacks, "f"), "retrieval_heads": "f"}
     said = ["31 retrieval heads", "the haystack 'noise' is shorter than 65536 tokens and was repeated at that length"]

@@ -17,7 +17,7 @@ from logoeval.longbench.data import read_rows
 from logoeval.longbench.prompts import PromptBuilder
 from logoeval.longbench.score import score_predictions
 from logoeval.longbench.summary import Scored, best_score, metrics, notes, sample_rows
-from logoeval.longbench.tasks import CATEGORIES, TASKS, bucket
+from logoeval.longbench.tasks import CATEGORIES, TASKS, bucket, official_rows
 from logoeval.recipe import EvalRecipe, LongBenchSettings
 from logoeval.records import read_results, summarise
 from logoeval.report import render
@@ -366,6 +366,23 @@ def test_a_part_has_no_average() -> None:
     assert "40 samples, where LongBench has 4,550" in count
 
 
+@pytest.mark.parametrize("e", [False, True])
+def test_only_all_rows_are_the_official_scores(e: bool) -> None:
+    names = [name for name, task in TASKS.items() if task.in_e or not e]
+    whole = scored({name: [0.5] * official_rows([name], e=e) for name in names})
+    assert len(whole) == official_rows(names, e=e) == (3668 if e else 4750)
+
+    def warnings(samples: Sequence[Scored]) -> list[str]:
+        return [text for text in notes(samples, e=e, code_sim="rapidfuzz") if "no official scores" in text]
+
+    assert not warnings(whole)
+    few = scored({name: [0.5, 0.5] for name in names})
+    assert ("e" if e else "all", "") in summary(few, e=e)  # the average stands: the note must qualify it
+    (text,) = warnings(few)
+    benchmark = "LongBench-E has 3,668" if e else "LongBench has 4,750"
+    assert text.startswith(f"{2 * len(names)} samples, where {benchmark} of these tasks")
+
+
 def test_length_groups_and_empty_ones() -> None:
     assert [bucket(length) for length in (0, 3999, 4000, 7999, 8000)] == ["0-4k", "0-4k", "4-8k", "4-8k", "8k+"]
     samples = scored({"qasper": [0.0, 1.0, 0.5, 0.5]}, lengths=(3999, 4000))
@@ -388,6 +405,9 @@ def official(task: str, preds: Sequence[str], start: int = 0) -> list[dict[str, 
 def test_official_files_are_scored(tmp_path: Path) -> None:
     write_lines(tmp_path / "p" / "trec.jsonl", official("trec", ["\nDate\nDate Place", "Place"]))
     write_lines(tmp_path / "p" / "qasper.jsonl", official("qasper", ["bridge", "none"]))
+    out = tmp_path / "new" / "folder" / "scores.json"
+    assert main(["score", str(tmp_path / "p"), "-o", str(out)]) == 0
+    assert json.loads(out.read_text(encoding="utf-8"))["benchmark"] == "LongBench"
     outcome, e = score_predictions(tmp_path / "p", e=False, code_sim="difflib")
     values = {row.metric: row.value for row in summarise(outcome.metrics, outcome.samples)}
     assert (e, values) == (False, {"task:qasper": 0.5, "task:trec": 0.5})
@@ -396,6 +416,17 @@ def test_official_files_are_scored(tmp_path: Path) -> None:
     (tmp_path / "q" / "trec.jsonl").rename(tmp_path / "q" / "trec_e.jsonl")
     with pytest.raises(UserError, match=r"of LongBench-E .* together"):
         score_predictions(tmp_path / "q", e=False, code_sim="difflib")
+
+
+def test_scores_that_can_be_written_nowhere_are_not_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_lines(tmp_path / "qasper.jsonl", official("qasper", ["bridge"]))
+    assert main(["score", str(source), "-o", str(source / "scores.json")]) == 2
+    said = capsys.readouterr()
+    assert "scores.json: cannot write: " in said.err
+    assert said.err.count("\n") == 1
+    assert not said.out
 
 
 @pytest.mark.parametrize(

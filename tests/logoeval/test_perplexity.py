@@ -19,7 +19,7 @@ from tests.conftest import make_model
 
 
 def session_for(model: Any, tokenizer: Any) -> Any:
-    return SimpleNamespace(model=model, config=model.config, tokenizer=tokenizer, check_window=lambda *_: None)
+    return SimpleNamespace(model=model, config=model.config, bare_tokenizer=tokenizer, check_window=lambda *_: None)
 
 
 @pytest.fixture

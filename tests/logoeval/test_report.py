@@ -15,6 +15,7 @@ import pytest
 from logodata.common.errors import UserError
 from logodata.common.markup import join, raw, tag
 from logodata.common.run_dir import write_json
+from logodata.contract import read_samples, write_samples
 from logoeval.cli import main
 from logoeval.compare import compare
 from logoeval.recipe import EvalRecipe, NiahSettings, PairsSettings, PerplexitySettings
@@ -126,7 +127,9 @@ def test_page_is_whole_escaped_and_self_contained(
         assert heading in reader.text
     assert page.count('role="img" aria') == 2 + 1 + 4 + 2 + 2
     assert "mark" in reader.tags
-    assert "Of the 16 pairs, 16 were built live, 0 with responses from the shipped cache." in reader.text
+    assert "Of the 16 pairs, 16 were built live, 0 with responses from a cache." in reader.text
+    assert "6 built live, 0 with responses from a cache." in reader.text  # the training data
+    assert "devices and versions may differ, and stand in the table" in reader.text
 
 
 def test_command_writes_three_files_with_the_same_numbers(runs: list[Path], tmp_path: Path) -> None:
@@ -139,6 +142,24 @@ def test_command_writes_three_files_with_the_same_numbers(runs: list[Path], tmp_
     markdown = out.with_suffix(".md").read_text(encoding="utf-8")
     assert all(row.label in markdown for row in comparison.rows)
     assert "Reward margin" in out.read_text(encoding="utf-8")
+
+
+def test_a_cache_is_not_called_the_shipped_one(runs: list[Path]) -> None:
+    """Any file may be ``generation.cache``."""
+    held_out = runs[0].parent / "heldout"
+    (file,) = (held_out / "data").glob("*.parquet")
+    live = file.read_bytes()
+    samples = read_samples(held_out)
+    cached = [
+        sample.model_copy(update={"chosen": sample.chosen.model_copy(update={"origin": "cache"})}) for sample in samples
+    ]
+    try:
+        write_samples(file, cached)
+        page = render(compare(runs))
+    finally:
+        file.write_bytes(live)
+    assert page.count("ended by itself, from a cache") == 3
+    assert "shipped" not in page
 
 
 def test_equal_results_give_an_equal_page(runs: list[Path], training: Path) -> None:
@@ -168,6 +189,37 @@ def test_folders_that_are_not_what_they_should_be(runs: list[Path], tmp_path: Pa
     (training / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="give the folder of a logotrain run"):
         render(compare(runs), run=training)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda recipe: [recipe], "damaged: the recipe: Input should be a valid dict"),
+        (lambda recipe: {**recipe, "objective": "logo"}, "damaged: objective: "),
+        (lambda recipe: {**recipe, "objective": {"beta": 10}}, r"damaged: objective\.name: Field required"),
+        (lambda recipe: {**recipe, "optimizer": {"lr": "fast"}}, r"damaged: optimizer\.lr: "),
+        (lambda recipe: {**recipe, "lora": [16]}, "damaged: lora: "),
+    ],
+)
+def test_a_training_recipe_that_is_none(
+    runs: list[Path], training: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    path = training / "recipe.resolved.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+    with pytest.raises(UserError, match=f"{message}.*give the folder of a logotrain run"):
+        render(compare(runs), run=training)
+
+
+def test_training_metrics_that_are_no_numbers(runs: list[Path], training: Path) -> None:
+    (training / "metrics.jsonl").write_text('{"step": 1, "loss": "low"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="holds no training metrics"):
+        render(compare(runs), run=training)
+
+
+def test_a_report_where_none_can_be(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert main(["compare", *map(str, runs), "-o", str(tmp_path / "file" / "report.html")]) == 2
+    assert "report.html: cannot write: " in capsys.readouterr().err
 
 
 def test_markup_escapes_by_construction() -> None:

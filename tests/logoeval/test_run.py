@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -144,6 +145,20 @@ def test_command_line(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.Captu
     assert "num_documents: 8" in capsys.readouterr().out
     assert main(["run", str(recipe), "niah=null", "ppl.num_documents=1", "ppl.lengths=[8,24]", "-o", out]) == 0
     assert "finished already" in capsys.readouterr().err
+
+
+def test_perplexity_of_a_model_without_chat_template(tiny_model_dir: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "base-model"
+    shutil.copytree(tiny_model_dir, bare, ignore=shutil.ignore_patterns("chat_template*"))
+    config = json.loads((bare / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    options = ["ppl.num_documents=1", "ppl.lengths=[8,24]"]
+    for model, name in ((bare, "bare"), (tiny_model_dir, "chat")):
+        assert main(["ppl", "--model", str(model), *options, "-o", str(tmp_path / name)]) == 0
+    bare_result, chat_result = (read_results(tmp_path / name).tasks["ppl"] for name in ("bare", "chat"))
+    assert bare_result.samples == chat_result.samples
+    assert main(["niah", "--model", str(bare), "-o", str(tmp_path / "needles")]) == 2  # which is asked in a chat
 
 
 @pytest.mark.parametrize(
