@@ -23,9 +23,9 @@ from logodata.common.run_dir import append_lines, bind_settings, locked, write_a
 from logodata.contract import Document
 from logodata.drafts import Draft, QuestionsRecipe, Written, draw_drafts, parse_reply, written_fault
 from logodata.engines import Engine, GenerationRequest, Sampling
-from logodata.engines.settings import open_engine
+from logodata.engines.settings import engine_window, open_engine
 from logodata.measures import word_share
-from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint, model_window
+from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint
 from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text, turn_end_ids
 from logodata.responses import ResponseLog
 from logodata.sources import Source, read_source, source_fingerprint
@@ -46,7 +46,7 @@ class Writer:
     def __init__(self, recipe: QuestionsRecipe, log: ResponseLog) -> None:
         self._recipe, self._log = recipe, log
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe.model, recipe.chat_template)
-        self._window = model_window(recipe.model)
+        self._window = engine_window(recipe.engine, recipe.model)
         self._stop_ids = turn_end_ids(self._tokenizer, model_eos_ids(recipe.model))
         self._forms = {kind: PromptFormat(self._tokenizer, WRITING_TEMPLATES[kind]) for kind in recipe.kinds}
         self._closed_book = PromptFormat(self._tokenizer, CLOSED_BOOK_TEMPLATE)
@@ -162,6 +162,7 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json", exclude={"engine"}),
         "source_fingerprint": source_fingerprint(recipe.source),
         "model_fingerprint": fingerprint,
+        "window": engine_window(recipe.engine, recipe.model),
     }
     with locked(work):
         if output.exists():

@@ -375,3 +375,38 @@ def test_a_build_stopped_before_its_first_outcome_binds_nothing(
         assert run_build(documents, tiny_model_dir, out, override) == code
         (out / "work" / "settings.json").write_text('{"recipe"')
     assert not set(first.asked) & set(second.asked)
+
+
+def test_a_build_goes_on_under_the_same_prompts_only(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe names a template; the file may say something else by then."""
+    documents, out, template = write_documents(tmp_path), tmp_path / "out", tmp_path / "chat.jinja"
+    text = str(load_tokenizer(str(tiny_model_dir)).chat_template)
+    options = (f"chat_template={template}", "generation.group_size=1")
+    for words, engine, code in (
+        (text, ScriptedEngine(tiny_model_dir, fails_after=4), 130),
+        (f"Be terse.{text}", ScriptedEngine(tiny_model_dir), 2),
+        (text, ScriptedEngine(tiny_model_dir), 0),
+        (f"Be terse.{text}", ScriptedEngine(tiny_model_dir), 2),
+    ):
+        template.write_text(words)
+        monkeypatch.setattr(logodata.responses, "open_engine", lambda *_, engine=engine: engine)
+        assert run_build(documents, tiny_model_dir, out, *options) == code
+        assert ("prompt_fingerprints.answer=" in capsys.readouterr().err) == (code == 2)
+
+
+def test_a_prompt_beyond_the_engines_window_is_set_apart(
+    tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents, out = write_documents(tmp_path), tmp_path / "out"
+    rows = [json.loads(line) for line in documents.read_text().splitlines()]
+    rows[0]["questions"][0]["question"] += " Say it slowly." * 60
+    documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run_build(documents, tiny_model_dir, out, "engine.max_model_len=800") == 0
+    [row] = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert (row["id"], row["reason"]) == ("harbour-01", "prompt_exceeds_window")
+    assert "the window of 800" in row["detail"]
+    assert read_manifest(out)["window"] == 800
+    assert run_build(documents, tiny_model_dir, out) == 2
+    assert "window=800, now it is 2048" in capsys.readouterr().err

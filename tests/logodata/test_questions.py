@@ -239,6 +239,10 @@ def test_a_prompt_beyond_the_window_is_set_apart(
     reasons = {row["id"]: row["reason"] for row in read_lines(tmp_path / "q.rejected.jsonl")}
     assert reasons["tower-summary-02"] == "prompt_exceeds_window"
     assert "tower-single_detail-01" not in reasons
+    less = (*more, "engine.max_model_len=700")
+    assert run(monkeypatch, engine, corpus, tmp_path / "less.jsonl", tiny_model_dir, *less) == 2, "nothing is left"
+    reasons = {row["id"]: row["reason"] for row in read_lines(tmp_path / "less.rejected.jsonl")}
+    assert reasons["tower-single_detail-01"] == "prompt_exceeds_window"
 
 
 def test_drafts_depend_on_seed_and_document_alone(tiny_model_dir: Path) -> None:
