@@ -26,7 +26,7 @@ from logodata.models import model_fingerprint
 from logodata.parts import PART_FILE, Part, part_record
 from logodata.pipeline import Asked, Pipeline, decide_here, identity
 from logodata.recipe import BuildRecipe
-from logodata.sources import Source, read_source, source_fingerprint
+from logodata.sources import Source, check_outside, read_source, source_fingerprint
 
 _OUTCOMES = Path("work") / "outcomes.jsonl"
 
@@ -48,6 +48,7 @@ def build(
     Raises:
         UserError: the source is at fault, ``output`` holds a build with other settings, or no sample was kept.
     """
+    check_outside(recipe.source, output)
     settings = {
         "recipe": recipe.binding(),
         "source_fingerprint": source_fingerprint(recipe.source),

@@ -28,7 +28,7 @@ from logodata.measures import word_share
 from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint
 from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text, turn_end_ids
 from logodata.responses import ResponseLog
-from logodata.sources import Source, read_source, source_fingerprint
+from logodata.sources import Source, check_outside, read_source, source_fingerprint
 from logodata.text import words
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
         raise UserError("not a .jsonl file", where=str(output), mend="give -o NAME.jsonl")
     if recipe.source.join_tokens is not None:
         raise UserError("source.join_tokens has no meaning here", mend="give it to logodata build")
+    check_outside(recipe.source, output)
     work = output.with_suffix(".work")
     if output.exists() and not (work / "settings.json").exists():
         raise UserError("exists already, and is not this command's", where=str(output), mend="give another -o")
