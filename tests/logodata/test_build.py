@@ -155,6 +155,7 @@ def test_responses_of_a_cache_are_named_as_such(tmp_path: Path, tiny_model_dir: 
     assert {request.split("-")[0] for request in scripted.asked} == {"mill"}
     assert [s.origin for s in read_samples(tmp_path / "second")] == ["cache", "cache", "live"]
     assert json.loads((tmp_path / "second" / "stats.json").read_text())["kept_by_origin"] == {"cache": 2, "live": 1}
+    assert "(1 built live, 2 with responses from the cache)" in (tmp_path / "second" / "README.md").read_text()
 
 
 def test_a_damaged_last_line_of_the_log_is_made_again(
