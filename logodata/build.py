@@ -22,12 +22,11 @@ from logodata.common.shards import Shard
 from logodata.contract import SCHEMA_VERSION
 from logodata.dataset_files import write_data_set
 from logodata.distributed import RayOptions, decide_on_ray
-from logodata.model_judge import judge_fingerprint
 from logodata.models import model_fingerprint
 from logodata.parts import PART_FILE, Part, part_record
-from logodata.pipeline import Asked, Pipeline, decide_here
+from logodata.pipeline import Asked, Pipeline, decide_here, identity
 from logodata.recipe import BuildRecipe
-from logodata.sources import Source, read_source, source_fingerprint
+from logodata.sources import Source, check_outside, read_source, source_fingerprint
 
 _OUTCOMES = Path("work") / "outcomes.jsonl"
 
@@ -49,11 +48,11 @@ def build(
     Raises:
         UserError: the source is at fault, ``output`` holds a build with other settings, or no sample was kept.
     """
+    check_outside(recipe.source, output)
     settings = {
         "recipe": recipe.binding(),
         "source_fingerprint": source_fingerprint(recipe.source),
-        "model_fingerprint": model_fingerprint(recipe.model),
-        **_judge_settings(recipe),
+        **identity(recipe, model_fingerprint(recipe.model)),
         **({"shard": str(part)} if part else {}),
     }
     with locked(output):
@@ -115,8 +114,7 @@ def _build(
         "schema_version": SCHEMA_VERSION,
         "logo_align": __version__,
         "model": recipe.model,
-        "model_fingerprint": settings["model_fingerprint"],
-        **pipeline.fingerprints,
+        **{key: value for key, value in settings.items() if key not in ("recipe", "source_fingerprint", "shard")},
         "engine": ", ".join(engines["engine"]) or "none: every response was there already",
         **(
             {"judge_engine": ", ".join(engines["judge_engine"]) or "none: nothing was asked"}
@@ -129,13 +127,6 @@ def _build(
     at_fault = ({"rejected": {**fault, "stage": "source"}, "decisions": []} for fault in faults)
     found = chain(at_fault, (outcomes[question_id] for question_id in order))
     return write_data_set(output, found, manifest, may_be_empty=part is not None)
-
-
-def _judge_settings(recipe: BuildRecipe) -> dict[str, str]:
-    judge = recipe.judge.model
-    if judge is None:
-        return {}
-    return {"judge_model_fingerprint": judge_fingerprint(recipe, judge, model_fingerprint(recipe.model))}
 
 
 def _pools(planner: Planner, source: Source, part: Part | None) -> tuple[Iterable[Pool], int]:

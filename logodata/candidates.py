@@ -79,11 +79,11 @@ class Planner:
     Args:
         recipe: the build recipe.
         tokenizer: the model's, with its chat template.
-        window: positions the model has.
+        window: tokens that a prompt with its response may have.
     """
 
     def __init__(self, recipe: BuildRecipe, tokenizer: PreTrainedTokenizerBase, window: int) -> None:
-        self._recipe, self._tokenizer, self._window = recipe, tokenizer, window
+        self._recipe, self.tokenizer, self.window = recipe, tokenizer, window
         self.answer_format = PromptFormat(tokenizer, ANSWER_TEMPLATE)
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
@@ -98,7 +98,7 @@ class Planner:
         for document in documents:
             waiting.append(document)
             chunks += [
-                (document, c) for c in chunk_text(self._tokenizer, document.text, self._recipe.chunking.chunk_tokens)
+                (document, c) for c in chunk_text(self.tokenizer, document.text, self._recipe.chunking.chunk_tokens)
             ]
             if sum(len(chunk.token_ids) for _, chunk in chunks) >= least:
                 if complete is not None:
@@ -147,9 +147,9 @@ class Planner:
         }
         prompts = {name: prompt(indices, self.answer_format) for name, indices in strategies.items()}
         longest = max(len(p.ids) for p in (*preferred, training, *prompts.values()))
-        if longest + recipe.generation.max_new_tokens > self._window:
+        if longest + recipe.generation.max_new_tokens > self.window:
             new = recipe.generation.max_new_tokens
-            detail = f"{longest} prompt tokens and {new} new ones exceed the window of {self._window}"
+            detail = f"{longest} prompt tokens and {new} new ones exceed the window of {self.window}"
             return Fault(document, question, "prompt_exceeds_window", detail)
         return Candidate(
             pool=pool,

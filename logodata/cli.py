@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--recipe",
         type=Path,
-        help="with documents.jsonl: the recipe (default: the paper's settings; embedded.yaml for --model embedded)",
+        help="with documents.jsonl: the recipe (default: the paper's settings; for --model embedded the shipped "
+        "embedded.yaml, without what it says of its own documents)",
     )
     build.add_argument(
         "--shard",
@@ -85,12 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     questions.add_argument("-o", "--output", required=True, type=Path, metavar="NAME.jsonl", help="the file to write")
     questions.add_argument("--model", required=True, help="the model that writes: a folder, a hub name, or 'embedded'")
     questions.add_argument("--dry-run", action="store_true", help="print the resolved settings and touch nothing")
+    questions.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of the settings")
     questions.set_defaults(command=commands.questions_command)
 
     inspect = subparsers.add_parser("inspect", help="show samples as text, critical chunks marked")
     inspect.add_argument("data", type=Path, help="folder of a data set")
     inspect.add_argument("--id", help="id of the sample (default: the first ones)")
-    inspect.add_argument("-n", type=int, help="how many samples (default 1; with --html 50, and 5 questions a reason)")
+    inspect.add_argument(
+        "-n", type=_positive, help="how many samples (default 1; with --html 50, and 5 questions a reason)"
+    )
     inspect.add_argument("--html", type=Path, metavar="FILE", help="write a page, also of what was not kept and why")
     inspect.set_defaults(command=commands.inspect_command)
 
@@ -133,6 +137,15 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--revision", metavar="BRANCH", help="branch to upload to; made if there is none (default: main)")
     push.set_defaults(command=commands.push_command)
     return parser
+
+
+class _PrintSchema(argparse.Action):
+    """Prints and ends, as ``--help`` does: what the command needs otherwise is not asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the schema of ``logodata questions``."""
+        commands.print_questions_schema()
+        parser.exit()
 
 
 def _positive(text: str) -> int:

@@ -100,13 +100,13 @@ def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
         path: Path | None = Path(options.source)
     else:
         overrides.insert(0, f"source.path={json.dumps(options.source)}")
-        path = options.recipe
+        path, embedded = options.recipe, shipped_recipes() / "embedded.yaml"
         if path is None and options.model == "embedded":
-            path = shipped_recipes() / "embedded.yaml"
+            path = embedded
         if path is None and not options.model:
             raise UserError("no model given", mend="add --model NAME, a folder, or 'embedded'")
-        if path is not None:
-            # Those choices of a recipe belong to its own documents.
+        if path is not None and path.resolve() == embedded.resolve():
+            # Those choices of ours belong to the embedded documents; a recipe of the user's means what it says.
             overrides = [
                 "source.max_documents=null",
                 "source.max_questions_per_document=null",
@@ -116,6 +116,14 @@ def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
                 *overrides,
             ]
     return load_recipe(BuildRecipe, "build", path, overrides)
+
+
+def print_questions_schema() -> None:
+    """What settings ``logodata questions`` has."""
+    from logodata.common.recipe_io import recipe_schema
+    from logodata.drafts import QuestionsRecipe
+
+    print(recipe_schema(QuestionsRecipe))
 
 
 def questions_command(options: argparse.Namespace) -> None:

@@ -26,7 +26,9 @@ class ContextSettings(RecipeModel):
     """Instead of a threshold: the best-scored chunks are critical, this many, if their score is above 0."""
     mixed_ratios: tuple[float, ...] = (0.5,)
     """For each ratio, one dis-preferred response from a context that keeps this share of the critical chunks. With the
-    one from irrelevant chunks alone that makes M = 1 + len(mixed_ratios) dis-preferred responses."""
+    one from irrelevant chunks alone that makes M = 1 + len(mixed_ratios) dis-preferred responses. One critical chunk
+    stays at least: where there is a single one, the mixed context is the training context itself (``stats.json`` counts
+    such samples, ``single_critical_chunk``), and all ratios give the same."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> ContextSettings:
@@ -36,6 +38,10 @@ class ContextSettings(RecipeModel):
             raise ValueError(f"critical_top={self.critical_top} exceeds num_chunks={self.num_chunks}")
         if not all(0 < ratio < 1 for ratio in self.mixed_ratios):
             raise ValueError("mixed_ratios lie between 0 and 1")
+        names = [f"{ratio:g}" for ratio in self.mixed_ratios]
+        if len(set(names)) < len(names):
+            # Responses are told apart by these names: of two with one name the first would be lost.
+            raise ValueError(f"mixed_ratios print alike, as {', '.join(names)}: one ratio a response")
         return self
 
 
@@ -43,8 +49,9 @@ class ContextSettings(RecipeModel):
 class Contexts:
     """Chunk indices of each context, ascending.
 
-    ``critical``: at most N, all above the rule. ``irrelevant``: N of the others. ``mixed``: for each ratio, N chunks,
-    part critical, part irrelevant. ``training``: every chunk of ``critical``, filled up to N with irrelevant ones.
+    ``critical``: at most N, all above the rule. ``irrelevant``: N of the others. ``training``: every chunk of
+    ``critical``, filled up to N with irrelevant ones. ``mixed``: for each ratio, N chunks, part critical, part
+    irrelevant; the same as ``training`` where ``critical`` has one chunk.
     """
 
     critical: tuple[int, ...]

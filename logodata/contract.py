@@ -105,7 +105,7 @@ class Response(_Record):
     ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...). ``word_share`` to
     ``similarity`` compare its text with the reference answers (:mod:`logodata.measures`; None: not measured), and
     ``verdict`` is what the judge's rules make of them: ``right``, ``half_right`` or ``wrong``. ``origin`` tells
-    responses of a shipped cache from those generated in this build.
+    responses of a cache from those generated in this build.
     """
 
     strategy: str
@@ -140,7 +140,7 @@ class PreferenceSample(_Record):
 
     @property
     def origin(self) -> ResponseOrigin:
-        """``cache`` if any response came from a shipped cache."""
+        """``cache`` if any response came from a cache."""
         return "cache" if any(response.origin == "cache" for response in (self.chosen, *self.rejected)) else "live"
 
 

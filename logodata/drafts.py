@@ -6,10 +6,11 @@ All pure: :mod:`logodata.questions` has the model write and asks it again withou
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from pydantic import Field
@@ -51,7 +52,7 @@ class QuestionsRecipe(RecipeModel):
     """The model that writes: ``embedded``, a folder, or a hub name. A stronger one than that to be trained is fine."""
     chat_template: Path | None = None
     """A Jinja file, for models whose tokenizer has no chat template."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Draws chunks, and what the model samples."""
     source: SourceSettings
     """Documents. Questions that they hold already are kept."""
@@ -115,19 +116,30 @@ class Written:
 
 
 def draw_drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe) -> list[Draft]:
-    """Choose chunks for each question of a document; seeded by recipe and ``doc_id``, whatever came before."""
+    """Choose chunks for each question of a document; seeded by recipe and ``doc_id``, whatever came before.
+
+    Numbers of questions that an earlier run left in the document are passed over, with what they drew: ids stay unique,
+    and the next ones are about something else.
+    """
+    form = re.compile(rf"{re.escape(document.doc_id)}-(?:{'|'.join(get_args(WrittenKind))})-(\d+)")
+    taken = {int(match[1]) for question in document.questions if (match := form.fullmatch(question.id))}
+    drafts = (draft for number, draft in enumerate(_drafts(document, chunks, recipe), 1) if number not in taken)
+    return list(islice(drafts, recipe.questions_per_document))
+
+
+def _drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe) -> Iterator[Draft]:
+    """As many as are taken."""
     rng = np.random.default_rng([recipe.seed, int(text_digest(document.doc_id)[:16], 16)])
-    drafts = []
     names: list[tuple[str, list[int]]] = []
     if "biography" in recipe.kinds:
         names = recurring_names([document.text[chunk.start : chunk.end] for chunk in chunks])
-    for number in range(recipe.questions_per_document):
+    for number in count():
         kind = recipe.kinds[number % len(recipe.kinds)]
         draft_id = f"{document.doc_id}-{kind}-{number + 1:02d}"
         size = min(recipe.chunks_per_question, len(chunks))
         subject, chosen = "", list(range(len(chunks)))
         if len(chunks) < (1 if kind == "single_detail" else 2):
-            drafts.append(Draft(draft_id, kind, document, reason="document_too_short"))
+            yield Draft(draft_id, kind, document, reason="document_too_short")
             continue
         if kind == "single_detail":
             chosen = [int(rng.integers(len(chunks)))]
@@ -136,13 +148,12 @@ def draw_drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRe
             chosen = chosen[start : start + size]
         elif kind == "biography":
             if not names:
-                drafts.append(Draft(draft_id, kind, document, reason="no_recurring_name"))
+                yield Draft(draft_id, kind, document, reason="no_recurring_name")
                 continue
             subject, chosen = names[int(rng.integers(min(len(names), 5)))]
         if len(chosen) > size:
             chosen = sorted(int(i) for i in rng.choice(chosen, size=size, replace=False))
-        drafts.append(Draft(draft_id, kind, document, tuple(chunks[i] for i in chosen), subject))
-    return drafts
+        yield Draft(draft_id, kind, document, tuple(chunks[i] for i in chosen), subject)
 
 
 def recurring_names(texts: Sequence[str]) -> list[tuple[str, list[int]]]:

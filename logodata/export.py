@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common import strict_json
 from logodata.common.errors import UserError
-from logodata.common.run_dir import read_json, write_atomic, write_json
+from logodata.common.run_dir import check_place, read_json, write_atomic, write_json
 from logodata.contract import PreferenceSample, Response, read_manifest, read_samples
 from logodata.models import load_tokenizer
 from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat, render_chat
@@ -244,6 +244,7 @@ def _write_rows(path: Path, rows: Sequence[_Row]) -> None:
 
 
 def _check_output(form: ExportFormat, output: Path) -> None:
+    check_place(output)
     if form == "llama-factory":
         if output.is_file() or output.suffix in (".json", ".jsonl", ".parquet"):
             raise UserError("a file, not a folder", where=str(output), mend="give -o FOLDER")

@@ -61,7 +61,8 @@ class JudgeSettings(RecipeModel):
     """When a response counts as right."""
 
     enabled: bool = True
-    """Off keeps every pair whose responses are not empty (the published code's behaviour, for ablations)."""
+    """Off keeps every pair whose responses are neither empty nor identical (the published code's behaviour, for
+    ablations)."""
     measure: Literal["auto", "word_share", "token_f1", "containment", "similarity"] = "auto"
     """What decides. ``word_share``: the share of the reference's content words; ``token_f1``; ``containment``: the
     reference stands in the response word for word; ``similarity``: cosine of sentence embeddings. ``auto``: similarity

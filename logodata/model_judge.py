@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import Tracker
 from logodata.decisions import Decision
 from logodata.engines import Engine, GenerationRequest, Sampling
-from logodata.engines.settings import open_engine
-from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint, model_window
+from logodata.engines.settings import EngineSettings, engine_window, open_engine
+from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint
 from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text, turn_end_ids
 from logodata.recipe import BuildRecipe
 from logodata.responses import ResponseLog
 from logodata.verdicts import ModelJudgeSettings, ModelVerdict, parse_verdict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FIRST, SECOND = JUDGE_TEMPLATES
 
@@ -39,12 +43,10 @@ class ModelJudge:
         build_engine: Callable[[], Engine],
     ) -> None:
         self._settings = settings
-        name = settings.name or recipe.model
-        template = settings.chat_template or (recipe.chat_template if name == recipe.model else None)
-        self._tokenizer = load_tokenizer(name, template)
-        self._forms = {wording: PromptFormat(self._tokenizer, wording) for wording in JUDGE_TEMPLATES}
-        engine = settings.engine or recipe.engine
-        self._window = min(model_window(name), engine.max_model_len or model_window(name))
+        name, engine = settings.name or recipe.model, judge_engine(recipe, settings)
+        self._tokenizer = _tokenizer(recipe, settings)
+        self._forms = _forms(self._tokenizer)
+        self._window = engine_window(engine, name)
         self._sampling = Sampling(settings.max_new_tokens, turn_end_ids(self._tokenizer, model_eos_ids(name)))
         fingerprint = judge_fingerprint(recipe, settings, build_fingerprint)
         self._log = ResponseLog(log, fingerprint)
@@ -52,11 +54,6 @@ class ModelJudge:
         self._open: Callable[[], Engine] = build_engine if shared else lambda: open_engine(engine, name)
         self._engine: Engine | None = None
         self._num_replies = 0
-        self.manifest = {
-            "judge_model": name,
-            "judge_model_fingerprint": fingerprint,
-            "judge_prompt_fingerprints": [form.fingerprint for form in self._forms.values()],
-        }
 
     @property
     def engine_name(self) -> str | None:
@@ -106,6 +103,36 @@ class ModelJudge:
         return parse_verdict(decode_text(self._tokenizer, result.token_ids), ended=result.finish_reason == "stop")
 
 
+def judge_engine(recipe: BuildRecipe, settings: ModelJudgeSettings) -> EngineSettings:
+    """What runs the model that judges: its own section, else the build's. Of another model than the build's, servers
+    know that one's name, not the judge's."""
+    if settings.engine is not None:
+        return settings.engine
+    if settings.name in (None, recipe.model):
+        return recipe.engine
+    return recipe.engine.model_copy(update={"served_model": None})
+
+
+def judge_identity(recipe: BuildRecipe, settings: ModelJudgeSettings, build_fingerprint: str) -> dict[str, Any]:
+    """What verdicts follow from beside the recipe: a build is bound to it, and ``manifest.json`` says it."""
+    name = settings.name or recipe.model
+    return {
+        "judge_model": name,
+        "judge_model_fingerprint": judge_fingerprint(recipe, settings, build_fingerprint),
+        "judge_prompt_fingerprints": [form.fingerprint for form in _forms(_tokenizer(recipe, settings)).values()],
+        "judge_window": engine_window(judge_engine(recipe, settings), name),
+    }
+
+
 def judge_fingerprint(recipe: BuildRecipe, settings: ModelJudgeSettings, build_fingerprint: str) -> str:
     """Fingerprint of the model that judges."""
     return build_fingerprint if settings.name in (None, recipe.model) else model_fingerprint(settings.name)
+
+
+def _tokenizer(recipe: BuildRecipe, settings: ModelJudgeSettings) -> PreTrainedTokenizerBase:
+    name = settings.name or recipe.model
+    return load_tokenizer(name, settings.chat_template or (recipe.chat_template if name == recipe.model else None))
+
+
+def _forms(tokenizer: PreTrainedTokenizerBase) -> dict[str, PromptFormat]:
+    return {wording: PromptFormat(tokenizer, wording) for wording in JUDGE_TEMPLATES}

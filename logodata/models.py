@@ -180,12 +180,14 @@ def load_model(
             in ``dtype``.
 
     Raises:
-        UserError: the model or the adapter cannot be loaded, or the adapter belongs to another model.
+        UserError: the model or the adapter cannot be loaded, the adapter belongs to another model, or there is no such
+            device.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     quiet_transformers()
+    _check_device(device)
     if adapter is not None:
         check_adapter(adapter)
     config = config or load_config(name, adapter=adapter)
@@ -211,6 +213,18 @@ def load_model(
     if not four_bits:
         model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` and loses its type
     return model.eval()
+
+
+def _check_device(device: str) -> None:
+    """Before weights are read, which takes minutes."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UserError(
+            f"cannot use the device {device!r}: {str(error).splitlines()[0]}", mend="give cpu, cuda, cuda:1 or auto"
+        ) from error
 
 
 def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrainedModel:
@@ -311,8 +325,19 @@ def _four_bits(dtype: DType) -> Any:
 
 def model_window(name: str, adapter: Path | None = None) -> int:
     """Positions the model was made for, or was extended to when ``adapter`` was trained (``max_position_embeddings``;
-    the tokenizer's ``model_max_length`` is not reliable)."""
-    return int(load_config(name, adapter=adapter).max_position_embeddings)
+    the tokenizer's ``model_max_length`` is not reliable). Of a model of several kinds of input, that of its text part.
+
+    Raises:
+        UserError: there is no such model or adapter, or its config says nothing of positions.
+    """
+    window = getattr(load_config(name, adapter=adapter).get_text_config(), "max_position_embeddings", None)
+    if not isinstance(window, int):
+        raise UserError(
+            "the model's config says nothing of its window (max_position_embeddings)",
+            where=name,
+            mend="take a model that writes text, or add it to config.json",
+        )
+    return window
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from logodata.candidates import Candidate, Fault, Planner, Pool
 from logodata.common.console import Tracker
 from logodata.contract import ContextChunk, PreferenceSample, Response
 from logodata.decisions import Decision, Judgement, Outcome, eligible
+from logodata.engines.settings import engine_window
 from logodata.evaluators import Evaluator, open_evaluator
 from logodata.measures import word_share
-from logodata.model_judge import ModelJudge
-from logodata.models import load_tokenizer, model_window, tokenizer_fingerprint
+from logodata.model_judge import ModelJudge, judge_identity
+from logodata.models import load_tokenizer, tokenizer_fingerprint
 from logodata.recipe import BuildRecipe
 from logodata.responses import ResponseLog, Responses
 
@@ -27,6 +28,29 @@ Asked = tuple[Pool, frozenset[str]]
 
 Decided = tuple[Sequence[Outcome], dict[str, str]]
 """What became of some questions, and :attr:`Pipeline.engine_names`."""
+
+
+def identity(recipe: BuildRecipe, model_fingerprint: str) -> dict[str, Any]:
+    """What a build follows from beside recipe and source: its folder is bound to it, and ``manifest.json`` says it.
+
+    A chat template is a file, or comes with the tokenizer: what it renders tells two apart that have one name.
+    """
+    planner, judge = _planner(recipe), recipe.judge.model
+    return {
+        "model_fingerprint": model_fingerprint,
+        "tokenizer_fingerprint": tokenizer_fingerprint(planner.tokenizer),
+        "prompt_fingerprints": {
+            "answer": planner.answer_format.fingerprint,
+            "guided": [form.fingerprint for form in planner.guided_formats],
+        },
+        "window": planner.window,
+        **(judge_identity(recipe, judge, model_fingerprint) if judge else {}),
+    }
+
+
+def _planner(recipe: BuildRecipe) -> Planner:
+    tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
+    return Planner(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
 
 
 class Pipeline:
@@ -40,11 +64,9 @@ class Pipeline:
 
     def __init__(self, recipe: BuildRecipe, model_fingerprint: str, log: Path | None = None) -> None:
         self._recipe = recipe
-        tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
-        self.planner = Planner(recipe, tokenizer, model_window(recipe.model))
-        self.responses = Responses(
-            recipe, ResponseLog(log, model_fingerprint, recipe.generation.cache), tokenizer, self.planner.stop_ids[0]
-        )
+        self.planner = _planner(recipe)
+        cached = ResponseLog(log, model_fingerprint, recipe.generation.cache)
+        self.responses = Responses(recipe, cached, self.planner.tokenizer, self.planner.stop_ids[0])
         self.model_judge: ModelJudge | None = None
         if recipe.judge.model is not None:
             verdicts = None if log is None else log.with_name("verdicts.jsonl")
@@ -52,14 +74,6 @@ class Pipeline:
                 recipe, recipe.judge.model, model_fingerprint, verdicts, self.responses.engine
             )
         self._evaluator: Evaluator | None = None
-        self.fingerprints = {
-            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-            "prompt_fingerprints": {
-                "answer": self.planner.answer_format.fingerprint,
-                "guided": [form.fingerprint for form in self.planner.guided_formats],
-            },
-            **(self.model_judge.manifest if self.model_judge else {}),
-        }
 
     def plan(self, pool: Pool) -> Iterator[Candidate | Fault]:
         """Score a pool once for all its questions, and plan each."""

@@ -12,7 +12,8 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from logodata.common.errors import UserError
@@ -70,6 +71,10 @@ CHUNK_SEPARATOR = "\n"
 _TEMPLATE_S, _TEMPLATE_BYTES = 10.0, 2**30
 _MAX_FRAME = 2**20
 _ANOTHER = "give another one with chat_template=FILE"
+
+TEMPLATE_ARGUMENTS: dict[str, Any] = {"strftime_now": datetime(2024, 7, 26).strftime}
+"""What every chat template is rendered with. One that asks for the date gets the same on every day: parts of a build,
+its continuation and evaluations must see one prompt. Llama-3's own template writes this date where it has no clock."""
 
 _CONTROL = re.compile(r"<.+>|\[.+\]|\{.+\}|\|.+\|")
 """What control tokens look like; other added tokens are words of a language or of a field."""
@@ -139,7 +144,7 @@ class PromptFormat:
 def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | None = None) -> str:
     """A conversation as the chat template writes it; without an assistant's message, up to where that begins.
 
-    Templates come with models and are programs: they run in Jinja's sandbox, and within bounds.
+    Templates come with models and are programs: they run in Jinja's sandbox, within bounds, and always on the same day.
 
     Raises:
         UserError: the template fails, or takes too much time or memory.
@@ -149,7 +154,9 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | 
         messages.append({"role": "assistant", "content": assistant})
     try:
         with bounded(_TEMPLATE_S, _TEMPLATE_BYTES):
-            rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=assistant is None)
+            rendered = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=assistant is None, **TEMPLATE_ARGUMENTS
+            )
     except Exception as error:  # whatever a template may do
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(f"the chat template fails: {type(error).__name__} {reason}", mend=_ANOTHER) from error

@@ -2,7 +2,7 @@
 
 Names of this machine stay here. ``manifest.json``, the card and ``rejected.jsonl`` say where documents, model and cache
 lay; an upload cannot be taken back, other machines have no use for such a path, and fingerprints say what the file was.
-So every absolute path goes up as its last part, and the servers of the engine without their addresses.
+So every absolute path goes up as its last part, and the servers of all engines without their addresses.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from logodata.common import strict_json
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.json_lines import json_objects
+from logodata.common.printable import markdown_cell
 from logodata.common.run_dir import read_json, write_json
 from logodata.contract import read_manifest
 from logodata.parts import PART_FILE
+from logodata.sources.text_files import SUFFIXES
 
 _TEXTS = ("README.md",)
 _JSON_FILES = ("manifest.json", "stats.json")
@@ -118,7 +120,9 @@ def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
     for name in _TEXTS:
         text = (folder / name).read_text(encoding="utf-8")
         for path, short in names.items():
-            text = text.replace(path, short)
+            # In code as it is, in tables with its signs escaped.
+            for written, shown in ((path, short), (markdown_cell(path), markdown_cell(short))):
+                text = text.replace(written, shown)
         (staged / name).write_text(text, encoding="utf-8")
     for name in _JSON_FILES:
         write_json(staged / name, _renamed(read_json(folder / name), names))
@@ -130,24 +134,29 @@ def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
 
 
 def _local_names(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Absolute paths in the manifest, as written and spelled out, with their last parts; longest first, since one may
-    begin another. Then addresses of servers with what stands in their place."""
-    found = {text for text in _strings(manifest) if text.startswith(("/", "~"))}
+    """Absolute paths in the manifest, as written and spelled out, with their last parts, and the folder of a text file,
+    under which its questions count, as ``.``; longest first, since one may begin another. Then addresses of servers, of
+    any engine, with what stands in their place."""
+    found = {text for _, text in _strings(manifest) if text.startswith(("/", "~"))}
     found |= {str(Path(text).expanduser()) for text in found}
-    yield from ((path, Path(path).name) for path in sorted(found, key=len, reverse=True) if Path(path).name)
-    urls = manifest["recipe"].get("engine", {}).get("base_urls", ())
+    names = {path: Path(path).name for path in found}
+    texts = (Path(path) for path in found if path.startswith("/") and Path(path).suffix.lower() in SUFFIXES)
+    names |= {str(file.parent): "." for file in texts if str(file.parent) not in names}
+    yield from ((path, names[path]) for path in sorted(names, key=len, reverse=True) if Path(path).name)
+    urls = dict.fromkeys(text for key, text in _strings(manifest) if key == "base_urls")
     yield from ((url, f"http://server-{number}/v1") for number, url in enumerate(urls, 1))
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a JSON value, after the key that it stands under."""
     if isinstance(value, str):
-        yield value
+        yield key, value
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
+        for name, item in value.items():
+            yield from _strings(item, name)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item)
+            yield from _strings(item, key)
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:

@@ -23,12 +23,12 @@ from logodata.common.run_dir import append_lines, bind_settings, locked, write_a
 from logodata.contract import Document
 from logodata.drafts import Draft, QuestionsRecipe, Written, draw_drafts, parse_reply, written_fault
 from logodata.engines import Engine, GenerationRequest, Sampling
-from logodata.engines.settings import open_engine
+from logodata.engines.settings import engine_window, open_engine
 from logodata.measures import word_share
-from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint, model_window
+from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint
 from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text, turn_end_ids
 from logodata.responses import ResponseLog
-from logodata.sources import Source, read_source, source_fingerprint
+from logodata.sources import Source, check_outside, read_source, source_fingerprint
 from logodata.text import words
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Writer:
     def __init__(self, recipe: QuestionsRecipe, log: ResponseLog) -> None:
         self._recipe, self._log = recipe, log
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe.model, recipe.chat_template)
-        self._window = model_window(recipe.model)
+        self._window = engine_window(recipe.engine, recipe.model)
         self._stop_ids = turn_end_ids(self._tokenizer, model_eos_ids(recipe.model))
         self._forms = {kind: PromptFormat(self._tokenizer, WRITING_TEMPLATES[kind]) for kind in recipe.kinds}
         self._closed_book = PromptFormat(self._tokenizer, CLOSED_BOOK_TEMPLATE)
@@ -154,6 +154,7 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
         raise UserError("not a .jsonl file", where=str(output), mend="give -o NAME.jsonl")
     if recipe.source.join_tokens is not None:
         raise UserError("source.join_tokens has no meaning here", mend="give it to logodata build")
+    check_outside(recipe.source, output)
     work = output.with_suffix(".work")
     if output.exists() and not (work / "settings.json").exists():
         raise UserError("exists already, and is not this command's", where=str(output), mend="give another -o")
@@ -162,6 +163,7 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json", exclude={"engine"}),
         "source_fingerprint": source_fingerprint(recipe.source),
         "model_fingerprint": fingerprint,
+        "window": engine_window(recipe.engine, recipe.model),
     }
     with locked(work):
         if output.exists():

@@ -27,8 +27,8 @@ class GenerationSettings(RecipeModel):
     chunks, question and reference. ``reference``: the reference itself, which a model that would never say it that way
     learns badly."""
     num_candidates: int = Field(default=1, gt=0)
-    """Preferred responses to try, for ``best_of_n`` and ``guided``. ``best_of_n``: the first is greedy. ``guided``:
-    each of four wordings of the hint is decoded greedily, then sampled."""
+    """Preferred responses to try, for ``best_of_n`` and ``guided``. ``best_of_n``: 2 at least, the first is greedy.
+    ``guided``: each of four wordings of the hint is decoded greedily, then sampled."""
     temperature: float = Field(default=0.7, gt=0)
     """For the sampled candidates."""
     top_p: float = Field(default=0.95, gt=0, le=1)
@@ -45,6 +45,8 @@ class GenerationSettings(RecipeModel):
     def _candidates_need_sampling(self) -> GenerationSettings:
         if self.num_candidates > 1 and self.preferred in ("model", "reference"):
             raise ValueError(f"num_candidates={self.num_candidates} has no meaning for preferred={self.preferred!r}")
+        if self.num_candidates == 1 and self.preferred == "best_of_n":
+            raise ValueError("best_of_n of one is preferred='model': set num_candidates to 2 or more")
         return self
 
 
@@ -55,7 +57,7 @@ class BuildRecipe(RecipeModel):
     """The model that will be trained, and writes the responses: ``embedded``, a folder, or a hub name."""
     chat_template: Path | None = None
     """A Jinja file, for models whose tokenizer has no chat template."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Draws contexts and sampled responses."""
     source: SourceSettings
     """Documents and questions."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from logodata.common.printable import markdown_code, markdown_text
+from logodata.common.printable import markdown_cell, markdown_code, markdown_text
 from logodata.verdicts import describe_verdicts
 
 PURITY = (
@@ -18,12 +18,15 @@ GROUPINGS = ("by_source", "by_kind")
 
 _MOST_GROUPS = 20
 
+_THRESHOLDS = {"entity": "more than {:g} shared entities", "embedding": "a cosine above {:g}"}
+"""What a threshold means, by evaluator; those that are not here take none."""
+
 
 def describe(stats: dict[str, Any]) -> str:
     """One line: how many were kept, where they came from, why the others were not."""
     origins = stats["kept_by_origin"]
     cached = origins.get("cache", 0)
-    source = f" ({origins.get('live', 0)} built live, {cached} with responses from the shipped cache)" if cached else ""
+    source = f" ({origins.get('live', 0)} built live, {cached} with responses from the cache)" if cached else ""
     reasons = ", ".join(f"{reason} {count}" for reason, count in stats["rejected_by_reason"].items())
     return f"kept {stats['kept']} of {stats['questions']} questions{source}" + (
         f"; not kept: {reasons}" if reasons else ""
@@ -48,7 +51,7 @@ def dataset_card(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
     recipe = manifest["recipe"]
     generation, contexts = recipe["generation"], recipe["contexts"]
     critical = (
-        f"more than {contexts['critical_threshold']:g} shared entities"
+        _THRESHOLDS[recipe["evaluator"]["name"]].format(contexts["critical_threshold"])
         if contexts["critical_top"] is None
         else f"the {contexts['critical_top']} best-scored chunks"
     )
@@ -61,7 +64,7 @@ def dataset_card(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
     }[generation["preferred"]]
     summary = describe(stats)
     rows = "\n".join(
-        f"| {_cell(name.replace('_', ' '))} | {_cell(show_value(value))} |"
+        f"| {markdown_cell(name.replace('_', ' '))} | {markdown_cell(show_value(value))} |"
         for name, value in stats.items()
         if name not in GROUPINGS
     )
@@ -85,7 +88,7 @@ A row is one prompt with a preferred response and {stats["dispreferred_per_sampl
 - **Critical chunks**: {critical}, by the `{recipe["evaluator"]["name"]}` evaluator, compared with the {recipe["evaluator"]["query"].replace("_", " ")}.
 - **Context**: {contexts["num_chunks"]} chunks in document order; all critical ones, filled up with irrelevant ones.
 - **Preferred**: {preferred}.
-- **Dis-preferred**: the model's greedy answers from irrelevant chunks alone, and from contexts that keep {_percent(contexts["mixed_ratios"])} of the critical chunks.
+- **Dis-preferred**: the model's greedy answers from irrelevant chunks alone{_mixed(contexts["mixed_ratios"], stats)}.
 - **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
 - **Judge**: {_describe_judge(recipe["judge"])}.{_model_judge(manifest, stats)}
 - **Model**: {markdown_code(manifest["model"])} ({manifest["model_fingerprint"]}), engine {markdown_text(manifest["engine"])}, logo-align {manifest["logo_align"]}, seed {recipe["seed"]}.
@@ -105,6 +108,15 @@ Each row of `rejected.jsonl` is a question that gave no sample, with its reason;
 """
 
 
+def _mixed(ratios: Sequence[float], stats: dict[str, Any]) -> str:
+    if not ratios:
+        return ""
+    return (
+        f", and from contexts that keep {_percent(ratios)} of the critical chunks, one at least: in the "
+        f"{stats['single_critical_chunk']} samples with a single critical chunk such a context is the prompt's own"
+    )
+
+
 def _grouped(stats: dict[str, Any]) -> str:
     """Yield and purity by source file and kind of question, as a table of a card."""
     lines = ["| questions | asked | kept | purity | not kept |", "| --- | --- | --- | --- | --- |"]
@@ -112,16 +124,12 @@ def _grouped(stats: dict[str, Any]) -> str:
         groups, num_more = largest_groups(stats[name])
         for key, group in groups:
             asked = f"{group['questions']} | {show_share(group['kept'], group['yield'])}"
-            reasons = _cell(show_value(group["rejected_by_reason"]))
-            cell = _cell(f"{name[3:]}: {key}")
+            reasons = markdown_cell(show_value(group["rejected_by_reason"]))
+            cell = markdown_cell(f"{name[3:]}: {key}")
             lines.append(f"| {cell} | {asked} | {show_percent(group['purity'])} | {reasons} |")
         if num_more:
             lines.append(f"| {name[3:]}: {num_more} more in `stats.json` | | | | |")
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return markdown_text(text).replace("|", "\\|")
 
 
 def largest_groups(groups: dict[str, Any]) -> tuple[list[tuple[str, Any]], int]:

@@ -83,7 +83,7 @@ def make_up(row: Mapping[str, Any]) -> str:
     """How long a response is, how it ended and where it came from."""
     parts = [f"{row['num_tokens']} tokens"] if "num_tokens" in row else []
     parts.append("ended by itself" if row["ended"] else "cut at the length cap")
-    parts += ["from the shipped cache"] if row["origin"] == "cache" else []
+    parts += ["from the cache"] if row["origin"] == "cache" else []
     return ", ".join(parts)
 
 

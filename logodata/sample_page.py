@@ -11,7 +11,7 @@ from typing import Any
 
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, page, raw, tag
-from logodata.common.run_dir import write_atomic
+from logodata.common.run_dir import check_place, write_atomic
 from logodata.contract import ContextChunk, PreferenceSample, read_manifest, read_samples
 from logodata.dataset_files import iterate_rejected, read_stats
 from logodata.judge import JudgeSettings
@@ -41,6 +41,9 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
     Raises:
         UserError: no build there, no such question, or ``path`` cannot be written.
     """
+    check_place(path)
+    if path.is_dir():
+        raise UserError("is a folder", where=str(path), mend="give --html FILE.html")
     rejected = list(iterate_rejected(data)) if (data / "rejected.jsonl").is_file() else []
     samples = read_samples(data) if (data / "data").is_dir() or not rejected else []
     if question_id is not None:

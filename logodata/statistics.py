@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import PurePath
@@ -77,7 +76,7 @@ class Statistics:
         self._patterns = Counter[str](instruction_unfollowing=0, hallucination=0)
         self._lengths: dict[str, Counter[int]] = defaultdict(Counter)
         self._sums: Counter[str] = Counter()
-        self._num_dispreferred = 0
+        self._num_dispreferred = self._num_single_critical = 0
         self._dispreferred_per_sample: int | None = None
 
     def add(self, outcome: Outcome, sample: PreferenceSample | None) -> None:
@@ -111,6 +110,7 @@ class Statistics:
         self._origins[sample.origin] += 1
         self._lengths["prompt"][len(sample.prompt_ids)] += 1
         self._sums["answer_in_critical"] += sample.answer_in_critical
+        self._num_single_critical += sum(chunk.critical for chunk in sample.chunks) == 1
         self._add_response("preferred", sample.chosen)
         for response in sample.rejected:
             self._num_dispreferred += 1
@@ -142,6 +142,7 @@ class Statistics:
             },
             "dispreferred_error_patterns": dict(self._patterns),
             "answer_in_critical": self._mean("answer_in_critical", num_kept),
+            "single_critical_chunk": self._num_single_critical,
             **({"model_judge": verdict_statistics(self._verdicts)} if self._verdicts else {}),
             **{
                 f"by_{name}": {key: groups[key].result() for key in sorted(groups)} for name, groups in self._by.items()
@@ -158,11 +159,3 @@ class Statistics:
         numbers = sorted(counts)
         upto = list(accumulate(counts[number] for number in numbers))
         return {"min": numbers[0], "median": numbers[bisect_right(upto, upto[-1] // 2)], "max": numbers[-1]}
-
-
-def statistics(outcomes: Iterable[Outcome]) -> dict[str, Any]:
-    """:class:`Statistics` of outcomes that are at hand."""
-    gathered = Statistics()
-    for outcome in outcomes:
-        gathered.add(outcome, outcome.get("sample"))
-    return gathered.result()

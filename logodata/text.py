@@ -8,7 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-_WORD = re.compile(r"[\u3400-\u9fff]|[^\W_]+", re.UNICODE)  # a CJK character is a word of its own
+# A CJK character is a word of its own, whatever stands before it. So is a run of hiragana or of katakana: it is a
+# particle, an ending or a foreign word, and part of neither its neighbours' nor the other script's.
+_CJK, _HIRAGANA, _KATAKANA = r"\u3400-\u9fff", r"\u3041-\u3096\u309d-\u309f", r"\u30a1-\u30fa\u30fc-\u30ff"
+_WORD = re.compile(rf"[{_CJK}]|[{_HIRAGANA}]+|[{_KATAKANA}]+|[^\W_{_CJK}{_HIRAGANA}{_KATAKANA}]+")
 _APOSTROPHE_S = re.compile(r"['’]s\b")
 
 # English function words, and the words that only frame a question.

@@ -49,7 +49,7 @@ class ModelJudgeSettings(RecipeModel):
     rejudge_share: float = Field(default=0.1, ge=0, le=1)
     """Share of the judged responses that are judged again in another wording, to report how far both agree. The second
     verdict decides nothing."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Draws the responses that are judged again."""
 
     def judges_again(self, decision_id: str) -> bool:

@@ -300,7 +300,7 @@ class EvalRecipe(RecipeModel):
     """Folder of a LoRA adapter, such as RUN/final of a logotrain run; merged into the weights."""
     chat_template: Path | None = None
     """A Jinja file, for models whose tokenizer has no chat template."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Draws needles and haystacks."""
     engine: EngineSettings = EngineSettings()
     """What generates. Log-probabilities are computed by transformers whatever it is, with weights of ``engine.dtype``,

@@ -7,7 +7,6 @@ project resumes. What a job took is the sum over its attempts.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -128,7 +127,7 @@ def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journa
         except BaseException:
             stopping.set()
             for process in tuple(running):
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # a process begun by nohup ignores Ctrl-C
             raise
     for future in futures:
         future.result()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from logodata.common.printable import printable
 
@@ -35,16 +39,35 @@ class UserError(Exception):
         return printable(" ".join(f"{place}{self.what}{cure}".split()))
 
 
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within the block SIGTERM, by which schedulers end a process, is Ctrl-C. Handlers belong to the main thread: on
+    another one nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
 def run_command(
     program: str, command: Callable[[], int | None], *, resume_hint: str = "run the same command again to continue"
 ) -> int:
     """Run ``command`` and map its outcome to the exit codes all three programs share.
 
-    0 done, 2 the user's input or the disk is at fault (one line on stderr), 130 interrupted (the line says how to
-    resume). Any other exception is our bug and keeps its traceback.
+    0 done, 2 the user's input or the disk is at fault (one line on stderr), 130 interrupted by Ctrl-C or SIGTERM (the
+    line says how to resume). Any other exception is our bug and keeps its traceback.
     """
     try:
-        return command() or 0
+        with sigterm_interrupts():
+            return command() or 0
     except UserError as error:
         _say(f"{program}: error: {error}")
         return EXIT_USER_ERROR

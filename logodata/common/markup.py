@@ -28,12 +28,6 @@ def join(*children: str) -> Html:
     return Html("".join(child if isinstance(child, Html) else escape(child) for child in children))
 
 
-def number_cell(text: str, name: str = "") -> Html:
-    """A right-aligned table cell, its hyphens written as minus signs; ``name`` is shown where columns have no head."""
-    attributes = {"data_name": name} if name else {}
-    return tag("td", text.replace("-", "\N{MINUS SIGN}"), class_="n", **attributes)
-
-
 def page(title: str, style: str, *body: str) -> str:
     """A whole document that loads nothing from elsewhere and fits a phone.
 

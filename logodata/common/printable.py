@@ -27,6 +27,11 @@ def markdown_text(text: str) -> str:
     return _OBEYED.sub(r"\\\g<0>", " ".join(printable(text).split()))
 
 
+def markdown_cell(text: str) -> str:
+    """:func:`markdown_text` in a table."""
+    return markdown_text(text).replace("|", "\\|")
+
+
 def markdown_code(text: str) -> str:
     """The text as code in a line of Markdown, whatever backticks it holds; in a table a bar in it ends the cell."""
     line = " ".join(printable(text).split())

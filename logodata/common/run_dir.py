@@ -85,6 +85,17 @@ def append_lines(path: Path, lines: str) -> None:
         ) from error
 
 
+def check_place(path: Path) -> None:
+    """Refuse a file whose folder cannot be made because a file stands in its way, before any work for it.
+
+    Raises:
+        UserError: it names the file in the way.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError("a file, not a folder", where=str(above), mend="give another place for what is written")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON (:mod:`logodata.common.strict_json`), atomically."""
     write_atomic(path, strict_json.dumps(value, indent=2) + "\n")

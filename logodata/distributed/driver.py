@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
+import threading
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -61,7 +64,8 @@ def decide_on_ray(
         for _ in pools:  # its reader keeps the order of the source
             pass
         return
-    ray = _connect(options.address)
+    with _kept_sigterm():
+        ray = _connect(options.address)
     try:
         workers = worker_size(recipe, [node["Resources"] for node in ray.nodes() if node["Alive"]], options.workers)
         size = max(1, min(recipe.generation.group_size, num_questions // (workers.count * _GROUPS_PER_WORKER)))
@@ -113,6 +117,17 @@ def group_pools(pools: Iterable[Asked], size: int) -> Iterator[list[Asked]]:
             group = []
     if group:
         yield group
+
+
+@contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Ray sets a handler of its own, which ends the process with code 1 where ours says how to go on."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _connect(address: str | None) -> Any:

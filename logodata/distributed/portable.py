@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from logodata.engines.settings import EngineSettings
+from logodata.model_judge import judge_engine
 from logodata.models import EMBEDDED, resolve_model
 from logodata.recipe import BuildRecipe
 from logodata.verdicts import ModelJudgeSettings
@@ -27,19 +28,19 @@ def portable(recipe: BuildRecipe) -> BuildRecipe:
             "judge": judge.model_copy(
                 update={
                     "embedding_model": _absolute(judge.embedding_model),
-                    "model": judge.model and _portable_judge(judge.model, recipe.model),
+                    "model": judge.model and _portable_judge(recipe, judge.model),
                 }
             ),
         }
     )
 
 
-def _portable_judge(judge: ModelJudgeSettings, model: str) -> ModelJudgeSettings:
+def _portable_judge(recipe: BuildRecipe, judge: ModelJudgeSettings) -> ModelJudgeSettings:
     return judge.model_copy(
         update={
             "name": judge.name and _absolute(judge.name),
             "chat_template": judge.chat_template and judge.chat_template.absolute(),
-            "engine": judge.engine and _served(judge.engine, judge.name or model),
+            "engine": _served(judge_engine(recipe, judge), judge.name or recipe.model),
         }
     )
 

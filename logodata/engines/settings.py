@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from logodata.common.errors import UserError
 from logodata.common.recipe_io import RecipeModel
 from logodata.engines import Engine
-from logodata.models import DType, load_model, resolve_model
+from logodata.models import DType, load_model, model_window, resolve_model
 
 EngineKind = Literal["transformers", "vllm", "openai"]
 
@@ -71,6 +71,13 @@ class EngineSettings(RecipeModel):
             if parts.username or parts.password or parts.query or parts.fragment:
                 raise ValueError("base_urls: an address may hold no password and no query, use api_key_env")
         return self
+
+
+def engine_window(settings: EngineSettings, model: str) -> int:
+    """Tokens that a prompt with its response may have under this engine: the model's window, or
+    ``settings.max_model_len`` where that is less."""
+    window = model_window(model)
+    return min(window, settings.max_model_len or window)
 
 
 def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> Engine:

@@ -6,7 +6,7 @@ they are needed.
 """
 
 from logodata.sources.documents import Documents
-from logodata.sources.opening import source_file, source_fingerprint
+from logodata.sources.opening import check_outside, source_file, source_fingerprint
 from logodata.sources.reading import Source, read_source
 from logodata.sources.settings import SourceFormat, SourceSettings
 
@@ -15,6 +15,7 @@ __all__ = [
     "Source",
     "SourceFormat",
     "SourceSettings",
+    "check_outside",
     "read_source",
     "source_file",
     "source_fingerprint",

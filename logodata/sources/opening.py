@@ -25,7 +25,7 @@ from logodata.sources.shapes import (
     shape_of,
 )
 from logodata.sources.tables import hub_rows, load_hub, parquet_rows
-from logodata.sources.text_files import SUFFIXES, text_files, text_rows
+from logodata.sources.text_files import SUFFIXES, text_files, text_rows, visible_files
 
 Container = Literal["jsonl", "parquet", "text", "hub"]
 
@@ -120,6 +120,20 @@ def source_fingerprint(settings: SourceSettings) -> str:
     return hashlib.sha256("".join(f"{digest} {name}\n" for name, digest in digests).encode()).hexdigest()[:16]
 
 
+def check_outside(settings: SourceSettings, output: Path) -> None:
+    """Refuse an output in the folder that is read: the next reading would take what was written for documents.
+
+    Raises:
+        UserError: ``output`` is the source's folder, or inside it.
+    """
+    if settings.file.is_dir() and output.resolve().is_relative_to(settings.file.resolve()):
+        raise UserError(
+            "-o is inside the source's folder, and would be read as documents",
+            where=str(output),
+            mend=f"give an -o outside of {settings.path}",
+        )
+
+
 def source_file(path: str) -> Path:
     """The file behind ``path``; a :class:`UserError` if there is none."""
     if path.startswith(EMBEDDED_PREFIX):
@@ -174,7 +188,7 @@ def _container(settings: SourceSettings) -> Container:
 
 def _folder(folder: Path, path: str) -> Container:
     has_text = bool(text_files(folder))
-    has_tables = any(file.suffix.lower() in _TABLE_SUFFIXES for file in folder.rglob("*"))
+    has_tables = next(visible_files(folder, _TABLE_SUFFIXES), None) is not None
     if has_text and has_tables:
         raise UserError(
             "holds text files and tables", where=path, mend="set source.format=text or hub, or give one of the files"

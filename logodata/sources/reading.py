@@ -7,6 +7,7 @@ anything is written. Faults of content (an empty text, a question without answer
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,9 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
         settings: the source.
         needs_questions: whether a row without questions is an error; not where questions come from a second file, or
             are yet to be written.
+
+    Raises:
+        UserError: a structural fault, or the selection (``kinds``, ``max_documents``) leaves no question.
     """
     opened = open_source(settings)
     if opened.container == "text" and needs_questions and settings.questions is None:
@@ -50,7 +54,7 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             mend="have them written by 'logodata questions', or give source.questions=FILE",
         )
     fields = Fields(settings.columns if opened.shape == "plain" else {})
-    reader = _Reader(fields, needs_questions and settings.questions is None)
+    reader = _Reader(fields, settings, needs_questions and settings.questions is None)
     for where, row in opened.rows():
         reader.add(row, where)
     if not reader.entries:
@@ -60,24 +64,36 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             reader.add_questions(row, where)
     fields.check_all_seen(settings.path)
     usable: dict[str, Entry] = {}
+    left_out: set[str] = set()
     for doc_id, entry in reader.entries.items():
-        if entry.blank:
-            if not entry.num_asked:
-                reader.fault({"id": doc_id, "question": ""}, doc_id, entry.where, "empty_document")
-            continue  # each of its questions is in the faults already
-        kept = [q for q in entry.questions if settings.kinds is None or q.kind in settings.kinds]
-        entry.questions = kept[: settings.max_questions_per_document]
-        if settings.max_documents is None or len(usable) < settings.max_documents:
+        if settings.max_documents is not None and len(usable) == settings.max_documents:
+            left_out.add(doc_id)
+        elif not entry.blank:
             usable[doc_id] = entry
-    return Source(Documents(opened.rows, fields, usable), reader.faults)
+        elif not entry.num_asked:  # else each of its questions is in the faults already
+            reader.fault({"id": doc_id, "question": ""}, doc_id, entry.where, "empty_document")
+    source = Source(
+        Documents(opened.rows, fields, usable), [fault for fault in reader.faults if fault["doc_id"] not in left_out]
+    )
+    if needs_questions and not source.documents.num_questions and not source.faults:
+        found = ", ".join(f"{kind} {count}" for kind, count in reader.kinds.most_common()) or "none"
+        raise UserError(
+            f"no question is left; kinds found: {found}",
+            where=settings.path,
+            mend="see to source.kinds and source.max_documents",
+        )
+    return source
 
 
 class _Reader:
     """Entries and faults as rows come in."""
 
-    def __init__(self, fields: Fields, needs_questions: bool) -> None:
-        self._fields, self._needs_questions = fields, needs_questions
+    def __init__(self, fields: Fields, settings: SourceSettings, needs_questions: bool) -> None:
+        self._fields, self._settings, self._needs_questions = fields, settings, needs_questions
         self._question_places: dict[str, str] = {}
+        self._num_unknown = 0
+        self.kinds = Counter[str]()
+        """Of all questions, taken or not."""
         self.entries: dict[str, Entry] = {}
         self.faults: list[dict[str, str]] = []
 
@@ -104,9 +120,11 @@ class _Reader:
             if doc_id in self.entries:
                 self._ask(doc_id, entry, where)
                 continue
-            question = self._fields.question(entry, f"{doc_id}-{len(self.faults) + 1:02d}", where)
+            self._num_unknown += 1
+            question = self._fields.question(entry, f"{doc_id}-{self._num_unknown:02d}", where)
             self._check_id(question["id"], where)
-            self.fault(question, doc_id, where, "unknown_document")
+            if self._settings.kinds is None or question["kind"] in self._settings.kinds:
+                self.fault(question, doc_id, where, "unknown_document")
 
     def fault(self, question: Mapping[str, Any], doc_id: str, where: str, reason: str) -> None:
         """Set a question apart."""
@@ -142,7 +160,10 @@ class _Reader:
         entry.num_asked += 1
         question = self._fields.question(row, f"{doc_id}-{entry.num_asked:02d}", where)
         self._check_id(question["id"], where)
+        taken = self._takes(entry, question)
         reason = _content_fault(entry, question)
+        if reason and not taken:
+            return  # nobody asked it
         if reason:
             self.fault(question, doc_id, where, reason)
             return
@@ -155,10 +176,19 @@ class _Reader:
                 where=where,
                 mend="see docs/build.md",
             ) from error
+        if not taken:
+            return
         if any(not 0 <= start < end <= entry.length for start, end in checked.evidence):
             self.fault(question, doc_id, where, "evidence_outside_document")
             return
         entry.questions.append(checked)
+
+    def _takes(self, entry: Entry, question: dict[str, Any]) -> bool:
+        """Whether the settings take this question of a document, as far as its own row tells."""
+        settings, kind = self._settings, question["kind"]
+        self.kinds[kind] += 1
+        most = settings.max_questions_per_document
+        return (settings.kinds is None or kind in settings.kinds) and (most is None or len(entry.questions) < most)
 
     def _check_id(self, question_id: str, where: str) -> None:
         if question_id in self._question_places:

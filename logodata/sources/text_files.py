@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from logodata.common.errors import UserError
@@ -14,10 +14,13 @@ SUFFIXES = (".txt", ".md")
 
 def text_files(path: Path) -> list[Path]:
     """Text files in a folder and its subfolders, hidden ones left out, in order of their names; or the file itself."""
-    if path.is_file():
-        return [path]
-    files = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    return [path] if path.is_file() else sorted(visible_files(path, SUFFIXES))
+
+
+def visible_files(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Files in a folder and its subfolders with one of these endings, hidden ones left out, in any order."""
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    return (file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
 def text_rows(path: Path) -> Iterator[Row]:

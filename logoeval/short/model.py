@@ -15,6 +15,7 @@ from logodata.common.console import Tracker, progress
 from logodata.common.errors import UserError
 from logodata.common.finite import check_finite
 from logodata.common.shards import Shard
+from logodata.prompts import TEMPLATE_ARGUMENTS
 from logoeval.texts import text_fingerprint
 
 if TYPE_CHECKING:
@@ -47,7 +48,13 @@ class HarnessModel(HFLM):
         truncate: bool,
         answers: Shard,
     ) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, max_length=window, batch_size=batch_size)
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            max_length=window,
+            batch_size=batch_size,
+            chat_template_args=TEMPLATE_ARGUMENTS,
+        )
         self.set_cache_hook(self)
         self.label = ""
         """Of the progress bar."""

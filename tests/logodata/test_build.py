@@ -6,11 +6,15 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+import logodata.pipeline
 import logodata.responses
 from logodata.candidates import Candidate, Fault, Planner, Pool
 from logodata.cli import main
+from logodata.common.recipe_io import shipped_recipes
 from logodata.contract import read_manifest, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.evaluators import Evaluator
@@ -151,6 +155,7 @@ def test_responses_of_a_cache_are_named_as_such(tmp_path: Path, tiny_model_dir: 
     assert {request.split("-")[0] for request in scripted.asked} == {"mill"}
     assert [s.origin for s in read_samples(tmp_path / "second")] == ["cache", "cache", "live"]
     assert json.loads((tmp_path / "second" / "stats.json").read_text())["kept_by_origin"] == {"cache": 2, "live": 1}
+    assert "(1 built live, 2 with responses from the cache)" in (tmp_path / "second" / "README.md").read_text()
 
 
 def test_a_damaged_last_line_of_the_log_is_made_again(
@@ -249,6 +254,14 @@ def test_the_transformers_engine_builds_and_reference_needs_no_preferred_request
         ),
         (["my.jsonl", "--model", "MODEL", "generation.max_new_tokens", "-o", "out"], "is not an override"),
         (["recipe.yaml", "-o", "out"], "recipe.yaml: no such recipe"),
+        (
+            ["my.jsonl", "--model", "MODEL", "seed=-1", "-o", "out"],
+            "'seed': input should be greater than or equal to 0",
+        ),
+        (
+            ["my.jsonl", "--model", "MODEL", "generation.preferred=best_of_n", "-o", "out"],
+            "set num_candidates to 2 or more",
+        ),
         (["my.jsonl", "--model", "MODEL"], "no folder for the data set"),
         (["--model", "MODEL", "-o", "out"], "no source given"),
     ],
@@ -375,3 +388,93 @@ def test_a_build_stopped_before_its_first_outcome_binds_nothing(
         assert run_build(documents, tiny_model_dir, out, override) == code
         (out / "work" / "settings.json").write_text('{"recipe"')
     assert not set(first.asked) & set(second.asked)
+
+
+def test_a_build_goes_on_under_the_same_prompts_only(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe names a template; the file may say something else by then."""
+    documents, out, template = write_documents(tmp_path), tmp_path / "out", tmp_path / "chat.jinja"
+    text = str(load_tokenizer(str(tiny_model_dir)).chat_template)
+    options = (f"chat_template={template}", "generation.group_size=1")
+    for words, engine, code in (
+        (text, ScriptedEngine(tiny_model_dir, fails_after=4), 130),
+        (f"Be terse.{text}", ScriptedEngine(tiny_model_dir), 2),
+        (text, ScriptedEngine(tiny_model_dir), 0),
+        (f"Be terse.{text}", ScriptedEngine(tiny_model_dir), 2),
+    ):
+        template.write_text(words)
+        monkeypatch.setattr(logodata.responses, "open_engine", lambda *_, engine=engine: engine)
+        assert run_build(documents, tiny_model_dir, out, *options) == code
+        assert ("prompt_fingerprints.answer=" in capsys.readouterr().err) == (code == 2)
+
+
+def test_a_prompt_beyond_the_engines_window_is_set_apart(
+    tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents, out = write_documents(tmp_path), tmp_path / "out"
+    rows = [json.loads(line) for line in documents.read_text().splitlines()]
+    rows[0]["questions"][0]["question"] += " Say it slowly." * 60
+    documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run_build(documents, tiny_model_dir, out, "engine.max_model_len=800") == 0
+    [row] = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert (row["id"], row["reason"]) == ("harbour-01", "prompt_exceeds_window")
+    assert "the window of 800" in row["detail"]
+    assert read_manifest(out)["window"] == 800
+    assert run_build(documents, tiny_model_dir, out) == 2
+    assert "window=800, now it is 2048" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shipped", [True, False])
+def test_documents_with_a_recipe(
+    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], shipped: bool
+) -> None:
+    """What the shipped recipe says of the embedded documents does not hold for others; the user's own recipe does."""
+    path = shipped_recipes() / "embedded.yaml"
+    if not shipped:
+        copy = tmp_path / "my.yaml"
+        copy.write_bytes(path.read_bytes())
+        path = copy
+    arguments = ["build", "my.jsonl", "--recipe", str(path), "source.max_documents=5", "--dry-run", "--json"]
+    assert main(arguments) == 0
+    recipe = json.loads(capsys.readouterr().out)["build"]
+    assert recipe["source"]["path"] == "my.jsonl"
+    assert recipe["source"]["max_documents"] == 5
+    own = (recipe["source"]["kinds"], recipe["source"]["max_questions_per_document"], recipe["generation"]["cache"])
+    assert own == ((None, None, None) if shipped else (["single_detail"], 7, "embedded"))
+    assert recipe["judge"]["keep_bare_reference"] == shipped
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("contexts.critical_top=1",), "keep 50% of the critical chunks, one at least: in the 3 samples with a single"),
+        (("contexts.mixed_ratios=[]",), "from irrelevant chunks alone."),
+        (
+            ("contexts.critical_top=null", "contexts.critical_threshold=0.4", "evaluator.name=embedding"),
+            "**Critical chunks**: a cosine above 0.4, by the `embedding` evaluator",
+        ),
+    ],
+)
+def test_the_card_says_how_contexts_were_made(
+    tmp_path: Path,
+    tiny_model_dir: Path,
+    scripted: ScriptedEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    says: str,
+) -> None:
+    class Embedding:
+        def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
+            return np.array([[0.9 * ("of Vell holds" in chunk) for chunk in chunks] for _ in queries])
+
+    if "evaluator.name=embedding" in overrides:
+        monkeypatch.setattr(logodata.pipeline, "open_evaluator", lambda _: Embedding())
+    out = tmp_path / "out"
+    assert run_build(write_documents(tmp_path), tiny_model_dir, out, *overrides) == 0
+    assert says in (out / "README.md").read_text()
+    stats = json.loads((out / "stats.json").read_text())
+    single = [sum(chunk.critical for chunk in sample.chunks) == 1 for sample in read_samples(out)]
+    assert stats["single_critical_chunk"] == sum(single)
+    if "contexts.critical_top=1" in overrides:
+        assert all(single)

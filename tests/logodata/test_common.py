@@ -6,6 +6,7 @@ import pickle
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -179,3 +180,51 @@ def test_leftovers_of_a_killed_process_go_but_not_those_of_others(tmp_path: Path
         theirs.write_text("being written")
         with locked(tmp_path):
             assert [file.exists() for file in (mine, theirs, foreign)] == [False, True, True]
+
+
+_TERMINATED = """
+import os, signal, sys, time
+from logodata.common.errors import run_command
+from logotrain.interrupt import stop_on_signal
+
+def waits():
+    print("ready", flush=True)
+    time.sleep(60)
+
+def stops():
+    # The trainer's own handler, which finishes its step first; once more interrupts at once; then ours is back.
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+    waits()
+
+before = signal.getsignal(signal.SIGTERM)
+code = run_command("prog", {"waits": waits, "stops": stops}[sys.argv[1]])
+assert signal.getsignal(signal.SIGTERM) is before
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("command", ["waits", "stops"])
+def test_sigterm_is_ctrl_c(command: str) -> None:
+    arguments = [sys.executable, "-c", _TERMINATED, command]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.endswith("prog: interrupted; run the same command again to continue\n")
+
+
+def test_on_another_thread_signals_are_left_alone() -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(run_command("prog", lambda: None)))
+    thread.start()
+    thread.join()
+    assert codes == [0]

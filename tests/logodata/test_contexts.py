@@ -57,6 +57,13 @@ def test_reasons(scores: np.ndarray, reason: str) -> None:
         assert draw_contexts(scores, settings, np.random.default_rng(0)) == reason
 
 
+def test_with_a_single_critical_chunk_a_mixed_context_is_the_training_context() -> None:
+    """Published data depend on it; ``stats.json`` counts such samples."""
+    found = draw(ContextSettings(num_chunks=5, critical_threshold=None, critical_top=1, mixed_ratios=(0.5, 0.25)))
+    assert len(found.critical) == 1
+    assert found.mixed == (found.training, found.training)
+
+
 def test_the_seed_alone_decides() -> None:
     settings = ContextSettings(num_chunks=5, critical_threshold=None, critical_top=2)
     assert draw(settings, 3) == draw(settings, 3)
@@ -70,6 +77,8 @@ def test_the_seed_alone_decides() -> None:
         {"critical_threshold": None},
         {"critical_threshold": None, "critical_top": 9, "num_chunks": 4},
         {"mixed_ratios": [1.0]},
+        {"mixed_ratios": [0.5, 0.25, 0.5]},
+        {"mixed_ratios": [0.3333333, 0.33333334]},
     ],
 )
 def test_contradictory_settings_are_refused(fields: dict[str, object]) -> None:

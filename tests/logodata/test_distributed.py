@@ -193,6 +193,11 @@ def test_workers_get_absolute_paths(tmp_path: Path, tiny_model_dir: Path, monkey
     assert (sent.model, sent.generation.cache) == (str(tmp_path / "model"), tmp_path / "old.jsonl")
     assert sent.chat_template == tmp_path / "chat.jinja"
     assert sent.engine.served_model == "model", "the name on the server stays"
+    for judge, served in (("org/judge", "org/judge"), ("model", "model")):
+        sent = portable(recipe(Path("model"), "judge.enabled=true", f"judge.model.name={judge}", *server))
+        assert sent.judge.model is not None
+        assert sent.judge.model.engine is not None
+        assert sent.judge.model.engine.served_model == served
     same = portable(recipe(tiny_model_dir))
     assert same == recipe(tiny_model_dir)
     assert portable(recipe(tiny_model_dir, "generation.cache=embedded")).generation.cache == "embedded"

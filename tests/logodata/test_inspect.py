@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,18 @@ from logodata.contract import ContextChunk, PreferenceSample, Response, write_sa
 from logodata.decisions import Outcome
 from logodata.judge import JudgeSettings
 from logodata.rulings import ruling
-from logodata.statistics import statistics
+from logodata.statistics import Statistics
 
 EVIL = "<script>alert('mill')</script> & \"owls\" <img src=x onerror=alert(1)>"
 REJECTED = {"id": "r0", "doc_id": "d<b>", "where": "my.jsonl:7", "question": "Who?", "answers": ["a mill"]}
 REJECTED |= {"kind": "other", "source": "my.jsonl"}
+
+
+def statistics(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    gathered = Statistics()
+    for outcome in outcomes:
+        gathered.add(outcome, outcome.get("sample"))
+    return gathered.result()
 
 
 class Reader(HTMLParser):
@@ -209,6 +217,29 @@ def test_a_build_without_a_pair_shows_what_was_not_kept(tmp_path: Path) -> None:
     page = inspect(write_data(tmp_path / "set", 0, [{**fault, "detail": f"of {EVIL}", "stage": "source"}]))
     assert "Kept 0 of 1 questions; not kept: empty_question 1." in page.text
     assert f"empty question: of {EVIL}" in page.text
+
+
+@pytest.mark.parametrize("command", ["inspect", "export"])
+def test_a_file_in_the_way_is_met_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Before the data are even looked for."""
+    (tmp_path / "file").touch()
+    options = {"inspect": ["--html"], "export": ["--format", "trl", "-o"]}[command]
+    for place, message in (("file/x.jsonl", "file: a file, not a folder"), ("file/y/x.jsonl", "file: a file, not a")):
+        assert main([command, str(tmp_path / "none"), *options, str(tmp_path / place)]) == 2
+        assert message in capsys.readouterr().err
+    if command == "inspect":
+        assert main(["inspect", str(tmp_path / "none"), "--html", str(tmp_path)]) == 2
+        assert "is a folder (give --html FILE.html)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["-1", "0", "many"])
+def test_a_count_is_a_positive_number(tmp_path: Path, capsys: pytest.CaptureFixture[str], count: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(tmp_path), "-n", count])
+    assert ended.value.code == 2
+    assert f"'{count}' is no positive number" in capsys.readouterr().err
 
 
 def test_no_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -323,6 +323,28 @@ def test_the_same_model_under_equal_settings_is_loaded_once(
     assert opened == [("build", 32, model)] * 3 + [("judge", 2, model)]
 
 
+def test_another_judge_has_its_own_name_on_the_servers(
+    tmp_path: Path, build: Callable[..., Engine], tiny_model_dir: Path
+) -> None:
+    """``served_model`` is that of the build's model. What Ray's workers are sent: test_distributed."""
+    judge = tmp_path / "judge"
+    judge.symlink_to(tiny_model_dir)
+    opened: list[tuple[str, Any, str]] = []
+
+    def opens(by: str) -> Callable[..., Engine]:
+        def open_engine(settings: Any, name: str) -> Engine:
+            opened.append((by, settings.served_model, name))
+            return Engine(tiny_model_dir, honest)
+
+        return open_engine
+
+    servers = ("engine.kind=openai", 'engine.base_urls=["http://h:1/v1"]', "engine.served_model=writer")
+    for number, judged in enumerate((f"judge.model.name={judge}", ON)):
+        build(tmp_path / f"{number}", *servers, judged, engines=(opens("build"), opens("judge")))
+    model = str(tiny_model_dir)
+    assert opened == [("build", "writer", model), ("judge", None, str(judge)), ("build", "writer", model)]
+
+
 def test_a_folder_is_bound_to_its_judge(
     tmp_path: Path, build: Callable[..., Engine], tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,6 +363,8 @@ def test_a_folder_is_bound_to_its_judge(
     logodata.models.model_fingerprint.cache_clear()
     build(tmp_path / "other", ON, f"judge.model.name={copy}", code=2)
     assert "judge_model_fingerprint=" in capsys.readouterr().err
+    build(out, ON, "judge.model.engine.max_model_len=1000", code=2)
+    assert "judge_window=2048, now it is 1000" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_the_window_is_not_asked(tmp_path: Path, build: Callable[..., Engine]) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    LlamaForCausalLM,
+    MambaConfig,
+    PreTrainedConfig,
+)
 
 import logodata.models
 from logodata.common.errors import UserError
@@ -206,6 +213,22 @@ def test_a_hub_that_does_not_answer_is_asked_once(
     assert said.startswith(f"{values['ENDPOINT']} does not answer (")
     assert said.count("\n") == 1
     logodata.models._reach_hub.cache_clear()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_line(tiny_model_dir: Path, device: str) -> None:
+    with pytest.raises(UserError, match=f"cannot use the device '{device}': "):
+        load_model(str(tiny_model_dir), device=device)
+
+
+def test_the_window_of_a_model_that_also_sees(tmp_path: Path) -> None:
+    """Its config nests the part that reads text."""
+    config = Gemma3Config()
+    config.save_pretrained(tmp_path / "images")
+    assert model_window(str(tmp_path / "images")) == config.text_config.max_position_embeddings
+    MambaConfig().save_pretrained(tmp_path / "states")
+    with pytest.raises(UserError, match="says nothing of its window"):
+        model_window(str(tmp_path / "states"))
 
 
 def test_a_table_entry_cannot_be_changed_through_a_config() -> None:

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from logodata.common.errors import UserError
 from logodata.models import load_tokenizer, model_eos_ids
-from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, PromptFormat, encode_text, turn_end_ids
+from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, PromptFormat, encode_text, render_chat, turn_end_ids
 
 
 def test_frame_content_and_spans(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -40,6 +40,15 @@ def test_a_template_that_drops_the_message_is_refused(
     tokenizer.chat_template = "nothing of it"
     with pytest.raises(UserError, match="drops or repeats"):
         PromptFormat(tokenizer, ANSWER_TEMPLATE)
+
+
+def test_a_template_sees_one_date_on_every_day(tiny_tokenizer: PreTrainedTokenizerFast, tiny_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_model_dir))
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y, %H:%M:%S.%f') }}" + str(tiny_tokenizer.chat_template)
+    for user, assistant in (("Who?", None), ("Who?", "Ann")):
+        assert render_chat(tokenizer, user, assistant) == "26 Jul 2024, 00:00:00.000000" + render_chat(
+            tiny_tokenizer, user, assistant
+        )
 
 
 def test_missing_chat_template_is_an_error_that_says_how_to_give_one(tiny_model_dir: Path, tmp_path: Path) -> None:

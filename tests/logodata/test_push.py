@@ -15,7 +15,9 @@ import huggingface_hub
 import pytest
 
 from logodata.cli import main
+from logodata.common.printable import markdown_cell, markdown_code
 from logodata.common.run_dir import write_json
+from logodata.statistics import source_group
 
 HOME = "/home/someone"
 SERVER = "http://10.1.2.3:8000/v1"
@@ -132,6 +134,25 @@ def test_names_of_this_machine_stay_here(build: Path, hub: FakeHub, capsys: pyte
     assert f"{HOME}/texts as texts" in said
     assert said.count("\n") == 1
     assert {file: file.read_bytes() for file in build.rglob("*") if file.is_file()} == before
+
+
+def test_neither_the_judges_servers_nor_the_folder_of_a_text_go_up(build: Path, hub: FakeHub) -> None:
+    """The card escapes signs of Markdown in a path; of one text file its questions count under the folder."""
+    folder, judge = "/home/some_one/secret`s|plans", "http://judge.corp.internal:8000/v1"
+    manifest = json.loads((build / "manifest.json").read_text())
+    manifest["source"]["path"] = manifest["recipe"]["source"]["path"] = f"{folder}/notes.txt"
+    manifest["recipe"]["judge"] = {"model": {"name": "J", "engine": {"base_urls": [SERVER, judge]}}}
+    write_json(build / "manifest.json", manifest)
+    write_json(build / "stats.json", {"kept": 2, "by_source": {source_group(f"{folder}/notes.txt"): 2}})
+    card = f"# Data from {markdown_code(f'{folder}/notes.txt')}\n\n| {markdown_cell(f'source: {folder}/')} | 2 |\n"
+    (build / "README.md").write_text(card)
+    assert main(["push", str(build), "org/name"]) == 0
+    recipe = json.loads(hub.files["manifest.json"])["recipe"]
+    assert recipe["source"]["path"] == "notes.txt"
+    assert recipe["engine"]["base_urls"] == ["http://server-1/v1"]
+    assert recipe["judge"]["model"]["engine"]["base_urls"] == ["http://server-1/v1", "http://server-2/v1"]
+    assert json.loads(hub.files["stats.json"])["by_source"] == {"./": 2}
+    assert hub.files["README.md"].decode() == "# Data from ``notes.txt``\n\n| source: ./ | 2 |\n"
 
 
 def test_decisions_go_up_and_a_branch_is_made(build: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import logodata.questions
 from logodata.chunking import chunk_text
 from logodata.cli import main
-from logodata.contract import Document, read_samples
+from logodata.contract import Document, Question, read_samples
 from logodata.drafts import QuestionsRecipe, draw_drafts, parse_reply, recurring_names
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models import load_tokenizer
@@ -156,6 +156,19 @@ def test_an_interrupted_command_ends_in_the_same_files(
         assert (tmp_path / f"whole{ending}").read_bytes() == (tmp_path / f"broken{ending}").read_bytes()
 
 
+def test_its_own_output_gets_further_questions(
+    tmp_path: Path, corpus: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    replies = {"tower-multi_detail-02": "malformed"}
+    assert run(monkeypatch, ScriptedWriter(tiny_model_dir, replies), corpus, first, tiny_model_dir) == 0
+    assert run(monkeypatch, ScriptedWriter(tiny_model_dir, {}), first, second, tiny_model_dir) == 0
+    asked = {d.doc_id: [q.id for q in d.questions] for d in read_source(SourceSettings(path=str(second))).documents}
+    before = ["tower-single_detail-01", "tower-biography-03", "tower-summary-04"]
+    added = ["tower-multi_detail-02", "tower-single_detail-05", "tower-multi_detail-06", "tower-biography-07"]
+    assert asked["tower"] == [*before, *added]
+
+
 def test_a_finished_file_is_left_alone_and_another_is_not_overwritten(
     tmp_path: Path,
     corpus: Path,
@@ -209,6 +222,7 @@ def test_no_question_kept_is_an_error_that_says_why(
     ("arguments", "message"),
     [
         (["none", "-o", "q.jsonl"], "none: no such file"),
+        (["none", "-o", "q.jsonl", "seed=-1"], "'seed': input should be greater than or equal to 0"),
         (["corpus", "-o", "q.txt"], "q.txt: not a .jsonl file"),
         (["corpus", "-o", "q.jsonl", "kinds=[essay]"], "'kinds.0'"),
         (["corpus", "-o", "q.jsonl", "question_per_document=3"], "did you mean 'questions_per_document'?"),
@@ -230,6 +244,15 @@ def test_bad_commands(
     assert error.count("\n") == 1
 
 
+def test_its_settings_are_described_without_a_corpus(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error in a setting says: see the field's description with --schema."""
+    with pytest.raises(SystemExit) as ended:
+        main(["questions", "--schema"])
+    assert not ended.value.code
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["properties"]["chunks_per_question"]["description"].startswith("Chunks that a question is written")
+
+
 def test_a_prompt_beyond_the_window_is_set_apart(
     tmp_path: Path, corpus: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +262,10 @@ def test_a_prompt_beyond_the_window_is_set_apart(
     reasons = {row["id"]: row["reason"] for row in read_lines(tmp_path / "q.rejected.jsonl")}
     assert reasons["tower-summary-02"] == "prompt_exceeds_window"
     assert "tower-single_detail-01" not in reasons
+    less = (*more, "engine.max_model_len=700")
+    assert run(monkeypatch, engine, corpus, tmp_path / "less.jsonl", tiny_model_dir, *less) == 2, "nothing is left"
+    reasons = {row["id"]: row["reason"] for row in read_lines(tmp_path / "less.rejected.jsonl")}
+    assert reasons["tower-single_detail-01"] == "prompt_exceeds_window"
 
 
 def test_drafts_depend_on_seed_and_document_alone(tiny_model_dir: Path) -> None:
@@ -263,6 +290,13 @@ def test_drafts_depend_on_seed_and_document_alone(tiny_model_dir: Path) -> None:
         draw_drafts(document.model_copy(update={"doc_id": "e"}), chunks, recipe),
     ]
     assert all([d.chunks for d in other] != [d.chunks for d in drafts] for other in others)
+    # Numbers that are taken are passed over, with what they drew.
+    taken = [
+        Question(id=f"d-{kind}-{n:02d}", question="Q?", answers=["A"]) for kind, n in (("summary", 1), ("summary", 4))
+    ]
+    more = draw_drafts(document.model_copy(update={"questions": taken}), chunks, recipe)
+    assert [(d.id, d.chunks) for d in more][:10] == [(d.id, d.chunks) for d in (*drafts[1:3], *drafts[4:])]
+    assert len(more) == 12
     nameless = document.model_copy(update={"text": TEXT.lower()})
     drafts = draw_drafts(nameless, chunk_text(tokenizer, nameless.text, 64), recipe)
     assert {d.reason for d in drafts if d.kind == "biography"} == {"no_recurring_name"}

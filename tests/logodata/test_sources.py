@@ -3,9 +3,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from logodata.cli import main
 from logodata.common.errors import UserError
 from logodata.sources import SourceSettings, read_source, source_fingerprint
 from logodata.text import words
@@ -320,6 +322,61 @@ def test_limits(tmp_path: Path) -> None:
         update={"max_documents": 2, "max_questions_per_document": 1, "kinds": ["summary"]}
     )
     assert [[q.question for q in d.questions] for d in read_source(settings).documents] == [["Q1"], ["Q1"]]
+
+
+def test_what_the_selection_leaves_out_is_no_fault(tmp_path: Path) -> None:
+    good, bad = {"question": "Q?", "answers": ["A"]}, {"question": "Q?", "answers": []}
+    kinds = ("summary", "summary", "other")
+    rows: list[dict[str, Any]] = [
+        {"doc_id": "a", "context": "Text a.", "questions": [bad, good, bad]},
+        {"doc_id": "empty", "context": " ", "questions": []},
+        {"doc_id": "b", "context": "Text b.", "questions": [good]},
+        {"doc_id": "c", "context": "Text c.", "questions": [bad]},
+        {"doc_id": "blank", "context": " ", "questions": [good]},
+    ]
+    for row in rows:
+        row["questions"] = [{**q, "kind": kind} for q, kind in zip(row["questions"], kinds, strict=False)]
+    whole = write(tmp_path, *rows)
+
+    def faults(**settings: Any) -> list[str]:
+        return [fault["id"] for fault in read_source(whole.model_copy(update=settings)).faults]
+
+    assert faults() == ["a-01", "a-03", "c-01", "blank-01", "empty"]
+    assert faults(max_documents=2) == ["a-01", "a-03", "empty"]
+    assert faults(kinds=["summary"]) == ["a-01", "c-01", "blank-01", "empty"]
+    assert faults(max_questions_per_document=1) == ["a-01", "c-01", "blank-01", "empty"]
+
+
+def test_a_selection_that_leaves_no_question_is_refused_at_once(tmp_path: Path) -> None:
+    asked = [{"question": "Q?", "answers": ["A"], "kind": kind} for kind in ("summary", "Summary", "summary")]
+    whole = write(tmp_path, {"doc_id": "a", "context": "Text.", "questions": asked})
+    with pytest.raises(UserError, match="no question is left; kinds found: summary 2, other 1"):
+        read_source(whole.model_copy(update={"kinds": ["single_detail"]}))
+    with pytest.raises(UserError, match="no question is left; kinds found: none"):
+        read_source(write(tmp_path, {"doc_id": "a", "context": "Text.", "questions": []}))
+
+
+@pytest.mark.parametrize("command", ["build", "questions"])
+@pytest.mark.parametrize("place", ["out", "", "deep/er/out"])
+def test_an_output_among_the_documents_is_refused(
+    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str], command: str, place: str
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("Ann lives here.")
+    (tmp_path / "link").symlink_to(folder)
+    output = tmp_path / "link" / place / ("asked.jsonl" if command == "questions" else "")
+    assert main([command, str(folder), "--model", str(tiny_model_dir), "-o", str(output)]) == 2
+    assert "-o is inside the source's folder" in capsys.readouterr().err
+    assert [file.name for file in folder.iterdir()] == ["a.txt"]
+
+
+def test_tables_in_hidden_folders_are_no_part_of_a_folder_of_texts(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "index.json").write_text("{}")
+    (tmp_path / "a.txt").write_text("Ann lives here.")
+    source = read_source(SourceSettings(path=str(tmp_path)), needs_questions=False)
+    assert [document.doc_id for document in source.documents] == ["a"]
 
 
 @pytest.mark.parametrize("splits", [["train"], ["train", "test"]])

@@ -96,12 +96,15 @@ def write_build(folder: Path, tokenizer: Any, *, count: int = 6, text: str = "Th
         )
     (folder / "data").mkdir(parents=True)
     write_samples(folder / "data" / "train-00000-of-00001.parquet", samples)
-    from logodata.statistics import statistics
+    from logodata.statistics import Statistics
 
     kept = {"role": "preferred", "verdict": "right", "kept": True, "model_verdict": None, "second_model_verdict": None}
-    outcomes = [{"sample": sample, "decisions": [{**kept, "source": "stories.jsonl"}]} for sample in samples]
+    statistics = Statistics()
+    for sample in samples:
+        statistics.add({"sample": sample, "decisions": [{**kept, "source": "stories.jsonl"}]}, sample)
     lost = {"reason": "preferred_wrong", "source": "stories.jsonl", "kind": "other"}
-    write_json(folder / "stats.json", statistics([*outcomes, {"rejected": lost, "decisions": []}]))
+    statistics.add({"rejected": lost, "decisions": []}, None)
+    write_json(folder / "stats.json", statistics.result())
     write_json(
         folder / "manifest.json",
         {

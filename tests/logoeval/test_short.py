@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from logodata.common.errors import UserError
+from logodata.common.shards import Shard
 from logoeval.cli import main
 from logoeval.compare import compare
 from logoeval.recipe import EvalRecipe, ShortSettings, ShortTask
@@ -25,6 +27,8 @@ from logoeval.short.outcome import OWN_LONGBENCH_NOTE, metrics, notes
 from tests.conftest import make_model
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from logoeval.short.model import HarnessModel
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -410,3 +414,16 @@ def test_the_harness_s_longbench_is_never_called_official() -> None:
     assert OWN_LONGBENCH_NOTE not in notes(
         [{**record, "samples": [{**sample, "task": "longbench2_table"}]}], limit=None
     )
+
+
+def test_chats_see_one_date_on_every_day(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """As in all other prompts (logodata.prompts)."""
+    from logoeval.short.model import HarnessModel
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
+    answers = Shard(tmp_path / "answers.jsonl", key="key")
+    model = HarnessModel(
+        make_model(len(tokenizer)), tokenizer, window=64, batch_size=1, truncate=False, answers=answers
+    )
+    assert model.apply_chat_template([{"role": "user", "content": "Who?"}]) == "26 Jul 2024: Who?"
