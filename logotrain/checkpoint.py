@@ -47,7 +47,7 @@ from logodata.common.run_dir import read_json, write_json
 from logodata.common.sealed import damage, put_aside, seal
 from logodata.models import write_base_config
 from logotrain.interrupt import StopFlag
-from logotrain.model import copy_tokenizer
+from logotrain.model import copy_tokenizer, save_model
 from logotrain.parallel import World
 from logotrain.recipe import CheckpointSettings
 from logotrain.safe_reading import load_checkpoint
@@ -303,7 +303,7 @@ def _write_model(
 ) -> None:
     # Names of one tied weight: the file holds the first.
     names = {key for key, _ in model.named_parameters()} | {key for key, _ in model.named_buffers()}
-    model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
+    save_model(model, folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
     copy_tokenizer(name, folder)
