@@ -92,10 +92,12 @@ def planned_data(
     build = load_recipe(_BuildLengths, "build", path)
     prompt_tokens = prompt_tokens or build.contexts.num_chunks * build.chunking.chunk_tokens
     response_tokens = response_tokens or build.generation.max_new_tokens
-    num_rejected = num_rejected or 1 + len(build.contexts.mixed_ratios)
+    # A run takes as many of the data as these say, and is refused if there are fewer.
+    strategies = recipe.data.rejected_strategies and len(set(recipe.data.rejected_strategies))
+    num_rejected = num_rejected or recipe.data.num_rejected or strategies or 1 + len(build.contexts.mixed_ratios)
     num_samples = num_samples or recipe.data.max_samples or PAPER_SAMPLES
     target = checked_target_length(recipe, config)
-    if prompt_tokens + response_tokens > target:
+    if recipe.epochs and prompt_tokens + response_tokens > target:
         raise UserError(
             f"prompt of {prompt_tokens} tokens and response of {response_tokens} do not fit under {target} positions",
             where=recipe.model,

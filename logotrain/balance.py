@@ -8,6 +8,16 @@ from collections.abc import Sequence
 from logotrain.layout import SharedPrefixLayout
 
 
+def attention_share(query_width: int, layer_weights: int) -> float:
+    """FLOPs of attending one token over those of one token's linear layers: 4 a query feature against 2 a weight.
+
+    Args:
+        query_width: of all query heads of a layer together.
+        layer_weights: of a layer's matrices.
+    """
+    return 2 * query_width / layer_weights
+
+
 def row_cost(layouts: Sequence[SharedPrefixLayout], attention_share: float) -> float:
     """Work of a row, in tokens: a token's linear layers count one, attending one token counts ``attention_share``.
 

@@ -1,9 +1,9 @@
 """Checkpoints that a stopped run continues from, and the finished model.
 
-A checkpoint is ``step-N/``: trained weights, optimizer and random states by torch's distributed checkpoint,
-``adapter/`` as PEFT writes it. It is sealed (:mod:`logodata.common.sealed`), so it is whole or not there. Whatever part
-of a tensor each process holds, the files know its place in the whole: a run continues on another number of processes,
-replicated or sharded.
+A checkpoint is ``step-N/``: trained weights and optimizer state by torch's distributed checkpoint, ``adapter/`` as PEFT
+writes it. It is sealed (:mod:`logodata.common.sealed`), so it is whole or not there. Whatever part of a tensor each
+process holds, the files know its place in the whole: a run continues on another number of processes, replicated or
+sharded. Random states are not part of it: a step draws nothing that its number does not decide.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,13 +46,17 @@ from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
 from logodata.common.sealed import damage, put_aside, seal
 from logodata.models import write_base_config
-from logotrain.model import copy_tokenizer
+from logotrain.interrupt import StopFlag
+from logotrain.model import copy_tokenizer, save_model
 from logotrain.parallel import World
 from logotrain.recipe import CheckpointSettings
-from logotrain.safe_reading import load_checkpoint, stored_names
+from logotrain.safe_reading import load_checkpoint
 
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 _ADAPTER = "adapter"
+
+_POLL_S = 0.2
+"""Between two looks whether a command ended, or the run was asked to stop."""
 
 
 class CheckpointWriter:
@@ -67,7 +72,7 @@ class CheckpointWriter:
         self._folder, self._settings, self._world = folder, settings, world
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._commands: list[subprocess.Popen[bytes]] = []
+        self._commands: list[tuple[subprocess.Popen[bytes], Path]] = []
         # Its own group: what is written in the background must not meet what training sends meanwhile.
         self._group = None if world.size == 1 else distributed.new_group(backend="gloo")
         world.on_main(lambda: _remove_scratch(folder))
@@ -83,7 +88,7 @@ class CheckpointWriter:
         with _explained(scratch):
             self._world.on_main(lambda: _make_empty(scratch))
             adapter = Adapter.of(model, self._world)
-            state = _state(model, optimizer, self._world)
+            state = _state(model, optimizer)
             alone = self._world.size == 1
             written: Future[Any] | None = None
             _quiet_alone()
@@ -124,12 +129,22 @@ class CheckpointWriter:
                 raise found
 
     def close(self) -> None:
-        """Wait for the last write and for the commands that ran after checkpoints."""
+        """Wait for the last write."""
         self.wait()
         self._thread.shutdown()
         self._world.on_main(self._remove_old)  # a run that was killed at its end left one too many
-        for command in self._commands:
-            _note_failure(command, command.wait())
+
+    def end_commands(self, stop: StopFlag) -> None:
+        """Wait for the commands that run after checkpoints; once the run is asked to stop, leave them and say so.
+
+        Only the main process has any. Called after :meth:`close`.
+        """
+        for command, log in self._commands:
+            while command.poll() is None and not stop:
+                time.sleep(_POLL_S)
+            if command.poll() is None:
+                note(f"checkpoint.command is left running, its output goes to {log}")
+            _note_failure(command, command.poll())
 
     def _finish(self, scratch: Path, step: int, adapter: Adapter | None) -> None:
         if adapter is not None:
@@ -150,17 +165,24 @@ class CheckpointWriter:
 
     def _start_command(self, template: str, target: Path, step: int) -> None:
         """Run the user's command beside training, its output in a file: torch's launcher variables are not for it."""
-        for running in self._commands:
+        for running, _ in self._commands:
             _note_failure(running, running.poll())
-        self._commands = [running for running in self._commands if running.poll() is None]
+        self._commands = [(running, log) for running, log in self._commands if running.poll() is None]
         command = template
         for name, value in (("checkpoint", target), ("adapter", target / _ADAPTER), ("step", step)):
             command = command.replace(f"{{{name}}}", shlex.quote(str(value)))  # other braces are the shell's
-        with open(self._folder / f"step-{step}.command.log", "wb") as log:
+        log = self._folder / f"step-{step}.command.log"
+        with open(log, "wb") as output:
             process = subprocess.Popen(
-                command, shell=True, stdout=log, stderr=subprocess.STDOUT, env=_environment_without_launcher()
+                command,
+                shell=True,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment_without_launcher(),
+                # A Ctrl-C at the terminal, and torchrun's SIGTERM and SIGKILL, go to training's whole process group.
+                start_new_session=True,
             )
-        self._commands.append(process)
+        self._commands.append((process, log))
 
 
 def restore(
@@ -173,8 +195,7 @@ def restore(
 ) -> int:
     """Load the newest intact checkpoint into ``model`` and ``optimizer``.
 
-    Damaged ones are renamed to ``step-N.damaged`` and said. Random states come back where the number of processes is
-    the one that wrote them.
+    Damaged ones are renamed to ``step-N.damaged`` and said.
 
     Args:
         folder: of the checkpoints.
@@ -193,18 +214,11 @@ def restore(
     if step == 0:
         return 0
     path = _path(folder, step)
-    state = _state(model, optimizer, world)
-    rng_key = next(iter(state["rng"]))
-    if not any(name.startswith(f"rng.{rng_key}.") for name in stored_names(path)):
-        state["rng"] = {}
+    state = _state(model, optimizer)
     _quiet_alone()
     load_checkpoint(state, path, alone=world.size == 1)
     set_model_state_dict(model, state["model"], options=_TRAINED_ONLY)
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
-    for rng in state["rng"].values():
-        torch.set_rng_state(rng["cpu"])
-        if "cuda" in rng:
-            torch.cuda.set_rng_state(rng["cuda"])
     return step
 
 
@@ -289,7 +303,7 @@ def _write_model(
 ) -> None:
     # Names of one tied weight: the file holds the first.
     names = {key for key, _ in model.named_parameters()} | {key for key, _ in model.named_buffers()}
-    model.save_pretrained(folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
+    save_model(model, folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
     copy_tokenizer(name, folder)
@@ -299,17 +313,13 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
 
 
-def _state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, Any]:
-    rng = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
+def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     # ignore_frozen_params alone lets the frozen head of a tied model through: 113 MB for the embedded one.
     trained = _trained(model)
     weights = get_model_state_dict(model, options=_TRAINED_ONLY)
     return {
         "model": {name: value for name, value in weights.items() if name in trained},
         "optimizer": get_optimizer_state_dict(model, optimizer, options=_TRAINED_ONLY),
-        "rng": {f"{world.rank}-of-{world.size}": rng},
     }
 
 
@@ -365,7 +375,7 @@ def _newest_intact(folder: Path, logged: int | None) -> int:
         path = _path(folder, step)
         fault = damage(path)
         if not fault and logged is not None and step > logged:
-            fault = f"metrics.jsonl ends at step {logged}"
+            fault = f"metrics.jsonl lacks step {logged + 1}"
         if not fault:
             return step
         put_aside(path, fault, "the one before it is used")

@@ -31,6 +31,11 @@ examples:
   logotrain plan recipes/llama3-80k.yaml --card a100-80gb --gpus 1 --num-rejected 8 recompute=full
   logotrain plan recipes/embedded.yaml --data runs/data --card cpu --gpus 1 --plot coverage.png"""
 
+_MODEL_HELP = (
+    "model folder, hub name or 'embedded'; same as model=NAME, but that 'embedded' without a RECIPE takes the settings "
+    "of recipes/embedded.yaml too"
+)
+
 _CARD, _GPUS = "h100-80gb", 8
 
 
@@ -57,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides, e.g. optimizer.lr=1e-5"
     )
     run.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run: checkpoints, metrics, final/")
-    run.add_argument("--model", metavar="NAME", help="model folder, hub name or 'embedded'; same as model=NAME")
+    run.add_argument("--model", metavar="NAME", help=_MODEL_HELP)
     run.add_argument("--data", metavar="DIR", help="folder that logodata build wrote; same as data.path=DIR")
     run.add_argument(
         "--dry-run",
@@ -77,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     plan.add_argument("overrides", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides")
-    plan.add_argument("--model", metavar="NAME", help="model folder, hub name or 'embedded'; same as model=NAME")
+    plan.add_argument("--model", metavar="NAME", help=_MODEL_HELP)
     plan.add_argument("--data", metavar="DIR", help="plan for these data; without them lengths are assumed")
     plan.add_argument("--card", default=_CARD, metavar="NAME", help=f"kind of GPU, or cpu (default {_CARD})")
     plan.add_argument("--gpus", type=_positive, default=_GPUS, metavar="N", help=f"how many (default {_GPUS})")
@@ -128,6 +133,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _recipe(arguments: argparse.Namespace) -> tuple[TrainRecipe, Path | None]:
     """The recipe that files, options and overrides make together, and the file."""
+    from logodata.common.console import note
     from logodata.common.recipe_io import load_recipe, shipped_recipes
     from logodata.models import EMBEDDED
     from logotrain.recipe import TrainRecipe
@@ -142,17 +148,19 @@ def _recipe(arguments: argparse.Namespace) -> tuple[TrainRecipe, Path | None]:
     path = Path(files[0]) if files else None
     if path is None and arguments.model == EMBEDDED:
         path = shipped_recipes() / "embedded.yaml"
+        note("--model embedded: settings of recipes/embedded.yaml (model=embedded alone takes the defaults)")
     return load_recipe(TrainRecipe, "train", path, overrides), path
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     from logodata.common.console import console
     from logodata.common.run_dir import write_json
-    from logotrain.planner import CARDS
+    from logotrain.planner import CARDS, check_strategy
 
     if arguments.card not in CARDS:
         raise UserError(f"unknown card {arguments.card!r}", where="--card", mend=f"one of {', '.join(CARDS)}")
     recipe, path = _recipe(arguments)
+    check_strategy(recipe, arguments.gpus)
 
     from logotrain.assumed import planned_data
     from logotrain.coverage import plot_coverage

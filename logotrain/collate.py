@@ -52,6 +52,11 @@ class Row:
         return replace(self, **tensors)
 
 
+def row_responses(sample: PreferenceSample, *, rejected: bool) -> list[list[int]]:
+    """Token ids of a row's responses: the preferred one, then the dis-preferred ones if ``rejected``."""
+    return [sample.chosen.token_ids, *(response.token_ids for response in sample.rejected if rejected)]
+
+
 @dataclass(frozen=True, slots=True)
 class Collator:
     """Makes rows.
@@ -128,8 +133,7 @@ class Collator:
         )
 
     def _responses(self, sample: PreferenceSample) -> list[list[int]]:
-        rejected = sample.rejected if self.uses_rejected else []
-        return [sample.chosen.token_ids, *(response.token_ids for response in rejected)]
+        return row_responses(sample, rejected=self.uses_rejected)
 
     def _targets(self, sample: PreferenceSample) -> list[int]:
         prompt = sample.prompt_ids[1:] if self.scores_prompt else []

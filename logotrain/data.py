@@ -14,6 +14,7 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_manifest, read_samples
 from logodata.models import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from logotrain.collate import row_responses
 from logotrain.objective import uses_rejected
 from logotrain.recipe import TrainRecipe
 from logotrain.rope import scaled_config
@@ -21,21 +22,29 @@ from logotrain.rope import scaled_config
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """Samples that fit, and the length their positions are spread over."""
+    """Samples that fit.
+
+    Attributes:
+        samples: in order.
+        target_length: their positions are spread over it.
+        uses_rejected: whether their dis-preferred responses are computed.
+    """
 
     samples: list[PreferenceSample]
     target_length: int
+    uses_rejected: bool = True
 
     def fingerprint(self) -> str:
         """Hash of everything the trainer reads of the samples, in order."""
         digest = hashlib.sha256()
         for sample in self.samples:
             spans = [(chunk.token_start, chunk.token_end) for chunk in sample.chunks]
-            digest.update(json.dumps([sample.id, sample.prompt_ids, spans, _responses(sample)]).encode())
+            responses = row_responses(sample, rejected=True)  # they count in metrics
+            digest.update(json.dumps([sample.id, sample.prompt_ids, spans, responses]).encode())
         return digest.hexdigest()[:16]
 
     def lengths(self) -> Table:
-        """A table of lengths in tokens."""
+        """A table of lengths in tokens, of what is computed."""
         table = Table(
             "tokens",
             "shortest",
@@ -45,12 +54,11 @@ class TrainingData:
         )
         _add_row(table, "prompt", (len(sample.prompt_ids) for sample in self.samples))
         _add_row(table, "preferred response", (len(sample.chosen.token_ids) for sample in self.samples))
-        _add_row(
-            table,
-            "dis-preferred responses",
-            (len(response.token_ids) for sample in self.samples for response in sample.rejected),
-        )
-        _add_row(table, "row", (len(sample.prompt_ids) + sum(map(len, _responses(sample))) for sample in self.samples))
+        responses = [row_responses(sample, rejected=self.uses_rejected) for sample in self.samples]
+        if self.uses_rejected:
+            _add_row(table, "dis-preferred responses", (len(ids) for _, *rejected in responses for ids in rejected))
+        rows = zip(self.samples, responses, strict=True)
+        _add_row(table, "row", (len(sample.prompt_ids) + sum(map(len, ids)) for sample, ids in rows))
         return table
 
 
@@ -59,7 +67,8 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
 
     Raises:
         UserError: the data hold token ids of another tokenizer, positions would leave the model's window, or a sample
-            cannot be trained on (empty prompt or response, too long).
+            cannot be trained on (empty prompt or response, too long, chunks that are not in its prompt). Responses that
+            the objective does not compute are not looked at.
     """
     config = scaled_config(load_config(recipe.model), recipe.rope)
     target_length = checked_target_length(recipe, config)
@@ -92,11 +101,13 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     if recipe.data.num_rejected is not None:
         samples = [_with_first_rejected(sample, recipe.data.num_rejected, where) for sample in samples]
     vocab_size = int(config.vocab_size)
+    compares = uses_rejected(recipe.objective)
     for sample in samples:
-        _check(sample, target_length, recipe.row_tokens, vocab_size)
-    if uses_rejected(recipe.objective):
+        responses = row_responses(sample, rejected=compares)
+        _check(sample, responses, target_length, recipe.row_tokens, vocab_size, where=f"{where}: sample {sample.id}")
+    if compares:
         _warn_of_equal_responses(samples)
-    return TrainingData(samples, target_length)
+    return TrainingData(samples, target_length, compares)
 
 
 def checked_target_length(recipe: TrainRecipe, config: PreTrainedConfig) -> int:
@@ -143,24 +154,42 @@ def _with_first_rejected(sample: PreferenceSample, number: int, where: str) -> P
     return sample.model_copy(update={"rejected": sample.rejected[:number]})
 
 
-def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None, vocab_size: int) -> None:
-    where = f"sample {sample.id}"
+def _check(
+    sample: PreferenceSample,
+    responses: Sequence[Sequence[int]],
+    target_length: int,
+    row_tokens: int | None,
+    vocab_size: int,
+    *,
+    where: str,
+) -> None:
     if not sample.prompt_ids:
         raise UserError("empty prompt", where=where, mend="build the data set again")
-    for number, response in enumerate(_responses(sample)):
+    following = 0
+    for chunk in sample.chunks:  # positions are drawn by them
+        start, end = chunk.token_start, chunk.token_end
+        if not following <= start < end <= len(sample.prompt_ids):
+            raise UserError(
+                f"a chunk at tokens {start} to {end}, after one that ends at {following}, of a prompt of "
+                f"{len(sample.prompt_ids)}",
+                where=where,
+                mend="build the data set again",
+            )
+        following = end
+    for number, response in enumerate(responses):
         if not response:  # its mean log-probability would be 0/0
             which = "preferred" if number == 0 else f"dis-preferred {number}"
             raise UserError(
                 f"empty {which} response", where=where, mend="build the data set again; the judge drops empty responses"
             )
-    prompt, longest = len(sample.prompt_ids), max(map(len, _responses(sample)))
+    prompt, longest = len(sample.prompt_ids), max(map(len, responses))
     if prompt + longest > target_length:
         raise UserError(
             f"prompt of {prompt} tokens and response of {longest} do not fit under {target_length} positions",
             where=where,
             mend="raise positions.target_length or build shorter contexts",
         )
-    for ids in (sample.prompt_ids, *_responses(sample)):
+    for ids in (sample.prompt_ids, *responses):
         if min(ids) < 0 or max(ids) >= vocab_size:
             outside = next(token for token in ids if not 0 <= token < vocab_size)
             raise UserError(
@@ -168,7 +197,7 @@ def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None,
                 where=where,
                 mend="build the data set again with this model",
             )
-    row = prompt + sum(map(len, _responses(sample)))
+    row = prompt + sum(map(len, responses))
     if row_tokens is not None and row > row_tokens:
         raise UserError(
             f"{row} tokens exceed row_tokens={row_tokens}", where=where, mend=f"set row_tokens={row} or more, or null"
@@ -176,16 +205,16 @@ def _check(sample: PreferenceSample, target_length: int, row_tokens: int | None,
 
 
 def _warn_of_equal_responses(samples: Sequence[PreferenceSample]) -> None:
-    equal = [sample.id for sample in samples if sample.chosen.token_ids in _responses(sample)[1:]]
+    equal = [
+        sample.id
+        for sample in samples
+        if any(response.token_ids == sample.chosen.token_ids for response in sample.rejected)
+    ]
     if equal:
         note(
             f"warning: {len(equal)} of {len(samples)} samples, the first is {equal[0]}, have a dis-preferred response "
             "equal to the preferred one: there is no preference to learn; build with judge.enabled=true"
         )
-
-
-def _responses(sample: PreferenceSample) -> list[list[int]]:
-    return [sample.chosen.token_ids, *(response.token_ids for response in sample.rejected)]
 
 
 def _add_row(table: Table, name: str, lengths: Iterable[int]) -> None:

@@ -79,8 +79,11 @@ class RepetitionGuard:
         model: that is trained.
         prompts: token ids; without any nothing is measured.
         world: its processes; all call the same methods.
-        path: where the untrained model's rate is kept, for a run that continues.
+        path: where the untrained model's rate is kept, for a run that continues, and how it was measured.
         untrained: whether the model is still the one that training starts from.
+
+    Raises:
+        UserError: the run continues, and its rate was not measured so: it cannot be any more.
     """
 
     def __init__(
@@ -96,10 +99,11 @@ class RepetitionGuard:
         self._settings, self._model, self._prompts = settings, model, prompts
         if not prompts:
             return
+        how = {"num_prompts": len(prompts), "max_new_tokens": settings.max_new_tokens}
         if untrained:
             rate = self._rate()
-            world.on_main(lambda: write_json(path, {"repetition": rate}))
-        self._base: float = world.on_main(lambda: read_json(path)["repetition"])
+            world.on_main(lambda: write_json(path, {"repetition": rate, **how}))
+        self._base: float = world.on_main(lambda: _base_rate(path, how))
 
     def measure(self, step: int, *, last: bool) -> dict[str, float]:
         """``repetition`` at the steps where it is due, and at the last one: what that did shows nowhere else."""
@@ -118,6 +122,25 @@ class RepetitionGuard:
 
     def _rate(self) -> float:
         return measure_repetition(self._model, self._prompts, self._settings.max_new_tokens)
+
+
+def _base_rate(path: Path, how: Mapping[str, int]) -> float:
+    if not path.exists():
+        raise UserError(
+            "the untrained model's repetition was not measured, and is not there to be compared with",
+            where=str(path),
+            mend="continue with collapse.num_prompts=0, or choose another -o",
+        )
+    base = read_json(path)
+    for name, now in how.items():
+        before = base.get(name, now)  # earlier versions did not say
+        if before != now:
+            raise UserError(
+                f"the untrained model's repetition was measured with collapse.{name}={before}, now it is {now}",
+                where=str(path),
+                mend=f"continue with collapse.{name}={before}, or choose another -o",
+            )
+    return float(base["repetition"])
 
 
 def check_repetition(settings: CollapseSettings, rate: float, base_rate: float, step: int) -> None:

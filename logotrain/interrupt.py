@@ -10,6 +10,10 @@ from types import FrameType
 from logodata.common.console import note
 
 
+class Stopped(KeyboardInterrupt):
+    """The run ended where its state is whole, because it was asked to; raised on all processes together."""
+
+
 class StopFlag:
     """True once the run was asked to stop."""
 
@@ -26,14 +30,21 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopFlag]:
-    """Within the block the first SIGINT or SIGTERM sets the flag; a second one interrupts at once."""
-    flag = StopFlag()
+    """Within the block SIGINT and SIGTERM set the flag; a second SIGINT interrupts at once.
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        if flag:
+    A second SIGTERM says nothing new: schedulers send it to every process, and torchrun forwards its own besides.
+    """
+    flag = StopFlag()
+    interrupts = 0
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
             raise KeyboardInterrupt
-        flag.set()
-        note("stopping after this sample, to keep the steps done (once more to stop at once)")
+        if not flag:
+            flag.set()
+            note("stopping soon, to keep what is done (a second Ctrl-C stops at once)")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from logodata.common.errors import UserError
 from logodata.common.sealed import move_into_place
 from logodata.models import DType, load_model
-from logotrain.model import copy_tokenizer
+from logotrain.model import copy_tokenizer, save_model
 
 
 def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
@@ -28,7 +28,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
     scratch = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        merged.to(getattr(torch, dtype)).save_pretrained(scratch)
+        save_model(merged.to(getattr(torch, dtype)), scratch)
         copy_tokenizer(model, scratch)
         move_into_place(scratch, out)
     except (OSError, SafetensorError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +54,13 @@ class MetricsLog:
         self._path = path
 
     def num_steps(self) -> int:
-        """Steps whose lines are there, whole, from the first one on."""
-        return max((_step(line, self._path) for line in self._whole_lines()), default=0)
+        """Steps whose lines are there, whole, from the first one on without a gap."""
+        steps = [_step(line, self._path) for line in self._whole_lines()]
+        return next((number for number, step in enumerate(steps) if step != number + 1), len(steps))
 
     def cut(self, last_step: int) -> None:
-        """Remove the lines of later steps, and half a line: those steps are done again."""
-        kept = takewhile(lambda line: _step(line, self._path) <= last_step, self._whole_lines())
-        size = sum(map(len, kept))
+        """Remove the lines after the first ``last_step``, and half a line: those steps are done again."""
+        size = sum(map(len, self._whole_lines()[:last_step]))
         if self._path.exists() and self._path.stat().st_size > size:
             os.truncate(self._path, size)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
@@ -35,6 +36,41 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     note(f"{recipe.model}: {trained:,} of {base.num_parameters():,} weights are trained")
     return model.train()
+
+
+def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
+    """``save_pretrained``, which no ``generation_config.json`` of the base model can stop.
+
+    transformers reads one whose fields contradict each other, and refuses to write it. Sampling fields without
+    ``do_sample`` are common: they are written with it. Of any other such file the special tokens are kept.
+
+    Args:
+        model: to write.
+        folder: for its files.
+        options: of ``save_pretrained``.
+
+    Raises:
+        OSError, SafetensorError: the folder cannot be written.
+    """
+    generation: GenerationConfig = model.generation_config
+    fault = _contradiction(generation)
+    if fault:
+        before, generation.do_sample = generation.do_sample, True
+        if not _contradiction(generation):
+            note(f"generation_config.json has sampling fields and do_sample={before}: written with do_sample=True")
+        else:
+            tokens = {name: getattr(generation, name) for name in ("bos_token_id", "eos_token_id")}
+            model.generation_config = GenerationConfig(**tokens)
+            note(f"generation_config.json is written with its special tokens only: {fault}")
+    model.save_pretrained(folder, **options)
+
+
+def _contradiction(generation: GenerationConfig) -> str:
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def copy_tokenizer(name: str, folder: Path) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from logotrain.balance import row_cost
+from logodata.common.errors import UserError
+from logotrain.balance import attention_share, row_cost
 from logotrain.layout import RowLayout, SharedPrefixLayout
 from logotrain.memory import Strategy, estimate_memory, gigabytes, scored_positions
 from logotrain.recipe import TrainRecipe
@@ -57,11 +58,6 @@ CARDS = {
 """By name, as ``logotrain plan --card`` takes it."""
 
 
-def attention_share(shape: ModelShape) -> float:
-    """FLOPs of attending one token over those of one token's linear layers: 4 a query feature against 2 a weight."""
-    return 2 * shape.query_width / sum(linear.weights for linear in shape.linears)
-
-
 def row_flops(shape: ModelShape, recipe: TrainRecipe, row: RowLayout, recompute: Recompute) -> float:
     """FLOPs of one row, forward, recomputation and backward.
 
@@ -94,9 +90,10 @@ def _flops(
 ) -> float:
     full, trained = recipe.tuning == "full", trained_weights(shape, recipe)
     tokens = sum(sample.total_length for sample in samples)
-    weights = shape.num_layers * sum(linear.weights for linear in shape.linears)
+    layer_weights = sum(linear.weights for linear in shape.linears)
+    weights = shape.num_layers * layer_weights
     linear = 2.0 * weights * tokens
-    attention = 2.0 * weights * (row_cost(samples, attention_share(shape)) - tokens)
+    attention = 2.0 * weights * (row_cost(samples, attention_share(shape.query_width, layer_weights)) - tokens)
     adapters = 2.0 * trained.adapters * tokens
     head = 2.0 * shape.head_parameters * head_positions
     again = {"none": 0, "selective": 1, "full": 1}[recompute]
@@ -112,6 +109,20 @@ def step_seconds(card: Card, flops_per_row: float, num_rows: int, num_gpus: int)
     """Expected seconds of a step whose rows are shared by ``num_gpus``; None where the card has no rate."""
     rate = card.expected_flops
     return None if rate is None else math.ceil(num_rows / num_gpus) * flops_per_row / rate
+
+
+def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
+    """Refuse what would have to be done otherwise than the recipe says.
+
+    Raises:
+        UserError: all weights are to be replicated on several processes in bfloat16, which only sharding computes.
+    """
+    if recipe.mixed_precision and recipe.parallel.strategy == "replicate" and world_size > 1:
+        raise UserError(
+            f"parallel.strategy=replicate cannot tune all weights in bfloat16 on {world_size} processes: only FSDP "
+            "computes in bfloat16 on float32 weights",
+            mend="set parallel.strategy to shard or auto, or dtype=float32",
+        )
 
 
 def choose_strategy(

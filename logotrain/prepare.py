@@ -15,17 +15,18 @@ import torch
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.models import load_config
+from logotrain.balance import attention_share
 from logotrain.collate import Collator
 from logotrain.layout import RowLayout, SharedPrefixLayout
 from logotrain.logprobs import LogprobModel
 from logotrain.memory import Strategy
 from logotrain.model import load_trainable
 from logotrain.parallel import World, shard
-from logotrain.planner import choose_recompute, choose_strategy
+from logotrain.planner import check_strategy, choose_recompute, choose_strategy
 from logotrain.recipe import TrainRecipe
 from logotrain.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
 from logotrain.rope import scaled_config
-from logotrain.shape import model_shape
+from logotrain.shape import head_dim, layer_weights, model_shape
 from logotrain.shared_prefix import Backend, choose_backend
 
 
@@ -58,6 +59,7 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     Raises:
         UserError: what the recipe asks for does not run here, or the model cannot be trained.
     """
+    check_strategy(recipe, world.size)
     backend, reason = choose_backend(recipe.attention, world.device, getattr(torch, recipe.dtype))
     note(f"attention: {backend} ({reason})")
     strategy, recompute = _decide(recipe, world, collator, layouts, backend)
@@ -72,9 +74,9 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         autocast=torch.bfloat16 if recipe.narrow_adapters else None,
     )
     layers = decoder_layers(model)
-    # Attending one token costs 4 * hidden FLOPs a layer, a weight of a linear layer 2 a token.
-    attention_share = 2 * model.causal_lm.config.hidden_size * len(layers)
-    attention_share /= sum(parameter.numel() for layer in layers for parameter in layer.parameters())
+    config = model.causal_lm.config
+    weights = sum(map(layer_weights, layers)) // len(layers)
+    share = attention_share(config.num_attention_heads * head_dim(config), weights)
     if recipe.compile:
         compile_layers(model)
     checkpoint_layers(model, recompute)
@@ -82,7 +84,7 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         shard(model, recipe, world)
     else:
         world.same_start(parameter for parameter in model.parameters() if parameter.requires_grad)
-    return Prepared(model, sharded, backend, attention_share)
+    return Prepared(model, sharded, backend, share)
 
 
 def largest_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None, pad_to_multiple: int) -> RowLayout:

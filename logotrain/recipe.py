@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from logodata.common.recipe_io import RecipeModel
 
@@ -209,7 +209,8 @@ class CheckpointSettings(RecipeModel):
 
     command: str | None = None
     """Shell command run after each checkpoint, ``{checkpoint}``, ``{adapter}`` and ``{step}`` filled in, such as
-    ``logoeval niah --model M --adapter {adapter} -o eval/{step}``. Its failure is noted and does not stop training."""
+    ``logoeval niah --model M --adapter {adapter} -o eval/{step}``. Its failure is noted and does not stop training.
+    Full tuning has no ``{adapter}``."""
 
 
 class CollapseSettings(RecipeModel):
@@ -296,6 +297,13 @@ class TrainRecipe(RecipeModel):
 
     collapse: CollapseSettings = CollapseSettings()
     """When to give up."""
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _has_an_adapter(cls, value: CheckpointSettings, info: ValidationInfo) -> CheckpointSettings:
+        if info.data.get("tuning") == "full" and "{adapter}" in (value.command or ""):
+            raise ValueError("command: tuning=full writes no {adapter}; only {checkpoint} and {step} are filled in")
+        return value
 
     @property
     def mixed_precision(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,13 @@ from logodata.common.json_lines import json_objects
 from logodata.common.run_dir import append_lines
 from logodata.contract import PreferenceSample
 from logotrain.collate import Collator
+from logotrain.interrupt import StopFlag, Stopped
 from logotrain.logprobs import LogprobModel, split_logprobs
 from logotrain.parallel import World, without_backward
 
 Draw = tuple[int, PreferenceSample]
 
-_MEND = "delete the line, then run it again"
+_ANEW = "steps are done, and only the untrained model's count: start again in another -o"
 
 
 class ReferenceLogprobs:
@@ -30,17 +32,22 @@ class ReferenceLogprobs:
 
     Args:
         path: the file; what it holds already is not computed again.
+        untrained: whether the model is still the one that training starts from; later nothing can be computed.
+
+    Raises:
+        UserError: a line is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, untrained: bool) -> None:
+        self._path, self._untrained = path, untrained
+        mend = "delete the line, then run the same command again" if untrained else _ANEW
         self._values: dict[tuple[str, int], list[float]] = {}
         if path.exists():
-            for where, record in json_objects(path, mend=_MEND):
+            for where, record in json_objects(path, mend=mend):
                 try:
                     self._values[record["id"], record["epoch"]] = record["logprobs"]
                 except (KeyError, TypeError) as error:
-                    raise UserError("damaged record", where=where, mend=_MEND) from error
+                    raise UserError("damaged record", where=where, mend=mend) from error
 
     def of(self, draw: Draw, device: torch.device) -> Tensor:
         """Summed log-probabilities of a draw's responses, [1 + M], nats."""
@@ -56,8 +63,9 @@ class ReferenceLogprobs:
         *,
         share: Callable[[Sequence[Draw]], list[list[int]]],
         block: int,
+        stop: StopFlag,
     ) -> None:
-        """Compute what is missing with ``model``, which must be untrained, and append it to the file block by block.
+        """Compute what is missing with ``model`` and append it to the file block by block.
 
         Args:
             draws: all that training will need.
@@ -66,12 +74,24 @@ class ReferenceLogprobs:
             world: the processes that share the work.
             share: this process's rows of a block of draws, as indices into the block.
             block: draws between two writes.
+            stop: looked at after each of them.
+
+        Raises:
+            UserError: something is missing and the model is trained already, or a log-probability is not finite.
+            Stopped: ``stop`` was set on any process; what was computed is in the file.
         """
         wanted = {(sample.id, epoch): (epoch, sample) for epoch, sample in draws}
         missing = [draw for key, draw in wanted.items() if key not in self._values]
         if not missing:
             return
-        with progress("reference log-probabilities", len(missing)) as bar, without_backward(model):
+        if not self._untrained:
+            raise UserError(
+                f"lacks the untrained model's log-probabilities of {len(missing)} samples and epochs",
+                where=str(self._path),
+                mend=_ANEW,
+            )
+        known = len(wanted) - len(missing)
+        with progress("reference log-probabilities", len(wanted), known) as bar, without_backward(model):
             for start in range(0, len(missing), block):
                 found: dict[tuple[str, int], list[float]] = {}
                 part = missing[start : start + block]
@@ -91,3 +111,14 @@ class ReferenceLogprobs:
                 )
                 world.on_main(partial(append_lines, self._path, "".join(lines)))
                 bar.advance(len(part))
+                if world.any(bool(stop)):
+                    raise Stopped
+
+
+def cut_half_line(path: Path) -> None:
+    """Remove what follows the last whole line: a kill or a power failure left it, and its draws are computed again."""
+    if path.exists():
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            os.truncate(path, end)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import note, show
+from logodata.common.errors import UserError
 from logodata.common.run_dir import bind_settings, locked
 from logodata.common.sealed import SEAL, damage, put_aside
 from logotrain.recipe import TrainRecipe
@@ -55,19 +57,38 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
 
 def _begin(recipe: TrainRecipe, out: Path) -> bool:
     """Bind the folder to the recipe; whether it holds a finished run."""
-    # Before a step is finished a recipe that was refused, or stopped early, may be mended in place.
-    started = (out / "metrics.jsonl").exists()
-    if not started:
-        for name in ("inputs.json", "reference.jsonl"):
-            (out / name).unlink(missing_ok=True)
-    bind_settings(out, "recipe.resolved.json", recipe.model_dump(mode="json"), free=_FREE, started=started)
-    return _is_finished(out / "final")
+    final = out / "final"
+    if final.exists() and not (final / SEAL).exists():
+        # Somebody's, or of a version that sealed none: neither to be called the result, nor to be overwritten.
+        raise UserError(
+            "holds no files.json, so it is not this run's result",
+            where=str(final),
+            mend="move it elsewhere, then run the same command again",
+        )
+    _bind(out, "recipe.resolved.json", recipe.model_dump(mode="json"), free=_FREE)
+    return final.exists() and _is_whole(final)
 
 
-def _is_finished(final: Path) -> bool:
-    """Whether the run left its result; a damaged one is put aside."""
-    if not (final / SEAL).exists():
-        return final.is_dir()  # of a version that sealed none
+def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
+    """Bind the folder to ``settings`` as :func:`bind_settings` does, from its first finished step on.
+
+    Until then a recipe that was refused, or stopped early, may be mended in place; reference log-probabilities, all
+    that such a run may hold, stay only under the settings that they were computed with.
+    """
+    started = any((out / made).exists() for made in ("metrics.jsonl", "final"))  # a run of no epochs logs no step
+    if started or (out / name).exists():
+        try:
+            bind_settings(out, name, settings, free)
+            return
+        except UserError:
+            if started:
+                raise
+    (out / "reference.jsonl").unlink(missing_ok=True)
+    bind_settings(out, name, settings, free, started=False)
+
+
+def _is_whole(final: Path) -> bool:
+    """Whether the result is as it was written; a damaged one is put aside."""
     fault = damage(final)
     if fault:
         put_aside(final, fault, "it is written again from the newest checkpoint")
@@ -79,4 +100,4 @@ def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:
     from logodata.models import model_fingerprint
 
     inputs = {"model": model_fingerprint(recipe.model), "data": data.fingerprint(), "num_samples": len(data.samples)}
-    bind_settings(out, "inputs.json", inputs)
+    _bind(out, "inputs.json", inputs)

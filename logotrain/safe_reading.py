@@ -65,15 +65,6 @@ def load_checkpoint(state: dict[str, Any], folder: Path, *, alone: bool) -> None
         raise cause if isinstance(cause, UserError) else _refusal(folder, cause) from error
 
 
-def stored_names(folder: Path) -> list[str]:
-    """Names of what a checkpoint holds.
-
-    Raises:
-        UserError: its table of contents cannot be read, or names what no checkpoint of ours does.
-    """
-    return list(_Reader(folder).read_metadata().state_dict_metadata)
-
-
 class _Reader(FileSystemReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's signature
         folder = Path(self.path)

@@ -78,6 +78,24 @@ class ModelShape:
         return self.vocabulary * self.hidden
 
 
+def head_dim(config: PreTrainedConfig) -> int:
+    """Width of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def layer_weights(layer: nn.Module) -> int:
+    """Weights of the matrices that a decoder layer multiplies a token with, packed to 4 bits or not; no adapters."""
+    from torch import nn
+
+    return sum(
+        module.in_features * module.out_features
+        if isinstance(module, nn.Linear)
+        else sum(weight.numel() for weight in module.parameters(recurse=False) if weight.ndim > 1)  # stacked experts
+        for path, module in layer.named_modules()
+        if "lora_" not in path
+    )
+
+
 def model_shape(config: PreTrainedConfig) -> ModelShape:
     """Sizes of the model that ``config`` describes, read off the model itself, built without memory.
 
@@ -105,8 +123,8 @@ def _model_shape(text: str, cls: Any) -> ModelShape:
             where=where,
             mend="its memory cannot be estimated: set recompute and parallel.strategy in the recipe",
         )
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    query_width, key_width = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+    width = head_dim(config)
+    query_width, key_width = config.num_attention_heads * width, config.num_key_value_heads * width
     named_widths = {"q_norm": query_width, "k_norm": key_width}
     modules = [(path, module) for path, module in layers[0].named_modules() if path]
     linears = tuple(

@@ -25,14 +25,14 @@ from logotrain.balance import share_rows
 from logotrain.collate import Collator
 from logotrain.data import TrainingData
 from logotrain.guards import RepetitionGuard, check_chosen
-from logotrain.interrupt import StopFlag, stop_on_signal
+from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
 from logotrain.logprobs import LogprobModel, SampleLogprobs, split_logprobs
 from logotrain.metrics import MetricsLog, SampleMetrics, step_metrics
 from logotrain.objective import sample_loss, scores_prompt
 from logotrain.parallel import World
 from logotrain.prepare import Prepared, prepare
 from logotrain.recipe import LogoSettings, ObjectiveSettings, OptimizerSettings, SimpoSettings, TrainRecipe
-from logotrain.reference import ReferenceLogprobs
+from logotrain.reference import ReferenceLogprobs, cut_half_line
 from logotrain.schedule import Schedule
 from logotrain.shared_prefix import use_shared_prefix
 
@@ -82,18 +82,18 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     Raises:
         UserError: the model cannot be used, a loss, a gradient or a weight is no longer a number, or the model
             collapsed. No checkpoint holds weights that are no numbers.
-        KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint holds the last whole step.
+        Stopped: SIGINT or SIGTERM came; a checkpoint holds the last whole step.
+        KeyboardInterrupt: SIGINT came twice.
     """
     collator = Collator.of(recipe, data.target_length)
     prepared = prepare(recipe, world, collator, [collator.layout(sample) for sample in data.samples])
     model = prepared.model
-    reference = ReferenceLogprobs(out / "reference.jsonl") if recipe.objective.name == "dpo" else None
-    run = _Run(recipe, world, prepared, _make_optimizer(model, recipe.optimizer), collator, reference)
+    optimizer = _make_optimizer(model, recipe.optimizer)
     schedule = Schedule(recipe, len(data.samples))
     writer = checkpoint.CheckpointWriter(out / "checkpoints", recipe.checkpoint, world)
     log = MetricsLog(out / "metrics.jsonl")
     logged = world.on_main(log.num_steps)
-    done = saved = checkpoint.restore(out / "checkpoints", model.model, run.optimizer, world, logged=logged)
+    done = saved = checkpoint.restore(out / "checkpoints", model.model, optimizer, world, logged=logged)
     if done:
         note(f"continuing after step {done} of {schedule.total_steps}")
     elif 0 < schedule.stream_length < recipe.samples_per_step:
@@ -102,55 +102,67 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
             "whole run is one step; lower samples_per_step for more"
         )
     world.on_main(partial(log.cut, done))
+    reference = None
+    if recipe.objective.name == "dpo":
+        world.on_main(partial(cut_half_line, out / "reference.jsonl"))
+        reference = ReferenceLogprobs(out / "reference.jsonl", untrained=done == 0)
+    run = _Run(recipe, world, prepared, optimizer, collator, reference)
 
     def draws(step: int) -> list[Draw]:
         return [(epoch, data.samples[index]) for epoch, index in schedule.samples(step)]
 
     def save(step: int) -> None:
         _check_weights(run, step)
-        writer.save(step, model.model, run.optimizer)
+        writer.save(step, model.model, optimizer)
 
-    with use_shared_prefix(model.causal_lm, prepared.backend), stop_on_signal() as stop:
-        if reference is not None:
-            reference.complete(
-                [draw for step in range(schedule.total_steps) for draw in draws(step)],
-                model,
-                collator,
-                world,
-                share=lambda block: [indices for indices, _ in run.rows(block)],
-                block=recipe.samples_per_step,
-            )
-        prompts = [sample.prompt_ids for sample in data.samples[: recipe.collapse.num_prompts]]
-        repetition = RepetitionGuard(recipe.collapse, model, prompts, world, out / "base.json", untrained=done == 0)
-        with progress("train", schedule.total_steps, done) as bar:
-            try:
-                while done < schedule.total_steps:
-                    started = time.perf_counter()
-                    batch, lr = draws(done), schedule.learning_rate(done)
-                    metrics = _train_step(run, batch, step=done + 1, lr=lr, stop=stop)
-                    if metrics is None:
-                        if done > saved:
+    with stop_on_signal() as stop:
+        with use_shared_prefix(model.causal_lm, prepared.backend):
+            if reference is not None:
+                reference.complete(
+                    [draw for step in range(done, schedule.total_steps) for draw in draws(step)],
+                    model,
+                    collator,
+                    world,
+                    share=lambda block: [indices for indices, _ in run.rows(block)],
+                    block=recipe.samples_per_step,
+                    stop=stop,
+                )
+            prompts = [sample.prompt_ids for sample in data.samples[: recipe.collapse.num_prompts]]
+            repetition = RepetitionGuard(recipe.collapse, model, prompts, world, out / "base.json", untrained=done == 0)
+            with progress("train", schedule.total_steps, done) as bar:
+                try:
+                    while done < schedule.total_steps:
+                        started = time.perf_counter()
+                        batch, lr = draws(done), schedule.learning_rate(done)
+                        metrics = _train_step(run, batch, step=done + 1, lr=lr, stop=stop)
+                        if metrics is None:
+                            if done > saved:
+                                save(done)
+                            raise Stopped
+                        done += 1
+                        if done == 1:  # no update had been made yet: these are the base model's figures
+                            _report_base(metrics, recipe.objective, len(batch))
+                        metrics |= repetition.measure(done, last=done == schedule.total_steps)
+                        seconds = round(time.perf_counter() - started, 3)
+                        world.on_main(partial(log.append, {"step": done, **metrics, "lr": lr, "seconds": seconds}))
+                        shown: dict[str, Any] = {name: metrics[name] for name in ("loss", "margin") if name in metrics}
+                        bar.advance(**shown)
+                        check_chosen(recipe.collapse, metrics["chosen_logp"], step=done)
+                        repetition.check(metrics, step=done)
+                        if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
                             save(done)
-                        raise KeyboardInterrupt
-                    done += 1
-                    if done == 1:  # no update had been made yet: these are the base model's figures
-                        _report_base(metrics, recipe.objective, len(batch))
-                    metrics |= repetition.measure(done, last=done == schedule.total_steps)
-                    seconds = round(time.perf_counter() - started, 3)
-                    world.on_main(partial(log.append, {"step": done, **metrics, "lr": lr, "seconds": seconds}))
-                    shown: dict[str, Any] = {name: metrics[name] for name in ("loss", "margin") if name in metrics}
-                    bar.advance(**shown)
-                    check_chosen(recipe.collapse, metrics["chosen_logp"], step=done)
-                    repetition.check(metrics, step=done)
-                    if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
-                        save(done)
-                        saved = done
-            except (UserError, KeyboardInterrupt):
-                writer.close()  # every process raises these together, and can wait for the last write together
-                raise
+                            saved = done
+                except (UserError, Stopped):
+                    # Every process raises these together, and can wait for the last write together. A second Ctrl-C
+                    # may come to one process alone: nothing is waited for then.
+                    writer.close()
+                    writer.end_commands(stop)
+                    raise
         writer.close()
-    final = out / "final"
-    checkpoint.export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
+        final = out / "final"
+        checkpoint.export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
+        # Last: they may take hours, and no process waits for ever for the main one to export.
+        writer.end_commands(stop)
     return final
 
 

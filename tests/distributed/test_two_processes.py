@@ -113,6 +113,7 @@ def runs(
         *(runs.task(case, f"two-{case}") for case in CASES),
         *(runs.task(case, f"one-then-two-{case}") for case in ("replicate", "shard")),
         runs.task("shard", "one-replicate"),  # refused: the folder belongs to another recipe
+        runs.task("dpo", "sigterm-dpo", sigterm_in_references=1),
         runs.task("shard", "sigterm", sigterm_rank=1),  # last: its patch stays
     ]
     (root / "tasks.json").write_text(json.dumps(tasks))
@@ -182,10 +183,18 @@ def test_a_signal_to_one_process_stops_both_and_the_run_goes_on(runs: Runs) -> N
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-7)
 
 
+def test_a_signal_to_one_process_stops_the_reference_pass_of_both(runs: Runs) -> None:
+    assert [(runs.root / f"sigterm-dpo.rank{rank}").read_text() for rank in (0, 1)] == ["interrupted", "interrupted"]
+    lines = [(runs.root / name / "reference.jsonl").read_text() for name in ("sigterm-dpo", "two-dpo")]
+    assert sorted(lines[0].splitlines()) == sorted(lines[1].splitlines())
+    for ours, theirs in zip(runs.metrics("sigterm-dpo"), runs.metrics("two-dpo"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-7)
+
+
 def test_what_the_main_process_refuses_is_refused_by_all_and_said_once(runs: Runs) -> None:
     said = [(runs.root / f"one-replicate.rank{rank}").read_text() for rank in (0, 1)]
     assert said[0] == said[1]
     assert "this folder was started with lora.train_embeddings=False, now it is True" in said[0]
     assert (runs.root / "stderr").read_text().count("attention: sdpa") == len(
         CASES
-    ) + 4  # one process of the two speaks
+    ) + 6  # one process of the two speaks

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from logodata.common.errors import UserError
-from logotrain import trainer
+from logotrain import reference, trainer
 from logotrain.parallel import launched
 from logotrain.recipe import TrainRecipe
 from logotrain.run import run
@@ -30,6 +30,8 @@ def main(tasks: Path) -> None:
                 with keep_first_gradients(out.with_suffix(".gradients"), write=world.is_main):
                     if task.get("sigterm_rank") == world.rank:
                         _signal_before_row(6)
+                    if task.get("sigterm_in_references") == world.rank:
+                        _signal_at_references()
                     run(recipe, out)
             except UserError as error:
                 outcome = str(error)
@@ -50,6 +52,18 @@ def _signal_before_row(number: int) -> None:
         return original(*arguments)
 
     trainer._sample_loss = patched
+
+
+def _signal_at_references() -> None:
+    """SIGTERM to this process alone, once, at its first row of reference log-probabilities."""
+    original = reference.split_logprobs
+
+    def patched(*arguments: Any) -> Any:
+        reference.split_logprobs = original
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    reference.split_logprobs = patched
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(
     optimizer = AdamW(tiny_model.parameters())
     tiny_model(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[5, 6]])).loss.backward()
     optimizer.step()
-    state = checkpoint._state(tiny_model, optimizer, World())
+    state = checkpoint._state(tiny_model, optimizer)
     folder, scratch = tmp_path / "checkpoints" / "step-1", tmp_path / "checkpoints" / "scratch"
     save(state, checkpoint_id=scratch, no_dist=True)
     spoil(scratch, state, trap)
@@ -127,7 +127,7 @@ def test_a_checkpoint_with_code_in_it_is_refused(
     assert not trap.exists()
     if spoil in (_a_payload_as_table, _a_payload_as_value):  # so that the test can fail: torch's own reader runs it
         with contextlib.suppress(CheckpointException):
-            load(checkpoint._state(tiny_model, optimizer, World()), checkpoint_id=folder, no_dist=True)
+            load(checkpoint._state(tiny_model, optimizer), checkpoint_id=folder, no_dist=True)
         assert trap.exists()
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logotrain.balance import assign_rows, pack_rows, row_cost, share_rows
+from logodata.models import load_config
+from logotrain.balance import assign_rows, attention_share, pack_rows, row_cost, share_rows
+from logotrain.collate import Collator
 from logotrain.layout import SharedPrefixLayout
+from logotrain.parallel import World
+from logotrain.prepare import prepare
+from logotrain.recipe import TrainRecipe
+from logotrain.shape import model_shape
 
 LAYOUTS = st.lists(
     st.builds(
@@ -65,3 +73,13 @@ def test_cost_counts_linear_work_and_attended_pairs() -> None:
     # By hand: 4 prompt tokens attend 8 (half of 4 x 4), 2 response tokens attend 4 and on average 1 of their own.
     assert row_cost([SharedPrefixLayout(4, (2,))], attention_share=0.5) == pytest.approx(6 + 0.5 * (8 + 2 * 5))
     assert row_cost([SharedPrefixLayout(4, (2,))] * 2, attention_share=0.5) == pytest.approx(2 * 15.0)
+
+
+@pytest.mark.parametrize("fields", [{}, {"lora.train_embeddings": True, "lora.rank": 32}, {"tuning": "full"}])
+def test_the_plan_and_the_run_weigh_attention_alike(
+    make_recipe: Callable[..., TrainRecipe], fields: dict[str, Any]
+) -> None:
+    recipe = make_recipe(**fields)
+    shape = model_shape(load_config(recipe.model))
+    found = prepare(recipe, World(), Collator.of(recipe, 2048), []).attention_share
+    assert found == attention_share(shape.query_width, sum(linear.weights for linear in shape.linears))

@@ -14,11 +14,13 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.optim import AdamW
 from transformers import LlamaForCausalLM
 
 from logodata.common.errors import UserError
 from logotrain import checkpoint
+from logotrain.interrupt import StopFlag
 from logotrain.model import add_adapters
 from logotrain.parallel import World
 from logotrain.recipe import CheckpointSettings, LoraSettings
@@ -39,8 +41,8 @@ def make_trainable(tiny_model: LlamaForCausalLM) -> Callable[[], tuple[PeftModel
 
 
 def advance(model: PeftModel, optimizer: AdamW) -> None:
-    """An update that depends on weights, both moments and the random state."""
-    ids = torch.randint(3, 250, (1, 9))
+    """An update that depends on weights and both moments."""
+    ids = torch.arange(3, 250, 28)[None]
     optimizer.zero_grad()
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
@@ -88,6 +90,19 @@ def test_restored_run_goes_on_bit_for_bit(
     assert restore(tmp_path, other, other_optimizer) == 2
     advance(other, other_optimizer)
     assert_same(trained(other), expected)
+
+
+def test_one_of_an_earlier_version_holds_random_states_besides(
+    make_trainable: Callable[..., tuple[PeftModel, AdamW]], tmp_path: Path
+) -> None:
+    model, optimizer = make_trainable()
+    advance(model, optimizer)
+    state = checkpoint._state(model, optimizer) | {"rng": {"0-of-1": {"cpu": torch.get_rng_state()}}}
+    save_distributed(state, checkpoint_id=tmp_path / "scratch", no_dist=True)
+    checkpoint.seal(tmp_path / "scratch", tmp_path / "step-1")
+    other, other_optimizer = make_trainable()
+    assert restore(tmp_path, other, other_optimizer) == 1
+    assert_same(trained(other), trained(model))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -223,11 +238,33 @@ def test_runs_a_command_after_each_checkpoint(
     for step in (0, 3):
         writer.save(step, model, optimizer)
     writer.close()
+    writer.end_commands(StopFlag())
     assert "adapter_model.safetensors" in (tmp_path / "seen-3").read_text()
     assert (tmp_path / "checkpoints" / "step-3.command.log").read_text() == "size=\n"
     said = capsys.readouterr().err
     assert said.count("checkpoint.command ended with") == 1
     assert "checkpoint.command ended with 3" in said
+
+
+def test_a_stop_leaves_commands_running_in_a_session_of_their_own(
+    make_trainable: Callable[[], tuple[PeftModel, AdamW]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal and torchrun signal the whole process group of training: a command in it would not be left."""
+    model, optimizer = make_trainable()
+    command = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo done"
+    writer = checkpoint.CheckpointWriter(tmp_path / "checkpoints", CheckpointSettings(command=command), World())
+    writer.save(3, model, optimizer)
+    writer.close()
+    stop = StopFlag()
+    stop.set()
+    writer.end_commands(stop)
+    log = tmp_path / "checkpoints" / "step-3.command.log"
+    assert f"checkpoint.command is left running, its output goes to {log}" in capsys.readouterr().err
+    ((process, _),) = writer._commands
+    assert os.getsid(process.pid) == process.pid != os.getsid(0)
+    (tmp_path / "go").touch()
+    assert process.wait(20) == 0
+    assert log.read_text() == "done\n"
 
 
 def test_what_a_kill_left_is_removed(

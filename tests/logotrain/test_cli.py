@@ -16,7 +16,7 @@ import yaml
 
 from logodata.common.recipe_io import load_recipe
 from logotrain import trainer
-from logotrain.cli import main
+from logotrain.cli import _parser, _recipe, main
 from logotrain.recipe import TrainRecipe
 from logotrain.run import run
 
@@ -135,3 +135,16 @@ def test_help_and_a_finished_run_load_no_torch(make_recipe: Recipes, recipe_file
         )
         assert result.returncode == 0, result.stderr
     assert "already finished" in result.stderr
+
+
+def test_embedded_as_an_option_says_that_it_takes_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """``model=embedded`` takes the defaults: the two are not the same."""
+    rates = []
+    for words in (["--model", "embedded"], ["model=embedded"]):
+        recipe, _ = _recipe(_parser().parse_args(["run", *words]))
+        rates.append(recipe.optimizer.lr)
+        assert ("settings of recipes/embedded.yaml" in capsys.readouterr().err) == ("--model" in words)
+    assert rates == [1e-3, 5e-7]
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert "takes the settings of recipes/embedded.yaml" in " ".join(capsys.readouterr().out.split())

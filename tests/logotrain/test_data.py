@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from logodata.common.console import stderr
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logotrain.data import load_data
@@ -125,3 +126,42 @@ def test_refuses_a_folder_without_samples(make_recipe: Recipes, make_build: Buil
         load_data(make_recipe(**{"data.path": str(tmp_path / "nowhere")}))
     with pytest.raises(UserError, match="holds no samples"):
         load_data(make_recipe(**{"data.path": str(make_build([], name="none"))}))
+
+
+def test_sft_looks_at_what_it_computes(
+    make_recipe: Recipes, make_build: Builds, make_sample: Samples, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dis-preferred responses that are too long, empty or of another vocabulary are not in its rows."""
+    sample = make_sample("a", responses=(4, 20, 0, 3))  # 31 prompt tokens
+    strange = sample.rejected[2].model_copy(update={"token_ids": [10**6]})
+    sample = sample.model_copy(update={"rejected": [*sample.rejected[:2], strange]})
+    folder = make_build([sample], name="other")
+    fields = {"data.path": str(folder), "row_tokens": 35, "positions.target_length": 35}
+    data = load_data(make_recipe(objective={"name": "sft"}, **fields))
+    assert data.samples == [sample]
+    stderr.print(data.lengths())
+    table = capsys.readouterr().err
+    assert "dis-preferred" not in table
+    assert "35" in table.splitlines()[-2]
+    with pytest.raises(UserError, match="sample a: empty dis-preferred 2 response"):
+        load_data(make_recipe(**fields))
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([(3, 11), (11, 60)], "tokens 11 to 60, after one that ends at 11, of a prompt of 31"),
+        ([(11, 19), (3, 11)], "tokens 3 to 11, after one that ends at 19"),
+        ([(3, 20), (11, 25)], "tokens 11 to 25, after one that ends at 20"),
+        ([(-3, 11)], "tokens -3 to 11"),
+        ([(3, 3)], "tokens 3 to 3"),
+    ],
+)
+def test_refuses_chunks_that_are_not_in_the_prompt(
+    make_recipe: Recipes, make_build: Builds, make_sample: Samples, spans: list[tuple[int, int]], message: str
+) -> None:
+    sample = make_sample("bad")
+    chunks = [sample.chunks[0].model_copy(update={"token_start": start, "token_end": end}) for start, end in spans]
+    folder = make_build([make_sample("good"), sample.model_copy(update={"chunks": chunks})], name="other")
+    with pytest.raises(UserError, match=rf"other: sample bad: a chunk at {message}"):
+        load_data(make_recipe(**{"data.path": str(folder)}))

@@ -83,7 +83,45 @@ def test_a_run_that_begins_to_repeat_itself_stops_and_keeps_its_checkpoints(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["repetition"] for line in lines] == [0.2, 0.9]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-1"]
-    assert json.loads((tmp_path / "run" / "base.json").read_text()) == {"repetition": 0.1}
+    assert json.loads((tmp_path / "run" / "base.json").read_text()) == {
+        "repetition": 0.1,
+        "num_prompts": 2,
+        "max_new_tokens": 64,
+    }
+
+
+def test_a_base_rate_measured_otherwise_is_not_compared_with(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "measure_repetition", lambda *_: 0.0)
+    sync = {"checkpoint.every_steps": 1, "checkpoint.asynchronous": False}
+
+    def power_cut(_self: object, step: int, *, last: bool) -> dict[str, float]:
+        if step == 2:
+            raise RuntimeError("power cut")
+        return {}
+
+    def begin(out: Path, num_prompts: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(guards.RepetitionGuard, "measure", power_cut)
+            with pytest.raises(RuntimeError):
+                run(make_recipe(collapse={"num_prompts": num_prompts}, **sync), out)
+
+    begin(tmp_path / "none", 0)
+    with pytest.raises(UserError, match=r"repetition was not measured.*continue with collapse\.num_prompts=0"):
+        run(make_recipe(**sync), tmp_path / "none")
+    run(make_recipe(collapse={"num_prompts": 0}, **sync), tmp_path / "none")
+
+    out = tmp_path / "two"
+    begin(out, 2)
+    for other, message in (
+        ({"num_prompts": 3}, r"measured with collapse\.num_prompts=2, now it is 3"),
+        ({"max_new_tokens": 8}, r"measured with collapse\.max_new_tokens=64, now it is 8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(make_recipe(collapse=other, **sync), out)
+    (out / "base.json").write_text('{"repetition": 0.0}')  # of an earlier version
+    run(make_recipe(**sync), out)
 
 
 def test_objectives_without_a_margin_train_too(make_recipe: Recipes, tmp_path: Path) -> None:

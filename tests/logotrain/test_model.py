@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from logodata.common.errors import UserError
 from logodata.models import load_model
 from logotrain.checkpoint import export
+from logotrain.merge import merge
 from logotrain.model import add_adapters, copy_tokenizer, load_trainable
 from logotrain.parallel import World
 from logotrain.recipe import LoraSettings, TrainRecipe
@@ -201,3 +203,43 @@ def test_a_tokenizer_that_does_not_fit_on_the_disk_is_an_error_of_the_system(
     (tmp_path / "tokenizer.json").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
         copy_tokenizer(str(tiny_model_dir), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "said"),
+    [
+        (
+            {"do_sample": False, "temperature": 0.6, "top_p": 0.9},
+            {"do_sample": True, "temperature": 0.6},
+            "do_sample=True",
+        ),
+        ({"temperature": 0.6}, {"do_sample": True, "temperature": 0.6}, "do_sample=True"),
+        (
+            {"early_stopping": True, "temperature": 0.6},
+            {"do_sample": None, "early_stopping": None},
+            "special tokens only",
+        ),
+    ],
+)
+def test_a_generation_config_that_contradicts_itself_stops_no_save(
+    make_recipe: Recipes,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fields: dict[str, object],
+    expected: dict[str, object],
+    said: str,
+) -> None:
+    """transformers reads such a file, and would refuse to write it after hours of training."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    content = {"bos_token_id": 1, "eos_token_id": 2}
+    (base / "generation_config.json").write_text(json.dumps({**content, **fields}))
+    nothing = {"data.path": None, "epochs": 0, "model": str(base)}
+    final = run(make_recipe(**nothing, tuning="full"), tmp_path / "full")
+    adapter = run(make_recipe(**nothing), tmp_path / "lora")
+    for folder in (final, merge(str(base), adapter, tmp_path / "merged", "float32")):
+        found = json.loads((folder / "generation_config.json").read_text())
+        assert {name: found.get(name) for name in expected} == expected
+        assert {name: found[name] for name in content} == content
+    assert capsys.readouterr().err.count(said) == 2

@@ -48,6 +48,25 @@ def test_lengths_come_from_the_recipe_s_build_section() -> None:
     assert (len(longer.prompt_ids), len(longer.rejected)) == (16384, 8)
 
 
+def test_assumed_samples_have_the_responses_that_the_recipe_trains_on(make_recipe: Recipes) -> None:
+    def planned(**fields: object) -> int:
+        recipe = make_recipe(**{"data.path": None}, **{f"data.{name}": value for name, value in fields.items()})
+        (sample,) = planned_data(recipe, None, prompt_tokens=500, response_tokens=50).data.samples
+        return len(sample.rejected)
+
+    assert planned() == 2
+    assert planned(num_rejected=1) == 1
+    assert planned(rejected_strategies=["mixed-0.5"]) == 1
+    assert planned(rejected_strategies=["irrelevant", "mixed-0.25", "mixed-0.5"]) == 3
+    assert planned(rejected_strategies=["irrelevant", "mixed-0.5"], num_rejected=1) == 1
+
+
+def test_a_run_of_no_epochs_fits_no_prompts(recipe_file: Path) -> None:
+    """The window is 2048, the paper's contexts are 8192."""
+    assert main(["plan", str(recipe_file), "--card", "cpu"]) == 2
+    assert main(["plan", str(recipe_file), "--card", "cpu", "epochs=0"]) == 0
+
+
 def test_prints_tables_and_writes_json(recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plan.json"
     lengths = ["--prompt-tokens", "300", "--response-tokens", "20", "--num-rejected", "3", "--num-samples", "10"]
@@ -118,6 +137,7 @@ def test_plot_is_a_png(recipe_file: Path, tmp_path: Path, mode: str) -> None:
         (["--data", "{data}", "--num-rejected", "2"], "which have lengths of their own"),
         (["--prompt-tokens", "100", "lora.target_modules=[c_attn]"], "none of them in the model"),
         (["--prompt-tokens", "100", "positions.target_length=9999"], "beyond the model's window"),
+        (["--gpus", "2", "tuning=full", "dtype=bfloat16", "parallel.strategy=replicate"], "replicate cannot tune all"),
         (["--prompt-tokens", "100", "epochs=0", "--plot", "x.png"], "epochs=0 draws no positions"),
         (["--prompt-tokens", "100", "--plot", "nowhere/x.png"], "cannot write"),
     ],

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 from transformers import LlamaConfig
 
-from logotrain.balance import row_cost
+from logodata.common.errors import UserError
+from logotrain.balance import attention_share, row_cost
 from logotrain.layout import RowLayout, SharedPrefixLayout
 from logotrain.memory import estimate_memory
 from logotrain.planner import (
     CARDS,
-    attention_share,
+    check_strategy,
     choose_recompute,
     choose_strategy,
     recompute_choices,
@@ -69,7 +70,9 @@ def test_work_by_hand() -> None:
     expected = 3 * 2 * 2 * weights + 3.5 * attention + 4 * head
     assert row_flops(shape, recipe_of(**FULL), row, "none") == pytest.approx(expected)
     assert row_flops(shape, recipe_of(**FULL), row, "full") == pytest.approx(expected + 4 * weights + attention)
-    assert row_cost(row.samples, attention_share(shape)) == pytest.approx((4 * weights + attention) / (2 * weights))
+    assert row_cost(row.samples, attention_share(256, weights)) == pytest.approx(
+        (4 * weights + attention) / (2 * weights)
+    )
 
 
 def choose(recipe: TrainRecipe, device_bytes: int | None, world_size: int = 1) -> tuple[str, str]:
@@ -104,6 +107,17 @@ def test_what_one_device_cannot_hold_is_shared() -> None:
     assert choose(recipe, least - 1, world_size=1)[0] == "replicate"
     assert choose(recipe_of(**FULL), None, world_size=2)[0] == "shard"
     assert choose(recipe_of(**FULL, dtype="float32", parallel={"strategy": "replicate"}), None, 2)[0] == "replicate"
+
+
+def test_replicas_that_would_be_sharded_in_silence_are_refused() -> None:
+    """Full tuning in bfloat16 is FSDP's; one process has nothing to replicate."""
+    replicate = {"parallel": {"strategy": "replicate"}}
+    with pytest.raises(UserError, match=r"replicate cannot tune all weights in bfloat16 on 2 .*dtype=float32"):
+        check_strategy(recipe_of(**FULL, **replicate), 2)
+    check_strategy(recipe_of(**FULL, **replicate), 1)
+    check_strategy(recipe_of(**FULL, **replicate, dtype="float32"), 2)
+    check_strategy(recipe_of(**replicate), 2)
+    check_strategy(recipe_of(**FULL), 2)
 
 
 def test_reasons_hold_the_sizes() -> None:

@@ -46,6 +46,14 @@ def test_refusals_name_the_field(override: str, message: str) -> None:
         recipe_of(override)
 
 
+def test_full_tuning_has_no_adapter_to_give_to_a_command() -> None:
+    command = "checkpoint.command='ls {adapter}'"
+    with pytest.raises(UserError, match=r"tuning=full writes no \{adapter\}"):
+        recipe_of("tuning=full", command)
+    assert recipe_of(command).checkpoint.command == "ls {adapter}"
+    assert recipe_of("tuning=full", "checkpoint.command='ls {checkpoint}'").checkpoint.command == "ls {checkpoint}"
+
+
 @pytest.mark.parametrize(
     ("text", "field"),
     [("train: {data: {path: d}}\n", "model"), ("model: m\ntrain: {rope: {type: yarn}}\n", "rope.factor")],

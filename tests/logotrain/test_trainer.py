@@ -311,7 +311,7 @@ def test_lost_metrics_are_made_again(
     lines = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (out / "metrics.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])
     run(recipe, out)
-    assert "step-3 is damaged (metrics.jsonl ends at step 2)" in capsys.readouterr().err
+    assert "step-3 is damaged (metrics.jsonl lacks step 3)" in capsys.readouterr().err
     assert_same_run(out, tmp_path / "whole")
 
 
@@ -332,11 +332,49 @@ def test_a_damaged_result_is_written_again(
     assert "already finished" in capsys.readouterr().err
 
 
-def test_a_result_without_a_seal_is_an_earlier_versions(
-    make_recipe: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_final_folder_that_is_not_the_runs_own_is_refused_and_left_alone(
+    make_recipe: Recipes, tmp_path: Path
 ) -> None:
-    recipe, out = make_recipe(), tmp_path / "run"
-    (run(recipe, out) / "files.json").unlink()
-    shutil.rmtree(out / "checkpoints")
+    foreign = tmp_path / "run" / "final"
+    foreign.mkdir(parents=True)
+    for names in ([], ["notes.txt"]):
+        for name in names:
+            (foreign / name).touch()
+        with pytest.raises(UserError, match=r"final: holds no files\.json.*move it elsewhere"):
+            run(make_recipe(), tmp_path / "run")
+        assert [path.name for path in foreign.iterdir()] == names
+    foreign.rename(tmp_path / "elsewhere")
+    assert (run(make_recipe(), tmp_path / "run") / "files.json").is_file()
+
+
+def test_a_run_of_no_epochs_is_bound_to_its_recipe_too(make_recipe: Recipes, tmp_path: Path) -> None:
+    """It logs no step, but its result belongs to one scaling."""
+
+    def recipe(factor: int) -> TrainRecipe:
+        return make_recipe(**{"data.path": None}, epochs=0, rope={"type": "yarn", "factor": factor})
+
+    out = tmp_path / "run"
+    final = run(recipe(4), out)
+    with pytest.raises(UserError, match=r"started with rope.factor=4.0, now it is 2.0"):
+        run(recipe(2), out)
+    assert json.loads((out / "recipe.resolved.json").read_text())["rope"]["factor"] == 4
+    assert run(recipe(4), out) == final
+
+
+def test_a_checkpoint_with_a_gap_in_its_metrics_is_not_gone_on_from(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(**{"checkpoint.every_steps": 1, "checkpoint.keep": None, "checkpoint.asynchronous": False})
+    run(recipe, tmp_path / "whole")
+    out = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        interfere(patch, 10, crash)
+        with pytest.raises(RuntimeError):
+            run(recipe, out)
+    lines = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_bytes(lines[0] + lines[2])
     run(recipe, out)
-    assert "already finished" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "step-3 is damaged (metrics.jsonl lacks step 2)" in said
+    assert "continuing after step 1 of 4" in said
+    assert_same_run(out, tmp_path / "whole")
