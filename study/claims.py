@@ -8,12 +8,12 @@ side; else not confirmed. From fewer independent samples than ``logoeval compare
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from logoeval.compare import MIN_CLUSTERS
 from logoeval.stats import Estimate
-from study.outcome import F1, FRESH_F1, MARGIN, PERPLEXITY, RECALL, Measure, Outcomes, outcome_measure
+from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, PERPLEXITY, RECALL, Measure, Outcomes, outcome_measure
 from study.rows import BASE, LOGO, LOGO_LONG, SFT, SFT_LONG_SAME_RATE, row
 
 Verdict = Literal["confirmed", "refuted", "not confirmed", "too few to tell"]
@@ -86,6 +86,9 @@ REPLICATED = (
     Claim("One epoch of LOGO improves answers over the model as it was", LOGO, BASE, FRESH_F1, +1),
 )
 """What the held-out questions suggested, tried on questions that nobody had looked at when this was written."""
+
+TOGETHER = tuple(replace(claim, measure=BOTH_F1) for claim in REPLICATED)
+"""The same over both sets of questions: a summary of all there is, written when both had been seen."""
 
 NOT_TESTABLE = (
     "Averages of LongBench: two cores read few of its rows within this window; with --longbench what fits is measured.",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from study.rows import ROWS, Row
 @dataclass(frozen=True, slots=True)
 class Measure:
     """A number of the tables. ``where`` are facts that its samples must have; ``better``: +1 where more is better;
-    ``fresh``: of the fresh questions, else of the held-out ones."""
+    ``questions``: the held-out ones, the fresh ones of the same documents, or both together."""
 
     task: TaskName
     key: str
@@ -35,7 +35,7 @@ class Measure:
     kind: str
     better: int
     where: tuple[tuple[str, Any], ...] = ()
-    fresh: bool = False
+    questions: Literal["held-out", "fresh", "both"] = "held-out"
 
     @property
     def transform(self) -> Callable[[Array], Array]:
@@ -62,8 +62,9 @@ PERPLEXITY = perplexity(4096)
 MEASURES = (F1, WORDS, ENDED, TOKENS, RECALL, PERPLEXITY, MARGIN, CHOSEN)
 """The columns of the tables."""
 
-FRESH_F1 = replace(F1, label="fresh answer F1, %", fresh=True)
-FRESH_MEASURES = (FRESH_F1, *(replace(measure, fresh=True) for measure in (WORDS, ENDED, TOKENS)))
+FRESH_F1 = replace(F1, label="fresh answer F1, %", questions="fresh")
+BOTH_F1 = replace(F1, label="answer F1 of both, %", questions="both")
+FRESH_MEASURES = (FRESH_F1, *(replace(measure, questions="fresh") for measure in (WORDS, ENDED, TOKENS)))
 """The columns of the table of fresh questions."""
 
 
@@ -138,14 +139,18 @@ class Outcomes:
 
     def has(self, row: Row, measure: Measure) -> bool:
         """Whether it was measured on this row."""
-        if measure.fresh and not row.replicated:
+        if measure.questions != "held-out" and not row.replicated:
             return False
-        return all(measure.task in results.tasks for results in self.results(row, fresh=measure.fresh))
+        return all(measure.task in results.tasks for results in self.results(row, fresh=measure.questions == "fresh"))
 
     def scores(self, row: Row, measure: Measure) -> tuple[Array, list[str]]:
         """Scores [seeds, samples] and the samples' clusters."""
+        if measure.questions == "both":
+            held_out, fresh = (self.scores(row, replace(measure, questions=one)) for one in ("held-out", "fresh"))
+            return np.concatenate([held_out[0], fresh[0]], axis=1), held_out[1] + fresh[1]
         columns, clusters = [], []
-        for seed, results in zip(self.study.seeds(row), self.results(row, fresh=measure.fresh), strict=True):
+        found = self.results(row, fresh=measure.questions == "fresh")
+        for seed, results in zip(self.study.seeds(row), found, strict=True):
             samples = [
                 sample
                 for sample in results.tasks[measure.task].samples

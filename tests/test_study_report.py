@@ -24,9 +24,9 @@ from logoeval.records import (
     summarise,
 )
 from logoeval.records import write_results as write_results_there
-from study.claims import CLAIMS, REPLICATED, Claim, judge
+from study.claims import CLAIMS, REPLICATED, TOGETHER, Claim, judge
 from study.jobs import BUILDS, Study
-from study.outcome import F1, FRESH_F1, MARGIN, RECALL, Outcomes, chosen_rates, outcome_measure, perplexity
+from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, RECALL, Outcomes, chosen_rates, outcome_measure, perplexity
 from study.report import write_report
 from study.rows import BASE, CURVES, LOGO, LOGO_LONG, ROWS, SFT, row
 from study.scale import CPU
@@ -166,6 +166,9 @@ def test_numbers_are_means_over_samples_and_seeds(study: Study) -> None:
     assert outcomes.level(row(LOGO), outcome_measure("hallucination")).value == pytest.approx(0.25, abs=0.05)
     fresh = outcomes.change(row(LOGO), row(BASE), FRESH_F1)
     assert fresh.value == pytest.approx(0.4, abs=0.02)
+    both, held_out = (outcomes.change(row(LOGO), row(BASE), measure) for measure in (BOTH_F1, F1))
+    assert both.value == pytest.approx((fresh.value + held_out.value) / 2)
+    assert (both.num_samples, both.num_clusters) == (2 * NUM_QUESTIONS, NUM_QUESTIONS // 3)
     assert outcomes.level(row(LOGO), FRESH_F1).value == pytest.approx(level.value + 0.3)
     assert outcomes.has(row(LOGO_LONG), FRESH_F1)
     assert not outcomes.has(row(SFT), FRESH_F1)
@@ -233,14 +236,14 @@ def test_the_report_holds_every_row_claim_figure_and_command(study: Study, tmp_p
     assert "Read by hand: nothing yet." in page
     for one in ROWS:
         assert one.label in page
-    for claim in (*CLAIMS, *REPLICATED):
+    for claim in (*CLAIMS, *REPLICATED, *TOGETHER):
         assert claim.text in page
     for name in ("needles", "perplexity", "tradeoff", "margins", "training", "errors", "rates"):
         assert f"](figures-cpu/{name}.png)" in page
         assert (folder / "figures-cpu" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert f"logotrain run recipes/study/cpu.yaml --data {study.data('train')}" in page
     record = json.loads((folder / "results-cpu.json").read_text(encoding="utf-8"))
-    assert len(record["claims"]) == len(CLAIMS) + len(REPLICATED)
+    assert len(record["claims"]) == len(CLAIMS) + len(REPLICATED) + len(TOGETHER)
     assert record["rows"][LOGO]["fresh_questions"]["token_f1"]["value"] == pytest.approx(0.8, abs=0.06)
     assert record["rows"][LOGO]["measures"]["token_f1"]["value"] == pytest.approx(0.5, abs=0.06)
     assert MARGIN.key in record["rows"]["logo-m3"]["measures"]
