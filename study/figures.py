@@ -130,7 +130,7 @@ def _perplexity(outcomes: Outcomes, path: Path) -> None:
             plot.minorticks_off()
             plot.set_xlabel("L, tokens")
             plot.set_title(title)
-        axes.legend(fontsize=7)
+        change.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _tradeoff(outcomes: Outcomes, path: Path) -> None:
