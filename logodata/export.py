@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common import strict_json
 from logodata.common.errors import UserError
-from logodata.common.run_dir import check_place, read_json, write_atomic, write_json
+from logodata.common.run_dir import check_place, make_folder_of, read_json, write_atomic, write_json
 from logodata.contract import PreferenceSample, Response, read_manifest, read_samples
 from logodata.models import load_tokenizer
 from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat, render_chat
@@ -219,7 +219,6 @@ def _notes(counts: Counter[str], moved: Sequence[int], total: int) -> Iterator[s
 
 def _write_llama_factory(folder: Path, name: str, rows: Sequence[_Row]) -> None:
     """``NAME.jsonl`` and its entry in ``dataset_info.json``, beside the entries that are there already."""
-    folder.mkdir(parents=True, exist_ok=True)
     info_file = folder / "dataset_info.json"
     info = read_json(info_file) if info_file.exists() else {}
     if not isinstance(info, dict):
@@ -231,7 +230,7 @@ def _write_llama_factory(folder: Path, name: str, rows: Sequence[_Row]) -> None:
 
 
 def _write_rows(path: Path, rows: Sequence[_Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     if path.suffix == ".jsonl":
         write_atomic(path, "".join(strict_json.dumps(row) + "\n" for row in rows))
         return

@@ -2,7 +2,8 @@
 
 Names of this machine stay here. ``manifest.json``, the card and ``rejected.jsonl`` say where documents, model and cache
 lay; an upload cannot be taken back, other machines have no use for such a path, and fingerprints say what the file was.
-So every absolute path goes up as its last part, and the servers of all engines without their addresses.
+So every path that is absolute or leads up (``../``) goes up as its last part, and
+the servers of all engines without their addresses.
 """
 
 from __future__ import annotations
@@ -134,15 +135,16 @@ def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
 
 
 def _local_names(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Absolute paths in the manifest, as written and spelled out, with their last parts, and the folder of a text file,
-    under which its questions count, as ``.``; longest first, since one may begin another. Then addresses of servers, of
-    any engine, with what stands in their place."""
-    found = {text for _, text in _strings(manifest) if text.startswith(("/", "~"))}
+    """Paths in the manifest that are absolute or lead up, as written and spelled out, with their last parts, and the
+    folder of a text file, under which its questions count, as ``.``; longest first, since one may begin another. Then
+    addresses of servers, of any engine, with what stands in their place."""
+    found = {text for _, text in _strings(manifest) if text.startswith(("/", "~", "../"))}
     found |= {str(Path(text).expanduser()) for text in found}
     names = {path: Path(path).name for path in found}
-    texts = (Path(path) for path in found if path.startswith("/") and Path(path).suffix.lower() in SUFFIXES)
+    texts = (Path(path) for path in found if path[0] != "~" and Path(path).suffix.lower() in SUFFIXES)
     names |= {str(file.parent): "." for file in texts if str(file.parent) not in names}
-    yield from ((path, names[path]) for path in sorted(names, key=len, reverse=True) if Path(path).name)
+    named = (path for path in names if Path(path).name.strip("."))  # no root, and no bare `..`
+    yield from ((path, names[path]) for path in sorted(named, key=len, reverse=True))
     urls = dict.fromkeys(text for key, text in _strings(manifest) if key == "base_urls")
     yield from ((url, f"http://server-{number}/v1") for number, url in enumerate(urls, 1))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, page, raw, tag
-from logodata.common.run_dir import check_place, write_atomic
+from logodata.common.run_dir import check_place, make_folder_of, write_atomic
 from logodata.contract import ContextChunk, PreferenceSample, read_manifest, read_samples
 from logodata.dataset_files import iterate_rejected, read_stats
 from logodata.judge import JudgeSettings
@@ -69,7 +69,7 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
         *(_sample(sample, response_rows(sample, decisions[sample.id]), judge) for sample in shown),
         *(_reason(number, reason, rows, limit, decisions, judge) for number, (reason, rows) in enumerate(by_count)),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     write_atomic(path, html)
     told = sum(min(len(rows), limit) for _, rows in by_count)
     return f"{len(shown)} of {len(samples)} samples and {told} of {len(rejected)} questions without one"

@@ -177,9 +177,9 @@ def _print_table(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]])
 def score_command(arguments: argparse.Namespace) -> None:
     """Score prediction files that are there."""
     from logodata.common.console import console
-    from logodata.common.run_dir import write_json
+    from logodata.common.run_dir import make_folder_of, write_json
     from logoeval.longbench.score import record, score_predictions
-    from logoeval.records import make_folder_of, summarise
+    from logoeval.records import summarise
 
     if arguments.out is not None:
         make_folder_of(arguments.out)  # all of LongBench takes minutes to score: a name that cannot be is told first

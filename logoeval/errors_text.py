@@ -10,7 +10,7 @@ from rich.text import Text
 
 from logodata.common.console import console
 from logodata.common.errors import UserError
-from logodata.common.run_dir import write_json
+from logodata.common.run_dir import make_folder_of, write_json
 from logoeval.answers import Answer
 from logoeval.compare import Value
 from logoeval.errors import (
@@ -24,7 +24,6 @@ from logoeval.errors import (
     record,
 )
 from logoeval.errors_report import answer_name, examples_title, interval, length_rows
-from logoeval.records import make_folder_of
 
 
 def show_errors(

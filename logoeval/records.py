@@ -304,18 +304,6 @@ def _parse(content: Any, path: Path) -> Results:
         ) from error
 
 
-def make_folder_of(path: Path) -> None:
-    """Create the folder that ``path`` is about to be written into.
-
-    Raises:
-        UserError: there can be none.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write: {error.strerror}", where=str(path), mend="choose another -o") from error
-
-
 def write_results(folder: Path, results: Results) -> None:
     """Write ``results.json``, atomically."""
     write_json(folder / RESULTS_FILE, json.loads(results.model_dump_json()))

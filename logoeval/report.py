@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from logodata.common.markup import Html, page, tag
-from logodata.common.run_dir import write_atomic, write_json
+from logodata.common.run_dir import make_folder_of, write_atomic, write_json
 from logoeval.compare import Comparison
 from logoeval.errors_report import errors_section
 from logoeval.longbench.report import longbench_section
@@ -15,7 +15,7 @@ from logoeval.longbench.tradeoff import tradeoff_section
 from logoeval.niah.curve_report import curve_section, read_curves
 from logoeval.niah.report import niah_section
 from logoeval.niah.retrieval_report import retrieval_section
-from logoeval.records import Curve, make_folder_of
+from logoeval.records import Curve
 from logoeval.report_frame import headline, provenance_section, title
 from logoeval.report_record import markdown, record
 from logoeval.report_sections import data_section, pairs_section, perplexity_section, training_section

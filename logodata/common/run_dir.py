@@ -96,6 +96,19 @@ def check_place(path: Path) -> None:
         raise UserError("a file, not a folder", where=str(above), mend="give another place for what is written")
 
 
+def make_folder_of(path: Path) -> None:
+    """Create the folder that ``path`` is about to be written into.
+
+    Raises:
+        UserError: there can be none.
+    """
+    check_place(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write: {error.strerror}", where=str(path), mend="choose another -o") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON (:mod:`logodata.common.strict_json`), atomically."""
     write_atomic(path, strict_json.dumps(value, indent=2) + "\n")

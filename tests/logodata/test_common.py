@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from logodata.common.errors import UserError, run_command
-from logodata.common.run_dir import bind_settings, locked, write_atomic
+from logodata.common.run_dir import bind_settings, locked, make_folder_of, write_atomic
 from logodata.common.shards import Shard
 
 
@@ -143,6 +143,11 @@ def test_a_folder_that_cannot_be_synced_is_no_fault_but_a_bad_disk_is(
     code = errno.EIO
     with pytest.raises(UserError, match="cannot write: Input/output error"):
         write_atomic(tmp_path / "f", "x")
+
+
+def test_a_folder_that_cannot_be_made() -> None:
+    with pytest.raises(UserError, match="/proc/none/x: cannot write: "):
+        make_folder_of(Path("/proc/none/x"))
 
 
 def test_a_shard_survives_a_cut_at_every_byte(tmp_path: Path) -> None:

@@ -301,24 +301,31 @@ def test_parts_merged_are_the_whole(tmp_path: Path, build: Callable[..., Engine]
     assert read_manifest(tmp_path / "merged")["judge_engine"] == "scripted 1"
 
 
-def test_the_same_model_under_equal_settings_is_loaded_once(
-    tmp_path: Path, build: Callable[..., Engine], tiny_model_dir: Path
-) -> None:
+def opens(model: Path, field: str) -> tuple[list[tuple[str, Any, str]], Sequence[Callable[..., Engine]]]:
+    """What opens the build's engine and the judge's; and a list of who opened one, ``field`` of its settings, and the
+    model's name."""
     opened: list[tuple[str, Any, str]] = []
 
-    def opens(by: str) -> Callable[..., Engine]:
+    def opener(by: str) -> Callable[..., Engine]:
         def open_engine(settings: Any, name: str) -> Engine:
-            opened.append((by, settings.max_batch_rows, name))
-            return Engine(tiny_model_dir, honest)
+            opened.append((by, getattr(settings, field), name))
+            return Engine(model, honest)
 
         return open_engine
 
+    return opened, (opener("build"), opener("judge"))
+
+
+def test_the_same_model_under_equal_settings_is_loaded_once(
+    tmp_path: Path, build: Callable[..., Engine], tiny_model_dir: Path
+) -> None:
+    opened, engines = opens(tiny_model_dir, "max_batch_rows")
     for name, *overrides in [
         ("default", ON),
         ("named", f"judge.model.name={tiny_model_dir}", "judge.model.engine.max_batch_rows=32"),
         ("other settings", "judge.model.engine.max_batch_rows=2"),
     ]:
-        build(tmp_path / name, *overrides, engines=(opens("build"), opens("judge")))
+        build(tmp_path / name, *overrides, engines=engines)
     model = str(tiny_model_dir)
     assert opened == [("build", 32, model)] * 3 + [("judge", 2, model)]
 
@@ -329,18 +336,10 @@ def test_another_judge_has_its_own_name_on_the_servers(
     """``served_model`` is that of the build's model. What Ray's workers are sent: test_distributed."""
     judge = tmp_path / "judge"
     judge.symlink_to(tiny_model_dir)
-    opened: list[tuple[str, Any, str]] = []
-
-    def opens(by: str) -> Callable[..., Engine]:
-        def open_engine(settings: Any, name: str) -> Engine:
-            opened.append((by, settings.served_model, name))
-            return Engine(tiny_model_dir, honest)
-
-        return open_engine
-
+    opened, engines = opens(tiny_model_dir, "served_model")
     servers = ("engine.kind=openai", 'engine.base_urls=["http://h:1/v1"]', "engine.served_model=writer")
     for number, judged in enumerate((f"judge.model.name={judge}", ON)):
-        build(tmp_path / f"{number}", *servers, judged, engines=(opens("build"), opens("judge")))
+        build(tmp_path / f"{number}", *servers, judged, engines=engines)
     model = str(tiny_model_dir)
     assert opened == [("build", "writer", model), ("judge", None, str(judge)), ("build", "writer", model)]
 

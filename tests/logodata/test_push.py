@@ -155,6 +155,20 @@ def test_neither_the_judges_servers_nor_the_folder_of_a_text_go_up(build: Path, 
     assert hub.files["README.md"].decode() == "# Data from ``notes.txt``\n\n| source: ./ | 2 |\n"
 
 
+@pytest.mark.parametrize("folder", ["..", "../clients/acme"])
+def test_a_path_that_leads_up_stays_here(build: Path, hub: FakeHub, folder: str) -> None:
+    """Relative to where the build was started it says as much of the machine; three points in a text are none."""
+    manifest = json.loads((build / "manifest.json").read_text())
+    manifest["source"]["path"] = manifest["recipe"]["source"]["path"] = f"{folder}/notes.txt"
+    write_json(build / "manifest.json", manifest)
+    write_json(build / "stats.json", {"kept": 2, "by_source": {source_group(f"{folder}/notes.txt"): 2}})
+    (build / "README.md").write_text(f"# Data from {markdown_code(f'{folder}/notes.txt')} ...\n")
+    assert main(["push", str(build), "org/name"]) == 0
+    assert json.loads(hub.files["manifest.json"])["recipe"]["source"]["path"] == "notes.txt"
+    assert hub.files["README.md"].decode() == "# Data from `notes.txt` ...\n"
+    assert list(json.loads(hub.files["stats.json"])["by_source"]) == ["./" if folder != ".." else "../"]
+
+
 def test_decisions_go_up_and_a_branch_is_made(build: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     (build / "decisions.jsonl").write_text(json.dumps({"id": "a"}) + "\n")
     assert main(["push", str(build), "org/name", "--revision", "v2"]) == 0

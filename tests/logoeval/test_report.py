@@ -219,7 +219,7 @@ def test_training_metrics_that_are_no_numbers(runs: list[Path], training: Path) 
 def test_a_report_where_none_can_be(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert main(["compare", *map(str, runs), "-o", str(tmp_path / "file" / "report.html")]) == 2
-    assert "report.html: cannot write: " in capsys.readouterr().err
+    assert "file: a file, not a folder" in capsys.readouterr().err
 
 
 def test_markup_escapes_by_construction() -> None:

@@ -48,6 +48,15 @@ def stop_before_step(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
     monkeypatch.setattr(trainer, "_train_step", patched)
 
 
+def stopped_run(recipe: TrainRecipe, out: Path, monkeypatch: pytest.MonkeyPatch, *, before_step: int) -> Path:
+    """Its ``reference.jsonl``."""
+    with monkeypatch.context() as patch:
+        stop_before_step(patch, before_step)
+        with pytest.raises(Stopped):
+            run(recipe, out)
+    return out / "reference.jsonl"
+
+
 def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
@@ -99,40 +108,32 @@ def test_references_go_with_the_settings_that_they_were_computed_under(
 def test_what_is_lost_after_the_first_step_is_not_computed_with_the_trained_model(
     make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, recipe = tmp_path / "run", make_recipe(**DPO)
-    with monkeypatch.context() as patch:
-        stop_before_step(patch, 3)
-        with pytest.raises(Stopped):
-            run(recipe, out)
-    path = out / "reference.jsonl"
+    recipe = make_recipe(**DPO)
+    path = stopped_run(recipe, tmp_path / "run", monkeypatch, before_step=3)
     whole = path.read_text()
     lines = whole.splitlines(keepends=True)
     path.write_text("".join([*lines[:-1], "{}\n"]))
     with pytest.raises(UserError, match=r"reference\.jsonl:12: damaged record \(.*another -o\)") as caught:
-        run(recipe, out)
+        run(recipe, path.parent)
     assert "delete the line" not in str(caught.value)
     path.write_text("".join(lines[:-1]))
     with pytest.raises(UserError, match=r"lacks the untrained model's log-probabilities of 1 samples.*another -o"):
-        run(recipe, out)
+        run(recipe, path.parent)
     assert path.read_text() == "".join(lines[:-1])
     path.write_text("".join(lines[6:]))  # those of steps that are done
-    run(recipe, out)
+    run(recipe, path.parent)
 
 
 def test_a_damaged_line_is_computed_again_before_the_first_step(
     make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, recipe = tmp_path / "run", make_recipe(**DPO)
-    with monkeypatch.context() as patch:
-        stop_before_step(patch, 1)
-        with pytest.raises(Stopped):
-            run(recipe, out)
-    path = out / "reference.jsonl"
+    recipe = make_recipe(**DPO)
+    path = stopped_run(recipe, tmp_path / "run", monkeypatch, before_step=1)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(["[]\n", *lines[1:]]))
     with pytest.raises(UserError, match=r"reference\.jsonl:1: .*delete the line"):
-        run(recipe, out)
+        run(recipe, path.parent)
     path.write_text("".join(lines[1:]))
     written = draws_written(monkeypatch)
-    run(recipe, out)
+    run(recipe, path.parent)
     assert written == [1]

@@ -297,21 +297,34 @@ def test_stops_when_the_model_collapses(make_recipe: Recipes, tmp_path: Path) ->
     run(make_recipe(**{"collapse.min_chosen_logp": None}), tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("left", "lost", "last"),
+    [(lambda lines: lines[0] + lines[1] + lines[2][:20], 3, 2), (lambda lines: lines[0] + lines[2], 2, 1)],
+    ids=["cut", "gap"],
+)
 def test_lost_metrics_are_made_again(
-    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_recipe: Recipes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    left: Callable[[list[bytes]], bytes],
+    lost: int,
+    last: int,
 ) -> None:
     """A checkpoint whose steps the log has lost is not gone on from: their lines would be missing for good."""
-    recipe = make_recipe(**{"checkpoint.every_steps": 1, "checkpoint.asynchronous": False})
+    recipe = make_recipe(**{"checkpoint.every_steps": 1, "checkpoint.keep": None, "checkpoint.asynchronous": False})
     run(recipe, tmp_path / "whole")
     out = tmp_path / "cut"
     with monkeypatch.context() as patch:
         interfere(patch, 10, crash)
         with pytest.raises(RuntimeError):
             run(recipe, out)
-    lines = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "metrics.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    metrics = out / "metrics.jsonl"
+    metrics.write_bytes(left(metrics.read_bytes().splitlines(keepends=True)))
     run(recipe, out)
-    assert "step-3 is damaged (metrics.jsonl lacks step 3)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"step-3 is damaged (metrics.jsonl lacks step {lost})" in said
+    assert f"continuing after step {last} of 4" in said
     assert_same_run(out, tmp_path / "whole")
 
 
@@ -359,22 +372,3 @@ def test_a_run_of_no_epochs_is_bound_to_its_recipe_too(make_recipe: Recipes, tmp
         run(recipe(2), out)
     assert json.loads((out / "recipe.resolved.json").read_text())["rope"]["factor"] == 4
     assert run(recipe(4), out) == final
-
-
-def test_a_checkpoint_with_a_gap_in_its_metrics_is_not_gone_on_from(
-    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = make_recipe(**{"checkpoint.every_steps": 1, "checkpoint.keep": None, "checkpoint.asynchronous": False})
-    run(recipe, tmp_path / "whole")
-    out = tmp_path / "cut"
-    with monkeypatch.context() as patch:
-        interfere(patch, 10, crash)
-        with pytest.raises(RuntimeError):
-            run(recipe, out)
-    lines = (out / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "metrics.jsonl").write_bytes(lines[0] + lines[2])
-    run(recipe, out)
-    said = capsys.readouterr().err
-    assert "step-3 is damaged (metrics.jsonl lacks step 2)" in said
-    assert "continuing after step 1 of 4" in said
-    assert_same_run(out, tmp_path / "whole")
