@@ -134,6 +134,14 @@ class CheckpointWriter:
         self._thread.shutdown()
         self._world.on_main(self._remove_old)  # a run that was killed at its end left one too many
 
+    def abandon(self) -> None:
+        """Wait for a write that is under way, whatever becomes of it: who has the folder next may begin the same one.
+
+        Not where other processes write with this one: they may be gone.
+        """
+        if self._world.size == 1:
+            self._thread.shutdown()
+
     def end_commands(self, stop: StopFlag) -> None:
         """Wait for the commands that run after checkpoints; once the run is asked to stop, leave them and say so.
 

@@ -158,6 +158,9 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                     writer.close()
                     writer.end_commands(stop)
                     raise
+                except BaseException:
+                    writer.abandon()
+                    raise
         writer.close()
         final = out / "final"
         checkpoint.export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))

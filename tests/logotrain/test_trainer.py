@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -189,6 +190,24 @@ def test_a_half_written_metrics_line_is_cut(
         file.write('{"step": 4, "lo')
     run(recipe, out)
     assert_same_run(out, tmp_path / "whole")
+
+
+def test_a_run_that_fails_writes_nothing_once_it_has_ended(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is free for the next one, which may begin the same checkpoint."""
+    sealed = trainer.checkpoint.seal
+
+    def late(*arguments: Any) -> None:
+        time.sleep(0.5)
+        sealed(*arguments)
+
+    monkeypatch.setattr(trainer.checkpoint, "seal", late)
+    interfere(monkeypatch, 6, crash)
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(make_recipe(), out)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-2"]
 
 
 def test_final_loads_in_peft_and_gives_the_trained_models_logits(
