@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -17,7 +16,7 @@ from logodata.dataset_files import iterate_rejected, read_stats
 from logodata.judge import JudgeSettings
 from logodata.report import describe, describe_patterns, show_percent
 from logodata.rulings import Row, make_up, read_decisions, read_judge, response_rows, ruling
-from logodata.text import content_stems, stem
+from logodata.text import content_stems, split_words, stem
 
 _NUM_SAMPLES = 50
 _NUM_PER_REASON = 5
@@ -85,7 +84,7 @@ def chunk_view(chunk: ContextChunk, stems: set[str]) -> Html:
 
 def _mark_words(text: str, stems: set[str]) -> Html:
     """The text with the words of these stems marked."""
-    parts = re.split(r"([^\W_]+)", text)
+    parts = split_words(text)
     return join(
         *(
             tag("mark", part) if number % 2 and stem(part.lower()) in stems else part

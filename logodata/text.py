@@ -36,6 +36,11 @@ def words(text: str) -> list[str]:
     return _WORD.findall(_APOSTROPHE_S.sub("", text.lower()))
 
 
+def split_words(text: str) -> list[str]:
+    """The text in parts: between words, a word, between words, ...; joined they are the text."""
+    return re.split(f"({_WORD.pattern})", text)
+
+
 def stem(word: str) -> str:
     """Strip the commonest English endings, so that ``carved``, ``carves`` and ``carving`` meet. Numbers stay as they
     are."""
