@@ -56,6 +56,16 @@ class Study:
     longbench: Path | None = None
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is at a size that says nothing of the methods."""
+        return bool(self.extra)
+
+    @property
+    def command(self) -> str:
+        """What runs all of it."""
+        return f"make evidence SCALE={self.scale.name}" + (" EVIDENCE_ARGS=--tenth" if self.is_trial else "")
+
     def documents(self, name: str) -> Path:
         """The file of a split's documents."""
         return self.folder / "documents" / f"{name}.jsonl"

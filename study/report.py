@@ -44,6 +44,11 @@ _CAPTIONS = {
     "rates": "Word F1 of the validation answers by learning rate, one seed; few questions, so only large steps tell.",
 }
 
+_TRIAL = (
+    "**A trial**: every command at about a tenth of the size (two updates, a few questions, one seed), to see that all "
+    "of them run. It says nothing of the methods."
+)
+
 
 def write_report(study: Study, rates: Mapping[str, float], journal: Journal, folder: Path) -> None:
     """Write the report into ``folder``; ``remarks.md`` there, written by hand, is taken into it."""
@@ -64,8 +69,10 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
     hours, cores = sum(one.seconds for one in taken) / 3600 / study.scale.workers, sum(one.cpu_seconds for one in taken)
     questions, pairs, books = (outcomes.level(row(BASE), measure) for measure in (F1, MARGIN, PERPLEXITY))
     prompts, fresh = (outcomes.level(row(BASE), measure) for measure in (RECALL, FRESH_F1))
+    size = f"{study.scale.name} scale{', a trial' if study.is_trial else ''}"
     parts = [
-        f"# Does it work? The paper's comparisons on SmolLM2-135M-Instruct ({study.scale.name} scale)",
+        f"# Does it work? The paper's comparisons on SmolLM2-135M-Instruct ({size})",
+        *([_TRIAL] if study.is_trial else []),
         _written_by(study),
         "What was decided before the runs is in [protocol.md](protocol.md). Numbers in brackets are 95 % intervals, "
         "paired where they are differences, resampled by what samples share: "
@@ -118,7 +125,7 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         f"{os.cpu_count()} cores ({study.scale.workers} commands side by side).",
         tables.cost_table(outcomes, journal).markdown(),
         "## Every number's command",
-        f"`make evidence SCALE={study.scale.name}` runs all of them, and goes on where it was stopped. One by one, in "
+        f"`{study.command}` runs all of them, and goes on where it was stopped. One by one, in "
         "the root of the repository (the documents are put together by it):",
         "\n\n".join(_commands(title, found) for title, found in _phases(study, outcomes.rates)),
     ]
@@ -132,7 +139,7 @@ def _written_by(study: Study) -> str:
         f"Responses of the model were taken from `{study.cache}`" if study.cache else "Every response was generated"
     )
     return (
-        f"Written by `make evidence SCALE={study.scale.name}` on {datetime.now(UTC):%Y-%m-%d} ({platform.machine()}, "
+        f"Written by `{study.command}` on {datetime.now(UTC):%Y-%m-%d} ({platform.machine()}, "
         f"{os.cpu_count()} cores; {versions}). {cached}."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,12 @@ def test_the_report_holds_every_row_claim_figure_and_command(study: Study, tmp_p
     assert record["rows"][LOGO]["fresh_questions"]["token_f1"]["value"] == pytest.approx(0.8, abs=0.06)
     assert record["rows"][LOGO]["measures"]["token_f1"]["value"] == pytest.approx(0.5, abs=0.06)
     assert MARGIN.key in record["rows"]["logo-m3"]["measures"]
+    assert "Written by `make evidence SCALE=cpu` on" in page
+    assert "trial" not in page
+    write_report(replace(study, extra=CPU.tenth), rates, journal, folder)
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "It says nothing of the methods." in page
+    assert "Written by `make evidence SCALE=cpu EVIDENCE_ARGS=--tenth` on" in page
 
 
 def test_the_report_is_the_same_from_the_same_measurements(study: Study, tmp_path: Path) -> None:
