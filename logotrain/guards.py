@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,15 @@ def _generating(model: LogprobModel) -> Iterator[None]:
     finally:
         model.train(training)
         causal_lm.set_attn_implementation(attention)
+
+
+@contextmanager
+def no_gradient_lost() -> Iterator[None]:
+    """Within the block an operation without a backward pass is an error. torch only warns, and what lies before the
+    operation is trained with a gradient that is wrong."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*an autograd kernel was not registered", category=UserWarning)
+        yield
 
 
 def check_chosen(settings: CollapseSettings, chosen_logp: float, step: int) -> None:

@@ -31,11 +31,24 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
     dtype = "float32" if recipe.tuning == "full" else recipe.dtype
     base = load_model(recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora")
     base.config.use_cache = False
+    if recipe.tuning == "qlora":
+        _keep_differentiable(base)
     torch.manual_seed(recipe.seed)
     model = base if recipe.tuning == "full" else add_adapters(base, recipe.lora, name=recipe.model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     note(f"{recipe.model}: {trained:,} of {base.num_parameters():,} weights are trained")
     return model.train()
+
+
+def _keep_differentiable(base: PreTrainedModel) -> None:
+    """Keep weights of 4 bits in the layout that has a backward pass.
+
+    On a CPU with AVX512-BF16 bitsandbytes packs them anew at the first forward in evaluation mode, such as a look at
+    what the model generates, and for good: gradients of all later steps end there, and only a warning says so.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no attribute of every module
 
 
 def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:

@@ -24,7 +24,7 @@ from logotrain import checkpoint
 from logotrain.balance import share_rows
 from logotrain.collate import Collator
 from logotrain.data import TrainingData
-from logotrain.guards import RepetitionGuard, check_chosen
+from logotrain.guards import RepetitionGuard, check_chosen, no_gradient_lost
 from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
 from logotrain.logprobs import LogprobModel, SampleLogprobs, split_logprobs
 from logotrain.metrics import MetricsLog, SampleMetrics, step_metrics
@@ -116,7 +116,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         writer.save(step, model.model, optimizer)
 
     with stop_on_signal() as stop:
-        with use_shared_prefix(model.causal_lm, prepared.backend):
+        with use_shared_prefix(model.causal_lm, prepared.backend), no_gradient_lost():
             if reference is not None:
                 reference.complete(
                     [draw for step in range(done, schedule.total_steps) for draw in draws(step)],

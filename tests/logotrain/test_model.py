@@ -128,10 +128,10 @@ def test_refuses_before_the_weights_are_read(make_recipe: Recipes, tiny_model_di
         load_trainable(make_recipe(model=str(tmp_path / "config-only")), CPU)
 
 
-def test_qlora_trains_adapters_on_four_bit_weights(
-    make_recipe: Recipes, tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase
-) -> None:
-    folder = tmp_path / "wide"  # quantised in blocks of 64 values: wider than the tiny model
+@pytest.fixture
+def wide_model_dir(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Wider than the tiny model: bitsandbytes quantises in blocks of 64 values."""
+    folder = tmp_path / "wide"
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tiny_tokenizer),
@@ -144,6 +144,11 @@ def test_qlora_trains_adapters_on_four_bit_weights(
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_qlora_trains_adapters_on_four_bit_weights(make_recipe: Recipes, tmp_path: Path, wide_model_dir: Path) -> None:
+    folder = wide_model_dir
     recipe = make_recipe(**{"model": str(folder), "tuning": "qlora", "optimizer.lr": 1e-2, "epochs": 6})
     model = load_trainable(recipe, CPU)
     packed = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.uint8]
@@ -159,6 +164,35 @@ def test_qlora_trains_adapters_on_four_bit_weights(
     assert metrics[-1]["margin"] > metrics[0]["margin"] + 0.5
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), final)
     assert (logits(loaded) - exact).abs().max() > 0.01
+
+
+def test_gradients_of_qlora_are_those_of_the_weights_it_computes_with(
+    make_recipe: Recipes, wide_model_dir: Path
+) -> None:
+    """Also after a look at what the model generates, for which bitsandbytes packs weights anew on some CPUs."""
+    from bitsandbytes import nn as quantised
+    from bitsandbytes.functional import dequantize_4bit
+
+    model = load_trainable(make_recipe(**{"model": str(wide_model_dir), "tuning": "qlora"}), CPU)
+    nudge(model)
+    model.eval()
+    logits(model)
+    model.train()
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+    found = gradients()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, quantised.Linear4bit):
+            plain = torch.nn.Linear(module.in_features, module.out_features, bias=False).requires_grad_(False)
+            plain.weight.data = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            model.set_submodule(name, plain)
+    expected = gradients()
+    assert len(found) > 2
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_full_tuning_trains_every_weight_and_writes_a_model(

@@ -210,6 +210,24 @@ def test_a_run_that_fails_writes_nothing_once_it_has_ended(
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-2"]
 
 
+def test_an_operation_that_loses_gradients_ends_the_run(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch only warns of one."""
+    library = torch.library.Library("logotest", "DEF")
+    library.define("same(Tensor x) -> Tensor")
+    library.impl("same", torch.clone, "CPU")
+    original = trainer._sample_loss
+
+    def patched(*arguments: Any) -> Any:
+        loss, metrics = original(*arguments)
+        return torch.ops.logotest.same(loss), metrics
+
+    monkeypatch.setattr(trainer, "_sample_loss", patched)
+    with pytest.raises(UserWarning, match="logotest::same: an autograd kernel was not registered"):
+        run(make_recipe(), tmp_path / "run")
+
+
 def test_final_loads_in_peft_and_gives_the_trained_models_logits(
     make_recipe: Recipes, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
