@@ -1,5 +1,5 @@
 # make demo    data, training, evaluation before and after, report: ten minutes on two cores
-# make evidence  the study of docs/results: every row, about six hours on two cores; SCALE=gpu for a GPU
+# make evidence  the study of docs/results: every row, about seven hours on two cores; SCALE=gpu for a GPU
 # make test    the CPU test suite                make check   format, lint, types, import contracts
 # make test-vllm   the same samples through real vLLM (CPU build) and its server
 PYTHON ?= python3

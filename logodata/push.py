@@ -2,8 +2,8 @@
 
 Names of this machine stay here. ``manifest.json``, the card and ``rejected.jsonl`` say where documents, model and cache
 lay; an upload cannot be taken back, other machines have no use for such a path, and fingerprints say what the file was.
-So every path that is absolute or leads up (``../``) goes up as its last part, and
-the servers of all engines without their addresses.
+So every path that is absolute or leads up (``../``) goes up as its last part, and the servers of all engines without
+their addresses.
 """
 
 from __future__ import annotations

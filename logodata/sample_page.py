@@ -84,11 +84,10 @@ def chunk_view(chunk: ContextChunk, stems: set[str]) -> Html:
 
 def _mark_words(text: str, stems: set[str]) -> Html:
     """The text with the words of these stems marked."""
-    parts = split_words(text)
     return join(
         *(
             tag("mark", part) if number % 2 and stem(part.lower()) in stems else part
-            for number, part in enumerate(parts)
+            for number, part in enumerate(split_words(text))
         )
     )
 

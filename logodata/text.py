@@ -11,7 +11,7 @@ from collections.abc import Iterator
 # A CJK character is a word of its own, whatever stands before it. So is a run of hiragana or of katakana: it is a
 # particle, an ending or a foreign word, and part of neither its neighbours' nor the other script's.
 _CJK, _HIRAGANA, _KATAKANA = r"\u3400-\u9fff", r"\u3041-\u3096\u309d-\u309f", r"\u30a1-\u30fa\u30fc-\u30ff"
-_WORD = re.compile(rf"[{_CJK}]|[{_HIRAGANA}]+|[{_KATAKANA}]+|[^\W_{_CJK}{_HIRAGANA}{_KATAKANA}]+")
+_WORD = re.compile(rf"([{_CJK}]|[{_HIRAGANA}]+|[{_KATAKANA}]+|[^\W_{_CJK}{_HIRAGANA}{_KATAKANA}]+)")
 _APOSTROPHE_S = re.compile(r"['’]s\b")
 
 # English function words, and the words that only frame a question.
@@ -38,7 +38,7 @@ def words(text: str) -> list[str]:
 
 def split_words(text: str) -> list[str]:
     """The text in parts: between words, a word, between words, ...; joined they are the text."""
-    return re.split(f"({_WORD.pattern})", text)
+    return _WORD.split(text)
 
 
 def stem(word: str) -> str:

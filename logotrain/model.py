@@ -48,7 +48,7 @@ def _keep_differentiable(base: PreTrainedModel) -> None:
     """
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - no attribute of every module
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # bitsandbytes adds it
 
 
 def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:

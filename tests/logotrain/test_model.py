@@ -148,21 +148,20 @@ def wide_model_dir(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> P
 
 
 def test_qlora_trains_adapters_on_four_bit_weights(make_recipe: Recipes, tmp_path: Path, wide_model_dir: Path) -> None:
-    folder = wide_model_dir
-    recipe = make_recipe(**{"model": str(folder), "tuning": "qlora", "optimizer.lr": 1e-2, "epochs": 6})
+    recipe = make_recipe(**{"model": str(wide_model_dir), "tuning": "qlora", "optimizer.lr": 1e-2, "epochs": 6})
     model = load_trainable(recipe, CPU)
     packed = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.uint8]
     assert len(packed) == 2 * 7  # every linear layer but the head
     assert all("lora_" in name for name in trained_names(model))
     # Close to the model that was quantised, and not equal to it.
-    exact = logits(AutoModelForCausalLM.from_pretrained(folder))
+    exact = logits(AutoModelForCausalLM.from_pretrained(wide_model_dir))
     error = (logits(model) - exact).norm() / exact.norm()
     assert 0.001 < error < 0.2
 
     final = run(recipe, tmp_path / "run")
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["margin"] > metrics[0]["margin"] + 0.5
-    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), final)
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(wide_model_dir), final)
     assert (logits(loaded) - exact).abs().max() > 0.01
 
 
