@@ -17,12 +17,12 @@ from pydantic import Field
 
 from logodata.chunking import ChunkingSettings
 from logodata.common.recipe_io import RecipeModel
+from logodata.common.words import words
 from logodata.contract import Chunk, Document
 from logodata.engines.settings import EngineSettings
 from logodata.measures import word_share
 from logodata.sources import SourceSettings
 from logodata.sources.fields import text_digest
-from logodata.text import words
 
 WrittenKind = Literal["single_detail", "multi_detail", "biography", "summary"]
 

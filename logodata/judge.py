@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from logodata.common.recipe_io import RecipeModel
+from logodata.common.words import content_stems, without_reasoning, words
 from logodata.measures import Similarity, contains_reference, number_share, repetition, token_f1, word_share
-from logodata.text import content_stems, words
 from logodata.verdicts import ModelJudgeSettings
 
 Reason = Literal[
@@ -131,7 +131,9 @@ class Measurer:
         self._similarity = Similarity(settings.embedding_model)
 
     def measure(self, response: str, answers: Sequence[str]) -> Measures:
-        """All measures of a response, best over the references."""
+        """All measures of a response, best over the references. What the model reasoned before it answered does not
+        count."""
+        response = without_reasoning(response)
         by_similarity = self._settings.measure == "similarity" or (
             self._settings.measure == "auto" and is_long(answers, self._settings.long_answer_words)
         )
@@ -159,6 +161,20 @@ class Measurer:
         return "half_right" if missing else "right"
 
 
+def verdict(response: str, references: Sequence[str], settings: JudgeSettings | None = None) -> Verdict:
+    """What the rules say of a response beside the references: ``right``, ``half_right`` or ``wrong``.
+
+    Args:
+        response: as the model wrote it; reasoning before the answer is taken off.
+        references: answers each of which is right.
+        settings: what decides, and from where on; the defaults of a recipe where None.
+
+    Raises:
+        UserError: the embedding model, which long references need, cannot be loaded.
+    """
+    return Measurer(settings or JudgeSettings()).measure(response, references).verdict
+
+
 def is_long(answers: Sequence[str], limit: int) -> bool:
     """Whether the shortest reference has more content words than ``limit``."""
     return min((sum(1 for _ in content_stems(answer)) for answer in answers), default=0) > limit
@@ -166,7 +182,7 @@ def is_long(answers: Sequence[str], limit: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JudgedText:
-    """What the judge sees of a response; ``verdict`` is :meth:`Measurer.measure`'s."""
+    """What the judge sees of a response: its text without reasoning; ``verdict`` is :meth:`Measurer.measure`'s."""
 
     text: str
     ended: bool
@@ -230,5 +246,5 @@ def error_pattern(wrong_response: str, question: str) -> ErrorPattern:
     ``hallucination``: they share entities, and what it says of them is wrong. Entities are those of the built-in
     evaluator: names, numbers and content words by their stems.
     """
-    shared = set(content_stems(wrong_response)) & set(content_stems(question))
+    shared = set(content_stems(without_reasoning(wrong_response))) & set(content_stems(question))
     return "hallucination" if shared else "instruction_unfollowing"

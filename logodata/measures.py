@@ -8,43 +8,93 @@ SmolLM2-135M to FairytaleQA and QMSum; see ``benchmarks/LOG.md``.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from logodata.text import content_stems, stem, words
+from logodata.common.words import HEAT, Word, characters, normalise, part_size, read, stems, words
 
 if TYPE_CHECKING:
     from logodata.evaluators.embedding import SentenceEmbedder
 
 _ARTICLES = ("a", "an", "the")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
-_UP_TO_TWENTY = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty"
-)
-_TENS = "thirty forty fifty sixty seventy eighty ninety hundred"
-_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_UP_TO_TWENTY.split(), 2)} | {
-    word: str(10 * value) for value, word in enumerate(_TENS.split(), 3)
-}
+
+
+class _Said:
+    """What a response says: stems of its words, values of its numbers with their units, its runs of scripts without
+    spaces."""
+
+    def __init__(self, response: str) -> None:
+        found = read(response)
+        self._stems = {stem for word in found for stem in stems(word)}
+        self._runs = "\n".join(word.text for word in found if word.kind == "run")
+        self._numbers = {(text, unit) for word in found if word.kind == "number" for text, unit in _readings(word)}
+
+    def hits(self, word: Word) -> tuple[int, int]:
+        """How many of the characters of a run are said, in parts long enough to tell, and of how many; for any other
+        word whether it is said, of one."""
+        if word.kind == "run":
+            return _covered(word.text, self._runs), len(characters(word.text))
+        if word.kind == "number":
+            return int(self.has_number(word)), 1
+        return int(stems(word)[0] in self._stems), 1
+
+    def has_number(self, number: Word) -> bool:
+        """Whether a number is said, in the same unit where both have one."""
+        return (number.text, number.unit) in self._numbers or bool(
+            number.unit and (number.text, _NO_UNIT) in self._numbers
+        )
+
+
+_NO_UNIT = "none"
+
+
+def _readings(number: Word) -> Iterator[tuple[str, str]]:
+    """The forms in which a reference may ask for a number: its value or what is written ("3.10"), with and without its
+    unit."""
+    units = {"", number.unit or _NO_UNIT}
+    if number.unit in HEAT:
+        units.add("degree")
+    elif number.unit == "degree":
+        units.update(HEAT)
+    texts = {number.text, number.literal} if number.literal[:1].isdigit() else {number.text}
+    return product(texts, units)
+
+
+def _covered(run: str, said: str) -> int:
+    """How many characters of a run stand in a part of it that is said."""
+    shown, size = characters(run), part_size(run)
+    covered: set[int] = set()
+    for start in range(max(1, len(shown) - size + 1)):
+        if "".join(shown[start : start + size]) in said:
+            covered.update(range(start, min(start + size, len(shown))))
+    return len(covered)
 
 
 def word_share(response: str, answers: Sequence[str]) -> float:
     """Share of a reference's distinct content words that occur in the response, best over the references; in [0, 1].
 
-    A reference without content words ("yes", "the other one") is compared by all its words. 0 without references.
+    Numbers are compared as values. A run of a script without spaces (Chinese, Japanese, Thai, ...) counts a word a
+    character, and a character is found with its neighbours or not at all. A reference without content words ("yes",
+    "the other one") is compared by all its words, one without words ("★") by its characters. 0 without references.
     """
-    found = {stem(word) for word in words(response)}
-    best = 0.0
-    for answer in answers:
-        wanted = set(content_stems(answer)) or {stem(word) for word in words(answer)}
-        if wanted:
-            best = max(best, len(wanted & found) / len(wanted))
-    return best
+    said = _Said(response)
+    return max((_share(said, response, answer) for answer in answers), default=0.0)
+
+
+def _share(said: _Said, response: str, answer: str) -> float:
+    found = read(answer)
+    if not found:
+        signs = normalise(answer)[0].strip()
+        return float(bool(signs) and signs in normalise(response)[0])
+    telling = [word for word in found if word.telling] or found
+    distinct = {(word.kind, *stems(word), word.unit): word for word in telling}
+    hits = [said.hits(word) for word in distinct.values()]
+    return sum(hit for hit, _ in hits) / sum(size for _, size in hits)
 
 
 def token_f1(response: str, answers: Sequence[str]) -> float:
@@ -70,30 +120,41 @@ def repetition(text: str) -> float:
 
 
 def numbers(text: str) -> set[str]:
-    """Numbers of a text, in digits: ``12``, ``1,200`` as 1200, ``twelve`` as 12; "one" is none, it mostly means
-    somebody. A compound in words ("forty-two") is the set of its parts."""
-    found = (_NUMBER_WORDS.get(word, word) for word in words(_THOUSANDS.sub("", text)))
-    return {number.lstrip("0") or "0" for number in found if number.isdecimal()}
+    """The values of a text's numbers, in digits: ``12``, ``1,200`` as 1200, ``forty-two`` as 42. "One" and "first" are
+    none, they mostly mean something else."""
+    return {word.text for word in _numbers(text)}
+
+
+def _numbers(text: str) -> list[Word]:
+    return [word for word in read(text) if word.kind == "number" and word.exact]
 
 
 def number_share(response: str, answers: Sequence[str]) -> float | None:
     """Share of a reference's numbers that the response holds, best over the references; None if one of them holds
     none."""
-    wanted = [numbers(answer) for answer in answers]
+    wanted = [{(word.text, word.unit): word for word in _numbers(answer)} for answer in answers]
     if not all(wanted):
         return None
-    found = numbers(response)
-    return max((len(those & found) / len(those) for those in wanted), default=None)
+    said = _Said(response)
+    return max((sum(map(said.has_number, those.values())) / len(those) for those in wanted), default=None)
 
 
 def contains_reference(response: str, answers: Sequence[str]) -> bool:
     """Whether the words of a reference, articles left out, stand in the response one after the other."""
-    said = _plain(response)
-    return any(f" {_plain(answer).strip()} " in said for answer in answers if _plain(answer).strip())
+    said = _line(response)
+    return any(wanted in said for answer in answers if (wanted := _line(answer, open_ended=True)).strip())
 
 
-def _plain(text: str) -> str:
-    return f" {' '.join(word for word in words(text) if word not in _ARTICLES)} "
+def _line(text: str, *, open_ended: bool = False) -> str:
+    """The words of a text in one line, a space before and after each but for runs of scripts without spaces.
+
+    ``open_ended``: a run at an end may stand within a longer one.
+    """
+    kept = [word for word in read(text) if word.text not in _ARTICLES]
+    line = " ".join(" ".join(filter(None, (word.text, word.unit))) for word in kept)
+    left = "" if open_ended and kept and kept[0].kind == "run" else " "
+    right = "" if open_ended and kept and kept[-1].kind == "run" else " "
+    return f"{left}{line}{right}"
 
 
 class Similarity:

@@ -13,6 +13,7 @@ from typing import Any
 
 from logodata.candidates import Candidate, Fault, Planner, Pool
 from logodata.common.console import Tracker
+from logodata.common.words import without_reasoning
 from logodata.contract import ContextChunk, PreferenceSample, Response
 from logodata.decisions import Decision, Judgement, Outcome, eligible
 from logodata.engines.settings import engine_window
@@ -165,7 +166,7 @@ def _place(plan: Candidate | Fault) -> dict[str, Any]:
 
 
 def _texts(decisions: Sequence[Decision]) -> list[str]:
-    return [decision.response.text for decision in decisions]
+    return [without_reasoning(decision.response.text) for decision in decisions]
 
 
 def decide_here(pipeline: Pipeline, pools: Iterable[Asked], group_size: int, tracker: Tracker) -> Generator[Decided]:

@@ -20,6 +20,7 @@ from logodata.common import strict_json
 from logodata.common.console import Tracker, note, progress
 from logodata.common.errors import UserError
 from logodata.common.run_dir import append_lines, bind_settings, locked, write_atomic
+from logodata.common.words import without_reasoning, words
 from logodata.contract import Document
 from logodata.drafts import Draft, QuestionsRecipe, Written, draw_drafts, parse_reply, written_fault
 from logodata.engines import Engine, GenerationRequest, Sampling
@@ -29,7 +30,6 @@ from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint
 from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text, turn_end_ids
 from logodata.responses import ResponseLog
 from logodata.sources import Source, check_outside, read_source, source_fingerprint
-from logodata.text import words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,7 +137,7 @@ class Writer:
 
     def _reply(self, request: GenerationRequest) -> tuple[str, bool]:
         result, _ = self._log.answered(request)
-        return decode_text(self._tokenizer, result.token_ids), result.finish_reason == "stop"
+        return without_reasoning(decode_text(self._tokenizer, result.token_ids)), result.finish_reason == "stop"
 
 
 def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from logodata.common.console import Tracker
 from logodata.common.errors import UserError
 from logodata.common.json_lines import json_objects
 from logodata.common.shards import Shard
+from logodata.common.words import without_reasoning
 from logodata.contract import Response, ResponseOrigin
 from logodata.decisions import Decision
 from logodata.engines import Engine, GenerationRequest, GenerationResult
@@ -195,7 +196,7 @@ class Responses:
 
 def _judged(response: Response) -> JudgedText:
     assert response.verdict is not None
-    return JudgedText(response.text, response.ended, response.verdict)
+    return JudgedText(without_reasoning(response.text), response.ended, response.verdict)
 
 
 def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:

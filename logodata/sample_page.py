@@ -11,12 +11,12 @@ from typing import Any
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, page, raw, tag
 from logodata.common.run_dir import check_place, make_folder_of, write_atomic
+from logodata.common.words import content_stems, marked
 from logodata.contract import ContextChunk, PreferenceSample, read_manifest, read_samples
 from logodata.dataset_files import iterate_rejected, read_stats
 from logodata.judge import JudgeSettings
 from logodata.report import describe, describe_patterns, show_percent
 from logodata.rulings import Row, make_up, read_decisions, read_judge, response_rows, ruling
-from logodata.text import content_stems, split_words, stem
 
 _NUM_SAMPLES = 50
 _NUM_PER_REASON = 5
@@ -84,12 +84,7 @@ def chunk_view(chunk: ContextChunk, stems: set[str]) -> Html:
 
 def _mark_words(text: str, stems: set[str]) -> Html:
     """The text with the words of these stems marked."""
-    return join(
-        *(
-            tag("mark", part) if number % 2 and stem(part.lower()) in stems else part
-            for number, part in enumerate(split_words(text))
-        )
-    )
+    return join(*(tag("mark", part) if is_wanted else part for part, is_wanted in marked(text, stems)))
 
 
 def _headline(

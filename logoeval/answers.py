@@ -15,6 +15,7 @@ from pathlib import Path
 
 from logodata.common.errors import UserError
 from logodata.common.shards import Shard
+from logodata.common.words import without_reasoning
 from logoeval.compare import Run
 from logoeval.longbench.run import FOLDER as LONGBENCH_FOLDER
 from logoeval.longbench.tasks import E_SUFFIX, TASKS
@@ -93,7 +94,7 @@ def read_answers(run: Run, task: TaskName) -> Iterator[Answer]:
                 where=str(path),
                 mend="it was made by an earlier version: evaluate again into another folder",
             )
-        yield Answer(task, part, row.id, row.cluster, question, tuple(references), response)
+        yield Answer(task, part, row.id, row.cluster, question, tuple(references), without_reasoning(response))
 
 
 def _counted(run: Run, task: TaskName) -> Iterator[SampleRow]:

@@ -18,9 +18,9 @@ from statistics import median
 from typing import Any, Literal
 
 from logodata.common.errors import UserError
+from logodata.common.words import words
 from logodata.judge import RIGHT_AT, JudgeSettings, error_pattern, is_long
 from logodata.measures import word_share
-from logodata.text import words
 from logoeval.answers import ANSWERING_TASKS, LONGBENCH_TASKS, Answer, check_finished, missing_file, read_answers
 from logoeval.compare import Comparison, Row, Run, measured_rows, read_runs
 from logoeval.labels import label_folders

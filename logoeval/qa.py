@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.words import without_reasoning
 from logodata.contract import PreferenceSample, read_manifest, read_samples
 from logodata.engines import GenerationResult, Sampling
 from logodata.measures import token_f1, word_share
@@ -131,8 +132,8 @@ def answer(
         return {
             "question": sample.question,
             "answers": sample.answers,
-            "word_share": word_share(response, sample.answers),
-            "token_f1": token_f1(response, sample.answers),
+            "word_share": word_share(without_reasoning(response), sample.answers),
+            "token_f1": token_f1(without_reasoning(response), sample.answers),
             "ended": result.finish_reason == "stop",
         }
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from logodata.common.markup import Html, join, tag
 from logodata.common.shards import Shard
+from logodata.common.words import content_stems
 from logodata.contract import PreferenceSample, Response, read_samples
 from logodata.sample_page import chunk_view
-from logodata.text import content_stems
 from logoeval.compare import Comparison, Run
 from logoeval.pairs import sample_hash
 from logoeval.records import PREDICTIONS_DIR, SampleRow

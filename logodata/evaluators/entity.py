@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.text import content_stems
+from logodata.common.words import content_stems, normalise
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -78,7 +78,7 @@ def spacy_entities(model: str) -> Entities:
                 [" ".join(entity.text.lower().split()) for entity in document.ents]
                 + [token.lemma_.lower() for token in document if token.pos_ in _KEPT and token.lemma_]
             )
-            for document in pipeline.pipe(texts)
+            for document in pipeline.pipe(normalise(text)[0] for text in texts)
         ]
 
     return entities

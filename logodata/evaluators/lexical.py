@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from logodata.text import content_stems
+from logodata.common.words import content_stems
 
 K1, B = 1.5, 0.75
 """How soon repeats of a word stop to count, and how far long chunks are held back. All chunks but a document's last are

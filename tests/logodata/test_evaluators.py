@@ -13,39 +13,17 @@ from scipy.stats import rankdata
 
 from logodata.common.errors import UserError
 from logodata.common.recipe_io import load_recipe
+from logodata.common.words import content_stems
 from logodata.evaluators import Evaluator, EvaluatorSettings, open_evaluator
 from logodata.evaluators.fused import FusedEvaluator, fuse
 from logodata.evaluators.lexical import K1, B
 from logodata.recipe import BuildRecipe
-from logodata.text import content_stems, split_words, stem, words
 
 CHUNKS = [
     "The harbour master counted forty barrels of herring before noon.",
     "Lady Ashgrove's garden has nine pear trees and a sundial.",
     "On the third day the engine of the Petrel failed near Cape Sorrow.",
 ]
-
-
-@pytest.mark.parametrize("text", ["", "(Two) words, of_three!", "東京タワーは333mです。Zoë", " ไทย-x "])
-def test_a_text_is_its_words_and_what_stands_between(text: str) -> None:
-    parts = split_words(text)
-    assert "".join(parts) == text
-    assert [part.lower() for part in parts[1::2]] == words(text)
-
-
-def test_words_and_stems() -> None:
-    assert words("Ashgrove's well-kept garden, 1882: 漢字") == [
-        "ashgrove",
-        "well",
-        "kept",
-        "garden",
-        "1882",
-        "漢",
-        "字",
-    ]
-    assert {stem(word) for word in ("carve", "carves", "carved", "carving")} == {"carv"}
-    assert [stem(word) for word in ("glass", "1882", "its")] == ["glass", "1882", "its"]
-    assert list(content_stems("Who was it that carved the pears?")) == ["carv", "pear"]
 
 
 def test_entity_scores_count_shared_entities() -> None:

@@ -18,7 +18,6 @@ from logodata.common.run_dir import read_json, write_json
 from logodata.common.shards import Shard
 from logodata.engines import GenerationRequest, Sampling
 from logodata.measures import contains_reference, number_share, repetition, token_f1, word_share
-from logodata.text import words
 from tests.conftest import make_model
 
 from .test_likelihood import sample_of, write_build
@@ -127,13 +126,3 @@ def test_text_stays_as_it_is_and_a_terminal_gets_ascii() -> None:
     assert json.loads(strict_json.dumps(value)) == value
     assert "Müller" in strict_json.dumps(value)
     assert strict_json.dumps(value, ascii_only=True).isascii()
-
-
-def test_characters_are_words_also_beside_digits_and_letters() -> None:
-    """Chinese and Japanese have no spaces: ``1998年`` would be a word that no other text holds, and no number."""
-    assert words("1998年3月5日") == ["1998", "年", "3", "月", "5", "日"]
-    assert words("用iPhone手机, 3月のタワーで食べた。") == [
-        *("用", "iphone", "手", "机", "3", "月", "の", "タワー", "で", "食", "べた")
-    ]
-    assert number_share("公司成立于1998年。", ["1998"]) == 1.0
-    assert word_share("公司成立于1998年3月。", ["1998年3月"]) == 1.0

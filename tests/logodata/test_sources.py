@@ -9,8 +9,8 @@ import pytest
 
 from logodata.cli import main
 from logodata.common.errors import UserError
+from logodata.common.words import words
 from logodata.sources import SourceSettings, read_source, source_fingerprint
-from logodata.text import words
 
 GOOD = {"doc_id": "d", "context": "A long text.", "questions": [{"question": "Who?", "answers": ["Ann"]}]}
 

@@ -1,0 +1,28 @@
+"""Reasoning that a model writes before its answer, between markers of its own."""
+
+from __future__ import annotations
+
+import regex
+
+# The markers of DeepSeek-R1, Qwen3 and most others, Seed-OSS, Magistral, Kimi, Command A and GPT-OSS.
+_NAMES = "think(?:ing)?|thought|reasoning|seed:think|analysis"
+_OPENING = rf"<(?:{_NAMES})>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|channel\|>analysis(?:<\|message\|>)?"
+_CLOSING = (
+    rf"</(?:{_NAMES})>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>"
+    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final(?:<\|message\|>)?"
+)
+_BLOCK = regex.compile(rf"(?:{_OPENING})(?:(?!{_OPENING}).)*?(?:{_CLOSING})", regex.DOTALL | regex.IGNORECASE)
+_HEAD = regex.compile(rf"\A.*(?:{_CLOSING})", regex.DOTALL | regex.IGNORECASE)
+_TAIL = regex.compile(rf"(?:{_OPENING}).*\Z", regex.DOTALL | regex.IGNORECASE)
+
+
+def without_reasoning(response: str) -> str:
+    """The answer of a response: what is left when blocks of reasoning are taken off.
+
+    A chat template may write the opening marker into the prompt, so a response may begin inside its reasoning: all up
+    to the last closing marker goes. A response that was cut off while reasoning holds no answer; nothing is left of it.
+    """
+    answer, num_blocks = _BLOCK.subn("", response)
+    answer, num_heads = _HEAD.subn("", answer)
+    answer, num_tails = _TAIL.subn("", answer)
+    return answer.strip() if num_blocks or num_heads or num_tails else response

@@ -1,0 +1,219 @@
+"""Words of a text: the one place that decides what counts as a word, a content word, a number, and the same word.
+
+Evaluators, judge and evaluation share it, so that a chunk is called critical by the same words by which an answer is
+called right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import regex
+
+from logodata.common.words.normal import fold_case, normalise
+from logodata.common.words.quantities import (
+    Word,
+    as_version,
+    combine,
+    currency,
+    numbers_in_words,
+    read_number,
+    with_suffix,
+)
+
+# Scripts that put no spaces between words, and Korean, which glues particles to them.
+_RUN = (
+    r"[[\p{L}\p{M}\p{Nl}]&&[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Hang}\p{scx=Thai}\p{scx=Laoo}\p{scx=Khmr}"
+    r"\p{scx=Mymr}\p{scx=Tibt}]]"
+)
+_LETTER = rf"[[\p{{L}}\p{{M}}\p{{Nl}}]--{_RUN}]"
+_INNER = rf"[[\p{{L}}\p{{M}}\p{{Nl}}\d]--{_RUN}]"
+_WORD = regex.compile(
+    rf"""
+    (?P<plain>[A-Za-z]{{2,}}+(?![\p{{L}}\p{{M}}\d'&+]))  # most words, found quickly
+    | (?<!{_INNER})[vV](?P<version>\d+(?:\.\d+)+)
+    | (?<!{_INNER})
+      (?P<sign>(?<![\p{{L}}\p{{M}}\d)\]%.'])[-–](?=\s?\p{{Sc}}?\.?\d))?
+      (?:[A-Z]{{0,3}}(?P<currency>\p{{Sc}})\s?(?P<sign_after>-)?)?
+      (?P<number>
+          \d+(?::\d+)+
+        | \d{{1,3}}(?:\.\d{{3}})+,\d+(?!\d)
+        | \d+(?:\.\d+){{2,}}
+        | \d{{1,3}}(?:,\d{{2,3}})*,\d{{3}}(?!\d)(?:\.\d+)?
+        | \d{{1,3}}(?:[\ ']\d{{3}})+(?![\ ']?\d)(?:[.,]\d+)?
+        | \d+\ \d+/\d+(?![/\d])
+        | (?<!\d/)\d+/\d+(?![/\d])
+        | (?<!\d,)\d+,(?:\d{{1,2}}|\d{{4,}})(?![\d,])
+        | \d+(?:\.\d+)?
+        | (?<!\.)\.\d+
+      )
+      (?P<power>\^\d+)?
+      (?:(?P<suffix>{_LETTER}{_INNER}*)|\ ?(?P<symbol>%|°|\p{{Sc}}(?!\ ?\d)))?
+    | (?<!{_INNER})(?P<initials>(?:\p{{L}}\.)+\p{{L}}(?!{_INNER})\.?)
+    | (?P<word>
+          \p{{Lu}}{{1,3}}(?:&\p{{Lu}}{{1,3}})+(?!{_INNER})
+        | {_LETTER}{_INNER}*\+\+
+        | {_LETTER}{{1,2}}\+(?![\d\p{{L}}+])
+        | {_LETTER}\#(?!{_INNER})
+        | {_LETTER}{_INNER}*
+      )(?:'[sS](?!{_INNER}))?
+    | (?P<run>{_RUN}+)
+    """,
+    regex.VERBOSE | regex.V1,
+)
+_CLUSTER = regex.compile(r"\X")
+_DENSE = regex.compile(r"[\p{scx=Han}\p{scx=Hang}]")
+"""Scripts in which two characters tell as much as a word; of the others it takes three."""
+
+# English function words, and the words that only frame a question.
+_STOP_WORDS = """
+a about above after again against all also although am an and another any anyone anything are around as at be
+because been before being below between both but by can cannot could did do does doing done down during each
+either else ever every everyone everything few for from further get give given go had has have having he hence
+her here hers herself him himself his how however i if in into is it its itself just kind least less like made
+make many may me might more most much must my myself name named near neither no nobody none nor not nothing now
+of off often on once one only onto or other others our ours ourselves out over own per perhaps put quite rather
+really same say said see seem several shall she should since so some someone something still such take taken
+than that the their theirs them themselves then there these they thing things this those though through thus to
+told too toward towards under until up upon us use used very was we well went were what whatever when where
+whether which while who whole whom whose why will with within without would yet you your yours yourself
+yourselves
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+
+def read(text: str) -> list[Word]:
+    """The words of a text in order, numbers as values."""
+    form, places = normalise(text)
+    found: list[Word] = []
+    for match in _WORD.finditer(form):
+        found += _lexed(match)
+    found = combine(numbers_in_words(found, form), form)
+    if places is None:
+        return found
+    # One character may have become several: a word is as long as what it came from.
+    return [w._replace(start=places[w.start], end=max(places[w.end], places[w.end - 1] + 1)) for w in found]
+
+
+def _lexed(match: regex.Match[str]) -> Iterator[Word]:
+    start, end = match.span()
+    if (word := match["plain"] or match["word"]) is not None:
+        text = fold_case(word)
+        yield Word(text, start, end, telling=_tells(text))
+    elif (run := match["run"]) is not None:
+        yield Word(run, start, end, "run")
+    elif (initials := match["initials"]) is not None:
+        yield Word(fold_case(initials.replace(".", "")), start, end, telling=False)
+    elif (version := match["version"]) is not None:
+        yield as_version(read_number(version, start, end))
+    else:
+        yield from _number(match)
+
+
+def _number(match: regex.Match[str]) -> Iterator[Word]:
+    start, end = match.span()
+    written, suffix, symbol = match["number"], match["suffix"] or "", match["symbol"] or match["currency"]
+    found = read_number(written, start, end)
+    if match["power"]:
+        found = Word(found.text + match["power"], start, end, "number", literal=written)
+    elif found.value is not None and (match["sign"] or match["sign_after"]):
+        found = found._replace(text=f"-{found.text}" if found.value else found.text, value=-found.value, literal="")
+    if symbol:
+        found = found._replace(unit=currency(symbol))
+    if not suffix:
+        yield found
+    elif (whole := with_suffix(found, suffix, money=bool(match["currency"]))) is not None:
+        yield whole
+    elif written.isdigit() and not symbol:  # "4B", "1990s", "3D": names, not quantities
+        yield Word(fold_case(written + suffix), start, end)
+    else:
+        yield found._replace(end=match.end("number"))
+        yield Word(fold_case(suffix), match.start("suffix"), end)
+
+
+def _tells(word: str) -> bool:
+    return word not in STOP_WORDS and (len(word) > 1 or not word.isascii())
+
+
+def parts(run: str) -> list[str]:
+    """The overlapping parts of a run by which it is compared: two characters long (as a reader counts them) where the
+    script is Chinese or Korean, else three; a shorter run is one part."""
+    clusters = _CLUSTER.findall(run)
+    size = part_size(run)
+    return ["".join(clusters[i : i + size]) for i in range(max(1, len(clusters) - size + 1))]
+
+
+def part_size(run: str) -> int:
+    """How many characters a part of this run holds."""
+    return 2 if _DENSE.search(run) else 3
+
+
+def characters(run: str) -> list[str]:
+    """The characters of a run as a reader counts them."""
+    return _CLUSTER.findall(run)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in their compared form, in order, without punctuation and possessive endings.
+
+    A number is its value and the name of its unit; a run without spaces is its :func:`parts`.
+    """
+    return [piece for word in read(text) for piece in _pieces(word)]
+
+
+def _pieces(word: Word) -> list[str]:
+    if word.kind == "run":
+        return parts(word.text)
+    return [word.text, word.unit] if word.unit and word.unit != "th" else [word.text]
+
+
+def stem(word: str) -> str:
+    """Strip the commonest English endings, so that ``carved``, ``carves`` and ``carving`` meet.
+
+    What begins with a digit stays as it is: ``1990s`` is not 1990.
+    """
+    if len(word) < 4 or word[0].isdigit():
+        return word
+    for ending, replacement in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""), ("e", "")):
+        if word.endswith(ending) and not word.endswith("ss") and len(word) - len(ending) >= 3:
+            return word[: len(word) - len(ending)] + replacement
+    return word
+
+
+def stems(word: Word) -> list[str]:
+    """The stems by which a word is found: numbers stay as they are."""
+    pieces = _pieces(word)
+    return [pieces[0], *map(stem, pieces[1:])] if word.kind == "number" else list(map(stem, pieces))
+
+
+def content_stems(text: str) -> Iterator[str]:
+    """Stems of the words that carry meaning (names, numbers, nouns, verbs, adjectives), in order, repeats included."""
+    for word in read(text):
+        if word.telling:
+            yield from stems(word)
+
+
+def marked(text: str, wanted: set[str]) -> Iterator[tuple[str, bool]]:
+    """The text in parts, each with whether it is a word with one of these stems; joined they are the text."""
+    position = 0
+    for start, end in _places(text, wanted):
+        if start > position:
+            yield text[position:start], False
+        if end > position:
+            yield text[max(start, position) : end], True
+        position = max(position, end)
+    if position < len(text):
+        yield text[position:], False
+
+
+def _places(text: str, wanted: set[str]) -> Iterator[tuple[int, int]]:
+    for word in read(text):
+        hits = [number for number, found in enumerate(stems(word)) if found in wanted]
+        if not hits:
+            continue
+        shown = list(_CLUSTER.finditer(text, word.start, word.end))
+        if word.kind != "run" or len(shown) != len(characters(word.text)):
+            yield word.start, word.end
+            continue
+        for hit in hits:
+            yield shown[hit].start(), shown[min(hit + part_size(word.text), len(shown)) - 1].end()

@@ -1,0 +1,291 @@
+"""What counts as a word, a number and the same: by hand, a table a kind."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logodata.common.words import content_stems, marked, read, stem, without_reasoning, words
+from logodata.judge import JudgeSettings, error_pattern, verdict
+from logodata.measures import contains_reference, number_share, token_f1, word_share
+
+SAME = {
+    "unicode": [
+        ("naïve", "It was nai\u0308ve."),
+        ("the cliff", "the cli\ufb00"),
+        ("the office", "the o\ufb03ce"),
+        ("123", "\uff11\uff12\uff13"),
+        ("42", "٤٢"),
+        ("42", "४२"),
+        ("Ashgrove", "\uff21\uff33\uff28\uff27\uff32\uff2f\uff36\uff25"),
+        ("Straße", "STRASSE"),
+        ("Ashgrove", "Ash\u200bgrove"),
+        ("Ashgrove", "\ufeffAsh\u2060grove"),
+        ("cooperation", "co\u00adoperation"),
+        ("O'Brien", "O\u2019Brien"),
+        ("Việt Nam", "Viê\u0323t Nam"),
+        ("Sony", "Sony\u2122"),
+        ("forty-two", "forty\u2011two"),
+        ("H2O", "H\u2082O"),
+        ("20 °C", "20 \u2103"),
+        ("5 kg", "5 \u338f"),
+    ],
+    "numbers": [
+        ("1,500", "1500 men"),
+        ("1,500", "1\u202f500"),
+        ("1 500", "1,500"),
+        ("1,500.50", "1.500,50"),
+        ("1234567", "12,34,567"),
+        ("1204", "1'204"),
+        ("1.5 km", "1,5 km"),
+        ("3.0", "3"),
+        ("007", "7"),
+        ("zero", "0"),
+        ("-7", "\u22127"),
+        ("-7", "minus seven"),
+        ("-7 degrees", "7 degrees below zero"),
+        ("-0.5", "-.5"),
+        ("0.5", "\u00bd"),
+        ("3\u00bd miles", "3.5 miles"),
+        ("2 1/2", "two and a half"),
+        ("2/3", "two thirds"),
+        ("1/3", "a third of them"),
+        ("0.75", "three-quarters"),
+        ("half a million", "500,000"),
+        ("0.5 miles", "half a mile"),
+        ("2.5 million", "2500000"),
+        ("5,000", "5k"),
+        ("200k", "two hundred thousand"),
+        ("24 eggs", "two dozen eggs"),
+        ("105", "one hundred and five"),
+        ("1912", "nineteen twelve"),
+        ("2024", "twenty twenty-four"),
+        ("1", "one"),
+        ("one", "1"),
+        ("21st", "twenty-first"),
+        ("the third door", "the 3rd door"),
+        ("first", "1st"),
+        ("May 3", "May 3rd"),
+        ("2nd", "the second one"),
+        ("10-12", "10 to 12"),
+    ],
+    "units": [
+        ("5 kg", "5 kilograms"),
+        ("5 kilometres", "5km"),
+        ("six feet", "6 ft"),
+        ("twelve years", "12"),
+        ("60 km/h", "60 kilometres per hour"),
+        ("60 mph", "60 miles per hour"),
+        ("5 km²", "5 square kilometres"),
+        ("30%", "thirty per cent"),
+        ("30 percent", "30 %"),
+        ("$29", "29 dollars"),
+        ("$29", "US$29"),
+        ("€3.50", "3,50 €"),
+        ("$3M", "3 million dollars"),
+        ("$1.2 billion", "$1.2bn"),
+        ("7 °C", "7 degrees"),
+        ("7 degrees Celsius", "7°C"),
+    ],
+    "times and versions": [
+        ("10:30", "at 10:30 am"),
+        ("15:45", "3:45 pm"),
+        ("10 a.m.", "10am"),
+        ("10 am", "at 10:00"),
+        ("10.30 am", "10:30"),
+        ("7 pm", "seven o'clock"),
+        ("2:1", "by 2:1"),
+        ("version 2.1", "v2.1"),
+        ("version 2.10", "Python 2.10"),
+        ("2.3.1", "It runs 2.3.1."),
+    ],
+    "words": [
+        ("हिन्दी", "हिन्दी भाषा"),
+        ("தமிழ்", "தமிழ் மொழி"),
+        ("上海", "上海人在北京"),
+        ("北京", "北京市"),
+        ("東京タワー", "それは東京タワーです"),
+        ("ひらがな", "これはひらがなです"),
+        ("マリア", "マリアさん"),
+        ("서울", "수도는 서울입니다"),
+        ("ภาษาไทย", "เขาพูดภาษาไทยได้"),
+        ("ភ្នំពេញ", "រាជធានីគឺភ្នំពេញ"),
+        ("1998年3月", "公司成立于1998年3月。"),
+        ("C++", "It is written in C++."),
+        ("F#", "in F#"),
+        ("AT&T", "It was AT&T."),
+        ("A+", "an A+"),
+        ("USA", "the U.S.A."),
+        ("U.S.", "the US"),
+        ("J.R.R. Tolkien", "J. R. R. Tolkien"),
+        ("J.R.R. Tolkien", "Tolkien"),
+        ("★★★", "He gave ★★★."),
+        ("no", "No."),
+    ],
+}
+OTHER = {
+    "unicode": [("10\u00b2", "102"), ("3\u00bd", "31/2")],
+    "numbers": [
+        ("1.5", "15"),
+        ("15", "1.5"),
+        ("1,000", "1.000"),
+        ("3.5 percent", "5 percent in May, 3 percent in June"),
+        ("7", "-7"),
+        ("-7 degrees", "7 degrees"),
+        ("third", "second"),
+        ("20 billion", "20 million"),
+        ("forty-two", "forty, then two"),
+        ("1", "No one came, and no other one."),
+        ("2", "a moment, one second later"),
+        ("3/4", "3 of 4"),
+        ("0.05", "5%"),
+        ("4B", "4"),
+        ("1990s", "1990"),
+        ("thousands", "1000"),
+    ],
+    "units": [
+        ("5 kg", "5 pounds"),
+        ("twelve years", "12 months"),
+        ("$29", "€29"),
+        ("$29", "$2.9"),
+        ("7 degrees Celsius", "7 °F"),
+        ("in 5 hours of sailing", "in 5 days of sailing"),
+    ],
+    "times and versions": [
+        ("10:30", "30:10"),
+        ("10:30", "10 or 30"),
+        ("3:45 pm", "3:45 am"),
+        ("2:1", "1:2"),
+        ("2.3.1", "2.1.3"),
+        ("version 2.10", "version 2.1"),
+    ],
+    "words": [
+        ("हिन्दी", "हद"),
+        ("தமிழ்", "தமழ"),
+        ("上海", "在海上。"),
+        ("中国", "国中"),
+        ("서울", "울서"),
+        ("ภาษาไทย", "เขาไปกรุงเทพ"),
+        ("C++", "It is written in C."),
+        ("C", "It is written in C++."),
+        ("C#", "in C"),
+        ("A+", "A"),
+        ("★★★", "none"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("reference", "response"), [case for cases in SAME.values() for case in cases], ids=lambda text: ascii(text)
+)
+def test_the_same_in_another_form_is_right(reference: str, response: str) -> None:
+    assert verdict(response, [reference]) == "right", (words(reference), words(response))
+
+
+@pytest.mark.parametrize(
+    ("reference", "response"), [case for cases in OTHER.values() for case in cases], ids=lambda text: ascii(text)
+)
+def test_something_that_looks_alike_is_not_right(reference: str, response: str) -> None:
+    assert verdict(response, [reference]) == "wrong", (words(reference), words(response))
+
+
+def test_settings_of_a_recipe_decide() -> None:
+    response, references = "It sank in March of the year 1921.", ["in March of the year 1912"]
+    assert verdict(response, references) == "half_right"
+    assert verdict(response, references, JudgeSettings(match_numbers=False)) == "right"
+    assert verdict(response, references, JudgeSettings(measure="token_f1", right_at=0.9)) == "wrong"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "<think>\nTomas Vey, or Orla Finch?\n</think>\n\n{}",
+        "Tomas Vey, or Orla Finch?\n</think>\n\n{}",
+        "<think></think>{}",
+        "<THINKING>Tomas Vey or Orla Finch</THINKING> {}",
+        "[THINK]Tomas Vey or Orla Finch[/THINK]{}",
+        "<seed:think>Tomas Vey or Orla Finch</seed:think>{}",
+        "◁think▷Tomas Vey or Orla Finch◁/think▷{}",
+        "<|START_THINKING|>Tomas Vey or Orla Finch<|END_THINKING|>{}",
+        "<|channel|>analysis<|message|>Vey, Finch<|end|><|start|>assistant<|channel|>final<|message|>{}",
+        "<think>Vey</think>\n<think>Finch</think>\n{}",
+    ],
+)
+@pytest.mark.parametrize("answer", ["Orla Finch.", "Tomas Vey."])
+def test_reasoning_is_no_answer(response: str, answer: str) -> None:
+    assert without_reasoning(response.format(answer)) == answer
+    assert verdict(response.format(answer), ["Orla Finch"]) == ("right" if "Orla" in answer else "wrong")
+
+
+def test_a_response_cut_off_while_reasoning_answers_nothing() -> None:
+    assert without_reasoning("<think>\nOrla Finch, I") == ""
+    assert verdict("<think>\nOrla Finch, I", ["Orla Finch"]) == "wrong"
+    assert without_reasoning(" As it is, a < b ") == " As it is, a < b "
+    assert error_pattern("<think>The harbour?</think>Owls.", "What of the harbour?") == "instruction_unfollowing"
+
+
+def test_words_and_stems() -> None:
+    assert words("Ashgrove's well-kept garden, 1882: 漢字") == ["ashgrove", "well", "kept", "garden", "1882", "漢字"]
+    assert words("用iPhone手机, 3月のタワーで食べた。") == [
+        *("用", "iphone", "手机", "3"),
+        *("月の", "のタ", "タワ", "ワー", "ーで", "で食", "食べ", "べた"),
+    ]
+    assert words("It costs $1,204.50, forty-two percent of 3 million.") == [
+        *("it", "costs", "1204.5", "dollar", "42", "percent", "of", "3000000")
+    ]
+    assert {stem(word) for word in ("carve", "carves", "carved", "carving")} == {"carv"}
+    assert [stem(word) for word in ("glass", "1882", "its")] == ["glass", "1882", "its"]
+    assert list(content_stems("Who was it that carved the pears?")) == ["carv", "pear"]
+    assert list(content_stems("the \ufb01nest pears")) == ["finest", "pear"]
+
+
+def test_a_run_is_found_by_its_neighbours() -> None:
+    """北京 of 北京市 is said, two of its three characters."""
+    assert word_share("他在北京", ["北京市"]) == pytest.approx(2 / 3)
+    assert word_share("海上", ["上海"]) == 0
+    assert contains_reference("他去了上海。", ["上海"])
+    assert contains_reference("Bob 去了上海 today", ["去了上海 today"])
+    assert not contains_reference("在海上。", ["上海"])
+    assert token_f1("他去了上海", ["他去了上海"]) == 1
+
+
+def test_marked_words_are_those_with_a_wanted_stem() -> None:
+    text = "Forty\u00adtwo \ufb01ne pears, 他去了上海人 and 42 geese"
+    wanted = set(content_stems("pear, 上海, 42"))
+    parts = list(marked(text, wanted))
+    assert "".join(part for part, _ in parts) == text
+    assert [part for part, hit in parts if hit] == ["pears", "上海", "42"]
+    assert list(marked("", {"a"})) == []
+
+
+_PIECES = """
+one half a of third thirds million and dozen minus version o'clock pm degrees below zero per cent square metres km /h
+percent twenty nineteen second 1 1,204 2.5 3/4 0/0 10:30 2.3.1 $ € % ° - – ½ ³ 上海 ไทย é
+"""
+_TEXTS = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(_PIECES.split())), max_size=10).map(" ".join)
+
+
+@given(_TEXTS)
+def test_any_text_is_its_own_right_answer(text: str) -> None:
+    found = read(text)
+    assert all(0 <= word.start < word.end <= len(text) for word in found)
+    wanted = set(content_stems(text))
+    assert "".join(part for part, _ in marked(text, wanted)) == text
+    if found:
+        assert word_share(text, [text]) == 1
+        assert number_share(text, [text]) in (None, 1)
+        assert math.isclose(token_f1(text, [text]), 1) or set(words(text)) <= {"a", "an", "the"}
+    # The other forms of Unicode say the same.
+    for form in ("NFD", "NFKC"):
+        other = unicodedata.normalize(form, text)
+        if form == "NFD" or not any(unicodedata.decomposition(c).startswith("<") for c in text):
+            assert words(other) == words(text)
+
+
+def test_numbers_without_end_are_compared_as_they_are_written() -> None:
+    assert verdict("9" * 5000, ["9" * 5000]) == "right"
+    assert verdict("9" * 4999, ["9" * 5000]) == "wrong"
