@@ -31,6 +31,7 @@ class _Said:
     def __init__(self, response: str) -> None:
         found = read(response)
         self._stems = {stem for word in found for stem in stems(word)}
+        self._stems |= {stem.lower() for stem in self._stems if stem.isupper()}  # "IT" may be "it" in capitals
         self._runs = "\n".join(word.text for word in found if word.kind == "run")
         self._numbers = {(text, unit) for word in found if word.kind == "number" for text, unit in _readings(word)}
 

@@ -32,6 +32,7 @@ SAME = {
         ("forty-two", "forty\u2011two"),
         ("H2O", "H\u2082O"),
         ("20 °C", "20 \u2103"),
+        ("20 °C", "20\u00baC"),
         ("5 kg", "5 \u338f"),
     ],
     "numbers": [
@@ -72,6 +73,8 @@ SAME = {
         ("May 3", "May 3rd"),
         ("2nd", "the second one"),
         ("10-12", "10 to 12"),
+        ("2024-03-12", "March 12, 2024"),
+        ("May 3", "3 May"),
     ],
     "units": [
         ("5 kg", "5 kilograms"),
@@ -124,7 +127,10 @@ SAME = {
         ("J.R.R. Tolkien", "J. R. R. Tolkien"),
         ("J.R.R. Tolkien", "Tolkien"),
         ("★★★", "He gave ★★★."),
-        ("no", "No."),
+        ("no", "NO."),
+        ("US", "in the U.S."),
+        ("WHO", "The WHO did."),
+        ("the captain", "IT WAS THE CAPTAIN"),
     ],
 }
 OTHER = {
@@ -175,6 +181,9 @@ OTHER = {
         ("C#", "in C"),
         ("A+", "A"),
         ("★★★", "none"),
+        ("US", "It told us."),
+        ("WHO", "who did"),
+        ("May", "It may be in June."),
     ],
 }
 

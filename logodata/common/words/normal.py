@@ -26,6 +26,7 @@ _ALIKE = str.maketrans(
         "\u266f": "#",
     }
 )
+_DEGREES = str.maketrans("\u00ba\u02da", "\u00b0\u00b0")  # what people type for the degree sign
 _LONGEST_UNIT = 3  # letters: in "km²" the digit belongs to the unit, in "lighthouse²" it is a footnote
 
 
@@ -81,7 +82,7 @@ def _raised(character: str, before: Sequence[str]) -> str | None:
 @lru_cache(maxsize=1 << 16)
 def _fold(cluster: str) -> str:
     """The normal form of one character as a reader sees it (a grapheme cluster)."""
-    plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", cluster)).translate(_ALIKE)
+    plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", cluster.translate(_DEGREES))).translate(_ALIKE)
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in plain)
 
 

@@ -84,7 +84,7 @@ _UNITS = {spelling: line.split()[0] for line in _UNIT_LINES.strip().splitlines()
 _SCALES = {"k": 10**3, "mn": 10**6, "mln": 10**6, "mio": 10**6, "bn": 10**9, "tn": 10**12}
 _CAPITAL_SCALES = {"M": 10**6, "B": 10**9, "T": 10**12}
 _SCALE_WORDS = ("hundred", "thousand", "million", "billion", "trillion")
-_GROUPS = {"dozen": 12, "score": 20}
+_GROUPS = {"dozen": 12}
 _PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
 _DENOMINATORS = range(3, 101)
 _ARTICLES = ("a", "an")
@@ -95,6 +95,9 @@ _NOT_THE_SECOND = ("each", "every", "per", "split")
 _MOST_DIGITS = 100  # a longer run of digits is compared as it is written
 _ORDINAL = "th"
 _POWERS = {"square": "square-", "sq": "square-", "cubic": "cubic-"}
+_BEFORE_A_MONTH = frozenset(
+    ["by", "during", "early", "from", "in", "last", "late", "mid", "next", "of", "since", "this", "till", "to", "until"]
+)
 _BETWEEN = ("and", "point")
 _VERSIONS = ("version", "ver", "v", "release")
 HEAT = ("celsius", "fahrenheit", "kelvin")
@@ -328,6 +331,8 @@ class _Reader:
                 start_of_sign = word.start
                 word = self._number(self._take())
                 yield _negated(word)._replace(start=start_of_sign)
+            elif word.text == "may" and self._is_month(word):
+                yield word._replace(text="May", telling=True)
             elif word.text in _VERSIONS and self._next_is(_is_in_digits, " "):
                 yield as_version(self._take())._replace(start=word.start)
             else:
@@ -459,6 +464,15 @@ class _Reader:
             return word
         per = self._take()
         return word._replace(unit=f"{word.unit}-per-{_unit(per)}", end=per.end)
+
+    def _is_month(self, word: Word) -> bool:
+        """Whether "May" is the month and not the verb."""
+        before = self._found[self._at - 2] if self._at > 1 else None
+        return word.literal == "May" and (
+            len(self._found) == 1
+            or self._next_is(lambda w: w.kind == "number", " ,")
+            or (before is not None and (before.kind == "number" or before.text in _BEFORE_A_MONTH))
+        )
 
     def _below_zero(self, word: Word) -> Word:
         if self._next_is(lambda w: w.text == "below", " ") and self._next_is(lambda w: w.value == 0, " ", 1):

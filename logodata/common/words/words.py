@@ -6,6 +6,7 @@ called right.
 
 from __future__ import annotations
 
+from calendar import month_name
 from collections.abc import Iterator
 
 import regex
@@ -32,6 +33,7 @@ _WORD = regex.compile(
     rf"""
     (?P<plain>[A-Za-z]{{2,}}+(?![\p{{L}}\p{{M}}\d'&+]))  # most words, found quickly
     | (?<!{_INNER})[vV](?P<version>\d+(?:\.\d+)+)
+    | (?<!{_INNER})(?P<year>\d{{4}})-(?P<month>0[1-9]|1[0-2])-(?P<day>[0-2]\d|3[01])(?![-\d\p{{L}}])
     | (?<!{_INNER})
       (?P<sign>(?<![\p{{L}}\p{{M}}\d)\]%.'])[-–](?=\s?\p{{Sc}}?\.?\d))?
       (?:[A-Z]{{0,3}}(?P<currency>\p{{Sc}})\s?(?P<sign_after>-)?)?
@@ -80,14 +82,16 @@ whether which while who whole whom whose why will with within without would yet 
 yourselves
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
+_NAMES_IN_CAPITALS = ("US", "IT", "WHO")
 
 
 def read(text: str) -> list[Word]:
     """The words of a text in order, numbers as values."""
     form, places = normalise(text)
     found: list[Word] = []
+    shouted = form.isupper() and " " in form.strip()
     for match in _WORD.finditer(form):
-        found += _lexed(match)
+        found += _lexed(match, shouted)
     found = combine(numbers_in_words(found, form), form)
     if places is None:
         return found
@@ -95,19 +99,33 @@ def read(text: str) -> list[Word]:
     return [w._replace(start=places[w.start], end=max(places[w.end], places[w.end - 1] + 1)) for w in found]
 
 
-def _lexed(match: regex.Match[str]) -> Iterator[Word]:
+def _lexed(match: regex.Match[str], shouted: bool) -> Iterator[Word]:
+    """The words of a match. ``shouted``: the whole text is in capitals, so they tell nothing of a word."""
     start, end = match.span()
     if (word := match["plain"] or match["word"]) is not None:
-        text = fold_case(word)
-        yield Word(text, start, end, telling=_tells(text))
+        yield _word(word, start, end, shouted)
     elif (run := match["run"]) is not None:
         yield Word(run, start, end, "run")
     elif (initials := match["initials"]) is not None:
-        yield Word(fold_case(initials.replace(".", "")), start, end, telling=False)
+        yield _word(initials.replace(".", ""), start, end, shouted)._replace(telling=False)
     elif (version := match["version"]) is not None:
         yield as_version(read_number(version, start, end))
+    elif (year := match["year"]) is not None:
+        month, day = month_name[int(match["month"])].lower(), match["day"]
+        yield read_number(year, start, match.end("year"))
+        yield Word(month, match.start("month"), match.end("month"))
+        yield read_number(day, match.start("day"), end)
     else:
         yield from _number(match)
+
+
+def _word(word: str, start: int, end: int, shouted: bool) -> Word:
+    """A word. A name in capitals that looks like a function word keeps them."""
+    if word in _NAMES_IN_CAPITALS and not shouted:
+        return Word(word, start, end)
+    text = fold_case(word)
+    tells = text not in STOP_WORDS and (len(text) > 1 or not text.isascii())
+    return Word(text, start, end, literal=word, telling=tells)
 
 
 def _number(match: regex.Match[str]) -> Iterator[Word]:
@@ -129,10 +147,6 @@ def _number(match: regex.Match[str]) -> Iterator[Word]:
     else:
         yield found._replace(end=match.end("number"))
         yield Word(fold_case(suffix), match.start("suffix"), end)
-
-
-def _tells(word: str) -> bool:
-    return word not in STOP_WORDS and (len(word) > 1 or not word.isascii())
 
 
 def parts(run: str) -> list[str]:
