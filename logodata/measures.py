@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from logodata.common.words import HEAT, Word, characters, normalise, part_size, read, stems, words
+from logodata.common.words import HEAT, ORDINAL, VERSION, Word, characters, normalise, part_size, read, stems, words
 
 if TYPE_CHECKING:
     from logodata.evaluators.embedding import SentenceEmbedder
@@ -31,7 +31,7 @@ class _Said:
     def __init__(self, response: str) -> None:
         found = read(response)
         self._stems = {stem for word in found for stem in stems(word)}
-        self._stems |= {stem.lower() for stem in self._stems if stem.isupper()}  # "IT" may be "it" in capitals
+        self._stems |= {stem.lower() for stem in self._stems}  # "IT" may be "it" in capitals
         self._runs = "\n".join(word.text for word in found if word.kind == "run")
         self._numbers = {(text, unit) for word in found if word.kind == "number" for text, unit in _readings(word)}
 
@@ -45,9 +45,12 @@ class _Said:
         return int(stems(word)[0] in self._stems), 1
 
     def has_number(self, number: Word) -> bool:
-        """Whether a number is said, in the same unit where both have one."""
-        return (number.text, number.unit) in self._numbers or bool(
-            number.unit and (number.text, _NO_UNIT) in self._numbers
+        """Whether a number is said, in the same unit where both have one. An ordinal is no count: the third is not
+        three."""
+        units = (number.unit, _NO_UNIT) if number.unit not in ("", ORDINAL) else (number.unit,)
+        hour = number.text.removesuffix(":00")  # "at 8" says 8:00
+        return (hour != number.text and (hour, _NO_UNIT) in self._numbers) or any(
+            (text, unit) in self._numbers for text in {number.text, number.literal} for unit in units
         )
 
 
@@ -56,13 +59,21 @@ _NO_UNIT = "none"
 
 def _readings(number: Word) -> Iterator[tuple[str, str]]:
     """The forms in which a reference may ask for a number: its value or what is written ("3.10"), with and without its
-    unit."""
+    unit; a time also with a point."""
+    texts = {number.text}
+    if number.literal[:1].isdigit():
+        texts.add(number.literal)
+    if ":" in number.text:
+        texts |= {form.replace(":", ".") for form in texts} | {form.removesuffix(":00") for form in texts}
+    if number.unit == ORDINAL:
+        return product(texts, (ORDINAL,))
     units = {"", number.unit or _NO_UNIT}
+    if number.unit == VERSION:
+        units.add(_NO_UNIT)
     if number.unit in HEAT:
         units.add("degree")
     elif number.unit == "degree":
         units.update(HEAT)
-    texts = {number.text, number.literal} if number.literal[:1].isdigit() else {number.text}
     return product(texts, units)
 
 

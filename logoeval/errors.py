@@ -87,10 +87,10 @@ class Analysis:
 
 def classify(response: str, question: str, references: Sequence[str], wrong_below: float = RIGHT_AT) -> Outcome:
     """What becomes of one answer: ``right`` from ``wrong_below`` of a reference's content words on."""
-    if not words(response):
-        return "empty"
     if word_share(response, references) >= wrong_below:
         return "right"
+    if not words(response):
+        return "empty"
     return error_pattern(response, question)
 
 

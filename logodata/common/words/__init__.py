@@ -1,8 +1,9 @@
 """Words, numbers and answers out of text: one place for judge, evaluators, questions and evaluation."""
 
 from logodata.common.words.normal import normalise
-from logodata.common.words.quantities import HEAT, Word
 from logodata.common.words.reasoning import without_reasoning
+from logodata.common.words.units import HEAT
+from logodata.common.words.values import ORDINAL, VERSION, Word
 from logodata.common.words.words import (
     STOP_WORDS,
     characters,
@@ -17,7 +18,9 @@ from logodata.common.words.words import (
 
 __all__ = [
     "HEAT",
+    "ORDINAL",
     "STOP_WORDS",
+    "VERSION",
     "Word",
     "characters",
     "content_stems",

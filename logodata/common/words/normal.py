@@ -14,7 +14,9 @@ from functools import lru_cache
 import regex
 
 _NON_ASCII = regex.compile(r"[\x00-\x7f]?[^\x00-\x7f]+")  # with the ASCII letter that a first mark belongs to
-_CLUSTER = regex.compile(r"\X")
+CLUSTER = regex.compile(r"\p{RI}{1,2}|[\p{Block=Hangul_Jamo}]+|\P{M}\p{M}{0,30}|\p{M}{1,30}")
+"""A character as a reader counts them: a letter with its marks. The full rule of Unicode takes quadratic time on some
+texts."""
 _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cf}\N{ARABIC TATWEEL}]")
 _ALIKE = str.maketrans(
     {
@@ -26,7 +28,7 @@ _ALIKE = str.maketrans(
         "\u266f": "#",
     }
 )
-_DEGREES = str.maketrans("\u00ba\u02da", "\u00b0\u00b0")  # what people type for the degree sign
+_TYPED = str.maketrans("\u00ba\u02da\u00b4`\u02bb\u02be", "\u00b0\u00b0''''")  # what people type for ° and '
 _LONGEST_UNIT = 3  # letters: in "km²" the digit belongs to the unit, in "lighthouse²" it is a footnote
 
 
@@ -50,7 +52,7 @@ def normalise(text: str) -> tuple[str, Sequence[int] | None]:
     for stretch in _NON_ASCII.finditer(text):
         form.append(text[position : stretch.start()])
         places.extend(range(position, stretch.start()))
-        for cluster in _CLUSTER.finditer(text, stretch.start(), stretch.end()):
+        for cluster in CLUSTER.finditer(text, stretch.start(), stretch.end()):
             piece = cluster.group()
             add(_raised(piece, form) or _fold(piece), cluster.start())
         position = stretch.end()
@@ -72,9 +74,11 @@ def _raised(character: str, before: Sequence[str]) -> str | None:
     last = "".join(piece[-reach:] for piece in before[-reach:])[-reach:]
     if written.startswith("<fraction>"):
         return f" {plain}" if last[-1:].isdigit() else plain
+    if plain == "-" and last[-1:].isdigit():
+        return "^-"
     if not plain.isdigit():
         return " " if unicodedata.category(character) == "So" else None  # a trade mark is no letter of the word
-    if last[-1:].isdigit():
+    if last[-1:].isdigit() or last.endswith("^-"):
         return plain if "^" in last else f"^{plain}"
     return f" {plain}" if len(last) > _LONGEST_UNIT and last.isalpha() else plain
 
@@ -82,7 +86,7 @@ def _raised(character: str, before: Sequence[str]) -> str | None:
 @lru_cache(maxsize=1 << 16)
 def _fold(cluster: str) -> str:
     """The normal form of one character as a reader sees it (a grapheme cluster)."""
-    plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", cluster.translate(_DEGREES))).translate(_ALIKE)
+    plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", cluster.translate(_TYPED))).translate(_ALIKE)
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in plain)
 
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import regex
 
-# The markers of DeepSeek-R1, Qwen3 and most others, Seed-OSS, Magistral, Kimi, Command A and GPT-OSS.
-_NAMES = "think(?:ing)?|thought|reasoning|seed:think|analysis"
-_OPENING = rf"<(?:{_NAMES})>|\[THINK\]|◁think▷|<\|START_THINKING\|>|<\|channel\|>analysis(?:<\|message\|>)?"
+# The markers of DeepSeek-R1, Qwen3 and most others, Seed-OSS, Magistral, Kimi, Command A, MedGemma and GPT-OSS (also
+# without its special tokens).
+_NAMES = (
+    "think(?:ing)?|thoughts?|inner_thoughts?|reason(?:ing)?|reflection|scratchpad|antthinking|seed:think|analysis"
+    "|chain_of_thought"
+)
+_LESS, _MORE = "(?:<|&lt;|\N{FULLWIDTH LESS-THAN SIGN})", "(?:>|&gt;|\N{FULLWIDTH GREATER-THAN SIGN})"
+_OPENING = (
+    rf"{_LESS}\s*\|?(?:{_NAMES})\b[^<>|]{{0,80}}?\|?{_MORE}"
+    r"|\[THINK\]|◁think▷|<\|(?:START_THINKING|begin_of_thought)\|>|<unused94>thought"
+    r"|<\|channel\|>analysis(?:<\|message\|>)?"
+)
 _CLOSING = (
-    rf"</(?:{_NAMES})>|\[/THINK\]|◁/think▷|<\|END_THINKING\|>"
-    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final(?:<\|message\|>)?"
+    rf"{_LESS}\s*\|?/\s*(?:{_NAMES})\s*\|?{_MORE}"
+    r"|\[/THINK\]|◁/think▷|<\|(?:END_THINKING|end_of_thought)\|>|<unused95>"
+    r"|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final(?:<\|message\|>)?|assistantfinal"
 )
 _BLOCK = regex.compile(rf"(?:{_OPENING})(?:(?!{_OPENING}).)*?(?:{_CLOSING})", regex.DOTALL | regex.IGNORECASE)
 _HEAD = regex.compile(rf"\A.*(?:{_CLOSING})", regex.DOTALL | regex.IGNORECASE)

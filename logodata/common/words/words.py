@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from calendar import month_name
 from collections.abc import Iterator
+from functools import lru_cache
 
 import regex
 
-from logodata.common.words.normal import fold_case, normalise
-from logodata.common.words.quantities import (
-    Word,
-    as_version,
-    combine,
-    currency,
-    numbers_in_words,
-    read_number,
-    with_suffix,
-)
+from logodata.common.words.normal import CLUSTER, fold_case, normalise
+from logodata.common.words.phrases import combine, numbers_in_words
+from logodata.common.words.units import unit_of_symbol
+from logodata.common.words.values import ORDINAL, VERSION, Word, as_version, negated, read_number, with_suffix
 
 # Scripts that put no spaces between words, and Korean, which glues particles to them.
 _RUN = (
@@ -31,9 +26,11 @@ _LETTER = rf"[[\p{{L}}\p{{M}}\p{{Nl}}]--{_RUN}]"
 _INNER = rf"[[\p{{L}}\p{{M}}\p{{Nl}}\d]--{_RUN}]"
 _WORD = regex.compile(
     rf"""
-    (?P<plain>[A-Za-z]{{2,}}+(?![\p{{L}}\p{{M}}\d'&+]))  # most words, found quickly
-    | (?<!{_INNER})[vV](?P<version>\d+(?:\.\d+)+)
-    | (?<!{_INNER})(?P<year>\d{{4}})-(?P<month>0[1-9]|1[0-2])-(?P<day>[0-2]\d|3[01])(?![-\d\p{{L}}])
+    (?P<plain>[A-Za-z]{{3,}}+(?![\p{{L}}\p{{M}}\d\p{{Sc}}'&+]))  # most words, found quickly
+    | (?<!{_INNER})[vV](?P<version>\d+(?:\.\d+)*(?!{_INNER}))
+    | (?<!{_INNER})
+      (?P<year>\d{{4}})(?P<dash>[-./])(?P<month>0[1-9]|1[0-2])(?P=dash)(?P<day>[0-2]\d|3[01])
+      (?![-\d[\p{{L}}--[T]]])
     | (?<!{_INNER})
       (?P<sign>(?<![\p{{L}}\p{{M}}\d)\]%.'])[-–](?=\s?\p{{Sc}}?\.?\d))?
       (?:[A-Z]{{0,3}}(?P<currency>\p{{Sc}})\s?(?P<sign_after>-)?)?
@@ -42,28 +39,32 @@ _WORD = regex.compile(
         | \d{{1,3}}(?:\.\d{{3}})+,\d+(?!\d)
         | \d+(?:\.\d+){{2,}}
         | \d{{1,3}}(?:,\d{{2,3}})*,\d{{3}}(?!\d)(?:\.\d+)?
-        | \d{{1,3}}(?:[\ ']\d{{3}})+(?![\ ']?\d)(?:[.,]\d+)?
+        | \d{{1,3}}(?:[\ '_]\d{{3}})+(?![\ '_]?\d)(?:[.,]\d+)?
         | \d+\ \d+/\d+(?![/\d])
         | (?<!\d/)\d+/\d+(?![/\d])
         | (?<!\d,)\d+,(?:\d{{1,2}}|\d{{4,}})(?![\d,])
         | \d+(?:\.\d+)?
         | (?<!\.)\.\d+
       )
-      (?P<power>\^\d+)?
-      (?:(?P<suffix>{_LETTER}{_INNER}*)|\ ?(?P<symbol>%|°|\p{{Sc}}(?!\ ?\d)))?
-    | (?<!{_INNER})(?P<initials>(?:\p{{L}}\.)+\p{{L}}(?!{_INNER})\.?)
+      (?P<power>\^-?\d+)?
+      (?:'?(?P<suffix>{_LETTER}{_INNER}*)|\ ?(?P<symbol>%|°|\p{{Sc}}(?!\ ?\d)))?
+    | (?<!{_INNER})(?P<initials>
+          (?:\p{{L}}\p{{Ll}}?\.)+\p{{L}}\p{{Ll}}?(?!{_INNER})\.?
+        | (?:\p{{Lu}}\.\ )+\p{{Lu}}\.(?!{_INNER})
+      )
     | (?P<word>
-          \p{{Lu}}{{1,3}}(?:&\p{{Lu}}{{1,3}})+(?!{_INNER})
+          \p{{Lu}}{{1,3}}(?:\ ?&\ ?\p{{Lu}}{{1,3}})+(?!{_INNER})
+        | (?<![\p{{L}}\d.])\.NET(?!{_INNER})
         | {_LETTER}{_INNER}*\+\+
         | {_LETTER}{{1,2}}\+(?![\d\p{{L}}+])
         | {_LETTER}\#(?!{_INNER})
-        | {_LETTER}{_INNER}*
+        | (?<!{_INNER})[A-Z][-*♭♮](?![\p{{L}}\d-])
+        | {_LETTER}{_INNER}*(?P<contraction>'(?:[dmt]|ll|re|ve)(?!{_INNER}))?
       )(?:'[sS](?!{_INNER}))?
     | (?P<run>{_RUN}+)
     """,
     regex.VERBOSE | regex.V1,
 )
-_CLUSTER = regex.compile(r"\X")
 _DENSE = regex.compile(r"[\p{scx=Han}\p{scx=Hang}]")
 """Scripts in which two characters tell as much as a word; of the others it takes three."""
 
@@ -85,47 +86,45 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 _NAMES_IN_CAPITALS = ("US", "IT", "WHO")
 
 
-def read(text: str) -> list[Word]:
+@lru_cache(maxsize=64)
+def read(text: str) -> tuple[Word, ...]:
     """The words of a text in order, numbers as values."""
     form, places = normalise(text)
-    found: list[Word] = []
-    shouted = form.isupper() and " " in form.strip()
-    for match in _WORD.finditer(form):
-        found += _lexed(match, shouted)
-    found = combine(numbers_in_words(found, form), form)
+    shouted = form.isupper() and sum(part.isalpha() for part in form.split()) > 1
+    found = [word for match in _WORD.finditer(form) for word in _lexed(match, shouted)]
+    whole = combine(numbers_in_words(found, form), form)
     if places is None:
-        return found
+        return tuple(whole)
     # One character may have become several: a word is as long as what it came from.
-    return [w._replace(start=places[w.start], end=max(places[w.end], places[w.end - 1] + 1)) for w in found]
+    return tuple(w._replace(start=places[w.start], end=max(places[w.end], places[w.end - 1] + 1)) for w in whole)
 
 
 def _lexed(match: regex.Match[str], shouted: bool) -> Iterator[Word]:
     """The words of a match. ``shouted``: the whole text is in capitals, so they tell nothing of a word."""
     start, end = match.span()
     if (word := match["plain"] or match["word"]) is not None:
-        yield _word(word, start, end, shouted)
+        yield _word(word, start, end, shouted, is_contraction=match["contraction"] is not None)
     elif (run := match["run"]) is not None:
         yield Word(run, start, end, "run")
     elif (initials := match["initials"]) is not None:
-        yield _word(initials.replace(".", ""), start, end, shouted)._replace(telling=False)
+        yield _word(initials.replace(".", "").replace(" ", ""), start, end, shouted)._replace(telling=False)
     elif (version := match["version"]) is not None:
         yield as_version(read_number(version, start, end))
     elif (year := match["year"]) is not None:
-        month, day = month_name[int(match["month"])].lower(), match["day"]
         yield read_number(year, start, match.end("year"))
-        yield Word(month, match.start("month"), match.end("month"))
-        yield read_number(day, match.start("day"), end)
+        yield Word(month_name[int(match["month"])].lower(), match.start("month"), match.end("month"))
+        yield read_number(match["day"], match.start("day"), end)
     else:
         yield from _number(match)
 
 
-def _word(word: str, start: int, end: int, shouted: bool) -> Word:
+def _word(word: str, start: int, end: int, shouted: bool, *, is_contraction: bool = False) -> Word:
     """A word. A name in capitals that looks like a function word keeps them."""
-    if word in _NAMES_IN_CAPITALS and not shouted:
-        return Word(word, start, end)
-    text = fold_case(word)
-    tells = text not in STOP_WORDS and (len(text) > 1 or not text.isascii())
-    return Word(text, start, end, literal=word, telling=tells)
+    if word in _NAMES_IN_CAPITALS:
+        return Word(word, start, end, literal=word, telling=not shouted)
+    text = fold_case(word.replace(" ", ""))
+    tells = text not in STOP_WORDS and (len(text) > 1 or not text.isascii()) and not is_contraction
+    return Word(text, start, end, literal=text if shouted else word, telling=tells)
 
 
 def _number(match: regex.Match[str]) -> Iterator[Word]:
@@ -134,25 +133,25 @@ def _number(match: regex.Match[str]) -> Iterator[Word]:
     found = read_number(written, start, end)
     if match["power"]:
         found = Word(found.text + match["power"], start, end, "number", literal=written)
-    elif found.value is not None and (match["sign"] or match["sign_after"]):
-        found = found._replace(text=f"-{found.text}" if found.value else found.text, value=-found.value, literal="")
+    elif match["sign"] or match["sign_after"]:
+        found = negated(found)
     if symbol:
-        found = found._replace(unit=currency(symbol))
+        found = found._replace(unit=unit_of_symbol(symbol))
     if not suffix:
         yield found
-    elif (whole := with_suffix(found, suffix, money=bool(match["currency"]))) is not None:
+    elif (whole := with_suffix(found, suffix)) is not None:
         yield whole
     elif written.isdigit() and not symbol:  # "4B", "1990s", "3D": names, not quantities
         yield Word(fold_case(written + suffix), start, end)
     else:
         yield found._replace(end=match.end("number"))
-        yield Word(fold_case(suffix), match.start("suffix"), end)
+        yield _word(suffix, match.start("suffix"), end, shouted=False)
 
 
 def parts(run: str) -> list[str]:
     """The overlapping parts of a run by which it is compared: two characters long (as a reader counts them) where the
     script is Chinese or Korean, else three; a shorter run is one part."""
-    clusters = _CLUSTER.findall(run)
+    clusters = CLUSTER.findall(run)
     size = part_size(run)
     return ["".join(clusters[i : i + size]) for i in range(max(1, len(clusters) - size + 1))]
 
@@ -164,7 +163,7 @@ def part_size(run: str) -> int:
 
 def characters(run: str) -> list[str]:
     """The characters of a run as a reader counts them."""
-    return _CLUSTER.findall(run)
+    return CLUSTER.findall(run)
 
 
 def words(text: str) -> list[str]:
@@ -178,7 +177,7 @@ def words(text: str) -> list[str]:
 def _pieces(word: Word) -> list[str]:
     if word.kind == "run":
         return parts(word.text)
-    return [word.text, word.unit] if word.unit and word.unit != "th" else [word.text]
+    return [word.text, word.unit] if word.unit not in ("", ORDINAL, VERSION) else [word.text]
 
 
 def stem(word: str) -> str:
@@ -225,7 +224,7 @@ def _places(text: str, wanted: set[str]) -> Iterator[tuple[int, int]]:
         hits = [number for number, found in enumerate(stems(word)) if found in wanted]
         if not hits:
             continue
-        shown = list(_CLUSTER.finditer(text, word.start, word.end))
+        shown = list(CLUSTER.finditer(text, word.start, word.end))
         if word.kind != "run" or len(shown) != len(characters(word.text)):
             yield word.start, word.end
             continue
