@@ -59,7 +59,7 @@ _WORD = regex.compile(
         | {_LETTER}{{1,2}}\+(?![\d\p{{L}}+])
         | {_LETTER}\#(?!{_INNER})
         | (?<!{_INNER})[A-Z][-*♭♮](?![\p{{L}}\d-])
-        | {_LETTER}{_INNER}*(?P<contraction>'(?:[dmt]|ll|re|ve)(?!{_INNER}))?
+        | {_LETTER}{_INNER}*(?:'t(?!{_INNER})|(?P<contraction>'(?:[dm]|ll|re|ve)(?!{_INNER})))?
       )(?:'[sS](?!{_INNER}))?
     | (?P<run>{_RUN}+)
     """,
