@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--recipe",
         type=Path,
-        help="with documents.jsonl: the recipe (default: the paper's settings; for --model embedded the shipped "
-        "embedded.yaml, without what it says of its own documents)",
+        help="with documents.jsonl: the recipe (default: the paper's settings, with the best chunks instead of its "
+        "threshold; for --model embedded the shipped embedded.yaml, without what it says of its own documents)",
     )
     build.add_argument(
         "--shard",
