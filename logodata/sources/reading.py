@@ -14,12 +14,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import Question, file_of
 from logodata.sources.documents import Documents, Entry, identify
 from logodata.sources.fields import Fields, text_digest
 from logodata.sources.opening import open_questions, open_source
 from logodata.sources.settings import SourceSettings
+from logodata.sources.shapes import UNDERSTOOD
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             where=settings.path,
             mend="have them written by 'logodata questions', or give source.questions=FILE",
         )
-    fields = Fields(settings.columns if opened.shape == "plain" else {})
+    fields = Fields(opened.columns)
     reader = _Reader(fields, settings, needs_questions and settings.questions is None)
     for where, row in opened.rows():
         reader.add(row, where)
@@ -72,6 +74,12 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             usable[doc_id] = entry
         elif not entry.num_asked:  # else each of its questions is in the faults already
             reader.fault({"id": doc_id, "question": ""}, doc_id, entry.where, "empty_document")
+    num_without = sum(fault["reason"] == "empty_document" for fault in reader.faults)
+    if opened.shape in ("conversations", "longalpaca") and num_without:
+        note(
+            f"warning: {settings.path}: no document is found for {num_without} questions of its {opened.shape}; "
+            f"{UNDERSTOOD}"
+        )
     source = Source(
         Documents(opened.rows, fields, usable), [fault for fault in reader.faults if fault["doc_id"] not in left_out]
     )
@@ -142,17 +150,10 @@ class _Reader:
         )
 
     def _asked(self, row: dict[str, Any], where: str, needed: bool) -> list[dict[str, Any]]:
-        nested = self._fields.get(row, "questions", where, list, default=None)
+        nested = self._fields.questions(row, where)
         if nested is None:
             asks = needed or self._fields.get(row, "question", where, str, default=None) is not None
             return [row] if asks else []
-        for entry in nested:
-            if not isinstance(entry, dict):
-                raise UserError(
-                    f"a question is {type(entry).__name__}, not an object",
-                    where=where,
-                    mend="write {question: ..., answers: [...]}",
-                )
         return nested
 
     def _ask(self, doc_id: str, row: dict[str, Any], where: str) -> None:
