@@ -71,10 +71,11 @@ class Fields:
             return blank
         if default is _REQUIRED:
             names = mapped or "/".join(ALIASES[name])
+            questions = "; questions on documents of another file are source.questions=FILE" * (name == "context")
             raise UserError(
                 f"no field {names!r}",
                 where=where,
-                mend=f"add it, or map a column: source.columns.{name}=YOUR_COLUMN; found: {names_of(row)}",
+                mend=f"add it, or map a column: source.columns.{name}=YOUR_COLUMN{questions}; found: {names_of(row)}",
             )
         return default
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +24,7 @@ from logodata.sources.fields import Fields, text_digest
 from logodata.sources.opening import open_questions, open_source
 from logodata.sources.settings import SourceSettings
 from logodata.sources.shapes import UNDERSTOOD
+from logodata.sources.text_files import SUFFIXES
 
 
 @dataclass(slots=True)
@@ -64,6 +67,13 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     if settings.questions is not None:
         for where, row in open_questions(settings)():
             reader.add_questions(row, where)
+        unknown = [fault["doc_id"] for fault in reader.faults if fault["reason"] == "unknown_document"]
+        if unknown:
+            held = ", ".join(map(repr, islice(reader.entries, 3)))
+            note(
+                f"warning: {settings.questions}: {len(unknown)} questions are on documents that the source does not "
+                f"hold, such as {unknown[0]!r}; it holds {held}, ..."
+            )
     fields.check_all_seen(settings.path)
     usable: dict[str, Entry] = {}
     left_out: set[str] = set()
@@ -124,6 +134,8 @@ class _Reader:
     def add_questions(self, row: dict[str, Any], where: str) -> None:
         """A row of the questions' file."""
         doc_id = str(self._fields.get(row, "doc_id", where, (str, int)))
+        if doc_id not in self.entries and PurePath(doc_id).suffix.lower() in SUFFIXES:
+            doc_id = PurePath(doc_id).with_suffix("").as_posix()  # a text file's name
         for entry in self._asked(row, where, True):
             if doc_id in self.entries:
                 self._ask(doc_id, entry, where)

@@ -425,3 +425,22 @@ def test_a_folder_of_others_only_says_what_turns_them_into_text(tmp_path: Path) 
     with pytest.raises(UserError, match=r"holds no documents \(files: .pdf 1\)") as caught:
         read_source(SourceSettings(path=str(tmp_path)), needs_questions=False)
     assert "pdftotext" in caught.value.mend
+
+
+def test_questions_name_a_text_file_with_or_without_its_ending(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts").mkdir()
+    for name in ("a.txt", "b.md"):
+        (tmp_path / "texts" / name).write_text(f"Ann lives in {name}.")
+    (tmp_path / "qa.csv").write_text(
+        "doc_id,question,answer\na.txt,Who?,Ann\na,Where?,here\nb.md,Who?,Ann\nc.txt,Who?,Bo\n"
+    )
+    source = read_source(SourceSettings(path=str(tmp_path / "texts"), questions=str(tmp_path / "qa.csv")))
+    assert [(d.doc_id, [q.question for q in d.questions]) for d in source.documents] == [
+        ("a", ["Who?", "Where?"]),
+        ("b", ["Who?"]),
+    ]
+    assert [fault["reason"] for fault in source.faults] == ["unknown_document"]
+    said = capsys.readouterr().err
+    assert "1 questions are on documents that the source does not hold, such as 'c'; it holds 'a', 'b', ..." in said
