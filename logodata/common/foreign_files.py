@@ -16,6 +16,8 @@ _CONVERTERS = {
     ".pdf": "pdftotext FILE.pdf",
     **dict.fromkeys((".html", ".htm", ".xhtml", ".docx", ".epub", ".odt", ".rtf"), _PANDOC),
     ".doc": "soffice --headless --convert-to txt:Text FILE.doc",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "soffice --headless --convert-to csv FILE"),
+    **dict.fromkeys((".mobi", ".azw3"), "ebook-convert FILE FILE.txt"),
 }
 _ARCHIVES = {
     b"\x1f\x8b": "gzip",
@@ -25,15 +27,33 @@ _ARCHIVES = {
     b"\xfd7zXZ": "xz",
     b"7z\xbc\xaf": "7z",
 }
-_ZIPPED = {".docx": "a Word document", ".epub": "an EPUB book", ".odt": "an OpenDocument text"}
+_OFFICE = {
+    ".docx": "a Word document",
+    ".doc": "a Word document",
+    ".epub": "an EPUB book",
+    ".odt": "an OpenDocument text",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a workbook"),
+}
+"""Which of these a file is, its ending tells: inside they are archives, or all alike."""
+
 _DOCUMENTS = {
     b"%PDF-": ("a PDF file", ".pdf"),
     b"{\\rtf": ("an RTF document", ".rtf"),
-    b"\xd0\xcf\x11\xe0": ("an old Word document", ".doc"),
 }
 _HTML = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
 _XML = re.compile(rb"\s*<\?xml\b")
-_BINARY = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"\x7fELF", b"MZ\x90", b"SQLite format 3", b"PAR1", b"ARROW1")
+_BINARY = (
+    b"\xd0\xcf\x11\xe0",
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"RIFF",
+    b"\x7fELF",
+    b"MZ\x90",
+    b"SQLite format 3",
+    b"PAR1",
+    b"ARROW1",
+)
 """What else is no text, and may begin as one. Anything else that is none is not UTF-8, and refused as such."""
 
 _HEAD = 8192
@@ -58,10 +78,10 @@ def check_is_text(file: Path, shown: str, *, markup: bool = False) -> None:
     with open(file, "rb") as handle:
         head = handle.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
     suffix = file.suffix.lower()
+    if suffix in _OFFICE and head.startswith((b"PK", b"\xd0\xcf\x11\xe0")):
+        raise _not_text(_OFFICE[suffix], suffix, shown)
     for magic, name in _ARCHIVES.items():
         if head.startswith(magic):
-            if name == "zip" and suffix in _ZIPPED:
-                raise _not_text(_ZIPPED[suffix], suffix, shown)
             raise UserError(f"is compressed ({name})", where=shown, mend="unpack it first")
     for magic, (kind, ending) in _DOCUMENTS.items():
         if head.startswith(magic):
@@ -81,6 +101,11 @@ def _not_text(kind: str, ending: str, shown: str) -> UserError:
     if ending in _CONVERTERS:
         mend = f"turn it into text first: {_CONVERTERS[ending]}"
     return UserError(f"{kind}, not plain text", where=shown, mend=mend)
+
+
+def is_page(text: str) -> bool:
+    """Whether a text begins as an HTML page does."""
+    return _HTML.match(text[:_HEAD].encode("utf-8", "replace")) is not None
 
 
 def is_beside_data(file: Path) -> bool:

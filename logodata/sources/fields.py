@@ -82,10 +82,12 @@ class Fields:
     def context(self, row: Mapping[str, Any], where: str) -> str:
         """The document of a row, of its parts put together."""
         value = self.get(row, "context", where, (str, list, dict), default=None)
-        parts = None if "context" in self._columns else next(filter(None, map(row.get, PARTS)), None)
-        if value is None and parts is not None:
-            value = [{"text": part} if isinstance(part, str) else part for part in parts]
-        elif value is None:
+        if value is None and "context" not in self._columns:
+            key = next((key for name in PARTS if (key := column_of(row, name)) and row[key]), None)
+            value = None if key is None else row[key]
+            if isinstance(value, list):
+                value = [{"text": part} if isinstance(part, str) else part for part in value]
+        if value is None:
             self.get(row, "context", where, str)  # says what is missing
         value = context_of(value)
         if not isinstance(value, str):

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.foreign_files import is_page
 from logodata.contract import Question, file_of
 from logodata.sources.documents import Documents, Entry, identify
 from logodata.sources.fields import Fields, text_digest
@@ -84,6 +85,11 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             usable[doc_id] = entry
         elif not entry.num_asked:  # else each of its questions is in the faults already
             reader.fault({"id": doc_id, "question": ""}, doc_id, entry.where, "empty_document")
+    if reader.num_pages:
+        note(
+            f"warning: {settings.path}: {reader.num_pages} of {len(reader.entries)} documents are HTML pages: the "
+            f"model will read their tags; turn them into text first"
+        )
     num_without = sum(fault["reason"] == "empty_document" for fault in reader.faults)
     if opened.shape in ("conversations", "longalpaca") and num_without:
         note(
@@ -109,7 +115,7 @@ class _Reader:
     def __init__(self, fields: Fields, settings: SourceSettings, needs_questions: bool) -> None:
         self._fields, self._settings, self._needs_questions = fields, settings, needs_questions
         self._question_places: dict[str, str] = {}
-        self._num_unknown = 0
+        self._num_unknown = self.num_pages = 0
         self.kinds = Counter[str]()
         """Of all questions, taken or not."""
         self.entries: dict[str, Entry] = {}
@@ -121,6 +127,7 @@ class _Reader:
         digest, known = text_digest(text), self.entries.get(doc_id)
         if known is None:
             title = self._fields.get(row, "title", where, str, default="")
+            self.num_pages += is_page(text)
             self.entries[doc_id] = Entry(where, title, digest, len(text), not text.strip())
         elif known.digest != digest:
             raise UserError(

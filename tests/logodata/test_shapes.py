@@ -367,6 +367,8 @@ FOREIGN = {
     "c.pdf": (b"%PDF-1.7\n...", "a PDF file", "pdftotext"),
     "d.docx": (b"PK\x03\x04...", "a Word document", "pandoc"),
     "e.epub": (b"PK\x03\x04...", "an EPUB book", "pandoc"),
+    "d.doc": (b"\xd0\xcf\x11\xe0...", "a Word document", "soffice"),
+    "d.xlsx": (b"PK\x03\x04...", "a workbook", "convert-to csv"),
     "f.zip": (b"PK\x03\x04...", r"is compressed \(zip\)", "unpack"),
     "g.txt": (b"\x1f\x8b\x08...", r"is compressed \(gzip\)", "unpack"),
     "h.rtf": (b"{\\rtf1 x}", "an RTF document", "pandoc"),
@@ -444,3 +446,11 @@ def test_questions_name_a_text_file_with_or_without_its_ending(
     assert [fault["reason"] for fault in source.faults] == ["unknown_document"]
     said = capsys.readouterr().err
     assert "1 questions are on documents that the source does not hold, such as 'c'; it holds 'a', 'b', ..." in said
+
+
+def test_pages_in_rows_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"context": text, "question": "Who?", "answers": ["Ann"]} for text in ("<html><p>Ann", "a <p> b", "Ann")]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read_source(SourceSettings(path=str(file)))
+    assert "1 of 3 documents are HTML pages: the model will read their tags" in capsys.readouterr().err
