@@ -22,6 +22,9 @@ from logodata.recipe import BuildRecipe
 _QUESTIONS, _CHUNKS, _MOST_CHUNKS = 64, 128, 2048
 """Whole contexts are looked at until they hold so many questions and so many chunks, or the most chunks."""
 
+_LESS = 4
+"""By what all of these are divided where a model scores the chunks: it takes a second for a few."""
+
 _FEW, _MOST, _STEPS = 0.5, 0.9, 5
 """Below this share of usable questions a warning is given; from this share on, or after so many changes, no further
 setting is changed."""
@@ -44,7 +47,7 @@ def warn_of_losses(recipe: BuildRecipe, planner: Planner, documents: Sequence[Do
         documents: of the source; only the first ones are read.
         evaluator: the recipe's.
     """
-    sample = list(_first(planner, documents))
+    sample = list(_first(recipe, planner, documents))
     if not sample:
         return
     usable, lost = _plan(planner, sample, evaluator)
@@ -68,17 +71,21 @@ def warn_of_losses(recipe: BuildRecipe, planner: Planner, documents: Sequence[Do
     cure = "the settings tried change little: see 'No pair was kept' in docs/build.md"
     if advised:
         cure = f"{best} would with {_as_overrides(advised)}"
-    note(f"warning: {usable} of the first {total} questions have the chunks for a sample ({reasons}); {cure}")
+    note(
+        f"warning: {usable} of the first {total} questions ({usable / total:.0%}) have the chunks for a sample "
+        f"({reasons}); {cure}"
+    )
 
 
-def _first(planner: Planner, documents: Sequence[Document]) -> Iterator[Document]:
+def _first(recipe: BuildRecipe, planner: Planner, documents: Sequence[Document]) -> Iterator[Document]:
     """Documents of the first contexts, enough to ask many questions and to join some documents."""
+    share = 1 if recipe.evaluator.name in ("entity", "lexical") else _LESS
     num_questions = num_chunks = 0
     for pool in planner.pools(documents):
         yield from pool.documents
         num_questions += sum(len(document.questions) for document in pool.documents)
         num_chunks += len(pool.chunks)
-        if (num_questions >= _QUESTIONS and num_chunks >= _CHUNKS) or num_chunks >= _MOST_CHUNKS:
+        if num_chunks * share >= (_CHUNKS if num_questions * share >= _QUESTIONS else _MOST_CHUNKS):
             return
 
 

@@ -77,11 +77,14 @@ _TAGGED = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 
-_LEAST_WORDS = 50
-"""A turn of fewer words is no document, unless it is in a known wording."""
+_LEAST_CHARACTERS = 300
+"""A turn of fewer characters is no document, unless it is in a known wording."""
 
 _LONGER = 4
-"""A system turn of so many times the words of the longest user turn is the document."""
+"""A system turn of so many times the length of the longest user turn is the document."""
+
+_PROSE = 100
+"""A last paragraph of so many characters that asks nothing belongs to the document."""
 
 _QUESTION = re.compile(
     r"[?？]|^\W*(?:please\s+)?(?:summari[sz]e|describe|explain|list|tell|write|give|name|identify|compare|discuss|find"
@@ -174,9 +177,9 @@ def from_conversation(row: Mapping[str, Any], where: str, kind: str = "other") -
     context = next((_text(row, name, where) for name in ("context", "document") if column_of(row, name)), "")
     title = ""
     if not context and asked:
-        lengths = [len(text.split()) for text, _ in asked]
+        lengths = [len(text) for text, _ in asked]
         longest = lengths.index(max(lengths))
-        if lengths[longest] >= max(_LEAST_WORDS, _LONGER * lengths[0]) and len(system.split()) < lengths[longest]:
+        if lengths[longest] >= max(_LEAST_CHARACTERS, _LONGER * lengths[0]) and len(system) < lengths[longest]:
             asked = asked[longest:]
         context, first, title = _document(system, [text for text, _ in asked])
         asked = [(first, asked[0][1]), *asked[1:]] if first is not None else asked[1:]
@@ -194,11 +197,11 @@ def _document(system: str, asked: Sequence[str]) -> tuple[str, str | None, str]:
     if is_known:
         return context, question, title
     inside = next((form["context"] for form in (_TAGGED.fullmatch(system),) if form), system)
-    num_words = len(system.split())
-    if num_words >= max(_LEAST_WORDS, _LONGER * max(len(text.split()) for text in asked)):
+    if len(system) >= max(_LEAST_CHARACTERS, _LONGER * max(map(len, asked))):
         return inside, asked[0], ""
     context, question = _at_last_paragraph(asked[0])
-    if len(asked) > 1 and len(asked[0].split()) >= _LEAST_WORDS and not _QUESTION.search(question):
+    is_prose = len(question) >= _PROSE and not _QUESTION.search(question)
+    if len(asked) > 1 and len(asked[0]) >= _LEAST_CHARACTERS and is_prose:
         return asked[0], None, ""  # given first, asked about in the turns that follow
     return context, question, ""
 
@@ -238,11 +241,11 @@ def _labelled(message: str) -> tuple[str, str] | None:
 
 def _at_last_paragraph(message: str) -> tuple[str, str]:
     """A message in no known wording, split at its last blank line, as the code published with the paper does; without
-    one, at its last line, if that is a question to many words."""
+    one, at its last line, if that is a question after a long text."""
     context, _, question = message.rstrip().rpartition("\n\n")
     if not context.strip():
         context, _, question = message.rstrip().rpartition("\n")
-        if len(context.split()) < _LEAST_WORDS or not _QUESTION.search(question):
+        if len(context) < _LEAST_CHARACTERS or not _QUESTION.search(question):
             return "", _ask(message)
     opening = _OPENING.match(context + "\n")
     return context[opening.end() :].strip() if opening else context.strip(), _ask(question)

@@ -85,7 +85,7 @@ def test_what_stands_in_the_way_is_said_with_settings_that_work(
 ) -> None:
     documents = write_documents(tmp_path, days=days)
     line = warning(documents, tiny_model_dir, capsys, monkeypatch, *overrides)
-    assert line.startswith("warning: 0 of the first 3 questions")
+    assert line.startswith("warning: 0 of the first 3 questions (0%) have the chunks for a sample")
     assert reason in line
     assert all(part in line for part in advice)
     assert "3 would with" in line

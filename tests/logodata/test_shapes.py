@@ -63,6 +63,14 @@ SHAPES: dict[str, tuple[dict[str, Any], list[tuple[str, list[str]]]]] = {
         },
         ASKED[:1],
     ),
+    "chinese": (
+        {"messages": [user("他住在磨坊里。" * 60), assistant("好"), user("谁?"), assistant("他")]},
+        [("谁?", ["他"])],
+    ),
+    "a short last paragraph is the question": (
+        {"messages": [user(f"{DOCUMENT}\n\nThe name of her, in a word."), *TWO[1:]]},
+        [("The name of her, in a word.", ["Ann"]), ASKED[1]],
+    ),
     "with a context column": ({"context": DOCUMENT, "messages": TWO}, ASKED),
     "labelled": (
         {"messages": [user(f"Read this.\n\nContext:\n{DOCUMENT}\n\nQuestion: Who?\nAnswer:"), *TWO[1:]]},
@@ -158,7 +166,7 @@ def test_every_shape_gives_document_questions_and_answers(tmp_path: Path, name: 
     text, found = read(tmp_path, row)
     assert found == asked
     expected = f"{DOCUMENT}\n\n{DOCUMENT}" if "of paragraphs" in name else DOCUMENT
-    assert text == expected
+    assert text == ("他住在磨坊里。" * 60 if name == "chinese" else expected)
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "in parts"])
