@@ -105,14 +105,16 @@ def _shaped(rows: Callable[[], Iterator[Row]], shape: Shape, kind: str) -> Calla
 
 
 def _found(row: Mapping[str, object], columns: Mapping[str, str]) -> str:
-    """Which columns are taken for which field, where names tell it only to those who know them all."""
+    """Which columns are taken for which field, where their names do not say it; and which others might have been."""
     taken = []
+    used = set(columns.values())
     for field in ("context", "question", "questions", "answers"):
         names = (columns[field],) if field in columns else aliases(field)
-        column = next((key for name in names if (key := column_of(row, name)) is not None), field)
-        if column not in (field, columns.get(field)) or (field in columns and column == "input"):
-            taken.append(f"{field} from {column!r}")
-    return f", {', '.join(taken)}" if taken else ""
+        found = [key for name in names if (key := column_of(row, name)) is not None and row[key] not in (None, "")]
+        others = [repr(key) for key in found[1:] if key not in used]
+        if found and (others or found[0] != field):
+            taken.append(f"{field} from {found[0]!r}" + (f", not {', '.join(others)}" if others else ""))
+    return f", {'; '.join(taken)}" if taken else ""
 
 
 def _note_left_out(settings: SourceSettings, container: Container) -> None:

@@ -238,9 +238,15 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path, row: dict[str, Any], mes
 
 def test_it_is_said_which_columns_were_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read(tmp_path, SHAPES["article, capitals"][0])
-    assert "context from 'Article', question from 'Question', answers from 'Answer'" in capsys.readouterr().err
+    assert "context from 'Article'; question from 'Question'; answers from 'Answer'" in capsys.readouterr().err
+    read(tmp_path, {"context": DOCUMENT, "article": "Another.", "question": "Who?", "answers": ["Ann"]})
+    assert "read as jsonl, context from 'context', not 'article'\n" in capsys.readouterr().err
+    read(tmp_path, {"passage": DOCUMENT, "question": "Who?", "answers": ["Ann"]}, columns={"context": "passage"})
+    assert "read as jsonl, context from 'passage'\n" in capsys.readouterr().err
+    read(tmp_path, {"context": DOCUMENT, "question": "Who?", "answers": ["Ann"]})
+    assert "read as jsonl\n" in capsys.readouterr().err
     read(tmp_path, SHAPES["babilong"][0])
-    assert "context from 'input', answers from 'target'" in capsys.readouterr().err
+    assert "context from 'input'; answers from 'target'" in capsys.readouterr().err
 
 
 TABLE = [
