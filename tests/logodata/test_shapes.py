@@ -11,6 +11,7 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.sources import SourceSettings, read_source
+from logodata.sources.shapes import split_message
 
 LONG = "Ann lives in the mill. " + "Nobody wrote anything else down on that day. " * 12
 DOCUMENT = LONG.strip()
@@ -179,6 +180,12 @@ def test_every_shape_survives_parquet(tmp_path: Path, name: str) -> None:
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
     [document] = read_source(SourceSettings(path=str(tmp_path / "rows.parquet"))).documents
     assert [(question.question, question.answers) for question in document.questions] == asked
+
+
+def test_labels_within_a_document_belong_to_it() -> None:
+    inside = "Question: old?\nAnswer: x\nContext: y"
+    for message in (f"Context: a\n{inside}\n\nQuestion: Who?", f"Question: Who?\nContext: a\n{inside}"):
+        assert split_message(message) == (f"a\n{inside}", "Who?", "", True)
 
 
 @pytest.mark.parametrize(
