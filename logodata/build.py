@@ -22,6 +22,7 @@ from logodata.common.shards import Shard
 from logodata.contract import SCHEMA_VERSION
 from logodata.dataset_files import write_data_set
 from logodata.distributed import RayOptions, decide_on_ray
+from logodata.forecast import warn_of_losses
 from logodata.models import model_fingerprint
 from logodata.parts import PART_FILE, Part, part_record
 from logodata.pipeline import Asked, Pipeline, decide_here, identity
@@ -93,6 +94,9 @@ def _build(
             if ids := frozenset(question_id for question_id in asked if question_id not in outcomes):
                 yield pool, ids
 
+    # Of a cluster's machines this one may have no room for the evaluator's model.
+    if not outcomes and (cluster is None or recipe.evaluator.name in ("entity", "lexical")):
+        warn_of_losses(recipe, pipeline.planner, source.documents, pipeline.evaluator)
     with progress("build", total, len(outcomes)) as tracker:
         if cluster is None:
             deciding = decide_here(pipeline, undecided(), recipe.generation.group_size, tracker)

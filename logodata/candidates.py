@@ -65,12 +65,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A question that cannot become a sample, and why."""
+    """A question that cannot become a sample, and why. ``excess_tokens``: how many its longest prompt is beyond the
+    window."""
 
+    pool: Pool
     document: Document
     question: Question
     reason: str
     detail: str = ""
+    excess_tokens: int = 0
 
 
 class Planner:
@@ -87,6 +90,10 @@ class Planner:
         self.answer_format = PromptFormat(tokenizer, ANSWER_TEMPLATE)
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
+
+    def under(self, recipe: BuildRecipe) -> Planner:
+        """A planner for another recipe of the same model."""
+        return Planner(recipe, self.tokenizer, self.window)
 
     def pools(self, documents: Sequence[Document]) -> Iterator[Pool]:
         """Chunk documents and join them, in order, until a pool holds ``source.join_tokens``; what is left joins the
@@ -114,6 +121,11 @@ class Planner:
 
     def candidates(self, pool: Pool, evaluator: Evaluator) -> Iterator[Candidate | Fault]:
         """Score a pool once for all its questions, then plan each question."""
+        for document, question, scores in self.scored(pool, evaluator):
+            yield self.plan(pool, document, question, scores)
+
+    def scored(self, pool: Pool, evaluator: Evaluator) -> Iterator[tuple[Document, Question, NDArray[np.float64]]]:
+        """Every question of a pool with its scores, float64 [C]."""
         asked = [(document, question) for document in pool.documents for question in document.questions]
         if not asked:
             return
@@ -121,17 +133,18 @@ class Planner:
         queries = [f"{q.question} {q.answers[0]}" if with_answer else q.question for _, q in asked]
         scores = evaluator.score([pool.text(i) for i in range(len(pool.chunks))], queries)
         for (document, question), row in zip(asked, scores, strict=True):
-            yield self._plan(pool, document, question, row)
+            yield document, question, row
 
-    def _plan(
+    def plan(
         self, pool: Pool, document: Document, question: Question, scores: NDArray[np.float64]
     ) -> Candidate | Fault:
+        """Contexts and prompts of a question, or why there are none."""
         recipe = self._recipe
         contexts = draw_contexts(
             scores, recipe.contexts, np.random.default_rng([recipe.seed, _stable_hash(question.id)])
         )
         if isinstance(contexts, str):
-            return Fault(document, question, contexts)
+            return Fault(pool, document, question, contexts)
 
         def prompt(indices: Sequence[int], form: PromptFormat) -> Prompt:
             chunks = [pool.chunks[i][1].token_ids for i in indices]
@@ -147,10 +160,10 @@ class Planner:
         }
         prompts = {name: prompt(indices, self.answer_format) for name, indices in strategies.items()}
         longest = max(len(p.ids) for p in (*preferred, training, *prompts.values()))
-        if longest + recipe.generation.max_new_tokens > self.window:
-            new = recipe.generation.max_new_tokens
+        new = recipe.generation.max_new_tokens
+        if (excess := longest + new - self.window) > 0:
             detail = f"{longest} prompt tokens and {new} new ones exceed the window of {self.window}"
-            return Fault(document, question, "prompt_exceeds_window", detail)
+            return Fault(pool, document, question, "prompt_exceeds_window", detail, excess)
         return Candidate(
             pool=pool,
             document=document,

@@ -12,7 +12,7 @@ from logodata.common.arguments import parse_arguments
 from logodata.common.errors import run_command
 from logodata.models import DType
 
-_EXPORT_FORMATS = ("trl", "trl-exploded", "llama-factory", "openrlhf")
+_EXPORT_FORMATS = ("text", "trl", "trl-exploded", "llama-factory", "openrlhf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--recipe",
         type=Path,
-        help="with documents.jsonl: the recipe (default: the paper's settings; for --model embedded the shipped "
-        "embedded.yaml, without what it says of its own documents)",
+        help="with documents.jsonl: the recipe (default: the paper's settings, with the best chunks instead of its "
+        "threshold; for --model embedded the shipped embedded.yaml, without what it says of its own documents)",
     )
     build.add_argument(
         "--shard",
@@ -117,13 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
     stats.set_defaults(command=commands.stats_command)
 
-    export = subparsers.add_parser("export", help="write the data in another trainer's format")
+    export = subparsers.add_parser("export", help="write the data as text, or in another trainer's format")
     export.add_argument("data", type=Path, help="folder of a data set")
     export.add_argument(
         "--format",
         choices=_EXPORT_FORMATS,
         required=True,
-        help="trl: a row a sample, with its first dis-preferred response; the others: a row for each of them",
+        help="text: a row a sample, with prompt and all responses as text; trl: a row a sample, with its first "
+        "dis-preferred response; the others: a row for each of them",
     )
     export.add_argument(
         "-o", "--output", required=True, type=Path, help="the .parquet or .jsonl file; llama-factory: a folder"

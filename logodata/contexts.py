@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +21,25 @@ class ContextSettings(RecipeModel):
 
     num_chunks: int = Field(default=16, ge=2)
     """Chunks a context holds, N (paper: 16)."""
-    critical_threshold: float | None = 6.0
-    """A chunk whose score is above this is critical (paper: 6 shared entities, for 512-token chunks)."""
-    critical_top: int | None = Field(default=None, gt=0)
-    """Instead of a threshold: the best-scored chunks are critical, this many, if their score is above 0."""
+    critical_threshold: float | None = None
+    """Instead of ``critical_top``: a chunk whose score is above this is critical (paper: 6 shared entities, for
+    512-token chunks; few questions of other data share as many)."""
+    critical_top: int | None = Field(default=4, gt=0)
+    """The best-scored chunks are critical, this many, if their score is above 0. Null where ``critical_threshold`` is
+    set."""
     mixed_ratios: tuple[float, ...] = (0.5,)
     """For each ratio, one dis-preferred response from a context that keeps this share of the critical chunks. With the
     one from irrelevant chunks alone that makes M = 1 + len(mixed_ratios) dis-preferred responses. One critical chunk
     stays at least: where there is a single one, the mixed context is the training context itself (``stats.json`` counts
     such samples, ``single_critical_chunk``), and all ratios give the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _threshold_alone(cls, values: Any) -> Any:
+        """A threshold needs no word on ``critical_top``, whose default gives way."""
+        if isinstance(values, dict) and values.get("critical_threshold") is not None:
+            return {"critical_top": None, **values}
+        return values
 
     @model_validator(mode="after")
     def _one_rule(self) -> ContextSettings:

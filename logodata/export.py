@@ -1,4 +1,4 @@
-"""The same data as text, in other trainers' formats.
+"""The same data as text: to read, and in other trainers' formats.
 
 Those trainers tokenise again. Each prompt is therefore tokenised here the way the trainer will do it, and compared with
 the ids the model saw: what differs is counted and said; a sample whose text would become control tokens is left out.
@@ -6,12 +6,13 @@ For LOGO itself, with all dis-preferred responses over one prompt and positions 
 
 | format | file | a row | prompt |
 | --- | --- | --- | --- |
+| ``text`` | one .parquet or .jsonl | a sample with question, context and all responses | text as the model read it |
 | ``trl`` | one .parquet or .jsonl | a sample, its first dis-preferred response | text with the chat template applied |
 | ``trl-exploded`` | the same | a pair: M rows a sample | the same |
 | ``llama-factory`` | a folder | a pair | the user's message; LLaMA-Factory's ``template`` is applied by it |
 | ``openrlhf`` | one .parquet or .jsonl | a pair | the user's message; ``--apply_chat_template`` applies the template |
 
-All three trainers end every response, also one that met the length cap in the build.
+The three trainers end every response, also one that met the length cap in the build.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat, ren
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ExportFormat = Literal["trl", "trl-exploded", "llama-factory", "openrlhf"]
+ExportFormat = Literal["text", "trl", "trl-exploded", "llama-factory", "openrlhf"]
 
 _Row = dict[str, Any]
 
@@ -54,7 +55,7 @@ class _Rendered:
 
 
 def export(data: Path, form: ExportFormat, output: Path) -> Export:
-    """Write a data set in another trainer's format.
+    """Write a data set as text, or in another trainer's format.
 
     Args:
         data: folder of the data set.
@@ -77,11 +78,14 @@ def export(data: Path, form: ExportFormat, output: Path) -> Export:
             where=str(data),
             mend="use --format trl-exploded, which exports the prompt as it was, or build the data set again",
         )
+    samples = read_samples(data)
+    if form == "text":
+        _write_rows(output, [_text_row(tokenizer, sample) for sample in samples])
+        return Export(len(samples), ())
     render = _user_message if chat else _prompt_text
     rows: list[_Row] = []
     counts = Counter[str]()
     moved: list[int] = []  # for each prompt that tokenises otherwise, how many of its tokens are gone
-    samples = read_samples(data)
     for sample in samples:
         rendered = render(tokenizer, sample)
         if _forges(tokenizer, sample, rendered):
@@ -105,6 +109,22 @@ def export(data: Path, form: ExportFormat, output: Path) -> Export:
     else:
         _write_rows(output, rows)
     return Export(len(rows), tuple(_notes(counts, sorted(moved), len(samples))))
+
+
+def _text_row(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Row:
+    """For people, and for programs that take texts: nothing is left out, and control tokens of the frame are shown."""
+    return {
+        "id": sample.id,
+        "doc_id": sample.doc_id,
+        "kind": sample.kind,
+        "question": sample.question,
+        "answers": sample.answers,
+        "context": CHUNK_SEPARATOR.join(chunk.text for chunk in sample.chunks),
+        "prompt": _decode(tokenizer, sample.prompt_ids),
+        "chosen": sample.chosen.text,
+        "rejected": [response.text for response in sample.rejected],
+        "rejected_strategies": [response.strategy for response in sample.rejected],
+    }
 
 
 def _prompt_text(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Rendered:
@@ -189,7 +209,7 @@ def _openrlhf_rows(
         }
 
 
-_ROWS: dict[ExportFormat, Callable[[PreTrainedTokenizerBase, Any, Response, Sequence[Response]], Iterator[_Row]]] = {
+_ROWS: dict[str, Callable[[PreTrainedTokenizerBase, Any, Response, Sequence[Response]], Iterator[_Row]]] = {
     "trl": _trl_rows,
     "trl-exploded": _trl_rows,
     "llama-factory": _llama_factory_rows,

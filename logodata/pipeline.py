@@ -76,11 +76,16 @@ class Pipeline:
             )
         self._evaluator: Evaluator | None = None
 
-    def plan(self, pool: Pool) -> Iterator[Candidate | Fault]:
-        """Score a pool once for all its questions, and plan each."""
+    @property
+    def evaluator(self) -> Evaluator:
+        """The recipe's, opened when it is first asked for."""
         if self._evaluator is None:
             self._evaluator = open_evaluator(self._recipe.evaluator)
-        yield from self.planner.candidates(pool, self._evaluator)
+        return self._evaluator
+
+    def plan(self, pool: Pool) -> Iterator[Candidate | Fault]:
+        """Score a pool once for all its questions, and plan each."""
+        yield from self.planner.candidates(pool, self.evaluator)
 
     @property
     def engine_names(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The ``build`` section of a recipe. Defaults are the paper's."""
+"""The ``build`` section of a recipe. Defaults are the paper's, but for which chunks are critical (``contexts``)."""
 
 from __future__ import annotations
 

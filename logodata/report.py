@@ -83,6 +83,8 @@ tags:
 {summary[0].upper()}{summary[1:]}.
 
 A row is one prompt with a preferred response and {stats["dispreferred_per_sample"]} dis-preferred ones (LOGO, arXiv 2410.18533, section 3).
+Prompts are token ids (`prompt_ids`, of the model's tokenizer), responses token ids with their text; texts of the chunks are in `chunks`. All
+as text: `logodata export DIR --format text -o FILE.parquet`, then `load_dataset("parquet", data_files="FILE.parquet")`.
 
 - **Documents**: {markdown_code(manifest["source"]["path"])} (sha256 {manifest["source"]["sha256"]}), in chunks of {recipe["chunking"]["chunk_tokens"]} tokens.
 - **Critical chunks**: {critical}, by the `{recipe["evaluator"]["name"]}` evaluator, compared with the {recipe["evaluator"]["query"].replace("_", " ")}.

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from logodata.common.errors import UserError
+from logodata.common.foreign_files import check_is_text, note_empty, note_left_out
 from logodata.common.json_lines import MAX_JSON_BYTES
 
 # RULER's noise haystack: this line, repeated.
@@ -70,20 +71,26 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
         raise UserError(
             "no .txt file here", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
         )
-    documents = []
+    documents, empty = [], []
     for file in files:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"more than {MAX_JSON_BYTES // 2**20} MiB", where=str(file), mend="split it")
+        check_is_text(file, str(file))
         try:
             text = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read: {error}", where=str(file), mend="give UTF-8 text") from error
         if text:
             documents.append((file.name, text))
+        else:
+            empty.append(file)
     if not documents:
         raise UserError(
             "the text is empty", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
         )
+    if source.is_dir():
+        note_left_out(source, files, ".txt files, without subfolders,")
+    note_empty(source, empty, len(files))
     return tuple(documents)
 
 

@@ -1,8 +1,8 @@
 """Documents with questions, from files, folders and hub data sets; faults name their line.
 
-``settings`` what a recipe says; ``opening`` which format; ``json_rows``, ``tables``, ``text_files`` the containers;
-``shapes`` rows of other projects; ``fields`` names and types; ``reading`` the checks; ``documents`` the texts, read as
-they are needed.
+``settings`` what a recipe says; ``opening`` which format; ``json_rows``, ``csv_rows``, ``tables``, ``text_files`` the
+containers; ``shapes`` rows of other projects; ``fields`` names, forms and types; ``reading`` the checks;
+``documents`` the texts, read as they are needed.
 """
 
 from logodata.sources.documents import Documents

@@ -82,6 +82,6 @@ class Documents(Sequence[Document]):
 
 def identify(fields: Fields, row: dict[str, object], where: str) -> tuple[str, str]:
     """``doc_id`` and text of a row; without a ``doc_id`` equal texts are one document."""
-    text = fields.get(row, "context", where, str)
+    text = fields.context(row, where)
     given = str(fields.get(row, "doc_id", where, (str, int), default=""))
     return given or text_digest(text)[:12], text

@@ -1,16 +1,24 @@
-"""Fields of a row under their several names, checked as they are taken."""
+"""Fields of a row under their several names and in their several forms, checked as they are taken."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from logodata.common.errors import UserError
 from logodata.contract import QuestionKind
-from logodata.sources.settings import ALIASES
+from logodata.sources.settings import ALIASES, PARTS, aliases
 
 _REQUIRED: Any = object()
+
+_TEXTS = ("text", "paragraph_text", "content", "context")
+"""Under which a text stands in an object: NarrativeQA's document, question and answers, SQuAD's answers, MuSiQue's
+paragraphs."""
+
+_NAMES_SHOWN, _NAME_CHARACTERS = 20, 40
 
 
 class Fields:
@@ -34,47 +42,98 @@ class Fields:
     ) -> Any:
         """The field ``name`` of a row; ``default`` where it is absent or null.
 
+        Of several names the first counts under which something stands, of a text something but white space.
+
         Raises:
             UserError: it is required and absent, or of another type.
         """
         mapped = self._columns.get(name)
-        for key in (mapped,) if mapped else ALIASES[name]:
-            if mapped and key in row:
+        blank = None
+        for known in (mapped,) if mapped else aliases(name):
+            key = column_of(row, known)
+            if mapped and key is not None:
                 self._unseen.pop(mapped, None)
-            value = row.get(key)
+            value = None if key is None else row[key]
             if value is None:
                 continue
+            if kind is str:
+                value = _as_text(value)
             # True is an int to Python, and no id to anybody.
             if not isinstance(value, kind) or isinstance(value, bool):
-                wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-                raise UserError(
-                    f"field {key!r} is {type(value).__name__}, not {wanted}", where=where, mend="correct this line"
-                )
+                raise wrong_type(str(key), value, kind, where)
             if isinstance(value, str):
                 _check_characters(value, str(key), where)
+                if not value.strip():
+                    blank = value if blank is None else blank
+                    continue
             return value
+        if blank is not None:
+            return blank
         if default is _REQUIRED:
             names = mapped or "/".join(ALIASES[name])
-            found = ", ".join(map(str, row)) or "nothing"
+            questions = "; questions on documents of another file are source.questions=FILE" * (name == "context")
             raise UserError(
                 f"no field {names!r}",
                 where=where,
-                mend=f"add it, or map a column: source.columns.{name}=YOUR_COLUMN; found: {found}",
+                mend=f"add it, or map a column: source.columns.{name}=YOUR_COLUMN{questions}; found: {names_of(row)}",
             )
         return default
+
+    def context(self, row: Mapping[str, Any], where: str) -> str:
+        """The document of a row, of its parts put together."""
+        value = self.get(row, "context", where, (str, list, dict), default=None)
+        if value is None and "context" not in self._columns:
+            key = next((key for name in PARTS if (key := column_of(row, name)) and row[key]), None)
+            value = None if key is None else row[key]
+            if isinstance(value, list):
+                value = [{"text": part} if isinstance(part, str) else part for part in value]
+        if value is None:
+            self.get(row, "context", where, str)  # says what is missing
+        value = context_of(value)
+        if not isinstance(value, str):
+            raise wrong_type("context", value, str, where)
+        _check_characters(value, "context", where)
+        return value
 
     def check_all_seen(self, where: str) -> None:
         """Raise a :class:`UserError` if a mapped column was in no row: it is misspelt."""
         for column, name in self._unseen.items():
             raise UserError(f"no row has a column {column!r}", where=where, mend=f"correct source.columns.{name}")
 
+    def questions(self, row: Mapping[str, Any], where: str) -> list[dict[str, Any]] | None:
+        """The nested questions of a row; None where it has none. Texts get the answers that stand beside them in a list
+        as long."""
+        nested = spelt(self.get(row, "questions", where, (list, str), default=None))
+        if nested is None:
+            return None
+        if isinstance(nested, list) and nested and all(isinstance(entry, str) for entry in nested):
+            nested = self._beside(row, nested, where)
+        for entry in nested if isinstance(nested, list) else [nested]:
+            if not isinstance(entry, dict):
+                raise UserError(
+                    f"a question is {type(entry).__name__}, not an object",
+                    where=where,
+                    mend="write {question: ..., answers: [...]}",
+                )
+        found: list[dict[str, Any]] = nested
+        return found
+
+    def _beside(self, row: Mapping[str, Any], texts: list[str], where: str) -> list[Any]:
+        answers = spelt(self.get(row, "answers", where, (list, dict, str), default=None))
+        if isinstance(answers, dict):  # CoQA
+            answers = answers.get("input_text")
+        if not isinstance(answers, list):
+            return texts
+        if len(answers) != len(texts):
+            raise UserError(f"{len(texts)} questions and {len(answers)} answers", where=where, mend="correct this line")
+        return [{"question": text, "answers": answer} for text, answer in zip(texts, answers, strict=True)]
+
     def question(self, entry: Mapping[str, Any], default_id: str, where: str) -> dict[str, Any]:
         """The fields of a question; whether they make one is asked later."""
-        answers = self.get(entry, "answers", where, (list, str), default=[])
-        answers = [answers] if isinstance(answers, str) else answers
-        if not all(isinstance(answer, str) for answer in answers):
-            raise UserError("an answer is not a string", where=where, mend="correct this line")
+        answers = self._answers(entry, where)
         for answer in answers:
+            if not isinstance(answer, str):
+                raise UserError("an answer is not a string", where=where, mend="correct this line")
             _check_characters(answer, "answers", where)
         kind = str(self.get(entry, "kind", where, str, default="other"))
         return {
@@ -85,10 +144,112 @@ class Fields:
             "evidence": self.get(entry, "evidence", where, list, default=[]),
         }
 
+    def _answers(self, entry: Mapping[str, Any], where: str) -> list[Any]:
+        """Reference answers: a text, a list of texts or of objects with ``text`` (NarrativeQA), an object with a list
+        of them (SQuAD); or the number or letter of one of ``options``."""
+        options = _options(entry)
+        value = self.get(entry, "answers", where, (list, str, dict, *((int,) if options else ())), default=None)
+        if value is None and options and isinstance(gold := entry.get("gold_label"), int):  # QuALITY counts from 1
+            value = gold - 1
+        if isinstance(value, dict):
+            if isinstance(value.get("text", value.get("answer")), list | str):
+                value = value.get("text", value.get("answer"))
+            else:
+                raise wrong_type("answers", value, (list, str), where)
+        if value is None:
+            return []
+        answers = [_as_text(answer) for answer in (value if isinstance(value, list) else [value])]
+        return [_chosen(answer, options, where) for answer in answers] if options else answers
+
+
+def column_of(row: Mapping[str, Any], name: str) -> str | None:
+    """The key of a row for a name: itself, or what differs in capitals and white space around it only."""
+    if name in row:
+        return name
+    folded = name.strip().lower()
+    return next((key for key in row if isinstance(key, str) and key.strip().lower() == folded), None)
+
+
+def names_of(row: Mapping[str, Any]) -> str:
+    """The keys of a row for a message; a first line taken for a header may be a whole document."""
+    names = [str(key) if len(str(key)) <= _NAME_CHARACTERS else f"{str(key)[:_NAME_CHARACTERS]}…" for key in row]
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "") or "nothing"
+
+
+def wrong_type(key: str, value: object, kind: type | tuple[type, ...], where: str) -> UserError:
+    """The refusal of a field of another type."""
+    wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    return UserError(f"field {key!r} is {type(value).__name__}, not {wanted}", where=where, mend="correct this line")
+
+
+def context_of(value: object) -> object:
+    """A document that is told in parts with titles, or in objects, as one text: blank lines stand between them
+    (HotpotQA, MuSiQue). Anything else is returned as it is."""
+    if isinstance(value, dict) and isinstance(value.get("title"), list) and isinstance(value.get("sentences"), list):
+        value = [list(pair) for pair in zip(value["title"], value["sentences"], strict=False)]
+    if not isinstance(value, list) or not value:
+        return _as_text(value)
+    parts = [_part(part) for part in value]
+    return value if None in parts else "\n\n".join(part for part in parts if part)
+
+
+def _part(part: object) -> str | None:
+    match part:
+        case [str(title), list(sentences)] if all(isinstance(sentence, str) for sentence in sentences):
+            return f"{title}\n{''.join(sentences)}"
+        case {"title": str(title)} if isinstance(text := _as_text(part), str):
+            return f"{title}\n{text}"
+        case dict() if isinstance(text := _as_text(part), str):
+            return text
+    return None
+
+
+def spelt(value: Any) -> Any:
+    """The list or object that a text spells, as JSON or as Python does; any other value as it is."""
+    if not isinstance(value, str) or value.strip()[:1] + value.strip()[-1:] not in ("[]", "{}"):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        # [1815] is rather a text than a list of answers.
+        return found if isinstance(found, dict) or all(isinstance(item, str | dict | list) for item in found) else value
+    return value
+
 
 def text_digest(text: str) -> str:
     """sha256 of a text; its start names documents without a ``doc_id``."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _as_text(value: object) -> object:
+    """The text of an object that holds one."""
+    if isinstance(value, dict):
+        return next((value[key] for key in _TEXTS if isinstance(value.get(key), str)), value)
+    return value
+
+
+def _options(entry: Mapping[str, Any]) -> Sequence[str]:
+    options = entry.get("options") or entry.get("choices")
+    if isinstance(options, dict):
+        options = options.get("text")
+    if options is None and isinstance(entry.get("choice_A"), str):  # LongBench v2
+        options = [entry.get(f"choice_{letter}") for letter in "ABCD"]
+    return options if isinstance(options, list) and all(isinstance(option, str) for option in options) else ()
+
+
+def _chosen(answer: Any, options: Sequence[str], where: str) -> Any:
+    """The option that a number (from 0 on) or a letter names."""
+    number = answer
+    if isinstance(answer, str) and answer not in options and len(answer.strip()) == 1 and answer.strip().isalpha():
+        number = ord(answer.strip().upper()) - ord("A")
+    if not isinstance(number, int):
+        return answer
+    if not 0 <= number < len(options):
+        raise UserError(f"answer {answer!r} is none of {len(options)} options", where=where, mend="correct this line")
+    return options[number]
 
 
 def _check_characters(text: str, name: str, where: str) -> None:

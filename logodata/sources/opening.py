@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
@@ -13,26 +13,36 @@ from typing import Literal
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.foreign_files import (
+    check_is_text,
+    count_endings,
+    how_to_convert,
+    is_beside_data,
+    note_left_out,
+)
+from logodata.sources.csv_rows import SUFFIXES as CSV_SUFFIXES
+from logodata.sources.csv_rows import csv_rows
+from logodata.sources.fields import column_of
 from logodata.sources.json_rows import Row, json_rows
-from logodata.sources.settings import ALIASES, EMBEDDED_PREFIX, SourceSettings
+from logodata.sources.settings import ALIASES, EMBEDDED_PREFIX, SourceSettings, aliases
 from logodata.sources.shapes import (
-    ALPACA_FIELDS,
-    TURN_FIELDS,
+    OTHER_FIELDS,
     Shape,
+    columns_of,
     from_conversation,
     from_longalpaca,
+    from_squad,
     kind_of,
     shape_of,
 )
-from logodata.sources.tables import hub_rows, load_hub, parquet_rows
+from logodata.sources.tables import hub_files, hub_rows, load_hub, parquet_rows
 from logodata.sources.text_files import SUFFIXES, text_files, text_rows, visible_files
 
-Container = Literal["jsonl", "parquet", "text", "hub"]
+Container = Literal["jsonl", "csv", "parquet", "text", "hub"]
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-_TABLE_SUFFIXES = (".parquet", *_JSON_SUFFIXES, ".csv", ".arrow")
+_TABLE_SUFFIXES = (".parquet", *_JSON_SUFFIXES, *CSV_SUFFIXES, ".arrow")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,8 @@ class Opened:
     rows: Callable[[], Iterator[Row]]
     container: Container
     shape: Shape
+    columns: Mapping[str, str]
+    """Names of the rows' columns for our fields, where they are not told by :data:`ALIASES`."""
 
 
 def open_source(settings: SourceSettings) -> Opened:
@@ -60,10 +72,11 @@ def open_source(settings: SourceSettings) -> Opened:
                     mend=f"drop source.{name}, or set source.format=hub",
                 )
     rows = _raw_rows(settings, container)
+    _note_left_out(settings, container)
+    first = next(islice(rows(), 1), None)
     if settings.format in ("longalpaca", "conversations"):
         shape: Shape = "longalpaca" if settings.format == "longalpaca" else "conversations"
     else:
-        first = next(islice(rows(), 1), None)
         shape = "plain" if first is None or settings.columns or container == "text" else shape_of(first[1])
     if settings.columns and (shape != "plain" or container == "text"):
         raise UserError(
@@ -71,14 +84,50 @@ def open_source(settings: SourceSettings) -> Opened:
             where=settings.path,
             mend="drop it",
         )
+    columns = settings.columns
+    if first is not None and shape == "plain" and container != "text":
+        columns = {**columns_of(first[1]), **columns}
     if settings.format == "auto" and not settings.path.startswith(EMBEDDED_PREFIX):
-        note(f"{settings.path}: read as {container}" + ("" if shape == "plain" else f", rows as {shape}"))
+        found = f", rows as {shape}" if shape != "plain" else _found(first[1], columns) if first else ""
+        note(f"{settings.path}: read as {container}{found}")
+    return Opened(_shaped(rows, shape, kind_of(settings.path)), container, shape, columns)
+
+
+def _shaped(rows: Callable[[], Iterator[Row]], shape: Shape, kind: str) -> Callable[[], Iterator[Row]]:
+    """The rows in our own fields."""
     if shape == "longalpaca":
-        return Opened(lambda: ((where, from_longalpaca(row, where)) for where, row in rows()), container, shape)
+        return lambda: ((where, from_longalpaca(row, where)) for where, row in rows())
     if shape == "conversations":
-        kind = kind_of(settings.path)
-        return Opened(lambda: ((where, from_conversation(row, where, kind)) for where, row in rows()), container, shape)
-    return Opened(rows, container, shape)
+        return lambda: ((where, from_conversation(row, where, kind)) for where, row in rows())
+    if shape == "squad":
+        return lambda: ((where, document) for where, row in rows() for document in from_squad(row, where))
+    return rows
+
+
+def _found(row: Mapping[str, object], columns: Mapping[str, str]) -> str:
+    """Which columns are taken for which field, where their names do not say it; and which others might have been."""
+    taken = []
+    used = set(columns.values())
+    for field in ("context", "question", "questions", "answers"):
+        names = (columns[field],) if field in columns else aliases(field)
+        found = [key for name in names if (key := column_of(row, name)) is not None and row[key] not in (None, "")]
+        others = [repr(key) for key in found[1:] if key not in used]
+        if found and (others or found[0] != field):
+            taken.append(f"{field} from {found[0]!r}" + (f", not {', '.join(others)}" if others else ""))
+    return f", {'; '.join(taken)}" if taken else ""
+
+
+def _note_left_out(settings: SourceSettings, container: Container) -> None:
+    """Say which files of a folder are not read."""
+    folder = settings.file
+    if not folder.is_dir():
+        return
+    if container == "text":
+        note_left_out(folder, text_files(folder), f"{' and '.join(SUFFIXES)} files")
+    elif container == "csv":
+        note_left_out(folder, _csv_files(folder), f"{' and '.join(CSV_SUFFIXES)} files")
+    elif settings.subset is None and (files := hub_files(folder)):
+        note_left_out(folder, files, f"{' and '.join(sorted({file.suffix for file in files}))} files")
 
 
 def open_questions(settings: SourceSettings) -> Callable[[], Iterator[Row]]:
@@ -86,9 +135,12 @@ def open_questions(settings: SourceSettings) -> Callable[[], Iterator[Row]]:
     assert settings.questions is not None
     shown, file = settings.questions, Path(settings.questions).expanduser()
     if not file.is_file():
-        raise UserError("no such file", where=shown, mend="source.questions is a JSON or parquet file")
+        raise UserError("no such file", where=shown, mend="source.questions is a JSON, CSV or parquet file")
     if _is_parquet(file):
         return lambda: parquet_rows(file, shown, ())
+    check_is_text(file, shown, markup=True)
+    if file.suffix.lower() in CSV_SUFFIXES:
+        return lambda: csv_rows(file, shown, settings.columns)
     return lambda: json_rows(file, shown)
 
 
@@ -100,11 +152,13 @@ def source_fingerprint(settings: SourceSettings) -> str:
     container, folder = _container(settings), settings.file
     if container == "text":
         files = [(file, file.relative_to(folder)) for file in text_files(folder)]
+    elif container == "csv":
+        found = _csv_files(folder)
+        files = [(file, file.relative_to(folder) if len(found) > 1 else Path()) for file in found]
     elif container != "hub":
         files = [(source_file(settings.path), Path())]
     elif folder.is_dir():
-        found = (file for file in sorted(folder.rglob("*")) if file.is_file())
-        files = [(file, file.relative_to(folder)) for file in found]
+        files = [(file, file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
     else:
         dataset, split = load_hub(settings.path, settings.subset, settings.split)
         files = [(Path(part["filename"]), Path(split)) for part in dataset.cache_files]
@@ -156,55 +210,88 @@ def source_file(path: str) -> Path:
 def _container(settings: SourceSettings) -> Container:
     path, file = settings.path, settings.file
     if path.startswith(EMBEDDED_PREFIX) or settings.format == "jsonl":
-        _refuse_compressed(source_file(path), path)
+        check_is_text(source_file(path), path, markup=True)
         return "jsonl"
     if settings.format == "hub":
         return "hub"
     if settings.format == "parquet":
         source_file(path)
         return "parquet"
-    if settings.format == "text":
+    if settings.format in ("text", "csv"):
         if not file.exists():
             source_file(path)
-        if not text_files(file):
-            raise UserError("holds no text file", where=path, mend=f"files end in {' or '.join(SUFFIXES)}")
-        return "text"
+        suffixes, files = (SUFFIXES, text_files) if settings.format == "text" else (CSV_SUFFIXES, _csv_files)
+        if not files(file):
+            raise UserError(
+                f"holds no {settings.format} file", where=path, mend=f"files end in {' or '.join(suffixes)}"
+            )
+        if file.is_file():
+            check_is_text(file, path)
+        return settings.format
     if file.is_dir():
         return _folder(file, path)
     if not file.exists() and _HUB_NAME.fullmatch(path) and file.suffix not in (*_TABLE_SUFFIXES, *SUFFIXES):
         return "hub"
     source_file(path)
-    _refuse_compressed(file, path)
     if _is_parquet(file):
         return "parquet"
+    check_is_text(file, path, markup=file.suffix.lower() in _JSON_SUFFIXES)
+    if file.suffix.lower() in CSV_SUFFIXES:
+        return "csv"
     if file.suffix.lower() in SUFFIXES:
         return "text"
     with open(file, "rb") as handle:
         head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if file.suffix.lower() in _JSON_SUFFIXES or head[:1] in (b"{", b"["):
         return "jsonl"
-    raise UserError("its format cannot be told", where=path, mend="set source.format, e.g. jsonl or text")
+    how = how_to_convert([file.suffix.lower()])
+    raise UserError(
+        "its format cannot be told",
+        where=path,
+        mend=f"turn it into text first: {how}" if how else "set source.format: jsonl, csv, parquet or text",
+    )
 
 
 def _folder(folder: Path, path: str) -> Container:
-    has_text = bool(text_files(folder))
-    has_tables = next(visible_files(folder, _TABLE_SUFFIXES), None) is not None
-    if has_text and has_tables:
+    tables = list(visible_files(folder, _TABLE_SUFFIXES))
+    # What lies beside a data set is no document; in a folder of texts it may be one.
+    has_text = any(not (tables and is_beside_data(file)) for file in text_files(folder))
+    if has_text and tables:
         raise UserError(
             "holds text files and tables", where=path, mend="set source.format=text or hub, or give one of the files"
         )
-    if not has_text and not has_tables:
-        raise UserError("holds no documents", where=path, mend=f"give a folder of {', '.join(SUFFIXES)} or data files")
-    return "text" if has_text else "hub"
+    if not has_text and not tables:
+        others = [file for file in visible_files(folder, ()) if not is_beside_data(file)]
+        how = how_to_convert(sorted({file.suffix.lower() for file in others}))
+        raise UserError(
+            f"holds no documents (files: {count_endings(others) or 'none'})",
+            where=path,
+            mend=f"turn them into text first: {how}"
+            if how
+            else f"give a folder of {', '.join(SUFFIXES)} or data files",
+        )
+    if has_text:
+        return "text"
+    return "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
+
+
+def _csv_files(path: Path) -> list[Path]:
+    """Tables in a folder and its subfolders, in order of their names; or the file itself."""
+    return [path] if path.is_file() else sorted(visible_files(path, CSV_SUFFIXES))
 
 
 def _raw_rows(settings: SourceSettings, container: Container) -> Callable[[], Iterator[Row]]:
     path = settings.path
-    wanted = {name for names in ALIASES.values() for name in names} | set(settings.columns.values())
-    wanted |= {*ALPACA_FIELDS, *TURN_FIELDS}
+    wanted = {name for field in ALIASES for name in aliases(field)} | {*OTHER_FIELDS}
+    wanted |= {settings.columns[field] for field in settings.columns}
+    wanted |= {form for name in wanted for form in (name.capitalize(), name.upper())}
     if container == "jsonl":
         file = source_file(path)
         return lambda: json_rows(file, path)
+    if container == "csv":
+        files = _csv_files(settings.file)
+        shown = {file: path if len(files) == 1 else str(file) for file in files}
+        return lambda: (row for file in files for row in csv_rows(file, shown[file], settings.columns))
     if container == "parquet":
         return lambda: parquet_rows(settings.file, path, wanted)
     if container == "text":
@@ -216,11 +303,3 @@ def _raw_rows(settings: SourceSettings, container: Container) -> Callable[[], It
 def _is_parquet(file: Path) -> bool:
     with open(file, "rb") as handle:
         return file.suffix.lower() == ".parquet" or handle.read(4) == b"PAR1"
-
-
-def _refuse_compressed(file: Path, path: str) -> None:
-    with open(file, "rb") as handle:
-        head = handle.read(4)
-    for magic, name in _COMPRESSED.items():
-        if head.startswith(magic):
-            raise UserError(f"is compressed ({name})", where=path, mend="unpack it first")

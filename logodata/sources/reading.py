@@ -10,16 +10,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import ValidationError
 
+from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.foreign_files import is_page
 from logodata.contract import Question, file_of
 from logodata.sources.documents import Documents, Entry, identify
 from logodata.sources.fields import Fields, text_digest
 from logodata.sources.opening import open_questions, open_source
 from logodata.sources.settings import SourceSettings
+from logodata.sources.shapes import UNDERSTOOD
+from logodata.sources.text_files import SUFFIXES
 
 
 @dataclass(slots=True)
@@ -53,7 +59,7 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             where=settings.path,
             mend="have them written by 'logodata questions', or give source.questions=FILE",
         )
-    fields = Fields(settings.columns if opened.shape == "plain" else {})
+    fields = Fields(opened.columns)
     reader = _Reader(fields, settings, needs_questions and settings.questions is None)
     for where, row in opened.rows():
         reader.add(row, where)
@@ -62,6 +68,13 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     if settings.questions is not None:
         for where, row in open_questions(settings)():
             reader.add_questions(row, where)
+        unknown = [fault["doc_id"] for fault in reader.faults if fault["reason"] == "unknown_document"]
+        if unknown:
+            held = ", ".join(map(repr, islice(reader.entries, 3)))
+            note(
+                f"warning: {settings.questions}: {len(unknown)} questions are on documents that the source does not "
+                f"hold, such as {unknown[0]!r}; it holds {held}, ..."
+            )
     fields.check_all_seen(settings.path)
     usable: dict[str, Entry] = {}
     left_out: set[str] = set()
@@ -72,6 +85,17 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             usable[doc_id] = entry
         elif not entry.num_asked:  # else each of its questions is in the faults already
             reader.fault({"id": doc_id, "question": ""}, doc_id, entry.where, "empty_document")
+    if reader.num_pages:
+        note(
+            f"warning: {settings.path}: {reader.num_pages} of {len(reader.entries)} documents are HTML pages: the "
+            f"model will read their tags; turn them into text first"
+        )
+    num_without = sum(fault["reason"] == "empty_document" for fault in reader.faults)
+    if opened.shape in ("conversations", "longalpaca") and num_without:
+        note(
+            f"warning: {settings.path}: no document is found for {num_without} questions of its {opened.shape}; "
+            f"{UNDERSTOOD}"
+        )
     source = Source(
         Documents(opened.rows, fields, usable), [fault for fault in reader.faults if fault["doc_id"] not in left_out]
     )
@@ -91,7 +115,7 @@ class _Reader:
     def __init__(self, fields: Fields, settings: SourceSettings, needs_questions: bool) -> None:
         self._fields, self._settings, self._needs_questions = fields, settings, needs_questions
         self._question_places: dict[str, str] = {}
-        self._num_unknown = 0
+        self._num_unknown = self.num_pages = 0
         self.kinds = Counter[str]()
         """Of all questions, taken or not."""
         self.entries: dict[str, Entry] = {}
@@ -103,6 +127,7 @@ class _Reader:
         digest, known = text_digest(text), self.entries.get(doc_id)
         if known is None:
             title = self._fields.get(row, "title", where, str, default="")
+            self.num_pages += is_page(text)
             self.entries[doc_id] = Entry(where, title, digest, len(text), not text.strip())
         elif known.digest != digest:
             raise UserError(
@@ -116,6 +141,8 @@ class _Reader:
     def add_questions(self, row: dict[str, Any], where: str) -> None:
         """A row of the questions' file."""
         doc_id = str(self._fields.get(row, "doc_id", where, (str, int)))
+        if doc_id not in self.entries and PurePath(doc_id).suffix.lower() in SUFFIXES:
+            doc_id = PurePath(doc_id).with_suffix("").as_posix()  # a text file's name
         for entry in self._asked(row, where, True):
             if doc_id in self.entries:
                 self._ask(doc_id, entry, where)
@@ -142,17 +169,10 @@ class _Reader:
         )
 
     def _asked(self, row: dict[str, Any], where: str, needed: bool) -> list[dict[str, Any]]:
-        nested = self._fields.get(row, "questions", where, list, default=None)
+        nested = self._fields.questions(row, where)
         if nested is None:
             asks = needed or self._fields.get(row, "question", where, str, default=None) is not None
             return [row] if asks else []
-        for entry in nested:
-            if not isinstance(entry, dict):
-                raise UserError(
-                    f"a question is {type(entry).__name__}, not an object",
-                    where=where,
-                    mend="write {question: ..., answers: [...]}",
-                )
         return nested
 
     def _ask(self, doc_id: str, row: dict[str, Any], where: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from logodata.common.recipe_io import RecipeModel
 from logodata.contract import QuestionKind
 
-SourceFormat = Literal["auto", "jsonl", "parquet", "text", "hub", "longalpaca", "conversations"]
+SourceFormat = Literal["auto", "jsonl", "csv", "parquet", "text", "hub", "longalpaca", "conversations"]
 
 EMBEDDED_PREFIX = "embedded:"
 
@@ -27,19 +27,37 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """A row's fields and the names under which other data sets carry them (LongBench: input, _id)."""
 
+RARER_ALIASES: dict[str, tuple[str, ...]] = {
+    "context": ("passage", "article", "story", "content", "body", "page_content"),
+    "questions": ("qas", "qa_pairs", "instructions"),
+    "question": ("query", "instruction", "q"),
+    "answers": ("output", "outputs", "response", "target", "completion", "a"),
+    "id": ("qid", "question_id"),
+}
+"""More of them (Dolly: instruction, response; CoQA: story; L-Eval: instructions, outputs; SCROLLS: output)."""
+
+PARTS = ("contexts", "paragraphs", "passages", "documents", "ctxs")
+"""Lists of texts that make one document, in rows without ``context`` (MuSiQue, RAGAS, DPR)."""
+
+
+def aliases(name: str) -> tuple[str, ...]:
+    """All names of a field, in the order in which they count."""
+    return ALIASES[name] + RARER_ALIASES.get(name, ())
+
 
 class SourceSettings(RecipeModel):
     """Where documents come from."""
 
     path: str = Field(min_length=1)
-    """A file (JSON lines or a JSON list, parquet, text), a folder (of text files, or of a data set's files), a hub data
-    set such as ``org/name``, or ``embedded:train`` / ``embedded:eval`` for the documents that come with the project."""
+    """A file (JSON lines or a JSON list, CSV, parquet, text), a folder (of text files, of CSV files, or of a data set's
+    files), a hub data set such as ``org/name``, or ``embedded:train`` / ``embedded:eval`` for the documents that come
+    with the project."""
     format: SourceFormat = "auto"
     """How to read it. ``auto`` goes by extension and content, and says in the log what it found. ``longalpaca`` (rows
-    of instruction, input, output, file) and ``conversations`` (turns of long-llm-data) stand for the shape of rows, in
-    a JSON, parquet or hub container."""
+    of instruction, input, output, file) and ``conversations`` (turns, or prompt and completion) stand for the shape of
+    rows, in a JSON, CSV, parquet or hub container."""
     questions: str | None = None
-    """A second file, JSON or parquet, with questions by ``doc_id``, for documents that hold none (or not all)."""
+    """A second file, JSON, CSV or parquet, with questions by ``doc_id``, for documents that hold none (or not all)."""
     split: str | None = None
     """Split of a hub data set, or of a data set's folder; may be left out where there is only one."""
     subset: str | None = None

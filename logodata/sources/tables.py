@@ -66,6 +66,16 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
         ) from error
 
 
+def hub_files(folder: Path) -> list[Path]:
+    """The files that ``load_dataset`` reads of a folder, of all splits; none where it is a saved data set."""
+    import datasets
+
+    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+        return []
+    files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
+    return [Path(file) for names in files.values() for file in names]
+
+
 def hub_rows(dataset: Dataset, shown: str, wanted: Collection[str]) -> Iterator[Row]:
     """Yield the rows of a loaded data set; of its columns those that are ``wanted``, if any is."""
     names = [name for name in dataset.column_names if name in wanted]

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from logodata.common.errors import UserError
+from logodata.common.foreign_files import check_is_text
 from logodata.common.json_lines import MAX_JSON_BYTES
 from logodata.sources.json_rows import Row
 
@@ -18,8 +19,10 @@ def text_files(path: Path) -> list[Path]:
 
 
 def visible_files(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
-    """Files in a folder and its subfolders with one of these endings, hidden ones left out, in any order."""
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+    """Files in a folder and its subfolders with one of these endings, or with any if none is given, hidden ones left
+    out, in any order."""
+    every = (file for file in folder.rglob("*") if not suffixes or file.suffix.lower() in suffixes)
+    files = (file for file in every if file.is_file())
     return (file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
@@ -40,6 +43,7 @@ def text_rows(path: Path) -> Iterator[Row]:
         seen[doc_id] = file
         if file.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"more than {MAX_JSON_BYTES // 2**20} MiB", where=str(file), mend="split it into documents")
+        check_is_text(file, str(file))
         try:
             text = file.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from logodata.common.errors import UserError
+from logodata.common.foreign_files import note_left_out
 from logodata.common.json_lines import numbered_lines, parse_json
 from logodata.common.parquet import parquet_rows
 from logoeval.longbench.tasks import E_SUFFIX, TASKS, Task, split_name
@@ -105,6 +106,7 @@ def _files(data: Path) -> Iterator[_File]:
             for path in paths:
                 yield from _one_file(path, PurePosixPath(path.relative_to(data).as_posix()))
             if paths:
+                note_left_out(data, paths, f"{ending} files")
                 return
         raise UserError("holds no .jsonl, .parquet or .zip file", where=str(data), mend=_HOW)
     yield from _one_file(data, PurePosixPath(data.name))

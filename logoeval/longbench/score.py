@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.errors import UserError
+from logodata.common.foreign_files import note_left_out
 from logoeval.longbench.data import check_answers, length_of, read_lines, texts
 from logoeval.longbench.metrics import CodeSimBackend
 from logoeval.longbench.run import FOLDER
@@ -128,6 +129,8 @@ def _files(source: Path) -> list[Path]:
     files = sorted((ours if ours.is_dir() else source).glob("*.jsonl"))
     if not files:
         raise UserError("holds no .jsonl file", where=str(source), mend=_HOW)
+    if not ours.is_dir():
+        note_left_out(source, files, ".jsonl files, without subfolders,")
     return files
 
 

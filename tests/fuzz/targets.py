@@ -133,6 +133,21 @@ SOURCE_FIELDS = {
     "output": "O",
     "file": "F",
 }
+SHAPE_FIELDS: dict[str, Any] = {
+    "document": {"text": "Some text."},
+    "contexts": ["One.", {"title": "T", "text": "Two."}],
+    "paragraphs": [{"context": "Some text.", "qas": [{"question": "Who?", "answers": {"text": ["A"]}}]}],
+    "data": [{"title": "T", "paragraphs": [{"context": "Some text.", "qas": []}]}],
+    "query": {"text": "Who?"},
+    "questions": ["Who?"],
+    "answers": {"input_text": ["A"]},
+    "answer": 1,
+    "options": ["A", "B"],
+    "gold_label": 2,
+    "system": "S",
+    "prompt": [{"role": "user", "content": [{"type": "text", "text": "Context: T\nQuestion: Who?"}]}],
+    "completion": [{"role": "assistant", "content": "A"}],
+}
 PREDICTION_FIELDS = {
     "pred": "the mill",
     "answers": ["Paragraph 3", "段落3", "Abbreviation"],
@@ -167,6 +182,28 @@ def source_rows(data: bytes, folder: Path) -> None:
     if not draw.number(0, 3):
         settings["columns"] = {draw.choice(("context", "answers", "id")): draw.choice(("title", "file", "body"))}
     _read_source(folder / "docs.jsonl", lines, **settings)
+
+
+def source_shapes(data: bytes, folder: Path) -> None:
+    """JSON rows with fields of any data set."""
+    draw = Draw(data)
+    kept = [name for name in SHAPE_FIELDS if draw.number(0, 2) == 0]
+    _read_source(folder / "docs.jsonl", draw.lines({name: SHAPE_FIELDS[name] for name in kept}))
+
+
+def source_table(data: bytes, folder: Path) -> None:
+    """A table of any cells, quoted or not; or any bytes, under a header or without one."""
+    draw = Draw(data)
+    delimiter = draw.choice((",", ";", "\t", "|"))
+    header = draw.choice(("context,question,answers\n", ",Text,Question,Answer\r\n", "sep=;\ncontext;question\n", ""))
+    if draw.number(0, 1):
+        _read_source(folder / "docs.csv", header.replace(",", delimiter).encode() + data)
+        return
+    rows = [[draw.choice((draw.text(), "['a', 'b']", '["a"]', "T", "")) for _ in range(3)] for _ in range(3)]
+    quoted = draw.number(0, 3) > 0
+    cells = [[f'"{cell.replace(chr(34), 2 * chr(34))}"' if quoted else cell for cell in row] for row in rows]
+    text = header.replace(",", delimiter) + "".join(delimiter.join(row) + "\n" for row in cells)
+    _read_source(folder / "docs.csv", text.encode("utf-8", "replace"))
 
 
 def source_text(data: bytes, folder: Path) -> None:
@@ -450,7 +487,7 @@ def _check(is_so: bool, found: object) -> None:
 
 
 GROUPS: dict[str, tuple[Target, ...]] = {
-    "sources": (source_bytes, source_rows, source_text, source_parquet),
+    "sources": (source_bytes, source_rows, source_shapes, source_table, source_text, source_parquet),
     "predictions": (prediction_bytes, prediction_rows, longbench_bytes, longbench_rows),
     "recipes": (recipe_bytes, recipe_overrides),
     "judge": (judge_replies,),

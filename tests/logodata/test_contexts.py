@@ -73,8 +73,9 @@ def test_the_seed_alone_decides() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"critical_top": 3},
-        {"critical_threshold": None},
+        {"critical_top": 3, "critical_threshold": 6.0},
+        {"critical_top": None},
+        {"num_chunks": 3},
         {"critical_threshold": None, "critical_top": 9, "num_chunks": 4},
         {"mixed_ratios": [1.0]},
         {"mixed_ratios": [0.5, 0.25, 0.5]},
@@ -84,3 +85,15 @@ def test_the_seed_alone_decides() -> None:
 def test_contradictory_settings_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ContextSettings.model_validate(fields)
+
+
+def test_a_threshold_takes_the_place_of_the_best_chunks() -> None:
+    rules = [{}, {"critical_threshold": None}, {"critical_threshold": 6.0}, {"critical_top": 2}]
+    found = [ContextSettings.model_validate(rule) for rule in rules]
+    assert [(one.critical_threshold, one.critical_top) for one in found] == [
+        (None, 4),
+        (None, 4),
+        (6.0, None),
+        (None, 2),
+    ]
+    assert [ContextSettings.model_validate(one.model_dump()) for one in found] == found

@@ -208,12 +208,16 @@ def test_auto_takes_an_installed_pipeline_and_says_so(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["evaluator.name=fused"], "critical_threshold=6 does not go with evaluator.name=fused"),
-        (["evaluator.name=lexical"], "BM25 has no scale"),
-        (["evaluator.name=embedding"], "a cosine lies between -1 and 1"),
+        (
+            ["evaluator.name=fused", "contexts.critical_threshold=6"],
+            "critical_threshold=6 does not go with evaluator.name=fused",
+        ),
+        (["evaluator.name=lexical", "contexts.critical_threshold=6"], "BM25 has no scale"),
+        (["evaluator.name=embedding", "contexts.critical_threshold=6"], "a cosine lies between -1 and 1"),
         (["contexts.critical_threshold=-1"], "never below 0"),
         (["evaluator.name=embedding", "contexts.critical_threshold=0.4"], ""),
         (["evaluator.name=fused", "contexts.critical_threshold=null", "contexts.critical_top=4"], ""),
+        (["evaluator.name=fused"], ""),
         (["contexts.critical_threshold=0"], ""),
     ],
 )

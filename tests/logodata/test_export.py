@@ -99,6 +99,29 @@ def test_trl_tokenises_back(
     assert "tokenise to other ids" not in notes
 
 
+@pytest.mark.parametrize("name", ["text.parquet", "text.jsonl"])
+def test_text_holds_all_of_a_sample(
+    tmp_path: Path, tiny_model_dir: Path, tiny_tokenizer: Any, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also what other trainers must not get, and as ``load_dataset`` reads it."""
+    from datasets import load_dataset
+
+    samples = [make_sample(tiny_tokenizer, 1), make_sample(tiny_tokenizer, 2, [*CHUNKS, FORGED])]
+    folder, file = write_data(tmp_path / "set", tiny_model_dir, tiny_tokenizer, samples), tmp_path / name
+    assert export(folder, "text", file) == 0
+    assert "left out" not in capsys.readouterr().err
+    builder = "parquet" if name.endswith(".parquet") else "json"
+    rows = load_dataset(builder, data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
+    for row, sample in zip(rows, samples, strict=True):
+        assert row["prompt"] == tiny_tokenizer.decode(sample.prompt_ids)
+        assert row["question"] in row["prompt"]
+        assert row["context"] in row["prompt"]
+        assert row["context"] == "\n".join(chunk.text for chunk in sample.chunks)
+        assert (row["id"], row["doc_id"], row["kind"], row["answers"]) == (sample.id, "d", "other", ["millet"])
+        assert (row["chosen"], row["rejected"]) == ("Millet " + sample.id[1:] + ".", [" Sand", "Owls."])
+        assert row["rejected_strategies"] == ["irrelevant", "mixed-0.5"]
+
+
 def test_trl_with_a_tokenizer_that_adds_bos(data: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
     """As Llama-3's: TRL adds the BOS to text, so the text must not hold it too."""
     from tokenizers.processors import TemplateProcessing

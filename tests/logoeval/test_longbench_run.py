@@ -117,6 +117,13 @@ def test_rows_read_alike_from_every_form(whole: Path, tmp_path: Path) -> None:
     assert not (tmp_path.parent / "outside.jsonl").exists()
 
 
+def test_what_a_folder_leaves_out_is_said(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF-")
+    (tmp_path / "README.md").write_text("about")
+    assert read_rows(tmp_path, None, False) == read_rows(whole, None, False)
+    assert "left out 1 of 2 files (.pdf 1), only .jsonl files are read" in capsys.readouterr().err
+
+
 def test_tolerated_rows(tmp_path: Path) -> None:
     first = row("trec", 0)
     second = {"question": "Type:", "context": "c", "answers": "Date"}  # no id, no classes, no length, one answer

@@ -44,6 +44,28 @@ def test_folder_of_texts(tmp_path: Path) -> None:
     assert read_documents(tmp_path) == (("a.txt", "first"), ("b.txt", "second"))
 
 
+def test_what_a_folder_of_texts_leaves_out_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("a.txt", "b.md", "c.pdf", "deep/d.txt", ".hidden.txt.swp"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "empty.txt").write_text(" \n")
+    for _ in range(2):
+        assert read_documents(tmp_path) == (("a.txt", "text"),)
+    said = capsys.readouterr().err
+    assert (
+        said.count("left out 3 of 5 files (.md 1, .pdf 1, .txt 1), only .txt files, without subfolders, are read") == 1
+    )
+    assert said.count("left out 1 of 2 files, which are empty: empty.txt") == 1
+    assert "pdftotext" in said
+
+
+@pytest.mark.parametrize(("name", "data"), [("a.txt", b"<!DOCTYPE html><p>x"), ("a.pdf", b"%PDF-1.4")])
+def test_pages_and_pdf_files_are_no_texts(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match="not plain text"):
+        read_documents(tmp_path / name)
+
+
 def test_missing_or_broken_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \.txt file"):
         read_documents(tmp_path)

@@ -1,0 +1,163 @@
+"""Files that are no text, though somebody may take them for one: named, with what turns them into text."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from logodata.common.console import note
+from logodata.common.errors import UserError
+
+_PANDOC = "pandoc -t plain --wrap=none FILE -o FILE.txt"
+_CONVERTERS = {
+    ".pdf": "pdftotext FILE.pdf",
+    **dict.fromkeys((".html", ".htm", ".xhtml", ".docx", ".epub", ".odt", ".rtf"), _PANDOC),
+    ".doc": "soffice --headless --convert-to txt:Text FILE.doc",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "soffice --headless --convert-to csv FILE"),
+    **dict.fromkeys((".mobi", ".azw3"), "ebook-convert FILE FILE.txt"),
+}
+_ARCHIVES = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"7z\xbc\xaf": "7z",
+}
+_OFFICE = {
+    ".docx": "a Word document",
+    ".doc": "a Word document",
+    ".epub": "an EPUB book",
+    ".odt": "an OpenDocument text",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a workbook"),
+}
+"""Which of these a file is, its ending tells: inside they are archives, or all alike."""
+
+_DOCUMENTS = {
+    b"%PDF-": ("a PDF file", ".pdf"),
+    b"{\\rtf": ("an RTF document", ".rtf"),
+}
+_HTML = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
+_XML = re.compile(rb"\s*<\?xml\b")
+_BINARY = (
+    b"\xd0\xcf\x11\xe0",
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"RIFF",
+    b"\x7fELF",
+    b"MZ\x90",
+    b"SQLite format 3",
+    b"PAR1",
+    b"ARROW1",
+)
+"""What else is no text, and may begin as one. Anything else that is none is not UTF-8, and refused as such."""
+
+_HEAD = 8192
+
+_BESIDE = re.compile(
+    r"(?:readme|licen[cs]e|notice|copying|changelog)\b.*|dataset_infos?\.json|dataset_dict\.json|state\.json"
+)
+"""What lies beside data and is none."""
+
+
+def check_is_text(file: Path, shown: str, *, markup: bool = False) -> None:
+    """Refuse a file that is no plain text, by how it begins.
+
+    Args:
+        file: to look at.
+        shown: its name in messages.
+        markup: let HTML and XML through, for a reader that meets them as faults of its own.
+
+    Raises:
+        UserError: it is compressed, a document of a word processor, a page or a binary file.
+    """
+    with open(file, "rb") as handle:
+        head = handle.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
+    suffix = file.suffix.lower()
+    if suffix in _OFFICE and head.startswith((b"PK", b"\xd0\xcf\x11\xe0")):
+        raise _not_text(_OFFICE[suffix], suffix, shown)
+    for magic, name in _ARCHIVES.items():
+        if head.startswith(magic):
+            raise UserError(f"is compressed ({name})", where=shown, mend="unpack it first")
+    for magic, (kind, ending) in _DOCUMENTS.items():
+        if head.startswith(magic):
+            raise _not_text(kind, ending, shown)
+    if head.startswith(_BINARY):
+        raise _not_text("a binary file", "", shown)
+    if markup:
+        return
+    if _HTML.match(head):
+        raise _not_text("an HTML page", ".html", shown)
+    if _XML.match(head):
+        raise _not_text("an XML file", "", shown)
+
+
+def _not_text(kind: str, ending: str, shown: str) -> UserError:
+    mend = "give plain text, without tags"
+    if ending in _CONVERTERS:
+        mend = f"turn it into text first: {_CONVERTERS[ending]}"
+    return UserError(f"{kind}, not plain text", where=shown, mend=mend)
+
+
+def is_page(text: str) -> bool:
+    """Whether a text begins as an HTML page does."""
+    return _HTML.match(text[:_HEAD].encode("utf-8", "replace")) is not None
+
+
+def is_beside_data(file: Path) -> bool:
+    """Whether a file speaks of the data in its folder, and is none of them: ``README.md``, ``LICENSE``."""
+    return _BESIDE.fullmatch(file.name.lower()) is not None
+
+
+def how_to_convert(suffixes: Iterable[str]) -> str:
+    """The commands that turn files of these endings into text; empty where none is known."""
+    return ", ".join(dict.fromkeys(_CONVERTERS[suffix] for suffix in suffixes if suffix in _CONVERTERS))
+
+
+def count_endings(files: Iterable[Path]) -> str:
+    """``.pdf 2, .html 1``; the commonest first."""
+    counts = Counter(file.suffix.lower() or "no ending" for file in files)
+    return ", ".join(f"{suffix} {count}" for suffix, count in sorted(counts.items(), key=lambda it: (-it[1], it[0])))
+
+
+def note_left_out(folder: Path, taken: Collection[Path], read: str) -> None:
+    """Say, once, which files of a folder and its subfolders are not read; hidden ones, and those beside data, are not
+    spoken of.
+
+    Args:
+        folder: that is read.
+        taken: the files of it that are.
+        read: what is read, e.g. ``.txt and .md files``.
+    """
+    places = {file.resolve() for file in taken}
+    left = [file for file in _visible(folder) if file.resolve() not in places and not is_beside_data(file)]
+    if left:
+        commands, total = how_to_convert(sorted({file.suffix.lower() for file in left})), len(left) + len(places)
+        _note_once(
+            f"{folder}: left out {len(left)} of {total} files ({count_endings(left)}), only {read} are read"
+            + (f"; to read them too, turn them into text: {commands}" if commands else "")
+        )
+
+
+def note_empty(folder: Path, empty: Collection[Path], total: int) -> None:
+    """Say, once, which of ``total`` files hold nothing."""
+    if empty:
+        names = ", ".join(file.name for file in list(empty)[:5])
+        _note_once(f"{folder}: left out {len(empty)} of {total} files, which are empty: {names}")
+
+
+@cache
+def _note_once(text: str) -> None:
+    """Folders are read more than once."""
+    note(text)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    for file in folder.rglob("*"):
+        place = file.relative_to(folder).parts
+        if not any(part.startswith(".") or part == "__MACOSX" for part in place) and file.is_file():
+            yield file

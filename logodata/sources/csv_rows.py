@@ -1,0 +1,131 @@
+"""Rows of tables as text: CSV with ``,`` or ``;``, TSV; quoted fields may hold anything, ends of lines too.
+
+Cells are text as it stands there, empty ones are absent. In columns whose fields are lists, a cell that spells one, as
+JSON or as Python does, is that: tables written by pandas have answers so.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from logodata.common import json_lines
+from logodata.common.errors import UserError
+from logodata.common.json_lines import numbered_lines, too_long
+from logodata.sources.fields import column_of, names_of, spelt
+from logodata.sources.json_rows import Row
+from logodata.sources.settings import ALIASES, PARTS, aliases
+from logodata.sources.shapes import OTHER_FIELDS, TURN_FIELDS
+
+SUFFIXES = (".csv", ".tsv")
+
+_DELIMITERS = (",", ";", "\t", "|")
+_SEPARATOR_LINE = re.compile(r"sep=(.)")
+"""What spreadsheets write before the header."""
+
+_LISTS = ("questions", "answers", "evidence")
+
+_QUOTING = "put cells that hold the delimiter or an end of line into double quotes, and double the quotes in them"
+
+
+def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row]:
+    """Yield the rows of a table, each under the names of the header row.
+
+    Args:
+        file: to read.
+        shown: its name in messages.
+        columns: names of the table's own columns for our fields.
+
+    Raises:
+        UserError: not UTF-8, no header, a row with more or fewer cells than it, quotes without end, a cell too long.
+    """
+    csv.field_size_limit(json_lines.MAX_JSON_BYTES)
+    with open(file, "rb") as handle:
+        lines = _Lines(numbered_lines(handle, shown), shown)
+        header, delimiter = _header(lines, shown, file.suffix.lower() == ".tsv")
+        _check_header(header, columns, shown)
+        lists = {name for name in header if name and _holds_lists(name, columns)}
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        while True:
+            start = lines.number + 1
+            where = f"{shown}:{start}"
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                if "field limit" in str(error):
+                    raise too_long(where, "a cell") from error
+                raise UserError(
+                    f"not valid CSV in the row that begins here: {error}", where=where, mend=_QUOTING
+                ) from error
+            if cells is None:
+                return
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                raise UserError(f"{len(cells)} cells, the header has {len(header)}", where=where, mend=_QUOTING)
+            yield (
+                where,
+                {
+                    name: (spelt(cell) if name in lists else cell) if cell.strip() else None
+                    for name, cell in zip(header, cells, strict=True)
+                },
+            )
+
+
+class _Lines(Iterator[str]):
+    """Lines as text, with the number of the last one read."""
+
+    def __init__(self, numbered: Iterator[tuple[int, bytes]], shown: str) -> None:
+        self._numbered, self._shown, self.number = numbered, shown, 0
+
+    def __next__(self) -> str:
+        self.number, line = next(self._numbered)
+        try:
+            return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"not UTF-8 (byte {error.start} of the line)",
+                where=f"{self._shown}:{self.number}",
+                mend="save the file as UTF-8",
+            ) from error
+
+
+def _header(lines: _Lines, shown: str, tabs: bool) -> tuple[list[str], str]:
+    """Names of the columns, and the delimiter: the one that makes most of them."""
+    first = next(lines, "")
+    named = _SEPARATOR_LINE.fullmatch(first.strip())
+    if named:
+        first = next(lines, "")
+    delimiters = ("\t",) if tabs else (named[1],) if named else _DELIMITERS
+    try:
+        found = {sign: next(csv.reader([first], delimiter=sign, strict=True), []) for sign in delimiters}
+    except csv.Error as error:
+        raise UserError(
+            f"not valid CSV in the row that begins here: {error}", where=f"{shown}:1", mend=_QUOTING
+        ) from error
+    delimiter = max(found, key=lambda sign: len(found[sign]))
+    header = [name.strip() for name in found[delimiter]]
+    doubled = next((name for name in header if name and header.count(name) > 1), None)
+    if doubled is not None:
+        raise UserError(f"two columns are called {doubled!r}", where=f"{shown}:1", mend="rename one")
+    return header, delimiter
+
+
+def _check_header(header: Collection[str], columns: Mapping[str, str], shown: str) -> None:
+    named = dict.fromkeys(header)
+    known = {*columns.values(), *(name for field in ALIASES for name in aliases(field)), *OTHER_FIELDS}
+    if not any(column_of(named, name) for name in known):
+        raise UserError(
+            "the first row names no column that is known: is there no header row?",
+            where=f"{shown}:1",
+            mend="write one, e.g. context,question,answers, or map your names: source.columns.context=NAME; "
+            f"found: {names_of(named)}",
+        )
+
+
+def _holds_lists(column: str, columns: Mapping[str, str]) -> bool:
+    names = {columns[field] for field in _LISTS if field in columns}
+    names |= {name for field in _LISTS for name in aliases(field)} | {*TURN_FIELDS, *PARTS, "options", "choices"}
+    return any(column_of({column: None}, name) for name in names)
