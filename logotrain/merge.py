@@ -8,27 +8,43 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from logodata.adapter_fit import check_adapter_fits
+from logodata.adapters import merge_adapter
+from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.sealed import move_into_place
-from logodata.models import DType, load_model
+from logodata.models import DType, load_config, load_model
 from logotrain.model import copy_tokenizer, save_model
 
 
-def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
+def merge(model: str, adapter: Path, out: Path, dtype: DType | None = None) -> Path:
     """Write ``model`` with ``adapter`` merged, and its tokenizer, to ``out``; complete or not at all.
 
-    The sum is taken in float32 and then rounded to ``dtype``.
+    The sum is taken in float32 and then rounded to ``dtype``, by default the type of the model's own weights.
 
     Raises:
-        UserError: model or adapter cannot be loaded or do not belong together, or ``out`` exists or cannot be written.
+        UserError: model or adapter cannot be loaded or do not belong together, the model's weights are quantised, or
+            ``out`` exists or cannot be written.
     """
     if out.exists():
         raise UserError("exists already", where=str(out), mend="choose another -o")
-    merged = load_model(model, adapter=adapter, dtype="float32")
+    config = load_config(model, adapter=adapter)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            "its weights are quantised: with an adapter in them they would be rounded anew",
+            where=model,
+            mend="give the model that was quantised",
+        )
+    check_adapter_fits(model, adapter)
+    base = load_model(model, config=config, dtype=None)
+    own = base.dtype
+    merged = merge_adapter(base.to(torch.promote_types(own, torch.float32)), adapter)
+    written = getattr(torch, dtype) if dtype else own
+    note(f"weights are written in {_name(written)}, {'as asked' if dtype else 'as the model has them'}")
     scratch = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        save_model(merged.to(getattr(torch, dtype)), scratch)
+        save_model(merged.to(written), scratch)
         copy_tokenizer(model, scratch)
         move_into_place(scratch, out)
     except (OSError, SafetensorError) as error:
@@ -36,3 +52,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
             f"cannot write the model: {error}", where=str(out), mend="free space, then run it again"
         ) from error
     return out
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from logodata.adapter_fit import check_adapter_fits, trained_on
+from logodata.adapter_fit import check_adapter_fits
+from logodata.adapters import trained_on
 from logodata.common.errors import UserError
 from tests.conftest import make_model
 
