@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from logodata.adapters import check_adapter_shapes, read_peft_config
 from logodata.common.errors import UserError
-from logodata.models import load_config, skeleton
+from logodata.models import load_config, quiet_transformers, skeleton
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -36,7 +36,7 @@ them away."""
 
 
 def check_adapter_fits(name: str, adapter: Path) -> list[str]:
-    """Refuse an adapter that is damaged, lacks a tensor, holds one that the model has no place for, or cannot be merged.
+    """Refuse an adapter that is damaged, lacks a tensor, holds one too many, or cannot be merged.
 
     Args:
         name: of the model, as :func:`logodata.models.resolve_model` takes it.
@@ -48,6 +48,7 @@ def check_adapter_fits(name: str, adapter: Path) -> list[str]:
     Raises:
         UserError: see :func:`logodata.adapters.check_adapter_shapes`.
     """
+    quiet_transformers()
     return check_adapter_shapes(skeleton(load_config(name), name), adapter)
 
 

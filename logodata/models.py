@@ -193,7 +193,7 @@ def load_model(
     config = config or load_config(name, adapter=adapter)
     if adapter is not None:
         check_adapter_shapes(skeleton(config, name), adapter)
-    quantization = _four_bits(dtype) if four_bits else None
+    quantization = _four_bits(dtype or "float32") if four_bits else None
     with _loading("the model", name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolve_model(name),

@@ -61,8 +61,8 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
         folder: of the results.
 
     Raises:
-        UserError: see :func:`find_adapters` and :func:`logoeval.run.evaluate`; an adapter does not fit the model; or the
-            recipe names an adapter or another engine than transformers.
+        UserError: see :func:`find_adapters` and :func:`logoeval.run.evaluate`; or an adapter does not fit the model, or
+            the recipe names an adapter or another engine than transformers.
     """
     assert recipe.niah is not None
     if recipe.adapter is not None:
@@ -73,8 +73,8 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
             mend="use engine.kind=transformers",
         )
     adapters = find_adapters(checkpoints)
-    for adapter in adapters.values():
-        check_adapter_fits(recipe.model, adapter)
+    for found_adapter in adapters.values():
+        check_adapter_fits(recipe.model, found_adapter)
     with locked(folder):
         weights = OneBase(recipe)
         found: dict[int, TaskResult] = {}

@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
+    from logodata.models import quiet_transformers
+
+    quiet_transformers()  # before PEFT is imported
     from logotrain.merge import merge
 
     print(merge(arguments.model, arguments.adapter, arguments.output, arguments.dtype))

@@ -38,13 +38,15 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType | None = None) -> P
     check_adapter_fits(model, adapter)
     base = load_model(model, config=config, dtype=None)
     own = base.dtype
-    merged = merge_adapter(base.to(torch.promote_types(own, torch.float32)), adapter)
-    written = getattr(torch, dtype) if dtype else own
-    note(f"weights are written in {_name(written)}, {'as asked' if dtype else 'as the model has them'}")
+    base.to(torch.promote_types(own, torch.float32))  # type: ignore[arg-type]  # transformers loses its type
+    merged = merge_adapter(base, adapter)
+    written: torch.dtype = getattr(torch, dtype) if dtype else own
+    name = str(written).removeprefix("torch.")
+    note(f"weights are written in {name}, {'as asked' if dtype else 'as the model has them (--dtype changes it)'}")
     scratch = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        save_model(merged.to(written), scratch)
+        save_model(merged.to(written), scratch)  # type: ignore[arg-type]
         copy_tokenizer(model, scratch)
         move_into_place(scratch, out)
     except (OSError, SafetensorError) as error:
@@ -52,7 +54,3 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType | None = None) -> P
             f"cannot write the model: {error}", where=str(out), mend="free space, then run it again"
         ) from error
     return out
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
