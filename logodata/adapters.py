@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json
 
@@ -35,7 +36,7 @@ def check_adapter(folder: Path) -> None:
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing == [ADAPTER_FILES[1]] and (folder / _PICKLE).is_file():
         raise UserError(
-            f"holds its adapter as a pickle ({_PICKLE}), which can run code and is never read",
+            f"no {ADAPTER_FILES[1]}, and {_PICKLE} is a pickle, which can run code and is never read",
             where=str(folder),
             mend=f"{_SAVE} as safetensors: PEFT's save_pretrained does",
         )
@@ -127,6 +128,9 @@ def check_adapter_shapes(skeleton: PreTrainedModel, folder: Path) -> list[str]:
     import torch
 
     config, tensors = read_peft_config(folder), _read_tensors(folder)
+    unknown = sorted(name for name, value in read_adapter_config(folder).items() if value and not hasattr(config, name))
+    if unknown:
+        note(f"{folder}: this version of PEFT knows nothing of {', '.join(unknown)} in its config, and leaves it out")
     shared: list[str] = []
     with _one_line(folder), torch.device("meta"):
         try:

@@ -27,8 +27,6 @@ EMBEDDED = "embedded"
 """Name of the model that comes from the package index: SmolLM2-135M-Instruct, Apache-2.0, 8192 positions."""
 
 _COPY = "copy the model again; is it one that writes text?"
-_WITH_ADAPTER = "holds a model and an adapter"
-_APART = "put the adapter into a folder of its own, and give it with --adapter or merge it (logotrain merge)"
 _HUB_TIMEOUT_S = 5.0
 _MAX_TEMPLATE_BYTES = 2**20
 
@@ -56,13 +54,21 @@ def resolve_model(name: str) -> str:
                 mend="give a Hugging Face model folder; an adapter goes to --adapter",
             )
         if (path / ADAPTER_FILES[0]).is_file():
-            raise UserError(_WITH_ADAPTER, where=name, mend=_APART)
+            raise _with_adapter(name)
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(
             "no such model folder", where=name, mend="give a folder, a hub name such as org/model, or 'embedded'"
         )
     return name
+
+
+def _with_adapter(name: str) -> UserError:
+    return UserError(
+        "holds a model and an adapter",
+        where=name,
+        mend="put the adapter into a folder of its own, and give it with --adapter or merge it (logotrain merge)",
+    )
 
 
 def _reachable(name: str) -> str:
@@ -207,7 +213,7 @@ def load_model(
         )
     model: PreTrainedModel = loaded[0]
     if getattr(model, "_hf_peft_config_loaded", False):  # transformers puts it there unasked and unchecked
-        raise UserError(_WITH_ADAPTER, where=name, mend=_APART)
+        raise _with_adapter(name)
     if missing := sorted(loaded[1]["missing_keys"]):
         # transformers would go on with random numbers in their place.
         names = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")

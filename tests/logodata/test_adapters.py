@@ -273,7 +273,7 @@ def test_pickles_are_not_read(bases: dict[bool, Path], tmp_path: Path) -> None:
     torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
     load_model(str(bases[False]), adapter=adapter)
     (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"holds its adapter as a pickle \(adapter_model\.bin\)"):
+    with pytest.raises(UserError, match=r"no adapter_model\.safetensors, and adapter_model\.bin is a pickle"):
         load_model(str(bases[False]), adapter=adapter)
 
 
@@ -353,7 +353,9 @@ def test_vllm_gets_plain_lora_only(
     check_adapter_fits(str(bases[tied]), adapter)
 
 
-def test_a_config_that_peft_cannot_read(bases: dict[bool, Path], tmp_path: Path) -> None:
+def test_a_config_that_peft_cannot_read(
+    bases: dict[bool, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     adapter = write(tmp_path, lora()(), make())
     path = adapter / "adapter_config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -362,6 +364,10 @@ def test_a_config_that_peft_cannot_read(bases: dict[bool, Path], tmp_path: Path)
         with pytest.raises(UserError) as error:
             load_model(str(bases[False]), adapter=adapter)
         assert "\n" not in str(error.value)
+    path.write_text(json.dumps({**content, "of_tomorrow": 2, "unused": None}), encoding="utf-8")
+    capsys.readouterr()
+    load_model(str(bases[False]), adapter=adapter)
+    assert "this version of PEFT knows nothing of of_tomorrow in its config" in capsys.readouterr().err
     path.write_text(json.dumps({**content, "r": 8}), encoding="utf-8")
     with pytest.raises(UserError, match=r"lora_A\.weight has shape \[4, 64\], the model's \[8, 64\]"):
         load_model(str(bases[False]), adapter=adapter)
