@@ -36,11 +36,11 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType | None = None) -> P
             mend="give the model that was quantised",
         )
     check_adapter_fits(model, adapter)
-    base = load_model(model, config=config, dtype=None)
-    own = base.dtype
-    base.to(torch.promote_types(own, torch.float32))  # type: ignore[arg-type]  # transformers loses its type
+    own = getattr(torch, config.dtype) if isinstance(config.dtype, str) else config.dtype
+    base = load_model(model, config=config, dtype="float32" if own is not None and own.itemsize < 4 else None)
+    written: torch.dtype = getattr(torch, dtype) if dtype else own or base.dtype
+    base.to(torch.promote_types(base.dtype, torch.float32))  # type: ignore[arg-type]  # transformers loses its type
     merged = merge_adapter(base, adapter)
-    written: torch.dtype = getattr(torch, dtype) if dtype else own
     name = str(written).removeprefix("torch.")
     note(f"weights are written in {name}, {'as asked' if dtype else 'as the model has them (--dtype changes it)'}")
     scratch = out.with_name(f".{out.name}.tmp")

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from logodata.models import write_base_config
+from logodata.models import load_model, write_base_config
 from logotrain.cli import main
 from logotrain.recipe import RopeSettings, TrainRecipe
 from logotrain.rope import scaled_config
@@ -99,6 +99,26 @@ def test_merged_folder_of_a_tied_model(lora: dict[str, Any], tiny_tokenizer: Any
     assert (found - before).abs().max() > 0.01, "the adapter changes something"
 
 
+def test_the_head_of_a_tied_model_trained_here(
+    make_recipe: Callable[..., TrainRecipe], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    make_model(len(tiny_tokenizer), tie_word_embeddings=True).save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
+    settings = {"model": str(base), "lora.target_modules": ["q_proj", "lm_head"], "optimizer.lr": 0.05, "max_steps": 2}
+    trained = run(make_recipe(**settings), tmp_path / "run")
+    assert merge(trained, base, tmp_path / "merged") == 0
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        wanted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(trained))(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+        measured = load_model(str(base), adapter=trained)(ids).logits
+        before = AutoModelForCausalLM.from_pretrained(base)(ids).logits
+    torch.testing.assert_close(merged, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(measured, wanted, rtol=1e-4, atol=1e-4)
+    assert (wanted - before).abs().max() > 0.01, "the adapter changes something"
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_the_weights_keep_their_type(
     named: bool, tiny_tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -111,12 +131,18 @@ def test_the_weights_keep_their_type(
         (base / "config.json").write_text(json.dumps({**config, "dtype": None}))
     lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     get_peft_model(make_model(len(tiny_tokenizer)), lora).save_pretrained(str(tmp_path / "adapter"))
+    if named:  # the config's type is the model's, whatever the file's
+        make_model(len(tiny_tokenizer)).save_pretrained(tmp_path / "whole")
+        shutil.copy(tmp_path / "whole" / "model.safetensors", base)
     for asked, written in ((None, torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)):
         out = tmp_path / f"merged-{asked}"
         assert merge(tmp_path / "adapter", base, out, *(("--dtype", asked) if asked else ())) == 0
         said = f"weights are written in {str(written).removeprefix('torch.')}, as {'asked' if asked else 'the model'}"
         assert said in capsys.readouterr().err
-        assert {value.dtype for value in load_file(out / "model.safetensors").values()} == {written}
+        weights = load_file(out / "model.safetensors")
+        assert {value.dtype for value in weights.values()} == {written}
+        kept = load_file(base / "model.safetensors")["lm_head.weight"]
+        assert torch.equal(weights["lm_head.weight"], kept.to(written))
         assert AutoConfig.from_pretrained(out).dtype == written
 
 
