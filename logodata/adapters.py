@@ -250,9 +250,13 @@ def _no_weights(folder: Path, config: PeftConfig, reason: str = "") -> UserError
 
 
 def _merge(wrapped: PeftModel, folder: Path) -> PreTrainedModel:
+    import torch
+
     _copy(_adapted(wrapped))
     try:
         merged: PreTrainedModel = wrapped.merge_and_unload()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         if _wants_weights(error):
             raise
@@ -318,10 +322,12 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _one_line(folder: Path) -> Iterator[None]:
     """Whatever PEFT says of an adapter, whose config may hold anything."""
+    import torch
+
     try:
         with _quiet():
             yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]

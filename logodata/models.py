@@ -51,7 +51,7 @@ def resolve_model(name: str) -> str:
             raise UserError(
                 "holds no model (no config.json)",
                 where=name,
-                mend="give a Hugging Face model folder; an adapter goes to --adapter",
+                mend="give a Hugging Face model folder; an adapter goes to --adapter, or into one by logotrain merge",
             )
         if (path / ADAPTER_FILES[0]).is_file():
             raise _with_adapter(name)
