@@ -1,122 +1,90 @@
-"""Whether an adapter belongs to a model, told from shapes and names alone, before any weights are read.
-
-PEFT refuses tensors of another shape, but leaves layers without an adapter, and adapters without a layer, as they are:
-an adapter of a model with fewer layers would be measured on a part of this one. vLLM does not say it in a line.
-"""
+"""Whether an adapter belongs to a model, and to the program that is to apply it, told before any weights are read."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from logodata.adapters import check_adapter_shapes, read_peft_config
 from logodata.common.errors import UserError
-from logodata.models import ADAPTER_FILES, check_adapter, empty_model, load_config, read_adapter_config
+from logodata.models import load_config, quiet_transformers, skeleton
 
 if TYPE_CHECKING:
-    from torch import nn
+    from peft import PeftConfig
 
-_PREFIX = "base_model.model."
-_LORA = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?(?P<matrix>[AB])(?:\.weight)?")
+_SERVED = frozenset(
+    ("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+)
+"""Fields of a LoRA config that vLLM reads, or that its tensors tell as well."""
+_PASSED = frozenset(
+    (
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "lora_dropout",
+    )
+)
+"""Fields without a meaning once the adapter is trained."""
+_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Values of ``init_lora_weights`` under which the model's own weights stay as they are; PiSSA and others take a part of
+them away."""
 
 
-def trained_on(adapter: Path) -> str | None:
-    """The name of the model that an adapter was trained on, where its config tells.
-
-    Raises:
-        UserError: the folder holds no adapter, or its config is damaged.
-    """
-    name = read_adapter_config(adapter).get("base_model_name_or_path")
-    return str(name) if name else None
-
-
-def check_adapter_fits(name: str, adapter: Path) -> None:
-    """Refuse an adapter whose modules are not all in the model, or not in all of its layers, or of another shape.
+def check_adapter_fits(name: str, adapter: Path) -> list[str]:
+    """Refuse an adapter that is damaged, lacks a tensor, holds one too many, or cannot be merged.
 
     Args:
         name: of the model, as :func:`logodata.models.resolve_model` takes it.
         adapter: folder of the adapter.
 
+    Returns:
+        names of weights that it changes and that another layer shares.
+
     Raises:
-        UserError: it does not fit, or a file of it is damaged.
+        UserError: see :func:`logodata.adapters.check_adapter_shapes`.
     """
-    shapes = _shapes(adapter)
-    fault = next(_faults(_skeleton(name), shapes, read_adapter_config(adapter)), None)
-    if fault is not None:
-        base = trained_on(adapter)
+    quiet_transformers()
+    return check_adapter_shapes(skeleton(load_config(name), name), adapter)
+
+
+def check_served_whole(name: str, adapter: Path) -> None:
+    """Refuse an adapter that vLLM, in this process or as a server, would apply in part: it adds the product of two
+    matrices to a layer's weight, scaled by one number for all layers, and leaves out whatever else the config says.
+
+    Args:
+        name: of the model.
+        adapter: folder of the adapter.
+
+    Raises:
+        UserError: see :func:`check_adapter_fits`; or there is more to it.
+    """
+    shared = check_adapter_fits(name, adapter)
+    more = [*_beyond_plain_lora(read_peft_config(adapter)), *(f"{weight}, which two layers share" for weight in shared)]
+    if more:
         raise UserError(
-            f"the adapter does not fit {name}: {fault}",
+            f"vLLM applies plain LoRA only; this adapter has more: {', '.join(more)}",
             where=str(adapter),
-            mend=f"give the model that it was trained on{f', {base}' if base else ''}",
+            mend="merge it (logotrain merge), or use engine.kind=transformers",
         )
 
 
-def _shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
+def _beyond_plain_lora(config: PeftConfig) -> list[str]:
+    from peft import LoraConfig
 
-    check_adapter(adapter)
-    path = adapter / ADAPTER_FILES[1]
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key.removeprefix(_PREFIX): tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read: {error}", where=str(path), mend="copy the adapter again") from error
-
-
-def _skeleton(name: str) -> nn.Module:
-    """The model without its weights."""
-    import torch
-
-    config = load_config(name)
-    with torch.device("meta"):
-        return empty_model(config, name)
-
-
-def _faults(model: nn.Module, shapes: dict[str, tuple[int, ...]], config: dict[str, Any]) -> Iterator[str]:
-    modules, tensors = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
-    adapted = set()
-    for key, shape in sorted(shapes.items()):
-        lora = _LORA.fullmatch(key)
-        if lora is None:  # a module trained whole, such as the embedding
-            tensor = tensors.get(key)
-            if tensor is not None and tuple(tensor.shape) != shape:
-                yield f"{key} has shape {list(shape)}, the model's {list(tensor.shape)}"
-            continue
-        module = modules.get(lora["module"])
-        if module is None:
-            yield f"the model has no {lora['module']}"
-            continue
-        adapted.add(lora["module"])
-        yield from _shape_fault(key, shape, lora["matrix"], module)
-    # Only a plain list of names means every layer.
-    if isinstance(config.get("target_modules"), list) and not any(
-        config.get(field) for field in ("layers_to_transform", "layers_pattern", "exclude_modules")
-    ):
-        counts = _by_kind(modules)
-        for kind, count in sorted(_by_kind(adapted).items()):
-            if count != counts[kind]:
-                yield f"it adapts {count} of {counts[kind]} {kind}"
-
-
-def _shape_fault(key: str, shape: tuple[int, ...], matrix: str, module: nn.Module) -> Iterator[str]:
-    """``A`` is [rank, inputs], ``B`` [outputs, rank]; a linear layer's weight is [outputs, inputs], an embedding's
-    [inputs, outputs]."""
-    from torch import nn
-
-    if isinstance(module, nn.Linear):
-        sizes = {"A": module.in_features, "B": module.out_features}
-    elif isinstance(module, nn.Embedding):
-        sizes = {"A": module.num_embeddings, "B": module.embedding_dim}
-    else:
-        return
-    found = shape[1] if matrix == "A" else shape[0]
-    if found != sizes[matrix]:
-        side = "inputs" if matrix == "A" else "outputs"
-        yield f"{key} is for {found} {side}, the model has {sizes[matrix]}"
-
-
-def _by_kind(modules: Iterable[str]) -> Counter[str]:
-    """How many modules there are of each name, whatever their layer."""
-    return Counter(re.sub(r"\.\d+\.", ".*.", module) for module in modules)
+    if type(config) is not LoraConfig:
+        return [f"kind {getattr(config.peft_type, 'value', config.peft_type)}"]
+    plain = LoraConfig()
+    found = []
+    for name in sorted({field.name for field in fields(config)} - _SERVED - _PASSED):
+        value, default = getattr(config, name), getattr(plain, name)
+        if name == "init_lora_weights":
+            if value not in _PLAIN_STARTS:
+                found.append(f"{name}={value}")
+        elif value != default and (value or default):
+            found.append(name)
+    return found

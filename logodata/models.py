@@ -3,6 +3,7 @@ fingerprints that tie results to a model."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -12,21 +13,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from logodata.adapters import ADAPTER_FILES, check_adapter, check_adapter_shapes, merge_adapter
 from logodata.common.errors import UserError
-from logodata.common.run_dir import read_json, write_atomic
+from logodata.common.run_dir import write_atomic
 from logodata.embedded_model import EMBEDDING_PACKAGE, GGUF_SHA256, embedded_model, package_folder
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DType = Literal["float32", "bfloat16", "float16"]
 
 EMBEDDED = "embedded"
 """Name of the model that comes from the package index: SmolLM2-135M-Instruct, Apache-2.0, 8192 positions."""
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""What makes a folder an adapter."""
 
 _COPY = "copy the model again; is it one that writes text?"
 _HUB_TIMEOUT_S = 5.0
@@ -43,7 +41,7 @@ def resolve_model(name: str) -> str:
     not look like a path is a hub name and is returned as it is.
 
     Raises:
-        UserError: no such folder, or no model in it.
+        UserError: no such folder, no model in it, or an adapter beside the model.
     """
     if name == EMBEDDED:
         return str(embedded_model())
@@ -53,14 +51,24 @@ def resolve_model(name: str) -> str:
             raise UserError(
                 "holds no model (no config.json)",
                 where=name,
-                mend="give a Hugging Face model folder; an adapter goes to --adapter",
+                mend="give a Hugging Face model folder; an adapter goes to --adapter, or into one by logotrain merge",
             )
+        if (path / ADAPTER_FILES[0]).is_file():
+            raise _with_adapter(name)
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(
             "no such model folder", where=name, mend="give a folder, a hub name such as org/model, or 'embedded'"
         )
     return name
+
+
+def _with_adapter(name: str) -> UserError:
+    return UserError(
+        "holds a model and an adapter",
+        where=name,
+        mend="put the adapter into a folder of its own, and give it with --adapter or merge it (logotrain merge)",
+    )
 
 
 def _reachable(name: str) -> str:
@@ -162,7 +170,7 @@ def load_model(
     *,
     adapter: Path | None = None,
     config: PreTrainedConfig | None = None,
-    dtype: DType = "float32",
+    dtype: DType | None = "float32",
     device: str = "cpu",
     four_bits: bool = False,
 ) -> PreTrainedModel:
@@ -174,7 +182,7 @@ def load_model(
         name: as :func:`resolve_model` takes it.
         adapter: folder of an adapter.
         config: by default the model's own, with RoPE and window as the adapter was trained with.
-        dtype: of the weights; rotary frequencies stay float32.
+        dtype: of the weights, the model's own if None; rotary frequencies stay float32.
         device: where the model goes.
         four_bits: quantise linear layers as they are read (NF4 with double quantisation, by bitsandbytes); they compute
             in ``dtype``.
@@ -188,28 +196,30 @@ def load_model(
 
     quiet_transformers()
     _check_device(device)
-    if adapter is not None:
-        check_adapter(adapter)
     config = config or load_config(name, adapter=adapter)
-    quantization = _four_bits(dtype) if four_bits else None
+    if adapter is not None:
+        check_adapter_shapes(skeleton(config, name), adapter)
+    quantization = _four_bits(dtype or "float32") if four_bits else None
     with _loading("the model", name):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             resolve_model(name),
             output_loading_info=True,
             config=config,
-            dtype=getattr(torch, dtype),
+            dtype=getattr(torch, dtype) if dtype else "auto",
             use_safetensors=True,
             trust_remote_code=False,
             quantization_config=quantization,
             device_map={"": device} if four_bits else None,  # quantised weights cannot be moved later
         )
     model: PreTrainedModel = loaded[0]
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers puts it there unasked and unchecked
+        raise _with_adapter(name)
     if missing := sorted(loaded[1]["missing_keys"]):
         # transformers would go on with random numbers in their place.
         names = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         raise UserError(f"cannot load the model: it has no weights for {names}", where=name, mend=_COPY)
     if adapter is not None:
-        model = attach_adapter(model, adapter).merge_and_unload()
+        model = merge_adapter(model, adapter)
     if not four_bits:
         model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` and loses its type
     return model.eval()
@@ -245,6 +255,14 @@ def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrain
     return model
 
 
+def skeleton(config: PreTrainedConfig, name: str) -> PreTrainedModel:
+    """:func:`empty_model` on torch's device ``meta``: names and shapes alone."""
+    import torch
+
+    with torch.device("meta"):
+        return empty_model(copy.deepcopy(config), name)  # adapters may change it
+
+
 @contextmanager
 def _loading(what: str, name: str) -> Iterator[None]:
     """Whatever transformers says of a folder's files, as one line. Strangers write these files, and each check of them
@@ -264,31 +282,6 @@ def _loading(what: str, name: str) -> Iterator[None]:
         if not reason or not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__} {reason}"
         raise UserError(f"cannot load {what}: {reason}", where=name, mend="check its name or folder") from error
-
-
-def attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
-    """Put the layers of a LoRA adapter into the model.
-
-    Raises:
-        UserError: it is an adapter of another model, or damaged.
-    """
-    from peft import PeftModel
-
-    read_adapter_config(adapter)
-    try:
-        return PeftModel.from_pretrained(model, str(adapter))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the adapter does not fit this model: {str(error).splitlines()[0]}",
-            where=str(adapter),
-            mend="give the model that it was trained on",
-        ) from error
-    except Exception as error:  # by its config, which may hold anything
-        raise UserError(
-            f"cannot load the adapter: {type(error).__name__} {(str(error).splitlines() or [''])[0]}",
-            where=str(adapter),
-            mend="copy the adapter again",
-        ) from error
 
 
 @contextmanager
@@ -338,30 +331,6 @@ def model_window(name: str, adapter: Path | None = None) -> int:
             mend="take a model that writes text, or add it to config.json",
         )
     return window
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of an adapter.
-
-    Raises:
-        UserError: ``folder`` holds none, or its config is damaged.
-    """
-    check_adapter(folder)
-    config = read_json(folder / ADAPTER_FILES[0])
-    if not isinstance(config, dict):
-        raise UserError("not an adapter's config", where=str(folder / ADAPTER_FILES[0]), mend="copy the adapter again")
-    return config
-
-
-def check_adapter(folder: Path) -> None:
-    """Raise a :class:`UserError` unless ``folder`` holds an adapter (config and safetensors)."""
-    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"holds no adapter (no {missing[0]})",
-            where=str(folder),
-            mend="give RUN/final of a finished logotrain run",
-        )
 
 
 def write_base_config(folder: Path, config: PreTrainedConfig) -> None:

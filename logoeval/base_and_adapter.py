@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.adapter_fit import check_adapter_fits
+from logodata.adapters import merge_adapter
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import locked
 from logodata.engines import Engine
 from logodata.engines.settings import open_engine
 from logodata.engines.vllm_engine import VllmEngine
-from logodata.models import attach_adapter, load_config
+from logodata.models import load_config
 from logoeval.checkpoints import at_adapter
 from logoeval.recipe import EvalRecipe
 from logoeval.records import TaskName
@@ -174,8 +175,7 @@ class _AdapterSession(Session):
             del weights  # before others are read
             return super().model
         assert self.recipe.adapter is not None
-        merged: PreTrainedModel = attach_adapter(weights, self.recipe.adapter).merge_and_unload()
-        return merged.eval()
+        return merge_adapter(weights, self.recipe.adapter)
 
     @cached_property
     def engine(self) -> Engine:

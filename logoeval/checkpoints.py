@@ -12,10 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from logodata.adapter_fit import check_adapter_fits
+from logodata.adapters import ADAPTER_FILES, attach_adapter
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.run_dir import locked
-from logodata.models import ADAPTER_FILES, attach_adapter, load_config, load_model
+from logodata.models import load_config, load_model
 from logoeval.recipe import EvalRecipe
 from logoeval.records import Curve, CurvePoint, CurveValue, Results, TaskResult, continue_results, groups, write_results
 from logoeval.retrieval import HEADS_FILE
@@ -41,7 +43,7 @@ def find_adapters(checkpoints: Path) -> dict[int, Path]:
         mend = f"give {inside}" if inside.is_dir() else "give RUN/checkpoints of a logotrain run"
         raise UserError("holds no checkpoint (step-N)", where=str(checkpoints), mend=mend)
     for _, adapter in steps:
-        if not all((adapter / name).is_file() for name in ADAPTER_FILES):
+        if not (adapter / ADAPTER_FILES[0]).is_file():
             raise UserError(
                 "the checkpoint holds no adapter",
                 where=str(adapter.parent),
@@ -59,8 +61,8 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
         folder: of the results.
 
     Raises:
-        UserError: see :func:`find_adapters` and :func:`logoeval.run.evaluate`; or the recipe names an adapter or
-            another engine than transformers.
+        UserError: see :func:`find_adapters` and :func:`logoeval.run.evaluate`; or an adapter does not fit the model, or
+            the recipe names an adapter or another engine than transformers.
     """
     assert recipe.niah is not None
     if recipe.adapter is not None:
@@ -71,6 +73,8 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
             mend="use engine.kind=transformers",
         )
     adapters = find_adapters(checkpoints)
+    for found_adapter in adapters.values():
+        check_adapter_fits(recipe.model, found_adapter)
     with locked(folder):
         weights = OneBase(recipe)
         found: dict[int, TaskResult] = {}
@@ -109,26 +113,31 @@ class OneBase:
         self._recipe, self._device = recipe, Session(recipe).device
         self._base: PreTrainedModel | None = None
         self._adapted: PeftModel | None = None
+        self._content: dict[str, Any] = {}
 
     def model(self, adapter: Path | None) -> PreTrainedModel:
         """The model with ``adapter``, unmerged, or with none; what was returned before changes with it.
 
-        The weights are read again only where the adapter was trained with another RoPE or window than they have.
+        The weights are read again only where the adapter was trained with another RoPE or window than they have, or the
+        one before changed them: one with biases, or one made by PiSSA.
 
         Raises:
             UserError: the adapter does not fit the model.
         """
         if self._adapted is not None:
             self._base, self._adapted = _without_adapter(self._adapted), None
+            if _content(self._base) != self._content:
+                self._base = None
         config = load_config(self._recipe.model, adapter=adapter)
         if self._base is None or rope_and_window(config) != rope_and_window(self._base.config):
             self._base = None  # before the next is loaded
             self._base = load_model(
                 self._recipe.model, config=config, dtype=self._recipe.engine.dtype, device=self._device
             )
+            self._content = _content(self._base)
         if adapter is None:
             return self._base
-        self._adapted = attach_adapter(self._base, adapter).eval()
+        self._adapted = attach_adapter(self._base, adapter)
         return self._base  # the adapter's layers are inside it
 
 
@@ -142,6 +151,19 @@ def _without_adapter(adapted: PeftModel) -> PreTrainedModel:
     for name, module in originals.items():
         base.set_submodule(name, module)
     return base
+
+
+def _content(model: PreTrainedModel) -> dict[str, Any]:
+    """What tells all weights apart from changed ones: their names, shapes, hashes (of even counts of one number, 0) and
+    sums."""
+    import torch
+
+    found = {}
+    for name, value in model.state_dict().items():
+        numbers = value.view(torch.uint8) if value.element_size() == 1 else value  # torch hashes no float8
+        digest = torch.hash_tensor(numbers).view(torch.int64).item()
+        found[name] = (value.shape, digest, numbers.sum(dtype=torch.float64).item())
+    return found
 
 
 class _CheckpointSession(Session):

@@ -297,7 +297,7 @@ class EvalRecipe(RecipeModel):
     model: str = Field(min_length=1)
     """``embedded``, a folder, or a hub name."""
     adapter: Path | None = None
-    """Folder of a LoRA adapter, such as RUN/final of a logotrain run; merged into the weights."""
+    """Folder of an adapter, such as RUN/final of a logotrain run; merged into the weights."""
     chat_template: Path | None = None
     """A Jinja file, for models whose tokenizer has no chat template."""
     seed: int = Field(default=0, ge=0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata import __version__
-from logodata.adapter_fit import trained_on
+from logodata.adapters import trained_on
 from logodata.common.console import note
 from logodata.common.run_dir import bind_settings, locked
 from logodata.models import model_fingerprint, resolve_model, tokenizer_fingerprint

@@ -7,14 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logodata.adapter_fit import check_adapter_fits
+from logodata.adapters import ADAPTER_FILES, check_adapter
 from logodata.common.errors import UserError
 from logodata.engines import Engine
 from logodata.engines.settings import open_engine
 from logodata.models import (
-    ADAPTER_FILES,
     BASE_CONFIG,
-    check_adapter,
     load_config,
     load_model,
     load_tokenizer,
@@ -76,7 +74,6 @@ class Session:
     def model(self) -> PreTrainedModel:
         """In transformers, the adapter merged."""
         recipe = self.recipe
-        self._check_adapter()
         return load_model(recipe.model, adapter=recipe.adapter, dtype=recipe.engine.dtype, device=self.device)
 
     @cached_property
@@ -84,7 +81,6 @@ class Session:
         """What generates; the transformers engine shares the weights of :attr:`model`."""
         settings = self.recipe.engine
         if settings.kind != "transformers":
-            self._check_adapter()
             return open_engine(settings, self.recipe.model, adapter=self.recipe.adapter)
         from logodata.engines.transformers_engine import TransformersEngine
 
@@ -94,10 +90,6 @@ class Session:
             max_batch_rows=settings.max_batch_rows,
             max_model_len=settings.max_model_len,
         )
-
-    def _check_adapter(self) -> None:
-        if self.recipe.adapter is not None:
-            check_adapter_fits(self.recipe.model, self.recipe.adapter)
 
     def check_window(self, num_tokens: int, what: str) -> None:
         """Refuse work that would leave the model's window, before it begins.

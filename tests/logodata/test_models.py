@@ -20,11 +20,11 @@ from transformers import (
 )
 
 import logodata.models
+from logodata.adapters import check_adapter
 from logodata.common.errors import UserError
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.known_models import known_shapes
 from logodata.models import (
-    check_adapter,
     load_config,
     load_model,
     load_tokenizer,

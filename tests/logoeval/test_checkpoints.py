@@ -92,6 +92,44 @@ def test_weights_are_read_once_for_one_rope(run: Path, tiny_model_dir: Path, mon
     assert len(loads) == 2
 
 
+@pytest.mark.parametrize(
+    ("lora", "save_embeddings"),
+    [
+        ({"bias": "all"}, False),
+        ({"init_lora_weights": "pissa"}, False),
+        ({"layer_replication": [(0, 2), (1, 2)]}, False),
+        ({}, True),
+    ],
+    ids=str,
+)
+def test_an_adapter_that_changes_the_weights_themselves_leaves_nothing(
+    lora: dict[str, Any], save_embeddings: bool, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = make_model(269, attention_bias=True)
+    base.save_pretrained(tmp_path / "base")
+    adapters = []
+    for number, settings in enumerate((lora, {})):
+        model = make_model(269, attention_bias=True)
+        adapted = get_peft_model(
+            model, LoraConfig(**{"r": 4, "target_modules": ["q_proj"], "init_lora_weights": False, **settings})
+        )
+        changed = [name for name, _ in model.named_parameters() if "lora" in name or "bias" in name or "embed" in name]
+        with torch.no_grad():
+            for name in changed:
+                model.get_parameter(name).add_(0.5)
+        adapters.append(tmp_path / str(number))
+        saved = save_embeddings and not number
+        adapted.save_pretrained(str(adapters[-1]), save_embedding_layers=saved)
+    weights = OneBase(EvalRecipe(model=str(tmp_path / "base")))
+    bare = logits(base)
+    for adapter in (None, *adapters, None):
+        alone = logits(load_model(str(tmp_path / "base"), adapter=adapter))
+        torch.testing.assert_close(logits(weights.model(adapter)), alone, rtol=1e-4, atol=1e-4)
+        assert torch.equal(alone, bare) == (adapter is None)
+
+
 @pytest.fixture
 def recipe(tiny_model_dir: Path) -> EvalRecipe:
     niah = NiahSettings(
