@@ -225,7 +225,7 @@ def preferred_fault(
 def added_words(text: str, question: str, answers: Sequence[str]) -> int:
     """Distinct content words, by stem, that stand in neither the question nor a reference."""
     known = {found for source in (question, *answers) for found in content_stems(source)}
-    return len(set(content_stems(text)) - known)
+    return len(set(content_stems(without_reasoning(text))) - known)
 
 
 def rejected_fault(candidate: JudgedText, preferred: JudgedText, settings: JudgeSettings) -> Reason | None:

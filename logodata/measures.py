@@ -32,8 +32,15 @@ class _Said:
         found = read(response)
         self._stems = {stem for word in found for stem in stems(word)}
         self._stems |= {stem.lower() for stem in self._stems}  # "IT" may be "it" in capitals
+        self._counted: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}
+        for word, places in _counting(found):
+            self._counted[word.unit == ORDINAL] |= places
         self._runs = "\n".join(word.text for word in found if word.kind == "run")
         self._numbers = {(text, unit) for word in found if word.kind == "number" for text, unit in _readings(word)}
+
+    def counts_otherwise(self, number: Word, places: set[tuple[str, str]]) -> bool:
+        """Whether another number stands where "one" or "first" stands in a reference."""
+        return bool(places & self._counted[number.unit == ORDINAL]) and not self.has_number(number)
 
     def hits(self, word: Word) -> tuple[int, int]:
         """How many of the characters of a run are said, in parts long enough to tell, and of how many; for any other
@@ -52,6 +59,18 @@ class _Said:
         return (hour != number.text and (hour, _NO_UNIT) in self._numbers) or any(
             (text, unit) in self._numbers for text in {number.text, number.literal} for unit in units
         )
+
+
+def _counting(found: Sequence[Word]) -> Iterator[tuple[Word, set[tuple[str, str]]]]:
+    """The numbers of a text, each with the unit or the words beside it: what it counts."""
+    for index, word in enumerate(found):
+        if word.kind == "number":
+            places = {("unit", word.unit)} if word.unit not in ("", ORDINAL) else set()
+            if index + 1 < len(found) and found[index + 1].telling:
+                places.add(("after", stems(found[index + 1])[0]))
+            if index and found[index - 1].literal[:1].isupper() and found[index - 1].telling:
+                places.add(("before", stems(found[index - 1])[0]))
+            yield word, places
 
 
 _NO_UNIT = "none"
@@ -143,11 +162,18 @@ def _numbers(text: str) -> list[Word]:
 
 def number_share(response: str, answers: Sequence[str]) -> float | None:
     """Share of a reference's numbers that the response holds, best over the references; None if one of them holds
-    none."""
-    wanted = [{(word.text, word.unit): word for word in _numbers(answer)} for answer in answers]
+    none. "One" and "first" are numbers where the response has another one in their place: World War One, and Two."""
+    said = _Said(response)
+    wanted = [
+        {
+            (word.text, word.unit): word
+            for word, places in _counting(read(answer))
+            if word.exact or said.counts_otherwise(word, places)
+        }
+        for answer in answers
+    ]
     if not all(wanted):
         return None
-    said = _Said(response)
     return max((sum(map(said.has_number, those.values())) / len(those) for those in wanted), default=None)
 
 

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any, Literal
 
 from logodata.common.errors import UserError
-from logodata.common.words import words
+from logodata.common.words import without_reasoning, words
 from logodata.judge import RIGHT_AT, JudgeSettings, error_pattern, is_long
 from logodata.measures import word_share
 from logoeval.answers import ANSWERING_TASKS, LONGBENCH_TASKS, Answer, check_finished, missing_file, read_answers
@@ -87,6 +87,7 @@ class Analysis:
 
 def classify(response: str, question: str, references: Sequence[str], wrong_below: float = RIGHT_AT) -> Outcome:
     """What becomes of one answer: ``right`` from ``wrong_below`` of a reference's content words on."""
+    response = without_reasoning(response)
     if word_share(response, references) >= wrong_below:
         return "right"
     if not words(response):

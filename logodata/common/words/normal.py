@@ -14,10 +14,14 @@ from functools import lru_cache
 import regex
 
 _NON_ASCII = regex.compile(r"[\x00-\x7f]?[^\x00-\x7f]+")  # with the ASCII letter that a first mark belongs to
-CLUSTER = regex.compile(r"\p{RI}{1,2}|[\p{Block=Hangul_Jamo}]+|\P{M}\p{M}{0,30}|\p{M}{1,30}")
+CLUSTER = regex.compile(r"\p{RI}{1,2}|[\p{Block=Hangul_Jamo}]+|\P{M}[\p{M}\uff9e\uff9f]{0,30}|\p{M}{1,30}")
 """A character as a reader counts them: a letter with its marks. The full rule of Unicode takes quadratic time on some
 texts."""
-_INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cf}\N{ARABIC TATWEEL}]")
+_INVISIBLE = regex.compile(
+    # Vowels of Arabic and Hebrew are written or left out.
+    r"[\p{Default_Ignorable_Code_Point}\p{Cf}\N{ARABIC TATWEEL}\u064b-\u0652\u0670"
+    r"\u05b0-\u05bd\u05bf\u05c1\u05c2\u05c7]"
+)
 _ALIKE = str.maketrans(
     {
         **dict.fromkeys("\u2018\u2019\u02bc\u201b", "'"),
@@ -92,4 +96,6 @@ def _fold(cluster: str) -> str:
 
 def fold_case(word: str) -> str:
     """A word of a normal form without its case; case folding may take it out of that form, so it is made anew."""
-    return word.lower() if word.isascii() else unicodedata.normalize("NFKC", word.casefold())
+    if word.isascii():
+        return word.lower()
+    return unicodedata.normalize("NFKC", word.casefold().replace("i\u0307", "i"))  # İ is an i with a dot

@@ -14,9 +14,9 @@ from functools import lru_cache
 import regex
 
 from logodata.common.words import units
-from logodata.common.words.values import MOST_DIGITS, ORDINAL, Word, as_time, as_version, negated, number
+from logodata.common.words.values import INITIALS, MOST_DIGITS, ORDINAL, Word, as_time, as_version, negated, number
 
-_SCALE_WORDS = ("hundred", "thousand", "million", "billion", "trillion")
+_SCALE_WORDS = ("hundred", "thousand", "million", "billion")
 _GROUPS = {"dozen": 12, "lakh": 10**5, "crore": 10**7, "trillion": 10**12}  # that text2num does not know
 _PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
 _DENOMINATORS = range(3, 101)
@@ -43,10 +43,13 @@ _KINDS_OF_UNITS = {
     **{"square": "square-", "sq": "square-", "cubic": "cubic-"},
     **{"nautical": "nautical-", "light": "light-", "man": "man-"},
 }
+_SCALE_SIGNS = "十百千万萬亿億兆십백천만억조"
 _SPEEDS = ("metre", "kilometre", "mile", "foot")
 _SIGNS = ("minus", "negative")
 _VERSIONS = ("version", "ver", "v", "release")
 _MONTHS = tuple(name.lower() for name in month_name if name)
+_MONTHS_BY_START = {name[:3]: name for name in _MONTHS if name != "may"} | {"sept": "september"}
+_ANY_MONTH = (*_MONTHS, *_MONTHS_BY_START)
 _SUBJECTS = (
     "a",
     "all",
@@ -69,8 +72,28 @@ _SUBJECTS = (
     "we",
     "you",
     "your",
+    *("also", "be", "god", "have", "not"),
 )
-_LABELS = ("amount", "average", "cost", "costs", "gpa", "price", "rate", "ratio", "score", "sum", "total", "value")
+_LABELS = (
+    *(
+        "amount",
+        "average",
+        "cost",
+        "costs",
+        "distance",
+        "gpa",
+        "height",
+        "magnitude",
+        "price",
+        "rate",
+        "ratio",
+        "score",
+    ),
+    *("sum", "temperature", "total", "value", "weight"),
+)
+_NUMBERED = tuple(
+    "war type part chapter book volume act scene phase stage class title article section schedule level grade".split()  # noqa: SIM905
+)
 _ROMAN = regex.compile(r"(?=[IVX])(X{0,3})(IX|IV|V?I{0,3})")
 _ROMAN_VALUES = {"": 0, "I": 1, "II": 2, "III": 3, "IV": 4, "V": 5, "VI": 6, "VII": 7, "VIII": 8, "IX": 9}
 
@@ -187,18 +210,31 @@ class _Reader:
             return None
         word = self._take()
         if word.kind == "number":
-            named = self._before
-            whole = self._whole(word)
-            if whole is word and named is not None and _names_a_version(named, word):
-                return word._replace(text=word.literal, value=None)
-            return Word(word.literal, word.start, word.end) if whole is word and _is_plural(word) else whole
+            return self._number(word)
         if word.kind == "run":
             return self._counted(word)
+        if word.literal == INITIALS:
+            return word._replace(telling=not self._follow(lambda w: w.literal[:1].isupper(), gap=" "))
+        if word.text in _MONTHS_BY_START and self._beside_a_number():
+            return word._replace(text=_MONTHS_BY_START[word.text])
         if word.text in _LEADS or units.money_code(word.text):
             phrase = self._phrase(word)
             if phrase is not None:
                 return phrase
         return self._by_its_neighbours(word) if word.literal[:1].isupper() else word
+
+    def _number(self, word: Word) -> Word:
+        before = self._before
+        whole = self._whole(word)
+        if whole is not word:
+            return whole
+        if before is not None and self._text[before.end : word.start] in (" ", "-") and _names_a_version(before, word):
+            return word._replace(text=word.literal, value=None)
+        return Word(word.literal, word.start, word.end) if _is_plural(word) else word
+
+    def _beside_a_number(self) -> bool:
+        before = self._before
+        return self._follow(_is_number, gap=" .") or (before is not None and before.kind == "number")
 
     def _take(self, count: int = 1) -> Word:
         self._at += count
@@ -250,6 +286,8 @@ class _Reader:
             self._follow(_NOT_A_HALF)
         ):
             return None
+        if self._gap()[:1] == "-" and not self._follow(_is_unit):  # "half-witted"
+            return None
         if self._follow(_ARTICLES, lambda w: _is_scale(w) or _is_unit(w)):
             self._take()
         return self._whole(number(Fraction(1, _PARTS[word.text]), word.start, word.end))._replace(start=word.start)
@@ -260,12 +298,15 @@ class _Reader:
             group = self._take()
             return self._whole(number(Fraction(_GROUPS[group.text]), article.start, group.end, literal=group.text))
         if self._follow(_is_part) and self._next().text != "half":
-            ends = self._at + 1 == len(self._found) or self._gap(1).strip(" -\n\t")
+            before = self._before
+            ends = (self._at + 1 == len(self._found) or self._gap(1).strip(" -\n\t")) and not (
+                before is not None and before.text in ("and", "second", "then")
+            )
             part = self._take()
             if ends or self._follow(lambda w: w.text == "of" or _is_unit(w) or _is_scale(w)):
                 return self._whole(number(Fraction(1, _denominator(part)), article.start, part.end))
             self._at -= 1
-        if self._follow(_is_unit, ("and",), _ARTICLES, _is_part):
+        if self._follow(_is_unit, ("and",), lambda w: w.text in _ARTICLES or w.kind == "number", _is_part):
             unit = self._take()
             return self._and_a_half(number(Fraction(1), article.start, unit.end, _unit(unit)), 1)
         return None
@@ -295,10 +336,10 @@ class _Reader:
     def _day(self, word: Word) -> Word:
         """An ordinal; beside a month it is the number of a day."""
         before = self._before
-        month = (
-            (before is not None and before.text in _MONTHS) or self._follow(_MONTHS) or self._follow(("of",), _MONTHS)
-        )
-        return word._replace(unit="") if month else word
+        beside_month = self._follow(_ANY_MONTH) or self._follow(("of",), _ANY_MONTH)
+        if beside_month or (before is not None and before.text in _ANY_MONTH):
+            return word._replace(unit="", exact=True)
+        return word
 
     def _factor(self, word: Word) -> Fraction | None:
         """What the next word multiplies a number by; None if it is no scale."""
@@ -307,11 +348,19 @@ class _Reader:
         following = self._next()
         if _is_scale(following):
             return _scale(following)
-        if following.kind != "word" or not word.literal[:1].isdigit():
+        if following.kind != "word" or not word.literal[:1].isdigit() or "-" in self._gap():
+            return None
+        if len(following.text) == 1 and not units.is_money(word.unit):  # 300 K are kelvin
             return None
         return Fraction(units.scale(following.literal, of_money=units.is_money(word.unit))) or None
 
     def _and_a_half(self, word: Word, of: Fraction | int) -> Word:
+        """With what "and a half" or "and three quarters" adds."""
+        if word.value is not None and self._follow(("and",), _is_number, lambda w: (w.literal or w.text).endswith("s")):
+            count, part = self._found[self._at + 1], self._found[self._at + 2]
+            if count.value is not None and _is_part(part):
+                end = self._take(3).end
+                return number(word.value + of * count.value / _denominator(part), word.start, end, word.unit)
         if word.value is None or not self._follow(("and",), _ARTICLES, _is_part):
             return word
         part = self._take(3)
@@ -335,6 +384,8 @@ class _Reader:
             return None
         if not self._follow(lambda w: w.value is not None and 10 <= w.value <= 99 and w.literal[:1].isalpha(), gap=" "):
             return None
+        if self._next().text == word.text or (self._at + 1 < len(self._found) and _is_unit(self._found[self._at + 1])):
+            return None  # "ten ten", "twelve fifty dollars"
         rest = self._take()
         return number(100 * word.value + (rest.value or 0), word.start, rest.end, rest.unit)
 
@@ -372,18 +423,24 @@ class _Reader:
         """A single character behind a number counts things, and tells nothing: 2010年."""
         before = self._before
         is_counter = len(run.text) == 1 and before is not None and before.kind == "number" and before.end == run.start
-        return run._replace(telling=False) if is_counter else run
+        return run._replace(telling=False) if is_counter and run.text not in _SCALE_SIGNS else run
 
     def _by_its_neighbours(self, word: Word) -> Word:
         """A word in capitals, or with one: numerals, letters that name something, and the month of May."""
         before, literal = self._before, word.literal
-        begins = before is None or any(mark in self._gap(-1) for mark in '.!?:"\n')
+        begins = before is None or any(mark in self._gap(-1) for mark in ".!?:\"\n'“‘—-")
         named = before is not None and not begins and before.literal[:1].isupper() and before.telling
-        if named and (roman := _ROMAN.fullmatch(literal)):
+        if before is not None and named and (roman := _ROMAN.fullmatch(literal)):
             tens, ones = roman.groups()
             value = number(Fraction(10 * len(tens) + _ROMAN_VALUES[ones]), word.start, word.end, literal=literal)
-            sure = literal != "I" or self._gap().lstrip("\n ")[:1] in tuple(",.;:!?)") or self._at == len(self._found)
-            return value if sure else value._replace(telling=False, exact=False)
+            sure = (
+                literal != "I"
+                or before.text in _NUMBERED
+                or self._follow(("of", "is", "and"))
+                or self._at == len(self._found)
+                or self._gap().strip()[:1] in tuple(",.;:!?)")
+            )
+            return value if sure else word
         if len(literal) == 1 and literal.isascii():
             return self._letter(word, begins)
         if literal in ("May", "MAY"):
@@ -428,10 +485,8 @@ def _is_in_digits(word: Word) -> bool:
 
 def _is_scale(word: Word) -> bool:
     """Whether a word multiplies the number before it."""
-    is_number = word.value is not None and all(
-        part.removesuffix("s") in _SCALE_WORDS for part in (word.literal or "-").split()
-    )
-    return is_number or word.text.removesuffix("s") in _GROUPS
+    spelled = all(part.removesuffix("s") in (*_SCALE_WORDS, *_GROUPS) for part in (word.literal or "-").lower().split())
+    return spelled and (word.value is not None or word.text.removesuffix("s") in _GROUPS)
 
 
 def _scale(word: Word) -> Fraction:

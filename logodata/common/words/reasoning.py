@@ -8,7 +8,7 @@ import regex
 # without its special tokens).
 _NAMES = (
     "think(?:ing)?|thoughts?|inner_thoughts?|reason(?:ing)?|reflection|scratchpad|antthinking|seed:think|analysis"
-    "|chain_of_thought"
+    "|chain_of_thought|longcat_think|reasoning_content"
 )
 _LESS, _MORE = "(?:<|&lt;|\N{FULLWIDTH LESS-THAN SIGN})", "(?:>|&gt;|\N{FULLWIDTH GREATER-THAN SIGN})"
 _OPENING = (

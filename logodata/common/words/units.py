@@ -49,18 +49,18 @@ percent pct
 degree
 celsius centigrade
 fahrenheit
-kelvin
+kelvin K
 hertz hz
 kilohertz khz
 megahertz mhz
 gigahertz ghz
 byte
-kilobyte kb KB
-megabyte mb MB
+kilobyte kb
+megabyte mb
 megabit Mb Mbit
-gigabyte gb GB
+gigabyte gb
 gigabit Gb Gbit
-terabyte tb TB
+terabyte tb
 watt w
 milliwatt mW
 kilowatt kw
@@ -80,13 +80,17 @@ rupee inr rs
 yuan cny rmb
 franc chf
 ruble rouble rub
+won
 cent
 """
 _UNITS = {spelling: line.split()[0] for line in _LINES.strip().splitlines() for spelling in line.split()}
 _MONEY = ("dollar", "euro", "pound", "yen", "rupee", "yuan", "franc", "ruble", "won")
 _CODES = ("usd", "eur", "gbp", "jpy", "chf", "inr", "cny", "rub", "rs")
 _GLUED = {"in": "inch"}
-_SCALES = {"k": 10**3, "mn": 10**6, "mln": 10**6, "mio": 10**6, "bn": 10**9, "tn": 10**12}
+_SCALES = {
+    **{"k": 10**3, "mn": 10**6, "mln": 10**6, "mio": 10**6, "bn": 10**9, "tn": 10**12},
+    **{"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12},
+}
 _CAPITAL_SCALES = {"M": 10**6, "B": 10**9, "T": 10**12}
 HEAT = ("celsius", "fahrenheit", "kelvin")
 """Units that "degrees" may stand for."""
@@ -101,6 +105,8 @@ def unit(word: str, *, glued: bool = False) -> str:
     if glued and lowered in _GLUED:
         return _GLUED[lowered]
     singulars = [lowered, *(lowered.removesuffix(ending) for ending in ("s", "es") if len(lowered) > len(ending) + 1)]
+    if lowered == "has":  # no hectares
+        return ""
     return next((_UNITS[spelling] for spelling in (word, *singulars) if spelling in _UNITS), "")
 
 

@@ -10,6 +10,7 @@ from logodata.common.words import units
 
 MOST_DIGITS = 100
 """A number with more digits is compared as it is written."""
+INITIALS = "initials"
 ORDINAL = "th"
 VERSION = "version"
 
@@ -68,7 +69,7 @@ def read_number(written: str, start: int, end: int) -> Word:
     elif len(pieces) > 2:
         return _as_written(written, _without_zeros(written, "."), start, end)
     elif "," in plain:
-        grouped = len(pieces[0].rpartition(",")[2]) == 3
+        grouped = len(pieces[0].rpartition(",")[2]) == 3 and not plain.startswith("0,")
         plain = plain.replace(",", "" if grouped else ".")
     *whole, last = plain.split(" ") if "/" in plain else [plain.replace(" ", "")]
     above, _, below = last.partition("/")
@@ -115,17 +116,20 @@ def as_version(word: Word) -> Word:
 
 def with_suffix(word: Word, suffix: str) -> Word | None:
     """A number with the letters glued to it (``5kg``, ``21st``, ``3M``, ``5pm``); None if they are no part of it."""
-    lowered, value = suffix.lower(), word.value
+    lowered, value = suffix.lower().replace(".", "").replace(" ", ""), word.value
     if value is None:
         return as_time(word, lowered) if lowered in ("am", "pm") else None
     if lowered in ("st", "nd", "rd", "th"):
         return word._replace(unit=ORDINAL) if value.denominator == 1 and not word.unit else None
-    if factor := units.scale(suffix, of_money=units.is_money(word.unit)):
+    is_name = value.denominator == 1 and not word.unit and suffix in ("B", "T")  # 221B Baker Street
+    if not is_name and (factor := units.scale(suffix, of_money=units.is_money(word.unit))):
         return number(value * factor, word.start, word.end, word.unit)
     if lowered in ("am", "pm"):
         return as_time(word, lowered)
     name = units.unit(suffix, glued=True)
     is_decade = lowered == "s" and value % 10 == 0  # "1990s"
+    if suffix == "G":  # 5G
+        return None
     return word._replace(unit=name) if name and not word.unit and not is_decade else None
 
 

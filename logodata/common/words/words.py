@@ -15,7 +15,7 @@ import regex
 from logodata.common.words.normal import CLUSTER, fold_case, normalise
 from logodata.common.words.phrases import combine, numbers_in_words
 from logodata.common.words.units import unit_of_symbol
-from logodata.common.words.values import ORDINAL, VERSION, Word, as_version, negated, read_number, with_suffix
+from logodata.common.words.values import INITIALS, ORDINAL, VERSION, Word, as_version, negated, read_number, with_suffix
 
 # Scripts that put no spaces between words, and Korean, which glues particles to them.
 _RUN = (
@@ -47,7 +47,7 @@ _WORD = regex.compile(
         | (?<!\.)\.\d+
       )
       (?P<power>\^-?\d+)?
-      (?:'?(?P<suffix>{_LETTER}{_INNER}*)|\ ?(?P<symbol>%|°|\p{{Sc}}(?!\ ?\d)))?
+      (?:'?(?P<suffix>[ap]\.\ ?m\b|{_LETTER}{_INNER}*)|\ ?(?P<symbol>%|°|\p{{Sc}}(?!\ ?\d)))?
     | (?<!{_INNER})(?P<initials>
           (?:\p{{L}}\p{{Ll}}?\.)+\p{{L}}\p{{Ll}}?(?!{_INNER})\.?
         | (?:\p{{Lu}}\.\ )+\p{{Lu}}\.(?!{_INNER})
@@ -58,7 +58,7 @@ _WORD = regex.compile(
         | {_LETTER}{_INNER}*\+\+
         | {_LETTER}{{1,2}}\+(?![\d\p{{L}}+])
         | {_LETTER}\#(?!{_INNER})
-        | (?<!{_INNER})[A-Z][-*♭♮](?![\p{{L}}\d-])
+        | (?<![{_INNER}*])[A-Z][-*♭♮](?![\p{{L}}\d*-])
         | {_LETTER}{_INNER}*(?:'t(?!{_INNER})|(?P<contraction>'(?:[dm]|ll|re|ve)(?!{_INNER})))?
       )(?:'[sS](?!{_INNER}))?
     | (?P<run>{_RUN}+)
@@ -107,7 +107,7 @@ def _lexed(match: regex.Match[str], shouted: bool) -> Iterator[Word]:
     elif (run := match["run"]) is not None:
         yield Word(run, start, end, "run")
     elif (initials := match["initials"]) is not None:
-        yield _word(initials.replace(".", "").replace(" ", ""), start, end, shouted)._replace(telling=False)
+        yield _word(initials.replace(".", "").replace(" ", ""), start, end, shouted)._replace(literal=INITIALS)
     elif (version := match["version"]) is not None:
         yield as_version(read_number(version, start, end))
     elif (year := match["year"]) is not None:
@@ -132,7 +132,8 @@ def _number(match: regex.Match[str]) -> Iterator[Word]:
     written, suffix, symbol = match["number"], match["suffix"] or "", match["symbol"] or match["currency"]
     found = read_number(written, start, end)
     if match["power"]:
-        found = Word(found.text + match["power"], start, end, "number", literal=written)
+        minus = "-" if match["sign"] or match["sign_after"] else ""
+        found = Word(minus + found.text + match["power"], start, end, "number")
     elif match["sign"] or match["sign_after"]:
         found = negated(found)
     if symbol:
