@@ -68,8 +68,7 @@ def export(data: Path, form: ExportFormat, output: Path) -> Export:
     """
     _check_output(form, output)
     manifest = read_manifest(data)
-    template = manifest["recipe"]["chat_template"]
-    tokenizer = load_tokenizer(manifest["model"], Path(template) if template else None)
+    tokenizer = load_tokenizer(manifest["model"], manifest["chat_template"])
     chat = form in ("llama-factory", "openrlhf")
     if chat and PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint != manifest["prompt_fingerprints"]["answer"]:
         raise UserError(

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.recipe_fields import Values, follow, merge, variant
+from logodata.common.user_files import read_text
 
 Section = Literal["build", "train", "eval"]
 _SECTIONS = ("build", "train", "eval")
@@ -133,12 +134,12 @@ def _read_file(path: Path) -> tuple[Values, Places]:
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise UserError("larger than any recipe", where=str(path), mend="is this file a recipe?")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, most_bytes=_MAX_RECIPE_BYTES, mend="give a UTF-8 YAML file")
     except FileNotFoundError as error:
         folder = shipped_recipes()
         names = ", ".join(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml")))
         raise UserError("no such recipe", where=str(path), mend=f"shipped ones, in {folder}: {names}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="give a UTF-8 YAML file") from error
     try:
         node, document = _parse(text)

@@ -116,7 +116,7 @@ class VllmEngine:
         """
         from vllm.inputs import tokens_input
 
-        check_requests(requests, self._window)
+        check_requests(requests, self._window, self._llm.model_config.get_vocab_size())
         engine = self._llm.llm_engine
         waiting = {request.id: request for request in cache_order(requests)}
         try:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.user_files import visible_files
 from logodata.sources.json_rows import Row, json_rows
 from logodata.sources.settings import ALIASES, EMBEDDED_PREFIX, SourceSettings
 from logodata.sources.shapes import (
@@ -25,7 +26,7 @@ from logodata.sources.shapes import (
     shape_of,
 )
 from logodata.sources.tables import hub_rows, load_hub, parquet_rows
-from logodata.sources.text_files import SUFFIXES, text_files, text_rows, visible_files
+from logodata.sources.text_files import SUFFIXES, text_files, text_rows
 
 Container = Literal["jsonl", "parquet", "text", "hub"]
 
@@ -103,8 +104,7 @@ def source_fingerprint(settings: SourceSettings) -> str:
     elif container != "hub":
         files = [(source_file(settings.path), Path())]
     elif folder.is_dir():
-        found = (file for file in sorted(folder.rglob("*")) if file.is_file())
-        files = [(file, file.relative_to(folder)) for file in found]
+        files = [(file, file.relative_to(folder)) for file in sorted(visible_files(folder))]
     else:
         dataset, split = load_hub(settings.path, settings.subset, settings.split)
         files = [(Path(part["filename"]), Path(split)) for part in dataset.cache_files]

@@ -48,7 +48,8 @@ def folder_fingerprint(folder: Path | None) -> str | None:
     """
     if folder is None:
         return None
-    files = sorted(file for file in folder.rglob("*") if file.suffix in (".yaml", ".py")) if folder.is_dir() else []
+    found = (file for file in folder.rglob("*") if file.suffix in (".yaml", ".py")) if folder.is_dir() else ()
+    files = sorted(file for file in found if not file.name.startswith("._"))  # macOS's, which lm-eval skips, too
     if not any(file.suffix == ".yaml" for file in files):
         raise UserError("no task file (.yaml) here", where=str(folder), mend="give the folder of your own tasks")
     digest = hashlib.sha256()

@@ -56,7 +56,7 @@ def write_data(folder: Path, model: Path, tokenizer: Any, samples: Sequence[Pref
     write_samples(folder / "data" / "train-00000-of-00001.parquet", samples)
     manifest = {
         "model": str(model),
-        "recipe": {"chat_template": None},
+        "chat_template": None,
         "prompt_fingerprints": {"answer": PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint},
     }
     write_json(folder / "manifest.json", manifest)
