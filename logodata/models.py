@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -461,7 +462,7 @@ def model_fingerprint(name: str) -> str:
             for offset in (0, file.stat().st_size // 2, max(file.stat().st_size - 2**20, 0)):
                 handle.seek(offset)
                 digest.update(handle.read(2**20))
-        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        digest.update(os.fsencode(f"{file.name}:{file.stat().st_size}"))
     return digest.hexdigest()[:16]
 
 

@@ -7,7 +7,6 @@ Scores are kept by sample, not only as means, so that two runs can be compared p
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -317,7 +316,7 @@ def _parse(content: Any, path: Path) -> Results:
 
 def write_results(folder: Path, results: Results) -> None:
     """Write ``results.json``, atomically."""
-    write_json(folder / RESULTS_FILE, json.loads(results.model_dump_json()))
+    write_json(folder / RESULTS_FILE, results.model_dump(mode="json"))
 
 
 def data_fingerprint(folder: Path) -> str:

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.printable import encodable
 from logodata.common.recipe_fields import Values, follow, merge, variant
 from logodata.common.user_files import read_text
 
@@ -220,6 +221,8 @@ def _overlay(overrides: Sequence[str]) -> Values:
         try:
             _, value = _parse(text)
         except yaml.YAMLError as error:
+            if encodable(override) != override:
+                raise UserError(f"{key!r} is not UTF-8", where=override, mend="rename the file or folder") from error
             raise UserError(f"the value of {key!r} is not valid YAML", where=override, mend="quote it") from error
         *parents, leaf = key.split(".")
         if len(parents) > _MAX_DEPTH:
@@ -262,6 +265,8 @@ def _explain(
     where = _where(keys, section, path, places, () if secret else overrides)
     if fault["type"] == "extra_forbidden":
         return UserError(f"unknown key {dotted!r}", where=where, mend=_nearest(keys[-1], tuple(model.model_fields)))
+    if fault["type"] == "string_unicode":
+        return UserError(f"{dotted!r} is not UTF-8", where=where, mend="rename the file or folder")
     if fault["type"] == "missing":
         return UserError(f"{dotted!r} is missing", where=where, mend=f"set {dotted}=...")
     if fault["type"].startswith("union_tag"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def source_fingerprint(settings: SourceSettings) -> str:
             digests.append((name.as_posix(), hashlib.file_digest(handle, "sha256").hexdigest()))
     if len(digests) == 1:
         return digests[0][1][:16]
-    return hashlib.sha256("".join(f"{digest} {name}\n" for name, digest in digests).encode()).hexdigest()[:16]
+    listed = "".join(f"{digest} {name}\n" for name, digest in digests)
+    return hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]
 
 
 def check_outside(settings: SourceSettings, output: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import io
 import logging
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -54,7 +55,7 @@ def folder_fingerprint(folder: Path | None) -> str | None:
         raise UserError("no task file (.yaml) here", where=str(folder), mend="give the folder of your own tasks")
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(folder).as_posix()}:{file.stat().st_size}:".encode())
+        digest.update(os.fsencode(f"{file.relative_to(folder).as_posix()}:{file.stat().st_size}:"))
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
