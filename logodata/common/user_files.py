@@ -12,6 +12,7 @@ MARK = "\ufeff"
 
 _OTHERS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _HEAD = 1024
+_LEFT = ("__macosx", "thumbs.db", "desktop.ini")
 AS_UTF8 = "save it as UTF-8, e.g. with iconv -f ENCODING -t UTF-8"
 """How to mend a text that is not."""
 
@@ -24,7 +25,7 @@ def decode_utf8(data: bytes) -> str:
     """
     name = next((name for mark, name in _OTHERS.items() if data.startswith(mark)), None)
     # Without a mark, too: every second byte of most texts in it is 0, which UTF-8 would take for a sign.
-    if name is None and 3 * data[:_HEAD].count(0) > len(data[:_HEAD]):
+    if name is None and data and 3 * data[:_HEAD].count(0) >= len(data[:_HEAD]):
         name = "UTF-16"
     if name is not None:
         raise ValueError(f"it is {name}")
@@ -59,8 +60,8 @@ def read_text(path: Path, *, most_bytes: int, mend: str) -> str:
 
 def is_hidden(path: PurePath) -> bool:
     """Whether a path inside a folder or archive is what a system left there: a name with a dot before it (``._NAME``
-    and ``.DS_Store`` of macOS), or one of its ``__MACOSX``."""
-    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts)
+    and ``.DS_Store`` of macOS), or what macOS and Windows call ``__MACOSX``, ``Thumbs.db``, ``desktop.ini``."""
+    return any((part.startswith(".") and part != "..") or part.lower() in _LEFT for part in path.parts)
 
 
 def visible_files(folder: Path, suffixes: Collection[str] = (), *, below: bool = True) -> Iterator[Path]:

@@ -17,7 +17,7 @@ Row = tuple[str, dict[str, Any]]
 """A row and where it stands, as ``file:line``."""
 
 _BLOCK = 2**20
-_SPACE = " \t\r\n"
+_SPACE = " \t\r\n\ufeff"
 
 
 def json_rows(file: Path, shown: str) -> Iterator[Row]:
@@ -31,13 +31,11 @@ def json_rows(file: Path, shown: str) -> Iterator[Row]:
         UserError: a line is not UTF-8, not JSON, no object, or too long; a key stands twice.
     """
     with open(file, "rb") as handle:
-        first = handle.read(3)
-        if first == b"\xef\xbb\xbf":
-            first = handle.read(1)
-        while first and not first.strip():
+        first = handle.read(1)
+        while first and first in b"\xef\xbb\xbf \t\r\n":  # a byte order mark, and white space
             first = handle.read(1)
         handle.seek(0)
-        listed = first.lstrip().startswith(b"[")
+        listed = first == b"["
         many_lines = not listed and _goes_on(handle, shown)
         handle.seek(0)
         yield from _value_rows(handle, shown, listed) if listed or many_lines else _line_rows(handle, shown)
@@ -81,7 +79,7 @@ def _parse(text: str, where: str) -> Any:
 def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
     """Elements of a JSON list (``listed``), or objects one after the other, decoded as soon as the text read so far
     holds one."""
-    reader = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+    reader = io.TextIOWrapper(handle, encoding="utf-8", newline="")
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     text, at, line, ended = "", 0, 1, False
 
