@@ -22,7 +22,7 @@ from logodata.common.shards import Shard
 from logodata.contract import SCHEMA_VERSION
 from logodata.dataset_files import write_data_set
 from logodata.distributed import RayOptions, decide_on_ray
-from logodata.models import model_fingerprint, read_template
+from logodata.models import model_fingerprint
 from logodata.parts import PART_FILE, Part, part_record
 from logodata.pipeline import Asked, Pipeline, decide_here, identity
 from logodata.recipe import BuildRecipe
@@ -124,7 +124,7 @@ def _build(
         "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
         "recipe": recipe.model_dump(mode="json"),
         # Its text, since the file is found from the folder of the build command only.
-        "chat_template": recipe.chat_template and read_template(recipe.chat_template),
+        "chat_template": recipe.chat_template and pipeline.planner.tokenizer.chat_template,
     }
     at_fault = ({"rejected": {**fault, "stage": "source"}, "decisions": []} for fault in faults)
     found = chain(at_fault, (outcomes[question_id] for question_id in order))

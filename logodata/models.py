@@ -119,8 +119,10 @@ def load_tokenizer(
     if chat_template is not None:
         given = chat_template
         tokenizer.chat_template = read_template(given) if isinstance(given, Path) else given
-    elif isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = tokenizer.chat_template.lstrip(MARK)  # from the model's own file
+    elif isinstance(own := tokenizer.chat_template, dict):
+        tokenizer.chat_template = {key: text.lstrip(MARK) for key, text in own.items()}
+    elif own:
+        tokenizer.chat_template = own.lstrip(MARK)  # from the model's own file, which an editor may have saved
     if needs_template and not tokenizer.chat_template:
         raise UserError("the tokenizer has no chat template", where=name, mend="give one with chat_template=FILE")
     return tokenizer

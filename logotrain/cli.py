@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 def _merge(arguments: argparse.Namespace) -> None:
     from logotrain.merge import merge
 
-    print(merge(arguments.model, arguments.adapter, arguments.output, arguments.dtype))
+    result(merge(arguments.model, arguments.adapter, arguments.output, arguments.dtype))
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ def decode_utf8(data: bytes) -> str:
     name = next((name for mark, name in _OTHERS.items() if data.startswith(mark)), None)
     # Without a mark, too: every second byte of most texts in it is 0, which UTF-8 would take for a sign.
     if name is None and data and 3 * data[:_HEAD].count(0) >= len(data[:_HEAD]):
-        name = "UTF-16"
+        name = "UTF-16, or no text"
     if name is not None:
         raise ValueError(f"it is {name}")
     try:
