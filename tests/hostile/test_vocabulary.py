@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,7 @@ from logodata.contract import read_samples, write_samples
 from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine
+from logodata.engines.vllm_engine import VllmEngine
 from logodata.models import load_config, load_model, load_tokenizer, model_fingerprint
 from logodata.vocabulary import check_ids, vocabulary_size
 from logoeval.attention_trace import trace_answers
@@ -150,6 +153,19 @@ def test_engines(wide: Path) -> None:
             trace_answers(model, [5, 6], [[7, ROWS]])
     finally:
         server.close()
+
+
+def test_vllm(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(max_model_len=100)
+    modules = {
+        "vllm": SimpleNamespace(LLM=lambda **_: SimpleNamespace(model_config=config), __version__="0"),
+        "vllm.platforms": SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False)),
+        "vllm.inputs": SimpleNamespace(tokens_input=None),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(UserError, match=r"request 'r': token id 269 is outside"):
+        list(VllmEngine(str(wide)).generate([GenerationRequest("r", (5, ROWS), Sampling(2, (2,)))]))
 
 
 def test_an_unused_token_is_no_fault(wide: Path) -> None:
