@@ -127,6 +127,8 @@ def _build(
         ),
         "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
         "recipe": recipe.model_dump(mode="json"),
+        # Its text, since the file is found from the folder of the build command only.
+        "chat_template": recipe.chat_template and pipeline.planner.tokenizer.chat_template,
     }
     at_fault = ({"rejected": {**fault, "stage": "source"}, "decisions": []} for fault in faults)
     found = chain(at_fault, (outcomes[question_id] for question_id in order))

@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "-o", "--output", required=True, type=Path, help="the .parquet or .jsonl file; llama-factory: a folder"
     )
+    export.add_argument("--model", help="where the model of the build is now (default: its name in manifest.json)")
     export.set_defaults(command=commands.export_command)
 
     push = subparsers.add_parser("push", help="upload a data set to the hub")

@@ -198,7 +198,7 @@ def export_command(options: argparse.Namespace) -> None:
     from logodata.common.console import console, note
     from logodata.export import export
 
-    written = export(options.data, options.format, options.output)
+    written = export(options.data, options.format, options.output, model=options.model)
     for text in written.notes:
         note(text)
     console.print(f"wrote {written.rows} rows to {options.output}", markup=False, soft_wrap=True)

@@ -20,6 +20,7 @@ from logodata.common.errors import UserError
 from logodata.common.json_lines import Told
 from logodata.common.parquet import parquet_rows
 from logodata.common.run_dir import read_json
+from logodata.common.user_files import visible_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -218,13 +219,18 @@ def read_samples(folder: Path) -> list[PreferenceSample]:
     return list(iterate_samples(folder))
 
 
+def sample_files(folder: Path) -> list[Path]:
+    """The parquet files of a build's folder, in their order."""
+    return sorted(visible_files(folder / "data", (".parquet",), below=False))
+
+
 def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
     """The samples of a build's folder, in file order, a few at a time.
 
     Raises:
         UserError: no such folder, no finished build in it, or another schema version.
     """
-    files = sorted((folder / "data").glob("*.parquet"))
+    files = sample_files(folder)
     if not files:
         state = "holds no finished build" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")

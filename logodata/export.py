@@ -27,7 +27,7 @@ from logodata.common import strict_json
 from logodata.common.errors import UserError
 from logodata.common.run_dir import check_place, make_folder_of, read_json, write_atomic, write_json
 from logodata.contract import PreferenceSample, Response, read_manifest, read_samples
-from logodata.models import load_tokenizer
+from logodata.models import load_tokenizer, tokenizer_fingerprint
 from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat, render_chat
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class _Rendered:
     token_ids: list[int]
 
 
-def export(data: Path, form: ExportFormat, output: Path) -> Export:
+def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = None) -> Export:
     """Write a data set as text, or in another trainer's format.
 
     Args:
@@ -62,15 +62,21 @@ def export(data: Path, form: ExportFormat, output: Path) -> Export:
         form: see the table of this module.
         output: the file to write (``.parquet`` or ``.jsonl``); for ``llama-factory`` a folder, which may hold a
             ``dataset_info.json`` already.
+        model: where the build's model is now; by default the name in ``manifest.json``.
 
     Raises:
-        UserError: no data set there, its model cannot be loaded or words the prompt otherwise now, no sample can be
-            told as text, or ``output`` cannot be written.
+        UserError: no data set there, its tokenizer cannot be loaded or is another one, the prompt is worded otherwise
+            now, no sample can be told as text, or ``output`` cannot be written.
     """
     _check_output(form, output)
     manifest = read_manifest(data)
-    template = manifest["recipe"]["chat_template"]
-    tokenizer = load_tokenizer(manifest["model"], Path(template) if template else None)
+    tokenizer = load_tokenizer(model or manifest["model"], manifest["chat_template"])
+    if tokenizer_fingerprint(tokenizer) != manifest["tokenizer_fingerprint"]:
+        raise UserError(
+            "the data hold token ids of another tokenizer",
+            where=str(data),
+            mend=f"give the model of the build with --model, it was {manifest['model']}",
+        )
     chat = form in ("llama-factory", "openrlhf")
     if chat and PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint != manifest["prompt_fingerprints"]["answer"]:
         raise UserError(

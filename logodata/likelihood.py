@@ -26,6 +26,7 @@ from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_i
 from logodata.contract import PreferenceSample, iterate_samples, read_manifest
 from logodata.models import DType, length_dependent_rope, load_config, load_model, load_tokenizer, model_fingerprint
 from logodata.prompts import encode_text
+from logodata.vocabulary import check_ids, vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -119,10 +120,11 @@ def measure(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     references = _bare_references(samples, name, int(config.max_position_embeddings))
     loaded = load_model(name, config=config, dtype=dtype, device=device)
-    scored = []
+    scored, size = [], vocabulary_size(config)
     with progress("log-probabilities", len(samples)) as tracker:
         for sample in samples:
             texts = [response.token_ids for response in (sample.chosen, *sample.rejected)]
+            check_ids(size, sample.prompt_ids, *texts, *references.get(sample.id, []), where=f"sample {sample.id}")
             found = response_logprobs(loaded, sample.prompt_ids, texts + references.get(sample.id, []))
             check_responses(found[0], found[1 : len(texts)], sample.id)
             for value in found[len(texts) :]:

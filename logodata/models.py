@@ -7,6 +7,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from logodata.adapters import ADAPTER_FILES, check_adapter, check_adapter_shapes, merge_adapter
 from logodata.common.errors import UserError
 from logodata.common.run_dir import write_atomic
+from logodata.common.user_files import MARK, read_text, visible_files
 from logodata.embedded_model import EMBEDDING_PACKAGE, GGUF_SHA256, embedded_model, package_folder
 
 if TYPE_CHECKING:
@@ -105,9 +107,14 @@ def resolve_embedding_model(name: str) -> str:
 
 
 def load_tokenizer(
-    name: str, chat_template: Path | None = None, *, needs_template: bool = True
+    name: str, chat_template: Path | str | None = None, *, needs_template: bool = True
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a chat template if ``needs_template``.
+
+    Args:
+        name: as :func:`resolve_model` takes it.
+        chat_template: a file that holds one, or its text; by default the tokenizer's own.
+        needs_template: whether it must have one.
 
     Raises:
         UserError: it cannot be loaded, or it has no chat template and none is given. None is ever guessed.
@@ -118,19 +125,24 @@ def load_tokenizer(
     with _loading("the tokenizer", name):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_reachable(name), trust_remote_code=False)
     if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
+        given = chat_template
+        tokenizer.chat_template = read_template(given) if isinstance(given, Path) else given
+    elif isinstance(own := tokenizer.chat_template, dict):
+        tokenizer.chat_template = {key: text.lstrip(MARK) for key, text in own.items()}
+    elif own:
+        tokenizer.chat_template = own.lstrip(MARK)  # from the model's own file, which an editor may have saved
     if needs_template and not tokenizer.chat_template:
         raise UserError("the tokenizer has no chat template", where=name, mend="give one with chat_template=FILE")
     return tokenizer
 
 
-def _read_template(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
-            raise UserError("larger than any chat template", where=str(path), mend="give a Jinja file in UTF-8")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read: {error}", where=str(path), mend="give a Jinja file in UTF-8") from error
+def read_template(path: Path) -> str:
+    """The chat template in a file.
+
+    Raises:
+        UserError: it cannot be read, or is no template.
+    """
+    return read_text(path, most_bytes=_MAX_TEMPLATE_BYTES, mend="give a Jinja file in UTF-8")
 
 
 def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = False) -> PreTrainedConfig:
@@ -415,13 +427,13 @@ def model_fingerprint(name: str) -> str:
         commit: Any = getattr(load_config(name), "_commit_hash", None)
         return f"{name}@{commit or 'unknown'}"
     digest = hashlib.sha256((path / "config.json").read_bytes())
-    for file in sorted(path.glob("*.safetensors")):
+    for file in sorted(visible_files(path, (".safetensors",), below=False)):
         with open(file, "rb") as handle:
             # The first megabyte covers the header; the middle and the end tell fine-tuned copies apart.
             for offset in (0, file.stat().st_size // 2, max(file.stat().st_size - 2**20, 0)):
                 handle.seek(offset)
                 digest.update(handle.read(2**20))
-        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        digest.update(os.fsencode(f"{file.name}:{file.stat().st_size}"))
     return digest.hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ from logodata.common.errors import UserError
 from logodata.common.json_lines import json_objects
 from logodata.common.printable import markdown_cell
 from logodata.common.run_dir import read_json, write_json
-from logodata.contract import read_manifest
+from logodata.contract import read_manifest, sample_files
 from logodata.parts import PART_FILE
 from logodata.sources.text_files import SUFFIXES
 
@@ -99,7 +99,7 @@ def _check_finished(folder: Path) -> dict[str, Any]:
             where=str(folder),
             mend="join the parts first: logodata merge part-* -o DIR",
         )
-    if not (folder / "manifest.json").exists() or not any((folder / "data").glob("*.parquet")):
+    if not (folder / "manifest.json").exists() or not sample_files(folder):
         raise UserError(
             "holds no finished build", where=str(folder), mend="run the same logodata build again, it goes on"
         )
@@ -109,14 +109,14 @@ def _check_finished(folder: Path) -> dict[str, Any]:
 def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
     """Fill ``staged`` with what goes up: data as links, the rest with ``names`` in place of paths; the files in it."""
     for file in (
-        *(folder / "data").glob("*.parquet"),
+        *sample_files(folder),
         *(folder / name for name in (*_TEXTS, *_JSON_FILES, *_JSON_LINES)),
     ):
         # A link in a folder of somebody else's may lead to anything of ours, and an upload cannot be taken back.
         if not file.resolve().is_relative_to(folder.resolve()):
             raise UserError("is a link out of the data set's folder", where=str(file), mend="put the file itself there")
     (staged / "data").mkdir()
-    for file in (folder / "data").glob("*.parquet"):
+    for file in sample_files(folder):
         (staged / "data" / file.name).symlink_to(file.resolve())
     for name in _TEXTS:
         text = (folder / name).read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from logodata.common.console import console
 from logodata.common.errors import UserError
+from logodata.common.streams import reader_left
 from logodata.contract import PreferenceSample, iterate_samples
 from logodata.dataset_files import iterate_rejected
 from logodata.judge import JudgeSettings
@@ -41,6 +42,8 @@ def print_samples(folder: Path, question_id: str | None, count: int) -> None:
         )
     decisions, judge = read_decisions(folder, {sample.id for sample in shown}), read_judge(folder)
     for sample in shown:
+        if reader_left():
+            return
         _print_sample(sample, response_rows(sample, decisions[sample.id]), judge)
 
 

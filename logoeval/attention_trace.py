@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicCache
 
 from logodata.common.errors import UserError
 from logodata.models import limited_attention, replaced_attention
+from logodata.vocabulary import check_ids, vocabulary_size
 from logotrain.shared_prefix import ATTENTION_VARIANTS
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def trace_answers(
         UserError: see :func:`check_model`; or the model does not let its attention be replaced.
     """
     check_model(model.config, stateful=model._is_stateful)
+    check_ids(vocabulary_size(model.config), prompt_ids, *answers, where="prompt or answer")
     cache = DynamicCache(config=model.config)
     body = model.base_model  # without the output head: logits of 64K positions over 128K tokens would be 33 GB
     row = torch.tensor([list(prompt_ids)], device=model.device)

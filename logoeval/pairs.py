@@ -15,6 +15,7 @@ from logodata.common.errors import UserError
 from logodata.common.finite import check_responses
 from logodata.common.shards import Shard
 from logodata.contract import PreferenceSample
+from logodata.vocabulary import check_ids, vocabulary_size
 from logoeval import qa
 from logoeval.recipe import PairsSettings
 from logoeval.records import Metric, Outcome, SampleRow, data_fingerprint, hash_ids
@@ -22,6 +23,8 @@ from logoeval.records import Metric, Outcome, SampleRow, data_fingerprint, hash_
 if TYPE_CHECKING:
     from logoeval.session import Session
     from logotrain.logprobs import LogprobModel
+
+_BUILD = "build the data set again with this model"
 
 VERSION = 1
 """Raised when scores change their meaning: results of two versions are not compared."""
@@ -122,6 +125,8 @@ def _score(samples: Sequence[PreferenceSample], session: Session, predictions: P
             progress("pairs: log-probabilities", len(samples), len(samples) - len(waiting)) as tracker,
         ):
             for sample in waiting:
+                texts = (sample.prompt_ids, *(said.token_ids for said in (sample.chosen, *sample.rejected)))
+                check_ids(vocabulary_size(session.model.config), *texts, where=f"sample {sample.id}", mend=_BUILD)
                 chosen, *rejected = mean_logprobs(LogprobModel(session.model), sample, session.window)
                 check_responses(chosen, rejected, sample.id)
                 shard.append(

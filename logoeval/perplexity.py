@@ -22,6 +22,7 @@ from logodata.common.finite import DAMAGED
 from logodata.common.shards import Shard
 from logodata.models import length_dependent_rope
 from logodata.prompts import encode_text
+from logodata.vocabulary import check_ids, vocabulary_size
 from logoeval.nlls import check_logits, reset_rope, sliding_nlls, sliding_windows, token_nlls
 from logoeval.recipe import PerplexitySettings
 from logoeval.records import Metric, Outcome, SampleRow, hash_ids
@@ -181,6 +182,8 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
     """
     session.check_window(settings.lengths[-1], "the longest of ppl.lengths")
     found, notes = documents(settings, session.bare_tokenizer)
+    for name, ids in found.items():
+        check_ids(vocabulary_size(session.config), ids, where=f"document {name}")
     rope_type = length_dependent_rope(session.config)
     if rope_type and settings.protocol == "one_pass":
         notes[0] = f"RoPE type {rope_type!r} depends on the total length: each length was run by itself"

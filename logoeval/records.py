@@ -7,7 +7,8 @@ Scores are kept by sample, not only as means, so that two runs can be compared p
 from __future__ import annotations
 
 import hashlib
-import json
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
 from logodata.common.sealed import read_if_whole
+from logodata.contract import sample_files
 from logoeval.stats import Array, Estimate, estimate_mean
 
 SCHEMA_VERSION = 1
@@ -196,8 +198,8 @@ class Results(_Record):
 
 
 def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[SampleRow]]]:
-    """All samples that carry the metric, then its slices in order of first appearance; a slice that is all of them is
-    left out."""
+    """All samples that carry the metric, then its slices: bands of lengths (``words``) from short to long, others in
+    order of first appearance. A slice that is all of them is left out."""
     scored = [sample for sample in samples if metric.key in sample.scores]
     if not scored:
         return
@@ -206,8 +208,16 @@ def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[
         parts: dict[tuple[Any, ...], list[SampleRow]] = {}
         for sample in scored:
             parts.setdefault(tuple(sample.facts[fact] for fact in names), []).append(sample)
+        if "words" in names:
+            parts = dict(sorted(parts.items(), key=lambda part: _band(part[0])))
         if len(parts) > 1:
             yield from ((dict(zip(names, key, strict=True)), members) for key, members in parts.items())
+
+
+def _band(key: tuple[Any, ...]) -> float:
+    """Where a band begins; what names no number comes last."""
+    begin = re.match(r"\d+", str(key[0]))
+    return float(begin[0]) if begin else math.inf
 
 
 def slice_label(where: dict[str, Any]) -> str:
@@ -306,13 +316,13 @@ def _parse(content: Any, path: Path) -> Results:
 
 def write_results(folder: Path, results: Results) -> None:
     """Write ``results.json``, atomically."""
-    write_json(folder / RESULTS_FILE, json.loads(results.model_dump_json()))
+    write_json(folder / RESULTS_FILE, results.model_dump(mode="json"))
 
 
 def data_fingerprint(folder: Path) -> str:
     """Hash of the samples that ``logodata build`` wrote into a folder, wherever it lies."""
     digest = hashlib.sha256()
-    for file in sorted((folder / "data").glob("*.parquet")):
+    for file in sample_files(folder):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,8 @@ from logodata import __version__
 from logodata.adapters import trained_on
 from logodata.common.console import note
 from logodata.common.run_dir import bind_settings, locked
-from logodata.models import model_fingerprint, resolve_model, tokenizer_fingerprint
+from logodata.common.user_files import visible_files
+from logodata.models import model_fingerprint, read_template, resolve_model, tokenizer_fingerprint
 from logoeval import niah, pairs, perplexity, qa
 from logoeval.longbench import run as longbench
 from logoeval.recipe import EvalRecipe
@@ -34,6 +34,7 @@ from logoeval.records import (
 )
 from logoeval.session import Session, adapter_fingerprint
 from logoeval.short import task as short
+from logoeval.texts import text_fingerprint
 
 
 def evaluate(
@@ -62,7 +63,7 @@ def evaluate(
             "model_fingerprint": model_fingerprint(recipe.model),
             "adapter_fingerprint": adapter_fingerprint(recipe.adapter),
         }
-        started = bool(results.tasks) or any(predictions.rglob("*.jsonl"))
+        started = bool(results.tasks) or any(visible_files(predictions, (".jsonl",)))
         bind_settings(predictions, "model.json", measured, started=started)
         session, jobs = open_session(recipe), _jobs(recipe)
         notes = [*_adapter_notes(recipe), *notes]
@@ -151,7 +152,7 @@ def _jobs(recipe: EvalRecipe) -> dict[TaskName, _Job]:
 
 
 def _settings(recipe: EvalRecipe, job: _Job) -> dict[str, Any]:
-    template = recipe.chat_template and hashlib.sha256(recipe.chat_template.read_bytes()).hexdigest()[:16]
+    template = recipe.chat_template and text_fingerprint(read_template(recipe.chat_template))
     return {
         "task_version": job.version,
         "dtype": recipe.engine.dtype,

@@ -10,6 +10,8 @@ from pathlib import Path
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import check_is_text, note_empty, note_left_out
 from logodata.common.json_lines import MAX_JSON_BYTES
+from logodata.common.printable import encodable
+from logodata.common.user_files import read_text, visible_files
 
 # RULER's noise haystack: this line, repeated.
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -66,22 +68,17 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
     Raises:
         UserError: nothing there, nothing in it, or a file that is not UTF-8.
     """
-    files = sorted(source.glob("*.txt")) if source.is_dir() else [source]
+    files = sorted(visible_files(source, (".txt",), below=False)) if source.is_dir() else [source]
     if not files or not files[0].is_file():
         raise UserError(
             "no .txt file here", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
         )
     documents, empty = [], []
     for file in files:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(f"more than {MAX_JSON_BYTES // 2**20} MiB", where=str(file), mend="split it")
         check_is_text(file, str(file))
-        try:
-            text = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read: {error}", where=str(file), mend="give UTF-8 text") from error
+        text = read_text(file, most_bytes=MAX_JSON_BYTES, mend="give UTF-8 text, split into files of that size").strip()
         if text:
-            documents.append((file.name, text))
+            documents.append((encodable(file.name), text))
         else:
             empty.append(file)
     if not documents:

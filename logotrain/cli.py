@@ -115,7 +115,7 @@ def _merge(arguments: argparse.Namespace) -> None:
     quiet_transformers()  # before PEFT is imported
     from logotrain.merge import merge
 
-    print(merge(arguments.model, arguments.adapter, arguments.output, arguments.dtype))
+    result(merge(arguments.model, arguments.adapter, arguments.output, arguments.dtype))
 
 
 def _run(arguments: argparse.Namespace) -> None:

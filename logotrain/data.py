@@ -14,6 +14,7 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_manifest, read_samples
 from logodata.models import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from logodata.vocabulary import check_ids, vocabulary_size
 from logotrain.collate import row_responses
 from logotrain.objective import uses_rejected
 from logotrain.recipe import TrainRecipe
@@ -100,7 +101,7 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         samples = [_with_strategies(sample, recipe.data.rejected_strategies, where) for sample in samples]
     if recipe.data.num_rejected is not None:
         samples = [_with_first_rejected(sample, recipe.data.num_rejected, where) for sample in samples]
-    vocab_size = int(config.vocab_size)
+    vocab_size = vocabulary_size(config)
     compares = uses_rejected(recipe.objective)
     for sample in samples:
         responses = row_responses(sample, rejected=compares)
@@ -189,14 +190,7 @@ def _check(
             where=where,
             mend="raise positions.target_length or build shorter contexts",
         )
-    for ids in (sample.prompt_ids, *responses):
-        if min(ids) < 0 or max(ids) >= vocab_size:
-            outside = next(token for token in ids if not 0 <= token < vocab_size)
-            raise UserError(
-                f"token id {outside} is outside the model's vocabulary of {vocab_size}",
-                where=where,
-                mend="build the data set again with this model",
-            )
+    check_ids(vocab_size, sample.prompt_ids, *responses, where=where, mend="build the data set again with this model")
     row = prompt + sum(map(len, responses))
     if row_tokens is not None and row > row_tokens:
         raise UserError(

@@ -113,7 +113,7 @@ def split_documents(scale: Scale) -> dict[str, str]:
             embedded = resources.files("logodata") / "embedded" / f"{_EMBEDDED[name]}.jsonl"
             texts.insert(0, embedded.read_text(encoding="utf-8"))
         found[name] = "".join(texts)
-    documents = [json.loads(line) for line in found["heldout"].splitlines()]
+    documents = [json.loads(line) for line in found["heldout"].strip().split("\n")]
     for document in documents:
         asked = _details(document)[: scale.heldout_questions]  # as the builds choose them
         document["questions"] = [question for question in document["questions"] if question not in asked]

@@ -9,24 +9,43 @@ share a terminal; ``plain:NAME`` puts NAME before each line.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
 from logodata.common.printable import printable
 
+_LEAST_COLUMNS = 20
+"""In fewer no table can be read: a terminal that says so does not know its width."""
+
+_COLUMNS = re.compile(r"[1-9][0-9]{1,3}")
+
 
 class _Console(Console):
-    """Shows text as it is: square brackets and colons mean nothing in it, and a terminal obeys nothing in it."""
+    """Shows text as it is: square brackets and colons mean nothing in it, and a terminal obeys nothing in it.
+
+    It is 80 columns wide where neither the terminal nor ``COLUMNS`` gives a width that can be used.
+    """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **options)
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("COLUMNS", "LINES") or _COLUMNS.fullmatch(value)
+        }
+        super().__init__(highlight=False, markup=False, emoji=False, _environ=environment, **options)
+
+    @property  # type: ignore[misc]  # rich's can be set, too: nobody does
+    def size(self) -> ConsoleDimensions:
+        found = super().size
+        return found if found.width >= _LEAST_COLUMNS else ConsoleDimensions(80, found.height)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from logodata.common.printable import printable
+from logodata.common.streams import open_streams
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -63,21 +64,21 @@ def run_command(
     """Run ``command`` and map its outcome to the exit codes all three programs share.
 
     0 done, 2 the user's input or the disk is at fault (one line on stderr), 130 interrupted by Ctrl-C or SIGTERM (the
-    line says how to resume). Any other exception is our bug and keeps its traceback.
+    line says how to resume). Any other exception is our bug and keeps its traceback. That nobody reads the output any
+    more (``| head``) changes nothing: see :mod:`logodata.common.streams`.
     """
+    open_streams()
     try:
         with sigterm_interrupts():
-            return command() or 0
+            code = command() or 0
+            sys.stdout.flush()  # here a full disk can still be said
+            return code
     except UserError as error:
         _say(f"{program}: error: {error}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         _say(f"{program}: interrupted; {resume_hint}")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output (head, less) closed it: not an error, and nothing more can be printed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno not in _DISK_FAULTS:
             raise

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.user_files import visible_files
 
 _PANDOC = "pandoc -t plain --wrap=none FILE -o FILE.txt"
 _CONVERTERS = {
@@ -134,7 +135,7 @@ def note_left_out(folder: Path, taken: Collection[Path], read: str) -> None:
         read: what is read, e.g. ``.txt and .md files``.
     """
     places = {file.resolve() for file in taken}
-    left = [file for file in _visible(folder) if file.resolve() not in places and not is_beside_data(file)]
+    left = [file for file in visible_files(folder) if file.resolve() not in places and not is_beside_data(file)]
     if left:
         commands, total = how_to_convert(sorted({file.suffix.lower() for file in left})), len(left) + len(places)
         _note_once(
@@ -154,10 +155,3 @@ def note_empty(folder: Path, empty: Collection[Path], total: int) -> None:
 def _note_once(text: str) -> None:
     """Folders are read more than once."""
     note(text)
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    for file in folder.rglob("*"):
-        place = file.relative_to(folder).parts
-        if not any(part.startswith(".") or part == "__MACOSX" for part in place) and file.is_file():
-            yield file

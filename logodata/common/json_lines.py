@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from logodata.common.errors import UserError
+from logodata.common.user_files import decode_utf8
 
 MAX_JSON_BYTES = 256 * 2**20
 """A longer line, or a longer file that is one JSON value, is not read: nothing of ours, and no document of text, is
@@ -18,7 +19,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: bytes, *, finite: bool = False) -> Any:
-    """The value of a JSON text in UTF-8.
+    """The value of a JSON text in UTF-8, with or without a byte order mark.
 
     Args:
         text: to read.
@@ -29,7 +30,11 @@ def parse_json(text: bytes, *, finite: bool = False) -> Any:
         ValueError: it is none, is nested too deeply, or spells half a character (which no tokenizer and no file takes).
     """
     try:
-        value = json.loads(text.decode("utf-8"), parse_constant=_refuse if finite else None)
+        decoded = decode_utf8(text)
+    except ValueError as error:
+        raise ValueError(f"not UTF-8: {error}") from error
+    try:
+        value = json.loads(decoded, parse_constant=_refuse if finite else None)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -44,7 +49,8 @@ def _refuse(name: str) -> NoReturn:
 
 
 def numbered_lines(handle: IO[bytes], shown: str) -> Iterator[tuple[int, bytes]]:
-    """Every line of a file with its number, from 1 on.
+    """Every line of a file with its number, from 1 on. A carriage return ends one, too: in JSON it is never a part of
+    anything else.
 
     Args:
         handle: to read.
@@ -55,10 +61,11 @@ def numbered_lines(handle: IO[bytes], shown: str) -> Iterator[tuple[int, bytes]]
     """
     number = 0
     while line := handle.readline(MAX_JSON_BYTES + 1):
-        number += 1
         if len(line) > MAX_JSON_BYTES:
-            raise too_long(f"{shown}:{number}")
-        yield number, line
+            raise too_long(f"{shown}:{number + 1}")
+        for part in line.splitlines(keepends=True):
+            number += 1
+            yield number, part
 
 
 def json_objects(path: Path, *, mend: str) -> Iterator[tuple[str, dict[str, Any]]]:

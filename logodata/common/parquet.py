@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def parquet_rows(
 
     number = 0
     try:
-        with pq.ParquetFile(file) as table:
+        # As bytes: pyarrow takes no name that is not UTF-8.
+        with pa.OSFile(os.fsencode(file)) as source, pq.ParquetFile(source) as table:
             names = [name for name in table.schema_arrow.names if name in wanted]
             batches = table.iter_batches(batch_size=batch_rows, columns=names or None, use_threads=False)
             while (batch := _next(batches)) is not None:

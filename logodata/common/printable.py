@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-_UNSHOWN = (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))
-"""C1, which some terminals obey too, signs that turn the order of letters round, and halves of characters."""
+_HALF = re.compile("[\ud800-\udfff]")
+_UNSHOWN = (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""C1, which some terminals obey too, and signs that turn the order of letters round."""
 
 _PICTURES = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"},
@@ -17,9 +18,27 @@ _PICTURES = {
 _OBEYED = re.compile(r"[\\`]|<(?=[A-Za-z/!?])|(?<=\])(?=\()")
 
 
+def encodable(text: str, backslash: str = "\\") -> str:
+    """The text as UTF-8 can hold it.
+
+    A byte of a file's name that is not UTF-8, which Python has as half a character, becomes ``\\xe9``; any other half
+    becomes the replacement character.
+
+    Args:
+        text: any.
+        backslash: how one is written where the text is going.
+    """
+
+    def shown(half: re.Match[str]) -> str:
+        byte = ord(half[0]) - 0xDC00
+        return f"{backslash}x{byte:02x}" if 0x80 <= byte <= 0xFF else "\ufffd"
+
+    return _HALF.sub(shown, text)
+
+
 def printable(text: str) -> str:
     """The text without what a terminal obeys; tabs and ends of lines stay."""
-    return text.replace("\r\n", "\n").translate(_PICTURES)
+    return encodable(text).replace("\r\n", "\n").translate(_PICTURES)
 
 
 def markdown_text(text: str) -> str:

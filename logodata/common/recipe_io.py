@@ -28,7 +28,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.printable import encodable
 from logodata.common.recipe_fields import Values, follow, merge, variant
+from logodata.common.user_files import read_text
 
 Section = Literal["build", "train", "eval"]
 _SECTIONS = ("build", "train", "eval")
@@ -133,12 +135,12 @@ def _read_file(path: Path) -> tuple[Values, Places]:
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise UserError("larger than any recipe", where=str(path), mend="is this file a recipe?")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, most_bytes=_MAX_RECIPE_BYTES, mend="give a UTF-8 YAML file")
     except FileNotFoundError as error:
         folder = shipped_recipes()
         names = ", ".join(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml")))
         raise UserError("no such recipe", where=str(path), mend=f"shipped ones, in {folder}: {names}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="give a UTF-8 YAML file") from error
     try:
         node, document = _parse(text)
@@ -219,6 +221,8 @@ def _overlay(overrides: Sequence[str]) -> Values:
         try:
             _, value = _parse(text)
         except yaml.YAMLError as error:
+            if encodable(override) != override:
+                raise UserError(f"{key!r} is not UTF-8", where=override, mend="rename the file or folder") from error
             raise UserError(f"the value of {key!r} is not valid YAML", where=override, mend="quote it") from error
         *parents, leaf = key.split(".")
         if len(parents) > _MAX_DEPTH:
@@ -261,6 +265,8 @@ def _explain(
     where = _where(keys, section, path, places, () if secret else overrides)
     if fault["type"] == "extra_forbidden":
         return UserError(f"unknown key {dotted!r}", where=where, mend=_nearest(keys[-1], tuple(model.model_fields)))
+    if fault["type"] == "string_unicode":
+        return UserError(f"{dotted!r} is not UTF-8", where=where, mend="rename the file or folder")
     if fault["type"] == "missing":
         return UserError(f"{dotted!r} is missing", where=where, mend=f"set {dotted}=...")
     if fault["type"].startswith("union_tag"):

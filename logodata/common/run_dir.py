@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from logodata.common import json_lines, strict_json
 from logodata.common.errors import UserError
 from logodata.common.json_lines import parse_json, too_long
+from logodata.common.printable import encodable
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """What :func:`replacing` writes to."""
@@ -23,7 +24,7 @@ _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part."""
     with replacing(path) as file:
-        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+        file.write(encodable(data).encode("utf-8") if isinstance(data, str) else data)
 
 
 @contextmanager
@@ -184,7 +185,7 @@ def bind_settings(
     path = folder / name
     if not started:
         path.unlink(missing_ok=True)
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(strict_json.dumps(settings))
     if not path.exists():
         write_json(path, settings)
         return

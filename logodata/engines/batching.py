@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from logodata.common.errors import UserError
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult
+from logodata.vocabulary import check_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,13 @@ class PrefixGroup:
         return max(len(request.prompt_ids) for request in self.requests) - self.prefix_length
 
 
-def check_requests(requests: Sequence[GenerationRequest], window: int | None) -> None:
-    """Refuse what no engine may run.
+def check_requests(requests: Sequence[GenerationRequest], window: int | None, vocabulary: int | None) -> None:
+    """Refuse what no engine may run; None stands for a limit that is not known.
 
     Raises:
         UserError: two requests have one id, a prompt is empty, a setting is out of range, or prompt and response
-            together exceed ``window`` tokens (None: no limit known). Nothing is truncated.
+            together exceed ``window`` tokens, or a token of it or one that ends the response is none of the first
+            ``vocabulary`` ones, which the model knows. Nothing is truncated.
     """
     seen: set[str] = set()
     for request in requests:
@@ -52,6 +54,8 @@ def check_requests(requests: Sequence[GenerationRequest], window: int | None) ->
                 where=where,
                 mend="max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1",
             )
+        if vocabulary is not None:
+            check_ids(vocabulary, request.prompt_ids, sampling.stop_ids, where=where)
         total = len(request.prompt_ids) + sampling.max_new_tokens
         if window is not None and total > window:
             raise UserError(

@@ -84,6 +84,7 @@ class OpenAIEngine:
         needs_adapter: require that the name stands for an adapter, not for its base model.
         api_key: sent as bearer token, never printed.
         max_model_len: tokens of prompt and response; by default what the servers say, else no limit of ours.
+        vocabulary: how many tokens the model knows, where that is known: no request goes out with others.
         concurrency: requests in flight per server.
         timeout_s: seconds to wait for one answer.
         max_retries: tries after the first one, of a request and of a server that gives no answer at all.
@@ -103,6 +104,7 @@ class OpenAIEngine:
         needs_adapter: bool = False,
         api_key: str | None = None,
         max_model_len: int | None = None,
+        vocabulary: int | None = None,
         concurrency: int = 32,
         timeout_s: float = 600.0,
         max_retries: int = 6,
@@ -121,6 +123,7 @@ class OpenAIEngine:
             for url in base_urls
         ]
         self._model, self._needs_adapter, self._reader = model, needs_adapter, Reader(api_key)
+        self._vocabulary = vocabulary
         self._concurrency, self._timeout_s, self._tokens_per_minute = concurrency, timeout_s, tokens_per_minute
         self._max_retries, self._first_wait_s = max_retries, first_wait_s
         self._headers = {**HEADERS, **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
@@ -148,7 +151,7 @@ class OpenAIEngine:
                 refuses a request or answers it with something else than was asked for, or tries are used up. Results
                 that came before are yielded before it is raised.
         """
-        check_requests(requests, self._window)
+        check_requests(requests, self._window, self._vocabulary)
         for request in requests:
             if self._tokens_per_minute and token_cost(request) > self._tokens_per_minute:
                 raise UserError(

@@ -13,7 +13,8 @@ from logodata.adapter_fit import check_served_whole
 from logodata.common.errors import UserError
 from logodata.common.recipe_io import RecipeModel
 from logodata.engines import Engine
-from logodata.models import DType, load_model, model_window, resolve_model
+from logodata.models import DType, load_config, load_model, model_window, resolve_model
+from logodata.vocabulary import vocabulary_size
 
 EngineKind = Literal["transformers", "vllm", "openai"]
 
@@ -135,6 +136,7 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
         needs_adapter=adapter is not None,
         api_key=_api_key(settings.api_key_env),
         max_model_len=settings.max_model_len,
+        vocabulary=vocabulary_size(load_config(model)),
         concurrency=settings.concurrency,
         timeout_s=settings.timeout_s,
         max_retries=settings.max_retries,

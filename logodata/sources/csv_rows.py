@@ -14,6 +14,7 @@ from pathlib import Path
 from logodata.common import json_lines
 from logodata.common.errors import UserError
 from logodata.common.json_lines import numbered_lines, too_long
+from logodata.common.user_files import AS_UTF8, decode_utf8
 from logodata.sources.fields import column_of, names_of, spelt
 from logodata.sources.json_rows import Row
 from logodata.sources.settings import ALIASES, PARTS, aliases
@@ -83,13 +84,9 @@ class _Lines(Iterator[str]):
     def __next__(self) -> str:
         self.number, line = next(self._numbered)
         try:
-            return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"not UTF-8 (byte {error.start} of the line)",
-                where=f"{self._shown}:{self.number}",
-                mend="save the file as UTF-8",
-            ) from error
+            return decode_utf8(line)
+        except ValueError as error:
+            raise UserError(f"not UTF-8: {error}", where=f"{self._shown}:{self.number}", mend=AS_UTF8) from error
 
 
 def _header(lines: _Lines, shown: str, tabs: bool) -> tuple[list[str], str]:

@@ -1,4 +1,4 @@
-"""Rows of JSON lines, or of one JSON list, one at a time: memory holds a row, not the file."""
+"""Rows of JSON lines, of one JSON list or of indented objects, one at a time: memory holds a row, not the file."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any, BinaryIO
 from logodata.common import json_lines
 from logodata.common.errors import UserError
 from logodata.common.json_lines import numbered_lines, too_long
+from logodata.common.user_files import AS_UTF8, decode_utf8
 
 Row = tuple[str, dict[str, Any]]
 """A row and where it stands, as ``file:line``."""
 
 _BLOCK = 2**20
-_SPACE = " \t\r\n"
+_SPACE = " \t\r\n\ufeff"
 
 
 def json_rows(file: Path, shown: str) -> Iterator[Row]:
-    """Yield every object of a file of JSON lines, or of one that holds a list of objects.
+    """Yield every object of a file of JSON lines, of one that holds a list of objects, or of objects over many lines.
 
     Args:
         file: to read.
@@ -30,13 +31,26 @@ def json_rows(file: Path, shown: str) -> Iterator[Row]:
         UserError: a line is not UTF-8, not JSON, no object, or too long; a key stands twice.
     """
     with open(file, "rb") as handle:
-        first = handle.read(3)
-        if first == b"\xef\xbb\xbf":
-            first = handle.read(1)
-        while first and not first.strip():
+        first = handle.read(1)
+        while first and first in b"\xef\xbb\xbf \t\r\n":  # a byte order mark, and white space
             first = handle.read(1)
         handle.seek(0)
-        yield from _list_rows(handle, shown) if first.lstrip().startswith(b"[") else _line_rows(handle, shown)
+        listed = first == b"["
+        many_lines = not listed and _goes_on(handle, shown)
+        handle.seek(0)
+        yield from _value_rows(handle, shown, listed) if listed or many_lines else _line_rows(handle, shown)
+
+
+def _goes_on(handle: BinaryIO, shown: str) -> bool:
+    """Whether the first object of a file goes on after its first line, as indented ones do."""
+    lines = (line for _, line in numbered_lines(handle, shown) if line.strip())
+    try:
+        json.loads(text := decode_utf8(next(lines, b"{}")).rstrip())
+    except json.JSONDecodeError as error:
+        return error.pos >= len(text) and next(lines, None) is not None
+    except (ValueError, RecursionError):  # said with its place when it is read
+        return False
+    return False
 
 
 def _line_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
@@ -45,11 +59,9 @@ def _line_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
         if not raw.strip():
             continue
         try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"not UTF-8 (byte {error.start} of the line)", where=where, mend="save the file as UTF-8"
-            ) from error
+            text = decode_utf8(raw)
+        except ValueError as error:
+            raise UserError(f"not UTF-8: {error}", where=where, mend=AS_UTF8) from error
         yield where, _object(_parse(text, where), where)
 
 
@@ -64,9 +76,10 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"not valid JSON: {error}", where=where, mend="correct this line") from error
 
 
-def _list_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
-    """Elements of a JSON list, decoded as soon as the text read so far holds one."""
-    reader = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
+    """Elements of a JSON list (``listed``), or objects one after the other, decoded as soon as the text read so far
+    holds one."""
+    reader = io.TextIOWrapper(handle, encoding="utf-8", newline="")
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     text, at, line, ended = "", 0, 1, False
 
@@ -95,11 +108,12 @@ def _list_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
                 return text[at : at + 1]
 
     def cut_off() -> UserError:
-        return UserError("the JSON list has no end", where=f"{shown}:{line}", mend="the file was cut off, copy it anew")
+        what = "the JSON list has no end" if listed else "the JSON object has no end"
+        return UserError(what, where=f"{shown}:{line}", mend="the file was cut off, copy it anew")
 
     next_sign()
-    at += 1  # the opening bracket
-    expected = "]"  # what may stand instead of an element: a list may be empty
+    at += listed  # the opening bracket
+    expected = "]" if listed else ""  # what may stand instead of an element: a list may be empty
     while (sign := next_sign()) != expected:
         if not sign:
             raise cut_off()
@@ -126,6 +140,8 @@ def _list_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
         at = end
         yield where, _object(value, where)
         sign = next_sign()
+        if not listed:
+            continue
         if sign == ",":
             at += 1
             expected = ","  # after a comma an element must come; a second comma is caught by the decoder
@@ -137,7 +153,7 @@ def _list_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
             raise cut_off()
         else:
             raise UserError("not valid JSON: no comma here", where=f"{shown}:{line}", mend="correct this line")
-    at += 1
+    at += listed
     if next_sign():
         raise UserError(
             "not valid JSON: something follows the list", where=f"{shown}:{line}", mend="one list, or JSON lines"

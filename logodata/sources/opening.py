@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from logodata.common.foreign_files import (
     is_beside_data,
     note_left_out,
 )
+from logodata.common.user_files import visible_files
 from logodata.sources.csv_rows import SUFFIXES as CSV_SUFFIXES
 from logodata.sources.csv_rows import csv_rows
 from logodata.sources.fields import column_of
@@ -36,7 +38,7 @@ from logodata.sources.shapes import (
     shape_of,
 )
 from logodata.sources.tables import hub_files, hub_rows, load_hub, parquet_rows
-from logodata.sources.text_files import SUFFIXES, text_files, text_rows, visible_files
+from logodata.sources.text_files import SUFFIXES, text_files, text_rows
 
 Container = Literal["jsonl", "csv", "parquet", "text", "hub"]
 
@@ -158,7 +160,7 @@ def source_fingerprint(settings: SourceSettings) -> str:
     elif container != "hub":
         files = [(source_file(settings.path), Path())]
     elif folder.is_dir():
-        files = [(file, file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
+        files = [(file, file.relative_to(folder)) for file in sorted(visible_files(folder))]
     else:
         dataset, split = load_hub(settings.path, settings.subset, settings.split)
         files = [(Path(part["filename"]), Path(split)) for part in dataset.cache_files]
@@ -171,7 +173,8 @@ def source_fingerprint(settings: SourceSettings) -> str:
             digests.append((name.as_posix(), hashlib.file_digest(handle, "sha256").hexdigest()))
     if len(digests) == 1:
         return digests[0][1][:16]
-    return hashlib.sha256("".join(f"{digest} {name}\n" for name, digest in digests).encode()).hexdigest()[:16]
+    listed = "".join(f"{digest} {name}\n" for name, digest in digests)
+    return hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]
 
 
 def check_outside(settings: SourceSettings, output: Path) -> None:
@@ -261,7 +264,7 @@ def _folder(folder: Path, path: str) -> Container:
             "holds text files and tables", where=path, mend="set source.format=text or hub, or give one of the files"
         )
     if not has_text and not tables:
-        others = [file for file in visible_files(folder, ()) if not is_beside_data(file)]
+        others = [file for file in visible_files(folder) if not is_beside_data(file)]
         how = how_to_convert(sorted({file.suffix.lower() for file in others}))
         raise UserError(
             f"holds no documents (files: {count_endings(others) or 'none'})",

@@ -23,6 +23,7 @@ from logodata.common.errors import UserError
 from logodata.common.foreign_files import note_left_out
 from logodata.common.json_lines import numbered_lines, parse_json
 from logodata.common.parquet import parquet_rows
+from logodata.common.user_files import is_hidden, visible_files
 from logoeval.longbench.tasks import E_SUFFIX, TASKS, Task, split_name
 
 MAX_ARCHIVE_BYTES = 4 * 2**30
@@ -32,6 +33,7 @@ _MOST_WORDS = 2**53
 _DAMAGED = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 """What zipfile raises, by what is damaged: RuntimeError for encryption and packing, ValueError for names."""
 
+_A_LINE = "write one JSON object a line"
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
 
 
@@ -102,7 +104,7 @@ def _files(data: Path) -> Iterator[_File]:
     if data.is_dir():
         # The first kind that is there: a folder often holds the archive and what came out of it.
         for ending in (".jsonl", ".parquet", ".zip"):
-            paths = sorted(data.rglob(f"*{ending}"))
+            paths = sorted(visible_files(data, (ending,)))
             for path in paths:
                 yield from _one_file(path, PurePosixPath(path.relative_to(data).as_posix()))
             if paths:
@@ -113,11 +115,11 @@ def _files(data: Path) -> Iterator[_File]:
 
 
 def _one_file(path: Path, inner: PurePosixPath) -> Iterator[_File]:
-    if path.suffix == ".zip":
+    if path.suffix.lower() == ".zip":
         yield from _archive(path)
-    elif path.suffix == ".jsonl":
+    elif path.suffix.lower() == ".jsonl":
         yield _File(inner, lambda: read_lines(path))
-    elif path.suffix == ".parquet":
+    elif path.suffix.lower() == ".parquet":
         yield _File(inner, lambda: _parquet(path))
     else:
         raise UserError("not an archive or file of rows", where=str(path), mend=_HOW)
@@ -126,8 +128,9 @@ def _one_file(path: Path, inner: PurePosixPath) -> Iterator[_File]:
 def _archive(path: Path) -> Iterator[_File]:
     try:
         with zipfile.ZipFile(path) as archive:
-            infos = [info for info in archive.infolist() if info.filename.endswith(".jsonl")]
-            names = sorted(info.filename for info in infos if "__MACOSX" not in info.filename)
+            named = ((info, PurePosixPath(info.filename)) for info in archive.infolist())
+            infos = [info for info, place in named if place.suffix.lower() == ".jsonl" and not is_hidden(place)]
+            names = sorted(info.filename for info in infos)
     except _DAMAGED as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="download it again") from error
     if not names:
@@ -173,9 +176,9 @@ def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
         try:
             record = parse_json(line)
         except ValueError as error:
-            raise UserError(f"not JSON in UTF-8: {error}", where=where, mend="delete or mend this line") from error
+            raise UserError(f"not JSON: {error}", where=where, mend=_A_LINE) from error
         if not isinstance(record, dict):
-            raise UserError("not a JSON object", where=where, mend="delete or mend this line")
+            raise UserError(f"a JSON {type(record).__name__}, not an object", where=where, mend=_A_LINE)
         yield where, record
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import note_left_out
+from logodata.common.user_files import visible_files
 from logoeval.longbench.data import check_answers, length_of, read_lines, texts
 from logoeval.longbench.metrics import CodeSimBackend
 from logoeval.longbench.run import FOLDER
@@ -126,7 +127,7 @@ def _files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise UserError("no such file or folder", where=str(source), mend=_HOW)
     ours = source / PREDICTIONS_DIR / FOLDER
-    files = sorted((ours if ours.is_dir() else source).glob("*.jsonl"))
+    files = sorted(visible_files(ours if ours.is_dir() else source, (".jsonl",), below=False))
     if not files:
         raise UserError("holds no .jsonl file", where=str(source), mend=_HOW)
     if not ours.is_dir():

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import io
 import logging
+import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -48,12 +49,13 @@ def folder_fingerprint(folder: Path | None) -> str | None:
     """
     if folder is None:
         return None
-    files = sorted(file for file in folder.rglob("*") if file.suffix in (".yaml", ".py")) if folder.is_dir() else []
+    found = (file for file in folder.rglob("*") if file.suffix in (".yaml", ".py")) if folder.is_dir() else ()
+    files = sorted(file for file in found if not file.name.startswith("._"))  # macOS's, which lm-eval skips, too
     if not any(file.suffix == ".yaml" for file in files):
         raise UserError("no task file (.yaml) here", where=str(folder), mend="give the folder of your own tasks")
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(folder).as_posix()}:{file.stat().st_size}:".encode())
+        digest.update(os.fsencode(f"{file.relative_to(folder).as_posix()}:{file.stat().st_size}:"))
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

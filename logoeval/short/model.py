@@ -16,6 +16,7 @@ from logodata.common.errors import UserError
 from logodata.common.finite import check_finite
 from logodata.common.shards import Shard
 from logodata.prompts import TEMPLATE_ARGUMENTS
+from logodata.vocabulary import check_ids, vocabulary_size
 from logoeval.texts import text_fingerprint
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class HarnessModel(HFLM):
         self.num_requests = self.num_cut = 0
         """Prompts asked for since :meth:`count_from_zero`, and how many of them were cut."""
         self._window, self._truncate, self._answers = window, truncate, answers
+        self._vocabulary = vocabulary_size(model.config)
         self._excess: dict[str, int] = {}
         self._fresh: dict[str, dict[str, Any]] = {}
         self._saved_at = 0.0
@@ -88,12 +90,16 @@ class HarnessModel(HFLM):
                     where=self.label,
                     mend="give a model with a longer window, or another task",
                 )
-            lengths.append(((context, options), len(self.tok_encode(context)) + new))
+            ids = self.tok_encode(context)
+            check_ids(self._vocabulary, ids, where=self.label)
+            lengths.append(((context, options), len(ids) + new))
         self._check("generate_until", lengths)
         super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], *options: Any, **more: Any) -> list[tuple[float, bool]]:
         # The last token is predicted and never read.
+        for _, context, target in requests:
+            check_ids(self._vocabulary, context, target, where=self.label)
         lengths = [(args, len(context) + len(target) - 1) for args, context, target in requests]
         self._check("loglikelihood", lengths)
         answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *options, **more)

@@ -454,7 +454,7 @@ def contexts(data: bytes, folder: Path) -> None:
         [draw.choice((0.0, 1.0, 6.0, 6.5, 7.0, -1.0, float("inf"))) for _ in range(draw.number(0, 30))],
         dtype=np.float64,
     )
-    ratios = tuple(draw.number(1, 99) / 100 for _ in range(draw.number(0, 3)))
+    ratios = tuple({draw.number(1, 99) / 100: None for _ in range(draw.number(0, 3))})  # two alike are refused
     rule: dict[str, Any] = {"critical_threshold": draw.choice((0.0, 6.0))}
     if draw.number(0, 1):
         rule = {"critical_threshold": None, "critical_top": draw.number(1, n)}

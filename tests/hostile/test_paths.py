@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from logodata import responses as logodata_responses
 from logodata.cli import main as logodata
 from logodata.common.errors import UserError
 from logodata.common.run_dir import write_json
 from logodata.common.sealed import damage
 from logodata.contract import read_samples
+from logodata.sources import read_source, source_fingerprint
+from logodata.sources.settings import SourceSettings
+from logoeval.cli import main as logoeval
 from logoeval.longbench.data import read_rows
 from logotrain import checkpoint
 from tests.logodata.stub_server import StubServer, make_answer, write_documents
+from tests.logodata.test_build import SMALL, ScriptedEngine
+from tests.logodata.test_build import write_documents as write_facts
 from tests.logodata.test_server_faults import run_build
 
 ROW = {"input": "Q", "context": "T", "answers": ["A"]}
@@ -92,6 +99,73 @@ def test_what_files_json_lists_is_compared_not_opened(tmp_path: Path) -> None:
 def test_folders_that_are_no_checkpoints(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     assert checkpoint._newest_first(tmp_path) in ([], [3])
+
+
+def test_folders_and_files_whose_names_are_not_utf8(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are read and written; where text names them, their bytes are spelled."""
+    odd, model = tmp_path / os.fsdecode(b"caf\xe9"), str(tiny_model_dir)
+    odd.mkdir()
+    monkeypatch.setattr(logodata_responses, "open_engine", lambda *_: ScriptedEngine(tiny_model_dir))
+    documents = write_facts(tmp_path)
+    options = [*SMALL, "--model", model]
+    build = ["build", str(documents), *options]
+    (odd / "qasper.jsonl").write_text(json.dumps(ROW))
+    (odd / "predictions").mkdir()
+    (odd / "predictions" / "qasper.jsonl").write_text(json.dumps({"pred": "A", "answers": ["A"], "length": 1}))
+    commands = [
+        (logodata, [*build, "-o", str(odd / "data")]),
+        (logodata, [*build, "-o", str(odd / "data")]),
+        *((logodata, [*build, "--shard", f"{n}/2", "-o", str(odd / f"part-{n}")]) for n in (1, 2)),
+        (logodata, ["merge", str(odd / "part-1"), str(odd / "part-2"), "-o", str(odd / "merged")]),
+        (logodata, ["inspect", str(odd / "data")]),
+        (logodata, ["inspect", str(odd / "data"), "--html", str(odd / "page.html")]),
+        (logodata, ["stats", str(odd / "data"), str(odd / "merged")]),
+        (logodata, ["stats", str(odd / "data"), "--json"]),
+        (logodata, ["export", str(odd / "data"), "--format", "trl", "-o", str(odd / "x.jsonl")]),
+        (logodata, ["export", str(odd / "data"), "--format", "llama-factory", "-o", str(odd / "factory")]),
+        (logoeval, ["score", str(odd / "predictions"), "-o", str(odd / "scores.json")]),
+        *(
+            (logoeval, ["longbench", "--data", str(odd / "qasper.jsonl"), "--model", model, "-o", str(odd / name)])
+            for name in "ab"
+        ),
+        (logoeval, ["compare", str(odd / "a"), str(odd / "b"), "-o", str(odd / "report.html")]),
+        (logoeval, ["errors", str(odd / "a"), "-o", str(odd / "errors.json")]),
+    ]
+    for main, arguments in commands:
+        assert main(arguments) == 0, capsys.readouterr().err
+        assert all(letter not in capsys.readouterr().out for letter in ("\udce9", "\ufffd"))
+    written = [file for file in odd.rglob("*") if file.suffix in (".json", ".jsonl", ".html", ".md", ".yaml")]
+    assert len(written) > 20
+    for file in written:
+        assert "udce9" not in file.read_bytes().decode("utf-8")
+    assert r"caf\xe9/predictions" in json.loads((odd / "scores.json").read_text())["sources"]["predictions"]
+
+
+def test_texts_whose_names_are_not_utf8(tmp_path: Path, tiny_model_dir: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("The mill stands by the bridge. " * 40)
+    (tmp_path / "asked.json").write_text(json.dumps({"doc_id": r"caf\xe9", "question": "Q?", "answers": ["A"]}))
+    settings = SourceSettings(path=str(folder), questions=str(tmp_path / "asked.json"))
+    source = read_source(settings)
+    assert [document.doc_id for document in source.documents] == [r"caf\xe9"]
+    assert not source.faults
+    assert source_fingerprint(settings)
+    ppl = [f"ppl.text={folder}", "ppl.lengths=[64]", "ppl.num_documents=1", "--model", str(tiny_model_dir)]
+    assert logoeval(["ppl", *ppl, "-o", str(tmp_path / "out")]) == 0
+    [sample] = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]["ppl"]["samples"]
+    assert sample["id"] == r"caf\xe9.txt"
+
+
+@pytest.mark.parametrize(
+    "given", [["{odd}/x.jsonl"], ["x.jsonl", "source.questions={odd}/q.jsonl"], ["x.jsonl", "--model", "{odd}/model"]]
+)
+def test_a_recipe_holds_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str]) -> None:
+    words = [word.replace("{odd}", os.fsdecode(b"caf\xe9")) for word in given]
+    assert logodata(["build", *words, *([] if "--model" in words else ["--model", "m"]), "-o", str(tmp_path)]) == 2
+    assert "is not UTF-8 (rename the file or folder)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("linked", ["data/train-00000-of-00001.parquet", "README.md", "stats.json", "rejected.jsonl"])

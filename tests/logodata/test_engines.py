@@ -115,15 +115,17 @@ def test_prompts_that_share_only_the_template_stay_apart() -> None:
         ({"prompt_ids": ()}, "empty"),
         ({"prompt_ids": (5,) * 95}, "95 prompt and 6 new tokens exceed the window 100"),
         ({"id": "r0"}, "twice"),
+        ({"prompt_ids": (5, 10**6)}, "token id 1000000 is outside the model's vocabulary of 1000000"),
+        ({"sampling": Sampling(4, (STOP, 10**6))}, "token id 1000000 is outside"),
         ({"sampling": Sampling(0, (STOP,))}, "out of range"),
         ({"sampling": Sampling(4, (STOP,), temperature=1.0, top_p=0.0)}, "out of range"),
     ],
 )
 def test_requests_that_no_engine_may_run_are_refused_by_id(change: dict[str, Any], message: str) -> None:
     good = make_requests([94, 94], Sampling(6, (STOP,)))
-    check_requests(good, 100)
+    check_requests(good, 100, None)
     with pytest.raises(UserError, match=message) as caught:
-        check_requests([good[0], replace(good[1], **change)], 100)
+        check_requests([good[0], replace(good[1], **change)], 100, 10**6)
     assert f"request {change.get('id', 'r1')!r}" in str(caught.value)
 
 

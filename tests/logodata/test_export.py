@@ -14,7 +14,7 @@ from logodata.cli import _EXPORT_FORMATS, main
 from logodata.common.run_dir import write_json
 from logodata.contract import ContextChunk, PreferenceSample, Response, read_samples, write_samples
 from logodata.export import ExportFormat
-from logodata.models import load_tokenizer
+from logodata.models import load_tokenizer, tokenizer_fingerprint
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text
 
 CHUNKS = ("The mill of Vell holds  green millet.", " On day 7 (of 9) nothing {x} was\n", "wörds é \u2028 and 語")
@@ -56,7 +56,8 @@ def write_data(folder: Path, model: Path, tokenizer: Any, samples: Sequence[Pref
     write_samples(folder / "data" / "train-00000-of-00001.parquet", samples)
     manifest = {
         "model": str(model),
-        "recipe": {"chat_template": None},
+        "chat_template": None,
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
         "prompt_fingerprints": {"answer": PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint},
     }
     write_json(folder / "manifest.json", manifest)

@@ -200,7 +200,7 @@ def test_a_mended_corpus_may_have_the_name_of_the_bad_one(
     (corpus / "void.txt").write_bytes(b"caf\xe9")
     engine, output = ScriptedWriter(tiny_model_dir, {}), tmp_path / "q.jsonl"
     assert run(monkeypatch, engine, corpus, output, tiny_model_dir) == 2
-    assert "void.txt: not UTF-8 (byte 3)" in capsys.readouterr().err
+    assert "void.txt: not UTF-8: byte 3" in capsys.readouterr().err
     (corpus / "void.txt").write_bytes(b"")
     assert run(monkeypatch, engine, corpus, output, tiny_model_dir) == 0
 

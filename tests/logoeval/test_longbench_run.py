@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from logoeval.longbench.score import score_predictions
 from logoeval.longbench.summary import Scored, best_score, metrics, notes, sample_rows
 from logoeval.longbench.tasks import CATEGORIES, TASKS, bucket, official_rows
 from logoeval.recipe import EvalRecipe, LongBenchSettings
-from logoeval.records import read_results, summarise
+from logoeval.records import Results, read_results, summarise, write_results
 from logoeval.report import render
 from logoeval.run import evaluate
 from logoeval.session import Session
 
 from .conftest import FakeEngine
+from .synthetic import task_result
 
 GOLD = {"retrieval": "Paragraph 2", "retrieval_zh": "段落2", "count": "4", "classification": "Date"}
 
@@ -397,6 +399,34 @@ def test_length_groups_and_empty_ones() -> None:
     assert found["task:qasper", "0-4k words"] == 0.25
     assert found["task:qasper", "4-8k words"] == 0.75
     assert "qasper_e: no samples of 8k+ words" in list(notes(samples, e=True, code_sim="rapidfuzz"))
+
+
+@pytest.mark.parametrize("lengths", [(9000, 100, None, 5000), (None, 5000, 9000, 100)])
+def test_bands_of_lengths_stand_in_their_order(tmp_path: Path, lengths: tuple[int | None, ...]) -> None:
+    """Whichever comes first in the files: in what score prints and writes, and in every table of a report."""
+    lines = [
+        {"pred": "x", "answers": ["x"], "all_classes": None, "length": length, "_id": str(number)}
+        for number, length in enumerate(lengths)
+    ]
+    source = write_lines(tmp_path / "p" / "qasper_e.jsonl", lines).parent
+    write_lines(source / "2wikimqa_e.jsonl", lines[::-1])
+    assert main(["score", str(source), "-o", str(tmp_path / "s.json")]) == 0
+    bands = ["0-4k words", "4-8k words", "8k+ words", "unknown length"]
+    told = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))["summary"]
+    for task in ("qasper", "2wikimqa"):
+        assert [r["slice"]["words"] for r in told if r["metric"] == f"task:{task}" and r["slice"]] == bands
+    outcome, _ = score_predictions(source, e=True, code_sim="rapidfuzz")
+    settings = {"tasks": ["qasper", "2wikimqa"], "e": True, "max_prompt_tokens": None, "code_sim": "rapidfuzz"}
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run in runs:
+        run.mkdir()
+        result = task_result("longbench", replace(outcome, settings=settings), adapter=None)
+        write_results(run, Results(tasks={"longbench": result}))
+    comparison = compare(runs)
+    assert [r.slice["words"] for r in comparison.rows if r.metric.key == "task:qasper" and r.slice] == bands
+    page = render(comparison)
+    places = [page.index(band, page.index("LongBench-E by task and length")) for band in bands]
+    assert places == sorted(places)
 
 
 # -- score and compare -------------------------------------------------------------------------------------------------
