@@ -15,10 +15,12 @@ from logodata.models import (
     ADAPTER_FILES,
     BASE_CONFIG,
     check_adapter,
+    config_window,
     load_config,
     load_model,
     load_tokenizer,
     model_eos_ids,
+    text_config,
 )
 from logodata.prompts import turn_end_ids
 from logoeval.recipe import EvalRecipe
@@ -45,7 +47,7 @@ class Session:
     @property
     def window(self) -> int:
         """Positions the model was made for, or was extended to when its adapter was trained."""
-        return int(self.config.max_position_embeddings)
+        return config_window(self.config)
 
     @cached_property
     def device(self) -> str:
@@ -115,7 +117,7 @@ class Session:
 
 def rope_and_window(config: PreTrainedConfig) -> tuple[Any, int]:
     """What of a config an adapter may have been trained with otherwise."""
-    return getattr(config, "rope_parameters", None), int(config.max_position_embeddings)
+    return getattr(text_config(config), "rope_parameters", None), config_window(config)
 
 
 def adapter_fingerprint(adapter: Path | None) -> str | None:

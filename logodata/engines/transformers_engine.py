@@ -20,7 +20,7 @@ from logodata.common.errors import UserError
 from logodata.common.finite import DAMAGED
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import PrefixGroup, check_requests, plan_batches, request_seed
-from logodata.models import length_dependent_rope, limited_attention, replaced_attention
+from logodata.models import config_window, length_dependent_rope, limited_attention, replaced_attention, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +53,7 @@ class TransformersEngine:
     ) -> None:
         self._model = model
         self._max_batch_tokens, self._max_batch_rows = max_batch_tokens, max_batch_rows
-        self._window = max_model_len or int(model.config.max_position_embeddings)
+        self._window = max_model_len or config_window(model.config)
         _refuse_unsupported(model.config)
 
     @property
@@ -102,7 +102,7 @@ class TransformersEngine:
             [request.prompt_ids[batch[index].prefix_length :] for request, index in zip(requests, owner, strict=True)]
         )
         prefix_width, suffix_width = prefix_ids.shape[1], suffix_ids.shape[1]
-        cache = _PreallocatedCache(self._model.config.num_hidden_layers, prefix_width)
+        cache = _PreallocatedCache(text_config(self._model.config).num_hidden_layers, prefix_width)
         if prefix_width:
             self._forward(prefix_ids, prefix_mask, cache)
         longest_response = max(request.sampling.max_new_tokens for request in requests)
