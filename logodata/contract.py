@@ -231,7 +231,7 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
     if not files:
         state = "holds no finished build" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
-    places: dict[str, tuple[Path, int]] = {}
+    places: dict[str, str] = {}
     for file in files:
         # Batches of few rows: a row group of a stranger's may hold any number.
         for number, row in parquet_rows(file, str(file), mend="build the data set again", batch_rows=_ROWS_PER_BATCH):
@@ -251,13 +251,12 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
                     mend="build the data set again",
                 ) from error
             if sample.id in places:
-                first, at = places[sample.id]
                 raise UserError(
-                    f"sample id {sample.id!r} stands at {first}:row {at} too",
+                    f"sample id {sample.id!r} stands at {places[sample.id]} too",
                     where=f"{file}:row {number}",
                     mend="give each sample its own id; parts of one build are put together by logodata merge",
                 )
-            places[sample.id] = file, number
+            places[sample.id] = f"{file}:row {number}"
             yield sample
 
 

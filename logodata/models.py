@@ -305,7 +305,7 @@ def _loading(what: str, name: str) -> Iterator[None]:
             ) from error
         if unknown := _NOT_A_WRITER.match(str(error)):
             raise UserError(
-                f"cannot load {what}: transformers has no text model alone for a {unknown[1]}",
+                f"transformers has no text model alone for a {unknown[1]}",
                 where=name,
                 mend="take a model that writes text and nothing else, such as Llama or Qwen",
             ) from error

@@ -98,10 +98,10 @@ class Plan:
         """
         if self.misfit:
             alone = f"each of these fits: {'; '.join(self.remedies)}"
-            together = "no single change helps: take shorter prompts, more GPUs with parallel.strategy=shard, tuning=qlora"
-            raise UserError(
-                f"does not fit: {self.misfit}", where=self.model, mend=alone if self.remedies else together
+            together = (
+                "no single change helps: take shorter prompts, more GPUs with parallel.strategy=shard, tuning=qlora"
             )
+            raise UserError(f"does not fit: {self.misfit}", where=self.model, mend=alone if self.remedies else together)
 
     @property
     def hours(self) -> float | None:
@@ -193,16 +193,18 @@ def _remedies(
     here, world_size = CARDS[card].memory_bytes or 0, limits["world_size"]
     asked = None if recipe.recompute == "auto" else recipe.recompute
 
-    def holds(memory: int | None, *, tuning: str = recipe.tuning, **changed: Any) -> bool:
+    def holds(memory: int | None, recipe: TrainRecipe = recipe, **changed: Any) -> bool:
         changed = {"recompute": asked or "full", **limits, **changed}
-        size = estimate_memory(shape, recipe.model_copy(update={"tuning": tuning}), row, **changed).total
-        return memory is not None and size <= memory
+        return memory is not None and estimate_memory(shape, recipe, row, **changed).total <= memory
 
     found = []
     if asked and holds(here, recompute="full"):
         found.append("recompute=full")
-    if limits["strategy"] == "replicate" and recipe.tuning == "lora" and holds(here, tuning="qlora"):
-        found.append("tuning=qlora")
+    frozen = recipe.lora.model_copy(update={"train_embeddings": False})
+    if trained_weights(shape, recipe).embedding and recipe.tuning != "full":
+        found += ["lora.train_embeddings=false"] * holds(here, recipe.model_copy(update={"lora": frozen}))
+    if limits["strategy"] == "replicate" and recipe.tuning == "lora":
+        found += ["tuning=qlora"] * holds(here, recipe.model_copy(update={"tuning": "qlora"}))
     if recipe.tuning != "qlora":  # 4-bit weights cannot be split
         counts = [world_size * factor for factor in (1, 2, 4, 8) if world_size * factor > 1]
         gpus = next((count for count in counts if holds(here, strategy="shard", world_size=count)), None)

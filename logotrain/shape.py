@@ -112,19 +112,17 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
     with torch.device("meta"):
         model: Any = empty_model(copy.deepcopy(config), where)
     text = text_config(model.config)
-    # The config of layers that differ raises where a size of theirs is asked for.
-    layers = [] if getattr(text, "is_heterogeneous", False) else _equal_layers(model)
-    sizes = [getattr(text, name, None) for name in ("hidden_size", "num_attention_heads")] if layers else [None]
+    layers = _equal_layers(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if not layers or None in sizes or not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
+    hidden, num_heads = (_size(text, name) if layers else 0 for name in ("hidden_size", "num_attention_heads"))
+    if not hidden or not num_heads or not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
         raise UserError(
             "not a dense decoder of equal layers",
             where=where,
             mend="its memory cannot be estimated: set recompute and parallel.strategy in the recipe",
         )
-    hidden, num_heads = sizes
     width = head_dim(text)
-    query_width, key_width = num_heads * width, (getattr(text, "num_key_value_heads", None) or num_heads) * width
+    query_width, key_width = num_heads * width, (_size(text, "num_key_value_heads") or num_heads) * width
     named_widths = dict.fromkeys(("q_norm", "q_layernorm"), query_width) | dict.fromkeys(
         ("k_norm", "k_layernorm"), key_width
     )
@@ -160,10 +158,17 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
     )
 
 
+def _size(config: PreTrainedConfig, name: str) -> int:
+    """A field of a config, 0 where it has none."""
+    return getattr(config, name, None) or 0
+
+
 def _equal_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The decoder's layers, if they are of one size and none chooses among experts; else none."""
     from logotrain.recompute import decoder_layers
 
+    if getattr(text_config(model.config), "is_heterogeneous", False):
+        return []  # such a config raises where a size of its layers is asked for
     layers = decoder_layers(model.get_decoder())
     chooses = any(
         "expert" in path or weight.ndim > _MATRIX for layer in layers for path, weight in layer.named_parameters()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,8 +40,8 @@ _SEEDS = 64
 
 _PRODUCTS = ("mm", "addmm", "bmm", "linear", "matmul")
 _MOVES = frozenset(
-    "_to_copy _unsafe_view alias clone contiguous detach device expand index permute reshape select slice squeeze t "
-    "transpose unsqueeze view".split()
+    {"_to_copy", "_unsafe_view", "alias", "clone", "detach", "device", "expand", "index", "permute", "select", "slice"}
+    | {"squeeze", "t", "transpose", "unsqueeze", "view"}
 )
 """Operators that compute nothing: what they give was there before, perhaps in another type."""
 
@@ -105,7 +105,8 @@ def check_trainable(config: PreTrainedConfig) -> None:
         forget_rows()
     if len(calls) < layers:
         raise UserError(
-            f"{type(base).__name__} does not let its attention be replaced, in {layers - len(calls)} of {layers} layers",
+            f"{type(base).__name__} does not let its attention be replaced, in {layers - len(calls)} of {layers} "
+            "layers",
             where=name,
             mend=_MEND,
         )
@@ -174,17 +175,17 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
         name: of the model, for messages.
     """
     device = next(model.parameters()).device
-    row = _row(int(model.causal_lm.get_input_embeddings().weight.shape[0])).to(device)
+    row = _row(text_config(model.causal_lm.config).vocab_size).to(device)
     noisy = False
     with _own_random_state(), without_backward(model), torch.compiler.set_stance("force_eager"):
-        seed_all(0)
+        _seed(0)
         before = _random_state()
         with _explained(model.causal_lm, name):
             first: Tensor = model(row)
         drawn = _random_state() != before
         # Without a number drawn, accelerators may still add in another order each time.
         for seed in range(1, _SEEDS if drawn else 2 if device.type == "cpu" else 1):
-            seed_all(seed)
+            _seed(seed)
             noisy |= not torch.equal(first, model(row))
     if world.any(noisy):
         raise UserError(
@@ -213,12 +214,15 @@ def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"{type(model).__name__} cannot compute responses over a shared prompt: {type(error).__name__} {reason}",
+            f"{type(model).__name__} cannot compute responses over a shared prompt: {_told(error)}",
             where=name,
             mend=_MEND,
         ) from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__} {next(iter(str(error).splitlines()), '')}"
 
 
 def _row(vocabulary: int) -> Row:
@@ -241,7 +245,7 @@ def _numbers(values: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield f"{prefix}{key}", value
 
 
-def seed_all(seed: int) -> None:
+def _seed(seed: int) -> None:
     """Seed every generator that a model's code may draw from."""
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - the global one is what a model's code would use

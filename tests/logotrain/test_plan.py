@@ -113,9 +113,7 @@ def test_dry_run_plans_without_data(recipe_file: Path, tmp_path: Path, capsys: p
 
 def misfit(recipe: TrainRecipe, *, card: str, num_gpus: int = 1, prompt_tokens: int = 8192) -> Plan:
     path = shipped_recipes() / "llama3-80k.yaml"
-    return make_plan(
-        recipe, planned_data(recipe, path, prompt_tokens=prompt_tokens), card=card, num_gpus=num_gpus
-    )
+    return make_plan(recipe, planned_data(recipe, path, prompt_tokens=prompt_tokens), card=card, num_gpus=num_gpus)
 
 
 @pytest.mark.parametrize(

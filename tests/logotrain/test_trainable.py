@@ -24,13 +24,12 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3Config,
-    Gemma3TextConfig,
     Gemma4Config,
     GitConfig,
     GPT2Config,
     GPTJConfig,
-    GptOssConfig,
     GPTNeoXConfig,
+    GptOssConfig,
     Llama4Config,
     LlamaConfig,
     LlamaForCausalLM,
@@ -191,7 +190,7 @@ def test_noise_of_any_name_is_off_if_it_heeds_the_mode(
 
 
 def python_noise(hidden: Tensor) -> Tensor:
-    return hidden * random.uniform(0.9, 1.1)  # noqa: S311
+    return hidden * random.uniform(0.9, 1.1)
 
 
 def numpy_noise(hidden: Tensor) -> Tensor:
@@ -244,7 +243,7 @@ def test_looking_for_noise_leaves_generators_and_model_as_they_were(tiny_model: 
     torch.manual_seed(7)
     random.seed(7)
     np.random.seed(7)  # noqa: NPY002
-    expected = torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002, S311
+    expected = torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
     torch.manual_seed(7)
     random.seed(7)
     np.random.seed(7)  # noqa: NPY002
@@ -252,7 +251,7 @@ def test_looking_for_noise_leaves_generators_and_model_as_they_were(tiny_model: 
     with use_shared_prefix(tiny_model):
         check_weights(model, World(), "tiny")
     assert torch.equal(torch.rand(3), expected[0])
-    assert (random.random(), np.random.rand()) == expected[1:]  # noqa: NPY002, S311
+    assert (random.random(), np.random.rand()) == expected[1:]  # noqa: NPY002
     assert not any(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -282,7 +281,10 @@ VISION = SiglipVisionConfig(
 TEXT = {**SIZES, "layer_types": ["full_attention"] * 2}
 
 REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
-    "bloom": (BloomConfig(vocab_size=269, hidden_size=32, n_layer=2, n_head=4), "does not let its attention be replaced"),
+    "bloom": (
+        BloomConfig(vocab_size=269, hidden_size=32, n_layer=2, n_head=4),
+        "does not let its attention be replaced",
+    ),
     "falcon": (FalconConfig(**WITHOUT_GROUPS), "does not let its attention be replaced"),
     "gpt-j": (
         GPTJConfig(vocab_size=269, n_embd=32, n_layer=2, n_head=4, rotary_dim=8),
@@ -407,7 +409,7 @@ def test_a_model_whose_layers_fail_on_a_row_ends_in_one_line(
 
     monkeypatch.setattr(LlamaMLP, "forward", fails)
     load_data(make_recipe())
-    with pytest.raises(UserError, match="LlamaForCausalLM cannot compute .* KeyError 'no such expert'"):
+    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot compute .* KeyError 'no such expert'"):
         run(make_recipe(), tmp_path / "run")
 
 
