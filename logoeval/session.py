@@ -88,8 +88,9 @@ class Session:
         if settings.kind != "transformers":
             self._check_adapter()
             return open_engine(settings, self.recipe.model, adapter=self.recipe.adapter)
-        from logodata.engines.transformers_engine import TransformersEngine
+        from logodata.engines.transformers_engine import TransformersEngine, check_supported
 
+        check_supported(self.config)  # before gigabytes of weights are read
         return TransformersEngine(
             self.model,
             max_batch_tokens=settings.max_batch_tokens,

@@ -23,7 +23,7 @@ from logodata.engines.batching import PrefixGroup, check_requests, plan_batches,
 from logodata.models import config_window, length_dependent_rope, limited_attention, replaced_attention, text_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _ATTENTION = "logo_grouped_sdpa"
 _COMPACT_BELOW = 0.75  # share of unfinished rows under which the finished ones leave: a copy costs two steps' reading
@@ -54,7 +54,7 @@ class TransformersEngine:
         self._model = model
         self._max_batch_tokens, self._max_batch_rows = max_batch_tokens, max_batch_rows
         self._window = max_model_len or config_window(model.config)
-        _refuse_unsupported(model.config)
+        check_supported(model.config)
 
     @property
     def name(self) -> str:
@@ -294,7 +294,12 @@ def _grouped_sdpa(
     return output.reshape(batch, 1, heads, value.shape[-1]), None
 
 
-def _refuse_unsupported(config: Any) -> None:
+def check_supported(config: PreTrainedConfig) -> None:
+    """Refuse a model that :class:`TransformersEngine` would run wrongly; its weights need not be there.
+
+    Raises:
+        UserError: sliding or other than full attention, or RoPE that depends on the length of the batch.
+    """
     other = limited_attention(config)
     if other:
         raise UserError(

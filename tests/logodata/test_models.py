@@ -17,12 +17,14 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
+    MistralConfig,
     PreTrainedConfig,
 )
 
 import logodata.models
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, Sampling
+from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.known_models import known_shapes
@@ -280,6 +282,16 @@ def test_the_adapter_of_a_model_that_also_sees_scales_its_text_part(adapter: Pat
         assert found.text_config.max_position_embeddings == config_window(found) == window
         assert rope_and_window(found)[1] == window
         assert Session(EvalRecipe(model=str(tmp_path / "model"), adapter=trained)).window == window
+
+
+def test_an_engine_refuses_before_weights_are_read(tmp_path: Path) -> None:
+    MistralConfig(num_hidden_layers=2, sliding_window=16).save_pretrained(tmp_path)  # and no weights
+    for opened in (
+        lambda: open_engine(EngineSettings(device="cpu"), str(tmp_path)),
+        lambda: Session(EvalRecipe(model=str(tmp_path))).engine,
+    ):
+        with pytest.raises(UserError, match="full attention only, this model has sliding_attention"):
+            opened()
 
 
 def test_a_config_of_several_text_models_is_one_line() -> None:
