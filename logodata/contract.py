@@ -227,13 +227,17 @@ def sample_files(folder: Path) -> list[Path]:
 def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
     """The samples of a build's folder, in file order, a few at a time.
 
+    Each has an id of its own in all files of the folder: positions, reference log-probabilities and answers are kept by
+    it.
+
     Raises:
-        UserError: no such folder, no finished build in it, or another schema version.
+        UserError: no such folder, no finished build in it, another schema version, or an id that stands there twice.
     """
     files = sample_files(folder)
     if not files:
         state = "holds no finished build" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
+    places: dict[str, str] = {}
     for file in files:
         # Batches of few rows: a row group of a stranger's may hold any number.
         for number, row in parquet_rows(file, str(file), mend="build the data set again", batch_rows=_ROWS_PER_BATCH):
@@ -245,13 +249,21 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
                     mend="build the data set again",
                 )
             try:
-                yield PreferenceSample.model_validate(row)
+                sample = PreferenceSample.model_validate(row)
             except ValueError as error:
                 raise UserError(
                     f"not a preference sample: {error}",
                     where=f"{file}:row {number}",
                     mend="build the data set again",
                 ) from error
+            if sample.id in places:
+                raise UserError(
+                    f"sample id {sample.id!r} stands at {places[sample.id]} too",
+                    where=f"{file}:row {number}",
+                    mend="give each sample its own id; parts of one build are put together by logodata merge",
+                )
+            places[sample.id] = f"{file}:row {number}"
+            yield sample
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,15 @@ from logodata.common.errors import UserError
 from logodata.common.finite import check_finite, check_responses
 from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
 from logodata.contract import PreferenceSample, iterate_samples, read_manifest
-from logodata.models import DType, length_dependent_rope, load_config, load_model, load_tokenizer, model_fingerprint
+from logodata.models import (
+    DType,
+    config_window,
+    length_dependent_rope,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+)
 from logodata.prompts import encode_text
 from logodata.vocabulary import check_ids, vocabulary_size
 
@@ -118,7 +126,7 @@ def measure(
     dtype = dtype or manifest["recipe"]["engine"]["dtype"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    references = _bare_references(samples, name, int(config.max_position_embeddings))
+    references = _bare_references(samples, name, config_window(config))
     loaded = load_model(name, config=config, dtype=dtype, device=device)
     scored, size = [], vocabulary_size(config)
     with progress("log-probabilities", len(samples)) as tracker:

@@ -64,6 +64,10 @@ def _outcomes(parts: Sequence[_Folder]) -> Iterator[Outcome]:
     for _, entries in groupby(found, key=lambda entry: entry[0]):
         outcome: Outcome = {"decisions": []}
         for _, name, value in entries:
+            if name == "sample" and name in outcome:
+                raise UserError(
+                    f"sample {value.id!r} is in two parts", mend="build the parts again, each into a folder of its own"
+                )
             if name == "decisions":
                 outcome["decisions"].append(value)
             else:

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -29,6 +30,7 @@ EMBEDDED = "embedded"
 """Name of the model that comes from the package index: SmolLM2-135M-Instruct, Apache-2.0, 8192 positions."""
 
 _COPY = "copy the model again; is it one that writes text?"
+_NOT_A_WRITER = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>")
 _HUB_TIMEOUT_S = 5.0
 _MAX_TEMPLATE_BYTES = 2**20
 
@@ -173,8 +175,49 @@ def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = F
         config = known
     if adapter is not None:
         for field, value in trained_rope(adapter).items():
-            setattr(config, field, value)
+            setattr(text_config(config), field, value)
     return config
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a config that describes the text decoder: of a model that takes images or sound too, the config
+    inside its config; of any other model the config itself.
+
+    Whoever reads a size, a window or a RoPE asks this first.
+
+    Raises:
+        UserError: the config holds several text models.
+    """
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError as error:
+        raise UserError(
+            "the model's config holds several text models",
+            where=config_name(config),
+            mend="take a model that writes text, such as Llama or Qwen",
+        ) from error
+
+
+def config_name(config: PreTrainedConfig) -> str:
+    """What messages call the model of a config: its name or folder, or else its kind."""
+    return str(config.name_or_path or config.model_type)
+
+
+def config_window(config: PreTrainedConfig) -> int:
+    """Positions that the model of a config was made for (``max_position_embeddings``; the tokenizer's
+    ``model_max_length`` is not reliable).
+
+    Raises:
+        UserError: the config says nothing of positions.
+    """
+    window = getattr(text_config(config), "max_position_embeddings", None)
+    if not isinstance(window, int):
+        raise UserError(
+            "the model's config says nothing of its window (max_position_embeddings)",
+            where=config_name(config),
+            mend="take a model that writes text, or add it to config.json",
+        )
+    return window
 
 
 def load_model(
@@ -290,6 +333,12 @@ def _loading(what: str, name: str) -> Iterator[None]:
                 where=name,
                 mend="take a model that transformers knows by itself",
             ) from error
+        if unknown := _NOT_A_WRITER.match(str(error)):
+            raise UserError(
+                f"transformers has no text model alone for a {unknown[1]}",
+                where=name,
+                mend="take a model that writes text and nothing else, such as Llama or Qwen",
+            ) from error
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         if not reason or not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__} {reason}"
@@ -329,20 +378,12 @@ def _four_bits(dtype: DType) -> Any:
 
 
 def model_window(name: str, adapter: Path | None = None) -> int:
-    """Positions the model was made for, or was extended to when ``adapter`` was trained (``max_position_embeddings``;
-    the tokenizer's ``model_max_length`` is not reliable). Of a model of several kinds of input, that of its text part.
+    """:func:`config_window` of the model of this name, or what it was extended to when ``adapter`` was trained.
 
     Raises:
         UserError: there is no such model or adapter, or its config says nothing of positions.
     """
-    window = getattr(load_config(name, adapter=adapter).get_text_config(), "max_position_embeddings", None)
-    if not isinstance(window, int):
-        raise UserError(
-            "the model's config says nothing of its window (max_position_embeddings)",
-            where=name,
-            mend="take a model that writes text, or add it to config.json",
-        )
-    return window
+    return config_window(load_config(name, adapter=adapter))
 
 
 def write_base_config(folder: Path, config: PreTrainedConfig) -> None:
@@ -370,7 +411,7 @@ def trained_rope(adapter: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     with _loading("the base model's config", str(path)):
-        trained = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        trained = text_config(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
     fields = ("rope_parameters", "max_position_embeddings")
     return {field: getattr(trained, field) for field in fields if hasattr(trained, field)}
 
@@ -392,7 +433,7 @@ def length_dependent_rope(config: PreTrainedConfig) -> str | None:
     Under such a type a token's states change with what follows it in a row or stands beside it in a batch, so shared
     prompts, batches of unequal rows and one-pass perplexity curves would not equal separate runs.
     """
-    rope = getattr(config, "rope_parameters", None) or {}
+    rope = getattr(text_config(config), "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if parameters.get("rope_type") in ("dynamic", "longrope"):
             return str(parameters["rope_type"])
@@ -401,8 +442,9 @@ def length_dependent_rope(config: PreTrainedConfig) -> str | None:
 
 def limited_attention(config: PreTrainedConfig) -> list[str]:
     """Kinds of the model's layers that do not attend to everything before them, such as ``sliding_attention``."""
+    config = text_config(config)
     kinds = set(getattr(config, "layer_types", None) or ())
-    if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
+    if not kinds and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         kinds.add("sliding_attention")
     return sorted(kinds - {"full_attention"})
 

@@ -19,7 +19,9 @@ ENLARGE = (
 
 def vocabulary_size(config: PreTrainedConfig) -> int:
     """Rows of the embedding of a model; of one of several kinds of input, of its text part."""
-    return int(config.get_text_config().vocab_size)
+    from logodata.models import text_config
+
+    return int(text_config(config).vocab_size)
 
 
 def check_ids(size: int, *sequences: Sequence[int], where: str, mend: str = ENLARGE) -> None:

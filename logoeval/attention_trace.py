@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from logodata.common.errors import UserError
-from logodata.models import limited_attention, replaced_attention
+from logodata.models import config_name, limited_attention, replaced_attention, text_config
 from logodata.vocabulary import check_ids, vocabulary_size
 from logotrain.shared_prefix import ATTENTION_VARIANTS
 
@@ -67,7 +67,7 @@ def trace_answers(
             for start in range(0, len(queries), size):
                 block = torch.tensor([queries[start : start + size]], device=model.device)
                 body(input_ids=block, past_key_values=cache, use_cache=True)
-                if len(layers) != model.config.num_hidden_layers:
+                if len(layers) != head_grid(model.config)[0]:
                     raise UserError(f"{type(model).__name__} does not let its attention be replaced", mend=_MEND)
                 parts.append(torch.stack(layers).permute(2, 0, 1).cpu().numpy())  # [steps, layers, heads]
                 layers.clear()
@@ -79,7 +79,8 @@ def trace_answers(
 
 def head_grid(config: PreTrainedConfig) -> tuple[int, int]:
     """Layers of the model, and heads of each."""
-    return int(config.num_hidden_layers), int(config.num_attention_heads)
+    text = text_config(config)
+    return int(text.num_hidden_layers), int(text.num_attention_heads)
 
 
 def check_model(config: PreTrainedConfig, *, stateful: bool = False) -> None:
@@ -92,7 +93,7 @@ def check_model(config: PreTrainedConfig, *, stateful: bool = False) -> None:
     if kinds:
         raise UserError(
             f"the retrieval score needs full attention, this model has {', '.join(kinds)}",
-            where=str(config.name_or_path or config.model_type),
+            where=config_name(config),
             mend=_MEND,
         )
 

@@ -24,7 +24,7 @@ from logodata.common.run_dir import locked
 from logodata.engines import Engine
 from logodata.engines.settings import open_engine
 from logodata.engines.vllm_engine import VllmEngine
-from logodata.models import load_config
+from logodata.models import config_window, load_config
 from logoeval.checkpoints import at_adapter
 from logoeval.recipe import EvalRecipe
 from logoeval.records import TaskName
@@ -91,21 +91,23 @@ def _check_windows(
     recipe: EvalRecipe, tasks: Sequence[TaskName], own: PreTrainedConfig, trained: PreTrainedConfig
 ) -> None:
     """LongBench cuts prompts to the window: under two windows they would be other prompts, and nothing to compare."""
-    windows = sorted((int(own.max_position_embeddings), int(trained.max_position_embeddings)))
+    before, after = config_window(own), config_window(trained)
+    windows = sorted((before, after))
     limit = recipe.engine.max_model_len
     if "longbench" in tasks and windows[0] < windows[1] and (limit is None or limit > windows[0]):
         raise UserError(
-            f"longbench: the base model has {own.max_position_embeddings} positions, the adapter was trained for "
-            f"{trained.max_position_embeddings}: their prompts would be cut to other lengths",
+            f"longbench: the base model has {before} positions, the adapter was trained for {after}: their prompts "
+            "would be cut to other lengths",
             where=str(recipe.adapter),
             mend=f"set engine.max_model_len={windows[0]}, or leave out --with-base",
         )
 
 
 def _describe(config: PreTrainedConfig) -> str:
-    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    found, window = rope_and_window(config)
+    rope: dict[str, Any] = found or {}
     factor = f" times {rope['factor']:g}" if "factor" in rope else ""
-    return f"RoPE ({rope.get('rope_type', 'default')}{factor}) and window ({config.max_position_embeddings})"
+    return f"RoPE ({rope.get('rope_type', 'default')}{factor}) and window ({window})"
 
 
 class _BaseSession(Session):
@@ -142,7 +144,7 @@ class _BaseSession(Session):
 
     def check_window(self, num_tokens: int, what: str) -> None:
         """See the base class; the adapter's window may be larger."""
-        trained = int(self._trained.max_position_embeddings)
+        trained = config_window(self._trained)
         if self.window < num_tokens <= trained:
             raise UserError(
                 f"{what} needs {num_tokens} positions; the adapter was trained for {trained}, the base model has "

@@ -13,10 +13,12 @@ from logodata.engines import Engine
 from logodata.engines.settings import open_engine
 from logodata.models import (
     BASE_CONFIG,
+    config_window,
     load_config,
     load_model,
     load_tokenizer,
     model_eos_ids,
+    text_config,
 )
 from logodata.prompts import turn_end_ids
 from logoeval.recipe import EvalRecipe
@@ -43,7 +45,7 @@ class Session:
     @property
     def window(self) -> int:
         """Positions the model was made for, or was extended to when its adapter was trained."""
-        return int(self.config.max_position_embeddings)
+        return config_window(self.config)
 
     @cached_property
     def device(self) -> str:
@@ -82,8 +84,9 @@ class Session:
         settings = self.recipe.engine
         if settings.kind != "transformers":
             return open_engine(settings, self.recipe.model, adapter=self.recipe.adapter)
-        from logodata.engines.transformers_engine import TransformersEngine
+        from logodata.engines.transformers_engine import TransformersEngine, check_supported
 
+        check_supported(self.config)  # before gigabytes of weights are read
         return TransformersEngine(
             self.model,
             max_batch_tokens=settings.max_batch_tokens,
@@ -107,7 +110,7 @@ class Session:
 
 def rope_and_window(config: PreTrainedConfig) -> tuple[Any, int]:
     """What of a config an adapter may have been trained with otherwise."""
-    return getattr(config, "rope_parameters", None), int(config.max_position_embeddings)
+    return getattr(text_config(config), "rope_parameters", None), config_window(config)
 
 
 def adapter_fingerprint(adapter: Path | None) -> str | None:

@@ -13,11 +13,10 @@ from logodata.common.errors import UserError
 from logodata.common.recipe_io import RecipeModel, load_recipe
 from logodata.contexts import ContextSettings
 from logodata.contract import ContextChunk, PreferenceSample, Response
-from logodata.models import load_config
 from logodata.recipe import GenerationSettings
 from logotrain.data import TrainingData, checked_target_length, load_data
 from logotrain.recipe import TrainRecipe
-from logotrain.rope import scaled_config
+from logotrain.trainable import trainable_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -78,7 +77,7 @@ def planned_data(
         "--num-rejected": num_rejected,
         "--num-samples": num_samples,
     }
-    config = scaled_config(load_config(recipe.model, shapes_only=True), recipe.rope)
+    config = trainable_config(recipe, shapes_only=True)
     options = [name for name, value in given.items() if value is not None]
     if recipe.data.path is not None:
         if options:

@@ -32,6 +32,12 @@ _BLOCK = 128
 """Queries and keys in a block of the FlexAttention mask; its kernels' own default."""
 
 
+def forget_rows() -> None:
+    """Drop what is kept of a row for its other layers: tensors with data and without must not meet."""
+    for kept in (_response_masks, _sequences):
+        kept.cache_clear()
+
+
 # SDPA: any device.
 
 

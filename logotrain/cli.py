@@ -185,6 +185,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         write_json(arguments.json, plan.to_json())
     if arguments.plot is not None:
         plot_coverage(recipe, planned, arguments.plot)
+    plan.check_fits()
 
 
 def _positive(text: str) -> int:

@@ -13,12 +13,12 @@ from transformers import PreTrainedConfig
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_manifest, read_samples
-from logodata.models import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from logodata.models import config_window, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from logodata.vocabulary import check_ids, vocabulary_size
 from logotrain.collate import row_responses
 from logotrain.objective import uses_rejected
 from logotrain.recipe import TrainRecipe
-from logotrain.rope import scaled_config
+from logotrain.trainable import trainable_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
             cannot be trained on (empty prompt or response, too long, chunks that are not in its prompt). Responses that
             the objective does not compute are not looked at.
     """
-    config = scaled_config(load_config(recipe.model), recipe.rope)
+    config = trainable_config(recipe)
     target_length = checked_target_length(recipe, config)
     if recipe.data.path is None:
         if recipe.epochs:
@@ -121,7 +121,7 @@ def checked_target_length(recipe: TrainRecipe, config: PreTrainedConfig) -> int:
     Raises:
         UserError: positions would leave the window.
     """
-    window = int(config.max_position_embeddings)
+    window = config_window(config)
     target_length = recipe.positions.target_length or window
     if target_length > window:
         raise UserError(

@@ -47,16 +47,14 @@ def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], ma
 
 @contextmanager
 def _generating(model: LogprobModel) -> Iterator[None]:
-    """Plain attention and evaluation mode, uncompiled: its shapes change with every token."""
+    """Plain attention, uncompiled: its shapes change with every token."""
     causal_lm: PreTrainedModel = model.causal_lm
-    attention, training = causal_lm.config._attn_implementation, model.training
+    attention = causal_lm.config._attn_implementation
     causal_lm.set_attn_implementation("sdpa")
-    model.eval()
     try:
         with torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        model.train(training)
         causal_lm.set_attn_implementation(attention)
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from logodata.models import text_config
 from logotrain.collate import Row
 
 CHUNK_ELEMENTS = 2**25
@@ -40,6 +41,10 @@ class LogprobModel(nn.Module):
     are computed again in the backward pass, so memory does not depend on how many there are. The head is called as a
     module inside this forward: its weight read from outside would be a shard under FSDP, and gradients would be lost.
 
+    The model stays in evaluation mode, also while it trains. What a model does otherwise in training mode (dropout,
+    jitter, layers left out, experts drawn at random) is noise to an objective that compares responses, and policy,
+    reference and the model that is used later must be one function.
+
     Args:
         model: with or without adapters, inside :func:`logotrain.shared_prefix.use_shared_prefix` when called.
         autocast: type in which float32 adapters on a narrower base compute, as they would once merged; None: every
@@ -54,6 +59,7 @@ class LogprobModel(nn.Module):
             for module in model.modules():
                 if isinstance(module, BaseTunerLayer):
                     module.cast_input_dtype_enabled = False
+        self.eval()
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -68,7 +74,7 @@ class LogprobModel(nn.Module):
         """
         causal_lm = self.causal_lm
         head = causal_lm.get_output_embeddings()
-        rows = max(1, CHUNK_ELEMENTS // causal_lm.config.vocab_size)
+        rows = max(1, CHUNK_ELEMENTS // text_config(causal_lm.config).vocab_size)
         with self._autocast(row.input_ids.device):
             hidden: Tensor = causal_lm.get_decoder()(
                 input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, shared_prefix=row.layout

@@ -16,12 +16,14 @@ from logodata.models import load_config, load_model, load_tokenizer
 from logotrain.recipe import LoraSettings, TrainRecipe
 from logotrain.rope import scaled_config
 from logotrain.shared_prefix import check_config
+from logotrain.trainable import noise_settings
 
 
 def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel | PeftModel:
     """The model as training starts: with fresh adapters, which change nothing yet, or with all its weights trained.
 
-    Trained weights are float32; frozen ones have ``recipe.dtype``.
+    Trained weights are float32; frozen ones have ``recipe.dtype``. It is in evaluation mode and stays there
+    (:class:`logotrain.logprobs.LogprobModel`); what that turns off is said.
 
     Raises:
         UserError: the model cannot be loaded, its attention cannot be shared, or a target module is not in it.
@@ -37,7 +39,10 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
     model = base if recipe.tuning == "full" else add_adapters(base, recipe.lora, name=recipe.model)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     note(f"{recipe.model}: {trained:,} of {base.num_parameters():,} weights are trained")
-    return model.train()
+    if noise := noise_settings(base):
+        fields = ", ".join(f"{field}={value:g}" for field, value in noise.items())
+        note(f"{recipe.model}: dropout and jitter are off in training, policy and reference are one function: {fields}")
+    return model.eval()
 
 
 def _keep_differentiable(base: PreTrainedModel) -> None:

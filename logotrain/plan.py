@@ -32,7 +32,7 @@ from logotrain.recipe import TrainRecipe
 from logotrain.recompute import Recompute
 from logotrain.schedule import Schedule
 from logotrain.shape import ModelShape, model_shape, trained_weights
-from logotrain.shared_prefix import Backend, check_config
+from logotrain.shared_prefix import Backend
 
 _CONTEXTS = (4096, 8192, 16384, 32768, 65536)
 _NUM_REJECTED = tuple(range(1, 9))
@@ -63,7 +63,9 @@ class Plan:
         memory: of one process, by choice of recompute.
         fits: which prompt length and number of dis-preferred responses fit the card, and with the least which
             recompute; None for none.
-        seconds_per_step: expected; None where the card has no rate.
+        misfit: what is needed and what is there, where the largest row does not fit the card; empty if it fits.
+        remedies: changes to recipe or options that each make it fit.
+        seconds_per_step: expected; None where the card has no rate, or the run does not fit it.
     """
 
     model: str
@@ -84,7 +86,22 @@ class Plan:
     recompute_reason: str
     memory: dict[Recompute, MemoryEstimate]
     fits: list[dict[str, Any]]
+    misfit: str
+    remedies: list[str]
     seconds_per_step: float | None
+
+    def check_fits(self) -> None:
+        """Refuse a run that the card cannot hold.
+
+        Raises:
+            UserError: it does not fit; says what would.
+        """
+        if self.misfit:
+            alone = f"each of these fits: {'; '.join(self.remedies)}"
+            together = (
+                "no single change helps: take shorter prompts, more GPUs with parallel.strategy=shard, tuning=qlora"
+            )
+            raise UserError(f"does not fit: {self.misfit}", where=self.model, mend=alone if self.remedies else together)
 
     @property
     def hours(self) -> float | None:
@@ -106,7 +123,6 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     Raises:
         UserError: the model cannot be trained or estimated, or an adapter's target is not in it.
     """
-    check_config(planned.config)
     shape = model_shape(planned.config)
     trained = trained_weights(shape, recipe)
     if recipe.tuning != "full" and not trained.targets:
@@ -128,9 +144,17 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     strategy, strategy_reason = choose_strategy(shape, recipe, largest, device_bytes=memory_bytes, **limits)
     limits["strategy"] = strategy
     recompute, recompute_reason = choose_recompute(shape, recipe, largest, device_bytes=memory_bytes, **limits)
+    memory = {
+        choice: estimate_memory(shape, recipe, largest, recompute=choice, **limits)
+        for choice in recompute_choices(backend)
+    }
+    total_steps = Schedule(recipe, planned.num_samples).total_steps
+    needed, misfit = memory[recompute].total, ""
+    if memory_bytes is not None and total_steps and needed > memory_bytes:
+        misfit = f"{gigabytes(needed)} needed, {card} has {gigabytes(memory_bytes)}"
+    fits = _fits(shape, recipe, layouts, memory_bytes, limits)
     per_sample = [RowLayout((layout,)) for layout in layouts]
     mean_flops = _mean([row_flops(shape, recipe, row, recompute) for row in per_sample])
-    total_steps = Schedule(recipe, planned.num_samples).total_steps
     flops_per_row = mean_flops * samples_per_step / rows_per_step
     return Plan(
         model=recipe.model,
@@ -149,13 +173,51 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         strategy_reason=strategy_reason,
         recompute=recompute,
         recompute_reason=recompute_reason,
-        memory={
-            choice: estimate_memory(shape, recipe, largest, recompute=choice, **limits)
-            for choice in recompute_choices(backend)
-        },
-        fits=_fits(shape, recipe, layouts, memory_bytes, limits),
-        seconds_per_step=step_seconds(CARDS[card], flops_per_row, rows_per_step, num_gpus),
+        memory=memory,
+        fits=fits,
+        misfit=misfit,
+        remedies=_remedies(shape, recipe, largest, fits, card, limits) if misfit else [],
+        seconds_per_step=None if misfit else step_seconds(CARDS[card], flops_per_row, rows_per_step, num_gpus),
     )
+
+
+def _remedies(
+    shape: ModelShape,
+    recipe: TrainRecipe,
+    row: RowLayout,
+    fits: Sequence[dict[str, Any]],
+    card: str,
+    limits: dict[str, Any],
+) -> list[str]:
+    """Single changes under which ``row``, or one of a shorter prompt, fits."""
+    here, world_size = CARDS[card].memory_bytes or 0, limits["world_size"]
+    asked = None if recipe.recompute == "auto" else recipe.recompute
+
+    def holds(memory: int | None, recipe: TrainRecipe = recipe, **changed: Any) -> bool:
+        changed = {"recompute": asked or "full", **limits, **changed}
+        return memory is not None and estimate_memory(shape, recipe, row, **changed).total <= memory
+
+    found = []
+    if asked and holds(here, recompute="full"):
+        found.append("recompute=full")
+    frozen = recipe.lora.model_copy(update={"train_embeddings": False})
+    if trained_weights(shape, recipe).embedding and recipe.tuning != "full":
+        found += ["lora.train_embeddings=false"] * holds(here, recipe.model_copy(update={"lora": frozen}))
+    if limits["strategy"] == "replicate" and recipe.tuning == "lora":
+        found += ["tuning=qlora"] * holds(here, recipe.model_copy(update={"tuning": "qlora"}))
+    if recipe.tuning != "qlora":  # 4-bit weights cannot be split
+        counts = [world_size * factor for factor in (1, 2, 4, 8) if world_size * factor > 1]
+        gpus = next((count for count in counts if holds(here, strategy="shard", world_size=count)), None)
+        if gpus is not None:
+            found.append(f"--gpus {gpus} parallel.strategy=shard")
+    found += [f"--card {name}" for name, other in CARDS.items() if holds(other.memory_bytes)]
+    num_rejected = max(len(sample.response_lengths) for sample in row.samples) - 1
+    prompts = [
+        cell["prompt"]
+        for cell in fits
+        if cell["num_rejected"] == num_rejected and cell["total"][asked or "full"] <= here
+    ]
+    return [*found, *([f"prompts of {max(prompts)} tokens"] if prompts else [])]
 
 
 def _samples_per_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> float:
@@ -218,7 +280,9 @@ def render(plan: Plan) -> Group:
     run.add_row("weights", f"{plan.strategy} ({plan.strategy_reason})")
     run.add_row("attention", plan.attention)
     run.add_row("recompute", f"{plan.recompute} ({plan.recompute_reason})")
-    if plan.seconds_per_step is None or plan.hours is None:
+    if plan.misfit:
+        run.add_row("does not fit", plan.misfit)
+    elif plan.seconds_per_step is None or plan.hours is None:
         run.add_row("time", f"{plan.total_steps} steps; not estimated for {plan.card}")
     else:
         rate = f"{USED_SHARE:.0%} of the rate of matrix products, {card.measured_share:.0%} of the datasheet's"

@@ -14,7 +14,7 @@ import torch
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.models import load_config
+from logodata.models import load_config, text_config
 from logotrain.balance import attention_share
 from logotrain.collate import Collator
 from logotrain.layout import RowLayout, SharedPrefixLayout
@@ -25,7 +25,6 @@ from logotrain.parallel import World, shard
 from logotrain.planner import check_strategy, choose_recompute, choose_strategy
 from logotrain.recipe import TrainRecipe
 from logotrain.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
-from logotrain.rope import scaled_config
 from logotrain.shape import head_dim, layer_weights, model_shape
 from logotrain.shared_prefix import Backend, choose_backend
 
@@ -74,7 +73,7 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         autocast=torch.bfloat16 if recipe.narrow_adapters else None,
     )
     layers = decoder_layers(model)
-    config = model.causal_lm.config
+    config = text_config(model.causal_lm.config)
     weights = sum(map(layer_weights, layers)) // len(layers)
     share = attention_share(config.num_attention_heads * head_dim(config), weights)
     if recipe.compile:
@@ -101,9 +100,10 @@ def _decide(
 ) -> tuple[Strategy, Recompute]:
     if not layouts:
         return "replicate", "none"
-    if recipe.parallel.strategy != "auto" and recipe.recompute != "auto":
-        return recipe.parallel.strategy, recipe.recompute
-    shape = model_shape(scaled_config(load_config(recipe.model), recipe.rope))
+    strategy = "replicate" if world.size == 1 else recipe.parallel.strategy  # one process has nothing to share
+    if strategy != "auto" and recipe.recompute != "auto":
+        return strategy, recipe.recompute
+    shape = model_shape(load_config(recipe.model))
     row = largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple)
     facts: dict[str, Any] = {
         "device_bytes": min(world.gather(_device_bytes(world))),

@@ -9,11 +9,13 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from logodata.common.errors import UserError
+from logodata.models import config_name, config_window, text_config
 from logotrain.recipe import RopeSettings
+from logotrain.shape import head_dim
 
 
 def scaled_config(config: PreTrainedConfig, rope: RopeSettings | None) -> PreTrainedConfig:
-    """A copy of ``config`` with its window ``rope.factor`` times as long and its frequencies scaled to fit.
+    """A copy of ``config``, the window of its text part ``rope.factor`` times as long, its frequencies scaled to fit.
 
     With base theta, rotary dimension d and factor s, frequency i of the d / 2 is theta ** (-2i / d), and becomes:
     *linear*: 1 / s of it, which interpolates positions; *ntk*: that of the base theta * s ** (d / (d - 2)), so that the
@@ -29,25 +31,26 @@ def scaled_config(config: PreTrainedConfig, rope: RopeSettings | None) -> PreTra
     scaled = copy.deepcopy(config)
     if rope is None:
         return scaled
-    where = str(config.name_or_path or config.model_type)
-    theta = _plain_theta(config, where)
-    window = Fraction(str(rope.factor)) * int(config.max_position_embeddings)
+    where, text = config_name(config), text_config(scaled)
+    theta = _plain_theta(text, where)
+    original = config_window(config)
+    window = Fraction(str(rope.factor)) * original
     if window.denominator != 1:
         raise UserError(
-            f"rope.factor={rope.factor:g} times the window of {config.max_position_embeddings} is {float(window):g}",
+            f"rope.factor={rope.factor:g} times the window of {original} is {float(window):g}",
             where=where,
             mend="choose a factor that gives a whole number of positions",
         )
     parameters: dict[str, Any]
     if rope.type == "ntk":
-        dimension = _rotary_dimension(config)
+        dimension = head_dim(text)
         parameters = {"rope_type": "default", "rope_theta": theta * rope.factor ** (dimension / (dimension - 2))}
     else:
         parameters = {"rope_type": rope.type, "rope_theta": theta, "factor": float(rope.factor)}
     if rope.type == "yarn":
-        parameters["original_max_position_embeddings"] = int(config.max_position_embeddings)
-    scaled.rope_parameters = parameters
-    scaled.max_position_embeddings = int(window)
+        parameters["original_max_position_embeddings"] = original
+    text.rope_parameters = parameters
+    text.max_position_embeddings = int(window)
     return scaled
 
 
@@ -73,7 +76,3 @@ def _plain_theta(config: PreTrainedConfig, where: str) -> float:
             mend="leave rope out of the recipe",
         )
     return float(parameters["rope_theta"])
-
-
-def _rotary_dimension(config: PreTrainedConfig) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

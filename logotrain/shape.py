@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
-from logodata.models import empty_model
+from logodata.models import config_name, empty_model, text_config
 from logotrain.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_MATRIX = 2
+"""Dimensions of a linear layer's weight; the experts of a mixture are stacked in three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,59 +102,88 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
     """Sizes of the model that ``config`` describes, read off the model itself, built without memory.
 
     Raises:
-        UserError: not a dense decoder of equal layers.
+        UserError: not a dense decoder of equal layers with one embedding and one head.
     """
-    kind: Any = type(config)  # for mypy a class is not Hashable
-    return _model_shape(config.to_json_string(use_diff=False), kind)
-
-
-@lru_cache(maxsize=4)
-def _model_shape(text: str, cls: Any) -> ModelShape:
     import torch
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
-    config = cls(**json.loads(text))
-    where = str(config.name_or_path or config.model_type)
+    where = config_name(config)
     with torch.device("meta"):
-        model: Any = empty_model(config, where)
-    layers = list(model.get_decoder().layers)
-    counts = {sum(weight.numel() for weight in layer.parameters()) for layer in layers}
-    if len(counts) != 1 or getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
+        model: Any = empty_model(copy.deepcopy(config), where)
+    text = text_config(model.config)
+    layers = _equal_layers(model)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    hidden, num_heads = (_size(text, name) if layers else 0 for name in ("hidden_size", "num_attention_heads"))
+    if not hidden or not num_heads or not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
         raise UserError(
             "not a dense decoder of equal layers",
             where=where,
             mend="its memory cannot be estimated: set recompute and parallel.strategy in the recipe",
         )
-    width = head_dim(config)
-    query_width, key_width = config.num_attention_heads * width, config.num_key_value_heads * width
-    named_widths = {"q_norm": query_width, "k_norm": key_width}
+    width = head_dim(text)
+    query_width, key_width = num_heads * width, (_size(text, "num_key_value_heads") or num_heads) * width
+    named_widths = dict.fromkeys(("q_norm", "q_layernorm"), query_width) | dict.fromkeys(
+        ("k_norm", "k_layernorm"), key_width
+    )
     modules = [(path, module) for path, module in layers[0].named_modules() if path]
     linears = tuple(
-        Linear(path.rpartition(".")[2], _input_of(path), module.in_features, module.out_features)
+        Linear(path.rpartition(".")[2], _input_of(path), *_sides(module))
         for path, module in modules
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear | Conv1D)
     )
-    embedding = model.get_input_embeddings().weight
     return ModelShape(
         num_layers=len(layers),
-        hidden=config.hidden_size,
+        hidden=hidden,
         query_width=query_width,
         key_width=key_width,
-        num_heads=config.num_attention_heads,
-        vocabulary=embedding.shape[0],
-        tied=model.get_output_embeddings().weight is embedding,
+        num_heads=num_heads,
+        vocabulary=embedding.weight.shape[0],
+        tied=head.weight is embedding.weight,
         gated=any("gate" in linear.name for linear in linears),
-        intermediate=config.intermediate_size,
+        # Not every config names it, or means it: the widest of what leads back to the residual stream, but for heads.
+        intermediate=max(
+            (linear.inputs for linear in linears if linear.outputs == hidden and linear.inputs != query_width),
+            default=query_width,
+        ),
         norm_widths=tuple(
-            named_widths.get(path.rpartition(".")[2], config.hidden_size)
+            named_widths.get(path.rpartition(".")[2], hidden)
             for path, module in modules
             if type(module).__name__.endswith("Norm")
         ),
         linears=linears,
-        layer_parameters=counts.pop(),
-        embedding_parameters=embedding.numel(),
-        other_parameters=model.num_parameters() - embedding.numel() - sum(_count(layer) for layer in layers),
+        layer_parameters=_count(layers[0]),
+        embedding_parameters=embedding.weight.numel(),
+        other_parameters=model.num_parameters() - embedding.weight.numel() - sum(map(_count, layers)),
     )
+
+
+def _size(config: PreTrainedConfig, name: str) -> int:
+    """A field of a config, 0 where it has none."""
+    return getattr(config, name, None) or 0
+
+
+def _equal_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder's layers, if they are of one size and none chooses among experts; else none."""
+    from logotrain.recompute import decoder_layers
+
+    if getattr(text_config(model.config), "is_heterogeneous", False):
+        return []  # such a config raises where a size of its layers is asked for
+    layers = decoder_layers(model.get_decoder())
+    chooses = any(
+        "expert" in path or weight.ndim > _MATRIX for layer in layers for path, weight in layer.named_parameters()
+    )
+    return [] if chooses or len({_count(layer) for layer in layers}) != 1 else list(layers)
+
+
+def _sides(module: Any) -> tuple[int, int]:
+    """Inputs and outputs; the Conv1D of GPT-2 keeps its weight the other way round."""
+    from torch import nn
+
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    inputs, outputs = module.weight.shape
+    return inputs, outputs
 
 
 def _count(module: nn.Module) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from logodata.common.errors import UserError
-from logodata.models import length_dependent_rope
+from logodata.models import config_name, length_dependent_rope, text_config
 from logotrain.attention import flash_attention, flex_row_attention, sdpa_attention, varlen_kernel
 from logotrain.layout import RowLayout
 
@@ -37,9 +37,6 @@ ATTENTION_VARIANTS = ("sliding_window", "softcap", "s_aux", "position_bias", "in
 
 _SCORE_FIELDS = ("attn_logit_softcapping",)
 """Config fields that change the scores of the attention (Gemma 2, VaultGemma), if they are set."""
-
-_DROPOUT_FIELDS = ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout")
-"""Config fields that drop states which responses share."""
 
 _HEAD_FIELDS = (
     "final_logit_softcapping",  # Gemma 2, 3n, 4, NanoChat, VaultGemma
@@ -131,17 +128,40 @@ def use_shared_prefix(model: PreTrainedModel, backend: Backend = "sdpa") -> Iter
         model.set_attn_implementation(before)
 
 
+@contextmanager
+def counted_attention() -> Iterator[list[torch.Size]]:
+    """Within the block, the shapes of the queries of each call of the ``sdpa`` back end, [H, N, D]."""
+    calls: list[torch.Size] = []
+
+    def noted(query: Tensor, *rest: Any) -> Tensor:
+        calls.append(query.shape)
+        return sdpa_attention(query, *rest)
+
+    _BACKENDS["sdpa"] = noted
+    try:
+        yield calls
+    finally:
+        _BACKENDS["sdpa"] = sdpa_attention
+
+
 def check_config(config: PreTrainedConfig) -> None:
     """Refuse what a shared prompt, or a head applied apart from the model's forward, would compute wrongly.
 
     Raises:
         UserError: layers that do not attend everything before them, attention scores or logits that the model changes,
-            dropout, or a RoPE type whose frequencies depend on the row's largest position, so that a row would not
-            equal its separate parts.
+            or a RoPE type whose frequencies depend on the row's largest position, so that a row would not equal its
+            separate parts.
     """
-    where = str(config.name_or_path or config.model_type)
-    config = config.get_text_config(decoder=True)
+    where = config_name(config)
+    config = text_config(config)
     layer_types = set(getattr(config, "layer_types", None) or ())
+    if getattr(config, "is_heterogeneous", False) and layer_types <= {"full_attention"}:
+        # Such a config raises where one of these is asked for.
+        raise UserError(
+            f"the layers differ in {', '.join(sorted(config.per_layer_attributes or ()))}",
+            where=where,
+            mend="use a model of equal layers, such as Llama or Qwen",
+        )
     if layer_types - {"full_attention"} or (not layer_types and getattr(config, "sliding_window", None)):
         kinds = ", ".join(sorted(layer_types - {"full_attention"})) or f"sliding_window={config.sliding_window}"
         raise UserError(
@@ -151,14 +171,6 @@ def check_config(config: PreTrainedConfig) -> None:
         )
     _refuse(config, where, _SCORE_FIELDS, (None,), "the model changes the scores of its attention")
     _refuse(config, where, _HEAD_FIELDS, (None, 1), "the model changes its logits around the output head")
-    for field in _DROPOUT_FIELDS:
-        value = getattr(config, field, None)
-        if value:
-            raise UserError(
-                f"{field}={value}: what is dropped of a prompt would be dropped for all its responses",
-                where=where,
-                mend="set it to 0 in the model's config.json",
-            )
     rope_type = length_dependent_rope(config)
     if rope_type:
         raise UserError(

@@ -178,7 +178,7 @@ def _fake_model(config: PreTrainedConfig, recipe: TrainRecipe) -> LogprobModel:
             module._parameters[name] = None if weight is None else made[weight]
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
-    return model.train()
+    return model
 
 
 def _row(layout: RowLayout, prompt_is_scored: bool) -> Row:
@@ -195,15 +195,12 @@ def _row(layout: RowLayout, prompt_is_scored: bool) -> Row:
 def _backend(backend: Backend) -> Iterator[None]:
     """Torch's variable-length kernel, whose fake form needs no CUDA, whatever this machine has."""
     kernel = attention._torch_varlen if backend == "flash" else None
-    caches = (attention._response_masks, attention._sequences)
-    for cached in caches:
-        cached.cache_clear()
+    attention.forget_rows()
     try:
         with patch.object(attention, "varlen_kernel", lambda: kernel):
             yield
     finally:
-        for cached in caches:  # fake tensors must not meet real ones
-            cached.cache_clear()
+        attention.forget_rows()
 
 
 @contextmanager

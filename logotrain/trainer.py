@@ -35,6 +35,7 @@ from logotrain.recipe import LogoSettings, ObjectiveSettings, OptimizerSettings,
 from logotrain.reference import ReferenceLogprobs, cut_half_line
 from logotrain.schedule import Schedule
 from logotrain.shared_prefix import use_shared_prefix
+from logotrain.trainable import check_weights
 
 Draw = tuple[int, PreferenceSample]
 """A sample and the epoch whose position draw it takes."""
@@ -117,6 +118,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
 
     with stop_on_signal() as stop:
         with use_shared_prefix(model.causal_lm, prepared.backend), no_gradient_lost():
+            check_weights(model, world, recipe.model)
             if reference is not None:
                 reference.complete(
                     [draw for step in range(done, schedule.total_steps) for draw in draws(step)],

@@ -98,13 +98,15 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
     if settings.kind == "transformers":
         import torch
 
-        from logodata.engines.transformers_engine import TransformersEngine
+        from logodata.engines.transformers_engine import TransformersEngine, check_supported
 
+        config = load_config(model, adapter=adapter)
+        check_supported(config)  # before gigabytes of weights are read
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return TransformersEngine(
-            load_model(model, adapter=adapter, dtype=settings.dtype, device=device),
+            load_model(model, adapter=adapter, config=config, dtype=settings.dtype, device=device),
             max_batch_tokens=settings.max_batch_tokens,
             max_batch_rows=settings.max_batch_rows,
             max_model_len=settings.max_model_len,

@@ -20,11 +20,11 @@ from logodata.common.errors import UserError
 from logodata.common.finite import DAMAGED
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import PrefixGroup, check_requests, plan_batches, request_seed
-from logodata.models import length_dependent_rope, limited_attention, replaced_attention
+from logodata.models import config_window, length_dependent_rope, limited_attention, replaced_attention, text_config
 from logodata.vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _ATTENTION = "logo_grouped_sdpa"
 _COMPACT_BELOW = 0.75  # share of unfinished rows under which the finished ones leave: a copy costs two steps' reading
@@ -54,8 +54,8 @@ class TransformersEngine:
     ) -> None:
         self._model = model
         self._max_batch_tokens, self._max_batch_rows = max_batch_tokens, max_batch_rows
-        self._window = max_model_len or int(model.config.max_position_embeddings)
-        _refuse_unsupported(model.config)
+        self._window = max_model_len or config_window(model.config)
+        check_supported(model.config)
 
     @property
     def name(self) -> str:
@@ -103,7 +103,7 @@ class TransformersEngine:
             [request.prompt_ids[batch[index].prefix_length :] for request, index in zip(requests, owner, strict=True)]
         )
         prefix_width, suffix_width = prefix_ids.shape[1], suffix_ids.shape[1]
-        cache = _PreallocatedCache(self._model.config.num_hidden_layers, prefix_width)
+        cache = _PreallocatedCache(text_config(self._model.config).num_hidden_layers, prefix_width)
         if prefix_width:
             self._forward(prefix_ids, prefix_mask, cache)
         longest_response = max(request.sampling.max_new_tokens for request in requests)
@@ -295,7 +295,12 @@ def _grouped_sdpa(
     return output.reshape(batch, 1, heads, value.shape[-1]), None
 
 
-def _refuse_unsupported(config: Any) -> None:
+def check_supported(config: PreTrainedConfig) -> None:
+    """Refuse a model that :class:`TransformersEngine` would run wrongly; its weights need not be there.
+
+    Raises:
+        UserError: sliding or other than full attention, or RoPE that depends on the length of the batch.
+    """
     other = limited_attention(config)
     if other:
         raise UserError(

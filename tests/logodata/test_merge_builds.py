@@ -12,7 +12,7 @@ import pytest
 import logodata.responses
 from logodata.cli import main
 from logodata.common.errors import UserError
-from logodata.contract import read_samples
+from logodata.contract import read_samples, write_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models import load_tokenizer
 from logodata.parts import Part
@@ -85,6 +85,22 @@ def test_merged_parts_are_the_unsharded_build(
     reasons = json.loads((whole / "stats.json").read_text())["rejected_by_reason"]
     assert reasons["preferred_wrong"] >= 8
     assert reasons["empty_document"] == 1
+
+
+def test_a_sample_in_two_parts_is_refused(
+    tmp_path: Path, tiny_model_dir: Path, documents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody copied rows: one of the two would be lost."""
+    first, second = tmp_path / "part-1", tmp_path / "part-2"
+    for number, part in enumerate((first, second), 1):
+        assert run_build(documents, tiny_model_dir, part, "--shard", f"{number}/2") == 0
+    places = [json.loads((part / "shard.json").read_text()) for part in (first, second)]
+    places[1]["places"] |= places[0]["places"]
+    (second / "shard.json").write_text(json.dumps(places[1]))
+    samples = [*read_samples(first)[:1], *read_samples(second)]
+    write_samples(next((second / "data").glob("*.parquet")), samples)
+    assert main(["merge", str(first), str(second), "-o", str(tmp_path / "merged")]) == 2
+    assert f"sample '{samples[0].id}' is in two parts" in " ".join(capsys.readouterr().err.split())
 
 
 def test_documents_are_dealt_by_their_id() -> None:

@@ -14,25 +14,36 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     Gemma3Config,
+    LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
+    MistralConfig,
     PreTrainedConfig,
 )
 
 import logodata.models
 from logodata.adapters import check_adapter
 from logodata.common.errors import UserError
+from logodata.engines import GenerationRequest, Sampling
+from logodata.engines.settings import EngineSettings, open_engine
+from logodata.engines.transformers_engine import TransformersEngine
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.known_models import known_shapes
 from logodata.models import (
+    config_window,
+    limited_attention,
     load_config,
     load_model,
     load_tokenizer,
     model_fingerprint,
     model_window,
+    text_config,
     trained_rope,
     write_base_config,
 )
+from logoeval.attention_trace import head_grid, trace_answers
+from logoeval.recipe import EvalRecipe
+from logoeval.session import Session, rope_and_window
 from tests.logodata.stub_server import free_url
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -229,6 +240,65 @@ def test_the_window_of_a_model_that_also_sees(tmp_path: Path) -> None:
     MambaConfig().save_pretrained(tmp_path / "states")
     with pytest.raises(UserError, match="says nothing of its window"):
         model_window(str(tmp_path / "states"))
+
+
+def seeing_config() -> Gemma3Config:
+    """A model that also sees, small, with full attention in every layer of its text part."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    text = {**sizes, "num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 2, "vocab_size": 300}
+    return Gemma3Config(
+        text_config={**text, "max_position_embeddings": 512, "layer_types": ["full_attention"] * 2},
+        vision_config={**sizes, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14},
+    )
+
+
+def test_a_model_that_also_sees_generates_and_is_traced() -> None:
+    config = seeing_config()
+    assert limited_attention(config) == []
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert model.config.get_text_config() is not model.config
+    prompt = list(range(5, 25))
+    request = GenerationRequest("a", tuple(prompt), Sampling(6, ()))
+    (result,) = TransformersEngine(model).generate([request])
+    ids = torch.tensor([prompt])
+    own = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=None
+    )
+    assert list(result.token_ids) == own[0, len(prompt) :].tolist()
+    assert head_grid(config) == (2, 4)
+    (trace,) = trace_answers(model, prompt, [result.token_ids])
+    assert trace.shape == (6, 2, 4)
+
+
+def test_the_adapter_of_a_model_that_also_sees_scales_its_text_part(adapter: Path, tmp_path: Path) -> None:
+    config = seeing_config()
+    config.save_pretrained(tmp_path / "model")
+    config.text_config.max_position_embeddings = WINDOW
+    write_base_config(adapter, config)
+    assert trained_rope(adapter)["max_position_embeddings"] == WINDOW
+    for trained, window in ((None, 512), (adapter, WINDOW)):
+        found = load_config(str(tmp_path / "model"), adapter=trained)
+        assert found.text_config.max_position_embeddings == config_window(found) == window
+        assert rope_and_window(found)[1] == window
+        assert Session(EvalRecipe(model=str(tmp_path / "model"), adapter=trained)).window == window
+
+
+def test_an_engine_refuses_before_weights_are_read(tmp_path: Path) -> None:
+    MistralConfig(num_hidden_layers=2, sliding_window=16).save_pretrained(tmp_path)  # and no weights
+    for opened in (
+        lambda: open_engine(EngineSettings(device="cpu"), str(tmp_path)),
+        lambda: Session(EvalRecipe(model=str(tmp_path))).engine,
+    ):
+        with pytest.raises(UserError, match="full attention only, this model has sliding_attention"):
+            opened()
+
+
+def test_a_config_of_several_text_models_is_one_line() -> None:
+    config = LlamaConfig()
+    config.text_config, config.generator = LlamaConfig(), LlamaConfig()
+    with pytest.raises(UserError, match="holds several text models"):
+        text_config(config)
 
 
 def test_a_table_entry_cannot_be_changed_through_a_config() -> None:

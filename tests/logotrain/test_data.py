@@ -9,7 +9,7 @@ import pytest
 
 from logodata.common.console import stderr
 from logodata.common.errors import UserError
-from logodata.contract import PreferenceSample
+from logodata.contract import PreferenceSample, write_samples
 from logotrain.data import load_data
 from logotrain.recipe import TrainRecipe
 
@@ -65,6 +65,23 @@ def test_fingerprint_follows_the_contents(make_recipe: Recipes) -> None:
         load_data(make_recipe(**overrides)).fingerprint() for overrides in ({}, {}, {"data.max_samples": 5})
     ]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one file", "two files"])
+def test_refuses_an_id_that_stands_twice(
+    together: bool, make_recipe: Recipes, make_build: Builds, make_sample: Samples
+) -> None:
+    """Positions and reference log-probabilities are kept by it. Two builds in one folder have files of their own."""
+    samples = [make_sample("a"), make_sample("b"), make_sample("c"), make_sample("d").model_copy(update={"id": "b"})]
+    folder = make_build(samples if together else samples[:3], name="twice")
+    if not together:
+        write_samples(folder / "data" / "train-2.parquet", samples[3:])
+    first, last = ("samples", 2), (("samples", 4) if together else ("train-2", 1))
+    if not together:
+        assert sorted(path.stem for path in (folder / "data").iterdir()) == ["samples", "train-2"]
+    expected = f"{last[0]}.parquet:row {last[1]}: sample id 'b' stands at .*{first[0]}.parquet:row {first[1]} too"
+    with pytest.raises(UserError, match=expected):
+        load_data(make_recipe(**{"data.path": str(folder)}))
 
 
 def test_refuses_ids_of_another_tokenizer(make_recipe: Recipes, make_build: Builds, make_sample: Samples) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
+from logodata.common.errors import UserError
 from logodata.common.recipe_io import load_recipe, shipped_recipes
 from logotrain.assumed import planned_data
 from logotrain.cli import main
 from logotrain.coverage import draws
-from logotrain.plan import make_plan
+from logotrain.plan import Plan, make_plan
 from logotrain.recipe import TrainRecipe
 
 Recipes = Callable[..., TrainRecipe]
@@ -107,6 +109,67 @@ def test_dry_run_plans_without_data(recipe_file: Path, tmp_path: Path, capsys: p
     captured = capsys.readouterr()
     assert "assumed, for want of data" in captured.err
     assert yaml.safe_load(captured.out)["train"]["rope"]["factor"] == 8
+
+
+def misfit(recipe: TrainRecipe, *, card: str, num_gpus: int = 1, prompt_tokens: int = 8192) -> Plan:
+    path = shipped_recipes() / "llama3-80k.yaml"
+    return make_plan(recipe, planned_data(recipe, path, prompt_tokens=prompt_tokens), card=card, num_gpus=num_gpus)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "card", "num_gpus", "prompt_tokens"),
+    [
+        ([], "rtx4090-24gb", 1, 8192),
+        (["recompute=none"], "l40s-48gb", 1, 8192),
+        (["parallel.strategy=replicate"], "rtx4090-24gb", 4, 8192),
+        (["recompute=none"], "h100-80gb", 1, 32768),
+        (["tuning=full"], "l40s-48gb", 2, 8192),
+        (["tuning=qlora", "recompute=none"], "rtx4090-24gb", 1, 8192),
+    ],
+)
+def test_what_does_not_fit_is_said_with_what_would(
+    overrides: list[str], card: str, num_gpus: int, prompt_tokens: int
+) -> None:
+    """Each change that it names is taken, and then it fits."""
+    path = shipped_recipes() / "llama3-80k.yaml"
+    recipe = load_recipe(TrainRecipe, "train", path, overrides)
+    plan = misfit(recipe, card=card, num_gpus=num_gpus, prompt_tokens=prompt_tokens)
+    assert plan.hours is plan.seconds_per_step is None
+    assert re.fullmatch(rf"[\d.]+ GiB needed, {card} has [\d.]+ GiB", plan.misfit)
+    with pytest.raises(UserError, match=r"does not fit: .* \(each of these fits: ") as error:
+        plan.check_fits()
+    assert all(remedy in str(error.value) for remedy in plan.remedies)
+    for remedy in plan.remedies:
+        changed, settings = [*overrides], {"card": card, "num_gpus": num_gpus, "prompt_tokens": prompt_tokens}
+        if shorter := re.fullmatch(r"prompts of (\d+) tokens", remedy):
+            settings["prompt_tokens"] = int(shorter[1])
+            assert settings["prompt_tokens"] < prompt_tokens
+        words = [] if shorter else remedy.split()
+        if words[:1] == ["--gpus"]:
+            settings["num_gpus"] = int(words[1])
+        elif words[:1] == ["--card"]:
+            settings["card"] = words[1]
+        changed += [word for word in words if "=" in word]
+        there = misfit(load_recipe(TrainRecipe, "train", path, changed), **settings)
+        there.check_fits()
+        assert (there.hours is None) == (settings["card"] == "cpu")
+
+
+def test_a_plan_that_does_not_fit_prints_no_hours_and_ends_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+    recipe = str(shipped_recipes() / "llama3-80k.yaml")
+    assert main(["plan", recipe, "--card", "rtx4090-24gb", "--gpus", "1", "--json", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert "does not fit" in captured.out
+    assert " h, at" not in captured.out
+    assert "memory of a device" in captured.out
+    plan = json.loads(out.read_text())
+    assert plan["hours"] is plan["seconds_per_step"] is None
+    assert plan["misfit"] in captured.err
+    assert main(["plan", recipe, "--card", "rtx4090-24gb", "--gpus", "1", "epochs=0"]) == 0, "nothing is trained"
+    assert main(["plan", recipe, "--card", "rtx4090-24gb", "--gpus", "1", "tuning=qlora"]) == 0
 
 
 @pytest.mark.parametrize("mode", ["mixed", "natural", "continuous", "sparse", "pose", "randpos"])

@@ -18,7 +18,6 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
-    GPT2Config,
     GptOssConfig,
     GraniteConfig,
     LlamaConfig,
@@ -310,8 +309,6 @@ def rope(kind: str, **more: object) -> LlamaConfig:
         (GraniteConfig(logits_scaling=8.0), "logits_scaling=8"),
         (CohereConfig(), "logit_scale=0.0625"),
         (Cohere2Config(layer_types=["full_attention"] * 40), "logit_scale=0.0625"),
-        (LlamaConfig(attention_dropout=0.1), "attention_dropout=0.1"),
-        (GPT2Config(), "attn_pdrop=0.1"),
         (rope("dynamic"), "'dynamic'"),
         (
             rope(

@@ -103,11 +103,12 @@ def test_gradient_is_the_mean_over_the_steps_samples(
     make_recipe: Recipes, make_build: Builds, make_sample: Samples, tmp_path: Path
 ) -> None:
     """The same sample three times in one step moves the weights as it does once."""
-    same = make_sample("a")
-    folders = [make_build([same] * count, name=f"x{count}") for count in (1, 3)]
+    same = [make_sample("a").model_copy(update={"id": name}) for name in ("a", "b", "c")]
+    folders = [make_build(same[:count], name=f"x{count}") for count in (1, 3)]
     norms = []
     for count, folder in zip((1, 3), folders, strict=True):
-        recipe = make_recipe(**{"data.path": str(folder), "epochs": 1, "samples_per_step": count})
+        fields = {"epochs": 1, "samples_per_step": count, "positions": {"mode": "natural"}}  # others follow the id
+        recipe = make_recipe(**{"data.path": str(folder)}, **fields)
         run(recipe, tmp_path / f"run{count}")
         norms.append(metrics_of(tmp_path / f"run{count}")[0]["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)

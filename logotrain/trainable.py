@@ -1,0 +1,273 @@
+"""Whether a model can be trained: asked of its config, of its code on tensors without data, and of its weights.
+
+The first two before weights are read. All ask for the same: a row of several responses over one prompt must be computed
+by the model's own layers, through the shared-prefix attention, as a function of the row alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from logodata.common.errors import UserError
+from logodata.models import config_name, empty_model, load_config, text_config
+from logotrain.attention import forget_rows
+from logotrain.collate import Row
+from logotrain.layout import RowLayout, SharedPrefixLayout
+from logotrain.logprobs import LogprobModel
+from logotrain.parallel import World, without_backward
+from logotrain.recipe import TrainRecipe
+from logotrain.recompute import decoder_layers
+from logotrain.rope import scaled_config
+from logotrain.shared_prefix import check_config, counted_attention, use_shared_prefix
+
+_NOISE = re.compile("drop|jitter|noise")
+_SEEDS = 64
+"""Passes that look for rare noise: a layer that is left out one time in ten is, in one of them."""
+
+_PRODUCTS = ("mm", "addmm", "bmm", "linear", "matmul")
+_MOVES = frozenset(
+    {"_to_copy", "_unsafe_view", "alias", "clone", "detach", "device", "expand", "index", "permute", "select", "slice"}
+    | {"squeeze", "t", "transpose", "unsqueeze", "view"}
+)
+"""Operators that compute nothing: what they give was there before, perhaps in another type."""
+
+_MEND = "use a model of plain attention, such as Llama or Qwen"
+
+
+def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTrainedConfig:
+    """The config of the model to train, its window scaled as ``recipe.rope`` says; no weights are read.
+
+    Args:
+        recipe: names the model.
+        shapes_only: see :func:`logodata.models.load_config`.
+
+    Raises:
+        UserError: there is no such model, or it cannot be trained, whatever the other settings.
+    """
+    config = load_config(recipe.model, shapes_only=shapes_only)
+    check_trainable(config)
+    return scaled_config(config, recipe.rope)
+
+
+def check_trainable(config: PreTrainedConfig) -> None:
+    """Refuse a model that cannot compute a shared-prefix row, told from its config and from its code.
+
+    The code runs on tensors without data, which takes a second and no memory. Where it needs data (a loop over chosen
+    experts), nothing is known until the weights are there (:func:`check_weights`).
+
+    Raises:
+        UserError: see :func:`logotrain.shared_prefix.check_config`; or transformers has no such text model, its layers
+            do not call the attention that they are given, or cannot be called this way.
+    """
+    check_config(config)
+    name = config_name(config)
+    forget_rows()
+    try:
+        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta"), torch.no_grad():
+            # The other ways to compute experts are not to be had without data.
+            base = empty_model(copy.deepcopy(config), name, dtype=torch.bfloat16, experts_implementation="batched_mm")
+            if text_config(base.config) is not base.config:
+                raise UserError(
+                    f"{type(base).__name__} reads more than text: a text model alone can be trained",
+                    where=name,
+                    mend=_MEND,
+                )
+            row = _row(1)
+            with use_shared_prefix(base), counted_attention() as calls, _explained(base, name):
+                LogprobModel(base)(row)
+            layers = len(decoder_layers(base.get_decoder()))
+            with use_shared_prefix(base), _AroundHead(base) as around, _explained(base, name):
+                base(
+                    input_ids=row.input_ids,
+                    position_ids=row.position_ids,
+                    use_cache=False,
+                    shared_prefix=row.layout,
+                )
+    except UserError as error:
+        if isinstance(error.__cause__, RuntimeError):  # as torch says that an operator needs data
+            return
+        raise
+    finally:
+        forget_rows()
+    if len(calls) < layers:
+        raise UserError(
+            f"{type(base).__name__} does not let its attention be replaced, in {layers - len(calls)} of {layers} "
+            "layers",
+            where=name,
+            mend=_MEND,
+        )
+    if around.found:
+        raise UserError(
+            f"{type(base).__name__} changes what goes into or comes out of its output head ({', '.join(around.found)})",
+            where=name,
+            mend=_MEND,
+        )
+
+
+class _AroundHead(TorchDispatchMode):
+    """What a model's own forward computes between its decoder and its logits, beside one product.
+
+    Attributes:
+        found: names of operators, each once.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._products: int | None = None  # None: the decoder has not ended
+        self._vocabulary = model.get_output_embeddings().weight.shape[0]
+        model.get_decoder().register_forward_hook(self._decoder_ended)
+
+    def _decoder_ended(self, *_: Any) -> None:
+        self._products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if self._products is not None and isinstance(result, Tensor) and name not in _MOVES:
+            # After the head comes what is none of its logits, such as the loss of a router.
+            logits = result.shape[-1:] == (self._vocabulary,)
+            by_one = name in ("mul", "div") and args[1] == 1
+            if name in _PRODUCTS and not self._products:
+                self._products = 1
+            elif (logits or not self._products) and not by_one and name not in self.found:
+                self.found.append(name)
+        return result
+
+
+def noise_settings(model: PreTrainedModel) -> dict[str, float]:
+    """Every dropout, jitter and noise that is asked for, by name: of the config, at any depth, and of modules whose
+    value no field of the config has. For the reader; what training does not depend on this list."""
+    fields = {name: value for name, value in _numbers(model.config.to_dict()) if value and _NOISE.search(name)}
+    found: dict[str, float] = {}
+    for path, module in model.named_modules():
+        values = {"p": module.p} if isinstance(module, _DropoutNd) else vars(module)
+        for name, value in values.items():
+            noisy = isinstance(module, _DropoutNd) or _NOISE.search(name)
+            if noisy and isinstance(value, float) and value and value not in fields.values():
+                found[f"{path.rpartition('.')[2]}.{name}"] = value
+    return fields | found
+
+
+def check_weights(model: LogprobModel, world: World, name: str) -> None:
+    """Refuse a loaded model whose layers fail on a row, or answer it otherwise under another random seed.
+
+    A preference is learned between two functions, policy and reference, and a backward pass that computes layers again
+    must meet the values of the forward pass. Evaluation mode turns noise off; this finds what does not heed it.
+
+    Args:
+        model: as it trains, inside :func:`logotrain.shared_prefix.use_shared_prefix`.
+        world: its processes; all call this together.
+        name: of the model, for messages.
+    """
+    device = next(model.parameters()).device
+    row = _row(text_config(model.causal_lm.config).vocab_size).to(device)
+    noisy = False
+    with _own_random_state(), without_backward(model), torch.compiler.set_stance("force_eager"):
+        _seed(0)
+        before = _random_state()
+        with _explained(model.causal_lm, name):
+            first: Tensor = model(row)
+        drawn = _random_state() != before
+        # Without a number drawn, accelerators may still add in another order each time.
+        for seed in range(1, _SEEDS if drawn else 2 if device.type == "cpu" else 1):
+            _seed(seed)
+            noisy |= not torch.equal(first.nan_to_num(), model(row).nan_to_num())  # the loss says what is no number
+    if world.any(noisy):
+        raise UserError(
+            f"{type(model.causal_lm).__name__} answers the same row otherwise each time, with dropout and jitter off",
+            where=name,
+            mend="use a model without noise of its own",
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch writes a traceback where an operator needs data."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+@contextmanager
+def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Whatever a model's code says to a row, as one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"{type(model).__name__} cannot compute responses over a shared prompt: {_told(error)}",
+            where=name,
+            mend=_MEND,
+        ) from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__} {next(iter(str(error).splitlines()), '')}"
+
+
+def _row(vocabulary: int) -> Row:
+    """Two responses over one prompt."""
+    layout = SharedPrefixLayout(16, (5, 4))
+    positions = [*range(16), *range(16, 21), *range(16, 20)]
+    index = [15, *range(16, 20), 15, *range(21, 24)]
+    ids = torch.arange(layout.total_length) % vocabulary
+    targets = torch.cat([ids[16:21], ids[21:25]])
+    row = RowLayout((layout,))
+    return Row(("probe",), ids[None], torch.tensor([positions]), torch.tensor(index), targets, ((0, 5, 4),), row)
+
+
+def _numbers(values: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The floating-point fields of a config as nested dicts, by their path."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{key}", value
+
+
+def _seed(seed: int) -> None:
+    """Seed every generator that a model's code may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global one is what a model's code would use
+    random.seed(seed)
+
+
+def _random_state() -> list[bytes]:
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
+    return [
+        *(state.numpy().tobytes() for state in states),
+        repr(np.random.get_state()).encode(),  # noqa: NPY002
+        repr(random.getstate()).encode(),
+    ]
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """Leave the generators as they were."""
+    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)  # noqa: NPY002
+            random.setstate(python)

@@ -1,0 +1,92 @@
+"""Sizes of every family: those of the model itself, or one line."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from logodata.common.errors import UserError
+from logotrain.shape import ModelShape, model_shape
+
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "dff", "d_ff"), 48),
+    **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim"), 48),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok", "moe_topk"), 2),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("moe_intermediate_size", "q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("head_dim", "rotary_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("n_group", "topk_group"), 1),
+    "vocab_size": 61,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "layer_types": ["full_attention"] * 2,
+}
+LAYERS_OF_OTHER_KINDS = {
+    "bamba", "gpt_neo", "granitemoehybrid", "mamba2", "musicgen", "musicgen_melody", "zamba", "zamba2", "zaya",
+}  # fmt: skip
+"""Their configs cannot be made small by these fields; they are refused for other reasons."""
+
+FAMILIES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - LAYERS_OF_OTHER_KINDS)
+DENSE = {
+    "apertus", "arcee", "bitnet", "bloom", "codegen", "cohere", "diffllama", "ernie4_5", "exaone4", "falcon", "gemma",
+    "gemma2", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "granite", "helium", "llama", "mistral", "mpt",
+    "nemotron", "olmo", "olmo2", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm",
+    "starcoder2",
+}  # fmt: skip
+"""Families of equal layers: to refuse one of these would be a fault."""
+
+
+def tiny(family: str) -> PreTrainedConfig:
+    cls = CONFIG_MAPPING[family]
+    known = set(cls().to_dict()) - set(cls.attribute_map)
+    fields = {name: value for name, value in SIZES.items() if name in known}
+    try:
+        return cls(**fields)
+    except Exception:  # some have kinds of layers of their own
+        fields.pop("layer_types")
+        return cls(**fields)
+
+
+def shape_or_line(config: PreTrainedConfig) -> tuple[ModelShape | None, str]:
+    try:
+        return model_shape(config), ""
+    except UserError as error:
+        return None, str(error)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    transformers.logging.set_verbosity_error()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shape_is_that_of_the_model_or_one_line(family: str) -> None:
+    config = tiny(family)
+    if family in DENSE:
+        shape = model_shape(config)
+    else:
+        shape, line = shape_or_line(config)
+        if shape is None:
+            assert re.search("not a dense decoder of equal layers|no decoder layers|cannot load the model", line)
+            assert "\n" not in line
+            return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    if family in DENSE:
+        assert shape.num_layers == 2
+        assert (shape.hidden, shape.vocabulary, shape.num_heads) == (32, 61, 4)
+        assert shape.intermediate == (128 if family in ("bloom", "mpt") else 48)
+        assert sum(linear.weights for linear in shape.linears) <= shape.layer_parameters
+        assert shape.query_width == 32
+        assert 8 <= shape.key_width <= 32

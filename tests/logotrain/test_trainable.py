@@ -1,0 +1,424 @@
+"""Which models are trained, which are refused and when, and that nothing random is left in those that are trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BloomConfig,
+    CTRLConfig,
+    DogeConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3Config,
+    Gemma4Config,
+    GitConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    GptOssConfig,
+    Llama4Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    MambaConfig,
+    MiniMaxM2Config,
+    Mistral3Config,
+    MixtralConfig,
+    MptConfig,
+    NemotronConfig,
+    OlmoeConfig,
+    OPTConfig,
+    PersimmonConfig,
+    PhimoeConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
+    Qwen3_5Config,
+    Qwen3MoeConfig,
+    SeedOssConfig,
+    SiglipVisionConfig,
+    StableLmConfig,
+    Starcoder2Config,
+)
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from logodata.common.errors import UserError
+from logodata.models import load_config
+from logotrain.cli import main
+from logotrain.data import load_data
+from logotrain.logprobs import LogprobModel
+from logotrain.parallel import World
+from logotrain.recipe import RopeSettings, TrainRecipe
+from logotrain.rope import scaled_config
+from logotrain.run import run
+from logotrain.shared_prefix import use_shared_prefix
+from logotrain.trainable import check_trainable, check_weights, noise_settings
+
+Recipes = Callable[..., TrainRecipe]
+SIZES: dict[str, Any] = {
+    "vocab_size": 269,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+WITHOUT_GROUPS = {key: value for key, value in SIZES.items() if key not in ("num_key_value_heads", "head_dim")}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+def of(cls: type[PreTrainedConfig], **fields: Any) -> PreTrainedConfig:
+    return cls(**{**SIZES, **fields})
+
+
+def opt(**fields: Any) -> PreTrainedConfig:
+    return OPTConfig(**{**WITHOUT_GROUPS, "ffn_dim": 48, "word_embed_proj_dim": 32, **fields})
+
+
+NOISY: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, float], dict[str, float]]] = {
+    "seed-oss": (lambda **noise: of(SeedOssConfig, **noise), {"attention_dropout": 0.1, "residual_dropout": 0.2}, {}),
+    "opt": (opt, {"dropout": 0.2, "attention_dropout": 0.1, "layerdrop": 0.5}, {}),
+    "starcoder2": (
+        lambda **noise: of(Starcoder2Config, sliding_window=None, **noise),
+        {"residual_dropout": 0.1, "embedding_dropout": 0.2},
+        {},
+    ),
+    "mixtral": (lambda **noise: of(MixtralConfig, **EXPERTS, **noise), {"router_jitter_noise": 0.3}, {}),
+    # Its router draws experts at random in training mode, and the jitter of the router is a threshold everywhere.
+    "phimoe": (
+        lambda **noise: of(PhimoeConfig, **EXPERTS, **noise),
+        {"input_jitter_noise": 0.3},
+        {"router_jitter_noise": 0.01},
+    ),
+    "gpt2": (
+        lambda **noise: GPT2Config(**{**WITHOUT_GROUPS, "n_inner": 48, **noise}),
+        {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1},
+        {"summary_first_dropout": 0.1},
+    ),
+}
+"""How a config is made, the fields that are noise, and those that are named though they are none."""
+
+
+@pytest.fixture
+def make_model_dir(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
+    """``make_model_dir(config)``: a folder with its tokenizer, and weights of a fixed seed unless ``weights=False``."""
+
+    def make(config: PreTrainedConfig, name: str, *, weights: bool = True) -> str:
+        folder = tmp_path / name
+        if weights:
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter += 0.05 * torch.randn_like(parameter)
+            model.save_pretrained(folder)
+        config.save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    """The log of a run, without times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("family", NOISY)
+def test_a_noisy_model_trains_as_its_noiseless_twin(
+    family: str,
+    make_recipe: Recipes,
+    make_model_dir: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Full tuning, every weight, with recomputation, which must meet the values of the forward pass."""
+    make, noise, named = NOISY[family]
+    twins = {"noisy": noise, "quiet": dict.fromkeys(noise, 0.0)}
+    logs = {}
+    for twin, fields in twins.items():
+        model = make_model_dir(make(**fields, **named), twin)
+        recipe = make_recipe(
+            model=model, tuning="full", recompute="full", objective={"name": "dpo"}, **{"optimizer.lr": 1e-2}
+        )
+        run(recipe, tmp_path / f"run-{twin}")
+        logs[twin] = losses(tmp_path / f"run-{twin}")
+        said = re.findall(r"(\w+)=([\d.]+)", next(iter(re.findall("one function: (.*)", said_by(capsys))), ""))
+        expected = {name: value for name, value in {**fields, **named}.items() if value}
+        assert {name: float(value) for name, value in said} == expected
+    assert logs["noisy"] == logs["quiet"]
+    assert logs["noisy"][0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert logs["noisy"][0]["loss"] != logs["noisy"][-1]["loss"]
+
+
+def said_by(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_noise_of_any_name_is_off_if_it_heeds_the_mode(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_recipe(), tmp_path / "plain")
+    plain = LlamaMLP.forward
+
+    def smudged(self: nn.Module, hidden: Tensor) -> Tensor:
+        return functional.dropout(plain(self, hidden), 0.4, self.training)
+
+    monkeypatch.setattr(LlamaMLP, "forward", smudged)
+    run(make_recipe(), tmp_path / "smudged")
+    assert losses(tmp_path / "plain") == losses(tmp_path / "smudged")
+
+
+def python_noise(hidden: Tensor) -> Tensor:
+    return hidden * random.uniform(0.9, 1.1)
+
+
+def numpy_noise(hidden: Tensor) -> Tensor:
+    return hidden + float(np.random.standard_normal())  # noqa: NPY002
+
+
+def rare_noise(hidden: Tensor) -> Tensor:
+    return hidden * float(torch.rand(()) < 0.9)
+
+
+def own_generator(hidden: Tensor, generator: torch.Generator = torch.Generator()) -> Tensor:  # noqa: B008
+    return hidden + torch.rand((), generator=generator)
+
+
+ALWAYS: list[Callable[[Tensor], Tensor]] = [
+    lambda hidden: functional.dropout(hidden, 0.1),
+    python_noise,
+    numpy_noise,
+    rare_noise,
+    own_generator,
+]
+
+
+@pytest.mark.parametrize("noise", ALWAYS, ids=["dropout", "python", "numpy", "rare", "own generator"])
+def test_noise_that_heeds_no_mode_is_refused(
+    noise: Callable[[Tensor], Tensor], make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, hidden: noise(plain(self, hidden)))
+    with pytest.raises(UserError, match="LlamaForCausalLM answers the same row otherwise each time") as error:
+        run(make_recipe(), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_random_numbers_that_change_nothing_are_no_noise(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = LlamaMLP.forward
+
+    def drawing(self: nn.Module, hidden: Tensor) -> Tensor:
+        torch.rand(())
+        return plain(self, hidden)
+
+    monkeypatch.setattr(LlamaMLP, "forward", drawing)
+    run(make_recipe(epochs=1), tmp_path / "run")
+
+
+def test_looking_for_noise_leaves_generators_and_model_as_they_were(tiny_model: LlamaForCausalLM) -> None:
+    torch.manual_seed(7)
+    random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    expected = torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(7)
+    random.seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    model = LogprobModel(tiny_model)
+    with use_shared_prefix(tiny_model):
+        check_weights(model, World(), "tiny")
+    assert torch.equal(torch.rand(3), expected[0])
+    assert (random.random(), np.random.rand()) == expected[1:]  # noqa: NPY002
+    assert not any(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_noise_is_named_at_any_depth_and_by_module() -> None:
+    class Smudge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop_prob, self.scale, self.jitter = 0.25, 0.5, 0.0
+
+    wrapper = LlavaConfig(text_config=LlamaConfig(**SIZES, attention_dropout=0.1))
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    model.config = wrapper
+    model.model.layers[0].add_module("smudge", Smudge())
+    model.model.layers[1].add_module("thin", nn.Dropout2d(0.3))
+    model.model.layers[1].add_module("same", nn.Dropout(0.1))  # the config tells
+    assert noise_settings(model) == {
+        "text_config.attention_dropout": 0.1,
+        "smudge.drop_prob": 0.25,
+        "thin.p": 0.3,
+    }
+
+
+VISION = SiglipVisionConfig(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+)
+TEXT = {**SIZES, "layer_types": ["full_attention"] * 2}
+
+REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
+    "bloom": (
+        BloomConfig(vocab_size=269, hidden_size=32, n_layer=2, n_head=4),
+        "does not let its attention be replaced",
+    ),
+    "falcon": (FalconConfig(**WITHOUT_GROUPS), "does not let its attention be replaced"),
+    "gpt-j": (
+        GPTJConfig(vocab_size=269, n_embd=32, n_layer=2, n_head=4, rotary_dim=8),
+        "does not let its attention be replaced",
+    ),
+    "mpt": (MptConfig(vocab_size=269, d_model=32, n_layers=2, n_heads=4), "does not let its attention be replaced"),
+    "stablelm": (of(StableLmConfig), "StableLmForCausalLM cannot compute responses over a shared prompt"),
+    "nemotron": (of(NemotronConfig), "NemotronForCausalLM cannot compute responses over a shared prompt"),
+    "doge": (of(DogeConfig), "DogeForCausalLM cannot compute responses over a shared prompt"),
+    "bert": (BertConfig(**WITHOUT_GROUPS), "BertLMHeadModel cannot compute responses"),
+    "bert, a decoder": (
+        BertConfig(**WITHOUT_GROUPS, is_decoder=True),
+        r"BertLMHeadModel changes what goes into or comes out of its output head \(addmm\)",
+    ),
+    "ctrl": (CTRLConfig(vocab_size=269, n_embd=32, n_layer=2, n_head=4, dff=48), "no decoder layers found"),
+    "git": (
+        GitConfig(**WITHOUT_GROUPS, vision_config={**WITHOUT_GROUPS, "num_hidden_layers": 1}),
+        "GitForCausalLM does not let its attention be replaced, in .* layers",
+    ),
+    "gpt-oss": (of(GptOssConfig, num_local_experts=4), r"not all layers attend the whole context \(sliding_attention"),
+    "gemma 2": (of(Gemma2Config), "not all layers attend"),
+    "mamba": (MambaConfig(vocab_size=269, hidden_size=32, num_hidden_layers=2), "not all layers attend"),
+    "gemma 3, windows": (Gemma3Config(text_config=SIZES, vision_config=VISION), "not all layers attend"),
+    "gemma 3, no windows": (
+        Gemma3Config(text_config=TEXT, vision_config=VISION),
+        "Gemma3ForConditionalGeneration reads more than text",
+    ),
+    "gemma 4, no windows": (Gemma4Config(text_config=TEXT), "the layers differ in .*head_dim"),
+    "gemma 4": (Gemma4Config(text_config=SIZES), "not all layers attend"),
+    "llama 4": (Llama4Config(text_config=SIZES), "not all layers attend"),
+    "qwen 3.5": (Qwen3_5Config(text_config=SIZES), "not all layers attend"),
+    "mistral 3": (
+        Mistral3Config(text_config={"model_type": "mistral", **SIZES, "sliding_window": None}),
+        "transformers has no text model alone for a Mistral3Config",
+    ),
+    "llava": (
+        LlavaConfig(text_config={"model_type": "llama", **SIZES}),
+        "transformers has no text model alone for a LlavaConfig",
+    ),
+    "qwen 2.5 vl": (
+        Qwen2_5_VLConfig(text_config={**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+        "transformers has no text model alone for a Qwen2_5_VLConfig",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_cannot_be_trained_is_refused_first(
+    family: str,
+    make_recipe: Recipes,
+    make_model_dir: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a model without weights, before settings are asked for and before the data: run and plan say the same."""
+    config, reason = REFUSED[family]
+    folder = make_model_dir(config, "refused", weights=False)
+    recipe = make_recipe(model=folder, recompute="auto")
+    with pytest.raises(UserError, match=reason) as error:
+        load_data(recipe)
+    assert "\n" not in str(error.value)
+    assert main(["plan", "--model", folder, "--card", "cpu"]) == 2
+    assert re.search(reason, said_by(capsys))
+
+
+@pytest.mark.parametrize("change", [lambda logits: logits * 1.5, torch.tanh, lambda logits: logits - 1])
+def test_a_head_that_is_not_all_is_refused_whatever_its_config_calls_it(
+    change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, plain = LlamaConfig(**SIZES), LlamaForCausalLM.forward
+
+    def forward(self: LlamaForCausalLM, **inputs: Any) -> Any:
+        output = plain(self, **inputs)
+        return dataclasses.replace(output, logits=change(output.logits))
+
+    check_trainable(config)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    with pytest.raises(UserError, match=r"changes what goes into or comes out of its output head \(\w+\)"):
+        check_trainable(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(make(**noise) for make, noise, _ in NOISY.values()),
+        GPTNeoXConfig(**WITHOUT_GROUPS),
+        PersimmonConfig(**WITHOUT_GROUPS),
+        of(OlmoeConfig, num_experts=4, num_experts_per_tok=2),
+        of(Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+        of(MiniMaxM2Config, **EXPERTS),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_what_can_be_trained_is_not_refused_and_its_row_is_right(config: PreTrainedConfig) -> None:
+    """The row of several responses equals the model's own forward on separate rows."""
+    check_trainable(config)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    from logotrain.trainable import _row
+
+    row = _row(269)
+    row = dataclasses.replace(row, position_ids=row.position_ids * 2)
+    separate = [[*range(16), *range(16, 21)], [*range(16), *range(21, 25)]]
+    expected = []
+    with torch.no_grad():
+        for indices in separate:
+            ids, positions = row.input_ids[:, indices], row.position_ids[:, indices]
+            mask = torch.ones_like(ids)
+            logits = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits[0]
+            expected.append(logits.log_softmax(-1)[15:-1].gather(1, ids[0, 16:, None])[:, 0])
+        with use_shared_prefix(model):
+            torch.testing.assert_close(LogprobModel(model)(row), torch.cat(expected), rtol=0, atol=1e-5)
+
+
+def test_a_model_whose_layers_fail_on_a_row_ends_in_one_line(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_self: nn.Module, hidden: Tensor) -> Tensor:
+        if float(hidden.sum()) < 1e30:  # needs data: nothing is known before the weights are there
+            raise KeyError("no such expert")
+        return hidden
+
+    monkeypatch.setattr(LlamaMLP, "forward", fails)
+    load_data(make_recipe())
+    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot compute .* KeyError 'no such expert'"):
+        run(make_recipe(), tmp_path / "run")
+
+
+def test_the_window_of_a_wrapper_is_scaled_inside(tmp_path: Path) -> None:
+    text = LlamaConfig(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+    LlavaConfig(text_config=text).save_pretrained(tmp_path)
+    config = load_config(str(tmp_path))
+    scaled = scaled_config(config, RopeSettings(type="yarn", factor=4))
+    assert scaled.text_config.max_position_embeddings == 4 * 256
+    assert scaled.text_config.rope_parameters["rope_type"] == "yarn"
+    assert scaled.text_config.rope_parameters["original_max_position_embeddings"] == 256
+    assert config.text_config.max_position_embeddings == 256
