@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, pass_on
 from logodata.common.run_dir import read_json, write_atomic
 from logodata.embedded_model import EMBEDDING_PACKAGE, GGUF_SHA256, embedded_model, package_folder
 
@@ -222,6 +222,7 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        pass_on(error)
         raise UserError(
             f"cannot use the device {device!r}: {str(error).splitlines()[0]}", mend="give cpu, cuda, cuda:1 or auto"
         ) from error
@@ -254,6 +255,7 @@ def _loading(what: str, name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        pass_on(error)
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"cannot load {what}: it needs code from its own repository, which is never run",
@@ -278,12 +280,14 @@ def attach_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     try:
         return PeftModel.from_pretrained(model, str(adapter))
     except (RuntimeError, ValueError) as error:
+        pass_on(error)
         raise UserError(
             f"the adapter does not fit this model: {str(error).splitlines()[0]}",
             where=str(adapter),
             mend="give the model that it was trained on",
         ) from error
     except Exception as error:  # by its config, which may hold anything
+        pass_on(error)
         raise UserError(
             f"cannot load the adapter: {type(error).__name__} {(str(error).splitlines() or [''])[0]}",
             where=str(adapter),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, pass_on
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import cache_order, check_requests, finish, request_seed
 from logodata.models import ADAPTER_FILES, DType, read_adapter_config, trained_rope
@@ -85,6 +85,7 @@ class VllmEngine:
                 **options,
             )
         except (RuntimeError, ValueError) as error:
+            pass_on(error)
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(
                 f"vLLM does not start: {reason}",
