@@ -224,11 +224,7 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
     Raises:
         UserError: no such folder, no finished build in it, or another schema version.
     """
-    files = sorted((folder / "data").glob("*.parquet"))
-    if not files:
-        state = "holds no finished build" if folder.is_dir() else "no such folder"
-        raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
-    for file in files:
+    for file in sample_files(folder):
         # Batches of few rows: a row group of a stranger's may hold any number.
         for number, row in parquet_rows(file, str(file), mend="build the data set again", batch_rows=_ROWS_PER_BATCH):
             if row.get("schema_version") != SCHEMA_VERSION:
@@ -246,6 +242,19 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
                     where=f"{file}:row {number}",
                     mend="build the data set again",
                 ) from error
+
+
+def sample_files(folder: Path) -> list[Path]:
+    """The parquet files of a build's folder, in order; none is opened.
+
+    Raises:
+        UserError: no such folder, or no finished build in it.
+    """
+    files = sorted((folder / "data").glob("*.parquet"))
+    if not files:
+        state = "holds no finished build" if folder.is_dir() else "no such folder"
+        raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
+    return files
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -63,6 +63,22 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def check_model(name: str) -> None:
+    """What :func:`resolve_model` refuses, without loading anything: the embedded model is not made for it.
+
+    Raises:
+        UserError: no such folder, or no model in it.
+    """
+    if name != EMBEDDED:
+        resolve_model(name)
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder of a model that is one, on this machine; None for ``embedded`` and for names of the hub."""
+    path = Path(name).expanduser()
+    return path if name != EMBEDDED and path.is_dir() else None
+
+
 def _reachable(name: str) -> str:
     """:func:`resolve_model`; before a hub name is looked up, whether the hub answers."""
     resolved = resolve_model(name)
@@ -186,8 +202,12 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from logodata.common.console import note
+
     quiet_transformers()
     _check_device(device)
+    if dtype != "float32" and device == "cpu" and not torch.cuda.is_available():
+        note(f"warning: {dtype} on a CPU may take minutes where float32 takes seconds (dtype, engine.dtype, --dtype)")
     if adapter is not None:
         check_adapter(adapter)
     config = config or load_config(name, adapter=adapter)

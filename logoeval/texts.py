@@ -24,6 +24,10 @@ def text_fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
+PYDOC = "pydoc"
+"""Stands for :func:`pydoc_documents` where a path could."""
+
+
 @cache
 def pydoc_documents() -> tuple[tuple[str, str], ...]:
     """``(name, prose)`` of the topics of Python's own language reference (``pydoc_data.topics``), names in order.
@@ -65,13 +69,8 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
     Raises:
         UserError: nothing there, nothing in it, or a file that is not UTF-8.
     """
-    files = sorted(source.glob("*.txt")) if source.is_dir() else [source]
-    if not files or not files[0].is_file():
-        raise UserError(
-            "no .txt file here", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
-        )
     documents = []
-    for file in files:
+    for file in text_files(source):
         if file.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"more than {MAX_JSON_BYTES // 2**20} MiB", where=str(file), mend="split it")
         try:
@@ -85,6 +84,20 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
             "the text is empty", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
         )
     return tuple(documents)
+
+
+def text_files(source: Path) -> list[Path]:
+    """One ``.txt`` file, or all those in a folder in order of name; none is opened.
+
+    Raises:
+        UserError: nothing there.
+    """
+    files = sorted(source.glob("*.txt")) if source.is_dir() else [source]
+    if not files or not files[0].is_file():
+        raise UserError(
+            "no .txt file here", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
+        )
+    return files
 
 
 def split_sentences(text: str) -> list[str]:

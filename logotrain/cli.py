@@ -108,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
+    from logotrain.inputs import check_merge
+
+    check_merge(arguments.model, arguments.adapter, arguments.output)  # torch takes seconds to import
+
     from logotrain.merge import merge
 
     print(merge(arguments.model, arguments.adapter, arguments.output, arguments.dtype))
@@ -122,7 +126,7 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     recipe, path = _recipe(arguments)
     if arguments.dry_run:
-        _describe(recipe, path)
+        _describe(recipe, path, arguments.output)
         return
     if arguments.output is None:
         raise UserError("no folder for the run", mend="give -o DIR")
@@ -136,6 +140,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[TrainRecipe, Path | None]:
     from logodata.common.console import note
     from logodata.common.recipe_io import load_recipe, shipped_recipes
     from logodata.models import EMBEDDED
+    from logotrain.choices import without_recipe
     from logotrain.recipe import TrainRecipe
 
     files = [text for text in arguments.overrides if "=" not in text]
@@ -149,18 +154,27 @@ def _recipe(arguments: argparse.Namespace) -> tuple[TrainRecipe, Path | None]:
     if path is None and arguments.model == EMBEDDED:
         path = shipped_recipes() / "embedded.yaml"
         note("--model embedded: settings of recipes/embedded.yaml (model=embedded alone takes the defaults)")
-    return load_recipe(TrainRecipe, "train", path, overrides), path
+    recipe = load_recipe(TrainRecipe, "train", path, overrides)
+    if path is None:
+        recipe = without_recipe(recipe)
+        rate = f"optimizer.lr={recipe.optimizer.lr:g} for tuning={recipe.tuning}"
+        note(f"no recipe: the paper's settings for Llama-3-8B, and {rate}; --dry-run shows them all")
+    return recipe, path
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     from logodata.common.console import console
     from logodata.common.run_dir import write_json
+    from logotrain.choices import with_dtype
+    from logotrain.inputs import check_inputs
     from logotrain.planner import CARDS, check_strategy
 
     if arguments.card not in CARDS:
         raise UserError(f"unknown card {arguments.card!r}", where="--card", mend=f"one of {', '.join(CARDS)}")
     recipe, path = _recipe(arguments)
+    recipe = with_dtype(recipe, gpu=arguments.card != "cpu")
     check_strategy(recipe, arguments.gpus)
+    check_inputs(recipe, arguments.json, arguments.plot)
 
     from logotrain.assumed import planned_data
     from logotrain.coverage import plot_coverage
@@ -189,11 +203,18 @@ def _positive(text: str) -> int:
     return number
 
 
-def _describe(recipe: TrainRecipe, path: Path | None) -> None:
+def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> None:
     """The resolved recipe on stdout, as a file that can be run again; the data's lengths and the plan on stderr."""
     import yaml
 
-    from logodata.common.console import show
+    from logodata.common.console import note, show
+    from logotrain.choices import this_machine, with_dtype
+    from logotrain.inputs import check_inputs
+
+    check_inputs(recipe, output)
+    card, num_processes = this_machine()
+    recipe = with_dtype(recipe, gpu=card != "cpu")
+
     from logotrain.assumed import planned_data
     from logotrain.plan import make_plan, render
 
@@ -201,4 +222,5 @@ def _describe(recipe: TrainRecipe, path: Path | None) -> None:
     planned = planned_data(recipe, path)
     if not planned.assumption:
         show(planned.data.lengths())
-    show(render(make_plan(recipe, planned, card=_CARD, num_gpus=_GPUS)))
+    show(render(make_plan(recipe, planned, card=card, num_gpus=num_processes)))
+    note(f"planned for this machine; for another: logotrain plan, the same and --card {_CARD} --gpus {_GPUS}")

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from logodata.common.errors import UserError
 from logodata.common.sealed import move_into_place
 from logodata.models import DType, load_model
+from logotrain.inputs import check_merge
 from logotrain.model import copy_tokenizer, save_model
 
 
@@ -22,8 +23,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType) -> Path:
     Raises:
         UserError: model or adapter cannot be loaded or do not belong together, or ``out`` exists or cannot be written.
     """
-    if out.exists():
-        raise UserError("exists already", where=str(out), mend="choose another -o")
+    check_merge(model, adapter, out)
     merged = load_model(model, adapter=adapter, dtype="float32")
     scratch = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)

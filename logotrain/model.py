@@ -103,8 +103,12 @@ def copy_tokenizer(name: str, folder: Path) -> None:
 
 def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) -> PeftModel:
     """Freeze ``base`` and put float32 adapters into it. ``name`` is what the saved adapter will call its base model."""
-    modules = {path.rpartition(".")[2] for path, module in base.named_modules() if isinstance(module, nn.Linear)}
-    missing = [target for target in settings.target_modules if target not in modules]
+    linears = {
+        path.rpartition(".")[2]: module for path, module in base.named_modules() if isinstance(module, nn.Linear)
+    }
+    modules, head = set(linears), base.get_output_embeddings()
+    targets = settings.targets(path for path, module in linears.items() if module is not head)
+    missing = [target for target in targets if target not in modules]
     if missing:
         raise UserError(
             f"lora.target_modules: no layer {missing[0]!r} in the model",
@@ -122,7 +126,7 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
-        target_modules=list(settings.target_modules),
+        target_modules=list(targets),
         modules_to_save=[_name_of(base, embedding)] if train_embeddings else None,
         ensure_weight_tying=train_embeddings and tied,
     )

@@ -11,10 +11,13 @@ from logodata.common.console import note, show
 from logodata.common.errors import UserError
 from logodata.common.run_dir import bind_settings, locked
 from logodata.common.sealed import SEAL, damage, put_aside
+from logotrain.choices import dtype_of_run
+from logotrain.inputs import check_run
 from logotrain.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from logotrain.data import TrainingData
+    from logotrain.parallel import World
 
 _FREE = ("row_tokens", "attention", "recompute", "compile", "parallel", "checkpoint", "collapse")
 """Fields that a run may be continued with changed: they do not change its result, but for rounding."""
@@ -33,12 +36,16 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
     """
     from logotrain.parallel import launched
 
+    if not (out / "final").exists():  # a finished run needs none of its inputs
+        check_run(recipe, out)
     with launched() as world, ExitStack() as stack:
         # The lock goes with the main process; the others wait for its word.
         world.on_main(lambda: stack.enter_context(locked(out)))
+        recipe = _settled(recipe, out, world)
         final = out / "final"
         if world.on_main(lambda: _begin(recipe, out)):
             note(f"already finished: {final}")
+            world.on_main(lambda: _say_what_came_of_it(recipe, out))
             return final
 
         from logotrain.data import load_data
@@ -52,7 +59,25 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
         from logotrain.trainer import train
 
         with lone_group(world) if recipe.tuning == "full" else nullcontext():
-            return train(recipe, data, out, world)
+            final = train(recipe, data, out, world)
+        world.on_main(lambda: _say_what_came_of_it(recipe, out))
+        return final
+
+
+def _say_what_came_of_it(recipe: TrainRecipe, out: Path) -> None:
+    from logotrain.metrics import MetricsLog
+    from logotrain.summary import summary
+
+    for line in summary(MetricsLog(out / "metrics.jsonl").steps(), recipe, out):
+        note(line)
+
+
+def _settled(recipe: TrainRecipe, out: Path, world: World) -> TrainRecipe:
+    """The recipe with a dtype; all processes take the main one's."""
+    settled = world.on_main(lambda: dtype_of_run(recipe, out))
+    if settled.dtype != recipe.dtype:
+        note(f"dtype: {settled.dtype} (this machine has no GPU; dtype={recipe.dtype} asks for the other)")
+    return settled
 
 
 def _begin(recipe: TrainRecipe, out: Path) -> bool:

@@ -138,13 +138,13 @@ def test_help_and_a_finished_run_load_no_torch(make_recipe: Recipes, recipe_file
 
 
 def test_embedded_as_an_option_says_that_it_takes_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    """``model=embedded`` takes the defaults: the two are not the same."""
+    """``model=embedded`` takes the defaults, with a rate for adapters: the two are not the same."""
     rates = []
     for words in (["--model", "embedded"], ["model=embedded"]):
         recipe, _ = _recipe(_parser().parse_args(["run", *words]))
         rates.append(recipe.optimizer.lr)
         assert ("settings of recipes/embedded.yaml" in capsys.readouterr().err) == ("--model" in words)
-    assert rates == [1e-3, 5e-7]
+    assert rates == [1e-3, 5e-6]
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     assert "takes the settings of recipes/embedded.yaml" in " ".join(capsys.readouterr().out.split())
