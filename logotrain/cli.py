@@ -12,28 +12,29 @@ from logodata import __version__
 from logodata.common.arguments import parse_arguments
 from logodata.common.console import result
 from logodata.common.errors import UserError, run_command
+from logodata.common.field_types import token_count
 
 if TYPE_CHECKING:
     from logotrain.recipe import TrainRecipe
 
 _EXAMPLES = """\
 examples:
-  logotrain run recipes/embedded.yaml --data runs/data -o runs/logo
-  logotrain run recipes/embedded.yaml --data runs/data -o runs/logo optimizer.lr=2e-4 epochs=1
-  logotrain run --model embedded --data runs/data -o runs/logo --dry-run
+  logotrain run --model org/model --data runs/data -o runs/logo
+  logotrain run --model org/model --data runs/data -o runs/logo optimizer.lr=2e-5 epochs=1
+  logotrain run llama3-80k --data runs/data -o runs/logo --dry-run
 
 The same command continues a run that was stopped. RUN/final is an adapter for PEFT and vLLM."""
 
 
 _PLAN_EXAMPLES = """\
 examples:
-  logotrain plan recipes/llama3-80k.yaml
-  logotrain plan recipes/llama3-80k.yaml --card a100-80gb --gpus 1 --num-rejected 8 recompute=full
-  logotrain plan recipes/embedded.yaml --data runs/data --card cpu --gpus 1 --plot coverage.png"""
+  logotrain plan llama3-80k
+  logotrain plan llama3-80k --card a100-80gb --gpus 1 --num-rejected 8 recompute=full
+  logotrain plan --model org/model --data runs/data --card cpu --gpus 1 --plot coverage.png"""
 
 _MODEL_HELP = (
     "model folder, hub name or 'embedded'; same as model=NAME, but that 'embedded' without a RECIPE takes the settings "
-    "of recipes/embedded.yaml too"
+    "of recipes/embedded.yaml too; without a RECIPE other models take the paper's"
 )
 
 _CARD, _GPUS = "h100-80gb", 8
@@ -59,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument(
-        "overrides", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides, e.g. optimizer.lr=1e-5"
+        "overrides",
+        nargs="*",
+        metavar="RECIPE | KEY=VALUE",
+        help="a recipe (a file, or a shipped one's name) and overrides, e.g. optimizer.lr=1e-5",
     )
     run.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run: checkpoints, metrics, final/")
     run.add_argument("--model", metavar="NAME", help=_MODEL_HELP)
@@ -81,13 +85,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_PLAN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    plan.add_argument("overrides", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides")
+    plan.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="RECIPE | KEY=VALUE",
+        help="a recipe (a file, or a shipped one's name) and overrides",
+    )
     plan.add_argument("--model", metavar="NAME", help=_MODEL_HELP)
     plan.add_argument("--data", metavar="DIR", help="plan for these data; without them lengths are assumed")
     plan.add_argument("--card", default=_CARD, metavar="NAME", help=f"kind of GPU, or cpu (default {_CARD})")
     plan.add_argument("--gpus", type=_positive, default=_GPUS, metavar="N", help=f"how many (default {_GPUS})")
-    plan.add_argument("--prompt-tokens", type=_positive, metavar="N", help="length of prompts, without data")
-    plan.add_argument("--response-tokens", type=_positive, metavar="N", help="length of responses, without data")
+    plan.add_argument("--prompt-tokens", type=_tokens, metavar="N", help="length of prompts, without data (8K: 8192)")
+    plan.add_argument("--response-tokens", type=_tokens, metavar="N", help="length of responses, without data")
     plan.add_argument("--num-rejected", type=_positive, metavar="M", help="dis-preferred responses, without data")
     plan.add_argument("--num-samples", type=_positive, metavar="N", help="samples, without data")
     plan.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
@@ -201,6 +210,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive")
     return number
+
+
+def _tokens(text: str) -> int:
+    try:
+        return _positive(str(token_count(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -85,7 +85,7 @@ class _LineTracker(Tracker):
 
     def _beat(self) -> None:
         while not self._ended.wait(max(self._due - time.monotonic(), 0.01)):
-            with self._lock:
+            with self._lock, suppress(OSError):  # who reads may be gone: the next line of the command itself meets that
                 if (now := time.monotonic()) >= self._due:
                     self._print(now)
 
