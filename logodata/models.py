@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common.errors import UserError, pass_on
 from logodata.common.run_dir import read_json, write_atomic
-from logodata.embedded_model import EMBEDDING_PACKAGE, GGUF_SHA256, embedded_model, package_folder
+from logodata.embedded_model import (
+    EMBEDDING_PACKAGE,
+    GGUF_SHA256,
+    check_embedded_model,
+    embedded_model,
+    package_folder,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -67,9 +73,11 @@ def check_model(name: str) -> None:
     """What :func:`resolve_model` refuses, without loading anything: the embedded model is not made for it.
 
     Raises:
-        UserError: no such folder, or no model in it.
+        UserError: no such folder, no model in it, or no package of the embedded one.
     """
-    if name != EMBEDDED:
+    if name == EMBEDDED:
+        check_embedded_model()
+    else:
         resolve_model(name)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from logodata.common.run_dir import read_json
+from logotrain.parallel import under_torchrun
 from logotrain.planner import CARDS, Card
 from logotrain.recipe import TrainRecipe
 
@@ -30,21 +31,24 @@ def with_dtype(recipe: TrainRecipe, *, gpu: bool) -> TrainRecipe:
     return recipe if gpu or "dtype" in recipe.model_fields_set else recipe.model_copy(update={"dtype": _ON_CPU})
 
 
-def dtype_of_run(recipe: TrainRecipe, out: Path) -> TrainRecipe:
-    """The recipe with the dtype of the run in ``out``: the recipe's own, else that with which the run began, else what
-    suits this machine."""
+def dtype_of_run(recipe: TrainRecipe, out: Path) -> tuple[TrainRecipe, str]:
+    """The recipe with the dtype of the run in ``out``, and why it is another than the recipe's, if it is: the one with
+    which the run began, else what suits this machine."""
     if "dtype" in recipe.model_fields_set:
-        return recipe
+        return recipe, ""
     bound = out / "recipe.resolved.json"
-    if bound.exists() and (before := read_json(bound)) and before.get("dtype") in ("float32", "bfloat16"):
-        return recipe.model_copy(update={"dtype": before["dtype"]})
-    return with_dtype(recipe, gpu=_has_gpu())
+    before = read_json(bound) if bound.exists() else None
+    if isinstance(before, dict) and before.get("dtype") in ("float32", "bfloat16"):
+        settled, reason = recipe.model_copy(update={"dtype": before["dtype"]}), "as this run began"
+    else:
+        settled, reason = with_dtype(recipe, gpu=_has_gpu()), "this machine has no GPU"
+    return settled, reason if settled.dtype != recipe.dtype else ""
 
 
 def this_machine() -> tuple[str, int]:
     """Name of this machine's card among :data:`logotrain.planner.CARDS`, where one that is not there is entered with
     its memory and no rate; and how many processes of this run use one."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
     if not _has_gpu():
         return "cpu", processes
     import torch

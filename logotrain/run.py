@@ -74,9 +74,9 @@ def _say_what_came_of_it(recipe: TrainRecipe, out: Path) -> None:
 
 def _settled(recipe: TrainRecipe, out: Path, world: World) -> TrainRecipe:
     """The recipe with a dtype; all processes take the main one's."""
-    settled = world.on_main(lambda: dtype_of_run(recipe, out))
-    if settled.dtype != recipe.dtype:
-        note(f"dtype: {settled.dtype} (this machine has no GPU; dtype={recipe.dtype} asks for the other)")
+    settled, reason = world.on_main(lambda: dtype_of_run(recipe, out))
+    if reason:
+        note(f"dtype: {settled.dtype} ({reason}; dtype={recipe.dtype} asks for the other)")
     return settled
 
 

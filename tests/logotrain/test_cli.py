@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import yaml
 from logodata.cli import main as logodata
 from logodata.common.recipe_io import load_recipe
 from logoeval.cli import main as logoeval
-from logotrain import choices, trainer
+from logotrain import choices, safe_reading, trainer
 from logotrain.cli import _parser, _recipe, main
 from logotrain.planner import CARDS
 from logotrain.recipe import TrainRecipe
@@ -122,6 +123,37 @@ def test_interrupted_run_exits_130_and_says_how_to_go_on(
     assert "continuing after step 1 of 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "place", [(safe_reading._Unpickler, "find_class"), (safe_reading.FileSystemReader, "read_data")]
+)
+def test_ctrl_c_while_a_checkpoint_is_read_exits_130_and_blames_nothing(
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: tuple[Any, str],
+) -> None:
+    out = tmp_path / "run"
+    command = ["run", str(recipe_file), "-o", str(out)]
+    assert main(command) == 0
+    shutil.rmtree(out / "final")
+    original = getattr(*place)
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, interrupted)
+        capsys.readouterr()
+        assert main(command) == 130
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "logotrain: interrupted; run the same command again to continue"
+    assert "error" not in said
+    assert main(command) == 0
+    assert "continuing after step 4 of 4" in capsys.readouterr().err
+
+
 def test_schema_describes_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--schema"]) == 0
     assert "samples_per_step" in json.loads(capsys.readouterr().out)["properties"]
@@ -189,7 +221,9 @@ def test_a_run_keeps_the_dtype_that_it_began_with(
     assert json.loads((out / "recipe.resolved.json").read_text())["dtype"] == "float32"
     monkeypatch.setattr(choices, "_has_gpu", lambda: True)
     assert main(words) == 0
-    assert "already finished" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "dtype: float32 (as this run began;" in said
+    assert "already finished" in said
     assert main([*words, "dtype=bfloat16"]) == 2
     assert "dtype='float32', now it is 'bfloat16'" in capsys.readouterr().err
 
@@ -290,7 +324,8 @@ def test_a_dry_run_plans_for_this_machine(device: str, gib: float, card: str, mo
     monkeypatch.setattr(choices, "_has_gpu", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: found)
     monkeypatch.setattr(choices, "CARDS", dict(CARDS))
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
     assert choices.this_machine() == (card, 2)
     assert choices.CARDS[card].memory_bytes is not None
     assert abs(choices.CARDS[card].memory_bytes / found.total_memory - 1) < 0.05
