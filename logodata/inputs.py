@@ -17,8 +17,9 @@ def check_inputs(recipe: BuildRecipe | QuestionsRecipe, output: Path) -> None:
     Raises:
         UserError: something is not there, or is no model.
     """
-    models = [recipe.model]
+    models, cache = [recipe.model], None
     if isinstance(recipe, BuildRecipe):
+        cache = recipe.generation.cache if isinstance(recipe.generation.cache, Path) else None
         judge = recipe.judge.model
         models += [judge.name] if judge is not None and judge.name is not None else []
     for model in models:
@@ -28,5 +29,6 @@ def check_inputs(recipe: BuildRecipe | QuestionsRecipe, output: Path) -> None:
         output,
         ("the source", recipe.source.path),
         ("the questions", recipe.source.questions),
+        ("the cache", cache),
         *(("the model", model_folder(model)) for model in models),
     )

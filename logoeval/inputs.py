@@ -45,4 +45,6 @@ def check_inputs(recipe: EvalRecipe, out: Path, checkpoints: Path | None = None)
         *(("the data set", folder) for folder in data),
         ("the data", None if recipe.longbench is None else recipe.longbench.data),
         *(("a text", text) for text in texts),
+        ("the tasks", None if recipe.short is None else recipe.short.include_path),
+        ("the heads", None if recipe.niah is None or recipe.niah.retrieval is None else recipe.niah.retrieval.heads),
     )

@@ -337,7 +337,15 @@ VALUES = {
         "fp16": "bfloat16 or float32; float16 is not trained in",
         "float16": "bfloat16 or float32; float16 is not trained in",
         "half": "bfloat16 or float32; float16 is not trained in",
+        "auto": "left out: bfloat16 on a GPU, float32 on a CPU",
     },
+    "optimizer": dict.fromkeys(
+        ("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"),
+        "AdamW always, its state float32; set optimizer.lr and its other fields",
+    ),
+    "max_steps": {"-1": "null: all epochs"},
+    "data.max_samples": {"-1": "null: all"},
+    "checkpoint.keep": {"-1": "null: all", "0": "null: all"},
     "objective.name": {
         "sigmoid": "dpo",
         "orpo": "not here; simpo and cpo are its neighbours without a reference model",

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?) ?([KM])", re.IGNORECASE)
+_GROUPED = re.compile(r"\d{1,3}(,\d{3})+")
 _UNITS = {"K": 2**10, "M": 2**20}
 
 
@@ -47,9 +48,10 @@ def is_path(value: str, words: tuple[str, ...]) -> bool:
 
 
 def as_list(value: Any) -> Any:
-    """What stands for a list: one value for a list of it, text with commas for one of several."""
+    """What stands for a list: one value for a list of it, text with commas for one of several. ``16,384`` is not taken
+    apart: it may be one number."""
     if isinstance(value, str):
-        return [part.strip() for part in value.split(",")]
+        return [value] if _GROUPED.fullmatch(value.strip()) else [part.strip() for part in value.split(",")]
     if isinstance(value, int | float | dict) and not isinstance(value, bool):
         return [value]
     return value

@@ -70,6 +70,11 @@ def _some_names() -> list[str]:
     return [name for name in recipe_names() if "/" not in name][:4]
 
 
+def at_home(value: str) -> str:
+    """``~`` written out: shells leave it in ``key=~/file``."""
+    return str(Path(value).expanduser()) if value.startswith("~") else value
+
+
 def beside(value: str, folder: Path) -> str:
     """What a relative path in a recipe file of ``folder`` means.
 
@@ -78,7 +83,7 @@ def beside(value: str, folder: Path) -> str:
         ``recipes/...`` that is not there, the project's own file.
     """
     if value.startswith("~"):
-        return str(Path(value).expanduser())
+        return at_home(value)
     found = Path(os.path.normpath(folder / value))
     if found.exists():
         return str(found)

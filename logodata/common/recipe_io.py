@@ -32,7 +32,7 @@ from logodata.common.errors import UserError
 from logodata.common.field_types import as_list
 from logodata.common.foreign import answer
 from logodata.common.recipe_fields import Values, follow, merge, move_paths, places_of, takes_list, variant
-from logodata.common.recipe_files import beside, find_recipe, no_recipe
+from logodata.common.recipe_files import at_home, beside, find_recipe, no_recipe
 from logodata.common.recipe_files import shipped_recipes as shipped_recipes
 
 Section = Literal["build", "train", "eval"]
@@ -101,7 +101,7 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
         document, places = _read_layers(path, section, cls, (), models)
         shared: Values = {k: document[k] for k in ("model", "seed") if k in document and k in cls.model_fields}
         values = {**shared, **(document.get(section) or {})}
-    merged = merge(values, _overlay(overrides), cls)
+    merged = merge(values, move_paths(_overlay(overrides), cls, at_home), cls)
     try:
         recipe = cls.model_validate(merged)
     except ValidationError as error:
@@ -323,6 +323,10 @@ def _explain(
         name = fault["input"]["name"]
         mend = _our_value(dotted, name, cls) or f"known: {known}"
         return UserError(f"{dotted!r}: there is no {name!r}", where=where, mend=mend)
+    if fault["type"] == "model_type":
+        inside = ", ".join(follow(cls, (*fault["loc"], "")).model.model_fields)
+        mend = _our_value(dotted, fault["input"], cls) or f"set {dotted}.KEY=..., one of {inside}"
+        return UserError(f"{dotted!r} is not a mapping", where=where, mend=mend)
     # Of a union of types pydantic reports one fault for each.
     messages = dict.fromkeys(other["msg"] for other in faults if follow(cls, other["loc"]).keys == keys)
     reasons = " or ".join(message[:1].lower() + message[1:] for message in messages)

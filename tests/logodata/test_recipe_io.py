@@ -378,3 +378,34 @@ def test_merge_leaves_its_arguments_alone() -> None:
     base, layer = {"inner": {"size": 1, "names": {"a": 1}}}, {"inner": {"names": {"b": 2}}}
     assert merge(base, layer, Recipe) == {"inner": {"size": 1, "names": {"a": 1, "b": 2}}}
     assert (base, layer) == ({"inner": {"size": 1, "names": {"a": 1}}}, {"inner": {"names": {"b": 2}}})
+
+
+@pytest.mark.parametrize("value", ["16,384", "131,072", "1,048,576"])
+def test_a_number_with_commas_is_not_taken_apart(value: str) -> None:
+    with pytest.raises(UserError, match=r"'niah\.lengths"):
+        load_recipe(EvalRecipe, "eval", None, ["model=m", f"niah.lengths={value}"])
+
+
+def test_home_is_written_out_in_overrides_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    write(tmp_path, r="model: ~/model\ntrain:\n  data: {path: ~/data}\n")
+    found = load_recipe(TrainRecipe, "train", tmp_path / "r.yaml")
+    assert (found.model, found.data.path) == ("/home/me/model", Path("/home/me/data"))
+    found = load_recipe(TrainRecipe, "train", None, ["model=~/model", "data.path=~/data"])
+    assert (found.model, found.data.path) == ("/home/me/model", Path("/home/me/data"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data=built", "'data' is not a mapping (set data.KEY=..., one of path, max_samples, "),
+        ("rope=yarn", "'rope' is not a mapping (set rope.KEY=..., one of type, factor)"),
+        ("objective=dpo", "'objective' is not a mapping (set objective.name, one of logo, "),
+        ("optimizer=adamw_torch", "'optimizer' is not a mapping (here it is AdamW always"),
+        ("max_steps=-1", "(here it is null: all epochs)"),
+    ],
+)
+def test_a_value_where_a_section_stands_is_told_what_is_in_it(override: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(TrainRecipe, "train", None, ["model=m", override])
+    assert said in str(caught.value)
