@@ -26,7 +26,7 @@ def check_inputs(recipe: EvalRecipe, out: Path, checkpoints: Path | None = None)
         UserError: something is not there, or holds no model, adapter, build or text.
     """
     check_model(recipe.model)
-    if recipe.adapter is not None:
+    if recipe.adapter is not None and checkpoints is None:  # which refuse one
         check_adapter(recipe.adapter)
     data = [settings.data for settings in (recipe.qa, recipe.pairs) if settings is not None]
     for folder in data:
@@ -36,7 +36,7 @@ def check_inputs(recipe: EvalRecipe, out: Path, checkpoints: Path | None = None)
         texts += [Path(name) for name in recipe.niah.haystacks if name not in BUILT_IN]
     for text in texts:
         text_files(text)
-    check_paths(recipe)
+    check_paths(recipe if checkpoints is None else recipe.model_copy(update={"adapter": None}))
     check_apart(
         out,
         ("the model", model_folder(recipe.model)),

@@ -9,7 +9,7 @@ from typing import Any
 
 from logotrain.recipe import TrainRecipe
 
-_FIGURES = {"loss": "{:.3f}", "margin": "{:+.3f} nats a token", "accuracy": "{:.0%}", "chosen_logp": "{:.3f}"}
+_FIGURES = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen_logp": "{:.3f}"}
 """What is told of the first and the last step, in this order; a step holds those that its objective computes."""
 
 
@@ -28,14 +28,17 @@ def _trained(steps: Sequence[Mapping[str, Any]]) -> str:
     if not steps:
         return "no step was trained (epochs=0)"
     first, last = steps[0], steps[-1]
+    took = duration(sum(step["seconds"] for step in steps))
+    if len(steps) == 1:
+        return f"trained 1 step in {took}; before it: {', '.join(_figures(first))}"
     changes = (
-        f"{name} {form.format(first[name])} -> {form.format(last[name])}"
-        for name, form in _FIGURES.items()
-        if name in first and name in last
+        f"{before} -> {after.partition(' ')[2]}" for before, after in zip(_figures(first), _figures(last), strict=True)
     )
-    seconds = sum(step["seconds"] for step in steps)
-    count = f"{len(steps)} step{'s' * (len(steps) > 1)}"
-    return f"trained {count} in {duration(seconds)}; first to last step: {', '.join(changes)}"
+    return f"trained {len(steps)} steps in {took}; first to last step: {', '.join(changes)}"
+
+
+def _figures(step: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {form.format(step[name])}" for name, form in _FIGURES.items() if name in step]
 
 
 def _next(recipe: TrainRecipe, out: Path) -> list[str]:

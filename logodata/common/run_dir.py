@@ -111,7 +111,7 @@ def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
         if given is None or not (there := Path(given).expanduser()).exists():
             continue
         there = there.resolve()
-        if place.is_relative_to(there):
+        if place == there or (there.is_dir() and place.is_relative_to(there)):
             raise UserError(f"lies inside {what}, {given}", where=str(output), mend="give an -o outside of it")
         if there.is_relative_to(place):
             raise UserError(f"holds {what}, {given}", where=str(output), mend="give an -o of its own")

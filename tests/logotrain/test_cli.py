@@ -249,7 +249,7 @@ def test_a_training_ends_with_what_came_of_it_and_what_to_type_next(
         done, following, other = said.err.splitlines()[-3:]
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert done.startswith(f"trained 4 steps in {duration(sum(step['seconds'] for step in steps))}; ")
-        assert f"loss {steps[0]['loss']:.3f} -> {steps[-1]['loss']:.3f}, margin {steps[0]['margin']:+.3f}" in done
+        assert f"loss {steps[0]['loss']:.3f} -> {steps[-1]['loss']:.3f}, margin {steps[0]['margin']:+.3f} -> " in done
         words = shlex.split(following.removeprefix("next: "))
         assert words[:2] == ["logoeval", "niah"]
         assert words[words.index("--adapter") + 1] == str(out / "final")
@@ -271,7 +271,7 @@ def test_other_objectives_and_no_steps_have_a_summary(make_recipe: Recipes) -> N
         [{"step": 1, "loss": 2.0, "chosen_logp": -1.0, "seconds": 3.0}], make_recipe(tuning="full"), Path("r")
     )
     assert lines == [
-        "trained 1 step in 3 s; first to last step: loss 2.000 -> 2.000, chosen_logp -1.000 -> -1.000",
+        "trained 1 step in 3 s; before it: loss 2.000, chosen_logp -1.000",
         "next: logoeval niah --model r/final -o r-eval",
     ]
     assert summary([], make_recipe(), Path("r"))[0] == "no step was trained (epochs=0)"
