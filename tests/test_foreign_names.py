@@ -140,9 +140,13 @@ def test_what_people_type_is_answered(cls: type[RecipeModel], typed: str, said: 
         "pad_to_sequence_len eval_sample_packing unfrozen_parameters",
         "model_name_or_path stage finetuning_type lora_target lora_rank pref_loss pref_beta pref_ftx simpo_gamma "
         "cutoff_len template dataset dataset_dir overwrite_output_dir plot_loss preprocessing_num_workers "
-        "quantization_bit rope_scaling flash_attn",
+        "quantization_bit rope_scaling flash_attn enable_liger_kernel use_unsloth val_size loraplus_lr_ratio "
+        "pissa_init",
+        "zero_stage adam_offload actor_learning_rate max_epochs max_len micro_train_batch_size train_batch_size l2 "
+        "adam_betas packing_samples ring_attn_size ckpt_path save_path load_checkpoint lr_warmup_ratio ref_offload",
+        "dataset_mixer dataset_mixture dataset_splits evaluation_strategy log_level torch_dtype use_peft hub_model_id",
     ],
-    ids=["axolotl", "llama-factory"],
+    ids=["axolotl", "llama-factory", "openrlhf", "alignment-handbook"],
 )
 def test_other_trainers_files_are_answered(names: str) -> None:
     for name in set(names.split()) - {"optimizer_name"}:
