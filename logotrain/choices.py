@@ -31,13 +31,17 @@ def with_dtype(recipe: TrainRecipe, *, gpu: bool) -> TrainRecipe:
     return recipe if gpu or "dtype" in recipe.model_fields_set else recipe.model_copy(update={"dtype": _ON_CPU})
 
 
-def dtype_of_run(recipe: TrainRecipe, out: Path) -> tuple[TrainRecipe, str]:
-    """The recipe with the dtype of the run in ``out``, and why it is another than the recipe's, if it is: the one with
-    which the run began, else what suits this machine."""
+def dtype_of_run(recipe: TrainRecipe, bound: Path | None) -> tuple[TrainRecipe, str]:
+    """The recipe with the dtype of a run, and why it is another than the recipe's, if it is: the one with which the run
+    began, else what suits this machine.
+
+    Args:
+        recipe: its own dtype goes first, if it says any.
+        bound: the recipe that the run is bound to, as JSON; None before its first step.
+    """
     if "dtype" in recipe.model_fields_set:
         return recipe, ""
-    bound = out / "recipe.resolved.json"
-    before = read_json(bound) if bound.exists() else None
+    before = read_json(bound) if bound is not None else None
     if isinstance(before, dict) and before.get("dtype") in ("float32", "bfloat16"):
         settled, reason = recipe.model_copy(update={"dtype": before["dtype"]}), "as this run began"
     else:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from logotrain.data import TrainingData
     from logotrain.parallel import World
 
+RECIPE_FILE = "recipe.resolved.json"
+"""The recipe with all defaults that a run is bound to."""
+
 _FREE = ("row_tokens", "attention", "recompute", "compile", "parallel", "checkpoint", "collapse")
 """Fields that a run may be continued with changed: they do not change its result, but for rounding."""
 
@@ -74,7 +77,8 @@ def _say_what_came_of_it(recipe: TrainRecipe, out: Path) -> None:
 
 def _settled(recipe: TrainRecipe, out: Path, world: World) -> TrainRecipe:
     """The recipe with a dtype; all processes take the main one's."""
-    settled, reason = world.on_main(lambda: dtype_of_run(recipe, out))
+    bound = out / RECIPE_FILE
+    settled, reason = world.on_main(lambda: dtype_of_run(recipe, bound if _started(out) and bound.exists() else None))
     if reason:
         note(f"dtype: {settled.dtype} ({reason}; dtype={recipe.dtype} asks for the other)")
     return settled
@@ -90,7 +94,7 @@ def _begin(recipe: TrainRecipe, out: Path) -> bool:
             where=str(final),
             mend="move it elsewhere, then run the same command again",
         )
-    _bind(out, "recipe.resolved.json", recipe.model_dump(mode="json"), free=_FREE)
+    _bind(out, RECIPE_FILE, recipe.model_dump(mode="json"), free=_FREE)
     return final.exists() and _is_whole(final)
 
 
@@ -100,7 +104,7 @@ def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[st
     Until then a recipe that was refused, or stopped early, may be mended in place; reference log-probabilities, all
     that such a run may hold, stay only under the settings that they were computed with.
     """
-    started = any((out / made).exists() for made in ("metrics.jsonl", "final"))  # a run of no epochs logs no step
+    started = _started(out)
     if started or (out / name).exists():
         try:
             bind_settings(out, name, settings, free)
@@ -110,6 +114,10 @@ def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[st
                 raise
     (out / "reference.jsonl").unlink(missing_ok=True)
     bind_settings(out, name, settings, free, started=False)
+
+
+def _started(out: Path) -> bool:
+    return any((out / made).exists() for made in ("metrics.jsonl", "final"))  # a run of no epochs logs no step
 
 
 def _is_whole(final: Path) -> bool:

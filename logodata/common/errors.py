@@ -70,7 +70,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(part))
         yield part
         failures = getattr(part, "failures", None)  # torch: of each process, the exception and where it was
-        hidden = [failure[0] for failure in failures.values()] if isinstance(failures, dict) else []
+        hidden = (
+            [failure[0] for failure in failures.values() if isinstance(failure, tuple)]
+            if isinstance(failures, dict)
+            else []
+        )
         hidden += part.exceptions if isinstance(part, BaseExceptionGroup) else []
         # What was met while another exception was handled came of it only if it was on its way up: an interrupt is.
         met = part.__context__ if isinstance(part.__context__, KeyboardInterrupt | SystemExit) else None

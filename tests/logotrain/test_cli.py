@@ -22,9 +22,10 @@ from logodata.common.recipe_io import load_recipe
 from logoeval.cli import main as logoeval
 from logotrain import choices, safe_reading, trainer
 from logotrain.cli import _parser, _recipe, main
+from logotrain.parallel import World
 from logotrain.planner import CARDS
 from logotrain.recipe import TrainRecipe
-from logotrain.run import run
+from logotrain.run import _settled, run
 from logotrain.summary import duration, summary
 
 Recipes = Callable[..., TrainRecipe]
@@ -226,6 +227,11 @@ def test_a_run_keeps_the_dtype_that_it_began_with(
     assert "already finished" in said
     assert main([*words, "dtype=bfloat16"]) == 2
     assert "dtype='float32', now it is 'bfloat16'" in capsys.readouterr().err
+    # Before its first step a run is bound to nothing, and there is a GPU now.
+    (out / "metrics.jsonl").unlink()
+    shutil.rmtree(out / "final")
+    recipe, _ = _recipe(_parser().parse_args(words))
+    assert _settled(recipe, out, World()).dtype == "bfloat16"
 
 
 def test_bfloat16_that_was_asked_for_on_a_cpu_is_a_warning(
