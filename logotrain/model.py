@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from logodata.common.console import note
+from logodata.common.console import note, progress
 from logodata.common.errors import UserError
 from logodata.models import load_config, load_model, load_tokenizer
 from logotrain.recipe import LoraSettings, TrainRecipe
@@ -29,7 +29,11 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
     config = scaled_config(load_config(recipe.model), recipe.rope)
     check_config(config)  # before gigabytes of weights are read
     dtype = "float32" if recipe.tuning == "full" else recipe.dtype
-    base = load_model(recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora")
+    with progress("weights read", 1) as bar:
+        base = load_model(
+            recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora"
+        )
+        bar.advance()
     base.config.use_cache = False
     if recipe.tuning == "qlora":
         _keep_differentiable(base)
