@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logodata.common.console import note
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, pass_on
 from logodata.common.run_dir import read_json
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ def _merge(wrapped: PeftModel, folder: Path) -> PreTrainedModel:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        pass_on(error)
         if _wants_weights(error):
             raise
         reason = (str(error).splitlines() or [""])[0]
@@ -330,6 +331,7 @@ def _one_line(folder: Path) -> Iterator[None]:
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        pass_on(error)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         mismatch = _MISMATCH.search(str(error))
         if mismatch:

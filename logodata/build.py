@@ -23,6 +23,7 @@ from logodata.contract import SCHEMA_VERSION
 from logodata.dataset_files import write_data_set
 from logodata.distributed import RayOptions, decide_on_ray
 from logodata.forecast import warn_of_losses
+from logodata.inputs import check_inputs
 from logodata.models import model_fingerprint
 from logodata.parts import PART_FILE, Part, part_record
 from logodata.pipeline import Asked, Pipeline, decide_here, identity
@@ -50,6 +51,7 @@ def build(
         UserError: the source is at fault, ``output`` holds a build with other settings, or no sample was kept.
     """
     check_outside(recipe.source, output)
+    check_inputs(recipe, output)
     settings = {
         "recipe": recipe.binding(),
         "source_fingerprint": source_fingerprint(recipe.source),

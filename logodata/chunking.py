@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
+from logodata.common.field_types import Tokens
 from logodata.common.recipe_io import RecipeModel
 from logodata.contract import Chunk
 from logodata.prompts import text_tokenizer
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 class ChunkingSettings(RecipeModel):
     """How a document is cut."""
 
-    chunk_tokens: int = Field(default=512, gt=0)
+    chunk_tokens: Tokens = 512
     """Tokens a chunk (paper: 512). The last chunk of a document is shorter."""
 
 

@@ -29,8 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     build = subparsers.add_parser(
         "build",
         help="make a data set from documents and questions",
-        description="Make LOGO preference data. SOURCE is a recipe (.yaml) or documents with questions: a JSON or "
-        "parquet file, a folder, a hub data set. An interrupted build goes on when the same command is run again.",
+        description="Make LOGO preference data. SOURCE is a recipe (a .yaml, or a shipped one's name), or documents "
+        "with questions: a JSON or parquet file, a folder, a hub data set. An interrupted build goes on when the same "
+        "command is run again.",
     )
     build.add_argument("source", metavar="SOURCE", nargs="?", help="recipe.yaml or documents.jsonl")
     build.add_argument(
@@ -113,7 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument("--log-probs", action="store_true", help="score responses with the model of the build")
     scoring.add_argument("--model", help="where that model is now (default: its name in manifest.json)")
     scoring.add_argument("-n", type=_positive, help="how many samples to score (default 50)")
-    scoring.add_argument("--dtype", choices=get_args(DType), help="of the weights (default: as in the build)")
+    scoring.add_argument(
+        "--dtype", choices=get_args(DType), help="of the weights (default: as in the build; on a CPU float32)"
+    )
     scoring.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
     stats.set_defaults(command=commands.stats_command)
 

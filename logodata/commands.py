@@ -82,7 +82,8 @@ def _say_built(stats: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
-    from logodata.common.recipe_io import load_recipe, shipped_recipes
+    from logodata.common.recipe_files import find_recipe, shipped_recipes
+    from logodata.common.recipe_io import load_recipe
     from logodata.recipe import BuildRecipe
 
     if options.source is None:
@@ -90,7 +91,7 @@ def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
     overrides = list(options.overrides)
     if options.model:
         overrides.insert(0, f"model={json.dumps(options.model)}")
-    if options.source.endswith((".yaml", ".yml")):
+    if _names_recipe(options.source):
         if options.recipe:
             raise UserError(
                 "two recipes given",
@@ -101,6 +102,7 @@ def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
     else:
         overrides.insert(0, f"source.path={json.dumps(options.source)}")
         path, embedded = options.recipe, shipped_recipes() / "embedded.yaml"
+        path = path and (find_recipe(path) or path)
         if path is None and options.model == "embedded":
             path = embedded
         if path is None and not options.model:
@@ -116,6 +118,25 @@ def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
                 *overrides,
             ]
     return load_recipe(BuildRecipe, "build", path, overrides)
+
+
+def _names_recipe(source: str) -> bool:
+    """Whether SOURCE is a recipe: a YAML file, or the name of a shipped one where nothing else has that name.
+
+    Raises:
+        UserError: nothing has that name, and it is nearly a shipped recipe's.
+    """
+    from logodata.common.recipe_files import find_recipe, nearest_recipes, no_recipe
+
+    if source.endswith((".yaml", ".yml")):
+        return True
+    if Path(source).expanduser().exists() or ":" in source:
+        return False
+    if find_recipe(source):
+        return True
+    if not Path(source).suffix[1:].isalpha() and nearest_recipes(source):
+        raise no_recipe(source)
+    return False
 
 
 def print_questions_schema() -> None:
@@ -174,10 +195,16 @@ def stats_command(options: argparse.Namespace) -> None:
 
 
 def _log_probs(options: argparse.Namespace) -> None:
-    from logodata import likelihood
+    from logodata.contract import read_manifest, sample_files
+    from logodata.models import check_model
 
     if len(options.data) > 1:
         raise UserError("--log-probs scores one data set", mend="run it for each folder")
+    # Before torch is imported, which takes seconds.
+    sample_files(options.data[0])
+    check_model(options.model or str(read_manifest(options.data[0])["model"]))
+    from logodata import likelihood
+
     scoring = {"num_samples": options.n or 50, "dtype": options.dtype, "device": options.device or "auto"}
     report = likelihood.measure(options.data[0], model=options.model, **scoring)
     if options.json:

@@ -219,11 +219,6 @@ def read_samples(folder: Path) -> list[PreferenceSample]:
     return list(iterate_samples(folder))
 
 
-def sample_files(folder: Path) -> list[Path]:
-    """The parquet files of a build's folder, in their order."""
-    return sorted(visible_files(folder / "data", (".parquet",), below=False))
-
-
 def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
     """The samples of a build's folder, in file order, a few at a time.
 
@@ -233,12 +228,8 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
     Raises:
         UserError: no such folder, no finished build in it, another schema version, or an id that stands there twice.
     """
-    files = sample_files(folder)
-    if not files:
-        state = "holds no finished build" if folder.is_dir() else "no such folder"
-        raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
     places: dict[str, str] = {}
-    for file in files:
+    for file in sample_files(folder):
         # Batches of few rows: a row group of a stranger's may hold any number.
         for number, row in parquet_rows(file, str(file), mend="build the data set again", batch_rows=_ROWS_PER_BATCH):
             if row.get("schema_version") != SCHEMA_VERSION:
@@ -264,6 +255,19 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
                 )
             places[sample.id] = f"{file}:row {number}"
             yield sample
+
+
+def sample_files(folder: Path) -> list[Path]:
+    """The parquet files of a build's folder, in order; none is opened.
+
+    Raises:
+        UserError: no such folder, or no finished build in it.
+    """
+    files = sorted(visible_files(folder / "data", (".parquet",), below=False))
+    if not files:
+        state = "holds no finished build" if folder.is_dir() else "no such folder"
+        raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
+    return files
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

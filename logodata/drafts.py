@@ -10,16 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from pydantic import Field
 
 from logodata.chunking import ChunkingSettings
+from logodata.common.field_types import OrPath, Tokens
 from logodata.common.recipe_io import RecipeModel
 from logodata.common.words import words
 from logodata.contract import Chunk, Document
 from logodata.engines.settings import EngineSettings
+from logodata.foreign_names import ENGINE_VALUES, QUESTION_NAMES
 from logodata.measures import word_share
 from logodata.sources import SourceSettings
 from logodata.sources.fields import text_digest
@@ -48,7 +50,10 @@ _NO_NAMES = frozenset(_CALENDAR.split())
 class QuestionsRecipe(RecipeModel):
     """How questions are written."""
 
-    model: str = Field(min_length=1)
+    foreign_names = QUESTION_NAMES
+    foreign_values = ENGINE_VALUES
+
+    model: Annotated[str, Field(min_length=1), OrPath("embedded")]
     """The model that writes: ``embedded``, a folder, or a hub name. A stronger one than that to be trained is fine."""
     chat_template: Path | None = None
     """A Jinja file, for models whose tokenizer has no chat template."""
@@ -71,9 +76,9 @@ class QuestionsRecipe(RecipeModel):
     """For writing; 0 is greedy."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """For writing."""
-    max_new_tokens: int = Field(default=384, gt=0)
+    max_new_tokens: Tokens = 384
     """Length cap of what is written; a reply that meets it is not kept."""
-    max_closed_book_tokens: int = Field(default=64, gt=0)
+    max_closed_book_tokens: Tokens = 64
     """Length cap of the answer without context."""
     right_at: float = Field(default=0.6, gt=0, le=1)
     """An answer without context is right, and an answer rests on its evidence (single and multi detail), if this share

@@ -35,7 +35,7 @@ def embedded_model() -> Path:
 
     The conversion is written beside its place and renamed, so an interrupted one leaves nothing that looks whole.
     """
-    target = cache_dir() / f"SmolLM2-135M-Instruct-{GGUF_SHA256[:12]}"
+    target = _converted()
     if (target / "config.json").is_file():
         return target
     source = package_folder(_GGUF_PACKAGE)
@@ -59,6 +59,16 @@ def embedded_model() -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def check_embedded_model() -> None:
+    """Raise a :class:`UserError` where :func:`embedded_model` could not be converted for want of its package."""
+    if not (_converted() / "config.json").is_file():
+        package_folder(_GGUF_PACKAGE)
+
+
+def _converted() -> Path:
+    return cache_dir() / f"SmolLM2-135M-Instruct-{GGUF_SHA256[:12]}"
 
 
 def _convert_gguf(source: Path, target: Path) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common import strict_json
 from logodata.common.errors import UserError
-from logodata.common.run_dir import check_place, make_folder_of, read_json, write_atomic, write_json
+from logodata.common.run_dir import check_apart, check_place, make_folder_of, read_json, write_atomic, write_json
 from logodata.contract import PreferenceSample, Response, read_manifest, read_samples
 from logodata.models import load_tokenizer, tokenizer_fingerprint
 from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat, render_chat
@@ -69,6 +69,7 @@ def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = 
             now, no sample can be told as text, or ``output`` cannot be written.
     """
     _check_output(form, output)
+    check_apart(output, ("the data set", data))
     manifest = read_manifest(data)
     tokenizer = load_tokenizer(model or manifest["model"], manifest["chat_template"])
     if tokenizer_fingerprint(tokenizer) != manifest["tokenizer_fingerprint"]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from logodata.common.field_types import OrPath
 from logodata.common.recipe_io import RecipeModel
 from logodata.common.words import content_stems, without_reasoning, words
 from logodata.measures import Similarity, contains_reference, number_share, repetition, token_f1, word_share
@@ -77,7 +78,7 @@ class JudgeSettings(RecipeModel):
     """From this similarity on a response is right."""
     dissimilar_below: float = Field(default=0.75, gt=0, le=1)
     """Below this similarity a response is wrong. Answers that only repeat the question come up to 0.72 on QMSum."""
-    embedding_model: str = "embedded"
+    embedding_model: Annotated[str, OrPath("embedded")] = "embedded"
     """For similarity: a sentence-transformers model, as a folder or a hub name; ``embedded`` is all-MiniLM-L6-v2."""
     require_ended: bool = True
     """Whether a preferred response must have ended by itself within the length cap."""

@@ -100,7 +100,7 @@ def measure(
         model: where its model is now; by default the name in ``manifest.json``. Its fingerprint must be the build's.
         num_samples: how many are scored: those whose ids have the smallest hashes, so that builds of the same questions
             are compared on the same ones.
-        dtype: of the weights; by default as in the build.
+        dtype: of the weights; by default as in the build, but float32 on a CPU.
         device: ``auto`` is CUDA where there is one.
 
     Returns:
@@ -123,10 +123,14 @@ def measure(
     samples = heapq.nsmallest(num_samples, iterate_samples(folder), key=lambda sample: _digest(sample.id))
     if not samples:
         raise UserError("holds no samples", where=str(folder), mend="see its rejected.jsonl for the reasons")
-    dtype = dtype or manifest["recipe"]["engine"]["dtype"]
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     references = _bare_references(samples, name, config_window(config))
+    if dtype is None:
+        built: DType = manifest["recipe"]["engine"]["dtype"]
+        dtype = "float32" if device == "cpu" else built
+        if dtype != built:
+            note(f"dtype: float32, on a CPU; the build's was {built} (--dtype {built} asks for it)")
     loaded = load_model(name, config=config, dtype=dtype, device=device)
     scored, size = [], vocabulary_size(config)
     with progress("log-probabilities", len(samples)) as tracker:

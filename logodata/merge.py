@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.errors import UserError
-from logodata.common.run_dir import differences, locked
+from logodata.common.run_dir import check_apart, differences, locked
 from logodata.contract import iterate_samples, read_manifest
 from logodata.dataset_files import iterate_decisions, iterate_rejected, write_data_set
 from logodata.decisions import Outcome
@@ -44,6 +44,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
         UserError: a part is missing, given twice, unfinished or of another recipe, source, model or version; ``output``
             is in use.
     """
+    check_apart(output, *(("a part", folder) for folder in folders))
     parts = sorted(
         (_Folder(path, read_part_record(path), read_manifest(path)) for path in folders),
         key=lambda part: part.record.number,

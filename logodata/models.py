@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.adapters import ADAPTER_FILES, check_adapter, check_adapter_shapes, merge_adapter
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, pass_on
 from logodata.common.run_dir import write_atomic
 from logodata.common.user_files import MARK, read_text, visible_files
-from logodata.embedded_model import EMBEDDING_PACKAGE, GGUF_SHA256, embedded_model, package_folder
+from logodata.embedded_model import (
+    EMBEDDING_PACKAGE,
+    GGUF_SHA256,
+    check_embedded_model,
+    embedded_model,
+    package_folder,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -73,6 +79,24 @@ def _with_adapter(name: str) -> UserError:
         where=name,
         mend="put the adapter into a folder of its own, and give it with --adapter or merge it (logotrain merge)",
     )
+
+
+def check_model(name: str) -> None:
+    """What :func:`resolve_model` refuses, without loading anything: the embedded model is not made for it.
+
+    Raises:
+        UserError: no such folder, no model in it, or no package of the embedded one.
+    """
+    if name == EMBEDDED:
+        check_embedded_model()
+    else:
+        resolve_model(name)
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder of a model that is one, on this machine; None for ``embedded`` and for names of the hub."""
+    path = Path(name).expanduser()
+    return path if name != EMBEDDED and path.is_dir() else None
 
 
 def _reachable(name: str) -> str:
@@ -249,8 +273,12 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    from logodata.common.console import note
+
     quiet_transformers()
     _check_device(device)
+    if dtype not in ("float32", None) and device == "cpu" and not torch.cuda.is_available():
+        note(f"warning: {dtype} on a CPU may take minutes where float32 takes seconds (dtype, engine.dtype, --dtype)")
     config = config or load_config(name, adapter=adapter)
     if adapter is not None:
         check_adapter_shapes(skeleton(config, name), adapter)
@@ -287,6 +315,7 @@ def _check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        pass_on(error)
         raise UserError(
             f"cannot use the device {device!r}: {str(error).splitlines()[0]}", mend="give cpu, cuda, cuda:1 or auto"
         ) from error
@@ -327,6 +356,7 @@ def _loading(what: str, name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        pass_on(error)
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"cannot load {what}: it needs code from its own repository, which is never run",

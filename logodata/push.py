@@ -99,10 +99,11 @@ def _check_finished(folder: Path) -> dict[str, Any]:
             where=str(folder),
             mend="join the parts first: logodata merge part-* -o DIR",
         )
-    if not (folder / "manifest.json").exists() or not sample_files(folder):
+    if not (folder / "manifest.json").exists():
         raise UserError(
             "holds no finished build", where=str(folder), mend="run the same logodata build again, it goes on"
         )
+    sample_files(folder)
     return read_manifest(folder)
 
 

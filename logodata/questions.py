@@ -25,6 +25,7 @@ from logodata.contract import Document
 from logodata.drafts import Draft, QuestionsRecipe, Written, draw_drafts, parse_reply, written_fault
 from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.settings import engine_window, open_engine
+from logodata.inputs import check_inputs
 from logodata.measures import word_share
 from logodata.models import load_tokenizer, model_eos_ids, model_fingerprint
 from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text, turn_end_ids
@@ -155,6 +156,7 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
     if recipe.source.join_tokens is not None:
         raise UserError("source.join_tokens has no meaning here", mend="give it to logodata build")
     check_outside(recipe.source, output)
+    check_inputs(recipe, output)
     work = output.with_suffix(".work")
     if output.exists() and not (work / "settings.json").exists():
         raise UserError("exists already, and is not this command's", where=str(output), mend="give another -o")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from logodata.chunking import ChunkingSettings
+from logodata.common.field_types import OrPath, Tokens
 from logodata.common.recipe_io import RecipeModel
 from logodata.contexts import ContextSettings
 from logodata.engines.settings import EngineSettings
 from logodata.evaluators import EvaluatorSettings
+from logodata.foreign_names import ENGINE_VALUES, NAMES
 from logodata.judge import JudgeSettings
 from logodata.sources import SourceSettings
 
@@ -33,7 +35,7 @@ class GenerationSettings(RecipeModel):
     """For the sampled candidates."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """For the sampled candidates."""
-    max_new_tokens: int = Field(default=256, gt=0)
+    max_new_tokens: Tokens = 256
     """Length cap of every response. A preferred response that meets it is not kept; nothing is cut to fit."""
     group_size: int = Field(default=256, gt=0)
     """Questions whose prompts go to the engine in one submission."""
@@ -53,7 +55,11 @@ class GenerationSettings(RecipeModel):
 class BuildRecipe(RecipeModel):
     """How preference data are made from long documents."""
 
-    model: str = Field(min_length=1)
+    own_model = "logodata build DOCUMENTS --model MODEL, without a recipe, takes the paper's"
+    foreign_names = NAMES
+    foreign_values = ENGINE_VALUES
+
+    model: Annotated[str, Field(min_length=1), OrPath("embedded")]
     """The model that will be trained, and writes the responses: ``embedded``, a folder, or a hub name."""
     chat_template: Path | None = None
     """A Jinja file, for models whose tokenizer has no chat template."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, page, raw, tag
-from logodata.common.run_dir import check_place, make_folder_of, write_atomic
+from logodata.common.run_dir import check_apart, check_place, make_folder_of, write_atomic
 from logodata.common.words import content_stems, marked
 from logodata.contract import ContextChunk, PreferenceSample, read_manifest, read_samples
 from logodata.dataset_files import iterate_rejected, read_stats
@@ -41,6 +41,7 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
         UserError: no build there, no such question, or ``path`` cannot be written.
     """
     check_place(path)
+    check_apart(path, ("the data set", data))
     if path.is_dir():
         raise UserError("is a folder", where=str(path), mend="give --html FILE.html")
     rejected = list(iterate_rejected(data)) if (data / "rejected.jsonl").is_file() else []

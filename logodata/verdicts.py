@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Mapping
 from math import sqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from logodata.common.field_types import OrPath, Tokens
 from logodata.common.recipe_io import RecipeModel
 from logodata.engines.settings import EngineSettings
 
@@ -36,7 +37,7 @@ _RESAMPLES = 2000
 class ModelJudgeSettings(RecipeModel):
     """A model that judges what the rules let through."""
 
-    name: str | None = Field(default=None, min_length=1)
+    name: Annotated[str, Field(min_length=1), OrPath("embedded")] | None = None
     """The judge: ``embedded``, a folder, or a hub name; by default the build's own model. Take a strong one: the
     embedded model never replies in the form asked for. Its tokenizer is loaded here whatever the engine."""
     engine: EngineSettings | None = None
@@ -44,7 +45,7 @@ class ModelJudgeSettings(RecipeModel):
     once."""
     chat_template: Path | None = None
     """A Jinja file, for judges whose tokenizer has no chat template; by default the build's, for its own model."""
-    max_new_tokens: int = Field(default=32, gt=0)
+    max_new_tokens: Tokens = 32
     """Length cap of a reply. One that meets it is malformed: give a judge that reasons first enough room."""
     rejudge_share: float = Field(default=0.1, ge=0, le=1)
     """Share of the judged responses that are judged again in another wording, to report how far both agree. The second

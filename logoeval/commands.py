@@ -41,6 +41,9 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         return
     if arguments.out is None:
         raise UserError("no folder for the results", mend="give -o DIR")
+    from logoeval.inputs import check_inputs
+
+    check_inputs(recipe, arguments.out, getattr(arguments, "checkpoints", None))
     if tasks == ["niah"] and getattr(arguments, "checkpoints", None) is not None:
         from logoeval.checkpoints import evaluate_checkpoints
 
@@ -177,11 +180,12 @@ def _print_table(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]])
 def score_command(arguments: argparse.Namespace) -> None:
     """Score prediction files that are there."""
     from logodata.common.console import console
-    from logodata.common.run_dir import make_folder_of, write_json
+    from logodata.common.run_dir import check_apart, make_folder_of, write_json
     from logoeval.longbench.score import record, score_predictions
     from logoeval.records import summarise
 
     if arguments.out is not None:
+        check_apart(arguments.out, ("the predictions", arguments.predictions))
         make_folder_of(arguments.out)  # all of LongBench takes minutes to score: a name that cannot be is told first
     outcome, e = score_predictions(arguments.predictions, e=arguments.e, code_sim=arguments.code_sim)
     _print_table([(outcome.metrics, summarise(outcome.metrics, outcome.samples))])
@@ -194,12 +198,16 @@ def score_command(arguments: argparse.Namespace) -> None:
 
 def errors_command(arguments: argparse.Namespace) -> None:
     """Count how the answers of finished runs go wrong."""
+    from logodata.common.run_dir import check_apart
     from logodata.judge import RIGHT_AT
     from logoeval.errors_text import show_errors
     from logoeval.labels import parse_folders
 
     below = RIGHT_AT if arguments.wrong_below is None else arguments.wrong_below
-    show_errors(parse_folders(arguments.runs), wrong_below=below, num_examples=arguments.examples, out=arguments.out)
+    runs = parse_folders(arguments.runs)
+    if arguments.out is not None:
+        check_apart(arguments.out, *(("a run", folder) for folder in runs.values()))
+    show_errors(runs, wrong_below=below, num_examples=arguments.examples, out=arguments.out)
 
 
 def compare_command(arguments: argparse.Namespace) -> None:
@@ -209,14 +217,17 @@ def compare_command(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix != ".html":
         raise UserError("the report is an .html file", where=str(arguments.out), mend="give -o report.html")
     from logodata.common.console import console
+    from logodata.common.run_dir import check_apart
     from logoeval.compare import compare
     from logoeval.labels import parse_folders
     from logoeval.measures import headline_rows
     from logoeval.report import write_report
     from logoeval.report_frame import unfinished
 
-    comparison = compare(parse_folders(arguments.runs))
-    curves = parse_folders(arguments.curve)
+    runs, curves = parse_folders(arguments.runs), parse_folders(arguments.curve)
+    read = [*runs.values(), *curves.values(), arguments.data, arguments.run]
+    check_apart(arguments.out, *(("what is compared", folder) for folder in read))
+    comparison = compare(runs)
     write_report(comparison, arguments.out, data=arguments.data, run=arguments.run, curves=curves)
     _print_changes(comparison, headline_rows(comparison))
     for text in unfinished(comparison):

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from logodata.common.field_types import OrPath, Tokens, token_count
 from logodata.common.recipe_io import RecipeModel
 from logodata.engines.settings import EngineSettings
+from logoeval.foreign_names import NAMES, VALUES
 from logoeval.longbench.metrics import CodeSimBackend
 from logoeval.longbench.tasks import TASKS
 from logoeval.short.known import KNOWN
 
-Lengths = Annotated[tuple[Annotated[int, Field(gt=1)], ...], Field(min_length=1)]
+Length = Annotated[int, Field(gt=1), BeforeValidator(token_count)]
+Lengths = Annotated[tuple[Length, ...], Field(min_length=1)]
 
 
 class LongBenchSettings(RecipeModel):
@@ -28,7 +32,7 @@ class LongBenchSettings(RecipeModel):
     """Measure LongBench-E: other rows of 13 of the tasks, spread evenly over lengths."""
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names without ``_e``; null takes all that the data hold."""
-    max_prompt_tokens: int | None = Field(default=None, gt=1)
+    max_prompt_tokens: Length | None = None
     """Tokens of a prompt before the chat template; a longer one loses its middle. By default the window less 500."""
     code_sim: CodeSimBackend = "rapidfuzz"
     """Ratio of the code tasks: ``rapidfuzz``, as the official script with python-Levenshtein; ``difflib``, as without
@@ -61,7 +65,7 @@ class RetrievalSettings(RecipeModel):
 
 NiahVariant = Literal["multivalue", "single", "shared_answer"]
 
-_RANGE = re.compile(r"(\d+(?:\.\d+)?)(K?)-(\d+(?:\.\d+)?)(K?)/(\d+(?:\.\d+)?)(K?)", re.IGNORECASE)
+_RANGE = re.compile(r"([^-/]+)-([^-/]+)/([^-/]+)")
 _PAPER_DEPTHS = (0, 22, 44, 66, 88)
 
 
@@ -73,6 +77,19 @@ def _depths(settings: dict[str, Any]) -> tuple[int, ...]:
     return _PAPER_DEPTHS if settings.get("variant") == "single" else ()
 
 
+def _spelt_out(entry: object) -> Sequence[object]:
+    """The numbers of a range; anything else as it is."""
+    if not isinstance(entry, str) or entry.strip().replace(".", "").rstrip(" KkMm").isdecimal():
+        return (entry,)
+    match = _RANGE.fullmatch(entry.strip())
+    if match is None:
+        raise ValueError(f"{entry!r} is no range: write START-STOP/STEP, such as 8K-88K/0.5K")
+    start, stop, step = (int(token_count(part.strip())) for part in match.groups())
+    if step < 1 or start > stop or (stop - start) % step:
+        raise ValueError(f"{entry!r}: steps of {step} do not lead from {start} to {stop}")
+    return range(start, stop + 1, step)
+
+
 class NiahSettings(RecipeModel):
     """Needle in a haystack."""
 
@@ -80,8 +97,8 @@ class NiahSettings(RecipeModel):
     """``multivalue``: RULER's ``niah_multivalue``, four numbers of one key at random depths. ``single``: one number, at
     each of ``depths``, for a heat map. ``shared_answer``: LOGO's own, two sentences that share one answer."""
     lengths: Lengths = (1024, 2048, 4096)
-    """Prompt lengths in tokens of the model, chat template and answer prefix included. Never exceeded. A list, or
-    ``START-STOP/STEP`` with both ends, K for 1,024: ``8K-88K/0.5K`` is the paper's map."""
+    """Prompt lengths in tokens of the model, chat template and answer prefix included. Never exceeded. Numbers, K for
+    1,024, or ``START-STOP/STEP`` with both ends: ``8K-88K/0.5K`` is the paper's map."""
     depths: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(default_factory=_depths)
     """Percent of the haystack's sentences before the needle; only for ``single`` (default: 0, 22, 44, 66, 88, the
     paper's). The others draw depths at random."""
@@ -90,9 +107,12 @@ class NiahSettings(RecipeModel):
     num_values: int = Field(default_factory=_num_values, gt=0, le=40)
     """Values hidden for the one key that is asked for. Default: 4 for ``multivalue`` (RULER's), 2 for
     ``shared_answer`` (the paper's, at most 8); ``single`` has 1."""
-    max_new_tokens: int = Field(default=128, gt=0)
+    max_new_tokens: Tokens = 128
     """Length cap of a response (RULER: 128)."""
-    haystacks: Annotated[tuple[str, ...], Field(min_length=1)] = ("noise", "essay")
+    haystacks: Annotated[tuple[str, ...], Field(min_length=1), OrPath("noise", "distractors", "essay")] = (
+        "noise",
+        "essay",
+    )
     """``noise``: RULER's five sentences, repeated. ``distractors``: sentences like the needles, of other keys.
     ``essay``: prose of Python's own documentation. Else a folder of .txt files, or one file."""
     retrieval: RetrievalSettings | None = None
@@ -101,24 +121,10 @@ class NiahSettings(RecipeModel):
     @field_validator("lengths", mode="before")
     @classmethod
     def _spelt_out(cls, value: object) -> object:
-        """``8K-88K/0.5K`` as numbers."""
-        if not isinstance(value, str):
+        """``8K-88K/0.5K`` as numbers, also among others."""
+        if not isinstance(value, list | tuple):
             return value
-        match = _RANGE.fullmatch(value.strip())
-        if match is None:
-            raise ValueError(f"{value!r} is no range: write START-STOP/STEP, such as 8K-88K/0.5K")
-        numbers = [float(match[group]) * (1024 if match[group + 1] else 1) for group in (1, 3, 5)]
-        if any(number != int(number) for number in numbers):
-            raise ValueError(f"{value!r} is no range of whole tokens")
-        start, stop, step = map(int, numbers)
-        if step < 1 or start > stop or (stop - start) % step:
-            raise ValueError(f"{value!r}: steps of {step} do not lead from {start} to {stop}")
-        return tuple(range(start, stop + 1, step))
-
-    @field_validator("haystacks", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        return [length for entry in value for length in _spelt_out(entry)]
 
     @field_validator("lengths", "depths", "haystacks")
     @classmethod
@@ -173,14 +179,14 @@ class PerplexitySettings(RecipeModel):
     lengths: Lengths = (512, 1024, 2048, 4096)
     """Points of the curve in tokens: what is read of a document, or the window that slides over it. Only documents long
     enough for the longest are used, for every point."""
-    stride: int | None = Field(default_factory=_stride, gt=0)
+    stride: Tokens | None = Field(default_factory=_stride)
     """Tokens by which the window moves; only for ``sliding`` (default 256, as in YaRN's and LongLoRA's curves, or half
     of a shortest window under 512). In a window of L tokens each has at least L less the stride before it. Half the
     stride is twice the work."""
-    document_tokens: int | None = Field(default_factory=_document_tokens, gt=1)
+    document_tokens: Length | None = Field(default_factory=_document_tokens)
     """Tokens of each document over which windows slide; only for ``sliding`` (default: the longest of ``lengths``,
     whose window then has nowhere to move)."""
-    text: str = "pydoc"
+    text: Annotated[str, OrPath("pydoc")] = "pydoc"
     """``pydoc``: prose of Python's own documentation, cut at topics. Else a .txt file or a folder of them, a document
     each."""
     num_documents: int = Field(default=8, gt=0)
@@ -219,7 +225,7 @@ class QaSettings(RecipeModel):
     were not trained on."""
     max_samples: int | None = Field(default=None, gt=0)
     """Use only the first questions of the folder; null uses all."""
-    max_new_tokens: int = Field(default=64, gt=0)
+    max_new_tokens: Tokens = 64
     """Length cap of an answer."""
 
 
@@ -230,7 +236,7 @@ class PairsSettings(RecipeModel):
     """Folder that ``logodata build`` wrote, from documents that were not trained on."""
     max_samples: int | None = Field(default=None, gt=0)
     """Use only the first samples of the folder; null uses all."""
-    max_new_tokens: int = Field(default=64, gt=0)
+    max_new_tokens: Tokens = 64
     """Length cap of the model's own answer."""
 
 
@@ -278,11 +284,6 @@ class ShortSettings(RecipeModel):
     """Handed to tasks that make their own data, such as ``{max_seq_lengths: [4096, 8192]}`` for ``ruler`` and
     ``{max_seq_lengths: 4k}`` for ``babilong``. The model's name goes with it, as ``pretrained``."""
 
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str | dict) else value
-
     @field_validator("tasks")
     @classmethod
     def _no_repeated_task(cls, value: tuple[ShortTask, ...]) -> tuple[ShortTask, ...]:
@@ -294,7 +295,11 @@ class ShortSettings(RecipeModel):
 class EvalRecipe(RecipeModel):
     """One evaluation of one model. Two recipes that differ in ``model`` and ``adapter`` only can be compared."""
 
-    model: str = Field(min_length=1)
+    own_model = "logoeval TASK --model MODEL, without a recipe, takes the task's own"
+    foreign_names = NAMES
+    foreign_values = VALUES
+
+    model: Annotated[str, Field(min_length=1), OrPath("embedded")]
     """``embedded``, a folder, or a hub name."""
     adapter: Path | None = None
     """Folder of an adapter, such as RUN/final of a logotrain run; merged into the weights."""

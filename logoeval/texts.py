@@ -27,6 +27,10 @@ def text_fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
+PYDOC = "pydoc"
+"""Stands for :func:`pydoc_documents` where a path could."""
+
+
 @cache
 def pydoc_documents() -> tuple[tuple[str, str], ...]:
     """``(name, prose)`` of the topics of Python's own language reference (``pydoc_data.topics``), names in order.
@@ -68,12 +72,8 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
     Raises:
         UserError: nothing there, nothing in it, or a file that is not UTF-8.
     """
-    files = sorted(visible_files(source, (".txt",), below=False)) if source.is_dir() else [source]
-    if not files or not files[0].is_file():
-        raise UserError(
-            "no .txt file here", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
-        )
     documents, empty = [], []
+    files = text_files(source)
     for file in files:
         check_is_text(file, str(file))
         text = read_text(file, most_bytes=MAX_JSON_BYTES, mend="give UTF-8 text, split into files of that size").strip()
@@ -89,6 +89,20 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
         note_left_out(source, files, ".txt files, without subfolders,")
     note_empty(source, empty, len(files))
     return tuple(documents)
+
+
+def text_files(source: Path) -> list[Path]:
+    """One ``.txt`` file, or all those in a folder in order of name; none is opened.
+
+    Raises:
+        UserError: nothing there.
+    """
+    files = sorted(visible_files(source, (".txt",), below=False)) if source.is_dir() else [source]
+    if not files or not files[0].is_file():
+        raise UserError(
+            "no .txt file here", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
+        )
+    return files
 
 
 def split_sentences(text: str) -> list[str]:

@@ -42,7 +42,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from logodata.common.console import note
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, pass_on
 from logodata.common.run_dir import read_json, write_json
 from logodata.common.sealed import damage, put_aside, seal
 from logodata.models import write_base_config
@@ -341,6 +341,7 @@ def _explained(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, CheckpointException, SafetensorError) as error:
+        pass_on(error)
         raise UserError(
             f"cannot write: {_reason(error)}", where=str(target), mend="free space, then run the same command again"
         ) from error

@@ -12,28 +12,29 @@ from logodata import __version__
 from logodata.common.arguments import parse_arguments
 from logodata.common.console import result
 from logodata.common.errors import UserError, run_command
+from logodata.common.field_types import token_count
 
 if TYPE_CHECKING:
     from logotrain.recipe import TrainRecipe
 
 _EXAMPLES = """\
 examples:
-  logotrain run recipes/embedded.yaml --data runs/data -o runs/logo
-  logotrain run recipes/embedded.yaml --data runs/data -o runs/logo optimizer.lr=2e-4 epochs=1
-  logotrain run --model embedded --data runs/data -o runs/logo --dry-run
+  logotrain run --model org/model --data runs/data -o runs/logo
+  logotrain run --model org/model --data runs/data -o runs/logo optimizer.lr=2e-5 epochs=1
+  logotrain run llama3-80k --data runs/data -o runs/logo --dry-run
 
 The same command continues a run that was stopped. RUN/final is an adapter for PEFT and vLLM."""
 
 
 _PLAN_EXAMPLES = """\
 examples:
-  logotrain plan recipes/llama3-80k.yaml
-  logotrain plan recipes/llama3-80k.yaml --card a100-80gb --gpus 1 --num-rejected 8 recompute=full
-  logotrain plan recipes/embedded.yaml --data runs/data --card cpu --gpus 1 --plot coverage.png"""
+  logotrain plan llama3-80k
+  logotrain plan llama3-80k --card a100-80gb --gpus 1 --num-rejected 8 recompute=full
+  logotrain plan --model org/model --data runs/data --card cpu --gpus 1 --plot coverage.png"""
 
 _MODEL_HELP = (
     "model folder, hub name or 'embedded'; same as model=NAME, but that 'embedded' without a RECIPE takes the settings "
-    "of recipes/embedded.yaml too"
+    "of recipes/embedded.yaml too; without a RECIPE other models take the paper's"
 )
 
 _CARD, _GPUS = "h100-80gb", 8
@@ -59,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument(
-        "overrides", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides, e.g. optimizer.lr=1e-5"
+        "overrides",
+        nargs="*",
+        metavar="RECIPE | KEY=VALUE",
+        help="a recipe (a file, or a shipped one's name) and overrides, e.g. optimizer.lr=1e-5",
     )
     run.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run: checkpoints, metrics, final/")
     run.add_argument("--model", metavar="NAME", help=_MODEL_HELP)
@@ -81,13 +85,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_PLAN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    plan.add_argument("overrides", nargs="*", metavar="RECIPE | KEY=VALUE", help="a recipe file and overrides")
+    plan.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="RECIPE | KEY=VALUE",
+        help="a recipe (a file, or a shipped one's name) and overrides",
+    )
     plan.add_argument("--model", metavar="NAME", help=_MODEL_HELP)
     plan.add_argument("--data", metavar="DIR", help="plan for these data; without them lengths are assumed")
     plan.add_argument("--card", default=_CARD, metavar="NAME", help=f"kind of GPU, or cpu (default {_CARD})")
     plan.add_argument("--gpus", type=_positive, default=_GPUS, metavar="N", help=f"how many (default {_GPUS})")
-    plan.add_argument("--prompt-tokens", type=_positive, metavar="N", help="length of prompts, without data")
-    plan.add_argument("--response-tokens", type=_positive, metavar="N", help="length of responses, without data")
+    plan.add_argument("--prompt-tokens", type=_tokens, metavar="N", help="length of prompts, without data (8K: 8192)")
+    plan.add_argument("--response-tokens", type=_tokens, metavar="N", help="length of responses, without data")
     plan.add_argument("--num-rejected", type=_positive, metavar="M", help="dis-preferred responses, without data")
     plan.add_argument("--num-samples", type=_positive, metavar="N", help="samples, without data")
     plan.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
@@ -110,6 +119,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
+    from logotrain.inputs import check_merge
+
+    check_merge(arguments.model, arguments.adapter, arguments.output)  # torch takes seconds to import
     from logodata.models import quiet_transformers
 
     quiet_transformers()  # before PEFT is imported
@@ -127,7 +139,7 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     recipe, path = _recipe(arguments)
     if arguments.dry_run:
-        _describe(recipe, path)
+        _describe(recipe, path, arguments.output)
         return
     if arguments.output is None:
         raise UserError("no folder for the run", mend="give -o DIR")
@@ -141,6 +153,7 @@ def _recipe(arguments: argparse.Namespace) -> tuple[TrainRecipe, Path | None]:
     from logodata.common.console import note
     from logodata.common.recipe_io import load_recipe, shipped_recipes
     from logodata.models import EMBEDDED
+    from logotrain.choices import without_recipe
     from logotrain.recipe import TrainRecipe
 
     files = [text for text in arguments.overrides if "=" not in text]
@@ -154,18 +167,27 @@ def _recipe(arguments: argparse.Namespace) -> tuple[TrainRecipe, Path | None]:
     if path is None and arguments.model == EMBEDDED:
         path = shipped_recipes() / "embedded.yaml"
         note("--model embedded: settings of recipes/embedded.yaml (model=embedded alone takes the defaults)")
-    return load_recipe(TrainRecipe, "train", path, overrides), path
+    recipe = load_recipe(TrainRecipe, "train", path, overrides)
+    if path is None:
+        recipe = without_recipe(recipe)
+        rate = f"optimizer.lr={recipe.optimizer.lr:g} for tuning={recipe.tuning}"
+        note(f"no recipe: the paper's settings for Llama-3-8B, and {rate}; --dry-run shows them all")
+    return recipe, path
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     from logodata.common.console import console
     from logodata.common.run_dir import write_json
+    from logotrain.choices import with_dtype
+    from logotrain.inputs import check_inputs
     from logotrain.planner import CARDS, check_strategy
 
     if arguments.card not in CARDS:
         raise UserError(f"unknown card {arguments.card!r}", where="--card", mend=f"one of {', '.join(CARDS)}")
     recipe, path = _recipe(arguments)
+    recipe = with_dtype(recipe, gpu=arguments.card != "cpu")
     check_strategy(recipe, arguments.gpus)
+    check_inputs(recipe, arguments.json, arguments.plot)
 
     from logotrain.assumed import planned_data
     from logotrain.coverage import plot_coverage
@@ -195,11 +217,25 @@ def _positive(text: str) -> int:
     return number
 
 
-def _describe(recipe: TrainRecipe, path: Path | None) -> None:
+def _tokens(text: str) -> int:
+    try:
+        return _positive(str(token_count(text)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> None:
     """The resolved recipe on stdout, as a file that can be run again; the data's lengths and the plan on stderr."""
     import yaml
 
-    from logodata.common.console import show
+    from logodata.common.console import note, show
+    from logotrain.choices import this_machine, with_dtype
+    from logotrain.inputs import check_inputs
+
+    check_inputs(recipe, output)
+    card, num_processes = this_machine()
+    recipe = with_dtype(recipe, gpu=card != "cpu")
+
     from logotrain.assumed import planned_data
     from logotrain.plan import make_plan, render
 
@@ -207,4 +243,5 @@ def _describe(recipe: TrainRecipe, path: Path | None) -> None:
     planned = planned_data(recipe, path)
     if not planned.assumption:
         show(planned.data.lengths())
-    show(render(make_plan(recipe, planned, card=_CARD, num_gpus=_GPUS)))
+    show(render(make_plan(recipe, planned, card=card, num_gpus=num_processes)))
+    note(f"planned for this machine; for another: logotrain plan, the same and --card {_CARD} --gpus {_GPUS}")

@@ -74,8 +74,6 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     config = trainable_config(recipe)
     target_length = checked_target_length(recipe, config)
     if recipe.data.path is None:
-        if recipe.epochs:
-            raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote")
         return TrainingData([], target_length)
     where = str(recipe.data.path)
     samples = read_samples(recipe.data.path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.run_dir import read_json, write_json
 from logotrain.logprobs import LogprobModel
@@ -109,7 +110,9 @@ class RepetitionGuard:
             return
         how = {"num_prompts": len(prompts), "max_new_tokens": settings.max_new_tokens}
         if untrained:
-            rate = self._rate()
+            with progress("repetition of the untrained model", 1) as bar:
+                rate = self._rate()
+                bar.advance()
             world.on_main(lambda: write_json(path, {"repetition": rate, **how}))
         self._base: float = world.on_main(lambda: _base_rate(path, how))
 

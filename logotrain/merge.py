@@ -14,6 +14,7 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.sealed import move_into_place
 from logodata.models import DType, load_config, load_model
+from logotrain.inputs import check_merge
 from logotrain.model import copy_tokenizer, save_model
 
 
@@ -26,8 +27,7 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType | None = None) -> P
         UserError: model or adapter cannot be loaded or do not belong together, the model's weights are quantised, or
             ``out`` exists or cannot be written.
     """
-    if out.exists():
-        raise UserError("exists already", where=str(out), mend="choose another -o")
+    check_merge(model, adapter, out)
     config = load_config(model, adapter=adapter)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(

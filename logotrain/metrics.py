@@ -55,8 +55,13 @@ class MetricsLog:
 
     def num_steps(self) -> int:
         """Steps whose lines are there, whole, from the first one on without a gap."""
-        steps = [_step(line, self._path) for line in self._whole_lines()]
-        return next((number for number, step in enumerate(steps) if step != number + 1), len(steps))
+        return len(self.steps())
+
+    def steps(self) -> list[dict[str, Any]]:
+        """The lines of these steps."""
+        lines = [_read(line, self._path) for line in self._whole_lines()]
+        gap = next((number for number, line in enumerate(lines) if line["step"] != number + 1), len(lines))
+        return lines[:gap]
 
     def cut(self, last_step: int) -> None:
         """Remove the lines after the first ``last_step``, and half a line: those steps are done again."""
@@ -74,9 +79,10 @@ class MetricsLog:
         append_lines(self._path, strict_json.dumps(record) + "\n")
 
 
-def _step(line: bytes, path: Path) -> int:
+def _read(line: bytes, path: Path) -> dict[str, Any]:
     try:
-        return int(parse_json(line)["step"])
+        found: dict[str, Any] = parse_json(line)
+        return {**found, "step": int(found["step"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             "damaged record", where=str(path), mend="delete the line, then run the same command again"

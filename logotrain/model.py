@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from logodata.common.console import note
+from logodata.common.console import note, progress
 from logodata.common.errors import UserError
 from logodata.models import load_config, load_model, load_tokenizer
 from logotrain.recipe import LoraSettings, TrainRecipe
@@ -31,7 +31,11 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
     config = scaled_config(load_config(recipe.model), recipe.rope)
     check_config(config)  # before gigabytes of weights are read
     dtype = "float32" if recipe.tuning == "full" else recipe.dtype
-    base = load_model(recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora")
+    with progress("weights read", 1) as bar:
+        base = load_model(
+            recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora"
+        )
+        bar.advance()
     base.config.use_cache = False
     if recipe.tuning == "qlora":
         _keep_differentiable(base)
@@ -108,8 +112,12 @@ def copy_tokenizer(name: str, folder: Path) -> None:
 
 def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) -> PeftModel:
     """Freeze ``base`` and put float32 adapters into it. ``name`` is what the saved adapter will call its base model."""
-    modules = {path.rpartition(".")[2] for path, module in base.named_modules() if isinstance(module, nn.Linear)}
-    missing = [target for target in settings.target_modules if target not in modules]
+    linears = {
+        path.rpartition(".")[2]: module for path, module in base.named_modules() if isinstance(module, nn.Linear)
+    }
+    modules, head = set(linears), base.get_output_embeddings()
+    targets = settings.targets(path for path, module in linears.items() if module is not head)
+    missing = [target for target in targets if target not in modules]
     if missing:
         raise UserError(
             f"lora.target_modules: no layer {missing[0]!r} in the model",
@@ -127,7 +135,7 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
-        target_modules=list(settings.target_modules),
+        target_modules=list(targets),
         modules_to_save=[_name_of(base, embedding)] if train_embeddings else None,
         ensure_weight_tying=train_embeddings and tied,
     )

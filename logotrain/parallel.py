@@ -111,13 +111,18 @@ class World:
             distributed.broadcast(parameter.data, src=0)
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process: some clusters set one of its variables for all jobs."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+
+
 @contextmanager
 def launched() -> Iterator[World]:
     """The world that torchrun started, its process group open within the block; without torchrun one process.
 
     On GPUs tensors travel by NCCL and Python objects by gloo. A group that is open already is used, and left open.
     """
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():  # some clusters set one of them for all jobs
+    if not under_torchrun():
         yield World()
         return
     import torch

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
+from logodata.common.field_types import OrPath, Tokens
 from logodata.common.recipe_io import RecipeModel
+from logotrain.foreign_names import NAMES, VALUES
+
+ALL_LINEAR = "all-linear"
+"""Stands among ``lora.target_modules`` for all linear layers, as in PEFT."""
 
 
 class DataSettings(RecipeModel):
@@ -46,7 +52,7 @@ class PositionSettings(RecipeModel):
     continuous_share: float = Field(default=0.9, ge=0, le=1)
     """Share of continuous draws in ``mixed`` mode; the paper mixes 9 : 1."""
 
-    target_length: int | None = Field(default=None, gt=0)
+    target_length: Tokens | None = None
     """Positions are spread over [0, target_length); null takes the model's window, scaled by ``rope.factor``."""
 
 
@@ -139,12 +145,20 @@ class LoraSettings(RecipeModel):
     """Must stay 0: responses share the prompt's states, so a value dropped there would be dropped for all of them."""
 
     target_modules: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
-    """Names of the linear layers that get an adapter."""
+    """Names of the linear layers that get an adapter; ``all-linear``: all of the decoder's, not the output head."""
 
     train_embeddings: bool | Literal["auto"] = "auto"
     """Train the token embedding too, as the paper does; ``auto``: unless that would train a tied output head with it.
 
     PEFT loads such an adapter; vLLM does not take one with a trained embedding."""
+
+    def targets(self, linears: Iterable[str]) -> tuple[str, ...]:
+        """The names with ``all-linear`` spelt out: ``linears`` are those of the decoder's linear layers."""
+        wanted = dict.fromkeys(self.target_modules)
+        if ALL_LINEAR in wanted:
+            wanted |= dict.fromkeys(sorted(linears))
+            del wanted[ALL_LINEAR]
+        return tuple(wanted)
 
     @field_validator("dropout")
     @classmethod
@@ -236,7 +250,11 @@ class CollapseSettings(RecipeModel):
 class TrainRecipe(RecipeModel):
     """Everything that decides a training run's result."""
 
-    model: str
+    own_model = "logotrain run --model MODEL --data DIR, without a recipe, takes the paper's"
+    foreign_names = NAMES
+    foreign_values = VALUES
+
+    model: Annotated[str, OrPath("embedded")]
     """Model folder, hub name, or ``embedded``."""
 
     seed: int = Field(default=0, ge=0)
@@ -273,7 +291,7 @@ class TrainRecipe(RecipeModel):
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after this many steps; the learning rate's schedule ends there too. Null runs all epochs."""
 
-    row_tokens: int | None = Field(default=None, gt=0)
+    row_tokens: Tokens | None = None
     """Samples share a row up to this many tokens; a longer sample is refused. Null: one sample a row, of any length."""
 
     attention: Literal["auto", "flash", "flex", "sdpa"] = "auto"
@@ -287,7 +305,8 @@ class TrainRecipe(RecipeModel):
     """Compile each layer with torch.compile; rows are padded to multiples of 512 tokens so that few shapes occur."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the frozen weights and the activations. Trained weights and optimizer state are float32 always."""
+    """Of the frozen weights and the activations. Trained weights and optimizer state are float32 always. Unless it is
+    set, a run on a CPU takes float32: bfloat16 takes minutes a step there."""
 
     parallel: ParallelSettings = ParallelSettings()
     """One process or many."""

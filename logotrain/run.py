@@ -11,10 +11,16 @@ from logodata.common.console import note, show
 from logodata.common.errors import UserError
 from logodata.common.run_dir import bind_settings, locked
 from logodata.common.sealed import SEAL, damage, put_aside
+from logotrain.choices import dtype_of_run
+from logotrain.inputs import check_run
 from logotrain.recipe import TrainRecipe
 
 if TYPE_CHECKING:
     from logotrain.data import TrainingData
+    from logotrain.parallel import World
+
+RECIPE_FILE = "recipe.resolved.json"
+"""The recipe with all defaults that a run is bound to."""
 
 _FREE = ("row_tokens", "attention", "recompute", "compile", "parallel", "checkpoint", "collapse")
 """Fields that a run may be continued with changed: they do not change its result, but for rounding."""
@@ -33,12 +39,16 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
     """
     from logotrain.parallel import launched
 
+    if not (out / "final").exists():  # a finished run needs none of its inputs
+        check_run(recipe, out)
     with launched() as world, ExitStack() as stack:
         # The lock goes with the main process; the others wait for its word.
         world.on_main(lambda: stack.enter_context(locked(out)))
+        recipe = _settled(recipe, out, world)
         final = out / "final"
         if world.on_main(lambda: _begin(recipe, out)):
             note(f"already finished: {final}")
+            world.on_main(lambda: _say_what_came_of_it(recipe, out))
             return final
 
         from logotrain.data import load_data
@@ -52,7 +62,26 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
         from logotrain.trainer import train
 
         with lone_group(world) if recipe.tuning == "full" else nullcontext():
-            return train(recipe, data, out, world)
+            final = train(recipe, data, out, world)
+        world.on_main(lambda: _say_what_came_of_it(recipe, out))
+        return final
+
+
+def _say_what_came_of_it(recipe: TrainRecipe, out: Path) -> None:
+    from logotrain.metrics import MetricsLog
+    from logotrain.summary import summary
+
+    for line in summary(MetricsLog(out / "metrics.jsonl").steps(), recipe, out):
+        note(line)
+
+
+def _settled(recipe: TrainRecipe, out: Path, world: World) -> TrainRecipe:
+    """The recipe with a dtype; all processes take the main one's."""
+    bound = out / RECIPE_FILE
+    settled, reason = world.on_main(lambda: dtype_of_run(recipe, bound if _started(out) and bound.exists() else None))
+    if reason:
+        note(f"dtype: {settled.dtype} ({reason}; dtype={recipe.dtype} asks for the other)")
+    return settled
 
 
 def _begin(recipe: TrainRecipe, out: Path) -> bool:
@@ -65,7 +94,7 @@ def _begin(recipe: TrainRecipe, out: Path) -> bool:
             where=str(final),
             mend="move it elsewhere, then run the same command again",
         )
-    _bind(out, "recipe.resolved.json", recipe.model_dump(mode="json"), free=_FREE)
+    _bind(out, RECIPE_FILE, recipe.model_dump(mode="json"), free=_FREE)
     return final.exists() and _is_whole(final)
 
 
@@ -75,7 +104,7 @@ def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[st
     Until then a recipe that was refused, or stopped early, may be mended in place; reference log-probabilities, all
     that such a run may hold, stay only under the settings that they were computed with.
     """
-    started = any((out / made).exists() for made in ("metrics.jsonl", "final"))  # a run of no epochs logs no step
+    started = _started(out)
     if started or (out / name).exists():
         try:
             bind_settings(out, name, settings, free)
@@ -85,6 +114,10 @@ def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[st
                 raise
     (out / "reference.jsonl").unlink(missing_ok=True)
     bind_settings(out, name, settings, free, started=False)
+
+
+def _started(out: Path) -> bool:
+    return any((out / made).exists() for made in ("metrics.jsonl", "final"))  # a run of no epochs logs no step
 
 
 def _is_whole(final: Path) -> bool:

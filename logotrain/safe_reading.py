@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, pass_on
 
 _MEND = "continue your own runs only; delete this checkpoint if the run is yours, the one before it is used then"
 
@@ -58,14 +58,21 @@ def load_checkpoint(state: dict[str, Any], folder: Path, *, alone: bool) -> None
     Raises:
         UserError: the files hold something else than a checkpoint of ours, or do not fit ``state``.
     """
+    reader = _Reader(folder)
     try:
-        load_distributed(state, storage_reader=_Reader(folder), planner=_Planner(), no_dist=alone)
+        load_distributed(state, storage_reader=reader, planner=_Planner(), no_dist=alone)
     except CheckpointException as error:
+        if reader.fault is not None:  # torch looks for another table then, and tells of that one
+            raise reader.fault from error
+        pass_on(error)  # torch makes every exception a fault of the checkpoint, an interrupt too
         cause, _ = next(iter(error.failures.values()))
         raise cause if isinstance(cause, UserError) else _refusal(folder, cause) from error
 
 
 class _Reader(FileSystemReader):
+    fault: Exception | None = None
+    """What the first table that was read had, or met."""
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's signature
         folder = Path(self.path)
         try:
@@ -80,7 +87,8 @@ class _Reader(FileSystemReader):
                 if not isinstance(name, str) or PurePath(name).name != name or (folder / name).is_symlink():
                     raise pickle.UnpicklingError(f"data in {name!r}, outside of its folder")
         except Exception as error:  # a pickle can fail in any way
-            raise _refusal(folder, error) from error
+            self.fault = self.fault or (error if isinstance(error, MemoryError) else _refusal(folder, error))
+            raise self.fault from error
         return found
 
 
@@ -91,6 +99,7 @@ class _Planner(DefaultLoadPlanner):
         try:
             plain = torch.load(value, weights_only=True)
         except Exception as error:  # torch's own text advises to load it without restraint
+            pass_on(error)
             raise pickle.UnpicklingError(f"{name} is no plain value") from error
         torch.save(plain, own)
         own.seek(0)

@@ -217,7 +217,8 @@ def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
     """What ``recipe`` trains of a model of this shape."""
     if recipe.tuning == "full":
         return Trained((), 0, True, shape.parameters)
-    targets = tuple(linear for linear in shape.linears if linear.name in recipe.lora.target_modules)
+    names = recipe.lora.targets(linear.name for linear in shape.linears)
+    targets = tuple(linear for linear in shape.linears if linear.name in names)
     adapters = shape.num_layers * recipe.lora.rank * sum(linear.inputs + linear.outputs for linear in targets)
     wanted = recipe.lora.train_embeddings
     embedding = not shape.tied if wanted == "auto" else wanted

@@ -204,7 +204,7 @@ def test_chat_templates_frame_a_question_and_end_a_turn(name: str) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (FOLDER / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     recipe = load_recipe(BuildRecipe, "build", FOLDER / ("llama2-80k.yaml" if name == "llama2" else "qwen3.yaml"))
-    assert recipe.chat_template == Path("recipes") / "templates" / f"{name}.jinja"
+    assert recipe.chat_template == FOLDER / "templates" / f"{name}.jinja"
     text = tokenizer.decode(PromptFormat(tokenizer, ANSWER_TEMPLATE).encode([], question="Who?").ids)
     if name == "llama2":
         assert text.startswith("<|im_start|>[INST] Read the text")  # the test tokenizer's bos

@@ -16,7 +16,8 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
     open_streams()  # help and usage are output, too
     namespace, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(namespace, "overrides") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        hint = " (recipe fields are written KEY=VALUE)" if hasattr(namespace, "overrides") else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if rest:
         namespace.overrides = [*namespace.overrides, *rest]
     return namespace

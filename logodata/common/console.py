@@ -1,9 +1,9 @@
-"""What a person sees: rich on a terminal, quiet elsewhere, plain lines on request.
+"""What a person sees: rich on a terminal; through a pipe and in a batch system's log a line every so often.
 
 Under torchrun only the first process speaks.
 
-``LOGO_PROGRESS=plain`` prints a line every few seconds instead of a live bar, for logs and for several commands that
-share a terminal; ``plain:NAME`` puts NAME before each line.
+``LOGO_PROGRESS=plain`` prints a line every few seconds instead of a live bar, for several commands that share a
+terminal; ``plain:NAME`` puts NAME before each line; ``off`` shows no progress.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
@@ -57,6 +58,8 @@ console = _Console()
 stderr = _Console(stderr=True)
 
 _PLAIN_INTERVAL_S = 10.0
+_LOG_FIRST_S, _LOG_INTERVAL_S = 10.0, 60.0
+"""In a log: after so many seconds first, so that short work leaves no line, and then every so many."""
 
 
 class Tracker:
@@ -72,17 +75,41 @@ class Tracker:
         self.figures |= figures
 
 
-class _PlainTracker(Tracker):
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
+class _LineTracker(Tracker):
+    """Prints a line every so often, also while one unit takes long, and one at the end if any came before."""
+
+    def __init__(self, label: str, total: int, done: int, *, first_s: float, interval_s: float) -> None:
         super().__init__(label, total, done)
-        self._start, self._start_done, self._last = time.monotonic(), done, 0.0
+        self._interval_s, self._printed, self._ended = interval_s, False, threading.Event()
+        self._start, self._start_done = time.monotonic(), done
+        self._due, self._lock = self._start + first_s, threading.Lock()
 
     def advance(self, count: int = 1, **figures: Any) -> None:
-        super().advance(count, **figures)
-        now = time.monotonic()
-        if now - self._last < _PLAIN_INTERVAL_S and self.done < self.total:
-            return
-        self._last = now
+        with self._lock:
+            super().advance(count, **figures)
+            now = time.monotonic()
+            if now >= self._due or (self._printed and self.done >= self.total):
+                self._print(now)
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Within the block lines come also where nothing advances."""
+        thread = threading.Thread(target=self._beat, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(max(self._due - time.monotonic(), 0.01)):
+            with self._lock, suppress(OSError):  # who reads may be gone: the next line of the command itself meets that
+                if (now := time.monotonic()) >= self._due:
+                    self._print(now)
+
+    def _print(self, now: float) -> None:
+        self._due, self._printed = now + self._interval_s, True
         rate = (self.done - self._start_done) / max(now - self._start, 1e-9)
         left = f", {(self.total - self.done) / rate:.0f} s left" if self.done < self.total and rate > 0 else ""
         stderr.print(f"[{self.label}] {self.done}/{self.total}{_figures(self.figures)}{left}", markup=False)
@@ -109,10 +136,10 @@ def _figures(figures: dict[str, Any]) -> str:
 def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
     """Show the progress of ``total`` units, ``done`` of which an earlier run finished."""
     mode, _, name = os.environ.get("LOGO_PROGRESS", "").partition(":")
-    if not _speaks():
+    if not _speaks() or mode == "off":
         yield Tracker(label, total, done)
     elif mode == "plain":
-        yield _PlainTracker(f"{name} {label}".strip(), total, done)
+        yield _LineTracker(f"{name} {label}".strip(), total, done, first_s=0.0, interval_s=_PLAIN_INTERVAL_S)
     elif sys.stderr.isatty():
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -124,7 +151,9 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
         with Progress(*columns, TextColumn("{task.fields[figures]}", markup=False), console=stderr) as bar:
             yield _RichTracker(bar, label, total, done)
     else:
-        yield Tracker(label, total, done)
+        tracker = _LineTracker(label, total, done, first_s=_LOG_FIRST_S, interval_s=_LOG_INTERVAL_S)
+        with tracker.beating():
+            yield tracker
 
 
 def note(text: str) -> None:

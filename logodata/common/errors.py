@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -40,6 +41,47 @@ class UserError(Exception):
         return printable(" ".join(f"{place}{self.what}{cure}".split()))
 
 
+def pass_on(error: BaseException) -> None:
+    """Raise again what says nothing about the input that was being read: an interrupt, an exit, want of memory.
+
+    Called first wherever any exception becomes a line about a file. Libraries hide such exceptions in others: torch's
+    distributed checkpoints as a fault of each process, task groups as one of many, and whatever fails while an
+    interrupt is on its way up has it as its context.
+    """
+    for part in _chain(error):
+        if isinstance(part, KeyboardInterrupt | SystemExit | MemoryError) or _OUT_OF_MEMORY.search(_text(part)):
+            raise part
+
+
+_OUT_OF_MEMORY = re.compile(r"^(?:OutOfMemoryError|RuntimeError)\b.*(?:out of memory|can't allocate memory)", re.DOTALL)
+"""torch's own, on a GPU and on a CPU; bitsandbytes and CUDA's libraries say it the same way."""
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__} {error}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it came of, at any depth."""
+    left, seen = [error], set[int]()
+    while left:
+        part = left.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        failures = getattr(part, "failures", None)  # torch: of each process, the exception and where it was
+        hidden = (
+            [failure[0] for failure in failures.values() if isinstance(failure, tuple)]
+            if isinstance(failures, dict)
+            else []
+        )
+        hidden += part.exceptions if isinstance(part, BaseExceptionGroup) else []
+        # What was met while another exception was handled came of it only if it was on its way up: an interrupt is.
+        met = part.__context__ if isinstance(part.__context__, KeyboardInterrupt | SystemExit) else None
+        left += [inner for inner in (*hidden, part.__cause__, met) if isinstance(inner, BaseException)]
+
+
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
     """Within the block SIGTERM, by which schedulers end a process, is Ctrl-C. Handlers belong to the main thread: on
@@ -70,7 +112,13 @@ def run_command(
     open_streams()
     try:
         with sigterm_interrupts():
-            code = command() or 0
+            try:
+                code = command() or 0
+            except UserError as error:
+                # It stands behind a line about a file where a library hid it from whoever wrote that line.
+                raise next(
+                    (part for part in _chain(error) if isinstance(part, KeyboardInterrupt | SystemExit)), error
+                ) from None
             sys.stdout.flush()  # here a full disk can still be said
             return code
     except UserError as error:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, Discriminator, Tag
 from pydantic.fields import FieldInfo
+
+from logodata.common.field_types import OrPath, is_path
 
 Values = dict[str, Any]
 
@@ -84,6 +87,73 @@ def merge(base: Values, layer: Values, model: type[BaseModel] | None) -> Values:
         else:
             merged[key] = merge(old, value, nested_models(field).get(name or "") if field else None)
     return merged
+
+
+def takes_list(field: FieldInfo) -> bool:
+    """Whether a field holds a list, and nothing that is one text or number."""
+    options = [option for option, _ in _options(field.annotation, ())]
+    lists = [option for option in options if get_origin(option) in (tuple, list)]
+    return bool(lists) and all(option is type(None) or option in lists for option in options)
+
+
+def leaves(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    """Keys of all fields of a section that hold no section themselves; of variants those of each."""
+    for key, field in model.model_fields.items():
+        nested = nested_models(field)
+        if not nested:
+            yield (key,)
+        for below in nested.values():
+            yield from ((key, *keys) for keys in leaves(below))
+
+
+def places_of(model: type[BaseModel], key: str) -> list[str]:
+    """Where in a section a field or section of this name stands, dotted; of several places those least deep."""
+    found = dict.fromkeys(keys[: keys.index(key) + 1] for keys in leaves(model) if key in keys)
+    depth = min(map(len, found), default=0)
+    return [".".join(keys) for keys in found if len(keys) == depth]
+
+
+def move_paths(values: Values, model: type[BaseModel], move: Callable[[str], str]) -> Values:
+    """``values`` of a section with ``move`` applied to every relative path in them; what is no path stays."""
+    moved = dict(values)
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            continue
+        words = _words_beside_paths(field)
+        if isinstance(value, dict):
+            below = nested_models(field)
+            inner = below.get(variant(field, value) or "") or below.get("")
+            moved[key] = move_paths(value, inner, move) if inner else value
+        elif words is not None and isinstance(value, str):
+            moved[key] = move(value) if is_path(value, words) else value
+        elif words is not None and isinstance(value, list):
+            moved[key] = [move(text) if isinstance(text, str) and is_path(text, words) else text for text in value]
+    return moved
+
+
+def _words_beside_paths(field: FieldInfo) -> tuple[str, ...] | None:
+    """The words that a field takes besides paths; None for a field that takes no path."""
+    words: list[str] = []
+    found = False
+    for option, metadata in _options(field.annotation, tuple(field.metadata)):
+        marks = [mark for mark in metadata if isinstance(mark, OrPath)]
+        found = found or option is Path or bool(marks)
+        words += [word for mark in marks for word in mark.words]
+        words += get_args(option) if get_origin(option) is Literal else ()
+    return tuple(words) if found else None
+
+
+def _options(annotation: Any, metadata: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """The types of a union, each with the metadata of what surrounds it."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        yield from _options(inner, (*metadata, *more))
+    elif get_origin(annotation) in (Union, UnionType):
+        for option in get_args(annotation):
+            yield from _options(option, metadata)
+    else:
+        yield annotation, metadata
 
 
 def _tagged(annotation: Any, tag: str) -> list[tuple[str, type[BaseModel]]]:

@@ -3,33 +3,38 @@
 A recipe file may hold ``name``, ``description``, ``model``, ``seed`` and the sections ``build``, ``train`` and
 ``eval``. Each command reads its own section; ``model`` and ``seed`` go to every section that does not set its own.
 
-``extends: other.yaml`` (relative to the file) puts a recipe over another one, which may extend a third. Command-line
-overrides (``objective.beta=2.5``, relative to the command's section) are the topmost layer. One rule for all layers:
+``extends: other.yaml`` (relative to the file, or a shipped recipe's name) puts a recipe over another one, which may
+extend a third. Command-line overrides (``objective.beta=2.5``, relative to the command's section) are the topmost
+layer. One rule for all layers:
 
 - mappings merge at every depth; lists and values replace; an empty section changes nothing;
 - a mapping that gives another ``name`` (``objective.name=simpo`` over a LOGO recipe) replaces the one below it whole,
   since its fields mean something else under the new name; what an override drops this way is said in a note;
-- ``name`` and ``description`` are each file's own.
+- ``name`` and ``description`` are each file's own;
+- relative paths in a file are looked for beside it first (:mod:`logodata.common.recipe_files`).
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
-from collections.abc import Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.field_types import as_list
+from logodata.common.foreign import answer
 from logodata.common.printable import encodable
-from logodata.common.recipe_fields import Values, follow, merge, variant
+from logodata.common.recipe_fields import Values, follow, merge, move_paths, places_of, takes_list, variant
+from logodata.common.recipe_files import at_home, beside, find_recipe, no_recipe
+from logodata.common.recipe_files import shipped_recipes as shipped_recipes
 from logodata.common.user_files import read_text
 
 Section = Literal["build", "train", "eval"]
@@ -41,6 +46,10 @@ _PASSWORD = re.compile(r"//[^/@\s]+@")
 _SECRETS = ("api_key_env",)
 """Fields that some people write the secret itself into: their values are not repeated in messages."""
 
+_EMBEDDED = "embedded"
+"""The model of recipes that only show how things work."""
+_SHOWN_SETTINGS = 3
+
 _TOP_LEVEL = ("extends", "name", "description", "model", "seed", *_SECTIONS)
 
 Places = dict[tuple[str, ...], str]
@@ -49,20 +58,29 @@ Places = dict[tuple[str, ...], str]
 
 class RecipeModel(BaseModel):
     """Base of every recipe section: unknown keys are errors, values are checked at construction (numbers are finite),
-    nothing changes after."""
+    nothing changes after. One value stands for a list of it, and ``a,b`` for a list of several."""
+
+    foreign_names: ClassVar[Mapping[str, str]] = {}
+    """What a section answers to other programs' names of its fields (:mod:`logodata.common.foreign`)."""
+    foreign_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """The same for values, by dotted field."""
+    own_model: ClassVar[str] = ""
+    """What to do for a model of one's own, where a recipe's settings are those of the embedded model."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        lists = {key for key, field in cls.model_fields.items() if takes_list(field)}
+        return {key: as_list(value) if key in lists else value for key, value in values.items()}
+
 
 RecipeT = TypeVar("RecipeT", bound=RecipeModel)
-
-
-def shipped_recipes() -> Path:
-    """The folder of the recipes that come with the project (a checkout's, or the copy inside an installed wheel)."""
-    packaged = Path(str(resources.files("logodata"))) / "_recipes"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
 
 
 def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrides: Sequence[str] = ()) -> RecipeT:
@@ -71,7 +89,7 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
     Args:
         cls: the section's model.
         section: which part of the file ``cls`` describes.
-        path: the YAML file; None takes the defaults of ``cls``.
+        path: the YAML file, or the name of a shipped recipe; None takes the defaults of ``cls``.
         overrides: YAML values by dotted key, relative to the section.
 
     Raises:
@@ -79,16 +97,20 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
     """
     places: Places = {}
     values: Values = {}
+    models: list[Any] = []
     if path is not None:
-        document, places = _read_layers(path, section, cls, ())
+        path = find_recipe(path) or path
+        document, places = _read_layers(path, section, cls, (), models)
         shared: Values = {k: document[k] for k in ("model", "seed") if k in document and k in cls.model_fields}
         values = {**shared, **(document.get(section) or {})}
-    merged = merge(values, _overlay(overrides), cls)
+    merged = merge(values, move_paths(_overlay(overrides), cls, at_home), cls)
     try:
         recipe = cls.model_validate(merged)
     except ValidationError as error:
         raise _explain(error, cls, section, path, places, overrides) from error
     _note_dropped(cls, values, merged)
+    if _EMBEDDED in models and getattr(recipe, "model", _EMBEDDED) != _EMBEDDED:
+        _warn_of_toy_settings(cls, path, values, merged)
     return recipe
 
 
@@ -97,22 +119,28 @@ def recipe_schema(cls: type[RecipeModel]) -> str:
     return json.dumps(cls.model_json_schema(), indent=2)
 
 
-def _read_layers(path: Path, section: Section, cls: type[BaseModel], above: tuple[Path, ...]) -> tuple[Values, Places]:
-    """A recipe file over those that it extends; ``above`` are the files that led here."""
-    document, places = _read_file(path)
+def _read_layers(
+    path: Path, section: Section, cls: type[BaseModel], above: tuple[Path, ...], models: list[Any]
+) -> tuple[Values, Places]:
+    """A recipe file over those that it extends; ``above`` are the files that led here, and ``models`` gets the model
+    that each file names."""
+    document, places = _read_file(path, section, cls)
+    models += [document.get("model"), (document.get(section) or {}).get("model")]
     if "extends" not in document:
         return document, places
     where, name = places["extends",], document.pop("extends")
     if not isinstance(name, str):
         raise UserError("'extends' is not a file name", where=where, mend="write extends: other.yaml")
-    base_path = Path(os.path.normpath(path.parent / name))
+    base_path = find_recipe(name, path.parent)
+    if base_path is None:
+        raise UserError(
+            f"extends {path.parent / name}: no such recipe", where=where, mend="give a path relative to this file"
+        )
     chain = (*above, path.resolve())
     if base_path.resolve() in chain:
         files = " -> ".join(file.name for file in (*chain, base_path))
         raise UserError(f"recipes extend one another: {files}", where=where, mend="remove one 'extends'")
-    if not base_path.is_file():
-        raise UserError(f"extends {base_path}: no such recipe", where=where, mend="give a path relative to this file")
-    base, base_places = _read_layers(base_path, section, cls, chain)
+    base, base_places = _read_layers(base_path, section, cls, chain, models)
     own = {key: value for key, value in document.items() if key not in _SECTIONS or value is not None}
     merged = {key: value for key, value in base.items() if key not in ("name", "description")} | own
     for key in _SECTIONS:
@@ -130,16 +158,14 @@ def _holds(values: Any, keys: tuple[str, ...]) -> bool:
     return True
 
 
-def _read_file(path: Path) -> tuple[Values, Places]:
-    """One file: its keys are known, its sections are mappings or empty."""
+def _read_file(path: Path, section: Section, cls: type[BaseModel]) -> tuple[Values, Places]:
+    """One file: its keys are known, its sections are mappings or empty, paths in its ``section`` are found."""
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise UserError("larger than any recipe", where=str(path), mend="is this file a recipe?")
         text = read_text(path, most_bytes=_MAX_RECIPE_BYTES, mend="give a UTF-8 YAML file")
     except FileNotFoundError as error:
-        folder = shipped_recipes()
-        names = ", ".join(sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml")))
-        raise UserError("no such recipe", where=str(path), mend=f"shipped ones, in {folder}: {names}") from error
+        raise no_recipe(path) from error
     except OSError as error:
         raise UserError(f"cannot read: {error}", where=str(path), mend="give a UTF-8 YAML file") from error
     try:
@@ -157,9 +183,14 @@ def _read_file(path: Path) -> tuple[Values, Places]:
     for key, value in document.items():
         where = places.get((str(key),), str(path))
         if key not in _TOP_LEVEL:
-            raise UserError(f"unknown key {key!r}", where=where, mend=_nearest(str(key), _TOP_LEVEL))
+            mend = _ours(str(key), cls, f"{section}.") or _nearest(str(key), _TOP_LEVEL)
+            raise UserError(f"unknown key {key!r}", where=where, mend=mend)
         if key in _SECTIONS and not isinstance(value, dict | None):
             raise UserError(f"section {key!r} is not a mapping", where=where, mend="indent its keys below it")
+    move = partial(beside, folder=path.parent)
+    document = move_paths(document, cls, move)  # the model, which stands above the sections
+    if document.get(section):
+        document[section] = move_paths(document[section], cls, move)
     return document, places
 
 
@@ -245,6 +276,27 @@ def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
                 note(f"{key}.name={variant(field, new)} starts from its own defaults, dropped: {' '.join(dropped)}")
 
 
+def _warn_of_toy_settings(cls: type[RecipeModel], path: Path | None, values: Values, merged: Values) -> None:
+    """Say which settings of the embedded model another one gets: what suits 135M weights seldom suits others."""
+    kept = [
+        f"{key}={'null' if value is None else value}"
+        for key, value in _flat(values)
+        if key.partition(".")[0] not in ("model", "seed", "source", "data") and (key, value) in _flat(merged)
+    ]
+    if kept:
+        more = f" and {len(kept) - _SHOWN_SETTINGS} more" if len(kept) > _SHOWN_SETTINGS else ""
+        what = f"{path} has settings of the embedded 135M model, {', '.join(kept[:_SHOWN_SETTINGS])}{more}"
+        note(f"warning: {what}: {merged['model']} gets them too; {cls.own_model}")
+
+
+def _flat(values: Values, prefix: str = "") -> list[tuple[str, Any]]:
+    """Every value that is no mapping, by its dotted key."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return found
+
+
 def _explain(
     error: ValidationError,
     cls: type[RecipeModel],
@@ -264,7 +316,8 @@ def _explain(
     secret = bool(keys) and keys[-1] in _SECRETS
     where = _where(keys, section, path, places, () if secret else overrides)
     if fault["type"] == "extra_forbidden":
-        return UserError(f"unknown key {dotted!r}", where=where, mend=_nearest(keys[-1], tuple(model.model_fields)))
+        mend = _ours(keys[-1], cls, but=dotted) or _nearest(keys[-1], tuple(model.model_fields))
+        return UserError(f"unknown key {dotted!r}", where=where, mend=mend)
     if fault["type"] == "string_unicode":
         return UserError(f"{dotted!r} is not UTF-8", where=where, mend="rename the file or folder")
     if fault["type"] == "missing":
@@ -273,13 +326,37 @@ def _explain(
         known = ", ".join(variants)
         if keys[-1] != "name":
             return UserError(f"{dotted!r} is not a mapping", where=where, mend=f"set {dotted}.name, one of {known}")
-        return UserError(f"{dotted!r}: there is no {fault['input']['name']!r}", where=where, mend=f"known: {known}")
+        name = fault["input"]["name"]
+        mend = _our_value(dotted, name, cls) or f"known: {known}"
+        return UserError(f"{dotted!r}: there is no {name!r}", where=where, mend=mend)
+    if fault["type"] == "model_type":
+        inside = ", ".join(follow(cls, (*fault["loc"], "")).model.model_fields)
+        mend = _our_value(dotted, fault["input"], cls) or f"set {dotted}.KEY=..., one of {inside}"
+        return UserError(f"{dotted!r} is not a mapping", where=where, mend=mend)
     # Of a union of types pydantic reports one fault for each.
     messages = dict.fromkeys(other["msg"] for other in faults if follow(cls, other["loc"]).keys == keys)
     reasons = " or ".join(message[:1].lower() + message[1:] for message in messages)
     # What a whole section holds is no answer to what is wrong in it.
     got = "" if secret or isinstance(fault["input"], dict) else f", got {_shown(fault['input'])}"
-    return UserError(f"{dotted!r}: {reasons}{got}", where=where, mend="see the field's description with --schema")
+    mend = _our_value(dotted, fault["input"], cls) or "see the field's description with --schema"
+    return UserError(f"{dotted!r}: {reasons}{got}", where=where, mend=mend)
+
+
+def _ours(key: str, cls: type[BaseModel], prefix: str = "", but: str = "") -> str:
+    """Where a key of another program, or one that stands at another place here than ``but``, belongs; empty if that is
+    not known."""
+    found = answer(key, cls.foreign_names) if issubclass(cls, RecipeModel) else None
+    if found is not None:
+        return str(found._replace(fields=tuple(prefix + field for field in found.fields)))
+    places = [place for place in places_of(cls, key) if place != but]
+    return f"it stands at {' or '.join(prefix + place for place in places)}" if places else ""
+
+
+def _our_value(dotted: str, value: Any, cls: type[RecipeModel]) -> str:
+    """What a value of another program is here; empty if that is not known."""
+    found = next((table for field, table in cls.foreign_values.items() if dotted.endswith(field)), {})
+    ours = found.get(str(value), found.get(str(value).lower()))
+    return f"here it is {ours}" if ours else ""
 
 
 def _shown(value: Any) -> str:

@@ -97,6 +97,27 @@ def check_place(path: Path) -> None:
         raise UserError("a file, not a folder", where=str(above), mend="give another place for what is written")
 
 
+def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
+    """Refuse an output inside what is read, or around it: results would be read as input, or kept and deleted with it.
+
+    Args:
+        output: file or folder to write.
+        inputs: what each is, for the message, and its file or folder; None, and what is not there, are apart.
+
+    Raises:
+        UserError: it names both.
+    """
+    place = output.resolve()
+    for what, given in inputs:
+        if given is None or not (there := Path(given).expanduser()).exists():
+            continue
+        there = there.resolve()
+        if place == there or (there.is_dir() and place.is_relative_to(there)):
+            raise UserError(f"lies inside {what}, {given}", where=str(output), mend="give an -o outside of it")
+        if there.is_relative_to(place):
+            raise UserError(f"holds {what}, {given}", where=str(output), mend="give an -o of its own")
+
+
 def make_folder_of(path: Path) -> None:
     """Create the folder that ``path`` is about to be written into.
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from logodata.adapter_fit import check_served_whole
 from logodata.common.errors import UserError
+from logodata.common.field_types import Tokens
 from logodata.common.recipe_io import RecipeModel
 from logodata.engines import Engine
 from logodata.models import DType, load_config, load_model, model_window, resolve_model
@@ -28,9 +29,9 @@ class EngineSettings(RecipeModel):
     """Weights and activations (transformers, vllm); logits are float32 everywhere."""
     device: str = "auto"
     """Where the model runs (transformers): ``cpu``, ``cuda``, ``cuda:1``; ``auto`` is CUDA where there is one."""
-    max_model_len: int | None = Field(default=None, gt=0)
+    max_model_len: Tokens | None = None
     """Tokens that a prompt with its response may have; by default the model's window."""
-    max_batch_tokens: int = Field(default=16384, gt=0)
+    max_batch_tokens: Tokens = 16384
     """Padded prompt tokens of a batch, every row counted: bounds the KV cache (transformers). A longer one is alone."""
     max_batch_rows: int = Field(default=32, gt=0)
     """Responses decoded together (transformers)."""

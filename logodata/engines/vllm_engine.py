@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from logodata.adapters import ADAPTER_FILES, read_adapter_config
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, pass_on
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import cache_order, check_requests, finish, request_seed
 from logodata.models import DType, load_config, trained_rope
@@ -87,6 +87,7 @@ class VllmEngine:
                 **options,
             )
         except (RuntimeError, ValueError) as error:
+            pass_on(error)
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(
                 f"vLLM does not start: {reason}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from logodata.common.field_types import OrPath
 from logodata.common.recipe_io import RecipeModel
 
 
@@ -21,11 +22,11 @@ class EvaluatorSettings(RecipeModel):
     query: Literal["question", "question_and_answer"] = "question"
     """What a chunk is compared with. The paper compares with the question, its published code with question and
     answer."""
-    entity_model: str = Field(default="builtin", min_length=1)
+    entity_model: Annotated[str, Field(min_length=1), OrPath("builtin", "auto")] = "builtin"
     """For ``entity`` and ``fused``: what finds entities. ``builtin``: names, numbers and content words by stem, no
     model. A spaCy pipeline, as a package or a folder: its entities, and its lemmas of nouns and verbs. ``auto``: an
     installed ``en_core_web_*``, else ``builtin``; the log says which, and another machine may score otherwise."""
-    embedding_model: str = "embedded"
+    embedding_model: Annotated[str, OrPath("embedded")] = "embedded"
     """For ``embedding`` and ``fused``: a sentence-transformers model, as a folder or a hub name; ``embedded`` is
     all-MiniLM-L6-v2."""
     batch_size: int = Field(default=64, gt=0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from logodata.common.field_types import OrPath, Tokens
 from logodata.common.recipe_io import RecipeModel
 from logodata.contract import QuestionKind
 
@@ -48,7 +49,7 @@ def aliases(name: str) -> tuple[str, ...]:
 class SourceSettings(RecipeModel):
     """Where documents come from."""
 
-    path: str = Field(min_length=1)
+    path: Annotated[str, Field(min_length=1), OrPath("embedded")]
     """A file (JSON lines or a JSON list, CSV, parquet, text), a folder (of text files, of CSV files, or of a data set's
     files), a hub data set such as ``org/name``, or ``embedded:train`` / ``embedded:eval`` for the documents that come
     with the project."""
@@ -56,7 +57,7 @@ class SourceSettings(RecipeModel):
     """How to read it. ``auto`` goes by extension and content, and says in the log what it found. ``longalpaca`` (rows
     of instruction, input, output, file) and ``conversations`` (turns, or prompt and completion) stand for the shape of
     rows, in a JSON, CSV, parquet or hub container."""
-    questions: str | None = None
+    questions: Annotated[str, OrPath()] | None = None
     """A second file, JSON, CSV or parquet, with questions by ``doc_id``, for documents that hold none (or not all)."""
     split: str | None = None
     """Split of a hub data set, or of a data set's folder; may be left out where there is only one."""
@@ -64,7 +65,7 @@ class SourceSettings(RecipeModel):
     """Configuration of a hub data set that has several."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Names of the source's own columns for our fields, e.g. ``{context: passage}``."""
-    join_tokens: int | None = Field(default=None, gt=0)
+    join_tokens: Tokens | None = None
     """Join consecutive documents until they hold at least this many tokens, to make long contexts of shorter
     documents."""
     max_documents: int | None = Field(default=None, gt=0)

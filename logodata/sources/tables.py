@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.common import parquet as common
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, pass_on
 from logodata.sources.json_rows import Row
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
         chosen = _choose(path, datasets.get_dataset_split_names(name, config_name=subset), split)
         return datasets.load_dataset(name, name=subset, split=chosen), chosen
     except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
+        pass_on(error)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"cannot load this data set: {reason}",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.console import note
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, pass_on
 from logoeval.recipe import ShortSettings
 
 _CHATTER = (
@@ -177,6 +177,7 @@ def load(manager: Any, names: Sequence[str]) -> dict[str, list[Any]]:
         try:
             loaded = manager.load([name])
         except Exception as error:  # a task's own code and data can fail in any way
+            pass_on(error)
             raise _unloadable(manager, name, error) from error
         root = loaded["groups"].get(name)
         found[name] = [root] if root is not None else list(loaded["tasks"].values())

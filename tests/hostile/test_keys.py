@@ -136,7 +136,7 @@ def test_a_build_with_a_server_that_repeats_the_key(
     assert holders(tmp_path, said.out, said.err) == []
     if mode == "good":
         assert json.loads((output / "manifest.json").read_text())["engine"] == "openai (vllm 0.1+***)"
-        assert logodata(["inspect", str(output), "--html", str(output / "page.html")]) == 0
+        assert logodata(["inspect", str(output), "--html", str(tmp_path / "page.html")]) == 0
         assert logodata(["stats", str(output), "--json"]) == 0
         said = capsys.readouterr()
         assert holders(tmp_path, said.out, said.err) == []

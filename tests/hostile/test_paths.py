@@ -79,7 +79,7 @@ def test_ids_of_documents_and_questions_are_no_file_names(
     finally:
         server.close()
     assert any("escaped" in sample.id for sample in read_samples(out))
-    assert logodata(["inspect", str(out), "--html", str(out / "page.html")]) == 0
+    assert logodata(["inspect", str(out), "--html", str(out.parent / "page.html")]) == 0
     assert not any("escaped" in name for name in tree(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {"a", "my.jsonl"}
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from logodata.common.errors import UserError, run_command
+from logodata.common.errors import UserError, pass_on, run_command
 from logodata.common.run_dir import bind_settings, locked, make_folder_of, write_atomic
 from logodata.common.shards import Shard
 
@@ -48,6 +49,61 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "prog: error: file:1: two lines (do this)\n"
     assert run_command("prog", interrupt) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names its own."""
+
+
+class EachProcess(BaseException):
+    """As torch's distributed checkpoints report what a process met."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__("RANK 0 failed")
+        self.failures = {0: (error, None)}
+
+
+def met_on_the_way_up(error: BaseException) -> BaseException:
+    later = ValueError("cleaning up failed")
+    later.__context__ = error
+    return later
+
+
+def caused_by(error: BaseException) -> BaseException:
+    later = ValueError("generation failed")
+    later.__cause__ = error
+    return later
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        KeyboardInterrupt(),
+        SystemExit(3),
+        MemoryError(),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+    ids=lambda found: type(found).__name__,
+)
+def test_no_line_about_a_file_hides_what_says_nothing_of_it(found: BaseException) -> None:
+    for hidden in (found, EachProcess(found), BaseExceptionGroup("many", [found]), caused_by(caused_by(found))):
+        with pytest.raises(type(found)) as caught:
+            pass_on(hidden)
+        assert caught.value is found
+    for said in (ValueError("bad magic"), OSError(errno.EIO, "I/O"), EachProcess(ValueError("bad magic"))):
+        pass_on(said)
+
+
+@pytest.mark.parametrize("hide", [EachProcess, caused_by, met_on_the_way_up])
+def test_an_interrupt_ends_with_130_whoever_made_a_line_of_it(
+    capsys: pytest.CaptureFixture[str], hide: Callable[[BaseException], BaseException]
+) -> None:
+    def read() -> None:
+        raise UserError("damaged", where="file") from hide(KeyboardInterrupt())
+
+    assert run_command("prog", read) == 130
+    assert capsys.readouterr().err == "prog: interrupted; run the same command again to continue\n"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])

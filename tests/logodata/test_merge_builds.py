@@ -149,7 +149,8 @@ def test_what_cannot_be_merged(
     assert "recipe.seed=5, but 0 in" in fault(first, reseeded)
     assert "a whole data set, not a part" in fault(first, whole)
     assert "no such folder" in fault(first, tmp_path / "nowhere")
-    assert "one: holds a build already" in fault(first, second, output="one")
+    assert "one: lies inside a part" in fault(first, second, output="one")
+    assert "whole: holds a build already" in fault(first, second, output="whole")
     (second / "manifest.json").unlink()
     assert "holds no finished part" in fault(first, second)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,9 +11,12 @@ import pytest
 from pydantic import Discriminator, Field, Tag
 
 from logodata.common.errors import UserError
-from logodata.common.recipe_fields import merge
-from logodata.common.recipe_io import RecipeModel, load_recipe
+from logodata.common.recipe_fields import merge, nested_models
+from logodata.common.recipe_files import find_recipe
+from logodata.common.recipe_io import RecipeModel, load_recipe, shipped_recipes
 from logodata.recipe import BuildRecipe
+from logoeval.recipe import EvalRecipe
+from logotrain.recipe import TrainRecipe
 
 
 class Alpha(RecipeModel):
@@ -100,8 +105,168 @@ def test_shared_keys_reach_a_section_that_does_not_set_them(tmp_path: Path) -> N
 
 def test_a_missing_recipe_is_told_what_there_is(tmp_path: Path) -> None:
     message = refusal(tmp_path / "nowhere.yaml")
-    assert message.startswith(f"{tmp_path}/nowhere.yaml: no such recipe (shipped ones, in ")
-    assert "embedded.yaml" in message
+    assert message.startswith(f"{tmp_path}/nowhere.yaml: no such recipe (shipped ones: embedded, ")
+    assert message.endswith(f"All are in {shipped_recipes()})")
+
+
+@pytest.mark.parametrize("name", ["llama3-80k", "llama3-80k.yaml", "recipes/llama3-80k.yaml", "figure6/m2-lambda0-8k"])
+def test_a_shipped_recipe_is_found_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = find_recipe(name)
+    assert found is not None
+    assert found.relative_to(shipped_recipes()).with_suffix("").as_posix() in name
+    write(tmp_path, top=f"extends: {name}\ntrain: {{seed: 5}}\n")
+    recipe = load_recipe(TrainRecipe, "train", Path("top"))
+    assert (recipe.seed, recipe.epochs) == (5, 2)
+    # What the user has goes first.
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("model: mine\n")
+    assert find_recipe(name) == Path(name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("llama3-80", "llama3-80k"),
+        ("lama3-80k.yaml", "llama3-80k"),
+        ("recipes/qwen.yaml", "qwen3"),
+        ("embeded", "embedded"),
+    ],
+)
+def test_a_misspelt_recipe_is_told_the_nearest(typed: str, near: str) -> None:
+    assert f"no such recipe (did you mean {near}" in refusal(Path(typed))
+
+
+def test_paths_in_a_recipe_are_found_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every section, every field that may be a path; what is nowhere, and words that are none, stay as written."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    for name in (
+        "t.jinja",
+        "docs.jsonl",
+        "q.jsonl",
+        "cache.jsonl",
+        "noise",
+        "pg19",
+        "hay",
+        "built",
+        "model",
+        "embedded",
+    ):
+        (home / name).write_text("")
+    (here / "only-here").write_text("")
+    write(
+        home,
+        base="model: model\n"
+        "build:\n  chat_template: t.jinja\n  source: {path: docs.jsonl, questions: q.jsonl}\n"
+        "  generation: {cache: cache.jsonl}\n  judge: {model: {name: model, chat_template: t.jinja}, "
+        "embedding_model: embedded}\n  evaluator: {entity_model: builtin}\n"
+        "train:\n  data: {path: built}\n"
+        "eval:\n  adapter: only-here\n  ppl: {text: pg19}\n  qa: {data: built}\n"
+        "  niah: {haystacks: [noise, hay, nowhere], retrieval: {heads: /away/heads.json}}\n",
+        other="model: embedded\nbuild:\n  source: {path: 'embedded:train'}\n  generation: {cache: embedded}\n",
+    )
+    (here / "top.yaml").write_text("extends: ../home/base.yaml\neval: {adapter: only-here}\n")
+    monkeypatch.chdir(here)
+    for file in (home / "base.yaml", Path("../home/base.yaml"), Path("top.yaml")):
+        at = Path("../home") if file.parent != home else home
+        build = load_recipe(BuildRecipe, "build", file)
+        assert build.model == str(at / "model")
+        assert build.chat_template == at / "t.jinja"
+        assert (build.source.path, build.source.questions) == (str(at / "docs.jsonl"), str(at / "q.jsonl"))
+        assert build.generation.cache == at / "cache.jsonl"
+        assert build.judge.model is not None
+        assert (build.judge.model.name, build.judge.model.chat_template) == (str(at / "model"), at / "t.jinja")
+        assert (build.judge.embedding_model, build.evaluator.entity_model) == ("embedded", "builtin")
+        assert load_recipe(TrainRecipe, "train", file).data.path == at / "built"
+        measured = load_recipe(EvalRecipe, "eval", file)
+        assert measured.adapter == Path("only-here")  # not beside the recipe: the current folder's
+        assert measured.ppl is not None
+        assert measured.ppl.text == str(at / "pg19")
+        assert measured.qa is not None
+        assert measured.qa.data == at / "built"
+        assert measured.niah is not None
+        assert measured.niah.haystacks == ("noise", str(at / "hay"), "nowhere")
+        assert measured.niah.retrieval is not None
+        assert measured.niah.retrieval.heads == Path("/away/heads.json")
+    other = load_recipe(BuildRecipe, "build", home / "other.yaml", ["chat_template=t.jinja"])
+    assert (other.model, other.source.path, other.generation.cache) == ("embedded", "embedded:train", "embedded")
+    assert other.chat_template == Path("t.jinja")  # an override is the current folder's
+
+
+def test_the_projects_templates_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, mine="model: m\nbuild:\n  source: {path: x}\n  chat_template: recipes/templates/qwen3.jinja\n")
+    expected = shipped_recipes() / "templates" / "qwen3.jinja"
+    for name in ("qwen3", "mine"):
+        assert load_recipe(BuildRecipe, "build", Path(name)).chat_template == expected
+
+
+def test_lists_take_one_value_and_lengths_take_k() -> None:
+    train = load_recipe(
+        TrainRecipe,
+        "train",
+        None,
+        [
+            "model=m",
+            "lora.target_modules=q_proj",
+            "positions.target_length=128K",
+            "row_tokens=0.5m",
+            "optimizer.betas=.9,.95",
+        ],
+    )
+    assert train.lora.target_modules == ("q_proj",)
+    assert (train.positions.target_length, train.row_tokens) == (131072, 2**19)
+    assert train.optimizer.betas == (0.9, 0.95)
+    measured = load_recipe(
+        EvalRecipe,
+        "eval",
+        None,
+        [
+            "model=m",
+            "niah.lengths=[128K, 256k]",
+            "niah.haystacks=noise,essay",
+            "ppl.lengths=4 K",
+            "engine.max_model_len=0.5M",
+        ],
+    )
+    assert measured.niah is not None
+    assert measured.ppl is not None
+    assert (measured.niah.lengths, measured.niah.haystacks) == ((131072, 262144), ("noise", "essay"))
+    assert (measured.ppl.lengths, measured.engine.max_model_len) == ((4096,), 2**19)
+    build = load_recipe(
+        BuildRecipe,
+        "build",
+        None,
+        ["model=m", "source.path=x", "chunking.chunk_tokens=1K", "contexts.mixed_ratios=0.5"],
+    )
+    assert (build.chunking.chunk_tokens, build.contexts.mixed_ratios) == (1024, (0.5,))
+
+
+@pytest.mark.parametrize("value", ["128X", "0.3333K", "K", "-1K", "0K"])
+def test_what_is_no_length_is_refused(value: str) -> None:
+    with pytest.raises(UserError, match=r"positions\.target_length"):
+        load_recipe(TrainRecipe, "train", None, ["model=m", f"positions.target_length={value}"])
+
+
+def token_fields(model: type[RecipeModel]) -> Iterator[str]:
+    """Fields named as lengths in tokens that take no K."""
+    for name, field in model.model_fields.items():
+        for nested in nested_models(field).values():
+            yield from (f"{name}.{below}" for below in token_fields(nested))  # type: ignore[arg-type]
+        if re.search(r"tokens|lengths?$|max_model_len", name) and "token_count" not in repr(
+            (field.metadata, field.annotation)
+        ):
+            yield name
+
+
+def test_every_length_takes_k() -> None:
+    """But for rates, counts of repetitions and other numbers that no one calls a window."""
+    assert set(token_fields(BuildRecipe)) <= {"engine.tokens_per_minute", "judge.model.engine.tokens_per_minute"}
+    assert set(token_fields(TrainRecipe)) == {"collapse.max_new_tokens", "objective.tokens"}
+    assert set(token_fields(EvalRecipe)) == {"engine.tokens_per_minute"}
 
 
 def test_extends_merges_mappings_and_replaces_the_rest(tmp_path: Path) -> None:
@@ -213,3 +378,34 @@ def test_merge_leaves_its_arguments_alone() -> None:
     base, layer = {"inner": {"size": 1, "names": {"a": 1}}}, {"inner": {"names": {"b": 2}}}
     assert merge(base, layer, Recipe) == {"inner": {"size": 1, "names": {"a": 1, "b": 2}}}
     assert (base, layer) == ({"inner": {"size": 1, "names": {"a": 1}}}, {"inner": {"names": {"b": 2}}})
+
+
+@pytest.mark.parametrize("value", ["16,384", "131,072", "1,048,576"])
+def test_a_number_with_commas_is_not_taken_apart(value: str) -> None:
+    with pytest.raises(UserError, match=r"'niah\.lengths"):
+        load_recipe(EvalRecipe, "eval", None, ["model=m", f"niah.lengths={value}"])
+
+
+def test_home_is_written_out_in_overrides_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    write(tmp_path, r="model: ~/model\ntrain:\n  data: {path: ~/data}\n")
+    found = load_recipe(TrainRecipe, "train", tmp_path / "r.yaml")
+    assert (found.model, found.data.path) == ("/home/me/model", Path("/home/me/data"))
+    found = load_recipe(TrainRecipe, "train", None, ["model=~/model", "data.path=~/data"])
+    assert (found.model, found.data.path) == ("/home/me/model", Path("/home/me/data"))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data=built", "'data' is not a mapping (set data.KEY=..., one of path, max_samples, "),
+        ("rope=yarn", "'rope' is not a mapping (set rope.KEY=..., one of type, factor)"),
+        ("objective=dpo", "'objective' is not a mapping (set objective.name, one of logo, "),
+        ("optimizer=adamw_torch", "'optimizer' is not a mapping (here it is AdamW always"),
+        ("max_steps=-1", "(here it is null: all epochs)"),
+    ],
+)
+def test_a_value_where_a_section_stands_is_told_what_is_in_it(override: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(TrainRecipe, "train", None, ["model=m", override])
+    assert said in str(caught.value)

@@ -13,13 +13,13 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from torch.optim import AdamW
 from transformers import LlamaForCausalLM
 
 from logodata.common.errors import UserError
-from logotrain import checkpoint
+from logotrain import checkpoint, safe_reading
 from logotrain.interrupt import StopFlag
 from logotrain.model import add_adapters
 from logotrain.parallel import World
@@ -316,3 +316,47 @@ def test_a_full_disk_is_one_line(
         save(tmp_path, 1, model, optimizer, asynchronous=asynchronous)
     assert "Traceback" not in str(caught.value)
     assert restore(tmp_path, model, optimizer) == 0
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, MemoryError])
+@pytest.mark.parametrize("place", ["table", "value", "tensor"])
+def test_what_stops_a_reading_is_no_fault_of_the_checkpoint(
+    make_trainable: Callable[[], tuple[PeftModel, AdamW]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: type[BaseException],
+    place: str,
+) -> None:
+    """torch makes a fault of this process of it, whatever it is."""
+    model, optimizer = make_trainable()
+    save(tmp_path, 3, model, optimizer)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise stop
+
+    where: dict[str, tuple[Any, str]] = {
+        "table": (safe_reading._Unpickler, "find_class"),
+        "value": (safe_reading.torch, "load"),
+        "tensor": (safe_reading.FileSystemReader, "read_data"),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*where[place], fail)
+        with pytest.raises(stop):
+            restore(tmp_path, model, optimizer)
+    assert restore(tmp_path, model, optimizer) == 3
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
+def test_what_stops_a_writing_is_no_full_disk(
+    make_trainable: Callable[[], tuple[PeftModel, AdamW]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: type[BaseException],
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise stop
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", fail)
+    model, optimizer = make_trainable()
+    with pytest.raises(stop):
+        save(tmp_path, 3, model, optimizer, asynchronous=False)

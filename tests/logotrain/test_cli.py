@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from logodata.cli import main as logodata
 from logodata.common.recipe_io import load_recipe
-from logotrain import trainer
+from logoeval.cli import main as logoeval
+from logotrain import choices, safe_reading, trainer
 from logotrain.cli import _parser, _recipe, main
+from logotrain.parallel import World
+from logotrain.planner import CARDS
 from logotrain.recipe import TrainRecipe
-from logotrain.run import run
+from logotrain.run import _settled, run
+from logotrain.summary import duration, summary
 
 Recipes = Callable[..., TrainRecipe]
 
@@ -116,6 +124,37 @@ def test_interrupted_run_exits_130_and_says_how_to_go_on(
     assert "continuing after step 1 of 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "place", [(safe_reading._Unpickler, "find_class"), (safe_reading.FileSystemReader, "read_data")]
+)
+def test_ctrl_c_while_a_checkpoint_is_read_exits_130_and_blames_nothing(
+    recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: tuple[Any, str],
+) -> None:
+    out = tmp_path / "run"
+    command = ["run", str(recipe_file), "-o", str(out)]
+    assert main(command) == 0
+    shutil.rmtree(out / "final")
+    original = getattr(*place)
+
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, interrupted)
+        capsys.readouterr()
+        assert main(command) == 130
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "logotrain: interrupted; run the same command again to continue"
+    assert "error" not in said
+    assert main(command) == 0
+    assert "continuing after step 4 of 4" in capsys.readouterr().err
+
+
 def test_schema_describes_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--schema"]) == 0
     assert "samples_per_step" in json.loads(capsys.readouterr().out)["properties"]
@@ -138,13 +177,161 @@ def test_help_and_a_finished_run_load_no_torch(make_recipe: Recipes, recipe_file
 
 
 def test_embedded_as_an_option_says_that_it_takes_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    """``model=embedded`` takes the defaults: the two are not the same."""
+    """``model=embedded`` takes the defaults, with a rate for adapters: the two are not the same."""
     rates = []
     for words in (["--model", "embedded"], ["model=embedded"]):
         recipe, _ = _recipe(_parser().parse_args(["run", *words]))
         rates.append(recipe.optimizer.lr)
         assert ("settings of recipes/embedded.yaml" in capsys.readouterr().err) == ("--model" in words)
-    assert rates == [1e-3, 5e-7]
+    assert rates == [1e-3, 5e-6]
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     assert "takes the settings of recipes/embedded.yaml" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_a_recipe_the_settings_are_the_papers_and_suit_the_device(
+    build_dir: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a CPU float32, with a rate for adapters; never the toy's settings."""
+    words = ["--model", str(tiny_model_dir), "--data", str(build_dir), "-o", str(tmp_path / "run")]
+    assert main(["run", *words, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    recipe = yaml.safe_load(said.out)["train"]
+    assert (recipe["dtype"], recipe["optimizer"]["lr"]) == ("float32", 5e-6)
+    assert recipe["positions"]["target_length"] is None
+    assert "optimizer.lr=5e-06 for tuning=lora" in said.err
+    assert f"{tiny_model_dir} on 1 x cpu" in said.err.replace("\n", "")
+    assert "logotrain plan, the same and --card h100-80gb --gpus 8" in said.err
+    for given, expected in (("tuning=full", 5e-7), ("optimizer.lr=3e-5", 3e-5)):
+        assert main(["run", *words, "--dry-run", given]) == 0
+        assert yaml.safe_load(capsys.readouterr().out)["train"]["optimizer"]["lr"] == expected
+
+
+def test_a_run_keeps_the_dtype_that_it_began_with(
+    build_dir: Path,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    words = ["run", "--model", str(tiny_model_dir), "--data", str(build_dir), "-o", str(out), "samples_per_step=6"]
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "dtype: float32 (this machine has no GPU; dtype=bfloat16 asks for the other)" in said
+    assert json.loads((out / "recipe.resolved.json").read_text())["dtype"] == "float32"
+    monkeypatch.setattr(choices, "_has_gpu", lambda: True)
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "dtype: float32 (as this run began;" in said
+    assert "already finished" in said
+    assert main([*words, "dtype=bfloat16"]) == 2
+    assert "dtype='float32', now it is 'bfloat16'" in capsys.readouterr().err
+    # Before its first step a run is bound to nothing, and there is a GPU now.
+    (out / "metrics.jsonl").unlink()
+    shutil.rmtree(out / "final")
+    recipe, _ = _recipe(_parser().parse_args(words))
+    assert _settled(recipe, out, World()).dtype == "bfloat16"
+
+
+def test_bfloat16_that_was_asked_for_on_a_cpu_is_a_warning(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", str(recipe_file), "max_steps=1", "collapse.num_prompts=0"]
+    assert main([*words, "-o", str(tmp_path / "narrow"), "dtype=bfloat16"]) == 0
+    assert "warning: bfloat16 on a CPU may take minutes" in capsys.readouterr().err
+    assert main([*words, "-o", str(tmp_path / "wide")]) == 0
+    assert "may take minutes" not in capsys.readouterr().err
+
+
+def test_a_training_ends_with_what_came_of_it_and_what_to_type_next(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my run"
+    for _ in range(2):  # the second finds it finished
+        assert main(["run", str(recipe_file), "-o", str(out)]) == 0
+        said = capsys.readouterr()
+        assert said.out.strip() == str(out / "final")
+        done, following, other = said.err.splitlines()[-3:]
+        steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert done.startswith(f"trained 4 steps in {duration(sum(step['seconds'] for step in steps))}; ")
+        assert f"loss {steps[0]['loss']:.3f} -> {steps[-1]['loss']:.3f}, margin {steps[0]['margin']:+.3f} -> " in done
+        words = shlex.split(following.removeprefix("next: "))
+        assert words[:2] == ["logoeval", "niah"]
+        assert words[words.index("--adapter") + 1] == str(out / "final")
+        # It is a command that works, as far as its settings and paths go.
+        assert logoeval([*words[1:], "--dry-run"]) == 0
+        assert shlex.split(other.removeprefix("or:   "))[:3] == ["logotrain", "merge", str(out / "final")]
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (312, "5 min 12 s"), (7621, "2 h 7 min")]
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+def test_other_objectives_and_no_steps_have_a_summary(make_recipe: Recipes) -> None:
+    lines = summary(
+        [{"step": 1, "loss": 2.0, "chosen_logp": -1.0, "seconds": 3.0}], make_recipe(tuning="full"), Path("r")
+    )
+    assert lines == [
+        "trained 1 step in 3 s; before it: loss 2.000, chosen_logp -1.000",
+        "next: logoeval niah --model r/final -o r-eval",
+    ]
+    assert summary([], make_recipe(), Path("r"))[0] == "no step was trained (epochs=0)"
+
+
+@pytest.mark.parametrize(
+    ("main_of", "words", "shown"),
+    [
+        (
+            main,
+            ["run", "embedded", "optimizer.lr=1e-6", "positions.target_length=2048"],
+            "dtype=float32, recompute=none",
+        ),
+        (logodata, ["build", "embedded"], "chunking.chunk_tokens=96, contexts.num_chunks=4"),
+        (logodata, ["build", "my.jsonl", "--recipe", "embedded"], "chunking.chunk_tokens=96, contexts.num_chunks=4"),
+        (logoeval, ["niah", "--recipe", "embedded"], "niah.lengths=[512, 1024], niah.num_samples=2"),
+        (logoeval, ["run", "embedded", "--data", "d"], "niah.lengths=[512, 1024], niah.num_samples=2"),
+    ],
+)
+def test_the_toys_settings_on_another_model_are_a_warning(
+    main_of: Callable[[list[str]], int],
+    words: list[str],
+    shown: str,
+    tiny_model_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main_of([*words, "--model", str(tiny_model_dir), "--dry-run"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 1
+    assert f"has settings of the embedded 135M model, {shown}" in lines[0]
+    assert main_of([*words, "--model", "embedded", "--dry-run"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_recipe_over_the_toys_is_warned_of_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: embedded\nmodel: org/mine\n")
+    load_recipe(TrainRecipe, "train", tmp_path / "mine.yaml")
+    assert "optimizer.lr=0.001" in capsys.readouterr().err
+    load_recipe(TrainRecipe, "train", Path("embedded"))
+    load_recipe(TrainRecipe, "train", Path("llama3-80k"), ["model=org/mine"])
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "gib", "card"),
+    [("NVIDIA H100 80GB HBM3", 79.1, "h100-80gb"), ("NVIDIA A100-SXM4-40GB", 39.4, "NVIDIA A100-SXM4-40GB")],
+)
+def test_a_dry_run_plans_for_this_machine(device: str, gib: float, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(name=device, total_memory=int(gib * 2**30))
+    monkeypatch.setattr(choices, "_has_gpu", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: found)
+    monkeypatch.setattr(choices, "CARDS", dict(CARDS))
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert choices.this_machine() == (card, 2)
+    assert choices.CARDS[card].memory_bytes is not None
+    assert abs(choices.CARDS[card].memory_bytes / found.total_memory - 1) < 0.05

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from logodata.common.errors import UserError
@@ -20,6 +20,7 @@ from logotrain.model import add_adapters, copy_tokenizer, load_trainable
 from logotrain.parallel import World
 from logotrain.recipe import LoraSettings, TrainRecipe
 from logotrain.run import run
+from logotrain.shape import model_shape, trained_weights
 
 Recipes = Callable[..., TrainRecipe]
 CPU = torch.device("cpu")
@@ -276,3 +277,25 @@ def test_a_generation_config_that_contradicts_itself_stops_no_save(
         assert {name: found.get(name) for name in expected} == expected
         assert {name: found[name] for name in content} == content
     assert capsys.readouterr().err.count(said) == 2
+
+
+def test_all_linear_are_the_layers_that_peft_means(tiny_model: LlamaForCausalLM) -> None:
+    """All of the decoder's, not the output head."""
+    base = LlamaForCausalLM(tiny_model.config)
+    theirs = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    ours = add_adapters(
+        tiny_model, LoraSettings(rank=2, target_modules=("all-linear",), train_embeddings=False), name="x"
+    )
+    assert trained_names(ours) == trained_names(theirs)
+    config = ours.peft_config["default"]
+    assert set(config.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    recipe = TrainRecipe.model_validate(
+        {"model": "x", "lora": {"rank": 2, "target_modules": ["all-linear"], "train_embeddings": False}}
+    )
+    trained = trained_weights(model_shape(tiny_model.config), recipe)
+    assert trained.total == sum(weight.numel() for weight in ours.parameters() if weight.requires_grad)
+
+
+def test_all_linear_goes_with_further_names(tiny_model: LlamaForCausalLM) -> None:
+    settings = LoraSettings(rank=2, target_modules=("all-linear", "lm_head"), train_embeddings=False)
+    assert any("lm_head" in name for name in trained_names(add_adapters(tiny_model, settings, name="x")))

@@ -1,0 +1,38 @@
+"""What a recipe's reader answers to names and values that other programs have for the same thing.
+
+A table maps their name, or a pattern of names (``hub_*``), to an answer: the fields that say it here, a remark, or both
+with a colon between (``"samples_per_step: over all devices"``). An answer that begins with the colon says that there is
+no such field, and what happens instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+
+class Answer(NamedTuple):
+    """What stands in place of a foreign name."""
+
+    fields: tuple[str, ...]
+    """Dotted names of ours, from the section on."""
+    remark: str
+
+    def __str__(self) -> str:
+        if not self.fields:
+            return f"there is none here: {self.remark}"
+        return f"here it is {' and '.join(self.fields)}{f': {self.remark}' if self.remark else ''}"
+
+
+def parse_answer(text: str) -> Answer:
+    """An entry of a table."""
+    fields, _, remark = text.partition(":")
+    return Answer(tuple(fields.replace(" and ", " ").split()), remark.strip())
+
+
+def answer(name: str, table: Mapping[str, str]) -> Answer | None:
+    """What ``table`` says of a name, however it is written (``Learning-Rate``); exact entries come before patterns."""
+    name = name.strip("-").replace("-", "_").lower()
+    found = table.get(name) or next((text for pattern, text in table.items() if fnmatchcase(name, pattern)), None)
+    return None if found is None else parse_answer(found)
