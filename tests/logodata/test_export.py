@@ -203,7 +203,7 @@ def test_prompts_that_tokenise_otherwise_are_counted(
     """A border inside what the tokenizer would merge: "h" + "e" is one token as text."""
     sample = make_sample(tiny_tokenizer, 1)
     split = [token for text in ("h", "e") for token in encode_text(tiny_tokenizer, text)]
-    moved = sample.model_copy(update={"prompt_ids": [*split, *sample.prompt_ids]})
+    moved = sample.model_copy(update={"id": "q2", "prompt_ids": [*split, *sample.prompt_ids]})
     folder = write_data(tmp_path / "set", tiny_model_dir, tiny_tokenizer, [sample, moved])
     assert export(folder, "trl", tmp_path / "out.jsonl") == 0
     note = capsys.readouterr().err
