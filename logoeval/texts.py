@@ -8,10 +8,12 @@ from functools import cache
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.common.foreign_files import check_is_text, note_empty, note_left_out
+from logodata.common.foreign_files import check_is_text, how_to_convert, note_empty, note_left_out
 from logodata.common.json_lines import MAX_JSON_BYTES
 from logodata.common.printable import encodable
 from logodata.common.user_files import read_text, visible_files
+
+_SUFFIXES = (".txt", ".md", "")
 
 # RULER's noise haystack: this line, repeated.
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -98,6 +100,12 @@ def text_files(source: Path) -> list[Path]:
         UserError: nothing there.
     """
     files = sorted(visible_files(source, (".txt",), below=False)) if source.is_dir() else [source]
+    if source.is_file() and source.suffix.lower() not in _SUFFIXES and not how_to_convert([source.suffix.lower()]):
+        raise UserError(
+            f"a {source.suffix} file is no plain text",
+            where=str(source),
+            mend="give a folder of UTF-8 .txt files, or one such file",
+        )
     if not files or not files[0].is_file():
         raise UserError(
             "no .txt file here", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"

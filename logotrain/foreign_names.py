@@ -387,10 +387,10 @@ VALUES = {
     "checkpoint.keep": {"-1": "null: all", "0": "null: all"},
     "objective.name": {
         "sigmoid": "dpo",
-        "orpo": "not here; simpo and cpo are its neighbours without a reference model",
-        "ipo": "not here; dpo is its neighbour",
-        "hinge": "not here; dpo is its neighbour",
-        "kto": "not here; the data are pairs: dpo",
+        "orpo": ": simpo and cpo are its neighbours without a reference model",
+        "ipo": ": dpo is its neighbour",
+        "hinge": ": dpo is its neighbour",
+        "kto": ": the data are pairs, dpo takes them",
     },
     "tuning": {"none": "full", "peft": "lora", "full_finetuning": "full", "qdora": "qlora", "dora": "lora"},
     "attention": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from logodata.common.console import note, progress
-from logodata.common.errors import UserError
 from logodata.models import load_config, load_model, load_tokenizer
 from logotrain.recipe import LoraSettings, TrainRecipe
 from logotrain.rope import scaled_config
+from logotrain.shape import check_adapters
 from logotrain.shared_prefix import check_config
 from logotrain.trainable import noise_settings
 
@@ -117,15 +118,9 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
     }
     modules, head = set(linears), base.get_output_embeddings()
     targets = settings.targets(path for path, module in linears.items() if module is not head)
-    missing = [target for target in targets if target not in modules]
-    if missing:
-        raise UserError(
-            f"lora.target_modules: no layer {missing[0]!r} in the model",
-            where=name,
-            mend=f"its linear layers: {', '.join(sorted(modules))}",
-        )
     embedding = base.get_input_embeddings()
     tied = embedding.weight is base.get_output_embeddings().weight
+    check_adapters(settings, modules, _name_of(base, head), tied=tied, where=name)
     train_embeddings = not tied if settings.train_embeddings == "auto" else settings.train_embeddings
     if settings.train_embeddings == "auto":
         reason = "it is tied to the output head" if tied else "as in the paper"
@@ -140,7 +135,10 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         ensure_weight_tying=train_embeddings and tied,
     )
     dtype = embedding.weight.dtype
-    model = get_peft_model(base, config)
+    with warnings.catch_warnings():
+        # Of merging into tied weights: they are parted first.
+        warnings.filterwarnings("ignore", message=".*(tied|tying)", category=UserWarning)
+        model = get_peft_model(base, config)
     model.peft_config["default"].base_model_name_or_path = name  # get_peft_model puts the resolved folder here
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
 from logodata.models import config_name, empty_model, text_config
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe import LoraSettings, TrainRecipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +45,7 @@ class ModelShape:
         key_width: of all key heads together, k.
         num_heads: query heads, h.
         vocabulary: tokens, V.
+        head: name of the output head's layer.
         tied: whether embedding and head are one weight.
         gated: whether the MLP multiplies two branches.
         intermediate: width of the MLP, f.
@@ -60,6 +62,7 @@ class ModelShape:
     key_width: int
     num_heads: int
     vocabulary: int
+    head: str
     tied: bool
     gated: bool
     intermediate: int
@@ -139,6 +142,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
         key_width=key_width,
         num_heads=num_heads,
         vocabulary=embedding.weight.shape[0],
+        head=next(path.rpartition(".")[2] for path, module in model.named_modules() if module is head),
         tied=head.weight is embedding.weight,
         gated=any("gate" in linear.name for linear in linears),
         # Not every config names it, or means it: the widest of what leads back to the residual stream, but for heads.
@@ -213,11 +217,46 @@ class Trained:
     total: int
 
 
+def check_adapters(settings: LoraSettings, linears: Collection[str], head: str, *, tied: bool, where: str) -> None:
+    """Refuse adapters on layers that are not there, and on a tied output head whose embedding is trained as well.
+
+    Args:
+        settings: which layers get adapters.
+        linears: names of the model's linear layers, the output head among them.
+        head: its name.
+        tied: whether embedding and output head are one weight.
+        where: name of the model, for messages.
+
+    Raises:
+        UserError: see above.
+    """
+    targets = settings.targets(())
+    missing = [target for target in targets if target not in linears]
+    if missing:
+        raise UserError(
+            f"lora.target_modules: no layer {missing[0]!r} in the model",
+            where=where,
+            mend=f"its linear layers: {', '.join(sorted(linears))}",
+        )
+    if tied and head in targets and settings.train_embeddings is True:
+        raise UserError(
+            f"{head!r} is tied to the token embedding: it cannot get an adapter and be trained whole with it",
+            where=where,
+            mend=f"leave {head} out of lora.target_modules, or set lora.train_embeddings=false",
+        )
+
+
 def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
-    """What ``recipe`` trains of a model of this shape."""
+    """What ``recipe`` trains of a model of this shape.
+
+    Raises:
+        UserError: see :func:`check_adapters`.
+    """
     if recipe.tuning == "full":
         return Trained((), 0, True, shape.parameters)
-    names = recipe.lora.targets(linear.name for linear in shape.linears)
+    linears = {linear.name for linear in shape.linears}
+    check_adapters(recipe.lora, {*linears, shape.head}, shape.head, tied=shape.tied, where=recipe.model)
+    names = recipe.lora.targets(linears)
     targets = tuple(linear for linear in shape.linears if linear.name in names)
     adapters = shape.num_layers * recipe.lora.rank * sum(linear.inputs + linear.outputs for linear in targets)
     wanted = recipe.lora.train_embeddings

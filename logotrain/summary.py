@@ -42,16 +42,21 @@ def _figures(step: Mapping[str, Any]) -> list[str]:
 
 
 def _next(recipe: TrainRecipe, out: Path) -> list[str]:
-    final, results = out / "final", out.with_name(f"{out.resolve().name}-eval")
+    final, results = out / "final", _beside(out, "eval")
     if recipe.tuning == "full":
         measured = ["--model", str(final)]
         return [f"next: {_line('logoeval', 'niah', *measured, '-o', results)}"]
     measured = ["--model", recipe.model, "--adapter", str(final), "--with-base"]
-    merged = out.with_name(f"{out.resolve().name}-merged")
+    merged = _beside(out, "merged")
     return [
         f"next: {_line('logoeval', 'niah', *measured, '-o', results)}",
         f"or:   {_line('logotrain', 'merge', final, '--model', recipe.model, '-o', merged)}",
     ]
+
+
+def _beside(out: Path, ending: str) -> Path:
+    named = out if out.name not in ("", "..") else out.resolve()
+    return named.with_name(f"{named.name}-{ending}")
 
 
 def _line(*words: object) -> str:

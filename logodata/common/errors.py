@@ -114,11 +114,12 @@ def run_command(
         with sigterm_interrupts():
             try:
                 code = command() or 0
-            except UserError as error:
-                # It stands behind a line about a file where a library hid it from whoever wrote that line.
-                raise next(
-                    (part for part in _chain(error) if isinstance(part, KeyboardInterrupt | SystemExit)), error
-                ) from None
+            except Exception as error:
+                # An interrupt stands behind what a library, or Python itself in an import, made of it.
+                hidden = next((p for p in _chain(error) if isinstance(p, KeyboardInterrupt | SystemExit)), None)
+                if hidden is None:
+                    raise
+                raise hidden from None
             sys.stdout.flush()  # here a full disk can still be said
             return code
     except UserError as error:

@@ -51,7 +51,8 @@ def as_list(value: Any) -> Any:
     """What stands for a list: one value for a list of it, text with commas for one of several. ``16,384`` is not taken
     apart: it may be one number."""
     if isinstance(value, str):
-        return [value] if _GROUPED.fullmatch(value.strip()) else [part.strip() for part in value.split(",")]
+        parts = [value] if _GROUPED.fullmatch(value.strip()) else [part.strip() for part in value.split(",")]
+        return [part for part in parts if part] or [value]
     if isinstance(value, int | float | dict) and not isinstance(value, bool):
         return [value]
     return value

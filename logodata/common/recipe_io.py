@@ -317,6 +317,9 @@ def _explain(
     where = _where(keys, section, path, places, () if secret else overrides)
     if fault["type"] == "extra_forbidden":
         mend = _ours(keys[-1], cls, but=dotted) or _nearest(keys[-1], tuple(model.model_fields))
+        inside = [override for override in overrides if override.startswith(f"{keys[0]}.")]
+        if keys[0] in _SECTIONS and inside:
+            where, mend = inside[0], f"write {inside[0].partition('.')[2]}: names begin inside the section"
         return UserError(f"unknown key {dotted!r}", where=where, mend=mend)
     if fault["type"] == "string_unicode":
         return UserError(f"{dotted!r} is not UTF-8", where=where, mend="rename the file or folder")
@@ -325,7 +328,8 @@ def _explain(
     if fault["type"].startswith("union_tag"):
         known = ", ".join(variants)
         if keys[-1] != "name":
-            return UserError(f"{dotted!r} is not a mapping", where=where, mend=f"set {dotted}.name, one of {known}")
+            mend = _our_value(dotted, fault["input"], cls) or f"set {dotted}.name, one of {known}"
+            return UserError(f"{dotted!r} is not a mapping", where=where, mend=mend)
         name = fault["input"]["name"]
         mend = _our_value(dotted, name, cls) or f"known: {known}"
         return UserError(f"{dotted!r}: there is no {name!r}", where=where, mend=mend)
@@ -354,8 +358,11 @@ def _ours(key: str, cls: type[BaseModel], prefix: str = "", but: str = "") -> st
 
 def _our_value(dotted: str, value: Any, cls: type[RecipeModel]) -> str:
     """What a value of another program is here; empty if that is not known."""
-    found = next((table for field, table in cls.foreign_values.items() if dotted.endswith(field)), {})
+    fields = (dotted, f"{dotted}.name")  # of a section given as one word, too
+    found = next((table for field, table in cls.foreign_values.items() if any(f.endswith(field) for f in fields)), {})
     ours = found.get(str(value), found.get(str(value).lower()))
+    if ours and ours.startswith(":"):
+        return f"there is none here: {ours[1:].strip()}"
     return f"here it is {ours}" if ours else ""
 
 

@@ -124,5 +124,13 @@ def _check_header(header: Collection[str], columns: Mapping[str, str], shown: st
 
 def _holds_lists(column: str, columns: Mapping[str, str]) -> bool:
     names = {columns[field] for field in _LISTS if field in columns}
-    names |= {name for field in _LISTS for name in aliases(field)} | {*TURN_FIELDS, *PARTS, "options", "choices"}
+    names |= {name for field in _LISTS for name in aliases(field)} | {
+        *TURN_FIELDS,
+        *PARTS,
+        "options",
+        "choices",
+        "prompt",
+        "completion",
+        "chosen",
+    }
     return any(column_of({column: None}, name) for name in names)

@@ -260,8 +260,11 @@ def _folder(folder: Path, path: str) -> Container:
     # What lies beside a data set is no document; in a folder of texts it may be one.
     has_text = any(not (tables and is_beside_data(file)) for file in text_files(folder))
     if has_text and tables:
+        form = "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
         raise UserError(
-            "holds text files and tables", where=path, mend="set source.format=text or hub, or give one of the files"
+            "holds text files and tables",
+            where=path,
+            mend=f"set source.format=text or {form}, or give one of the files",
         )
     if not has_text and not tables:
         others = [file for file in visible_files(folder) if not is_beside_data(file)]

@@ -64,7 +64,11 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     for where, row in opened.rows():
         reader.add(row, where)
     if not reader.entries:
-        raise UserError("holds no document", where=settings.path, mend="write one JSON object a line")
+        raise UserError(
+            "holds no document",
+            where=settings.path,
+            mend="write a row below the header" if opened.container == "csv" else "write one JSON object a line",
+        )
     if settings.questions is not None:
         for where, row in open_questions(settings)():
             reader.add_questions(row, where)

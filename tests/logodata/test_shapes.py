@@ -331,6 +331,17 @@ def test_cells_that_pandas_writes(tmp_path: Path) -> None:
     ]
 
 
+def test_turns_that_pandas_writes(tmp_path: Path) -> None:
+    """TRL's columns, as they stand in a table."""
+    document = "Sand. " * 100
+    turns = [{"role": "system", "content": document}, {"role": "user", "content": "What?"}]
+    with open(tmp_path / "rows.csv", "w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerows([["prompt", "completion"], [str(turns), "Sand."]])
+    ((_, text, asked),) = as_rows(SourceSettings(path=str(tmp_path / "rows.csv")))
+    assert (text, asked) == (document.strip(), [("What?", ["Sand."])])
+
+
 def test_columns_with_spaces_are_mapped(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("Full Text,The Question,Gold answer\nT,Who?,Ann\n")
     columns = {"context": "Full Text", "question": "The Question", "answers": "Gold answer"}

@@ -66,6 +66,13 @@ def test_pages_and_pdf_files_are_no_texts(tmp_path: Path, name: str, data: bytes
         read_documents(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.py"])
+def test_other_files_are_no_texts(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"text": "One."}')
+    with pytest.raises(UserError, match="file is no plain text"):
+        read_documents(tmp_path / name)
+
+
 def test_missing_or_broken_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \.txt file"):
         read_documents(tmp_path)

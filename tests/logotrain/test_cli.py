@@ -18,14 +18,16 @@ import pytest
 import yaml
 
 from logodata.cli import main as logodata
+from logodata.common.errors import UserError
 from logodata.common.recipe_io import load_recipe
 from logoeval.cli import main as logoeval
 from logotrain import choices, safe_reading, trainer
 from logotrain.cli import _parser, _recipe, main
 from logotrain.parallel import World
 from logotrain.planner import CARDS
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe import LoraSettings, TrainRecipe
 from logotrain.run import _settled, run
+from logotrain.shape import check_adapters
 from logotrain.summary import duration, summary
 
 Recipes = Callable[..., TrainRecipe]
@@ -134,6 +136,7 @@ def test_ctrl_c_while_a_checkpoint_is_read_exits_130_and_blames_nothing(
     capsys: pytest.CaptureFixture[str],
     place: tuple[Any, str],
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
     out = tmp_path / "run"
     command = ["run", str(recipe_file), "-o", str(out)]
     assert main(command) == 0
@@ -335,3 +338,41 @@ def test_a_dry_run_plans_for_this_machine(device: str, gib: float, card: str, mo
     assert choices.this_machine() == (card, 2)
     assert choices.CARDS[card].memory_bytes is not None
     assert abs(choices.CARDS[card].memory_bytes / found.total_memory - 1) < 0.05
+
+
+def test_a_run_in_the_current_folder_ends_with_its_summary(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["run", str(recipe_file), "max_steps=1", "-o", "."]) == 0
+    assert f"-o {tmp_path / 'here-eval'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("objective.name=orpo", "there is none here: simpo and cpo"),
+        ("objective=orpo", "there is none here: simpo and cpo"),
+        ("train.optimizer.lr=1e-5", "write optimizer.lr=1e-5: names begin inside the section"),
+        ("lora.target_modules=q_proj,qprojj", "no layer 'qprojj' in the model"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_both_commands_answer_the_same(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, override: str, said: str
+) -> None:
+    where = ["-o", str(tmp_path / "run"), "--dry-run"] if command == "run" else []
+    assert main([command, str(recipe_file), *where, override]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_tied_head_is_not_adapted_and_trained() -> None:
+    settings = LoraSettings(target_modules=("q_proj", "lm_head"), train_embeddings=True)
+    with pytest.raises(UserError, match="'lm_head' is tied to the token embedding"):
+        check_adapters(settings, {"q_proj", "lm_head"}, "lm_head", tied=True, where="m")
+    check_adapters(settings, {"q_proj", "lm_head"}, "lm_head", tied=False, where="m")
+
+
+def test_commas_too_many_are_no_names() -> None:
+    assert LoraSettings.model_validate({"target_modules": "q_proj,,v_proj,"}).target_modules == ("q_proj", "v_proj")
