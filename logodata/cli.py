@@ -30,8 +30,8 @@ def _parser() -> argparse.ArgumentParser:
         "build",
         help="make a data set from documents and questions",
         description="Make LOGO preference data. SOURCE is a recipe (a .yaml, or a shipped one's name), or documents "
-        "with questions: a JSON or parquet file, a folder, a hub data set. An interrupted build goes on when the same "
-        "command is run again.",
+        "with questions: a JSON, CSV or parquet file, a folder, a hub data set. An interrupted build goes on when the "
+        "same command is run again.",
     )
     build.add_argument("source", metavar="SOURCE", nargs="?", help="recipe.yaml or documents.jsonl")
     build.add_argument(
@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         "with questions for logodata build; NAME.rejected.jsonl says why others were not kept. An interrupted command "
         "goes on when it is run again.",
     )
-    questions.add_argument("corpus", metavar="CORPUS", help="folder of text files, JSON or parquet file, hub data set")
+    questions.add_argument(
+        "corpus", metavar="CORPUS", help="folder of text files, JSON, CSV or parquet file, hub data set"
+    )
     questions.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="settings, e.g. questions_per_document=4 engine.kind=vllm"
     )

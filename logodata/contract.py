@@ -265,6 +265,12 @@ def sample_files(folder: Path) -> list[Path]:
     """
     files = sorted(visible_files(folder / "data", (".parquet",), below=False))
     if not files:
+        if folder.is_file():
+            raise UserError(
+                "a file, not a data set (pairs that are made already cannot be trained on)",
+                where=str(folder),
+                mend="give the folder that logodata build DOCUMENTS -o DIR writes",
+            )
         state = "holds no finished build" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
     return files

@@ -33,6 +33,9 @@ _REPLY = re.compile(
     r"(?=^[\s*#>]*q(?:uestion)?\s*:|\Z)",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
+_FORM = re.compile(r"\byour (?:question|answer)\s*:", re.IGNORECASE)
+"""What small models repeat of the form that they are shown."""
+
 # Such a question means nothing to who reads the whole document.
 _EXCERPT = re.compile(
     r"\b(?:this|the|above|given|following|provided) (?:text|passage|excerpt|paragraph|context|snippet)s?\b",
@@ -175,6 +178,8 @@ def parse_reply(reply: str) -> tuple[str, str] | None:
     """Question and answer of the form asked for; of several the first; None if there is none."""
     match = _REPLY.search(reply)
     if match is None or len(words(match["question"])) < 3 or not words(match["answer"]):
+        return None
+    if _FORM.search(match["question"]) or _FORM.search(match["answer"]):
         return None
     question, answer = (" ".join(match[name].split()).strip("*").strip() for name in ("question", "answer"))
     return question, answer

@@ -317,9 +317,9 @@ def _explain(
     where = _where(keys, section, path, places, () if secret else overrides)
     if fault["type"] == "extra_forbidden":
         mend = _ours(keys[-1], cls, but=dotted) or _nearest(keys[-1], tuple(model.model_fields))
-        inside = [override for override in overrides if override.startswith(f"{keys[0]}.")]
-        if keys[0] in _SECTIONS and inside:
-            where, mend = inside[0], f"write {inside[0].partition('.')[2]}: names begin inside the section"
+        typed = next((override for override in overrides if override.startswith(f"{keys[0]}.")), None)
+        if keys[0] in _SECTIONS and typed is not None:
+            where, mend = typed, f"write {typed.partition('.')[2]}: names begin inside the section"
         return UserError(f"unknown key {dotted!r}", where=where, mend=mend)
     if fault["type"] == "string_unicode":
         return UserError(f"{dotted!r} is not UTF-8", where=where, mend="rename the file or folder")
@@ -376,7 +376,7 @@ def _where(keys: tuple[str, ...], section: str, path: Path | None, places: Place
     """The override that set a key, else the place of the key or of the nearest one above it."""
     for override in reversed(overrides):
         parts = tuple(override.partition("=")[0].split("."))
-        if parts == keys[: len(parts)]:
+        if parts == keys[: len(parts)] or parts[: len(keys)] == keys:
             return _PASSWORD.sub("//***@", override)
     if path is None:
         return "command line"

@@ -80,13 +80,15 @@ def open_source(settings: SourceSettings) -> Opened:
         shape: Shape = "longalpaca" if settings.format == "longalpaca" else "conversations"
     else:
         shape = "plain" if first is None or settings.columns or container == "text" else shape_of(first[1])
-    if settings.columns and (shape != "plain" or container == "text"):
+    columns = settings.columns
+    if container == "text" and settings.questions is not None:
+        columns = {}  # they are the questions' own
+    if columns and (shape != "plain" or container == "text"):
         raise UserError(
             f"source.columns has no meaning for {shape if shape != 'plain' else container}",
             where=settings.path,
             mend="drop it",
         )
-    columns = settings.columns
     if first is not None and shape == "plain" and container != "text":
         columns = {**columns_of(first[1]), **columns}
     if settings.format == "auto" and not settings.path.startswith(EMBEDDED_PREFIX):

@@ -60,7 +60,8 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             mend="have them written by 'logodata questions', or give source.questions=FILE",
         )
     fields = Fields(opened.columns)
-    reader = _Reader(fields, settings, needs_questions and settings.questions is None)
+    asked = Fields(settings.columns) if opened.container == "text" else fields
+    reader = _Reader(fields, asked, settings, needs_questions and settings.questions is None)
     for where, row in opened.rows():
         reader.add(row, where)
     if not reader.entries:
@@ -80,6 +81,7 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
                 f"hold, such as {unknown[0]!r}; it holds {held}, ..."
             )
     fields.check_all_seen(settings.path)
+    asked.check_all_seen(settings.questions or settings.path)
     usable: dict[str, Entry] = {}
     left_out: set[str] = set()
     for doc_id, entry in reader.entries.items():
@@ -116,8 +118,9 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
 class _Reader:
     """Entries and faults as rows come in."""
 
-    def __init__(self, fields: Fields, settings: SourceSettings, needs_questions: bool) -> None:
-        self._fields, self._settings, self._needs_questions = fields, settings, needs_questions
+    def __init__(self, fields: Fields, asked: Fields, settings: SourceSettings, needs_questions: bool) -> None:
+        self._documents, self._fields = fields, asked
+        self._settings, self._needs_questions = settings, needs_questions
         self._question_places: dict[str, str] = {}
         self._num_unknown = self.num_pages = 0
         self.kinds = Counter[str]()
@@ -127,10 +130,10 @@ class _Reader:
 
     def add(self, row: dict[str, Any], where: str) -> None:
         """A row of the source: a document, or one question with its document."""
-        doc_id, text = identify(self._fields, row, where)
+        doc_id, text = identify(self._documents, row, where)
         digest, known = text_digest(text), self.entries.get(doc_id)
         if known is None:
-            title = self._fields.get(row, "title", where, str, default="")
+            title = self._documents.get(row, "title", where, str, default="")
             self.num_pages += is_page(text)
             self.entries[doc_id] = Entry(where, title, digest, len(text), not text.strip())
         elif known.digest != digest:

@@ -240,9 +240,14 @@ def _labelled(message: str) -> tuple[str, str] | None:
 
 
 def _at_last_paragraph(message: str) -> tuple[str, str]:
-    """A message in no known wording, split at its last blank line, as the code published with the paper does; without
-    one, at its last line, if that is a question after a long text."""
+    """A message in no known wording, split at its last blank line, as the code published with the paper does; at its
+    first one, if a question stands before it and none after; without one, at its last line, if that is a question after
+    a long text."""
     context, _, question = message.rstrip().rpartition("\n\n")
+    first, _, rest = message.strip().partition("\n\n")
+    is_question_first = first.rstrip().endswith(("?", "？")) and len(first) < _LEAST_CHARACTERS <= len(rest)
+    if is_question_first and not _QUESTION.search(question):
+        return rest.strip(), _ask(first)
     if not context.strip():
         context, _, question = message.rstrip().rpartition("\n")
         if len(context) < _LEAST_CHARACTERS or not _QUESTION.search(question):

@@ -11,7 +11,7 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.sources import SourceSettings, read_source
-from logodata.sources.shapes import split_message
+from logodata.sources.shapes import from_conversation, split_message
 
 LONG = "Ann lives in the mill. " + "Nobody wrote anything else down on that day. " * 12
 DOCUMENT = LONG.strip()
@@ -340,6 +340,28 @@ def test_turns_that_pandas_writes(tmp_path: Path) -> None:
         writer.writerows([["prompt", "completion"], [str(turns), "Sand."]])
     ((_, text, asked),) = as_rows(SourceSettings(path=str(tmp_path / "rows.csv")))
     assert (text, asked) == (document.strip(), [("What?", ["Sand."])])
+
+
+def test_columns_of_questions_on_text_files_are_mapped(tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "alice.txt").write_text("Sand.")
+    (tmp_path / "q.csv").write_text("\ufeffFile;The Question;Answer\nalice.txt;What?;Sand.\n", encoding="utf-8")
+    columns = {"doc_id": "File", "question": "The Question"}
+    settings = SourceSettings(path=str(tmp_path / "books"), questions=str(tmp_path / "q.csv"), columns=columns)
+    assert as_rows(settings) == [("alice", "Sand.", [("What?", ["Sand."])])]
+    with pytest.raises(UserError, match=r"q\.csv.*no .*'Fil'"):
+        as_rows(settings.model_copy(update={"columns": {"doc_id": "Fil", "question": "The Question"}}))
+    with pytest.raises(UserError, match=r"source\.columns has no meaning for text"):
+        as_rows(settings.model_copy(update={"questions": None}))
+
+
+def test_a_question_may_stand_before_the_document() -> None:
+    document = "One.\n\n" + "Sand. " * 100 + "\n\nAnd so it was."
+    asked = {"messages": [{"role": "user", "content": f"What is it?\n\n{document}"}]}
+    found = from_conversation(asked, "here")
+    assert (found["context"], found["questions"][0]["question"]) == (document, "What is it?")
+    later = {"messages": [{"role": "user", "content": f"Who is there?\n\n{document}\n\nWhat is it?"}]}
+    assert from_conversation(later, "here")["questions"][0]["question"] == "What is it?"
 
 
 def test_columns_with_spaces_are_mapped(tmp_path: Path) -> None:
