@@ -125,11 +125,6 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     """
     shape = model_shape(planned.config)
     trained = trained_weights(shape, recipe)
-    if recipe.tuning != "full" and not trained.targets:
-        names = ", ".join(sorted({linear.name for linear in shape.linears}))
-        raise UserError(
-            "lora.target_modules: none of them in the model", where=recipe.model, mend=f"its linear layers: {names}"
-        )
     collator = Collator.of(recipe, planned.data.target_length)
     layouts = [collator.layout(sample) for sample in planned.data.samples]
     largest = largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple)

@@ -198,7 +198,7 @@ def test_plot_is_a_png(recipe_file: Path, tmp_path: Path, mode: str) -> None:
         (["--card", "abacus"], "unknown card 'abacus'"),
         (["--prompt-tokens", "4000"], "do not fit under 2048 positions"),
         (["--data", "{data}", "--num-rejected", "2"], "which have lengths of their own"),
-        (["--prompt-tokens", "100", "lora.target_modules=[c_attn]"], "none of them in the model"),
+        (["--prompt-tokens", "100", "lora.target_modules=[c_attn]"], "no layer 'c_attn' in the model"),
         (["--prompt-tokens", "100", "positions.target_length=9999"], "beyond the model's window"),
         (["--gpus", "2", "tuning=full", "dtype=bfloat16", "parallel.strategy=replicate"], "replicate cannot tune all"),
         (["--prompt-tokens", "100", "epochs=0", "--plot", "x.png"], "epochs=0 draws no positions"),
