@@ -262,9 +262,9 @@ def _merge(wrapped: PeftModel, folder: Path) -> PreTrainedModel:
         if _wants_weights(error):
             raise
         reason = (str(error).splitlines() or [""])[0]
-        if not isinstance(error, NotImplementedError):
-            raise _does_not_fit(folder, reason) from error
-        raise _no_weights(folder, wrapped.active_peft_config, reason) from error
+        if isinstance(error, NotImplementedError):
+            raise _no_weights(folder, wrapped.active_peft_config, reason) from error
+        raise _does_not_fit(folder, reason) from error
     # Layers made of others (layer_replication) are layers like all now; the model itself ties what is in its list.
     tied = {*merged.all_tied_weights_keys, *merged.all_tied_weights_keys.values()}
     _copy(shared for shared in _shared(merged) if shared.path not in tied)

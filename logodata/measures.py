@@ -153,11 +153,7 @@ def repetition(text: str) -> float:
 def numbers(text: str) -> set[str]:
     """The values of a text's numbers, in digits: ``12``, ``1,200`` as 1200, ``forty-two`` as 42. "One" and "first" are
     none, they mostly mean something else."""
-    return {word.text for word in _numbers(text)}
-
-
-def _numbers(text: str) -> list[Word]:
-    return [word for word in read(text) if word.kind == "number" and word.exact]
+    return {word.text for word in read(text) if word.kind == "number" and word.exact}
 
 
 def number_share(response: str, answers: Sequence[str]) -> float | None:

@@ -16,26 +16,17 @@ import regex
 from logodata.common.words import units
 from logodata.common.words.values import INITIALS, MOST_DIGITS, ORDINAL, Word, as_time, as_version, negated, number
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 _SCALE_WORDS = ("hundred", "thousand", "million", "billion")
 _GROUPS = {"dozen": 12, "lakh": 10**5, "crore": 10**7, "trillion": 10**12}  # that text2num does not know
 _PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
 _DENOMINATORS = range(3, 101)
 _ARTICLES = ("a", "an")
-_NOT_THE_NUMBER_ONE = (
-    "another",
-    "any",
-    "each",
-    "every",
-    "no",
-    "only",
-    "other",
-    "same",
-    "some",
-    "that",
-    "the",
-    "this",
-    "which",
-)
+_NOT_THE_NUMBER_ONE = _words("another any each every no only other same some that the this which")
 _NOT_THE_SECOND = ("each", "every", "one", "per", "split")
 _NOT_A_HALF_AFTER = ("better", "each", "her", "his", "its", "latter", "other", "that", "the", "their", "this")
 _NOT_A_HALF = ("brother", "brothers", "past", "sister", "sisters", "time", "way")
@@ -50,50 +41,16 @@ _VERSIONS = ("version", "ver", "v", "release")
 _MONTHS = tuple(name.lower() for name in month_name if name)
 _MONTHS_BY_START = {name[:3]: name for name in _MONTHS if name != "may"} | {"sept": "september"}
 _ANY_MONTH = (*_MONTHS, *_MONTHS_BY_START)
-_SUBJECTS = (
-    "a",
-    "all",
-    "an",
-    "he",
-    "her",
-    "his",
-    "i",
-    "it",
-    "my",
-    "our",
-    "she",
-    "that",
-    "the",
-    "their",
-    "these",
-    "they",
-    "this",
-    "those",
-    "we",
-    "you",
-    "your",
-    *("also", "be", "god", "have", "not"),
-)
-_LABELS = (
-    *(
-        "amount",
-        "average",
-        "cost",
-        "costs",
-        "distance",
-        "gpa",
-        "height",
-        "magnitude",
-        "price",
-        "rate",
-        "ratio",
-        "score",
-    ),
-    *("sum", "temperature", "total", "value", "weight"),
-)
-_NUMBERED = tuple(
-    "war type part chapter book volume act scene phase stage class title article section schedule level grade".split()  # noqa: SIM905
-)
+_SUBJECTS = _words("""
+a all an he her his i it my our she that the their these they this those we you your also be god have not
+""")
+_LABELS = _words("""
+amount average cost costs distance gpa height magnitude price rate ratio score sum temperature total value
+weight
+""")
+_NUMBERED = _words("""
+war type part chapter book volume act scene phase stage class title article section schedule level grade
+""")
 _ROMAN = regex.compile(r"(?=[IVX])(X{0,3})(IX|IV|V?I{0,3})")
 _ROMAN_VALUES = {"": 0, "I": 1, "II": 2, "III": 3, "IV": 4, "V": 5, "VI": 6, "VII": 7, "VIII": 8, "IX": 9}
 
@@ -494,7 +451,7 @@ def _scale(word: Word) -> Fraction:
 
 
 def _denominator(word: Word) -> int:
-    """Of "third", "quarters", "half"; 0 for anything else."""
+    """What a word for a part divides by: 3 for "third", 4 for "quarters", 2 for "half"; 0 for any other word."""
     if word.kind == "word":
         return _PARTS.get(word.text, 0)
     value = word.value
@@ -512,7 +469,7 @@ def _is_plural(word: Word) -> bool:
 
 
 def _heat(word: Word) -> str:
-    """Of "celsius", "centigrade", "C"; empty for anything else."""
+    """The temperature scale that a word names: "celsius", "centigrade", "C"; empty if it names none."""
     name = {"c": "celsius", "f": "fahrenheit"}.get(word.text) or _unit(word)
     return name if name in units.HEAT else ""
 
