@@ -80,7 +80,7 @@ LIVE_DOCUMENTS := pellowick-chronicle|dunmorrow-notebook|gray-linnet-log|upper-n
 cache: $(VENV)/.installed
 	$(BIN)/logodata build recipes/embedded.yaml generation.cache=null -o $(DEMO)/cache/train
 	$(BIN)/logodata build recipes/embedded.yaml generation.cache=null source.path=embedded:eval -o $(DEMO)/cache/eval
-	cat $(DEMO)/cache/*/work/responses.jsonl | grep -v -E '"id": "($(LIVE_DOCUMENTS))-' > logodata/embedded/responses.jsonl
+	cat $(DEMO)/cache/*/work/responses.jsonl | grep -v -E '"id": "($(LIVE_DOCUMENTS))-' > logodata/sources/embedded/responses.jsonl
 
 evidence: $(VENV)/.installed
 	$(BIN)/python -m study $(SCALE) $(EVIDENCE_ARGS)

@@ -35,15 +35,16 @@ from typing import Any
 import numpy as np
 
 from evidence import pools_of
-from logodata.candidates import Candidate, Planner, Pool
-from logodata.chunking import ChunkingSettings
+from logodata.build.candidates import Candidate, Planner, Pool
 from logodata.common.errors import UserError, run_command
-from logodata.contexts import ContextSettings
+from logodata.contexts.chunking import ChunkingSettings
+from logodata.contexts.draw import ContextSettings
+from logodata.contexts.scores import EvaluatorSettings, open_evaluator
 from logodata.contract import Document
 from logodata.engines import GenerationRequest
-from logodata.evaluators import EvaluatorSettings, open_evaluator
-from logodata.models import load_tokenizer, model_window, resolve_model
-from logodata.recipe import BuildRecipe, GenerationSettings
+from logodata.models.facts import model_window
+from logodata.models.loading import load_tokenizer, resolve_model
+from logodata.recipe.settings import BuildRecipe, GenerationSettings
 from logodata.sources import SourceSettings, read_source
 from parts import parse_parts, parser_of_parts, run_parts
 from serving import WAYS, requests_to_json, stub_server

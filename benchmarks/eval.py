@@ -33,12 +33,13 @@ import numpy as np
 from logodata.common.errors import UserError, run_command
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.settings import EngineSettings
-from logodata.models import resolve_model
-from logoeval.longbench.tasks import E_SUFFIX, TASKS, Task
-from logoeval.niah.task import build_samples, shared_prefix_tokens
-from logoeval.perplexity import documents, token_nlls
-from logoeval.recipe import EvalRecipe, NiahSettings, PerplexitySettings
+from logodata.models.loading import resolve_model
+from logoeval.recipe.settings import EvalRecipe
 from logoeval.session import Session
+from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS, Task
+from logoeval.tasks.needles.settings import NiahSettings
+from logoeval.tasks.needles.task import build_samples, shared_prefix_tokens
+from logoeval.tasks.perplexity import PerplexitySettings, documents, token_nlls
 from parts import parse_parts, parser_of_parts, run_parts
 from serving import requests_to_json
 

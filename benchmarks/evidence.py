@@ -37,16 +37,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logodata.candidates import Planner, Pool
-from logodata.chunking import ChunkingSettings
+from logodata.build.candidates import Planner, Pool
 from logodata.common.errors import UserError, run_command
+from logodata.contexts.chunking import ChunkingSettings
+from logodata.contexts.scores import MEMBERS, Evaluator, EvaluatorSettings, fuse, open_evaluator
 from logodata.contract import Document, Question
-from logodata.evaluators import Evaluator, EvaluatorSettings, open_evaluator
-from logodata.evaluators.fused import MEMBERS, fuse
-from logodata.models import load_tokenizer, model_window
-from logodata.recipe import BuildRecipe
+from logodata.models.facts import model_window
+from logodata.models.loading import load_tokenizer
+from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings
-from logoeval.stats import Estimate, estimate_difference, estimate_mean
+from logoeval.intervals import Estimate, estimate_difference, estimate_mean
 
 CUTS = (1, 4, 16)
 QUERIES = ("question", "question_and_answer")

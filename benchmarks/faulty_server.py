@@ -45,7 +45,7 @@ from fault_proxy import IN_VAIN, Counts, FaultProxy, Plan, draw_faults, outside,
 from logodata.common.errors import UserError, run_command
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.openai_engine import OpenAIEngine
-from logodata.models import load_tokenizer, resolve_model
+from logodata.models.loading import load_tokenizer, resolve_model
 from logodata.prompts import encode_text, turn_end_ids
 from process_state import anonymous_mib
 from recovery import compare, finished_requests

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.errors import UserError, run_command
-from logodata.common.run_dir import write_json
+from logodata.common.files import write_json
 
 ROOT = Path(__file__).parents[1]
 

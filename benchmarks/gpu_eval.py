@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from gpu_part import Bench, gib
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.transformers_engine import TransformersEngine
-from logoeval.attention_trace import trace_answers
-from logoeval.perplexity import token_nlls
+from logoeval.tasks.needles.attention_trace import trace_answers
+from logoeval.tasks.perplexity import token_nlls
 from shape import BOS, EOS, model_config, random_llama
 
 

@@ -14,18 +14,18 @@ import torch
 from torch.optim import AdamW
 
 from gpu_part import SMALL, Bench, gib
-from logotrain.collate import Collator, Row
-from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.logprobs import LogprobModel, split_logprobs
-from logotrain.memory import MemoryEstimate, estimate_memory
-from logotrain.model import add_adapters
-from logotrain.objective import sample_loss
+from logotrain.attention.shared_prefix import choose_backend, use_shared_prefix
+from logotrain.loss.logprobs import LogprobModel, split_logprobs
+from logotrain.loss.objective import sample_loss
+from logotrain.model.adapters import add_adapters
+from logotrain.model.recompute import Recompute, checkpoint_layers
 from logotrain.parallel import World, lone_group, shard
-from logotrain.planner import CARDS, choose_recompute, recompute_choices, row_flops
-from logotrain.recipe import TrainRecipe
-from logotrain.recompute import Recompute, checkpoint_layers
-from logotrain.shape import model_shape
-from logotrain.shared_prefix import choose_backend, use_shared_prefix
+from logotrain.plan.choices import CARDS, choose_recompute, recompute_choices, row_flops
+from logotrain.plan.memory import MemoryEstimate, estimate_memory
+from logotrain.plan.shape import model_shape
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.collate import Collator, Row
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from shape import Shape, make_sample, model_config, random_llama
 
 WINDOW = 2**20
@@ -111,7 +111,7 @@ class Trial:
         not fit."""
         row = self.row(prompt, rejected)
         if not self.bench.on_gpu:  # the step runs, and its peak is counted on fake tensors
-            from logotrain.simulate import simulate_step
+            from benchmarks.simulate import simulate_step
 
             self.step(row)
             if self.sharded:

@@ -17,9 +17,9 @@ import torch
 from safetensors import safe_open
 
 from gpu_part import Bench
-from logodata.common.run_dir import write_json
+from logodata.common.files import write_json
 from logodata.contract import ContextChunk, PreferenceSample, write_samples
-from logodata.models import model_fingerprint, tokenizer_fingerprint
+from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from patterns import word_tokenizer
 from shape import Shape, make_sample, model_config, random_llama
 

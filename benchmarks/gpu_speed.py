@@ -15,10 +15,10 @@ from torch import Tensor
 
 from gpu_part import Bench, gib
 from logodata.common.errors import UserError
-from logotrain.attention import flash_attention, flex_row_attention, sdpa_attention
-from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.objective import sample_loss
-from logotrain.shared_prefix import Backend, choose_backend
+from logotrain.attention.kernels import flash_attention, flex_row_attention, sdpa_attention
+from logotrain.attention.shared_prefix import Backend, choose_backend
+from logotrain.loss.objective import sample_loss
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from measure import Stepper
 from patterns import shared_prefix
 from shape import Work, make_model, make_sample, twin

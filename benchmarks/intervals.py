@@ -4,7 +4,7 @@
 
 Two runs answer the same questions, two to seven a document, right with probability 0.3 each, and each document helps
 one of them a little: the true mean difference is zero. Of 95 % intervals one in twenty leaves it out. Beside the
-intervals of :mod:`logoeval.stats` (expanded percentiles) stand those cut at 2.5 and 97.5 %.
+intervals of :mod:`logoeval.intervals` (expanded percentiles) stand those cut at 2.5 and 97.5 %.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from logoeval import stats
-from logoeval.stats import Array, estimate_difference
+from logoeval import intervals as stats
+from logoeval.intervals import Array, estimate_difference
 
 _NUM_CLUSTERS = (3, 6, 8, 13, 25, 50)
 _NUM_GROUPS = (4, 13)

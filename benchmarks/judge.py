@@ -26,9 +26,10 @@ from typing import Any
 
 from evidence import environment
 from logodata.common.errors import run_command
-from logodata.common.recipe_io import load_recipe
-from logodata.judge import JudgedText, JudgeSettings, Measurer, preferred_fault, rejected_fault
-from logodata.verdicts import wilson_interval
+from logodata.common.recipes.reading import load_recipe
+from logodata.judge.agreement import wilson_interval
+from logodata.judge.rules import JudgedText, Measurer, preferred_fault, rejected_fault
+from logodata.judge.settings import JudgeSettings
 
 LABELS = Path(__file__).with_name("labels") / "embedded.jsonl"
 

@@ -19,11 +19,11 @@ import torch
 import transformers
 from transformers import LlamaConfig
 
-from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.memory import estimate_memory
-from logotrain.recipe import TrainRecipe
-from logotrain.shape import model_shape
-from logotrain.simulate import simulate_step
+from benchmarks.simulate import simulate_step
+from logotrain.plan.memory import estimate_memory
+from logotrain.plan.shape import model_shape
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from shape import CUDA_SHAPE, LORA_TARGETS, model_config
 
 PROMPT, RESPONSE = CUDA_SHAPE.prompt, CUDA_SHAPE.response

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from logodata.contract import PreferenceSample
-from logotrain.collate import Collator
-from logotrain.logprobs import LogprobModel, split_logprobs
-from logotrain.recipe import CpoSettings, DpoSettings, TrainRecipe
-from logotrain.recompute import Recompute, checkpoint_layers, compile_layers
-from logotrain.shared_prefix import choose_backend, use_shared_prefix
+from logotrain.attention.shared_prefix import choose_backend, use_shared_prefix
+from logotrain.loss.logprobs import LogprobModel, split_logprobs
+from logotrain.model.recompute import Recompute, checkpoint_layers, compile_layers
+from logotrain.recipe.settings import CpoSettings, DpoSettings, TrainRecipe
+from logotrain.rows.collate import Collator
 from shape import BOS, EOS, UNKNOWN
 
 Attention = Literal["auto", "flash", "flex", "sdpa"]

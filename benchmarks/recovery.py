@@ -44,8 +44,8 @@ import httpx
 
 from evidence import environment
 from logodata.common.errors import UserError, run_command
-from logodata.common.run_dir import differences, read_json
-from logodata.models import resolve_model
+from logodata.common.files import differences, read_json
+from logodata.models.loading import resolve_model
 from serving import vllm_server
 
 RECIPE = {

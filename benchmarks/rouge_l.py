@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from logoeval.longbench.rouge import rouge_l
+from logoeval.tasks.longbench.rouge import rouge_l
 
 Pair = tuple[str, str]
 

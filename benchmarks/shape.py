@@ -11,9 +11,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from logodata.contract import ContextChunk, PreferenceSample, Response
-from logotrain.model import add_adapters
-from logotrain.recipe import LoraSettings
-from logotrain.recompute import Recompute
+from logotrain.model.adapters import add_adapters
+from logotrain.model.recompute import Recompute
+from logotrain.recipe.settings import LoraSettings
 
 UNKNOWN, BOS, EOS = 0, 1, 2
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -43,11 +43,11 @@ from torch import Tensor
 
 from logodata.common.errors import UserError, run_command
 from logodata.contract import PreferenceSample
-from logotrain.objective import sample_loss
-from logotrain.planner import recompute_choices
-from logotrain.recipe import CpoSettings, DpoSettings, LogoSettings
-from logotrain.recompute import Recompute
-from logotrain.shared_prefix import choose_backend
+from logotrain.attention.shared_prefix import choose_backend
+from logotrain.loss.objective import sample_loss
+from logotrain.model.recompute import Recompute
+from logotrain.plan.choices import recompute_choices
+from logotrain.recipe.settings import CpoSettings, DpoSettings, LogoSettings
 from measure import Found, Meter, Stepper, Variant, examine, time_rounds
 from patterns import (
     Attention,

@@ -10,7 +10,7 @@ from typing import get_args
 from logodata import __version__, commands
 from logodata.common.arguments import parse_arguments
 from logodata.common.errors import run_command
-from logodata.models import DType
+from logodata.models.loading import DType
 
 _EXPORT_FORMATS = ("text", "trl", "trl-exploded", "llama-factory", "openrlhf")
 

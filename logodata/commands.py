@@ -7,25 +7,25 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logodata.common import strict_json
 from logodata.common.errors import UserError
+from logodata.common.json_files import strict_dumps
 
 if TYPE_CHECKING:
-    from logodata.distributed import RayOptions
-    from logodata.recipe import BuildRecipe
+    from logodata.build.ray_driver import RayOptions
+    from logodata.recipe.settings import BuildRecipe
 
 
 def build_command(options: argparse.Namespace) -> None:
     """Make a data set, or print the recipe or its schema."""
     from logodata.common.console import console
-    from logodata.recipe import BuildRecipe
+    from logodata.recipe.settings import BuildRecipe
 
     if options.schema:
-        from logodata.common.recipe_io import recipe_schema
+        from logodata.common.recipes.reading import recipe_schema
 
         print(recipe_schema(BuildRecipe))
         return
-    from logodata.parts import Part
+    from logodata.build.shards import Part
 
     part = Part.parse(options.shard) if options.shard else None
     cluster = _ray_options(options)
@@ -35,13 +35,13 @@ def build_command(options: argparse.Namespace) -> None:
 
         section = {"build": recipe.model_dump(mode="json")}
         if options.json:
-            print(strict_json.dumps(section, indent=2, ascii_only=True))
+            print(strict_dumps(section, indent=2, ascii_only=True))
         else:
             console.print(yaml.safe_dump(section, sort_keys=False), markup=False, end="")
         return
     if options.output is None:
         raise UserError("no folder for the data set", mend="give -o DIR")
-    from logodata.build import build
+    from logodata.build.build import build
 
     _say_built(build(recipe, options.output, part, cluster), options)
 
@@ -50,7 +50,7 @@ def _ray_options(options: argparse.Namespace) -> RayOptions | None:
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: no engine", mend="give 1 or more, or leave it out")
     if options.executor == "ray":
-        from logodata.distributed import RayOptions
+        from logodata.build.ray_driver import RayOptions
 
         return RayOptions(options.ray_address, options.workers)
     if options.ray_address is not None or options.workers is not None:
@@ -60,18 +60,18 @@ def _ray_options(options: argparse.Namespace) -> RayOptions | None:
 
 def merge_command(options: argparse.Namespace) -> None:
     """Join the parts of a build."""
-    from logodata.merge import merge
+    from logodata.build.merge import merge
 
     _say_built(merge(options.parts, options.output), options)
 
 
 def _say_built(stats: dict[str, Any], options: argparse.Namespace) -> None:
     from logodata.common.console import console
-    from logodata.report import describe
+    from logodata.dataset.card import describe
 
     output: Path = options.output
     if options.json:
-        print(strict_json.dumps({"output": str(output), **stats}, indent=2, ascii_only=True))
+        print(strict_dumps({"output": str(output), **stats}, indent=2, ascii_only=True))
         return
     files = ", ".join(
         name
@@ -82,9 +82,9 @@ def _say_built(stats: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def _load_recipe(options: argparse.Namespace) -> BuildRecipe:
-    from logodata.common.recipe_files import find_recipe, shipped_recipes
-    from logodata.common.recipe_io import load_recipe
-    from logodata.recipe import BuildRecipe
+    from logodata.common.recipes.files import find_recipe, shipped_recipes
+    from logodata.common.recipes.reading import load_recipe
+    from logodata.recipe.settings import BuildRecipe
 
     if options.source is None:
         raise UserError("no source given", mend="give a recipe.yaml or a file documents.jsonl")
@@ -126,7 +126,7 @@ def _names_recipe(source: str) -> bool:
     Raises:
         UserError: nothing has that name, and it is nearly a shipped recipe's.
     """
-    from logodata.common.recipe_files import find_recipe, nearest_recipes, no_recipe
+    from logodata.common.recipes.files import find_recipe, nearest_recipes, no_recipe
 
     if source.endswith((".yaml", ".yml")):
         return True
@@ -141,8 +141,8 @@ def _names_recipe(source: str) -> bool:
 
 def print_questions_schema() -> None:
     """What settings ``logodata questions`` has."""
-    from logodata.common.recipe_io import recipe_schema
-    from logodata.drafts import QuestionsRecipe
+    from logodata.common.recipes.reading import recipe_schema
+    from logodata.questions.settings import QuestionsRecipe
 
     print(recipe_schema(QuestionsRecipe))
 
@@ -150,9 +150,9 @@ def print_questions_schema() -> None:
 def questions_command(options: argparse.Namespace) -> None:
     """Have questions written."""
     from logodata.common.console import console
-    from logodata.common.recipe_io import load_recipe
-    from logodata.drafts import QuestionsRecipe
-    from logodata.questions import describe_questions, write_questions
+    from logodata.common.recipes.reading import load_recipe
+    from logodata.questions.settings import QuestionsRecipe
+    from logodata.questions.writing import describe_questions, write_questions
 
     given = [f"source.path={json.dumps(options.corpus)}", f"model={json.dumps(options.model)}"]
     recipe = load_recipe(QuestionsRecipe, "build", None, [*given, *options.overrides])
@@ -171,12 +171,12 @@ def inspect_command(options: argparse.Namespace) -> None:
     """Show samples in the terminal, or write a page."""
     if options.html:
         from logodata.common.console import console
-        from logodata.sample_page import write_page
+        from logodata.dataset.inspect_page import write_page
 
         shown = write_page(options.data, options.html, options.id, options.n)
         console.print(f"wrote {shown} to {options.html}", markup=False, soft_wrap=True)
         return
-    from logodata.sample_text import print_samples
+    from logodata.dataset.inspect_text import print_samples
 
     print_samples(options.data, options.id, 1 if options.n is None else options.n)
 
@@ -189,33 +189,33 @@ def stats_command(options: argparse.Namespace) -> None:
     for option in ("--model", "-n", "--dtype", "--device"):
         if getattr(options, option.lstrip("-")) is not None:
             raise UserError(f"{option} says how to score responses", mend="add --log-probs, or leave it out")
-    from logodata.stats_table import print_stats
+    from logodata.dataset.stats import print_stats
 
     print_stats(options.data, as_json=options.json)
 
 
 def _log_probs(options: argparse.Namespace) -> None:
     from logodata.contract import read_manifest, sample_files
-    from logodata.models import check_model
+    from logodata.models.loading import check_model
 
     if len(options.data) > 1:
         raise UserError("--log-probs scores one data set", mend="run it for each folder")
     # Before torch is imported, which takes seconds.
     sample_files(options.data[0])
     check_model(options.model or str(read_manifest(options.data[0])["model"]))
-    from logodata import likelihood
+    from logodata.dataset import log_probs as likelihood
 
     scoring = {"num_samples": options.n or 50, "dtype": options.dtype, "device": options.device or "auto"}
     report = likelihood.measure(options.data[0], model=options.model, **scoring)
     if options.json:
-        print(strict_json.dumps(report, indent=2, ascii_only=True))
+        print(strict_dumps(report, indent=2, ascii_only=True))
     else:
         likelihood.show(report)
 
 
 def push_command(options: argparse.Namespace) -> None:
     """Upload a data set."""
-    from logodata.push import push
+    from logodata.dataset.push import push
 
     print(push(options.data, options.repository, private=options.private, revision=options.revision))
 
@@ -223,7 +223,7 @@ def push_command(options: argparse.Namespace) -> None:
 def export_command(options: argparse.Namespace) -> None:
     """Write another trainer's format."""
     from logodata.common.console import console, note
-    from logodata.export import export
+    from logodata.dataset.export import export
 
     written = export(options.data, options.format, options.output, model=options.model)
     for text in written.notes:

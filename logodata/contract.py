@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from logodata.common.errors import UserError
-from logodata.common.json_lines import Told
+from logodata.common.files import read_json
+from logodata.common.json_files import Told
 from logodata.common.parquet import parquet_rows
-from logodata.common.run_dir import read_json
 from logodata.common.user_files import visible_files
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Response(_Record):
     """A response as it is trained on: ``token_ids`` hold the end-of-turn token if and only if ``ended``.
 
     ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...). ``word_share`` to
-    ``similarity`` compare its text with the reference answers (:mod:`logodata.measures`; None: not measured), and
+    ``similarity`` compare its text with the reference answers (:mod:`logodata.judge.measures`; None: not measured), and
     ``verdict`` is what the judge's rules make of them: ``right``, ``half_right`` or ``wrong``. ``origin`` tells
     responses of a cache from those generated in this build.
     """
@@ -204,7 +204,7 @@ def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from logodata.common.run_dir import replacing
+    from logodata.common.files import replacing
 
     rows, count, schema = iter(samples), 0, arrow_schema()
     with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from logodata.common.errors import UserError
-from logodata.common.limits import bounded
+from logodata.common.parquet import bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ GUIDED_TEMPLATES = (
 )
 
 # Paper section 4 (corpus): questions on raw documents come from a model, of four kinds. The wordings are ours. The two
-# lines asked for are what logodata.questions reads; {question} holds the name that a biography is about.
+# lines asked for are what logodata.questions.writing reads; {question} holds the name that a biography is about.
 _TWO_LINES = "Name people and things in full. Use this form:\nQuestion: (your question)\nAnswer: (your answer)"
 _READ = "Read the text below.\n\n{context}\nWrite one question "
 WRITING_TEMPLATES = {
@@ -50,9 +50,9 @@ WRITING_TEMPLATES = {
 }
 CLOSED_BOOK_TEMPLATE = "Answer the question in one short sentence.\n\nQuestion: {question}"
 
-# Whether a response says what the reference says (logodata.verdicts reads the last line). The first wording decides;
-# the second turns the order of reference, response and verdicts round, to see whether that order makes the verdict.
-# Neither holds the context: the reference is the measure, and the prompt stays short.
+# Whether a response says what the reference says (logodata.judge.agreement reads the last line). The first wording
+# decides; # the second turns the order of reference, response and verdicts round, to see whether that order makes the
+# verdict. # Neither holds the context: the reference is the measure, and the prompt stays short.
 _VERDICT_FORM = "Reply with one line and nothing else: "
 JUDGE_TEMPLATES = (
     "Judge whether a response answers a question as the reference answer does. Other words for the same are correct; "
@@ -207,7 +207,7 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, model_eos_ids: Sequence[int
 
     Args:
         tokenizer: with its chat template.
-        model_eos_ids: see :func:`logodata.models.model_eos_ids`.
+        model_eos_ids: see :func:`logodata.models.facts.model_eos_ids`.
     """
     mark = f"{_MARK}answer{_MARK}"
     rendered = render_chat(tokenizer, "q", mark)

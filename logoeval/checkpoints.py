@@ -12,18 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logodata.adapter_fit import check_adapter_fits
-from logodata.adapters import ADAPTER_FILES, attach_adapter
 from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.common.run_dir import locked
-from logodata.models import load_config, load_model
-from logoeval.recipe import EvalRecipe
-from logoeval.records import Curve, CurvePoint, CurveValue, Results, TaskResult, continue_results, groups, write_results
-from logoeval.retrieval import HEADS_FILE
+from logodata.common.files import locked
+from logodata.models.adapter_fit import check_adapter_fits
+from logodata.models.adapters import ADAPTER_FILES, attach_adapter
+from logodata.models.loading import load_config, load_model
+from logoeval.intervals import estimate_difference, groups
+from logoeval.recipe.settings import EvalRecipe
+from logoeval.records import Curve, CurvePoint, CurveValue, Results, TaskResult, continue_results, write_results
 from logoeval.run import evaluate
 from logoeval.session import Session, rope_and_window
-from logoeval.stats import estimate_difference
+from logoeval.tasks.needles.heads import HEADS_FILE
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -176,7 +176,7 @@ class _CheckpointSession(Session):
     @cached_property
     def model(self) -> PreTrainedModel:
         """In transformers, the adapter on it."""
-        return self._weights.model(self.recipe.adapter)
+        return self._weights.model(self.settings.adapter)
 
 
 def _curve(found: dict[int, TaskResult], checkpoints: Path) -> Curve:

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 from logodata.common.errors import UserError
 
 if TYPE_CHECKING:
-    from logoeval.compare import Comparison, Row
-    from logoeval.recipe import EvalRecipe
+    from logoeval.compare.compare import Comparison, Row
+    from logoeval.recipe.settings import EvalRecipe
     from logoeval.records import Metric, Results, SummaryRow, TaskName
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
     """Measure tasks of a recipe, or print the recipe or its schema."""
-    from logoeval.recipe import EvalRecipe
+    from logoeval.recipe.settings import EvalRecipe
     from logoeval.records import TASK_NAMES
 
     if arguments.schema:
-        from logodata.common.recipe_io import recipe_schema
+        from logodata.common.recipes.reading import recipe_schema
 
         print(recipe_schema(EvalRecipe))
         return
@@ -50,7 +50,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         _show_curve(evaluate_checkpoints(recipe, arguments.checkpoints, arguments.out), arguments.out)
         return
     if arguments.with_base:
-        from logoeval.base_and_adapter import evaluate_with_base
+        from logoeval.with_base import evaluate_with_base
 
         _show_change(*evaluate_with_base(recipe, tasks, arguments.out), tasks)
         return
@@ -60,9 +60,9 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
 
 
 def _load_recipe(arguments: argparse.Namespace) -> EvalRecipe:
-    from logodata.common.recipe_io import load_recipe, shipped_recipes
-    from logodata.models import EMBEDDED
-    from logoeval.recipe import EvalRecipe
+    from logodata.common.recipes.reading import load_recipe, shipped_recipes
+    from logodata.models.loading import EMBEDDED
+    from logoeval.recipe.settings import EvalRecipe
     from logoeval.records import TASK_NAMES
 
     overrides: list[str] = list(arguments.overrides)
@@ -118,7 +118,7 @@ def _show_change(base: Path, adapter: Path, tasks: Sequence[TaskName]) -> None:
     import shlex
 
     from logodata.common.console import console
-    from logoeval.compare import compare
+    from logoeval.compare.compare import compare
 
     comparison = compare([base, adapter])
     _print_changes(comparison, [row for row in comparison.rows if row.task in tasks and not row.slice])
@@ -162,7 +162,7 @@ def _print_table(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]])
     from rich.text import Text
 
     from logodata.common.console import console
-    from logoeval.records import is_cell, slice_label
+    from logoeval.intervals import is_cell, slice_label
 
     table = Table("measure", "mean", "95 % interval", "samples", box=None, pad_edge=False)
     for metrics, summary in parts:
@@ -180,9 +180,9 @@ def _print_table(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]])
 def score_command(arguments: argparse.Namespace) -> None:
     """Score prediction files that are there."""
     from logodata.common.console import console
-    from logodata.common.run_dir import check_apart, make_folder_of, write_json
-    from logoeval.longbench.score import record, score_predictions
-    from logoeval.records import summarise
+    from logodata.common.files import check_apart, make_folder_of, write_json
+    from logoeval.intervals import summarise
+    from logoeval.tasks.longbench.score_files import record, score_predictions
 
     if arguments.out is not None:
         check_apart(arguments.out, ("the predictions", arguments.predictions))
@@ -198,10 +198,10 @@ def score_command(arguments: argparse.Namespace) -> None:
 
 def errors_command(arguments: argparse.Namespace) -> None:
     """Count how the answers of finished runs go wrong."""
-    from logodata.common.run_dir import check_apart
-    from logodata.judge import RIGHT_AT
-    from logoeval.errors_text import show_errors
-    from logoeval.labels import parse_folders
+    from logodata.common.files import check_apart
+    from logodata.judge.settings import RIGHT_AT
+    from logoeval.compare.labels import parse_folders
+    from logoeval.report.wrong_answers_terminal import show_errors
 
     below = RIGHT_AT if arguments.wrong_below is None else arguments.wrong_below
     runs = parse_folders(arguments.runs)
@@ -217,12 +217,12 @@ def compare_command(arguments: argparse.Namespace) -> None:
     if arguments.out.suffix != ".html":
         raise UserError("the report is an .html file", where=str(arguments.out), mend="give -o report.html")
     from logodata.common.console import console
-    from logodata.common.run_dir import check_apart
-    from logoeval.compare import compare
-    from logoeval.labels import parse_folders
-    from logoeval.measures import headline_rows
-    from logoeval.report import write_report
-    from logoeval.report_frame import unfinished
+    from logodata.common.files import check_apart
+    from logoeval.compare.compare import compare
+    from logoeval.compare.labels import parse_folders
+    from logoeval.report.frame import unfinished
+    from logoeval.report.measures import headline_rows
+    from logoeval.report.page import write_report
 
     runs, curves = parse_folders(arguments.runs), parse_folders(arguments.curve)
     read = [*runs.values(), *curves.values(), arguments.data, arguments.run]
@@ -241,8 +241,8 @@ def _print_changes(comparison: Comparison, rows: Sequence[Row]) -> None:
     from rich.text import Text
 
     from logodata.common.console import console
-    from logoeval.measures import terminal_table
-    from logoeval.scope import all_limits
+    from logoeval.compare.limits import all_limits
+    from logoeval.report.measures import terminal_table
 
     shown = terminal_table(comparison, rows)
     table = Table(*shown.head, box=None, pad_edge=False)

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from logodata.adapters import check_adapter
-from logodata.common.recipe_files import check_paths
-from logodata.common.run_dir import check_apart
+from logodata.common.files import check_apart
+from logodata.common.recipes.files import check_paths
 from logodata.contract import sample_files
-from logodata.models import check_model, model_folder
-from logoeval.niah.haystacks import BUILT_IN
-from logoeval.recipe import EvalRecipe
-from logoeval.texts import PYDOC, text_files
+from logodata.models.adapters import check_adapter
+from logodata.models.loading import check_model, model_folder
+from logoeval.recipe.settings import EvalRecipe
+from logoeval.tasks.needles.haystacks import BUILT_IN
+from logoeval.tasks.texts import PYDOC, text_files
 
 
 def check_inputs(recipe: EvalRecipe, out: Path, checkpoints: Path | None = None) -> None:

@@ -7,9 +7,7 @@ Scores are kept by sample, not only as means, so that two runs can be compared p
 from __future__ import annotations
 
 import hashlib
-import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,16 +16,22 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from logodata.common.errors import UserError
-from logodata.common.run_dir import read_json, write_json
-from logodata.common.sealed import read_if_whole
+from logodata.common.files import read_if_whole, read_json, write_json
+from logodata.common.resampling import Array
 from logodata.contract import sample_files
-from logoeval.stats import Array, Estimate, estimate_mean
 
 SCHEMA_VERSION = 1
+
+
 RESULTS_FILE = "results.json"
+
+
 PREDICTIONS_DIR = "predictions"
 
+
 TaskName = Literal["longbench", "niah", "qa", "pairs", "ppl", "short"]
+
+
 TASK_NAMES: tuple[TaskName, ...] = ("longbench", "niah", "qa", "pairs", "ppl", "short")
 """In the order they run: what generates comes first."""
 
@@ -195,79 +199,6 @@ class Results(_Record):
     schema_version: int = SCHEMA_VERSION
     tasks: dict[TaskName, TaskResult] = {}
     curve: Curve | None = None
-
-
-def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[SampleRow]]]:
-    """All samples that carry the metric, then its slices: bands of lengths (``words``) from short to long, others in
-    order of first appearance. A slice that is all of them is left out."""
-    scored = [sample for sample in samples if metric.key in sample.scores]
-    if not scored:
-        return
-    yield {}, scored
-    for names in (metric.slice_by, *metric.also_by):
-        parts: dict[tuple[Any, ...], list[SampleRow]] = {}
-        for sample in scored:
-            parts.setdefault(tuple(sample.facts[fact] for fact in names), []).append(sample)
-        if "words" in names:
-            parts = dict(sorted(parts.items(), key=lambda part: _band(part[0])))
-        if len(parts) > 1:
-            yield from ((dict(zip(names, key, strict=True)), members) for key, members in parts.items())
-
-
-def _band(key: tuple[Any, ...]) -> float:
-    """Where a band begins; what names no number comes last."""
-    begin = re.match(r"\d+", str(key[0]))
-    return float(begin[0]) if begin else math.inf
-
-
-def slice_label(where: dict[str, Any]) -> str:
-    """A slice in words, such as ``essay, 4,096 tokens, depth 22 %``."""
-    words = {"length": "{:,} tokens", "depth": "depth {} %"}
-    return ", ".join(words.get(fact, "{}").format(value) for fact, value in where.items())
-
-
-def is_cell(where: dict[str, Any]) -> bool:
-    """Whether a slice is one cell of a map of lengths and depths: there are hundreds, so tables leave them to the map
-    and to ``results.json``."""
-    return {"length", "depth"} <= where.keys()
-
-
-def estimate(metric: Metric, samples: Sequence[SampleRow]) -> Estimate:
-    """The metric over samples that all carry it."""
-    return estimate_mean(
-        [sample.scores[metric.key] for sample in samples],
-        [sample.cluster for sample in samples],
-        groups=groups(metric, samples),
-        transform=metric.transform,
-    )
-
-
-def groups(metric: Metric, samples: Sequence[SampleRow]) -> list[tuple[str, ...]] | None:
-    """The group of each sample, where the metric is a mean of means."""
-    if not metric.mean_of:
-        return None
-    return [tuple(str(sample.facts[fact]) for fact in metric.mean_of) for sample in samples]
-
-
-def summarise(metrics: Sequence[Metric], samples: Sequence[SampleRow]) -> list[SummaryRow]:
-    """A row for every metric and slice."""
-    rows = []
-    for metric in metrics:
-        for where, members in slices(metric, samples):
-            found = estimate(metric, members)
-            low, high = found.interval or (None, None)
-            rows.append(
-                SummaryRow(
-                    metric=metric.key,
-                    slice=where,
-                    value=found.value,
-                    low=low,
-                    high=high,
-                    num_samples=found.num_samples,
-                    num_clusters=found.num_clusters,
-                )
-            )
-    return rows
 
 
 def read_results(folder: Path, *, missing_ok: bool = False) -> Results:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from logodata import __version__
-from logodata.adapters import trained_on
 from logodata.common.console import note
-from logodata.common.run_dir import bind_settings, locked
+from logodata.common.files import bind_settings, locked
 from logodata.common.user_files import visible_files
-from logodata.models import model_fingerprint, read_template, resolve_model, tokenizer_fingerprint
-from logoeval import niah, pairs, perplexity, qa
-from logoeval.longbench import run as longbench
-from logoeval.recipe import EvalRecipe
+from logodata.models.adapters import trained_on
+from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
+from logodata.models.loading import read_template, resolve_model
+from logoeval.intervals import summarise
+from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import (
     PREDICTIONS_DIR,
     Outcome,
@@ -29,12 +29,14 @@ from logoeval.records import (
     TaskName,
     TaskResult,
     continue_results,
-    summarise,
     write_results,
 )
 from logoeval.session import Session, adapter_fingerprint
-from logoeval.short import task as short
-from logoeval.texts import text_fingerprint
+from logoeval.tasks import needles as niah
+from logoeval.tasks import pairs, perplexity, qa
+from logoeval.tasks.longbench import task as longbench
+from logoeval.tasks.short import task as short
+from logoeval.tasks.texts import text_fingerprint
 
 
 def evaluate(
@@ -165,7 +167,7 @@ def _settings(recipe: EvalRecipe, job: _Job) -> dict[str, Any]:
 def _provenance(session: Session, measured: dict[str, Any], engine: str | None, seconds: float) -> Provenance:
     return Provenance(
         **measured,
-        adapter=str(session.recipe.adapter) if session.recipe.adapter else None,
+        adapter=str(session.settings.adapter) if session.settings.adapter else None,
         logo_align=__version__,
         python=platform.python_version(),
         torch=version("torch"),

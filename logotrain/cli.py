@@ -12,10 +12,10 @@ from logodata import __version__
 from logodata.common.arguments import parse_arguments
 from logodata.common.console import result
 from logodata.common.errors import UserError, run_command
-from logodata.common.field_types import token_count
+from logodata.common.recipes.types import token_count
 
 if TYPE_CHECKING:
-    from logotrain.recipe import TrainRecipe
+    from logotrain.recipe.settings import TrainRecipe
 
 _EXAMPLES = """\
 examples:
@@ -122,18 +122,18 @@ def _merge(arguments: argparse.Namespace) -> None:
     from logotrain.inputs import check_merge
 
     check_merge(arguments.model, arguments.adapter, arguments.output)  # torch takes seconds to import
-    from logodata.models import quiet_transformers
+    from logodata.common.console import quiet_transformers
 
     quiet_transformers()  # before PEFT is imported
-    from logotrain.merge import merge
+    from logotrain.checkpoints.merge import merge
 
     result(merge(arguments.model, arguments.adapter, arguments.output, arguments.dtype))
 
 
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.schema:
-        from logodata.common.recipe_io import recipe_schema
-        from logotrain.recipe import TrainRecipe
+        from logodata.common.recipes.reading import recipe_schema
+        from logotrain.recipe.settings import TrainRecipe
 
         print(recipe_schema(TrainRecipe))
         return
@@ -151,10 +151,10 @@ def _run(arguments: argparse.Namespace) -> None:
 def _recipe(arguments: argparse.Namespace) -> tuple[TrainRecipe, Path | None]:
     """The recipe that files, options and overrides make together, and the file."""
     from logodata.common.console import note
-    from logodata.common.recipe_io import load_recipe, shipped_recipes
-    from logodata.models import EMBEDDED
-    from logotrain.choices import without_recipe
-    from logotrain.recipe import TrainRecipe
+    from logodata.common.recipes.reading import load_recipe, shipped_recipes
+    from logodata.models.loading import EMBEDDED
+    from logotrain.recipe.defaults import without_recipe
+    from logotrain.recipe.settings import TrainRecipe
 
     files = [text for text in arguments.overrides if "=" not in text]
     overrides = [text for text in arguments.overrides if "=" in text]
@@ -177,10 +177,10 @@ def _recipe(arguments: argparse.Namespace) -> tuple[TrainRecipe, Path | None]:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from logodata.common.console import console
-    from logodata.common.run_dir import write_json
-    from logotrain.choices import with_dtype
+    from logodata.common.files import write_json
     from logotrain.inputs import check_inputs
-    from logotrain.planner import CARDS, check_strategy
+    from logotrain.plan.choices import CARDS, check_strategy
+    from logotrain.recipe.defaults import with_dtype
 
     if arguments.card not in CARDS:
         raise UserError(f"unknown card {arguments.card!r}", where="--card", mend=f"one of {', '.join(CARDS)}")
@@ -189,9 +189,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     check_strategy(recipe, arguments.gpus)
     check_inputs(recipe, arguments.json, arguments.plot)
 
-    from logotrain.assumed import planned_data
-    from logotrain.coverage import plot_coverage
-    from logotrain.plan import make_plan, render
+    from logotrain.plan.assumed import planned_data
+    from logotrain.plan.coverage import plot_coverage
+    from logotrain.plan.table import make_plan, render
 
     planned = planned_data(
         recipe,
@@ -229,15 +229,16 @@ def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> No
     import yaml
 
     from logodata.common.console import note, show
-    from logotrain.choices import this_machine, with_dtype
     from logotrain.inputs import check_inputs
+    from logotrain.plan.choices import this_machine
+    from logotrain.recipe.defaults import with_dtype
 
     check_inputs(recipe, output)
     card, num_processes = this_machine()
     recipe = with_dtype(recipe, gpu=card != "cpu")
 
-    from logotrain.assumed import planned_data
-    from logotrain.plan import make_plan, render
+    from logotrain.plan.assumed import planned_data
+    from logotrain.plan.table import make_plan, render
 
     print(yaml.safe_dump({"train": recipe.model_dump(mode="json")}, sort_keys=False), end="")
     planned = planned_data(recipe, path)

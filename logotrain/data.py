@@ -13,11 +13,12 @@ from transformers import PreTrainedConfig
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_manifest, read_samples
-from logodata.models import config_window, load_tokenizer, model_fingerprint, tokenizer_fingerprint
-from logodata.vocabulary import check_ids, vocabulary_size
-from logotrain.collate import row_responses
-from logotrain.objective import uses_rejected
-from logotrain.recipe import TrainRecipe
+from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
+from logodata.models.loading import load_tokenizer
+from logodata.models.text_config import config_window
+from logodata.models.vocabulary import check_ids, vocabulary_size
+from logotrain.recipe.settings import TrainRecipe, uses_rejected
+from logotrain.rows.collate import row_responses
 from logotrain.trainable import trainable_config
 
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from logodata.common.console import progress
 from logodata.common.errors import UserError
-from logodata.common.run_dir import read_json, write_json
-from logotrain.logprobs import LogprobModel
+from logodata.common.files import read_json, write_json
+from logotrain.loss.logprobs import LogprobModel
 from logotrain.parallel import World, without_backward
-from logotrain.recipe import CollapseSettings
+from logotrain.recipe.settings import CollapseSettings
 
 NGRAM = 4
 """Tokens of the n-grams whose repetition is counted."""
@@ -33,7 +33,7 @@ def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], ma
     Under sharding every process must call it together; all get the same value.
 
     Args:
-        model: may be inside :func:`logotrain.shared_prefix.use_shared_prefix`; it is left as it was.
+        model: may be inside :func:`logotrain.attention.shared_prefix.use_shared_prefix`; it is left as it was.
         prompts: token ids.
         max_new_tokens: of each continuation.
     """

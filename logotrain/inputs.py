@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from logodata.adapters import check_adapter
 from logodata.common.errors import UserError
-from logodata.common.run_dir import check_apart
+from logodata.common.files import check_apart
 from logodata.contract import read_manifest, sample_files
-from logodata.models import check_model, model_folder
-from logotrain.recipe import TrainRecipe
+from logodata.models.adapters import check_adapter
+from logodata.models.loading import check_model, model_folder
+from logotrain.recipe.settings import TrainRecipe
 
 
 def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:

@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from logodata.common import strict_json
 from logodata.common.errors import UserError
+from logodata.common.files import append_lines
 from logodata.common.finite import not_finite
-from logodata.common.json_lines import parse_json
-from logodata.common.run_dir import append_lines
+from logodata.common.json_files import parse_json, strict_dumps
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class MetricsLog:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line and wait until it is on disk."""
-        append_lines(self._path, strict_json.dumps(record) + "\n")
+        append_lines(self._path, strict_dumps(record) + "\n")
 
 
 def _read(line: bytes, path: Path) -> dict[str, Any]:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from logotrain.logprobs import LogprobModel
-    from logotrain.recipe import TrainRecipe
+    from logotrain.recipe.settings import TrainRecipe
 
 T = TypeVar("T")
 
@@ -172,7 +171,7 @@ def lone_group(world: World) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def shard(model: LogprobModel, recipe: TrainRecipe, world: World) -> None:
+def shard(model: nn.Module, recipe: TrainRecipe, world: World) -> None:
     """Split the weights of ``model`` over the processes with FSDP2, a group of weights a decoder layer.
 
     Embedding, last norm and head stay in the outermost group. Under full tuning in bfloat16 layers compute in bfloat16
@@ -183,7 +182,7 @@ def shard(model: LogprobModel, recipe: TrainRecipe, world: World) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    from logotrain.recompute import decoder_layers
+    from logotrain.model.recompute import decoder_layers
 
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if recipe.mixed_precision else MixedPrecisionPolicy()
     settings: dict[str, Any] = {

@@ -14,19 +14,20 @@ import torch
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.models import load_config, text_config
-from logotrain.balance import attention_share
-from logotrain.collate import Collator
-from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.logprobs import LogprobModel
-from logotrain.memory import Strategy
-from logotrain.model import load_trainable
+from logodata.models.loading import load_config
+from logodata.models.text_config import head_dim, text_config
+from logotrain.attention.shared_prefix import Backend, choose_backend
+from logotrain.loss.logprobs import LogprobModel
+from logotrain.model.model import load_trainable
+from logotrain.model.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
 from logotrain.parallel import World, shard
-from logotrain.planner import check_strategy, choose_recompute, choose_strategy
-from logotrain.recipe import TrainRecipe
-from logotrain.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
-from logotrain.shape import head_dim, layer_weights, model_shape
-from logotrain.shared_prefix import Backend, choose_backend
+from logotrain.plan.choices import check_strategy, choose_recompute, choose_strategy
+from logotrain.plan.memory import Strategy
+from logotrain.plan.shape import layer_weights, model_shape
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.collate import Collator
+from logotrain.rows.layout import SharedPrefixLayout
+from logotrain.rows.packing import attention_share, largest_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +85,6 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     else:
         world.same_start(parameter for parameter in model.parameters() if parameter.requires_grad)
     return Prepared(model, sharded, backend, share)
-
-
-def largest_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None, pad_to_multiple: int) -> RowLayout:
-    """The longest sample as often as a row may hold it, filled up."""
-    longest = max(layouts, key=lambda layout: layout.total_length)
-    length = max(longest.total_length, row_tokens or 0)
-    count = length // longest.total_length
-    length += -length % pad_to_multiple
-    return RowLayout((longest,) * count, length - count * longest.total_length)
 
 
 def _decide(

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import note, show
 from logodata.common.errors import UserError
-from logodata.common.run_dir import bind_settings, locked
-from logodata.common.sealed import SEAL, damage, put_aside
-from logotrain.choices import dtype_of_run
+from logodata.common.files import SEAL, bind_settings, damage, locked, put_aside
 from logotrain.inputs import check_run
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe.defaults import dtype_of_run
+from logotrain.recipe.settings import TrainRecipe
 
 if TYPE_CHECKING:
     from logotrain.data import TrainingData
     from logotrain.parallel import World
 
+
 RECIPE_FILE = "recipe.resolved.json"
 """The recipe with all defaults that a run is bound to."""
+
 
 _FREE = ("row_tokens", "attention", "recompute", "compile", "parallel", "checkpoint", "collapse")
 """Fields that a run may be continued with changed: they do not change its result, but for rounding."""
@@ -69,7 +71,6 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
 
 def _say_what_came_of_it(recipe: TrainRecipe, out: Path) -> None:
     from logotrain.metrics import MetricsLog
-    from logotrain.summary import summary
 
     for line in summary(MetricsLog(out / "metrics.jsonl").steps(), recipe, out):
         note(line)
@@ -130,7 +131,71 @@ def _is_whole(final: Path) -> bool:
 
 def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:
     """A run must not continue on other data or another model that took the same path."""
-    from logodata.models import model_fingerprint
+    from logodata.models.facts import model_fingerprint
 
     inputs = {"model": model_fingerprint(recipe.model), "data": data.fingerprint(), "num_samples": len(data.samples)}
     _bind(out, "inputs.json", inputs)
+
+
+_FIGURES = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen_logp": "{:.3f}"}
+"""What is told of the first and the last step, in this order; a step holds those that its objective computes."""
+
+
+def summary(steps: Sequence[Mapping[str, Any]], recipe: TrainRecipe, out: Path) -> list[str]:
+    """Lines for a person.
+
+    Args:
+        steps: the lines of ``metrics.jsonl``, in order; the first is of the untrained model.
+        recipe: of the run.
+        out: its folder, with ``final/``.
+    """
+    return [_trained(steps), *_next(recipe, out)]
+
+
+def _trained(steps: Sequence[Mapping[str, Any]]) -> str:
+    if not steps:
+        return "no step was trained (epochs=0)"
+    first, last = steps[0], steps[-1]
+    took = duration(sum(step["seconds"] for step in steps))
+    if len(steps) == 1:
+        return f"trained 1 step in {took}; before it: {', '.join(_figures(first))}"
+    changes = (
+        f"{before} -> {after.partition(' ')[2]}" for before, after in zip(_figures(first), _figures(last), strict=True)
+    )
+    return f"trained {len(steps)} steps in {took}; first to last step: {', '.join(changes)}"
+
+
+def _figures(step: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {form.format(step[name])}" for name, form in _FIGURES.items() if name in step]
+
+
+def _next(recipe: TrainRecipe, out: Path) -> list[str]:
+    final, results = out / "final", _beside(out, "eval")
+    if recipe.tuning == "full":
+        measured = ["--model", str(final)]
+        return [f"next: {_line('logoeval', 'niah', *measured, '-o', results)}"]
+    measured = ["--model", recipe.model, "--adapter", str(final), "--with-base"]
+    merged = _beside(out, "merged")
+    return [
+        f"next: {_line('logoeval', 'niah', *measured, '-o', results)}",
+        f"or:   {_line('logotrain', 'merge', final, '--model', recipe.model, '-o', merged)}",
+    ]
+
+
+def _beside(out: Path, ending: str) -> Path:
+    named = out if out.name not in ("", "..") else out.resolve()
+    return named.with_name(f"{named.name}-{ending}")
+
+
+def _line(*words: object) -> str:
+    return shlex.join(map(str, words))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``48 s``, ``5 min 12 s``, ``2 h 7 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

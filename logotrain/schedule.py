@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe.settings import TrainRecipe
 
 
 class Schedule:

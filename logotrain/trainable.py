@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import logging
 import random
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,32 +17,35 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from logodata.common.errors import UserError
-from logodata.models import config_name, empty_model, load_config, text_config
-from logotrain.attention import forget_rows
-from logotrain.collate import Row
-from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.logprobs import LogprobModel
+from logodata.models.loading import empty_model, load_config
+from logodata.models.text_config import config_name, text_config
+from logotrain.attention.kernels import forget_rows
+from logotrain.attention.shared_prefix import check_config, counted_attention, use_shared_prefix
+from logotrain.loss.logprobs import LogprobModel
+from logotrain.model.recompute import decoder_layers
+from logotrain.model.rope import scaled_config
 from logotrain.parallel import World, without_backward
-from logotrain.recipe import TrainRecipe
-from logotrain.recompute import decoder_layers
-from logotrain.rope import scaled_config
-from logotrain.shared_prefix import check_config, counted_attention, use_shared_prefix
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.collate import Row
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
-_NOISE = re.compile("drop|jitter|noise")
 _SEEDS = 64
 """Passes that look for rare noise: a layer that is left out one time in ten is, in one of them."""
 
+
 _PRODUCTS = ("mm", "addmm", "bmm", "linear", "matmul")
+
+
 _MOVES = frozenset(
     {"_to_copy", "_unsafe_view", "alias", "clone", "detach", "device", "expand", "index", "permute", "select", "slice"}
     | {"squeeze", "t", "transpose", "unsqueeze", "view"}
 )
 """Operators that compute nothing: what they give was there before, perhaps in another type."""
+
 
 _MEND = "use a model of plain attention, such as Llama or Qwen"
 
@@ -53,7 +55,7 @@ def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTr
 
     Args:
         recipe: names the model.
-        shapes_only: see :func:`logodata.models.load_config`.
+        shapes_only: see :func:`logodata.models.loading.load_config`.
 
     Raises:
         UserError: there is no such model, or it cannot be trained, whatever the other settings.
@@ -70,8 +72,8 @@ def check_trainable(config: PreTrainedConfig) -> None:
     experts), nothing is known until the weights are there (:func:`check_weights`).
 
     Raises:
-        UserError: see :func:`logotrain.shared_prefix.check_config`; or transformers has no such text model, its layers
-            do not call the attention that they are given, or cannot be called this way.
+        UserError: see :func:`logotrain.attention.shared_prefix.check_config`; or transformers has no such text model,
+            its layers do not call the attention that they are given, or cannot be called this way.
     """
     check_config(config)
     name = config_name(config)
@@ -149,20 +151,6 @@ class _AroundHead(TorchDispatchMode):
         return result
 
 
-def noise_settings(model: PreTrainedModel) -> dict[str, float]:
-    """Every dropout, jitter and noise that is asked for, by name: of the config, at any depth, and of modules whose
-    value no field of the config has. For the reader; what training does not depend on this list."""
-    fields = {name: value for name, value in _numbers(model.config.to_dict()) if value and _NOISE.search(name)}
-    found: dict[str, float] = {}
-    for path, module in model.named_modules():
-        values = {"p": module.p} if isinstance(module, _DropoutNd) else vars(module)
-        for name, value in values.items():
-            noisy = isinstance(module, _DropoutNd) or _NOISE.search(name)
-            if noisy and isinstance(value, float) and value and value not in fields.values():
-                found[f"{path.rpartition('.')[2]}.{name}"] = value
-    return fields | found
-
-
 def check_weights(model: LogprobModel, world: World, name: str) -> None:
     """Refuse a loaded model whose layers fail on a row, or answer it otherwise under another random seed.
 
@@ -170,7 +158,7 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
     must meet the values of the forward pass. Evaluation mode turns noise off; this finds what does not heed it.
 
     Args:
-        model: as it trains, inside :func:`logotrain.shared_prefix.use_shared_prefix`.
+        model: as it trains, inside :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
         world: its processes; all call this together.
         name: of the model, for messages.
     """
@@ -234,15 +222,6 @@ def _row(vocabulary: int) -> Row:
     targets = torch.cat([ids[16:21], ids[21:25]])
     row = RowLayout((layout,))
     return Row(("probe",), ids[None], torch.tensor([positions]), torch.tensor(index), targets, ((0, 5, 4),), row)
-
-
-def _numbers(values: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The floating-point fields of a config as nested dicts, by their path."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, float):
-            yield f"{prefix}{key}", value
 
 
 def _seed(seed: int) -> None:

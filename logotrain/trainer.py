@@ -19,22 +19,29 @@ from torch.optim import AdamW
 from logodata.common.console import note, progress
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
-from logodata.likelihood import FAR_BEHIND
-from logotrain import checkpoint
-from logotrain.balance import share_rows
-from logotrain.collate import Collator
+from logodata.dataset.log_probs import FAR_BEHIND
+from logotrain.attention.shared_prefix import use_shared_prefix
+from logotrain.checkpoints import checkpoint
 from logotrain.data import TrainingData
 from logotrain.guards import RepetitionGuard, check_chosen, no_gradient_lost
 from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
-from logotrain.logprobs import LogprobModel, SampleLogprobs, split_logprobs
+from logotrain.loss.logprobs import LogprobModel, SampleLogprobs, split_logprobs
+from logotrain.loss.objective import sample_loss
+from logotrain.loss.reference import ReferenceLogprobs, cut_half_line
 from logotrain.metrics import MetricsLog, SampleMetrics, step_metrics
-from logotrain.objective import sample_loss, scores_prompt
 from logotrain.parallel import World
 from logotrain.prepare import Prepared, prepare
-from logotrain.recipe import LogoSettings, ObjectiveSettings, OptimizerSettings, SimpoSettings, TrainRecipe
-from logotrain.reference import ReferenceLogprobs, cut_half_line
+from logotrain.recipe.settings import (
+    LogoSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    SimpoSettings,
+    TrainRecipe,
+    scores_prompt,
+)
+from logotrain.rows.collate import Collator
+from logotrain.rows.packing import share_rows
 from logotrain.schedule import Schedule
-from logotrain.shared_prefix import use_shared_prefix
 from logotrain.trainable import check_weights
 
 Draw = tuple[int, PreferenceSample]

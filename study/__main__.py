@@ -15,11 +15,11 @@ from typing import Any
 from logodata.common.arguments import parse_arguments
 from logodata.common.console import note
 from logodata.common.errors import run_command
-from logodata.common.recipe_io import load_recipe
-from logodata.common.run_dir import bind_settings, locked, write_atomic
-from logodata.recipe import BuildRecipe
-from logoeval.recipe import EvalRecipe
-from logotrain.recipe import TrainRecipe
+from logodata.common.files import bind_settings, locked, write_atomic
+from logodata.common.recipes.reading import load_recipe
+from logodata.recipe.settings import BuildRecipe
+from logoeval.recipe.settings import EvalRecipe
+from logotrain.recipe.settings import TrainRecipe
 from study.jobs import Job, Study
 from study.outcome import chosen_rates
 from study.report import all_jobs, write_report

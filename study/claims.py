@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from logoeval.compare import MIN_CLUSTERS
-from logoeval.stats import Estimate
+from logoeval.compare.compare import MIN_CLUSTERS
+from logoeval.intervals import Estimate
 from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, PERPLEXITY, RECALL, Measure, Outcomes, outcome_measure
 from study.rows import BASE, LOGO, LOGO_LONG, SFT, SFT_LONG_SAME_RATE, row
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logoeval.errors import OUTCOMES
-from logoeval.stats import Estimate
+from logoeval.compare.wrong_answers import OUTCOMES
+from logoeval.intervals import Estimate
 from study.outcome import (
     F1,
     MARGIN,

@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from logodata.common.run_dir import read_json, write_json
-from logodata.common.shards import Shard
-from logoeval.compare import read_runs
-from logoeval.errors import OUTCOMES, Outcome, classify
+from logodata.common.append_log import Shard
+from logodata.common.files import read_json, write_json
+from logoeval.compare.compare import read_runs
+from logoeval.compare.wrong_answers import OUTCOMES, Outcome, classify
+from logoeval.intervals import Array, Estimate, estimate_difference, estimate_mean
 from logoeval.records import PREDICTIONS_DIR, Curve, Results, SampleRow, TaskName, read_results
-from logoeval.stats import Array, Estimate, estimate_difference, estimate_mean
 from study.jobs import Study
 from study.rows import ROWS, Row
 

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from logodata.common.run_dir import write_atomic, write_json
-from logoeval.compare import MIN_CLUSTERS
+from logodata.common.files import write_atomic, write_json
+from logoeval.compare.compare import MIN_CLUSTERS
 from logoeval.records import read_results
 from study import figures, tables
 from study.claims import CLAIMS, NOT_TESTABLE, REPLICATED, TOGETHER, judge

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from logodata.common.append_log import Shard
 from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.common.shards import Shard
 from study.jobs import Job
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from logoeval.stats import Estimate
-from logoeval.tables import Table
+from logoeval.intervals import Estimate
+from logoeval.report.tables import Table
 from study.claims import Claim, judge
 from study.outcome import MEASURES, Measure, Outcomes, spread
 from study.rows import LOGO, LOGO_LONG, ROWS, SFT, SFT_LONG_SAME_RATE, SFT_SAME_RATE, Row, row

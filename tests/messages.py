@@ -18,7 +18,7 @@ WORDS = re.compile(r"[A-Za-z]{3}")
 """A text with none of these is all gaps."""
 
 _SERVERS = ROOT / "logodata" / "engines"
-"""Whose ``Fault`` is one that a server has; :mod:`logodata.candidates` calls a reason of a question so."""
+"""Whose ``Fault`` is one that a server has; :mod:`logodata.build.candidates` calls a reason of a question so."""
 
 
 @dataclass(frozen=True, slots=True)

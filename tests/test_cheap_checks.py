@@ -13,7 +13,7 @@ import pytest
 
 from logodata.cli import main as logodata
 from logodata.common.errors import UserError
-from logodata.common.run_dir import check_apart
+from logodata.common.files import check_apart
 from logoeval.cli import main as logoeval
 from logotrain.cli import main as logotrain
 

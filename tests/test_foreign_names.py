@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
-from logodata.common.foreign import answer, parse_answer
-from logodata.common.recipe_fields import leaves, places_of
-from logodata.common.recipe_io import RecipeModel, Section, load_recipe
-from logodata.drafts import QuestionsRecipe
-from logodata.recipe import BuildRecipe
-from logoeval.recipe import EvalRecipe
-from logotrain.recipe import TrainRecipe
+from logodata.common.recipes.fields import leaves, places_of
+from logodata.common.recipes.foreign import answer, parse_answer
+from logodata.common.recipes.reading import RecipeModel, Section, load_recipe
+from logodata.questions.settings import QuestionsRecipe
+from logodata.recipe.settings import BuildRecipe
+from logoeval.recipe.settings import EvalRecipe
+from logotrain.recipe.settings import TrainRecipe
 
 RECIPES: Mapping[type[RecipeModel], Section] = {
     BuildRecipe: "build",

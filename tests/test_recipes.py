@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from logodata.common.recipe_io import load_recipe, shipped_recipes
+from logodata.common.recipes.reading import load_recipe, shipped_recipes
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, turn_end_ids
-from logodata.recipe import BuildRecipe
-from logoeval.recipe import EvalRecipe
+from logodata.recipe.settings import BuildRecipe
+from logoeval.recipe.settings import EvalRecipe
 from logotrain.cli import main
-from logotrain.recipe import LogoSettings, SftSettings, TrainRecipe
+from logotrain.recipe.settings import LogoSettings, SftSettings, TrainRecipe
 from tests.conftest import make_tokenizer
 
 FOLDER = shipped_recipes()

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from logodata.common.errors import UserError
-from logodata.common.recipe_io import load_recipe
-from logodata.recipe import BuildRecipe
+from logodata.common.recipes.reading import load_recipe
+from logodata.recipe.settings import BuildRecipe
+from logodata.sources.fields import SourceSettings
 from logodata.sources.reading import read_source
-from logodata.sources.settings import SourceSettings
-from logoeval.recipe import EvalRecipe
-from logotrain.recipe import TrainRecipe
+from logoeval.recipe.settings import EvalRecipe
+from logotrain.recipe.settings import TrainRecipe
 from study.__main__ import prepare
 from study.jobs import Job, Study
 from study.report import all_jobs

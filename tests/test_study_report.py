@@ -9,22 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from logodata.common.append_log import Shard
 from logodata.common.errors import UserError
-from logodata.common.run_dir import write_json
-from logodata.common.shards import Shard
-from logoeval.qa import METRICS as QA_METRICS
-from logoeval.records import (
-    Curve,
-    CurvePoint,
-    CurveValue,
-    Metric,
-    Provenance,
-    Results,
-    SampleRow,
-    TaskResult,
-    summarise,
-)
+from logodata.common.files import write_json
+from logoeval.intervals import summarise
+from logoeval.records import Curve, CurvePoint, CurveValue, Metric, Provenance, Results, SampleRow, TaskResult
 from logoeval.records import write_results as write_results_there
+from logoeval.tasks.qa import METRICS as QA_METRICS
 from study.claims import CLAIMS, REPLICATED, TOGETHER, Claim, judge
 from study.jobs import BUILDS, Study
 from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, RECALL, Outcomes, chosen_rates, outcome_measure, perplexity

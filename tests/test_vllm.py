@@ -20,18 +20,19 @@ import httpx
 import pytest
 import torch
 
-from logodata.candidates import Candidate, Planner
-from logodata.common.recipe_io import load_recipe, shipped_recipes
-from logodata.common.shards import Shard
+from logodata.build.candidates import Candidate, Planner
+from logodata.common.append_log import Shard
+from logodata.common.recipes.reading import load_recipe, shipped_recipes
+from logodata.contexts.scores import open_evaluator
 from logodata.contract import read_samples
 from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine
 from logodata.engines.vllm_engine import VllmEngine
-from logodata.evaluators import open_evaluator
-from logodata.models import load_config, load_model, load_tokenizer, resolve_model, write_base_config
+from logodata.models.adapters import write_base_config
+from logodata.models.loading import load_config, load_model, load_tokenizer, resolve_model
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text, turn_end_ids
-from logodata.recipe import BuildRecipe
+from logodata.recipe.settings import BuildRecipe
 from logodata.sources import read_source
 
 if TYPE_CHECKING:

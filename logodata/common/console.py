@@ -26,6 +26,7 @@ from logodata.common.printable import printable
 _LEAST_COLUMNS = 20
 """In fewer no table can be read: a terminal that says so does not know its width."""
 
+
 _COLUMNS = re.compile(r"[1-9][0-9]{1,3}")
 
 
@@ -55,9 +56,14 @@ class _Console(Console):
 
 
 console = _Console()
+
+
 stderr = _Console(stderr=True)
 
+
 _PLAIN_INTERVAL_S = 10.0
+
+
 _LOG_FIRST_S, _LOG_INTERVAL_S = 10.0, 60.0
 """In a log: after so many seconds first, so that short work leaves no line, and then every so many."""
 
@@ -176,3 +182,15 @@ def show(renderable: RenderableType) -> None:
 
 def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+def quiet_transformers() -> None:
+    """Keep progress bars and advice of transformers and what it imports out of our output; errors still come."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # PEFT imports bitsandbytes where it is installed, which then asks for a package that nobody needs here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

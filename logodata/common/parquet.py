@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
+import threading
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from logodata.common import json_lines
+from logodata.common import json_files as json_lines
 from logodata.common.errors import UserError
-from logodata.common.json_lines import too_long
-from logodata.common.limits import limited_memory
+from logodata.common.json_files import too_long
 
 _BATCH_BYTES = 4 * 2**30
 """Memory that a batch of rows may take while it is read. A file's own word for its sizes is not asked: pyarrow 26 ends
@@ -31,7 +34,7 @@ def parquet_rows(
 
     Raises:
         UserError: not a parquet file, or a damaged one; a row has more than
-            :data:`logodata.common.json_lines.MAX_JSON_BYTES`.
+            :data:`logodata.common.json_files.MAX_JSON_BYTES`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -59,3 +62,57 @@ def parquet_rows(
 def _next(batches: Iterator[Any]) -> Any:
     with limited_memory(_BATCH_BYTES):
         return next(batches, None)
+
+
+_ONE_AT_A_TIME = threading.RLock()
+"""The limit is the process's: two threads that set and restore it by turns would leave one behind."""
+
+
+@contextmanager
+def bounded(seconds: float, num_bytes: int) -> Iterator[None]:
+    """A block that may not go on for ever, nor take all memory.
+
+    Holds on the main thread, which alone gets signals, and for memory where Linux tells what the process has.
+
+    Args:
+        seconds: after these ``TimeoutError`` is raised inside the block.
+        num_bytes: address space that the process may take beyond what it has; asking for more is a ``MemoryError``.
+    """
+    with limited_memory(num_bytes), _limited_time(seconds):
+        yield
+
+
+@contextmanager
+def _limited_time(seconds: float) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def limited_memory(num_bytes: int) -> Iterator[None]:
+    """The part of :func:`bounded` that holds for memory."""
+    sizes = Path("/proc/self/statm")
+    if not sizes.is_file():
+        yield
+        return
+    with _ONE_AT_A_TIME:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = int(sizes.read_text().split()[0]) * resource.getpagesize() + num_bytes
+        within = [limit for limit in (soft, hard, wanted) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min(within), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from logodata.common.errors import UserError
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult
-from logodata.vocabulary import check_ids
+from logodata.models.vocabulary import check_ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Generation with OpenAI-compatible servers: ``/v1/completions`` with token ids as the prompt, and token ids back.
 
 Tried with vLLM. A server that returns text only is refused: tokenising its text again need not give the tokens it made.
-:mod:`logodata.engines.answers` says which faults are worth another try, :mod:`logodata.engines.schedule` which server
-gets it, and when.
+:mod:`logodata.engines.server_answers` says which faults are worth another try, :mod:`logodata.engines.server_schedule`
+which server gets it, and when.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ import httpx
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.engines.answers import HEADERS, Body, Fault, Reader
 from logodata.engines.batching import check_requests, request_seed
-from logodata.engines.rate_limit import RateLimit
-from logodata.engines.schedule import Schedule, Server, note_down, token_cost
+from logodata.engines.server_answers import HEADERS, Body, Fault, Reader
+from logodata.engines.server_schedule import RateLimit, Schedule, Server, note_down, token_cost
 
 _CHECK_S = 30.0  # a server that takes longer to connect, or to say what it serves, is called down
 

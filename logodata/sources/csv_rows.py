@@ -11,14 +11,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from logodata.common import json_lines
+from logodata.common import json_files as json_lines
 from logodata.common.errors import UserError
-from logodata.common.json_lines import numbered_lines, too_long
+from logodata.common.json_files import numbered_lines, too_long
 from logodata.common.user_files import AS_UTF8, decode_utf8
-from logodata.sources.fields import column_of, names_of, spelt
+from logodata.sources.conversations import OTHER_FIELDS, TURN_FIELDS
+from logodata.sources.fields import ALIASES, PARTS, aliases, column_of, names_of, spelt
 from logodata.sources.json_rows import Row
-from logodata.sources.settings import ALIASES, PARTS, aliases
-from logodata.sources.shapes import OTHER_FIELDS, TURN_FIELDS
 
 SUFFIXES = (".csv", ".tsv")
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from logodata.common import json_lines
+from logodata.common import json_files as json_lines
 from logodata.common.errors import UserError
-from logodata.common.json_lines import numbered_lines, too_long
+from logodata.common.json_files import numbered_lines, too_long
 from logodata.common.user_files import AS_UTF8, decode_utf8
 
 Row = tuple[str, dict[str, Any]]

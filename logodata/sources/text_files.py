@@ -7,7 +7,7 @@ from pathlib import Path
 
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import check_is_text
-from logodata.common.json_lines import MAX_JSON_BYTES
+from logodata.common.json_files import MAX_JSON_BYTES
 from logodata.common.printable import encodable
 from logodata.common.user_files import read_text, visible_files
 from logodata.sources.json_rows import Row

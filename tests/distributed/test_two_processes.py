@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from logodata.common.run_dir import write_json
+from logodata.common.files import write_json
 from logodata.contract import write_samples
-from logodata.models import model_fingerprint, tokenizer_fingerprint
-from logotrain.recipe import TrainRecipe
+from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
 from tests.distributed.gradients import keep_first_gradients
 from tests.logotrain.conftest import sample_of

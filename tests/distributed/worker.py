@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from logodata.common.errors import UserError
-from logotrain import reference, trainer
+from logotrain import trainer
+from logotrain.loss import reference
 from logotrain.parallel import launched
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
 from tests.distributed.gradients import keep_first_gradients
 

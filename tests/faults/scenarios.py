@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logodata.models import quiet_transformers
+from logodata.common.console import quiet_transformers
 from tests.conftest import make_model, make_tokenizer
 
 Records = Counter[str]
@@ -172,9 +172,9 @@ _TRAIN = (
 
 def _train(folder: Path, model: Path) -> Iterator[Scenario]:
     """Steps with a checkpoint each, written at once or in the background; all weights; a reference model."""
-    from logodata.common.run_dir import write_json
+    from logodata.common.files import write_json
     from logodata.contract import write_samples
-    from logodata.models import model_fingerprint, tokenizer_fingerprint
+    from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
     from tests.logotrain.conftest import sample_of
 
     data = folder / "data"

@@ -32,11 +32,11 @@ IMPORTED = (
     "torch.utils.serialization",
     "transformers.generation",
     "transformers.models.llama.modeling_llama",
-    "logodata.build",
-    "logodata.evaluators.lexical",
+    "logodata.build.build",
+    "logodata.contexts.scores",
     "logodata.engines.transformers_engine",
     "logotrain.trainer",
-    "logoeval.attention_trace",
+    "logoeval.tasks.needles.attention_trace",
     "logoeval.run",
 )
 

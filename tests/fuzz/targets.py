@@ -16,24 +16,24 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
-from logodata.chunking import chunk_text
+from logodata.common.append_log import Shard
 from logodata.common.errors import UserError
-from logodata.common.recipe_io import load_recipe
-from logodata.common.shards import Shard
-from logodata.contexts import ContextSettings, draw_contexts
-from logodata.drafts import parse_reply, recurring_names
+from logodata.common.recipes.reading import load_recipe
+from logodata.contexts.chunking import chunk_text
+from logodata.contexts.draw import ContextSettings, draw_contexts
 from logodata.engines import GenerationRequest, Sampling
-from logodata.engines.answers import Fault, Reader
-from logodata.positions import draw_positions
+from logodata.engines.server_answers import Fault, Reader
+from logodata.judge.model import parse_verdict
 from logodata.prompts import encode_text
-from logodata.recipe import BuildRecipe
+from logodata.questions.drafts import parse_reply, recurring_names
+from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings, read_source
-from logodata.verdicts import parse_verdict
-from logoeval.longbench.data import read_rows
-from logoeval.longbench.score import record, score_predictions
-from logoeval.longbench.tasks import TASKS
-from logoeval.recipe import EvalRecipe
-from logotrain.recipe import TrainRecipe
+from logoeval.recipe.settings import EvalRecipe
+from logoeval.tasks.longbench.data import read_rows
+from logoeval.tasks.longbench.rules import TASKS
+from logoeval.tasks.longbench.score_files import record, score_predictions
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.positions import draw_positions
 
 T = TypeVar("T")
 Target = Callable[[bytes, Path], None]

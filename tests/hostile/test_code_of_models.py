@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from logodata.adapter_fit import check_adapter_fits
 from logodata.common.errors import UserError
-from logodata.evaluators.embedding import SentenceEmbedder
-from logodata.models import load_config, load_model, load_tokenizer, trained_rope
+from logodata.contexts.embedding import SentenceEmbedder
+from logodata.models.adapter_fit import check_adapter_fits
+from logodata.models.loading import load_config, load_model, load_tokenizer, trained_rope
 
 REFUSED = r"cannot load .*: it needs code from its own repository, which is never run \(take a model that transformers"
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from logodata.chunking import chunk_text
-from logodata.models import load_tokenizer
+from logodata.contexts.chunking import chunk_text
+from logodata.models.loading import load_tokenizer
 from logodata.prompts import (
     ANSWER_TEMPLATE,
     CLOSED_BOOK_TEMPLATE,
@@ -29,11 +29,11 @@ from logodata.prompts import (
     PromptFormat,
     encode_text,
 )
-from logoeval.longbench.data import Row
-from logoeval.longbench.prompts import PromptBuilder
-from logoeval.longbench.tasks import TASKS
-from logoeval.niah.haystacks import Haystack
-from logoeval.niah.samples import SampleBuilder
+from logoeval.tasks.longbench.data import Row
+from logoeval.tasks.longbench.prompts import PromptBuilder
+from logoeval.tasks.longbench.rules import TASKS
+from logoeval.tasks.needles.haystacks import Haystack
+from logoeval.tasks.needles.samples import SampleBuilder
 from tests.conftest import make_tokenizer
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|user|>", "<|end|>", "<tool_call>", "[INST]", "<s>", "</s>"]

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from logodata.cli import main as logodata
-from logodata.common.run_dir import write_json
+from logodata.common.files import write_json
 from logoeval.cli import main as logoeval
 from tests.logodata.stub_server import STOP, make_answer, write_documents
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from logodata.cli import main as logodata
-from logodata.common.run_dir import read_json, write_json
+from logodata.common.files import read_json, write_json
 from logodata.contract import ContextChunk, PreferenceSample, Response
-from logodata.dataset_files import write_data_set
-from logodata.recipe import BuildRecipe
+from logodata.dataset.files import write_data_set
+from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings
 from logoeval.cli import main as logoeval
 from tests.hostile.browser import EVIL, check_page, runs_script

@@ -11,17 +11,16 @@ from typing import Any
 
 import pytest
 
-from logodata import responses as logodata_responses
 from logodata.cli import main as logodata
 from logodata.common.errors import UserError
-from logodata.common.run_dir import write_json
-from logodata.common.sealed import damage
+from logodata.common.files import damage, write_json
 from logodata.contract import read_samples
+from logodata.engines import answered as logodata_responses
 from logodata.sources import read_source, source_fingerprint
-from logodata.sources.settings import SourceSettings
+from logodata.sources.fields import SourceSettings
 from logoeval.cli import main as logoeval
-from logoeval.longbench.data import read_rows
-from logotrain import checkpoint
+from logoeval.tasks.longbench.data import read_rows
+from logotrain.checkpoints import checkpoint
 from tests.logodata.stub_server import StubServer, make_answer, write_documents
 from tests.logodata.test_build import SMALL, ScriptedEngine
 from tests.logodata.test_build import write_documents as write_facts

@@ -19,13 +19,13 @@ from torch.optim import AdamW
 from transformers import LlamaForCausalLM
 
 import logodata
-from logodata.adapters import check_adapter
 from logodata.common.errors import UserError
-from logodata.common.sealed import seal
-from logodata.evaluators.embedding import SentenceEmbedder
-from logodata.models import load_model
+from logodata.common.files import seal
+from logodata.contexts.embedding import SentenceEmbedder
+from logodata.models.adapters import check_adapter
+from logodata.models.loading import load_model
 from logodata.sources import SourceSettings, read_source
-from logotrain import checkpoint
+from logotrain.checkpoints import checkpoint
 from logotrain.parallel import World
 from tests.hostile.conftest import Payload
 

@@ -10,24 +10,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import logodata.engines.answers
+import logoeval.longbench.data
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import logodata.common.parquet
-import logodata.engines.answers
-import logoeval.longbench.data
 from logodata.cli import main
-from logodata.common import json_lines
+from logodata.common import json_files as json_lines
+from logodata.common.append_log import Shard
 from logodata.common.errors import UserError
-from logodata.common.json_lines import json_objects, parse_json
-from logodata.common.run_dir import read_json
-from logodata.common.shards import Shard
-from logodata.dataset_files import iterate_decisions
+from logodata.common.files import read_json
+from logodata.common.json_files import json_objects, parse_json
+from logodata.dataset.files import iterate_decisions
+from logodata.engines.answered import _read_cache
 from logodata.engines.openai_engine import OpenAIEngine
-from logodata.responses import _read_cache
 from logodata.sources import SourceSettings, read_source
-from logoeval.longbench.data import read_lines, read_rows
+from logoeval.tasks.longbench.data import read_lines, read_rows
 from tests.logodata.stub_server import StubServer
 from tests.logodata.test_inspect import write_data
 
@@ -55,7 +55,7 @@ def test_a_zip_that_would_fill_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     place = whole.rindex(b"PK\x01\x02")
     whole[place + 24 : place + 28] = (0xFFFFFFFE).to_bytes(4, "little")
     bomb.write_bytes(whole)
-    monkeypatch.setattr(logoeval.longbench.data, "MAX_ARCHIVE_BYTES", 2**31)
+    monkeypatch.setattr(logoeval.tasks.longbench.data, "MAX_ARCHIVE_BYTES", 2**31)
     with pytest.raises(UserError, match=r"would unpack to 4 GiB.*download LongBench's data\.zip again"):
         read_rows(bomb, None, False)
 
@@ -186,7 +186,7 @@ def server() -> Iterator[StubServer]:
 def test_an_answer_without_end(server: StubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.cards[0]["owned_by"] = "x" * 3000
     OpenAIEngine([server.url], "m")
-    monkeypatch.setattr(logodata.engines.answers, "MAX_ANSWER_BYTES", 2000)
+    monkeypatch.setattr(logodata.engines.server_answers, "MAX_ANSWER_BYTES", 2000)
     with pytest.raises(UserError, match=r"/v1/models: an answer of more than 0 MiB"):
         OpenAIEngine([server.url], "m")
 

@@ -12,7 +12,7 @@ import pytest
 import logodata.prompts
 from logodata.cli import main
 from logodata.common.errors import UserError
-from logodata.models import load_tokenizer
+from logodata.models.loading import load_tokenizer
 from logodata.prompts import PromptFormat, render_chat, turn_end_ids
 from tests.conftest import CHATML, make_tokenizer
 

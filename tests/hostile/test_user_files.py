@@ -10,26 +10,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import logodata.responses
 import pytest
 
-import logodata.responses
 from logodata.cli import main as logodata_main
+from logodata.common.append_log import Shard
 from logodata.common.errors import UserError
-from logodata.common.json_lines import parse_json
-from logodata.common.recipe_io import load_recipe
-from logodata.common.shards import Shard
+from logodata.common.json_files import parse_json
+from logodata.common.recipes.reading import load_recipe
 from logodata.common.user_files import decode_utf8, read_text, visible_files
 from logodata.contract import read_manifest, read_samples
-from logodata.models import load_tokenizer, model_fingerprint
-from logodata.recipe import BuildRecipe
+from logodata.models.facts import model_fingerprint
+from logodata.models.loading import load_tokenizer
+from logodata.recipe.settings import BuildRecipe
 from logodata.sources import read_source, source_fingerprint
-from logodata.sources.settings import SourceSettings
-from logoeval.longbench.data import read_rows
-from logoeval.longbench.score import read_predictions
-from logoeval.recipe import EvalRecipe
+from logodata.sources.fields import SourceSettings
+from logoeval.recipe.settings import EvalRecipe
 from logoeval.run import evaluate
-from logoeval.short.harness import folder_fingerprint
-from logoeval.texts import read_documents
+from logoeval.tasks.longbench.data import read_rows
+from logoeval.tasks.longbench.score_files import read_predictions
+from logoeval.tasks.short.harness import folder_fingerprint
+from logoeval.tasks.texts import read_documents
 from tests.logodata.test_build import ScriptedEngine, run_build, write_documents
 
 MARK = b"\xef\xbb\xbf"
@@ -326,7 +327,7 @@ def test_a_build_carries_its_template_and_ignores_strangers(
     (here / "model" / "chat_template.jinja").unlink()
     (here / "chat.jinja").write_bytes(MARK + text.encode())
     write_documents(here)
-    monkeypatch.setattr(logodata.responses, "open_engine", lambda *_: ScriptedEngine(tiny_model_dir))
+    monkeypatch.setattr(logodata.engines.answered, "open_engine", lambda *_: ScriptedEngine(tiny_model_dir))
     monkeypatch.chdir(here)
     assert run_build(Path("my.jsonl"), Path("model"), Path("data"), "chat_template=chat.jinja") == 0
     assert run_build(Path("my.jsonl"), tiny_model_dir, Path("plain")) == 0

@@ -12,16 +12,17 @@ import pytest
 
 from logodata.cli import main as logodata
 from logodata.common.errors import UserError
-from logodata.common.run_dir import read_json, write_json
+from logodata.common.files import read_json, write_json
 from logodata.contract import read_samples, write_samples
 from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine
 from logodata.engines.vllm_engine import VllmEngine
-from logodata.models import load_config, load_model, load_tokenizer, model_fingerprint
-from logodata.vocabulary import check_ids, vocabulary_size
-from logoeval.attention_trace import trace_answers
+from logodata.models.facts import model_fingerprint
+from logodata.models.loading import load_config, load_model, load_tokenizer
+from logodata.models.vocabulary import check_ids, vocabulary_size
 from logoeval.cli import main as logoeval
+from logoeval.tasks.needles.attention_trace import trace_answers
 from tests.conftest import CHATML, make_model, make_tokenizer
 from tests.logodata.stub_server import StubServer
 from tests.logodata.test_build import SMALL, write_documents

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from logodata.common.errors import UserError
-from logodata.common.recipe_io import load_recipe
-from logodata.recipe import BuildRecipe
+from logodata.common.recipes.reading import load_recipe
+from logodata.recipe.settings import BuildRecipe
 
 LAUGHS = "name: &a [x, x, x, x, x, x, x, x, x]\n"
 MAPS = "name: &a {x: 1, y: 1, z: 1}\n"

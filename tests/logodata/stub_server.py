@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from logodata.models import load_tokenizer
+from logodata.models.loading import load_tokenizer
 
 STOP = 2
 KEY = "sekret"

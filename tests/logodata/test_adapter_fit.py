@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from logodata.adapter_fit import check_adapter_fits
-from logodata.adapters import trained_on
 from logodata.common.errors import UserError
+from logodata.models.adapter_fit import check_adapter_fits
+from logodata.models.adapters import trained_on
 from tests.conftest import make_model
 
 

@@ -17,9 +17,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from logodata.adapter_fit import check_adapter_fits, check_served_whole
 from logodata.common.errors import UserError
-from logodata.models import load_model, load_tokenizer
+from logodata.models.adapter_fit import check_adapter_fits, check_served_whole
+from logodata.models.loading import load_model, load_tokenizer
 from tests.conftest import make_model
 
 TARGETS = ["q_proj", "v_proj"]

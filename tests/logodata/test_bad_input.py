@@ -12,16 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import logodata.common.json_lines
+import logodata.responses
 import pytest
 
-import logodata.common.json_lines
 import logodata.engines.openai_engine
-import logodata.responses
 from logodata.cli import main
 from logodata.contract import PreferenceSample, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.openai_engine import OpenAIEngine
-from logodata.models import load_tokenizer
+from logodata.models.loading import load_tokenizer
 from logodata.sources import SourceSettings, read_source
 from tests.logodata.stub_server import StubServer, free_url, make_answer, write_documents
 
@@ -362,11 +362,11 @@ def test_bad_input(
         monkeypatch.setattr(logodata.engines.openai_engine, "OpenAIEngine", quick)
         check_server(build, new_server, name, lasts=kind == "server lasting")
         return
-    monkeypatch.setattr(logodata.responses, "open_engine", lambda *_: Engine(tiny_model_dir))
+    monkeypatch.setattr(logodata.engines.answered, "open_engine", lambda *_: Engine(tiny_model_dir))
     if kind == "refused":
         write, place, what = REFUSED[name]
         if name == "a gigantic line":
-            monkeypatch.setattr(logodata.common.json_lines, "MAX_JSON_BYTES", 4096)
+            monkeypatch.setattr(logodata.common.json_files, "MAX_JSON_BYTES", 4096)
         build.run(write(tmp_path))
         build.check_refused(place, what)
     elif kind == "set apart":

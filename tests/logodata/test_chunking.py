@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logodata.chunking import chunk_text
+from logodata.contexts.chunking import chunk_text
 from tests.conftest import make_tokenizer
 
 TOKENIZER = make_tokenizer()

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from logodata.common.append_log import Shard
 from logodata.common.errors import UserError, pass_on, run_command
-from logodata.common.run_dir import bind_settings, locked, make_folder_of, write_atomic
-from logodata.common.shards import Shard
+from logodata.common.files import bind_settings, locked, make_folder_of, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ from logodata.common.shards import Shard
         "logodata",
         "logodata.cli",
         "logodata.contract",
-        "logodata.build",
-        "logodata.recipe",
+        "logodata.build.build",
+        "logodata.recipe.settings",
         "logotrain.cli",
         "logoeval.cli",
     ],
@@ -133,7 +133,7 @@ def test_an_error_says_the_same_in_another_process() -> None:
 
 def test_a_second_process_is_refused_and_a_crash_leaves_no_lock(tmp_path: Path) -> None:
     code = (
-        "import time; from pathlib import Path; from logodata.common.run_dir import locked\n"
+        "import time; from pathlib import Path; from logodata.common.files import locked\n"
         f"with locked(Path({str(tmp_path)!r})):\n print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

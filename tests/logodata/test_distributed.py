@@ -14,17 +14,15 @@ from typing import Any
 
 import pytest
 
-from logodata.candidates import Pool
+from logodata.build import ray_driver as driver
+from logodata.build.candidates import Pool
+from logodata.build.ray_coordinator import Coordinator, Workers, worker_size
+from logodata.build.ray_driver import group_pools
+from logodata.build.ray_workers import Answerer, Job, Result, portable
 from logodata.cli import main
 from logodata.common.errors import UserError
-from logodata.common.recipe_io import load_recipe
-from logodata.distributed import driver
-from logodata.distributed.coordinator import Coordinator
-from logodata.distributed.driver import group_pools
-from logodata.distributed.portable import portable
-from logodata.distributed.sizes import Workers, worker_size
-from logodata.distributed.stages import Answerer, Job, Result
-from logodata.recipe import BuildRecipe
+from logodata.common.recipes.reading import load_recipe
+from logodata.recipe.settings import BuildRecipe
 
 FILES = ("data/train-00000-of-00001.parquet", "rejected.jsonl", "stats.json", "README.md", "manifest.json")
 SETTINGS = [

@@ -21,10 +21,9 @@ from pydantic import ValidationError
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
-from logodata.engines.answers import Fault
 from logodata.engines.batching import check_requests, common_prefix, finish, plan_batches, share_prefixes
-from logodata.engines.rate_limit import RateLimit
-from logodata.engines.schedule import Schedule, Server
+from logodata.engines.server_answers import Fault
+from logodata.engines.server_schedule import RateLimit, Schedule, Server
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine, draw
 

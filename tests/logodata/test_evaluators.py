@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from logodata.common.errors import UserError
-from logodata.common.recipe_io import load_recipe
+from logodata.common.recipes.reading import load_recipe
 from logodata.common.words import content_stems
-from logodata.evaluators import Evaluator, EvaluatorSettings, open_evaluator
-from logodata.evaluators.fused import FusedEvaluator, fuse
-from logodata.evaluators.lexical import K1, B
-from logodata.recipe import BuildRecipe
+from logodata.contexts.scores import K1, B, Evaluator, EvaluatorSettings, FusedEvaluator, fuse, open_evaluator
+from logodata.recipe.settings import BuildRecipe
 
 CHUNKS = [
     "The harbour master counted forty barrels of herring before noon.",
@@ -187,7 +185,7 @@ def test_spacy_absent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 def test_auto_takes_an_installed_pipeline_and_says_so(
     installed: set[str], taken: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from logodata.evaluators import entity
+    from logodata.contexts import entity
 
     def find_spec(name: str) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.ModuleSpec(name, None) if name in installed else None

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from logodata.cli import _EXPORT_FORMATS, main
-from logodata.common.run_dir import write_json
+from logodata.common.files import write_json
 from logodata.contract import ContextChunk, PreferenceSample, Response, read_samples, write_samples
-from logodata.export import ExportFormat
-from logodata.models import load_tokenizer, tokenizer_fingerprint
+from logodata.dataset.export import ExportFormat
+from logodata.models.facts import tokenizer_fingerprint
+from logodata.models.loading import load_tokenizer
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text
 
 CHUNKS = ("The mill of Vell holds  green millet.", " On day 7 (of 9) nothing {x} was\n", "wörds é \u2028 and 語")

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 
 from logodata.cli import main
-from logodata.common.run_dir import write_json
+from logodata.common.files import write_json
 from logodata.contract import ContextChunk, PreferenceSample, Response, write_samples
-from logodata.decisions import Outcome
-from logodata.judge import JudgeSettings
-from logodata.rulings import ruling
-from logodata.statistics import Statistics
+from logodata.dataset.inspect_words import ruling
+from logodata.dataset.statistics import Outcome, Statistics
+from logodata.judge.settings import JudgeSettings
 
 EVIL = "<script>alert('mill')</script> & \"owls\" <img src=x onerror=alert(1)>"
 REJECTED = {"id": "r0", "doc_id": "d<b>", "where": "my.jsonl:7", "question": "Who?", "answers": ["a mill"]}
@@ -256,7 +255,7 @@ def test_stats_count_error_patterns_and_are_json(tmp_path: Path, capsys: pytest.
 
 def test_right_dispreferred_responses_of_a_switched_off_judge_are_counted_apart(tmp_path: Path) -> None:
     from logodata.contract import read_samples
-    from logodata.report import describe_patterns
+    from logodata.dataset.card import describe_patterns
 
     sample = read_samples(write_data(tmp_path / "set", 1))[0]
     right = sample.model_copy(update={"rejected": [sample.chosen, sample.rejected[1]]})

@@ -2,16 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from logodata.judge import (
-    JudgedText,
-    JudgeSettings,
-    Measurer,
-    added_words,
-    error_pattern,
-    preferred_fault,
-    rejected_fault,
-)
-from logodata.measures import contains_reference, number_share, numbers, repetition, token_f1, word_share
+from logodata.judge.measures import contains_reference, number_share, numbers, repetition, token_f1, word_share
+from logodata.judge.rules import JudgedText, Measurer, added_words, error_pattern, preferred_fault, rejected_fault
+from logodata.judge.settings import JudgeSettings
 
 ROPE = "What was the rope plaited from?"
 ANSWERS = ["hair of forty grey mares"]  # content words: hair, forty, grey, mares
@@ -172,7 +165,7 @@ class Cosine:
 def test_long_references_are_compared_by_similarity(
     monkeypatch: pytest.MonkeyPatch, cosine: float, verdict: str
 ) -> None:
-    monkeypatch.setattr("logodata.judge.Similarity", lambda _: Cosine(cosine))
+    monkeypatch.setattr("logodata.judge.rules.Similarity", lambda _: Cosine(cosine))
     long = [" ".join(f"word{n}" for n in range(21))]
     measured = Measurer(JudgeSettings()).measure("word1 and word2", long)
     assert (measured.similarity, measured.verdict) == (cosine, verdict)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from logodata import likelihood
 from logodata.cli import main
-from logodata.common.run_dir import write_json
+from logodata.common.files import write_json
 from logodata.contract import PreferenceSample, Response, write_samples
-from logodata.likelihood import BARE_REFERENCE, advice, measure, response_logprobs
-from logodata.models import model_fingerprint
+from logodata.dataset import log_probs as likelihood
+from logodata.dataset.log_probs import BARE_REFERENCE, advice, measure, response_logprobs
+from logodata.models.facts import model_fingerprint
 from logodata.prompts import encode_text
 from tests.conftest import make_model
 

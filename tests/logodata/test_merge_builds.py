@@ -7,15 +7,15 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import logodata.responses
 import pytest
 
-import logodata.responses
+from logodata.build.shards import Part
 from logodata.cli import main
 from logodata.common.errors import UserError
 from logodata.contract import read_samples, write_samples
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.models import load_tokenizer
-from logodata.parts import Part
+from logodata.models.loading import load_tokenizer
 
 FILES = ("data/train-00000-of-00001.parquet", "stats.json", "rejected.jsonl", "README.md", "manifest.json")
 NUM_DOCUMENTS = 9
@@ -39,7 +39,7 @@ class Engine:
 
 @pytest.fixture(autouse=True)
 def scripted(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logodata.responses, "open_engine", lambda *_: Engine(tiny_model_dir))
+    monkeypatch.setattr(logodata.engines.answered, "open_engine", lambda *_: Engine(tiny_model_dir))
 
 
 @pytest.fixture

@@ -10,16 +10,18 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+import logodata.model_judge
+import logodata.responses
 import pytest
 
-import logodata.model_judge
 import logodata.models
-import logodata.responses
 from logodata.cli import main
 from logodata.contract import read_manifest, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.models import load_tokenizer
-from logodata.verdicts import ModelJudgeSettings, describe_verdicts, parse_verdict, verdict_statistics
+from logodata.judge.agreement import describe_verdicts, verdict_statistics
+from logodata.judge.model import parse_verdict
+from logodata.judge.settings import ModelJudgeSettings
+from logodata.models.loading import load_tokenizer
 
 FILES = (
     "data/train-00000-of-00001.parquet",
@@ -100,8 +102,8 @@ def build(documents: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> Engine:
         engine = Engine(tiny_model_dir, says, fails_after)
         for_build, for_judge = engines or [lambda *_: engine] * 2
-        monkeypatch.setattr(logodata.responses, "open_engine", for_build)
-        monkeypatch.setattr(logodata.model_judge, "open_engine", for_judge)
+        monkeypatch.setattr(logodata.engines.answered, "open_engine", for_build)
+        monkeypatch.setattr(logodata.judge.model, "open_engine", for_judge)
         settings = ["chunking.chunk_tokens=48", "contexts.num_chunks=4", "contexts.critical_threshold=null"]
         settings += ["contexts.critical_top=2", "generation.max_new_tokens=8", *overrides]
         assert main(["build", str(documents), *settings, "--model", str(tiny_model_dir), "-o", str(output)]) == code
@@ -359,7 +361,7 @@ def test_a_folder_is_bound_to_its_judge(
     with open(copy / "model.safetensors", "r+b") as file:
         file.seek(-4, 2)
         file.write(b"\x01\x02\x03\x04")
-    logodata.models.model_fingerprint.cache_clear()
+    logodata.models.facts.model_fingerprint.cache_clear()
     build(tmp_path / "other", ON, f"judge.model.name={copy}", code=2)
     assert "judge_model_fingerprint=" in capsys.readouterr().err
     build(out, ON, "judge.model.engine.max_model_len=1000", code=2)

@@ -22,28 +22,19 @@ from transformers import (
 )
 
 import logodata.models
-from logodata.adapters import check_adapter
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine
 from logodata.engines.vllm_engine import VllmEngine
-from logodata.known_models import known_shapes
-from logodata.models import (
-    config_window,
-    limited_attention,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-    model_window,
-    text_config,
-    trained_rope,
-    write_base_config,
-)
-from logoeval.attention_trace import head_grid, trace_answers
-from logoeval.recipe import EvalRecipe
+from logodata.models.adapters import check_adapter, write_base_config
+from logodata.models.facts import limited_attention, model_fingerprint, model_window
+from logodata.models.known_shapes import known_shapes
+from logodata.models.loading import load_config, load_model, load_tokenizer, trained_rope
+from logodata.models.text_config import config_window, text_config
+from logoeval.recipe.settings import EvalRecipe
 from logoeval.session import Session, rope_and_window
+from logoeval.tasks.needles.attention_trace import head_grid, trace_answers
 from tests.logodata.stub_server import free_url
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -216,14 +207,14 @@ def test_a_hub_that_does_not_answer_is_asked_once(
     values = {"HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path / "hub"), "ENDPOINT": free_url()}
     for name, value in values.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-    logodata.models._reach_hub.cache_clear()
+    logodata.models.loading._reach_hub.cache_clear()
     for load, fault in ((load_config, "config"), (load_tokenizer, "tokenizer"), (model_fingerprint, "config")):
         with pytest.raises(UserError, match=f"org/model: cannot load the (model's )?{fault}: "):
             load("org/model")
     said = capsys.readouterr().err
     assert said.startswith(f"{values['ENDPOINT']} does not answer (")
     assert said.count("\n") == 1
-    logodata.models._reach_hub.cache_clear()
+    logodata.models.loading._reach_hub.cache_clear()
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from logodata.cli import main
-from logodata.common import strict_json
+from logodata.common.append_log import Shard
 from logodata.common.errors import UserError
-from logodata.common.run_dir import read_json, write_json
-from logodata.common.shards import Shard
+from logodata.common.files import read_json, write_json
+from logodata.common.json_files import strict_dumps
 from logodata.engines import GenerationRequest, Sampling
-from logodata.measures import contains_reference, number_share, repetition, token_f1, word_share
+from logodata.judge.measures import contains_reference, number_share, repetition, token_f1, word_share
 from tests.conftest import make_model
 
 from .test_likelihood import sample_of, write_build
@@ -62,7 +62,7 @@ def test_an_impossible_response_names_its_sample(
     tiny_model_dir: Path, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A vocabulary may be masked: a mean with minus infinity in it would be no number, nor would its interval."""
-    from logodata import likelihood
+    from logodata.dataset import log_probs as likelihood
 
     monkeypatch.setattr(likelihood, "response_logprobs", lambda *_: [-1.0, -math.inf, -2.0])
     samples = [sample_of(tiny_tokenizer, 0, "It was so.", "No.")]
@@ -123,6 +123,6 @@ def test_no_writer_writes_and_no_reader_reads_what_is_no_json(tmp_path: Path, nu
 
 def test_text_stays_as_it_is_and_a_terminal_gets_ascii() -> None:
     value = {"text": "Müller \u2028 的", "numbers": [0.1, -0.0, 1e308]}
-    assert json.loads(strict_json.dumps(value)) == value
-    assert "Müller" in strict_json.dumps(value)
-    assert strict_json.dumps(value, ascii_only=True).isascii()
+    assert json.loads(strict_dumps(value)) == value
+    assert "Müller" in strict_dumps(value)
+    assert strict_dumps(value, ascii_only=True).isascii()

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logodata.common.errors import UserError
-from logodata.positions import PositionMode, coverage, draw_mode, draw_positions
+from logotrain.plan.coverage import coverage
+from logotrain.rows.positions import PositionMode, draw_mode, draw_positions
 
 MODES = ["natural", "continuous", "sparse", "pose", "randpos"]
 

@@ -7,7 +7,8 @@ import pytest
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from logodata.common.errors import UserError
-from logodata.models import load_tokenizer, model_eos_ids
+from logodata.models.facts import model_eos_ids
+from logodata.models.loading import load_tokenizer
 from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, PromptFormat, encode_text, render_chat, turn_end_ids
 
 

@@ -15,9 +15,9 @@ import huggingface_hub
 import pytest
 
 from logodata.cli import main
+from logodata.common.files import write_json
 from logodata.common.printable import markdown_cell, markdown_code
-from logodata.common.run_dir import write_json
-from logodata.statistics import source_group
+from logodata.dataset.statistics import source_group
 
 HOME = "/home/someone"
 SERVER = "http://10.1.2.3:8000/v1"

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 import logodata.questions
-from logodata.chunking import chunk_text
 from logodata.cli import main
+from logodata.contexts.chunking import chunk_text
 from logodata.contract import Document, Question, read_samples
-from logodata.drafts import QuestionsRecipe, draw_drafts, parse_reply, recurring_names
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.models import load_tokenizer
+from logodata.models.loading import load_tokenizer
+from logodata.questions.drafts import draw_drafts, parse_reply, recurring_names
+from logodata.questions.settings import QuestionsRecipe
 from logodata.sources import SourceSettings, read_source
 
 TEXT = " ".join(
@@ -55,7 +56,7 @@ class ScriptedWriter:
 def run(
     monkeypatch: pytest.MonkeyPatch, engine: ScriptedWriter, corpus: Path, output: Path, model: Path, *more: str
 ) -> int:
-    monkeypatch.setattr(logodata.questions, "open_engine", lambda *_: engine)
+    monkeypatch.setattr(logodata.questions.writing, "open_engine", lambda *_: engine)
     return main(["questions", str(corpus), "-o", str(output), "--model", str(model), *SMALL, *more])
 
 

@@ -11,12 +11,12 @@ import pytest
 from pydantic import Discriminator, Field, Tag
 
 from logodata.common.errors import UserError
-from logodata.common.recipe_fields import merge, nested_models
-from logodata.common.recipe_files import find_recipe
-from logodata.common.recipe_io import RecipeModel, load_recipe, shipped_recipes
-from logodata.recipe import BuildRecipe
-from logoeval.recipe import EvalRecipe
-from logotrain.recipe import TrainRecipe
+from logodata.common.recipes.fields import merge, nested_models
+from logodata.common.recipes.files import find_recipe
+from logodata.common.recipes.reading import RecipeModel, load_recipe, shipped_recipes
+from logodata.recipe.settings import BuildRecipe
+from logoeval.recipe.settings import EvalRecipe
+from logotrain.recipe.settings import TrainRecipe
 
 
 class Alpha(RecipeModel):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from logodata.common.sealed import SEAL, damage, put_aside, read_if_whole, seal
+from logodata.common.files import SEAL, damage, put_aside, read_if_whole, seal
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.sources import SourceSettings, read_source
-from logodata.sources.shapes import from_conversation, split_message
+from logodata.sources.conversations import from_conversation, split_message
 
 LONG = "Ann lives in the mill. " + "Nobody wrote anything else down on that day. " * 12
 DOCUMENT = LONG.strip()
@@ -410,7 +410,7 @@ def test_cells_of_any_size_are_read_up_to_the_limit_of_all_rows(
     file.write_text("context,question,answers\n" + '"' + "word\n" * 100_000 + '",Who?,Ann\n')
     [(_, text, _)] = as_rows(SourceSettings(path=str(file)))
     assert text == "word\n" * 100_000
-    monkeypatch.setattr("logodata.common.json_lines.MAX_JSON_BYTES", 200_000)
+    monkeypatch.setattr("logodata.common.json_files.MAX_JSON_BYTES", 200_000)
     with pytest.raises(UserError, match=r"rows.csv:2: a cell of more than"):
         read_source(SourceSettings(path=str(file)))
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import logodata.responses
 import pytest
 
-import logodata.responses
 from logodata.cli import main
 from logodata.contract import file_of, read_samples
+from logodata.dataset.statistics import source_group
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.models import load_tokenizer
-from logodata.statistics import source_group
+from logodata.models.loading import load_tokenizer
 
 SMALL = ["chunking.chunk_tokens=48", "contexts.num_chunks=4", "contexts.critical_threshold=null"]
 SMALL += ["contexts.critical_top=2", "generation.max_new_tokens=8"]
@@ -39,7 +39,7 @@ class Engine:
 
 @pytest.fixture(autouse=True)
 def scripted(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logodata.responses, "open_engine", lambda *_: Engine(tiny_model_dir))
+    monkeypatch.setattr(logodata.engines.answered, "open_engine", lambda *_: Engine(tiny_model_dir))
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from logodata.common.run_dir import write_json
+from logodata.common.files import write_json
 from logodata.contract import ContextChunk, PreferenceSample, Response, write_samples
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.models import tokenizer_fingerprint
+from logodata.models.facts import tokenizer_fingerprint
 from logodata.prompts import encode_text
-from logoeval.records import Metric, Provenance, Results, SampleRow, TaskResult, summarise, write_results
+from logoeval.intervals import summarise
+from logoeval.records import Metric, Provenance, Results, SampleRow, TaskResult, write_results
 
 RESPONSES = [
     "It was in the old mill.",
@@ -96,7 +97,7 @@ def write_build(folder: Path, tokenizer: Any, *, count: int = 6, text: str = "Th
         )
     (folder / "data").mkdir(parents=True)
     write_samples(folder / "data" / "train-00000-of-00001.parquet", samples)
-    from logodata.statistics import Statistics
+    from logodata.dataset.statistics import Statistics
 
     kept = {"role": "preferred", "verdict": "right", "kept": True, "model_verdict": None, "second_model_verdict": None}
     statistics = Statistics()

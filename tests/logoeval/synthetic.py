@@ -14,13 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from logoeval.longbench.summary import Scored, notes, sample_rows
-from logoeval.longbench.summary import metrics as longbench_metrics
-from logoeval.longbench.tasks import TASKS
-from logoeval.niah import retrieval, scores
-from logoeval.pairs import METRICS as PAIRS_METRICS
-from logoeval.perplexity import metrics as ppl_metrics
-from logoeval.recipe import PerplexitySettings
+from logoeval.intervals import summarise
 from logoeval.records import (
     Curve,
     CurvePoint,
@@ -32,9 +26,16 @@ from logoeval.records import (
     SampleRow,
     TaskName,
     TaskResult,
-    summarise,
     write_results,
 )
+from logoeval.tasks.longbench.rules import TASKS
+from logoeval.tasks.longbench.summary import Scored, notes, sample_rows
+from logoeval.tasks.longbench.summary import metrics as longbench_metrics
+from logoeval.tasks.needles import saw_said as retrieval
+from logoeval.tasks.needles import scores
+from logoeval.tasks.pairs import METRICS as PAIRS_METRICS
+from logoeval.tasks.perplexity import PerplexitySettings
+from logoeval.tasks.perplexity import metrics as ppl_metrics
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536)
 DEPTHS = (0, 22, 44, 66, 88)

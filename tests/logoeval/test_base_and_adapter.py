@@ -12,21 +12,19 @@ import torch
 from logodata.common.errors import UserError
 from logodata.engines.settings import EngineSettings
 from logodata.engines.vllm_engine import VllmEngine
-from logodata.models import load_model, write_base_config
-from logoeval.base_and_adapter import evaluate_with_base
+from logodata.models.adapters import write_base_config
+from logodata.models.loading import load_model
 from logoeval.cli import main
-from logoeval.compare import compare
-from logoeval.recipe import (
-    EvalRecipe,
-    LongBenchSettings,
-    NiahSettings,
-    PairsSettings,
-    PerplexitySettings,
-    RetrievalSettings,
-)
+from logoeval.compare.compare import compare
+from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import Results, read_results
 from logoeval.run import evaluate
 from logoeval.session import Session
+from logoeval.tasks.longbench.settings import LongBenchSettings
+from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
+from logoeval.tasks.pairs import PairsSettings
+from logoeval.tasks.perplexity import PerplexitySettings
+from logoeval.with_base import evaluate_with_base
 from tests.conftest import make_model
 
 from .conftest import FakeEngine
@@ -134,15 +132,15 @@ def test_the_bases_heads_are_measured_on_both_and_a_stopped_run_goes_on(
     fake_answer: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("logoeval.retrieval.MIN_SCORE", -1.0)  # a random model has no retrieval heads
+    monkeypatch.setattr("logoeval.tasks.needles.heads.MIN_SCORE", -1.0)  # a random model has no retrieval heads
     retrieval = NIAH.model_copy(update={"retrieval": RetrievalSettings(num_calibration=1)})
     recipe = EvalRecipe(model=str(tiny_model_dir), adapter=make_adapter(), niah=retrieval)
     limits = {None: None, recipe.adapter: 1}
     answered = []
 
     def engine(session: Session) -> FakeEngine:
-        answered.append(session.recipe.adapter)
-        return FakeEngine(fake_answer, limit=limits[session.recipe.adapter])
+        answered.append(session.settings.adapter)
+        return FakeEngine(fake_answer, limit=limits[session.settings.adapter])
 
     monkeypatch.setattr(Session, "engine", property(engine))
     with pytest.raises(KeyboardInterrupt):
@@ -196,7 +194,7 @@ def test_vllm_is_started_once_where_one_rope_serves_both(
     def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> FakeVllm:
         return FakeVllm(fake_answer, adapter, log)
 
-    for module in ("logoeval.session", "logoeval.base_and_adapter"):
+    for module in ("logoeval.session", "logoeval.with_base"):
         monkeypatch.setattr(f"{module}.open_engine", open_engine)
     adapter = make_adapter(factor=factor)
     recipe = EvalRecipe(model=str(tiny_model_dir), adapter=adapter, engine=EngineSettings(kind="vllm"), niah=NIAH)
@@ -218,7 +216,7 @@ def test_a_server_has_the_base_under_the_models_name(
         served.append(settings.served_model)
         return FakeEngine(fake_answer)
 
-    for module in ("logoeval.session", "logoeval.base_and_adapter"):
+    for module in ("logoeval.session", "logoeval.with_base"):
         monkeypatch.setattr(f"{module}.open_engine", open_engine)
     engine = EngineSettings(kind="openai", base_urls=("http://127.0.0.1:1/v1",), served_model="logo")
     recipe = EvalRecipe(model=str(tiny_model_dir), adapter=make_adapter(), engine=engine, niah=NIAH)

@@ -13,14 +13,16 @@ import pytest
 import torch
 
 from logodata.common.errors import UserError
-from logodata.models import load_config, load_model, write_base_config
+from logodata.models.adapters import write_base_config
+from logodata.models.loading import load_config, load_model
 from logoeval.checkpoints import OneBase, evaluate_checkpoints, find_adapters
 from logoeval.cli import main
-from logoeval.compare import compare
-from logoeval.recipe import EvalRecipe, NiahSettings, RetrievalSettings
+from logoeval.compare.compare import compare
+from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import Results, read_results, write_results
-from logoeval.report import render
+from logoeval.report.page import render
 from logoeval.session import Session
+from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from tests.conftest import make_model
 
 from .conftest import FakeEngine
@@ -146,12 +148,12 @@ def recipe(tiny_model_dir: Path) -> EvalRecipe:
 def test_curve_goes_on_where_it_stopped(
     run: Path, recipe: EvalRecipe, tmp_path: Path, fake_answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logoeval.retrieval.MIN_SCORE", -1.0)  # a random model has no retrieval heads
+    monkeypatch.setattr("logoeval.tasks.needles.heads.MIN_SCORE", -1.0)  # a random model has no retrieval heads
     used = []
 
     def engine(session: Session) -> FakeEngine:
-        used.append(session.recipe.adapter)
-        shift = len(str(session.recipe.adapter))
+        used.append(session.settings.adapter)
+        shift = len(str(session.settings.adapter))
         return FakeEngine(
             lambda request: fake_answer(replace(request, prompt_ids=(*request.prompt_ids, shift))),
             limit=1 if len(used) == 3 else None,

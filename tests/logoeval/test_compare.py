@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
-from logoeval.compare import compare
-from logoeval.labels import parse_folders
-from logoeval.measures import markdown_table
+from logoeval.compare.compare import compare
+from logoeval.compare.labels import parse_folders
 from logoeval.records import read_results
+from logoeval.report.measures import markdown_table
 
 BEFORE = [0.0, 0.25, 0.5, 0.5, 0.75, 1.0, 0.25, 0.0]
 

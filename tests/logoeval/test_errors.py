@@ -12,14 +12,14 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.judge import error_pattern
+from logodata.judge.rules import error_pattern
 from logodata.prompts import encode_text
-from logoeval.answers import LONGBENCH_TASKS
 from logoeval.cli import main
-from logoeval.compare import Comparison, compare
-from logoeval.errors import OUTCOMES, PATTERNS, Outcome, classify, draw_examples, read_and_analyse
-from logoeval.errors_report import errors_section
+from logoeval.compare.answers import LONGBENCH_TASKS
+from logoeval.compare.compare import Comparison, compare
+from logoeval.compare.wrong_answers import OUTCOMES, PATTERNS, Outcome, classify, draw_examples, read_and_analyse
 from logoeval.records import Metric, Provenance, Results, SampleRow, TaskResult, write_results
+from logoeval.report.wrong_answers import errors_section
 from logoeval.run import evaluate
 from logoeval.session import Session
 
@@ -136,7 +136,7 @@ def test_the_threshold_is_a_share_of_the_references_words(response: str, wrong_b
 
 
 def test_a_right_answer_in_a_whole_sentence_is_right_though_its_f1_is_low() -> None:
-    from logoeval.longbench.metrics import qa_f1
+    from logoeval.tasks.longbench.metrics import qa_f1
 
     response = f"As the long text about the old town tells its readers somewhere, {SAID['right']}"
     assert qa_f1(response, ANSWERS[0]) < 0.3
@@ -178,7 +178,7 @@ def test_counts_shares_and_differences(make_answers: MakeRun) -> None:
 
 
 def test_intervals_are_the_cluster_bootstraps(make_answers: MakeRun) -> None:
-    from logoeval.stats import estimate_difference, estimate_mean
+    from logoeval.intervals import estimate_difference, estimate_mean
 
     kinds = ("rrhhhiierhhh", "rrrrhiiirrhh")
     analysis = read_and_analyse([make_answers(name, said(name)) for name in kinds], 0.6)

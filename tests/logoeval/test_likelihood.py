@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from logodata.contract import read_samples
-from logodata.likelihood import _estimate, response_logprobs
-from logoeval.pairs import mean_logprobs
-from logoeval.stats import estimate_mean
-from logotrain.logprobs import LogprobModel
-from logotrain.shared_prefix import use_shared_prefix
+from logodata.dataset.log_probs import _estimate, response_logprobs
+from logoeval.intervals import estimate_mean
+from logoeval.tasks.pairs import mean_logprobs
+from logotrain.attention.shared_prefix import use_shared_prefix
+from logotrain.loss.logprobs import LogprobModel
 
 
 def test_equals_the_trainers_log_probabilities(tiny_model: Any, make_build: Callable[..., Path]) -> None:

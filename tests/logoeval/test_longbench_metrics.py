@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logoeval.longbench.metrics import CODE_SIM, METRICS, normalize, rouge_overflows
-from logoeval.longbench.rouge import MAX_FRAMES, rouge_l
+from logoeval.tasks.longbench.metrics import CODE_SIM, METRICS, normalize, rouge_overflows
+from logoeval.tasks.longbench.rouge import MAX_FRAMES, rouge_l
 
 
 def package_rouge_l(prediction: str, gold: str) -> float:

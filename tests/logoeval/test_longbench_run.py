@@ -13,17 +13,19 @@ import pytest
 
 from logodata.common.errors import UserError
 from logoeval.cli import main
-from logoeval.compare import compare
-from logoeval.longbench.data import read_rows
-from logoeval.longbench.prompts import PromptBuilder
-from logoeval.longbench.score import score_predictions
-from logoeval.longbench.summary import Scored, best_score, metrics, notes, sample_rows
-from logoeval.longbench.tasks import CATEGORIES, TASKS, bucket, official_rows
-from logoeval.recipe import EvalRecipe, LongBenchSettings
-from logoeval.records import Results, read_results, summarise, write_results
-from logoeval.report import render
+from logoeval.compare.compare import compare
+from logoeval.intervals import summarise
+from logoeval.recipe.settings import EvalRecipe
+from logoeval.records import Results, read_results, write_results
+from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
+from logoeval.tasks.longbench.data import read_rows
+from logoeval.tasks.longbench.prompts import PromptBuilder
+from logoeval.tasks.longbench.rules import CATEGORIES, TASKS, bucket, official_rows
+from logoeval.tasks.longbench.score_files import score_predictions
+from logoeval.tasks.longbench.settings import LongBenchSettings
+from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
 
 from .conftest import FakeEngine
 from .synthetic import task_result

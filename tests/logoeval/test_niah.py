@@ -11,7 +11,7 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.prompts import encode_text
-from logoeval.niah import (
+from logoeval.tasks.needles import (
     ANSWER_PREFIX,
     DEPTHS,
     METRICS,
@@ -22,8 +22,8 @@ from logoeval.niah import (
     run,
     score_response,
 )
-from logoeval.recipe import NiahSettings
-from logoeval.texts import NOISE_LINE
+from logoeval.tasks.needles.settings import NiahSettings
+from logoeval.tasks.texts import NOISE_LINE
 
 from .conftest import FakeEngine
 

@@ -15,19 +15,20 @@ from pydantic import ValidationError
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.prompts import encode_text
-from logoeval import figures
 from logoeval.cli import main
-from logoeval.compare import compare
-from logoeval.measures import markdown_table
-from logoeval.niah import NEEDLE, Haystack, NiahSample, SampleBuilder
-from logoeval.niah.scores import depth_scores
-from logoeval.niah.task import build_samples, shared_prefix_tokens
-from logoeval.recipe import EvalRecipe, NiahSettings
-from logoeval.records import is_cell
-from logoeval.report import render
+from logoeval.compare.compare import compare
+from logoeval.intervals import is_cell
+from logoeval.recipe.settings import EvalRecipe
+from logoeval.report import figures
+from logoeval.report.measures import markdown_table
+from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
-from logoeval.texts import NOISE_LINE
+from logoeval.tasks.needles import NEEDLE, Haystack, NiahSample, SampleBuilder
+from logoeval.tasks.needles.scores import depth_scores
+from logoeval.tasks.needles.settings import NiahSettings
+from logoeval.tasks.needles.task import build_samples, shared_prefix_tokens
+from logoeval.tasks.texts import NOISE_LINE
 
 from .conftest import FakeEngine
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from logoeval.nlls import sliding_nlls, sliding_windows, token_nlls
+from logoeval.tasks.token_likelihoods import sliding_nlls, sliding_windows, token_nlls
 
 NUM_TOKENS = 40
 IDS = np.random.default_rng(0).integers(3, 250, NUM_TOKENS).tolist()

@@ -12,16 +12,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from logodata.common import strict_json
 from logodata.common.errors import UserError
+from logodata.common.json_files import strict_dumps
 from logoeval.cli import main
-from logoeval.compare import compare
-from logoeval.longbench.data import length_of
-from logoeval.longbench.metrics import CODE_SIM, METRICS
-from logoeval.longbench.score import read_predictions
-from logoeval.records import Metric, SampleRow, read_results, summarise
-from logoeval.report_record import record
-from logoeval.stats import estimate_difference, estimate_mean
+from logoeval.compare.compare import compare
+from logoeval.intervals import estimate_difference, estimate_mean, summarise
+from logoeval.records import Metric, SampleRow, read_results
+from logoeval.report.markdown_json import record
+from logoeval.tasks.longbench.data import length_of
+from logoeval.tasks.longbench.metrics import CODE_SIM, METRICS
+from logoeval.tasks.longbench.score_files import read_predictions
 from tests.conftest import make_model
 
 
@@ -113,8 +113,7 @@ def test_a_likelihood_beyond_a_perplexity_is_refused(
 def test_a_pair_without_a_likelihood_is_named_and_the_others_are_kept(
     tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, make_build: Callable[..., Path], fake_answer: Any
 ) -> None:
-    from logoeval.pairs import run
-    from logoeval.recipe import PairsSettings
+    from logoeval.tasks.pairs import PairsSettings, run
 
     from .test_pairs import make_session
 
@@ -130,8 +129,8 @@ def test_a_pair_without_a_likelihood_is_named_and_the_others_are_kept(
 
 def test_the_harness_s_likelihoods_are_numbers_too() -> None:
     pytest.importorskip("lm_eval")
-    from logoeval.short.model import HarnessModel
-    from logoeval.short.outcome import _samples
+    from logoeval.tasks.short.model import HarnessModel
+    from logoeval.tasks.short.outcome import _samples
 
     model = object.__new__(HarnessModel)
     model.label = "mmlu"
@@ -153,7 +152,7 @@ def test_one_sample_has_no_interval_in_any_file(make_run: Callable[..., Path]) -
     comparison = compare(runs)
     (difference,) = comparison.rows[0].differences
     assert (difference.change.value, difference.change.low, difference.verdict) == (0.5, None, "too few to tell")
-    (shown,) = strict(strict_json.dumps(record(comparison, [], {})))["rows"]
+    (shown,) = strict(strict_dumps(record(comparison, [], {})))["rows"]
     assert shown["values"][0]["low"] is None
 
 

@@ -12,9 +12,8 @@ import torch
 
 from logodata.common.errors import UserError
 from logodata.contract import read_samples
-from logodata.measures import token_f1, word_share
-from logoeval.pairs import describe, run
-from logoeval.recipe import PairsSettings
+from logodata.judge.measures import token_f1, word_share
+from logoeval.tasks.pairs import PairsSettings, describe, run
 
 from .conftest import FakeEngine
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from logodata.common.errors import UserError
-from logoeval import nlls, perplexity
-from logoeval.nlls import sliding_nlls, token_nlls
-from logoeval.perplexity import documents, run
-from logoeval.recipe import PerplexitySettings
+from logoeval.tasks import perplexity
+from logoeval.tasks import token_likelihoods as nlls
+from logoeval.tasks.perplexity import PerplexitySettings, documents, run
+from logoeval.tasks.token_likelihoods import sliding_nlls, token_nlls
 from tests.conftest import make_model
 
 
@@ -56,7 +56,7 @@ def test_one_pass_equals_each_length_by_itself(
 
 
 def test_headline_weighs_tokens(tiny_model: Any, tiny_tokenizer: Any, book: Path, tmp_path: Path) -> None:
-    from logoeval.records import summarise
+    from logoeval.intervals import summarise
 
     settings = PerplexitySettings(lengths=(32,), text=str(book))
     outcome = run(settings, session_for(tiny_model, tiny_tokenizer), tmp_path)

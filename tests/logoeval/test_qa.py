@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
-from logodata.measures import token_f1, word_share
+from logodata.judge.measures import token_f1, word_share
 from logoeval.cli import main
-from logoeval.qa import METRICS, run
-from logoeval.recipe import QaSettings
+from logoeval.tasks.qa import METRICS, QaSettings, run
 
 from .test_pairs import make_session
 

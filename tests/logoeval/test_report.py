@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
+from logodata.common.files import write_json
 from logodata.common.markup import join, raw, tag
-from logodata.common.run_dir import write_json
 from logodata.contract import read_samples, write_samples
 from logoeval.cli import main
-from logoeval.compare import compare
-from logoeval.recipe import EvalRecipe, NiahSettings, PairsSettings, PerplexitySettings
-from logoeval.report import render
+from logoeval.compare.compare import compare
+from logoeval.recipe.settings import EvalRecipe
+from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
+from logoeval.tasks.needles.settings import NiahSettings
+from logoeval.tasks.pairs import PairsSettings
+from logoeval.tasks.perplexity import PerplexitySettings
 
 from .conftest import FakeEngine, write_build
 

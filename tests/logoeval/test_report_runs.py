@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
-from logoeval import stats
+from logoeval import intervals as stats
 from logoeval.cli import main
-from logoeval.compare import Comparison, Row, compare
-from logoeval.longbench.table import paper_table, published
-from logoeval.longbench.tradeoff import tradeoff_section
-from logoeval.measures import headline_rows, terminal_table
+from logoeval.compare.compare import Comparison, Row, compare
 from logoeval.records import Results, read_results, write_results
-from logoeval.report import render
-from logoeval.report_record import SCHEMA_VERSION
+from logoeval.report.markdown_json import SCHEMA_VERSION
+from logoeval.report.measures import headline_rows, terminal_table
+from logoeval.report.page import render
+from logoeval.report.paper_table import paper_table, published
+from logoeval.report.tradeoff import tradeoff_section
 
 from . import synthetic
 from .test_report import Reader
@@ -74,7 +74,7 @@ def test_six_runs_are_one_whole_page(files: Path) -> None:
 
 
 def test_runs_are_told_apart_without_colour() -> None:
-    from logoeval import figure_style
+    from logoeval.report import figure_style
 
     shown = [re.sub(r"var\(--series-\d\)", "", figure_style.swatch(number)) for number in range(8)]
     assert len(set(shown)) == 8

@@ -15,15 +15,16 @@ from torch.utils._pytree import tree_leaves
 
 from logodata.common.errors import UserError
 from logodata.prompts import encode_text
-from logoeval import attention_trace, retrieval
-from logoeval.attention_trace import check_model, most_attended, trace_answers
 from logoeval.cli import main
-from logoeval.compare import compare
-from logoeval.niah import Haystack, SampleBuilder
-from logoeval.niah.retrieval import gold_answer, saw_said
-from logoeval.recipe import EvalRecipe, NiahSettings, RetrievalSettings
-from logoeval.report import render
-from logoeval.retrieval import (
+from logoeval.compare.compare import compare
+from logoeval.recipe.settings import EvalRecipe
+from logoeval.report.page import render
+from logoeval.run import evaluate
+from logoeval.session import Session
+from logoeval.tasks.needles import Haystack, SampleBuilder, attention_trace
+from logoeval.tasks.needles import heads as retrieval
+from logoeval.tasks.needles.attention_trace import check_model, most_attended, trace_answers
+from logoeval.tasks.needles.heads import (
     Head,
     Heads,
     Needles,
@@ -35,8 +36,8 @@ from logoeval.retrieval import (
     score_sample,
     shares,
 )
-from logoeval.run import evaluate
-from logoeval.session import Session
+from logoeval.tasks.needles.saw_said import gold_answer, saw_said
+from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from tests.conftest import make_model
 
 from .conftest import FakeEngine

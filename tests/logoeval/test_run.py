@@ -14,10 +14,13 @@ import pytest
 
 from logodata.common.errors import UserError
 from logoeval.cli import main
-from logoeval.recipe import EvalRecipe, NiahSettings, PairsSettings, PerplexitySettings
+from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import Results, read_results
 from logoeval.run import evaluate
 from logoeval.session import Session
+from logoeval.tasks.needles.settings import NiahSettings
+from logoeval.tasks.pairs import PairsSettings
+from logoeval.tasks.perplexity import PerplexitySettings
 
 from .conftest import FakeEngine
 

@@ -14,22 +14,23 @@ import datasets
 import pytest
 import yaml
 
+from logodata.common.append_log import Shard
 from logodata.common.errors import UserError
-from logodata.common.shards import Shard
 from logoeval.cli import main
-from logoeval.compare import compare
-from logoeval.recipe import EvalRecipe, ShortSettings, ShortTask
+from logoeval.compare.compare import compare
+from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import TaskResult, read_results
-from logoeval.report import render
+from logoeval.report.page import render
 from logoeval.run import evaluate
-from logoeval.short.harness import quiet
-from logoeval.short.outcome import OWN_LONGBENCH_NOTE, metrics, notes
+from logoeval.tasks.short.harness import quiet
+from logoeval.tasks.short.outcome import OWN_LONGBENCH_NOTE, metrics, notes
+from logoeval.tasks.short.settings import ShortSettings, ShortTask
 from tests.conftest import make_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from logoeval.short.model import HarnessModel
+    from logoeval.tasks.short.model import HarnessModel
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -264,7 +265,7 @@ def test_killed_in_the_middle_of_a_call(
 ) -> None:
     recipe = make_recipe({"name": "whole", "shots": 1}, {"name": "single", "shots": 0})
     expected = _run(recipe, tmp_path / "whole")
-    from logoeval.short.model import HarnessModel
+    from logoeval.tasks.short.model import HarnessModel
 
     add, done = HarnessModel.add_partial, []
 
@@ -356,7 +357,7 @@ def test_overlapping_tasks_and_an_empty_folder(make_recipe: Callable[..., EvalRe
 
 
 def test_missing_extra(make_recipe: Callable[..., EvalRecipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("logoeval.short.harness.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("logoeval.tasks.short.harness.importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"lm-eval is not installed.*logo-align\[short\]"):
         _run(make_recipe("alone"), tmp_path / "out")
 
@@ -418,7 +419,7 @@ def test_the_harness_s_longbench_is_never_called_official() -> None:
 
 def test_chats_see_one_date_on_every_day(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """As in all other prompts (logodata.prompts)."""
-    from logoeval.short.model import HarnessModel
+    from logoeval.tasks.short.model import HarnessModel
 
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"

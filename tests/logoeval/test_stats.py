@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from logoeval.stats import estimate_difference, estimate_mean
+from logoeval.intervals import estimate_difference, estimate_mean
 
 
 def names(count: int) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from logodata.common.errors import UserError
-from logoeval.texts import pydoc_documents, read_documents, split_sentences
+from logoeval.tasks.texts import pydoc_documents, read_documents, split_sentences
 
 
 def test_pydoc_is_prose() -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from logodata.common.run_dir import write_json
+from logodata.common.files import write_json
 from logodata.contract import ContextChunk, PreferenceSample, Response, write_samples
-from logodata.models import model_fingerprint, tokenizer_fingerprint
-from logotrain.recipe import TrainRecipe
+from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
+from logotrain.recipe.settings import TrainRecipe
 
 VOCABULARY = 269
 

@@ -13,9 +13,16 @@ from torch import Tensor
 from torch.nn.attention import varlen as torch_varlen
 from torch.nn.attention.flex_attention import create_block_mask
 
-from logotrain import attention
-from logotrain.attention import Sequences, block_mask, flash_attention, flex_row_attention, mask_mod, sdpa_attention
-from logotrain.layout import RowLayout, SharedPrefixLayout
+from logotrain.attention import kernels as attention
+from logotrain.attention.kernels import (
+    Sequences,
+    block_mask,
+    flash_attention,
+    flex_row_attention,
+    mask_mod,
+    sdpa_attention,
+)
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 CPU = torch.device("cpu")
 

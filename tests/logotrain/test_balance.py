@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logodata.models import load_config
-from logotrain.balance import assign_rows, attention_share, pack_rows, row_cost, share_rows
-from logotrain.collate import Collator
-from logotrain.layout import SharedPrefixLayout
+from logodata.models.loading import load_config
 from logotrain.parallel import World
+from logotrain.plan.shape import model_shape
 from logotrain.prepare import prepare
-from logotrain.recipe import TrainRecipe
-from logotrain.shape import model_shape
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.collate import Collator
+from logotrain.rows.layout import SharedPrefixLayout
+from logotrain.rows.packing import assign_rows, attention_share, pack_rows, row_cost, share_rows
 
 LAYOUTS = st.lists(
     st.builds(

@@ -19,11 +19,11 @@ from torch.optim import AdamW
 from transformers import LlamaForCausalLM
 
 from logodata.common.errors import UserError
-from logotrain import checkpoint, safe_reading
+from logotrain.checkpoints import checkpoint, safe_reading
 from logotrain.interrupt import StopFlag
-from logotrain.model import add_adapters
+from logotrain.model.adapters import add_adapters
 from logotrain.parallel import World
-from logotrain.recipe import CheckpointSettings, LoraSettings
+from logotrain.recipe.settings import CheckpointSettings, LoraSettings
 
 
 @pytest.fixture

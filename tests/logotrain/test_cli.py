@@ -19,16 +19,17 @@ import yaml
 
 from logodata.cli import main as logodata
 from logodata.common.errors import UserError
-from logodata.common.recipe_io import load_recipe
+from logodata.common.recipes.reading import load_recipe
 from logoeval.cli import main as logoeval
-from logotrain import choices, safe_reading, trainer
+from logotrain import trainer
+from logotrain.checkpoints import safe_reading
 from logotrain.cli import _parser, _recipe, main
+from logotrain.model.adapters import check_adapters
 from logotrain.parallel import World
-from logotrain.planner import CARDS
-from logotrain.recipe import LoraSettings, TrainRecipe
-from logotrain.run import _settled, run
-from logotrain.shape import check_adapters
-from logotrain.summary import duration, summary
+from logotrain.plan.choices import CARDS
+from logotrain.recipe import defaults as choices
+from logotrain.recipe.settings import LoraSettings, TrainRecipe
+from logotrain.run import _settled, duration, run, summary
 
 Recipes = Callable[..., TrainRecipe]
 

@@ -10,8 +10,8 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
-from logotrain.collate import Collator, Row
-from logotrain.recipe import PositionSettings
+from logotrain.recipe.settings import PositionSettings
+from logotrain.rows.collate import Collator, Row
 
 Samples = Callable[..., PreferenceSample]
 

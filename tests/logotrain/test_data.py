@@ -11,7 +11,7 @@ from logodata.common.console import stderr
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, write_samples
 from logotrain.data import load_data
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe.settings import TrainRecipe
 
 Samples = Callable[..., PreferenceSample]
 Recipes = Callable[..., TrainRecipe]

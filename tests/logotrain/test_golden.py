@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
 
 GOLDEN = Path(__file__).with_name("golden.json")

@@ -14,12 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.transformers_engine import TransformersEngine
-from logoeval.attention_trace import trace_answers
-from logoeval.perplexity import token_nlls
-from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.recipe import TrainRecipe
+from logoeval.tasks.needles.attention_trace import trace_answers
+from logoeval.tasks.perplexity import token_nlls
+from logotrain.attention.shared_prefix import Backend, use_shared_prefix
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.run import run
-from logotrain.shared_prefix import Backend, use_shared_prefix
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 

@@ -13,11 +13,11 @@ from transformers import LlamaForCausalLM
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logotrain import guards
+from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.guards import check_chosen, check_repetition, measure_repetition, repetition_rate
-from logotrain.logprobs import LogprobModel
-from logotrain.recipe import CollapseSettings, TrainRecipe
+from logotrain.loss.logprobs import LogprobModel
+from logotrain.recipe.settings import CollapseSettings, TrainRecipe
 from logotrain.run import run
-from logotrain.shared_prefix import use_shared_prefix
 
 Recipes = Callable[..., TrainRecipe]
 

@@ -12,7 +12,7 @@ import pytest
 
 from logotrain import trainer
 from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
 
 Recipes = Callable[..., TrainRecipe]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from logotrain.layout import RowLayout, SharedPrefixLayout
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 
 def test_one_sample() -> None:

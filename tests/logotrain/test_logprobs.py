@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from logodata.contract import PreferenceSample
-from logotrain.collate import Collator
-from logotrain.logprobs import LogprobModel, split_logprobs, token_logprobs
-from logotrain.recipe import PositionSettings
-from logotrain.shared_prefix import use_shared_prefix
+from logotrain.attention.shared_prefix import use_shared_prefix
+from logotrain.loss.logprobs import LogprobModel, split_logprobs, token_logprobs
+from logotrain.recipe.settings import PositionSettings
+from logotrain.rows.collate import Collator
 
 Samples = Callable[..., PreferenceSample]
 
@@ -30,7 +30,7 @@ def test_chunks_do_not_change_values_or_gradients(
     model = LogprobModel(tiny_model.double())
     draws = [(0, make_sample("a")), (0, make_sample("b", responses=(2, 7)))]
     row = Collator(PositionSettings(), 2000, seed=0, scores_prompt=scores_prompt, pad_to_multiple=16)(draws)
-    monkeypatch.setattr("logotrain.logprobs.CHUNK_ELEMENTS", rows_a_chunk * tiny_model.config.vocab_size)
+    monkeypatch.setattr("logotrain.loss.logprobs.CHUNK_ELEMENTS", rows_a_chunk * tiny_model.config.vocab_size)
     weights = torch.randn(len(row.targets), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with use_shared_prefix(tiny_model):
         logits = tiny_model(

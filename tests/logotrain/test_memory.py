@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from logotrain import logprobs
-from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.memory import estimate_memory
-from logotrain.recipe import TrainRecipe
-from logotrain.recompute import Recompute
-from logotrain.shape import model_shape, trained_weights
-from logotrain.shared_prefix import Backend
-from logotrain.simulate import Simulated, simulate_step
+from benchmarks.simulate import Simulated, simulate_step
+from logotrain.attention.shared_prefix import Backend
+from logotrain.loss import logprobs
+from logotrain.model.recompute import Recompute
+from logotrain.plan.memory import estimate_memory
+from logotrain.plan.shape import model_shape, trained_weights
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -144,7 +144,7 @@ def test_models(config: PreTrainedConfig) -> None:
 def test_a_shape_counts_the_weights_of_the_model() -> None:
     from transformers import AutoModelForCausalLM
 
-    from logotrain.model import add_adapters
+    from logotrain.model.adapters import add_adapters
 
     for cls in (LlamaConfig, Qwen2Config, Qwen3Config, GemmaConfig):
         for tied in (False, True):
@@ -182,12 +182,12 @@ def profiled_step(config: PreTrainedConfig, recipe: TrainRecipe, row: RowLayout,
     """Bytes that a real second step of two rows takes beyond weights and optimizer state, at its peak."""
     from transformers import AutoModelForCausalLM
 
-    from logotrain.logprobs import LogprobModel, split_logprobs
-    from logotrain.model import add_adapters
-    from logotrain.objective import sample_loss
-    from logotrain.recompute import checkpoint_layers
-    from logotrain.shared_prefix import use_shared_prefix
-    from logotrain.simulate import _row
+    from benchmarks.simulate import _row
+    from logotrain.attention.shared_prefix import use_shared_prefix
+    from logotrain.loss.logprobs import LogprobModel, split_logprobs
+    from logotrain.loss.objective import sample_loss
+    from logotrain.model.adapters import add_adapters
+    from logotrain.model.recompute import checkpoint_layers
 
     base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model = LogprobModel(base if recipe.tuning == "full" else add_adapters(base, recipe.lora, name="m")).train()

@@ -12,10 +12,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from logodata.models import load_model, write_base_config
+from logodata.models.adapters import write_base_config
+from logodata.models.loading import load_model
 from logotrain.cli import main
-from logotrain.recipe import RopeSettings, TrainRecipe
-from logotrain.rope import scaled_config
+from logotrain.model.rope import scaled_config
+from logotrain.recipe.settings import RopeSettings, TrainRecipe
 from logotrain.run import run
 from tests.conftest import make_model
 

@@ -13,14 +13,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from logodata.common.errors import UserError
-from logodata.models import load_model
-from logotrain.checkpoint import export
-from logotrain.merge import merge
-from logotrain.model import add_adapters, copy_tokenizer, load_trainable
+from logodata.models.loading import load_model
+from logotrain.checkpoints.checkpoint import export
+from logotrain.checkpoints.merge import merge
+from logotrain.model.adapters import add_adapters
+from logotrain.model.model import copy_tokenizer, load_trainable
 from logotrain.parallel import World
-from logotrain.recipe import LoraSettings, TrainRecipe
+from logotrain.plan.shape import model_shape, trained_weights
+from logotrain.recipe.settings import LoraSettings, TrainRecipe
 from logotrain.run import run
-from logotrain.shape import model_shape, trained_weights
 
 Recipes = Callable[..., TrainRecipe]
 CPU = torch.device("cpu")

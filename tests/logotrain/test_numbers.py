@@ -18,13 +18,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
-from logotrain import guards, logprobs, trainer
+from logotrain import guards, trainer
 from logotrain.cli import main
-from logotrain.collate import Collator
 from logotrain.data import load_data
-from logotrain.logprobs import SampleLogprobs
-from logotrain.objective import logo
-from logotrain.recipe import LogoSettings, PositionSettings, TrainRecipe
+from logotrain.loss import logprobs
+from logotrain.loss.logprobs import SampleLogprobs
+from logotrain.loss.objective import logo
+from logotrain.recipe.settings import LogoSettings, PositionSettings, TrainRecipe
+from logotrain.rows.collate import Collator
 from logotrain.run import run
 from tests.conftest import make_model
 

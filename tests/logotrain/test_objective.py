@@ -13,8 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from logotrain.objective import PreferenceLoss, cpo, dpo, logo, sample_loss, sft, simpo, uses_reference, uses_rejected
-from logotrain.recipe import CpoSettings, DpoSettings, LogoSettings, ObjectiveSettings, SftSettings, SimpoSettings
+from logotrain.loss.objective import PreferenceLoss, cpo, dpo, logo, sample_loss, sft, simpo
+from logotrain.recipe.settings import (
+    CpoSettings,
+    DpoSettings,
+    LogoSettings,
+    ObjectiveSettings,
+    SftSettings,
+    SimpoSettings,
+    uses_reference,
+    uses_rejected,
+)
 
 LENGTHS = torch.tensor([4.0, 3.0]), torch.tensor([[2.0, 5.0], [1.0, 7.0]])
 REFERENCE = torch.tensor([-3.0, -4.0]), torch.tensor([[-1.5, -6.0], [-2.0, -8.0]])

@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from logodata.common.errors import UserError
-from logodata.common.recipe_io import load_recipe, shipped_recipes
-from logotrain.assumed import planned_data
+from logodata.common.recipes.reading import load_recipe, shipped_recipes
 from logotrain.cli import main
-from logotrain.coverage import draws
-from logotrain.plan import Plan, make_plan
-from logotrain.recipe import TrainRecipe
+from logotrain.plan.assumed import planned_data
+from logotrain.plan.coverage import draws
+from logotrain.plan.table import Plan, make_plan
+from logotrain.recipe.settings import TrainRecipe
 
 Recipes = Callable[..., TrainRecipe]
 SHIPPED = sorted(shipped_recipes().rglob("*.yaml"))

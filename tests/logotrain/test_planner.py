@@ -8,10 +8,7 @@ import pytest
 from transformers import LlamaConfig
 
 from logodata.common.errors import UserError
-from logotrain.balance import attention_share, row_cost
-from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.memory import estimate_memory
-from logotrain.planner import (
+from logotrain.plan.choices import (
     CARDS,
     check_strategy,
     choose_recompute,
@@ -21,8 +18,11 @@ from logotrain.planner import (
     row_flops,
     step_seconds,
 )
-from logotrain.recipe import TrainRecipe
-from logotrain.shape import ModelShape, model_shape
+from logotrain.plan.memory import estimate_memory
+from logotrain.plan.shape import ModelShape, model_shape
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
+from logotrain.rows.packing import attention_share, row_cost
 from tests.logotrain.test_memory import EVERYWHERE, FULL, M2, config_of, recipe_of
 
 ROW = RowLayout((SharedPrefixLayout(8192, (256, 256, 256)),))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from logodata.common.errors import UserError
-from logodata.common.recipe_io import load_recipe
-from logotrain.recipe import TrainRecipe
+from logodata.common.recipes.reading import load_recipe
+from logotrain.recipe.settings import TrainRecipe
 
 
 def recipe_of(*overrides: str) -> TrainRecipe:

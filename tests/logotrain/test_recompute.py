@@ -20,16 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from logodata.common.errors import UserError
-from logotrain import attention
-from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.recompute import (
-    Recompute,
-    check_recompute,
-    checkpoint_layers,
-    compile_layers,
-    decoder_layers,
-)
-from logotrain.shared_prefix import use_shared_prefix
+from logotrain.attention import kernels as attention
+from logotrain.attention.shared_prefix import use_shared_prefix
+from logotrain.model.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 CHOICES: tuple[Recompute, ...] = ("none", "selective", "full")
 LAYERS = 2

@@ -13,9 +13,10 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
-from logotrain import reference, trainer
+from logotrain import trainer
 from logotrain.interrupt import Stopped
-from logotrain.recipe import TrainRecipe
+from logotrain.loss import reference
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
 
 Recipes = Callable[..., TrainRecipe]

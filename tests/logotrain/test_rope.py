@@ -14,8 +14,8 @@ from transformers import AutoConfig, LlamaConfig, MistralConfig, PreTrainedConfi
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from logodata.common.errors import UserError
-from logotrain.recipe import RopeSettings
-from logotrain.rope import scaled_config
+from logotrain.model.rope import scaled_config
+from logotrain.recipe.settings import RopeSettings
 
 THETA, WINDOW, DIMENSION = 500000.0, 8192, 128
 

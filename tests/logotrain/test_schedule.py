@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.schedule import Schedule
 
 

@@ -36,10 +36,10 @@ from transformers import (
 )
 
 from logodata.common.errors import UserError
-from logotrain import attention
-from logotrain.attention import Sequences
-from logotrain.layout import RowLayout, SharedPrefixLayout
-from logotrain.shared_prefix import Backend, check_config, choose_backend, use_shared_prefix
+from logotrain.attention import kernels as attention
+from logotrain.attention.kernels import Sequences
+from logotrain.attention.shared_prefix import Backend, check_config, choose_backend, use_shared_prefix
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 VOCABULARY = 61
 
@@ -357,7 +357,7 @@ def ampere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """What choose_backend asks of CUDA, answered as on an A100."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some Card")
-    monkeypatch.setattr("logotrain.shared_prefix.varlen_kernel", lambda: varlen)
+    monkeypatch.setattr("logotrain.attention.shared_prefix.varlen_kernel", lambda: varlen)
     return monkeypatch
 
 
@@ -368,7 +368,7 @@ def test_auto_takes_the_best_that_runs(ampere: pytest.MonkeyPatch) -> None:
     assert (backend, reason) == ("flex", "no flash: its kernels compute in bfloat16 or float16, not float32")
     backend, reason = choose_backend("auto", CPU, torch.bfloat16)
     assert (backend, reason) == ("sdpa", "no flash, no flex: FlexAttention has no backward pass on cpu")
-    ampere.setattr("logotrain.shared_prefix.varlen_kernel", lambda: None)
+    ampere.setattr("logotrain.attention.shared_prefix.varlen_kernel", lambda: None)
     backend, reason = choose_backend("auto", CUDA, torch.bfloat16)
     assert (backend, reason) == ("flex", "no flash: torch was built without it and flash-attn is not installed")
     ampere.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from logotrain import trainer
-from logotrain.collate import Collator
+from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.interrupt import StopFlag
-from logotrain.logprobs import LogprobModel
+from logotrain.loss.logprobs import LogprobModel
 from logotrain.parallel import World
 from logotrain.prepare import Prepared
-from logotrain.recipe import PositionSettings, TrainRecipe
-from logotrain.shared_prefix import use_shared_prefix
+from logotrain.recipe.settings import PositionSettings, TrainRecipe
+from logotrain.rows.collate import Collator
 from tests.conftest import make_model
 from tests.logotrain.conftest import VOCABULARY, sample_of
 

@@ -57,16 +57,17 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from logodata.common.errors import UserError
-from logodata.models import load_config
+from logodata.models.loading import load_config
+from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.cli import main
 from logotrain.data import load_data
-from logotrain.logprobs import LogprobModel
+from logotrain.loss.logprobs import LogprobModel
+from logotrain.model.model import noise_settings
+from logotrain.model.rope import scaled_config
 from logotrain.parallel import World
-from logotrain.recipe import RopeSettings, TrainRecipe
-from logotrain.rope import scaled_config
+from logotrain.recipe.settings import RopeSettings, TrainRecipe
 from logotrain.run import run
-from logotrain.shared_prefix import use_shared_prefix
-from logotrain.trainable import check_trainable, check_weights, noise_settings
+from logotrain.trainable import check_trainable, check_weights
 
 Recipes = Callable[..., TrainRecipe]
 SIZES: dict[str, Any] = {

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_samples
 from logotrain import trainer
-from logotrain.recipe import TrainRecipe
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
 
 Samples = Callable[..., PreferenceSample]

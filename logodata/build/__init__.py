@@ -1,0 +1,1 @@
+"""A build: from documents and questions to a data set."""

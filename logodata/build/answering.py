@@ -1,0 +1,116 @@
+"""Responses of a build: generated where they are missing, and judged by the rules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from logodata.build.candidates import Candidate
+from logodata.common.console import Tracker
+from logodata.common.words import without_reasoning
+from logodata.contract import Response, ResponseOrigin
+from logodata.engines import Engine, GenerationRequest, GenerationResult
+from logodata.engines.answered import ResponseLog
+from logodata.engines.settings import open_engine
+from logodata.judge.decisions import Decision
+from logodata.judge.rules import JudgedText, Measurer, preferred_fault, rejected_fault
+from logodata.judge.settings import Reason
+from logodata.prompts import decode_text, encode_text
+from logodata.recipe.settings import BuildRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Responses:
+    """Responses of a build: generated where they are missing, then judged.
+
+    Args:
+        recipe: names engine and judge.
+        log: what was generated before; new responses go there at once.
+        tokenizer: turns tokens into the text that is judged.
+        turn_end: the token that an ended response is trained with.
+    """
+
+    def __init__(
+        self, recipe: BuildRecipe, log: ResponseLog, tokenizer: PreTrainedTokenizerBase, turn_end: int
+    ) -> None:
+        self._recipe, self._log, self._tokenizer, self._turn_end = recipe, log, tokenizer, turn_end
+        self._measurer = Measurer(recipe.judge)
+        self._engine: Engine | None = None
+        self._num_generated = self._num_tokens = 0
+        self._seconds = 0.0
+
+    @property
+    def engine_name(self) -> str | None:
+        """What generated; None if nothing had to be."""
+        return self._engine.name if self._engine and self._num_generated else None
+
+    def engine(self) -> Engine:
+        """The build's engine, opened now if it is not open."""
+        if self._engine is None:
+            self._engine = open_engine(self._recipe.engine, self._recipe.model)
+        return self._engine
+
+    def forget(self) -> None:
+        """Drop the responses that are in memory only."""
+        self._log.forget()
+
+    def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
+        """Have the engine answer the requests that the log does not answer; the engine is opened for the first."""
+        missing = self._log.missing(requests)
+        if not missing:
+            return
+        engine = self.engine()
+        start, before = time.monotonic(), self._seconds
+        for request, result in self._log.complete(engine, missing):
+            self._num_generated += 1
+            self._num_tokens += len(request.prompt_ids) + len(result.token_ids)
+            self._seconds = before + time.monotonic() - start
+            # Prompt tokens count whether or not the engine finds them in its prefix cache.
+            rate = f"{self._num_tokens / max(self._seconds, 1e-9):.0f} tokens/s"
+            tracker.advance(0, responses=f"{self._num_generated} at {rate}")
+
+    def preferred(self, plan: Candidate) -> list[Decision]:
+        """All candidates for the preferred response, with what the rules say of each."""
+        strategy, question = self._recipe.generation.preferred, plan.question
+        if strategy == "reference":
+            ids = tuple(encode_text(self._tokenizer, question.answers[0]))
+            found = [self._response(plan, strategy, GenerationResult(question.id, ids, "stop"), "live")]
+        else:
+            found = [self._response(plan, strategy, *self._log.answered(request)) for request in plan.preferred]
+        guided = strategy == "guided"
+
+        def fault(response: Response) -> Reason | None:
+            return preferred_fault(
+                _judged(response), question.question, question.answers, self._recipe.judge, guided=guided
+            )
+
+        return [Decision(question, "preferred", n, response, fault(response)) for n, response in enumerate(found)]
+
+    def rejected(self, plan: Candidate, chosen: Response) -> list[Decision]:
+        """The dis-preferred responses, with what the rules say of each beside the chosen one."""
+        found = [self._response(plan, name, *self._log.answered(request)) for name, request in plan.rejected.items()]
+
+        def fault(response: Response) -> Reason | None:
+            return rejected_fault(_judged(response), _judged(chosen), self._recipe.judge)
+
+        return [Decision(plan.question, "rejected", n, response, fault(response)) for n, response in enumerate(found)]
+
+    def _response(self, plan: Candidate, strategy: str, result: GenerationResult, origin: ResponseOrigin) -> Response:
+        ended = result.finish_reason == "stop"
+        text = decode_text(self._tokenizer, result.token_ids)
+        return Response(
+            strategy=strategy,
+            text=text,
+            token_ids=[*result.token_ids, self._turn_end] if ended else list(result.token_ids),
+            ended=ended,
+            **self._measurer.measure(text, plan.question.answers)._asdict(),
+            origin=origin,
+        )
+
+
+def _judged(response: Response) -> JudgedText:
+    assert response.verdict is not None
+    return JudgedText(without_reasoning(response.text), response.ended, response.verdict)

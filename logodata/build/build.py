@@ -1,0 +1,148 @@
+"""A build from beginning to end: documents, chunks, scores, contexts, responses, judge, data set.
+
+Every response is on disk as soon as it is there (:mod:`logodata.engines.answered`), and so is what became of a question
+(``work/outcomes.jsonl``). A build that was killed plans what is undecided again, finds the responses it has, generates
+the rest, and ends in the same data set as one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from logodata import __version__
+from logodata.build.candidates import Planner, Pool
+from logodata.build.forecast import warn_of_losses
+from logodata.build.inputs import check_inputs
+from logodata.build.pipeline import Asked, Pipeline, decide_here, identity
+from logodata.build.ray_driver import RayOptions, decide_on_ray
+from logodata.build.shards import Part, part_record
+from logodata.common.append_log import Shard
+from logodata.common.console import note, progress
+from logodata.common.files import bind_settings, locked, read_if_whole, read_json, write_json
+from logodata.contract import SCHEMA_VERSION
+from logodata.dataset.files import PART_FILE, write_data_set
+from logodata.models.facts import model_fingerprint
+from logodata.recipe.settings import BuildRecipe
+from logodata.sources import Source, check_outside, read_source, source_fingerprint
+
+_OUTCOMES = Path("work") / "outcomes.jsonl"
+
+
+def build(
+    recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: RayOptions | None = None
+) -> dict[str, Any]:
+    """Make a data set in ``output``; continue one that was interrupted; do nothing to one that is finished.
+
+    Args:
+        recipe: how.
+        output: folder.
+        part: build this part of it only, for ``logodata merge``; a part in which no sample was kept is no error.
+        cluster: run on Ray; by default in this process.
+
+    Returns:
+        the statistics, as in ``stats.json``.
+
+    Raises:
+        UserError: the source is at fault, ``output`` holds a build with other settings, or no sample was kept.
+    """
+    check_outside(recipe.source, output)
+    check_inputs(recipe, recipe.source, output)
+    settings = {
+        "recipe": recipe.binding(),
+        "source_fingerprint": source_fingerprint(recipe.source),
+        **identity(recipe, model_fingerprint(recipe.model)),
+        **({"shard": str(part)} if part else {}),
+    }
+    with locked(output):
+        (output / "work").mkdir(exist_ok=True)
+        finished = read_if_whole(output / "manifest.json") is not None
+        # A source with a fault does not bind the folder: mended, it may be built there.
+        source = None if finished else read_source(recipe.source)
+        # Responses alone bind nothing: each is filed under the settings that it depends on.
+        started = finished or (output / _OUTCOMES).exists()
+        bind_settings(output, "work/settings.json", settings, started=started)
+        if source is None:
+            note(f"{output} is finished already")
+            stats: dict[str, Any] = read_json(output / "stats.json")
+            return stats
+        return _build(recipe, source, settings, output, part, cluster)
+
+
+def _build(
+    recipe: BuildRecipe,
+    source: Source,
+    settings: dict[str, Any],
+    output: Path,
+    part: Part | None,
+    cluster: RayOptions | None,
+) -> dict[str, Any]:
+    work = output / "work"
+    pipeline = Pipeline(recipe, settings["model_fingerprint"], work / "responses.jsonl")
+    outcomes = Shard(output / _OUTCOMES)
+    engines = {key: Shard(work / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
+    pools, total = _pools(pipeline.planner, source, part)
+    order: list[str] = []
+    num_kept = sum("sample" in outcome for outcome in outcomes.values())
+
+    def undecided() -> Iterator[Asked]:
+        for pool in pools:
+            asked = [question.id for document in pool.documents for question in document.questions]
+            order.extend(asked)
+            if ids := frozenset(question_id for question_id in asked if question_id not in outcomes):
+                yield pool, ids
+
+    # Of a cluster's machines this one may have no room for the evaluator's model.
+    if not outcomes and (cluster is None or recipe.evaluator.name in ("entity", "lexical")):
+        warn_of_losses(recipe, pipeline.planner, source.documents, pipeline.evaluator)
+    with progress("build", total, len(outcomes)) as tracker:
+        if cluster is None:
+            deciding = decide_here(pipeline, undecided(), recipe.generation.group_size, tracker)
+        else:
+            fingerprint, left = settings["model_fingerprint"], total - len(outcomes)
+            deciding = decide_on_ray(recipe, fingerprint, undecided(), left, cluster, tracker)
+        with closing(deciding) as results:
+            for decided, names in results:
+                for key, name in names.items():
+                    engines[key].append({"name": name})
+                outcomes.append(*decided)
+                num_kept += sum("sample" in outcome for outcome in decided)
+                tracker.advance(len(decided), kept=num_kept)
+
+    faults = [fault for fault in source.faults if part is None or part.owns(fault["doc_id"])]
+    if part is not None:
+        write_json(output / PART_FILE, part_record(part, source, [*(fault["id"] for fault in faults), *order]))
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "logo_align": __version__,
+        "model": recipe.model,
+        **{key: value for key, value in settings.items() if key not in ("recipe", "source_fingerprint", "shard")},
+        "engine": ", ".join(engines["engine"]) or "none: every response was there already",
+        **(
+            {"judge_engine": ", ".join(engines["judge_engine"]) or "none: nothing was asked"}
+            if recipe.judge.model
+            else {}
+        ),
+        "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
+        "recipe": recipe.model_dump(mode="json"),
+        # Its text, since the file is found from the folder of the build command only.
+        "chat_template": recipe.chat_template and pipeline.planner.tokenizer.chat_template,
+    }
+    at_fault = ({"rejected": {**fault, "stage": "source"}, "decisions": []} for fault in faults)
+    found = chain(at_fault, (outcomes[question_id] for question_id in order))
+    return write_data_set(output, found, manifest, may_be_empty=part is not None)
+
+
+def _pools(planner: Planner, source: Source, part: Part | None) -> tuple[Iterable[Pool], int]:
+    """The pools to build, and how many questions they hold. A part owns a pool by its first document, so that pools are
+    those of the unsharded build also where documents are joined."""
+    if part is None:
+        return planner.pools(source.documents), source.documents.num_questions
+
+    def own() -> Iterator[Pool]:
+        return (pool for pool in planner.pools(source.documents) if part.owns(pool.documents[0].doc_id))
+
+    return own(), sum(len(document.questions) for pool in own() for document in pool.documents)

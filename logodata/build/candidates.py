@@ -1,0 +1,201 @@
+"""From documents to requests: pools of chunks, scored once, and for every question its contexts and prompts.
+
+Everything here is a pure function of recipe and documents, so a build that was interrupted plans exactly the same
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logodata.contexts.chunking import chunk_text
+from logodata.contexts.draw import Contexts, draw_contexts
+from logodata.contexts.scores import Evaluator
+from logodata.contract import Chunk, Document, Question
+from logodata.engines import GenerationRequest, Sampling
+from logodata.models.facts import model_eos_ids
+from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, Prompt, PromptFormat, turn_end_ids
+from logodata.recipe.settings import BuildRecipe, GenerationSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Documents that make one long context: their chunks in order, each with its document."""
+
+    documents: tuple[Document, ...]
+    chunks: tuple[tuple[Document, Chunk], ...]
+
+    def text(self, index: int) -> str:
+        """Text of a chunk."""
+        document, chunk = self.chunks[index]
+        return document.text[chunk.start : chunk.end]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A question on its way to becoming a preference sample.
+
+    ``preferred`` are requests for the preferred response, tried in order; ``rejected`` maps a strategy to its request;
+    ``prompt`` is the training prompt.
+    """
+
+    pool: Pool
+    document: Document
+    question: Question
+    scores: NDArray[np.float64]
+    contexts: Contexts
+    prompt: Prompt
+    preferred: tuple[GenerationRequest, ...]
+    rejected: dict[str, GenerationRequest]
+
+    @property
+    def requests(self) -> tuple[GenerationRequest, ...]:
+        """All that must be generated."""
+        return (*self.preferred, *self.rejected.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A question that cannot become a sample, and why. ``excess_tokens``: how many its longest prompt is beyond the
+    window."""
+
+    pool: Pool
+    document: Document
+    question: Question
+    reason: str
+    detail: str = ""
+    excess_tokens: int = 0
+
+
+class Planner:
+    """Turns questions into candidates under one recipe and tokenizer.
+
+    Args:
+        recipe: the build recipe.
+        tokenizer: the model's, with its chat template.
+        window: tokens that a prompt with its response may have.
+    """
+
+    def __init__(self, recipe: BuildRecipe, tokenizer: PreTrainedTokenizerBase, window: int) -> None:
+        self._recipe, self.tokenizer, self.window = recipe, tokenizer, window
+        self.answer_format = PromptFormat(tokenizer, ANSWER_TEMPLATE)
+        self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
+        self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
+
+    def under(self, recipe: BuildRecipe) -> Planner:
+        """A planner for another recipe of the same model."""
+        return Planner(recipe, self.tokenizer, self.window)
+
+    def pools(self, documents: Sequence[Document]) -> Iterator[Pool]:
+        """Chunk documents and join them, in order, until a pool holds ``source.join_tokens``; what is left joins the
+        last pool."""
+        least = self._recipe.source.join_tokens or 1
+        complete: Pool | None = None
+        waiting: list[Document] = []
+        chunks: list[tuple[Document, Chunk]] = []
+        for document in documents:
+            waiting.append(document)
+            chunks += [
+                (document, c) for c in chunk_text(self.tokenizer, document.text, self._recipe.chunking.chunk_tokens)
+            ]
+            if sum(len(chunk.token_ids) for _, chunk in chunks) >= least:
+                if complete is not None:
+                    yield complete
+                complete, waiting, chunks = Pool(tuple(waiting), tuple(chunks)), [], []
+        if complete is None:
+            if waiting:
+                yield Pool(tuple(waiting), tuple(chunks))
+        elif waiting:
+            yield Pool((*complete.documents, *waiting), (*complete.chunks, *chunks))
+        else:
+            yield complete
+
+    def candidates(self, pool: Pool, evaluator: Evaluator) -> Iterator[Candidate | Fault]:
+        """Score a pool once for all its questions, then plan each question."""
+        for document, question, scores in self.scored(pool, evaluator):
+            yield self.plan(pool, document, question, scores)
+
+    def scored(self, pool: Pool, evaluator: Evaluator) -> Iterator[tuple[Document, Question, NDArray[np.float64]]]:
+        """Every question of a pool with its scores, float64 [C]."""
+        asked = [(document, question) for document in pool.documents for question in document.questions]
+        if not asked:
+            return
+        with_answer = self._recipe.evaluator.query == "question_and_answer"
+        queries = [f"{q.question} {q.answers[0]}" if with_answer else q.question for _, q in asked]
+        scores = evaluator.score([pool.text(i) for i in range(len(pool.chunks))], queries)
+        for (document, question), row in zip(asked, scores, strict=True):
+            yield document, question, row
+
+    def plan(
+        self, pool: Pool, document: Document, question: Question, scores: NDArray[np.float64]
+    ) -> Candidate | Fault:
+        """Contexts and prompts of a question, or why there are none."""
+        recipe = self._recipe
+        contexts = draw_contexts(
+            scores, recipe.contexts, np.random.default_rng([recipe.seed, _stable_hash(question.id)])
+        )
+        if isinstance(contexts, str):
+            return Fault(pool, document, question, contexts)
+
+        def prompt(indices: Sequence[int], form: PromptFormat) -> Prompt:
+            chunks = [pool.chunks[i][1].token_ids for i in indices]
+            return form.encode(chunks, question=question.question, reference=question.answers[0])
+
+        guided = recipe.generation.preferred == "guided"
+        wordings = self.guided_formats[: recipe.generation.num_candidates] if guided else (self.answer_format,)
+        preferred = [prompt(contexts.critical, form) for form in wordings]
+        training = prompt(contexts.training, self.answer_format)
+        strategies = {"irrelevant": contexts.irrelevant}
+        strategies |= {
+            f"mixed-{r:g}": indices for r, indices in zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
+        }
+        prompts = {name: prompt(indices, self.answer_format) for name, indices in strategies.items()}
+        longest = max(len(p.ids) for p in (*preferred, training, *prompts.values()))
+        new = recipe.generation.max_new_tokens
+        if (excess := longest + new - self.window) > 0:
+            detail = f"{longest} prompt tokens and {new} new ones exceed the window of {self.window}"
+            return Fault(pool, document, question, "prompt_exceeds_window", detail, excess)
+        return Candidate(
+            pool=pool,
+            document=document,
+            question=question,
+            scores=scores,
+            contexts=contexts,
+            prompt=training,
+            preferred=self._preferred_requests(question.id, preferred),
+            rejected={name: self._request(f"{question.id}/{name}", p, greedy=True) for name, p in prompts.items()},
+        )
+
+    def _preferred_requests(self, question_id: str, prompts: Sequence[Prompt]) -> tuple[GenerationRequest, ...]:
+        """Each wording greedily, then sampled ones in turn."""
+        settings: GenerationSettings = self._recipe.generation
+        if settings.preferred == "reference":
+            return ()
+        return tuple(
+            self._request(f"{question_id}/{settings.preferred}-{n}", prompts[n % len(prompts)], greedy=n < len(prompts))
+            for n in range(settings.num_candidates)
+        )
+
+    def _request(self, request_id: str, prompt: Prompt, *, greedy: bool) -> GenerationRequest:
+        settings = self._recipe.generation
+        sampling = Sampling(
+            max_new_tokens=settings.max_new_tokens,
+            stop_ids=self.stop_ids,
+            temperature=0.0 if greedy else settings.temperature,
+            top_p=1.0 if greedy else settings.top_p,
+            seed=self._recipe.seed,
+        )
+        return GenerationRequest(request_id, prompt.ids, sampling)
+
+
+def _stable_hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")

@@ -1,0 +1,35 @@
+"""What can be told of a build's inputs in a moment: before torch is imported, and before a folder is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from logodata.common.files import check_apart
+from logodata.common.recipes.files import check_paths
+from logodata.engines.settings import ModelSettings
+from logodata.models.loading import check_model, model_folder
+from logodata.recipe.settings import BuildRecipe
+from logodata.sources import SourceSettings
+
+
+def check_inputs(recipe: ModelSettings, source: SourceSettings, output: Path) -> None:
+    """Check that models and files are there, and that no output lies among them; the source is checked as it is read.
+
+    Raises:
+        UserError: something is not there, or is no model.
+    """
+    models, cache = [recipe.model], None
+    if isinstance(recipe, BuildRecipe):
+        cache = recipe.generation.cache if isinstance(recipe.generation.cache, Path) else None
+        judge = recipe.judge.model
+        models += [judge.name] if judge is not None and judge.name is not None else []
+    for model in models:
+        check_model(model)
+    check_paths(recipe)
+    check_apart(
+        output,
+        ("the source", source.path),
+        ("the questions", source.questions),
+        ("the cache", cache),
+        *(("the model", model_folder(model)) for model in models),
+    )

@@ -1,0 +1,153 @@
+"""Parts of a build (:mod:`logodata.build.shards`) put together: the data set that one unsharded build would have
+made."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+from logodata.build.shards import PartRecord, read_part_record
+from logodata.common.errors import UserError
+from logodata.common.files import check_apart, differences, locked
+from logodata.contract import iterate_samples, read_manifest
+from logodata.dataset.files import iterate_decisions, iterate_rejected, write_data_set
+from logodata.dataset.statistics import Outcome
+
+_ENGINE_NAMES = ("engine", "judge_engine")
+
+
+_NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    path: Path
+    record: PartRecord
+    manifest: dict[str, Any]
+
+
+def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Put all parts of a build together in ``output``; every file equals that of the unsharded build.
+
+    Engines may differ between parts, since they are asked the same and ``manifest.json`` names them all; the recipe's
+    engine sections are then those of the first part.
+
+    Args:
+        folders: of all parts, in any order.
+        output: a new folder.
+
+    Returns:
+        the statistics, as in ``stats.json``.
+
+    Raises:
+        UserError: a part is missing, given twice, unfinished or of another recipe, source, model or version; ``output``
+            is in use.
+    """
+    check_apart(output, *(("a part", folder) for folder in folders))
+    parts = sorted(
+        (_Folder(path, read_part_record(path), read_manifest(path)) for path in folders),
+        key=lambda part: part.record.number,
+    )
+    _check_complete(parts)
+    _check_alike(parts)
+    if any((output / name).exists() for name in ("manifest.json", "work")):
+        raise UserError("holds a build already", where=str(output), mend="choose another -o")
+    manifest = {**parts[0].manifest}
+    manifest |= {key: _engines([part.manifest[key] for part in parts]) for key in _ENGINE_NAMES if key in manifest}
+    with locked(output):
+        return write_data_set(output, _outcomes(parts), manifest)
+
+
+def _outcomes(parts: Sequence[_Folder]) -> Iterator[Outcome]:
+    """What became of each question, in the order of their places; within a file of a part, rows are in this order."""
+    found = heapq.merge(*(rows for part in parts for rows in _placed(part)), key=lambda entry: entry[0])
+    for _, entries in groupby(found, key=lambda entry: entry[0]):
+        outcome: Outcome = {"decisions": []}
+        for _, name, value in entries:
+            if name == "sample" and name in outcome:
+                raise UserError(
+                    f"sample {value.id!r} is in two parts", mend="build the parts again, each into a folder of its own"
+                )
+            if name == "decisions":
+                outcome["decisions"].append(value)
+            else:
+                outcome[name] = value
+        yield outcome
+
+
+def _placed(part: _Folder) -> Iterator[Iterator[tuple[tuple[bool, int], str, Any]]]:
+    """Of each file of a part: (order, key in an outcome, row). Faults of the source come first, and a document's may
+    have the id of a question."""
+    places, folder = part.record.places, part.path
+
+    def order(row_id: str, stage: str = "") -> tuple[bool, int]:
+        return stage != "source", _place(places, row_id, folder)
+
+    yield ((order(sample.id), "sample", sample) for sample in iterate_samples(folder))
+    yield ((order(row["id"], row["stage"]), "rejected", row) for row in iterate_rejected(folder))
+    yield ((order(row["id"]), "decisions", row) for row in iterate_decisions(folder))
+
+
+def _check_complete(parts: Sequence[_Folder]) -> None:
+    """Every part of one total is there, once."""
+    first = parts[0]
+    for before, part in pairwise(parts):
+        if part.record.total != first.record.total:
+            raise UserError(
+                f"part {part.record.number}/{part.record.total} beside {first.record.number}/{first.record.total}",
+                where=str(part.path),
+                mend=f"merge the parts of one build: {first.path} is one of {first.record.total}",
+            )
+        if part.record.number == before.record.number:
+            raise UserError(
+                f"part {part.record.number}/{part.record.total} is in {before.path} too",
+                where=str(part.path),
+                mend="give each part once",
+            )
+    there = {part.record.number for part in parts}
+    missing = [str(number) for number in range(1, first.record.total + 1) if number not in there]
+    if missing:
+        raise UserError(
+            f"missing of {first.record.total} parts: {', '.join(missing)}",
+            mend=f"build them with --shard i/{first.record.total} and name their folders too",
+        )
+
+
+def _check_alike(parts: Sequence[_Folder]) -> None:
+    """All parts were made of the same source, by the same recipe, model and version."""
+    expected = _identity(parts[0].manifest)
+    for part in parts[1:]:
+        for key, old, new in differences(expected, _identity(part.manifest)):
+            raise UserError(
+                f"{key}={new!r}, but {old!r} in {parts[0].path}",
+                where=str(part.path / "manifest.json"),
+                mend="build all parts with the same recipe, source, model and version",
+            )
+
+
+def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal: all but engines and counts."""
+    same = {key: value for key, value in manifest.items() if key not in (*_ENGINE_NAMES, "samples")}
+    recipe = {key: value for key, value in manifest["recipe"].items() if key != "engine"}
+    model_judge = recipe["judge"].get("model")
+    if model_judge:
+        model_judge = {key: value for key, value in model_judge.items() if key != "engine"}
+    return {**same, "recipe": {**recipe, "judge": {**recipe["judge"], "model": model_judge}}}
+
+
+def _engines(names: Sequence[str]) -> str:
+    """The engines that generated something, each once."""
+    at_work = dict.fromkeys(name for name in names if not name.startswith(_NOTHING_GENERATED))
+    return ", ".join(at_work) or names[0]
+
+
+def _place(places: dict[str, int], question_id: str, folder: Path) -> int:
+    if question_id not in places:
+        raise UserError(
+            f"question {question_id!r} is not in shard.json", where=str(folder), mend="build this part again"
+        )
+    return places[question_id]

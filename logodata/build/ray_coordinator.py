@@ -1,0 +1,189 @@
+"""The actor between the process that reads the source and the workers: it runs Ray Data until all is decided."""
+
+from __future__ import annotations
+
+import pickle
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from logodata.build.ray_workers import Answerer, Job, Result, plan_group
+from logodata.common.errors import UserError
+from logodata.recipe.settings import BuildRecipe
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+
+_FRUITLESS_RUNS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the coordinator has to say: new results, how many groups wait to be fetched, whether all are decided."""
+
+    results: Sequence[Result]
+    waiting: int
+    finished: bool
+
+
+class Coordinator:
+    """Runs Ray Data over numbers of groups, keeps the groups until they are decided, and hands on what became of them.
+
+    Args:
+        job: for the workers.
+        workers: how many.
+        bound: of the number of groups, which is known when :meth:`close` is called.
+    """
+
+    def __init__(self, job: Job, workers: Workers, bound: int) -> None:
+        self._job, self._workers, self._bound = job, workers, bound
+        self._offered: dict[int, Any] = {}  # object references, so that Ray can move groups to disk
+        self._num_offered = 0
+        self._closed = False
+        self._fetched: set[int] = set()
+        self._decided: set[int] = set()
+        self._results: queue.Queue[Result] = queue.Queue(maxsize=4)
+
+    def offer(self, number: int, group: bytes) -> None:
+        """A pickled group, for :meth:`take`."""
+        import ray
+
+        self._offered[number] = ray.put(group)
+        self._num_offered += 1
+
+    def close(self) -> None:
+        """There are no more groups."""
+        self._bound, self._closed = self._num_offered, True
+
+    def take(self, number: int) -> list[Any] | None:
+        """Reference to a group, in a list so that Ray does not resolve it; [] if there is nothing to do any more, None
+        if the group is not there yet."""
+        if number in self._offered:
+            self._fetched.add(number)
+            return [self._offered[number]]
+        return [] if number in self._decided or (self._closed and number >= self._bound) else None
+
+    def collect(self) -> State:
+        """What is new."""
+        finished = self._closed and len(self._decided) == self._bound
+        results = []
+        while not self._results.empty():
+            results.append(self._results.get())
+        return State(results, self._num_offered - len(self._fetched), finished)
+
+    def run(self, this: ActorHandle) -> None:
+        """Run Ray Data until every group is decided, or one has a fault.
+
+        Args:
+            this: handle of this actor, for the workers.
+
+        Raises:
+            Exception: Ray's, if run after run decides nothing.
+        """
+        fruitless = 0
+        while numbers := [number for number in range(self._bound) if number not in self._decided]:
+            before, error = len(self._decided), None
+            try:
+                for result in self._execute(numbers, this):
+                    if result.number in self._decided or result.number >= self._bound:
+                        continue
+                    self._results.put(result)
+                    if result.fault is not None:
+                        return
+                    self._decided.add(result.number)
+                    self._offered.pop(result.number, None)
+            except Exception as caught:  # a lost node can surface as any of Ray's and Ray Data's errors
+                error = caught
+            fruitless = fruitless + 1 if len(self._decided) == before else 0
+            if fruitless == _FRUITLESS_RUNS:
+                raise error or RuntimeError(f"Ray lost {len(numbers)} groups {fruitless} times; its log says why")
+
+    def _execute(self, numbers: Sequence[int], this: ActorHandle) -> Iterator[Result]:
+        """One run of Ray Data over these groups, in any order; what was lost on the way is not among the results."""
+        import ray.data
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.max_errored_blocks = -1  # only what is lost is an error here: faults are results
+        context.execution_no_progress_timeout_s = -1  # a group of long answers may take any time
+        workers, given = self._workers, {"job": self._job}
+        rows = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+        # Planning claims no CPUs: beside engines that were started again on fewer nodes there may be none left.
+        plans = rows.map_batches(
+            plan_group,
+            fn_kwargs={**given, "coordinator": this},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=workers.planners),
+            num_cpus=0,
+        )
+        results = plans.map_batches(
+            Answerer,
+            fn_constructor_kwargs=given,
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=workers.count),
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+            max_restarts=-1,
+            max_task_retries=0,
+        )
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for data in batch["data"]:
+                yield pickle.loads(data.as_py())
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many engines, what each holds, and how many processes plan."""
+
+    count: int
+    cpus: int
+    gpus: int
+    planners: int
+
+
+def worker_size(recipe: BuildRecipe, nodes: Sequence[dict[str, float]], count: int | None) -> Workers:
+    """How many engines to run on nodes with these resources, and what each takes.
+
+    On GPUs as many as fit, each ``engine.tensor_parallel_size`` of them for vLLM and one for transformers. On CPUs one
+    a node, with half of its CPUs; the others plan. One that asks servers, since ``engine.concurrency`` and the rate
+    limits are those of one.
+
+    Args:
+        recipe: its engine section decides.
+        nodes: ``CPU`` and ``GPU`` of each node.
+        count: of engines, instead.
+
+    Raises:
+        UserError: they do not fit, or the recipe names one GPU by number.
+    """
+    engine = recipe.engine
+    per_node = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes if node.get("CPU", 0) >= 1]
+    num_cpus, num_gpus = sum(cpus for cpus, _ in per_node), sum(gpus for _, gpus in per_node)
+    if engine.kind == "transformers" and ":" in engine.device:
+        raise UserError(
+            "on Ray each engine has a GPU of its own", where=f"engine.device={engine.device}", mend="set it to auto"
+        )
+    gpus = 0
+    if engine.kind == "vllm":
+        gpus = engine.tensor_parallel_size if num_gpus or engine.tensor_parallel_size > 1 else 0
+    elif engine.kind == "transformers":
+        gpus = int(engine.device == "cuda" or (engine.device == "auto" and num_gpus > 0))
+    if gpus:
+        cpus = 1
+        fitting = sum(min(node_gpus // gpus, node_cpus) for node_cpus, node_gpus in per_node)
+        count = count or max(fitting, 1)
+    else:
+        count = count or (1 if engine.kind == "openai" else max(len(per_node), 1))
+        cpus = max(1, min(num_cpus // (2 * count), min((c for c, _ in per_node), default=1)))
+        fitting = sum(node_cpus // cpus for node_cpus, _ in per_node)
+    if count > fitting:
+        raise UserError(
+            f"{count} engines of {cpus} CPU and {gpus} GPU each do not fit on nodes with "
+            + (", ".join(f"{node_cpus} CPU and {node_gpus} GPU" for node_cpus, node_gpus in per_node) or "nothing"),
+            mend=f"{fitting} fit: set --workers, or engine.tensor_parallel_size",
+        )
+    return Workers(count, cpus, gpus, planners=max(1, num_cpus - count * cpus))

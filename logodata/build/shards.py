@@ -1,0 +1,99 @@
+"""A build in parts, for batch schedulers: ``--shard i/n`` deals the documents, ``logodata merge`` joins the parts.
+
+A document belongs to a part by the hash of its ``doc_id``, so adding or reordering documents moves no other one. Every
+part reads and cuts the whole file: it joins the same documents as the unsharded build, and knows at which place of it
+each question stands. Scoring and generation are what is shared out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from logodata.common.errors import UserError
+from logodata.common.files import read_json
+from logodata.dataset.files import PART_FILE
+from logodata.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Part ``number`` of ``total``; numbers begin at 1."""
+
+    number: int
+    total: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """``"2/8"`` is the second of eight parts.
+
+        Raises:
+            UserError: it is something else.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise UserError(f"--shard {text!r} is no part", mend="write i/n with i from 1 to n, e.g. 1/8")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"
+
+    def owns(self, doc_id: str) -> bool:
+        """Whether a document belongs to this part: sha256 of its id, modulo the number of parts."""
+        digest = hashlib.sha256(doc_id.encode("utf-8")).digest()
+        return int.from_bytes(digest[:8], "big") % self.total == self.number - 1
+
+
+class PartRecord(BaseModel):
+    """``shard.json``: which part a folder holds, and the place of its questions in the unsharded build."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    number: int
+    total: int
+    places: dict[str, int]
+    """For the id of each question that came to an end here, its number among all questions, faults of the source
+    first."""
+
+
+def question_places(source: Source) -> dict[str, int]:
+    """The order in which an unsharded build comes to the questions: faults of the source, then document by document."""
+    ids = [fault["id"] for fault in source.faults]
+    ids += [question.id for document in source.documents for question in document.questions]
+    return {question_id: place for place, question_id in enumerate(ids)}
+
+
+def part_record(part: Part, source: Source, question_ids: Sequence[str]) -> dict[str, Any]:
+    """What to write to ``shard.json`` of a part in which these questions came to an end."""
+    places = question_places(source)
+    return PartRecord(
+        number=part.number, total=part.total, places={question_id: places[question_id] for question_id in question_ids}
+    ).model_dump()
+
+
+def read_part_record(folder: Path) -> PartRecord:
+    """``shard.json`` of a folder.
+
+    Raises:
+        UserError: the folder holds no finished part.
+    """
+    if (folder / "manifest.json").is_file() and not (folder / PART_FILE).is_file():
+        raise UserError("a whole data set, not a part", where=str(folder), mend="merge what --shard i/n wrote")
+    if not (folder / "manifest.json").is_file():
+        state = "holds no finished part" if folder.is_dir() else "no such folder"
+        raise UserError(state, where=str(folder), mend="run its logodata build ... --shard i/n to the end")
+    try:
+        return PartRecord.model_validate(read_json(folder / PART_FILE))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise UserError(
+            f"not the record of a part: {fault['msg'].lower()}",
+            where=str(folder / PART_FILE),
+            mend="build this part again",
+        ) from error

@@ -1,0 +1,314 @@
+"""A folder that one run owns: locked while in use, written atomically, bound to one set of settings."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from logodata.common import json_files as json_lines
+from logodata.common.console import note
+from logodata.common.errors import UserError
+from logodata.common.json_files import parse_json, strict_dumps, too_long
+from logodata.common.printable import encodable
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+"""What :func:`replacing` writes to."""
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part."""
+    with replacing(path) as file:
+        file.write(encodable(data).encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write piece by piece; it takes the place of ``path`` at the end, or never if the writer fails.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _removed_on_failure(temporary), open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write: {error.strerror}", where=str(path), mend="free space or choose another -o"
+        ) from error
+
+
+@contextmanager
+def _removed_on_failure(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what was raised tells more; the next start removes the file
+            path.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in ``folder`` are on disk: of a file that is, too, nothing is lost when the power fails."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do this for folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def append_lines(path: Path, lines: str) -> None:
+    """Append whole lines to ``path`` and wait until they are on disk."""
+    is_new = not path.exists()
+    try:
+        with open(path, "ab") as file:
+            file.write(lines.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write: {error.strerror}", where=str(path), mend="free space, then run the same command again"
+        ) from error
+
+
+def check_place(path: Path) -> None:
+    """Refuse a file whose folder cannot be made because a file stands in its way, before any work for it.
+
+    Raises:
+        UserError: it names the file in the way.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError("a file, not a folder", where=str(above), mend="give another place for what is written")
+
+
+def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
+    """Refuse an output inside what is read, or around it: results would be read as input, or kept and deleted with it.
+
+    Args:
+        output: file or folder to write.
+        inputs: what each is, for the message, and its file or folder; None, and what is not there, are apart.
+
+    Raises:
+        UserError: it names both.
+    """
+    place = output.resolve()
+    for what, given in inputs:
+        if given is None or not (there := Path(given).expanduser()).exists():
+            continue
+        there = there.resolve()
+        if place == there or (there.is_dir() and place.is_relative_to(there)):
+            raise UserError(f"lies inside {what}, {given}", where=str(output), mend="give an -o outside of it")
+        if there.is_relative_to(place):
+            raise UserError(f"holds {what}, {given}", where=str(output), mend="give an -o of its own")
+
+
+def make_folder_of(path: Path) -> None:
+    """Create the folder that ``path`` is about to be written into.
+
+    Raises:
+        UserError: there can be none.
+    """
+    check_place(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write: {error.strerror}", where=str(path), mend="choose another -o") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON (:mod:`logodata.common.json_files`), atomically."""
+    write_atomic(path, strict_dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing, damaged or enormous one is a :class:`UserError` that names it."""
+    try:
+        if path.stat().st_size > json_lines.MAX_JSON_BYTES:
+            raise too_long(str(path), "a JSON file")
+        return parse_json(path.read_bytes(), finite=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            "no such file", where=str(path), mend="check the folder's name, or run the command that writes it"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
+    except ValueError as error:
+        raise UserError(
+            f"not valid JSON: {error}", where=str(path), mend="delete it and run the command again"
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create ``folder`` and hold its lock; a second process is refused with a :class:`UserError`.
+
+    The lock is the kernel's (flock): it goes with the process, so a crash leaves nothing to clean up.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the length of the run
+    except OSError as error:
+        raise UserError(
+            f"cannot use this folder: {error.strerror}", where=str(folder), mend="choose another -o"
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.close()
+        raise UserError(
+            "another process is writing here", where=str(folder), mend="wait for it, or choose another -o"
+        ) from error
+    try:
+        _remove_leftovers(folder)
+        yield
+    finally:
+        handle.close()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what a process that was killed in :func:`replacing` left, but not in folders with a lock of their own."""
+    for place, below, files in os.walk(folder):
+        below[:] = [name for name in below if not (Path(place) / name / ".lock").exists()]
+        for name in filter(_TEMPORARY.fullmatch, files):
+            (Path(place) / name).unlink(missing_ok=True)
+
+
+def bind_settings(
+    folder: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = (), *, started: bool = True
+) -> None:
+    """Bind ``folder`` to ``settings``: write them to ``folder/name`` the first time, compare them from then on.
+
+    Results made under different settings must not be mixed; the error names the first difference.
+
+    Args:
+        folder: of the run.
+        name: of the file.
+        settings: what the results depend on.
+        free: keys of ``settings`` that results do not depend on: these may change, and the file keeps the newest.
+        started: whether anything was made under them. A run that was refused or stopped before that binds nothing.
+    """
+    path = folder / name
+    if not started:
+        path.unlink(missing_ok=True)
+    settings = json.loads(strict_dumps(settings))
+    if not path.exists():
+        write_json(path, settings)
+        return
+    before = read_json(path)
+    found = list(differences({**before, **{key: settings.get(key) for key in free}}, settings))
+    if found:
+        key, old, new = found[0]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise UserError(
+            f"this folder was started with {key}={old!r}, now it is {new!r}{more}",
+            where=str(path),
+            mend="use the same settings to continue, or another -o to start afresh",
+        )
+    if before != settings:
+        write_json(path, settings)
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ, as (dotted key, old value, new value)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    elif old != new:
+        yield prefix, old, new
+
+
+SEAL = "files.json"
+
+
+def seal(scratch: Path, target: Path) -> None:
+    """Write the seal of ``scratch`` and rename it to ``target``, which must not exist.
+
+    All is on disk before the new name is: after a power failure ``target`` is whole, or not there.
+    """
+    write_json(scratch / SEAL, {name: _describe(scratch / name) for name in _names(scratch)})
+    move_into_place(scratch, target)
+
+
+def move_into_place(scratch: Path, target: Path) -> None:
+    """The same without a seal, for folders that go elsewhere."""
+    for place, _, names in os.walk(scratch):
+        for name in names:
+            _sync_file(Path(place) / name)
+        sync_folder(Path(place))
+    scratch.rename(target)
+    sync_folder(target.parent)
+
+
+def damage(folder: Path) -> str:
+    """What is not as it was sealed; empty if nothing is. Files that came later are nobody's fault."""
+    try:
+        expected = read_json(folder / SEAL)
+    except UserError as error:
+        return error.what
+    if not isinstance(expected, dict):
+        return f"{SEAL} is no list of files"
+    there = set(_names(folder))
+    for name, description in expected.items():  # a name that leads elsewhere is not opened
+        if name not in there or _describe(folder / name) != description:
+            return f"{name} is not as it was written"
+    return ""
+
+
+def put_aside(path: Path, fault: str, instead: str) -> None:
+    """Rename a damaged file or folder to ``NAME.damaged``, in the place of an earlier one, and say so.
+
+    Args:
+        path: of the file or folder.
+        fault: what is wrong with it.
+        instead: what is done now, such as ``"it is written again"``.
+    """
+    aside = path.with_name(f"{path.name}.damaged")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    path.rename(aside)
+    note(f"{path.name} is damaged ({fault}): renamed to {aside.name}, {instead}")
+
+
+def read_if_whole(path: Path) -> Any | None:
+    """What a JSON file holds that says a run is finished; None if there is none, or a damaged one, which is put
+    aside."""
+    if not path.exists():
+        return None
+    try:
+        return read_json(path)
+    except UserError as error:
+        put_aside(path, error.what, "it is written again")
+        return None
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,113 @@
+"""Where recipe files lie, by which names they are found, and what the paths in them mean.
+
+A recipe is named by its path, or as one that comes with the project, with or without ``.yaml``: ``llama3-80k``,
+``figure6/m1-lambda0.1-8k``. A relative path in a recipe file is looked for beside the file first, then in the current
+folder; in an override it is the current folder's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from logodata.common.errors import UserError
+
+_SUFFIXES = (".yaml", ".yml")
+
+
+_FOLDER = "recipes/"
+"""As a checkout's root sees the shipped ones."""
+
+
+def shipped_recipes() -> Path:
+    """The folder of the recipes that come with the project (a checkout's, or the copy inside an installed wheel)."""
+    packaged = Path(str(resources.files("logodata"))) / "_recipes"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, such as ``llama3-80k`` and ``study/cpu``."""
+    folder = shipped_recipes()
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
+
+
+def find_recipe(name: Path | str, folder: Path = Path()) -> Path | None:
+    """The file of a recipe's name; None if there is none.
+
+    Args:
+        name: a path or a shipped recipe's name, ``.yaml`` or not.
+        folder: where relative paths begin.
+    """
+    given = Path(name).expanduser()
+    places = [Path(os.path.normpath(folder / given))]
+    if not given.is_absolute():
+        places.append(shipped_recipes() / given.as_posix().removeprefix(_FOLDER))
+    files = [place.with_name(place.name + suffix) for place in places if place.name for suffix in ("", *_SUFFIXES)]
+    return next((file for file in files if file.is_file()), None)
+
+
+def no_recipe(name: Path | str) -> UserError:
+    """That there is no recipe of this name, with the nearest ones."""
+    near = nearest_recipes(name)
+    mend = f"did you mean {' or '.join(near)}?" if near else f"shipped ones: {', '.join(_some_names())}, ..."
+    return UserError("no such recipe", where=str(name), mend=f"{mend} All are in {shipped_recipes()}")
+
+
+def nearest_recipes(name: Path | str) -> list[str]:
+    """Names of shipped recipes that are nearly this one, the nearest first."""
+    text = Path(name).as_posix().removeprefix(_FOLDER)
+    for suffix in _SUFFIXES:
+        text = text.removesuffix(suffix)
+    return difflib.get_close_matches(text, recipe_names(), n=2) or difflib.get_close_matches(
+        text.rpartition("/")[2], recipe_names(), n=2
+    )
+
+
+def _some_names() -> list[str]:
+    return [name for name in recipe_names() if "/" not in name][:4]
+
+
+def at_home(value: str) -> str:
+    """``~`` written out: shells leave it in ``key=~/file``."""
+    return str(Path(value).expanduser()) if value.startswith("~") else value
+
+
+def beside(value: str, folder: Path) -> str:
+    """What a relative path in a recipe file of ``folder`` means.
+
+    Returns:
+        the path beside the file, if anything is there; else the same, for the current folder; of a shipped recipe's
+        ``recipes/...`` that is not there, the project's own file.
+    """
+    if value.startswith("~"):
+        return at_home(value)
+    found = Path(os.path.normpath(folder / value))
+    if found.exists():
+        return str(found)
+    shipped = shipped_recipes() / value.removeprefix(_FOLDER)
+    return str(shipped) if value.startswith(_FOLDER) and not Path(value).exists() and shipped.exists() else value
+
+
+def check_paths(recipe: BaseModel) -> None:
+    """Refuse a recipe whose ``Path`` fields name what is not there, before anything is loaded for it.
+
+    Raises:
+        UserError: it names the first.
+    """
+    for field, path in _paths(recipe, ""):
+        if not path.expanduser().exists():
+            raise UserError("no such file or folder", where=f"{field}={path}", mend="check the path")
+
+
+def _paths(model: BaseModel, prefix: str) -> Iterator[tuple[str, Path]]:
+    for key in type(model).model_fields:
+        value = getattr(model, key)
+        if isinstance(value, BaseModel):
+            yield from _paths(value, f"{prefix}{key}.")
+        elif isinstance(value, Path):
+            yield f"{prefix}{key}", value

@@ -1,0 +1,53 @@
+"""Token chunks that reassemble exactly (paper section 3.2: the context is split into equal chunks)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from logodata.common.recipes.reading import RecipeModel
+from logodata.common.recipes.types import Tokens
+from logodata.contract import Chunk
+from logodata.prompts import text_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class ChunkingSettings(RecipeModel):
+    """How a document is cut."""
+
+    chunk_tokens: Tokens = 512
+    """Tokens a chunk (paper: 512). The last chunk of a document is shorter."""
+
+
+def chunk_text(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int) -> list[Chunk]:
+    """Cut a text into chunks of ``chunk_tokens`` tokens; control tokens that occur in the text stay text.
+
+    The text is tokenised once, whole: the chunks' ids in a row are the document's ids, and ``text[start:end]`` in a row
+    are the text, character for character. A border that would fall inside a character (byte-level tokenizers spread one
+    over several tokens) moves back to its start, so a chunk may be a few tokens shorter; a character of more than
+    ``chunk_tokens`` tokens stays whole.
+    """
+    encoded = text_tokenizer(tokenizer)(
+        text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+    )
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    chunks: list[Chunk] = []
+    first = character = 0
+    while first < len(ids):
+        last = min(first + chunk_tokens, len(ids))
+        while last > first and not _is_border(offsets, last):
+            last -= 1
+        if last == first:
+            last = next(i for i in range(first + 1, len(ids) + 1) if _is_border(offsets, i))
+        # Characters that no token covers (some normalisers drop them) go with the chunk before them.
+        end = len(text) if last == len(ids) else offsets[last][0]
+        chunks.append(Chunk(len(chunks), character, end, tuple(ids[first:last])))
+        first, character = last, end
+    return chunks
+
+
+def _is_border(offsets: Sequence[tuple[int, int]], index: int) -> bool:
+    """Whether a text can be cut before token ``index``: no character has tokens on both sides."""
+    return index == len(offsets) or offsets[index][0] >= offsets[index - 1][1]

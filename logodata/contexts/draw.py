@@ -1,0 +1,118 @@
+"""Contexts of one question: critical, mixed and irrelevant ones, and the training context that all responses share.
+
+Pure and seeded (paper section 3.2). Chunks always stand in document order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from logodata.common.recipes.reading import RecipeModel
+
+
+class ContextSettings(RecipeModel):
+    """How chunks are called critical and put together."""
+
+    num_chunks: int = Field(default=16, ge=2)
+    """Chunks a context holds, N (paper: 16)."""
+    critical_threshold: float | None = None
+    """Instead of ``critical_top``: a chunk whose score is above this is critical (paper: 6 shared entities, for
+    512-token chunks; few questions of other data share as many)."""
+    critical_top: int | None = Field(default=4, gt=0)
+    """The best-scored chunks are critical, this many, if their score is above 0. Null where ``critical_threshold`` is
+    set."""
+    mixed_ratios: tuple[float, ...] = (0.5,)
+    """For each ratio, one dis-preferred response from a context that keeps this share of the critical chunks. With the
+    one from irrelevant chunks alone that makes M = 1 + len(mixed_ratios) dis-preferred responses. One critical chunk
+    stays at least: where there is a single one, the mixed context is the training context itself (``stats.json`` counts
+    such samples, ``single_critical_chunk``), and all ratios give the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _threshold_alone(cls, values: Any) -> Any:
+        """A threshold needs no word on ``critical_top``, whose default gives way."""
+        if isinstance(values, dict) and values.get("critical_threshold") is not None:
+            return {"critical_top": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> ContextSettings:
+        if (self.critical_threshold is None) == (self.critical_top is None):
+            raise ValueError("set exactly one of critical_threshold and critical_top (the other to null)")
+        if self.critical_top is not None and self.critical_top > self.num_chunks:
+            raise ValueError(f"critical_top={self.critical_top} exceeds num_chunks={self.num_chunks}")
+        if not all(0 < ratio < 1 for ratio in self.mixed_ratios):
+            raise ValueError("mixed_ratios lie between 0 and 1")
+        names = [f"{ratio:g}" for ratio in self.mixed_ratios]
+        if len(set(names)) < len(names):
+            # Responses are told apart by these names: of two with one name the first would be lost.
+            raise ValueError(f"mixed_ratios print alike, as {', '.join(names)}: one ratio a response")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """Chunk indices of each context, ascending.
+
+    ``critical``: at most N, all above the rule. ``irrelevant``: N of the others. ``training``: every chunk of
+    ``critical``, filled up to N with irrelevant ones. ``mixed``: for each ratio, N chunks, part critical, part
+    irrelevant; the same as ``training`` where ``critical`` has one chunk.
+    """
+
+    critical: tuple[int, ...]
+    irrelevant: tuple[int, ...]
+    mixed: tuple[tuple[int, ...], ...]
+    training: tuple[int, ...]
+
+
+def draw_contexts(scores: NDArray[np.float64], settings: ContextSettings, rng: np.random.Generator) -> Contexts | str:
+    """Choose the chunks of every context.
+
+    Args:
+        scores: importance of each chunk for the question, float64 [C].
+        settings: the rule and the sizes.
+        rng: draws the irrelevant chunks, and which critical ones a mixed context keeps.
+
+    Returns:
+        the contexts, or the reason why there are none: ``no_critical_chunk``, ``too_few_irrelevant_chunks``.
+    """
+    ranked = np.argsort(-scores, kind="stable")
+    if settings.critical_top is not None:
+        above = ranked[: settings.critical_top][scores[ranked[: settings.critical_top]] > 0]
+        # Chunks that score as much as a critical one are not safely irrelevant.
+        irrelevant_pool = [
+            int(i) for i in ranked[settings.critical_top :] if len(above) and scores[i] < scores[above[-1]]
+        ]
+    else:
+        assert settings.critical_threshold is not None
+        above = ranked[scores[ranked] > settings.critical_threshold]
+        irrelevant_pool = [int(i) for i in ranked[scores[ranked] <= settings.critical_threshold]]
+    critical = [int(i) for i in above[: settings.num_chunks]]
+    if not critical:
+        return "no_critical_chunk"
+    if len(irrelevant_pool) < settings.num_chunks:
+        return "too_few_irrelevant_chunks"
+    shuffled = [irrelevant_pool[i] for i in rng.permutation(len(irrelevant_pool))]
+    n = settings.num_chunks
+    mixed = []
+    for ratio in settings.mixed_ratios:
+        # At least one critical chunk stays; at least one goes where there are several.
+        count = min(max(round(ratio * len(critical)), 1), max(len(critical) - 1, 1))
+        kept = [critical[i] for i in rng.permutation(len(critical))[:count]]
+        mixed.append(_in_order(kept, shuffled[: n - count]))
+    return Contexts(
+        critical=_in_order(critical),
+        irrelevant=_in_order(shuffled[:n]),
+        mixed=tuple(mixed),
+        training=_in_order(critical, shuffled[: n - len(critical)]),
+    )
+
+
+def _in_order(*groups: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(index for group in groups for index in group))

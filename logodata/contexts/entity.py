@@ -1,0 +1,124 @@
+"""The entity evaluator: entities shared by chunk and question (paper section 3.2, Eq. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logodata.common.console import note
+from logodata.common.errors import UserError
+from logodata.common.words import content_stems, normalise
+
+if TYPE_CHECKING:
+    from spacy.language import Language
+
+
+Entities = Callable[[Sequence[str]], list[frozenset[str]]]
+"""The distinct entities of each text."""
+
+
+_DETECTED = ("en_core_web_sm", "en_core_web_md", "en_core_web_lg", "en_core_web_trf")  # the quickest first
+
+
+_KEPT = ("NOUN", "PROPN", "VERB")
+
+
+_INSTALL_SPACY = "pip install 'logo-align[spacy]'"
+
+
+class EntityEvaluator:
+    """Score = number of distinct entities that a chunk shares with the question.
+
+    Args:
+        entities: finds them, chunks and questions alike.
+    """
+
+    def __init__(self, entities: Entities) -> None:
+        self._entities = entities
+
+    def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
+        """Scores [len(queries), len(chunks)]: counts of shared entities."""
+        found = self._entities(chunks)
+        scores = np.zeros((len(queries), len(chunks)))
+        for row, wanted in enumerate(self._entities(queries)):
+            scores[row] = [len(wanted & entities) for entities in found]
+        return scores
+
+
+def word_entities(texts: Sequence[str]) -> list[frozenset[str]]:
+    """Names, numbers and content words by their stems; needs no model."""
+    return [frozenset(content_stems(text)) for text in texts]
+
+
+def open_entities(model: str) -> Entities:
+    """What ``evaluator.entity_model`` names.
+
+    Raises:
+        UserError: spaCy is absent, the pipeline cannot be loaded, or finds no entities.
+    """
+    if model == "auto":
+        model = _installed_pipeline() or "builtin"
+        note(f"entities: {model}")
+    return word_entities if model == "builtin" else spacy_entities(model)
+
+
+def spacy_entities(model: str) -> Entities:
+    """Entity strings, and the lemmas of nouns (names among them) and verbs, of a spaCy pipeline.
+
+    The paper speaks of entities alone, the published code adds lemmas of nouns and verbs. With entities alone two
+    questions in five share nothing with any chunk and none exceeds the paper's threshold (``benchmarks/LOG.md``). A
+    pipeline without tagger and lemmatizer adds no lemmas.
+
+    Args:
+        model: name of an installed package, or a folder.
+    """
+    pipeline = _load_pipeline(model)
+
+    def entities(texts: Sequence[str]) -> list[frozenset[str]]:
+        return [
+            frozenset(
+                [" ".join(entity.text.lower().split()) for entity in document.ents]
+                + [token.lemma_.lower() for token in document if token.pos_ in _KEPT and token.lemma_]
+            )
+            for document in pipeline.pipe(normalise(text)[0] for text in texts)
+        ]
+
+    return entities
+
+
+def _load_pipeline(model: str) -> Language:
+    try:
+        import spacy
+    except ModuleNotFoundError as error:
+        if error.name != "spacy":
+            raise
+        raise UserError(
+            "spaCy is not installed", where=f"evaluator.entity_model={model}", mend=f"{_INSTALL_SPACY}, or use builtin"
+        ) from error
+    try:
+        pipeline = spacy.load(model)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the spaCy pipeline: {str(error).splitlines()[0]}",
+            where=f"evaluator.entity_model={model}",
+            mend=f"name a folder, or install it: python -m spacy download {Path(model).name}",
+        ) from error
+    if not {"ner", "entity_ruler", "span_ruler"} & set(pipeline.pipe_names):
+        raise UserError(
+            f"the spaCy pipeline finds no entities (it has {', '.join(pipeline.pipe_names) or 'no components'})",
+            where=f"evaluator.entity_model={model}",
+            mend="use one with the component ner or entity_ruler",
+        )
+    # spaCy refuses longer texts for fear of memory; chunks are short, but a recipe may ask for any length.
+    pipeline.max_length = max(pipeline.max_length, 10**9)
+    return pipeline
+
+
+def _installed_pipeline() -> str | None:
+    from importlib.util import find_spec
+
+    return next((name for name in _DETECTED if find_spec("spacy") and find_spec(name)), None)

@@ -1,0 +1,281 @@
+"""The same data as text: to read, and in other trainers' formats.
+
+Those trainers tokenise again. Each prompt is therefore tokenised here the way the trainer will do it, and compared with
+the ids the model saw: what differs is counted and said; a sample whose text would become control tokens is left out.
+For LOGO itself, with all dis-preferred responses over one prompt and positions by chunk, use ``logotrain``.
+
+| format | file | a row | prompt |
+| --- | --- | --- | --- |
+| ``text`` | one .parquet or .jsonl | a sample with question, context and all responses | text as the model read it |
+| ``trl`` | one .parquet or .jsonl | a sample, its first dis-preferred response | text with the chat template applied |
+| ``trl-exploded`` | the same | a pair: M rows a sample | the same |
+| ``llama-factory`` | a folder | a pair | the user's message; LLaMA-Factory's ``template`` is applied by it |
+| ``openrlhf`` | one .parquet or .jsonl | a pair | the user's message; ``--apply_chat_template`` applies the template |
+
+The three trainers end every response, also one that met the length cap in the build.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from logodata.common.errors import UserError
+from logodata.common.files import check_apart, check_place, make_folder_of, read_json, write_atomic, write_json
+from logodata.common.json_files import strict_dumps
+from logodata.contract import PreferenceSample, Response, read_manifest, read_samples
+from logodata.models.facts import tokenizer_fingerprint
+from logodata.models.loading import load_tokenizer
+from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat, render_chat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+ExportFormat = Literal["text", "trl", "trl-exploded", "llama-factory", "openrlhf"]
+
+
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was written: ``rows``, and ``notes`` on what the text does not carry."""
+
+    rows: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A prompt as a trainer takes it, and the ids that the trainer will make of it."""
+
+    prompt: Any
+    token_ids: list[int]
+
+
+def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = None) -> Export:
+    """Write a data set as text, or in another trainer's format.
+
+    Args:
+        data: folder of the data set.
+        form: see the table of this module.
+        output: the file to write (``.parquet`` or ``.jsonl``); for ``llama-factory`` a folder, which may hold a
+            ``dataset_info.json`` already.
+        model: where the build's model is now; by default the name in ``manifest.json``.
+
+    Raises:
+        UserError: no data set there, its tokenizer cannot be loaded or is another one, the prompt is worded otherwise
+            now, no sample can be told as text, or ``output`` cannot be written.
+    """
+    _check_output(form, output)
+    check_apart(output, ("the data set", data))
+    manifest = read_manifest(data)
+    tokenizer = load_tokenizer(model or manifest["model"], manifest["chat_template"])
+    if tokenizer_fingerprint(tokenizer) != manifest["tokenizer_fingerprint"]:
+        raise UserError(
+            "the data hold token ids of another tokenizer",
+            where=str(data),
+            mend=f"give the model of the build with --model, it was {manifest['model']}",
+        )
+    chat = form in ("llama-factory", "openrlhf")
+    if chat and PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint != manifest["prompt_fingerprints"]["answer"]:
+        raise UserError(
+            "the prompts were made with another instruction or chat template than today's",
+            where=str(data),
+            mend="use --format trl-exploded, which exports the prompt as it was, or build the data set again",
+        )
+    samples = read_samples(data)
+    if form == "text":
+        _write_rows(output, [_text_row(tokenizer, sample) for sample in samples])
+        return Export(len(samples), ())
+    render = _user_message if chat else _prompt_text
+    rows: list[_Row] = []
+    counts = Counter[str]()
+    moved: list[int] = []  # for each prompt that tokenises otherwise, how many of its tokens are gone
+    for sample in samples:
+        rendered = render(tokenizer, sample)
+        if _forges(tokenizer, sample, rendered):
+            counts["forged"] += 1
+            continue
+        if rendered.token_ids != sample.prompt_ids:
+            moved.append((Counter(sample.prompt_ids) - Counter(rendered.token_ids)).total())
+            counts["reworded"] += _decode(tokenizer, rendered.token_ids) != _decode(tokenizer, sample.prompt_ids)
+        taken = sample.rejected[:1] if form == "trl" else sample.rejected
+        counts["left"] += len(sample.rejected) - len(taken)
+        counts["cut"] += sum(not response.ended for response in (sample.chosen, *taken))
+        rows += _ROWS[form](tokenizer, rendered.prompt, sample.chosen, taken)
+    if not rows:
+        raise UserError(
+            "every sample holds control tokens as text: none can be exported",
+            where=str(data),
+            mend="take the control tokens out of the documents",
+        )
+    if form == "llama-factory":
+        _write_llama_factory(output, f"logo_{data.resolve().name}", rows)
+    else:
+        _write_rows(output, rows)
+    return Export(len(rows), tuple(_notes(counts, sorted(moved), len(samples))))
+
+
+def _text_row(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Row:
+    """For people, and for programs that take texts: nothing is left out, and control tokens of the frame are shown."""
+    return {
+        "id": sample.id,
+        "doc_id": sample.doc_id,
+        "kind": sample.kind,
+        "question": sample.question,
+        "answers": sample.answers,
+        "context": CHUNK_SEPARATOR.join(chunk.text for chunk in sample.chunks),
+        "prompt": _decode(tokenizer, sample.prompt_ids),
+        "chosen": sample.chosen.text,
+        "rejected": [response.text for response in sample.rejected],
+        "rejected_strategies": [response.strategy for response in sample.rejected],
+    }
+
+
+def _prompt_text(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Rendered:
+    """The whole prompt as text, without what the tokenizer puts before every text (else the BOS would stand twice)."""
+    automatic = list(tokenizer("")["input_ids"])
+    ids = sample.prompt_ids[len(automatic) :] if sample.prompt_ids[: len(automatic)] == automatic else sample.prompt_ids
+    text = _decode(tokenizer, ids)
+    return _Rendered(text, list(tokenizer(text)["input_ids"]))
+
+
+def _user_message(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Rendered:
+    """The user's message; its ids are those under the tokenizer's own chat template."""
+    context = "".join(chunk.text + CHUNK_SEPARATOR for chunk in sample.chunks)
+    content = ANSWER_TEMPLATE.format(context=context, question=sample.question)
+    text = render_chat(tokenizer, content)
+    return _Rendered(content, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    text = tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _forges(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample, rendered: _Rendered) -> bool:
+    """Whether text that looks like control tokens would become such: a document could then end the user's turn."""
+    control = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
+
+    def controls(ids: Sequence[int]) -> list[int]:
+        return [token for token in ids if token in control]
+
+    if controls(rendered.token_ids) != controls(sample.prompt_ids):
+        return True
+    return any(
+        controls(tokenizer(_decode(tokenizer, response.token_ids), add_special_tokens=False)["input_ids"])
+        != controls(response.token_ids)
+        for response in (sample.chosen, *sample.rejected)
+    )
+
+
+def _trl_rows(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, chosen: Response, rejected: Sequence[Response]
+) -> Iterator[_Row]:
+    """TRL 1.16, ``DPOTrainer``, explicit prompt, standard (not conversational) text: it tokenises prompt and
+    prompt + response as they stand and appends the eos token where a response does not end with it
+    (trl/trainer/dpo_trainer.py, ``_prepare_dataset``)."""
+    for response in rejected:
+        yield {
+            "prompt": prompt,
+            "chosen": _decode(tokenizer, chosen.token_ids),
+            "rejected": _decode(tokenizer, response.token_ids),
+        }
+
+
+def _llama_factory_rows(
+    _: PreTrainedTokenizerBase, prompt: Any, chosen: Response, rejected: Sequence[Response]
+) -> Iterator[_Row]:
+    """LLaMA-Factory's preference data in sharegpt format (github.com/hiyouga/LLaMA-Factory, data/README.md)."""
+    for response in rejected:
+        yield {
+            "conversations": [{"from": "human", "value": prompt}],
+            "chosen": {"from": "gpt", "value": chosen.text},
+            "rejected": {"from": "gpt", "value": response.text},
+        }
+
+
+def _openrlhf_rows(
+    _: PreTrainedTokenizerBase, prompt: Any, chosen: Response, rejected: Sequence[Response]
+) -> Iterator[_Row]:
+    """OpenRLHF's ``RewardDataset`` (github.com/OpenRLHF/OpenRLHF, openrlhf/datasets/reward_dataset.py) with
+    ``--apply_chat_template --prompt_key prompt --chosen_key chosen --rejected_key rejected``: lists of messages, which
+    it concatenates, renders and tokenises without special tokens."""
+
+    def answer(response: Response) -> list[dict[str, str]]:
+        return [{"role": "assistant", "content": response.text}]
+
+    for response in rejected:
+        yield {
+            "prompt": [{"role": "user", "content": prompt}],
+            "chosen": answer(chosen),
+            "rejected": answer(response),
+        }
+
+
+_ROWS: dict[str, Callable[[PreTrainedTokenizerBase, Any, Response, Sequence[Response]], Iterator[_Row]]] = {
+    "trl": _trl_rows,
+    "trl-exploded": _trl_rows,
+    "llama-factory": _llama_factory_rows,
+    "openrlhf": _openrlhf_rows,
+}
+
+
+def _notes(counts: Counter[str], moved: Sequence[int], total: int) -> Iterator[str]:
+    if counts["forged"]:
+        yield (
+            f"left out {counts['forged']} of {total} samples: their text holds control tokens, which other trainers "
+            "would take for real ones"
+        )
+    if moved:
+        text = "the text is the same"
+        if counts["reworded"]:
+            text = f"of {counts['reworded']} the text differs too: the chat template changes it"
+        yield (
+            f"{len(moved)} of {total - counts['forged']} prompts tokenise to other ids than the model saw, in "
+            f"{moved[len(moved) // 2]} tokens each (median), where pieces of the prompt meet; {text}"
+        )
+    if counts["left"]:
+        yield f"left out {counts['left']} further dis-preferred responses: --format trl-exploded writes a row for each"
+    if counts["cut"]:
+        yield f"{counts['cut']} responses met the length cap and did not end; the trainer will end them"
+
+
+def _write_llama_factory(folder: Path, name: str, rows: Sequence[_Row]) -> None:
+    """``NAME.jsonl`` and its entry in ``dataset_info.json``, beside the entries that are there already."""
+    info_file = folder / "dataset_info.json"
+    info = read_json(info_file) if info_file.exists() else {}
+    if not isinstance(info, dict):
+        raise UserError("not LLaMA-Factory's list of data sets", where=str(info_file), mend="choose another -o")
+    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    entry = {"file_name": f"{name}.jsonl", "formatting": "sharegpt", "ranking": True, "columns": columns}
+    _write_rows(folder / f"{name}.jsonl", rows)
+    write_json(info_file, {**info, name: entry})
+
+
+def _write_rows(path: Path, rows: Sequence[_Row]) -> None:
+    make_folder_of(path)
+    if path.suffix == ".jsonl":
+        write_atomic(path, "".join(strict_dumps(row) + "\n" for row in rows))
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def _check_output(form: ExportFormat, output: Path) -> None:
+    check_place(output)
+    if form == "llama-factory":
+        if output.is_file() or output.suffix in (".json", ".jsonl", ".parquet"):
+            raise UserError("a file, not a folder", where=str(output), mend="give -o FOLDER")
+    elif output.suffix not in (".parquet", ".jsonl") or output.is_dir():
+        raise UserError("not a .parquet or .jsonl file", where=str(output), mend="give -o FILE.parquet or FILE.jsonl")

@@ -1,0 +1,163 @@
+"""``logodata stats``: yield and purity by source file and kind of question; of several data sets, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from logodata.common.console import console
+from logodata.common.errors import UserError
+from logodata.common.files import differences
+from logodata.common.json_files import strict_dumps
+from logodata.contract import read_manifest
+from logodata.dataset.card import GROUPINGS, PURITY, describe, largest_groups, show_percent, show_share, show_value
+from logodata.dataset.files import read_stats
+
+_ROLES = (("preferred_judged", "preferred"), ("dispreferred_judged", "dis-preferred"))
+
+
+_NOT_COMPARED = ("engine", "judge.model.engine", "source.path", "source.questions")
+"""Fields of a recipe that :func:`_compared` leaves out: answers do not depend on engines, and documents have a line."""
+
+
+def print_stats(folders: Sequence[Path], *, as_json: bool) -> None:
+    """Print the statistics of one data set, or of several side by side.
+
+    Raises:
+        UserError: no statistics there, or those of an earlier version; a folder is named twice.
+    """
+    found = {str(folder): _read(folder) for folder in folders}
+    if len(found) < len(folders):
+        raise UserError("a folder is named twice", where=", ".join(map(str, folders)), mend="name each once")
+    if as_json:
+        print(strict_dumps(next(iter(found.values())) if len(found) == 1 else found, indent=2, ascii_only=True))
+    elif len(found) == 1:
+        _print_one(next(iter(found.values())))
+    else:
+        _print_side_by_side(found)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    stats = read_stats(folder)
+    if any(name not in stats for name in (*GROUPINGS, "evaluator")):
+        raise UserError(
+            "statistics of an earlier version, without yield by source",
+            where=str(folder / "stats.json"),
+            mend="build the data set again",
+        )
+    return stats
+
+
+def _print_one(stats: dict[str, Any]) -> None:
+    console.print(describe(stats), markup=False, soft_wrap=True)
+    console.print(f"evaluator: {_evaluator(stats)}\n", markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("", overflow="fold")
+    for heading in ("asked", "kept", "purity", "preferred", "dis-preferred"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_row("all", *_cells(stats))
+    reasons = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("not kept", ""):
+        reasons.add_column(heading, overflow="fold")
+    for name in GROUPINGS:
+        groups, num_more = largest_groups(stats[name])
+        for key, group in groups:
+            title = f"{name[3:]} {key}"
+            table.add_row(title, *_cells(group))
+            if group["rejected_by_reason"]:
+                reasons.add_row(title, show_value(group["rejected_by_reason"]).replace("_", " "))
+        if num_more:
+            table.add_row(f"{num_more} more: --json")
+    console.print(table)
+    if reasons.row_count:
+        console.print()
+        console.print(reasons)
+    _print_meaning()
+    shown = ("questions", "kept", "yield", "rejected_by_reason", "purity", *(name for name, _ in _ROLES), "evaluator")
+    rest = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in stats.items():
+        if name not in (*shown, *GROUPINGS):
+            rest.add_row(name.replace("_", " "), show_value(value))
+    console.print(rest)
+
+
+def _cells(group: dict[str, Any]) -> Iterator[str]:
+    yield str(group["questions"])
+    yield show_share(group["kept"], group["yield"])
+    yield show_percent(group["purity"])
+    for name, _ in _ROLES:
+        yield _judged(group[name])
+
+
+def _judged(counts: dict[str, int]) -> str:
+    return " / ".join(map(str, counts.values()))
+
+
+def _print_meaning() -> None:
+    console.print(
+        f"\nPreferred, dis-preferred: responses judged right / half right / wrong. {PURITY}\n",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_side_by_side(found: dict[str, dict[str, Any]]) -> None:
+    all_stats = list(found.values())
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for name in found:
+        table.add_column(name, justify="right", overflow="fold")
+
+    def row(title: str, cells: Iterable[str]) -> None:
+        table.add_row(title, *cells)
+
+    row("evaluator", map(_evaluator, all_stats))
+    row("questions", (str(stats["questions"]) for stats in all_stats))
+    row("kept", (show_share(stats["kept"], stats["yield"]) for stats in all_stats))
+    row("purity", (show_percent(stats["purity"]) for stats in all_stats))
+    for key, role in _ROLES:
+        row(role, (_judged(stats[key]) for stats in all_stats))
+    row("answer in critical chunks", (show_percent(stats["answer_in_critical"]) for stats in all_stats))
+    for reason in dict.fromkeys(reason for stats in all_stats for reason in stats["rejected_by_reason"]):
+        counts = (str(stats["rejected_by_reason"].get(reason, 0)) for stats in all_stats)
+        row(f"not kept: {reason.replace('_', ' ')}", counts)
+    for name in GROUPINGS:
+        table.add_section()
+        for key in dict.fromkeys(key for stats in all_stats for key, _ in largest_groups(stats[name])[0]):
+            groups = [stats[name].get(key) for stats in all_stats]
+            row(f"{name[3:]} {key}: kept", (_kept_of(group) if group else "-" for group in groups))
+            row("  purity", (show_percent(group["purity"]) if group else "-" for group in groups))
+    console.print(table)
+    _print_meaning()
+    for line in _compared([Path(name) for name in found]):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _kept_of(group: dict[str, Any]) -> str:
+    return f"{group['kept']} of {group['questions']} ({show_percent(group['yield'])})"
+
+
+def _evaluator(stats: dict[str, Any]) -> str:
+    return f"{stats['evaluator']['name']}, {stats['evaluator']['query'].replace('_', ' ')}"
+
+
+def _compared(folders: Sequence[Path]) -> Iterator[str]:
+    """In what else than their pairs the data sets differ: without that, a difference says nothing of the evaluator."""
+    manifests = [read_manifest(folder) if (folder / "manifest.json").is_file() else {} for folder in folders]
+    first = manifests[0]
+    for folder, other in zip(folders[1:], manifests[1:], strict=True):
+        if not first or not other:
+            yield f"{folders[0]} and {folder}: one of them holds no pair, and no manifest.json to compare settings by"
+            continue
+        if first["source"]["sha256"] != other["source"]["sha256"]:
+            paths = f"{first['source']['path']} and {other['source']['path']}"
+            yield f"{folders[0]} and {folder} were made from different documents ({paths}): do not compare their yields"
+        settings = [
+            f"{key} {show_value(old)} | {show_value(new)}"
+            for key, old, new in differences(first["recipe"], other["recipe"])
+            if not key.startswith(_NOT_COMPARED)
+        ]
+        yield f"{folders[0]} and {folder} differ in: " + ("; ".join(settings) or "no setting")

@@ -1,0 +1,118 @@
+"""Responses of a build: on disk by what was asked, generated where they are missing, judged by the rules.
+
+The log makes a build resumable and is the format of a shipped cache: a response is filed under the hash of model,
+prompt and sampling settings, so it can only ever be found by the request that would produce it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from logodata.common.append_log import Shard
+from logodata.common.errors import UserError
+from logodata.common.json_files import json_objects
+from logodata.contract import ResponseOrigin
+from logodata.engines import Engine, GenerationRequest, GenerationResult
+
+
+def request_key(request: GenerationRequest, model: str) -> str:
+    """Identity of a request: greedy ones by model and prompt, sampled ones by seed and request id too."""
+    sampling = request.sampling
+    identity: list[Any] = [model, list(request.prompt_ids), sampling.max_new_tokens, list(sampling.stop_ids)]
+    if sampling.temperature > 0:
+        identity += [sampling.temperature, sampling.top_p, sampling.seed, request.id]
+    if sampling.min_new_tokens:
+        identity.append({"min_new_tokens": sampling.min_new_tokens})
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+class ResponseLog:
+    """Responses of one build, on disk as they come, backed by an optional read-only cache.
+
+    Args:
+        path: the build's own log; None keeps responses in memory, until :meth:`forget`.
+        model: fingerprint of the model that answers.
+        cache: a log of an earlier build.
+    """
+
+    def __init__(self, path: Path | None, model: str, cache: Path | Literal["embedded"] | None = None) -> None:
+        self._model = model
+        self._shard = None if path is None else Shard(path, key="key")
+        self._memory: dict[str, dict[str, Any]] = {}
+        self._cached: dict[str, dict[str, Any]] = {} if cache is None else _read_cache(cache)
+
+    def get(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin] | None:
+        """The response to this request and where it came from, if there is one."""
+        key = request_key(request, self._model)
+        own: Mapping[str, dict[str, Any]] = self._memory if self._shard is None else self._shard
+        origin: ResponseOrigin = "live" if key in own else "cache"
+        record = own.get(key) or self._cached.get(key)
+        if record is None:
+            return None
+        return GenerationResult(request.id, tuple(record["token_ids"]), record["finish_reason"]), origin
+
+    def answered(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin]:
+        """The same of a request that must have been answered by now."""
+        found = self.get(request)
+        if found is None:
+            raise RuntimeError(f"the engine gave no response to request {request.id}")
+        return found
+
+    def missing(self, requests: Sequence[GenerationRequest]) -> dict[str, GenerationRequest]:
+        """The requests that are not answered here, by their ids."""
+        return {request.id: request for request in requests if self.get(request) is None}
+
+    def complete(
+        self, engine: Engine, missing: Mapping[str, GenerationRequest]
+    ) -> Iterator[tuple[GenerationRequest, GenerationResult]]:
+        """Have an engine answer; each response is kept before it is handed on."""
+        for result in engine.generate(list(missing.values())):
+            self.add(missing[result.id], result)
+            yield missing[result.id], result
+
+    def add(self, request: GenerationRequest, result: GenerationResult) -> None:
+        """Keep a response."""
+        key = request_key(request, self._model)
+        record = {
+            "key": key,
+            "id": request.id,
+            "token_ids": list(result.token_ids),
+            "finish_reason": result.finish_reason,
+        }
+        if self._shard is None:
+            self._memory[key] = record
+        else:
+            self._shard.append(record)
+
+    def forget(self) -> None:
+        """Drop what is in memory only."""
+        self._memory.clear()
+
+
+def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:
+    path = (
+        Path(str(resources.files("logodata"))) / "embedded" / "responses.jsonl" if cache == "embedded" else Path(cache)
+    )
+    if not path.is_file():
+        raise UserError(
+            "no such cache of responses",
+            where=str(path),
+            mend="set generation.cache=null, or give the work/responses.jsonl of a build",
+        )
+    records: dict[str, dict[str, Any]] = {}
+    for where, record in json_objects(path, mend="delete this line"):
+        key, token_ids, reason = (record.get(name) for name in ("key", "token_ids", "finish_reason"))
+        if (
+            not isinstance(key, str)
+            or reason not in ("stop", "length")
+            or not isinstance(token_ids, list)
+            or not all(type(token) is int and token >= 0 for token in token_ids)
+        ):
+            raise UserError("damaged: not a response", where=where, mend="delete this line")
+        records[key] = {"token_ids": token_ids, "finish_reason": reason}
+    return records

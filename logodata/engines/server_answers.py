@@ -1,0 +1,205 @@
+"""What a server's answer means: a result, a fault worth another try, or the end.
+
+Worth another try (:class:`Fault`): lost and refused connections, timeouts, answers cut short, 408, 409, 429, 5xx, a
+body that is not JSON although the status is 200 (a proxy's page, half an answer), and a response that the server
+aborted. The end (:class:`UserError`): any other status, and JSON that is no completion of ours: no choice or several,
+no token ids, impossible ones, another end than the stop token or the length asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from logodata.common.errors import UserError
+from logodata.engines import GenerationRequest, GenerationResult
+from logodata.engines.batching import finish
+
+HEADERS = {"Accept-Encoding": "identity"}
+
+
+_LONGEST_ASKED_WAIT_S = 600.0  # a server that wants more is asked again all the same
+
+
+MAX_ANSWER_BYTES = 64 * 2**20
+"""A longer answer is not read: a million token ids have ten."""
+
+
+_IS_IT_ONE = "is this an OpenAI-compatible server?"
+
+
+@dataclass(eq=False)
+class Fault(Exception):
+    """Something that may be mended by asking again.
+
+    ``of_server``: it says nothing about the request that met it, which therefore loses no try. ``is_rate_limit``: the
+    server works, but asks for less. ``asked_wait_s``: seconds that the server asks all of us to wait.
+    """
+
+    text: str
+    of_server: bool = False
+    is_rate_limit: bool = False
+    asked_wait_s: float = 0.0
+
+
+class Body:
+    """The body of an answer as it comes in, uncompressed or not at all: a few kilobytes can stand for gigabytes, so
+    :data:`HEADERS` ask for no compression.
+
+    Args:
+        response: its head.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response, self._parts, self._size = response, list[bytes](), 0
+
+    def add(self, part: bytes) -> None:
+        """Take what came.
+
+        Raises:
+            UserError: it is too much.
+        """
+        self._parts.append(part)
+        self._size += len(part)
+        if self._size > MAX_ANSWER_BYTES:
+            raise UserError(
+                f"an answer of more than {MAX_ANSWER_BYTES // 2**20} MiB",
+                where=str(self._response.url),
+                mend=_IS_IT_ONE,
+            )
+
+    def whole(self) -> httpx.Response:
+        """The answer, read to its end."""
+        kept = [(name, value) for name, value in self._response.headers.raw if name.lower() == b"retry-after"]
+        return httpx.Response(self._response.status_code, headers=kept, content=b"".join(self._parts))
+
+
+class Reader:
+    """Reads answers, and sees to it that none of what it says holds our key (some servers repeat it).
+
+    Args:
+        api_key: the key, if there is one.
+    """
+
+    def __init__(self, api_key: str | None) -> None:
+        self._api_key = api_key
+
+    def transport_fault(self, error: httpx.RequestError) -> Fault:
+        """The fault of a request that got no whole answer."""
+        is_refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        text = "cannot reach the server" if is_refused else "no whole answer"
+        return Fault(f"{text}: {type(error).__name__} {self._shorten(error)}", of_server=is_refused)
+
+    def json(self, response: httpx.Response, *, where: str, mend: str) -> Any:
+        """The body of a good answer.
+
+        Raises:
+            Fault: worth another try.
+            UserError: with ``where`` and ``mend``: the server refuses.
+        """
+        status = response.status_code
+        said = f"HTTP {status}: {self._shorten(response.text)}"
+        if status == 429:
+            raise Fault(said, of_server=True, is_rate_limit=True, asked_wait_s=_retry_after_s(response))
+        if status in (408, 409) or status >= 500:
+            wait_s = _retry_after_s(response)
+            raise Fault(said, of_server=wait_s > 0, asked_wait_s=wait_s)
+        if status != 200:
+            raise UserError(said, where=where, mend=mend)
+        try:
+            return response.json()
+        except (ValueError, RecursionError) as error:
+            raise Fault(f"the answer is not JSON: {self._shorten(response.text)}") from error
+
+    def completion(self, answer: Any, request: GenerationRequest, url: str) -> GenerationResult:
+        """The result in an answer of ``/v1/completions``.
+
+        Raises:
+            Fault: the server aborted the response.
+            UserError: the answer is none to this request.
+        """
+        where, max_new_tokens = f"{url}, request {request.id!r}", request.sampling.max_new_tokens
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise UserError(f"the answer holds no choice: {self._shorten(answer)}", where=where, mend=_IS_IT_ONE)
+        if len(choices) > 1:
+            raise UserError(
+                f"{len(choices)} choices, one was asked for", where=where, mend="the server must leave n at 1"
+            )
+        token_ids, reason = choices[0].get("token_ids"), choices[0].get("finish_reason")
+        if reason == "abort":
+            raise Fault("the server aborted the response")
+        if not isinstance(token_ids, list):
+            raise UserError(
+                "the server returns no token ids, and tokenising its text again would be a guess",
+                where=where,
+                mend="use a server that knows return_token_ids, such as vLLM 0.10 or newer",
+            )
+        if wrong := [token for token in token_ids if type(token) is not int or token < 0]:
+            raise UserError(f"{self._shorten(repr(wrong[0]))} is not a token id", where=where, mend=_IS_IT_ONE)
+        if len(token_ids) > max_new_tokens or (reason == "length" and len(token_ids) < max_new_tokens):
+            raise UserError(
+                f"{len(token_ids)} tokens that end with {reason!r}, where at most {max_new_tokens} were asked for",
+                where=where,
+                mend="the server must heed max_tokens; it may have a limit of its own",
+            )
+        return finish(request, token_ids, reason if reason is None else self._shorten(reason), where=url)
+
+    def version(self, card: dict[str, Any], answer: Any) -> str:
+        """``vllm 0.32.0``: what a server says of itself, in its model card and at ``/version``; goes into manifests."""
+        owner = self._shorten(card.get("owned_by") or "unknown server")
+        if owner != "vllm":
+            return owner
+        told = answer.get("version") if isinstance(answer, dict) else None
+        return f"vllm {self._shorten(told) if told else 'of unknown version'}"
+
+    def model_card(self, answer: Any, model: str, url: str, *, needs_adapter: bool) -> dict[str, Any]:
+        """The entry of ``model`` in an answer of ``/v1/models``.
+
+        Raises:
+            UserError: there is none, or it is not the adapter it should be.
+        """
+        try:
+            cards = {str(card["id"]): dict(card) for card in answer["data"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError("the answer is not a list of models", where=f"{url}/models", mend=_IS_IT_ONE) from error
+        if model not in cards:
+            raise UserError(
+                f"serves {self._shorten(', '.join(cards)) if cards else 'nothing'}, not {model}",
+                where=url,
+                mend="start it with this model, or set engine.served_model to its name there",
+            )
+        window = cards[model].get("max_model_len")
+        if window is not None and type(window) is not int:
+            raise UserError(f"max_model_len is {self._shorten(repr(window))}", where=f"{url}/models", mend=_IS_IT_ONE)
+        if needs_adapter and not cards[model].get("parent"):
+            raise UserError(
+                f"{model} is a base model there, not an adapter",
+                where=url,
+                mend="name the adapter in engine.served_model",
+            )
+        return cards[model]
+
+    def _shorten(self, said: Any) -> str:
+        """The first line of what a server says, printable and without our key."""
+        text = str(said).replace(self._api_key, "***") if self._api_key else str(said)
+        line = next((line for line in text.splitlines() if line.strip()), "empty answer")[:300]
+        return "".join(letter if letter.isprintable() else " " for letter in line)
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Seconds that ``Retry-After`` asks for, a number or a date (RFC 9110 section 10.2.3); 0 if it asks for none."""
+    value = response.headers.get("Retry-After", "")
+    try:
+        wait_s = float(value)
+    except ValueError:
+        try:
+            wait_s = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return 0.0
+    return min(max(wait_s, 0.0), _LONGEST_ASKED_WAIT_S) if math.isfinite(wait_s) else 0.0

@@ -1,0 +1,237 @@
+"""Which server answers which request, and when. Pure: the time is an argument, and nothing is sent from here.
+
+Each server begins with one stretch of the prompts sorted by their tokens, so that prompts with a common beginning meet
+in one server's prefix cache. A server that has nothing left takes from the far end of the longest stretch left.
+
+A fault makes its request wait, twice as long each time. A fault that is the server's own, or the third in a row from
+one server, makes the server rest, twice as long each time; then it is asked whether it still serves the model, and for
+one response; if that comes, for as many as before. A request that used up its tries ends the work, and so does a fault
+when every server has rested as often as a request may be tried again; one that works is enough.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+from typing import Literal
+
+from logodata.common.console import note
+from logodata.common.errors import UserError
+from logodata.engines import GenerationRequest
+from logodata.engines.batching import cache_order
+from logodata.engines.server_answers import Fault
+
+_FAULTS_IN_A_ROW = 3
+
+
+_LONGEST_WAIT_S = 60.0
+
+
+_ASK_AGAIN = "check the server, then run the same command again to continue"
+
+
+@dataclass(eq=False, slots=True)
+class Server:
+    """What is known of one server, from one call of the engine to the next."""
+
+    url: str
+    requests: RateLimit | None = None
+    tokens: RateLimit | None = None
+    is_checked: bool = True
+    """It said that it serves the model, and did not rest since for a fault of its own."""
+    faults: int = 0
+    """In a row, since its last answer."""
+    rests: int = 0
+    """In a row, since its last answer. While there are any, one request at a time is sent."""
+    generation: int = 0
+    """Rests in all: a fault of something that was sent before the last one says nothing new."""
+    resume_at: float = -math.inf
+    fault: str = ""
+    """What it said last."""
+    is_noted: bool = False
+    is_limit_noted: bool = False
+    is_trying: bool = False
+    """The check or the one request of a rested server is out. Requests sent before the rest may be out too."""
+    stretch: deque[GenerationRequest] = field(default_factory=deque)
+
+    def rate_wait_s(self, request: GenerationRequest, now: float) -> float:
+        """Seconds until the rate limits let this request go."""
+        limits = ((self.requests, 1), (self.tokens, token_cost(request)))
+        return max((limit.wait_s(cost, now) for limit, cost in limits if limit), default=0.0)
+
+    def count(self, request: GenerationRequest, now: float) -> None:
+        """The request is sent: it counts towards the rate limits."""
+        if self.requests:
+            self.requests.take(1, now)
+        if self.tokens:
+            self.tokens.take(token_cost(request), now)
+
+
+def token_cost(request: GenerationRequest) -> int:
+    """Tokens that a server counts for a request before it knows how long the response gets."""
+    return len(request.prompt_ids) + request.sampling.max_new_tokens
+
+
+class Schedule:
+    """The requests of one call, dealt out to servers.
+
+    Args:
+        requests: what is to be answered.
+        servers: who may answer; their stretches are filled, their faults are remembered.
+        max_retries: tries after the first one.
+        first_wait_s: seconds of the first wait; each is twice the one before, less a random part.
+    """
+
+    def __init__(
+        self, requests: Sequence[GenerationRequest], servers: Sequence[Server], *, max_retries: int, first_wait_s: float
+    ) -> None:
+        self._servers, self._max_retries, self._first_wait_s = servers, max_retries, first_wait_s
+        self._unanswered = len(requests)
+        self._tries: Counter[str] = Counter()
+        self._later: list[tuple[float, int, GenerationRequest]] = []
+        self._number = count()
+        ordered = cache_order(requests)
+        bounds = [len(ordered) * place // len(servers) for place in range(len(servers) + 1)]
+        for server, (start, end) in zip(servers, pairwise(bounds), strict=True):
+            server.stretch = deque(ordered[start:end])
+            server.is_trying = False
+            # A new call asks each server at least once more before it gives up.
+            server.rests = min(server.rests, max_retries)
+
+    def next(self, server: Server, now: float) -> GenerationRequest | Literal["check"] | float | None:
+        """What the server should get now: a request, the question whether it serves the model, nothing for so many
+        seconds (unless something happens before), or nothing any more. What is returned counts as sent."""
+        if not self._unanswered:
+            return None
+        if server.is_trying:
+            return math.inf
+        if now < server.resume_at:
+            return server.resume_at - now
+        if not server.is_checked:
+            server.is_trying = True
+            return "check"
+        longest = max(self._servers, key=lambda other: len(other.stretch)).stretch
+        take: Callable[[], object]
+        if self._later and self._later[0][0] <= now:
+            request, take = self._later[0][2], lambda: heapq.heappop(self._later)
+        elif server.stretch:
+            request, take = server.stretch[0], server.stretch.popleft
+        elif longest:
+            request, take = longest[-1], longest.pop
+        else:
+            return self._later[0][0] - now if self._later else math.inf
+        if wait_s := server.rate_wait_s(request, now):
+            return wait_s
+        take()
+        server.count(request, now)
+        server.is_trying = server.rests > 0
+        return request
+
+    def answered(self, server: Server, request: GenerationRequest | None) -> bool:
+        """The request was answered (None: the check was). True if waiting workers should look again."""
+        server.is_trying = False
+        if request is None:
+            server.is_checked = True
+            return True
+        self._unanswered -= 1
+        was_resting = server.rests > 0
+        server.is_checked, server.faults, server.rests = True, 0, 0
+        if server.is_noted:
+            server.is_noted = False
+            note(f"{server.url} answers again")
+        return was_resting or not self._unanswered
+
+    def failed(
+        self, server: Server, request: GenerationRequest | None, fault: Fault, generation: int, now: float
+    ) -> None:
+        """The request (None: the check), sent when the server had ``generation`` rests behind it, met a fault.
+
+        Raises:
+            UserError: the request used up its tries, or no server is left to ask.
+        """
+        server.faults += 1
+        server.fault = fault.text
+        server.resume_at = max(server.resume_at, now + fault.asked_wait_s)
+        if request is not None:
+            self._put_back(server, request, fault, now)
+        if generation == server.generation:
+            server.is_trying = False
+            if fault.of_server or server.rests or server.faults >= _FAULTS_IN_A_ROW:
+                self._rest(server, fault, now)
+
+    def _put_back(self, server: Server, request: GenerationRequest, fault: Fault, now: float) -> None:
+        wait_s = 0.0
+        if not fault.of_server and not server.rests:
+            self._tries[request.id] += 1
+            tries = self._tries[request.id]
+            if tries > self._max_retries:
+                raise UserError(
+                    f"failed {tries} times, at last: {fault.text}",
+                    where=f"{server.url}, request {request.id!r}",
+                    mend=_ASK_AGAIN,
+                )
+            wait_s = self._backoff_s(tries)
+        heapq.heappush(self._later, (now + wait_s, next(self._number), request))
+
+    def _rest(self, server: Server, fault: Fault, now: float) -> None:
+        server.rests += 1
+        server.generation += 1
+        server.resume_at = max(server.resume_at, now + self._backoff_s(server.rests))
+        if not fault.is_rate_limit:
+            server.is_checked = False
+        if all(other.rests > self._max_retries for other in self._servers):
+            said = (f"{other.url}: failed {other.faults} times, at last: {other.fault}" for other in self._servers)
+            raise UserError("; ".join(said), mend=_ASK_AGAIN)
+        if fault.is_rate_limit and not server.is_limit_noted:
+            server.is_limit_noted = True
+            limits = "engine.requests_per_minute and engine.tokens_per_minute"
+            note(f"{server.url}: {fault.text}; it is asked less for a while ({limits} keep to its limits)")
+        # One rest may be a hiccup. With one server there is nobody to go on, and the error will say it.
+        if server.rests > 1 and not fault.is_rate_limit and len(self._servers) > 1:
+            note_down(server)
+
+    def _backoff_s(self, nth: int) -> float:
+        return min(self._first_wait_s * 2.0 ** min(nth - 1, 30) * random.uniform(0.5, 1.0), _LONGEST_WAIT_S)
+
+
+def note_down(server: Server) -> None:
+    """Say once that a server is out of work."""
+    if not server.is_noted:
+        server.is_noted = True
+        note(f"{server.url}: {server.fault}; the other servers go on without it, and it is asked again")
+
+
+_CLOSE_S = 1e-6  # rounding must not make anybody wait again
+
+
+class RateLimit:
+    """A token bucket. It holds one second's worth, or one unit if that is more, and begins full.
+
+    Something bigger than the bucket may go when the bucket is full, and is paid back before the next. So no minute sees
+    more than the limit plus the larger of a bucket and one request.
+
+    Args:
+        per_minute: units a minute.
+    """
+
+    def __init__(self, per_minute: float) -> None:
+        self._per_s = per_minute / 60
+        self._capacity = max(self._per_s, 1.0)
+        self._level, self._as_of = self._capacity, 0.0
+
+    def wait_s(self, cost: float, now: float) -> float:
+        """Seconds from ``now`` until ``cost`` units may be taken; 0: at once."""
+        wait_s = (min(cost, self._capacity) - self._level_at(now)) / self._per_s
+        return wait_s if wait_s > _CLOSE_S else 0.0
+
+    def take(self, cost: float, now: float) -> None:
+        """Use ``cost`` units up."""
+        self._level, self._as_of = self._level_at(now) - cost, now
+
+    def _level_at(self, now: float) -> float:
+        return min(self._capacity, self._level + (now - self._as_of) * self._per_s)

@@ -1,0 +1,96 @@
+"""Verdicts of a model judge: its settings, the form of a reply, and how far two wordings of the same question agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from math import sqrt
+from typing import Any
+
+import numpy as np
+
+from logodata.judge.settings import ModelVerdict
+
+Verdicts = Mapping[tuple[ModelVerdict, ModelVerdict | None], int]
+"""How often a response had these verdicts: the first, and the second where it was judged again."""
+
+
+_Z95 = 1.959964
+
+
+_RESAMPLES = 2000
+
+
+def verdict_statistics(verdicts: Verdicts) -> dict[str, Any]:
+    """What a model judge said, and how far its two wordings agree.
+
+    Returns:
+        ``judged``: responses, and of them ``correct``, ``wrong``, ``malformed``, ``exceeds_window``;
+        ``judged_again`` and, of those second verdicts, ``malformed_again`` and ``exceeds_window_again``;
+        ``compared``: responses with two verdicts of correct or wrong; ``agreement``: share of equal ones among these
+        (interval: Wilson, 95 %); ``kappa``: Cohen's (interval: percentiles of 2000 bootstrap resamples of responses, 95
+        %, those without a kappa left out). None where they are not defined.
+    """
+    first, second, pairs = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
+    for (one, two), count in verdicts.items():
+        first[one] += count
+        if two is not None:
+            second[two] += count
+            if {one, two} <= {"correct", "wrong"}:
+                pairs[one, two] += count
+    table = np.array([[pairs[one, two] for two in ("correct", "wrong")] for one in ("correct", "wrong")])
+    compared, equal = int(table.sum()), int(table.trace())
+    kappa = float(_kappa(table))
+    defined = not np.isnan(kappa)
+    return {
+        "judged": first.total(),
+        **{name: first[name] for name in ("correct", "wrong", "malformed", "exceeds_window")},
+        "judged_again": second.total(),
+        **{f"{name}_again": second[name] for name in ("malformed", "exceeds_window")},
+        "compared": compared,
+        "agreement": equal / compared if compared else None,
+        "agreement_interval": wilson_interval(equal, compared) if compared else None,
+        "kappa": kappa if defined else None,
+        "kappa_interval": _kappa_interval(table) if defined else None,
+    }
+
+
+def describe_verdicts(stats: dict[str, Any]) -> str:
+    """Of :func:`verdict_statistics`, what a dataset card says."""
+    text = f"of {stats['judged']} responses {stats['correct']} were correct, {stats['wrong']} wrong"
+    for name, meaning in (("malformed", "had a malformed reply"), ("exceeds_window", "did not fit the judge's window")):
+        text += f", {stats[name]} {meaning}" if stats[name] else ""
+    if not stats["compared"]:
+        return f"{text}; none has two verdicts to compare"
+    low, high = stats["agreement_interval"]
+    text += f"; of {stats['compared']} judged again in another wording {stats['agreement']:.0%} [{low:.0%}, {high:.0%}]"
+    text += " had the same verdict"
+    if stats["kappa"] is None:
+        return f"{text} (no kappa: all verdicts are alike)"
+    low, high = stats["kappa_interval"]
+    return f"{text} (Cohen's kappa {stats['kappa']:.2f} [{low:.2f}, {high:.2f}])"
+
+
+def wilson_interval(successes: int, total: int) -> list[float]:
+    """95 % interval of a share (Wilson 1927)."""
+    share, spread = successes / total, _Z95**2 / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = _Z95 * sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
+    return [max(centre - half, 0.0), min(centre + half, 1.0)]
+
+
+def _kappa(tables: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Cohen's kappa (1960) of 2 x 2 tables of counts [..., 2, 2]; NaN where both always say the same one thing."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = tables / tables.sum(axis=(-2, -1), keepdims=True)
+        observed = shares[..., 0, 0] + shares[..., 1, 1]
+        expected = (shares.sum(axis=-1) * shares.sum(axis=-2)).sum(axis=-1)
+        return np.asarray(np.where(expected < 1, (observed - expected) / (1 - expected), np.nan))
+
+
+def _kappa_interval(table: np.ndarray[Any, Any]) -> list[float]:
+    total = int(table.sum())
+    # Resampling responses draws the four counts from a multinomial distribution.
+    draws = np.random.default_rng(0).multinomial(total, table.ravel() / total, size=_RESAMPLES)
+    low, high = np.nanpercentile(_kappa(draws.reshape(-1, 2, 2)), [2.5, 97.5])
+    return [float(low), float(high)]

@@ -1,0 +1,157 @@
+"""A model that says of each response whether it answers the question as the reference does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logodata.common.console import Tracker
+from logodata.engines import Engine, GenerationRequest, Sampling
+from logodata.engines.answered import ResponseLog
+from logodata.engines.settings import EngineSettings, ModelSettings, engine_window, open_engine
+from logodata.judge.decisions import Decision
+from logodata.judge.settings import ModelJudgeSettings, ModelVerdict
+from logodata.models.facts import model_eos_ids, model_fingerprint
+from logodata.models.loading import load_tokenizer
+from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text, turn_end_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+FIRST, SECOND = JUDGE_TEMPLATES
+
+
+class ModelJudge:
+    """Fills in the verdicts of decisions. Greedy, so the same question has the same verdict in every build.
+
+    Args:
+        build: the model and engine of the build.
+        settings: its ``judge.model`` section.
+        build_fingerprint: of the build's model.
+        log: of replies; None keeps them in memory only.
+        build_engine: opens the build's engine, or gives it if it is open; taken where the judge is the same model under
+            the same settings.
+    """
+
+    def __init__(
+        self,
+        build: ModelSettings,
+        settings: ModelJudgeSettings,
+        build_fingerprint: str,
+        log: Path | None,
+        build_engine: Callable[[], Engine],
+    ) -> None:
+        self._settings = settings
+        name, engine = settings.name or build.model, judge_engine(build, settings)
+        self._tokenizer = _tokenizer(build, settings)
+        self._forms = _forms(self._tokenizer)
+        self._window = engine_window(engine, name)
+        self._sampling = Sampling(settings.max_new_tokens, turn_end_ids(self._tokenizer, model_eos_ids(name)))
+        fingerprint = judge_fingerprint(build, settings, build_fingerprint)
+        self._log = ResponseLog(log, fingerprint)
+        shared = fingerprint == build_fingerprint and engine == build.engine
+        self._open: Callable[[], Engine] = build_engine if shared else lambda: open_engine(engine, name)
+        self._engine: Engine | None = None
+        self._num_replies = 0
+
+    @property
+    def engine_name(self) -> str | None:
+        """What replied; None if nothing had to be asked."""
+        return self._engine.name if self._engine else None
+
+    def forget(self) -> None:
+        """Drop the replies that are in memory only."""
+        self._log.forget()
+
+    def judge(self, decisions: Sequence[Decision], tracker: Tracker) -> None:
+        """Ask for the verdict on each response, and for a second one where it is judged again."""
+        again = [decision for decision in decisions if self._settings.judges_again(decision.id)]
+        first = {decision.id: self._request(decision, FIRST, "first") for decision in decisions}
+        second = {decision.id: self._request(decision, SECOND, "second") for decision in again}
+        self._generate([request for request in (*first.values(), *second.values()) if self._fits(request)], tracker)
+        for decision in decisions:
+            decision.model_verdict = self._verdict(first[decision.id])
+        for decision in again:
+            decision.second_model_verdict = self._verdict(second[decision.id])
+
+    def _request(self, decision: Decision, wording: str, which: str) -> GenerationRequest:
+        # Any one reference will do, as it does for the rules.
+        reference = "\nor: ".join(dict.fromkeys(decision.question.answers))
+        prompt = self._forms[wording].encode(
+            [], question=decision.question.question, reference=reference, response=decision.response.text.strip()
+        )
+        return GenerationRequest(f"{decision.id}/{which}-verdict", prompt.ids, self._sampling)
+
+    def _fits(self, request: GenerationRequest) -> bool:
+        return len(request.prompt_ids) + request.sampling.max_new_tokens <= self._window
+
+    def _generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
+        missing = self._log.missing(requests)
+        if not missing:
+            return
+        if self._engine is None:
+            self._engine = self._open()
+        for _ in self._log.complete(self._engine, missing):
+            self._num_replies += 1
+            tracker.advance(0, verdicts=self._num_replies)
+
+    def _verdict(self, request: GenerationRequest) -> ModelVerdict:
+        if not self._fits(request):
+            return "exceeds_window"
+        result, _ = self._log.answered(request)
+        return parse_verdict(decode_text(self._tokenizer, result.token_ids), ended=result.finish_reason == "stop")
+
+
+def judge_engine(build: ModelSettings, settings: ModelJudgeSettings) -> EngineSettings:
+    """What runs the model that judges: its own section, else the build's. Of another model than the build's, servers
+    know that one's name, not the judge's."""
+    if settings.engine is not None:
+        return settings.engine
+    if settings.name in (None, build.model):
+        return build.engine
+    return build.engine.model_copy(update={"served_model": None})
+
+
+def judge_identity(build: ModelSettings, settings: ModelJudgeSettings, build_fingerprint: str) -> dict[str, Any]:
+    """What verdicts follow from beside the recipe: a build is bound to it, and ``manifest.json`` says it."""
+    name = settings.name or build.model
+    return {
+        "judge_model": name,
+        "judge_model_fingerprint": judge_fingerprint(build, settings, build_fingerprint),
+        "judge_prompt_fingerprints": [form.fingerprint for form in _forms(_tokenizer(build, settings)).values()],
+        "judge_window": engine_window(judge_engine(build, settings), name),
+    }
+
+
+def judge_fingerprint(build: ModelSettings, settings: ModelJudgeSettings, build_fingerprint: str) -> str:
+    """Fingerprint of the model that judges."""
+    return build_fingerprint if settings.name in (None, build.model) else model_fingerprint(settings.name)
+
+
+def _tokenizer(build: ModelSettings, settings: ModelJudgeSettings) -> PreTrainedTokenizerBase:
+    name = settings.name or build.model
+    return load_tokenizer(name, settings.chat_template or (build.chat_template if name == build.model else None))
+
+
+def _forms(tokenizer: PreTrainedTokenizerBase) -> dict[str, PromptFormat]:
+    return {wording: PromptFormat(tokenizer, wording) for wording in JUDGE_TEMPLATES}
+
+
+# The last line is the verdict; a model may reason before it, but not give two.
+_REPLY = re.compile(
+    r"(?:(?![ \t]*verdict[ \t]*:)[^\n]*\n)*[ \t]*verdict: (?P<verdict>correct|wrong)\.?\s*",
+    re.IGNORECASE,
+)
+
+
+def parse_verdict(reply: str, *, ended: bool) -> ModelVerdict:
+    """The verdict of a reply: its last line is ``Verdict: correct`` or ``Verdict: wrong``, in any case of letters and
+    perhaps with a full stop, and no line before it begins with ``Verdict:``. Anything else, and any reply that met its
+    length cap, is malformed."""
+    match = _REPLY.fullmatch(reply)
+    if match is None or not ended:
+        return "malformed"
+    return "correct" if match["verdict"].lower() == "correct" else "wrong"

@@ -1,0 +1,96 @@
+"""Whether an adapter belongs to a model, and to the program that is to apply it, told before any weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from logodata.common.console import quiet_transformers
+from logodata.common.errors import UserError
+from logodata.models.adapters import check_adapter_shapes, read_peft_config
+from logodata.models.loading import load_config, skeleton
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+_SERVED = frozenset(
+    ("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+)
+"""Fields of a LoRA config that vLLM reads, or that its tensors tell as well."""
+
+
+_PASSED = frozenset(
+    (
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "lora_dropout",
+    )
+)
+"""Fields without a meaning once the adapter is trained."""
+
+
+_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Values of ``init_lora_weights`` under which the model's own weights stay as they are; PiSSA and others take a part of
+them away."""
+
+
+def check_adapter_fits(name: str, adapter: Path) -> list[str]:
+    """Refuse an adapter that is damaged, lacks a tensor, holds one too many, or cannot be merged.
+
+    Args:
+        name: of the model, as :func:`logodata.models.loading.resolve_model` takes it.
+        adapter: folder of the adapter.
+
+    Returns:
+        names of weights that it changes and that another layer shares.
+
+    Raises:
+        UserError: see :func:`logodata.models.adapters.check_adapter_shapes`.
+    """
+    quiet_transformers()
+    return check_adapter_shapes(skeleton(load_config(name), name), adapter)
+
+
+def check_served_whole(name: str, adapter: Path) -> None:
+    """Refuse an adapter that vLLM, in this process or as a server, would apply in part: it adds the product of two
+    matrices to a layer's weight, scaled by one number for all layers, and leaves out whatever else the config says.
+
+    Args:
+        name: of the model.
+        adapter: folder of the adapter.
+
+    Raises:
+        UserError: see :func:`check_adapter_fits`; or there is more to it.
+    """
+    shared = check_adapter_fits(name, adapter)
+    more = [*_beyond_plain_lora(read_peft_config(adapter)), *(f"{weight}, which two layers share" for weight in shared)]
+    if more:
+        raise UserError(
+            f"vLLM applies plain LoRA only; this adapter has more: {', '.join(more)}",
+            where=str(adapter),
+            mend="merge it (logotrain merge), or use engine.kind=transformers",
+        )
+
+
+def _beyond_plain_lora(config: PeftConfig) -> list[str]:
+    from peft import LoraConfig
+
+    if type(config) is not LoraConfig:
+        return [f"kind {getattr(config.peft_type, 'value', config.peft_type)}"]
+    plain = LoraConfig()
+    found = []
+    for name in sorted({field.name for field in fields(config)} - _SERVED - _PASSED):
+        value, default = getattr(config, name), getattr(plain, name)
+        if name == "init_lora_weights":
+            if value not in _PLAIN_STARTS:
+                found.append(f"{name}={value}")
+        elif value != default and (value or default):
+            found.append(name)
+    return found

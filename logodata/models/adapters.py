@@ -1,0 +1,371 @@
+"""Adapters: what their folders hold, and how all of that, and nothing else, becomes part of a model.
+
+PEFT takes what it finds. A tensor that its file lacks stays as it was drawn, one that fits nowhere is left out, and
+merging into a weight that two layers share changes both. Here an adapter is whole and fits, or is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from logodata.common.console import note
+from logodata.common.errors import UserError, pass_on
+from logodata.common.files import read_json, write_atomic
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""What makes a folder an adapter."""
+
+
+_PICKLE = "adapter_model.bin"
+
+
+_SAVE = "save the adapter again"
+
+
+_MISMATCH = re.compile(r"size mismatch for (?P<name>\S+): .*?Size\((?P<found>.*?)\).*Size\((?P<wanted>.*?)\)")
+
+
+def check_adapter(folder: Path) -> None:
+    """Raise a :class:`UserError` unless ``folder`` holds an adapter (config and safetensors)."""
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing == [ADAPTER_FILES[1]] and (folder / _PICKLE).is_file():
+        raise UserError(
+            f"no {ADAPTER_FILES[1]}, and {_PICKLE} is a pickle, which can run code and is never read",
+            where=str(folder),
+            mend=f"{_SAVE} as safetensors: PEFT's save_pretrained does",
+        )
+    if missing:
+        raise UserError(
+            f"holds no adapter (no {missing[0]})",
+            where=str(folder),
+            mend="give RUN/final of a finished logotrain run",
+        )
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """``adapter_config.json`` of an adapter.
+
+    Raises:
+        UserError: ``folder`` holds none, or its config is damaged.
+    """
+    check_adapter(folder)
+    config = read_json(folder / ADAPTER_FILES[0])
+    if not isinstance(config, dict):
+        raise UserError("not an adapter's config", where=str(folder / ADAPTER_FILES[0]), mend="copy the adapter again")
+    return config
+
+
+def trained_on(folder: Path) -> str | None:
+    """The name of the model that an adapter was trained on, where its config tells.
+
+    Raises:
+        UserError: the folder holds no adapter, or its config is damaged.
+    """
+    name = read_adapter_config(folder).get("base_model_name_or_path")
+    return str(name) if name else None
+
+
+def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put the layers of an adapter into the model, beside its weights, and its tensors into them.
+
+    Args:
+        model: changed by this.
+        folder: of the adapter.
+
+    Raises:
+        UserError: the adapter is damaged, or of a kind that is more than layers; the model needs a tensor that its file
+            lacks, has no place for one, or has another shape.
+    """
+    config, tensors = read_peft_config(folder), _read_tensors(folder)
+    with _one_line(folder):
+        wrapped = _wrap(model, config)
+        _fill(wrapped, tensors, folder)
+    return wrapped.eval()
+
+
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with what an adapter learned in its weights; beside them where they are quantised, which merging would
+    round anew.
+
+    A weight that an adapted layer shares with another one, such as the output head with the token embedding, becomes
+    its own first: the adapter changes one of them.
+
+    Args:
+        model: changed by this, and returned.
+        folder: of the adapter.
+
+    Raises:
+        UserError: see :func:`attach_adapter`; or what it learned is no change of weights.
+    """
+    wrapped = attach_adapter(model, folder)
+    if getattr(model, "is_quantized", False):
+        return model
+    with _quiet():
+        return _merge(wrapped, folder).eval()
+
+
+def check_adapter_shapes(skeleton: PreTrainedModel, folder: Path) -> list[str]:
+    """Refuse what :func:`merge_adapter` would, before weights are read.
+
+    Nothing can be told of the few kinds that compute with weights as they are made.
+
+    Args:
+        skeleton: the model on torch's device ``meta``; changed by this.
+        folder: of the adapter.
+
+    Returns:
+        names of weights that it changes and that another layer shares.
+
+    Raises:
+        UserError: see :func:`merge_adapter`.
+    """
+    import torch
+
+    config, tensors = read_peft_config(folder), _read_tensors(folder)
+    unknown = sorted(name for name, value in read_adapter_config(folder).items() if value and not hasattr(config, name))
+    if unknown:
+        note(f"{folder}: this version of PEFT knows nothing of {', '.join(unknown)} in its config, and leaves it out")
+    shared: list[str] = []
+    with _one_line(folder), torch.device("meta"):
+        try:
+            wrapped = _wrap(skeleton, config, low_cpu_mem_usage=True)
+            _fill(wrapped, {name: tensor.to("meta") for name, tensor in tensors.items()}, folder)
+            shared = sorted(weight.path for weight in _adapted(wrapped))
+            _merge(wrapped, folder)
+        except RuntimeError as error:
+            if not _wants_weights(error):
+                raise
+    return shared
+
+
+def read_peft_config(folder: Path) -> PeftConfig:
+    """The config of an adapter, as PEFT reads it.
+
+    Raises:
+        UserError: it is damaged, or of a kind that does not change the model's layers, or not the same way each time.
+    """
+    from peft import PeftConfig, PeftType
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTuner
+
+    read_adapter_config(folder)
+    with _one_line(folder):
+        config: PeftConfig = PeftConfig.from_pretrained(str(folder))
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    # X-LoRA chooses among adapters in other folders by what it reads.
+    if not issubclass(tuner, BaseTuner) or config.peft_type == PeftType.XLORA:
+        raise _no_weights(folder, config)
+    start = str(getattr(config, "init_lora_weights", ""))
+    if "_niter_" in start:
+        raise UserError(
+            f"init_lora_weights={start} takes another, random part of the model's weights away at each loading",
+            where=str(folder),
+            mend=f"{_SAVE} with PEFT's path_initial_model_for_weight_conversion, which makes it plain LoRA",
+        )
+    config.inference_mode = True
+    return config
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / ADAPTER_FILES[1]
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read: {error}", where=str(path), mend="copy the adapter again") from error
+    if not tensors:
+        raise UserError("holds no tensors", where=str(path), mend=_SAVE)
+    for name, tensor in sorted(tensors.items()):
+        if not tensor.numel():
+            raise UserError(
+                f"{name} is empty (shape {list(tensor.shape)})",
+                where=str(path),
+                mend=f"{_SAVE}, with the weights gathered from all processes",
+            )
+        numbers = tensor.float() if tensor.element_size() == 1 else tensor  # torch asks no float8
+        if not torch.isfinite(numbers).all():
+            raise UserError(f"{name} holds numbers that are not finite", where=str(path), mend=_SAVE)
+    return tensors
+
+
+def _wrap(model: PreTrainedModel, config: PeftConfig, **options: Any) -> PeftModel:
+    from peft import PeftModel
+    from peft.mapping_func import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+
+    kind: Any = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    wrapped: PeftModel = kind(model, config, **options)
+    return wrapped
+
+
+def _fill(wrapped: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Put the tensors where they belong.
+
+    What a model with this adapter would save, and is not filled, is missing, under whatever names an older PEFT wrote.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    try:
+        result = set_peft_model_state_dict(wrapped, tensors)
+    except KeyError as error:
+        raise _does_not_fit(folder, f"its file lacks {error.args[0]}") from error
+    state = wrapped.state_dict(keep_vars=True)
+    unfilled = set(result.missing_keys)
+    filled = {id(value) for name, value in state.items() if name not in unfilled}
+    saved = get_peft_model_state_dict(wrapped, state_dict=state, save_embedding_layers=False)
+    missing = [name for name, value in saved.items() if name not in tensors and id(value) not in filled]
+    faults = {"its file lacks": missing, "the model has no place for": result.unexpected_keys}
+    if missing or result.unexpected_keys:
+        raise _does_not_fit(folder, "; ".join(f"{what} {_first(names)}" for what, names in faults.items() if names))
+
+
+def _first(names: Sequence[str]) -> str:
+    return min(names) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _does_not_fit(folder: Path, fault: str) -> UserError:
+    base = trained_on(folder)
+    return UserError(
+        f"the adapter does not fit the model: {fault}",
+        where=str(folder),
+        mend=f"give the model that it was trained on{f', {base}' if base else ''}, or {_SAVE}",
+    )
+
+
+def _no_weights(folder: Path, config: PeftConfig, reason: str = "") -> UserError:
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    return UserError(
+        f"this adapter ({kind}) is no change of the model's weights and cannot be merged{reason and f': {reason}'}",
+        where=str(folder),
+        mend="use it through PEFT itself, or train one that is, such as LoRA",
+    )
+
+
+def _merge(wrapped: PeftModel, folder: Path) -> PreTrainedModel:
+    import torch
+
+    _copy(_adapted(wrapped))
+    try:
+        merged: PreTrainedModel = wrapped.merge_and_unload()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        pass_on(error)
+        if _wants_weights(error):
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        if isinstance(error, NotImplementedError):
+            raise _no_weights(folder, wrapped.active_peft_config, reason) from error
+        raise _does_not_fit(folder, reason) from error
+    # Layers made of others (layer_replication) are layers like all now; the model itself ties what is in its list.
+    tied = {*merged.all_tied_weights_keys, *merged.all_tied_weights_keys.values()}
+    _copy(shared for shared in _shared(merged) if shared.path not in tied)
+    return merged
+
+
+class _Shared(NamedTuple):
+    """A parameter of a module that another module has too."""
+
+    path: str
+    module: nn.Module
+    name: str
+
+
+def _shared(model: nn.Module) -> list[_Shared]:
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    return [
+        _Shared(f"{path}.{name}", module, name)
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if owners[id(parameter)] > 1
+    ]
+
+
+def _adapted(wrapped: PeftModel) -> list[_Shared]:
+    """Shared parameters of layers that the adapter changes."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in wrapped.modules() if isinstance(layer, BaseTunerLayer)]
+    changed = {id(module) for layer in layers for module in layer.get_base_layer().modules()}
+    return [shared for shared in _shared(wrapped) if id(shared.module) in changed]
+
+
+def _copy(weights: Iterable[_Shared]) -> None:
+    """Give each module a parameter of its own."""
+    from torch import nn
+
+    for _, module, name in weights:
+        weight = getattr(module, name)
+        setattr(module, name, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
+
+
+def _wants_weights(error: Exception) -> bool:
+    """Whether something was computed on the device ``meta`` that has no result there: torch has no type for it."""
+    return isinstance(error, RuntimeError) and "meta" in str(error).lower()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT's warnings are about what is checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Whatever PEFT says of an adapter, whose config may hold anything."""
+    import torch
+
+    try:
+        with _quiet():
+            yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        pass_on(error)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        mismatch = _MISMATCH.search(str(error))
+        if mismatch:
+            name = mismatch["name"].replace(".default", "")
+            raise _does_not_fit(
+                folder, f"{name} has shape {mismatch['found']}, the model's {mismatch['wanted']}"
+            ) from error
+        if isinstance(error, RuntimeError | ValueError):
+            raise _does_not_fit(folder, lines[0]) from error
+        raise UserError(
+            f"cannot load the adapter: {type(error).__name__} {lines[0]}",
+            where=str(folder),
+            mend="copy the adapter again",
+        ) from error
+
+
+BASE_CONFIG = "base_config.json"
+"""File beside an adapter: the base model's config as trained, context extension included."""
+
+
+def write_base_config(folder: Path, config: PreTrainedConfig) -> None:
+    """Keep the base model's config, as trained, with the adapter in ``folder``.
+
+    A scaled RoPE is part of what the adapter learned, but not of its weights. :func:`load_model` and the vLLM engine
+    apply it. PEFT alone does not: there, load the base model with ``config=AutoConfig.from_pretrained(FILE)``.
+    """
+    # Also fields that have their default: another model's default could differ.
+    content = json.loads(config.to_json_string(use_diff=False))
+    content.pop("_name_or_path", None)  # a path of this machine
+    write_atomic(folder / BASE_CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")

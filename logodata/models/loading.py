@@ -1,0 +1,394 @@
+"""Model names: the embedded model, a local folder, or a hub name; what they load, with or without an adapter; and
+fingerprints that tie results to a model."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from logodata.common.console import quiet_transformers
+from logodata.common.errors import UserError, pass_on
+from logodata.common.user_files import MARK, read_text
+from logodata.models.adapters import (
+    ADAPTER_FILES,
+    BASE_CONFIG,
+    check_adapter,
+    check_adapter_shapes,
+    merge_adapter,
+)
+from logodata.models.embedded import (
+    EMBEDDING_PACKAGE,
+    check_embedded_model,
+    embedded_model,
+    package_folder,
+)
+from logodata.models.text_config import text_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+EMBEDDED = "embedded"
+"""Name of the model that comes from the package index: SmolLM2-135M-Instruct, Apache-2.0, 8192 positions."""
+
+
+_COPY = "copy the model again; is it one that writes text?"
+
+
+_NOT_A_WRITER = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>")
+
+
+_HUB_TIMEOUT_S = 5.0
+
+
+_MAX_TEMPLATE_BYTES = 2**20
+
+
+def resolve_model(name: str) -> str:
+    """Turn what a user typed after ``--model`` into something ``from_pretrained`` takes.
+
+    ``embedded`` gives the converted embedded model; a folder is checked for a ``config.json``; anything else that does
+    not look like a path is a hub name and is returned as it is.
+
+    Raises:
+        UserError: no such folder, no model in it, or an adapter beside the model.
+    """
+    if name == EMBEDDED:
+        return str(embedded_model())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                "holds no model (no config.json)",
+                where=name,
+                mend="give a Hugging Face model folder; an adapter goes to --adapter, or into one by logotrain merge",
+            )
+        if (path / ADAPTER_FILES[0]).is_file():
+            raise _with_adapter(name)
+        return str(path)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(
+            "no such model folder", where=name, mend="give a folder, a hub name such as org/model, or 'embedded'"
+        )
+    return name
+
+
+def _with_adapter(name: str) -> UserError:
+    return UserError(
+        "holds a model and an adapter",
+        where=name,
+        mend="put the adapter into a folder of its own, and give it with --adapter or merge it (logotrain merge)",
+    )
+
+
+def check_model(name: str) -> None:
+    """What :func:`resolve_model` refuses, without loading anything: the embedded model is not made for it.
+
+    Raises:
+        UserError: no such folder, no model in it, or no package of the embedded one.
+    """
+    if name == EMBEDDED:
+        check_embedded_model()
+    else:
+        resolve_model(name)
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder of a model that is one, on this machine; None for ``embedded`` and for names of the hub."""
+    path = Path(name).expanduser()
+    return path if name != EMBEDDED and path.is_dir() else None
+
+
+def _reachable(name: str) -> str:
+    """:func:`resolve_model`; before a hub name is looked up, whether the hub answers."""
+    resolved = resolve_model(name)
+    if not Path(resolved).is_dir():
+        _reach_hub()
+    return resolved
+
+
+@cache
+def _reach_hub() -> None:
+    """Go on with cached files where the hub does not answer: huggingface_hub would try for half a minute for each
+    file, and then do the same."""
+    import httpx
+    from huggingface_hub import constants
+
+    from logodata.common.console import note
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        httpx.head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except httpx.HTTPError as error:
+        constants.HF_HUB_OFFLINE = True
+        note(f"{constants.ENDPOINT} does not answer ({error}): only models that are in the cache can be loaded")
+
+
+def resolve_embedding_model(name: str) -> str:
+    """The same for sentence-embedding models; ``embedded`` is all-MiniLM-L6-v2 from the package index."""
+    if name != EMBEDDED:
+        return name
+    return str(package_folder(EMBEDDING_PACKAGE) / "model")
+
+
+def load_tokenizer(
+    name: str, chat_template: Path | str | None = None, *, needs_template: bool = True
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a chat template if ``needs_template``.
+
+    Args:
+        name: as :func:`resolve_model` takes it.
+        chat_template: a file that holds one, or its text; by default the tokenizer's own.
+        needs_template: whether it must have one.
+
+    Raises:
+        UserError: it cannot be loaded, or it has no chat template and none is given. None is ever guessed.
+    """
+    from transformers import AutoTokenizer
+
+    quiet_transformers()
+    with _loading("the tokenizer", name):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_reachable(name), trust_remote_code=False)
+    if chat_template is not None:
+        given = chat_template
+        tokenizer.chat_template = read_template(given) if isinstance(given, Path) else given
+    elif isinstance(own := tokenizer.chat_template, dict):
+        tokenizer.chat_template = {key: text.lstrip(MARK) for key, text in own.items()}
+    elif own:
+        tokenizer.chat_template = own.lstrip(MARK)  # from the model's own file, which an editor may have saved
+    if needs_template and not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template", where=name, mend="give one with chat_template=FILE")
+    return tokenizer
+
+
+def read_template(path: Path) -> str:
+    """The chat template in a file.
+
+    Raises:
+        UserError: it cannot be read, or is no template.
+    """
+    return read_text(path, most_bytes=_MAX_TEMPLATE_BYTES, mend="give a Jinja file in UTF-8")
+
+
+def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = False) -> PreTrainedConfig:
+    """The config of a model, with RoPE and window as ``adapter`` (if any) was trained with.
+
+    Args:
+        name: as :func:`resolve_model` takes it.
+        adapter: folder of an adapter.
+        shapes_only: the config serves to count weights, memory and positions and never meets weights or a tokenizer.
+            Only then may a hand-written table (:mod:`logodata.models.known_shapes`) stand in for a hub that cannot be
+            reached.
+
+    Raises:
+        UserError: there is no such model or adapter, or the config cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with _loading("the model's config", name):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(_reachable(name), trust_remote_code=False)
+    except UserError as error:
+        from logodata.common.console import note
+        from logodata.models.known_shapes import known_shapes
+
+        known = known_shapes(name) if shapes_only and isinstance(error.__cause__, OSError) else None
+        if known is None:
+            raise
+        note(f"{name}: its config cannot be read from the hub, shapes come from the built-in table")
+        config = known
+    if adapter is not None:
+        for field, value in trained_rope(adapter).items():
+            setattr(text_config(config), field, value)
+    return config
+
+
+def load_model(
+    name: str,
+    *,
+    adapter: Path | None = None,
+    config: PreTrainedConfig | None = None,
+    dtype: DType | None = "float32",
+    device: str = "cpu",
+    four_bits: bool = False,
+) -> PreTrainedModel:
+    """A causal language model for inference, the adapter (if any) merged into its weights.
+
+    Only safetensors are read (a pickle can run code), and code that comes with a model is not run.
+
+    Args:
+        name: as :func:`resolve_model` takes it.
+        adapter: folder of an adapter.
+        config: by default the model's own, with RoPE and window as the adapter was trained with.
+        dtype: of the weights, the model's own if None; rotary frequencies stay float32.
+        device: where the model goes.
+        four_bits: quantise linear layers as they are read (NF4 with double quantisation, by bitsandbytes); they compute
+            in ``dtype``.
+
+    Raises:
+        UserError: the model or the adapter cannot be loaded, the adapter belongs to another model, or there is no such
+            device.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from logodata.common.console import note
+
+    quiet_transformers()
+    _check_device(device)
+    if dtype not in ("float32", None) and device == "cpu" and not torch.cuda.is_available():
+        note(f"warning: {dtype} on a CPU may take minutes where float32 takes seconds (dtype, engine.dtype, --dtype)")
+    config = config or load_config(name, adapter=adapter)
+    if adapter is not None:
+        check_adapter_shapes(skeleton(config, name), adapter)
+    quantization = _four_bits(dtype or "float32") if four_bits else None
+    with _loading("the model", name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            resolve_model(name),
+            output_loading_info=True,
+            config=config,
+            dtype=getattr(torch, dtype) if dtype else "auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            quantization_config=quantization,
+            device_map={"": device} if four_bits else None,  # quantised weights cannot be moved later
+        )
+    model: PreTrainedModel = loaded[0]
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers puts it there unasked and unchecked
+        raise _with_adapter(name)
+    if missing := sorted(loaded[1]["missing_keys"]):
+        # transformers would go on with random numbers in their place.
+        names = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+        raise UserError(f"cannot load the model: it has no weights for {names}", where=name, mend=_COPY)
+    if adapter is not None:
+        model = merge_adapter(model, adapter)
+    if not four_bits:
+        model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to` and loses its type
+    return model.eval()
+
+
+def _check_device(device: str) -> None:
+    """Before weights are read, which takes minutes."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        pass_on(error)
+        raise UserError(
+            f"cannot use the device {device!r}: {str(error).splitlines()[0]}", mend="give cpu, cuda, cuda:1 or auto"
+        ) from error
+
+
+def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrainedModel:
+    """The model that a config describes, with weights of no meaning: on torch's device ``meta`` it takes no memory.
+
+    Args:
+        config: as :func:`load_config` gives it.
+        name: of the model, for messages.
+        options: of transformers' ``from_config``.
+
+    Raises:
+        UserError: the config describes no causal language model that transformers knows.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _loading("the model", name):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    return model
+
+
+def skeleton(config: PreTrainedConfig, name: str) -> PreTrainedModel:
+    """:func:`empty_model` on torch's device ``meta``: names and shapes alone."""
+    import torch
+
+    with torch.device("meta"):
+        return empty_model(copy.deepcopy(config), name)  # adapters may change it
+
+
+@contextmanager
+def _loading(what: str, name: str) -> Iterator[None]:
+    """Whatever transformers says of a folder's files, as one line. Strangers write these files, and each check of them
+    has an exception of its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        pass_on(error)
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"cannot load {what}: it needs code from its own repository, which is never run",
+                where=name,
+                mend="take a model that transformers knows by itself",
+            ) from error
+        if unknown := _NOT_A_WRITER.match(str(error)):
+            raise UserError(
+                f"transformers has no text model alone for a {unknown[1]}",
+                where=name,
+                mend="take a model that writes text and nothing else, such as Llama or Qwen",
+            ) from error
+        reason = next((line for line in str(error).splitlines() if line.strip()), "")
+        if not reason or not isinstance(error, OSError | ValueError):
+            reason = f"{type(error).__name__} {reason}"
+        raise UserError(f"cannot load {what}: {reason}", where=name, mend="check its name or folder") from error
+
+
+@contextmanager
+def replaced_attention(model: PreTrainedModel, name: str, attention: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, layers attend by ``attention`` (registered with transformers as ``name``), on sdpa's masks."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = model.config._attn_implementation
+    ALL_ATTENTION_FUNCTIONS.register(name, attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _four_bits(dtype: DType) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "bitsandbytes is not installed, which 4-bit weights need", mend="pip install 'logo-align[qlora]'"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+
+
+def trained_rope(adapter: Path) -> dict[str, Any]:
+    """RoPE and window that an adapter was trained with, as config fields; empty if :func:`write_base_config` left none.
+
+    Raises:
+        UserError: ``adapter`` is none, or its ``base_config.json`` is damaged.
+    """
+    from transformers import AutoConfig
+
+    check_adapter(adapter)
+    path = adapter / BASE_CONFIG
+    if not path.is_file():
+        return {}
+    with _loading("the base model's config", str(path)):
+        trained = text_config(AutoConfig.from_pretrained(str(path), trust_remote_code=False))
+    fields = ("rope_parameters", "max_position_embeddings")
+    return {field: getattr(trained, field) for field in fields if hasattr(trained, field)}

@@ -1,0 +1,56 @@
+"""The part of a model's config that describes its text decoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from logodata.common.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a config that describes the text decoder: of a model that takes images or sound too, the config
+    inside its config; of any other model the config itself.
+
+    Whoever reads a size, a window or a RoPE asks this first.
+
+    Raises:
+        UserError: the config holds several text models.
+    """
+    try:
+        return config.get_text_config(decoder=True)
+    except ValueError as error:
+        raise UserError(
+            "the model's config holds several text models",
+            where=config_name(config),
+            mend="take a model that writes text, such as Llama or Qwen",
+        ) from error
+
+
+def config_name(config: PreTrainedConfig) -> str:
+    """What messages call the model of a config: its name or folder, or else its kind."""
+    return str(config.name_or_path or config.model_type)
+
+
+def config_window(config: PreTrainedConfig) -> int:
+    """Positions that the model of a config was made for (``max_position_embeddings``; the tokenizer's
+    ``model_max_length`` is not reliable).
+
+    Raises:
+        UserError: the config says nothing of positions.
+    """
+    window = getattr(text_config(config), "max_position_embeddings", None)
+    if not isinstance(window, int):
+        raise UserError(
+            "the model's config says nothing of its window (max_position_embeddings)",
+            where=config_name(config),
+            mend="take a model that writes text, or add it to config.json",
+        )
+    return window
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    """Width of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

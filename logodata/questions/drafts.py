@@ -1,0 +1,155 @@
+"""Questions to be written: which chunks each is written from, what the model's reply says, and what is wrong with it.
+
+All pure: :mod:`logodata.questions.writing` has the model write and asks it again without context.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import get_args
+
+import numpy as np
+
+from logodata.common.words import words
+from logodata.contract import Chunk, Document
+from logodata.judge.measures import word_share
+from logodata.questions.settings import QuestionsRecipe, WrittenKind
+from logodata.sources.fields import text_digest
+
+_REPLY = re.compile(
+    r"^[\s*#>]*q(?:uestion)?\s*:[\s*]*(?P<question>.+?)[\s*#>]*^[\s*#>]*a(?:nswer)?\s*:[\s*]*(?P<answer>.+?)\s*"
+    r"(?=^[\s*#>]*q(?:uestion)?\s*:|\Z)",
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+)
+
+
+_FORM = re.compile(r"\byour (?:question|answer)\s*:", re.IGNORECASE)
+"""What small models repeat of the form that they are shown."""
+
+
+# Such a question means nothing to who reads the whole document.
+_EXCERPT = re.compile(
+    r"\b(?:this|the|above|given|following|provided) (?:text|passage|excerpt|paragraph|context|snippet)s?\b",
+    re.IGNORECASE,
+)
+
+
+# Capitalised words inside a sentence: no model, and good enough to find whom a document is about.
+_NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+(?: [A-Z][a-z]+)*")
+
+
+_CALENDAR = """
+January February March April May June July August September October November December
+Monday Tuesday Wednesday Thursday Friday Saturday Sunday
+"""
+
+
+_NO_NAMES = frozenset(_CALENDAR.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A question to be written: its chunks, or the reason why there are none."""
+
+    id: str
+    kind: WrittenKind
+    document: Document
+    chunks: tuple[Chunk, ...] = ()
+    subject: str = ""
+    reason: str = ""
+
+    @property
+    def evidence(self) -> list[tuple[int, int]]:
+        """Spans of the chunks, in characters of the document."""
+        return [(chunk.start, chunk.end) for chunk in self.chunks]
+
+    @property
+    def text(self) -> str:
+        """Text of the chunks."""
+        return "\n".join(self.document.text[start:end] for start, end in self.evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the model wrote for a draft."""
+
+    draft: Draft
+    question: str
+    answer: str
+
+
+def draw_drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe) -> list[Draft]:
+    """Choose chunks for each question of a document; seeded by recipe and ``doc_id``, whatever came before.
+
+    Numbers of questions that an earlier run left in the document are passed over, with what they drew: ids stay unique,
+    and the next ones are about something else.
+    """
+    form = re.compile(rf"{re.escape(document.doc_id)}-(?:{'|'.join(get_args(WrittenKind))})-(\d+)")
+    taken = {int(match[1]) for question in document.questions if (match := form.fullmatch(question.id))}
+    drafts = (draft for number, draft in enumerate(_drafts(document, chunks, recipe), 1) if number not in taken)
+    return list(islice(drafts, recipe.questions_per_document))
+
+
+def _drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe) -> Iterator[Draft]:
+    """As many as are taken."""
+    rng = np.random.default_rng([recipe.seed, int(text_digest(document.doc_id)[:16], 16)])
+    names: list[tuple[str, list[int]]] = []
+    if "biography" in recipe.kinds:
+        names = recurring_names([document.text[chunk.start : chunk.end] for chunk in chunks])
+    for number in count():
+        kind = recipe.kinds[number % len(recipe.kinds)]
+        draft_id = f"{document.doc_id}-{kind}-{number + 1:02d}"
+        size = min(recipe.chunks_per_question, len(chunks))
+        subject, chosen = "", list(range(len(chunks)))
+        if len(chunks) < (1 if kind == "single_detail" else 2):
+            yield Draft(draft_id, kind, document, reason="document_too_short")
+            continue
+        if kind == "single_detail":
+            chosen = [int(rng.integers(len(chunks)))]
+        elif kind == "summary":
+            start = int(rng.integers(len(chunks) - size + 1))
+            chosen = chosen[start : start + size]
+        elif kind == "biography":
+            if not names:
+                yield Draft(draft_id, kind, document, reason="no_recurring_name")
+                continue
+            subject, chosen = names[int(rng.integers(min(len(names), 5)))]
+        if len(chosen) > size:
+            chosen = sorted(int(i) for i in rng.choice(chosen, size=size, replace=False))
+        yield Draft(draft_id, kind, document, tuple(chunks[i] for i in chosen), subject)
+
+
+def recurring_names(texts: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Names that occur in two texts at least, with the indices of these; the most widespread first."""
+    places: dict[str, list[int]] = {}
+    for index, text in enumerate(texts):
+        for name in sorted(set(_NAME.findall(text)) - _NO_NAMES):
+            places.setdefault(name, []).append(index)
+    common = [(name, where) for name, where in places.items() if len(where) > 1]
+    return sorted(common, key=lambda item: (-len(item[1]), item[0]))
+
+
+def parse_reply(reply: str) -> tuple[str, str] | None:
+    """Question and answer of the form asked for; of several the first; None if there is none."""
+    match = _REPLY.search(reply)
+    if match is None or len(words(match["question"])) < 3 or not words(match["answer"]):
+        return None
+    if _FORM.search(match["question"]) or _FORM.search(match["answer"]):
+        return None
+    question, answer = (" ".join(match[name].split()).strip("*").strip() for name in ("question", "answer"))
+    return question, answer
+
+
+def written_fault(written: Written, right_at: float) -> str:
+    """What is wrong with a question and its answer, before the model is asked without context; empty if nothing."""
+    if _EXCERPT.search(written.question):
+        return "question_speaks_of_the_excerpt"
+    if word_share(written.question, [written.answer]) == 1.0:
+        return "question_holds_its_answer"
+    detail = written.draft.kind in ("single_detail", "multi_detail")
+    if detail and word_share(written.draft.text, [written.answer]) < right_at:
+        return "answer_not_in_evidence"
+    return ""

@@ -1,0 +1,263 @@
+"""Questions on raw documents, written by a model (paper section 4: questions to RedPajama by Qwen2-70B-Instruct).
+
+For each question a group of chunks is drawn; the model writes question and answer from it; the chunks are the evidence.
+A question is kept if it has the form asked for, its answer rests on the evidence, and the model does not answer it
+without any context. Every other one is a row of the rejected file, with its reason.
+
+As in a build, planning and checking are pure and run again on every start; what the model wrote is on disk as it came.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logodata.build.inputs import check_inputs
+from logodata.common.console import Tracker, note, progress
+from logodata.common.errors import UserError
+from logodata.common.files import append_lines, bind_settings, locked, write_atomic
+from logodata.common.json_files import strict_dumps
+from logodata.common.words import without_reasoning, words
+from logodata.contexts.chunking import chunk_text
+from logodata.contract import Document
+from logodata.engines import Engine, GenerationRequest, Sampling
+from logodata.engines.answered import ResponseLog
+from logodata.engines.settings import engine_window, open_engine
+from logodata.judge.measures import word_share
+from logodata.models.facts import model_eos_ids, model_fingerprint
+from logodata.models.loading import load_tokenizer
+from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text, turn_end_ids
+from logodata.questions.drafts import Draft, Written, draw_drafts, parse_reply, written_fault
+from logodata.questions.settings import QuestionsRecipe
+from logodata.sources import Source, check_outside, read_source, source_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Writer:
+    """Writes and checks questions, a group of documents at a time.
+
+    Args:
+        recipe: what to write, and with which model.
+        log: what the model wrote before; new replies go there at once.
+    """
+
+    def __init__(self, recipe: QuestionsRecipe, log: ResponseLog) -> None:
+        self._recipe, self._log = recipe, log
+        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe.model, recipe.chat_template)
+        self._window = engine_window(recipe.engine, recipe.model)
+        self._stop_ids = turn_end_ids(self._tokenizer, model_eos_ids(recipe.model))
+        self._forms = {kind: PromptFormat(self._tokenizer, WRITING_TEMPLATES[kind]) for kind in recipe.kinds}
+        self._closed_book = PromptFormat(self._tokenizer, CLOSED_BOOK_TEMPLATE)
+        self._engine: Engine | None = None
+
+    def drafts(self, document: Document) -> list[Draft]:
+        """Questions to be written on a document."""
+        chunks = chunk_text(self._tokenizer, document.text, self._recipe.chunking.chunk_tokens)
+        return draw_drafts(document, chunks, self._recipe)
+
+    def write(self, drafts: Sequence[Draft], tracker: Tracker) -> tuple[list[Written], list[dict[str, Any]]]:
+        """Have questions written and checked.
+
+        Returns:
+            the questions to keep, and a row for every other one.
+        """
+        rejected = [_row(draft, draft.reason) for draft in drafts if draft.reason]
+        requests = {draft.id: self._writing_request(draft) for draft in drafts if not draft.reason}
+        by_id = {draft.id: draft for draft in drafts}
+        for draft_id in [i for i, request in requests.items() if not self._fits(request)]:
+            rejected.append(_row(by_id[draft_id], "prompt_exceeds_window"))
+            del requests[draft_id]
+        self._generate(list(requests.values()), tracker)
+
+        candidates: list[Written] = []
+        seen: set[tuple[str, tuple[str, ...]]] = {
+            (draft.document.doc_id, tuple(words(q.question))) for draft in drafts for q in draft.document.questions
+        }
+        for draft_id, request in requests.items():
+            draft, (reply, ended) = by_id[draft_id], self._reply(request)
+            parsed = parse_reply(reply)
+            if parsed is None or not ended:
+                rejected.append(_row(draft, "malformed" if parsed is None else "not_ended", reply=reply))
+                continue
+            written = Written(draft, *parsed)
+            key = (draft.document.doc_id, tuple(words(written.question)))
+            reason = "duplicate_question" if key in seen else written_fault(written, self._recipe.right_at)
+            if reason:
+                rejected.append(_row(draft, reason, question=written.question, answer=written.answer))
+                continue
+            seen.add(key)
+            candidates.append(written)
+
+        checks = {written.draft.id: self._closed_book_request(written) for written in candidates}
+        self._generate([request for request in checks.values() if self._fits(request)], tracker)
+        kept = []
+        for written in candidates:
+            if not self._fits(checks[written.draft.id]):
+                rejected.append(_row(written.draft, "question_exceeds_window", question=written.question))
+                continue
+            reply, _ = self._reply(checks[written.draft.id])
+            if word_share(reply, [written.answer]) >= self._recipe.right_at:
+                details = {"question": written.question, "answer": written.answer, "reply": reply}
+                rejected.append(_row(written.draft, "answered_without_context", **details))
+                continue
+            kept.append(written)
+        return kept, rejected
+
+    def _writing_request(self, draft: Draft) -> GenerationRequest:
+        recipe = self._recipe
+        prompt = self._forms[draft.kind].encode([chunk.token_ids for chunk in draft.chunks], question=draft.subject)
+        greedy = recipe.temperature == 0
+        sampling = Sampling(
+            max_new_tokens=recipe.max_new_tokens,
+            stop_ids=self._stop_ids,
+            temperature=recipe.temperature,
+            top_p=1.0 if greedy else recipe.top_p,
+            seed=recipe.seed,
+        )
+        return GenerationRequest(draft.id, prompt.ids, sampling)
+
+    def _closed_book_request(self, written: Written) -> GenerationRequest:
+        prompt = self._closed_book.encode([], question=written.question)
+        sampling = Sampling(self._recipe.max_closed_book_tokens, self._stop_ids)
+        return GenerationRequest(f"{written.draft.id}/closed-book", prompt.ids, sampling)
+
+    def _fits(self, request: GenerationRequest) -> bool:
+        return len(request.prompt_ids) + request.sampling.max_new_tokens <= self._window
+
+    def _generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
+        missing = self._log.missing(requests)
+        if not missing:
+            return
+        if self._engine is None:
+            self._engine = open_engine(self._recipe.engine, self._recipe.model)
+        for number, _ in enumerate(self._log.complete(self._engine, missing), 1):
+            tracker.advance(0, replies=number)
+
+    def _reply(self, request: GenerationRequest) -> tuple[str, bool]:
+        result, _ = self._log.answered(request)
+        return without_reasoning(decode_text(self._tokenizer, result.token_ids)), result.finish_reason == "stop"
+
+
+def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
+    """Write ``output``, JSON lines of documents with questions that ``logodata build`` reads; beside it
+    ``NAME.rejected.jsonl``, and ``NAME.work`` to continue from. Does nothing to a finished file.
+
+    Returns:
+        counts: documents, written, kept, and rejected by reason. Empty if the file was finished already.
+
+    Raises:
+        UserError: the source is at fault, the file is somebody else's, or no question was kept.
+    """
+    if output.suffix != ".jsonl":
+        raise UserError("not a .jsonl file", where=str(output), mend="give -o NAME.jsonl")
+    if recipe.source.join_tokens is not None:
+        raise UserError("source.join_tokens has no meaning here", mend="give it to logodata build")
+    check_outside(recipe.source, output)
+    check_inputs(recipe, recipe.source, output)
+    work = output.with_suffix(".work")
+    if output.exists() and not (work / "settings.json").exists():
+        raise UserError("exists already, and is not this command's", where=str(output), mend="give another -o")
+    fingerprint = model_fingerprint(recipe.model)
+    settings = {
+        "recipe": recipe.model_dump(mode="json", exclude={"engine"}),
+        "source_fingerprint": source_fingerprint(recipe.source),
+        "model_fingerprint": fingerprint,
+        "window": engine_window(recipe.engine, recipe.model),
+    }
+    with locked(work):
+        if output.exists():
+            bind_settings(work, "settings.json", settings)
+            note(f"{output} is finished already")
+            return {}
+        # Before the folder is bound to it: a source that must be mended first would be another one then.
+        source = read_source(recipe.source, needs_questions=False)
+        bind_settings(work, "settings.json", settings)
+        return _write_all(recipe, source, fingerprint, work, output)
+
+
+def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: Path, output: Path) -> dict[str, Any]:
+    writer = Writer(recipe, ResponseLog(work / "responses.jsonl", fingerprint))
+    reasons = Counter(fault["reason"] for fault in source.faults)
+    num_kept = 0
+    parts = {name: work / f"{name}.part" for name in ("documents", "rejected")}
+    write_atomic(parts["documents"], "")
+    write_atomic(parts["rejected"], "".join(_line({**fault, "stage": "source"}) for fault in source.faults))
+    with progress("questions", len(source.documents)) as tracker:
+        for group in _groups((writer.drafts(document) for document in source.documents), recipe.group_size):
+            kept, rows = writer.write([draft for drafts in group for draft in drafts], tracker)
+            documents = (_document_row(drafts[0].document, kept, recipe.model, fingerprint) for drafts in group)
+            append_lines(parts["documents"], "".join(map(_line, documents)))
+            append_lines(parts["rejected"], "".join(_line({**row, "stage": "questions"}) for row in rows))
+            reasons.update(row["reason"] for row in rows)
+            num_kept += len(kept)
+            tracker.advance(len(group), kept=num_kept)
+    try:
+        os.replace(parts["rejected"], output.with_suffix(".rejected.jsonl"))
+        if num_kept:
+            os.replace(parts["documents"], output)
+    except OSError as error:
+        raise UserError(
+            f"cannot write: {error.strerror}", where=str(output), mend="give another -o, or mend its folder"
+        ) from error
+    stats = {"documents": len(source.documents), "kept": num_kept, "rejected_by_reason": dict(reasons.most_common())}
+    if not num_kept:
+        raise UserError(
+            f"no question was kept: {describe_questions(stats)}",
+            where=str(output.with_suffix(".rejected.jsonl")),
+            mend="look at the replies there; a stronger model writes better questions",
+        )
+    return stats
+
+
+def describe_questions(stats: dict[str, Any]) -> str:
+    """One line: how many were kept, why the others were not."""
+    reasons = ", ".join(f"{reason} {count}" for reason, count in stats["rejected_by_reason"].items())
+    line = f"{stats['kept']} questions on {stats['documents']} documents"
+    return line + (f"; not kept: {reasons}" if reasons else "")
+
+
+def _groups(items: Iterable[list[Draft]], least: int) -> Iterator[list[list[Draft]]]:
+    group: list[list[Draft]] = []
+    for drafts in items:
+        group.append(drafts)
+        if sum(map(len, group)) >= least:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _document_row(document: Document, kept: Sequence[Written], model: str, fingerprint: str) -> dict[str, Any]:
+    given = [question.model_dump() for question in document.questions]
+    new = [
+        {
+            "id": written.draft.id,
+            "question": written.question,
+            "answers": [written.answer],
+            "kind": written.draft.kind,
+            "evidence": written.draft.evidence,
+        }
+        for written in kept
+        if written.draft.document.doc_id == document.doc_id
+    ]
+    return {
+        "doc_id": document.doc_id,
+        "title": document.title,
+        "written_by": f"{model} ({fingerprint})",
+        "context": document.text,
+        "questions": [*given, *new],
+    }
+
+
+def _row(draft: Draft, reason: str, **details: str) -> dict[str, Any]:
+    place = {"id": draft.id, "doc_id": draft.document.doc_id, "where": draft.document.where, "kind": draft.kind}
+    return {**place, "reason": reason, **details, "evidence": draft.evidence}
+
+
+def _line(row: dict[str, Any]) -> str:
+    return strict_dumps(row) + "\n"

@@ -1,0 +1,1 @@
+"""The ``build`` section of a recipe."""

@@ -1,0 +1,95 @@
+"""The ``build`` section of a recipe. Defaults are the paper's, but for which chunks are critical (``contexts``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from logodata.common.recipes.reading import RecipeModel
+from logodata.common.recipes.types import OrPath, Tokens
+from logodata.contexts.chunking import ChunkingSettings
+from logodata.contexts.draw import ContextSettings
+from logodata.contexts.scores import EvaluatorSettings
+from logodata.engines.settings import ModelSettings
+from logodata.judge.settings import JudgeSettings
+from logodata.recipe.foreign_names import ENGINE_VALUES, NAMES
+from logodata.sources import SourceSettings
+
+PreferredSource = Literal["model", "best_of_n", "guided", "reference"]
+
+
+class GenerationSettings(RecipeModel):
+    """Where responses come from and how they are decoded."""
+
+    preferred: PreferredSource = "model"
+    """``model``: the model's greedy answer from the critical chunks (paper). ``best_of_n``: that one, then sampled
+    ones; the first that the judge finds right. ``guided``: the model says the reference in its own words, from critical
+    chunks, question and reference. ``reference``: the reference itself, which a model that would never say it that way
+    learns badly."""
+    num_candidates: int = Field(default=1, gt=0)
+    """Preferred responses to try, for ``best_of_n`` and ``guided``. ``best_of_n``: 2 at least, the first is greedy.
+    ``guided``: each of four wordings of the hint is decoded greedily, then sampled."""
+    temperature: float = Field(default=0.7, gt=0)
+    """For the sampled candidates."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """For the sampled candidates."""
+    max_new_tokens: Tokens = 256
+    """Length cap of every response. A preferred response that meets it is not kept; nothing is cut to fit."""
+    group_size: int = Field(default=256, gt=0)
+    """Questions whose prompts go to the engine in one submission."""
+    cache: Path | Literal["embedded"] | None = None
+    """Responses generated before, by the same model for the same prompts; ``embedded`` is the one that comes with the
+    project. What was taken from it is counted and named."""
+
+    @model_validator(mode="after")
+    def _candidates_need_sampling(self) -> GenerationSettings:
+        if self.num_candidates > 1 and self.preferred in ("model", "reference"):
+            raise ValueError(f"num_candidates={self.num_candidates} has no meaning for preferred={self.preferred!r}")
+        if self.num_candidates == 1 and self.preferred == "best_of_n":
+            raise ValueError("best_of_n of one is preferred='model': set num_candidates to 2 or more")
+        return self
+
+
+class BuildRecipe(ModelSettings):
+    """How preference data are made from long documents."""
+
+    own_model = "logodata build DOCUMENTS --model MODEL, without a recipe, takes the paper's"
+    foreign_names = NAMES
+    foreign_values = ENGINE_VALUES
+
+    model: Annotated[str, Field(min_length=1), OrPath("embedded")]
+    """The model that will be trained, and writes the responses: ``embedded``, a folder, or a hub name."""
+    seed: int = Field(default=0, ge=0)
+    """Draws contexts and sampled responses."""
+    source: SourceSettings
+    """Documents and questions."""
+    chunking: ChunkingSettings = ChunkingSettings()
+    """How documents are cut."""
+    evaluator: EvaluatorSettings = EvaluatorSettings()
+    """How chunks are scored."""
+    contexts: ContextSettings = Field(default=ContextSettings(), validate_default=True)
+    """How chunks are put together."""
+    generation: GenerationSettings = GenerationSettings()
+    """How responses are made."""
+    judge: JudgeSettings = JudgeSettings()
+    """Which pairs are kept."""
+
+    @field_validator("contexts")
+    @classmethod
+    def _scores_have_a_threshold(cls, contexts: ContextSettings, info: ValidationInfo) -> ContextSettings:
+        evaluator: EvaluatorSettings | None = info.data.get("evaluator")  # None if at fault itself
+        if evaluator is None or contexts.critical_threshold is None:
+            return contexts
+        fault = evaluator.threshold_fault(contexts.critical_threshold)
+        if fault is not None:
+            raise ValueError(
+                f"critical_threshold={contexts.critical_threshold:g} does not go with evaluator.name={evaluator.name}, "
+                f"{fault}: set contexts.critical_threshold=null contexts.critical_top=N"
+            )
+        return contexts
+
+    def binding(self) -> dict[str, Any]:
+        """The recipe as JSON, without the engines: a build may go on under others."""
+        return self.model_dump(mode="json", exclude={"engine": True, "judge": {"model": {"engine": True}}})

@@ -1,0 +1,355 @@
+"""Rows of other projects' data sets, turned into ours: a document with questions.
+
+Conversations and instructions hold document and question in their messages, in a few known wordings, or in turns of
+their own. A message in which no document can be told has none, and its questions are rejected as such.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, Literal
+
+from logodata.common.errors import UserError
+from logodata.sources.fields import PARTS, aliases, column_of, names_of
+
+Shape = Literal["plain", "longalpaca", "conversations", "squad"]
+
+
+TURN_FIELDS = ("conversations", "messages", "conversation")
+
+
+_INSTRUCTIONS = ("instruction", "input", "file")
+
+
+_COMPLETIONS = ("completion", "response", "chosen", "output", "answer", "answers")
+
+
+OTHER_FIELDS = (
+    *TURN_FIELDS,
+    *_INSTRUCTIONS,
+    *_COMPLETIONS,
+    "prompt",
+    "system",
+    "data",
+    *PARTS,
+    "options",
+    "choices",
+    *("gold_label", "choice_A", "choice_B", "choice_C", "choice_D"),
+)
+"""Columns that are read beside our own fields."""
+
+
+UNDERSTOOD = (
+    'write {"messages": [{"role": "system", "content": DOCUMENT}, {"role": "user", "content": QUESTION}, '
+    '{"role": "assistant", "content": ANSWER}]}, or both in the first user turn: DOCUMENT, an empty line, QUESTION'
+)
+"""How to mend conversations in which no document is found."""
+
+
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatbot"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+
+
+# LongAlpaca: an opening sentence, the document, a closing sentence, the question. The last closing sentence counts.
+_ALPACA = re.compile(
+    r"\s*(?:Below is|There are)\b(?P<opening>[^\n]*?)\bMemorize\b[^\n]*?\bmy question after the \w+\.\s*"
+    r"(?:The (?:first )?paper begins\.)?(?P<context>.*)"
+    r"\bNow the (?:second paper|paper|book|material) ends\.(?P<question>.*)",
+    re.DOTALL,
+)
+
+
+_ALPACA_TITLE = re.compile(r"paragraphs in the book, (?P<title>.+)\.\s*$")
+
+
+# long-llm-data: rules around the document, or the document between an opening and the last paragraph.
+_RULED = re.compile(r"\s*Context information is below:\n-{5,}\n(?P<context>.*)\n-{5,}\n(?P<question>.*)", re.DOTALL)
+
+
+_OPENING = re.compile(
+    r"\s*(?:(?:Story|Paper|Context):|Read the following context\.|Below presents [^\n]{1,80}\.|Here is a chapter [^\n]*"
+    r"|I want you read [^\n]*|You're a (?:smart|story) [^\n]*|There is an important info[^\n]*)\s*\n"
+)
+
+
+_ASKING = re.compile(r"\s*Answer my question using the knowledge from the context:\s*")
+
+
+# Wordings of many: document and question under labels, in either order, or the document between tags.
+_LABEL = re.compile(
+    r"^[ \t]*(?:(?P<document>Context|Document|Passage|Article|Text|Story|Paper)|(?P<question>Question|Query|Q)):", re.M
+)
+
+
+_ANSWER_LABEL = re.compile(r"\n[ \t]*(?:Answer|A):\s*\Z")
+
+
+_LABEL_WITHIN = 1000
+"""Characters in which the first label must stand: further on it belongs to the document."""
+
+
+_TAGGED = re.compile(
+    r"(?P<before>.*?)<(?P<tag>document|documents|context|article|passage|text|story)>\s*(?P<context>.*)\s*</(?P=tag)>"
+    r"(?P<after>.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+
+
+_LEAST_CHARACTERS = 300
+"""A turn of fewer characters is no document, unless it is in a known wording."""
+
+
+_LONGER = 4
+"""A system turn of so many times the length of the longest user turn is the document."""
+
+
+_PROSE = 100
+"""A last paragraph of so many characters that asks nothing belongs to the document."""
+
+
+_QUESTION = re.compile(
+    r"[?？]|^\W*(?:please\s+)?(?:summari[sz]e|describe|explain|list|tell|write|give|name|identify|compare|discuss|find"
+    r"|answer|extract|outline|translate|according|based|what|who|whose|when|where|which|why|how|is|are|was|were|did|does|do)\b",
+    re.IGNORECASE,
+)
+
+
+# Files of long-llm-data say in their name what their questions are.
+_KINDS = {"one_detail": "single_detail", "multi_detail": "multi_detail", "bio_": "biography", "booksum": "summary"}
+
+
+def shape_of(row: Mapping[str, Any]) -> Shape:
+    """What the rows of a source are, by the first of them."""
+
+    def has(*names: str) -> bool:
+        return any(column_of(row, name) is not None for name in names)
+
+    turns = next((name for name in TURN_FIELDS if has(name)), None)
+    if turns and not has(*aliases("question"), *aliases("questions")):
+        return "conversations"
+    if has("prompt") and has(*_COMPLETIONS) and not has("context", "document", *aliases("question")):
+        return "conversations"
+    if any(isinstance(parts := row.get(name), list) and _has_contexts(parts) for name in ("paragraphs", "data")):
+        return "squad"
+    if has(*aliases("context"), *PARTS):
+        return "plain"
+    return "longalpaca" if has("instruction") and has("output", "response", "answer") else "plain"
+
+
+def columns_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """Names of a plain row's columns for our fields that no list of names can tell: ``input`` is the document where
+    something else is the question (L-Eval, BABILong)."""
+    asks = [*(name for name in aliases("question") if name != "input"), *aliases("questions")]
+    is_document = (
+        column_of(row, "input") is not None
+        and not any(column_of(row, name) for name in (*aliases("context"), *PARTS))
+        and any(column_of(row, name) for name in asks)
+    )
+    return {"context": "input"} if is_document else {}
+
+
+def kind_of(path: str) -> str:
+    """Kind of the questions in a file of long-llm-data."""
+    return next((kind for part, kind in _KINDS.items() if part in PurePath(path).name), "other")
+
+
+def from_longalpaca(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A LongAlpaca row (instruction, input, output, file): the document stands in the instruction, else in the input;
+    without either it is empty."""
+    instruction = _text(row, "instruction", where)
+    given = _text(row, "input", where, default="")
+    context, question, title, _ = split_message(instruction)
+    if not context.strip() and given.strip():
+        context, question = given, instruction
+    output = next((name for name in ("output", "response", "answer") if column_of(row, name)), "output")
+    return {
+        "context": context.strip(),
+        "title": title or _text(row, "file", where, default=""),
+        "question": question,
+        "answers": [_text(row, output, where)],
+    }
+
+
+def from_squad(row: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
+    """SQuAD's files: articles with paragraphs, each of them a document with its questions (``qas``)."""
+    for article in row["data"] if isinstance(row.get("data"), list) else [row]:
+        paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+        if not isinstance(paragraphs, list) or not _has_contexts(paragraphs):
+            raise UserError("no list of paragraphs with a context", where=where, mend="give SQuAD's files as they are")
+        title = article.get("title")
+        for paragraph in paragraphs:
+            yield {**paragraph, "title": title if isinstance(title, str) else ""}
+
+
+def from_conversation(row: Mapping[str, Any], where: str, kind: str = "other") -> dict[str, Any]:
+    """A conversation (turns of role and content, or of from and value; or ``prompt`` and ``completion``).
+
+    Every user turn asks, the assistant's turn after it answers. The document is the row's ``context``, if it has one;
+    else a long system turn; else it stands in the user's first turn (a much longer one, if there is such: what came
+    before is no question on it), before the question, or is that turn.
+    """
+    turns = list(_turns(row, where))
+    system = "\n\n".join(text for role, text in turns if role == "system").strip()
+    asked: list[tuple[str, list[str]]] = []
+    for role, text in turns:
+        if role == "user":
+            asked.append((text, []))
+        elif role == "assistant" and asked:
+            asked[-1][1].append(text)
+    context = next((_text(row, name, where) for name in ("context", "document") if column_of(row, name)), "")
+    title = ""
+    if not context and asked:
+        lengths = [len(text) for text, _ in asked]
+        longest = lengths.index(max(lengths))
+        if lengths[longest] >= max(_LEAST_CHARACTERS, _LONGER * lengths[0]) and len(system) < lengths[longest]:
+            asked = asked[longest:]
+        context, first, title = _document(system, [text for text, _ in asked])
+        asked = [(first, asked[0][1]), *asked[1:]] if first is not None else asked[1:]
+    return {
+        "context": context.strip(),
+        "title": title,
+        "questions": [{"question": text.strip(), "answers": answers, "kind": kind} for text, answers in asked],
+    }
+
+
+def _document(system: str, asked: Sequence[str]) -> tuple[str, str | None, str]:
+    """The document of a conversation, empty if none is found; the first question, None where the first user turn is the
+    document; the title."""
+    context, question, title, is_known = split_message(asked[0])
+    if is_known:
+        return context, question, title
+    inside = next((form["context"] for form in (_TAGGED.fullmatch(system),) if form), system)
+    if len(system) >= max(_LEAST_CHARACTERS, _LONGER * max(map(len, asked))):
+        return inside, asked[0], ""
+    context, question = _at_last_paragraph(asked[0])
+    is_prose = len(question) >= _PROSE and not _QUESTION.search(question)
+    if len(asked) > 1 and len(asked[0]) >= _LEAST_CHARACTERS and is_prose:
+        return asked[0], None, ""  # given first, asked about in the turns that follow
+    return context, question, ""
+
+
+def split_message(message: str) -> tuple[str, str, str, bool]:
+    """Document, question and title of a message that holds both in a known wording, and whether it does; without, the
+    document is empty and the question the message."""
+    match = _ALPACA.fullmatch(message)
+    if match:
+        title = _ALPACA_TITLE.search(match["opening"].rstrip() + " ")
+        return match["context"].strip(), match["question"].strip(), title["title"] if title else "", True
+    match = _RULED.fullmatch(message)
+    if match:
+        return match["context"].strip(), _ask(match["question"]), "", True
+    if labelled := _labelled(message):
+        return *labelled, "", True
+    match = _TAGGED.fullmatch(message)
+    if match and (match["before"].strip() or match["after"].strip()):
+        question = match["after"].strip() or match["before"].strip()
+        return match["context"].strip(), question, "", True
+    return "", message, "", False
+
+
+def _labelled(message: str) -> tuple[str, str] | None:
+    """Document and question under labels; the label that comes first tells which is which."""
+    labels = [(match.lastgroup, match.start(), match.end()) for match in _LABEL.finditer(message)]
+    if not labels or labels[0][1] > _LABEL_WITHIN:
+        return None
+    first, _, begin = labels[0]
+    others = [(start, end) for name, start, end in labels[1:] if name != first]
+    if not others:
+        return None
+    start, end = others[-1 if first == "document" else 0]
+    before, after = message[begin:start].strip(), _ANSWER_LABEL.sub("", message[end:]).strip()
+    return ((before, after) if first == "document" else (after, before)) if before and after else None
+
+
+def _at_last_paragraph(message: str) -> tuple[str, str]:
+    """A message in no known wording, split at its last blank line, as the code published with the paper does; at its
+    first one, if a question stands before it and none after; without one, at its last line, if that is a question after
+    a long text."""
+    context, _, question = message.rstrip().rpartition("\n\n")
+    first, _, rest = message.strip().partition("\n\n")
+    is_question_first = first.rstrip().endswith(("?", "？")) and len(first) < _LEAST_CHARACTERS <= len(rest)
+    if is_question_first and not _QUESTION.search(question):
+        return rest.strip(), _ask(first)
+    if not context.strip():
+        context, _, question = message.rstrip().rpartition("\n")
+        if len(context) < _LEAST_CHARACTERS or not _QUESTION.search(question):
+            return "", _ask(message)
+    opening = _OPENING.match(context + "\n")
+    return context[opening.end() :].strip() if opening else context.strip(), _ask(question)
+
+
+def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
+    """Role and text of each turn."""
+    field = next((key for name in TURN_FIELDS if (key := column_of(row, name)) and row[key] is not None), None)
+    turns = row[field] if field else _prompted(row)
+    if not isinstance(turns, list) or not turns:
+        raise UserError(
+            f"no list of turns in 'conversations' (fields: {names_of(row)})",
+            where=where,
+            mend="write {conversations: [{role: user, content: ...}, {role: assistant, content: ...}]}",
+        )
+    if (system := column_of(row, "system")) and isinstance(row[system], str):
+        yield "system", row[system]
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise UserError(f"a turn is {type(turn).__name__}, not an object", where=where, mend="correct this row")
+        role = turn.get("role") or turn.get("from")
+        if not isinstance(role, str) or role.lower() not in _ROLES:
+            raise UserError(f"a turn's role is {role!r}", where=where, mend=f"roles are {', '.join(_ROLES)}")
+        name = "value" if turn.get("content") is None and "value" in turn else "content"
+        if isinstance(parts := turn.get(name), list):
+            yield _ROLES[role.lower()], _of_parts(parts, where)
+        else:
+            yield _ROLES[role.lower()], _text(turn, name, where)
+
+
+def _prompted(row: Mapping[str, Any]) -> list[Any] | None:
+    """The turns of ``prompt`` and ``completion``, each a text or a list of turns."""
+    prompt = column_of(row, "prompt")
+    completion = next((key for name in _COMPLETIONS if (key := column_of(row, name)) and row[key] is not None), None)
+    turns: list[Any] = []
+    for key, role in ((prompt, "user"), (completion, "assistant")):
+        value = None if key is None else row[key]
+        if value is None:
+            return None
+        several = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        turns += (
+            value
+            if isinstance(value, list) and not several
+            else [{"role": role, "content": item} for item in (value if several else [value])]
+        )
+    return turns
+
+
+def _of_parts(parts: Sequence[Any], where: str) -> str:
+    """A message in parts, as OpenAI's are."""
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise UserError(f"a turn holds {kind}, not text", where=where, mend="leave such rows out")
+    return "\n\n".join(part["text"] for part in parts)
+
+
+def _has_contexts(parts: Sequence[Any]) -> bool:
+    first = parts[0] if parts else None
+    return isinstance(first, dict) and ("qas" in first or "paragraphs" in first)
+
+
+def _ask(question: str) -> str:
+    return _ASKING.sub("", question, count=1).strip()
+
+
+def _text(row: Mapping[str, Any], name: str, where: str, default: str | None = None) -> str:
+    key = column_of(row, name)
+    value = None if key is None else row[key]
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        found = "absent" if value is None else type(value).__name__
+        raise UserError(f"field {name!r} is {found}, not str", where=where, mend="correct this row")
+    return value

@@ -1,0 +1,311 @@
+"""From ``source.path`` to rows: which format it is, and the rows of it in our own fields."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from logodata.common.console import note
+from logodata.common.errors import UserError
+from logodata.common.foreign_files import check_is_text, count_endings, how_to_convert, is_beside_data, note_left_out
+from logodata.common.user_files import visible_files
+from logodata.sources.conversations import (
+    OTHER_FIELDS,
+    Shape,
+    columns_of,
+    from_conversation,
+    from_longalpaca,
+    from_squad,
+    kind_of,
+    shape_of,
+)
+from logodata.sources.csv_rows import SUFFIXES as CSV_SUFFIXES
+from logodata.sources.csv_rows import csv_rows
+from logodata.sources.fields import ALIASES, EMBEDDED_PREFIX, SourceSettings, aliases, column_of
+from logodata.sources.json_rows import Row, json_rows
+from logodata.sources.tables import hub_files, hub_rows, load_hub, parquet_rows
+from logodata.sources.text_files import SUFFIXES, text_files, text_rows
+
+Container = Literal["jsonl", "csv", "parquet", "text", "hub"]
+
+
+_JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
+
+
+_TABLE_SUFFIXES = (".parquet", *_JSON_SUFFIXES, *CSV_SUFFIXES, ".arrow")
+
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A source that can be read as often as needed: each call of ``rows`` starts at its first row."""
+
+    rows: Callable[[], Iterator[Row]]
+    container: Container
+    shape: Shape
+    columns: Mapping[str, str]
+    """Names of the rows' columns for our fields, where they are not told by :data:`ALIASES`."""
+
+
+def open_source(settings: SourceSettings) -> Opened:
+    """Find out what ``settings.path`` is; with ``format: auto`` a note says what was found.
+
+    Raises:
+        UserError: there is no such source, or it is none of our formats.
+    """
+    container = _container(settings)
+    if container != "hub":
+        for name in ("split", "subset"):
+            if getattr(settings, name) is not None:
+                raise UserError(
+                    f"a source of format {container} has no {name}",
+                    where=settings.path,
+                    mend=f"drop source.{name}, or set source.format=hub",
+                )
+    rows = _raw_rows(settings, container)
+    _note_left_out(settings, container)
+    first = next(islice(rows(), 1), None)
+    if settings.format in ("longalpaca", "conversations"):
+        shape: Shape = "longalpaca" if settings.format == "longalpaca" else "conversations"
+    else:
+        shape = "plain" if first is None or settings.columns or container == "text" else shape_of(first[1])
+    columns = settings.columns
+    if container == "text" and settings.questions is not None:
+        columns = {}  # they are the questions' own
+    if columns and (shape != "plain" or container == "text"):
+        raise UserError(
+            f"source.columns has no meaning for {shape if shape != 'plain' else container}",
+            where=settings.path,
+            mend="drop it",
+        )
+    if first is not None and shape == "plain" and container != "text":
+        columns = {**columns_of(first[1]), **columns}
+    if settings.format == "auto" and not settings.path.startswith(EMBEDDED_PREFIX):
+        found = f", rows as {shape}" if shape != "plain" else _found(first[1], columns) if first else ""
+        note(f"{settings.path}: read as {container}{found}")
+    return Opened(_shaped(rows, shape, kind_of(settings.path)), container, shape, columns)
+
+
+def _shaped(rows: Callable[[], Iterator[Row]], shape: Shape, kind: str) -> Callable[[], Iterator[Row]]:
+    """The rows in our own fields."""
+    if shape == "longalpaca":
+        return lambda: ((where, from_longalpaca(row, where)) for where, row in rows())
+    if shape == "conversations":
+        return lambda: ((where, from_conversation(row, where, kind)) for where, row in rows())
+    if shape == "squad":
+        return lambda: ((where, document) for where, row in rows() for document in from_squad(row, where))
+    return rows
+
+
+def _found(row: Mapping[str, object], columns: Mapping[str, str]) -> str:
+    """Which columns are taken for which field, where their names do not say it; and which others might have been."""
+    taken = []
+    used = set(columns.values())
+    for field in ("context", "question", "questions", "answers"):
+        names = (columns[field],) if field in columns else aliases(field)
+        found = [key for name in names if (key := column_of(row, name)) is not None and row[key] not in (None, "")]
+        others = [repr(key) for key in found[1:] if key not in used]
+        if found and (others or found[0] != field):
+            taken.append(f"{field} from {found[0]!r}" + (f", not {', '.join(others)}" if others else ""))
+    return f", {'; '.join(taken)}" if taken else ""
+
+
+def _note_left_out(settings: SourceSettings, container: Container) -> None:
+    """Say which files of a folder are not read."""
+    folder = settings.file
+    if not folder.is_dir():
+        return
+    if container == "text":
+        note_left_out(folder, text_files(folder), f"{' and '.join(SUFFIXES)} files")
+    elif container == "csv":
+        note_left_out(folder, _csv_files(folder), f"{' and '.join(CSV_SUFFIXES)} files")
+    elif settings.subset is None and (files := hub_files(folder)):
+        note_left_out(folder, files, f"{' and '.join(sorted({file.suffix for file in files}))} files")
+
+
+def open_questions(settings: SourceSettings) -> Callable[[], Iterator[Row]]:
+    """Rows of the side file of questions."""
+    assert settings.questions is not None
+    shown, file = settings.questions, Path(settings.questions).expanduser()
+    if not file.is_file():
+        raise UserError("no such file", where=shown, mend="source.questions is a JSON, CSV or parquet file")
+    if _is_parquet(file):
+        return lambda: parquet_rows(file, shown, ())
+    check_is_text(file, shown, markup=True)
+    if file.suffix.lower() in CSV_SUFFIXES:
+        return lambda: csv_rows(file, shown, settings.columns)
+    return lambda: json_rows(file, shown)
+
+
+def source_fingerprint(settings: SourceSettings) -> str:
+    """Start of the sha256 of what is read, to which a build is bound: of a single file, it is the file's own.
+
+    Several files (a folder's, a hub data set's, the questions' file) are hashed in turn, each after its name.
+    """
+    container, folder = _container(settings), settings.file
+    if container == "text":
+        files = [(file, file.relative_to(folder)) for file in text_files(folder)]
+    elif container == "csv":
+        found = _csv_files(folder)
+        files = [(file, file.relative_to(folder) if len(found) > 1 else Path()) for file in found]
+    elif container != "hub":
+        files = [(source_file(settings.path), Path())]
+    elif folder.is_dir():
+        files = [(file, file.relative_to(folder)) for file in sorted(visible_files(folder))]
+    else:
+        dataset, split = load_hub(settings.path, settings.subset, settings.split)
+        files = [(Path(part["filename"]), Path(split)) for part in dataset.cache_files]
+    if settings.questions is not None:
+        open_questions(settings)
+        files.append((Path(settings.questions).expanduser(), Path("questions")))
+    digests = []
+    for file, name in files:
+        with open(file, "rb") as handle:
+            digests.append((name.as_posix(), hashlib.file_digest(handle, "sha256").hexdigest()))
+    if len(digests) == 1:
+        return digests[0][1][:16]
+    listed = "".join(f"{digest} {name}\n" for name, digest in digests)
+    return hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]
+
+
+def check_outside(settings: SourceSettings, output: Path) -> None:
+    """Refuse an output in the folder that is read: the next reading would take what was written for documents.
+
+    Raises:
+        UserError: ``output`` is the source's folder, or inside it.
+    """
+    if settings.file.is_dir() and output.resolve().is_relative_to(settings.file.resolve()):
+        raise UserError(
+            "-o is inside the source's folder, and would be read as documents",
+            where=str(output),
+            mend=f"give an -o outside of {settings.path}",
+        )
+
+
+def source_file(path: str) -> Path:
+    """The file behind ``path``; a :class:`UserError` if there is none."""
+    if path.startswith(EMBEDDED_PREFIX):
+        name = path.removeprefix(EMBEDDED_PREFIX)
+        if name not in ("train", "eval"):
+            raise UserError(
+                f"no embedded documents {name!r}", where=path, mend="there are embedded:train and embedded:eval"
+            )
+        return Path(str(resources.files("logodata"))) / "embedded" / f"{name}.jsonl"
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(
+            "is a folder" if file.is_dir() else "no such file",
+            where=path,
+            mend="give a file, a folder of text files, a hub data set (source.format=hub), or embedded:train",
+        )
+    return file
+
+
+def _container(settings: SourceSettings) -> Container:
+    path, file = settings.path, settings.file
+    if path.startswith(EMBEDDED_PREFIX) or settings.format == "jsonl":
+        check_is_text(source_file(path), path, markup=True)
+        return "jsonl"
+    if settings.format == "hub":
+        return "hub"
+    if settings.format == "parquet":
+        source_file(path)
+        return "parquet"
+    if settings.format in ("text", "csv"):
+        if not file.exists():
+            source_file(path)
+        suffixes, files = (SUFFIXES, text_files) if settings.format == "text" else (CSV_SUFFIXES, _csv_files)
+        if not files(file):
+            raise UserError(
+                f"holds no {settings.format} file", where=path, mend=f"files end in {' or '.join(suffixes)}"
+            )
+        if file.is_file():
+            check_is_text(file, path)
+        return settings.format
+    if file.is_dir():
+        return _folder(file, path)
+    if not file.exists() and _HUB_NAME.fullmatch(path) and file.suffix not in (*_TABLE_SUFFIXES, *SUFFIXES):
+        return "hub"
+    source_file(path)
+    if _is_parquet(file):
+        return "parquet"
+    check_is_text(file, path, markup=file.suffix.lower() in _JSON_SUFFIXES)
+    if file.suffix.lower() in CSV_SUFFIXES:
+        return "csv"
+    if file.suffix.lower() in SUFFIXES:
+        return "text"
+    with open(file, "rb") as handle:
+        head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if file.suffix.lower() in _JSON_SUFFIXES or head[:1] in (b"{", b"["):
+        return "jsonl"
+    how = how_to_convert([file.suffix.lower()])
+    raise UserError(
+        "its format cannot be told",
+        where=path,
+        mend=f"turn it into text first: {how}" if how else "set source.format: jsonl, csv, parquet or text",
+    )
+
+
+def _folder(folder: Path, path: str) -> Container:
+    tables = list(visible_files(folder, _TABLE_SUFFIXES))
+    # What lies beside a data set is no document; in a folder of texts it may be one.
+    has_text = any(not (tables and is_beside_data(file)) for file in text_files(folder))
+    if has_text and tables:
+        form = "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
+        raise UserError(
+            "holds text files and tables",
+            where=path,
+            mend=f"set source.format=text or {form}, or give one of the files",
+        )
+    if not has_text and not tables:
+        others = [file for file in visible_files(folder) if not is_beside_data(file)]
+        how = how_to_convert(sorted({file.suffix.lower() for file in others}))
+        raise UserError(
+            f"holds no documents (files: {count_endings(others) or 'none'})",
+            where=path,
+            mend=f"turn them into text first: {how}"
+            if how
+            else f"give a folder of {', '.join(SUFFIXES)} or data files",
+        )
+    if has_text:
+        return "text"
+    return "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
+
+
+def _csv_files(path: Path) -> list[Path]:
+    """Tables in a folder and its subfolders, in order of their names; or the file itself."""
+    return [path] if path.is_file() else sorted(visible_files(path, CSV_SUFFIXES))
+
+
+def _raw_rows(settings: SourceSettings, container: Container) -> Callable[[], Iterator[Row]]:
+    path = settings.path
+    wanted = {name for field in ALIASES for name in aliases(field)} | {*OTHER_FIELDS}
+    wanted |= {settings.columns[field] for field in settings.columns}
+    wanted |= {form for name in wanted for form in (name.capitalize(), name.upper())}
+    if container == "jsonl":
+        file = source_file(path)
+        return lambda: json_rows(file, path)
+    if container == "csv":
+        files = _csv_files(settings.file)
+        shown = {file: path if len(files) == 1 else str(file) for file in files}
+        return lambda: (row for file in files for row in csv_rows(file, shown[file], settings.columns))
+    if container == "parquet":
+        return lambda: parquet_rows(settings.file, path, wanted)
+    if container == "text":
+        return lambda: text_rows(settings.file)
+    dataset, split = load_hub(path, settings.subset, settings.split)
+    return lambda: hub_rows(dataset, f"{path}[{split}]", wanted)
+
+
+def _is_parquet(file: Path) -> bool:
+    with open(file, "rb") as handle:
+        return file.suffix.lower() == ".parquet" or handle.read(4) == b"PAR1"

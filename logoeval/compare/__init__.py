@@ -1,0 +1,1 @@
+"""Comparison of runs: paired differences, and how wrong answers go wrong."""

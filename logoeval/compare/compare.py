@@ -1,0 +1,227 @@
+"""Two or more runs side by side: the same samples, scored pair by pair against the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from logodata.common.errors import UserError
+from logoeval.compare.labels import label_folders
+from logoeval.intervals import Estimate, estimate, estimate_difference, groups, slice_label, slices
+from logoeval.records import (
+    PREDICTIONS_DIR,
+    TASK_NAMES,
+    Metric,
+    Results,
+    SampleRow,
+    TaskName,
+    TaskResult,
+    read_results,
+)
+
+Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]
+
+
+MIN_CLUSTERS = 6
+"""Below it there is no verdict: even if all of five independent differences have one sign, chance does that one time in
+16 (sign test, two-sided), and so few cannot be resampled into an interval that is wide enough
+(``benchmarks/intervals.py``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A folder of results and the name it goes by in the report."""
+
+    label: str
+    folder: Path
+    results: Results
+
+    @property
+    def unfinished(self) -> list[TaskName]:
+        """Tasks that were begun here and have no results."""
+        begun = {path.stem for path in (self.folder / PREDICTIONS_DIR).glob("*.json")}
+        return [task for task in TASK_NAMES if task in begun and task not in self.results.tasks]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Value(_Record):
+    """A mean with its 95 % interval (none where the samples stem from one source)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, found: Estimate) -> Self:
+        """From an estimate."""
+        low, high = found.interval or (None, None)
+        return cls(value=found.value, low=low, high=high)
+
+
+class Difference(_Record):
+    """A run minus the first one, over the same samples. The verdict says what the interval allows."""
+
+    change: Value
+    verdict: Verdict
+
+
+class Row(_Record):
+    """One measure: ``values`` one a run; ``differences`` one for each run but the first."""
+
+    task: TaskName
+    metric: Metric
+    slice: dict[str, Any]
+    num_samples: int
+    num_clusters: int
+    values: list[Value]
+    differences: list[Difference]
+
+    @property
+    def label(self) -> str:
+        """The measure, and the slice if it is one."""
+        return f"{self.metric.label}, {slice_label(self.slice)}" if self.slice else self.metric.label
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs that may be compared, and what the comparison says."""
+
+    runs: list[Run]
+    rows: list[Row]
+
+    @property
+    def tasks(self) -> list[TaskName]:
+        """The tasks that all runs hold."""
+        return [task for task in TASK_NAMES if task in self.runs[0].results.tasks]
+
+
+def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
+    """Compare runs with the first of ``folders``, which may be named: label by label.
+
+    Raises:
+        UserError: a folder holds no results, or runs differ in tasks, settings, engine or prompts (which is named).
+    """
+    runs = read_runs(folders)
+    if not runs[0].results.tasks:
+        raise UserError("holds no finished task", where=str(runs[0].folder), mend="run logoeval again to finish it")
+    rows = [row for task in TASK_NAMES if task in runs[0].results.tasks for row in _rows(task, runs)]
+    return Comparison(runs, rows)
+
+
+def read_runs(folders: Sequence[Path] | Mapping[str, Path], tasks: Sequence[TaskName] = TASK_NAMES) -> list[Run]:
+    """Runs with what they hold of ``tasks``; in these they may be compared.
+
+    Raises:
+        UserError: see :func:`compare`.
+    """
+    runs = []
+    for label, folder in label_folders(folders).items():
+        results = read_results(folder)
+        held = {task: result for task, result in results.tasks.items() if task in tasks}
+        runs.append(Run(label, folder, results.model_copy(update={"tasks": held})))
+    _check_tasks(runs)
+    for run in runs[1:]:
+        _check_comparable(runs[0], run)
+    return runs
+
+
+def _check_tasks(runs: Sequence[Run]) -> None:
+    """Refuse runs that do not hold the same tasks, with all that each of them lacks."""
+    held = [task for task in TASK_NAMES if any(task in run.results.tasks for run in runs)]
+    faults, folders = [], []
+    for run in runs:
+        absent = [task for task in held if task not in run.results.tasks]
+        begun = [task for task in absent if task in run.unfinished]
+        if begun:
+            faults.append(f"{run.label} has not finished {', '.join(begun)}")
+        if len(begun) < len(absent):
+            faults.append(f"{run.label} lacks {', '.join(task for task in absent if task not in begun)}")
+        folders += [str(run.folder)] if absent else []
+    if faults:
+        raise UserError(
+            f"the runs hold different tasks: {'; '.join(faults)}",
+            where=", ".join(folders),
+            mend="evaluate the missing tasks into the same folder, with the recipe of the others",
+        )
+
+
+def _check_comparable(first: Run, other: Run) -> None:
+    where = f"{first.folder} and {other.folder}"
+    mend = "evaluate both with the same recipe; only model and adapter may differ"
+    for task in TASK_NAMES:
+        if task not in first.results.tasks:
+            continue
+        before, after = first.results.tasks[task], other.results.tasks[task]
+        for name, old, new in _differences(before, after):
+            raise UserError(f"{task}: {name} is {old!r} in one and {new!r} in the other", where=where, mend=mend)
+        if [sample.id for sample in before.samples] != [sample.id for sample in after.samples]:
+            raise UserError(f"{task}: the runs hold other samples", where=where, mend=mend)
+        for old_sample, new_sample in zip(before.samples, after.samples, strict=True):
+            if old_sample.prompt_hash != new_sample.prompt_hash:
+                raise UserError(f"{task}: sample {old_sample.id!r} has another prompt", where=where, mend=mend)
+
+
+def _differences(before: TaskResult, after: TaskResult) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(before.settings.keys() | after.settings.keys()):
+        if before.settings.get(key) != after.settings.get(key):
+            yield key, before.settings.get(key), after.settings.get(key)
+    for key in ("engine", "tokenizer_fingerprint"):
+        if (old := getattr(before.provenance, key)) != (new := getattr(after.provenance, key)):
+            yield key, old, new
+
+
+def _rows(task: TaskName, runs: Sequence[Run]) -> Iterator[Row]:
+    results = [run.results.tasks[task] for run in runs]
+    return measured_rows(task, results[0].metrics, [result.samples for result in results])
+
+
+def measured_rows(task: TaskName, metrics: Sequence[Metric], columns: Sequence[Sequence[SampleRow]]) -> Iterator[Row]:
+    """A row for every metric and slice of it, over the same samples in each of ``columns``, [runs][samples]."""
+    for metric in metrics:
+        for where, members in slices(metric, columns[0]):
+            ids = {sample.id for sample in members}
+            parts = [[sample for sample in column if sample.id in ids] for column in columns]
+            first = estimate(metric, parts[0])
+            yield Row(
+                task=task,
+                metric=metric,
+                slice=where,
+                num_samples=first.num_samples,
+                num_clusters=first.num_clusters,
+                values=[Value.of(estimate(metric, part)) for part in parts],
+                differences=[_difference(metric, parts[0], part) for part in parts[1:]],
+            )
+
+
+def _difference(metric: Metric, before: Sequence[SampleRow], after: Sequence[SampleRow]) -> Difference:
+    found = estimate_difference(
+        [sample.scores[metric.key] for sample in before],
+        [sample.scores[metric.key] for sample in after],
+        [sample.cluster for sample in before],
+        groups=groups(metric, before),
+        transform=metric.transform,
+    )
+    return Difference(change=Value.of(found), verdict=_verdict(found))
+
+
+def _verdict(found: Estimate) -> Verdict:
+    if found.interval is None or found.fewest_clusters < MIN_CLUSTERS:
+        return "too few to tell"
+    low, high = found.interval
+    return "rose" if low > 0 else "fell" if high < 0 else "no clear change"
+
+
+def show_change(row: Row, change: Value) -> str:
+    """A difference with its interval, as people read it: ``+3.1 [+0.4, +5.9] points``."""
+    metric = row.metric
+    text = metric.show_difference(change.value)
+    if change.low is not None and change.high is not None:
+        text += f" [{metric.show_difference(change.low)}, {metric.show_difference(change.high)}]"
+    return f"{text} points" if metric.kind == "share" else text

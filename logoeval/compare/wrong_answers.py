@@ -1,0 +1,297 @@
+"""How answers go wrong (LOGO, Appendix C and Figure 9), counted over the answers of finished runs.
+
+An answer is wrong when it holds too few of a reference's content words: the rule, and the threshold, by which the
+training data's judge calls a response wrong. LongBench's own F1 would not do, it takes a right answer in a whole
+sentence for a wrong one. What the judge calls half right (it lacks a number of the reference) is not counted as wrong,
+as in the judge's own counts. A wrong answer is then a *hallucination* or *instruction unfollowing*, by the formula of
+:func:`logodata.judge.rules.error_pattern`. Answers to references so long that the judge would not decide by words
+either are not counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from logodata.common.errors import UserError
+from logodata.common.words import without_reasoning, words
+from logodata.judge.measures import word_share
+from logodata.judge.rules import error_pattern, is_long
+from logodata.judge.settings import RIGHT_AT, JudgeSettings
+from logoeval.compare.answers import (
+    ANSWERING_TASKS,
+    LONGBENCH_TASKS,
+    Answer,
+    check_finished,
+    missing_file,
+    read_answers,
+)
+from logoeval.compare.compare import Comparison, Row, Run, measured_rows, read_runs
+from logoeval.compare.labels import label_folders
+from logoeval.records import Metric, SampleRow, TaskName
+
+SCHEMA_VERSION = 1
+
+
+Outcome = Literal["right", "hallucination", "instruction_unfollowing", "empty"]
+
+
+OUTCOMES: dict[Outcome, str] = {
+    "right": "right",
+    "hallucination": "hallucination",
+    "instruction_unfollowing": "instruction unfollowing",
+    "empty": "empty",
+}
+"""What becomes of an answer, with its name for people. ``empty`` is a kind of its own: an answer without a word shares
+nothing with its question, so the formula would call it instruction unfollowing, but a model that ends at once has
+another fault than one that speaks of something else."""
+
+
+PATTERNS: tuple[Outcome, ...] = ("hallucination", "instruction_unfollowing")
+"""Wrong answers that say something: of these there are lengths and examples."""
+
+
+CAUTION = (
+    "a bare wrong answer (“Paris”) shares no word with its question and counts as instruction unfollowing: beside a "
+    "change of these shares read the lengths"
+)
+
+
+_TITLES: dict[TaskName, str] = {"longbench": "LongBench QA", "qa": "Held-out questions", "pairs": "Held-out pairs"}
+
+
+_LONGEST_REFERENCE = JudgeSettings().long_answer_words
+
+
+_SEED = "How answers go wrong"  # of the order in which examples are taken
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Answers that are counted together: all of a task (``part`` is None), or one part of it.
+
+    ``rows`` has one for each of :data:`OUTCOMES`; ``median_words``, [runs], one list for each of :data:`PATTERNS`, the
+    length of such answers in words (None where a run has none).
+    """
+
+    task: TaskName
+    part: str | None
+    title: str
+    rows: dict[Outcome, Row]
+    median_words: dict[Outcome, list[float | None]]
+
+    @property
+    def num_answers(self) -> int:
+        """Of each run."""
+        return self.rows["right"].num_samples
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What was counted. ``comparison`` holds the runs that could be (none where no run keeps its answers) and the rows
+    of all groups; ``answers``, [runs], one list for each of :data:`OUTCOMES`; ``notes``: what a reader must know."""
+
+    comparison: Comparison
+    groups: list[Group]
+    answers: list[dict[Outcome, list[Answer]]]
+    wrong_below: float
+    notes: list[str]
+
+
+def classify(response: str, question: str, references: Sequence[str], wrong_below: float = RIGHT_AT) -> Outcome:
+    """What becomes of one answer: ``right`` from ``wrong_below`` of a reference's content words on."""
+    response = without_reasoning(response)
+    if word_share(response, references) >= wrong_below:
+        return "right"
+    if not words(response):
+        return "empty"
+    return error_pattern(response, question)
+
+
+def describe_rule(wrong_below: float) -> str:
+    """One sentence: what is counted as what."""
+    return (
+        f"wrong: an answer with under {100 * wrong_below:g} % of a reference's content words; of the wrong ones, "
+        "hallucination shares a content word with the question, instruction unfollowing shares none, empty has no "
+        "word at all"
+    )
+
+
+def read_and_analyse(folders: Sequence[Path] | Mapping[str, Path], wrong_below: float) -> Analysis:
+    """:func:`analyse` of folders.
+
+    Raises:
+        UserError: a threshold that decides nothing, a folder without results, a task that is not finished, runs that
+            may not be compared, or no answers to questions at all; see also :func:`analyse`.
+    """
+    if not 0 < wrong_below <= 1:
+        raise UserError(f"--wrong-below {wrong_below:g} is no share of words", mend="give one above 0, up to 1")
+    labelled = label_folders(folders)
+    for folder in labelled.values():
+        check_finished(folder)
+    analysis = analyse(read_runs(labelled, ANSWERING_TASKS), wrong_below)
+    if not analysis.groups:
+        raise UserError(
+            "; ".join(analysis.notes) or "holds no answers to questions",
+            where=", ".join(map(str, labelled.values())),
+            mend=f"measure qa, pairs, or LongBench's {', '.join(LONGBENCH_TASKS)}",
+        )
+    return analysis
+
+
+def analyse(runs: Sequence[Run], wrong_below: float = RIGHT_AT) -> Analysis:
+    """Count the outcomes of all answers to questions, each with its interval, and the paired differences from the first
+    run.
+
+    Args:
+        runs: that may be compared. One whose prediction files are gone is left out, and a note says so.
+        wrong_below: see :func:`classify`.
+
+    Raises:
+        UserError: see :func:`logoeval.compare.answers.read_answers`.
+    """
+    notes, kept = [], []
+    for run in runs:
+        gone = missing_file(run)
+        if gone is None:
+            kept.append(run)
+        else:
+            notes.append(f"{run.label} is left out: its answers are not there any more ({gone})")
+    groups: list[Group] = []
+    answers: list[dict[Outcome, list[Answer]]] = [{outcome: [] for outcome in OUTCOMES} for _ in kept]
+    for task in ANSWERING_TASKS if kept else ():
+        columns = [list(read_answers(run, task)) for run in kept]
+        decided = [[answer for answer in column if not _is_long(answer)] for column in columns]
+        left_out = len(columns[0]) - len(decided[0])
+        if left_out:
+            notes.append(
+                f"{_TITLES[task]}: {left_out} of {len(columns[0])} answers are not counted, their references have more "
+                f"than {_LONGEST_REFERENCE} content words; a right answer need not hold the same ones"
+            )
+        if not decided[0]:
+            continue
+        judged = [[(answer, _outcome(answer, wrong_below)) for answer in column] for column in decided]
+        groups += _groups(task, judged)
+        for found, column in zip(answers, judged, strict=True):
+            for answer, outcome in column:
+                found[outcome].append(answer)
+    rows = [row for group in groups for row in group.rows.values()]
+    return Analysis(Comparison(kept, rows), groups, answers, wrong_below, notes)
+
+
+def _is_long(answer: Answer) -> bool:
+    return is_long(answer.references, _LONGEST_REFERENCE)
+
+
+def _outcome(answer: Answer, wrong_below: float) -> Outcome:
+    return classify(answer.response, answer.question, answer.references, wrong_below)
+
+
+def _groups(task: TaskName, judged: Sequence[Sequence[tuple[Answer, Outcome]]]) -> Iterator[Group]:
+    """All answers of a task, then each of its parts if there are several."""
+    parts = {answer.part for answer, _ in judged[0]}
+    title = f"LongBench {next(iter(parts))}" if task == "longbench" and len(parts) == 1 else _TITLES[task]
+    metrics = [_metric(outcome, title) for outcome in OUTCOMES]
+    by_part: dict[str | None, dict[Outcome, Row]] = {}
+    for row in measured_rows(task, metrics, [[_sample(*pair) for pair in column] for column in judged]):
+        (outcome,) = (name for name in OUTCOMES if name == row.metric.key)
+        by_part.setdefault(row.slice.get("part"), {})[outcome] = row
+    for part, rows in by_part.items():
+        members = [[pair for pair in column if part in (None, pair[0].part)] for column in judged]
+        lengths = {pattern: [_median_words(column, pattern) for column in members] for pattern in PATTERNS}
+        yield Group(task, part, part or title, rows, lengths)
+
+
+def _sample(answer: Answer, outcome: Outcome) -> SampleRow:
+    return SampleRow(
+        id=answer.id,
+        cluster=answer.cluster,
+        prompt_hash="",
+        scores={name: float(name == outcome) for name in OUTCOMES},
+        facts={"part": answer.part},
+    )
+
+
+def _metric(outcome: Outcome, title: str) -> Metric:
+    return Metric(
+        key=outcome,
+        label=f"{title}: {OUTCOMES[outcome]}",
+        explanation=f"Share of the answers that are counted as {OUTCOMES[outcome]}.",
+        kind="share",
+        better="higher" if outcome == "right" else "lower",
+        slice_by=["part"],
+    )
+
+
+def _median_words(judged: Sequence[tuple[Answer, Outcome]], pattern: Outcome) -> float | None:
+    lengths = [len(words(answer.response)) for answer, outcome in judged if outcome == pattern]
+    return median(lengths) if lengths else None
+
+
+def draw_examples(answers: Sequence[Answer], count: int) -> list[Answer]:
+    """``count`` of the answers, not chosen by hand: the first in an order that hangs on ids alone, so that runs which
+    fail at the same question show it both."""
+    return sorted(answers, key=_drawn)[:count]
+
+
+def _drawn(answer: Answer) -> bytes:
+    return hashlib.sha256(f"{_SEED} {answer.task} {answer.id}".encode()).digest()
+
+
+def record(analysis: Analysis, num_examples: int) -> dict[str, Any]:
+    """What ``logoeval errors -o FILE`` writes; ``counts``, ``values`` and ``median_words`` have one a run,
+    ``differences`` one for each run but the first."""
+    runs = analysis.comparison.runs
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "wrong_below": analysis.wrong_below,
+        "rule": describe_rule(analysis.wrong_below),
+        "notes": [*analysis.notes, CAUTION],
+        "runs": [
+            {
+                "label": run.label,
+                "folder": str(run.folder),
+                "tasks": {task: result.provenance.model_dump() for task, result in run.results.tasks.items()},
+            }
+            for run in runs
+        ],
+        "groups": [_group_record(group) for group in analysis.groups],
+        "examples": [
+            {
+                "run": run.label,
+                "outcome": pattern,
+                "task": answer.task,
+                "part": answer.part,
+                "id": answer.id,
+                "question": answer.question,
+                "references": list(answer.references),
+                "response": answer.response,
+            }
+            for run, answers in zip(runs, analysis.answers, strict=True)
+            for pattern in PATTERNS
+            for answer in draw_examples(answers[pattern], num_examples)
+        ],
+    }
+
+
+def _group_record(group: Group) -> dict[str, Any]:
+    return {
+        "task": group.task,
+        "part": group.part,
+        "title": group.title,
+        "num_answers": group.num_answers,
+        "num_clusters": group.rows["right"].num_clusters,
+        "outcomes": {
+            outcome: {
+                "counts": [round(value.value * row.num_samples) for value in row.values],
+                "values": [value.model_dump() for value in row.values],
+                "differences": [difference.model_dump() for difference in row.differences],
+                **({"median_words": group.median_words[outcome]} if outcome in PATTERNS else {}),
+            }
+            for outcome, row in group.rows.items()
+        },
+    }

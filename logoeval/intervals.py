@@ -1,0 +1,211 @@
+"""Bootstrap intervals of a mean and of a paired difference, resampled by cluster, seeded, in numpy; see
+:mod:`logodata.common.resampling`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
+from logodata.common.resampling import Array as Array
+from logoeval.records import Metric, SampleRow, SummaryRow
+
+_SEED = 20_241_018
+
+
+_BLOCK_ELEMENTS = 4_000_000  # draws held at a time: 32 MB of int64
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean (or a function of it) with its 95 % interval; ``interval`` is None where a group has only one cluster.
+    ``fewest_clusters``: of the smallest group."""
+
+    value: float
+    interval: tuple[float, float] | None
+    num_samples: int
+    num_clusters: int
+    fewest_clusters: int
+
+
+def estimate_mean(
+    values: ArrayLike,
+    clusters: Sequence[str],
+    *,
+    groups: Sequence[tuple[str, ...]] | None = None,
+    transform: Callable[[Array], Array] = np.asarray,
+    seed: int = _SEED,
+) -> Estimate:
+    """``transform(mean(values))`` with its interval.
+
+    Args:
+        values: one number a sample, [n].
+        clusters: the cluster of each sample, [n].
+        groups: the group of each sample, [n], names outer first, such as (category, task): the mean is then taken in
+            each group, over the groups of one outer name, and so on. Each group is resampled by itself.
+        transform: elementwise and monotone; ``np.exp`` turns a mean log-likelihood into a perplexity.
+        seed: of the resampling.
+    """
+    found = _resample(np.atleast_2d(np.asarray(values, dtype=np.float64)), clusters, groups, seed)
+    return _estimate(transform(found.means)[:, 0], transform(found.point)[0], found)
+
+
+def estimate_difference(
+    before: ArrayLike,
+    after: ArrayLike,
+    clusters: Sequence[str],
+    *,
+    groups: Sequence[tuple[str, ...]] | None = None,
+    transform: Callable[[Array], Array] = np.asarray,
+    seed: int = _SEED,
+) -> Estimate:
+    """``transform(mean(after)) - transform(mean(before))`` over the same samples, with its paired interval.
+
+    Both runs are resampled with the same draws, so what samples have in common cancels.
+    """
+    both = np.stack([np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)])
+    found = _resample(both, clusters, groups, seed)
+    means, point = transform(found.means), transform(found.point)
+    return _estimate(means[:, 1] - means[:, 0], point[1] - point[0], found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Resampled:
+    """``means`` [NUM_RESAMPLES, K] and ``point`` [K] of K rows of values; how many clusters each group has, and the
+    variance of what it adds (of two rows: to their difference)."""
+
+    means: Array
+    point: Array
+    num_samples: int
+    group_clusters: list[int]
+    variances: list[float]
+
+
+def _resample(
+    values: Array, clusters: Sequence[str], groups: Sequence[tuple[str, ...]] | None, seed: int
+) -> _Resampled:
+    if values.shape[1] != len(clusters) or not len(clusters):
+        raise ValueError(f"{values.shape[1]} values for {len(clusters)} cluster names")
+    if groups is None:
+        sums, counts = cluster_sums(values, clusters)
+        rng = np.random.default_rng(seed)
+        return _Resampled(_means(sums, counts, rng), sums.sum(1) / counts.sum(), len(clusters), [len(counts)], [1.0])
+    members: dict[tuple[str, ...], list[int]] = {}
+    for number, group in enumerate(groups):
+        members.setdefault(group, []).append(number)
+    means, point = np.zeros((NUM_RESAMPLES, len(values))), np.zeros(len(values))
+    group_clusters, variances = [], []
+    for number, (group, columns) in enumerate(members.items()):
+        sums, counts = cluster_sums(values[:, columns], [clusters[column] for column in columns])
+        weight = _weight(group, members)
+        # Groups of equal size must not share draws: their errors are independent.
+        added = weight * _means(sums, counts, np.random.default_rng([seed, number]))
+        means += added
+        point += weight * sums.sum(1) / counts.sum()
+        group_clusters.append(len(counts))
+        variances.append(float((added[:, -1] - added[:, 0] if len(values) > 1 else added[:, 0]).var()))
+    return _Resampled(means, point, len(clusters), group_clusters, variances)
+
+
+def _weight(group: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> float:
+    """What a group counts in the mean of means: at each level one over the number of its siblings."""
+    weight = 1.0
+    for level in range(len(group)):
+        weight /= len({other[level] for other in groups if other[:level] == group[:level]})
+    return weight
+
+
+def _means(sums: Array, counts: Array, rng: np.random.Generator) -> Array:
+    """Means of NUM_RESAMPLES draws of G clusters, [NUM_RESAMPLES, K]."""
+    num_clusters = len(counts)
+    block = max(1, _BLOCK_ELEMENTS // num_clusters)
+    blocks = []
+    for start in range(0, NUM_RESAMPLES, block):
+        draws = rng.integers(num_clusters, size=(min(block, NUM_RESAMPLES - start), num_clusters))
+        blocks.append(np.stack([row[draws].sum(1) for row in sums], axis=1) / counts[draws].sum(1, keepdims=True))
+    return np.concatenate(blocks)
+
+
+def _estimate(resampled: Array, value: float, found: _Resampled) -> Estimate:
+    fewest = min(found.group_clusters)
+    interval = percentile_interval(resampled, found.group_clusters, found.variances) if fewest > 1 else None
+    return Estimate(float(value), interval, found.num_samples, sum(found.group_clusters), fewest)
+
+
+def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[SampleRow]]]:
+    """All samples that carry the metric, then its slices: bands of lengths (``words``) from short to long, others in
+    order of first appearance. A slice that is all of them is left out."""
+    scored = [sample for sample in samples if metric.key in sample.scores]
+    if not scored:
+        return
+    yield {}, scored
+    for names in (metric.slice_by, *metric.also_by):
+        parts: dict[tuple[Any, ...], list[SampleRow]] = {}
+        for sample in scored:
+            parts.setdefault(tuple(sample.facts[fact] for fact in names), []).append(sample)
+        if "words" in names:
+            parts = dict(sorted(parts.items(), key=lambda part: _band(part[0])))
+        if len(parts) > 1:
+            yield from ((dict(zip(names, key, strict=True)), members) for key, members in parts.items())
+
+
+def _band(key: tuple[Any, ...]) -> float:
+    """Where a band begins; what names no number comes last."""
+    begin = re.match(r"\d+", str(key[0]))
+    return float(begin[0]) if begin else math.inf
+
+
+def slice_label(where: dict[str, Any]) -> str:
+    """A slice in words, such as ``essay, 4,096 tokens, depth 22 %``."""
+    words = {"length": "{:,} tokens", "depth": "depth {} %"}
+    return ", ".join(words.get(fact, "{}").format(value) for fact, value in where.items())
+
+
+def is_cell(where: dict[str, Any]) -> bool:
+    """Whether a slice is one cell of a map of lengths and depths: there are hundreds, so tables leave them to the map
+    and to ``results.json``."""
+    return {"length", "depth"} <= where.keys()
+
+
+def estimate(metric: Metric, samples: Sequence[SampleRow]) -> Estimate:
+    """The metric over samples that all carry it."""
+    return estimate_mean(
+        [sample.scores[metric.key] for sample in samples],
+        [sample.cluster for sample in samples],
+        groups=groups(metric, samples),
+        transform=metric.transform,
+    )
+
+
+def groups(metric: Metric, samples: Sequence[SampleRow]) -> list[tuple[str, ...]] | None:
+    """The group of each sample, where the metric is a mean of means."""
+    if not metric.mean_of:
+        return None
+    return [tuple(str(sample.facts[fact]) for fact in metric.mean_of) for sample in samples]
+
+
+def summarise(metrics: Sequence[Metric], samples: Sequence[SampleRow]) -> list[SummaryRow]:
+    """A row for every metric and slice."""
+    rows = []
+    for metric in metrics:
+        for where, members in slices(metric, samples):
+            found = estimate(metric, members)
+            low, high = found.interval or (None, None)
+            rows.append(
+                SummaryRow(
+                    metric=metric.key,
+                    slice=where,
+                    value=found.value,
+                    low=low,
+                    high=high,
+                    num_samples=found.num_samples,
+                    num_clusters=found.num_clusters,
+                )
+            )
+    return rows

@@ -1,0 +1,1 @@
+"""The ``eval`` section of a recipe."""

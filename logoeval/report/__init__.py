@@ -1,0 +1,1 @@
+"""The report: one HTML page, and the same in Markdown and JSON."""

@@ -1,0 +1,314 @@
+"""Figures as inline SVG, drawn by matplotlib in one quiet style (``figure_style.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from logodata.common.markup import Html
+from logoeval.report.figure_style import INK, MUTED, PAPER, RULE, SERIES, mark_style, panel, series_style, svg_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
+
+
+_MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 6
+
+
+_NARROWEST_WRITTEN = 0.07  # of a bar, that holds two digits
+
+
+Interval = tuple[float, float | None, float | None]
+"""A value with its interval, where it has one."""
+
+
+class Point(NamedTuple):
+    """A point of :func:`scatter`."""
+
+    name: str
+    x: Interval
+    y: Interval
+
+
+def margin_histogram(
+    labels: Sequence[str], margins: Sequence[Sequence[float]], number: int, *, titled: bool = False
+) -> Html:
+    """Distribution of the reward margin of the first run, an outline, and of run ``number``; triangles are means.
+
+    Args:
+        labels: of all runs.
+        margins: of all runs: every panel has the same scale.
+        number: whose panel.
+        titled: write the run's name above, where there are several panels.
+    """
+    with panel(2.35) as axes:
+        everything = np.concatenate([np.asarray(column) for column in margins])
+        bins = np.histogram_bin_edges(everything, bins=min(30, max(8, len(margins[0]) // 4))).tolist()
+        for run in (0, number):
+            style = series_style(run)
+            if run:
+                axes.hist(margins[run], bins=bins, histtype="stepfilled", color=style["color"], alpha=0.16)
+            axes.hist(
+                margins[run],
+                bins=bins,
+                histtype="step",
+                edgecolor=style["color"],
+                linestyle=style["linestyle"],
+                linewidth=1.5,
+            )
+            mean = float(np.mean(margins[run]))
+            axes.plot(
+                mean,
+                0,
+                marker=6,
+                markersize=7,
+                color=style["color"],
+                markerfacecolor=style["color"] if run else PAPER,
+                clip_on=False,
+            )
+        axes.axvline(0, color=RULE, linewidth=0.8)
+        if titled:
+            axes.set_title(labels[number], pad=8)
+        axes.set_xlabel("margin, nats per token (triangle: mean)")
+        axes.set_ylabel("held-out pairs")
+        _integer_axis(axes)
+        means = ", ".join(f"{labels[run]} {np.mean(margins[run]):.2f}" for run in (0, number))
+        return svg_of(axes, f"Histogram of the reward margin, means: {means}.")
+
+
+def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
+    """Distribution of the change of the margin of run ``number``, pair by pair."""
+    with panel(2.35) as axes:
+        bins = np.histogram_bin_edges(np.append(changes, 0.0), bins=min(30, max(8, len(changes) // 4))).tolist()
+        axes.hist(changes, bins=bins, color=series_style(number)["color"], alpha=0.55)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_title(label, pad=8)
+        axes.set_xlabel("change of the margin of the same pair, nats")
+        axes.set_ylabel("held-out pairs")
+        _integer_axis(axes)
+        share = 100 * float(np.mean(np.asarray(changes) > 0))
+        return svg_of(axes, f"Histogram of the change of the margin, {label}: {share:.0f} % of the pairs rose.")
+
+
+def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x_label: str, of: str) -> Html:
+    """Shares as marks with bars from low to high, a row a group of marks, one a run.
+
+    Args:
+        rows: names, from the top down.
+        lines: for each run its (value, low, high) of each row.
+        x_label: of the axis.
+        of: whose values, for readers who do not see the figure.
+    """
+    runs = len(lines)
+    gap = min(0.22, 0.74 / runs)
+    with panel(0.62 + len(rows) * max(0.3, 0.09 * (runs + 1))) as axes:
+        for number, values in enumerate(lines):
+            for row, (value, low, high) in enumerate(values):
+                place = row + (number - (runs - 1) / 2) * gap
+                if low is not None and high is not None:
+                    axes.hlines(place, low, high, color=SERIES[number % len(SERIES)], linewidth=1.3)
+                axes.plot(value, place, linestyle="none", zorder=3, **mark_style(number))
+        for row in range(1, len(rows)):
+            axes.axhline(row - 0.5, color=RULE, linewidth=0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), rows, color=INK)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g} %")
+        axes.margins(x=0.05)
+        axes.set_xlabel(x_label)
+        return svg_of(axes, f"{x_label} of {of}, with 95 % intervals: the numbers are in the tables.")
+
+
+def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str, published: bool = False) -> Html:
+    """Points with intervals, in the marks of the runs; published ones are grey, each with a letter."""
+    with panel(2.7) as axes:
+        for number, point in enumerate(points):
+            x, y = point.x[0], point.y[0]
+            if published:
+                axes.plot(x, y, marker="o", markersize=4, color=MUTED, linestyle="none")
+                axes.annotate(point.name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8.5, color=MUTED)
+                continue
+            colour = SERIES[number % len(SERIES)]
+            if point.x[1] is not None and point.x[2] is not None:
+                axes.hlines(y, point.x[1], point.x[2], color=colour, linewidth=0.9, alpha=0.55)
+            if point.y[1] is not None and point.y[2] is not None:
+                axes.vlines(x, point.y[1], point.y[2], color=colour, linewidth=0.9, alpha=0.55)
+            axes.plot(x, y, linestyle="none", zorder=3, **mark_style(number))
+        axes.set_title(title, pad=8)
+        axes.margins(x=0.12, y=0.12)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        shown = "; ".join(f"{point.name} {point.x[0]:.2f} and {point.y[0]:.1f}" for point in points)
+        return svg_of(axes, f"{title}, {x_label} and {y_label}: {shown}.")
+
+
+def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: ArrayLike, *, row_label: str) -> Html:
+    """Shares in [0, 1] as a grid on one scale from light to dark; NaN: no sample, the cell is left blank.
+
+    The percentages are written in where the cells are wide enough for a telephone, else the scale must do.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    grid = np.asarray(values, dtype=float)
+    written = len(columns) <= _MOST_WRITTEN_COLUMNS
+    with panel(0.95 + 0.32 * len(rows)) as axes:
+        # Fixed colours: a cell's number must stay readable on them in a dark page too. Eleven shades, one for 0, 10,
+        # ..., 100 %, whose lightness falls evenly: they are told apart in grey print, and without seeing colour.
+        shades = LinearSegmentedColormap.from_list("recall", ["#ebe3d2", "#b9cfc9", "#5f98a0", "#1d5a70"], N=11)
+        edges: dict[str, Any] = (
+            {"edgecolors": PAPER, "linewidth": 1.5} if written else {"edgecolors": "face", "linewidth": 0.4}
+        )
+        mesh = axes.pcolormesh(grid[::-1], cmap=shades, vmin=-0.05, vmax=1.05, **edges)
+        for (i, j), value in np.ndenumerate(grid) if written else ():
+            empty = np.isnan(value)
+            ink = MUTED if empty else "#ffffff" if value >= 0.75 else "#24211c"  # whichever stands out more
+            text = "-" if empty else f"{100 * value:.0f}"
+            axes.text(j + 0.5, len(rows) - i - 0.5, text, ha="center", va="center", color=ink, fontsize=9)
+        step = -(-len(columns) // _MOST_COLUMN_LABELS)
+        axes.set_xticks(np.arange(0, len(columns), step) + 0.5, columns[::step])
+        axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows)[::-1])
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        scale = axes.figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.03, ticks=[0, 0.5, 1])
+        scale.ax.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8)
+        scale.ax.tick_params(length=0)
+        scale.outline.set_visible(False)
+        axes.set_title(title, pad=8)
+        axes.set_xlabel("prompt length, tokens")
+        axes.set_ylabel(row_label)
+        return svg_of(axes, f"Needle recall in percent for {title}, by {row_label} and prompt length.")
+
+
+def curves(
+    labels: Sequence[str],
+    x: Sequence[float],
+    columns: Sequence[Sequence[float]],
+    *,
+    x_label: str,
+    y_label: str,
+    notes: Sequence[str] = (),
+) -> Html:
+    """Lines over lengths on a logarithmic axis; ``notes`` are written above the points."""
+    with panel(2.6) as axes:
+        for number, column in enumerate(columns):
+            # The first run lies on top: its dashes let a line below show through.
+            order = 3 - number / len(columns)
+            axes.plot(x, column, linewidth=1.6, zorder=order, **series_style(number), **mark_style(number))
+        highest = np.max(np.asarray(columns), axis=0)
+        for place, top, text in zip(x, highest, notes, strict=False):
+            axes.annotate(
+                text, (place, top), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8, color=MUTED
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(list(x), token_labels(x))
+        axes.minorticks_off()
+        axes.margins(x=0.1, y=0.22)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        return svg_of(axes, f"{y_label} by {x_label} for {_and(labels)}.")
+
+
+def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Html:
+    """One figure of a training run by step, with a running mean where there are steps enough."""
+    with panel(2.1) as axes:
+        window = len(steps) // 10
+        smooth = window >= 2
+        axes.plot(steps, values, color=SERIES[0] if smooth else SERIES[1], linewidth=0.8 if smooth else 1.5)
+        if smooth:
+            mean = np.convolve(values, np.ones(window) / window, mode="valid")
+            axes.plot(steps[window - 1 :], mean, color=SERIES[1], linewidth=1.6)
+        axes.set_title(title + (f" (thick: mean of {window} steps)" if smooth else ""), pad=8)
+        axes.set_xlabel("step")
+        return svg_of(axes, f"{title} by training step.")
+
+
+def step_intervals(
+    title: str, labels: Sequence[str], lines: Sequence[Sequence[tuple[int, float, float | None, float | None]]]
+) -> Html:
+    """Shares over training steps, a line a run of (step, value, low, high), with bars from low to high. Runs are
+    numbered from 1: dashes are the base model's."""
+    with panel(2.5) as axes:
+        for number, points in enumerate(lines, 1):
+            style = series_style(number)
+            steps, values = [point[0] for point in points], [point[1] for point in points]
+            axes.plot(steps, values, linewidth=1.6, **style, **mark_style(number))
+            for step, _, low, high in points:
+                if low is not None and high is not None:
+                    axes.vlines(step, low, high, color=style["color"], linewidth=1.0, alpha=0.6)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g} %")
+        axes.set_xlabel("training step")
+        axes.margins(x=0.06, y=0.12)
+        axes.set_title(title, pad=8)
+        return svg_of(axes, f"{title} by training step for {_and(labels)}.")
+
+
+def token_labels(lengths: Sequence[float]) -> list[str]:
+    """Lengths as a reader takes them in: ``8K`` for 8,192."""
+    return [f"{length / 1024:g}K" if length >= 1024 and length % 512 == 0 else f"{length:,.0f}" for length in lengths]
+
+
+def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], *, unit: str) -> Html:
+    """Shares that add up to one: a bar a row under its label, its parts always in the same order.
+
+    Args:
+        title: above the bars.
+        parts: names of at most four parts.
+        rows: label and shares, one a part.
+        unit: what the shares are of.
+    """
+    from matplotlib.patches import Patch
+
+    # Fill, its opacity, edge, and the ink that stands out on it. Neighbours differ in lightness most, so that they are
+    # told apart in grey print, and without seeing colour.
+    looks = (
+        (SERIES[0], 0.3, PAPER, INK),
+        (SERIES[1], 1.0, PAPER, PAPER),
+        (SERIES[2], 0.5, PAPER, INK),
+        (PAPER, 1.0, MUTED, INK),
+    )
+    styles: list[dict[str, Any]] = [
+        {"facecolor": (fill, alpha), "edgecolor": edge, "linewidth": 0.8} for fill, alpha, edge, _ in looks
+    ]
+    with panel(1.2 + 0.47 * len(rows)) as axes:
+        for number, (label, shares) in enumerate(rows):
+            left = 0.0
+            for share, style, (*_, ink) in zip(shares, styles, looks, strict=False):
+                if not share:
+                    continue
+                axes.barh(-number, share, left=left, height=0.46, clip_on=False, **style)
+                if share >= _NARROWEST_WRITTEN:
+                    place = (left + share / 2, -number - 0.015)
+                    axes.text(*place, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=9)
+                left += share
+            axes.text(0, -number + 0.3, label, ha="left", va="bottom", color=INK, fontsize=9)
+        handles = [Patch(label=part, **style) for part, style in zip(parts, styles, strict=False)]
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0.4 - len(rows), 0.75)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+        axes.set_xlabel(unit)
+        axes.legend(
+            handles=handles, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2, handlelength=1.2
+        )
+        axes.figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, color=INK)
+        told = "; ".join(
+            f"{label}: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in zip(parts, shares, strict=True))
+            for label, shares in rows
+        )
+        return svg_of(axes, f"{title}, {unit}. {told}.")
+
+
+def _integer_axis(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _and(labels: Sequence[str]) -> str:
+    return " and ".join(labels)

@@ -1,0 +1,104 @@
+"""LongBench's section of the report: the paper's table, categories, tasks."""
+
+from __future__ import annotations
+
+from logodata.common.markup import Html, join, raw, tag
+from logoeval.compare.compare import Comparison, Row
+from logoeval.compare.limits import limits
+from logoeval.report import figure_style, figures
+from logoeval.report.measures import measures_table
+from logoeval.report.paper_table import paper_table
+from logoeval.report.tables import Section, Table, details, titled
+
+
+def longbench_section(comparison: Comparison) -> Section:
+    """What the scores are, the paper's table, a figure, then a table of categories and one of tasks."""
+    result = comparison.runs[0].results.tasks["longbench"]
+    rows = [row for row in comparison.rows if row.task == "longbench"]
+    name = "LongBench-E" if result.settings["e"] else "LongBench"
+    kinds = {
+        "LongBench by category": [row for row in rows if _is_category(row)],
+        f"{name} by task": [row for row in rows if row.metric.key.startswith("task:") and not row.slice],
+        f"{name} by task and length": [row for row in rows if row.metric.key.startswith("task:") and row.slice],
+        f"{name} by length, all tasks": [row for row in rows if row.metric.key == "e" and row.slice],
+        "Prompts cut in the middle": [row for row in rows if row.metric.key == "truncated"],
+    }
+    tables = [measures_table(comparison, members, title) for title, members in kinds.items() if members]
+    paper = paper_table(comparison)
+    body = join(
+        *(tag("p", tag("strong", f"Not the whole benchmark: {text}."), class_="limit") for text in _cuts(comparison)),
+        tag(
+            "p",
+            f"{len(result.samples):,} samples of {len(result.settings['tasks'])} of the benchmark's tasks, with its "
+            "prompts and its scores: the best over the gold answers of each sample, averaged over samples, then over "
+            "tasks, then over categories. Prompts that the window does not hold lose their middle.",
+        ),
+        tag("ul", *(tag("li", note) for note in result.notes), class_="small"),
+        _paper(*paper) if paper else raw(""),
+        _figure(comparison, rows),
+        *(_part(table, len(comparison.runs)) for table in tables),
+    )
+    return Section(
+        f"{name}: questions, summaries and code over long texts", body, [*([paper[0]] if paper else []), *tables]
+    )
+
+
+def _cuts(comparison: Comparison) -> list[str]:
+    return limits("longbench", comparison.runs[0].results.tasks["longbench"])
+
+
+def _is_category(row: Row) -> bool:
+    return row.metric.key.startswith(("logo:", "all:"))
+
+
+def _paper(table: Table, notes: list[str]) -> Html:
+    said = (
+        "The English tasks without code, in five categories. The published rows were measured by the paper's authors, "
+        "with models, windows and settings of their own: they give a sense of scale, no difference to ours is tested."
+    )
+    return join(
+        tag("h3", "The paper's table, and this report's runs"),
+        tag("p", said, class_="small"),
+        table.html(),
+        *(tag("p", note, class_="small") for note in notes),
+    )
+
+
+def _figure(comparison: Comparison, rows: list[Row]) -> Html:
+    """Marks with intervals by category of the paper's table, or of all tasks; else by task."""
+    whole = [row for row in rows if not row.slice]
+    for prefix in ("logo:", "all:", "task:"):
+        shown = [row for row in whole if row.metric.key.startswith(prefix)]
+        if len(shown) > 1:
+            break
+    else:
+        return raw("")
+    names = [row.metric.key.removeprefix(prefix) for row in shown]
+    for average in ("logo", "e") if prefix != "all:" else ("all",):
+        found = [row for row in whole if row.metric.key == average]
+        shown, names = shown + found, names + ["average"] * len(found)
+    lines = [
+        [(row.values[number].value, row.values[number].low, row.values[number].high) for row in shown]
+        for number in range(len(comparison.runs))
+    ]
+    labels = [run.label for run in comparison.runs]
+    cut = " (a sample)" if _cuts(comparison) else ""
+    drawing = figures.interval_rows(names, lines, x_label=f"LongBench score{cut}", of=", ".join(labels))
+    what = {"logo:": "English tasks by category", "all:": "All tasks by category", "task:": "Task by task"}[prefix]
+    return tag(
+        "figure",
+        figure_style.key(labels),
+        tag("div", drawing, class_="panels"),
+        tag(
+            "figcaption",
+            f"{what}: marks are means, bars 95 % intervals of each run by itself. Two bars that overlap can "
+            "still differ clearly, since the runs answer the same questions: the tables pair them.",
+        ),
+    )
+
+
+def _part(table: Table, num_runs: int) -> Html:
+    """Tables that would be many screens long are shown on demand."""
+    if table.title.startswith("Prompts") or len(table.rows) > (21 if num_runs == 2 else 11):
+        return details(table, table.title)
+    return titled(table)

@@ -1,0 +1,92 @@
+"""Measures of a comparison as tables: for the page, its Markdown, and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from logoeval.compare.compare import Comparison, Difference, Row, show_change
+from logoeval.compare.limits import all_limits, show_count
+from logoeval.intervals import is_cell
+from logoeval.records import TaskName
+from logoeval.report.tables import Cell, Table
+
+
+def judged(row: Row, difference: Difference) -> str:
+    """``better``, ``worse``, ``moved`` where neither is, or the verdict that says that it did not."""
+    moved = {"rose": "higher", "fell": "lower"}.get(difference.verdict)
+    if moved is None:
+        return difference.verdict
+    return "moved" if row.metric.better is None else "better" if moved == row.metric.better else "worse"
+
+
+def measures_table(comparison: Comparison, rows: Sequence[Row], title: str, *, explain: bool = False) -> Table:
+    """A row a measure. Of two runs, the difference has columns of its own; of more, each run's stands in its cell.
+
+    Args:
+        comparison: the runs.
+        rows: what to show.
+        title: what the table shows.
+        explain: say what each measure is, and what of its task it leaves out.
+    """
+    first, *others = (run.label for run in comparison.runs)
+    two = len(others) == 1
+    changes = ["difference [95 %]", "verdict"] if two else []
+    cuts = all_limits(comparison)
+    lines: list[list[str | Cell]] = []
+    for row in rows:
+        name = _explained(row, cuts.get(row.task, [])) if explain else row.label
+        count = show_count(row, comparison.runs[0].results.tasks[row.task])
+        line: list[str | Cell] = [name, count, row.metric.show(row.values[0].value)]
+        for value, difference in zip(row.values[1:], row.differences, strict=True):
+            shown, change = row.metric.show(value.value), show_change(row, difference.change)
+            style = judged(row, difference).replace(" ", "-")
+            if two:
+                line += [shown, change, Cell("", mark=difference.verdict, style=style)]
+            else:
+                line.append(Cell(shown, change.removesuffix(" points"), difference.verdict, style))
+        lines.append(line)
+    head = ["measure", "n", first, *others, *changes]
+    style = "stacks compared" if two else "stacks compared many"
+    return Table(title, head, lines, text_columns={len(head) - 1} if two else (), style=style, wide=not two)
+
+
+def _explained(row: Row, limits: Sequence[str]) -> Cell:
+    better = f" {row.metric.better.capitalize()} is better." if row.metric.better else ""
+    return Cell(row.label, row.metric.explanation + better, "; ".join(limits), "limit")
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """All measures in Markdown, without the cells of maps."""
+    rows = [row for row in comparison.rows if not is_cell(row.slice)]
+    return measures_table(comparison, rows, "All measures").markdown()
+
+
+def headline_rows(comparison: Comparison) -> list[Row]:
+    """What the first table of a report shows."""
+    return [row for row in comparison.rows if row.metric.headline and not row.slice]
+
+
+def terminal_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
+    """Rows for a terminal, which may be narrow: of more than two runs, a line a run below each measure."""
+    if len(comparison.runs) == 2:
+        return measures_table(comparison, rows, "Measures")
+    lines: list[list[str | Cell]] = []
+    for row in rows:
+        lines.append([row.label, show_count(row, comparison.runs[0].results.tasks[row.task]), "", "", ""])
+        lines.append([f"  {comparison.runs[0].label}", "", row.metric.show(row.values[0].value), "", ""])
+        for run, value, difference in zip(comparison.runs[1:], row.values[1:], row.differences, strict=True):
+            shown, change = row.metric.show(value.value), show_change(row, difference.change)
+            lines.append([f"  {run.label}", "", shown, change, difference.verdict])
+    head = ["measure", "n", "mean", f"change from {comparison.runs[0].label} [95 %]", "verdict"]
+    return Table("Measures", head, lines, text_columns={4})
+
+
+def changes_table(comparison: Comparison, task: TaskName) -> Table | None:
+    """All rows of a task that the first table leaves out, with intervals; without the cells of maps. None: no such
+    row."""
+    rows = [
+        row
+        for row in comparison.rows
+        if row.task == task and (row.slice or not row.metric.headline) and not is_cell(row.slice)
+    ]
+    return measures_table(comparison, rows, f"All points of {task}") if rows else None

@@ -1,0 +1,100 @@
+"""The report: one self-contained HTML page; its tables as Markdown and its numbers as JSON lie beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from logodata.common.files import make_folder_of, write_atomic, write_json
+from logodata.common.markup import Html, page, tag
+from logoeval.compare.compare import Comparison
+from logoeval.records import Curve
+from logoeval.report.frame import headline, provenance_section, title
+from logoeval.report.longbench import longbench_section
+from logoeval.report.markdown_json import markdown, record
+from logoeval.report.needle_curve import curve_section, read_curves
+from logoeval.report.needles import niah_section
+from logoeval.report.pairs import pairs_section
+from logoeval.report.perplexity import perplexity_section
+from logoeval.report.saw_said import retrieval_section
+from logoeval.report.short import short_section
+from logoeval.report.tables import Section
+from logoeval.report.tradeoff import tradeoff_section
+from logoeval.report.training import training_section
+from logoeval.report.training_data import data_section
+from logoeval.report.wrong_answers import errors_section
+
+_FEWEST_LISTED = 4  # sections, below which a page needs no list of them
+
+
+def write_report(
+    comparison: Comparison,
+    path: Path,
+    *,
+    data: Path | None = None,
+    run: Path | None = None,
+    curves: Sequence[Path] | Mapping[str, Path] = (),
+) -> None:
+    """Write ``path`` (HTML), and beside it the same with ``.md`` and ``.json``.
+
+    Args:
+        comparison: what to tell.
+        path: the ``.html`` file.
+        data: folder of the training data, to tell how they were built.
+        run: folder of the training run, for its curve.
+        curves: folders of needle tests over checkpoints, perhaps by label.
+
+    Raises:
+        UserError: a folder does not hold what it should, or a file cannot be written.
+    """
+    found = read_curves(curves)
+    sections = report_sections(comparison, data=data, run=run, curves=found)
+    make_folder_of(path)
+    write_atomic(path, _page(comparison, sections))
+    write_atomic(path.with_suffix(".md"), markdown(comparison, sections))
+    write_json(path.with_suffix(".json"), record(comparison, sections, found))
+
+
+def render(
+    comparison: Comparison,
+    *,
+    data: Path | None = None,
+    run: Path | None = None,
+    curves: Sequence[Path] | Mapping[str, Path] = (),
+) -> str:
+    """The HTML page. All text from data is escaped; nothing is loaded from elsewhere."""
+    return _page(comparison, report_sections(comparison, data=data, run=run, curves=read_curves(curves)))
+
+
+def report_sections(
+    comparison: Comparison, *, data: Path | None, run: Path | None, curves: Mapping[str, Curve]
+) -> list[Section]:
+    """What follows the headline, in order. A section whose numbers are not there is None, and left out."""
+    tasks = comparison.tasks
+    sections = [
+        longbench_section(comparison) if "longbench" in tasks else None,
+        tradeoff_section(comparison),
+        pairs_section(comparison, data) if "pairs" in tasks else None,
+        errors_section(comparison),
+        niah_section(comparison) if "niah" in tasks else None,
+        retrieval_section(comparison) if "niah" in tasks else None,
+        curve_section(curves) if curves else None,
+        perplexity_section(comparison) if "ppl" in tasks else None,
+        short_section(comparison) if "short" in tasks else None,
+        data_section(data) if data else None,
+        training_section(run) if run else None,
+        provenance_section(comparison),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def _page(comparison: Comparison, sections: Sequence[Section]) -> str:
+    style = resources.files("logoeval").joinpath("report.css").read_text(encoding="utf-8")
+    contents = [_contents(sections)] if len(sections) >= _FEWEST_LISTED else []
+    return page(title(comparison), style, headline(comparison), *contents, *(section.html() for section in sections))
+
+
+def _contents(sections: Sequence[Section]) -> Html:
+    links = (tag("li", tag("a", section.title, href=f"#{section.anchor}")) for section in sections)
+    return tag("nav", tag("p", "In this report"), tag("ol", *links), aria_label="In this report")

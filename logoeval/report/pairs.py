@@ -1,0 +1,82 @@
+"""The section on held-out pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from logodata.common.markup import Html, join, raw, tag
+from logodata.contract import read_samples
+from logoeval.compare.compare import Comparison, Run
+from logoeval.compare.limits import limits
+from logoeval.records import TaskName
+from logoeval.report import figure_style, figures
+from logoeval.report.tables import Section, panels
+from logoeval.report.worked_samples import held_out_samples, worked_samples
+
+
+def pairs_section(comparison: Comparison, data: Path | None) -> Section:
+    """Distribution of the margin, and three held-out questions as text."""
+    columns = [_scores(run, "pairs", "margin") for run in comparison.runs]
+    labels = [run.label for run in comparison.runs]
+    several = len(labels) > 2
+    margins = [figures.margin_histogram(labels, columns, number, titled=several) for number in range(1, len(labels))]
+    changes = []
+    for number, (label, column) in enumerate(zip(labels[1:], columns[1:], strict=True), 1):
+        moved = [after - before for before, after in zip(columns[0], column, strict=True)]
+        changes.append(figures.change_histogram(f"{label} - {labels[0]}", moved, number))
+    first = "Each panel" if several else "First"
+    caption = (
+        f"{first}: the margin of {len(columns[0])} held-out pairs, {labels[0]} dashed. Right of zero the preferred "
+        "response is the likelier one."
+    )
+    body = join(
+        tag(
+            "p",
+            "For each held-out question the model reads the context and is asked how likely it finds the preferred "
+            "response and the dis-preferred ones. The margin is the difference of their mean log-probabilities a "
+            "token. Training works on this number directly, so a larger margin shows that training did what it "
+            "does; whether answers got better is for the measures that begin with “Answer”.",
+        ),
+        *(
+            tag("p", tag("strong", f"Measured: {text}."), class_="limit")
+            for text in limits("pairs", comparison.runs[0].results.tasks["pairs"])
+        ),
+        tag("p", _origin(comparison)),
+        _overlap(comparison, data),
+        tag(
+            "figure",
+            figure_style.key(labels),
+            panels(margins if several else [*margins, *changes]),
+            tag("figcaption", caption if several else f"{caption} Second: how far each pair moved."),
+        ),
+        tag("details", tag("summary", "how far each pair moved"), tag("figure", panels(changes))) if several else "",
+        worked_samples(comparison),
+    )
+    return Section("Held-out pairs: what the model would rather say", body)
+
+
+def _origin(comparison: Comparison) -> str:
+    origins = Counter(row.facts["origin"] for row in comparison.runs[0].results.tasks["pairs"].samples)
+    live, cached = origins["live"], origins["cache"]
+    return f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from a cache."
+
+
+def _overlap(comparison: Comparison, data: Path | None) -> Html:
+    """Whether held-out questions share documents with the training data, where both folders are at hand."""
+    held_out = held_out_samples(comparison)
+    if data is None or not held_out:
+        return raw("")
+    trained = {chunk.doc_id for sample in read_samples(data) for chunk in sample.chunks}
+    shared = sum(any(chunk.doc_id in trained for chunk in sample.chunks) for sample in held_out)
+    if not shared:
+        return tag("p", "None of their contexts holds a document that the training data hold, going by document names.")
+    return tag(
+        "p",
+        tag("strong", f"{shared} of {len(held_out)} held-out contexts hold a document that the training data hold too"),
+        ": what is measured on them is partly memory.",
+    )
+
+
+def _scores(run: Run, task: TaskName, key: str) -> list[float]:
+    return [sample.scores[key] for sample in run.results.tasks[task].samples]

@@ -1,0 +1,78 @@
+"""LOGO's LongBench table (Tang et al. 2025, Table 1): the published rows, and a comparison's runs in the same form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from logoeval.compare.compare import Comparison, Value
+from logoeval.compare.limits import limits
+from logoeval.report.tables import Cell, Table
+from logoeval.tasks.longbench.rules import CATEGORIES
+
+MISSING = "\N{EN DASH}"
+
+
+_LOGO_KEYS = (*(f"logo:{category}" for category in CATEGORIES if category != "code"), "logo")
+
+
+@cache
+def published() -> dict[str, Any]:
+    """The paper's numbers: see ``logoeval/report/published.json``."""
+    content: dict[str, Any] = json.loads(
+        resources.files("logoeval").joinpath("published.json").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def own_rows(comparison: Comparison) -> list[list[Value | None]]:
+    """For each run the five category means and their average as shares; None where a category lacks tasks."""
+    rows = {row.metric.key: row for row in comparison.rows if row.task == "longbench" and not row.slice}
+    return [
+        [rows[key].values[number] if key in rows else None for key in _LOGO_KEYS]
+        for number in range(len(comparison.runs))
+    ]
+
+
+def paper_table(comparison: Comparison) -> tuple[Table, list[str]] | None:
+    """Published rows, then ours, and footnotes; None where no run has a whole category of the paper's, or for
+    LongBench-E, which has other rows."""
+    result = comparison.runs[0].results.tasks["longbench"]
+    ours = own_rows(comparison)
+    if result.settings["e"] or all(value is None for value in ours[0]):
+        return None
+    paper = published()["longbench"]
+    notes, lines = [], []
+    for row in paper["rows"]:
+        scores = [f"{score:.1f}" for score in row["scores"]]
+        if "note" in row:
+            notes.append(f"* {row['model']}: {row['note']}.")
+            scores[-1] += "*"
+        lines.append([row["model"], *scores])
+    missing = [name for name, value in zip(paper["columns"], ours[0], strict=True) if value is None]
+    if missing:
+        notes.append(f"{MISSING} not all tasks of {', '.join(missing)} were measured.")
+    heading = Cell("This report; brackets: 95 % intervals", mark="; ".join(limits("longbench", result)), style="limit")
+    rows: list[Sequence[str | Cell]] = [
+        [f"Published, not measured here: Tang et al. 2025, {paper['where']}"],
+        *lines,
+        [heading],
+        *([run.label, *map(_cell, values)] for run, values in zip(comparison.runs, ours, strict=True)),
+    ]
+    styles = {
+        number: "published derived" if line[0].startswith("+") else "published" for number, line in enumerate(lines, 1)
+    }
+    head = ["model", *paper["columns"]]
+    return Table("LOGO's LongBench table", head, rows, style="paper", row_styles=styles), notes
+
+
+def _cell(value: Value | None) -> str | Cell:
+    if value is None:
+        return MISSING
+    shown = f"{100 * value.value:.1f}"
+    if value.low is None or value.high is None:
+        return shown
+    return Cell(shown, f"[{100 * value.low:.1f}, {100 * value.high:.1f}]")

@@ -1,0 +1,86 @@
+"""The report's section that sets LongBench against perplexity (LOGO, Fig. 6)."""
+
+from __future__ import annotations
+
+from string import ascii_lowercase
+
+from logodata.common.markup import join, tag
+from logoeval.compare.compare import Comparison, Row
+from logoeval.compare.limits import limits
+from logoeval.records import TaskName
+from logoeval.report import figure_style, figures
+from logoeval.report.paper_table import published
+from logoeval.report.tables import Section, Table, details
+
+
+def tradeoff_section(comparison: Comparison) -> Section | None:
+    """A point a run, beside it the paper's points on axes of their own; None where either number is missing.
+
+    They never share axes: the paper's perplexity is that of another model on another text, and ours may be LongBench's
+    average over a sample.
+    """
+    tasks = comparison.runs[0].results.tasks
+    if not {"longbench", "ppl"} <= tasks.keys():
+        return None
+    longest = tasks["ppl"].settings["lengths"][-1]
+    kind = "sliding" if tasks["ppl"].settings.get("protocol") == "sliding" else "ppl"
+    average, perplexity = _row(comparison, "longbench", "logo"), _row(comparison, "ppl", f"{kind}@{longest}")
+    if average is None or perplexity is None:
+        return None
+    paper = published()["ablation"]
+    points = []
+    for run, x, y in zip(comparison.runs, perplexity.values, average.values, strict=True):
+        low, high = (None if bound is None else 100 * bound for bound in (y.low, y.high))
+        points.append(figures.Point(run.label, (x.value, x.low, x.high), (100 * y.value, low, high)))
+    theirs = [
+        figures.Point(letter, (point["perplexity"], None, None), (point["longbench"], None, None))
+        for letter, point in zip(ascii_lowercase, paper["points"], strict=False)
+    ]
+    cut = limits("longbench", tasks["longbench"])
+    y_label = "LongBench average" + (" (a sample)" if cut else "")
+    title = f"Published: LOGO paper, {paper['where']}"
+    table = Table(
+        title,
+        ["", "setting", f"perplexity, {paper['perplexity_of']}", "LongBench average"],
+        [
+            [letter, point["setting"], f"{point['perplexity']:.2f}", f"{point['longbench']:.1f}"]
+            for letter, point in zip(ascii_lowercase, paper["points"], strict=False)
+        ],
+        text_columns={1},
+    )
+    body = join(
+        tag(
+            "p",
+            "Up is better on tasks, left is better as a language model: a training that buys one with the other moves "
+            "up and to the right.",
+        ),
+        *(tag("p", tag("strong", f"LongBench: {text}."), class_="limit") for text in cut),
+        tag(
+            "figure",
+            figure_style.key([run.label for run in comparison.runs]),
+            tag(
+                "div",
+                figures.scatter("This report's runs", points, x_label=perplexity.label.lower(), y_label=y_label),
+                figures.scatter(
+                    title,
+                    theirs,
+                    x_label=f"perplexity, {paper['perplexity_of']}",
+                    y_label="LongBench average",
+                    published=True,
+                ),
+                class_="panels",
+            ),
+            tag(
+                "figcaption",
+                "First: a mark a run, bars are 95 % intervals. Second, in grey: the paper's ablations, not measured "
+                "here, on axes of their own: another model, another text, so only the shapes compare.",
+            ),
+        ),
+        details(table, "the paper's points by letter"),
+    )
+    return Section("LongBench against perplexity: what the gain cost", body, [table])
+
+
+def _row(comparison: Comparison, task: TaskName, key: str) -> Row | None:
+    found = [row for row in comparison.rows if (row.task, row.metric.key, row.slice) == (task, key, {})]
+    return found[0] if found else None

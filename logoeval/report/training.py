@@ -1,0 +1,98 @@
+"""Sections of the report: one for each task, one on the data, one on the training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from logodata.common.errors import UserError
+from logodata.common.files import read_json
+from logodata.common.json_files import json_objects
+from logodata.common.markup import join, tag
+from logoeval.report import figures
+from logoeval.report.tables import Section, panels
+
+
+class _Objective(BaseModel):
+    model_config = ConfigDict(extra="allow")  # its settings, by name
+
+    name: str
+
+
+class _Lora(BaseModel):
+    rank: int
+
+
+class _Optimizer(BaseModel):
+    lr: float
+
+
+class _Recipe(BaseModel):
+    """What the section tells of a training run's recipe, perhaps of another version: not all that is in it."""
+
+    objective: _Objective
+    tuning: str
+    lora: _Lora
+    samples_per_step: int
+    optimizer: _Optimizer
+
+
+class _Step(BaseModel):
+    step: int
+    loss: float
+    margin: float | None = None  # SFT computes none
+
+
+_NO_RUN = "give the folder of a logotrain run"
+
+
+def training_section(folder: Path) -> Section:
+    """Loss and margin by step.
+
+    Raises:
+        UserError: no ``metrics.jsonl`` or no recipe in the folder, or not what logotrain writes there.
+    """
+    recipe = _read_recipe(folder / "recipe.resolved.json")
+    path = folder / "metrics.jsonl"
+    try:
+        records = [_Step.model_validate(record) for _, record in json_objects(path, mend=_NO_RUN)]
+    except ValidationError as error:
+        raise UserError("holds no training metrics", where=str(path), mend=_NO_RUN) from error
+    steps, loss = [record.step for record in records], [record.loss for record in records]
+    margin = [record.margin for record in records if record.margin is not None]
+    if not steps:
+        raise UserError("holds no training step", where=str(path), mend="run logotrain again")
+    settings = ", ".join(f"{field} {value}" for field, value in (recipe.objective.model_extra or {}).items())
+    trained = "all weights" if recipe.tuning == "full" else f"LoRA rank {recipe.lora.rank}"
+    body = join(
+        tag(
+            "p",
+            f"{steps[-1]} steps of {recipe.samples_per_step} samples; objective {recipe.objective.name} ({settings}); "
+            f"{trained}, peak learning rate {recipe.optimizer.lr:g}.",
+        ),
+        tag(
+            "figure",
+            panels(
+                [
+                    figures.step_curve("loss", steps, loss),
+                    *([figures.step_curve("margin, nats per token", steps, margin)] if margin else []),
+                ]
+            ),
+            tag(
+                "figcaption",
+                "Each step sees other samples, so within the first pass the curve also follows which of them are "
+                "hard. What changed is better read off the held-out pairs above.",
+            ),
+        ),
+    )
+    return Section("The training run", body)
+
+
+def _read_recipe(path: Path) -> _Recipe:
+    try:
+        return _Recipe.model_validate(read_json(path))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"])) or "the recipe"
+        raise UserError(f"damaged: {place}: {fault['msg']}", where=str(path), mend=_NO_RUN) from error

@@ -1,0 +1,178 @@
+"""How answers go wrong, as a section of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from logodata.common.errors import UserError
+from logodata.common.markup import Html, join, raw, tag
+from logoeval.compare.answers import Answer
+from logoeval.compare.compare import Comparison, Run, Value
+from logoeval.compare.wrong_answers import (
+    CAUTION,
+    OUTCOMES,
+    PATTERNS,
+    Analysis,
+    Group,
+    Outcome,
+    analyse,
+    draw_examples,
+)
+from logoeval.report import figures
+from logoeval.report.tables import Section, Table, titled
+
+_TITLE = "How answers go wrong"
+
+
+_EXAMPLES = 3
+
+
+def errors_section(comparison: Comparison) -> Section | None:
+    """The section of the report; None where no task asks questions, and a note where answers cannot be read."""
+    try:
+        analysis = analyse(comparison.runs)
+    except UserError as error:
+        return Section(_TITLE, tag("p", f"Not counted: {error}", class_="note"))
+    notes = tag("ul", *(tag("li", note) for note in analysis.notes), class_="small") if analysis.notes else raw("")
+    if not analysis.groups:
+        return Section(_TITLE, notes) if analysis.notes else None
+    whole = [group for group in analysis.groups if group.part is None]
+    parts = [group for group in analysis.groups if group.part is not None]
+    labels = [run.label for run in analysis.comparison.runs]
+    shares = _shares_table("Right and wrong answers", whole, labels)
+    lengths = _lengths_table(analysis, labels)
+    by_task = _shares_table("Right and wrong answers by task of LongBench", parts, labels)
+    body = join(
+        tag(
+            "p",
+            "An answer to a question is right, or wrong in one of three ways (LOGO, Appendix C). It speaks of what the "
+            "question speaks of and says what is false: a hallucination. It shares no name, number or other content "
+            "word with the question: instruction unfollowing. Or it is empty, without a word; such answers are counted "
+            "by themselves, since a model that ends at once has another fault.",
+        ),
+        tag(
+            "p",
+            f"An answer is wrong that holds under {100 * analysis.wrong_below:g} % of the content words of every "
+            "reference, which is how the training data are judged too. It is not LongBench’s F1: that takes a right "
+            "answer in a whole sentence for a wrong one.",
+        ),
+        _about_pairs(whole),
+        notes,
+        tag(
+            "figure",
+            tag("div", *(_bars(group, labels) for group in whole), class_="panels"),
+            tag("figcaption", "Each bar is all answers of a run; numbers are percent, written where they fit."),
+        ),
+        shares.html(),
+        titled(lengths),
+        tag(
+            "p",
+            f"Read the lengths beside the shares: {CAUTION.split(':')[0]}. A model that learns to answer in "
+            "fewer words moves from one kind of error to the other without knowing more or less.",
+            class_="note",
+        ),
+        _by_task(parts, by_task, labels) if parts else "",
+        *_examples(analysis),
+    )
+    return Section(_TITLE, body, [shares, lengths, *([by_task] if parts else [])])
+
+
+def _about_pairs(groups: Sequence[Group]) -> Html:
+    if not any(group.task == "pairs" for group in groups):
+        return raw("")
+    return tag(
+        "p",
+        "Held-out pairs are questions that the model they were built with answered wrong from a poorer context, so "
+        "they are hard for it; compare runs on them, but take no share for that of questions in general.",
+        class_="note",
+    )
+
+
+def _bars(group: Group, labels: Sequence[str]) -> Html:
+    rows = [
+        (label, [group.rows[outcome].values[number].value for outcome in OUTCOMES])
+        for number, label in enumerate(labels)
+    ]
+    return figures.stacked_bars(group.title, list(OUTCOMES.values()), rows, unit=f"of {group.num_answers:,} answers")
+
+
+def _shares_table(title: str, groups: Sequence[Group], labels: Sequence[str]) -> Table:
+    """Shares and their differences with intervals."""
+    first, *others = labels
+    rows: list[list[str]] = []
+    for group in groups:
+        rows.append([f"{group.title}: percent of {group.num_answers:,} answers [95 %]"])
+        for outcome, row in group.rows.items():
+            cells = [interval(value, row.metric.show) for value in row.values]
+            cells += [interval(difference.change, row.metric.show_difference) for difference in row.differences]
+            rows.append([OUTCOMES[outcome], *cells])
+    head = ["", *labels, *(f"{label} - {first}" for label in others)]
+    return Table(title, head, rows, style="stacks", wide=len(others) > 1)
+
+
+def interval(value: Value, show: Callable[[float], str]) -> str:
+    """A share or a difference of shares. Where every resample gives the same there is no interval to speak of."""
+    texts = [
+        None if share is None else show(share).removesuffix(" %") for share in (value.value, value.low, value.high)
+    ]
+    if value.low is None or value.high is None or value.low == value.high:
+        return f"{texts[0]}"
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def _lengths_table(analysis: Analysis, labels: Sequence[str]) -> Table:
+    rows = [[title, *cells] for title, cells in length_rows(analysis)]
+    return Table("Median length of a wrong answer, in words", ["", *labels], rows, style="stacks")
+
+
+def length_rows(analysis: Analysis) -> Iterator[tuple[str, list[str]]]:
+    """Of all answers of a task: what was counted, and a median a run."""
+    for group in analysis.groups:
+        if group.part is None:
+            for outcome, values in group.median_words.items():
+                cells = ["-" if value is None else f"{value:g}" for value in values]
+                yield f"{group.title}: {OUTCOMES[outcome]}", cells
+
+
+def _by_task(parts: Sequence[Group], table: Table, labels: Sequence[str]) -> Html:
+    bars = tag("figure", tag("div", *(_bars(group, labels) for group in parts), class_="panels"))
+    return tag("details", tag("summary", f"each of LongBench’s {len(parts)} tasks"), bars, table.html())
+
+
+def _examples(analysis: Analysis) -> Iterator[Html]:
+    for run, answers in zip(analysis.comparison.runs, analysis.answers, strict=True):
+        for pattern in PATTERNS:
+            if answers[pattern]:
+                yield _drawn_examples(run, pattern, answers[pattern])
+
+
+def _drawn_examples(run: Run, pattern: Outcome, answers: Sequence[Answer]) -> Html:
+    shown = draw_examples(answers, _EXAMPLES)
+    title = examples_title(run, pattern, len(shown), len(answers))
+    return tag("details", tag("summary", title), *(_example(answer) for answer in shown))
+
+
+def examples_title(run: Run, pattern: Outcome, num_shown: int, num_found: int) -> str:
+    """What examples are shown below."""
+    return f"{run.label}, {OUTCOMES[pattern]}: {num_shown} of {num_found:,} answers, drawn by chance"
+
+
+def _example(answer: Answer) -> Html:
+    entries = {
+        "question": answer.question,
+        "reference": " / ".join(answer.references),
+        "answer": answer.response.strip(),
+    }
+    return tag(
+        "div",
+        tag("p", answer_name(answer), class_="small"),
+        tag("dl", *(join(tag("dt", name), tag("dd", text)) for name, text in entries.items())),
+        class_="sample",
+    )
+
+
+def answer_name(answer: Answer) -> str:
+    """Where an answer stands."""
+    if answer.task == "longbench":
+        return f"{answer.part} {answer.id.split('/', 1)[1]}"
+    return f"held-out {'question' if answer.task == 'qa' else 'pair'} {answer.id}"

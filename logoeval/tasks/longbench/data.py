@@ -1,0 +1,299 @@
+"""LongBench's rows, from wherever they lie: the hub's ``data.zip``, a folder of its ``.jsonl`` files, one file with
+several tasks, or a parquet mirror.
+
+The hub's own loading script is refused by ``datasets`` 4 and later, so files are read as they are. An archive is never
+unpacked: no entry can leave a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from logodata.common.errors import UserError
+from logodata.common.foreign_files import note_left_out
+from logodata.common.json_files import numbered_lines, parse_json
+from logodata.common.parquet import parquet_rows
+from logodata.common.user_files import is_hidden, visible_files
+from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS, Task, split_name
+
+MAX_ARCHIVE_BYTES = 4 * 2**30
+"""An archive that unpacks to more is not read: its rows are held in memory."""
+
+
+_MOST_WORDS = 2**53
+
+
+_DAMAGED = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""What zipfile raises, by what is damaged: RuntimeError for encryption and packing, ValueError for names."""
+
+
+_A_LINE = "write one JSON object a line"
+
+
+_HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A question with its context. ``where`` says which file and line it comes from."""
+
+    id: str
+    input: str
+    context: str
+    answers: tuple[str, ...]
+    length: int | None
+    all_classes: tuple[str, ...] | None
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file, its path inside data.zip or the folder, and its records with the place of each."""
+
+    path: PurePosixPath
+    records: Callable[[], Iterator[tuple[str, Any]]]
+
+
+@lru_cache(maxsize=1)  # the settings of a run and the run itself both need them: 200 MB of text
+def read_rows(data: Path, tasks: tuple[str, ...] | None, e: bool) -> dict[str, tuple[Row, ...]]:
+    """Rows by task (names without ``_e``), in the order of the published tables.
+
+    Args:
+        data: an archive, a folder or a file.
+        tasks: names to read, without ``_e``; None reads all that are there.
+        e: read LongBench-E's files instead of LongBench's.
+
+    Raises:
+        UserError: nothing there, a task is missing, or a row that cannot be used.
+    """
+    found: dict[str, list[Row]] = {}
+    for file in _files(data):
+        hinted, hinted_e = _hint(file.path)
+        if hinted is not None and (hinted_e != e or (tasks is not None and hinted.name not in tasks)):
+            continue
+        for where, record in file.records():
+            task, is_e = _task_of(record, hinted, hinted_e, where)
+            if is_e == e and (tasks is None or task.name in tasks):
+                rows = found.setdefault(task.name, [])
+                rows.append(_row(record, task, len(rows), where))
+    missing = [name for name in tasks or () if name not in found]
+    suffix = E_SUFFIX if e else ""
+    if missing or not found:
+        wanted = ", ".join(name + suffix for name in missing) or ("LongBench-E rows" if e else "LongBench rows")
+        raise UserError(f"holds no {wanted}", where=str(data), mend=_HOW)
+    return {name: _checked(TASKS[name], found[name]) for name in TASKS if name in found}
+
+
+def fingerprint(rows: dict[str, tuple[Row, ...]]) -> str:
+    """Hash of everything in the rows that prompts and scores depend on."""
+    digest = hashlib.sha256()
+    for name, members in rows.items():
+        for row in members:
+            content = [name, row.id, row.input, row.context, row.answers, row.length, row.all_classes]
+            digest.update(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def _files(data: Path) -> Iterator[_File]:
+    if not data.exists():
+        raise UserError("no such file or folder", where=str(data), mend=_HOW)
+    if data.is_dir():
+        # The first kind that is there: a folder often holds the archive and what came out of it.
+        for ending in (".jsonl", ".parquet", ".zip"):
+            paths = sorted(visible_files(data, (ending,)))
+            for path in paths:
+                yield from _one_file(path, PurePosixPath(path.relative_to(data).as_posix()))
+            if paths:
+                note_left_out(data, paths, f"{ending} files")
+                return
+        raise UserError("holds no .jsonl, .parquet or .zip file", where=str(data), mend=_HOW)
+    yield from _one_file(data, PurePosixPath(data.name))
+
+
+def _one_file(path: Path, inner: PurePosixPath) -> Iterator[_File]:
+    if path.suffix.lower() == ".zip":
+        yield from _archive(path)
+    elif path.suffix.lower() == ".jsonl":
+        yield _File(inner, lambda: read_lines(path))
+    elif path.suffix.lower() == ".parquet":
+        yield _File(inner, lambda: _parquet(path))
+    else:
+        raise UserError("not an archive or file of rows", where=str(path), mend=_HOW)
+
+
+def _archive(path: Path) -> Iterator[_File]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            named = ((info, PurePosixPath(info.filename)) for info in archive.infolist())
+            infos = [info for info, place in named if place.suffix.lower() == ".jsonl" and not is_hidden(place)]
+            names = sorted(info.filename for info in infos)
+    except _DAMAGED as error:
+        raise UserError(f"cannot read: {error}", where=str(path), mend="download it again") from error
+    if not names:
+        raise UserError("holds no .jsonl file", where=str(path), mend="give LongBench's data.zip")
+    # What an entry says of its size is what is read of it at most: more is a fault of its checksum.
+    size = sum(info.file_size for info in infos)
+    if size > MAX_ARCHIVE_BYTES:
+        raise UserError(
+            f"would unpack to {size / 2**30:.0f} GiB, LongBench has less than one",
+            where=str(path),
+            mend="download LongBench's data.zip again",
+        )
+
+    def records(name: str) -> Iterator[tuple[str, Any]]:
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+                yield from _parsed(file, f"{path}:{name}")
+        except _DAMAGED as error:
+            raise UserError(f"cannot read: {error}", where=f"{path}:{name}", mend="download it again") from error
+
+    for name in names:
+        yield _File(PurePosixPath(name), lambda name=name: records(name))  # type: ignore[misc]
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """``(file:line, record)`` of a JSON-lines file.
+
+    Raises:
+        UserError: it cannot be read, or a line is not a JSON object.
+    """
+    try:
+        with open(path, "rb") as file:
+            yield from _parsed(file, str(path))
+    except OSError as error:
+        raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
+
+
+def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
+    for number, line in numbered_lines(file, name):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            raise UserError(f"not JSON: {error}", where=where, mend=_A_LINE) from error
+        if not isinstance(record, dict):
+            raise UserError(f"a JSON {type(record).__name__}, not an object", where=where, mend=_A_LINE)
+        yield where, record
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, record in parquet_rows(path, str(path), mend="download it again"):
+        yield f"{path}:row {number}", record
+
+
+def _hint(path: PurePosixPath) -> tuple[Task | None, bool]:
+    """The task that a file's name, or else a folder's around it, speaks of."""
+    for part in (path.stem, *reversed(path.parts[:-1])):
+        task, is_e = split_name(part)
+        if task is not None:
+            return task, is_e
+    return None, False
+
+
+def _task_of(record: dict[str, Any], hinted: Task | None, hinted_e: bool, where: str) -> tuple[Task, bool]:
+    name = record.get("dataset")
+    task, is_e = split_name(name) if isinstance(name, str) else (None, False)
+    if hinted is not None and (name is None or task is hinted):
+        return hinted, hinted_e or is_e
+    if hinted is not None:
+        raise UserError(
+            f"a row of {name!r} in a file of {hinted.name!r}", where=where, mend="rename the file, or drop the row"
+        )
+    if task is None:
+        raise UserError(
+            f"no LongBench task: dataset is {name!r}",
+            where=where,
+            mend="name the file after its task, or write the task into 'dataset'",
+        )
+    return task, is_e
+
+
+def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
+    context, question = record.get("context"), record.get("input", record.get("question"))
+    if not isinstance(context, str) or not isinstance(question, str):
+        missing = "context" if not isinstance(context, str) else "input"
+        raise UserError(f"no text under {missing!r}", where=where, mend="give LongBench's rows as they are")
+    return Row(
+        id=str(record.get("_id") or f"{task.name}-{number}"),
+        input=question,
+        context=context,
+        answers=texts(record, "answers", where) or (),
+        length=length_of(record),
+        all_classes=texts(record, "all_classes", where),
+        where=where,
+    )
+
+
+def length_of(record: dict[str, Any]) -> int | None:
+    """The length that LongBench gives a row, in words; None where there is no such number."""
+    value = record.get("length")
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return int(value) if 0 <= value < _MOST_WORDS else None
+
+
+def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | None:
+    """A list of strings, or one string; None where there is none.
+
+    Raises:
+        UserError: anything else.
+    """
+    value = record.get(key)
+    if value is None:
+        return None
+    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (None,)
+    if not all(isinstance(text, str) for text in found):
+        raise UserError(f"{key!r} is no list of texts", where=where, mend="give LongBench's rows as they are")
+    return found or None
+
+
+def _checked(task: Task, rows: Sequence[Row]) -> tuple[Row, ...]:
+    seen: dict[str, Row] = {}
+    classes = next((row.all_classes for row in rows if row.all_classes), None)
+    for row in rows:
+        if row.id in seen:
+            raise UserError(
+                f"{task.name}: _id {row.id!r} is at {seen[row.id].where} too",
+                where=row.where,
+                mend="drop one of the two rows",
+            )
+        check_answers(task, row.answers, row.all_classes or classes, row.where)
+        seen[row.id] = row
+    # Every row of a task has the same classes; mirrors have left them out of some.
+    return tuple(
+        Row(row.id, row.input, row.context, row.answers, row.length, row.all_classes or classes, row.where)
+        for row in rows
+    )
+
+
+def check_answers(task: Task, answers: Sequence[str], all_classes: Sequence[str] | None, where: str) -> None:
+    """Refuse gold answers that the task's metric cannot use.
+
+    Raises:
+        UserError: there are none, or a paragraph number or the list of classes is missing.
+    """
+    if not answers:
+        raise UserError("no gold answers", where=where, mend="give LongBench's rows as they are")
+    mark = {"retrieval": "Paragraph ", "retrieval_zh": "段落"}.get(task.metric)
+    for answer in answers:
+        place = answer.find(mark) if mark else 0
+        if mark and (place < 0 or not answer[place + len(mark) : place + len(mark) + 1].isdecimal()):
+            raise UserError(
+                f"{task.name}: the answer {answer!r} names no paragraph",
+                where=where,
+                mend="is this a row of another task?",
+            )
+    if task.metric == "classification" and not all_classes:
+        raise UserError(f"{task.name} needs all_classes", where=where, mend="give LongBench's rows as they are")

@@ -1,0 +1,206 @@
+"""Scores of prediction files that are there already: ours, or in the official format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from logodata.common.errors import UserError
+from logodata.common.foreign_files import note_left_out
+from logodata.common.user_files import visible_files
+from logoeval.intervals import summarise
+from logoeval.records import PREDICTIONS_DIR, Outcome
+from logoeval.tasks.longbench.data import check_answers, length_of, read_lines, texts
+from logoeval.tasks.longbench.metrics import CodeSimBackend
+from logoeval.tasks.longbench.rules import TASKS, Task, split_name
+from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
+from logoeval.tasks.longbench.task import FOLDER
+
+_HOW = 'a line is {"pred", "answers", "all_classes", "length"}, a file is named after its task'
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A response with its gold answers; ``id`` is None in the official format."""
+
+    id: str | None
+    response: str
+    answers: tuple[str, ...]
+    all_classes: tuple[str, ...] | None
+    length: int | None
+    truncated: bool | None
+    where: str
+
+
+def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tuple[Outcome, bool]:
+    """Score a file, a folder of files, or the folder of a run of ours.
+
+    Args:
+        source: what to score.
+        e: take files without ``_e`` in their names for LongBench-E's, as the official script writes them.
+        code_sim: ratio of the code tasks.
+
+    Returns:
+        The scores, and whether they are LongBench-E's.
+
+    Raises:
+        UserError: nothing to score, or a line that cannot be scored.
+    """
+    predictions, is_e = read_predictions(source, e=e)
+    tasks = [TASKS[name] for name in predictions]
+    samples = [
+        _scored(TASKS[name], number, prediction, code_sim)
+        for name, members in predictions.items()
+        for number, prediction in enumerate(members)
+    ]
+    known = any(sample.truncated is not None for sample in samples)
+    reported = metrics(tasks, e=is_e, truncation=known)
+    outcome = Outcome(
+        reported,
+        sample_rows(samples, reported, e=is_e),
+        list(notes(samples, e=is_e, code_sim=code_sim)),
+        {"predictions": str(source.resolve())},
+    )
+    return outcome, is_e
+
+
+def record(outcome: Outcome, *, e: bool, code_sim: CodeSimBackend) -> dict[str, Any]:
+    """What ``logoeval score -o FILE`` writes."""
+    return {
+        "schema_version": 1,
+        "benchmark": "LongBench-E" if e else "LongBench",
+        "code_sim": code_sim,
+        "sources": outcome.sources,
+        "notes": outcome.notes,
+        "metrics": [metric.model_dump() for metric in outcome.metrics],
+        "summary": [row.model_dump() for row in summarise(outcome.metrics, outcome.samples)],
+    }
+
+
+def _scored(task: Task, number: int, prediction: Prediction, code_sim: CodeSimBackend) -> Scored:
+    score, overflow = best_score(task, prediction.response, prediction.answers, prediction.all_classes, code_sim)
+    sample_id = prediction.id or str(number)
+    return Scored(
+        id=sample_id,
+        task=task,
+        cluster=f"{task.name}/{sample_id}",  # the document is not in the file
+        prompt_hash="",
+        score=score,
+        overflow=overflow,
+        length=prediction.length,
+        truncated=prediction.truncated,
+    )
+
+
+def read_predictions(source: Path, *, e: bool) -> tuple[dict[str, list[Prediction]], bool]:
+    """Predictions by task, and whether they are LongBench-E's.
+
+    Raises:
+        UserError: see :func:`score_predictions`.
+    """
+    found: dict[str, list[Prediction]] = {}
+    kinds: dict[bool, str] = {}
+    for path in _files(source):
+        hinted, hinted_e = split_name(path.stem)
+        for where, content in read_lines(path):
+            task, is_e = _task(content, hinted, hinted_e, where)
+            kinds.setdefault(is_e or e, where)
+            found.setdefault(task.name, []).append(_prediction(content, task, where))
+    if not found:
+        raise UserError("holds no predictions", where=str(source), mend=_HOW)
+    if len(kinds) > 1:
+        raise UserError(
+            f"predictions of LongBench ({kinds[False]}) and of LongBench-E ({kinds[True]}) together",
+            where=str(source),
+            mend="score each by itself",
+        )
+    (is_e,) = kinds
+    ordered = {name: found[name] for name in TASKS if name in found}
+    for name, members in ordered.items():
+        _check(TASKS[name], members, e=is_e)
+    return ordered, is_e
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UserError("no such file or folder", where=str(source), mend=_HOW)
+    ours = source / PREDICTIONS_DIR / FOLDER
+    files = sorted(visible_files(ours if ours.is_dir() else source, (".jsonl",), below=False))
+    if not files:
+        raise UserError("holds no .jsonl file", where=str(source), mend=_HOW)
+    if not ours.is_dir():
+        note_left_out(source, files, ".jsonl files, without subfolders,")
+    return files
+
+
+def _task(content: dict[str, Any], hinted: Task | None, hinted_e: bool, where: str) -> tuple[Task, bool]:
+    name = content.get("task", content.get("dataset"))
+    task, is_e = split_name(name) if isinstance(name, str) else (None, False)
+    if hinted is not None and (name is None or task is hinted):
+        return hinted, hinted_e or is_e
+    if hinted is not None or task is None:
+        raise UserError(
+            f"a prediction of {name!r} in a file of {hinted.name!r}" if hinted else "no LongBench task",
+            where=where,
+            mend="name the file after its task, such as qasper.jsonl or qasper_e.jsonl",
+        )
+    return task, is_e
+
+
+def _prediction(content: dict[str, Any], task: Task, where: str) -> Prediction:
+    response = content.get("pred", content.get("response"))
+    if not isinstance(response, str):
+        raise UserError("no text under 'pred'", where=where, mend=_HOW)
+    answers, classes = texts(content, "answers", where) or (), texts(content, "all_classes", where)
+    check_answers(task, answers, classes, where)
+    sample_id, truncated = content.get("_id", content.get("id")), content.get("truncated")
+    return Prediction(
+        id=None if sample_id is None else str(sample_id),
+        response=response,
+        answers=answers,
+        all_classes=classes,
+        length=length_of(content),
+        truncated=truncated if isinstance(truncated, bool) else None,
+        where=where,
+    )
+
+
+def _check(task: Task, members: list[Prediction], *, e: bool) -> None:
+    """Refuse doubled rows: scripts that append without ids double them when they run again."""
+    if e and not task.in_e:
+        raise UserError(f"{task.name} is no task of LongBench-E", where=members[0].where, mend="score without -e")
+    seen: dict[str, str] = {}
+    for prediction in members:
+        if prediction.id is None:
+            continue
+        if prediction.id in seen:
+            raise UserError(
+                f"{task.name}: id {prediction.id!r} is at {seen[prediction.id]} too",
+                where=prediction.where,
+                mend="keep one of the two lines",
+            )
+        seen[prediction.id] = prediction.where
+    if 0 < len(seen) < len(members):
+        where = next(prediction.where for prediction in members if prediction.id is None)
+        raise UserError(f"{task.name}: a line without an id among others with one", where=where, mend="drop it")
+    if not seen and len(members) % 2 == 0 and _doubled(members):
+        raise UserError(
+            f"{task.name}: the second half of {len(members)} lines answers the same samples as the first",
+            where=members[len(members) // 2].where,
+            mend="keep one run's lines",
+        )
+    if not e and len(members) > task.num_rows:
+        raise UserError(
+            f"{task.name}: {len(members)} lines, LongBench has {task.num_rows} rows",
+            where=members[task.num_rows].where,
+            mend="keep one line a sample; for predictions of LongBench-E give -e",
+        )
+
+
+def _doubled(members: list[Prediction]) -> bool:
+    half = len(members) // 2
+    keys = [(member.answers, member.length) for member in members]
+    return half >= 10 and keys[:half] == keys[half:]  # a few rows can be alike by chance

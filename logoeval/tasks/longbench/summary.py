@@ -1,0 +1,191 @@
+"""From scored samples to what is reported: task means, category means, the two averages, LongBench-E's length groups.
+
+An average stands only where all its tasks do: a part of LongBench never looks like the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from logoeval.records import Metric, SampleRow
+from logoeval.tasks.longbench.metrics import CODE_SIM, METRICS, CodeSimBackend, rouge_overflows
+from logoeval.tasks.longbench.rules import BUCKETS, CATEGORIES, E_SUFFIX, TASKS, Task, bucket, official_rows
+
+_LOGO = [task for task in TASKS.values() if task.in_logo_table]
+
+
+_E = [task for task in TASKS.values() if task.in_e]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One sample. ``truncated`` is None where it is not known; ``overflow``: see :func:`best_score`."""
+
+    id: str
+    task: Task
+    cluster: str
+    prompt_hash: str
+    score: float
+    overflow: bool
+    length: int | None
+    truncated: bool | None
+
+
+def best_score(
+    task: Task, response: str, answers: Iterable[str], all_classes: Sequence[str] | None, code_sim: CodeSimBackend
+) -> tuple[float, bool]:
+    """The best score over the gold answers, and whether the official script gives 0 to one of them only because it
+    meets Python's recursion limit."""
+    metric = CODE_SIM[code_sim] if task.metric == "code_sim" else METRICS[task.metric]
+    kept = task.kept(response)
+    best, overflow = 0.0, False
+    for answer in answers:
+        score = metric(kept, answer, all_classes)
+        best = max(best, score)
+        overflow = overflow or (score == 0 and rouge_overflows(task.metric, kept, answer))
+    return best, overflow
+
+
+def sample_rows(samples: Sequence[Scored], reported: Sequence[Metric], *, e: bool) -> list[SampleRow]:
+    """The samples, each with its score under every metric of :func:`metrics` that counts it."""
+    keys = {
+        task.name: [metric.key for metric in reported if metric.key != "truncated" and _counts(metric.key, task)]
+        for task in TASKS.values()
+    }
+    rows = []
+    for sample in samples:
+        scores = dict.fromkeys(keys[sample.task.name], sample.score)
+        if sample.truncated is not None:
+            scores["truncated"] = float(sample.truncated)
+        facts = {"task": sample.task.name, "category": sample.task.category, "length": sample.length}
+        if e:
+            facts["words"] = "unknown length" if sample.length is None else f"{bucket(sample.length)} words"
+        rows.append(
+            SampleRow(
+                id=f"{sample.task.name}/{sample.id}",
+                cluster=sample.cluster,
+                prompt_hash=sample.prompt_hash,
+                scores=scores,
+                facts=facts,
+            )
+        )
+    return rows
+
+
+def _counts(key: str, task: Task) -> bool:
+    kind, _, name = key.partition(":")
+    if kind == "task":
+        return name == task.name
+    return (kind != "logo" or task in _LOGO) and name in ("", task.category)
+
+
+def metrics(tasks: Sequence[Task], *, e: bool, truncation: bool) -> list[Metric]:
+    """What is reported for these tasks: averages first, then categories, then tasks.
+
+    Args:
+        tasks: those that were measured.
+        e: whether their rows are LongBench-E's.
+        truncation: whether it is known which prompts were cut.
+    """
+    names = {task.name for task in tasks}
+    averages = list(_e_average(names) if e else _averages(names))
+    shown = [
+        _metric(
+            f"task:{task.name}",
+            f"LongBench {task.name}{E_SUFFIX if e else ''}",
+            f"{task.category}, {task.metric}: mean over samples of the best score over the gold answers.",
+            headline=not averages,
+            slice_by=["words"] if e else [],
+        )
+        for task in TASKS.values()
+        if task.name in names
+    ]
+    cut = Metric(
+        key="truncated",
+        label="LongBench prompts cut in the middle",
+        explanation="Share of the prompts that were longer than what the window leaves them.",
+        kind="share",
+        headline=False,
+        slice_by=["task"],
+    )
+    return [*averages, *([] if e else _categories(names)), *shown, *([cut] if truncation else [])]
+
+
+def _averages(names: set[str]) -> Iterator[Metric]:
+    if {task.name for task in _LOGO} <= names:
+        text = "Mean of the five category means over the 14 English tasks without code, as in the LOGO paper's table."
+        yield _metric("logo", "LongBench, LOGO's table", text, mean_of=["category", "task"])
+    if TASKS.keys() <= names:
+        text = "Mean of the six category means over all 21 tasks, Chinese and code among them."
+        yield _metric("all", "LongBench, all tasks", text, mean_of=["category", "task"])
+
+
+def _e_average(names: set[str]) -> Iterator[Metric]:
+    if {task.name for task in _E} <= names:
+        text = f"Mean of the means of LongBench-E's {len(_E)} tasks."
+        yield _metric("e", "LongBench-E", text, mean_of=["task"], slice_by=["words"])
+
+
+def _categories(names: set[str]) -> Iterator[Metric]:
+    for kind, pool, title in (("logo", _LOGO, "LOGO's table"), ("all", list(TASKS.values()), "all tasks")):
+        for category in CATEGORIES:
+            members = [task.name for task in pool if task.category == category]
+            if members and names.issuperset(members):
+                text = f"Mean over {', '.join(members)}."
+                yield _metric(
+                    f"{kind}:{category}", f"LongBench {category}, {title}", text, mean_of=["task"], headline=False
+                )
+
+
+def _metric(
+    key: str,
+    label: str,
+    explanation: str,
+    *,
+    mean_of: Sequence[str] = (),
+    slice_by: Sequence[str] = (),
+    headline: bool = True,
+) -> Metric:
+    return Metric(
+        key=key,
+        label=label,
+        explanation=explanation,
+        kind="share",
+        better="higher",
+        headline=headline,
+        slice_by=list(slice_by),
+        mean_of=list(mean_of),
+    )
+
+
+def notes(samples: Sequence[Scored], *, e: bool, code_sim: CodeSimBackend) -> Iterator[str]:
+    """What a reader of the numbers must know."""
+    by_task = {name: [sample for sample in samples if sample.task.name == name] for name in TASKS}
+    present = [TASKS[name] for name, members in by_task.items() if members]
+    absent = [task.name for task in (_E if e else TASKS.values()) if not by_task[task.name]]
+    benchmark = "LongBench-E" if e else "LongBench"
+    if absent:
+        yield f"a part of {benchmark}, without averages over: {', '.join(absent)}"
+    total = official_rows((task.name for task in present), e=e)
+    if len(samples) != total:
+        yield f"{len(samples):,} samples, where {benchmark} has {total:,} of these tasks: no official scores"
+    if any(task.metric == "code_sim" for task in present):
+        yield f"code_sim by {code_sim}"
+    if e:
+        for task in present:
+            held = {bucket(sample.length) for sample in by_task[task.name] if sample.length is not None}
+            for empty in (name for name in BUCKETS if name not in held):
+                yield f"{task.name}{E_SUFFIX}: no samples of {empty} words"
+        unknown = sum(sample.length is None for sample in samples)
+        if unknown:
+            yield f"{unknown} samples tell no length and are in no length group"
+    overflows = sum(sample.overflow for sample in samples)
+    if overflows:
+        yield (
+            f"{overflows} samples meet a gold answer whose ROUGE-L is 0 only because the official script runs into "
+            "Python's recursion limit there"
+        )
+    cut = [sample.truncated for sample in samples if sample.truncated is not None]
+    if cut:
+        yield f"{sum(cut):,} of {len(cut):,} prompts were cut in the middle ({100 * sum(cut) / len(cut):.1f} %)"

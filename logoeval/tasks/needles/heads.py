@@ -1,0 +1,251 @@
+"""The retrieval score of LOGO's Eq. 5, from where each head looks: which needle tokens it copies, which heads count.
+
+A head h copies at a decoding step when the input position that it attends most lies inside needle k_i and holds the
+token that the step generates. With g_h the tokens so copied, its score on the needle is ``|g_h ∩ k_i| / |k_i|``. Heads
+whose mean score is under 0.1 are dropped; the model's score is the mean over the ten best of the rest.
+
+What the paper leaves open follows Retrieval Head (Wu et al. 2024, arXiv 2404.15574), from whom it has the formula, and
+their script:
+
+- the needle k_i is the part of the sentence that answers the question ("real needle" there), here the tokens of the
+  value, not the whole sentence;
+- the step that generates a token attends with the query of the token before it;
+- the most attended position is that of the whole row: a head that looks at the first token or at the answer itself
+  copies nothing;
+- a token of k_i is a place in the needle: a digit that occurs twice is two tokens. Ours: a place copied twice counts
+  once, since g_h is a set (their script adds every copy, and can exceed 1).
+
+A head's score on a sample is the mean over its needles, and over samples the plain mean.
+
+The paper scores by degrees; a table of saw and said needs yes or no. A value is seen if one of the heads copies its
+first token. Later tokens tell little: whoever is fed "12" finds the 3 of "123" by what stands before it (measured: with
+the right answer fed, the ten heads of SmolLM2-135M copy half of every value's tokens, said or not).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from logodata.common.errors import UserError
+from logodata.common.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+HEADS_FILE = "heads.json"
+
+
+MIN_SCORE = 0.1
+
+
+MOST_HEADS = 10
+
+
+_SCHEMA_VERSION = 1
+
+
+Copies = NDArray[np.bool_]
+"""Which needle tokens each head copied, [layers, heads, tokens of all needles]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needles:
+    """Where the values of one prompt stand.
+
+    Args:
+        places: prompt position -> number of the needle token that it holds. A value that stands in several places has
+            its tokens there under the same numbers.
+        token_ids: of the needle tokens, [tokens of all needles].
+        sizes: tokens of each needle, in order.
+    """
+
+    places: Mapping[int, int]
+    token_ids: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+def find_needles(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], values: Sequence[str]) -> Needles:
+    """Find values, strings of ASCII letters and digits, among the tokens of a prompt.
+
+    A token that holds more than the value's characters (a space before them) belongs to the value. Other occurrences
+    of a value count if they are the same tokens; inside a longer word or number it does not occur.
+
+    Raises:
+        UserError: a value is not in the prompt's tokens.
+    """
+    # Vocabulary entries write ASCII letters and digits as they are, in byte-level and in sentencepiece vocabularies.
+    pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(prompt_ids))]
+    ends = np.cumsum([len(piece) for piece in pieces])
+    text = "".join(pieces)
+    places: dict[int, int] = {}
+    token_ids: list[int] = []
+    sizes: list[int] = []
+    for value in values:
+        tokens: tuple[int, ...] | None = None
+        for match in re.finditer(rf"(?<![0-9A-Za-z]){re.escape(value)}(?![0-9A-Za-z])", text):
+            first, last = np.searchsorted(ends, (match.start(), match.end() - 1), side="right").tolist()
+            here = tuple(prompt_ids[first : last + 1])
+            if tokens is None:
+                tokens = here
+            if here == tokens:
+                places |= {first + offset: len(token_ids) + offset for offset in range(len(here))}
+        if tokens is None:
+            raise UserError(
+                f"the value {value!r} is not among the prompt's tokens",
+                where=type(tokenizer).__name__,
+                mend="the retrieval score needs a tokenizer whose entries show digits as they are",
+            )
+        token_ids += tokens
+        sizes.append(len(tokens))
+    return Needles(places, tuple(token_ids), tuple(sizes))
+
+
+def copied_tokens(most_attended: NDArray[np.int64], answer_ids: Sequence[int], needles: Needles) -> Copies:
+    """The needle tokens that each head copies into an answer.
+
+    Args:
+        most_attended: positions, [steps, layers, heads], of
+        :func:`logoeval.tasks.needles.attention_trace.trace_answers`. answer_ids: the token that each step generates,
+        [steps]. needles: of the prompt.
+    """
+    steps, layers, heads = most_attended.shape
+    if steps != len(answer_ids):
+        raise ValueError(f"{steps} steps for {len(answer_ids)} tokens")
+    copies = np.zeros((layers, heads, len(needles.token_ids)), dtype=np.bool_)
+    for position, number in needles.places.items():
+        generates = np.array([token == needles.token_ids[number] for token in answer_ids], dtype=np.bool_)
+        copies[:, :, number] |= (most_attended[generates] == position).any(axis=0)
+    return copies
+
+
+def shares(copies: Copies, sizes: Sequence[int]) -> NDArray[np.float64]:
+    """``|g_h ∩ k_i| / |k_i|`` for each needle: [..., needles] from [..., tokens of all needles]."""
+    starts = np.cumsum([0, *sizes[:-1]])
+    return np.add.reduceat(copies.astype(np.float64), starts, axis=-1) / np.asarray(sizes)
+
+
+def encode_copies(copies: Copies, sizes: Sequence[int]) -> dict[str, str]:
+    """For a JSON record: ``{"layer.head": "1101 0000"}``, a digit a needle token, of heads that copied any."""
+    cuts = np.cumsum(sizes)[:-1]
+    return {
+        f"{layer}.{head}": " ".join("".join(map(str, part)) for part in np.split(copies[layer, head].astype(int), cuts))
+        for layer, head in np.argwhere(copies.any(axis=-1)).tolist()
+    }
+
+
+def decode_copies(record: Mapping[str, str], grid: tuple[int, int], sizes: Sequence[int]) -> Copies:
+    """What :func:`encode_copies` wrote; ``grid`` is (layers, heads)."""
+    copies = np.zeros((*grid, sum(sizes)), dtype=np.bool_)
+    for name, digits in record.items():
+        layer, head = map(int, name.split("."))
+        copies[layer, head] = [digit == "1" for digit in digits if digit != " "]
+    return copies
+
+
+class Head(BaseModel):
+    """A head with its mean score on the calibration samples. Layers and heads count from 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layer: int
+    head: int
+    score: float
+
+
+class Heads(BaseModel):
+    """``heads.json``: the retrieval heads of one model, found on samples that are not measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = _SCHEMA_VERSION
+    model: str
+    model_fingerprint: str
+    adapter_fingerprint: str | None
+    calibration: dict[str, str]
+    """Samples that they were found on, and the hashes of their prompts."""
+    num_layers: int
+    num_heads: int
+    retrieval_heads: list[Head]
+    """All that score 0.1 or more, the best first; the first ten make the retrieval score."""
+
+    @property
+    def best(self) -> list[Head]:
+        """The heads that count."""
+        return self.retrieval_heads[:MOST_HEADS]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the heads that count: two runs with the same one are measured on the same heads."""
+        names = sorted((head.layer, head.head) for head in self.best)
+        return hashlib.sha256(repr((self.num_layers, self.num_heads, names)).encode()).hexdigest()[:16]
+
+    def write(self, path: Path) -> None:
+        """Write the file, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, path: Path, grid: tuple[int, int] | None = None) -> Self:
+        """Read the file, of a model with ``grid`` (layers, heads) if that is given.
+
+        Raises:
+            UserError: there is none, it is damaged, or its model has another shape.
+        """
+        mend = f"give the {HEADS_FILE} of a run with --retrieval"
+        try:
+            heads = cls.model_validate(read_json(path))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(str(part) for part in fault["loc"])
+            raise UserError(f"no file of heads: {place}: {fault['msg']}", where=str(path), mend=mend) from error
+        if heads.schema_version != _SCHEMA_VERSION:
+            raise UserError(
+                f"schema version {heads.schema_version}, this program reads {_SCHEMA_VERSION}",
+                where=str(path),
+                mend=mend,
+            )
+        if grid is not None and (heads.num_layers, heads.num_heads) != grid:
+            raise UserError(
+                f"heads of a model with {heads.num_layers} layers of {heads.num_heads}, this one has {grid[0]} of "
+                f"{grid[1]}",
+                where=str(path),
+                mend="give the heads of this model's base",
+            )
+        return heads
+
+
+def choose_heads(scores: NDArray[np.float64]) -> list[Head]:
+    """The heads whose mean ``scores`` [layers, heads] reach 0.1, the best first; ties in order of layer and head."""
+    found = [
+        Head(layer=layer, head=head, score=round(float(scores[layer, head]), 6))
+        for layer, head in np.argwhere(scores >= MIN_SCORE).tolist()
+    ]
+    return sorted(found, key=lambda head: -head.score)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """One sample: the mean score of some heads, and which values one of them saw."""
+
+    score: float
+    seen: tuple[bool, ...]
+
+
+def score_sample(copies: Copies, sizes: Sequence[int], heads: Iterable[Head]) -> Retrieval:
+    """The retrieval score of ``heads`` on one sample; 0 if there are none."""
+    chosen = [copies[head.layer, head.head] for head in heads]
+    if not chosen:
+        return Retrieval(0.0, (False,) * len(sizes))
+    stacked = np.stack(chosen)
+    first_tokens = np.cumsum([0, *sizes[:-1]])
+    seen = np.logical_or.reduce(stacked[:, first_tokens], axis=0)
+    return Retrieval(float(shares(stacked, sizes).mean()), tuple(seen.tolist()))

@@ -1,0 +1,355 @@
+"""Saw and said: the retrieval score on the samples of a needle test, beside the recall of the answers.
+
+Every sample is traced twice over one prefill. Over the model's own answer: Eq. 5 as published, where a head can only
+copy what the model says. And over the gold answer, fed to it (teacher forcing): every model then answers the same
+steps, and a value that the model does not say can still be seen to be found. The table of saw and said takes "saw" from
+the second.
+
+Heads are found by the gold answers of calibration samples, drawn with another seed. A run writes the heads of its own
+model to ``heads.json``; another run measures the same heads if it is given that file. Records keep what every head
+copied, so heads are chosen after the work, not before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logodata.common.append_log import Shard
+from logodata.common.console import progress
+from logodata.common.errors import UserError
+from logodata.models.facts import model_fingerprint
+from logodata.models.loading import load_config
+from logodata.prompts import encode_text
+from logoeval.records import Metric, Outcome, SampleRow, hash_ids
+from logoeval.session import Session, adapter_fingerprint
+from logoeval.tasks.needles.heads import (
+    HEADS_FILE,
+    MIN_SCORE,
+    Copies,
+    Head,
+    Heads,
+    choose_heads,
+    copied_tokens,
+    decode_copies,
+    encode_copies,
+    find_needles,
+    score_sample,
+    shares,
+)
+from logoeval.tasks.needles.settings import RetrievalSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+CALIBRATION_SEED_OFFSET = 7_919_000
+"""Added to the recipe's seed: calibration samples are none of those that a run with a small seed measures."""
+
+
+_SLICES = ["haystack", "length"]
+
+
+METRICS = [
+    Metric(
+        key="retrieval",
+        label="Needle retrieval",
+        explanation="Share of a hidden number's tokens that a retrieval head looks at in the text as the model's own "
+        "answer says them, mean over the ten best heads (LOGO, Eq. 5).",
+        kind="share",
+        better="higher",
+        slice_by=_SLICES,
+    ),
+    Metric(
+        key="retrieval_forced",
+        label="Needle retrieval, right answer fed",
+        explanation="The same while the right answer is fed to the model, so that every model answers the same steps.",
+        kind="share",
+        better="higher",
+        slice_by=_SLICES,
+    ),
+    Metric(
+        key="retrieval_own",
+        label="Needle retrieval, this model's own heads",
+        explanation="The same as “Needle retrieval”, with heads found on the measured model itself.",
+        kind="share",
+        better="higher",
+        headline=False,
+    ),
+    Metric(
+        key="retrieval_forced_own",
+        label="Needle retrieval, right answer fed, this model's own heads",
+        explanation="The same with the right answer fed, with heads found on the measured model itself.",
+        kind="share",
+        better="higher",
+        headline=False,
+    ),
+    Metric(
+        key="saw",
+        label="Numbers seen",
+        explanation="Share of the numbers at whose beginning one of the ten heads looks when the right answer, fed to "
+        "the model, comes to them.",
+        kind="share",
+        better="higher",
+        headline=False,
+    ),
+    Metric(
+        key="saw_and_said",
+        label="Numbers seen and said",
+        explanation="Share of the numbers both seen and said.",
+        kind="share",
+        better="higher",
+        headline=False,
+    ),
+    Metric(
+        key="saw_only",
+        label="Numbers seen, not said",
+        explanation="Share of the numbers seen that the answer lacks.",
+        kind="share",
+        headline=False,
+    ),
+    Metric(
+        key="said_only",
+        label="Numbers said, not seen",
+        explanation="Share of the numbers said that the heads were not seen to find.",
+        kind="share",
+        headline=False,
+    ),
+    Metric(
+        key="neither",
+        label="Numbers neither seen nor said",
+        explanation="Share of the numbers neither seen nor said.",
+        kind="share",
+        better="lower",
+        headline=False,
+    ),
+    Metric(
+        key="said_minus_saw",
+        label="Said minus saw",
+        explanation="Share of the numbers said less the share seen: below zero, the model finds more than it says.",
+        kind="share",
+        headline=False,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TraceItem:
+    """A sample to trace: its prompt, the values hidden in it, and the token ids of the model's own answer."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    values: tuple[str, ...]
+    answer_ids: tuple[int, ...] = ()
+
+
+def describe_heads(settings: RetrievalSettings | None) -> dict[str, str | None]:
+    """The heads that are measured, wherever their file lies; None: the model's own, which the work will find.
+
+    Raises:
+        UserError: no file of heads.
+    """
+    if settings is None:
+        return {}
+    return {"retrieval_heads": Heads.read(settings.heads).fingerprint if settings.heads is not None else None}
+
+
+def check(session: Session) -> None:
+    """Refuse, before any work, what cannot be traced.
+
+    Raises:
+        UserError: the engine does not show the attention; or see
+        :func:`logoeval.tasks.needles.attention_trace.check_model`.
+    """
+    from logoeval.tasks.needles.attention_trace import check_model
+
+    kind = session.settings.engine.kind
+    if kind != "transformers":
+        raise UserError(
+            f"niah.retrieval: the retrieval score reads the model's attention, which engine.kind={kind} does not show",
+            mend="use engine.kind=transformers",
+        )
+    check_model(load_config(session.settings.model, adapter=session.settings.adapter))
+
+
+def extend(
+    outcome: Outcome,
+    settings: RetrievalSettings,
+    session: Session,
+    predictions: Path,
+    *,
+    items: Sequence[TraceItem],
+    calibration: Sequence[TraceItem],
+) -> Outcome:
+    """``outcome`` with the retrieval scores of its samples, and ``heads.json`` beside ``predictions``.
+
+    Args:
+        outcome: rows in the order of ``items``, each with the fact ``found``: which values the answer holds.
+        settings: which heads.
+        session: of the transformers engine.
+        predictions: folder of the resumable records.
+        items: the samples, with their answers.
+        calibration: samples that find the heads.
+
+    Raises:
+        UserError: the model's attention cannot be traced, a file of heads does not fit, or a record on disk is of
+            another prompt or answer.
+    """
+    from logoeval.tasks.needles.attention_trace import head_grid
+
+    config = load_config(session.settings.model, adapter=session.settings.adapter)
+    grid = head_grid(config)
+    given = Heads.read(settings.heads, grid) if settings.heads is not None else None  # before the work
+    found = _trace(session, calibration, predictions / "niah-calibration.jsonl", own_answer=False)
+    scores = [
+        shares(decode_copies(record["gold"], grid, record["sizes"]), record["sizes"]).mean(axis=-1) for record in found
+    ]
+    own = Heads(
+        model=session.settings.model,
+        model_fingerprint=model_fingerprint(session.settings.model),
+        adapter_fingerprint=adapter_fingerprint(session.settings.adapter),
+        calibration={record["id"]: record["prompt_hash"] for record in found},
+        num_layers=grid[0],
+        num_heads=grid[1],
+        retrieval_heads=choose_heads(np.mean(scores, axis=0)),
+    )
+    own.write(predictions.parent / HEADS_FILE)
+    heads = given or own
+
+    records = _trace(session, items, predictions / "niah-retrieval.jsonl", own_answer=True)
+    rows = [
+        _extended(
+            row,
+            said=row.facts["found"],
+            copies={kind: decode_copies(record[kind], grid, record["sizes"]) for kind in ("own", "gold")},
+            sizes=record["sizes"],
+            heads=heads.best,
+            own_heads=own.best,
+        )
+        for row, record in zip(outcome.samples, records, strict=True)
+    ]
+    notes = [*outcome.notes, *_notes(own, given, settings.heads), *_unlike(records)]
+    return replace(
+        outcome,
+        metrics=[*outcome.metrics, *METRICS],
+        samples=rows,
+        notes=notes,
+        settings={**outcome.settings, "retrieval_heads": heads.fingerprint},
+    )
+
+
+def gold_answer(tokenizer: PreTrainedTokenizerBase, values: Sequence[str]) -> list[int]:
+    """The right answer, as it follows the beginning that the prompt gives it: `` 1, 2, and 3.``"""
+    *first, last = values
+    listed = last if not first else f"{', '.join(first)}{',' if len(first) > 1 else ''} and {last}"
+    return encode_text(tokenizer, f" {listed}.")
+
+
+def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answer: bool) -> list[dict[str, Any]]:
+    """A record an item, in order: what each head copies into the gold answer, and into the model's own."""
+    from logoeval.tasks.needles.attention_trace import trace_answers
+
+    shard = Shard(path)
+    hashes = {
+        item.id: {"prompt_hash": hash_ids(item.prompt_ids), "answer_hash": hash_ids(item.answer_ids)} for item in items
+    }
+    for item_id, expected in hashes.items():
+        if item_id in shard and not expected.items() <= shard[item_id].items():
+            raise UserError(
+                f"record {item_id!r} traces another prompt or answer",
+                where=str(path),
+                mend="evaluate into another folder",
+            )
+    waiting = [item for item in items if item.id not in shard]
+    if waiting:
+        label = "retrieval" if own_answer else "retrieval heads"
+        with progress(label, len(items), len(items) - len(waiting)) as tracker:
+            for item in waiting:
+                needles = find_needles(session.tokenizer, item.prompt_ids, item.values)
+                answers = {"gold": gold_answer(session.tokenizer, item.values)}
+                if own_answer:
+                    answers["own"] = list(item.answer_ids)
+                session.check_window(
+                    len(item.prompt_ids) + max(map(len, answers.values())), "the longest of niah.lengths with an answer"
+                )
+                traces = trace_answers(session.model, item.prompt_ids, list(answers.values()))
+                copies = {
+                    kind: encode_copies(copied_tokens(trace, ids, needles), needles.sizes)
+                    for (kind, ids), trace in zip(answers.items(), traces, strict=True)
+                }
+                shard.append(
+                    {
+                        "id": item.id,
+                        **hashes[item.id],
+                        "sizes": list(needles.sizes),
+                        "unlike": sum(token not in answers["gold"] for token in needles.token_ids),
+                        **copies,
+                    }
+                )
+                tracker.advance()
+    return [shard[item.id] for item in items]
+
+
+def _extended(
+    row: SampleRow,
+    *,
+    said: Sequence[bool],
+    copies: dict[str, Copies],
+    sizes: Sequence[int],
+    heads: Sequence[Head],
+    own_heads: Sequence[Head],
+) -> SampleRow:
+    forced = score_sample(copies["gold"], sizes, heads)
+    table = saw_said(forced.seen, said)
+    scores = {
+        "retrieval": score_sample(copies["own"], sizes, heads).score,
+        "retrieval_forced": forced.score,
+        "retrieval_own": score_sample(copies["own"], sizes, own_heads).score,
+        "retrieval_forced_own": score_sample(copies["gold"], sizes, own_heads).score,
+        "saw": sum(forced.seen) / len(sizes),
+        **{key: count / len(sizes) for key, count in table.items()},
+        "said_minus_saw": (table["said_only"] - table["saw_only"]) / len(sizes),
+    }
+    return row.model_copy(
+        update={"scores": {**row.scores, **scores}, "facts": {**row.facts, "seen": list(forced.seen)}}
+    )
+
+
+def saw_said(saw: Sequence[bool], said: Sequence[bool]) -> dict[str, int]:
+    """The 2x2 table: how many values are in each cell."""
+    pairs = list(zip(saw, said, strict=True))
+    return {
+        "saw_and_said": pairs.count((True, True)),
+        "saw_only": pairs.count((True, False)),
+        "said_only": pairs.count((False, True)),
+        "neither": pairs.count((False, False)),
+    }
+
+
+def _notes(own: Heads, given: Heads | None, path: Path | None) -> Iterator[str]:
+    count, best = len(own.retrieval_heads), own.best
+    yield (
+        f"retrieval heads: {count} of {own.num_layers * own.num_heads} reach {MIN_SCORE} on "
+        f"{len(own.calibration)} calibration samples; the best (layer.head score): "
+        + (", ".join(f"{head.layer}.{head.head} {head.score:.2f}" for head in best) or "none")
+    )
+    used = given or own
+    if given is not None:
+        adapter = f" with adapter {given.adapter_fingerprint}" if given.adapter_fingerprint else ""
+        yield f"retrieval is measured on the heads of {path}, found on {given.model}{adapter}"
+    if not used.best:
+        yield f"no head reaches {MIN_SCORE}: retrieval scores are 0"
+    elif len(used.best) < 10:
+        yield f"only {len(used.best)} heads reach {MIN_SCORE}: retrieval is the mean over them"
+
+
+def _unlike(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Needle tokens that the gold answer does not hold cannot be copied: this lowers every model's score."""
+    missing = sum(record["unlike"] for record in records)
+    if missing:
+        total = sum(sum(record["sizes"]) for record in records)
+        yield f"{missing} of {total} needle tokens are tokenised otherwise in the answer, and cannot be copied"

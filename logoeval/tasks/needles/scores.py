@@ -1,0 +1,81 @@
+"""What a response is worth: RULER's recall, and exact numbers beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from logoeval.records import Metric
+from logoeval.tasks.needles.settings import NiahVariant
+
+DEPTH_BINS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))
+"""Percent. Needles at random depths are reported by fifths of the text, lower end included."""
+
+
+METRICS = [
+    Metric(
+        key="recall",
+        label="Needle recall",
+        explanation="Share of the hidden numbers that occur in the response, inside longer numbers too.",
+        kind="share",
+        better="higher",
+        slice_by=["haystack", "length"],
+    ),
+    Metric(
+        key="precision",
+        label="Needle precision",
+        explanation="Share of the distinct numbers in the response that are hidden ones; 0 where it gives no number.",
+        kind="share",
+        better="higher",
+    ),
+    Metric(
+        key="distinct_values",
+        label="Distinct values found",
+        explanation="How many of the hidden numbers the response gives exactly, each counted once.",
+        kind="count",
+        better="higher",
+    ),
+]
+
+
+def score_response(response: str, values: Sequence[str]) -> dict[str, float]:
+    """Scores of a response: see :data:`METRICS`. ``recall`` is RULER's ``string_match_all``."""
+    numbers = set(re.findall(r"\d+", response))
+    exact = numbers & set(values)
+    return {
+        "recall": sum(value in response for value in values) / len(values),
+        "precision": len(exact) / len(numbers) if numbers else 0.0,
+        "distinct_values": float(len(exact)),
+    }
+
+
+def depth_scores(depths: Sequence[int], found: Sequence[bool]) -> dict[str, float]:
+    """Share found of the needles in each of :data:`DEPTH_BINS` that holds one, by key of its metric."""
+    scores = {}
+    for low, high in DEPTH_BINS:
+        inside = [hit for depth, hit in zip(depths, found, strict=True) if low <= depth < high]
+        if inside:
+            scores[f"recall@{low}"] = sum(inside) / len(inside)
+    return scores
+
+
+def metrics(variant: NiahVariant) -> list[Metric]:
+    """Those of a variant: recall by depth is a slice where a sample has one depth, metrics of their own where its
+    needles lie at several."""
+    recall, *others = METRICS
+    if variant == "single":
+        by_depth = [["haystack"], ["haystack", "depth"], ["haystack", "length", "depth"]]
+        return [recall.model_copy(update={"also_by": by_depth}), *others]
+    bins = [
+        Metric(
+            key=f"recall@{low}",
+            label=f"Needle recall, depth {low} to {min(high, 100)} %",
+            explanation="Share found of a prompt's numbers that stand in this part of the text, mean over prompts.",
+            kind="share",
+            better="higher",
+            headline=False,
+            slice_by=["haystack", "length"],
+        )
+        for low, high in DEPTH_BINS
+    ]
+    return [*METRICS, *bins]

@@ -1,0 +1,168 @@
+"""The task: a grid of samples, answered, scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logodata.common.errors import UserError
+from logodata.engines import GenerationResult, Sampling
+from logoeval.records import Outcome, SampleRow
+from logoeval.tasks.generate import PromptItem, complete
+from logoeval.tasks.needles.haystacks import haystacks
+from logoeval.tasks.needles.samples import NiahSample, SampleBuilder
+from logoeval.tasks.needles.saw_said import CALIBRATION_SEED_OFFSET, TraceItem, check, describe_heads, extend
+from logoeval.tasks.needles.scores import depth_scores, metrics, score_response
+from logoeval.tasks.needles.settings import NiahSettings
+
+if TYPE_CHECKING:
+    from logoeval.session import Session
+
+
+VERSION = 3
+"""Raised when prompts or scores change their meaning: results of two versions are not compared."""
+
+
+def describe(settings: NiahSettings) -> dict[str, Any]:
+    """What two comparable runs have in common; folders by name and contents, wherever they lie."""
+    texts = {haystack.name: haystack.fingerprint for haystack in haystacks(settings)}
+    dump = settings.model_dump(mode="json", exclude={"haystacks": True, "retrieval": {"heads"}})
+    return {**dump, "haystacks": texts, **describe_heads(settings.retrieval)}
+
+
+def build_samples(
+    settings: NiahSettings, session: Session, *, seed_offset: int = 0
+) -> list[tuple[NiahSample, PromptItem]]:
+    """All samples of the grid, with what an engine is asked. ``seed_offset`` is added to the recipe's seed.
+
+    Raises:
+        UserError: a length leaves the model's window, or has no room for the needles.
+    """
+    _check_window(settings, session)
+    samples = []
+    for haystack in haystacks(settings):
+        builder = SampleBuilder(
+            session.tokenizer,
+            haystack,
+            seed=session.settings.seed + seed_offset,
+            num_values=settings.num_values,
+            variant=settings.variant,
+        )
+        for length in settings.lengths:
+            for depth in settings.depths or (None,):
+                for index in range(settings.num_samples):
+                    sample = builder.build(length, index, depth)
+                    samples.append((sample, PromptItem(sample.id, sample.prompt_ids, builder.template)))
+    return samples
+
+
+def _check_window(settings: NiahSettings, session: Session) -> None:
+    longest = max(settings.lengths)
+    needed = longest + settings.max_new_tokens
+    what = f"niah.lengths: the longest, {longest} tokens, with niah.max_new_tokens={settings.max_new_tokens}"
+    session.check_window(needed, what)
+    limit = session.settings.engine.max_model_len
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"{what} needs {needed} positions, engine.max_model_len is {limit}",
+            mend="raise engine.max_model_len, or lower niah.lengths",
+        )
+
+
+def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
+    """Answer all samples; a row a sample, in the order of the grid. Engines ask in the order of the prompts' tokens."""
+    if settings.retrieval is not None:
+        check(session)
+    built = build_samples(settings, session)
+    samples = {sample.id: sample for sample, _ in built}
+
+    def fields(response: str, result: GenerationResult) -> dict[str, Any]:
+        sample = samples[result.id]
+        found = [value in response for value in sample.values]
+        return {
+            "haystack": sample.haystack,
+            "length": sample.length,
+            "key": sample.key,
+            "values": list(sample.values),
+            "depths": list(sample.depths),
+            "found": found,
+            "response_ids": list(result.token_ids),
+            **score_response(response, sample.values),
+        }
+
+    records = complete(
+        session.engine,
+        session.tokenizer,
+        [item for _, item in built],
+        sampling=Sampling(settings.max_new_tokens, session.stop_ids),
+        path=predictions / "niah.jsonl",
+        fields=fields,
+        label="niah",
+    )
+    single = settings.variant == "single"
+    rows = [_row(record, samples[record["id"]].cluster, single) for record in records]
+    outcome = Outcome(metrics(settings.variant), rows, list(_notes([sample for sample, _ in built])))
+    if settings.retrieval is None:
+        return outcome
+    fewer = settings.model_copy(update={"num_samples": settings.retrieval.num_calibration})
+    calibration = build_samples(fewer, session, seed_offset=CALIBRATION_SEED_OFFSET)
+    return extend(
+        outcome,
+        settings.retrieval,
+        session,
+        predictions,
+        items=[
+            TraceItem(sample.id, sample.prompt_ids, sample.values, tuple(record["response_ids"]))
+            for (sample, _), record in zip(built, records, strict=True)
+        ],
+        calibration=[
+            TraceItem(f"calibration-{sample.id}", sample.prompt_ids, sample.values) for sample, _ in calibration
+        ],
+    )
+
+
+def shared_prefix_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many prompt tokens need not be computed twice: those that a prompt shares, from its beginning on, with the
+    one before it in the order of their tokens.
+
+    That order walks the prefix tree, so no other order shares more, and a cache needs to hold one prompt only.
+    """
+    ordered = sorted(prompts)
+    return sum(_num_common(first, second) for first, second in pairwise(ordered))
+
+
+def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    return next(
+        (place for place, (one, other) in enumerate(zip(first, second, strict=False)) if one != other),
+        min(len(first), len(second)),
+    )
+
+
+def _row(record: dict[str, Any], cluster: str, single: bool) -> SampleRow:
+    facts = {fact: record[fact] for fact in ("haystack", "length", "depths", "found")}
+    scores = {key: record[key] for key in ("recall", "precision", "distinct_values")}
+    if single:
+        facts["depth"] = record["depths"][0]
+    else:
+        scores.update(depth_scores(record["depths"], record["found"]))
+    return SampleRow(id=record["id"], cluster=cluster, prompt_hash=record["prompt_hash"], scores=scores, facts=facts)
+
+
+def _notes(samples: Sequence[NiahSample]) -> Iterator[str]:
+    for name, length in dict.fromkeys((sample.haystack, sample.length) for sample in samples if sample.repeats):
+        yield f"the haystack {name!r} is shorter than {length} tokens and was repeated at that length"
+    shortest: dict[tuple[str, int], int] = {}
+    for sample in samples:
+        cell = sample.haystack, sample.length
+        shortest[cell] = min(len(sample.prompt_ids), shortest.get(cell, sample.length))
+    for (name, length), num_tokens in shortest.items():
+        if num_tokens < 0.9 * length:
+            yield f"prompts of {length} tokens have as few as {num_tokens} in {name!r}: its sentences are long"
+    total = sum(len(sample.prompt_ids) for sample in samples)
+    shared = shared_prefix_tokens([sample.prompt_ids for sample in samples])
+    yield (
+        f"{shared:,} of {total:,} prompt tokens ({100 * shared / total:.0f} %) lie in a beginning shared with another "
+        "prompt, which a prefix cache computes once"
+    )

@@ -1,0 +1,171 @@
+"""Held-out preference pairs: does the model lean to the preferred response, and what does it answer itself?
+
+Log-probabilities come from the trainer's own functions over the shared-prefix row (:mod:`logotrain`), at natural
+positions: the margin measured here is the one that is trained (paper Eq. 2), before beta and gamma.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from logodata.common.append_log import Shard
+from logodata.common.console import progress
+from logodata.common.errors import UserError
+from logodata.common.finite import check_responses
+from logodata.common.recipes.reading import RecipeModel
+from logodata.common.recipes.types import Tokens
+from logodata.contract import PreferenceSample
+from logodata.models.vocabulary import check_ids, vocabulary_size
+from logoeval.records import Metric, Outcome, SampleRow, data_fingerprint, hash_ids
+from logoeval.tasks import qa
+
+if TYPE_CHECKING:
+    from logoeval.session import Session
+    from logotrain.loss.logprobs import LogprobModel
+
+
+_BUILD = "build the data set again with this model"
+
+
+VERSION = 1
+"""Raised when scores change their meaning: results of two versions are not compared."""
+
+
+METRICS = [
+    Metric(
+        key="margin",
+        label="Reward margin",
+        explanation="Mean log-probability per token of the preferred response, minus the mean of the dis-preferred "
+        "ones'; above 0 the model would rather say the preferred one. This is what the training raises.",
+        kind="nats",
+        better="higher",
+    ),
+    Metric(
+        key="prefers_chosen",
+        label="Pairs with a positive margin",
+        explanation="Share of held-out questions where the preferred response is likelier, token for token.",
+        kind="share",
+        better="higher",
+    ),
+    Metric(
+        key="chosen",
+        label="Log-probability, preferred",
+        explanation="Mean log-probability per token of the preferred response, in nats; nearer 0 is likelier.",
+        kind="nats",
+        better="higher",
+    ),
+    Metric(
+        key="rejected",
+        label="Log-probability, dis-preferred",
+        explanation="The same, averaged over the dis-preferred responses.",
+        kind="nats",
+    ),
+    *qa.metrics("Answer"),
+]
+
+
+def describe(settings: PairsSettings) -> dict[str, Any]:
+    """What two comparable runs have in common; the data by their contents, wherever they lie."""
+    return {**settings.model_dump(mode="json", exclude={"data"}), "data_fingerprint": data_fingerprint(settings.data)}
+
+
+def sample_hash(sample: PreferenceSample) -> str:
+    """Hash of all token ids of a sample: what its scores depend on."""
+    return hash_ids(sample.prompt_ids, sample.chosen.token_ids, *(response.token_ids for response in sample.rejected))
+
+
+def mean_logprobs(model: LogprobModel, sample: PreferenceSample, window: int) -> list[float]:
+    """r(y), the mean log-probability per token in nats, of the preferred response and then of each dis-preferred one.
+
+    Args:
+        model: inside :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
+        sample: its positions are natural, without gaps.
+        window: positions the model was made for.
+
+    Raises:
+        UserError: the sample does not fit the window.
+    """
+    import torch
+
+    from logotrain.loss.logprobs import split_logprobs
+    from logotrain.recipe.settings import PositionSettings
+    from logotrain.rows.collate import Collator
+
+    row = Collator(PositionSettings(mode="natural"), window, seed=0)([(0, sample)]).to(model.causal_lm.device)
+    with torch.inference_mode():
+        (logprobs,) = split_logprobs(model(row), row)
+    return [float(values.double().mean()) for values in logprobs.responses]
+
+
+def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome:
+    """Score all pairs and answer their prompts; a row a sample."""
+    samples = qa.load_samples(settings, session, "pairs")
+    answers = qa.answer(samples, settings, session, predictions / "pairs.jsonl", label="pairs: answers")
+    scores = _score(samples, session, predictions)
+    rows = [_row(sample, scores[sample.id], answer) for sample, answer in zip(samples, answers, strict=True)]
+    return Outcome(METRICS, rows, sources={"data": str(settings.data.resolve())})
+
+
+def _score(samples: Sequence[PreferenceSample], session: Session, predictions: Path) -> dict[str, dict[str, Any]]:
+    shard = Shard(predictions / "pairs_logprobs.jsonl")
+    for sample in samples:
+        if sample.id in shard and shard[sample.id]["prompt_hash"] != sample_hash(sample):
+            raise UserError(
+                f"record {sample.id!r} scores another sample",
+                where=str(shard.path),
+                mend="evaluate into another folder",
+            )
+    waiting = [sample for sample in samples if sample.id not in shard]
+    if waiting:
+        from logotrain.attention.shared_prefix import choose_backend, use_shared_prefix
+        from logotrain.loss.logprobs import LogprobModel
+
+        backend, _ = choose_backend("auto", session.model.device, session.model.dtype)
+
+        with (
+            use_shared_prefix(session.model, backend),
+            progress("pairs: log-probabilities", len(samples), len(samples) - len(waiting)) as tracker,
+        ):
+            for sample in waiting:
+                texts = (sample.prompt_ids, *(said.token_ids for said in (sample.chosen, *sample.rejected)))
+                check_ids(vocabulary_size(session.model.config), *texts, where=f"sample {sample.id}", mend=_BUILD)
+                chosen, *rejected = mean_logprobs(LogprobModel(session.model), sample, session.window)
+                check_responses(chosen, rejected, sample.id)
+                shard.append(
+                    {"id": sample.id, "prompt_hash": sample_hash(sample), "chosen": chosen, "rejected": rejected}
+                )
+                tracker.advance()
+    return dict(shard)
+
+
+def _row(sample: PreferenceSample, logprobs: dict[str, Any], answer: dict[str, Any]) -> SampleRow:
+    rejected = sum(logprobs["rejected"]) / len(logprobs["rejected"])
+    margin = logprobs["chosen"] - rejected
+    return SampleRow(
+        id=sample.id,
+        cluster=sample.doc_id,
+        prompt_hash=logprobs["prompt_hash"],
+        scores={
+            "margin": margin,
+            "prefers_chosen": float(margin > 0),
+            "chosen": logprobs["chosen"],
+            "rejected": rejected,
+            **qa.scores(answer),
+        },
+        facts={"origin": sample.origin, "kind": sample.kind},
+    )
+
+
+class PairsSettings(RecipeModel):
+    """Held-out preference pairs: their log-probabilities, and the model's own answer to the same prompt."""
+
+    data: Path
+    """Folder that ``logodata build`` wrote, from documents that were not trained on."""
+    max_samples: int | None = Field(default=None, gt=0)
+    """Use only the first samples of the folder; null uses all."""
+    max_new_tokens: Tokens = 64
+    """Length cap of the model's own answer."""

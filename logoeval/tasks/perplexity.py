@@ -1,0 +1,339 @@
+"""Perplexity of long documents by how much of them the model may look back on. Two protocols, two questions.
+
+``one_pass``: PPL(L) = exp(mean negative log-likelihood of the tokens predicted within the first L). A causal model
+gives a token the same likelihood whatever follows it, so one pass at the longest length gives every point, equal to
+running each length by itself. Not so under RoPE types whose frequencies depend on the total length: there each length
+is run by itself.
+
+``sliding``: PPL(W) = exp(mean negative log-likelihood of all tokens of the document but the first, each predicted under
+a window of W tokens that slides over it); see :func:`logoeval.tasks.token_likelihoods.sliding_windows`. Every pass of
+a point has the same length, so RoPE types that depend on it need no care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from logodata.common.append_log import Shard
+from logodata.common.console import progress
+from logodata.common.errors import UserError
+from logodata.common.finite import DAMAGED
+from logodata.common.recipes.reading import RecipeModel
+from logodata.common.recipes.types import OrPath, Tokens
+from logodata.models.facts import length_dependent_rope
+from logodata.models.vocabulary import check_ids, vocabulary_size
+from logodata.prompts import encode_text
+from logoeval.records import Metric, Outcome, SampleRow, hash_ids
+from logoeval.tasks.texts import Length, Lengths, pydoc_documents, read_documents, text_fingerprint
+from logoeval.tasks.token_likelihoods import check_logits, reset_rope, sliding_nlls, sliding_windows, token_nlls
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from logoeval.session import Session
+
+
+_MOST_NATS = 700.0
+"""exp of more is no number in float64."""
+
+
+VERSION = 1
+"""Raised when documents or scores change their meaning: results of two versions are not compared."""
+
+
+def metrics(settings: PerplexitySettings) -> list[Metric]:
+    """``one_pass``: two metrics a length, over the first L tokens, and over the second half of them, which have read
+    the most. ``sliding``: one a window."""
+    if settings.protocol == "sliding":
+        assert settings.stride is not None
+        return [
+            _metric(
+                settings,
+                f"sliding@{window}",
+                f"Perplexity, window of {window:,} tokens",
+                f"How surprised the model is by real text, each token predicted from the {window - settings.stride:,} "
+                f"to {window - 1:,} tokens before it (fewer where the document begins).",
+                window,
+            )
+            for window in settings.lengths
+        ]
+    return [
+        _metric(settings, f"{kind}@{length}", f"Perplexity, {label}", explanation, length)
+        for length in settings.lengths
+        for kind, label, explanation in (
+            (
+                "ppl",
+                f"first {length:,} tokens",
+                f"How surprised the model is by real text, over the first {length:,} tokens of each document.",
+            ),
+            (
+                "tail",
+                f"tokens {length // 2:,} to {length:,}",
+                f"The same over the tokens after the first {length // 2:,}, which have the most text before them.",
+            ),
+        )
+    ]
+
+
+def _metric(settings: PerplexitySettings, key: str, label: str, explanation: str, length: int) -> Metric:
+    return Metric(
+        key=key,
+        label=label,
+        explanation=explanation,
+        kind="perplexity",
+        better="lower",
+        headline=length == settings.lengths[-1],
+    )
+
+
+def describe(settings: PerplexitySettings) -> dict[str, Any]:
+    """What two comparable runs have in common; the text by its contents, wherever it lies."""
+    text = "\n\n".join(text for _, text in _sources(settings))
+    return {
+        **settings.model_dump(mode="json"),
+        "text": settings.text if settings.text == "pydoc" else Path(settings.text).name,
+        "text_fingerprint": text_fingerprint(text),
+    }
+
+
+def _sources(settings: PerplexitySettings) -> tuple[tuple[str, str], ...]:
+    return pydoc_documents() if settings.text == "pydoc" else read_documents(Path(settings.text))
+
+
+def documents(
+    settings: PerplexitySettings, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Token ids of each document, cut to what is scored of it, and notes on how they are read and what was left out.
+
+    A beginning-of-sequence token comes first if and only if the tokenizer writes one by itself; it counts as a token.
+    It is part of every window that slides over the document.
+
+    Raises:
+        UserError: no document is long enough.
+    """
+    slides = settings.protocol == "sliding"
+    length = settings.document_tokens or settings.lengths[-1]
+    first = begin_ids(tokenizer)
+    found: dict[str, list[int]] = {}
+    short = 0
+    for name, text in _grouped(settings, tokenizer, length):
+        ids = [*first, *encode_text(tokenizer, text)]
+        if len(ids) < length:
+            short += 1
+        elif len(found) < settings.num_documents:
+            found[name] = ids[:length]
+    if not found:
+        raise UserError(
+            f"ppl.text: no document has {length} tokens, "
+            + ("ppl.document_tokens" if slides else "the longest of ppl.lengths"),
+            where=settings.text,
+            mend="lower ppl.lengths or give longer texts",
+        )
+    reading, begin = "one pass over each document", "yes"
+    if slides:
+        reading = f"sliding windows (Press et al. 2021) over {length} tokens of each document, stride {settings.stride}"
+        begin = "yes, in every window"
+    notes = [reading, f"beginning-of-sequence token: {begin if first else 'no'}"]
+    if len(found) < settings.num_documents:
+        notes.append(f"{len(found)} documents have {length} tokens, {settings.num_documents} were asked for")
+    if short:
+        notes.append(f"{short} documents are shorter than {length} tokens and were left out")
+    return found, notes
+
+
+def _grouped(
+    settings: PerplexitySettings, tokenizer: PreTrainedTokenizerBase, length: int
+) -> Iterator[tuple[str, str]]:
+    """Documents as they are; the built-in topics are short, and are joined until each document is long enough."""
+    if settings.text != "pydoc":
+        yield from _sources(settings)
+        return
+    names: list[str] = []
+    texts: list[str] = []
+    num_tokens = 0
+    for name, text in _sources(settings):
+        names.append(name)
+        texts.append(text)
+        num_tokens += len(encode_text(tokenizer, text))
+        if num_tokens >= length:
+            yield names[0] if len(names) == 1 else f"{names[0]}..{names[-1]}", "\n\n".join(texts)
+            names, texts, num_tokens = [], [], 0
+
+
+def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-sequence token, if the tokenizer writes one by itself."""
+    ids = tokenizer.encode("a", add_special_tokens=True)
+    return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+
+
+class _Part(NamedTuple):
+    """What makes one record on disk: some points of the curve of one document."""
+
+    document: str
+    lengths: tuple[int, ...]
+
+
+def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Outcome:
+    """Score all documents; a row a document.
+
+    Raises:
+        UserError: a document is beyond the window, or the model gives no numbers on it.
+    """
+    session.check_window(settings.lengths[-1], "the longest of ppl.lengths")
+    found, notes = documents(settings, session.bare_tokenizer)
+    for name, ids in found.items():
+        check_ids(vocabulary_size(session.config), ids, where=f"document {name}")
+    rope_type = length_dependent_rope(session.config)
+    if rope_type and settings.protocol == "one_pass":
+        notes[0] = f"RoPE type {rope_type!r} depends on the total length: each length was run by itself"
+    parts = _parts(settings, found, together=settings.protocol == "one_pass" and not rope_type)
+    hashes = {name: hash_ids(ids) for name, ids in found.items()}
+    shard = Shard(predictions / "ppl.jsonl")
+    for record_id, part in parts.items():
+        if record_id in shard and shard[record_id]["prompt_hash"] != hashes[part.document]:
+            raise UserError(
+                f"record {record_id!r} scores another text", where=str(shard.path), mend="evaluate into another folder"
+            )
+    waiting = {record_id: part for record_id, part in parts.items() if record_id not in shard}
+    if waiting:
+        num_begin = len(begin_ids(session.bare_tokenizer))
+        check_logits(session.model, next(iter(found.values()))[:8])
+        total, left = (sum(_work(settings, part) for part in some.values()) for some in (parts, waiting))
+        with progress("ppl: tokens read", total, total - left) as tracker:
+            for record_id, (name, lengths) in waiting.items():
+                scores = _measure(settings, session.model, found[name], lengths, num_begin, tracker.advance)
+                for key, nats in scores.items():
+                    if not nats < _MOST_NATS:  # nor is nan
+                        raise UserError(
+                            f"{key}: a mean negative log-likelihood of {nats} nats is no perplexity",
+                            where=f"document {name}",
+                            mend=DAMAGED,
+                        )
+                shard.append({"id": record_id, "prompt_hash": hashes[name], "num_tokens": len(found[name]), **scores})
+    wanted = metrics(settings)
+    records: dict[str, dict[str, Any]] = {name: {} for name in found}
+    for record_id, part in parts.items():
+        records[part.document].update(shard[record_id])
+    rows = [
+        SampleRow(
+            id=name,
+            cluster=name,
+            prompt_hash=hashes[name],
+            scores={metric.key: record[metric.key] for metric in wanted},
+        )
+        for name, record in records.items()
+    ]
+    return Outcome(wanted, rows, notes)
+
+
+def _parts(settings: PerplexitySettings, names: Iterable[str], *, together: bool) -> dict[str, _Part]:
+    """By the id of the record: one a document where one pass gives all its points (``together``), else one a point."""
+    if together:
+        return {name: _Part(name, settings.lengths) for name in names}
+    return {f"{name}@{length}": _Part(name, (length,)) for name in names for length in settings.lengths}
+
+
+def _work(settings: PerplexitySettings, part: _Part) -> int:
+    """Tokens of all passes of a part."""
+    longest = part.lengths[-1]
+    if settings.document_tokens is None or settings.stride is None:
+        return longest
+    return sum(min(end, longest) for end, _ in sliding_windows(settings.document_tokens, longest, settings.stride))
+
+
+def _measure(
+    settings: PerplexitySettings,
+    model: PreTrainedModel,
+    ids: list[int],
+    lengths: Sequence[int],
+    num_begin: int,
+    on_pass: Callable[[int], None],
+) -> dict[str, float]:
+    """Means in nats over the tokens of each point."""
+    reset_rope(model)
+    if settings.stride is not None:
+        (window,) = lengths
+        nlls = sliding_nlls(model, ids, window, settings.stride, num_begin=num_begin, on_pass=on_pass)
+        return {f"sliding@{window}": float(nlls.mean())}
+    nlls = token_nlls(model, ids[: lengths[-1]])
+    on_pass(lengths[-1])
+    return _scores(nlls, lengths)
+
+
+def _scores(nlls: NDArray[np.float64], lengths: Sequence[int]) -> dict[str, float]:
+    """Means in nats. ``nlls[i]`` belongs to token i + 1, so the first L tokens hold L - 1 predictions."""
+    scores = {}
+    for length in lengths:
+        scores[f"ppl@{length}"] = float(nlls[: length - 1].mean())
+        scores[f"tail@{length}"] = float(nlls[length // 2 - 1 : length - 1].mean())
+    return scores
+
+
+PerplexityProtocol = Literal["one_pass", "sliding"]
+
+
+_STRIDE = 256
+
+
+def _stride(settings: dict[str, Any]) -> int | None:
+    lengths = settings.get("lengths")
+    return min(_STRIDE, min(lengths) // 2) if settings.get("protocol") == "sliding" and lengths else None
+
+
+def _document_tokens(settings: dict[str, Any]) -> int | None:
+    lengths = settings.get("lengths")
+    return max(lengths) if settings.get("protocol") == "sliding" and lengths else None
+
+
+class PerplexitySettings(RecipeModel):
+    """Perplexity of long documents, by the number of tokens that the model may look back on."""
+
+    protocol: PerplexityProtocol = "one_pass"
+    """``one_pass``: a document is read once, and a point is the perplexity of its first L tokens. ``sliding``: a point
+    is a window of L tokens that slides over the whole document and scores each token once (Press et al. 2021, as in
+    LOGO's curves on PG-19); all points score the same tokens."""
+    lengths: Lengths = (512, 1024, 2048, 4096)
+    """Points of the curve in tokens: what is read of a document, or the window that slides over it. Only documents long
+    enough for the longest are used, for every point."""
+    stride: Tokens | None = Field(default_factory=_stride)
+    """Tokens by which the window moves; only for ``sliding`` (default 256, as in YaRN's and LongLoRA's curves, or half
+    of a shortest window under 512). In a window of L tokens each has at least L less the stride before it. Half the
+    stride is twice the work."""
+    document_tokens: Length | None = Field(default_factory=_document_tokens)
+    """Tokens of each document over which windows slide; only for ``sliding`` (default: the longest of ``lengths``,
+    whose window then has nowhere to move)."""
+    text: Annotated[str, OrPath("pydoc")] = "pydoc"
+    """``pydoc``: prose of Python's own documentation, cut at topics. Else a .txt file or a folder of them, a document
+    each."""
+    num_documents: int = Field(default=8, gt=0)
+    """Documents used, in order of name."""
+
+    @field_validator("lengths")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if tuple(sorted(set(value))) != value:
+            raise ValueError("must rise")
+        return value
+
+    @field_validator("stride", "document_tokens")
+    @classmethod
+    def _only_sliding(cls, value: int | None, info: ValidationInfo) -> int | None:
+        lengths = info.data.get("lengths")
+        if lengths is None:  # refused already
+            return value
+        if info.data.get("protocol") != "sliding":
+            if value is not None:
+                raise ValueError("one_pass has no windows: leave it out, or give ppl.protocol=sliding")
+        elif value is None:
+            raise ValueError("sliding needs a number: leave it out for the default")
+        elif info.field_name == "stride" and value >= lengths[0]:
+            raise ValueError(f"must be less than the shortest window, {lengths[0]} tokens")
+        elif info.field_name == "document_tokens" and value < lengths[-1]:
+            raise ValueError(f"must hold the longest window, {lengths[-1]} tokens")
+        return value

@@ -1,0 +1,194 @@
+"""From the harness's results to ours: the same number, with its samples."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import Any
+
+from logodata.common.errors import UserError
+from logodata.common.finite import check_finite
+from logoeval.records import Metric, SampleRow
+from logoeval.tasks.short.known import KNOWN, MEASURES
+from logoeval.tasks.short.units import Unit
+from logoeval.tasks.texts import text_fingerprint
+
+OWN_LONGBENCH_NOTE = (
+    "lm-eval's own LongBench tasks differ from the official ones in prompts, truncation and scores: never compare "
+    "these numbers with published LongBench scores; logoeval longbench measures those"
+)
+
+
+_PARTIAL = "(PARTIAL:"
+
+
+def is_partial(metric: Metric) -> bool:
+    """Whether a limit cut what a metric is taken over."""
+    return _PARTIAL in metric.label
+
+
+def collect(unit: Unit, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """A record for each metric of a unit: what the harness says, and the samples that say it.
+
+    Args:
+        unit: what was asked for.
+        results: of ``simple_evaluate``.
+
+    Raises:
+        UserError: the harness's number is not the mean of its samples.
+    """
+    records = []
+    for name in unit.metrics:
+        key = _key(unit, name, results["results"][unit.name])
+        better = results["higher_is_better"].get(unit.name, {}).get(name)
+        stderr = results["results"][unit.name].get(f"{name}_stderr,{key.partition(',')[2]}")
+        record = {
+            "name": unit.name,
+            "asked": unit.asked.name,
+            "metric": key,
+            "value": float(results["results"][unit.name][key]),
+            "stderr": float(stderr) if isinstance(stderr, int | float) else None,
+            "better": None if better is None else "higher" if better else "lower",
+            "shots": sorted({results["n-shot"][task] for task in unit.parts}),
+            "version": str(results["versions"][unit.name]),
+            "by_task": unit.by_task,
+            "num_measured": sum(results["n-samples"][task]["effective"] for task in unit.parts),
+            "num_all": sum(results["n-samples"][task]["original"] for task in unit.parts),
+            "samples": [sample for task in unit.parts for sample in _samples(unit, task, key, results)],
+        }
+        _check_mean(record)
+        records.append(record)
+    return records
+
+
+def _key(unit: Unit, name: str, numbers: dict[str, Any]) -> str:
+    """The harness's name of the metric with its filter."""
+    known = [key for key in numbers if "," in key and "_stderr," not in key]
+    wanted = unit.asked.metric if unit.asked.metric is not None and "," in unit.asked.metric else None
+    for key in known:
+        if key == wanted or (wanted is None and key.partition(",")[0] == name):
+            return key
+    raise UserError(f"gave no {wanted or name!r}", where=unit.name, mend=f"its metrics: {', '.join(known)}")
+
+
+def _samples(unit: Unit, task: str, key: str, results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    name, _, filtered = key.partition(",")
+    for sample in results["samples"][task]:
+        if sample["filter"] != filtered or name not in sample:
+            continue
+        score = sample[name]
+        if not isinstance(score, int | float) and not hasattr(score, "item"):
+            raise UserError(f"{name!r} is no number a sample", where=task, mend="give another metric")
+        check_finite({name: float(score)}, where=f"{task}, document {sample['doc_id']}")
+        if name.isdigit() and score == -1:  # RULER's mark of a sample that has another length
+            continue
+        yield {
+            "task": task,
+            "part": unit.parts[task],
+            "doc_id": sample["doc_id"],
+            "prompt_hash": text_fingerprint(json.dumps([sample["arguments"], sample["target"]], default=str)),
+            "target": str(sample["target"]),
+            # Of choices the log-likelihoods, of prompts the response.
+            "answers": [
+                answer[0] if isinstance(answer, list | tuple) else answer for answer in sample["filtered_resps"]
+            ],
+            "score": float(score),
+        }
+
+
+def _check_mean(record: dict[str, Any]) -> None:
+    where = f"{record['name']}: {record['metric']}"
+    if not record["samples"]:
+        raise UserError("no sample has this metric", where=where, mend="give another metric")
+    by_task: dict[str, list[float]] = {}
+    for sample in record["samples"]:
+        by_task.setdefault(sample["task"] if record["by_task"] else "", []).append(sample["score"])
+    value = fmean(fmean(scores) for scores in by_task.values())
+    if not math.isclose(value, record["value"], rel_tol=1e-9, abs_tol=1e-12):
+        raise UserError(
+            f"lm-eval says {record['value']}, the mean over its samples is {value}: this metric is no mean, so it has "
+            "no interval and no paired comparison",
+            where=where,
+            mend="give another metric",
+        )
+
+
+def metrics(records: Sequence[dict[str, Any]], *, limit: int | None) -> list[Metric]:
+    """One metric a record. A limited run says so in every label."""
+    return [_metric(record, limit) for record in records]
+
+
+def metric_key(record: dict[str, Any]) -> str:
+    """Its key in ``results.json``."""
+    return f"{record['name']}/{record['metric'].removesuffix(',none')}"
+
+
+def _metric(record: dict[str, Any], limit: int | None) -> Metric:
+    name, measure = record["name"], record["metric"].partition(",")[0]
+    known = KNOWN.get(name)
+    as_known = known is not None and known.metric == measure
+    title = known.title if known else name
+    if is_own_longbench(name):
+        title = f"{name} (lm-eval's own, not LongBench's official score)"
+    shots = "-".join(str(number) for number in record["shots"])
+    words = known.measure if known and as_known else MEASURES.get(measure, measure)
+    words = f"{words} at {int(measure):,} tokens" if measure.isdigit() else words
+    label = f"{title}, {shots}-shot {words}" if not measure.isdigit() else f"{title} at {int(measure):,} tokens"
+    num_parts = len({sample["part"] for sample in record["samples"]})
+    partial = record["num_measured"] < record["num_all"]
+    scores = [sample["score"] for sample in record["samples"]]
+    return Metric(
+        key=metric_key(record),
+        label=f"{label} {_PARTIAL} first {limit} of each task)" if partial else label,
+        explanation=known.explanation
+        if known and as_known
+        else f"lm-evaluation-harness's {name}, metric {record['metric'].removesuffix(',none')}"
+        + (", mean of its tasks' means." if record["by_task"] else "."),
+        kind="share" if min(scores) >= 0 and max(scores) <= 1 else "count",
+        better=record["better"],
+        slice_by=["part"] if num_parts > 1 else [],
+        mean_of=["task"] if record["by_task"] else [],
+    )
+
+
+def sample_rows(records: Sequence[dict[str, Any]]) -> list[SampleRow]:
+    """A row for each document of each task, with its score under every metric of its unit."""
+    rows: dict[str, SampleRow] = {}
+    for record in records:
+        for sample in record["samples"]:
+            name = f"{sample['task']}/{sample['doc_id']}"
+            scores = rows[name].scores if name in rows else {}
+            rows[name] = SampleRow(
+                id=name,
+                cluster=name,
+                prompt_hash=sample["prompt_hash"],
+                scores={**scores, metric_key(record): sample["score"]},
+                facts={"part": sample["part"], "task": sample["task"]},
+            )
+    return list(rows.values())
+
+
+def is_own_longbench(name: str) -> bool:
+    """Whether a task or group is the harness's own version of LongBench."""
+    return name == "longbench" or name.startswith("longbench_")
+
+
+def notes(records: Sequence[dict[str, Any]], *, limit: int | None) -> Iterator[str]:
+    """What a reader of the numbers should know."""
+    counts = {record["name"]: (record["num_measured"], record["num_all"]) for record in records}
+    measured, existing = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
+    if measured < existing:
+        yield (
+            f"PARTIAL: the first {limit} samples of each task, {measured:,} of {existing:,}: "
+            "for trying out, not a result of these benchmarks"
+        )
+    if any(is_own_longbench(sample["task"]) for record in records for sample in record["samples"]):
+        yield OWN_LONGBENCH_NOTE
+    numbers = (
+        f"{record['name']} {record['metric'].removesuffix(',none')} {record['value']:.4f}"
+        + (f" ± {record['stderr']:.4f}" if record["stderr"] is not None else "")
+        for record in records
+    )
+    yield f"lm-eval's own words (± its standard error): {'; '.join(numbers)}"

@@ -1,0 +1,156 @@
+"""Run the harness: one call for each number of examples, each kept when it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logodata.common.append_log import Shard
+from logodata.common.console import note
+from logodata.common.errors import UserError
+from logodata.engines.settings import EngineSettings
+from logodata.models.loading import load_tokenizer, resolve_model
+from logoeval.records import Outcome
+from logoeval.tasks.short.harness import folder_fingerprint, harness_version, load, open_manager, quiet
+from logoeval.tasks.short.outcome import OWN_LONGBENCH_NOTE, collect, is_own_longbench, metrics, notes, sample_rows
+from logoeval.tasks.short.settings import ShortSettings, ShortTask
+from logoeval.tasks.short.units import Unit, units
+
+if TYPE_CHECKING:
+    from logoeval.session import Session
+    from logoeval.tasks.short.model import HarnessModel
+
+
+VERSION = 1
+"""Raised when scores change their meaning: results of two versions are not compared."""
+
+
+def describe(settings: ShortSettings, engine: EngineSettings) -> dict[str, Any]:
+    """What two comparable runs have in common; own tasks by their contents, wherever they lie."""
+    return {
+        **settings.model_dump(mode="json", exclude={"batch_size", "include_path"}),
+        "include_fingerprint": folder_fingerprint(settings.include_path),
+        "max_model_len": engine.max_model_len,
+        "lm_eval": harness_version(),
+    }
+
+
+def run(settings: ShortSettings, session: Session, predictions: Path) -> Outcome:
+    """Measure all tasks; a sample a document. ``short.jsonl`` keeps finished calls, ``short_answers.jsonl`` every
+    answer of the model."""
+    finished = Shard(predictions / "short.jsonl")
+    calls: dict[str, list[ShortTask]] = {}
+    for task in settings.tasks:
+        calls.setdefault("own shots" if task.shots is None else f"{task.shots}-shot", []).append(task)
+    waiting = {call: tasks for call, tasks in calls.items() if call not in finished}
+    if waiting:
+        with quiet():
+            _measure(waiting, settings, session, finished, Shard(predictions / "short_answers.jsonl"))
+    records = [record for call in calls for record in finished[call]["units"]]
+    order = [task.name for task in settings.tasks]
+    records.sort(key=lambda record: order.index(record["asked"]))
+    found = list(notes(records, limit=settings.limit))
+    found += [
+        f"{call}: {finished[call]['num_cut']:,} of {finished[call]['num_requests']:,} prompts were longer than the "
+        f"window of {finished[call]['window']:,} tokens and lost their beginning"
+        for call in calls
+        if finished[call]["num_cut"]
+    ]
+    found.append(f"prompts {'written as chats' if settings.apply_chat_template else 'without chat template'}")
+    return Outcome(
+        metrics(records, limit=settings.limit),
+        sample_rows(records),
+        found,
+        {} if settings.include_path is None else {"include_path": str(settings.include_path.resolve())},
+        {"versions": {record["name"]: record["version"] for record in records}},
+    )
+
+
+def _measure(
+    waiting: dict[str, list[ShortTask]], settings: ShortSettings, session: Session, finished: Shard, answers: Shard
+) -> None:
+    """Read all data and check all that can be checked, then load the model, then call the harness."""
+    manager = open_manager(settings, resolve_model(session.settings.model))
+    plans = {call: _plan(manager, tasks, settings) for call, tasks in waiting.items()}
+    planned = [unit for _, found in plans.values() for unit in found]
+    _check_disjoint(planned)
+    if any(is_own_longbench(task) for unit in planned for task in unit.parts):
+        note(f"short: {OWN_LONGBENCH_NOTE}")
+    model = _open_model(settings, session, answers)
+    for call, (objects, found) in plans.items():
+        model.count_from_zero(f"short: {call}")
+        results = _call(model, manager, objects, waiting[call][0].shots, settings)
+        finished.append(
+            {
+                "id": call,
+                "units": [record for unit in found for record in collect(unit, results)],
+                "num_requests": model.num_requests,
+                "num_cut": model.num_cut,
+                "window": model.max_length,
+            }
+        )
+        note(f"short: {call} done ({', '.join(task.name for task in waiting[call])})")
+
+
+def _plan(manager: Any, tasks: Sequence[ShortTask], settings: ShortSettings) -> tuple[list[Any], list[Unit]]:
+    """The harness's objects of one call, and what will be reported of them."""
+    loaded = load(manager, [task.name for task in tasks])
+    found = [unit for task in tasks for unit in units(task, loaded[task.name], settings)]
+    return [item for task in tasks for item in loaded[task.name]], found
+
+
+def _check_disjoint(found: Sequence[Unit]) -> None:
+    asked: dict[str, str] = {}
+    for unit in found:
+        for task in unit.parts:
+            if task in asked:
+                raise UserError(
+                    f"{task} is part of {asked[task]!r} and of {unit.asked.name!r}",
+                    where="short.tasks",
+                    mend="drop one of them",
+                )
+            asked[task] = unit.asked.name
+
+
+def _open_model(settings: ShortSettings, session: Session, answers: Shard) -> HarnessModel:
+    from logoeval.tasks.short.model import HarnessModel
+
+    recipe = session.settings
+    # A tokenizer of its own: the harness may change it.
+    tokenizer = load_tokenizer(recipe.model, recipe.chat_template, needs_template=settings.apply_chat_template)
+    model = session.model
+    # The harness ties the head to the embeddings again, which a merged adapter may have parted.
+    model.tie_weights = _leave_weights  # type: ignore[method-assign]
+    try:
+        return HarnessModel(
+            model,
+            tokenizer,
+            window=min(recipe.engine.max_model_len or session.window, session.window),
+            batch_size=settings.batch_size,
+            truncate=settings.truncate,
+            answers=answers,
+        )
+    finally:
+        del model.tie_weights
+
+
+def _leave_weights(*_: object, **__: object) -> None:
+    return
+
+
+def _call(
+    model: HarnessModel, manager: Any, objects: Sequence[Any], shots: int | None, settings: ShortSettings
+) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    results: dict[str, Any] = simple_evaluate(
+        model=model,
+        tasks=list(objects),
+        num_fewshot=shots,
+        limit=settings.limit,
+        bootstrap_iters=2,  # means have a formula; what is bootstrapped here is not reported
+        apply_chat_template=settings.apply_chat_template,
+        task_manager=manager,
+    )
+    return results

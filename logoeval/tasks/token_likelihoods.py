@@ -1,0 +1,139 @@
+"""How surprised a model is by each token of a text, in nats: over one reading of it, or under a window that slides.
+
+The head runs over slices of the hidden states, and only where a token is scored: all logits of 64K tokens over a
+vocabulary of 128K would take 33 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from logodata.common.errors import UserError
+from logodata.common.finite import DAMAGED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+
+_SLICE_TOKENS = 512  # rows of logits at a time: 0.26 GB in float32 for a vocabulary of 128K
+
+
+def token_nlls(model: PreTrainedModel, ids: Sequence[int], num_scored: int | None = None) -> NDArray[np.float64]:
+    """Negative log-likelihood of the last ``num_scored`` of ``ids``, each given all of ``ids`` before it.
+
+    Args:
+        model: see :func:`check_logits`.
+        ids: read in one pass, at positions 0, 1, ...
+        num_scored: less than ``len(ids)``; by default all but the first.
+
+    Returns:
+        nats, [num_scored].
+    """
+    import torch
+
+    from logotrain.loss.logprobs import token_logprobs
+
+    count = len(ids) - 1 if num_scored is None else num_scored
+    row = torch.tensor([list(ids)], device=model.device)
+    head = model.get_output_embeddings()
+    with torch.inference_mode():
+        hidden = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0, -count - 1 : -1]
+        parts = [
+            token_logprobs(head(inputs), targets)
+            for inputs, targets in zip(hidden.split(_SLICE_TOKENS), row[0, -count:].split(_SLICE_TOKENS), strict=True)
+        ]
+        return -torch.cat(parts).double().cpu().numpy()
+
+
+def sliding_windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
+    """The passes of a sliding window over ``num_tokens`` tokens, each as (end, how many of its last tokens it scores).
+
+    The first pass reads the first ``window`` tokens and scores all but the first of them. Each further one ends
+    ``stride`` tokens later (the last may move by less, to the end of the text) and scores the tokens that are new in
+    it. So every token but the first is scored exactly once; token i (from 0) has i tokens before it if i < window,
+    else between window - stride and window - 1, and with a stride of 1 always min(i, window - 1).
+
+    This is the strided sliding window of Press, Smith and Lewis ("Shortformer", ACL 2021; "Train Short, Test Long",
+    ICLR 2022), by which LOGO measured its curves on PG-19. Where the text ends within a stride, the last
+    pass here is as long as the others; scripts that start windows at multiples of the stride read less there.
+
+    Args:
+        num_tokens: of the text.
+        window: tokens that one pass reads, those that it scores included.
+        stride: less than ``window``.
+    """
+    end = min(window, num_tokens)
+    yield end, end - 1
+    while end < num_tokens:
+        scored = min(stride, num_tokens - end)
+        end += scored
+        yield end, scored
+
+
+def sliding_nlls(
+    model: PreTrainedModel,
+    ids: Sequence[int],
+    window: int,
+    stride: int,
+    *,
+    num_begin: int = 0,
+    on_pass: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.float64]:
+    """Negative log-likelihood of every token but the first under :func:`sliding_windows`.
+
+    Args:
+        model: see :func:`check_logits`.
+        ids: of the whole text.
+        window: tokens of a pass.
+        stride: tokens by which it moves.
+        num_begin: how many of the first ``ids`` are the tokenizer's beginning of a sequence. Every pass begins with
+            them and reads so many tokens of text less, since models attend to them wherever they are.
+        on_pass: told how many tokens each pass has read.
+
+    Returns:
+        nats, [len(ids) - 1].
+    """
+    parts = []
+    for end, scored in sliding_windows(len(ids), window, stride):
+        start = max(end - window, 0)
+        parts.append(token_nlls(model, [*ids[:num_begin], *ids[start + num_begin : end]], scored))
+        on_pass(end - start)
+    return np.concatenate(parts)
+
+
+def check_logits(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Refuse a model that does more to its logits than apply the head: scaled or capped ones would be missed here.
+
+    Args:
+        model: of the evaluation.
+        ids: a few tokens to try it on.
+
+    Raises:
+        UserError: it does, or gives no numbers.
+    """
+    import torch
+
+    probe = torch.tensor([list(ids)], device=model.device)
+    with torch.inference_mode():
+        hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state[0]
+        logits = model(input_ids=probe, use_cache=False).logits[0]
+        if logits.isnan().any():  # equal to nothing, not even to themselves
+            raise UserError(f"the logits of {type(model).__name__} are nan", mend=DAMAGED)
+        if not torch.allclose(logits, model.get_output_embeddings()(hidden), atol=1e-3):
+            raise UserError(
+                f"{type(model).__name__} changes its logits after the output head",
+                mend="this family is not supported by logoeval ppl",
+            )
+
+
+def reset_rope(model: PreTrainedModel) -> None:
+    """Forget the lengths read before: frequencies of type ``dynamic`` stay at those of the longest row so far until a
+    row within the original window comes."""
+    import torch
+
+    with torch.inference_mode():
+        model.base_model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)

@@ -1,0 +1,1 @@
+"""Attention over a row whose responses share their prompt."""

@@ -1,0 +1,256 @@
+"""The attention seam: M+1 responses over one prompt that is computed once, several samples in a row.
+
+Prompt states do not depend on the responses, so values and gradients equal those of M+1 separate rows. transformers
+calls :func:`shared_prefix_attention` through its attention interface; the layout travels as the forward keyword
+``shared_prefix``, because recomputation may run one row's layers after another row's forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+
+from logodata.common.errors import UserError
+from logodata.models.facts import length_dependent_rope
+from logodata.models.text_config import config_name, text_config
+from logotrain.attention.kernels import flash_attention, flex_row_attention, sdpa_attention, varlen_kernel
+from logotrain.rows.layout import RowLayout
+
+Backend = Literal["flash", "flex", "sdpa"]
+
+
+_BACKENDS: dict[Backend, Callable[[Tensor, Tensor, Tensor, RowLayout, float | None], Tensor]] = {
+    "flash": flash_attention,
+    "flex": flex_row_attention,
+    "sdpa": sdpa_attention,
+}
+
+
+_INTERFACE_NAMES: dict[Backend, str] = {"flash": "logo_varlen", "flex": "logo_block_mask", "sdpa": "logo_dot_product"}
+"""What transformers calls the back ends: a name with "flash" in it makes it look for flash-attn's own functions."""
+
+
+ATTENTION_VARIANTS = ("sliding_window", "softcap", "s_aux", "position_bias", "indices", "block_indices")
+"""Keywords by which models ask for attention that the back ends do not compute."""
+
+
+_SCORE_FIELDS = ("attn_logit_softcapping",)
+"""Config fields that change the scores of the attention (Gemma 2, VaultGemma), if they are set."""
+
+
+_HEAD_FIELDS = (
+    "final_logit_softcapping",  # Gemma 2, 3n, 4, NanoChat, VaultGemma
+    "logits_scaling",  # Granite, HyperCLOVA X, MiniCPM 3
+    "logit_scale",  # Cohere
+    "lm_head_multiplier",  # Falcon H1
+    "logits_soft_cap",  # RecurrentGemma
+    "output_logit_soft_cap",  # xLSTM
+    "logits_mup_width_multiplier",  # Inkling
+    "unpadded_vocab_size",  # Inkling
+    "output_multiplier",  # Muse Glimmer
+)
+"""Config fields by which a model's forward changes what goes into or comes out of its output head, unless None or 1."""
+
+
+def choose_backend(
+    wanted: Literal["auto", "flash", "flex", "sdpa"], device: torch.device, dtype: torch.dtype
+) -> tuple[Backend, str]:
+    """What computes the attention on ``device``, and why.
+
+    Args:
+        wanted: ``auto`` takes flash, or else flex, on CUDA, and sdpa elsewhere.
+        device: where the model runs.
+        dtype: of queries, keys and values.
+
+    Raises:
+        UserError: the back end that is wanted does not run there.
+    """
+    no_flash, no_flex = _why_not_flash(device, dtype), _why_not_flex(device)
+    if wanted == "auto":
+        if not no_flash:
+            return "flash", f"CUDA and {_name(dtype)}"
+        return ("flex", f"no flash: {no_flash}") if not no_flex else ("sdpa", f"no flash, no flex: {no_flex}")
+    obstacle = {"flash": no_flash, "flex": no_flex, "sdpa": ""}[wanted]
+    if obstacle:
+        raise UserError(f"attention={wanted}: {obstacle}", mend="attention=auto takes what runs here")
+    return wanted, "as asked for"
+
+
+def _why_not_flash(device: torch.device, dtype: torch.dtype) -> str:
+    if device.type != "cuda":
+        return f"its kernels need CUDA, the device is {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"its kernels compute in bfloat16 or float16, not {_name(dtype)}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than its kernels (compute capability 8.0)"
+    if varlen_kernel() is None:
+        return "torch was built without it and flash-attn is not installed"
+    return ""
+
+
+def _why_not_flex(device: torch.device) -> str:
+    return "" if device.type == "cuda" else f"FlexAttention has no backward pass on {device.type}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def use_shared_prefix(model: PreTrainedModel, backend: Backend = "sdpa") -> Iterator[None]:
+    """Within the block the model's forward needs ``shared_prefix=row_layout``; a call without it raises.
+
+    Forward and backward both belong inside: recomputation runs the attention again.
+
+    Args:
+        model: plain or inside PEFT.
+        backend: see :func:`choose_backend`; ``sdpa`` runs anywhere.
+
+    Raises:
+        UserError: the model's attention or position embedding cannot be shared (see :func:`check_config`).
+    """
+    check_config(model.config)
+    if model._is_stateful:
+        raise UserError(
+            f"{type(model).__name__} carries a state from token to token, through responses",
+            mend="use a model with full attention only",
+        )
+    before = model.config._attn_implementation
+    model.set_attn_implementation(_INTERFACE_NAMES[backend])
+    if model.config._attn_implementation != _INTERFACE_NAMES[backend]:
+        raise UserError(
+            f"{type(model).__name__} does not let its attention be replaced",
+            mend="use a model built on transformers' attention interface",
+        )
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def counted_attention() -> Iterator[list[torch.Size]]:
+    """Within the block, the shapes of the queries of each call of the ``sdpa`` back end, [H, N, D]."""
+    calls: list[torch.Size] = []
+
+    def noted(query: Tensor, *rest: Any) -> Tensor:
+        calls.append(query.shape)
+        return sdpa_attention(query, *rest)
+
+    _BACKENDS["sdpa"] = noted
+    try:
+        yield calls
+    finally:
+        _BACKENDS["sdpa"] = sdpa_attention
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """Refuse what a shared prompt, or a head applied apart from the model's forward, would compute wrongly.
+
+    Raises:
+        UserError: layers that do not attend everything before them, attention scores or logits that the model changes,
+            or a RoPE type whose frequencies depend on the row's largest position, so that a row would not equal its
+            separate parts.
+    """
+    where = config_name(config)
+    config = text_config(config)
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if getattr(config, "is_heterogeneous", False) and layer_types <= {"full_attention"}:
+        # Such a config raises where one of these is asked for.
+        raise UserError(
+            f"the layers differ in {', '.join(sorted(config.per_layer_attributes or ()))}",
+            where=where,
+            mend="use a model of equal layers, such as Llama or Qwen",
+        )
+    if layer_types - {"full_attention"} or (not layer_types and getattr(config, "sliding_window", None)):
+        kinds = ", ".join(sorted(layer_types - {"full_attention"})) or f"sliding_window={config.sliding_window}"
+        raise UserError(
+            f"not all layers attend the whole context ({kinds})",
+            where=where,
+            mend="use a model with full attention only",
+        )
+    _refuse(config, where, _SCORE_FIELDS, (None,), "the model changes the scores of its attention")
+    _refuse(config, where, _HEAD_FIELDS, (None, 1), "the model changes its logits around the output head")
+    rope_type = length_dependent_rope(config)
+    if rope_type:
+        raise UserError(
+            f"RoPE type {rope_type!r} changes with the length of the row",
+            where=where,
+            mend="use linear, yarn, llama3 or default RoPE",
+        )
+
+
+def _refuse(config: PreTrainedConfig, where: str, fields: tuple[str, ...], harmless: tuple[Any, ...], why: str) -> None:
+    for field in fields:
+        value = getattr(config, field, None)
+        if value not in harmless:
+            raise UserError(
+                f"{field}={value}: {why}", where=where, mend="use a model without it, such as Llama or Qwen"
+            )
+
+
+def shared_prefix_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    backend: Backend,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    shared_prefix: RowLayout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one row.
+
+    Args:
+        module: the attention layer.
+        query: [1, H, N, D].
+        key: [1, H_kv, N, D].
+        value: [1, H_kv, N, D].
+        attention_mask: must be None; padding is part of the layout.
+        backend: what computes it.
+        scaling: factor on the scores.
+        dropout: must be 0.
+        shared_prefix: the row's layout.
+        kwargs: what else the model hands down; variants of attention are refused.
+
+    Returns:
+        [1, N, H, D], and None in place of attention weights.
+
+    Raises:
+        ValueError: called without a layout, or in a way that this function would compute wrongly.
+    """
+    if shared_prefix is None:
+        raise ValueError("shared-prefix attention needs the row's layout: call the model with shared_prefix=layout")
+    if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == shared_prefix.total_length:
+        shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}"
+        raise ValueError(f"one row of {shared_prefix.total_length} tokens expected, got {shapes}")
+    variants = [name for name in ATTENTION_VARIANTS if kwargs.get(name) is not None]
+    if not kwargs.get("is_causal", getattr(module, "is_causal", True)):
+        variants.append("is_causal=False")
+    if attention_mask is not None or dropout or variants:
+        raise ValueError(f"shared-prefix attention takes no mask, dropout or variants of attention, got {variants}")
+    output = _BACKENDS[backend](query[0], key[0], value[0], shared_prefix, scaling)  # [H, N, D]
+    return output.transpose(0, 1)[None].contiguous(), None
+
+
+def _no_mask(*, attention_mask: Tensor | None = None, **_: Any) -> None:
+    """In place of transformers' causal mask, which would take gaps in the positions for borders of packed documents."""
+    if attention_mask is not None:
+        raise ValueError("shared-prefix attention takes no attention mask: padding is part of the layout")
+
+
+_untraced = torch.compiler.disable(shared_prefix_attention)  # traced, it would be compiled anew for every layout
+
+
+for _backend, _name_there in _INTERFACE_NAMES.items():
+    AttentionInterface.register(_name_there, partial(_untraced, backend=_backend))
+    AttentionMaskInterface.register(_name_there, _no_mask)

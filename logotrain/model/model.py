@@ -1,0 +1,137 @@
+"""The model to train: a frozen base with adapters (and the token embedding where that is wanted), or all of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.nn.modules.dropout import _DropoutNd
+from transformers import GenerationConfig, PreTrainedModel
+
+from logodata.common.console import note, progress
+from logodata.models.loading import load_config, load_model, load_tokenizer
+from logotrain.attention.shared_prefix import check_config
+from logotrain.model.adapters import add_adapters
+from logotrain.model.rope import scaled_config
+from logotrain.recipe.settings import TrainRecipe
+
+
+def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel | PeftModel:
+    """The model as training starts: with fresh adapters, which change nothing yet, or with all its weights trained.
+
+    Trained weights are float32; frozen ones have ``recipe.dtype``. It is in evaluation mode and stays there
+    (:class:`logotrain.loss.logprobs.LogprobModel`); what that turns off is said.
+
+    Raises:
+        UserError: the model cannot be loaded, its attention cannot be shared, or a target module is not in it.
+    """
+    config = scaled_config(load_config(recipe.model), recipe.rope)
+    check_config(config)  # before gigabytes of weights are read
+    dtype = "float32" if recipe.tuning == "full" else recipe.dtype
+    with progress("weights read", 1) as bar:
+        base = load_model(
+            recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora"
+        )
+        bar.advance()
+    base.config.use_cache = False
+    if recipe.tuning == "qlora":
+        _keep_differentiable(base)
+    torch.manual_seed(recipe.seed)
+    model = base if recipe.tuning == "full" else add_adapters(base, recipe.lora, name=recipe.model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    note(f"{recipe.model}: {trained:,} of {base.num_parameters():,} weights are trained")
+    if noise := noise_settings(base):
+        fields = ", ".join(f"{field}={value:g}" for field, value in noise.items())
+        note(f"{recipe.model}: dropout and jitter are off in training, policy and reference are one function: {fields}")
+    return model.eval()
+
+
+def _keep_differentiable(base: PreTrainedModel) -> None:
+    """Keep weights of 4 bits in the layout that has a backward pass.
+
+    On a CPU with AVX512-BF16 bitsandbytes packs them anew at the first forward in evaluation mode, such as a look at
+    what the model generates, and for good: gradients of all later steps end there, and only a warning says so.
+    """
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # bitsandbytes adds it
+
+
+def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
+    """``save_pretrained``, which no ``generation_config.json`` of the base model can stop.
+
+    transformers reads one whose fields contradict each other, and refuses to write it. Sampling fields without
+    ``do_sample`` are common: they are written with it. Of any other such file the special tokens are kept.
+
+    Args:
+        model: to write.
+        folder: for its files.
+        options: of ``save_pretrained``.
+
+    Raises:
+        OSError, SafetensorError: the folder cannot be written.
+    """
+    generation: GenerationConfig = model.generation_config
+    fault = _contradiction(generation)
+    if fault:
+        before, generation.do_sample = generation.do_sample, True
+        if not _contradiction(generation):
+            note(f"generation_config.json has sampling fields and do_sample={before}: written with do_sample=True")
+        else:
+            tokens = {name: getattr(generation, name) for name in ("bos_token_id", "eos_token_id")}
+            model.generation_config = GenerationConfig(**tokens)
+            note(f"generation_config.json is written with its special tokens only: {fault}")
+    model.save_pretrained(folder, **options)
+
+
+def _contradiction(generation: GenerationConfig) -> str:
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def copy_tokenizer(name: str, folder: Path) -> None:
+    """Write the tokenizer of the model ``name`` into ``folder``.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    tokenizer = load_tokenizer(name, needs_template=False)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error  # a full disk, as the tokenizers library says it
+
+
+_NOISE = re.compile("drop|jitter|noise")
+
+
+def noise_settings(model: PreTrainedModel) -> dict[str, float]:
+    """Every dropout, jitter and noise that is asked for, by name: of the config, at any depth, and of modules whose
+    value no field of the config has. For the reader; what training does not depend on this list."""
+    fields = {name: value for name, value in _numbers(model.config.to_dict()) if value and _NOISE.search(name)}
+    found: dict[str, float] = {}
+    for path, module in model.named_modules():
+        values = {"p": module.p} if isinstance(module, _DropoutNd) else vars(module)
+        for name, value in values.items():
+            noisy = isinstance(module, _DropoutNd) or _NOISE.search(name)
+            if noisy and isinstance(value, float) and value and value not in fields.values():
+                found[f"{path.rpartition('.')[2]}.{name}"] = value
+    return fields | found
+
+
+def _numbers(values: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The floating-point fields of a config as nested dicts, by their path."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{key}", value

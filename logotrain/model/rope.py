@@ -1,0 +1,77 @@
+"""Context extension: the rotary frequencies of a model's config, scaled to a longer window."""
+
+from __future__ import annotations
+
+import copy
+from fractions import Fraction
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from logodata.common.errors import UserError
+from logodata.models.text_config import config_name, config_window, head_dim, text_config
+from logotrain.recipe.settings import RopeSettings
+
+
+def scaled_config(config: PreTrainedConfig, rope: RopeSettings | None) -> PreTrainedConfig:
+    """A copy of ``config``, the window of its text part ``rope.factor`` times as long, its frequencies scaled to fit.
+
+    With base theta, rotary dimension d and factor s, frequency i of the d / 2 is theta ** (-2i / d), and becomes:
+    *linear*: 1 / s of it, which interpolates positions; *ntk*: that of the base theta * s ** (d / (d - 2)), so that the
+    highest stays and the lowest is 1 / s of what it was (static: it does not depend on the row's length); *yarn*:
+    frequencies that turn more than 32 times within the old window stay, those that turn less than once are
+    interpolated, those between are mixed, and cos and sin are multiplied by 0.1 ln s + 1. transformers computes the
+    first and the last from ``rope_parameters``; the ntk base is computed here.
+
+    Raises:
+        UserError: the model has no plain RoPE over whole heads, or is scaled already, or the factor gives no whole
+            number of positions.
+    """
+    scaled = copy.deepcopy(config)
+    if rope is None:
+        return scaled
+    where, text = config_name(config), text_config(scaled)
+    theta = _plain_theta(text, where)
+    original = config_window(config)
+    window = Fraction(str(rope.factor)) * original
+    if window.denominator != 1:
+        raise UserError(
+            f"rope.factor={rope.factor:g} times the window of {original} is {float(window):g}",
+            where=where,
+            mend="choose a factor that gives a whole number of positions",
+        )
+    parameters: dict[str, Any]
+    if rope.type == "ntk":
+        dimension = head_dim(text)
+        parameters = {"rope_type": "default", "rope_theta": theta * rope.factor ** (dimension / (dimension - 2))}
+    else:
+        parameters = {"rope_type": rope.type, "rope_theta": theta, "factor": float(rope.factor)}
+    if rope.type == "yarn":
+        parameters["original_max_position_embeddings"] = original
+    text.rope_parameters = parameters
+    text.max_position_embeddings = int(window)
+    return scaled
+
+
+def _plain_theta(config: PreTrainedConfig, where: str) -> float:
+    """The base of a RoPE that nothing scales yet and that turns whole heads, the same in every layer."""
+    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind != "default":
+        raise UserError(
+            f"the model's RoPE is of type {kind!r} already",
+            where=where,
+            mend="leave rope out, or take the model that it was scaled from",
+        )
+    if any(isinstance(value, dict) for value in parameters.values()) or not parameters.get("rope_theta"):
+        raise UserError(
+            "the model has no RoPE, or not the same in every layer", where=where, mend="leave rope out of the recipe"
+        )
+    share = parameters.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+    if share != 1:
+        raise UserError(
+            f"RoPE turns only {share:g} of each head (partial_rotary_factor)",
+            where=where,
+            mend="leave rope out of the recipe",
+        )
+    return float(parameters["rope_theta"])

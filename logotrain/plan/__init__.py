@@ -1,0 +1,1 @@
+"""What a run will need, before it runs: memory, work, time, and the choices that follow from them."""

@@ -1,0 +1,142 @@
+"""The samples that a plan is made for: those of the data, or one of the lengths that the recipe leads to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict
+
+from logodata.common.errors import UserError
+from logodata.common.recipes.reading import RecipeModel, load_recipe
+from logodata.contexts.chunking import ChunkingSettings
+from logodata.contexts.draw import ContextSettings
+from logodata.contract import ContextChunk, PreferenceSample, Response
+from logodata.recipe.settings import GenerationSettings
+from logotrain.data import TrainingData, checked_target_length, load_data
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.trainable import trainable_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+PAPER_SAMPLES = 6000
+"""Samples of the paper's training set."""
+
+
+class _BuildLengths(RecipeModel):
+    """The part of a recipe's ``build`` section that decides lengths; without a section the paper's values."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    chunking: ChunkingSettings = ChunkingSettings()
+    contexts: ContextSettings = ContextSettings()
+    generation: GenerationSettings = GenerationSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedData:
+    """What a run would read.
+
+    Attributes:
+        data: the samples; one stands for all where they are assumed.
+        num_samples: how many there are.
+        assumption: what was assumed in place of data; empty if nothing was.
+        config: of the model, its window scaled.
+    """
+
+    data: TrainingData
+    num_samples: int
+    assumption: str
+    config: PreTrainedConfig
+
+
+def planned_data(
+    recipe: TrainRecipe,
+    path: Path | None,
+    *,
+    prompt_tokens: int | None = None,
+    response_tokens: int | None = None,
+    num_rejected: int | None = None,
+    num_samples: int | None = None,
+) -> PlannedData:
+    """The samples of ``recipe.data.path``, or a sample as long as ``build`` of the same recipe makes them at most.
+
+    Args:
+        recipe: the ``train`` section.
+        path: the recipe file, for its ``build`` section; None: the paper's values.
+        prompt_tokens, response_tokens, num_rejected, num_samples: instead of what the recipe leads to.
+
+    Raises:
+        UserError: data and lengths are both given, the data cannot be trained on, or the lengths do not fit the model.
+    """
+    given = {
+        "--prompt-tokens": prompt_tokens,
+        "--response-tokens": response_tokens,
+        "--num-rejected": num_rejected,
+        "--num-samples": num_samples,
+    }
+    config = trainable_config(recipe, shapes_only=True)
+    options = [name for name, value in given.items() if value is not None]
+    if recipe.data.path is not None:
+        if options:
+            raise UserError(
+                f"{options[0]} with data, which have lengths of their own",
+                where=str(recipe.data.path),
+                mend="leave out the option, or data.path",
+            )
+        data = load_data(recipe)
+        return PlannedData(data, len(data.samples), "", config)
+    build = load_recipe(_BuildLengths, "build", path)
+    prompt_tokens = prompt_tokens or build.contexts.num_chunks * build.chunking.chunk_tokens
+    response_tokens = response_tokens or build.generation.max_new_tokens
+    # A run takes as many of the data as these say, and is refused if there are fewer.
+    strategies = recipe.data.rejected_strategies and len(set(recipe.data.rejected_strategies))
+    num_rejected = num_rejected or recipe.data.num_rejected or strategies or 1 + len(build.contexts.mixed_ratios)
+    num_samples = num_samples or recipe.data.max_samples or PAPER_SAMPLES
+    target = checked_target_length(recipe, config)
+    if recipe.epochs and prompt_tokens + response_tokens > target:
+        raise UserError(
+            f"prompt of {prompt_tokens} tokens and response of {response_tokens} do not fit under {target} positions",
+            where=recipe.model,
+            mend="raise positions.target_length or plan shorter contexts",
+        )
+    sample = _sample(prompt_tokens, response_tokens, num_rejected, build.chunking.chunk_tokens)
+    lengths = f"prompts of {prompt_tokens} tokens, 1 + {num_rejected} responses of {response_tokens}"
+    return PlannedData(TrainingData([sample], target), num_samples, f"{num_samples} samples: {lengths}", config)
+
+
+def _sample(prompt_tokens: int, response_tokens: int, num_rejected: int, chunk_tokens: int) -> PreferenceSample:
+    """A sample of these lengths, of zeros; its chunks fill the prompt."""
+    starts = range(0, prompt_tokens, chunk_tokens)
+    response = Response(
+        strategy="assumed", text="", token_ids=[0] * response_tokens, ended=True, word_share=0.0, token_f1=0.0
+    )
+    return PreferenceSample(
+        id="assumed",
+        doc_id="assumed",
+        question_id="assumed",
+        kind="other",
+        question="",
+        answers=[],
+        prompt_ids=[0] * prompt_tokens,
+        chunks=[
+            ContextChunk(
+                doc_id="assumed",
+                index=number,
+                start=start,
+                end=start + 1,
+                token_start=start,
+                token_end=min(start + chunk_tokens, prompt_tokens),
+                score=0.0,
+                critical=False,
+                text="",
+            )
+            for number, start in enumerate(starts)
+        ],
+        chosen=response,
+        rejected=[response] * num_rejected,
+        answer_in_critical=False,
+    )

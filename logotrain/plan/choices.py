@@ -1,0 +1,235 @@
+"""What a training run will need, before it runs: work, time on a card; and the choices that depend on memory."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from logodata.common.errors import UserError
+from logotrain.parallel import under_torchrun
+from logotrain.plan.memory import Strategy, estimate_memory, gigabytes, scored_positions
+from logotrain.plan.shape import ModelShape, trained_weights
+from logotrain.recipe.defaults import has_gpu
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
+from logotrain.rows.packing import attention_share, row_cost
+
+if TYPE_CHECKING:
+    from logotrain.attention.shared_prefix import Backend
+    from logotrain.model.recompute import Recompute
+
+
+USED_SHARE = 0.5
+"""Share of a card's measured matrix-product rate that a whole step is expected to reach. An assumption: the best
+published LoRA trainers reach 0.50 to 0.55."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """An accelerator.
+
+    Attributes:
+        memory_bytes: what its driver reports; None: no limit.
+        datasheet_flops: dense bfloat16 rate, in FLOP/s; None where no time is estimated.
+        measured_share: of that rate, what a large matrix product reaches.
+    """
+
+    memory_bytes: int | None
+    datasheet_flops: float | None
+    measured_share: float = 0.8
+
+    @property
+    def expected_flops(self) -> float | None:
+        """FLOP/s of a training step."""
+        return None if self.datasheet_flops is None else self.datasheet_flops * self.measured_share * USED_SHARE
+
+
+_GIB = 2**30
+
+
+# 790 of 989 TFLOP/s were measured on an H200; the other cards are assumed to reach the same share.
+CARDS = {
+    "a100-80gb": Card(int(79.2 * _GIB), 312e12),
+    "a800-80gb": Card(int(79.2 * _GIB), 312e12),
+    "h100-80gb": Card(int(79.1 * _GIB), 989e12),
+    "h200-141gb": Card(int(139.8 * _GIB), 989e12),
+    "l40s-48gb": Card(int(44.4 * _GIB), 362e12),
+    "rtx4090-24gb": Card(int(23.5 * _GIB), 165e12),
+    "cpu": Card(None, None),
+}
+"""By name, as ``logotrain plan --card`` takes it."""
+
+
+def row_flops(shape: ModelShape, recipe: TrainRecipe, row: RowLayout, recompute: Recompute) -> float:
+    """FLOPs of one row, forward, recomputation and backward.
+
+    A frozen weight costs 2 a token forward and 2 backward, a trained one 4 backward. Attention costs 2.5 times as much
+    backward as forward, because flash kernels compute the scores again. The head's logits are computed twice.
+    """
+    return _flops(shape, recipe, row.samples, scored_positions(recipe, row), recompute, head_again=True)
+
+
+def reference_flops(shape: ModelShape, recipe: TrainRecipe, row: RowLayout) -> float:
+    """FLOPs of the same samples in the reference code's pattern: a row of its own for each response, logits at every
+    position, all recomputed but the head."""
+    rows = [
+        SharedPrefixLayout(sample.prompt_length, (length,))
+        for sample in row.samples
+        for length in sample.response_lengths
+    ]
+    positions = sum(single.total_length for single in rows)
+    return _flops(shape, recipe, rows, positions, "full", head_again=False)
+
+
+def _flops(
+    shape: ModelShape,
+    recipe: TrainRecipe,
+    samples: Sequence[SharedPrefixLayout],
+    head_positions: int,
+    recompute: Recompute,
+    *,
+    head_again: bool,
+) -> float:
+    full, trained = recipe.tuning == "full", trained_weights(shape, recipe)
+    tokens = sum(sample.total_length for sample in samples)
+    layer_weights = sum(linear.weights for linear in shape.linears)
+    weights = shape.num_layers * layer_weights
+    linear = 2.0 * weights * tokens
+    attention = 2.0 * weights * (row_cost(samples, attention_share(shape.query_width, layer_weights)) - tokens)
+    adapters = 2.0 * trained.adapters * tokens
+    head = 2.0 * shape.head_parameters * head_positions
+    again = {"none": 0, "selective": 1, "full": 1}[recompute]
+    return (
+        linear * (1 + again + 1 + full)
+        + adapters * (1 + again + 2)
+        + attention * (1 + (recompute == "full") + 2.5)
+        + head * (1 + head_again + 1 + (full or (shape.tied and trained.embedding)))
+    )
+
+
+def step_seconds(card: Card, flops_per_row: float, num_rows: int, num_gpus: int) -> float | None:
+    """Expected seconds of a step whose rows are shared by ``num_gpus``; None where the card has no rate."""
+    rate = card.expected_flops
+    return None if rate is None else math.ceil(num_rows / num_gpus) * flops_per_row / rate
+
+
+def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
+    """Refuse what would have to be done otherwise than the recipe says.
+
+    Raises:
+        UserError: all weights are to be replicated on several processes in bfloat16, which only sharding computes.
+    """
+    if recipe.mixed_precision and recipe.parallel.strategy == "replicate" and world_size > 1:
+        raise UserError(
+            f"parallel.strategy=replicate cannot tune all weights in bfloat16 on {world_size} processes: only FSDP "
+            "computes in bfloat16 on float32 weights",
+            mend="set parallel.strategy to shard or auto, or dtype=float32",
+        )
+
+
+def choose_strategy(
+    shape: ModelShape,
+    recipe: TrainRecipe,
+    row: RowLayout,
+    *,
+    device_bytes: int | None,
+    world_size: int,
+    backend: Backend,
+    num_rows: int = 2,
+) -> tuple[Strategy, str]:
+    """Who holds which weights, and why: ``shard`` for full tuning and for what one device cannot hold.
+
+    Args:
+        device_bytes: memory of a device; None: no limit is known.
+        shape, recipe, row, world_size, backend, num_rows: as for :func:`logotrain.plan.memory.estimate_memory`.
+    """
+    if recipe.mixed_precision:
+        return "shard", "only FSDP computes in bfloat16 on float32 weights"
+    if world_size == 1:
+        return "replicate", "one process"
+    if recipe.parallel.strategy != "auto":
+        return recipe.parallel.strategy, "as asked for"
+    if recipe.tuning == "full":
+        return "shard", "full tuning"
+    if device_bytes is None:
+        return "replicate", "no limit of memory is known"
+    smallest: Recompute = "full" if recipe.recompute == "auto" else recipe.recompute
+    needed = estimate_memory(shape, recipe, row, recompute=smallest, backend=backend, num_rows=num_rows).total
+    holds = needed <= device_bytes
+    verb = "holds" if holds else "cannot hold"
+    reason = f"{gigabytes(device_bytes)} {verb} the whole model and a row, {gigabytes(needed)}"
+    return ("replicate" if holds else "shard"), reason
+
+
+def choose_recompute(
+    shape: ModelShape,
+    recipe: TrainRecipe,
+    row: RowLayout,
+    *,
+    device_bytes: int | None,
+    strategy: Strategy,
+    world_size: int,
+    backend: Backend,
+    num_rows: int = 2,
+) -> tuple[Recompute, str]:
+    """What to compute again, and why: nothing if that fits the device, else all but attention, else all.
+
+    Args:
+        device_bytes: memory of a device; None: no limit is known.
+        shape, recipe, row, strategy, world_size, backend, num_rows: as for
+        :func:`logotrain.plan.memory.estimate_memory`.
+    """
+    if recipe.recompute != "auto":
+        return recipe.recompute, "as asked for"
+    if device_bytes is None:
+        return "none", "no limit of memory is known"
+    needed = {
+        choice: estimate_memory(
+            shape,
+            recipe,
+            row,
+            recompute=choice,
+            strategy=strategy,
+            world_size=world_size,
+            backend=backend,
+            num_rows=num_rows,
+        ).total
+        for choice in recompute_choices(backend)
+    }
+    have = gigabytes(device_bytes)
+    larger = ""
+    for choice, size in needed.items():
+        if size <= device_bytes:
+            return choice, f"{gigabytes(size)} fits in {have}{larger}"
+        larger = f", {choice} with {gigabytes(size)} does not"
+    return "full", f"it needs least; {gigabytes(needed['full'])} will not fit in {have}"
+
+
+def recompute_choices(backend: Backend) -> tuple[Recompute, ...]:
+    """From the fastest to the smallest; what FlexAttention computed cannot be kept (see
+    :func:`logotrain.model.recompute.check_recompute`)."""
+    from logotrain.model.recompute import Recompute
+
+    choices: tuple[Recompute, ...] = get_args(Recompute)
+    return tuple(choice for choice in choices if (choice, backend) != ("selective", "flex"))
+
+
+def this_machine() -> tuple[str, int]:
+    """Name of this machine's card among :data:`logotrain.plan.choices.CARDS`, where one that is not there is entered
+    with its memory and no rate; and how many processes of this run use one."""
+    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
+    if not has_gpu():
+        return "cpu", processes
+    import torch
+
+    device = torch.cuda.get_device_properties(0)
+    for name, card in CARDS.items():
+        kind = name.partition("-")[0].removeprefix("rtx")
+        same_size = card.memory_bytes is not None and abs(card.memory_bytes / device.total_memory - 1) < 0.05
+        if same_size and kind in device.name.lower().replace(" ", ""):
+            return name, processes
+    CARDS[device.name] = Card(device.total_memory, None)
+    return device.name, processes

@@ -1,0 +1,330 @@
+"""Memory of a training step before it runs, by formula.
+
+What autograd keeps of one decoder layer between forward and backward, in bytes. N tokens of the row, d hidden size, f
+intermediate size, q and k the widths of all query and of all key heads, h query heads, b bytes of an activation:
+
+- each norm: its input in float32, 4 N d, and 4 N of inverse roots (transformers computes norms in float32); in full
+  tuning the normalised input too, b N d, for the norm's weight.
+- attention: queries, keys, values b N (q + 2 k), output b N q, log-sum-exp 4 N h, and what the back end adds
+  (:func:`_backend_bytes`).
+- gated MLP: gate, activation and up, 3 b N f. An MLP without gate: b N f.
+- inputs of linear layers, only where a weight gradient needs them: b N d that q, k and v share, b N q of o, b N d that
+  gate and up share, b N f of down, if a layer of the group is trained or has an adapter; and b N r between A and B. An
+  adapter computes in the base's type; PEFT's own cast to float32 would keep 4 N d for each of q, k, v, o, gate and up,
+  and 4 N f for down: 27 GiB more for Llama-3-8B at 8K with adapters everywhere.
+- rotary embedding, residual sums, scaling: nothing.
+
+``selective`` recompute keeps of a layer its input b N d and the attention's output and log-sum-exp, ``full`` the input
+only; both have the rest of one layer at a time in the backward pass. torch.compile keeps less than this: its
+recomputation is not modelled, and the estimate is an upper bound there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from logotrain.plan.shape import ModelShape, trained_weights
+from logotrain.recipe.settings import TrainRecipe
+
+if TYPE_CHECKING:
+    from logotrain.attention.shared_prefix import Backend
+    from logotrain.model.recompute import Recompute
+    from logotrain.rows.layout import RowLayout
+
+
+Strategy = Literal["replicate", "shard"]
+
+
+CONTEXT_BYTES = 1 << 30
+"""CUDA context, cuBLAS and NCCL buffers. An assumption."""
+
+
+WASTE = 0.03
+"""Share of the peak that the caching allocator loses to fragments. An assumption."""
+
+
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a weight in four bits: the number, and its block's scale, itself quantised (QLoRA, arXiv 2305.14314)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Memory of one process at its fullest moment, in bytes.
+
+    Attributes:
+        moment: when that is.
+        parts: what is held then, by name; their sum is what torch reports as allocated.
+        reserve: context and fragments on top.
+    """
+
+    moment: str
+    parts: dict[str, int]
+    reserve: int
+
+    @property
+    def allocated(self) -> int:
+        """What ``torch.cuda.max_memory_allocated`` will say."""
+        return sum(self.parts.values())
+
+    @property
+    def total(self) -> int:
+        """What the device must have."""
+        return self.allocated + self.reserve
+
+
+def estimate_memory(
+    shape: ModelShape,
+    recipe: TrainRecipe,
+    row: RowLayout,
+    *,
+    recompute: Recompute,
+    strategy: Strategy = "replicate",
+    world_size: int = 1,
+    backend: Backend = "flash",
+    num_rows: int = 2,
+) -> MemoryEstimate:
+    """Memory of a step whose largest row is ``row``.
+
+    Args:
+        shape: of the model.
+        recipe: what is trained, and how.
+        row: the largest row.
+        recompute: what the backward pass computes again.
+        strategy: who holds which weights.
+        world_size: number of processes.
+        backend: what computes the attention.
+        num_rows: rows of a process in a step; from the second one on gradients are there before the forward pass.
+    """
+    step = _Step(shape, recipe, row, recompute, strategy, world_size, backend, num_rows)
+    moments = {
+        "gathering weights": step.at_gathering(),
+        "head": step.at_head(),
+        "last norm": step.at_last_norm(),
+        "backward of a layer": step.in_layer(),
+        "end of backward": step.at_end(),
+        "optimizer step": step.in_optimizer(),
+    }
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    parts = {name: int(size) for name, size in {**step.states(), **moments[moment]}.items() if size}
+    return MemoryEstimate(moment, parts, CONTEXT_BYTES + int(WASTE * sum(parts.values())))
+
+
+class _Step:
+    """The formulas. Sizes are in bytes; the module's docstring names the letters."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        recipe: TrainRecipe,
+        row: RowLayout,
+        recompute: Recompute,
+        strategy: Strategy,
+        world_size: int,
+        backend: Backend,
+        num_rows: int,
+    ) -> None:
+        self.shape, self.recipe, self.row, self.recompute, self.backend = shape, recipe, row, recompute, backend
+        self.trained = trained_weights(shape, recipe)
+        self.full = recipe.tuning == "full"
+        self.sharded, self.world, self.num_rows = strategy == "shard", world_size, num_rows
+        # Without FSDP's mixed precision float32 weights compute in float32.
+        narrow = recipe.dtype == "bfloat16" and (self.sharded or not self.full)
+        self.b = 2 if narrow else 4
+        self.n = row.total_length
+        self.nd = self.n * shape.hidden
+        self.responses = sum(sum(sample.response_lengths) for sample in row.samples)
+        self.scored = scored_positions(recipe, row)
+
+    # What is held all the time.
+
+    def states(self) -> dict[str, float]:
+        shape, trained = self.shape, self.trained
+        share = 1 / self.world if self.sharded else 1
+        frozen = 0.0
+        if not self.full:
+            frozen = self.b * shape.parameters
+            if self.recipe.tuning == "qlora":
+                quantised = shape.num_layers * sum(linear.weights for linear in shape.linears)
+                frozen -= quantised * (self.b - _NF4_BYTES)
+        return {
+            "frozen weights": frozen * share,
+            "trained weights": 4 * trained.total * share,
+            "optimizer state": 8 * trained.total * share,
+        }
+
+    @cached_property
+    def _root(self) -> float:
+        """Weights outside the layers, as they compute. FSDP keeps them gathered from forward to backward."""
+        shape, trained = self.shape, self.trained
+        own = 4 * shape.embedding_parameters if trained.embedding and not self.full else 0
+        return self.sharded * (self.b * (shape.embedding_parameters + shape.other_parameters) + own)
+
+    @cached_property
+    def _gathered(self) -> float:
+        """The root's weights, those of a layer that computes, and of the next one on its way."""
+        count = min(2, self.shape.num_layers) if self.recipe.parallel.reshard_after_forward else self.shape.num_layers
+        return self._root + self.sharded * count * self._layer_weights
+
+    @property
+    def _layer_weights(self) -> float:
+        """Of one decoder layer, as it computes."""
+        return self.b * self.shape.layer_parameters + 4 * self.trained.adapters / self.shape.num_layers
+
+    @property
+    def _gradients(self) -> float:
+        """All gradients of a process: whole, but for full tuning under sharding."""
+        return 4 * self.trained.total / (self.world if self.sharded and self.full else 1)
+
+    @property
+    def _earlier(self) -> float:
+        """Gradients of the step's rows before this one."""
+        return self._gradients if self.num_rows > 1 else 0
+
+    # What is kept from forward to backward.
+
+    @cached_property
+    def layer(self) -> float:
+        """Kept of one layer without recomputation."""
+        shape, n, b = self.shape, self.n, self.b
+        kept: float = sum((4 + b * self.full) * n * width for width in shape.norm_widths)
+        kept += 4 * n * len(shape.norm_widths)
+        kept += b * n * (shape.query_width + 2 * shape.key_width) + self._attention_outputs + self._attention_extra
+        kept += b * n * shape.intermediate * (3 if shape.gated else 1)
+        targets = shape.linears if self.full else self.trained.targets
+        kept += sum(b * n * width for width in {linear.group: linear.inputs for linear in targets}.values())
+        return kept if self.full else kept + b * n * self.recipe.lora.rank * len(targets)
+
+    @cached_property
+    def _attention_outputs(self) -> float:
+        """Output and log-sum-exp of every attention call of a layer."""
+        per_token = self.b * self.shape.query_width + 4 * self.shape.num_heads
+        return per_token * (self.n + (self.responses if self.backend == "flash" else 0))
+
+    @cached_property
+    def _attention_extra(self) -> float:
+        """What a back end keeps of a layer beside queries, keys, values, outputs.
+
+        flash: a second call over the responses, with their queries, and for each response a copy of its prompt's keys
+        and values before its own. sdpa: the mask of each sample's responses, as floats.
+        """
+        shape, b = self.shape, self.b
+        if self.backend == "flash":
+            keys = self.responses
+            keys += sum(sample.prompt_length * len(sample.response_lengths) for sample in self.row.samples)
+            return b * (self.responses * shape.query_width + keys * 2 * shape.key_width)
+        if self.backend == "sdpa":
+            return sum(b * sum(sample.response_lengths) * sample.total_length for sample in self.row.samples)
+        return 0
+
+    @cached_property
+    def kept_layer(self) -> float:
+        """Kept of one layer until its backward pass."""
+        if self.recompute == "none":
+            return self.layer
+        return self.b * self.nd + (self._attention_outputs if self.recompute == "selective" else 0)
+
+    @cached_property
+    def _last_norm(self) -> float:
+        return (4 + self.b * self.full) * self.nd
+
+    @cached_property
+    def kept(self) -> float:
+        """Kept when the forward pass ends."""
+        kept = self.kept_layer * self.shape.num_layers + self._last_norm + self.b * self.scored * self.shape.hidden
+        if self.recompute == "none" and not self.trained.embedding:
+            kept -= 4 * self.nd  # the first norm's input needs no gradient
+        if self.backend == "sdpa":
+            kept += self._attention_extra / self.b  # all layers' mask as booleans
+        return kept + 2 * self.b * self.n * self.shape.query_width / self.shape.num_heads  # cos and sin
+
+    # What comes on top at each moment.
+
+    def _moment(self, gathered: float, gradients: float, kept: float, working: float) -> dict[str, float]:
+        return {
+            "gathered weights": gathered,
+            "gradients": gradients,
+            "kept activations": kept,
+            "working memory": working,
+        }
+
+    def at_gathering(self) -> dict[str, float]:
+        """The root's weights twice: as they arrive, and each by itself."""
+        return self._moment(2 * self._root + self.sharded * self._layer_weights, self._earlier, 0, 0)
+
+    @cached_property
+    def _head_weight(self) -> float:
+        """Gradient of the head's weight, 0 if it is frozen."""
+        trained = self.full or (self.shape.tied and self.trained.embedding)
+        return (self.b if self.full else 4) * self.shape.head_parameters * trained
+
+    def at_head(self) -> dict[str, float]:
+        """A chunk of logits three times in float32: log-softmax, its gradient, and the gradient before it; or once,
+        beside the gradient that it gives a trained head. Of several chunks the sums with and without it are there
+        too."""
+        from logotrain.loss.logprobs import CHUNK_ELEMENTS
+
+        logits = self.scored * self.shape.vocabulary
+        chunk, weight = min(CHUNK_ELEMENTS, logits), self._head_weight
+        several = logits > CHUNK_ELEMENTS
+        working = max(12 * chunk + several * weight, self.b * chunk + (1 + 2 * several) * weight)
+        states = self.b * self.scored * self.shape.hidden
+        return self._moment(self._gathered, self._earlier, self.kept, working + states)
+
+    @property
+    def _head_gradient(self) -> float:
+        """The head's gradient after its backward pass, where it is not among those counted already."""
+        counted = self.num_rows > 1 and not self.sharded and not self.shape.tied
+        return 0 if counted else self._head_weight
+
+    def at_last_norm(self) -> dict[str, float]:
+        """A norm's backward pass holds five float32 copies of its input."""
+        return self._moment(self._gathered, self._earlier, self.kept, 20 * self.nd + self._head_gradient)
+
+    def in_layer(self) -> dict[str, float]:
+        """The layer whose MLP runs backward, with the others kept."""
+        shape, n, b, nd = self.shape, self.n, self.b, self.nd
+        wide = n * shape.intermediate
+        working: float = b * nd + (3 if shape.gated else 1) * b * wide
+        if self.full or any(linear.name == "down_proj" for linear in self.trained.targets):
+            working -= b * wide  # its input is gone when gate and up run backward
+        if self.recompute != "none":
+            working += self.layer - (self._attention_outputs if self.recompute == "selective" else 0)
+            working -= nd * 4 * (b == 4)  # without a cast the first norm keeps the layer's input itself
+        if self.full:
+            working += b * max(linear.weights for linear in shape.linears)
+        if self.full and self.sharded:
+            # Gradients of the layer before on their way to their owners; that layer's activations are gone.
+            working += max(0, 4 * shape.layer_parameters - self.kept_layer)
+        if self.recipe.tuning == "qlora":
+            working += b * max(linear.weights for linear in shape.linears)
+        return self._moment(self._gathered, self._earlier, self.kept - self._last_norm, working + self._head_gradient)
+
+    def at_end(self) -> dict[str, float]:
+        """The embedding's gradient, dense, beside the one of earlier rows; under sharding whole, and again in float32
+        on its way to its owners, with the root's weights freed."""
+        shape, working, gathered = self.shape, 0.0, self._root
+        if self.full and self.sharded:
+            root = shape.embedding_parameters + shape.other_parameters
+            working, gathered = (self.b + 4) * root, 0
+        elif self.trained.embedding:
+            working = 4 * self.nd + 4 * shape.embedding_parameters * (self.num_rows > 1)
+        return self._moment(gathered, self._gradients, 0, working)
+
+    def in_optimizer(self) -> dict[str, float]:
+        """Nothing but states and gradients: the fused update works in place."""
+        return self._moment(0, self._gradients, 0, 0)
+
+
+def scored_positions(recipe: TrainRecipe, row: RowLayout) -> int:
+    """Positions of the row that the output head reads."""
+    from logotrain.recipe.settings import scores_prompt
+
+    prompts = sum(sample.prompt_length - 1 for sample in row.samples) if scores_prompt(recipe.objective) else 0
+    return prompts + sum(sum(sample.response_lengths) for sample in row.samples)
+
+
+def gigabytes(size: float) -> str:
+    """``12.3 GiB``; below a tenth of one ``45 MiB``."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"

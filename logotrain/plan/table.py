@@ -1,0 +1,313 @@
+"""``logotrain plan``: what a run will need, as tables and as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from logodata.common.errors import UserError
+from logotrain.attention.shared_prefix import Backend
+from logotrain.model.recompute import Recompute
+from logotrain.plan.assumed import PlannedData
+from logotrain.plan.choices import (
+    CARDS,
+    USED_SHARE,
+    choose_recompute,
+    choose_strategy,
+    recompute_choices,
+    reference_flops,
+    row_flops,
+    step_seconds,
+)
+from logotrain.plan.memory import MemoryEstimate, Strategy, estimate_memory, gigabytes
+from logotrain.plan.shape import ModelShape, model_shape, trained_weights
+from logotrain.recipe.settings import TrainRecipe, uses_rejected
+from logotrain.rows.collate import Collator
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
+from logotrain.rows.packing import largest_row, pack_rows
+from logotrain.schedule import Schedule
+
+_CONTEXTS = (4096, 8192, 16384, 32768, 65536)
+
+
+_NUM_REJECTED = tuple(range(1, 9))
+
+
+_SHORT = {"none": "none", "selective": "sel.", "full": "full", None: "-"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Estimates of a run. Sizes in bytes, work in FLOPs.
+
+    Attributes:
+        model: its name.
+        card: the name of the device.
+        num_gpus: how many of them.
+        attention: what computes the attention.
+        assumption: what was assumed in place of data; empty if nothing was.
+        parameters: ``total``, ``trained``, ``head``.
+        largest_row: its tokens.
+        tokens_per_step: mean over steps.
+        total_steps: of the run.
+        flops_per_sample: mean, with what is computed again.
+        reference_flops_per_sample: of a row a response with all logits, all computed again.
+        flops_per_step: mean.
+        strategy: who holds which weights.
+        strategy_reason: why.
+        recompute: what the backward pass computes again.
+        recompute_reason: why.
+        memory: of one process, by choice of recompute.
+        fits: which prompt length and number of dis-preferred responses fit the card, and with the least which
+            recompute; None for none.
+        misfit: what is needed and what is there, where the largest row does not fit the card; empty if it fits.
+        remedies: changes to recipe or options that each make it fit.
+        seconds_per_step: expected; None where the card has no rate, or the run does not fit it.
+    """
+
+    model: str
+    card: str
+    num_gpus: int
+    attention: Backend
+    assumption: str
+    parameters: dict[str, int]
+    largest_row: int
+    tokens_per_step: float
+    total_steps: int
+    flops_per_sample: float
+    reference_flops_per_sample: float
+    flops_per_step: float
+    strategy: Strategy
+    strategy_reason: str
+    recompute: Recompute
+    recompute_reason: str
+    memory: dict[Recompute, MemoryEstimate]
+    fits: list[dict[str, Any]]
+    misfit: str
+    remedies: list[str]
+    seconds_per_step: float | None
+
+    def check_fits(self) -> None:
+        """Refuse a run that the card cannot hold.
+
+        Raises:
+            UserError: it does not fit; says what would.
+        """
+        if self.misfit:
+            alone = f"each of these fits: {'; '.join(self.remedies)}"
+            together = (
+                "no single change helps: take shorter prompts, more GPUs with parallel.strategy=shard, tuning=qlora"
+            )
+            raise UserError(f"does not fit: {self.misfit}", where=self.model, mend=alone if self.remedies else together)
+
+    @property
+    def hours(self) -> float | None:
+        """Of the whole run."""
+        return None if self.seconds_per_step is None else self.seconds_per_step * self.total_steps / 3600
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for other programs."""
+        sums = {name: {"allocated": m.allocated, "total": m.total} for name, m in self.memory.items()}
+        values = asdict(self)
+        for name, sizes in sums.items():
+            values["memory"][name] |= sizes
+        return {**values, "hours": self.hours}
+
+
+def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus: int) -> Plan:
+    """Estimate the run of ``recipe`` on ``num_gpus`` devices of the kind ``card``, a name of ``CARDS``.
+
+    Raises:
+        UserError: the model cannot be trained or estimated, or an adapter's target is not in it.
+    """
+    shape = model_shape(planned.config)
+    trained = trained_weights(shape, recipe)
+    collator = Collator.of(recipe, planned.data.target_length)
+    layouts = [collator.layout(sample) for sample in planned.data.samples]
+    largest = largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple)
+
+    backend = _backend(recipe, card)
+    samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
+    per_row = _samples_per_row(layouts, recipe.row_tokens)
+    rows_per_step = max(1, math.ceil(samples_per_step / per_row))
+    rows_per_gpu = math.ceil(rows_per_step / num_gpus)
+    limits: dict[str, Any] = {"world_size": num_gpus, "backend": backend, "num_rows": rows_per_gpu}
+    memory_bytes = CARDS[card].memory_bytes
+    strategy, strategy_reason = choose_strategy(shape, recipe, largest, device_bytes=memory_bytes, **limits)
+    limits["strategy"] = strategy
+    recompute, recompute_reason = choose_recompute(shape, recipe, largest, device_bytes=memory_bytes, **limits)
+    memory = {
+        choice: estimate_memory(shape, recipe, largest, recompute=choice, **limits)
+        for choice in recompute_choices(backend)
+    }
+    total_steps = Schedule(recipe, planned.num_samples).total_steps
+    needed, misfit = memory[recompute].total, ""
+    if memory_bytes is not None and total_steps and needed > memory_bytes:
+        misfit = f"{gigabytes(needed)} needed, {card} has {gigabytes(memory_bytes)}"
+    fits = _fits(shape, recipe, layouts, memory_bytes, limits)
+    per_sample = [RowLayout((layout,)) for layout in layouts]
+    mean_flops = _mean([row_flops(shape, recipe, row, recompute) for row in per_sample])
+    flops_per_row = mean_flops * samples_per_step / rows_per_step
+    return Plan(
+        model=recipe.model,
+        card=card,
+        num_gpus=num_gpus,
+        attention=backend,
+        assumption=planned.assumption,
+        parameters={"total": shape.parameters, "trained": trained.total, "head": shape.head_parameters},
+        largest_row=largest.total_length,
+        tokens_per_step=_mean([row.total_length for row in per_sample]) * samples_per_step,
+        total_steps=total_steps,
+        flops_per_sample=mean_flops,
+        reference_flops_per_sample=_mean([reference_flops(shape, recipe, row) for row in per_sample]),
+        flops_per_step=mean_flops * samples_per_step,
+        strategy=strategy,
+        strategy_reason=strategy_reason,
+        recompute=recompute,
+        recompute_reason=recompute_reason,
+        memory=memory,
+        fits=fits,
+        misfit=misfit,
+        remedies=_remedies(shape, recipe, largest, fits, card, limits) if misfit else [],
+        seconds_per_step=None if misfit else step_seconds(CARDS[card], flops_per_row, rows_per_step, num_gpus),
+    )
+
+
+def _remedies(
+    shape: ModelShape,
+    recipe: TrainRecipe,
+    row: RowLayout,
+    fits: Sequence[dict[str, Any]],
+    card: str,
+    limits: dict[str, Any],
+) -> list[str]:
+    """Single changes under which ``row``, or one of a shorter prompt, fits."""
+    here, world_size = CARDS[card].memory_bytes or 0, limits["world_size"]
+    asked = None if recipe.recompute == "auto" else recipe.recompute
+
+    def holds(memory: int | None, recipe: TrainRecipe = recipe, **changed: Any) -> bool:
+        changed = {"recompute": asked or "full", **limits, **changed}
+        return memory is not None and estimate_memory(shape, recipe, row, **changed).total <= memory
+
+    found = []
+    if asked and holds(here, recompute="full"):
+        found.append("recompute=full")
+    frozen = recipe.lora.model_copy(update={"train_embeddings": False})
+    if trained_weights(shape, recipe).embedding and recipe.tuning != "full":
+        found += ["lora.train_embeddings=false"] * holds(here, recipe.model_copy(update={"lora": frozen}))
+    if limits["strategy"] == "replicate" and recipe.tuning == "lora":
+        found += ["tuning=qlora"] * holds(here, recipe.model_copy(update={"tuning": "qlora"}))
+    if recipe.tuning != "qlora":  # 4-bit weights cannot be split
+        counts = [world_size * factor for factor in (1, 2, 4, 8) if world_size * factor > 1]
+        gpus = next((count for count in counts if holds(here, strategy="shard", world_size=count)), None)
+        if gpus is not None:
+            found.append(f"--gpus {gpus} parallel.strategy=shard")
+    found += [f"--card {name}" for name, other in CARDS.items() if holds(other.memory_bytes)]
+    num_rejected = max(len(sample.response_lengths) for sample in row.samples) - 1
+    prompts = [
+        cell["prompt"]
+        for cell in fits
+        if cell["num_rejected"] == num_rejected and cell["total"][asked or "full"] <= here
+    ]
+    return [*found, *([f"prompts of {max(prompts)} tokens"] if prompts else [])]
+
+
+def _samples_per_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> float:
+    """Mean over the rows of a step."""
+    if len(layouts) > 1:
+        return len(layouts) / len(pack_rows(layouts, row_tokens))
+    return max(1, (row_tokens or 0) // layouts[0].total_length)
+
+
+def _backend(recipe: TrainRecipe, card: str) -> Backend:
+    """As :func:`logotrain.attention.shared_prefix.choose_backend` will take it on the card."""
+    if recipe.attention != "auto":
+        return recipe.attention
+    if card == "cpu":
+        return "sdpa"
+    return "flash" if recipe.dtype == "bfloat16" else "flex"
+
+
+def _fits(
+    shape: ModelShape,
+    recipe: TrainRecipe,
+    layouts: Sequence[SharedPrefixLayout],
+    device_bytes: int | None,
+    limits: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """One sample a row, responses as long as the longest."""
+    if device_bytes is None:
+        return []
+    response = max(max(layout.response_lengths) for layout in layouts)
+    cells: list[dict[str, Any]] = []
+    for prompt in _CONTEXTS:
+        for rejected in _NUM_REJECTED if uses_rejected(recipe.objective) else (0,):
+            row = RowLayout((SharedPrefixLayout(prompt, (response,) * (1 + rejected)),))
+            needed = {
+                choice: estimate_memory(shape, recipe, row, recompute=choice, **limits).total
+                for choice in recompute_choices(limits["backend"])
+            }
+            first = next((choice for choice, size in needed.items() if size <= device_bytes), None)
+            cells.append({"prompt": prompt, "num_rejected": rejected, "recompute": first, "total": needed})
+    return cells
+
+
+def render(plan: Plan) -> Group:
+    """Tables for a person."""
+    card = CARDS[plan.card]
+    run = Table("run", "", title=f"{plan.model} on {plan.num_gpus} x {plan.card}", title_justify="left")
+    parameters = plan.parameters
+    run.add_row("parameters", f"{parameters['total']:,}, of the head {parameters['head']:,}")
+    if not plan.total_steps:
+        run.add_row("trained", "nothing: epochs=0")
+        return Group(run)
+    run.add_row("trained", f"{parameters['trained']:,} ({parameters['trained'] / parameters['total']:.2%})")
+    if plan.assumption:
+        run.add_row("assumed, for want of data", plan.assumption)
+    run.add_row("largest row", f"{plan.largest_row:,} tokens")
+    run.add_row("a step", f"{plan.tokens_per_step:,.0f} tokens, {_flops(plan.flops_per_step)}")
+    ratio = plan.reference_flops_per_sample / plan.flops_per_sample
+    reference = f"{_flops(plan.reference_flops_per_sample)} as a row a response with all logits, all recomputed"
+    run.add_row("a sample", f"{_flops(plan.flops_per_sample)}; {reference}: {ratio:.2f} times as much")
+    run.add_row("weights", f"{plan.strategy} ({plan.strategy_reason})")
+    run.add_row("attention", plan.attention)
+    run.add_row("recompute", f"{plan.recompute} ({plan.recompute_reason})")
+    if plan.misfit:
+        run.add_row("does not fit", plan.misfit)
+    elif plan.seconds_per_step is None or plan.hours is None:
+        run.add_row("time", f"{plan.total_steps} steps; not estimated for {plan.card}")
+    else:
+        rate = f"{USED_SHARE:.0%} of the rate of matrix products, {card.measured_share:.0%} of the datasheet's"
+        run.add_row("time", f"{plan.total_steps} steps of {plan.seconds_per_step:.1f} s: {plan.hours:.2f} h, at {rate}")
+
+    memory = Table("memory of a device", *plan.memory, title_justify="left")
+    names = dict.fromkeys(name for estimate in plan.memory.values() for name in estimate.parts)
+    for name in names:
+        memory.add_row(name, *(gigabytes(estimate.parts.get(name, 0)) for estimate in plan.memory.values()))
+    memory.add_row("context, fragments", *(gigabytes(estimate.reserve) for estimate in plan.memory.values()))
+    memory.add_section()
+    memory.add_row("total", *(gigabytes(estimate.total) for estimate in plan.memory.values()))
+    memory.add_row("fullest at", *(estimate.moment for estimate in plan.memory.values()))
+    if card.memory_bytes is None:
+        return Group(run, memory)
+
+    columns = list(dict.fromkeys(cell["num_rejected"] for cell in plan.fits))
+    title = f"recompute (none, selective, full) that fits {gigabytes(card.memory_bytes)}, by prompt and M"
+    fits = Table("prompt", *(f"M={count}" for count in columns), title=title, title_justify="left")
+    for prompt in _CONTEXTS:
+        cells = {cell["num_rejected"]: cell["recompute"] for cell in plan.fits if cell["prompt"] == prompt}
+        fits.add_row(f"{prompt // 1024}K", *(_SHORT[cells[count]] for count in columns))
+    return Group(run, memory, fits)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _flops(value: float) -> str:
+    return f"{value / 1e15:,.2f} PFLOP" if value >= 1e15 else f"{value / 1e12:,.1f} TFLOP"

@@ -1,0 +1,1 @@
+"""The ``train`` section of a recipe."""

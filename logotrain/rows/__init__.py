@@ -1,0 +1,1 @@
+"""Training rows: their lengths, positions and tensors, and which samples share one."""

@@ -1,0 +1,153 @@
+"""Preference samples become rows of tensors, each prompt once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logodata.contract import PreferenceSample
+from logotrain.recipe.settings import PositionSettings, TrainRecipe, scores_prompt, uses_rejected
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
+from logotrain.rows.positions import draw_mode, draw_positions
+
+_PAD_TO = 512
+"""Compiled layers see rows of few lengths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """``[prompt | chosen | rejected 1 | ... | rejected M]`` of one sample or several, then padding: N tokens.
+
+    Attributes:
+        sample_ids: for messages.
+        input_ids: int64 [1, N].
+        position_ids: int64 [1, N]; each response continues from its prompt's last position.
+        gather_index: int64 [T], indices into the row: the hidden state there predicts the token of ``targets``.
+        targets: int64 [T], the tokens that are scored.
+        num_targets: for each sample how many of them belong to its prompt (0 unless prompts are scored), then to each
+            response.
+        layout: where everything lies.
+    """
+
+    sample_ids: tuple[str, ...]
+    input_ids: Tensor
+    position_ids: Tensor
+    gather_index: Tensor
+    targets: Tensor
+    num_targets: tuple[tuple[int, ...], ...]
+    layout: RowLayout
+
+    def to(self, device: torch.device) -> Row:
+        """The same row on another device."""
+        tensors = {
+            name: getattr(self, name).to(device) for name in ("input_ids", "position_ids", "gather_index", "targets")
+        }
+        return replace(self, **tensors)
+
+
+def row_responses(sample: PreferenceSample, *, rejected: bool) -> list[list[int]]:
+    """Token ids of a row's responses: the preferred one, then the dis-preferred ones if ``rejected``."""
+    return [sample.chosen.token_ids, *(response.token_ids for response in sample.rejected if rejected)]
+
+
+@dataclass(frozen=True, slots=True)
+class Collator:
+    """Makes rows.
+
+    Attributes:
+        positions: how prompts are spread.
+        target_length: over what.
+        seed: of the position draws.
+        uses_rejected: False leaves dis-preferred responses out (SFT).
+        scores_prompt: True makes the prompt's tokens targets too, all but the first (SFT over the sequence).
+        pad_to_multiple: rows are filled up to a multiple of this many tokens.
+    """
+
+    positions: PositionSettings
+    target_length: int
+    seed: int
+    uses_rejected: bool = True
+    scores_prompt: bool = False
+    pad_to_multiple: int = 1
+
+    @staticmethod
+    def of(recipe: TrainRecipe, target_length: int) -> Collator:
+        """What makes the rows of a recipe's run."""
+        return Collator(
+            recipe.positions,
+            target_length,
+            recipe.seed,
+            uses_rejected=uses_rejected(recipe.objective),
+            scores_prompt=scores_prompt(recipe.objective),
+            pad_to_multiple=_PAD_TO if recipe.compile else 1,
+        )
+
+    def layout(self, sample: PreferenceSample) -> SharedPrefixLayout:
+        """Lengths of a sample's parts in its row, in tokens."""
+        return SharedPrefixLayout(len(sample.prompt_ids), tuple(map(len, self._responses(sample))))
+
+    def __call__(self, draws: Sequence[tuple[int, PreferenceSample]]) -> Row:
+        """The row of ``(epoch, sample)`` pairs, each with the position draw that belongs to this seed and epoch.
+
+        A sample's draw depends on nothing else: not on what shares its row, nor on how many processes there are.
+
+        Raises:
+            UserError: prompt and longest response of a sample do not fit under ``target_length``.
+        """
+        layouts = tuple(self.layout(sample) for _, sample in draws)
+        padding = -sum(layout.total_length for layout in layouts) % self.pad_to_multiple
+        ids: list[int] = []
+        positions: list[NDArray[np.int64]] = []
+        index: list[NDArray[np.int64]] = []
+        num_targets: list[tuple[int, ...]] = []
+        for (epoch, sample), layout in zip(draws, layouts, strict=True):
+            start, prompt_length = len(ids), layout.prompt_length
+            prompt_positions = self._prompt_positions(sample, layout, epoch)
+            following = int(prompt_positions[-1]) + 1
+            ids += sample.prompt_ids
+            positions.append(prompt_positions)
+            if self.scores_prompt:
+                index.append(np.arange(start, start + prompt_length - 1))
+            for response in self._responses(sample):
+                # Its first token is predicted by the prompt's last one, the others by the token before them.
+                index.append(np.array([start + prompt_length - 1, *range(len(ids), len(ids) + len(response) - 1)]))
+                positions.append(np.arange(following, following + len(response)))
+                ids += response
+            num_targets.append((prompt_length - 1 if self.scores_prompt else 0, *layout.response_lengths))
+        targets = [token for _, sample in draws for token in self._targets(sample)]
+        return Row(
+            sample_ids=tuple(sample.id for _, sample in draws),
+            input_ids=torch.tensor([ids + [0] * padding]),
+            position_ids=torch.from_numpy(np.concatenate([*positions, np.arange(padding)]))[None],
+            gather_index=torch.from_numpy(np.concatenate(index)),
+            targets=torch.tensor(targets),
+            num_targets=tuple(num_targets),
+            layout=RowLayout(layouts, padding),
+        )
+
+    def _responses(self, sample: PreferenceSample) -> list[list[int]]:
+        return row_responses(sample, rejected=self.uses_rejected)
+
+    def _targets(self, sample: PreferenceSample) -> list[int]:
+        prompt = sample.prompt_ids[1:] if self.scores_prompt else []
+        return [*prompt, *(token for response in self._responses(sample) for token in response)]
+
+    def _prompt_positions(self, sample: PreferenceSample, layout: SharedPrefixLayout, epoch: int) -> NDArray[np.int64]:
+        identity = int.from_bytes(hashlib.sha256(sample.id.encode("utf-8")).digest()[:8], "big")
+        rng = np.random.default_rng([self.seed, epoch, identity])
+        settings = self.positions
+        mode = draw_mode(settings.continuous_share, rng) if settings.mode == "mixed" else settings.mode
+        return draw_positions(
+            layout.prompt_length,
+            [(chunk.token_start, chunk.token_end) for chunk in sample.chunks],
+            target_length=self.target_length,
+            reserve=max(layout.response_lengths),
+            mode=mode,
+            rng=rng,
+        )
