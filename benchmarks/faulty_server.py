@@ -273,7 +273,7 @@ def check_run(run: Run, clean: Run, requests: Sequence[GenerationRequest]) -> li
 def draw_requests(count: int, seed: int) -> list[GenerationRequest]:
     """Pieces of the embedded documents of 16 to 40 tokens, each another one, to be continued by 4 to 8."""
     rng, tokenizer = random.Random(seed), load_tokenizer("embedded")
-    file = Path(__file__).parents[1] / "logodata" / "embedded" / "train.jsonl"
+    file = Path(__file__).parents[1] / "logodata" / "sources" / "embedded" / "train.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     ids = [encode_text(tokenizer, row["context"]) for row in rows]
     stops = tuple(turn_end_ids(tokenizer))

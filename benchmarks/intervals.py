@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from logoeval import intervals as stats
+from logoeval import intervals
 from logoeval.intervals import Array, estimate_difference
 
 _NUM_CLUSTERS = (3, 6, 8, 13, 25, 50)
@@ -55,16 +55,16 @@ def draw(num_clusters: int, num_groups: int, rng: np.random.Generator) -> dict[s
 
 def false_verdicts(num_clusters: int, num_groups: int, trials: int) -> dict[str, float]:
     """The share of trials whose interval leaves out zero, by kind of interval."""
-    kinds: dict[str, Callable[..., tuple[float, float]]] = {"expanded": stats.percentile_interval, "plain": _plain}
+    kinds: dict[str, Callable[..., tuple[float, float]]] = {"expanded": intervals.percentile_interval, "plain": _plain}
     missed = dict.fromkeys(kinds, 0)
     rng = np.random.default_rng([num_clusters, num_groups])
     for trial in range(trials):
         drawn = draw(num_clusters, num_groups, rng)
         for kind, interval in kinds.items():
-            stats.percentile_interval = interval  # type: ignore[assignment]
+            intervals.percentile_interval = interval  # type: ignore[assignment]
             low, high = estimate_difference(**drawn, seed=trial).interval or (0.0, 0.0)
             missed[kind] += not low <= 0 <= high
-        stats.percentile_interval = kinds["expanded"]  # type: ignore[assignment]
+        intervals.percentile_interval = kinds["expanded"]  # type: ignore[assignment]
     return {kind: count / trials for kind, count in missed.items()}
 
 

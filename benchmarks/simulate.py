@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
 from logodata.models.loading import empty_model
-from logotrain.attention import kernels as attention
+from logotrain.attention import kernels
 from logotrain.attention.shared_prefix import Backend, use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.loss.objective import sample_loss
@@ -194,13 +194,13 @@ def _row(layout: RowLayout, prompt_is_scored: bool) -> Row:
 @contextmanager
 def _backend(backend: Backend) -> Iterator[None]:
     """Torch's variable-length kernel, whose fake form needs no CUDA, whatever this machine has."""
-    kernel = attention._torch_varlen if backend == "flash" else None
-    attention.forget_rows()
+    kernel = kernels._torch_varlen if backend == "flash" else None
+    kernels.forget_rows()
     try:
-        with patch.object(attention, "varlen_kernel", lambda: kernel):
+        with patch.object(kernels, "varlen_kernel", lambda: kernel):
             yield
     finally:
-        attention.forget_rows()
+        kernels.forget_rows()
 
 
 @contextmanager

@@ -203,14 +203,14 @@ def _log_probs(options: argparse.Namespace) -> None:
     # Before torch is imported, which takes seconds.
     sample_files(options.data[0])
     check_model(options.model or str(read_manifest(options.data[0])["model"]))
-    from logodata.dataset import log_probs as likelihood
+    from logodata.dataset import log_probs
 
     scoring = {"num_samples": options.n or 50, "dtype": options.dtype, "device": options.device or "auto"}
-    report = likelihood.measure(options.data[0], model=options.model, **scoring)
+    report = log_probs.measure(options.data[0], model=options.model, **scoring)
     if options.json:
         print(strict_dumps(report, indent=2, ascii_only=True))
     else:
-        likelihood.show(report)
+        log_probs.show(report)
 
 
 def push_command(options: argparse.Namespace) -> None:

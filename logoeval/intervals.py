@@ -17,8 +17,6 @@ from logodata.common.resampling import Array as Array
 from logoeval.records import Metric, SampleRow, SummaryRow
 
 _SEED = 20_241_018
-
-
 _BLOCK_ELEMENTS = 4_000_000  # draws held at a time: 32 MB of int64
 
 

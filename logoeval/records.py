@@ -21,17 +21,10 @@ from logodata.common.resampling import Array
 from logodata.contract import sample_files
 
 SCHEMA_VERSION = 1
-
-
 RESULTS_FILE = "results.json"
-
-
 PREDICTIONS_DIR = "predictions"
 
-
 TaskName = Literal["longbench", "niah", "qa", "pairs", "ppl", "short"]
-
-
 TASK_NAMES: tuple[TaskName, ...] = ("longbench", "niah", "qa", "pairs", "ppl", "short")
 """In the order they run: what generates comes first."""
 

@@ -36,7 +36,6 @@ from logoeval.tasks.needles.heads import HEADS_FILE
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-
 BASE, ADAPTER = "base", "adapter"
 """Folders of the results."""
 

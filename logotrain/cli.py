@@ -25,7 +25,6 @@ examples:
 
 The same command continues a run that was stopped. RUN/final is an adapter for PEFT and vLLM."""
 
-
 _PLAN_EXAMPLES = """\
 examples:
   logotrain plan llama3-80k

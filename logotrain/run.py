@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from logotrain.data import TrainingData
     from logotrain.parallel import World
 
-
 RECIPE_FILE = "recipe.resolved.json"
 """The recipe with all defaults that a run is bound to."""
-
 
 _FREE = ("row_tokens", "attention", "recompute", "compile", "parallel", "checkpoint", "collapse")
 """Fields that a run may be continued with changed: they do not change its result, but for rounding."""

@@ -36,16 +36,12 @@ from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 _SEEDS = 64
 """Passes that look for rare noise: a layer that is left out one time in ten is, in one of them."""
 
-
 _PRODUCTS = ("mm", "addmm", "bmm", "linear", "matmul")
-
-
 _MOVES = frozenset(
     {"_to_copy", "_unsafe_view", "alias", "clone", "detach", "device", "expand", "index", "permute", "select", "slice"}
     | {"squeeze", "t", "transpose", "unsqueeze", "view"}
 )
 """Operators that compute nothing: what they give was there before, perhaps in another type."""
-
 
 _MEND = "use a model of plain attention, such as Llama or Qwen"
 

@@ -110,7 +110,7 @@ def split_documents(scale: Scale) -> dict[str, str]:
     for name in ("train", "validation", "heldout"):
         texts = [(DOCUMENTS / f"{name}.jsonl").read_text(encoding="utf-8")]
         if name in _EMBEDDED:
-            embedded = resources.files("logodata") / "embedded" / f"{_EMBEDDED[name]}.jsonl"
+            embedded = resources.files("logodata.sources") / "embedded" / f"{_EMBEDDED[name]}.jsonl"
             texts.insert(0, embedded.read_text(encoding="utf-8"))
         found[name] = "".join(texts)
     documents = [json.loads(line) for line in found["heldout"].strip().split("\n")]

@@ -13,7 +13,7 @@ import pytest
 
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.openai_engine import OpenAIEngine
-from tests.logodata.stub_server import STOP, StubServer
+from tests.logodata.engines.stub_server import STOP, StubServer
 
 REQUESTS = [GenerationRequest(f"r{n}", (*range(3, 8 + n % 5), n + 10), Sampling(4, (STOP,))) for n in range(200)]
 RIGHT = {request.id: ((request.prompt_ids[-1] + 1,), "stop") for request in REQUESTS}

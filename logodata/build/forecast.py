@@ -22,25 +22,17 @@ from logodata.recipe.settings import BuildRecipe
 _QUESTIONS, _CHUNKS, _MOST_CHUNKS = 64, 128, 2048
 """Whole contexts are looked at until they hold so many questions and so many chunks, or the most chunks."""
 
-
 _LESS = 4
 """By what all of these are divided where a model scores the chunks: it takes a second for a few."""
-
 
 _FEW, _MOST, _STEPS = 0.5, 0.9, 5
 """Below this share of usable questions a warning is given; from this share on, or after so many changes, no further
 setting is changed."""
 
-
 _TOP = 4
-
-
 _LEAST_CHUNK_TOKENS = 32
-
-
 _SPARE = 1.5
 """Chunks that a context's document should have, over those it needs: some tie with critical ones and are neither."""
-
 
 Changes = dict[str, Any]
 """Settings by dotted key."""

@@ -18,8 +18,6 @@ from logodata.dataset.files import iterate_decisions, iterate_rejected, write_da
 from logodata.dataset.statistics import Outcome
 
 _ENGINE_NAMES = ("engine", "judge_engine")
-
-
 _NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
 
 

@@ -1,7 +1,7 @@
 """The stages of a build: plan the questions of a pool, then generate, judge, and say what became of each.
 
 A stage keeps no state that its results depend on, so any number of processes can run it over any split of the pools
-(:mod:`logodata.distributed`); one process does in :func:`decide_here`.
+(:mod:`logodata.build.ray_driver`); one process does in :func:`decide_here`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from logodata.recipe.settings import BuildRecipe
 
 Asked = tuple[Pool, frozenset[str]]
 """A pool, and the ids of its questions that are undecided."""
-
 
 Decided = tuple[Sequence[Outcome], dict[str, str]]
 """What became of some questions, and :attr:`Pipeline.engine_names`."""

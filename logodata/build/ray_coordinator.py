@@ -15,7 +15,6 @@ from logodata.recipe.settings import BuildRecipe
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-
 _FRUITLESS_RUNS = 3
 
 

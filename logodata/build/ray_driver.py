@@ -35,11 +35,7 @@ from logodata.common.errors import UserError
 from logodata.recipe.settings import BuildRecipe
 
 _STARTS = 3  # of Ray on this machine
-
-
 _GROUPS_AHEAD = 4  # offered and not fetched yet
-
-
 _GROUPS_PER_WORKER = 4  # at least, where there are questions enough: the last groups should end at about the same time
 
 

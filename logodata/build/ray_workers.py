@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.actor import ActorHandle
 
-
 POLL_S = 0.05
 
 

@@ -26,7 +26,6 @@ from logodata.common.printable import printable
 _LEAST_COLUMNS = 20
 """In fewer no table can be read: a terminal that says so does not know its width."""
 
-
 _COLUMNS = re.compile(r"[1-9][0-9]{1,3}")
 
 
@@ -56,14 +55,9 @@ class _Console(Console):
 
 
 console = _Console()
-
-
 stderr = _Console(stderr=True)
 
-
 _PLAIN_INTERVAL_S = 10.0
-
-
 _LOG_FIRST_S, _LOG_INTERVAL_S = 10.0, 60.0
 """In a log: after so many seconds first, so that short work leaves no line, and then every so many."""
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from logodata.common import json_files as json_lines
+from logodata.common import json_files
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.json_files import parse_json, strict_dumps, too_long
@@ -142,7 +142,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing, damaged or enormous one is a :class:`UserError` that names it."""
     try:
-        if path.stat().st_size > json_lines.MAX_JSON_BYTES:
+        if path.stat().st_size > json_files.MAX_JSON_BYTES:
             raise too_long(str(path), "a JSON file")
         return parse_json(path.read_bytes(), finite=True)
     except FileNotFoundError as error:

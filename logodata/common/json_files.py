@@ -16,7 +16,6 @@ MAX_JSON_BYTES = 256 * 2**20
 """A longer line, or a longer file that is one JSON value, is not read: nothing of ours, and no document of text, is
 that long. Parsed, it may take ten times as much memory."""
 
-
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from logodata.common import json_files as json_lines
+from logodata.common import json_files
 from logodata.common.errors import UserError
 from logodata.common.json_files import too_long
 
@@ -46,9 +46,9 @@ def parquet_rows(
             names = [name for name in table.schema_arrow.names if name in wanted]
             batches = table.iter_batches(batch_size=batch_rows, columns=names or None, use_threads=False)
             while (batch := _next(batches)) is not None:
-                if batch.nbytes > json_lines.MAX_JSON_BYTES:
+                if batch.nbytes > json_files.MAX_JSON_BYTES:
                     for at in range(len(batch)):
-                        if batch.slice(at, 1).nbytes > json_lines.MAX_JSON_BYTES:
+                        if batch.slice(at, 1).nbytes > json_files.MAX_JSON_BYTES:
                             raise too_long(f"{shown}:row {number + at + 1}", "a row")
                 for row in batch.to_pylist():
                     number += 1

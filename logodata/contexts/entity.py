@@ -16,17 +16,11 @@ from logodata.common.words import content_stems, normalise
 if TYPE_CHECKING:
     from spacy.language import Language
 
-
 Entities = Callable[[Sequence[str]], list[frozenset[str]]]
 """The distinct entities of each text."""
 
-
 _DETECTED = ("en_core_web_sm", "en_core_web_md", "en_core_web_lg", "en_core_web_trf")  # the quickest first
-
-
 _KEPT = ("NOUN", "PROPN", "VERB")
-
-
 _INSTALL_SPACY = "pip install 'logo-align[spacy]'"
 
 

@@ -72,7 +72,6 @@ def open_evaluator(settings: EvaluatorSettings) -> Evaluator:
 
 __all__ = ["Evaluator", "EvaluatorSettings", "open_evaluator"]
 
-
 K1, B = 1.5, 0.75
 """How soon repeats of a word stop to count, and how far long chunks are held back. All chunks but a document's last are
 about equally long, so ``B`` hardly matters."""
@@ -99,7 +98,6 @@ class LexicalEvaluator:
 
 MEMBERS: tuple[Literal["lexical", "entity", "embedding"], ...] = ("lexical", "entity", "embedding")
 """The evaluators whose ranks are added."""
-
 
 RANK_OFFSET = 60
 """The paper's k: the larger, the less the first ranks stand out."""

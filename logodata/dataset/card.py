@@ -13,13 +13,10 @@ PURITY = (
     "wording. It is the judge's word, not the truth: read some pairs yourself."
 )
 
-
 GROUPINGS = ("by_source", "by_kind")
 """Statistics that hold those of parts of the questions."""
 
-
 _MOST_GROUPS = 20
-
 
 _THRESHOLDS = {"entity": "more than {:g} shared entities", "embedding": "a cosine above {:g}"}
 """What a threshold means, by evaluator; those that are not here take none."""

@@ -34,9 +34,7 @@ from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat, ren
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 ExportFormat = Literal["text", "trl", "trl-exploded", "llama-factory", "openrlhf"]
-
 
 _Row = dict[str, Any]
 

@@ -19,10 +19,7 @@ from logodata.dataset.inspect_words import Row, make_up, read_decisions, read_ju
 from logodata.judge.settings import JudgeSettings
 
 _NUM_SAMPLES = 50
-
-
 _NUM_PER_REASON = 5
-
 
 _Unkept = dict[str, Any]
 """A row of ``rejected.jsonl``."""
@@ -64,7 +61,7 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
     limit = _NUM_PER_REASON if count is None else count
     unkept = [row["id"] for _, rows in by_count for row in rows[:limit]]
     decisions, judge = read_decisions(data, {*unkept, *(sample.id for sample in shown)}), read_judge(data)
-    style = resources.files("logodata").joinpath("sample_page.css").read_text(encoding="utf-8")
+    style = resources.files("logodata.dataset").joinpath("inspect_page.css").read_text(encoding="utf-8")
     html = page(
         f"Samples of {data.name}",
         style,

@@ -33,14 +33,11 @@ from logodata.prompts import encode_text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
 BARE_REFERENCE = "bare reference"
 """The reference answer as a response, scored for comparison."""
 
-
 PAPER_OBJECTIVES = ((10.0, 3.0), (2.5, 0.25))
 """(beta, gamma): the paper's for Llama-3, and what ``recipes/embedded.yaml`` takes for a small model."""
-
 
 FAR_BEHIND = -10.0
 """Below this value of beta * gap the loss is saturated and every gradient clipped; ``logotrain`` warns there too."""

@@ -23,11 +23,7 @@ from logodata.dataset.files import PART_FILE
 from logodata.sources.text_files import SUFFIXES
 
 _TEXTS = ("README.md",)
-
-
 _JSON_FILES = ("manifest.json", "stats.json")
-
-
 _JSON_LINES = ("rejected.jsonl", "decisions.jsonl")
 """What goes up beside ``data/*.parquet``, as far as it is there."""
 

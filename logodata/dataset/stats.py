@@ -17,8 +17,6 @@ from logodata.dataset.card import GROUPINGS, PURITY, describe, largest_groups, s
 from logodata.dataset.files import read_stats
 
 _ROLES = (("preferred_judged", "preferred"), ("dispreferred_judged", "dis-preferred"))
-
-
 _NOT_COMPARED = ("engine", "judge.model.engine", "source.path", "source.questions")
 """Fields of a recipe that :func:`_compared` leaves out: answers do not depend on engines, and documents have a line."""
 

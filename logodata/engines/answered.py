@@ -96,7 +96,9 @@ class ResponseLog:
 
 def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:
     path = (
-        Path(str(resources.files("logodata"))) / "embedded" / "responses.jsonl" if cache == "embedded" else Path(cache)
+        Path(str(resources.files("logodata.sources"))) / "embedded" / "responses.jsonl"
+        if cache == "embedded"
+        else Path(cache)
     )
     if not path.is_file():
         raise UserError(

@@ -21,14 +21,9 @@ from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.batching import finish
 
 HEADERS = {"Accept-Encoding": "identity"}
-
-
 _LONGEST_ASKED_WAIT_S = 600.0  # a server that wants more is asked again all the same
-
-
 MAX_ANSWER_BYTES = 64 * 2**20
 """A longer answer is not read: a million token ids have ten."""
-
 
 _IS_IT_ONE = "is this an OpenAI-compatible server?"
 

@@ -27,11 +27,7 @@ from logodata.engines.batching import cache_order
 from logodata.engines.server_answers import Fault
 
 _FAULTS_IN_A_ROW = 3
-
-
 _LONGEST_WAIT_S = 60.0
-
-
 _ASK_AGAIN = "check the server, then run the same command again to continue"
 
 

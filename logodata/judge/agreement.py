@@ -14,10 +14,7 @@ from logodata.judge.settings import ModelVerdict
 Verdicts = Mapping[tuple[ModelVerdict, ModelVerdict | None], int]
 """How often a response had these verdicts: the first, and the second where it was judged again."""
 
-
 _Z95 = 1.959964
-
-
 _RESAMPLES = 2000
 
 

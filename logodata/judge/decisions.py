@@ -11,13 +11,10 @@ from logodata.judge.settings import ModelVerdict, Reason
 
 Role = Literal["preferred", "rejected"]
 
-
 _AGAINST: dict[tuple[Role, ModelVerdict], Reason] = {
     ("preferred", "wrong"): "judge_says_preferred_wrong",
     ("rejected", "correct"): "judge_says_rejected_right",
 }
-
-
 _UNDECIDED: dict[ModelVerdict, Reason] = {
     "malformed": "judge_reply_malformed",
     "exceeds_window": "judge_prompt_exceeds_window",

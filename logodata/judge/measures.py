@@ -21,7 +21,6 @@ from logodata.common.words import HEAT, ORDINAL, VERSION, Word, characters, norm
 if TYPE_CHECKING:
     from logodata.contexts.embedding import SentenceEmbedder
 
-
 _ARTICLES = ("a", "an", "the")
 
 

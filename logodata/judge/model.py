@@ -20,7 +20,6 @@ from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text, turn_en
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 FIRST, SECOND = JUDGE_TEMPLATES
 
 

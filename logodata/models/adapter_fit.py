@@ -14,13 +14,10 @@ from logodata.models.loading import load_config, skeleton
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-
 _SERVED = frozenset(
     ("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 )
 """Fields of a LoRA config that vLLM reads, or that its tensors tell as well."""
-
-
 _PASSED = frozenset(
     (
         "task_type",
@@ -34,8 +31,6 @@ _PASSED = frozenset(
     )
 )
 """Fields without a meaning once the adapter is trained."""
-
-
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` under which the model's own weights stay as they are; PiSSA and others take a part of
 them away."""

@@ -24,17 +24,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """What makes a folder an adapter."""
 
-
 _PICKLE = "adapter_model.bin"
-
-
 _SAVE = "save the adapter again"
-
-
 _MISMATCH = re.compile(r"size mismatch for (?P<name>\S+): .*?Size\((?P<found>.*?)\).*Size\((?P<wanted>.*?)\)")
 
 

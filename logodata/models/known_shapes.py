@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-
 _LLAMA_3_8B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -21,8 +20,6 @@ _LLAMA_3_8B = {
     "num_key_value_heads": 8,
     "vocab_size": 128256,
 }
-
-
 _LLAMA_2_7B = {
     "model_type": "llama",
     "hidden_size": 4096,

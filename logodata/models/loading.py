@@ -33,23 +33,14 @@ from logodata.models.text_config import text_config
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-
 DType = Literal["float32", "bfloat16", "float16"]
-
 
 EMBEDDED = "embedded"
 """Name of the model that comes from the package index: SmolLM2-135M-Instruct, Apache-2.0, 8192 positions."""
 
-
 _COPY = "copy the model again; is it one that writes text?"
-
-
 _NOT_A_WRITER = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>")
-
-
 _HUB_TIMEOUT_S = 5.0
-
-
 _MAX_TEMPLATE_BYTES = 2**20
 
 

@@ -10,7 +10,6 @@ from logodata.common.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-
 ENLARGE = (
     "take the tokenizer that the model was trained with, or give the model rows for its tokens: "
     "model.resize_token_embeddings(len(tokenizer))"

@@ -24,29 +24,20 @@ _REPLY = re.compile(
     r"(?=^[\s*#>]*q(?:uestion)?\s*:|\Z)",
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
-
-
 _FORM = re.compile(r"\byour (?:question|answer)\s*:", re.IGNORECASE)
 """What small models repeat of the form that they are shown."""
-
 
 # Such a question means nothing to who reads the whole document.
 _EXCERPT = re.compile(
     r"\b(?:this|the|above|given|following|provided) (?:text|passage|excerpt|paragraph|context|snippet)s?\b",
     re.IGNORECASE,
 )
-
-
 # Capitalised words inside a sentence: no model, and good enough to find whom a document is about.
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+(?: [A-Z][a-z]+)*")
-
-
 _CALENDAR = """
 January February March April May June July August September October November December
 Monday Tuesday Wednesday Thursday Friday Saturday Sunday
 """
-
-
 _NO_NAMES = frozenset(_CALENDAR.split())
 
 

@@ -4,25 +4,12 @@ OpenAI's clients, transformers, and tools that cut and search documents."""
 from __future__ import annotations
 
 _FULL = ": the engine computes the model as it is, in engine.dtype"
-
-
 _GREEDY = ": responses are greedy, or drawn by temperature and top_p alone"
-
-
 _OUTPUT = ": the folder is the option -o DIR"
-
-
 _NO_CODE = ": code that comes with a model is never run"
-
-
 _MODEL = "model"
-
-
 _SOURCE = "source.path"
-
-
 _WORKERS = ": --executor ray --workers N runs engines on many GPUs, --shard I/N on many machines"
-
 
 ENGINE = {
     "backend": "engine.kind: transformers, vllm or openai",
@@ -92,12 +79,10 @@ ENGINE = {
 }
 """Of what runs a model; shared by all programs that open an engine."""
 
-
 ENGINE_VALUES = {
     "engine.dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
     "engine.kind": {"hf": "transformers", "huggingface": "transformers", "openai-compatible": "openai"},
 }
-
 
 NAMES = {
     **ENGINE,
@@ -143,7 +128,6 @@ NAMES = {
     "text_field": "source.columns: such as {context: passage}",
     "max_samples": "source.max_documents and source.max_questions_per_document",
 }
-
 
 QUESTION_NAMES = {
     **{name: text for name, text in NAMES.items() if not text.startswith(("generation.", "contexts.", "evaluator."))},

@@ -16,16 +16,9 @@ from logodata.sources.fields import PARTS, aliases, column_of, names_of
 
 Shape = Literal["plain", "longalpaca", "conversations", "squad"]
 
-
 TURN_FIELDS = ("conversations", "messages", "conversation")
-
-
 _INSTRUCTIONS = ("instruction", "input", "file")
-
-
 _COMPLETIONS = ("completion", "response", "chosen", "output", "answer", "answers")
-
-
 OTHER_FIELDS = (
     *TURN_FIELDS,
     *_INSTRUCTIONS,
@@ -40,20 +33,17 @@ OTHER_FIELDS = (
 )
 """Columns that are read beside our own fields."""
 
-
 UNDERSTOOD = (
     'write {"messages": [{"role": "system", "content": DOCUMENT}, {"role": "user", "content": QUESTION}, '
     '{"role": "assistant", "content": ANSWER}]}, or both in the first user turn: DOCUMENT, an empty line, QUESTION'
 )
 """How to mend conversations in which no document is found."""
 
-
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatbot"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
-
 
 # LongAlpaca: an opening sentence, the document, a closing sentence, the question. The last closing sentence counts.
 _ALPACA = re.compile(
@@ -62,36 +52,23 @@ _ALPACA = re.compile(
     r"\bNow the (?:second paper|paper|book|material) ends\.(?P<question>.*)",
     re.DOTALL,
 )
-
-
 _ALPACA_TITLE = re.compile(r"paragraphs in the book, (?P<title>.+)\.\s*$")
-
 
 # long-llm-data: rules around the document, or the document between an opening and the last paragraph.
 _RULED = re.compile(r"\s*Context information is below:\n-{5,}\n(?P<context>.*)\n-{5,}\n(?P<question>.*)", re.DOTALL)
-
-
 _OPENING = re.compile(
     r"\s*(?:(?:Story|Paper|Context):|Read the following context\.|Below presents [^\n]{1,80}\.|Here is a chapter [^\n]*"
     r"|I want you read [^\n]*|You're a (?:smart|story) [^\n]*|There is an important info[^\n]*)\s*\n"
 )
-
-
 _ASKING = re.compile(r"\s*Answer my question using the knowledge from the context:\s*")
-
 
 # Wordings of many: document and question under labels, in either order, or the document between tags.
 _LABEL = re.compile(
     r"^[ \t]*(?:(?P<document>Context|Document|Passage|Article|Text|Story|Paper)|(?P<question>Question|Query|Q)):", re.M
 )
-
-
 _ANSWER_LABEL = re.compile(r"\n[ \t]*(?:Answer|A):\s*\Z")
-
-
 _LABEL_WITHIN = 1000
 """Characters in which the first label must stand: further on it belongs to the document."""
-
 
 _TAGGED = re.compile(
     r"(?P<before>.*?)<(?P<tag>document|documents|context|article|passage|text|story)>\s*(?P<context>.*)\s*</(?P=tag)>"
@@ -99,25 +76,20 @@ _TAGGED = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 
-
 _LEAST_CHARACTERS = 300
 """A turn of fewer characters is no document, unless it is in a known wording."""
-
 
 _LONGER = 4
 """A system turn of so many times the length of the longest user turn is the document."""
 
-
 _PROSE = 100
 """A last paragraph of so many characters that asks nothing belongs to the document."""
-
 
 _QUESTION = re.compile(
     r"[?？]|^\W*(?:please\s+)?(?:summari[sz]e|describe|explain|list|tell|write|give|name|identify|compare|discuss|find"
     r"|answer|extract|outline|translate|according|based|what|who|whose|when|where|which|why|how|is|are|was|were|did|does|do)\b",
     re.IGNORECASE,
 )
-
 
 # Files of long-llm-data say in their name what their questions are.
 _KINDS = {"one_detail": "single_detail", "multi_detail": "multi_detail", "bio_": "biography", "booksum": "summary"}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from logodata.common import json_files as json_lines
+from logodata.common import json_files
 from logodata.common.errors import UserError
 from logodata.common.json_files import numbered_lines, too_long
 from logodata.common.user_files import AS_UTF8, decode_utf8
@@ -41,7 +41,7 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
     Raises:
         UserError: not UTF-8, no header, a row with more or fewer cells than it, quotes without end, a cell too long.
     """
-    csv.field_size_limit(json_lines.MAX_JSON_BYTES)
+    csv.field_size_limit(json_files.MAX_JSON_BYTES)
     with open(file, "rb") as handle:
         lines = _Lines(numbered_lines(handle, shown), shown)
         header, delimiter = _header(lines, shown, file.suffix.lower() == ".tsv")

@@ -18,11 +18,9 @@ from logodata.contract import QuestionKind
 
 _REQUIRED: Any = object()
 
-
 _TEXTS = ("text", "paragraph_text", "content", "context")
 """Under which a text stands in an object: NarrativeQA's document, question and answers, SQuAD's answers, MuSiQue's
 paragraphs."""
-
 
 _NAMES_SHOWN, _NAME_CHARACTERS = 20, 40
 
@@ -271,9 +269,7 @@ def _check_characters(text: str, name: str, where: str) -> None:
 
 SourceFormat = Literal["auto", "jsonl", "csv", "parquet", "text", "hub", "longalpaca", "conversations"]
 
-
 EMBEDDED_PREFIX = "embedded:"
-
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "doc_id": ("doc_id",),
@@ -288,7 +284,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """A row's fields and the names under which other data sets carry them (LongBench: input, _id)."""
 
-
 RARER_ALIASES: dict[str, tuple[str, ...]] = {
     "context": ("passage", "article", "story", "content", "body", "page_content"),
     "questions": ("qas", "qa_pairs", "instructions"),
@@ -297,7 +292,6 @@ RARER_ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("qid", "question_id"),
 }
 """More of them (Dolly: instruction, response; CoQA: story; L-Eval: instructions, outputs; SCROLLS: output)."""
-
 
 PARTS = ("contexts", "paragraphs", "passages", "documents", "ctxs")
 """Lists of texts that make one document, in rows without ``context`` (MuSiQue, RAGAS, DPR)."""

@@ -35,13 +35,8 @@ from logodata.sources.text_files import SUFFIXES, text_files, text_rows
 
 Container = Literal["jsonl", "csv", "parquet", "text", "hub"]
 
-
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-
-
 _TABLE_SUFFIXES = (".parquet", *_JSON_SUFFIXES, *CSV_SUFFIXES, ".arrow")
-
-
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -199,7 +194,7 @@ def source_file(path: str) -> Path:
             raise UserError(
                 f"no embedded documents {name!r}", where=path, mend="there are embedded:train and embedded:eval"
             )
-        return Path(str(resources.files("logodata"))) / "embedded" / f"{name}.jsonl"
+        return Path(str(resources.files("logodata.sources"))) / "embedded" / f"{name}.jsonl"
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from logodata.common import json_files as json_lines
+from logodata.common import json_files
 from logodata.common.errors import UserError
 from logodata.common.json_files import numbered_lines, too_long
 from logodata.common.user_files import AS_UTF8, decode_utf8
@@ -86,7 +86,7 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
     def more() -> bool:
         """Read on, twice as much as is waiting; false at the end."""
         nonlocal text, at, ended
-        if len(text) - at > json_lines.MAX_JSON_BYTES:
+        if len(text) - at > json_files.MAX_JSON_BYTES:
             raise too_long(f"{shown}:{line}", "an element")
         try:
             block = reader.read(max(_BLOCK, len(text) - at))

@@ -23,7 +23,6 @@ from logoeval.tasks.longbench.task import FOLDER as LONGBENCH_FOLDER
 
 ANSWERING_TASKS: tuple[TaskName, ...] = ("longbench", "qa", "pairs")
 
-
 LONGBENCH_TASKS = tuple(
     name for name, task in TASKS.items() if task.language == "en" and task.category in ("single-doc QA", "multi-doc QA")
 )

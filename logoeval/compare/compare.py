@@ -25,7 +25,6 @@ from logoeval.records import (
 
 Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]
 
-
 MIN_CLUSTERS = 6
 """Below it there is no verdict: even if all of five independent differences have one sign, chance does that one time in
 16 (sign test, two-sided), and so few cannot be resampled into an interval that is wide enough

@@ -36,9 +36,7 @@ from logoeval.records import Metric, SampleRow, TaskName
 
 SCHEMA_VERSION = 1
 
-
 Outcome = Literal["right", "hallucination", "instruction_unfollowing", "empty"]
-
 
 OUTCOMES: dict[Outcome, str] = {
     "right": "right",
@@ -50,23 +48,16 @@ OUTCOMES: dict[Outcome, str] = {
 nothing with its question, so the formula would call it instruction unfollowing, but a model that ends at once has
 another fault than one that speaks of something else."""
 
-
 PATTERNS: tuple[Outcome, ...] = ("hallucination", "instruction_unfollowing")
 """Wrong answers that say something: of these there are lengths and examples."""
-
 
 CAUTION = (
     "a bare wrong answer (“Paris”) shares no word with its question and counts as instruction unfollowing: beside a "
     "change of these shares read the lengths"
 )
 
-
 _TITLES: dict[TaskName, str] = {"longbench": "LongBench QA", "qa": "Held-out questions", "pairs": "Held-out pairs"}
-
-
 _LONGEST_REFERENCE = JudgeSettings().long_answer_words
-
-
 _SEED = "How answers go wrong"  # of the order in which examples are taken
 
 

@@ -6,19 +6,10 @@ from __future__ import annotations
 from logodata.recipe.foreign_names import ENGINE, ENGINE_VALUES
 
 _TASKS = "short.tasks and longbench.tasks: lists of names"
-
-
 _SHOTS = "short.tasks: an entry may be {name: arc_easy, shots: 5}"
-
-
 _GREEDY = ": answers are greedy; max_new_tokens of a task bounds them"
-
-
 _RECORDS = ": every sample is recorded, and a run continues from them"
-
-
 _DATA = "longbench.data and qa.data and pairs.data: of the task"
-
 
 NAMES = {
     **ENGINE,
@@ -77,6 +68,5 @@ NAMES = {
     "sliding_window": "ppl.protocol: sliding",
     "num_samples": "niah.num_samples and qa.max_samples and pairs.max_samples: of the task",
 }
-
 
 VALUES = ENGINE_VALUES

@@ -18,14 +18,9 @@ from logodata.common.markup import Html, raw, tag
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
 # Stand-ins that matplotlib draws with, each replaced by a variable of the style sheet.
 INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
-
-
 SERIES = ("#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c")
-
-
 _VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -33,17 +28,9 @@ _VARIABLES = {
     PAPER: "--paper",
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)},
 }
-
-
 _DASHED, _DASHDOT = (0, (4, 2.5)), (0, (6, 1.5, 1, 1.5))
-
-
 _MARKERS = ("o", "o", "s", "^", "D", "v", "P", "X")
-
-
 WIDTH_INCHES = 3.45
-
-
 _STYLE: Any = {
     "svg.fonttype": "none",  # letters stay letters, in the page's own typeface
     "svg.hashsalt": "logoeval",

@@ -14,12 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
 
-
 _MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 6
-
-
 _NARROWEST_WRITTEN = 0.07  # of a bar, that holds two digits
-
 
 Interval = tuple[float, float | None, float | None]
 """A value with its interval, where it has one."""

@@ -17,7 +17,6 @@ from logoeval.tasks.needles.scores import DEPTH_BINS, depth_scores
 
 KeyT = TypeVar("KeyT")
 
-
 _WHAT = {
     "multivalue": "Each prompt hides {num_values} seven-digit numbers under one name in a long text, and asks for all "
     "of them.",
@@ -25,8 +24,6 @@ _WHAT = {
     "shared_answer": "Each prompt hides {num_values} sentences in a long text, each with one seven-digit number, and "
     "asks one question whose answer needs all of them.",
 }
-
-
 _TEXTS = {
     "noise": "the noise haystack repeats five plain sentences",
     "distractors": "distractors are sentences like the hidden ones, of other names",

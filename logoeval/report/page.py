@@ -90,7 +90,7 @@ def report_sections(
 
 
 def _page(comparison: Comparison, sections: Sequence[Section]) -> str:
-    style = resources.files("logoeval").joinpath("report.css").read_text(encoding="utf-8")
+    style = resources.files("logoeval.report").joinpath("page.css").read_text(encoding="utf-8")
     contents = [_contents(sections)] if len(sections) >= _FEWEST_LISTED else []
     return page(title(comparison), style, headline(comparison), *contents, *(section.html() for section in sections))
 

@@ -14,8 +14,6 @@ from logoeval.report.tables import Cell, Table
 from logoeval.tasks.longbench.rules import CATEGORIES
 
 MISSING = "\N{EN DASH}"
-
-
 _LOGO_KEYS = (*(f"logo:{category}" for category in CATEGORIES if category != "code"), "logo")
 
 
@@ -23,7 +21,7 @@ _LOGO_KEYS = (*(f"logo:{category}" for category in CATEGORIES if category != "co
 def published() -> dict[str, Any]:
     """The paper's numbers: see ``logoeval/report/published.json``."""
     content: dict[str, Any] = json.loads(
-        resources.files("logoeval").joinpath("published.json").read_text(encoding="utf-8")
+        resources.files("logoeval.report").joinpath("published.json").read_text(encoding="utf-8")
     )
     return content
 

@@ -22,8 +22,6 @@ from logoeval.report import figures
 from logoeval.report.tables import Section, Table, titled
 
 _TITLE = "How answers go wrong"
-
-
 _EXAMPLES = 3
 
 

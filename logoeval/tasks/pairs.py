@@ -10,14 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from logodata.common.append_log import Shard
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.finite import check_responses
-from logodata.common.recipes.reading import RecipeModel
-from logodata.common.recipes.types import Tokens
 from logodata.contract import PreferenceSample
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logoeval.records import Metric, Outcome, SampleRow, data_fingerprint, hash_ids
@@ -28,12 +24,14 @@ if TYPE_CHECKING:
     from logotrain.loss.logprobs import LogprobModel
 
 
-_BUILD = "build the data set again with this model"
+class PairsSettings(qa.HeldOutSettings):
+    """Held-out preference pairs: their log-probabilities, and the model's own answer to the same prompt."""
 
+
+_BUILD = "build the data set again with this model"
 
 VERSION = 1
 """Raised when scores change their meaning: results of two versions are not compared."""
-
 
 METRICS = [
     Metric(
@@ -158,14 +156,3 @@ def _row(sample: PreferenceSample, logprobs: dict[str, Any], answer: dict[str, A
         },
         facts={"origin": sample.origin, "kind": sample.kind},
     )
-
-
-class PairsSettings(RecipeModel):
-    """Held-out preference pairs: their log-probabilities, and the model's own answer to the same prompt."""
-
-    data: Path
-    """Folder that ``logodata build`` wrote, from documents that were not trained on."""
-    max_samples: int | None = Field(default=None, gt=0)
-    """Use only the first samples of the folder; null uses all."""
-    max_new_tokens: Tokens = 64
-    """Length cap of the model's own answer."""

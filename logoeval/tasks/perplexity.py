@@ -38,10 +38,71 @@ if TYPE_CHECKING:
 
     from logoeval.session import Session
 
+PerplexityProtocol = Literal["one_pass", "sliding"]
+
+_STRIDE = 256
+
+
+def _stride(settings: dict[str, Any]) -> int | None:
+    lengths = settings.get("lengths")
+    return min(_STRIDE, min(lengths) // 2) if settings.get("protocol") == "sliding" and lengths else None
+
+
+def _document_tokens(settings: dict[str, Any]) -> int | None:
+    lengths = settings.get("lengths")
+    return max(lengths) if settings.get("protocol") == "sliding" and lengths else None
+
+
+class PerplexitySettings(RecipeModel):
+    """Perplexity of long documents, by the number of tokens that the model may look back on."""
+
+    protocol: PerplexityProtocol = "one_pass"
+    """``one_pass``: a document is read once, and a point is the perplexity of its first L tokens. ``sliding``: a point
+    is a window of L tokens that slides over the whole document and scores each token once (Press et al. 2021, as in
+    LOGO's curves on PG-19); all points score the same tokens."""
+    lengths: Lengths = (512, 1024, 2048, 4096)
+    """Points of the curve in tokens: what is read of a document, or the window that slides over it. Only documents long
+    enough for the longest are used, for every point."""
+    stride: Tokens | None = Field(default_factory=_stride)
+    """Tokens by which the window moves; only for ``sliding`` (default 256, as in YaRN's and LongLoRA's curves, or half
+    of a shortest window under 512). In a window of L tokens each has at least L less the stride before it. Half the
+    stride is twice the work."""
+    document_tokens: Length | None = Field(default_factory=_document_tokens)
+    """Tokens of each document over which windows slide; only for ``sliding`` (default: the longest of ``lengths``,
+    whose window then has nowhere to move)."""
+    text: Annotated[str, OrPath("pydoc")] = "pydoc"
+    """``pydoc``: prose of Python's own documentation, cut at topics. Else a .txt file or a folder of them, a document
+    each."""
+    num_documents: int = Field(default=8, gt=0)
+    """Documents used, in order of name."""
+
+    @field_validator("lengths")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if tuple(sorted(set(value))) != value:
+            raise ValueError("must rise")
+        return value
+
+    @field_validator("stride", "document_tokens")
+    @classmethod
+    def _only_sliding(cls, value: int | None, info: ValidationInfo) -> int | None:
+        lengths = info.data.get("lengths")
+        if lengths is None:  # refused already
+            return value
+        if info.data.get("protocol") != "sliding":
+            if value is not None:
+                raise ValueError("one_pass has no windows: leave it out, or give ppl.protocol=sliding")
+        elif value is None:
+            raise ValueError("sliding needs a number: leave it out for the default")
+        elif info.field_name == "stride" and value >= lengths[0]:
+            raise ValueError(f"must be less than the shortest window, {lengths[0]} tokens")
+        elif info.field_name == "document_tokens" and value < lengths[-1]:
+            raise ValueError(f"must hold the longest window, {lengths[-1]} tokens")
+        return value
+
 
 _MOST_NATS = 700.0
 """exp of more is no number in float64."""
-
 
 VERSION = 1
 """Raised when documents or scores change their meaning: results of two versions are not compared."""
@@ -273,67 +334,3 @@ def _scores(nlls: NDArray[np.float64], lengths: Sequence[int]) -> dict[str, floa
         scores[f"ppl@{length}"] = float(nlls[: length - 1].mean())
         scores[f"tail@{length}"] = float(nlls[length // 2 - 1 : length - 1].mean())
     return scores
-
-
-PerplexityProtocol = Literal["one_pass", "sliding"]
-
-
-_STRIDE = 256
-
-
-def _stride(settings: dict[str, Any]) -> int | None:
-    lengths = settings.get("lengths")
-    return min(_STRIDE, min(lengths) // 2) if settings.get("protocol") == "sliding" and lengths else None
-
-
-def _document_tokens(settings: dict[str, Any]) -> int | None:
-    lengths = settings.get("lengths")
-    return max(lengths) if settings.get("protocol") == "sliding" and lengths else None
-
-
-class PerplexitySettings(RecipeModel):
-    """Perplexity of long documents, by the number of tokens that the model may look back on."""
-
-    protocol: PerplexityProtocol = "one_pass"
-    """``one_pass``: a document is read once, and a point is the perplexity of its first L tokens. ``sliding``: a point
-    is a window of L tokens that slides over the whole document and scores each token once (Press et al. 2021, as in
-    LOGO's curves on PG-19); all points score the same tokens."""
-    lengths: Lengths = (512, 1024, 2048, 4096)
-    """Points of the curve in tokens: what is read of a document, or the window that slides over it. Only documents long
-    enough for the longest are used, for every point."""
-    stride: Tokens | None = Field(default_factory=_stride)
-    """Tokens by which the window moves; only for ``sliding`` (default 256, as in YaRN's and LongLoRA's curves, or half
-    of a shortest window under 512). In a window of L tokens each has at least L less the stride before it. Half the
-    stride is twice the work."""
-    document_tokens: Length | None = Field(default_factory=_document_tokens)
-    """Tokens of each document over which windows slide; only for ``sliding`` (default: the longest of ``lengths``,
-    whose window then has nowhere to move)."""
-    text: Annotated[str, OrPath("pydoc")] = "pydoc"
-    """``pydoc``: prose of Python's own documentation, cut at topics. Else a .txt file or a folder of them, a document
-    each."""
-    num_documents: int = Field(default=8, gt=0)
-    """Documents used, in order of name."""
-
-    @field_validator("lengths")
-    @classmethod
-    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if tuple(sorted(set(value))) != value:
-            raise ValueError("must rise")
-        return value
-
-    @field_validator("stride", "document_tokens")
-    @classmethod
-    def _only_sliding(cls, value: int | None, info: ValidationInfo) -> int | None:
-        lengths = info.data.get("lengths")
-        if lengths is None:  # refused already
-            return value
-        if info.data.get("protocol") != "sliding":
-            if value is not None:
-                raise ValueError("one_pass has no windows: leave it out, or give ppl.protocol=sliding")
-        elif value is None:
-            raise ValueError("sliding needs a number: leave it out for the default")
-        elif info.field_name == "stride" and value >= lengths[0]:
-            raise ValueError(f"must be less than the shortest window, {lengths[0]} tokens")
-        elif info.field_name == "document_tokens" and value < lengths[-1]:
-            raise ValueError(f"must hold the longest window, {lengths[-1]} tokens")
-        return value

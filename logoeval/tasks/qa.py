@@ -24,10 +24,25 @@ from logodata.judge.measures import token_f1, word_share
 from logodata.models.facts import tokenizer_fingerprint
 from logoeval.records import Metric, Outcome, SampleRow, data_fingerprint, hash_ids
 from logoeval.tasks.generate import PromptItem, complete
-from logoeval.tasks.pairs import PairsSettings
 
 if TYPE_CHECKING:
     from logoeval.session import Session
+
+
+class HeldOutSettings(RecipeModel):
+    """Samples that ``logodata build`` wrote, of documents that were not trained on, and an answer to each prompt."""
+
+    data: Path
+    """Folder that ``logodata build`` wrote, from documents that were not trained on."""
+    max_samples: int | None = Field(default=None, gt=0)
+    """Use only the first samples of the folder; null uses all."""
+    max_new_tokens: Tokens = 64
+    """Length cap of the model's own answer."""
+
+
+class QaSettings(HeldOutSettings):
+    """The model's own answers to the questions of held-out documents. Build their folder with ``judge.enabled=false``,
+    which keeps all questions."""
 
 
 VERSION = 1
@@ -92,7 +107,7 @@ def run(settings: QaSettings, session: Session, predictions: Path) -> Outcome:
     return Outcome(METRICS, rows, sources={"data": str(settings.data.resolve())})
 
 
-def load_samples(settings: QaSettings | PairsSettings, session: Session, task: str) -> list[PreferenceSample]:
+def load_samples(settings: HeldOutSettings, session: Session, task: str) -> list[PreferenceSample]:
     """The samples of a build that a task is measured on, checked against the model.
 
     Args:
@@ -122,7 +137,7 @@ def load_samples(settings: QaSettings | PairsSettings, session: Session, task: s
 
 def answer(
     samples: Sequence[PreferenceSample],
-    settings: QaSettings | PairsSettings,
+    settings: HeldOutSettings,
     session: Session,
     path: Path,
     *,
@@ -161,15 +176,3 @@ def scores(record: dict[str, Any]) -> dict[str, float]:
         "ended": float(record["ended"]),
         "answer_tokens": float(record["num_response_tokens"]),
     }
-
-
-class QaSettings(RecipeModel):
-    """The model's own answers to the questions of held-out documents."""
-
-    data: Path
-    """Folder that ``logodata build`` wrote with ``judge.enabled=false``, which keeps all questions, from documents that
-    were not trained on."""
-    max_samples: int | None = Field(default=None, gt=0)
-    """Use only the first questions of the folder; null uses all."""
-    max_new_tokens: Tokens = 64
-    """Length cap of an answer."""

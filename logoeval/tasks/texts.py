@@ -19,20 +19,12 @@ from logodata.common.user_files import read_text, visible_files
 
 _SUFFIXES = (".txt", ".md", "")
 
-
 # RULER's noise haystack: this line, repeated.
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
-
 _HEADING = re.compile(r"^[^\n]+\n\s*[*=\-~^\"]{3,}$")
-
-
 _MARKUP = re.compile(r"(?<!\w)\*{1,2}([^*\n]+?)\*{1,2}(?!\w)|\s\[\d+\]")
-
-
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s+(?=[\"'“‘(\[]?[A-Z0-9])|[。！？][”’」』）]*\s*")
-
-
 _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Mt|No|vs|etc|cf|e\.g|i\.e)|\b[A-Z])\.\W*$")
 
 
@@ -145,6 +137,4 @@ def split_sentences(text: str) -> list[str]:
 
 
 Length = Annotated[int, Field(gt=1), BeforeValidator(token_count)]
-
-
 Lengths = Annotated[tuple[Length, ...], Field(min_length=1)]

@@ -28,7 +28,6 @@ Varlen = Callable[[Tensor, Tensor, Tensor, "Sequences", float | None], Tensor]
 """``kernel(query [T_q, H, D], key [T_k, H_kv, D], value, sequences, scaling)``: [T_q, H, D], causal within each pair of
 sequences, the last query aligned with the last key."""
 
-
 _BLOCK = 128
 """Queries and keys in a block of the FlexAttention mask; its kernels' own default."""
 

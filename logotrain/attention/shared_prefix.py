@@ -24,25 +24,20 @@ from logotrain.rows.layout import RowLayout
 
 Backend = Literal["flash", "flex", "sdpa"]
 
-
 _BACKENDS: dict[Backend, Callable[[Tensor, Tensor, Tensor, RowLayout, float | None], Tensor]] = {
     "flash": flash_attention,
     "flex": flex_row_attention,
     "sdpa": sdpa_attention,
 }
 
-
 _INTERFACE_NAMES: dict[Backend, str] = {"flash": "logo_varlen", "flex": "logo_block_mask", "sdpa": "logo_dot_product"}
 """What transformers calls the back ends: a name with "flash" in it makes it look for flash-attn's own functions."""
-
 
 ATTENTION_VARIANTS = ("sliding_window", "softcap", "s_aux", "position_bias", "indices", "block_indices")
 """Keywords by which models ask for attention that the back ends do not compute."""
 
-
 _SCORE_FIELDS = ("attn_logit_softcapping",)
 """Config fields that change the scores of the attention (Gemma 2, VaultGemma), if they are set."""
-
 
 _HEAD_FIELDS = (
     "final_logit_softcapping",  # Gemma 2, 3n, 4, NanoChat, VaultGemma
@@ -249,7 +244,6 @@ def _no_mask(*, attention_mask: Tensor | None = None, **_: Any) -> None:
 
 
 _untraced = torch.compiler.disable(shared_prefix_attention)  # traced, it would be compiled anew for every layout
-
 
 for _backend, _name_there in _INTERFACE_NAMES.items():
     AttentionInterface.register(_name_there, partial(_untraced, backend=_backend))

@@ -52,10 +52,7 @@ from logotrain.parallel import World
 from logotrain.recipe.settings import CheckpointSettings
 
 _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
-
-
 _ADAPTER = "adapter"
-
 
 _POLL_S = 0.2
 """Between two looks whether a command ended, or the run was asked to stop."""

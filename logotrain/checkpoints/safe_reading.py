@@ -25,7 +25,6 @@ from logodata.common.errors import UserError, pass_on
 
 _MEND = "continue your own runs only; delete this checkpoint if the run is yours, the one before it is used then"
 
-
 _CLASSES = {
     ("pathlib", "PosixPath"),
     ("torch", "Size"),

@@ -23,7 +23,6 @@ from logotrain.rows.collate import Collator
 
 Draw = tuple[int, PreferenceSample]
 
-
 _ANEW = "steps are done, and only the untrained model's count: start again in another -o"
 
 

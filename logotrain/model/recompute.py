@@ -20,7 +20,6 @@ from logotrain.attention.shared_prefix import Backend
 
 Recompute = Literal["none", "selective", "full"]
 
-
 _KEPT_OPERATORS = frozenset(
     {
         "aten::_scaled_dot_product_flash_attention",

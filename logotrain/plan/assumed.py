@@ -21,7 +21,6 @@ from logotrain.trainable import trainable_config
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-
 PAPER_SAMPLES = 6000
 """Samples of the paper's training set."""
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from logotrain.attention.shared_prefix import Backend
     from logotrain.model.recompute import Recompute
 
-
 USED_SHARE = 0.5
 """Share of a card's measured matrix-product rate that a whole step is expected to reach. An assumption: the best
 published LoRA trainers reach 0.50 to 0.55."""
@@ -48,7 +47,6 @@ class Card:
 
 
 _GIB = 2**30
-
 
 # 790 of 989 TFLOP/s were measured on an H200; the other cards are assumed to reach the same share.
 CARDS = {

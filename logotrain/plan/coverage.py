@@ -15,8 +15,6 @@ from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Collator
 
 _BINS = 128
-
-
 _MAX_DRAWS = 512
 """Enough for an even picture; its title says how many there are."""
 

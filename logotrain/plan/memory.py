@@ -33,17 +33,13 @@ if TYPE_CHECKING:
     from logotrain.model.recompute import Recompute
     from logotrain.rows.layout import RowLayout
 
-
 Strategy = Literal["replicate", "shard"]
-
 
 CONTEXT_BYTES = 1 << 30
 """CUDA context, cuBLAS and NCCL buffers. An assumption."""
 
-
 WASTE = 0.03
 """Share of the peak that the caching allocator loses to fragments. An assumption."""
-
 
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in four bits: the number, and its block's scale, itself quantised (QLoRA, arXiv 2305.14314)."""

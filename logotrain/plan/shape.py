@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-
 _MATRIX = 2
 """Dimensions of a linear layer's weight; the experts of a mixture are stacked in three."""
 

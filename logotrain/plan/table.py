@@ -33,11 +33,7 @@ from logotrain.rows.packing import largest_row, pack_rows
 from logotrain.schedule import Schedule
 
 _CONTEXTS = (4096, 8192, 16384, 32768, 65536)
-
-
 _NUM_REJECTED = tuple(range(1, 9))
-
-
 _SHORT = {"none": "none", "selective": "sel.", "full": "full", None: "-"}
 
 

@@ -13,7 +13,6 @@ ADAPTER_LR = 5e-6
 """Peak learning rate of adapters without a recipe: ten times the 5e-7 that the paper has and full tuning takes, as
 alignment-handbook's zephyr-7b-dpo-qlora has ten times the rate of its zephyr-7b-dpo-full."""
 
-
 _ON_CPU: Literal["float32"] = "float32"
 
 

@@ -8,67 +8,26 @@ The form of the tables is that of :mod:`logodata.common.recipes.foreign`.
 from __future__ import annotations
 
 _ROWS = "samples_per_step: samples of a step over all devices; a row at a time, so memory does not depend on it"
-
-
 _WHOLE = ": nothing is cut to fit; a sample longer than positions.target_length is refused"
-
-
 _LOG = ": every step is a line of RUN/metrics.jsonl"
-
-
 _NO_REPORTS = ": nothing is sent anywhere; every step is a line of RUN/metrics.jsonl"
-
-
 _FSDP = "parallel.strategy: shard splits the weights with FSDP2, the processes are torchrun's"
-
-
 _NO_EVALUATION = "checkpoint.command: logoeval measures each checkpoint, beside the training"
-
-
 _NO_DEVICES = ": torchrun's processes take a GPU each; one process takes the first, or the CPU"
-
-
 _CONTINUES = ": the same command with the same -o continues"
-
-
 _OUTPUT = ": the folder is the option -o DIR"
-
-
 _DATA = "data.path: a folder that logodata build wrote"
-
-
 _TEMPLATE = ": the data hold token ids; a chat template is the build's, chat_template=FILE of logodata build"
-
-
 _NO_DROPOUT = "lora.dropout: must stay 0, the prompt's states are shared by all responses"
-
-
 _PACKING = "row_tokens: samples share a row up to this many tokens; each sees itself alone"
-
-
 _LOADER = ": the data are in memory before the first step"
-
-
 _PUSH = ": nothing is uploaded; hf upload takes RUN/final"
-
-
 _NO_SMOOTHING = ": no loss here has label smoothing"
-
-
 _NO_CODE = ": code that comes with a model is never run"
-
-
 _FULL_ONLY = ": every layer of lora.target_modules gets the same adapter, as the paper's do"
-
-
 _PLAIN_LORA = ": adapters are plain LoRA, scaled by lora.alpha / lora.rank"
-
-
 _REFERENCE = ": DPO's reference is the untrained model, computed once before step 1"
-
-
 _SHUFFLED = "seed: decides the order of samples in each epoch"
-
 
 NAMES = {
     # Learning rate and optimizer
@@ -406,7 +365,6 @@ NAMES = {
     "push_to_hub*": _PUSH,
     "hub_*": _PUSH,
 }
-
 
 VALUES = {
     "dtype": {

@@ -1,7 +1,7 @@
 """Control tokens that stand in texts of strangers stay text.
 
 Whatever a prompt is made of, it holds the control tokens of its frame and no others: only the template ends a turn
-or begins one. (Exports: tests/logodata/test_export.py.)
+or begins one. (Exports: tests/logodata/dataset/test_export.py.)
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from logodata.cli import main as logodata
 from logodata.common.files import write_json
 from logoeval.cli import main as logoeval
-from tests.logodata.stub_server import STOP, make_answer, write_documents
+from tests.logodata.engines.stub_server import STOP, make_answer, write_documents
 
 KEY = "sk-CANARY-0123456789abcdef"
 

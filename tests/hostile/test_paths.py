@@ -15,16 +15,16 @@ from logodata.cli import main as logodata
 from logodata.common.errors import UserError
 from logodata.common.files import damage, write_json
 from logodata.contract import read_samples
-from logodata.engines import answered as logodata_responses
+from logodata.engines import answered
 from logodata.sources import read_source, source_fingerprint
 from logodata.sources.fields import SourceSettings
 from logoeval.cli import main as logoeval
 from logoeval.tasks.longbench.data import read_rows
 from logotrain.checkpoints import checkpoint
-from tests.logodata.stub_server import StubServer, make_answer, write_documents
-from tests.logodata.test_build import SMALL, ScriptedEngine
-from tests.logodata.test_build import write_documents as write_facts
-from tests.logodata.test_server_faults import run_build
+from tests.logodata.build.test_build import SMALL, ScriptedEngine
+from tests.logodata.build.test_build import write_documents as write_facts
+from tests.logodata.engines.stub_server import StubServer, make_answer, write_documents
+from tests.logodata.engines.test_server_faults import run_build
 
 ROW = {"input": "Q", "context": "T", "answers": ["A"]}
 
@@ -106,7 +106,7 @@ def test_folders_and_files_whose_names_are_not_utf8(
     """They are read and written; where text names them, their bytes are spelled."""
     odd, model = tmp_path / os.fsdecode(b"caf\xe9"), str(tiny_model_dir)
     odd.mkdir()
-    monkeypatch.setattr(logodata_responses, "open_engine", lambda *_: ScriptedEngine(tiny_model_dir))
+    monkeypatch.setattr(answered, "open_engine", lambda *_: ScriptedEngine(tiny_model_dir))
     documents = write_facts(tmp_path)
     options = [*SMALL, "--model", model]
     build = ["build", str(documents), *options]

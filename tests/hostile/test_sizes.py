@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import logodata.engines.answers
-import logoeval.longbench.data
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import logodata.common.parquet
+import logodata.engines.server_answers
+import logoeval.tasks.longbench.data
 from logodata.cli import main
-from logodata.common import json_files as json_lines
+from logodata.common import json_files
 from logodata.common.append_log import Shard
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
@@ -28,8 +28,8 @@ from logodata.engines.answered import _read_cache
 from logodata.engines.openai_engine import OpenAIEngine
 from logodata.sources import SourceSettings, read_source
 from logoeval.tasks.longbench.data import read_lines, read_rows
-from tests.logodata.stub_server import StubServer
-from tests.logodata.test_inspect import write_data
+from tests.logodata.dataset.test_inspect import write_data
+from tests.logodata.engines.stub_server import StubServer
 
 ROW = {"input": "Q", "context": "T", "answers": ["A"], "_id": "1"}
 
@@ -37,7 +37,7 @@ ROW = {"input": "Q", "context": "T", "answers": ["A"], "_id": "1"}
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> int:
     """The bound of a line, so that the test needs no gigabyte."""
-    monkeypatch.setattr(json_lines, "MAX_JSON_BYTES", 4096)
+    monkeypatch.setattr(json_files, "MAX_JSON_BYTES", 4096)
     return 4096
 
 
@@ -195,8 +195,10 @@ def test_a_compressed_answer_is_not_unpacked(server: StubServer, monkeypatch: py
     """A megabyte of them can be a gigabyte of text; nobody asked for compression."""
     packed = zlib.compress(b" " * 2**26)
     assert len(packed) < 2**19
-    monkeypatch.setattr("tests.logodata.stub_server.BODIES", {"bomb": packed})
-    monkeypatch.setattr("tests.logodata.stub_server.HTTP_FAULTS", {"bomb": (200, {"Content-Encoding": "deflate"})})
+    monkeypatch.setattr("tests.logodata.engines.stub_server.BODIES", {"bomb": packed})
+    monkeypatch.setattr(
+        "tests.logodata.engines.stub_server.HTTP_FAULTS", {"bomb": (200, {"Content-Encoding": "deflate"})}
+    )
     server.models = "bomb"
     tracemalloc.start()
     with pytest.raises(UserError, match="the answer is not JSON"):

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.table import Table
 from logodata.common.console import console, note, progress, result, show
 from logodata.common.errors import UserError, run_command
-from logodata.common.run_dir import write_json
+from logodata.common.files import write_json
 
 def work():
     out = Path(sys.argv[1])

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import logodata.responses
 import pytest
 
+import logodata.engines.answered
 from logodata.cli import main as logodata_main
 from logodata.common.append_log import Shard
 from logodata.common.errors import UserError
@@ -31,7 +31,7 @@ from logoeval.tasks.longbench.data import read_rows
 from logoeval.tasks.longbench.score_files import read_predictions
 from logoeval.tasks.short.harness import folder_fingerprint
 from logoeval.tasks.texts import read_documents
-from tests.logodata.test_build import ScriptedEngine, run_build, write_documents
+from tests.logodata.build.test_build import ScriptedEngine, run_build, write_documents
 
 MARK = b"\xef\xbb\xbf"
 TEXT = "Café one.\nLine two.\n\nA new paragraph.\n"

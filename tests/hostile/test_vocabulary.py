@@ -24,8 +24,8 @@ from logodata.models.vocabulary import check_ids, vocabulary_size
 from logoeval.cli import main as logoeval
 from logoeval.tasks.needles.attention_trace import trace_answers
 from tests.conftest import CHATML, make_model, make_tokenizer
-from tests.logodata.stub_server import StubServer
-from tests.logodata.test_build import SMALL, write_documents
+from tests.logodata.build.test_build import SMALL, write_documents
+from tests.logodata.engines.stub_server import StubServer
 from tests.logoeval.conftest import write_build
 
 ROWS = 269

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.logodata.stub_server import StubServer
+from tests.logodata.engines.stub_server import StubServer
 
 
 @pytest.fixture

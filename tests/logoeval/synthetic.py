@@ -31,8 +31,7 @@ from logoeval.records import (
 from logoeval.tasks.longbench.rules import TASKS
 from logoeval.tasks.longbench.summary import Scored, notes, sample_rows
 from logoeval.tasks.longbench.summary import metrics as longbench_metrics
-from logoeval.tasks.needles import saw_said as retrieval
-from logoeval.tasks.needles import scores
+from logoeval.tasks.needles import saw_said, scores
 from logoeval.tasks.pairs import METRICS as PAIRS_METRICS
 from logoeval.tasks.perplexity import PerplexitySettings
 from logoeval.tasks.perplexity import metrics as ppl_metrics
@@ -62,7 +61,7 @@ def longbench(effect: float, rows: int | None, tasks: Sequence[str] | None = Non
 
 def niah(effect: float, haystacks: Sequence[str] = ("noise", "essay")) -> Outcome:
     rng, noise = np.random.default_rng(3), np.random.default_rng(200 + round(100 * effect))
-    wanted = [*scores.metrics("single"), *retrieval.METRICS]
+    wanted = [*scores.metrics("single"), *saw_said.METRICS]
     rows = []
     for haystack in haystacks:
         for length in LENGTHS:
@@ -71,7 +70,7 @@ def niah(effect: float, haystacks: Sequence[str] = ("noise", "essay")) -> Outcom
                     hard = np.log2(length / 1024) / 7 + 0.3 * np.sin(depth / 30) + rng.normal(0, 0.15)
                     found = bool(hard - 0.5 * effect + noise.normal(0, 0.05) < 0.6)
                     seen = bool(hard - 0.3 * effect < 0.7)
-                    table = retrieval.saw_said([seen], [found])
+                    table = saw_said.saw_said([seen], [found])
                     values: dict[str, float] = {"recall": found, "precision": found, "distinct_values": found}
                     values |= {"retrieval": 0.8 * found, "retrieval_forced": 0.6 * seen, "saw": seen}
                     values |= {"retrieval_own": 0.8 * found, "retrieval_forced_own": 0.6 * seen, **table}
@@ -153,7 +152,7 @@ def task_result(task: TaskName, outcome: Outcome, *, adapter: str | None) -> Tas
 
 def curve(effect: float) -> Curve:
     """Recall and retrieval over five checkpoints."""
-    metrics: list[Metric] = [scores.METRICS[0], *retrieval.METRICS[:2]]
+    metrics: list[Metric] = [scores.METRICS[0], *saw_said.METRICS[:2]]
     points = []
     for step in (0, 50, 100, 150, 200):
         values = []

@@ -24,8 +24,7 @@ from logoeval.report.page import render
 from logoeval.session import Session
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from tests.conftest import make_model
-
-from .conftest import FakeEngine
+from tests.logoeval.conftest import FakeEngine
 
 IDS = torch.arange(3, 43)[None]
 

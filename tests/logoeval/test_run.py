@@ -21,8 +21,7 @@ from logoeval.session import Session
 from logoeval.tasks.needles.settings import NiahSettings
 from logoeval.tasks.pairs import PairsSettings
 from logoeval.tasks.perplexity import PerplexitySettings
-
-from .conftest import FakeEngine
+from tests.logoeval.conftest import FakeEngine
 
 TASKS = ("niah", "pairs", "ppl")
 

@@ -18,8 +18,6 @@ from pydantic import BaseModel
 from logodata.common.errors import UserError
 
 _SUFFIXES = (".yaml", ".yml")
-
-
 _FOLDER = "recipes/"
 """As a checkout's root sees the shipped ones."""
 
@@ -27,7 +25,7 @@ _FOLDER = "recipes/"
 def shipped_recipes() -> Path:
     """The folder of the recipes that come with the project (a checkout's, or the copy inside an installed wheel)."""
     packaged = Path(str(resources.files("logodata"))) / "_recipes"
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "recipes"
 
 
 def recipe_names() -> list[str]:

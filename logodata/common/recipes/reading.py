@@ -38,36 +38,19 @@ from logodata.common.recipes.types import as_list
 from logodata.common.user_files import read_text
 
 Section = Literal["build", "train", "eval"]
-
-
 _SECTIONS = ("build", "train", "eval")
-
-
 _MAX_RECIPE_BYTES = 2**20
-
-
 _MAX_RECIPE_VALUES = 10_000
-
-
 _MAX_DEPTH = 20
-
-
 _PASSWORD = re.compile(r"//[^/@\s]+@")
-
-
 _SECRETS = ("api_key_env",)
 """Fields that some people write the secret itself into: their values are not repeated in messages."""
 
-
 _EMBEDDED = "embedded"
 """The model of recipes that only show how things work."""
-
-
 _SHOWN_SETTINGS = 3
 
-
 _TOP_LEVEL = ("extends", "name", "description", "model", "seed", *_SECTIONS)
-
 
 Places = dict[tuple[str, ...], str]
 """Where each key stands, as ``file:line``."""

@@ -9,11 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?) ?([KM])", re.IGNORECASE)
-
-
 _GROUPED = re.compile(r"\d{1,3}(,\d{3})+")
-
-
 _UNITS = {"K": 2**10, "M": 2**20}
 
 

@@ -29,17 +29,11 @@ from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS, Task, split_name
 MAX_ARCHIVE_BYTES = 4 * 2**30
 """An archive that unpacks to more is not read: its rows are held in memory."""
 
-
 _MOST_WORDS = 2**53
-
-
 _DAMAGED = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 """What zipfile raises, by what is damaged: RuntimeError for encryption and packing, ValueError for names."""
 
-
 _A_LINE = "write one JSON object a line"
-
-
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
 
 

@@ -20,22 +20,14 @@ from logoeval.tasks.longbench.rouge import rouge_l
 if TYPE_CHECKING:
     import jieba
 
-
 Metric = Callable[[str, str, Sequence[str] | None], float]
-
-
 CodeSimBackend = Literal["rapidfuzz", "difflib"]
-
 
 _CHINESE_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢"
     "｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
 )
-
-
 _DELETE = str.maketrans("", "", string.punctuation)
-
-
 _DELETE_ZH = str.maketrans("", "", string.punctuation + _CHINESE_PUNCTUATION)
 
 
@@ -173,7 +165,6 @@ METRICS: dict[str, Metric] = {
     "code_sim": code_sim,
 }
 """By name. ``code_sim`` is rapidfuzz's; :data:`CODE_SIM` has both back ends."""
-
 
 CODE_SIM: dict[CodeSimBackend, Metric] = {"rapidfuzz": code_sim, "difflib": code_sim_difflib}
 """Back ends of ``code_sim``. They differ by points on the same predictions, so results name theirs."""

@@ -19,7 +19,6 @@ from logoeval.tasks.longbench.rules import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 RESERVED_TOKENS = 500
 """What the official settings leave of a window for the chat template and the response."""
 

@@ -11,10 +11,7 @@ from importlib import resources
 from typing import Literal
 
 Category = Literal["single-doc QA", "multi-doc QA", "summarization", "few-shot", "synthetic", "code"]
-
-
 Language = Literal["en", "zh", "code"]
-
 
 E_SUFFIX = "_e"
 """LongBench-E names a task's evenly spread subset by this suffix; rules and prompt are the task's."""
@@ -86,17 +83,12 @@ TASKS = {
 }
 """By name, in the order of the published tables."""
 
-
 CATEGORIES: tuple[Category, ...] = tuple(dict.fromkeys(task.category for task in TASKS.values()))
 
-
 _MOST_E_ROWS = 300
-
-
 _E_ROWS = {"qasper": 224, "multifieldqa_en": 150, "multi_news": 294}
 """LongBench-E takes 100 rows of each length, and has fewer long ones of these (``task.md`` of the official
 repository)."""
-
 
 BUCKETS = ("0-4k", "4-8k", "8k+")
 """LongBench-E's groups by a row's length in words."""

@@ -13,8 +13,6 @@ from logoeval.tasks.longbench.metrics import CODE_SIM, METRICS, CodeSimBackend, 
 from logoeval.tasks.longbench.rules import BUCKETS, CATEGORIES, E_SUFFIX, TASKS, Task, bucket, official_rows
 
 _LOGO = [task for task in TASKS.values() if task.in_logo_table]
-
-
 _E = [task for task in TASKS.values() if task.in_e]
 
 

@@ -21,10 +21,8 @@ from logoeval.tasks.texts import text_fingerprint
 if TYPE_CHECKING:
     from logoeval.session import Session
 
-
 VERSION = 1
 """Raised when prompts or scores change their meaning: results of two versions are not compared."""
-
 
 FOLDER = "longbench"
 """Of the predictions, a file a task. A line holds ``pred``, ``answers``, ``all_classes`` and ``length`` too, so the

@@ -28,16 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig, PreTrainedModel
 
-
 _ATTENTION = "logo_traced"
-
-
 _HELD = 1 << 22  # elements of a tile, of scores or of keys: 16 MB in float32
-
-
 _MOST_STEPS = 64
-
-
 _MEND = "use a model with full attention in every layer, such as Llama or Qwen"
 
 

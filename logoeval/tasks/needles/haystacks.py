@@ -14,27 +14,18 @@ from logoeval.tasks.needles.variants import NEEDLE
 from logoeval.tasks.texts import NOISE_LINE, pydoc_documents, read_documents, split_sentences, text_fingerprint
 
 BUILT_IN = ("noise", "distractors", "essay")
-
-
 NUM_DISTRACTORS = 16_384
 """Some 400,000 tokens. A longer haystack repeats them, and the results say so."""
-
 
 _ADJECTIVES = """ancient bitter brave bright calm careful clever curious damp distant eager early elegant faint famous
 fierce fragile gentle golden hidden hollow humble icy jolly keen lazy little lonely lucky mellow modern narrow noble
 patient plain polite proud quick quiet rapid rough rusty shallow sharp shiny silent simple sleepy slow small smooth
 solemn steady stormy sunny tender tidy velvet wild wise"""
-
-
 _NOUNS = """anchor apple arrow barrel basket beacon bottle branch bridge bucket button candle canyon carpet castle
 cellar chimney cloud compass copper cradle desert donkey engine falcon feather fiddle forest fountain garden hammer
 harbor helmet island jacket kettle ladder lantern lemon marble meadow mirror needle ocean orchard oyster pencil pepper
 pillow planet rabbit ribbon saddle shadow spider temple thunder tunnel violin walnut window"""
-
-
 _PAIRS = [f"{adjective}-{noun}" for adjective, noun in product(_ADJECTIVES.split(), _NOUNS.split())]
-
-
 # No distractor may answer the question, so the two draw from lists of their own.
 KEYS, DISTRACTOR_KEYS = _PAIRS[::8], [pair for number, pair in enumerate(_PAIRS) if number % 8]
 

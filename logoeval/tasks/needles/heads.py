@@ -41,18 +41,11 @@ from logodata.common.files import read_json, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 HEADS_FILE = "heads.json"
-
-
 MIN_SCORE = 0.1
-
-
 MOST_HEADS = 10
 
-
 _SCHEMA_VERSION = 1
-
 
 Copies = NDArray[np.bool_]
 """Which needle tokens each head copied, [layers, heads, tokens of all needles]."""

@@ -25,7 +25,6 @@ from logoeval.tasks.needles.variants import wording
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 DEPTHS = tuple(int(depth) for depth in np.round(np.linspace(0, 100, 40)))
 """Percent of the haystack's sentences before a needle, where depths are random."""
 

@@ -46,14 +46,10 @@ from logoeval.tasks.needles.settings import RetrievalSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 CALIBRATION_SEED_OFFSET = 7_919_000
 """Added to the recipe's seed: calibration samples are none of those that a run with a small seed measures."""
 
-
 _SLICES = ["haystack", "length"]
-
-
 METRICS = [
     Metric(
         key="retrieval",

@@ -11,7 +11,6 @@ from logoeval.tasks.needles.settings import NiahVariant
 DEPTH_BINS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))
 """Percent. Needles at random depths are reported by fifths of the text, lower end included."""
 
-
 METRICS = [
     Metric(
         key="recall",

@@ -26,10 +26,7 @@ class RetrievalSettings(RecipeModel):
 
 NiahVariant = Literal["multivalue", "single", "shared_answer"]
 
-
 _RANGE = re.compile(r"([^-/]+)-([^-/]+)/([^-/]+)")
-
-
 _PAPER_DEPTHS = (0, 22, 44, 66, 88)
 
 

@@ -20,7 +20,6 @@ from logoeval.tasks.needles.settings import NiahSettings
 if TYPE_CHECKING:
     from logoeval.session import Session
 
-
 VERSION = 3
 """Raised when prompts or scores change their meaning: results of two versions are not compared."""
 

@@ -18,15 +18,10 @@ from logodata.prompts import CHUNK_SEPARATOR
 from logoeval.tasks.needles.settings import NiahVariant
 
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
-
-
 # PromptFormat writes a separator after the context, and the key comes with its leading space so that it is tokenised
 # as it is inside the text. Put together this is RULER's prompt, character for character.
 assert CHUNK_SEPARATOR == "\n"
-
-
 ANSWER_PREFIX = " The special magic numbers for {key} mentioned in the provided text are"
-
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
@@ -55,8 +50,6 @@ _SEVERAL = Wording(
     "What are all the special magic numbers for{question} mentioned in the provided text?",
     ANSWER_PREFIX,
 )
-
-
 _ONE = Wording(
     NEEDLE,  # RULER leaves the sentence as it is
     "A special magic number is hidden within the following text. Make sure to memorize it. "
@@ -64,8 +57,6 @@ _ONE = Wording(
     "What is the special magic number for{question} mentioned in the provided text?",
     " The special magic number for {key} mentioned in the provided text is",
 )
-
-
 _SHARED = Wording(
     "The {ordinal} number of the magic combination for {key} is: {value}.",
     "The numbers of a magic combination are hidden within the following text. Make sure to memorize it. "

@@ -56,6 +56,5 @@ KNOWN = {
 }
 """In the order a report shows them. Shots and metrics: those of the leaderboards that the LOGO paper follows."""
 
-
 MEASURES = {"acc": "accuracy", "acc_norm": "accuracy", "exact_match": "exact match"}
 """Metrics of other tasks in a reader's words; one that is not here keeps its name."""

@@ -22,10 +22,7 @@ from logoeval.tasks.texts import text_fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
 _SAVE_EVERY_S = 5.0
-
-
 _SAVE_EVERY = 512  # a write waits for the disk
 
 

@@ -20,7 +20,6 @@ OWN_LONGBENCH_NOTE = (
     "these numbers with published LongBench scores; logoeval longbench measures those"
 )
 
-
 _PARTIAL = "(PARTIAL:"
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from logoeval.session import Session
     from logoeval.tasks.short.model import HarnessModel
 
-
 VERSION = 1
 """Raised when scores change their meaning: results of two versions are not compared."""
 

@@ -1,0 +1,219 @@
+"""The three back ends against attention computed from a mask that is written out token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import varlen as torch_varlen
+from torch.nn.attention.flex_attention import create_block_mask
+
+from logotrain.attention import kernels
+from logotrain.attention.kernels import (
+    Sequences,
+    block_mask,
+    flash_attention,
+    flex_row_attention,
+    mask_mod,
+    sdpa_attention,
+)
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
+
+CPU = torch.device("cpu")
+
+LAYOUTS = [
+    RowLayout((SharedPrefixLayout(9, (4, 6)),)),
+    RowLayout((SharedPrefixLayout(1, (1,)),), padding=1),
+    RowLayout(
+        (SharedPrefixLayout(7, (1, 5, 3)), SharedPrefixLayout(2, (8,)), SharedPrefixLayout(3, (2, 2))), padding=5
+    ),
+    RowLayout((SharedPrefixLayout(150, (70, 33)), SharedPrefixLayout(20, (5, 140, 3))), padding=91),  # several blocks
+]
+
+
+def random_layout(seed: int) -> RowLayout:
+    rng = np.random.default_rng(seed)
+
+    def lengths(count: int) -> tuple[int, ...]:
+        return tuple(int(length) for length in rng.integers(1, 90, count))
+
+    samples = [SharedPrefixLayout(*lengths(1), lengths(int(rng.integers(1, 5)))) for _ in range(rng.integers(1, 4))]
+    return RowLayout(tuple(samples), padding=int(rng.integers(0, 200)))
+
+
+def definition(layout: RowLayout) -> Tensor:
+    """Bool [N, N], token by token: may the token of the row attend the one of the column?"""
+    tokens: list[tuple[object, object]] = []  # (sample, response); response None is the prompt
+    for number, sample in enumerate(layout.samples):
+        tokens += [(number, None)] * sample.prompt_length
+        for response, length in enumerate(sample.response_lengths):
+            tokens += [(number, response)] * length
+    tokens += [("padding", None)] * layout.padding
+    return torch.tensor(
+        [
+            [
+                before <= at and there == sample and part in (None, response)
+                for before, (there, part) in enumerate(tokens)
+            ]
+            for at, (sample, response) in enumerate(tokens)
+        ]
+    )
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """[H, Q, D], heads written out."""
+    group = query.shape[0] // key.shape[0]
+    key, value = key.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)
+    scores = (query @ key.transpose(1, 2) * scaling).masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1) @ value
+
+
+def reference_varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None) -> Tensor:
+    """What a variable-length kernel promises: [T, H, D], each pair of sequences alone, last query sees the last key."""
+    outputs = []
+    assert scaling is not None
+    ends = (sequences.query_ends, sequences.key_ends)
+    lengths = list(zip(*(tensor.diff().tolist() for tensor in ends), strict=True))
+    assert sequences.max_query == max(queries for queries, _ in lengths)
+    assert sequences.max_key == max(keys for _, keys in lengths)
+    at_query = at_key = 0
+    for queries, keys in lengths:
+        q = query[at_query : at_query + queries].transpose(0, 1)
+        k, v = (states[at_key : at_key + keys].transpose(0, 1) for states in (key, value))
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        outputs.append(masked_attention(q, k, v, mask, scaling).transpose(0, 1))
+        at_query, at_key = at_query + queries, at_key + keys
+    assert (at_query, at_key) == (query.shape[0], key.shape[0])
+    return torch.cat(outputs)
+
+
+@pytest.fixture(scope="module")
+def torch_kernel_on_cpu() -> None:
+    """Torch's own variable-length operator has no CPU kernel: give it the reference as one."""
+
+    @torch_varlen._varlen_attn.register_kernel("cpu")
+    def _(query: Tensor, key: Tensor, value: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        cu_seq_q, cu_seq_k, max_q, max_k, is_causal, scale, window = args[:7]
+        assert is_causal
+        assert list(window) == [-1, 0]
+        output = reference_varlen(query, key, value, Sequences(cu_seq_q, cu_seq_k, max_q, max_k), scale)
+        return output, torch.zeros(query.shape[1], query.shape[0]), torch.zeros(2, dtype=torch.uint64)
+
+    @torch_varlen._varlen_attn_backward.register_kernel("cpu")
+    def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        _out, _lse, cu_seq_q, cu_seq_k, max_q, max_k, is_causal, _rng, scale, _window = args
+        assert is_causal
+
+        def gradients() -> tuple[Tensor, ...]:
+            inputs = [states.detach().requires_grad_() for states in (query, key, value)]
+            output = reference_varlen(*inputs, Sequences(cu_seq_q, cu_seq_k, max_q, max_k), scale)
+            return torch.autograd.grad(output, inputs, grad)
+
+        with ThreadPoolExecutor(1) as thread:  # inside an operator, autograd is off for the thread it runs in
+            on_query, on_key, on_value = thread.submit(gradients).result()
+        return on_query, on_key, on_value
+
+
+def states(layout: RowLayout) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(layout.total_length)
+    for heads in (6, 2, 2):
+        yield torch.randn(heads, layout.total_length, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+def values_and_gradients(function: Callable[..., Tensor], inputs: list[Tensor], weights: Tensor) -> list[Tensor]:
+    output = function(*inputs)
+    return [output.detach(), *torch.autograd.grad((output * weights).sum(), inputs)]
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, random_layout(0), random_layout(1)], ids=str)
+@pytest.mark.parametrize("backend", ["sdpa", "flash", "flash with torch's operator"])
+@pytest.mark.usefixtures("torch_kernel_on_cpu")
+def test_values_and_gradients_are_the_definitions(backend: str, layout: RowLayout) -> None:
+    inputs = list(states(layout))
+    mask, scaling = definition(layout), 0.3
+    weights = torch.randn(6, layout.total_length, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    kernel = kernels._torch_varlen if "operator" in backend else reference_varlen
+
+    def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if backend == "sdpa":
+            return sdpa_attention(query, key, value, layout, scaling)
+        return flash_attention(query, key, value, layout, scaling, kernel)
+
+    expected = values_and_gradients(lambda q, k, v: masked_attention(q, k, v, mask, scaling), inputs, weights)
+    for found, wanted in zip(values_and_gradients(ours, inputs, weights), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_values_may_be_narrower_than_keys() -> None:
+    layout = LAYOUTS[2]
+    query, key, value = states(layout)
+    value = value[:, :, :5]
+    found = sdpa_attention(query, key, value, layout, 0.3)
+    torch.testing.assert_close(found, masked_attention(query, key, value, definition(layout), 0.3))
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, *map(random_layout, range(4))], ids=str)
+def test_flex_mask_is_the_definition(layout: RowLayout) -> None:
+    """Token by token, and block by block as torch's own builder finds the blocks."""
+    length = layout.total_length
+    attends = mask_mod(layout, CPU)
+    index = torch.arange(length)
+    nothing = torch.zeros(())
+    assert attends(nothing, nothing, index[:, None], index[None, :]).equal(definition(layout))
+
+    found, expected = block_mask(layout, CPU), create_block_mask(attends, None, None, length, length, "cpu")
+    assert found.shape == expected.shape
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert getattr(found, name).equal(getattr(expected, name)), name
+    assert found.to_dense().equal(expected.to_dense())
+
+
+def test_flex_mask_skips_other_samples_and_knows_whole_blocks() -> None:
+    layout = RowLayout((SharedPrefixLayout(512, (256, 256)), SharedPrefixLayout(512, (512,))))
+    needed = block_mask(layout, CPU)
+    # Causal prompts of 4 blocks: 10 each; responses of 2, 2, 4 blocks: 11 each for two, 4 * 4 + 10 for the last.
+    assert (needed.kv_num_blocks + needed.full_kv_num_blocks).sum() == 10 + 2 * (2 * 4 + 3) + 10 + (4 * 4 + 10)
+    assert needed.kv_num_blocks.sum() == 4 + 2 + 2 + 4 + 4  # the diagonal
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_flex_values_on_cpu(layout: RowLayout) -> None:
+    with torch.no_grad():
+        query, key, value = (drawn.detach().float() for drawn in states(layout))
+        found = flex_row_attention(query, key, value, layout, 0.3)
+        expected = masked_attention(query, key, value, definition(layout), 0.3)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("layout", [*LAYOUTS, *map(random_layout, range(4))], ids=str)
+@pytest.mark.parametrize(
+    ("function", "dtype"),
+    [
+        (flash_attention, torch.bfloat16),
+        (flash_attention, torch.float16),
+        (flex_row_attention, torch.bfloat16),
+        (flex_row_attention, torch.float32),
+        (sdpa_attention, torch.bfloat16),
+        (sdpa_attention, torch.float32),
+    ],
+)
+def test_kernels_on_a_gpu(function: Callable[..., Tensor], dtype: torch.dtype, layout: RowLayout) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = [(heads, layout.total_length, 64) for heads in (6, 2, 2, 6)]
+    *inputs, weights = (torch.randn(shape, generator=generator, device="cuda").to(dtype) for shape in shapes)
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    mask = definition(layout).cuda()
+    expected = values_and_gradients(lambda q, k, v: masked_attention(q, k, v, mask, 0.125), exact, weights.double())
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    found = values_and_gradients(lambda q, k, v: function(q, k, v, layout, 0.125), inputs, weights)
+    tolerance = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}[dtype]  # float32 may run as TF32
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.double() - theirs).norm() <= tolerance * theirs.norm()

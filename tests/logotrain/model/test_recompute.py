@@ -1,0 +1,229 @@
+"""What is computed twice, that it changes no gradient, and that compiled layers take any layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.attention import varlen as torch_varlen
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from logodata.common.errors import UserError
+from logotrain.attention import kernels
+from logotrain.attention.shared_prefix import use_shared_prefix
+from logotrain.model.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
+
+CHOICES: tuple[Recompute, ...] = ("none", "selective", "full")
+LAYERS = 2
+
+KERNEL = "aten::_scaled_dot_product_flash_attention_for_cpu"
+CALLS_IN_ONE = 3  # prompt, responses, padding
+
+ONE = RowLayout((SharedPrefixLayout(40, (9, 5)),), padding=10)
+TWO = RowLayout((SharedPrefixLayout(20, (3, 7, 2)), SharedPrefixLayout(11, (21,))))
+
+
+def loss_of(model: nn.Module, layout: RowLayout) -> Tensor:
+    generator = torch.Generator().manual_seed(layout.used_length)
+    ids = torch.randint(200, (1, layout.total_length), generator=generator)
+    positions = torch.arange(layout.total_length)[None]
+    return model(input_ids=ids, position_ids=positions, use_cache=False, shared_prefix=layout).logits.square().mean()
+
+
+def gradients(model: nn.Module, *layouts: RowLayout) -> dict[str, Tensor]:
+    """Of all rows' losses; every row's forward runs before the first backward."""
+    model.zero_grad()
+    with use_shared_prefix(model):
+        torch.stack([loss_of(model, layout) for layout in layouts]).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_identical(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.norm() > 0, name
+        assert torch.equal(found[name], gradient), name
+
+
+def with_adapters(model: PreTrainedModel) -> PeftModel:
+    return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+
+
+@pytest.fixture(params=["plain", "PEFT"])
+def model(request: pytest.FixtureRequest, tiny_model: LlamaForCausalLM) -> nn.Module:
+    return (with_adapters(tiny_model) if request.param == "PEFT" else tiny_model).train()
+
+
+class Operators(TorchDispatchMode):
+    """Counts what is really computed: recompute's own modes lie above and answer for what they kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layouts", [(ONE,), (ONE, TWO)], ids=["one row", "two rows in flight"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_gradients_are_the_same_bit_for_bit(model: nn.Module, choice: Recompute, layouts: tuple[RowLayout]) -> None:
+    expected = gradients(model, *layouts)
+    names = [name for name, _ in model.named_parameters()], list(model.state_dict())
+    checkpoint_layers(model, choice)
+    assert_identical(gradients(model, *layouts), expected)
+    assert names == ([name for name, _ in model.named_parameters()], list(model.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("choice", "attention_runs", "mlp_runs"), [("none", 1, 1), ("selective", 1, 2), ("full", 2, 2)]
+)
+def test_what_is_computed_twice(model: nn.Module, choice: Recompute, attention_runs: int, mlp_runs: int) -> None:
+    checkpoint_layers(model, choice)
+    mlps: list[str] = []
+    for layer in decoder_layers(model):
+        layer.mlp.register_forward_pre_hook(lambda *_: mlps.append("run"))
+    with Operators() as operators:
+        gradients(model, ONE)
+    assert len(mlps) == LAYERS * mlp_runs
+    assert operators.counts[KERNEL] == LAYERS * CALLS_IN_ONE * attention_runs
+    assert operators.counts[f"{KERNEL}_backward"] == LAYERS * CALLS_IN_ONE
+
+
+@pytest.fixture
+def varlen_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Calls of torch's variable-length operator, which gets a CPU kernel that is no attention but has gradients."""
+    calls: list[str] = []
+
+    @torch_varlen._varlen_attn.register_kernel("cpu")
+    def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        calls.append("forward")
+        return query * 2, torch.zeros(query.shape[1], query.shape[0]), torch.zeros(2, dtype=torch.uint64)
+
+    @torch_varlen._varlen_attn_backward.register_kernel("cpu")
+    def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return grad * 2, torch.zeros_like(key), torch.zeros_like(value)
+
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda: kernels._torch_varlen)
+    return calls
+
+
+@pytest.mark.parametrize(("choice", "runs"), [("none", 1), ("selective", 1), ("full", 2)])
+def test_the_variable_length_operator_is_kept_too(
+    tiny_model: LlamaForCausalLM, varlen_calls: list[str], choice: Recompute, runs: int
+) -> None:
+    checkpoint_layers(tiny_model, choice)
+    with use_shared_prefix(tiny_model, "flash"):
+        loss_of(tiny_model, TWO).backward()
+    assert len(varlen_calls) == LAYERS * 2 * runs
+
+
+def test_a_later_choice_replaces_an_earlier_one(tiny_model: LlamaForCausalLM) -> None:
+    mlps: list[str] = []
+    tiny_model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: mlps.append("run"))
+    for choice, runs in [("full", 2), ("selective", 2), ("none", 1)]:
+        checkpoint_layers(tiny_model, choice)
+        mlps.clear()
+        gradients(tiny_model, ONE)
+        assert len(mlps) == runs
+
+
+def test_adapters_are_saved_under_their_names(tiny_model: LlamaForCausalLM) -> None:
+    adapted = with_adapters(tiny_model)
+    before = list(get_peft_model_state_dict(adapted))
+    checkpoint_layers(adapted, "full")
+    assert list(get_peft_model_state_dict(adapted)) == before
+    assert all(name.startswith("base_model.model.model.layers.") for name in before)
+
+
+@pytest.fixture
+def one_process_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_group")
+@pytest.mark.parametrize("choice", CHOICES)
+def test_layers_can_be_sharded_afterwards(model: nn.Module, choice: Recompute) -> None:
+    expected = gradients(model, ONE)
+    checkpoint_layers(model, choice)
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh)
+        assert isinstance(layer, FSDPModule)
+    fully_shard(model, mesh=mesh)
+    found = {name: gradient.full_tensor() for name, gradient in gradients(model, ONE).items()}
+    assert_identical(found, expected)
+
+
+def test_layers_are_the_outermost_ones(model: nn.Module) -> None:
+    assert [layer.self_attn.layer_idx for layer in decoder_layers(model)] == [0, 1]
+    with pytest.raises(UserError, match="no decoder layers found in Linear"):
+        decoder_layers(nn.Linear(2, 2))
+
+
+def test_refuses_what_would_not_do_what_it_says(tiny_model: LlamaForCausalLM) -> None:
+    for choice in CHOICES:
+        check_recompute(choice, "sdpa")
+        check_recompute(choice, "flash")
+    check_recompute("full", "flex")
+    with pytest.raises(UserError, match=r"recompute=selective.*FlexAttention.*recompute=full"):
+        check_recompute("selective", "flex")
+    checkpoint_layers(tiny_model, "full")
+    with pytest.raises(ValueError, match="before checkpoint_layers"):
+        compile_layers(tiny_model)
+
+
+@pytest.mark.slow
+def test_compiled_layers_take_any_layout_and_any_recompute(tiny_model: LlamaForCausalLM) -> None:
+    """Compiled once; then rows of the same length but other layouts compile nothing, in no mode of recompute."""
+    adapted = with_adapters(tiny_model).train()
+    rows = [
+        ONE,
+        RowLayout((SharedPrefixLayout(31, (20, 13)),)),
+        RowLayout((SharedPrefixLayout(5, (1, 1)), SharedPrefixLayout(9, (9, 3))), padding=36),
+        TWO,
+    ]
+    assert {row.total_length for row in rows} == {64}
+    expected = [gradients(adapted, row) for row in rows]
+
+    compile_layers(adapted)
+    torch._dynamo.reset()
+    counters.clear()
+    first = gradients(adapted, rows[0])
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for choice in CHOICES:
+            checkpoint_layers(adapted, choice)
+            with Operators() as operators:
+                assert_identical(gradients(adapted, rows[0]), first)
+            assert operators.counts[KERNEL] == LAYERS * CALLS_IN_ONE * (2 if choice == "full" else 1)
+            for row, eager in zip(rows, expected, strict=True):
+                for name, gradient in gradients(adapted, row).items():
+                    assert (gradient - eager[name]).norm() <= 1e-5 * eager[name].norm(), name
+    assert counters["stats"]["unique_graphs"] == graphs
+
+    # A second length is compiled for all lengths.
+    gradients(adapted, RowLayout(ONE.samples, padding=74))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        gradients(adapted, RowLayout(ONE.samples, padding=138), RowLayout(TWO.samples, padding=192))
+    torch._dynamo.reset()

@@ -1,0 +1,150 @@
+"""Work, choices and time, against the specification's figures and by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from transformers import LlamaConfig
+
+from logodata.common.errors import UserError
+from logotrain.plan.choices import (
+    CARDS,
+    check_strategy,
+    choose_recompute,
+    choose_strategy,
+    recompute_choices,
+    reference_flops,
+    row_flops,
+    step_seconds,
+)
+from logotrain.plan.memory import estimate_memory
+from logotrain.plan.shape import ModelShape, model_shape
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
+from logotrain.rows.packing import attention_share, row_cost
+from tests.logotrain.plan.test_memory import EVERYWHERE, FULL, M2, config_of, recipe_of
+
+ROW = RowLayout((SharedPrefixLayout(8192, (256, 256, 256)),))
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def llama3_8b() -> ModelShape:
+    return model_shape(
+        LlamaConfig(
+            vocab_size=128256,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            max_position_embeddings=8192,
+        )
+    )
+
+
+def test_work_is_that_of_the_specification(llama3_8b: ModelShape) -> None:
+    recipe = recipe_of(**EVERYWHERE)
+    assert llama3_8b.parameters == 8_030_261_248
+    assert row_flops(llama3_8b, recipe, ROW, "none") == pytest.approx(330e12, rel=0.005)
+    assert row_flops(llama3_8b, recipe, ROW, "full") == pytest.approx(477e12, rel=0.005)
+    assert reference_flops(llama3_8b, recipe, ROW) == pytest.approx(1384e12, rel=0.005)
+
+
+def test_m_8_at_8k_fits_80_gb(llama3_8b: ModelShape) -> None:
+    row = RowLayout((SharedPrefixLayout(8192, (256,) * 9),))
+    have = CARDS["h100-80gb"].memory_bytes
+    assert have is not None
+    for recompute in ("selective", "full"):
+        assert estimate_memory(llama3_8b, recipe_of(), row, recompute=recompute).total < have / 2
+
+
+def test_work_by_hand() -> None:
+    """One prompt token and one response token, one layer, everything trained: each product is counted out."""
+    shape = model_shape(config_of(num_hidden_layers=1))
+    row = RowLayout((SharedPrefixLayout(1, (1,)),))
+    weights = 256 * (256 + 64 + 64 + 256 + 3 * 704)
+    attention = 4 * 256 * (0.5 + 1.5)  # half of the diagonal block: a causal one is a triangle
+    head = 2 * 512 * 256
+    expected = 3 * 2 * 2 * weights + 3.5 * attention + 4 * head
+    assert row_flops(shape, recipe_of(**FULL), row, "none") == pytest.approx(expected)
+    assert row_flops(shape, recipe_of(**FULL), row, "full") == pytest.approx(expected + 4 * weights + attention)
+    assert row_cost(row.samples, attention_share(256, weights)) == pytest.approx(
+        (4 * weights + attention) / (2 * weights)
+    )
+
+
+def choose(recipe: TrainRecipe, device_bytes: int | None, world_size: int = 1) -> tuple[str, str]:
+    shape = model_shape(config_of())
+    strategy, _ = choose_strategy(shape, recipe, M2, device_bytes=device_bytes, world_size=world_size, backend="flash")
+    recompute, _ = choose_recompute(
+        shape, recipe, M2, device_bytes=device_bytes, strategy=strategy, world_size=world_size, backend="flash"
+    )
+    return strategy, recompute
+
+
+def test_recompute_is_the_first_that_fits() -> None:
+    shape, recipe = model_shape(config_of()), recipe_of()
+    none, selective, full = (
+        estimate_memory(shape, recipe, M2, recompute=choice).total for choice in recompute_choices("flash")
+    )
+    assert none > selective > full
+    assert choose(recipe, None) == ("replicate", "none")
+    assert choose(recipe, none) == ("replicate", "none")
+    assert choose(recipe, none - 1) == ("replicate", "selective")
+    assert choose(recipe, selective - 1) == ("replicate", "full")
+    assert choose(recipe, full - 1) == ("replicate", "full")
+    assert choose(recipe_of(recompute="none"), 1) == ("replicate", "none")
+    assert "selective" not in recompute_choices("flex")
+
+
+def test_what_one_device_cannot_hold_is_shared() -> None:
+    shape, recipe = model_shape(config_of()), recipe_of()
+    least = estimate_memory(shape, recipe, M2, recompute="full").total
+    assert choose(recipe, least, world_size=2)[0] == "replicate"
+    assert choose(recipe, least - 1, world_size=2)[0] == "shard"
+    assert choose(recipe, least - 1, world_size=1)[0] == "replicate"
+    assert choose(recipe_of(**FULL), None, world_size=2)[0] == "shard"
+    assert choose(recipe_of(**FULL, dtype="float32", parallel={"strategy": "replicate"}), None, 2)[0] == "replicate"
+
+
+def test_replicas_that_would_be_sharded_in_silence_are_refused() -> None:
+    """Full tuning in bfloat16 is FSDP's; one process has nothing to replicate."""
+    replicate = {"parallel": {"strategy": "replicate"}}
+    with pytest.raises(UserError, match=r"replicate cannot tune all weights in bfloat16 on 2 .*dtype=float32"):
+        check_strategy(recipe_of(**FULL, **replicate), 2)
+    check_strategy(recipe_of(**FULL, **replicate), 1)
+    check_strategy(recipe_of(**FULL, **replicate, dtype="float32"), 2)
+    check_strategy(recipe_of(**replicate), 2)
+    check_strategy(recipe_of(**FULL), 2)
+
+
+def test_reasons_hold_the_sizes() -> None:
+    shape = model_shape(config_of())
+    _, reason = choose_recompute(
+        shape, recipe_of(), M2, device_bytes=40 * GIB, strategy="replicate", world_size=1, backend="flash"
+    )
+    assert reason == "1.0 GiB fits in 40.0 GiB"
+
+
+def test_more_processes_hold_less_each() -> None:
+    shape, recipe = model_shape(config_of()), recipe_of(**FULL)
+    sizes = [
+        estimate_memory(shape, recipe, M2, recompute="full", strategy="shard", world_size=count).allocated
+        for count in (1, 2, 8)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    kept = recipe_of(**FULL, parallel={"reshard_after_forward": False})
+    deeper = replace(shape, num_layers=10)
+    less, more = (
+        estimate_memory(deeper, it, M2, recompute="full", strategy="shard", world_size=8).allocated
+        for it in (recipe, kept)
+    )
+    assert more - less == pytest.approx(8 * 2 * shape.layer_parameters)
+
+
+def test_time_is_work_over_rate() -> None:
+    card = CARDS["h200-141gb"]
+    assert step_seconds(card, 395.6e12, num_rows=9, num_gpus=8) == pytest.approx(2.0)
+    assert step_seconds(CARDS["cpu"], 1.0, num_rows=1, num_gpus=1) is None
