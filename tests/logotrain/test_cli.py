@@ -26,6 +26,7 @@ from logotrain.checkpoints import safe_reading
 from logotrain.cli import _parser, _recipe, main
 from logotrain.model.adapters import check_adapters
 from logotrain.parallel import World
+from logotrain.plan import choices
 from logotrain.plan.choices import CARDS
 from logotrain.recipe import defaults
 from logotrain.recipe.settings import LoraSettings, TrainRecipe
@@ -224,7 +225,7 @@ def test_a_run_keeps_the_dtype_that_it_began_with(
     said = capsys.readouterr().err
     assert "dtype: float32 (this machine has no GPU; dtype=bfloat16 asks for the other)" in said
     assert json.loads((out / "recipe.resolved.json").read_text())["dtype"] == "float32"
-    monkeypatch.setattr(defaults, "_has_gpu", lambda: True)
+    monkeypatch.setattr(defaults, "has_gpu", lambda: True)
     assert main(words) == 0
     said = capsys.readouterr().err
     assert "dtype: float32 (as this run began;" in said
@@ -331,14 +332,14 @@ def test_a_recipe_over_the_toys_is_warned_of_too(tmp_path: Path, capsys: pytest.
 )
 def test_a_dry_run_plans_for_this_machine(device: str, gib: float, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(name=device, total_memory=int(gib * 2**30))
-    monkeypatch.setattr(defaults, "_has_gpu", lambda: True)
+    monkeypatch.setattr(choices, "has_gpu", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: found)
-    monkeypatch.setattr(defaults, "CARDS", dict(CARDS))
+    monkeypatch.setattr(choices, "CARDS", dict(CARDS))
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert defaults.this_machine() == (card, 2)
-    assert defaults.CARDS[card].memory_bytes is not None
-    assert abs(defaults.CARDS[card].memory_bytes / found.total_memory - 1) < 0.05
+    assert choices.this_machine() == (card, 2)
+    assert choices.CARDS[card].memory_bytes is not None
+    assert abs(choices.CARDS[card].memory_bytes / found.total_memory - 1) < 0.05
 
 
 def test_a_run_in_the_current_folder_ends_with_its_summary(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import logodata.engines.answered
+import logodata.build.answering
 from logodata.cli import main
 from logodata.contract import file_of, read_samples
 from logodata.dataset.statistics import source_group
@@ -39,7 +39,7 @@ class Engine:
 
 @pytest.fixture(autouse=True)
 def scripted(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logodata.engines.answered, "open_engine", lambda *_: Engine(tiny_model_dir))
+    monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_: Engine(tiny_model_dir))
 
 
 @pytest.fixture
