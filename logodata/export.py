@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from logodata.chat_template import render_chat
 from logodata.common import strict_json
 from logodata.common.errors import UserError
 from logodata.common.run_dir import check_apart, check_place, make_folder_of, read_json, write_atomic, write_json
 from logodata.contract import PreferenceSample, Response, read_manifest, read_samples
 from logodata.models import load_tokenizer, tokenizer_fingerprint
-from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat, render_chat
+from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

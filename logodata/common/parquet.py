@@ -1,4 +1,10 @@
-"""Rows of parquet files, which strangers may have written: a few kilobytes of parquet can stand for gigabytes."""
+"""Rows of parquet files, which strangers may have written.
+
+A value that stands once in a parquet file can stand for any number of values, so its size says nothing of the memory
+that its rows take. pyarrow tells that only when a row is read, and has no limit of its own. Rows are therefore read one
+at a time, and the file's statement of its sizes is not asked for: pyarrow 26 ends the process where a column's
+statistics are damaged.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +16,10 @@ from typing import Any
 from logodata.common import json_lines
 from logodata.common.errors import UserError
 from logodata.common.json_lines import too_long
-from logodata.common.limits import limited_memory
-
-_BATCH_BYTES = 4 * 2**30
-"""Memory that a batch of rows may take while it is read. A file's own word for its sizes is not asked: pyarrow 26 ends
-the process where statistics of a column are damaged."""
 
 
 def parquet_rows(
-    file: Path, shown: str, *, mend: str, wanted: Collection[str] = (), batch_rows: int = 8
+    file: Path, shown: str, *, mend: str, wanted: Collection[str] = ()
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows of a parquet file with their numbers, from 1 on.
 
@@ -27,7 +28,6 @@ def parquet_rows(
         shown: its name in messages.
         mend: what to do about a file that cannot be read.
         wanted: columns that a reader may ask for; others are not read, unless none of these is there.
-        batch_rows: rows in memory at a time.
 
     Raises:
         UserError: not a parquet file, or a damaged one; a row has more than
@@ -36,26 +36,18 @@ def parquet_rows(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    number = 0
     try:
         # As bytes: pyarrow takes no name that is not UTF-8.
         with pa.OSFile(os.fsencode(file)) as source, pq.ParquetFile(source) as table:
             names = [name for name in table.schema_arrow.names if name in wanted]
-            batches = table.iter_batches(batch_size=batch_rows, columns=names or None, use_threads=False)
-            while (batch := _next(batches)) is not None:
+            number = 0
+            for batch in table.iter_batches(batch_size=1, columns=names or None, use_threads=False):
+                number += len(batch)
                 if batch.nbytes > json_lines.MAX_JSON_BYTES:
-                    for at in range(len(batch)):
-                        if batch.slice(at, 1).nbytes > json_lines.MAX_JSON_BYTES:
-                            raise too_long(f"{shown}:row {number + at + 1}", "a row")
+                    raise too_long(f"{shown}:row {number}", "a row")
                 for row in batch.to_pylist():
-                    number += 1
                     yield number, row
     # Which of these says that a file is damaged depends on where it is: OverflowError on a date, for example.
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot read as parquet: {reason}", where=shown, mend=mend) from error
-
-
-def _next(batches: Iterator[Any]) -> Any:
-    with limited_memory(_BATCH_BYTES):
-        return next(batches, None)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from logodata.chat_template import TEMPLATE_ARGUMENTS
 from logodata.common.console import Tracker, progress
 from logodata.common.errors import UserError
 from logodata.common.finite import check_finite
 from logodata.common.shards import Shard
-from logodata.prompts import TEMPLATE_ARGUMENTS
 from logodata.vocabulary import check_ids, vocabulary_size
 from logoeval.texts import text_fingerprint
 
