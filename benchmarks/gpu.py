@@ -1,11 +1,10 @@
-"""Everything that needs a GPU, in order of value, so that an early end still leaves numbers.
+"""Measure everything that needs a GPU.
 
-    python benchmarks/gpu.py --json FILE [--parts a,b] [--budget-s 570] [--shape small]
+    python benchmarks/gpu.py --json gpu.json
 
-Each part runs in a process of its own under a time limit, and its figures are in FILE as soon as it has any: one that
-runs out of memory or time ends alone. The same command goes on where the file ends; parts that are done are not run
-again. Random weights, drawn on the GPU. ``--shape small`` tries everything in minutes on a CPU. benchmarks/GPU.md has
-the commands for a machine that is lent for minutes, and what to take there.
+Each part runs in a process of its own and writes its figures into the file as soon as it has any, so a part that runs
+out of memory or time ends alone. The same command continues: it does not repeat parts that are done. All weights are
+random. ``--shape small`` tries every part on a CPU in seven minutes. GPU.md tells how to install and how long it takes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,155 +27,138 @@ from typing import Any
 from logodata.common.errors import UserError, run_command
 from logodata.common.files import write_json
 
-ROOT = Path(__file__).parents[1]
-
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the whole.
+    """A measurement that can be run alone.
 
     Attributes:
-        function: ``module:function``, called with a :class:`gpu_part.Bench`; returns what goes into the file.
-        least: seconds that it is not begun without, at the 8B shape on an H200.
-        most: seconds that it may take.
+        function: ``module:function``. It gets a :class:`gpu_part.Bench` and returns the part's result.
+        seconds: how long it is expected to take at the 8B shape on an H200. With less than half of it left, the part
+            is not begun.
     """
 
     function: str
-    least: float
-    most: float
+    seconds: float
 
 
 PARTS = {
-    "ceilings": Part("gpu_speed:ceilings", 15, 60),
-    "step": Part("gpu_speed:step", 150, 380),
-    "attention": Part("gpu_speed:attention", 25, 90),
-    "tests": Part("gpu_tests:tests", 60, 200),
-    "memory": Part("gpu_memory:memory", 120, 220),
-    "full": Part("gpu_memory:full", 40, 100),
-    "long_context": Part("gpu_eval:long_context", 50, 120),
-    "generate": Part("gpu_eval:generate", 60, 130),
-    "profile": Part("gpu_speed:profile", 40, 100),
-    "recipe": Part("gpu_recipe:recipe", 240, 500),
+    "ceilings": Part("gpu_speed:ceilings", 20),
+    "step": Part("gpu_speed:step", 330),
+    "attention": Part("gpu_speed:attention", 40),
+    "tests": Part("gpu_tests:tests", 100),
+    "memory": Part("gpu_memory:memory", 160),
+    "full": Part("gpu_memory:full", 60),
+    "long_context": Part("gpu_eval:long_context", 60),
+    "generate": Part("gpu_eval:generate", 90),
+    "profile": Part("gpu_speed:profile", 60),
+    "recipe": Part("gpu_recipe:recipe", 300),
 }
-"""In order of value."""
+"""The most valuable part comes first, in case that there is no time for all."""
 
 _GRACE = 10.0
-"""Seconds between a part's deadline, which it minds itself, and its end by force."""
+"""Seconds between a part's deadline, which it knows, and its end by force."""
 
 
-def run_parts(
-    names: Sequence[str], file: Path, *, budget: float, small: bool, device: str = "auto", attention: str = "auto"
-) -> dict[str, Any]:
-    """Run what is not done yet, parts that were never begun first.
+def run_parts(names: Sequence[str], file: Path, *, shape: str, attention: str, budget: float) -> dict[str, Any]:
+    """Run the parts that are not done. Parts that were never begun come first.
+
+    Args:
+        names: of :data:`PARTS`.
+        file: holds what was measured, and gets what will be.
+        shape: ``8b`` or ``small``.
+        attention: the back end of logotrain's training, as a recipe names it.
+        budget: seconds for all parts together.
 
     Returns:
-        What the file holds.
+        The content of the file.
+
+    Raises:
+        UserError: the file holds figures of the other shape.
     """
     ends = time.monotonic() + budget
-    shape = "small" if small else "8b"
-    whole: dict[str, Any] = (
-        json.loads(file.read_text()) if file.exists() else {"shape": shape, "parts": {}, "ratios": {}}
-    )
+    whole = _read(file) if file.exists() else {"shape": shape, "parts": {}, "ratios": {}}
     if whole["shape"] != shape:
         raise UserError(f"holds figures of the shape {whole['shape']!r}", where=str(file), mend="give another --json")
+    write_json(file, whole)
     waiting = [name for name in names if whole["parts"].get(name, {}).get("status") != "done"]
-    for name in sorted(waiting, key=lambda name: name in whole["parts"]):  # stable: in order of value
-        part, left = PARTS[name], ends - time.monotonic() - _GRACE
-        if left < (0 if small else part.least):
+    for name in sorted(waiting, key=lambda name: name in whole["parts"]):  # stable: the order of value remains
+        left = ends - time.monotonic()
+        if shape == "8b" and left < PARTS[name].seconds / 2:
             print(f"== {name}: not begun, {left:.0f} s are left", flush=True)
             continue
         print(f"== {name}", flush=True)
-        before = whole["parts"].get(name, {})
-
-        def keep(found: dict[str, Any], name: str = name) -> None:
-            write_json(file, {**whole, "parts": {**whole["parts"], name: {**found, "status": "running"}}})
-
-        found = _run_part(name, min(part.most, left), whole, keep, device, attention)
-        if found["status"] != "done" and not found["result"] and before.get("result"):
-            found = {**found, "result": before["result"]}  # what an earlier try left
-        whole["parts"][name] = found
-        whole["ratios"] |= found["result"].get("ratios", {})
-        write_json(file, whole)
-    return whole
+        run_part(name, file, attention, left)
+    return _read(file)
 
 
-def _run_part(
-    name: str,
-    seconds: float,
-    whole: dict[str, Any],
-    keep: Callable[[dict[str, Any]], None],
-    device: str,
-    attention: str,
-) -> dict[str, Any]:
-    """Run a part in a process of its own, ``keep`` what it saves on the way, and end it ``_GRACE`` after its time."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=f"gpu-{name}-", dir=os.environ.get("GPU_SCRATCH")) as folder:
-        earlier, out = Path(folder) / "earlier.json", Path(folder) / "part.json"
-        write_json(earlier, {key: value["result"] for key, value in whole["parts"].items()})
-        options = ["--child", name, "--json", str(out), "--budget-s", str(seconds), "--earlier", str(earlier)]
-        options += ["--shape", whole["shape"], "--device", device, "--attention", attention]
-        with subprocess.Popen([sys.executable, __file__, *options], start_new_session=True) as process:
+def run_part(name: str, file: Path, attention: str, seconds: float) -> None:
+    """Run a part in a process of its own, and kill it if it is not done ``_GRACE`` seconds after its time."""
+    started, status = time.monotonic(), "interrupted"
+    record(file, name, status="running", error=None)
+    with tempfile.TemporaryDirectory(prefix=f"gpu-{name}-") as scratch:
+        options = ["--json", str(file), "--child", name, "--scratch", scratch, "--budget-s", str(seconds)]
+        command = [sys.executable, __file__, *options, "--attention", attention]
+        with subprocess.Popen(command, start_new_session=True) as process:
             try:
-                kept = 0
-                while process.poll() is None and time.monotonic() - started < seconds + _GRACE:
-                    time.sleep(0.5)
-                    changed = out.stat().st_mtime_ns if out.exists() else 0
-                    if changed != kept:
-                        kept = changed
-                        keep({**json.loads(out.read_text()), "seconds": round(time.monotonic() - started, 1)})
+                process.wait(seconds + _GRACE)
+                status = f"ended with {process.returncode}"
+            except subprocess.TimeoutExpired:
+                status = "out of time"
             finally:
                 if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)  # its compilers and commands too
-        found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {"result": {}}
-    if "status" not in found:
-        forced = process.returncode == -signal.SIGKILL
-        found["status"] = "out of time" if forced else f"ended with {process.returncode}"
-    return {**found, "seconds": round(time.monotonic() - started, 1)}
+                    os.killpg(process.pid, signal.SIGKILL)  # its compilers and commands end too
+                    process.wait()
+                said = _read(file)["parts"][name]["status"]
+                took = round(time.monotonic() - started, 1)
+                record(file, name, status=status if said == "running" else said, seconds=took)
 
 
-def _child(arguments: argparse.Namespace) -> int:
-    """One part, in this process."""
-    started = time.monotonic()
-    found: dict[str, Any] = {"result": {}}
+def record(file: Path, name: str, **facts: Any) -> None:
+    """Set some facts of a part in the file. What an earlier try measured stays until there is a new result."""
+    whole = _read(file)
+    part = {"result": {}, **whole["parts"].get(name, {}), **facts}
+    whole["parts"][name] = {key: value for key, value in part.items() if value is not None}
+    whole["ratios"] |= part["result"].get("ratios", {})
+    write_json(file, whole)
 
-    def save(result: dict[str, Any]) -> None:
-        found["result"] = result
-        write_json(arguments.json, found)
 
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    """Run one part in this process."""
+    name, file = arguments.child, arguments.json
     try:
         import torch
 
         from gpu_part import Bench
 
-        device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
             torch.set_num_threads(1)
+        whole = _read(file)
         bench = Bench(
-            device=torch.device(device),
-            small=arguments.shape == "small",
+            device=torch.device("cuda" if on_gpu else "cpu"),
+            small=whole["shape"] == "small",
             attention=arguments.attention,
-            deadline=started + arguments.budget_s,
-            save=save,
-            scratch=arguments.json.parent / "scratch",
-            earlier=json.loads(arguments.earlier.read_text()),
+            deadline=time.monotonic() + arguments.budget_s,
+            save=lambda result: record(file, name, result=result),
+            scratch=arguments.scratch,
+            earlier={key: part["result"] for key, part in whole["parts"].items()},
         )
-        bench.scratch.mkdir()
-        module, _, function = PARTS[arguments.child].function.partition(":")
-        found["result"] = getattr(import_module(module), function)(bench)
-        found["status"] = "done"
+        module, _, function = PARTS[name].function.partition(":")
+        result = getattr(import_module(module), function)(bench)
+        record(file, name, status="done", result=result)
     except Exception as error:
         traceback.print_exc()
-        out_of_memory = type(error).__name__ == "OutOfMemoryError"
-        found |= {
-            "status": "out of memory" if out_of_memory else "failed",
-            "error": f"{type(error).__name__}: {error}"[:500],
-        }
-    write_json(arguments.json, found)
-    return 0
+        status = "out of memory" if type(error).__name__ == "OutOfMemoryError" else "failed"
+        record(file, name, status=status, error=f"{type(error).__name__}: {error}"[:500])
 
 
 def print_table(whole: dict[str, Any]) -> None:
-    """A line a part, and what it found."""
+    """Print a line for each part, and what it found."""
     for name in PARTS:
         part = whole["parts"].get(name)
         if part is None:
@@ -190,18 +172,20 @@ def print_table(whole: dict[str, Any]) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="what was measured; continued")
-    parser.add_argument("--parts", metavar="A,B", help=f"some of: {', '.join(PARTS)}")
-    parser.add_argument("--budget-s", type=float, default=570, metavar="N", help="seconds for all (default 570)")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the figures go; continued")
+    parser.add_argument("--parts", default=",".join(PARTS), metavar="A,B", help=f"some of: {', '.join(PARTS)}")
     parser.add_argument(
-        "--shape", choices=("8b", "small"), default="8b", help="small: a trial in minutes, on a CPU too"
+        "--budget-s", type=float, default=3600, metavar="N", help="seconds for all parts together (default 3600)"
     )
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--shape", choices=("8b", "small"), default="8b", help="small: to try the parts on a CPU")
     parser.add_argument(
-        "--attention", choices=("auto", "flash", "flex", "sdpa"), default="auto", help="of logotrain's training"
+        "--attention",
+        choices=("auto", "flash", "flex", "sdpa"),
+        default="auto",
+        help="the back end of logotrain's training (default auto)",
     )
     parser.add_argument("--child", choices=tuple(PARTS), help=argparse.SUPPRESS)
-    parser.add_argument("--earlier", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -209,15 +193,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; 1 if one of them is not done."""
     arguments = parse(argv)
     if arguments.child:
-        return _child(arguments)
-    names = arguments.parts.split(",") if arguments.parts else list(PARTS)
+        _measure(arguments)
+        return 0
+    names = arguments.parts.split(",")
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         raise UserError(f"no part {unknown[0]!r}", where="--parts", mend=f"some of {', '.join(PARTS)}")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    small = arguments.shape == "small"
-    where: dict[str, str] = {"device": arguments.device, "attention": arguments.attention}
-    whole = run_parts(names, arguments.json, budget=arguments.budget_s, small=small, **where)
+    whole = run_parts(
+        names, arguments.json, shape=arguments.shape, attention=arguments.attention, budget=arguments.budget_s
+    )
     print_table(whole)
     return int(any(whole["parts"].get(name, {}).get("status") != "done" for name in names))
 

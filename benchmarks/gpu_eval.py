@@ -28,13 +28,13 @@ def _ids(bench: Bench, count: int, seed: int) -> list[int]:
 
 
 def _measured(bench: Bench, work: Callable[[], object]) -> dict[str, Any]:
-    """Seconds of a second run, and bytes above the weights of a first one."""
+    """Measure the bytes above the weights in a first run, and the seconds of a second one."""
     meter = bench.meter()
     return {"peak_bytes": meter.peak_bytes(work), "seconds": meter.seconds(work)}
 
 
 def long_context(bench: Bench) -> dict[str, Any]:
-    """(g) The perplexity curve in one pass and length by length, and a trace of two answers for the retrieval score."""
+    """Measure the perplexity curve in one pass and length by length, and the trace of two answers (retrieval score)."""
     longest = 256 if bench.small else 65536
     lengths = [longest // 2**n for n in range(5, -1, -1)]
     model, ids = _model(bench, 2 * longest), _ids(bench, longest, 0)
@@ -63,8 +63,10 @@ def long_context(bench: Bench) -> dict[str, Any]:
 
 
 def generate(bench: Bench) -> dict[str, Any]:
-    """(h) The transformers engine: five questions on each of four documents; batched with shared prefixes, batches of
-    single prompts, one prompt at a time."""
+    """Measure the transformers engine on five questions on each of four documents.
+
+    It answers them in batches with shared prefixes, in batches of single prompts, and one prompt at a time.
+    """
     documents, questions, new = (2, 3, 4) if bench.small else (4, 5, 64)
     context, question = (24, 6) if bench.small else (6144, 64)
     model = _model(bench, 2 * (context + question + new))

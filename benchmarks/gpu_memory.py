@@ -1,4 +1,4 @@
-"""Parts of gpu.py: memory of the trainer's step against ``logotrain plan``, what fits, and full fine-tuning."""
+"""Parts of gpu.py: the memory of a training step against the plan, the largest rows that fit, full fine-tuning."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from shape import Shape, make_sample, model_config, random_llama
 
 WINDOW = 2**20
-"""Of the models here: no length is refused for its positions."""
+"""The models' window. No length that is tried here exceeds it."""
 
 THREE_BILLION = Shape(3072, 8192, 28, 24, 8, 128256, rank=32, prompt=8192, response=256, rejected=2)
-"""Llama-3.2-3B, whose head is its embedding."""
+"""The shape of Llama-3.2-3B, whose head is its embedding."""
 
 
 class Trial:
-    """A model with its optimizer's state, in the trainer's own pieces; runs steps of rows of any length.
+    """A model with its optimizer's state, made of the trainer's own pieces. It runs steps of rows of any length.
 
     Args:
-        bench: where.
-        shape: of the model.
-        recipe: what is trained.
+        bench: the device and its deadline.
+        shape: the model's shape.
+        recipe: what is trained, and how.
         tied: whether the head is the embedding.
         stack: closes what the trial opens.
     """
@@ -75,7 +75,7 @@ class Trial:
         return Collator.of(recipe, WINDOW)([(0, sample)]).to(self.bench.device)
 
     def step(self, row: Row, num_rows: int = 2) -> float:
-        """An update from equal rows; returns the first row's loss."""
+        """Make an update from equal rows, and return the first row's loss."""
         first = 0.0
         for number in range(num_rows):
             [logprobs] = split_logprobs(self.model(row), row)
@@ -91,7 +91,7 @@ class Trial:
         self.recompute = choice
 
     def predicted(self, prompt: int, rejected: int) -> MemoryEstimate:
-        """As the planner estimates it."""
+        """The planner's estimate for a row of that prompt and so many dis-preferred responses."""
         layout = RowLayout((SharedPrefixLayout(prompt, (self.shape.response,) * (1 + rejected)),))
         return estimate_memory(
             self.model_shape,
@@ -107,8 +107,10 @@ class Trial:
         return row_flops(self.model_shape, self.recipe, layout, self.recompute)
 
     def peak(self, prompt: int, rejected: int) -> dict[str, int | None]:
-        """Bytes allocated at most in a step, from its second row on, and what the allocator held; both None if it did
-        not fit."""
+        """Measure the most bytes that a step allocates from its second row on, and those that the allocator held.
+
+        Both are None if the step does not fit.
+        """
         row = self.row(prompt, rejected)
         if not self.bench.on_gpu:  # the step runs, and its peak is counted on fake tensors
             from benchmarks.simulate import simulate_step
@@ -134,7 +136,7 @@ class Trial:
         return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
 
     def seconds(self, prompt: int, rejected: int, rounds: int) -> list[float]:
-        """Of a step of one row, update included."""
+        """Measure the seconds of a step of one row with its update, once a round."""
         row, meter = self.row(prompt, rejected), self.bench.meter()
         self.step(row, num_rows=1)
         return [meter.steady_seconds(lambda: self.step(row, num_rows=1)) for _ in range(rounds)]
@@ -142,14 +144,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Cap:
-    """A card's memory, or a smaller one's within it."""
+    """An amount of memory: that of the card, or of a smaller card."""
 
     name: str
     bytes: int
 
 
 def caps(bench: Bench, trial: Trial) -> list[Cap]:
-    """80 GB, and the whole card. On a CPU two sizes that the small shape knows."""
+    """Return 80 GB, if the card has more, and the whole card; on a CPU two sizes that suit the small shape."""
     if bench.on_gpu:
         total = torch.cuda.mem_get_info()[1]
         memory = CARDS["h100-80gb"].memory_bytes
@@ -161,7 +163,7 @@ def caps(bench: Bench, trial: Trial) -> list[Cap]:
 
 
 def hold(cap: Cap) -> None:
-    """Let torch's allocator have no more than ``cap``, less what CUDA itself has taken."""
+    """Limit torch's allocator to what a card of this size has left, after what CUDA itself has taken."""
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     outside = total - free - torch.cuda.memory_reserved()
@@ -169,7 +171,7 @@ def hold(cap: Cap) -> None:
 
 
 def memory(bench: Bench) -> dict[str, Any]:
-    """(c) Memory of llama3-80k's step: figures against the plan, M = 8 in 80 GB, and the largest that fits."""
+    """Measure the memory of a training step and compare it with the plan; find the largest rows that fit."""
     recipe = TrainRecipe.model_validate({"model": "random", "dtype": str(bench.dtype).removeprefix("torch.")})
     shape = bench.shape
     result: dict[str, Any] = {"against_plan": [], "fits": [], "largest": [], "summary": []}
@@ -217,7 +219,7 @@ def memory(bench: Bench) -> dict[str, Any]:
         choices, sizes = (choices[:1], sizes[:1]) if bench.small else (choices[:2], sizes)
         for recompute, what, cap in product(choices, ("num_rejected", "prompt"), sizes):
             trial.set_recompute(recompute)
-            # Rows that long take half a minute each: whether the plan is right to 6 % must do.
+            # Only without recompute: the longer rows of the other choices take half a minute each.
             entry = {"cap": cap.name, "recompute": recompute, **_largest(trial, cap, what, fine=recompute == "none")}
             result["largest"].append({"what": what, **entry})
             result["summary"].append(
@@ -240,11 +242,12 @@ def _fits(trial: Trial, cap: Cap, prompt: int, rejected: int) -> bool:
 
 
 def _largest(trial: Trial, cap: Cap, what: str, *, fine: bool) -> dict[str, int | None]:
-    """The largest M, or prompt, that fits: bracketed around the plan's, then (``fine``) bisected to 2 %, while there is
-    time.
+    """Find the largest M, or prompt, that fits, while there is time.
+
+    The sizes around the plan's are tried first; ``fine`` then bisects down to 2 %.
 
     Returns:
-        What the plan says, the largest that was seen to fit, the smallest that was seen not to; None: not seen.
+        The plan's size, the largest that was seen to fit, and the smallest that was seen not to fit; None: not seen.
     """
     shape = trial.shape
     least, most = (1, 256) if what == "num_rejected" else (16, WINDOW // 2)
@@ -283,7 +286,7 @@ def _largest(trial: Trial, cap: Cap, what: str, *, fine: bool) -> dict[str, int 
 
 
 def bisect(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest number in [low, high] for which it holds, which it does for ``low`` and all below the answer."""
+    """Return the largest number in [low, high] for which it holds. It must hold for ``low`` and up to the answer."""
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if holds(middle) else (low, middle - 1)
@@ -291,7 +294,7 @@ def bisect(holds: Callable[[int], bool], low: int, high: int) -> int:
 
 
 def full(bench: Bench) -> dict[str, Any]:
-    """(d) Full fine-tuning of Llama-3.2-3B's shape, one process under FSDP's mixed precision, as in the trainer."""
+    """Measure full fine-tuning of a 3B shape in one process under FSDP's mixed precision, as the trainer does it."""
     shape = SMALL if bench.small else THREE_BILLION
     recipe = TrainRecipe.model_validate({"model": "random", "tuning": "full"})
     result: dict[str, Any] = {"steps": [], "summary": []}

@@ -1,4 +1,4 @@
-"""What a part of gpu.py is given: a device, a shape, a deadline, and a place for its numbers."""
+"""What gpu.py gives to a part: a device, a shape, a deadline, and a place for its figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from patterns import Attention
 from shape import CUDA_SHAPE, Shape
 
 SMALL = Shape(64, 160, 2, 4, 2, 503, rank=4, prompt=96, response=8, rejected=2)
-"""To try the parts where there is no GPU."""
+"""The shape for a trial of the parts on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Bench:
     """What a part is given.
 
     Attributes:
-        device: where it runs.
-        small: whether at :data:`SMALL`.
-        attention: of logotrain's training, as a recipe names it.
-        deadline: of ``time.monotonic()``: the part is ended soon after.
-        save: keeps the part's result so far, in case that it is ended.
+        device: where the part computes.
+        small: whether it computes at :data:`SMALL` instead of the 8B shape.
+        attention: the back end of logotrain's training, as a recipe names it.
+        deadline: a value of ``time.monotonic()``. The part is killed soon after it.
+        save: writes the part's result so far, which remains if the part ends early.
         scratch: an empty folder.
-        earlier: results of the parts before, by name.
+        earlier: the results of other parts, by name.
     """
 
     device: torch.device
@@ -42,7 +42,7 @@ class Bench:
 
     @property
     def shape(self) -> Shape:
-        """Llama-3-8B and a sample of 8K tokens."""
+        """The model and the sample: Llama-3-8B with 8K tokens, or :data:`SMALL`."""
         return SMALL if self.small else CUDA_SHAPE
 
     @property
@@ -51,7 +51,7 @@ class Bench:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and activations."""
+        """The type of weights and activations."""
         return torch.bfloat16 if self.on_gpu else torch.float32
 
     def left(self) -> float:
@@ -59,17 +59,17 @@ class Bench:
         return self.deadline - time.monotonic()
 
     def meter(self) -> Meter:
-        """A clock on the device."""
+        """A meter of time and memory on the device."""
         return Meter(self.device, self.dtype)
 
     def product_rate(self) -> float:
-        """FLOP/s of a large matrix product, as the first part measured it, or measured now."""
+        """FLOP/s of a large matrix product: what the part ``ceilings`` measured, or else a measurement of now."""
         known = self.earlier.get("ceilings", {}).get("matrix_product_flops_per_second")
         return float(known) if known else self.meter().product_rate()
 
 
 def gib(size: float | None) -> str:
-    """``12.3 GiB``, as the planner counts; small ones in MiB."""
+    """A size as text, such as ``12.3 GiB``; below one GiB in MiB."""
     if size is None:
         return "?"
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

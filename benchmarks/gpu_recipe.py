@@ -1,10 +1,11 @@
-"""Part of gpu.py: ``recipes/llama3-80k.yaml`` from its data to a merged model, by the commands a user types, on random
-weights of the real shape: 20 steps, stopped and continued on the way."""
+"""A part of gpu.py: ``recipes/llama3-80k.yaml`` from its data to a merged model.
+
+It types the commands that a user types. Weights are random, training takes 20 steps, and it is stopped and continued.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -23,13 +24,12 @@ from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from patterns import word_tokenizer
 from shape import Shape, make_sample, model_config, random_llama
 
-ROOT = Path(__file__).parents[1]
-RECIPE = ROOT / "recipes" / "llama3-80k.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "llama3-80k.yaml"
 STEPS, STOP_AFTER, SAMPLES_PER_STEP = 20, 8, 2
 
 
 def recipe(bench: Bench) -> dict[str, Any]:
-    """Item 3 of the issue: each command's seconds, what was stopped and continued, and the merged weights checked."""
+    """Train, stop, continue and merge; measure each command's seconds and check the merged weights."""
     shape, folder = bench.shape, bench.scratch
     window = 1024 if bench.small else 81920
     result: dict[str, Any] = {"seconds": {}, "summary": []}
@@ -90,12 +90,11 @@ def recipe(bench: Bench) -> dict[str, Any]:
         f"loss {metrics[0]['loss']:.4f} to {metrics[-1]['loss']:.4f}; of a merged layer's weights "
         f"{result['merged_differs_by']:.2%} are rounded otherwise; {'; '.join(result['said'])[:200]}",
     ]
-    shutil.rmtree(folder, ignore_errors=True)
     return result
 
 
 def write_model(shape: Shape, window: int, device: torch.device, folder: Path) -> Path:
-    """A model folder with random bfloat16 weights and a tokenizer of words that are numbers."""
+    """Write a model folder with random bfloat16 weights and a tokenizer whose words are numbers."""
     config = model_config(
         shape,
         max_position_embeddings=window,
@@ -110,7 +109,7 @@ def write_model(shape: Shape, window: int, device: torch.device, folder: Path) -
 
 
 def write_data(shape: Shape, model: Path, folder: Path, count: int) -> Path:
-    """A folder as ``logodata build`` leaves it: prompts of 16 chunks, random tokens."""
+    """Write a data folder as ``logodata build`` does, with prompts of 16 chunks of random tokens."""
     from transformers import AutoTokenizer
 
     chunks = 16
@@ -148,15 +147,14 @@ def write_data(shape: Shape, model: Path, folder: Path, count: int) -> Path:
     return folder
 
 
-def _command(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return [sys.executable, "-m", "logotrain", *arguments], {**os.environ, "PYTHONPATH": path}
-
-
 def logotrain(arguments: list[str], timeout: float) -> str:
-    """What the command said."""
-    command, environment = _command(arguments)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    """Run a command of logotrain and return what it said.
+
+    Raises:
+        RuntimeError: the command fails.
+    """
+    command = [sys.executable, "-m", "logotrain", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     print(done.stdout, done.stderr, flush=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments[:2])} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
@@ -164,13 +162,15 @@ def logotrain(arguments: list[str], timeout: float) -> str:
 
 
 def stop_after(arguments: list[str], metrics: Path, steps: int, timeout: float) -> int:
-    """Start training, and end it as a cluster does once that many steps are logged; how many there were.
+    """Start training, and send SIGTERM, as a cluster does, when so many steps are logged.
 
-    The command writes a checkpoint and ends with 130.
+    The command then writes a checkpoint and ends with code 130.
+
+    Returns:
+        How many steps were logged when the command had ended.
     """
-    command, environment = _command(arguments)
     deadline = time.monotonic() + timeout
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen([sys.executable, "-m", "logotrain", *arguments]) as process:
         while process.poll() is None:
             done = metrics.read_text().count("\n") if metrics.exists() else 0
             if done >= steps:
@@ -187,8 +187,10 @@ def stop_after(arguments: list[str], metrics: Path, steps: int, timeout: float) 
 
 
 def check_merge(model: Path, adapter: Path, merged: Path) -> float:
-    """Share of a merged layer's weights that are not W + B A alpha / rank rounded to bfloat16, summed here in float64.
-    Sums that differ by rounding alone may fall on the other side of a border."""
+    """Return the share of a merged layer's weights that are not W + B A alpha / rank, rounded to bfloat16.
+
+    The sum is computed here in float64. A sum that differs by rounding alone may round to the other neighbour.
+    """
     settings = json.loads((adapter / "adapter_config.json").read_text())
     name = "model.layers.0.self_attn.v_proj"
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:

@@ -1,4 +1,4 @@
-"""Parts of gpu.py: what the card can do, the training step and its ways, the attention, where the time goes."""
+"""Parts of gpu.py: the card's own speed, the training step, its attention, and the kernels that take the time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from step import LOGO, compare, environment, print_report
 
 
 def ceilings(bench: Bench) -> dict[str, Any]:
-    """(a) The rate of a bfloat16 matrix product and of a copy; a wide product of the model's own sizes beside it."""
+    """Measure the rate of a square matrix product, of the product of the model's gate projection, and of a copy."""
     meter, shape = bench.meter(), bench.shape
     rates = [meter.product_rate() for _ in range(5)]
     tokens = shape.prompt + (1 + shape.rejected) * shape.response
@@ -62,12 +62,12 @@ def ceilings(bench: Bench) -> dict[str, Any]:
 
 
 def step(bench: Bench) -> dict[str, Any]:
-    """(b) All variants of step.py, interleaved: what rounds there is time for."""
+    """Compare and time all variants of step.py, interleaved, in up to five rounds while there is time."""
     _let_variants_compile()
     faults: dict[str, str] = {}
-    trl = all(find_spec(name) for name in ("trl", "datasets"))
+    trl = find_spec("trl") is not None
     if not trl:
-        faults["trl"] = "not carried"
+        faults["trl"] = "not installed"
 
     def with_summary(report: dict[str, Any]) -> dict[str, Any]:
         table = report["variants"]
@@ -102,7 +102,7 @@ def step(bench: Bench) -> dict[str, Any]:
 
 
 def _let_variants_compile() -> None:
-    """All variants share the code of a layer, and Dynamo gives up on code that it had to compile eight times."""
+    """Raise Dynamo's limit of eight: all variants share the code of a layer, and each has it compiled anew."""
     torch._dynamo.config.recompile_limit = 64
 
 
@@ -110,8 +110,11 @@ BACKENDS = {"flash": flash_attention, "flex": flex_row_attention, "sdpa": sdpa_a
 
 
 def attention(bench: Bench) -> dict[str, Any]:
-    """(e) One layer's attention, forward and backward, by each back end; against each other and separate rows in
-    float64 (a group of heads: they do not meet)."""
+    """Time one layer's attention, forward and backward, with each back end, and compare the results.
+
+    They are compared with each other, and with separate rows in float64. The latter are computed for one group of
+    heads, since groups do not depend on each other.
+    """
     shape, meter = bench.shape, bench.meter()
     layout = RowLayout((SharedPrefixLayout(shape.prompt, (shape.response,) * (1 + shape.rejected)),))
     head = shape.hidden // shape.heads
@@ -174,7 +177,7 @@ def attention(bench: Bench) -> dict[str, Any]:
 
 
 def _with_gradients(function: Any, states: list[Tensor], weights: Tensor) -> list[Tensor]:
-    """Output, and the gradients of query, key and value for a random gradient of the output."""
+    """Return the output, and the gradients of query, key and value, given the gradient of the output."""
     inputs = [tensor.detach().requires_grad_() for tensor in states]
     output = function(*inputs)
     output.backward(weights)
@@ -182,13 +185,13 @@ def _with_gradients(function: Any, states: list[Tensor], weights: Tensor) -> lis
 
 
 def separate_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout) -> Tensor:
-    """Each response after its prompt in a causal row of its own, scores written out; one sample.
+    """Compute causal attention of each response after its prompt in a row of its own, with explicit scores.
 
     Args:
         query: [G, N, D].
         key: [1, N, D].
         value: [1, N, D].
-        layout: of the row.
+        layout: the layout of the row, which holds one sample.
     """
     prompt = layout.samples[0].prompt_length
     outputs: list[Tensor] = []
@@ -209,7 +212,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def profile(bench: Bench) -> dict[str, Any]:
-    """Which kernels a step without recompute spends its time in, with and without compiled layers."""
+    """List the kernels in which a step without recompute spends its time, with and without compiled layers."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled

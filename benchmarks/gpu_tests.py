@@ -1,4 +1,4 @@
-"""Part of gpu.py: the tests marked ``gpu``."""
+"""A part of gpu.py: the tests marked ``gpu``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from xml.etree import ElementTree
 from gpu_part import Bench
 
 ROOT = Path(__file__).parents[1]
-FILES = [f"tests/logotrain/test_{name}.py" for name in ("gpu", "shared_prefix", "attention")]
-"""All that have such tests: others need packages that the machine may lack."""
 
 
 def tests(bench: Bench) -> dict[str, Any]:
-    """(f) Leaks, gradients and kernels on the GPU: pytest's own verdict on each test."""
+    """Run the tests of leaks, gradients and kernels on the GPU, and return pytest's verdict on each."""
     report = bench.scratch / "junit.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    ended = subprocess.run([*command, *FILES], cwd=ROOT, timeout=bench.left()).returncode
+    ended = subprocess.run([*command, "tests/logotrain"], cwd=ROOT, timeout=bench.left()).returncode
     verdicts: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}
     messages: dict[str, str] = {}
     for case in ElementTree.parse(report).iter("testcase"):

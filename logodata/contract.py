@@ -31,7 +31,6 @@ QuestionKind = Literal["single_detail", "multi_detail", "summary", "biography", 
 ResponseOrigin = Literal["live", "cache"]
 
 _ROWS_PER_GROUP = 256
-_ROWS_PER_BATCH = 32
 _PLACE = re.compile(r"(.+):(\d+|row \d+)", re.DOTALL)
 
 
@@ -230,8 +229,7 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
     """
     places: dict[str, str] = {}
     for file in sample_files(folder):
-        # Batches of few rows: a row group of a stranger's may hold any number.
-        for number, row in parquet_rows(file, str(file), mend="build the data set again", batch_rows=_ROWS_PER_BATCH):
+        for number, row in parquet_rows(file, str(file), mend="build the data set again"):
             if row.get("schema_version") != SCHEMA_VERSION:
                 found = row.get("schema_version")
                 raise UserError(

@@ -12,12 +12,11 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from logodata.common.chat_template import ANOTHER_TEMPLATE, render_chat
 from logodata.common.errors import UserError
-from logodata.common.parquet import bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +36,7 @@ GUIDED_TEMPLATES = (
 )
 
 # Paper section 4 (corpus): questions on raw documents come from a model, of four kinds. The wordings are ours. The two
-# lines asked for are what logodata.questions.writing reads; {question} holds the name that a biography is about.
+# lines asked for are what logodata.questions.drafts reads; {question} holds the name that a biography is about.
 _TWO_LINES = "Name people and things in full. Use this form:\nQuestion: (your question)\nAnswer: (your answer)"
 _READ = "Read the text below.\n\n{context}\nWrite one question "
 WRITING_TEMPLATES = {
@@ -50,9 +49,9 @@ WRITING_TEMPLATES = {
 }
 CLOSED_BOOK_TEMPLATE = "Answer the question in one short sentence.\n\nQuestion: {question}"
 
-# Whether a response says what the reference says (logodata.judge.agreement reads the last line). The first wording
-# decides; # the second turns the order of reference, response and verdicts round, to see whether that order makes the
-# verdict. # Neither holds the context: the reference is the measure, and the prompt stays short.
+# Whether a response says what the reference says (logodata.judge.model reads the last line). The first wording decides.
+# The second turns the order of reference, response and verdicts round, to see whether that order makes the verdict.
+# Neither holds the context: the reference is the measure, and the prompt stays short.
 _VERDICT_FORM = "Reply with one line and nothing else: "
 JUDGE_TEMPLATES = (
     "Judge whether a response answers a question as the reference answer does. Other words for the same are correct; "
@@ -67,14 +66,6 @@ JUDGE_TEMPLATES = (
 
 CHUNK_SEPARATOR = "\n"
 """Follows each chunk in a context, so that chunks which were not neighbours do not run into one another's words."""
-
-_TEMPLATE_S, _TEMPLATE_BYTES = 10.0, 2**30
-_MAX_FRAME = 2**20
-_ANOTHER = "give another one with chat_template=FILE"
-
-TEMPLATE_ARGUMENTS: dict[str, Any] = {"strftime_now": datetime(2024, 7, 26).strftime}
-"""What every chat template is rendered with. One that asks for the date gets the same on every day: parts of a build,
-its continuation and evaluations must see one prompt. Llama-3's own template writes this date where it has no clock."""
 
 _CONTROL = re.compile(r"<.+>|\[.+\]|\{.+\}|\|.+\|")
 """What control tokens look like; other added tokens are words of a language or of a field."""
@@ -108,10 +99,7 @@ class PromptFormat:
             marked = marked.replace("{" + field + "}", f"{_MARK}{field}{_MARK}")
         rendered = render_chat(tokenizer, marked)
         if rendered.count(_MARK) != marked.count(_MARK):
-            raise UserError(
-                "the chat template drops or repeats the user's message",
-                mend=_ANOTHER,
-            )
+            raise UserError("the chat template drops or repeats the user's message", mend=ANOTHER_TEMPLATE)
         pieces = rendered.split(_MARK)
         # Odd pieces are field names, even ones are the frame.
         self._frame = [pieces[i] if i % 2 else self._encode_frame(pieces[i]) for i in range(len(pieces))]
@@ -139,31 +127,6 @@ class PromptFormat:
 
     def _encode_frame(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
-
-
-def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | None = None) -> str:
-    """A conversation as the chat template writes it; without an assistant's message, up to where that begins.
-
-    Templates come with models and are programs: they run in Jinja's sandbox, within bounds, and always on the same day.
-
-    Raises:
-        UserError: the template fails, or takes too much time or memory.
-    """
-    messages = [{"role": "user", "content": user}]
-    if assistant is not None:
-        messages.append({"role": "assistant", "content": assistant})
-    try:
-        with bounded(_TEMPLATE_S, _TEMPLATE_BYTES):
-            rendered = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=assistant is None, **TEMPLATE_ARGUMENTS
-            )
-    except Exception as error:  # whatever a template may do
-        reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"the chat template fails: {type(error).__name__} {reason}", mend=_ANOTHER) from error
-    assert isinstance(rendered, str)
-    if len(rendered) > len(user) + len(assistant or "") + _MAX_FRAME:
-        raise UserError("the chat template adds more than a million characters", mend=_ANOTHER)
-    return rendered
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -218,8 +181,5 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, model_eos_ids: Sequence[int
         if token is not None and token not in ends:
             ends.append(token)
     if not ends:
-        raise UserError(
-            "the chat template ends no turn and the tokenizer has no eos token",
-            mend=_ANOTHER,
-        )
+        raise UserError("the chat template ends no turn and the tokenizer has no eos token", mend=ANOTHER_TEMPLATE)
     return tuple(ends)

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py goes on where its file ends, in order of value, within its budget. No part runs here."""
+"""benchmarks/gpu.py continues where its file ends, the most valuable part first, within its budget."""
 
 from __future__ import annotations
 
@@ -16,54 +16,89 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     import gpu
 
-    monkeypatch.setattr(gpu, "PARTS", {name: gpu.Part("m:f", 20, 40) for name in ("first", "second", "third")})
     return gpu
 
 
+@pytest.fixture
+def begun(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
+    """Three parts that run nowhere: their names and seconds as they were begun. The second one runs out of memory."""
+    calls: list[tuple[str, float]] = []
+
+    def run_part(name: str, file: Path, attention: str, seconds: float) -> None:
+        calls.append((name, seconds))
+        done = name != "second"
+        result = {"ratios": {f"{name}_ratio": 2.0}} if done else {}
+        gpu.record(file, name, status="done" if done else "out of memory", result=result)
+
+    monkeypatch.setattr(gpu, "PARTS", {name: gpu.Part("m:f", 40) for name in ("first", "second", "third")})
+    monkeypatch.setattr(gpu, "run_part", run_part)
+    return calls
+
+
 def test_parts_are_continued_and_those_never_begun_come_first(
-    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: Any, begun: list[tuple[str, float]], tmp_path: Path
 ) -> None:
-    begun: list[str] = []
-    verdicts = {"first": "done", "second": "out of memory", "third": "done"}
+    file, options = tmp_path / "out.json", {"shape": "small", "attention": "auto", "budget": 100}
+    gpu.run_parts(["first", "second"], file, **options)
+    assert [name for name, _ in begun] == ["first", "second"]
 
-    def fake(name: str, seconds: float, whole: dict[str, Any], *_: Any) -> dict[str, Any]:
-        begun.append(name)
-        ratios = {f"{name}_ratio": 2.0} if verdicts[name] == "done" else {}
-        return {"status": verdicts[name], "result": {"ratios": ratios, "left": seconds}, "seconds": 1.0}
-
-    monkeypatch.setattr(gpu, "_run_part", fake)
-    file = tmp_path / "out.json"
-    gpu.run_parts(["first", "second"], file, budget=100, small=True)
-    assert begun == ["first", "second"]
-
-    verdicts["second"] = "done"
-    whole = gpu.run_parts(["first", "second", "third"], file, budget=100, small=True)
-    assert begun[2:] == ["third", "second"]
-    assert whole["ratios"] == {"first_ratio": 2.0, "second_ratio": 2.0, "third_ratio": 2.0}
+    whole = gpu.run_parts(["first", "second", "third"], file, **options)
+    assert [name for name, _ in begun[2:]] == ["third", "second"]
+    assert whole["ratios"] == {"first_ratio": 2.0, "third_ratio": 2.0}
     assert json.loads(file.read_text()) == whole
-    gpu.run_parts(["first", "second", "third"], file, budget=100, small=True)
-    assert len(begun) == 4
 
     with pytest.raises(UserError, match="holds figures of the shape 'small'"):
-        gpu.run_parts(["first"], file, budget=100, small=False)
+        gpu.run_parts(["first"], file, **{**options, "shape": "8b"})
 
 
-def test_a_part_without_time_is_not_begun_and_an_earlier_result_is_kept(
+def test_a_part_without_time_is_not_begun(gpu: Any, begun: list[tuple[str, float]], tmp_path: Path) -> None:
+    file, options = tmp_path / "out.json", {"shape": "8b", "attention": "auto"}
+    assert gpu.run_parts(["first"], file, **options, budget=19)["parts"] == {}
+    gpu.run_parts(["first"], file, **options, budget=21)
+    assert begun == [("first", pytest.approx(21, abs=1))]
+
+
+def test_a_part_that_is_killed_keeps_what_it_had_measured(
     gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds: list[float] = []
-
-    def fake(name: str, left: float, whole: dict[str, Any], *_: Any) -> dict[str, Any]:
-        seconds.append(left)
-        return {"status": "out of time", "result": {"partial": 1} if len(seconds) == 1 else {}, "seconds": 1.0}
-
-    monkeypatch.setattr(gpu, "_run_part", fake)
+    monkeypatch.setattr(gpu, "_GRACE", 0)
     file = tmp_path / "out.json"
-    assert gpu.run_parts(["first"], file, budget=25, small=False)["parts"] == {}
-    gpu.run_parts(["first"], file, budget=35, small=False)
-    whole = gpu.run_parts(["first"], file, budget=1000, small=False)
-    assert seconds == [pytest.approx(25, abs=1), 40]
-    assert whole["parts"]["first"]["result"] == {"partial": 1}
+    file.write_text('{"shape": "small", "parts": {}, "ratios": {}}')
+    gpu.record(file, "step", status="failed", error="a fault", result={"partial": 1})
+    whole = gpu.run_parts(["step"], file, shape="small", attention="auto", budget=0.01)
+    assert whole["parts"]["step"] == {
+        "status": "out of time",
+        "result": {"partial": 1},
+        "seconds": pytest.approx(0, abs=5),
+    }
+
+
+FAULTY = """
+def measure(bench):
+    bench.save({"summary": ["half of it"], "small": bench.small, "earlier": bench.earlier["ceilings"]})
+    raise ValueError("a fault")
+"""
+
+
+def test_a_part_gets_earlier_results_and_its_fault_is_kept(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "faulty_part.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)  # of the tests' own process
+    monkeypatch.setitem(gpu.PARTS, "step", gpu.Part("faulty_part:measure", 1))
+    file = tmp_path / "out.json"
+    file.write_text('{"shape": "small", "parts": {}, "ratios": {}}')
+    gpu.record(file, "ceilings", status="done", result={"known": 1}, seconds=2.0)
+    gpu.record(file, "step", status="running")
+    gpu.main(["--json", str(file), "--child", "step", "--scratch", str(tmp_path)])
+    part = json.loads(file.read_text())["parts"]["step"]
+    assert (part["status"], part["error"]) == ("failed", "ValueError: a fault")
+    assert part["result"] == {"summary": ["half of it"], "small": True, "earlier": {"known": 1}}
+
+    gpu.record(file, "step", seconds=3.0)
+    gpu.print_table(json.loads(file.read_text()))
+    assert "step          failed: ValueError: a fault, 3 s\n    half of it\n" in capsys.readouterr().out
 
 
 def test_the_largest_that_fits_is_found(gpu: Any) -> None:

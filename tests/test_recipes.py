@@ -37,7 +37,7 @@ WINDOWS = {
 
 
 class Row(NamedTuple):
-    """A row of the paper's Table 1 that is trained or scaled, with what section 1 of the specification says of it."""
+    """A row of the paper's Table 1 that is trained or scaled, with its settings in the paper."""
 
     average: str
     """LongBench, Table 1."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _BATCH_ROWS = 8
-"""Rows in memory at a time: documents are long."""
+"""Rows of a hub data set in memory at a time: documents are long."""
 
 
 def parquet_rows(file: Path, shown: str, wanted: Collection[str]) -> Iterator[Row]:
@@ -28,7 +28,7 @@ def parquet_rows(file: Path, shown: str, wanted: Collection[str]) -> Iterator[Ro
     Raises:
         UserError: not a parquet file, or a damaged one.
     """
-    rows = common.parquet_rows(file, shown, mend="write the file again", wanted=wanted, batch_rows=_BATCH_ROWS)
+    rows = common.parquet_rows(file, shown, mend="write the file again", wanted=wanted)
     return ((f"{shown}:row {number}", row) for number, row in rows)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 import zlib
@@ -10,13 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import logodata.engines.answers
+import logoeval.longbench.data
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import logodata.common.parquet
-import logodata.engines.server_answers
-import logoeval.tasks.longbench.data
 from logodata.cli import main
 from logodata.common import json_files
 from logodata.common.append_log import Shard
@@ -148,19 +151,29 @@ def test_a_parquet_row_of_too_much(tmp_path: Path, small: int) -> None:
         read_source(SourceSettings(path=str(path)), needs_questions=False)
 
 
-def test_a_batch_of_parquet_rows_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal numbers take a few bytes of a file, and gigabytes when they are read."""
+READ = """
+import resource, sys
+from pathlib import Path
+import pyarrow.parquet
+from logodata.common.errors import run_command
+from logodata.common.parquet import parquet_rows
 
-    class Swelling:
-        def __iter__(self) -> Iterator[bytearray]:
-            yield bytearray(2**32)
+num_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 2**26
+resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+sys.exit(run_command("read", lambda: sum(1 for _ in parquet_rows(Path(sys.argv[1]), "a.parquet", mend="do so"))))
+"""
 
-    monkeypatch.setattr(logodata.common.parquet, "_BATCH_BYTES", 2**30)
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit a process's memory so")
+def test_a_parquet_row_that_exceeds_the_memory_of_its_process(tmp_path: Path) -> None:
+    """Equal numbers take a few bytes of a file. Only a limit on the process bounds what they take when read."""
+    numbers = pa.array(np.zeros(2**24, np.int64))
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"context": ["T"]}), path)
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: iter(Swelling()))
-    with pytest.raises(UserError, match=r"a\.parquet: cannot read as parquet: MemoryError"):
-        read_source(SourceSettings(path=str(path)), needs_questions=False)
+    pq.write_table(pa.table({"context": pa.ListArray.from_arrays([0, len(numbers)], numbers)}), path)
+    assert path.stat().st_size < 2**12
+    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"read: error: a\.parquet: cannot read as parquet: .*alloc.* \(do so\)\n", done.stderr)
 
 
 def _claims_more_than_it_holds(path: Path) -> None:

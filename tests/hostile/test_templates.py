@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import logodata.prompts
+import logodata.common.chat_template
 from logodata.cli import main
+from logodata.common.chat_template import render_chat
 from logodata.common.errors import UserError
 from logodata.models.loading import load_tokenizer
-from logodata.prompts import PromptFormat, render_chat, turn_end_ids
+from logodata.prompts import PromptFormat, turn_end_ids
 from tests.conftest import CHATML, make_tokenizer
 
 OUT = "{{ messages[0]['content'] }}"
@@ -26,8 +27,17 @@ REFUSED = {
     "a file": ("{% include 'TRAP' %}", "TypeError"),
     "a list changed": ("{% set _ = messages.append(1) %}" + OUT, "SecurityError"),
     "a long range": ("{% for a in range(10**9) %}{% endfor %}" + OUT, "OverflowError"),
-    "a long text": ("{{ 'x' * 10**11 }}", "MemoryError"),
-    "a wide text": ("{{ '%100000000000d' % 1 }}", "MemoryError"),
+    "a long text": ("{{ 'x' * 10**11 }}", "OverflowError it repeats a text too often"),
+    "a long list": ("{{ 10**11 * [1] }}", "OverflowError it repeats a text too often"),
+    "a wide text": ("{{ '%100000000000d' % 1 }}", "OverflowError it formats a value too widely"),
+    "a wide text of two numbers": ("{{ '%*d' % (10**11, 1) }}", "OverflowError it formats a value too widely"),
+    "a power": ("{{ 9 ** (9 ** 9) }}", "OverflowError a number is too large"),
+    "a square": ("{% set n = 2 ** 30000 %}{{ n * n * n }}", "OverflowError a number is too large"),
+    "many pieces": ("{% for a in range(99999) %}" + "x" * 10000 + "{% endfor %}", "OverflowError it writes too long"),
+    "many pieces of a block": (
+        "{% set text %}{% for a in range(99999) %}" + "x" * 10000 + "{% endfor %}{% endset %}" + OUT,
+        "OverflowError it writes too long",
+    ),
     "itself": ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
     "nested": (f"{{{{ {'(' * 5000}1{')' * 5000} }}}}", "RecursionError"),
     "half a template": ("{% if %}", "TemplateSyntaxError"),
@@ -53,7 +63,7 @@ def test_a_template_that_reaches_out_or_grows_is_one_line(case: str, tmp_path: P
 
 
 def test_a_template_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logodata.prompts, "_TEMPLATE_S", 0.2)
+    monkeypatch.setattr(logodata.common.chat_template, "_SECONDS", 0.2)
     loop = "{% for a in range(99999) %}"
     tokenizer = make_tokenizer()
     tokenizer.chat_template = loop * 3 + "{% endfor %}" * 3 + OUT
@@ -81,7 +91,7 @@ def test_templates_of_the_recipe_and_of_the_model(
     (folder / "chat_template.jinja").write_text("{{ 'x' * 10**11 }}")
     server = ["engine.kind=openai", "engine.base_urls=[http://127.0.0.1:9]"]
     assert main([*build, "-o", str(tmp_path / "b"), *server]) == 2
-    assert "the chat template fails: MemoryError" in capsys.readouterr().err.splitlines()[-1]
+    assert "the chat template fails: OverflowError" in capsys.readouterr().err.splitlines()[-1]
     (tmp_path / "huge.jinja").write_bytes(b"x" * 2**21)
     with pytest.raises(UserError, match=r"huge\.jinja: more than 1 MiB"):
         load_tokenizer(str(folder), tmp_path / "huge.jinja")

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+from logodata.common.chat_template import TEMPLATE_ARGUMENTS, render_chat
 from logodata.common.errors import UserError
 from logodata.models.facts import model_eos_ids
 from logodata.models.loading import load_tokenizer
-from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, PromptFormat, encode_text, render_chat, turn_end_ids
+from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, PromptFormat, encode_text, turn_end_ids
+
+TEMPLATES = Path(__file__).parents[2] / "recipes" / "templates"
 
 
 def test_frame_content_and_spans(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -50,6 +53,32 @@ def test_a_template_sees_one_date_on_every_day(tiny_tokenizer: PreTrainedTokeniz
         assert render_chat(tokenizer, user, assistant) == "26 Jul 2024, 00:00:00.000000" + render_chat(
             tiny_tokenizer, user, assistant
         )
+
+
+LOOP = "{% for m in messages %}"
+WRITTEN = {
+    "lines and spaces": LOOP + "\n  {% if loop.first %}{{ bos_token }}{% endif %}\n{{ m.content }}\n{% endfor %}\n",
+    "tags of transformers": LOOP + "{% generation %}{{ m | tojson }}{% endgeneration %}{% break %}{% endfor %}",
+    "operators": "{{ '%s, %02d' % (7 % 4, 2 ** 3) }}{{ 3 * '-' }}{{ '=' * 2 ~ 1.5 * 2 }}{{ messages[0].content + '' }}",
+    "text blocks": "{% set t %}{{ messages | length }}{% endset %}{% macro m(a) %}<{{ a }}>{% endmacro %}{{ m(t) }}",
+    "what is not there": "{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}{{ other is defined }}",
+    **{path.stem: path.read_text(encoding="utf-8") for path in sorted(TEMPLATES.glob("*.jinja"))},
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("answer", [None, "Ann & Bob"])
+def test_a_conversation_is_written_as_transformers_writes_it(
+    tiny_model_dir: Path, name: str, answer: str | None
+) -> None:
+    tokenizer = load_tokenizer(str(tiny_model_dir))
+    tokenizer.chat_template = WRITTEN[name]
+    messages = [{"role": "user", "content": "Who? <é>\n"}, {"role": "assistant", "content": answer}]
+    expected = tokenizer.apply_chat_template(
+        messages if answer else messages[:1], tokenize=False, add_generation_prompt=answer is None, **TEMPLATE_ARGUMENTS
+    )
+    assert expected.strip()
+    assert render_chat(tokenizer, "Who? <é>\n", answer) == expected
 
 
 def test_missing_chat_template_is_an_error_that_says_how_to_give_one(tiny_model_dir: Path, tmp_path: Path) -> None:

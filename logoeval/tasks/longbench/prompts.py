@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from logodata.common.chat_template import render_chat
 from logodata.common.errors import UserError
-from logodata.prompts import PromptFormat, decode_text, render_chat, text_tokenizer
+from logodata.prompts import PromptFormat, decode_text, text_tokenizer
 from logoeval.tasks.longbench.data import Row
 from logoeval.tasks.longbench.rules import Task
 

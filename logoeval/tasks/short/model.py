@@ -12,11 +12,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from logodata.common.append_log import Shard
+from logodata.common.chat_template import TEMPLATE_ARGUMENTS
 from logodata.common.console import Tracker, progress
 from logodata.common.errors import UserError
 from logodata.common.finite import check_finite
 from logodata.models.vocabulary import check_ids, vocabulary_size
-from logodata.prompts import TEMPLATE_ARGUMENTS
 from logoeval.tasks.texts import text_fingerprint
 
 if TYPE_CHECKING:

@@ -1,0 +1,128 @@
+"""Chat templates: programs that come with models and write a conversation as one text.
+
+transformers renders them in Jinja's sandbox, which hides the machine from them. Here they also get a bound on the texts
+that they make, and one on their time.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from logodata.common.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_ARGUMENTS: dict[str, Any] = {"strftime_now": datetime(2024, 7, 26).strftime}
+"""What every chat template is rendered with. One that asks for the date gets the same on every day: parts of a build,
+its continuation and evaluations must see one prompt. Llama-3's own template writes this date where it has no clock."""
+
+ANOTHER_TEMPLATE = "give another one with chat_template=FILE"
+
+_SECONDS = 10.0
+_MAX_FRAME = 2**20
+_MAX_TEXT = 2**28
+"""Characters of a text inside a template. A document has at most as many bytes."""
+_MAX_BITS = 2**16
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | None = None) -> str:
+    """Write a conversation as ``tokenizer.apply_chat_template`` does, always on the same day.
+
+    Args:
+        tokenizer: must have a chat template.
+        user: the user's message.
+        assistant: the assistant's answer. Without it the text ends where that answer begins.
+
+    Raises:
+        UserError: the template fails, takes more than ten seconds, or adds more than a million characters.
+    """
+    messages = [{"role": "user", "content": user}]
+    if assistant is not None:
+        messages.append({"role": "assistant", "content": assistant})
+    arguments = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": assistant is None}
+    try:
+        with _limited_time(_SECONDS):
+            template = _compiled(tokenizer.get_chat_template())
+            rendered = template.render(arguments, **{**tokenizer.special_tokens_map, **TEMPLATE_ARGUMENTS})
+    except Exception as error:  # whatever a template may do
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"the chat template fails: {type(error).__name__} {reason}", mend=ANOTHER_TEMPLATE) from error
+    assert isinstance(rendered, str)
+    if len(rendered) > len(user) + len(assistant or "") + _MAX_FRAME:
+        raise UserError("the chat template adds more than a million characters", mend=ANOTHER_TEMPLATE)
+    return rendered
+
+
+@lru_cache
+def _compiled(text: str) -> Any:
+    """Compile a template in transformers' own environment, in which operators look at the size of their result first.
+
+    Jinja's sandbox bounds ``range`` by itself. Filters and methods such as ``center`` it leaves unbounded.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    sandbox = _compile_jinja_template("").environment.overlay()
+    sandbox.intercepted_binops = frozenset({"*", "**", "%"})
+    sandbox.binop_table = {**sandbox.binop_table, "*": _times, "**": _power, "%": _modulo}
+    sandbox.concat = _join
+    return sandbox.from_string(text)
+
+
+def _times(left: Any, right: Any) -> Any:
+    for text, count in ((left, right), (right, left)):
+        if isinstance(text, Sized) and isinstance(count, int) and len(text) * count > _MAX_TEXT:
+            raise OverflowError("it repeats a text too often")
+    if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > _MAX_BITS:
+        raise OverflowError("a number is too large")
+    return left * right
+
+
+def _power(left: Any, right: Any) -> Any:
+    if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _MAX_BITS:
+        raise OverflowError("a number is too large")
+    return left**right
+
+
+def _modulo(left: Any, right: Any) -> Any:
+    if isinstance(left, str) and re.search(r"\*|\d{7}", left):
+        raise OverflowError("it formats a value too widely")
+    return left % right
+
+
+def _join(parts: Iterable[str]) -> str:
+    """Put together the pieces of a text: of the whole conversation, a block or a macro."""
+    kept, size = [], 0
+    for part in parts:
+        size += len(part)
+        if size > _MAX_TEXT:
+            raise OverflowError("it writes too long a text")
+        kept.append(part)
+    return "".join(kept)
+
+
+@contextmanager
+def _limited_time(seconds: float) -> Iterator[None]:
+    """Raise ``TimeoutError`` inside the block after so many seconds. It holds on the main thread, which alone gets
+    signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
