@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import logodata.engines.answers
-import logoeval.longbench.data
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import logodata.engines.server_answers
+import logoeval.tasks.longbench.data
 from logodata.cli import main
 from logodata.common import json_files
 from logodata.common.append_log import Shard
