@@ -10,7 +10,7 @@ For LOGO itself, with all dis-preferred responses over one prompt and positions 
 | ``trl`` | one .parquet or .jsonl | a sample, its first dis-preferred response | text with the chat template applied |
 | ``trl-exploded`` | the same | a pair: M rows a sample | the same |
 | ``llama-factory`` | a folder | a pair | the user's message; LLaMA-Factory's ``template`` is applied by it |
-| ``openrlhf`` | one .parquet or .jsonl | a pair | the user's message; ``--apply_chat_template`` applies the template |
+| ``openrlhf`` | one .parquet or .jsonl | a pair | the user's message; ``--data.apply_chat_template`` applies the template |
 
 The three trainers end every response, also one that met the length cap in the build.
 """
@@ -204,8 +204,9 @@ def _openrlhf_rows(
     _: PreTrainedTokenizerBase, prompt: Any, chosen: Response, rejected: Sequence[Response]
 ) -> Iterator[_Row]:
     """OpenRLHF's ``RewardDataset`` (github.com/OpenRLHF/OpenRLHF, openrlhf/datasets/reward_dataset.py) with
-    ``--apply_chat_template --prompt_key prompt --chosen_key chosen --rejected_key rejected``: lists of messages, which
-    it concatenates, renders and tokenises without special tokens."""
+    ``--data.apply_chat_template --data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected``.
+
+    It takes lists of messages, concatenates them, renders them, and tokenises the text without special tokens."""
 
     def answer(response: Response) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": response.text}]
