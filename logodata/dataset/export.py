@@ -10,7 +10,7 @@ For LOGO itself, with all dis-preferred responses over one prompt and positions 
 | ``trl`` | one .parquet or .jsonl | a sample, its first dis-preferred response | text with the chat template applied |
 | ``trl-exploded`` | the same | a pair: M rows a sample | the same |
 | ``llama-factory`` | a folder | a pair | the user's message; LLaMA-Factory's ``template`` is applied by it |
-| ``openrlhf`` | one .parquet or .jsonl | a pair | the user's message; ``--data.apply_chat_template`` applies the template |
+| ``openrlhf`` | one .parquet or .jsonl | a pair | the user's message; OpenRLHF applies its template |
 
 The three trainers end every response, also one that met the length cap in the build.
 """
