@@ -74,7 +74,7 @@ def open_evaluator(settings: EvaluatorSettings) -> Evaluator:
 __all__ = ["Evaluator", "EvaluatorSettings", "open_evaluator"]
 
 K1, B = 1.5, 0.75
-"""BM25's parameters: how soon repeats of a word stop to count, and how much long chunks are held back. All chunks but a
+"""BM25's parameters: how soon repeats of a word stop counting, and how much long chunks are held back. All chunks but a
 document's last are about equally long, so ``B`` hardly matters."""
 
 
