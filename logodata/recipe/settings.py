@@ -64,17 +64,17 @@ class BuildRecipe(ModelSettings):
     seed: int = Field(default=0, ge=0)
     """The seed of contexts and sampled responses."""
     source: SourceSettings
-    """Documents and questions."""
+    """The documents and their questions."""
     chunking: ChunkingSettings = ChunkingSettings()
-    """How documents are cut."""
+    """How documents are cut into chunks."""
     evaluator: EvaluatorSettings = EvaluatorSettings()
-    """How chunks are scored."""
+    """How chunks are scored for a question."""
     contexts: ContextSettings = Field(default=ContextSettings(), validate_default=True)
-    """How chunks are put together."""
+    """How contexts are drawn from chunks."""
     generation: GenerationSettings = GenerationSettings()
-    """How responses are made."""
+    """How responses are generated."""
     judge: JudgeSettings = JudgeSettings()
-    """Which pairs are kept."""
+    """How responses are judged, and which pairs are kept."""
 
     @field_validator("contexts")
     @classmethod

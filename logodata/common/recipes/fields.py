@@ -41,7 +41,7 @@ def variant(field: FieldInfo, values: Values) -> str | None:
 
 
 def follow(cls: type[BaseModel], location: Sequence[str | int]) -> Place:
-    """Walk from a section's model along the location of one of its errors."""
+    """Walk from a section's model along the location of one of its errors, and return where it leads."""
     keys: list[str] = []
     model = cls
     variants: dict[str, type[BaseModel]] = {}  # of the field just passed: its variant's name comes next

@@ -93,7 +93,7 @@ _SCALES = {
 }
 _CAPITAL_SCALES = {"M": 10**6, "B": 10**9, "T": 10**12}
 HEAT = ("celsius", "fahrenheit", "kelvin")
-"""Units that "degrees" may stand for."""
+"""The units that "degrees" may mean."""
 
 
 def unit(word: str, *, glued: bool = False) -> str:

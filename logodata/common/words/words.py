@@ -25,7 +25,7 @@ from logodata.common.words.values import (
     with_suffix,
 )
 
-# Scripts that put no spaces between words, and Korean, which glues particles to them.
+# Scripts without spaces between words, and Korean, which attaches particles to them.
 _RUN = (
     r"[[\p{L}\p{M}\p{Nl}]&&[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Hang}\p{scx=Thai}\p{scx=Laoo}\p{scx=Khmr}"
     r"\p{scx=Mymr}\p{scx=Tibt}]]"
