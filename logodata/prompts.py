@@ -1,8 +1,8 @@
-"""Prompts as token ids: the templates, and how document text is kept apart from template tokens.
+"""Encode prompts as token ids: the templates, and how document text is kept apart from template tokens.
 
 A prompt is a chat-template frame around ``instruction, context, question``. The frame is tokenised with special tokens
-recognised; document chunks, questions, references and responses are tokenised apart and always as plain text, so that a
-document which holds ``<|im_end|>`` cannot end a turn.
+recognised. Document chunks, questions, references and responses are tokenised separately and always as plain text, so a
+document that holds ``<|im_end|>`` cannot end a turn.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from logodata.common.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Paper section 3.2: question and context make the prompt. Its appendix prints no instruction; this one is ours.
+# Paper section 3.2: the prompt is question and context. The appendix prints no instruction; this one is ours.
 _QUESTION = "Read the text below and answer the question that follows it.\n\n{context}\nQuestion: {question}\n"
 ANSWER_TEMPLATE = _QUESTION + "Answer in one short sentence."
 
-# The preferred answer in the model's own words, in wordings that begin alike (one prefill serves all). Measured on 60
-# questions with the embedded model, greedy: right, ended, more than the bare reference and without traces of the hint
-# were 18, 12, 13 and 16 of their answers, and 28 questions had one such answer at least.
+# These ask for the preferred answer in the model's own words. They begin alike, so one prefill serves all. Measured on
+# 60 questions with the embedded model, greedy: 18, 12, 13 and 16 of their answers were right, ended, said more than the
+# bare reference and showed no traces of the hint. 28 questions had at least one such answer.
 GUIDED_TEMPLATES = (
     _QUESTION + "Answer in one short sentence. Correct answer: {reference}.",
     _QUESTION + "Answer in one full sentence that says: {reference}.",
@@ -35,8 +35,8 @@ GUIDED_TEMPLATES = (
     _QUESTION + "Answer in one short sentence, using these words: {reference}.",
 )
 
-# Paper section 4 (corpus): questions on raw documents come from a model, of four kinds. The wordings are ours. The two
-# lines asked for are what logodata.questions.drafts reads; {question} holds the name that a biography is about.
+# Paper section 4 (corpus): a model writes questions of four kinds on raw documents. The wordings are ours.
+# logodata.questions.drafts reads the two lines that they ask for; {question} holds the name that a biography is about.
 _TWO_LINES = "Name people and things in full. Use this form:\nQuestion: (your question)\nAnswer: (your answer)"
 _READ = "Read the text below.\n\n{context}\nWrite one question "
 WRITING_TEMPLATES = {
@@ -49,9 +49,9 @@ WRITING_TEMPLATES = {
 }
 CLOSED_BOOK_TEMPLATE = "Answer the question in one short sentence.\n\nQuestion: {question}"
 
-# Whether a response says what the reference says (logodata.judge.model reads the last line). The first wording decides.
-# The second turns the order of reference, response and verdicts round, to see whether that order makes the verdict.
-# Neither holds the context: the reference is the measure, and the prompt stays short.
+# These ask whether a response says what the reference says (logodata.judge.model reads the last line). The first
+# wording decides. The second reverses the order of reference, response and verdicts, to see whether the order makes the
+# verdict. Neither holds the context: the reference is the measure, and the prompt stays short.
 _VERDICT_FORM = "Reply with one line and nothing else: "
 JUDGE_TEMPLATES = (
     "Judge whether a response answers a question as the reference answer does. Other words for the same are correct; "
@@ -65,31 +65,34 @@ JUDGE_TEMPLATES = (
 )
 
 CHUNK_SEPARATOR = "\n"
-"""Follows each chunk in a context, so that chunks which were not neighbours do not run into one another's words."""
+"""Follows each chunk in a context, so that words of chunks that were not neighbours do not run together."""
 
 _CONTROL = re.compile(r"<.+>|\[.+\]|\{.+\}|\|.+\|")
-"""What control tokens look like; other added tokens are words of a language or of a field."""
+"""The form of control tokens. Other added tokens are words of a language or of a field."""
 _text_tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None] = WeakKeyDictionary()
 
 _FIELDS = ("context", "question", "reference", "response")
-_MARK = "\ue000"  # private-use character: it stands in no template, and documents never pass through the template
+_MARK = "\ue000"  # private-use character: it occurs in no template, and documents never pass through the template
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids of a prompt and the spans ``[start, end)`` of its chunks in them (a span includes the chunk's
-    separator)."""
+    """Token ids of a prompt, and the spans ``[start, end)`` of its chunks in them. A span includes the chunk's
+    separator."""
 
     ids: tuple[int, ...]
     chunk_spans: tuple[tuple[int, int], ...]
 
 
 class PromptFormat:
-    """One template under one tokenizer's chat template: encodes prompts piece by piece.
+    """One template inside a tokenizer's chat template. It encodes prompts piece by piece.
 
     Args:
-        tokenizer: must carry a chat template.
-        template: text with some of ``{context}``, ``{question}``, ``{reference}``, ``{response}``.
+        tokenizer: The tokenizer, which must have a chat template.
+        template: Text with some of ``{context}``, ``{question}``, ``{reference}``, ``{response}``.
+
+    Raises:
+        UserError: The chat template fails, or drops or repeats the user's message.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
@@ -109,7 +112,14 @@ class PromptFormat:
     def encode(
         self, chunks: Sequence[Sequence[int]], *, question: str, reference: str = "", response: str = ""
     ) -> Prompt:
-        """Token ids of the whole prompt, up to where the model's turn begins."""
+        """Return the token ids of the whole prompt, up to where the model's turn begins.
+
+        Args:
+            chunks: The token ids of each chunk of the context.
+            question: The text for ``{question}``.
+            reference: The text for ``{reference}``.
+            response: The text for ``{response}``.
+        """
         texts = {"question": question, "reference": reference, "response": response}
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
@@ -130,16 +140,16 @@ class PromptFormat:
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of plain text: control tokens that occur in it stay text."""
+    """Return the token ids of plain text. Control tokens that occur in it stay text."""
     return list(text_tokenizer(tokenizer).encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
 def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer whose ``split_special_tokens`` keeps every control token as text.
+    """Return a tokenizer whose ``split_special_tokens`` keeps every control token as text.
 
-    Itself, where all of them are marked as special. Some models (OpenHermes' ``<|im_start|>``, Qwen3's ``<tool_call>``)
-    have control tokens that are not, and that would be recognised in any text: then a copy in which they are. Only
-    encode with it: decoding, it would leave out what a response may hold.
+    It is the tokenizer itself if all its control tokens are marked as special. Some models have control tokens that are
+    not (OpenHermes' ``<|im_start|>``, Qwen3's ``<tool_call>``) and would be recognised in any text; then it is a copy
+    in which they are marked. Only encode with it: decoding would drop what a response may hold.
     """
     if tokenizer not in _text_tokenizers:
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
@@ -155,22 +165,25 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-    """Text of response tokens, special tokens left out."""
+    """Return the text of response tokens, without special tokens."""
     text = tokenizer.decode(list(token_ids), skip_special_tokens=True)
     assert isinstance(text, str)
     return text
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase, model_eos_ids: Sequence[int] = ()) -> tuple[int, ...]:
-    """Ids that end the assistant's turn: the one the chat template writes, then the tokenizer's eos and the model's
-    own.
+    """Return the ids that end the assistant's turn: the one that the chat template writes, the tokenizer's eos, the
+    model's own.
 
-    The first is appended to responses that are trained on. Found by rendering an assistant turn, since some families
-    (Llama-3) end turns with a token that is not the eos; they may still emit the eos, and must then stop too.
+    The first is appended to responses that are trained on. It is found by rendering an assistant's turn, since some
+    families (Llama-3) end turns with a token other than the eos. They may still emit the eos, and must then stop too.
 
     Args:
-        tokenizer: with its chat template.
-        model_eos_ids: see :func:`logodata.models.facts.model_eos_ids`.
+        tokenizer: The tokenizer, with its chat template.
+        model_eos_ids: See :func:`logodata.models.facts.model_eos_ids`.
+
+    Raises:
+        UserError: No token ends a turn.
     """
     mark = f"{_MARK}answer{_MARK}"
     rendered = render_chat(tokenizer, "q", mark)

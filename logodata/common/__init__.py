@@ -1,1 +1,1 @@
-"""What the three packages share: errors, recipes, run folders, shards, console."""
+"""Code that the three packages share: errors, recipes, run folders, shards, console."""

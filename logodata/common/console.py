@@ -1,9 +1,9 @@
-"""What a person sees: rich on a terminal; through a pipe and in a batch system's log a line every so often.
+"""Print for people: rich on a terminal; in a pipe or a batch system's log, a line from time to time.
 
-Under torchrun only the first process speaks.
+Under torchrun only the first process prints.
 
 ``LOGO_PROGRESS=plain`` prints a line every few seconds instead of a live bar, for several commands that share a
-terminal; ``plain:NAME`` puts NAME before each line; ``off`` shows no progress.
+terminal. ``plain:NAME`` puts NAME before each line. ``off`` shows no progress.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from rich.segment import Segment
 from logodata.common.printable import printable
 
 _LEAST_COLUMNS = 20
-"""In fewer no table can be read: a terminal that says so does not know its width."""
+"""A terminal that reports fewer columns does not know its width. No table can be read in so few."""
 
 _COLUMNS = re.compile(r"[1-9][0-9]{1,3}")
 
 
 class _Console(Console):
-    """Shows text as it is: square brackets and colons mean nothing in it, and a terminal obeys nothing in it.
+    """Prints text as it is: it interprets no markup, and the terminal gets no control characters.
 
-    It is 80 columns wide where neither the terminal nor ``COLUMNS`` gives a width that can be used.
+    It is 80 columns wide if neither the terminal nor ``COLUMNS`` gives a usable width.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -43,14 +43,14 @@ class _Console(Console):
         }
         super().__init__(highlight=False, markup=False, emoji=False, _environ=environment, **options)
 
-    @property  # type: ignore[misc]  # rich's can be set, too: nobody does
+    @property  # type: ignore[misc]  # rich's property can also be set, which nothing here does
     def size(self) -> ConsoleDimensions:
         found = super().size
         return found if found.width >= _LEAST_COLUMNS else ConsoleDimensions(80, found.height)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
-            # What rich itself sends to the terminal is marked as control, or is the style.
+            # What rich itself sends to the terminal is the style, or marked as control.
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
@@ -59,24 +59,25 @@ stderr = _Console(stderr=True)
 
 _PLAIN_INTERVAL_S = 10.0
 _LOG_FIRST_S, _LOG_INTERVAL_S = 10.0, 60.0
-"""In a log: after so many seconds first, so that short work leaves no line, and then every so many."""
+"""Seconds before the first line in a log, so that short work leaves none, and between the lines after it."""
 
 
 class Tracker:
-    """Progress of one piece of work. :meth:`advance` may carry figures worth showing, such as ``kept=12``."""
+    """Tracks the progress of one piece of work. :meth:`advance` may carry figures worth showing, such as
+    ``kept=12``."""
 
     def __init__(self, label: str, total: int, done: int = 0) -> None:
         self.label, self.total, self.done = label, total, done
         self.figures: dict[str, Any] = {}
 
     def advance(self, count: int = 1, **figures: Any) -> None:
-        """Say that ``count`` more units are done; a figure stands until it is given again."""
+        """Report that ``count`` more units are done. A figure is shown until it is given again."""
         self.done += count
         self.figures |= figures
 
 
 class _LineTracker(Tracker):
-    """Prints a line every so often, also while one unit takes long, and one at the end if any came before."""
+    """Prints a line at intervals, also while one unit takes long, and one at the end if it printed any before."""
 
     def __init__(self, label: str, total: int, done: int, *, first_s: float, interval_s: float) -> None:
         super().__init__(label, total, done)
@@ -93,7 +94,7 @@ class _LineTracker(Tracker):
 
     @contextmanager
     def beating(self) -> Iterator[None]:
-        """Within the block lines come also where nothing advances."""
+        """Print lines within the block even if nothing advances."""
         thread = threading.Thread(target=self._beat, name="progress", daemon=True)
         thread.start()
         try:
@@ -104,7 +105,7 @@ class _LineTracker(Tracker):
 
     def _beat(self) -> None:
         while not self._ended.wait(max(self._due - time.monotonic(), 0.01)):
-            with self._lock, suppress(OSError):  # who reads may be gone: the next line of the command itself meets that
+            with self._lock, suppress(OSError):  # the reader may be gone; the command's own next line meets that
                 if (now := time.monotonic()) >= self._due:
                     self._print(now)
 
@@ -134,9 +135,9 @@ def _figures(figures: dict[str, Any]) -> str:
 
 @contextmanager
 def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
-    """Show the progress of ``total`` units, ``done`` of which an earlier run finished."""
+    """Show the progress of ``total`` units, of which an earlier run finished ``done``."""
     mode, _, name = os.environ.get("LOGO_PROGRESS", "").partition(":")
-    if not _speaks() or mode == "off":
+    if not _is_first_process() or mode == "off":
         yield Tracker(label, total, done)
     elif mode == "plain":
         yield _LineTracker(f"{name} {label}".strip(), total, done, first_s=0.0, interval_s=_PLAIN_INTERVAL_S)
@@ -157,34 +158,34 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
 
 
 def note(text: str) -> None:
-    """One line of information on stderr, so that stdout stays for results."""
-    if _speaks():
+    """Print one line of information on stderr, so that stdout is left for results."""
+    if _is_first_process():
         stderr.print(text, markup=False, soft_wrap=True)
 
 
 def result(text: object) -> None:
-    """A line on stdout: what the command made."""
-    if _speaks():
+    """Print one line on stdout: what the command made."""
+    if _is_first_process():
         print(printable(str(text)))
 
 
 def show(renderable: RenderableType) -> None:
-    """A table or figure of rich on stderr."""
-    if _speaks():
+    """Print a table or figure of rich on stderr."""
+    if _is_first_process():
         stderr.print(renderable)
 
 
-def _speaks() -> bool:
+def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
 def quiet_transformers() -> None:
-    """Keep progress bars and advice of transformers and what it imports out of our output; errors still come."""
+    """Silence progress bars and advice of transformers and of what it imports. Errors still appear."""
     import logging
 
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    # PEFT imports bitsandbytes where it is installed, which then asks for a package that nobody needs here.
+    # PEFT imports bitsandbytes if it is installed, which then asks for a package that is not needed here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Errors a user can mend, and the exit codes of every command."""
+"""Errors that a user can mend, and the exit codes of every command."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class UserError(Exception):
-    """The user's input is at fault. Prints as one line: what is wrong, where, and how to mend it. Processes may send it
-    to each other: a copy says the same.
+    """An error in the user's input. It prints as one line: what is wrong, where, and how to mend it.
+
+    Processes may send it to each other: a copy says the same.
 
     Args:
-        what: the fault, e.g. ``"unknown key 'objectve'"``.
-        where: ``file:line``, a field or a sample id; empty where there is no place.
-        mend: what to do about it.
+        what: The fault, e.g. ``"unknown key 'objectve'"``.
+        where: ``file:line``, a field or a sample id; empty if there is no place.
+        mend: What to do about it.
     """
 
     def __init__(self, what: str, *, where: str = "", mend: str = "") -> None:
@@ -42,11 +43,11 @@ class UserError(Exception):
 
 
 def pass_on(error: BaseException) -> None:
-    """Raise again what says nothing about the input that was being read: an interrupt, an exit, want of memory.
+    """Raise again what says nothing about the input that was being read: an interrupt, an exit, or lack of memory.
 
-    Called first wherever any exception becomes a line about a file. Libraries hide such exceptions in others: torch's
-    distributed checkpoints as a fault of each process, task groups as one of many, and whatever fails while an
-    interrupt is on its way up has it as its context.
+    It is called first wherever any exception becomes a line about a file. Libraries hide such exceptions in others:
+    torch's distributed checkpoints report them as a failure of each process, and task groups as one of many. Whatever
+    fails while an interrupt propagates has it as its context.
     """
     for part in _chain(error):
         if isinstance(part, KeyboardInterrupt | SystemExit | MemoryError) or _OUT_OF_MEMORY.search(_text(part)):
@@ -54,7 +55,7 @@ def pass_on(error: BaseException) -> None:
 
 
 _OUT_OF_MEMORY = re.compile(r"^(?:OutOfMemoryError|RuntimeError)\b.*(?:out of memory|can't allocate memory)", re.DOTALL)
-"""torch's own, on a GPU and on a CPU; bitsandbytes and CUDA's libraries say it the same way."""
+"""torch's errors on a GPU and on a CPU. bitsandbytes and CUDA's libraries use the same words."""
 
 
 def _text(error: BaseException) -> str:
@@ -62,7 +63,7 @@ def _text(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what it came of, at any depth."""
+    """Yield an exception and those that it came from, at any depth."""
     left, seen = [error], set[int]()
     while left:
         part = left.pop()
@@ -70,22 +71,22 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(part))
         yield part
-        failures = getattr(part, "failures", None)  # torch: of each process, the exception and where it was
+        failures = getattr(part, "failures", None)  # torch: for each process, the exception and its place
         hidden = (
             [failure[0] for failure in failures.values() if isinstance(failure, tuple)]
             if isinstance(failures, dict)
             else []
         )
         hidden += part.exceptions if isinstance(part, BaseExceptionGroup) else []
-        # What was met while another exception was handled came of it only if it was on its way up: an interrupt is.
+        # The context is a cause only if it was propagating, as an interrupt is; else it was being handled.
         met = part.__context__ if isinstance(part.__context__, KeyboardInterrupt | SystemExit) else None
         left += [inner for inner in (*hidden, part.__cause__, met) if isinstance(inner, BaseException)]
 
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Within the block SIGTERM, by which schedulers end a process, is Ctrl-C. Handlers belong to the main thread: on
-    another one nothing changes."""
+    """Treat SIGTERM, with which schedulers end a process, as Ctrl-C within the block. Only the main thread can set
+    handlers: on another one nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -103,11 +104,11 @@ def sigterm_interrupts() -> Iterator[None]:
 def run_command(
     program: str, command: Callable[[], int | None], *, resume_hint: str = "run the same command again to continue"
 ) -> int:
-    """Run ``command`` and map its outcome to the exit codes all three programs share.
+    """Run ``command`` and map its outcome to the exit codes that all three programs share.
 
-    0 done, 2 the user's input or the disk is at fault (one line on stderr), 130 interrupted by Ctrl-C or SIGTERM (the
-    line says how to resume). Any other exception is our bug and keeps its traceback. That nobody reads the output any
-    more (``| head``) changes nothing: see :mod:`logodata.common.streams`.
+    0 means done. 2 means that the user's input or the disk is at fault (one line on stderr). 130 means interrupted by
+    Ctrl-C or SIGTERM (the line says how to resume). Any other exception is our bug and keeps its traceback. A reader
+    that stops reading the output (``| head``) changes nothing: see :mod:`logodata.common.streams`.
     """
     open_streams()
     try:
@@ -115,28 +116,28 @@ def run_command(
             try:
                 code = command() or 0
             except Exception as error:
-                # An interrupt stands behind what a library, or Python itself in an import, made of it.
+                # A library, or Python itself during an import, may have wrapped an interrupt in another exception.
                 hidden = next((p for p in _chain(error) if isinstance(p, KeyboardInterrupt | SystemExit)), None)
                 if hidden is None:
                     raise
                 raise hidden from None
-            sys.stdout.flush()  # here a full disk can still be said
+            sys.stdout.flush()  # a full disk can still be reported here
             return code
     except UserError as error:
-        _say(f"{program}: error: {error}")
+        _print_error(f"{program}: error: {error}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        _say(f"{program}: interrupted; {resume_hint}")
+        _print_error(f"{program}: interrupted; {resume_hint}")
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in _DISK_FAULTS:
             raise
         fault = UserError(f"{error.strerror}", where=error.filename or "", mend=f"see to the disk; {resume_hint}")
-        _say(f"{program}: error: {fault}")
+        _print_error(f"{program}: error: {fault}")
         return EXIT_USER_ERROR
 
 
-def _say(line: str) -> None:
-    """Under torchrun every process meets the same error: one a machine prints it."""
+def _print_error(line: str) -> None:
+    """Print the error once on each machine: under torchrun every process meets it."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(printable(line), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A folder that one run owns: locked while in use, written atomically, bound to one set of settings."""
+"""The folder of one run: locked while in use, written atomically, bound to one set of settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from logodata.common.json_files import parse_json, strict_dumps, too_long
 from logodata.common.printable import encodable
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
-"""What :func:`replacing` writes to."""
+"""Names of the files that :func:`replacing` writes to."""
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -32,10 +32,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write piece by piece; it takes the place of ``path`` at the end, or never if the writer fails.
+    """Open a file to write piece by piece. It replaces ``path`` at the end, or never if the writer fails.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: The disk is full, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -56,25 +56,30 @@ def _removed_on_failure(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # what was raised tells more; the next start removes the file
+        with suppress(OSError):  # the first error tells more; the next start removes the file
             path.unlink(missing_ok=True)
         raise
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in ``folder`` are on disk: of a file that is, too, nothing is lost when the power fails."""
+    """Wait until the names in ``folder`` are on disk. Without this, a power failure can lose a file that is on disk
+    itself."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do this for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do this for folders
             raise
     finally:
         os.close(handle)
 
 
 def append_lines(path: Path, lines: str) -> None:
-    """Append whole lines to ``path`` and wait until they are on disk."""
+    """Append whole lines to ``path`` and wait until they are on disk.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     is_new = not path.exists()
     try:
         with open(path, "ab") as file:
@@ -90,10 +95,10 @@ def append_lines(path: Path, lines: str) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Refuse a file whose folder cannot be made because a file stands in its way, before any work for it.
+    """Refuse a path whose folder cannot be made because a file stands in its way, before any work is done for it.
 
     Raises:
-        UserError: it names the file in the way.
+        UserError: It names the file in the way.
     """
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
@@ -101,14 +106,14 @@ def check_place(path: Path) -> None:
 
 
 def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
-    """Refuse an output inside what is read, or around it: results would be read as input, or kept and deleted with it.
+    """Refuse an output inside an input, or around it: results would be read as input, or kept and deleted with it.
 
     Args:
-        output: file or folder to write.
-        inputs: what each is, for the message, and its file or folder; None, and what is not there, are apart.
+        output: The file or folder to write.
+        inputs: What each input is, for the message, and its file or folder. None and missing files are skipped.
 
     Raises:
-        UserError: it names both.
+        UserError: It names both.
     """
     place = output.resolve()
     for what, given in inputs:
@@ -122,10 +127,10 @@ def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
 
 
 def make_folder_of(path: Path) -> None:
-    """Create the folder that ``path`` is about to be written into.
+    """Create the folder that ``path`` will be written into.
 
     Raises:
-        UserError: there can be none.
+        UserError: It cannot be created.
     """
     check_place(path)
     try:
@@ -135,12 +140,16 @@ def make_folder_of(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON (:mod:`logodata.common.json_files`), atomically."""
+    """Write ``value`` as indented JSON, atomically (see :mod:`logodata.common.json_files`)."""
     write_atomic(path, strict_dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing, damaged or enormous one is a :class:`UserError` that names it."""
+    """Read a JSON file.
+
+    Raises:
+        UserError: The file is missing, damaged or too large.
+    """
     try:
         if path.stat().st_size > json_files.MAX_JSON_BYTES:
             raise too_long(str(path), "a JSON file")
@@ -159,9 +168,9 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Create ``folder`` and hold its lock; a second process is refused with a :class:`UserError`.
+    """Create ``folder`` and hold its lock. A second process is refused with a :class:`UserError`.
 
-    The lock is the kernel's (flock): it goes with the process, so a crash leaves nothing to clean up.
+    The kernel drops the lock (flock) when the process ends, so a crash leaves nothing to clean up.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +194,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete what a process that was killed in :func:`replacing` left, but not in folders with a lock of their own."""
+    """Delete the files that a killed process left in :func:`replacing`, except in folders with a lock of their own."""
     for place, below, files in os.walk(folder):
         below[:] = [name for name in below if not (Path(place) / name / ".lock").exists()]
         for name in filter(_TEMPORARY.fullmatch, files):
@@ -195,16 +204,19 @@ def _remove_leftovers(folder: Path) -> None:
 def bind_settings(
     folder: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = (), *, started: bool = True
 ) -> None:
-    """Bind ``folder`` to ``settings``: write them to ``folder/name`` the first time, compare them from then on.
+    """Bind ``folder`` to ``settings``: write them to ``folder/name`` the first time, and compare them from then on.
 
-    Results made under different settings must not be mixed; the error names the first difference.
+    Results made under different settings must not be mixed.
 
     Args:
-        folder: of the run.
-        name: of the file.
-        settings: what the results depend on.
-        free: keys of ``settings`` that results do not depend on: these may change, and the file keeps the newest.
-        started: whether anything was made under them. A run that was refused or stopped before that binds nothing.
+        folder: The folder of the run.
+        name: The name of the file.
+        settings: What the results depend on.
+        free: Keys of ``settings`` that results do not depend on. They may change, and the file keeps the newest values.
+        started: Whether any result was made. A run that was refused or stopped before that binds nothing.
+
+    Raises:
+        UserError: The settings differ. It names the first difference.
     """
     path = folder / name
     if not started:
@@ -228,7 +240,7 @@ def bind_settings(
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ, as (dotted key, old value, new value)."""
+    """Yield the places where two JSON values differ, as (dotted key, old value, new value)."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
@@ -240,16 +252,17 @@ SEAL = "files.json"
 
 
 def seal(scratch: Path, target: Path) -> None:
-    """Write the seal of ``scratch`` and rename it to ``target``, which must not exist.
+    """Write the seal of ``scratch`` (size and hash of each file), then rename it to ``target``, which must not exist.
 
-    All is on disk before the new name is: after a power failure ``target`` is whole, or not there.
+    Everything is on disk before the rename: after a power failure ``target`` is whole or absent.
     """
     write_json(scratch / SEAL, {name: _describe(scratch / name) for name in _names(scratch)})
     move_into_place(scratch, target)
 
 
 def move_into_place(scratch: Path, target: Path) -> None:
-    """The same without a seal, for folders that go elsewhere."""
+    """Rename ``scratch`` to ``target`` after everything is on disk. It writes no seal, for folders that go
+    elsewhere."""
     for place, _, names in os.walk(scratch):
         for name in names:
             _sync_file(Path(place) / name)
@@ -259,27 +272,28 @@ def move_into_place(scratch: Path, target: Path) -> None:
 
 
 def damage(folder: Path) -> str:
-    """What is not as it was sealed; empty if nothing is. Files that came later are nobody's fault."""
+    """Return the first difference between a folder and its seal; empty if there is none. Files added later do not
+    count."""
     try:
         expected = read_json(folder / SEAL)
     except UserError as error:
         return error.what
     if not isinstance(expected, dict):
-        return f"{SEAL} is no list of files"
+        return f"{SEAL} is not a list of files"
     there = set(_names(folder))
-    for name, description in expected.items():  # a name that leads elsewhere is not opened
+    for name, description in expected.items():  # a name that leads out of the folder is not opened
         if name not in there or _describe(folder / name) != description:
             return f"{name} is not as it was written"
     return ""
 
 
 def put_aside(path: Path, fault: str, instead: str) -> None:
-    """Rename a damaged file or folder to ``NAME.damaged``, in the place of an earlier one, and say so.
+    """Rename a damaged file or folder to ``NAME.damaged``, in place of an earlier one, and print a note.
 
     Args:
-        path: of the file or folder.
-        fault: what is wrong with it.
-        instead: what is done now, such as ``"it is written again"``.
+        path: The file or folder.
+        fault: What is wrong with it.
+        instead: What is done now, such as ``"it is written again"``.
     """
     aside = path.with_name(f"{path.name}.damaged")
     if aside.is_dir():
@@ -289,8 +303,7 @@ def put_aside(path: Path, fault: str, instead: str) -> None:
 
 
 def read_if_whole(path: Path) -> Any | None:
-    """What a JSON file holds that says a run is finished; None if there is none, or a damaged one, which is put
-    aside."""
+    """Read the JSON file that says a run is finished. None if there is none, or a damaged one, which is put aside."""
     if not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Numbers that a model gives must be numbers: a mean over one NaN says nothing of all the others."""
+"""Refuse model outputs that are not finite: a mean over one NaN says nothing about all the other values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from logodata.common.errors import UserError
 
 DAMAGED = "try float32 (dtype, engine.dtype, --dtype); if that does not help, the model's weights are damaged"
-"""How to mend what a model computes as NaN or infinity."""
+"""How to mend NaN or infinity in what a model computes."""
 
 
 def not_finite(numbers: Mapping[str, float | None]) -> str | None:
-    """The first of ``numbers`` that is none, such as ``loss is nan``; None stands for what was not computed."""
+    """Return the first of ``numbers`` that is not finite, such as ``loss is nan``, or None. A None among them was not
+    computed."""
     for name, number in numbers.items():
         if number is not None and not math.isfinite(number):
             return f"{name} is {number}"
@@ -20,20 +21,20 @@ def not_finite(numbers: Mapping[str, float | None]) -> str | None:
 
 
 def check_finite(numbers: Mapping[str, float | None], *, where: str, mend: str = DAMAGED) -> None:
-    """Refuse numbers that are none.
+    """Refuse numbers that are not finite.
 
     Raises:
-        UserError: one is NaN or infinite; it is named, with ``where`` it comes from.
+        UserError: A number is NaN or infinite. It is named, with ``where`` it comes from.
     """
     if (fault := not_finite(numbers)) is not None:
         raise UserError(fault, where=where, mend=mend)
 
 
 def check_responses(chosen: float, rejected: Sequence[float], sample_id: str) -> None:
-    """Refuse log-probabilities of a sample's responses that are no numbers.
+    """Refuse log-probabilities of a sample's responses that are not finite.
 
     Raises:
-        UserError: names the sample and the response.
+        UserError: It names the sample and the response.
     """
     numbers = {"log-probability of the preferred response": chosen}
     numbers |= {f"log-probability of dis-preferred response {n}": value for n, value in enumerate(rejected, 1)}

@@ -1,4 +1,4 @@
-"""Files that are no text, though somebody may take them for one: named, with what turns them into text."""
+"""Recognise files that are not plain text, and name the command that turns them into text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OFFICE = {
     ".odt": "an OpenDocument text",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "a workbook"),
 }
-"""Which of these a file is, its ending tells: inside they are archives, or all alike."""
+"""The extension tells these formats apart: inside, they are archives or look alike."""
 
 _DOCUMENTS = {
     b"%PDF-": ("a PDF file", ".pdf"),
@@ -55,26 +55,26 @@ _BINARY = (
     b"PAR1",
     b"ARROW1",
 )
-"""What else is no text, and may begin as one. Anything else that is none is not UTF-8, and refused as such."""
+"""How other files that are not text may begin. Anything else that is not text is refused as not UTF-8."""
 
 _HEAD = 8192
 
 _BESIDE = re.compile(
     r"(?:readme|licen[cs]e|notice|copying|changelog)\b.*|dataset_infos?\.json|dataset_dict\.json|state\.json"
 )
-"""What lies beside data and is none."""
+"""Names of files that lie beside data and are not data."""
 
 
 def check_is_text(file: Path, shown: str, *, markup: bool = False) -> None:
-    """Refuse a file that is no plain text, by how it begins.
+    """Refuse a file that is not plain text, judged by how it begins.
 
     Args:
-        file: to look at.
-        shown: its name in messages.
-        markup: let HTML and XML through, for a reader that meets them as faults of its own.
+        file: The file to check.
+        shown: Its name in messages.
+        markup: Accept HTML and XML, for a reader that reports them as its own faults.
 
     Raises:
-        UserError: it is compressed, a document of a word processor, a page or a binary file.
+        UserError: It is compressed, a document of a word processor, a page or a binary file.
     """
     with open(file, "rb") as handle:
         head = handle.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
@@ -105,34 +105,34 @@ def _not_text(kind: str, ending: str, shown: str) -> UserError:
 
 
 def is_page(text: str) -> bool:
-    """Whether a text begins as an HTML page does."""
+    """Whether a text begins like an HTML page."""
     return _HTML.match(text[:_HEAD].encode("utf-8", "replace")) is not None
 
 
 def is_beside_data(file: Path) -> bool:
-    """Whether a file speaks of the data in its folder, and is none of them: ``README.md``, ``LICENSE``."""
+    """Whether a file describes the data in its folder and is not data, such as ``README.md`` or ``LICENSE``."""
     return _BESIDE.fullmatch(file.name.lower()) is not None
 
 
 def how_to_convert(suffixes: Iterable[str]) -> str:
-    """The commands that turn files of these endings into text; empty where none is known."""
+    """Return the commands that turn files with these extensions into text; empty if none is known."""
     return ", ".join(dict.fromkeys(_CONVERTERS[suffix] for suffix in suffixes if suffix in _CONVERTERS))
 
 
 def count_endings(files: Iterable[Path]) -> str:
-    """``.pdf 2, .html 1``; the commonest first."""
+    """Return the counts of extensions, the most common first: ``.pdf 2, .html 1``."""
     counts = Counter(file.suffix.lower() or "no ending" for file in files)
     return ", ".join(f"{suffix} {count}" for suffix, count in sorted(counts.items(), key=lambda it: (-it[1], it[0])))
 
 
 def note_left_out(folder: Path, taken: Collection[Path], read: str) -> None:
-    """Say, once, which files of a folder and its subfolders are not read; hidden ones, and those beside data, are not
-    spoken of.
+    """Print a note, once, on the files of a folder and its subfolders that are not read. Hidden files, and those beside
+    data, are not mentioned.
 
     Args:
-        folder: that is read.
-        taken: the files of it that are.
-        read: what is read, e.g. ``.txt and .md files``.
+        folder: The folder that is read.
+        taken: The files of it that are read.
+        read: What is read, e.g. ``.txt and .md files``.
     """
     places = {file.resolve() for file in taken}
     left = [file for file in visible_files(folder) if file.resolve() not in places and not is_beside_data(file)]
@@ -145,7 +145,7 @@ def note_left_out(folder: Path, taken: Collection[Path], read: str) -> None:
 
 
 def note_empty(folder: Path, empty: Collection[Path], total: int) -> None:
-    """Say, once, which of ``total`` files hold nothing."""
+    """Print a note, once, on the files that are empty, of ``total`` files."""
     if empty:
         names = ", ".join(file.name for file in list(empty)[:5])
         _note_once(f"{folder}: left out {len(empty)} of {total} files, which are empty: {names}")
@@ -153,5 +153,5 @@ def note_empty(folder: Path, empty: Collection[Path], total: int) -> None:
 
 @cache
 def _note_once(text: str) -> None:
-    """Folders are read more than once."""
+    """Print a note once, because folders are read more than once."""
     note(text)

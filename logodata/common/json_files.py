@@ -1,4 +1,4 @@
-"""JSON from files, which strangers may have written: bounded in size, and every fault one exception."""
+"""Read and write JSON. Files may come from strangers: their size is bounded, and every fault is one exception."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from logodata.common.printable import encodable
 from logodata.common.user_files import decode_utf8
 
 MAX_JSON_BYTES = 256 * 2**20
-"""A longer line, or a longer file that is one JSON value, is not read: nothing of ours, and no document of text, is
-that long. Parsed, it may take ten times as much memory."""
+"""The longest line, or longest file of one JSON value, that is read. Nothing of ours and no text document is that long.
+Parsed, it may take ten times as much memory."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: bytes, *, finite: bool = False) -> Any:
-    """The value of a JSON text in UTF-8, with or without a byte order mark.
+    """Return the value of a JSON text in UTF-8, with or without a byte order mark.
 
     Args:
-        text: to read.
-        finite: refuse ``NaN`` and ``Infinity``, which are no JSON: our own files hold none
-            (:mod:`logodata.common.json_files`); those of others may, pandas writes them.
+        text: The text to parse.
+        finite: Refuse ``NaN`` and ``Infinity``, which are not JSON. Our own files never hold them; those of others may,
+            because pandas writes them.
 
     Raises:
-        ValueError: it is none, is nested too deeply, or spells half a character (which no tokenizer and no file takes).
+        ValueError: It is not JSON, is nested too deeply, or has an unpaired surrogate (which no tokenizer and no file
+            accepts).
     """
     try:
         decoded = decode_utf8(text)
@@ -39,7 +40,7 @@ def parse_json(text: bytes, *, finite: bool = False) -> Any:
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"it spells half a character, \\u{ord(error.object[error.start]):04x}") from error
+        raise ValueError(f"it has an unpaired surrogate, \\u{ord(error.object[error.start]):04x}") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return value
@@ -50,15 +51,15 @@ def _refuse(name: str) -> NoReturn:
 
 
 def numbered_lines(handle: IO[bytes], shown: str) -> Iterator[tuple[int, bytes]]:
-    """Every line of a file with its number, from 1 on. A carriage return ends one, too: in JSON it is never a part of
-    anything else.
+    """Yield every line of a file with its number, from 1 on. A carriage return also ends a line: in JSON it has no
+    other meaning.
 
     Args:
-        handle: to read.
-        shown: its name in messages.
+        handle: The file to read.
+        shown: Its name in messages.
 
     Raises:
-        UserError: a line is longer than :data:`MAX_JSON_BYTES`.
+        UserError: A line is longer than :data:`MAX_JSON_BYTES`.
     """
     number = 0
     while line := handle.readline(MAX_JSON_BYTES + 1):
@@ -70,10 +71,10 @@ def numbered_lines(handle: IO[bytes], shown: str) -> Iterator[tuple[int, bytes]]
 
 
 def json_objects(path: Path, *, mend: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """``(file:line, object)`` of a file of JSON lines that one of our commands wrote.
+    """Yield ``(file:line, object)`` from a file of JSON lines that one of our commands wrote.
 
     Raises:
-        UserError: it cannot be read, or a line is no JSON object; ``mend`` says what to do about it.
+        UserError: The file cannot be read, or a line is not a JSON object; ``mend`` says what to do about it.
     """
     try:
         with open(path, "rb") as file:
@@ -91,30 +92,31 @@ def json_objects(path: Path, *, mend: str) -> Iterator[tuple[str, dict[str, Any]
 
 
 class Told(dict[str, Any]):
-    """An object of a file of ours, perhaps edited or of another version: a key that it lacks is an error that says so.
+    """A JSON object from one of our files, which may be edited or of another version: a missing key raises a
+    :class:`UserError`.
 
     Args:
-        value: the object; objects in it become such, too.
-        where: it stands.
-        mend: what to do about it.
+        value: The object. Objects inside it are converted too.
+        where: Its place.
+        mend: What to do about it.
     """
 
     def __init__(self, value: dict[str, Any], *, where: str, mend: str) -> None:
-        super().__init__({key: self._told(item, where, mend) for key, item in value.items()})
+        super().__init__({key: self._convert(item, where, mend) for key, item in value.items()})
         self._where, self._mend = where, mend
 
     @classmethod
-    def _told(cls, value: Any, where: str, mend: str) -> Any:
+    def _convert(cls, value: Any, where: str, mend: str) -> Any:
         if isinstance(value, dict):
             return cls(value, where=where, mend=mend)
-        return [cls._told(item, where, mend) for item in value] if isinstance(value, list) else value
+        return [cls._convert(item, where, mend) for item in value] if isinstance(value, list) else value
 
     def __missing__(self, key: str) -> Any:
         raise UserError(f"lacks {key!r}", where=self._where, mend=self._mend)
 
 
 def too_long(where: str, what: str = "a line") -> UserError:
-    """The refusal of what exceeds :data:`MAX_JSON_BYTES`."""
+    """Return the error for a text that exceeds :data:`MAX_JSON_BYTES`."""
     return UserError(
         f"{what} of more than {MAX_JSON_BYTES // 2**20} MiB",
         where=where,
@@ -123,12 +125,14 @@ def too_long(where: str, what: str = "a line") -> UserError:
 
 
 def strict_dumps(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
-    """``value`` as text; ``ascii_only`` escapes other characters, for a terminal that may not know them. Names of files
-    that are not UTF-8 are written as :func:`~logodata.common.printable.encodable` has them.
+    """Return ``value`` as JSON text.
+
+    ``ascii_only`` escapes other characters, for a terminal that may not know them. Names of files that are not UTF-8
+    are written by :func:`~logodata.common.printable.encodable`.
 
     Raises:
-        ValueError: a number in it is not finite. A number that may be is checked where it is computed
-            (:mod:`logodata.common.finite`), where its place can be named.
+        ValueError: A number is not finite. Such numbers are checked where they are computed
+            (:mod:`logodata.common.finite`), because their place can be named there.
     """
     text = encodable(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False), backslash="\\\\")
     return json.dumps(json.loads(text), indent=indent) if ascii_only else text

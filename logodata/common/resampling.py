@@ -1,8 +1,9 @@
-"""What bootstrap intervals share: how samples are drawn by cluster, how often, and what of the draws is the interval.
+"""The common parts of bootstrap intervals: how samples are drawn by cluster, how often, and which draws bound the
+interval.
 
-Samples that share a source (questions about one document) are not independent: whole clusters are drawn, as many as
-there are, with replacement (Efron and Tibshirani 1993, chapters 8 and 13). Where every sample is its own cluster this
-is the plain bootstrap.
+Samples that share a source (questions about one document) are not independent. So whole clusters are drawn with
+replacement, as many as there are (Efron and Tibshirani 1993, chapters 8 and 13). If every sample is its own cluster,
+this is the plain bootstrap.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Array = NDArray[np.float64]
 
 
 def cluster_sums(values: Array, clusters: Sequence[str]) -> tuple[Array, Array]:
-    """Sums [K, G] and counts [G] of ``values`` [K, n] over the G clusters, in order of first appearance."""
+    """Return sums [K, G] and counts [G] of ``values`` [K, n] over the G clusters, in order of first appearance."""
     index = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     columns = np.array([index[name] for name in clusters])
     sums = np.stack([np.bincount(columns, weights=row, minlength=len(index)).astype(np.float64) for row in values])
@@ -30,22 +31,22 @@ def cluster_sums(values: Array, clusters: Sequence[str]) -> tuple[Array, Array]:
 def percentile_interval(
     resampled: Array, num_clusters: Sequence[int], variances: Sequence[float] = (1.0,)
 ) -> tuple[float, float]:
-    """The 95 % interval of what was resampled, by expanded percentiles (Hesterberg 2015, *What Teachers Should Know
-    About the Bootstrap*, The American Statistician 69(4)).
+    """Return the 95 % interval of a resampled statistic, by expanded percentiles (Hesterberg 2015, *What Teachers
+    Should Know About the Bootstrap*, The American Statistician 69(4)).
 
-    Cut at 2.5 % on either side, the interval is too short where clusters are few: the bootstrap's variance is the one
-    with divisor G, not G - 1, and takes no account of being an estimate. So the cuts are where a normal statistic has
-    its mean plus and minus Student's t times the standard error. Of several groups, each resampled by itself, the
+    Cut at 2.5 % on either side, the interval is too short where clusters are few: the bootstrap's variance has the
+    divisor G instead of G - 1, and ignores that it is an estimate. So the cuts are where a normal statistic has its
+    mean plus and minus Student's t times the standard error. For several groups that are resampled separately, the
     degrees of freedom are Welch and Satterthwaite's.
 
     Args:
-        resampled: the statistic in each draw, [NUM_RESAMPLES].
+        resampled: The statistic in each draw, float64 [NUM_RESAMPLES].
         num_clusters: G of each group, 2 or more.
-        variances: over the draws, of what each group adds to the statistic; only their ratios count.
+        variances: The variance over the draws of what each group adds to the statistic; only their ratios count.
     """
     spread, counts = np.asarray(variances, dtype=np.float64), np.asarray(num_clusters, dtype=np.float64)
     unbiased = spread * counts / (counts - 1)
-    if not unbiased.sum():  # nothing differs between draws
+    if not unbiased.sum():  # all draws are equal
         return float(resampled.min()), float(resampled.max())
     freedom = unbiased.sum() ** 2 / (unbiased**2 / (counts - 1)).sum()
     quantile = stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(unbiased.sum() / spread.sum())

@@ -1,4 +1,4 @@
-"""The standard streams of a command: no locale, closed pipe or missing terminal may cost what it works on."""
+"""Prepare the standard streams of a command: no locale, closed pipe or missing terminal may cost its work."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-class _Outlet(io.FileIO):
-    """What is written to a reader that went away (``head``, ``less``, a terminal that was closed) is dropped: the work
-    goes on, and its outcome decides how the command ends. A full disk is an error, once."""
+class _StandardStream(io.FileIO):
+    """A stream that drops what is written to a reader that went away (``head``, ``less``, a closed terminal). The work
+    continues, and its outcome decides how the command ends. A full disk is an error, once."""
 
     gone = False
 
@@ -34,24 +34,24 @@ class _Outlet(io.FileIO):
 
 
 def open_streams() -> None:
-    """Make standard output and standard error ready for a command: letters that their encoding lacks are escaped, a
-    reader may go away, and one that is closed swallows what it gets (else the next file that is opened would get it).
+    """Make standard output and standard error ready for a command.
 
-    Only those that the process was started with: one that was replaced, as tests do, is left alone.
+    Characters that their encoding lacks are escaped, and a reader may go away. A closed stream swallows what it gets;
+    otherwise the next file that is opened would get it. A stream that was replaced, as in tests, is left alone.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     sys.stdout = _opened(sys.stdout, sys.__stdout__, 1)
     sys.stderr = _opened(sys.stderr, sys.__stderr__, 2)
 
 
 def reader_left() -> bool:
-    """Whether nobody reads standard output any more."""
+    """Whether the reader of standard output went away."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    return isinstance(raw, _Outlet) and raw.gone
+    return isinstance(raw, _StandardStream) and raw.gone
 
 
 def _opened(stream: TextIO | None, first: TextIO | None, number: int) -> TextIO:
@@ -60,7 +60,7 @@ def _opened(stream: TextIO | None, first: TextIO | None, number: int) -> TextIO:
     if stream is not first or not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
-    raw = _Outlet(number, "w", closefd=False)
+    raw = _StandardStream(number, "w", closefd=False)
     raw.name = f"<{('stdout', 'stderr')[number - 1]}>"
     return io.TextIOWrapper(
         raw if stream.write_through else io.BufferedWriter(raw),

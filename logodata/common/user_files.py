@@ -1,4 +1,4 @@
-"""Files that a user gives: text in UTF-8, with or without a mark, from any system; folders with what it left there."""
+"""Read files that a user gives: UTF-8 text from any system, and folders with the files that a system leaves in them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from pathlib import Path, PurePath
 from logodata.common.errors import UserError
 
 MARK = "\ufeff"
-"""The byte order mark, which editors write before a text in UTF-8. It is no part of the text."""
+"""The byte order mark, which editors write before a text in UTF-8. It is not part of the text."""
 
-_OTHERS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_OTHER_ENCODINGS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _HEAD = 1024
-_LEFT = ("__macosx", "thumbs.db", "desktop.ini")
+_SYSTEM_FILES = ("__macosx", "thumbs.db", "desktop.ini")
 AS_UTF8 = "save it as UTF-8, e.g. with iconv -f ENCODING -t UTF-8"
-"""How to mend a text that is not."""
+"""How to mend a text that is not UTF-8."""
 
 
 def decode_utf8(data: bytes) -> str:
-    """A text in UTF-8, or a line of one, without its byte order mark.
+    """Decode a text in UTF-8, or a line of one, without its byte order mark.
 
     Raises:
-        ValueError: it is in another encoding: in which, or at which byte (from 0 on) and line it is seen.
+        ValueError: It has another encoding. The message names the encoding, or the byte (from 0 on) and the line where
+            it shows.
     """
-    name = next((name for mark, name in _OTHERS.items() if data.startswith(mark)), None)
-    # Without a mark, too: every second byte of most texts in it is 0, which UTF-8 would take for a sign.
+    name = next((name for mark, name in _OTHER_ENCODINGS.items() if data.startswith(mark)), None)
+    # UTF-16 without a mark: in most texts every second byte is 0, which UTF-8 would accept as a character.
     if name is None and data and 3 * data[:_HEAD].count(0) >= len(data[:_HEAD]):
         name = "UTF-16, or no text"
     if name is not None:
@@ -37,15 +38,15 @@ def decode_utf8(data: bytes) -> str:
 
 
 def read_text(path: Path, *, most_bytes: int, mend: str) -> str:
-    """The text of a file, with ``\\n`` at the ends of lines, whichever system wrote it.
+    """Return the text of a file, with ``\\n`` at the ends of lines, whichever system wrote it.
 
     Args:
-        path: to read.
-        most_bytes: a larger file is refused.
-        mend: what to do about one that is missing, unreadable or too large.
+        path: The file to read.
+        most_bytes: A larger file is refused.
+        mend: What to do about a file that is missing, unreadable or too large.
 
     Raises:
-        UserError: it cannot be read, or is not UTF-8.
+        UserError: The file cannot be read, is too large, or is not UTF-8.
     """
     try:
         if path.stat().st_size > most_bytes:
@@ -59,18 +60,18 @@ def read_text(path: Path, *, most_bytes: int, mend: str) -> str:
 
 
 def is_hidden(path: PurePath) -> bool:
-    """Whether a path inside a folder or archive is what a system left there: a name with a dot before it (``._NAME``
-    and ``.DS_Store`` of macOS), or what macOS and Windows call ``__MACOSX``, ``Thumbs.db``, ``desktop.ini``."""
-    return any((part.startswith(".") and part != "..") or part.lower() in _LEFT for part in path.parts)
+    """Whether a path inside a folder or archive is a file that a system left there: its name begins with a dot
+    (``._NAME`` and ``.DS_Store`` of macOS), or is ``__MACOSX``, ``Thumbs.db`` or ``desktop.ini``."""
+    return any((part.startswith(".") and part != "..") or part.lower() in _SYSTEM_FILES for part in path.parts)
 
 
 def visible_files(folder: Path, suffixes: Collection[str] = (), *, below: bool = True) -> Iterator[Path]:
-    """The files of a folder that are not hidden (:func:`is_hidden`), in no order.
+    """Yield the files of a folder that are not hidden (:func:`is_hidden`), in no order.
 
     Args:
-        folder: to look into.
-        suffixes: endings to take, in small letters; none takes every file.
-        below: also those of its subfolders.
+        folder: The folder to search.
+        suffixes: Extensions to take, in lower case; empty takes every file.
+        below: Whether to include the files of its subfolders.
     """
     for file in folder.rglob("*") if below else folder.glob("*"):
         wanted = not suffixes or file.suffix.lower() in suffixes

@@ -1,1 +1,1 @@
-"""Contexts: how documents are cut into chunks, scored for a question, and put together again."""
+"""Cut documents into chunks, score the chunks for a question, and draw contexts from them."""

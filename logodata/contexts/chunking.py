@@ -1,4 +1,5 @@
-"""Token chunks that reassemble exactly (paper section 3.2: the context is split into equal chunks)."""
+"""Cut documents into token chunks that reassemble exactly (paper section 3.2: the context is split into equal
+chunks)."""
 
 from __future__ import annotations
 
@@ -15,18 +16,18 @@ if TYPE_CHECKING:
 
 
 class ChunkingSettings(RecipeModel):
-    """How a document is cut."""
+    """How a document is cut into chunks."""
 
     chunk_tokens: Tokens = 512
-    """Tokens a chunk (paper: 512). The last chunk of a document is shorter."""
+    """Tokens per chunk (paper: 512). The last chunk of a document is shorter."""
 
 
 def chunk_text(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int) -> list[Chunk]:
-    """Cut a text into chunks of ``chunk_tokens`` tokens; control tokens that occur in the text stay text.
+    """Cut a text into chunks of ``chunk_tokens`` tokens. Control tokens that occur in the text stay text.
 
-    The text is tokenised once, whole: the chunks' ids in a row are the document's ids, and ``text[start:end]`` in a row
-    are the text, character for character. A border that would fall inside a character (byte-level tokenizers spread one
-    over several tokens) moves back to its start, so a chunk may be a few tokens shorter; a character of more than
+    The text is tokenised once, as a whole. The chunks' ids joined are the document's ids, and their ``text[start:end]``
+    joined are the text, character for character. Byte-level tokenizers spread a character over several tokens; a border
+    inside a character moves back to its start, so a chunk may be a few tokens shorter. A character of more than
     ``chunk_tokens`` tokens stays whole.
     """
     encoded = text_tokenizer(tokenizer)(
@@ -41,7 +42,7 @@ def chunk_text(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int)
             last -= 1
         if last == first:
             last = next(i for i in range(first + 1, len(ids) + 1) if _is_border(offsets, i))
-        # Characters that no token covers (some normalisers drop them) go with the chunk before them.
+        # Characters that no token covers (some normalisers drop them) belong to the chunk before them.
         end = len(text) if last == len(ids) else offsets[last][0]
         chunks.append(Chunk(len(chunks), character, end, tuple(ids[first:last])))
         first, character = last, end

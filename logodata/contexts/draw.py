@@ -1,6 +1,6 @@
-"""Contexts of one question: critical, mixed and irrelevant ones, and the training context that all responses share.
+"""Draw the contexts of one question: critical, mixed and irrelevant ones, and the training context of all responses.
 
-Pure and seeded (paper section 3.2). Chunks always stand in document order.
+The functions are pure and seeded (paper section 3.2). Chunks always stand in document order.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from logodata.common.recipes.reading import RecipeModel
 
 
 class ContextSettings(RecipeModel):
-    """How chunks are called critical and put together."""
+    """Which chunks are critical, and how chunks form contexts."""
 
     num_chunks: int = Field(default=16, ge=2)
-    """Chunks a context holds, N (paper: 16)."""
+    """The number of chunks in a context, N (paper: 16)."""
     critical_threshold: float | None = None
-    """Instead of ``critical_top``: a chunk whose score is above this is critical (paper: 6 shared entities, for
-    512-token chunks; few questions of other data share as many)."""
+    """A chunk with a score above this is critical. It replaces ``critical_top`` (paper: 6 shared entities, for
+    512-token chunks; on other data few questions share as many)."""
     critical_top: int | None = Field(default=4, gt=0)
-    """The best-scored chunks are critical, this many, if their score is above 0. Null where ``critical_threshold`` is
-    set."""
+    """The number of best-scored chunks that are critical, if their score is above 0. Null where ``critical_threshold``
+    is set."""
     mixed_ratios: tuple[float, ...] = (0.5,)
-    """For each ratio, one dis-preferred response from a context that keeps this share of the critical chunks. With the
-    one from irrelevant chunks alone that makes M = 1 + len(mixed_ratios) dis-preferred responses. One critical chunk
-    stays at least: where there is a single one, the mixed context is the training context itself (``stats.json`` counts
-    such samples, ``single_critical_chunk``), and all ratios give the same."""
+    """Each ratio gives one dis-preferred response, from a context that keeps this share of the critical chunks. With
+    the response from irrelevant chunks alone, there are M = 1 + len(mixed_ratios) dis-preferred responses. At least one
+    critical chunk is kept. With a single critical chunk, every mixed context is the training context itself;
+    ``stats.json`` counts such samples (``single_critical_chunk``)."""
 
     @model_validator(mode="before")
     @classmethod
     def _threshold_alone(cls, values: Any) -> Any:
-        """A threshold needs no word on ``critical_top``, whose default gives way."""
+        """Drop the default of ``critical_top`` where a threshold is set."""
         if isinstance(values, dict) and values.get("critical_threshold") is not None:
             return {"critical_top": None, **values}
         return values
@@ -48,21 +48,21 @@ class ContextSettings(RecipeModel):
         if self.critical_top is not None and self.critical_top > self.num_chunks:
             raise ValueError(f"critical_top={self.critical_top} exceeds num_chunks={self.num_chunks}")
         if not all(0 < ratio < 1 for ratio in self.mixed_ratios):
-            raise ValueError("mixed_ratios lie between 0 and 1")
+            raise ValueError("mixed_ratios must lie between 0 and 1")
         names = [f"{ratio:g}" for ratio in self.mixed_ratios]
         if len(set(names)) < len(names):
-            # Responses are told apart by these names: of two with one name the first would be lost.
-            raise ValueError(f"mixed_ratios print alike, as {', '.join(names)}: one ratio a response")
+            # These names identify responses: of two with one name, the first would be lost.
+            raise ValueError(f"mixed_ratios must differ, also when they are printed: {', '.join(names)}")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """Chunk indices of each context, ascending.
+    """Chunk indices of each context, in ascending order.
 
-    ``critical``: at most N, all above the rule. ``irrelevant``: N of the others. ``training``: every chunk of
-    ``critical``, filled up to N with irrelevant ones. ``mixed``: for each ratio, N chunks, part critical, part
-    irrelevant; the same as ``training`` where ``critical`` has one chunk.
+    ``critical`` holds at most N critical chunks, and ``irrelevant`` N of the others. ``training`` holds every chunk of
+    ``critical``, filled up to N with irrelevant ones. ``mixed`` holds, for each ratio, N chunks, part critical and part
+    irrelevant; if ``critical`` has one chunk, they are those of ``training``.
     """
 
     critical: tuple[int, ...]
@@ -75,12 +75,12 @@ def draw_contexts(scores: NDArray[np.float64], settings: ContextSettings, rng: n
     """Choose the chunks of every context.
 
     Args:
-        scores: importance of each chunk for the question, float64 [C].
-        settings: the rule and the sizes.
-        rng: draws the irrelevant chunks, and which critical ones a mixed context keeps.
+        scores: The importance of each chunk for the question, float64 [C].
+        settings: The rule for critical chunks, and the sizes.
+        rng: Draws the irrelevant chunks, and the critical chunks that a mixed context keeps.
 
     Returns:
-        the contexts, or the reason why there are none: ``no_critical_chunk``, ``too_few_irrelevant_chunks``.
+        The contexts, or the reason why there are none: ``no_critical_chunk`` or ``too_few_irrelevant_chunks``.
     """
     ranked = np.argsort(-scores, kind="stable")
     if settings.critical_top is not None:
@@ -102,7 +102,7 @@ def draw_contexts(scores: NDArray[np.float64], settings: ContextSettings, rng: n
     n = settings.num_chunks
     mixed = []
     for ratio in settings.mixed_ratios:
-        # At least one critical chunk stays; at least one goes where there are several.
+        # At least one critical chunk stays, and at least one goes if there are several.
         count = min(max(round(ratio * len(critical)), 1), max(len(critical) - 1, 1))
         kept = [critical[i] for i in rng.permutation(len(critical))[:count]]
         mixed.append(_in_order(kept, shuffled[: n - count]))

@@ -1,4 +1,4 @@
-"""The embedding evaluator: cosine between question and chunk, by sentence-transformers and faiss."""
+"""Score chunks by the cosine between question and chunk, with sentence-transformers and faiss."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from logodata.common.errors import UserError
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model that reads texts of any length, part by part.
+    """A sentence-transformers model that reads texts of any length, in parts.
 
-    Sentence-embedding models read 256 or 512 tokens and drop the rest without a word; a longer text is therefore cut.
+    Sentence-embedding models read 256 or 512 tokens and silently drop the rest, so a longer text is cut.
 
     Args:
-        model: folder or hub name.
-        batch_size: texts encoded at a time; sentence-transformers sorts them by length.
-        setting: the recipe's field that names the model, for messages.
+        model: A folder or hub name.
+        batch_size: The number of texts encoded at a time; sentence-transformers sorts them by length.
+        setting: The recipe's field that names the model, for messages.
+
+    Raises:
+        UserError: The model cannot be loaded.
     """
 
     def __init__(self, model: str, batch_size: int, setting: str) -> None:
         from sentence_transformers import SentenceTransformer
 
         try:
-            # A pickle can run code, and so can modules that a model brings along: neither is read.
+            # Pickles, and modules that come with a model, can run code: neither is read.
             self._model = SentenceTransformer(model, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         except (OSError, ValueError) as error:
             raise UserError(
@@ -34,14 +37,14 @@ class SentenceEmbedder:
         self._batch_size = batch_size
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors [len(texts), D] of texts that fit the model."""
+        """Return the unit vectors of texts that fit the model, float32 [len(texts), D]."""
         encoded = self._model.encode(
             list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
         )
         return np.asarray(encoded, dtype=np.float32)
 
     def parts(self, text: str) -> list[str]:
-        """The text whole if the model reads all of it, else halves of it, halved again as needed, cut at spaces."""
+        """Return the text in parts that fit the model. A text that does not fit is halved at a space, repeatedly."""
         if len(self._model.tokenizer(text)["input_ids"]) <= self._model.max_seq_length:
             return [text]
         middle = text.find(" ", len(text) // 2)
@@ -51,18 +54,18 @@ class SentenceEmbedder:
 
 
 class EmbeddingEvaluator:
-    """Score = largest cosine between the query and the parts of a chunk that fit the embedding model.
+    """Scores a chunk by the largest cosine between the query and the parts of the chunk.
 
     Args:
-        model: folder or hub name of a sentence-transformers model.
-        batch_size: texts encoded at a time.
+        model: A folder or hub name of a sentence-transformers model.
+        batch_size: The number of texts encoded at a time.
     """
 
     def __init__(self, model: str, batch_size: int) -> None:
         self._embedder = SentenceEmbedder(model, batch_size, "evaluator.embedding_model")
 
     def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
-        """Scores [len(queries), len(chunks)], cosines in [-1, 1]."""
+        """Return scores, float64 [len(queries), len(chunks)]: cosines in [-1, 1]."""
         import faiss
 
         parts: list[str] = []

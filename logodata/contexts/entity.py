@@ -1,4 +1,4 @@
-"""The entity evaluator: entities shared by chunk and question (paper section 3.2, Eq. 3)."""
+"""Score chunks by the entities that they share with the question (paper section 3.2, Eq. 3)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from spacy.language import Language
 
 Entities = Callable[[Sequence[str]], list[frozenset[str]]]
-"""The distinct entities of each text."""
+"""A function that returns the distinct entities of each text."""
 
-_DETECTED = ("en_core_web_sm", "en_core_web_md", "en_core_web_lg", "en_core_web_trf")  # the quickest first
-_KEPT = ("NOUN", "PROPN", "VERB")
+_SPACY_MODELS = ("en_core_web_sm", "en_core_web_md", "en_core_web_lg", "en_core_web_trf")  # the quickest first
+_KEPT_POS = ("NOUN", "PROPN", "VERB")
 _INSTALL_SPACY = "pip install 'logo-align[spacy]'"
 
 
 class EntityEvaluator:
-    """Score = number of distinct entities that a chunk shares with the question.
+    """Scores a chunk by the number of distinct entities that it shares with the question.
 
     Args:
-        entities: finds them, chunks and questions alike.
+        entities: Finds the entities of chunks and questions.
     """
 
     def __init__(self, entities: Entities) -> None:
         self._entities = entities
 
     def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
-        """Scores [len(queries), len(chunks)]: counts of shared entities."""
+        """Return scores, float64 [len(queries), len(chunks)]: counts of shared entities."""
         found = self._entities(chunks)
         scores = np.zeros((len(queries), len(chunks)))
         for row, wanted in enumerate(self._entities(queries)):
@@ -44,15 +44,15 @@ class EntityEvaluator:
 
 
 def word_entities(texts: Sequence[str]) -> list[frozenset[str]]:
-    """Names, numbers and content words by their stems; needs no model."""
+    """Return names, numbers and content words of each text, by their stems. This needs no model."""
     return [frozenset(content_stems(text)) for text in texts]
 
 
 def open_entities(model: str) -> Entities:
-    """What ``evaluator.entity_model`` names.
+    """Return the finder of entities that ``evaluator.entity_model`` names.
 
     Raises:
-        UserError: spaCy is absent, the pipeline cannot be loaded, or finds no entities.
+        UserError: spaCy is not installed, or the pipeline cannot be loaded or finds no entities.
     """
     if model == "auto":
         model = _installed_pipeline() or "builtin"
@@ -61,14 +61,14 @@ def open_entities(model: str) -> Entities:
 
 
 def spacy_entities(model: str) -> Entities:
-    """Entity strings, and the lemmas of nouns (names among them) and verbs, of a spaCy pipeline.
+    """Return a finder of entities, and of lemmas of nouns (names included) and verbs, by a spaCy pipeline.
 
-    The paper speaks of entities alone, the published code adds lemmas of nouns and verbs. With entities alone two
+    The paper speaks of entities alone; the published code adds lemmas of nouns and verbs. With entities alone, two
     questions in five share nothing with any chunk and none exceeds the paper's threshold (``benchmarks/LOG.md``). A
     pipeline without tagger and lemmatizer adds no lemmas.
 
     Args:
-        model: name of an installed package, or a folder.
+        model: The name of an installed package, or a folder.
     """
     pipeline = _load_pipeline(model)
 
@@ -76,7 +76,7 @@ def spacy_entities(model: str) -> Entities:
         return [
             frozenset(
                 [" ".join(entity.text.lower().split()) for entity in document.ents]
-                + [token.lemma_.lower() for token in document if token.pos_ in _KEPT and token.lemma_]
+                + [token.lemma_.lower() for token in document if token.pos_ in _KEPT_POS and token.lemma_]
             )
             for document in pipeline.pipe(normalise(text)[0] for text in texts)
         ]
@@ -107,7 +107,7 @@ def _load_pipeline(model: str) -> Language:
             where=f"evaluator.entity_model={model}",
             mend="use one with the component ner or entity_ruler",
         )
-    # spaCy refuses longer texts for fear of memory; chunks are short, but a recipe may ask for any length.
+    # spaCy refuses longer texts to limit its memory; chunks are short, but a recipe may ask for any length.
     pipeline.max_length = max(pipeline.max_length, 10**9)
     return pipeline
 
@@ -115,4 +115,4 @@ def _load_pipeline(model: str) -> Language:
 def _installed_pipeline() -> str | None:
     from importlib.util import find_spec
 
-    return next((name for name in _DETECTED if find_spec("spacy") and find_spec(name)), None)
+    return next((name for name in _SPACY_MODELS if find_spec("spacy") and find_spec(name)), None)

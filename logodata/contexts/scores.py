@@ -1,4 +1,4 @@
-"""Importance scores of chunks for questions (paper section 3.2): one call a document, all its questions together."""
+"""Score the importance of chunks for questions (paper section 3.2), all questions of a document in one call."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ class EvaluatorSettings(RecipeModel):
 
     name: Literal["entity", "lexical", "embedding", "fused"] = "entity"
     """``entity`` counts shared entities; ``lexical`` is BM25 over content words; ``embedding`` is the cosine of
-    sentence embeddings; ``fused`` ranks by each of the three and adds reciprocal ranks."""
+    sentence embeddings; ``fused`` adds the reciprocal ranks of these three."""
     query: Literal["question", "question_and_answer"] = "question"
-    """What a chunk is compared with. The paper compares with the question, its published code with question and
-    answer."""
+    """The text that a chunk is compared with. The paper compares with the question, its published code with question
+    and answer."""
     entity_model: Annotated[str, Field(min_length=1), OrPath("builtin", "auto")] = "builtin"
-    """For ``entity`` and ``fused``: what finds entities. ``builtin``: names, numbers and content words by stem, no
-    model. A spaCy pipeline, as a package or a folder: its entities, and its lemmas of nouns and verbs. ``auto``: an
-    installed ``en_core_web_*``, else ``builtin``; the log says which, and another machine may score otherwise."""
+    """How ``entity`` and ``fused`` find entities. ``builtin`` takes names, numbers and content words by stem, without a
+    model. A spaCy pipeline, as a package or a folder, gives its entities and its lemmas of nouns and verbs. ``auto``
+    takes an installed ``en_core_web_*``, else ``builtin``; the log says which, and another machine may score
+    differently."""
     embedding_model: Annotated[str, OrPath("embedded")] = "embedded"
-    """For ``embedding`` and ``fused``: a sentence-transformers model, as a folder or a hub name; ``embedded`` is
+    """A sentence-transformers model for ``embedding`` and ``fused``, as a folder or a hub name; ``embedded`` is
     all-MiniLM-L6-v2."""
     batch_size: int = Field(default=64, gt=0)
-    """For ``embedding`` and ``fused``: chunks encoded at a time."""
+    """The number of chunks that ``embedding`` and ``fused`` encode at a time."""
 
     def threshold_fault(self, threshold: float) -> str | None:
-        """Why chunks over ``threshold`` cannot be told by this evaluator's scores; None if they can."""
+        """Return why this evaluator's scores cannot be compared with ``threshold``; None if they can."""
         if self.name == "fused":
             return "the fused score orders chunks and measures nothing"
         if self.name == "lexical":
@@ -50,12 +51,12 @@ class Evaluator(Protocol):
     """Scores chunks for queries."""
 
     def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
-        """Scores [len(queries), len(chunks)], float64; higher is more important. Each chunk is analysed once."""
+        """Return scores, float64 [len(queries), len(chunks)]; higher is more important. Each chunk is analysed once."""
         ...
 
 
 def open_evaluator(settings: EvaluatorSettings) -> Evaluator:
-    """The evaluator that the settings name; heavy libraries are loaded here."""
+    """Open the evaluator that the settings name. Heavy libraries are loaded here."""
     if settings.name == "embedding":
         from logodata.contexts.embedding import EmbeddingEvaluator
         from logodata.models.loading import resolve_embedding_model
@@ -73,18 +74,19 @@ def open_evaluator(settings: EvaluatorSettings) -> Evaluator:
 __all__ = ["Evaluator", "EvaluatorSettings", "open_evaluator"]
 
 K1, B = 1.5, 0.75
-"""How soon repeats of a word stop to count, and how far long chunks are held back. All chunks but a document's last are
-about equally long, so ``B`` hardly matters."""
+"""BM25's parameters: how soon repeats of a word stop counting, and how much long chunks are held back. All chunks but a
+document's last are about equally long, so ``B`` hardly matters."""
 
 
 class LexicalEvaluator:
-    """Score = BM25 (Lucene's form: no negative idf) of chunk and question; a document's chunks are the collection.
+    """Scores a chunk by BM25 against the question (Lucene's form: no negative idf). A document's chunks are the
+    collection.
 
-    Unlike the count of shared entities it weighs words: one that stands in every chunk tells nothing.
+    Unlike the count of shared entities, it weighs words: a word that is in every chunk tells nothing.
     """
 
     def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
-        """Scores [len(queries), len(chunks)], 0 where no word is shared."""
+        """Return scores, float64 [len(queries), len(chunks)]; 0 where no word is shared."""
         import bm25s
 
         words = [list(content_stems(chunk)) for chunk in chunks]
@@ -97,40 +99,40 @@ class LexicalEvaluator:
 
 
 MEMBERS: tuple[Literal["lexical", "entity", "embedding"], ...] = ("lexical", "entity", "embedding")
-"""The evaluators whose ranks are added."""
+"""The evaluators whose ranks are fused."""
 
 RANK_OFFSET = 60
-"""The paper's k: the larger, the less the first ranks stand out."""
+"""The constant k of reciprocal rank fusion (Cormack et al. 2009). A larger k makes the first ranks count less."""
 
 
 class FusedEvaluator:
-    """Score = sum over the members of 1 / (60 + rank of the chunk). It orders chunks; its size means nothing.
+    """Scores a chunk by the sum over the members of 1 / (60 + its rank). The score orders chunks and has no scale.
 
     Args:
-        members: evaluators that each analyse the chunks once.
+        members: Evaluators that each analyse the chunks once.
     """
 
     def __init__(self, members: Sequence[Evaluator]) -> None:
         self._members = members
 
     def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
-        """Scores [len(queries), len(chunks)], above 0."""
+        """Return scores, float64 [len(queries), len(chunks)], all above 0."""
         return fuse([member.score(chunks, queries) for member in self._members])
 
 
 def fuse(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Sum of ``1 / (60 + rank)``, the best chunk of a row having rank 1.
+    """Return the sum of ``1 / (60 + rank)`` over the members, float64 [Q, C]; the best chunk of a row has rank 1.
 
-    Equal scores share the mean of their ranks: counts tie often, and the order of the document must not decide.
+    Equal scores share the mean of their ranks: counts are often equal, and the order of the document must not decide.
 
     Args:
-        scores: of each member [Q, C].
+        scores: The scores of each member, [Q, C].
     """
     return np.sum([1 / (RANK_OFFSET + np.stack([_ranks(row) for row in member])) for member in scores], axis=0)
 
 
 def _ranks(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks [C], 1 for the highest of ``scores`` [C], ties sharing their mean."""
+    """Return ranks [C]: 1 for the highest of ``scores`` [C]. Equal scores share the mean of their ranks."""
     _, group, counts = np.unique(-scores, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[group]

@@ -1,5 +1,5 @@
-"""Engines turn prompts of token ids into responses. One protocol, three of them: transformers, vLLM (offline),
-OpenAI-compatible.
+"""Engines turn prompts of token ids into responses. One protocol has three implementations: transformers, vLLM
+(offline) and OpenAI-compatible servers.
 
 All get the same token ids and the same explicit sampling settings, so that greedy answers do not depend on the engine.
 """
@@ -15,10 +15,10 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to decode. ``temperature`` 0 is greedy, and then ``top_p`` and ``seed`` play no part.
+    """How to decode. With ``temperature`` 0 decoding is greedy, and ``top_p`` and ``seed`` have no effect.
 
-    ``stop_ids`` are token ids that end the response (the end-of-turn token); the stop token is not part of the result.
-    None of them is chosen before there are ``min_new_tokens`` others.
+    ``stop_ids`` are token ids that end the response (the end-of-turn token). The stop token is not part of the result.
+    No stop token is chosen before ``min_new_tokens`` other tokens.
     """
 
     max_new_tokens: int
@@ -40,9 +40,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """What came back for the request ``id``: new tokens only, without the stop token.
+    """The response to the request ``id``: new tokens only, without the stop token.
 
-    ``finish_reason`` is ``"stop"`` if the model ended the response itself, ``"length"`` if it met ``max_new_tokens``.
+    ``finish_reason`` is ``"stop"`` if the model ended the response itself, ``"length"`` if it reached
+    ``max_new_tokens``.
     """
 
     id: str
@@ -51,17 +52,17 @@ class GenerationResult:
 
 
 class Engine(Protocol):
-    """Something that completes prompts."""
+    """An engine completes prompts."""
 
     @property
     def name(self) -> str:
-        """``transformers``, ``vllm`` or ``openai``, with the version: goes into manifests."""
+        """``transformers``, ``vllm`` or ``openai``, with the version, for manifests."""
         ...
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
         """Yield one result for each request, in any order, each as soon as it is there.
 
         Raises:
-            UserError: a prompt with its response does not fit the model's window, or the server cannot be reached.
+            UserError: A prompt with its response does not fit the model's window, or the server cannot be reached.
         """
         ...

@@ -1,6 +1,6 @@
-"""What engines do with requests before any model sees them: check them, find shared prompt prefixes, form batches.
+"""Prepare requests before any model sees them: check them, find shared prompt prefixes, form batches.
 
-Pure functions of token ids.
+All functions are pure functions of token ids.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from logodata.models.vocabulary import check_ids
 
 @dataclass(frozen=True, slots=True)
 class PrefixGroup:
-    """Requests whose prompts begin with the same ``prefix_length`` tokens, and go on for at least one token each."""
+    """Requests whose prompts begin with the same ``prefix_length`` tokens and continue for at least one token each."""
 
     prefix_length: int
     requests: tuple[GenerationRequest, ...]
@@ -28,17 +28,21 @@ class PrefixGroup:
 
     @property
     def suffix_length(self) -> int:
-        """Tokens of the longest prompt after the prefix."""
+        """The number of tokens after the prefix in the longest prompt."""
         return max(len(request.prompt_ids) for request in self.requests) - self.prefix_length
 
 
 def check_requests(requests: Sequence[GenerationRequest], window: int | None, vocabulary: int | None) -> None:
-    """Refuse what no engine may run; None stands for a limit that is not known.
+    """Refuse requests that no engine may run.
+
+    Args:
+        requests: The requests to check.
+        window: The most tokens of prompt and response together; None if not known.
+        vocabulary: The number of tokens that the model knows; None if not known.
 
     Raises:
-        UserError: two requests have one id, a prompt is empty, a setting is out of range, or prompt and response
-            together exceed ``window`` tokens, or a token of it or one that ends the response is none of the first
-            ``vocabulary`` ones, which the model knows. Nothing is truncated.
+        UserError: Two requests have one id, a prompt is empty, a setting is out of range, prompt and response together
+            exceed the window, or a token of the prompt or a stop token is outside the vocabulary. Nothing is truncated.
     """
     seen: set[str] = set()
     for request in requests:
@@ -66,16 +70,16 @@ def check_requests(requests: Sequence[GenerationRequest], window: int | None, vo
 
 
 def request_seed(request: GenerationRequest) -> int:
-    """Seed of one request, below 2**63, from the sampling seed and the id: neither order nor batch matter."""
+    """Return the seed of one request, below 2**63, from the sampling seed and the id. Order and batch do not matter."""
     digest = hashlib.sha256(f"{request.sampling.seed}:{request.id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def finish(request: GenerationRequest, token_ids: Sequence[int], reason: str | None, *, where: str) -> GenerationResult:
-    """The result of another engine's output, in which the stop token is still the last one.
+    """Return the result of another engine's output, which still ends with its stop token.
 
     Raises:
-        UserError: the output shows that the engine does not heed ``stop_ids``, or that it gave up.
+        UserError: The output shows that the engine ignores ``stop_ids``, or that it gave up.
     """
     stops, place = request.sampling.stop_ids, f"{where}, request {request.id!r}"
     ended = reason == "stop"
@@ -93,7 +97,8 @@ def finish(request: GenerationRequest, token_ids: Sequence[int], reason: str | N
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of leading tokens that ``a`` and ``b`` share. Bisects over slices: prompts can have 100K tokens."""
+    """Return the number of leading tokens that ``a`` and ``b`` share. It bisects over slices: prompts can have 100K
+    tokens."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -105,16 +110,16 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def cache_order(requests: Iterable[GenerationRequest]) -> list[GenerationRequest]:
-    """In the order of their tokens: prompts that share a beginning follow one another, so a prefix cache computes it
-    once and needs to hold one prompt only."""
+    """Sort requests by their tokens. Prompts that share a beginning follow one another, so a prefix cache computes it
+    once and needs to hold only one prompt."""
     return sorted(requests, key=lambda request: (request.prompt_ids, request.id))
 
 
 def share_prefixes(requests: Sequence[GenerationRequest], *, max_tokens: int, max_rows: int) -> list[PrefixGroup]:
     """Group requests so that few prompt tokens run through the model.
 
-    In the order of their tokens, a prompt joins the group before it if at least half of it is shared and the whole gets
-    cheaper. One token of every prompt stays out of the prefix: its logits begin the response.
+    In the order of their tokens, a prompt joins the group before it if it shares at least half of itself and the total
+    gets cheaper. One token of every prompt stays out of the prefix: its logits begin the response.
     """
     groups: list[PrefixGroup] = []
     members: list[GenerationRequest] = []
@@ -138,9 +143,10 @@ def share_prefixes(requests: Sequence[GenerationRequest], *, max_tokens: int, ma
 
 
 def plan_batches(requests: Sequence[GenerationRequest], *, max_tokens: int, max_rows: int) -> list[list[PrefixGroup]]:
-    """Batches of prefix groups of similar shape: rows x (longest prefix + longest suffix) stays within ``max_tokens``.
+    """Form batches of prefix groups of similar shape. Rows x (longest prefix + longest suffix) stays within
+    ``max_tokens``.
 
-    Groups are ordered by size of suffix, then by length of prefix, since both are padded to the longest of the batch.
+    Groups are sorted by size of suffix, then by length of prefix, since both are padded to the longest of the batch.
     """
     groups = share_prefixes(requests, max_tokens=max_tokens, max_rows=max_rows)
     groups.sort(key=lambda group: (group.suffix_length.bit_length(), group.prefix_length))

@@ -1,8 +1,8 @@
-"""Generation with OpenAI-compatible servers: ``/v1/completions`` with token ids as the prompt, and token ids back.
+"""Generate with OpenAI-compatible servers: ``/v1/completions`` with token ids as the prompt, and token ids back.
 
-Tried with vLLM. A server that returns text only is refused: tokenising its text again need not give the tokens it made.
-:mod:`logodata.engines.server_answers` says which faults are worth another try, :mod:`logodata.engines.server_schedule`
-which server gets it, and when.
+It is tested with vLLM. A server that returns only text is refused: tokenising the text need not give the same tokens.
+:mod:`logodata.engines.server_answers` decides which faults are retried, :mod:`logodata.engines.server_schedule` which
+server gets a request, and when.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from logodata.engines.batching import check_requests, request_seed
 from logodata.engines.server_answers import HEADERS, Body, Fault, Reader
 from logodata.engines.server_schedule import RateLimit, Schedule, Server, note_down, token_cost
 
-_CHECK_S = 30.0  # a server that takes longer to connect, or to say what it serves, is called down
+_CHECK_S = 30.0  # a server that takes longer to connect, or to list its models, counts as down
 
 
 @cache
 def _ssl_context() -> ssl.SSLContext:
-    """One for all clients: reading the certificates takes longer than a short answer."""
+    """Return one context for all clients: reading the certificates takes longer than a short answer."""
     return httpx.create_ssl_context()
 
 
 async def _send(
     client: httpx.AsyncClient, method: str, url: str, content: dict[str, Any] | None = None
 ) -> httpx.Response:
-    """Send a request and read the answer; redirections are answers too, so the key goes to no other server."""
+    """Send a request and read the answer. Redirections are answers too, so that the key goes to no other server."""
     async with client.stream(method, url, json=content, follow_redirects=False) as response:
         body = Body(response)
         async for part in response.aiter_raw():
@@ -49,50 +49,51 @@ async def _send(
 
 @dataclass(slots=True)
 class _Call:
-    """One call of :meth:`OpenAIEngine.generate`."""
+    """The state of one call of :meth:`OpenAIEngine.generate`."""
 
     schedule: Schedule
     num_workers: int
-    """Per server."""
+    """The number of workers per server."""
     inbox: queue.SimpleQueue[GenerationResult | BaseException | None] = field(default_factory=queue.SimpleQueue)
-    """What the event loop's thread hands over: results, then what ended it."""
+    """What the event loop's thread hands over: results, then None or the exception that ended it."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
-        """Have idle workers look at the schedule again."""
+        """Make idle workers look at the schedule again."""
         self.changed.set()
         self.changed = asyncio.Event()
 
     async def wait(self, wait_s: float) -> None:
-        """Sleep so long, or until woken."""
+        """Sleep for ``wait_s`` seconds, or until woken."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if math.isinf(wait_s) else wait_s):
                 await self.changed.wait()
 
 
 class OpenAIEngine:
-    """An engine over running servers, all of which serve the same model. One call of :meth:`generate` at a time.
+    """An engine over running servers that all serve the same model. Only one call of :meth:`generate` may run at a
+    time.
 
-    RoPE is decided when a server starts; no request can change it, and no answer tells. For an adapter that was trained
-    with a scaled one, start vLLM with ``--hf-overrides`` and the ``rope_parameters`` and ``max_position_embeddings`` of
-    the adapter's ``base_config.json``, or serve the merged model (``logotrain merge``).
+    RoPE is fixed when a server starts: no request can change it, and no answer shows it. For an adapter that was
+    trained with a scaled RoPE, start vLLM with ``--hf-overrides`` and the ``rope_parameters`` and
+    ``max_position_embeddings`` of the adapter's ``base_config.json``, or serve the merged model (``logotrain merge``).
 
     Args:
-        base_urls: such as ``http://127.0.0.1:8000/v1``; the ``/v1`` may be missing.
-        model: the model's name on the servers.
-        needs_adapter: require that the name stands for an adapter, not for its base model.
-        api_key: sent as bearer token, never printed.
-        max_model_len: tokens of prompt and response; by default what the servers say, else no limit of ours.
-        vocabulary: how many tokens the model knows, where that is known: no request goes out with others.
-        concurrency: requests in flight per server.
-        timeout_s: seconds to wait for one answer.
-        max_retries: tries after the first one, of a request and of a server that gives no answer at all.
-        first_wait_s: seconds before the first retry; each wait is twice the one before, less a random part.
-        requests_per_minute: a server's limit; None: none.
-        tokens_per_minute: a server's limit of prompt tokens and ``max_new_tokens`` together; None: none.
+        base_urls: The servers, such as ``http://127.0.0.1:8000/v1``; the ``/v1`` may be missing.
+        model: The model's name on the servers.
+        needs_adapter: Require that the name stands for an adapter, not for its base model.
+        api_key: The key, sent as bearer token and never printed.
+        max_model_len: The most tokens of prompt and response. The servers' own limits hold as well.
+        vocabulary: The number of tokens that the model knows; None if not known. No request is sent with other tokens.
+        concurrency: Requests in flight per server.
+        timeout_s: Seconds to wait for one answer.
+        max_retries: Tries after the first one, of a request and of a server that gives no answer at all.
+        first_wait_s: Seconds before the first retry. Each wait is twice the one before, less a random part.
+        requests_per_minute: A server's limit; None means no limit.
+        tokens_per_minute: A server's limit of prompt tokens and ``max_new_tokens`` together; None means no limit.
 
     Raises:
-        UserError: no server can be reached, or one of those that can does not serve ``model``.
+        UserError: No server can be reached, or one that can be reached does not serve ``model``.
     """
 
     def __init__(
@@ -141,14 +142,14 @@ class OpenAIEngine:
         self.name = f"openai ({self._server_version(cards[0])})"
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
-        """Send requests, so many at a time, and yield results as they come.
+        """Send requests, several at a time, and yield results as they arrive.
 
-        The event loop runs in a thread of its own: answers are read on time, whatever the caller does between them.
+        The event loop runs in a thread of its own, so answers are read on time whatever the caller does between them.
 
         Raises:
-            UserError: see :func:`logodata.engines.batching.check_requests`, raised before anything is sent; or a server
-                refuses a request or answers it with something else than was asked for, or tries are used up. Results
-                that came before are yielded before it is raised.
+            UserError: See :func:`logodata.engines.batching.check_requests`, raised before anything is sent. Or a server
+                refuses a request or gives a wrong answer, or the tries are used up; results that came before are
+                yielded first.
         """
         check_requests(requests, self._window, self._vocabulary)
         for request in requests:
@@ -191,7 +192,7 @@ class OpenAIEngine:
 
     async def _answer_all(self, call: _Call) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            # A client each: the time that one takes for a request grows with its connections.
+            # One client per server: the time that a client takes for a request grows with its connections.
             clients = [await stack.enter_async_context(self._new_client(call.num_workers)) for _ in self._servers]
             group = await stack.enter_async_context(asyncio.TaskGroup())
             for _ in range(call.num_workers):
@@ -200,12 +201,12 @@ class OpenAIEngine:
 
     def _new_client(self, num_connections: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections)
-        # The whole answer has a limit (see _ask): httpx would count from one packet to the next.
+        # The whole answer has a time limit (see _ask); httpx only limits the time between two packets.
         timeout = httpx.Timeout(None, connect=min(self._timeout_s, _CHECK_S))
         return httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, verify=_ssl_context())
 
     async def _work(self, client: httpx.AsyncClient, call: _Call, server: Server) -> None:
-        """One of the server's requests in flight, over and over."""
+        """Keep one of the server's requests in flight, over and over."""
         while (step := call.schedule.next(server, time.monotonic())) is not None:
             if isinstance(step, float):
                 await call.wait(step)
@@ -225,7 +226,7 @@ class OpenAIEngine:
                     call.wake()
 
     async def _ask(self, client: httpx.AsyncClient, url: str, request: GenerationRequest) -> GenerationResult:
-        """One try. Raises Fault or UserError."""
+        """Try a request once. Raises Fault or UserError."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await _send(client, "POST", f"{url}/completions", self._body(request))
@@ -248,9 +249,9 @@ class OpenAIEngine:
             "top_p": 1.0 if greedy else sampling.top_p,
             "seed": request_seed(request),
             "stop_token_ids": list(sampling.stop_ids),
-            "ignore_eos": True,  # the stop ids are the whole truth
+            "ignore_eos": True,  # only the stop ids end a response
             "return_token_ids": True,
-            # vLLM fills what is left out from the model's generation config, which may hold penalties.
+            # vLLM takes missing settings from the model's generation config, which may hold penalties.
             "top_k": 0,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
@@ -259,7 +260,7 @@ class OpenAIEngine:
         }
 
     async def _check(self, client: httpx.AsyncClient, url: str) -> None:
-        """Does a server that was down serve the model? If not, it stays down: others may be at work."""
+        """Check that a server that was down serves the model. If not, it stays down, because others may be at work."""
         try:
             async with asyncio.timeout(min(self._timeout_s, _CHECK_S)):
                 card = self._read_card(await _send(client, "GET", f"{url}/models"), url)
@@ -274,7 +275,7 @@ class OpenAIEngine:
             raise Fault(f"its window of {window} tokens is smaller than the others' {self._window}", of_server=True)
 
     def _find_model(self, server: Server) -> dict[str, Any] | Fault:
-        """What a server says of our model at the start, or why it says nothing."""
+        """Return what a server says about our model at the start, or the fault that it has."""
         try:
             return self._read_card(self._get(f"{server.url}/models"), server.url)
         except httpx.RequestError as error:
@@ -291,7 +292,7 @@ class OpenAIEngine:
             body, end = Body(response), time.monotonic() + timeout
             for part in response.iter_raw():
                 body.add(part)
-                if time.monotonic() > end:  # httpx counts from one packet to the next
+                if time.monotonic() > end:  # httpx only limits the time between two packets
                     raise httpx.ReadTimeout(f"no answer within {timeout:g} s")
         return body.whole()
 

@@ -1,9 +1,9 @@
-"""What a server's answer means: a result, a fault worth another try, or the end.
+"""Interpret a server's answer as a result, a fault worth another try, or the end.
 
 Worth another try (:class:`Fault`): lost and refused connections, timeouts, answers cut short, 408, 409, 429, 5xx, a
 body that is not JSON although the status is 200 (a proxy's page, half an answer), and a response that the server
-aborted. The end (:class:`UserError`): any other status, and JSON that is no completion of ours: no choice or several,
-no token ids, impossible ones, another end than the stop token or the length asked for.
+aborted. The end (:class:`UserError`): any other status, and JSON that is not a valid completion: no choice or several,
+no token ids or impossible ones, an end other than the stop token or the requested length.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.batching import finish
 
 HEADERS = {"Accept-Encoding": "identity"}
-_LONGEST_ASKED_WAIT_S = 600.0  # a server that wants more is asked again all the same
+_LONGEST_ASKED_WAIT_S = 600.0  # a server that asks for a longer wait is tried again after this one
 MAX_ANSWER_BYTES = 64 * 2**20
-"""A longer answer is not read: a million token ids have ten."""
+"""A longer answer is not read. A million token ids take about ten MiB."""
 
 _IS_IT_ONE = "is this an OpenAI-compatible server?"
 
 
 @dataclass(eq=False)
 class Fault(Exception):
-    """Something that may be mended by asking again.
+    """Something that another try may mend.
 
-    ``of_server``: it says nothing about the request that met it, which therefore loses no try. ``is_rate_limit``: the
-    server works, but asks for less. ``asked_wait_s``: seconds that the server asks all of us to wait.
+    ``of_server`` means that it says nothing about the request that met it, which therefore loses no try.
+    ``is_rate_limit`` means that the server works but asks for fewer requests. ``asked_wait_s`` is the time in seconds
+    that the server asks all of us to wait.
     """
 
     text: str
@@ -43,21 +44,21 @@ class Fault(Exception):
 
 
 class Body:
-    """The body of an answer as it comes in, uncompressed or not at all: a few kilobytes can stand for gigabytes, so
-    :data:`HEADERS` ask for no compression.
+    """The body of an answer while it arrives. It must be uncompressed, as :data:`HEADERS` ask: a few kilobytes could
+    stand for gigabytes.
 
     Args:
-        response: its head.
+        response: The head of the answer.
     """
 
     def __init__(self, response: httpx.Response) -> None:
         self._response, self._parts, self._size = response, list[bytes](), 0
 
     def add(self, part: bytes) -> None:
-        """Take what came.
+        """Add a part of the body.
 
         Raises:
-            UserError: it is too much.
+            UserError: The body is too long.
         """
         self._parts.append(part)
         self._size += len(part)
@@ -69,33 +70,33 @@ class Body:
             )
 
     def whole(self) -> httpx.Response:
-        """The answer, read to its end."""
+        """Return the answer, read to its end."""
         kept = [(name, value) for name, value in self._response.headers.raw if name.lower() == b"retry-after"]
         return httpx.Response(self._response.status_code, headers=kept, content=b"".join(self._parts))
 
 
 class Reader:
-    """Reads answers, and sees to it that none of what it says holds our key (some servers repeat it).
+    """Reads answers, and keeps our key out of all messages (some servers repeat it).
 
     Args:
-        api_key: the key, if there is one.
+        api_key: The key, if there is one.
     """
 
     def __init__(self, api_key: str | None) -> None:
         self._api_key = api_key
 
     def transport_fault(self, error: httpx.RequestError) -> Fault:
-        """The fault of a request that got no whole answer."""
+        """Return the fault of a request that got no whole answer."""
         is_refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         text = "cannot reach the server" if is_refused else "no whole answer"
         return Fault(f"{text}: {type(error).__name__} {self._shorten(error)}", of_server=is_refused)
 
     def json(self, response: httpx.Response, *, where: str, mend: str) -> Any:
-        """The body of a good answer.
+        """Return the body of a good answer.
 
         Raises:
-            Fault: worth another try.
-            UserError: with ``where`` and ``mend``: the server refuses.
+            Fault: Another try may help.
+            UserError: The server refuses. The error has ``where`` and ``mend``.
         """
         status = response.status_code
         said = f"HTTP {status}: {self._shorten(response.text)}"
@@ -112,11 +113,11 @@ class Reader:
             raise Fault(f"the answer is not JSON: {self._shorten(response.text)}") from error
 
     def completion(self, answer: Any, request: GenerationRequest, url: str) -> GenerationResult:
-        """The result in an answer of ``/v1/completions``.
+        """Return the result in an answer of ``/v1/completions``.
 
         Raises:
-            Fault: the server aborted the response.
-            UserError: the answer is none to this request.
+            Fault: The server aborted the response.
+            UserError: The answer does not answer this request.
         """
         where, max_new_tokens = f"{url}, request {request.id!r}", request.sampling.max_new_tokens
         choices = answer.get("choices") if isinstance(answer, dict) else None
@@ -146,18 +147,19 @@ class Reader:
         return finish(request, token_ids, reason if reason is None else self._shorten(reason), where=url)
 
     def version(self, card: dict[str, Any], answer: Any) -> str:
-        """``vllm 0.32.0``: what a server says of itself, in its model card and at ``/version``; goes into manifests."""
+        """Return what a server says about itself, in its model card and at ``/version``, such as ``vllm 0.32.0``, for
+        manifests."""
         owner = self._shorten(card.get("owned_by") or "unknown server")
         if owner != "vllm":
             return owner
-        told = answer.get("version") if isinstance(answer, dict) else None
-        return f"vllm {self._shorten(told) if told else 'of unknown version'}"
+        reported = answer.get("version") if isinstance(answer, dict) else None
+        return f"vllm {self._shorten(reported) if reported else 'of unknown version'}"
 
     def model_card(self, answer: Any, model: str, url: str, *, needs_adapter: bool) -> dict[str, Any]:
-        """The entry of ``model`` in an answer of ``/v1/models``.
+        """Return the entry of ``model`` in an answer of ``/v1/models``.
 
         Raises:
-            UserError: there is none, or it is not the adapter it should be.
+            UserError: There is no such entry, or it is not the adapter that it should be.
         """
         try:
             cards = {str(card["id"]): dict(card) for card in answer["data"]}
@@ -181,14 +183,15 @@ class Reader:
         return cards[model]
 
     def _shorten(self, said: Any) -> str:
-        """The first line of what a server says, printable and without our key."""
+        """Return the first line of what a server says, printable and without our key."""
         text = str(said).replace(self._api_key, "***") if self._api_key else str(said)
         line = next((line for line in text.splitlines() if line.strip()), "empty answer")[:300]
         return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def _retry_after_s(response: httpx.Response) -> float:
-    """Seconds that ``Retry-After`` asks for, a number or a date (RFC 9110 section 10.2.3); 0 if it asks for none."""
+    """Return the seconds that ``Retry-After`` asks for, a number or a date (RFC 9110 section 10.2.3); 0 if it asks for
+    none."""
     value = response.headers.get("Retry-After", "")
     try:
         wait_s = float(value)

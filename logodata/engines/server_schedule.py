@@ -1,12 +1,13 @@
-"""Which server answers which request, and when. Pure: the time is an argument, and nothing is sent from here.
+"""Decide which server answers which request, and when. This module sends nothing, and gets the time as an argument.
 
 Each server begins with one stretch of the prompts sorted by their tokens, so that prompts with a common beginning meet
 in one server's prefix cache. A server that has nothing left takes from the far end of the longest stretch left.
 
-A fault makes its request wait, twice as long each time. A fault that is the server's own, or the third in a row from
-one server, makes the server rest, twice as long each time; then it is asked whether it still serves the model, and for
-one response; if that comes, for as many as before. A request that used up its tries ends the work, and so does a fault
-when every server has rested as often as a request may be tried again; one that works is enough.
+After a fault its request waits, twice as long each time. After a fault of the server itself, or the third fault in a
+row from one server, the server rests, twice as long each time. Then it is asked whether it still serves the model, and
+for one response; if that comes, it gets as many requests as before. The work ends when a request has used up its tries,
+or when a fault occurs after every server has rested as often as a request may be tried again. One server that works is
+enough to continue.
 """
 
 from __future__ import annotations
@@ -33,35 +34,36 @@ _ASK_AGAIN = "check the server, then run the same command again to continue"
 
 @dataclass(eq=False, slots=True)
 class Server:
-    """What is known of one server, from one call of the engine to the next."""
+    """The state of one server, kept from one call of the engine to the next."""
 
     url: str
     requests: RateLimit | None = None
     tokens: RateLimit | None = None
     is_checked: bool = True
-    """It said that it serves the model, and did not rest since for a fault of its own."""
+    """It said that it serves the model, and has not rested since for a fault of its own."""
     faults: int = 0
-    """In a row, since its last answer."""
+    """The number of faults in a row, since its last answer."""
     rests: int = 0
-    """In a row, since its last answer. While there are any, one request at a time is sent."""
+    """The number of rests in a row, since its last answer. While there are any, requests are sent one at a time."""
     generation: int = 0
-    """Rests in all: a fault of something that was sent before the last one says nothing new."""
+    """The number of all rests. A fault of a request that was sent before the last rest says nothing new."""
     resume_at: float = -math.inf
     fault: str = ""
-    """What it said last."""
+    """The text of its last fault."""
     is_noted: bool = False
     is_limit_noted: bool = False
     is_trying: bool = False
-    """The check or the one request of a rested server is out. Requests sent before the rest may be out too."""
+    """The check, or the one request of a rested server, is in flight. So may be requests that were sent before the
+    rest."""
     stretch: deque[GenerationRequest] = field(default_factory=deque)
 
     def rate_wait_s(self, request: GenerationRequest, now: float) -> float:
-        """Seconds until the rate limits let this request go."""
+        """Return the seconds until the rate limits allow this request."""
         limits = ((self.requests, 1), (self.tokens, token_cost(request)))
         return max((limit.wait_s(cost, now) for limit, cost in limits if limit), default=0.0)
 
     def count(self, request: GenerationRequest, now: float) -> None:
-        """The request is sent: it counts towards the rate limits."""
+        """Count a request that is sent towards the rate limits."""
         if self.requests:
             self.requests.take(1, now)
         if self.tokens:
@@ -69,18 +71,18 @@ class Server:
 
 
 def token_cost(request: GenerationRequest) -> int:
-    """Tokens that a server counts for a request before it knows how long the response gets."""
+    """Return the tokens that a server counts for a request before it knows the length of the response."""
     return len(request.prompt_ids) + request.sampling.max_new_tokens
 
 
 class Schedule:
-    """The requests of one call, dealt out to servers.
+    """Deals the requests of one call out to servers.
 
     Args:
-        requests: what is to be answered.
-        servers: who may answer; their stretches are filled, their faults are remembered.
-        max_retries: tries after the first one.
-        first_wait_s: seconds of the first wait; each is twice the one before, less a random part.
+        requests: The requests to answer.
+        servers: The servers that may answer. Their stretches are filled, and their faults are remembered.
+        max_retries: Tries after the first one.
+        first_wait_s: Seconds of the first wait. Each wait is twice the one before, less a random part.
     """
 
     def __init__(
@@ -100,8 +102,8 @@ class Schedule:
             server.rests = min(server.rests, max_retries)
 
     def next(self, server: Server, now: float) -> GenerationRequest | Literal["check"] | float | None:
-        """What the server should get now: a request, the question whether it serves the model, nothing for so many
-        seconds (unless something happens before), or nothing any more. What is returned counts as sent."""
+        """Return what the server should get now: a request, a check whether it serves the model, a wait in seconds
+        (unless something happens before), or None if nothing is left. What is returned counts as sent."""
         if not self._unanswered:
             return None
         if server.is_trying:
@@ -129,7 +131,7 @@ class Schedule:
         return request
 
     def answered(self, server: Server, request: GenerationRequest | None) -> bool:
-        """The request was answered (None: the check was). True if waiting workers should look again."""
+        """Record that a request was answered (None: the check). Return True if waiting workers should look again."""
         server.is_trying = False
         if request is None:
             server.is_checked = True
@@ -145,10 +147,11 @@ class Schedule:
     def failed(
         self, server: Server, request: GenerationRequest | None, fault: Fault, generation: int, now: float
     ) -> None:
-        """The request (None: the check), sent when the server had ``generation`` rests behind it, met a fault.
+        """Record that a request (None: the check) met a fault. It was sent when the server had ``generation`` rests
+        behind it.
 
         Raises:
-            UserError: the request used up its tries, or no server is left to ask.
+            UserError: The request used up its tries, or no server is left to ask.
         """
         server.faults += 1
         server.fault = fault.text
@@ -186,8 +189,8 @@ class Schedule:
         if fault.is_rate_limit and not server.is_limit_noted:
             server.is_limit_noted = True
             limits = "engine.requests_per_minute and engine.tokens_per_minute"
-            note(f"{server.url}: {fault.text}; it is asked less for a while ({limits} keep to its limits)")
-        # One rest may be a hiccup. With one server there is nobody to go on, and the error will say it.
+            note(f"{server.url}: {fault.text}; it gets fewer requests for a while ({limits} keep to its limits)")
+        # One rest may be a short failure. With a single server nobody else can continue, and the error will say it.
         if server.rests > 1 and not fault.is_rate_limit and len(self._servers) > 1:
             note_down(server)
 
@@ -196,23 +199,23 @@ class Schedule:
 
 
 def note_down(server: Server) -> None:
-    """Say once that a server is out of work."""
+    """Print a note, once, that a server is down."""
     if not server.is_noted:
         server.is_noted = True
         note(f"{server.url}: {server.fault}; the other servers go on without it, and it is asked again")
 
 
-_CLOSE_S = 1e-6  # rounding must not make anybody wait again
+_CLOSE_S = 1e-6  # rounding must not cause another wait
 
 
 class RateLimit:
-    """A token bucket. It holds one second's worth, or one unit if that is more, and begins full.
+    """A token bucket. It holds one second's worth of units, or one unit if that is more, and begins full.
 
-    Something bigger than the bucket may go when the bucket is full, and is paid back before the next. So no minute sees
-    more than the limit plus the larger of a bucket and one request.
+    A cost larger than the bucket may be taken when the bucket is full, and is paid back before the next. So no minute
+    sees more than the limit plus the larger of a bucket and one request.
 
     Args:
-        per_minute: units a minute.
+        per_minute: Units per minute.
     """
 
     def __init__(self, per_minute: float) -> None:
@@ -221,12 +224,12 @@ class RateLimit:
         self._level, self._as_of = self._capacity, 0.0
 
     def wait_s(self, cost: float, now: float) -> float:
-        """Seconds from ``now`` until ``cost`` units may be taken; 0: at once."""
+        """Return the seconds from ``now`` until ``cost`` units may be taken; 0 means at once."""
         wait_s = (min(cost, self._capacity) - self._level_at(now)) / self._per_s
         return wait_s if wait_s > _CLOSE_S else 0.0
 
     def take(self, cost: float, now: float) -> None:
-        """Use ``cost`` units up."""
+        """Take ``cost`` units."""
         self._level, self._as_of = self._level_at(now) - cost, now
 
     def _level_at(self, now: float) -> float:

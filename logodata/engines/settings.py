@@ -1,4 +1,4 @@
-"""Which engine generates, and how it is opened."""
+"""Choose the engine that generates, and open it."""
 
 from __future__ import annotations
 
@@ -22,48 +22,49 @@ EngineKind = Literal["transformers", "vllm", "openai"]
 
 
 class EngineSettings(RecipeModel):
-    """The engine of a build or an evaluation. A field that names engines in its description is read by those alone."""
+    """The engine of a build or an evaluation. A field that names engines in its description is read by those only."""
 
     kind: EngineKind = "transformers"
     """``transformers`` runs anywhere; ``vllm`` runs vLLM in this process; ``openai`` asks a running server."""
     dtype: DType = "float32"
-    """Weights and activations (transformers, vllm); logits are float32 everywhere."""
+    """The dtype of weights and activations (transformers, vllm). Logits are float32 everywhere."""
     device: str = "auto"
-    """Where the model runs (transformers): ``cpu``, ``cuda``, ``cuda:1``; ``auto`` is CUDA where there is one."""
+    """The device of the model (transformers): ``cpu``, ``cuda``, ``cuda:1``; ``auto`` is CUDA if there is one."""
     max_model_len: Tokens | None = None
-    """Tokens that a prompt with its response may have; by default the model's window."""
+    """The most tokens of a prompt with its response; by default the model's window."""
     max_batch_tokens: Tokens = 16384
-    """Padded prompt tokens of a batch, every row counted: bounds the KV cache (transformers). A longer one is alone."""
+    """The most padded prompt tokens of a batch, all rows together (transformers). It bounds the KV cache. A longer
+    prompt runs alone."""
     max_batch_rows: int = Field(default=32, gt=0)
-    """Responses decoded together (transformers)."""
+    """The most responses decoded together (transformers)."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """Share of the GPU's memory that vLLM takes (vllm)."""
+    """The share of the GPU's memory that vLLM takes (vllm)."""
     tensor_parallel_size: int = Field(default=1, gt=0)
-    """GPUs that share one copy of the model (vllm)."""
+    """The number of GPUs that share one copy of the model (vllm)."""
     base_urls: tuple[str, ...] = ()
-    """Servers of the same model, such as ``http://127.0.0.1:8000/v1`` (openai). Requests are spread over them; one that
-    is down is left out until it answers again."""
+    """Servers of the same model, such as ``http://127.0.0.1:8000/v1`` (openai). Requests are spread over them. A server
+    that is down is left out until it answers again."""
     served_model: str | None = None
     """The model's name on the servers (openai); by default the name or folder given as model."""
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable that holds the key (openai). The key itself never stands in a recipe."""
+    """The environment variable that holds the key (openai). The key itself never stands in a recipe."""
     concurrency: int = Field(default=32, gt=0)
     """Requests in flight per server (openai)."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Seconds to wait for one answer (openai)."""
     max_retries: int = Field(default=6, ge=0)
-    """Tries after the first one, with growing waits, where that may help, such as 429, 5xx and lost connections: of one
-    request, and of a server that gives no answer at all (openai)."""
+    """Tries after the first one, with growing waits: of one request, and of a server that gives no answer at all
+    (openai). Only faults that may pass are retried, such as 429, 5xx and lost connections."""
     requests_per_minute: int | None = Field(default=None, gt=0)
-    """Each server's rate limit (openai); by default none."""
+    """Each server's rate limit (openai); none by default."""
     tokens_per_minute: int | None = Field(default=None, gt=0)
-    """Each server's limit of prompt tokens and ``max_new_tokens`` together (openai); by default none."""
+    """Each server's limit of prompt tokens and ``max_new_tokens`` together (openai); none by default."""
 
     @model_validator(mode="after")
     def _check_servers(self) -> Self:
         if self.kind == "openai" and not self.base_urls:
             raise ValueError("kind openai needs base_urls")
-        # Addresses that hold a secret would end in manifests: they are refused, and not repeated.
+        # An address with a secret would end in manifests, so it is refused and not repeated.
         for number, url in enumerate(self.base_urls, 1):
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -71,15 +72,15 @@ class EngineSettings(RecipeModel):
             try:
                 _ = parts.port
             except ValueError:
-                raise ValueError(f"base_urls: the port of number {number} is not one") from None
+                raise ValueError(f"base_urls: the port of number {number} is not valid") from None
             if parts.username or parts.password or parts.query or parts.fragment:
                 raise ValueError("base_urls: an address may hold no password and no query, use api_key_env")
         return self
 
 
 def engine_window(settings: EngineSettings, model: str) -> int:
-    """Tokens that a prompt with its response may have under this engine: the model's window, or
-    ``settings.max_model_len`` where that is less."""
+    """Return the most tokens that a prompt with its response may have under this engine: the model's window, or
+    ``settings.max_model_len`` if that is less."""
     window = model_window(model)
     return min(window, settings.max_model_len or window)
 
@@ -88,24 +89,24 @@ class ModelSettings(RecipeModel):
     """Which model a command asks, and what runs it. Recipes that ask a model add their own fields."""
 
     model: Annotated[str, Field(min_length=1), OrPath("embedded")]
-    """``embedded``, a folder, or a hub name."""
+    """The model: ``embedded``, a folder, or a hub name."""
     chat_template: Path | None = None
-    """A Jinja file, for models whose tokenizer has no chat template."""
+    """A Jinja file with a chat template, for models whose tokenizer has none."""
     engine: EngineSettings = EngineSettings()
-    """What runs the model."""
+    """The engine that runs the model."""
 
 
 def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> Engine:
-    """Load the model, or reach its servers.
+    """Load the model, or connect to its servers.
 
     Args:
-        settings: which engine.
+        settings: The engine.
         model: ``embedded``, a folder or a hub name, as :func:`logodata.models.loading.resolve_model` takes it.
-        adapter: folder of a LoRA adapter. With ``openai`` the server must serve it, as ``served_model``, on the RoPE it
-            was trained with (see :class:`logodata.engines.openai_engine.OpenAIEngine`).
+        adapter: The folder of a LoRA adapter. With ``openai`` the server must serve it, as ``served_model``, with the
+            RoPE that it was trained with (see :class:`logodata.engines.openai_engine.OpenAIEngine`).
 
     Raises:
-        UserError: the model cannot be loaded, vLLM is not installed, a server does not serve this model, or the adapter
+        UserError: The model cannot be loaded, vLLM is not installed, a server does not serve this model, or the adapter
             does not fit the model or the engine.
     """
     if settings.kind == "transformers":
@@ -165,7 +166,7 @@ def _api_key(variable: str | None) -> str | None:
         return None
     key = os.environ.get(variable)
     if not key:
-        # Some people write the key itself there: only what looks like a name is repeated.
+        # Some people write the key itself there, so only what looks like a name is repeated.
         name = variable if variable.isupper() else "NAME"
         raise UserError(
             "this environment variable is not set",

@@ -1,8 +1,8 @@
-"""Generation with transformers, on any device: one prefill a shared prefix, then batched decoding.
+"""Generate with transformers, on any device: one prefill per shared prefix, then batched decoding.
 
-A batch runs in three parts. The prefixes, each once, left-padded; the suffixes of all prompts against them, left-padded
-too; then one token a step and row. Attention mask and position ids are explicit throughout: pads stand left of the
-prefix and between prefix and suffix, and positions count the real tokens only.
+A batch runs in three parts: each prefix once, left-padded; then the suffixes of all prompts against their prefixes,
+left-padded too; then one token per step and row. Attention mask and position ids are explicit throughout: pads stand
+left of the prefix and between prefix and suffix, and positions count only real tokens.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _ATTENTION = "logo_grouped_sdpa"
-_COMPACT_BELOW = 0.75  # share of unfinished rows under which the finished ones leave: a copy costs two steps' reading
+# below this share of unfinished rows the finished ones are removed; the copy reads as much as two steps
+_COMPACT_BELOW = 0.75
 _NUCLEUS_CANDIDATES = 256
 
 
 class TransformersEngine:
-    """An engine over a loaded model. The model stays the caller's: its attention is switched only while it generates.
+    """An engine over a loaded model. The model stays the caller's: its attention is replaced only while it generates.
 
     Args:
-        model: a causal language model with full attention in every layer, in eval mode.
-        max_batch_tokens: padded prompt tokens of a batch, every row counted; a longer prompt runs alone.
-        max_batch_rows: rows of a batch.
-        max_model_len: tokens of prompt and response; the model's window if None.
+        model: A causal language model with full attention in every layer, in evaluation mode.
+        max_batch_tokens: The most padded prompt tokens of a batch, all rows together; a longer prompt runs alone.
+        max_batch_rows: The most rows of a batch.
+        max_model_len: The most tokens of prompt and response; None takes the model's window.
 
     Raises:
-        UserError: the model has sliding or other than full attention, or RoPE that depends on the length of the batch.
+        UserError: The model has attention other than full (such as sliding), or a RoPE that depends on the batch's
+            length.
     """
 
     def __init__(
@@ -65,12 +67,12 @@ class TransformersEngine:
         return f"transformers {transformers.__version__}"
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
-        """Yield results as rows finish; batches run from the shortest prompts to the longest.
+        """Yield results as rows finish. Batches run from the shortest prompts to the longest.
 
-        Sampled results depend on the request's seed and id, not on the batch it ran in (but for float rounding).
+        Sampled results depend on the request's seed and id, not on the batch (except for float rounding).
 
         Raises:
-            UserError: see :func:`logodata.engines.batching.check_requests`; raised before anything runs.
+            UserError: See :func:`logodata.engines.batching.check_requests`; raised before anything runs.
         """
         check_requests(requests, self._window, vocabulary_size(self._model.config))
         with _grouped_attention(self._model):
@@ -92,12 +94,12 @@ class TransformersEngine:
                 mask = mask[alive]
                 cache.select_rows(alive)
             mask = torch.cat((mask, mask.new_ones(len(rows), 1)), dim=1)
-            # A finished row that is still here repeats its last token; nobody reads what follows.
+            # A finished row that is still here repeats its last token, which is ignored.
             ids = torch.tensor([[row.last_token] for row in rows], device=self._model.device)
             logits = self._forward(ids, mask, cache)
 
     def _prefill(self, batch: list[PrefixGroup]) -> tuple[_PreallocatedCache, Tensor, Tensor]:
-        """Run all prompt tokens. Returns the cache, the mask [rows, prefix + suffix] and the first logits [rows, V]."""
+        """Run all prompt tokens. Return the cache, the mask [rows, prefix + suffix] and the first logits [rows, V]."""
         requests = [request for group in batch for request in group.requests]
         owner = [index for index, group in enumerate(batch) for _ in group.requests]
         prefix_ids, prefix_mask = self._pad([group.prefix_ids for group in batch])
@@ -115,10 +117,8 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _forward(self, ids: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        """Append ``ids`` [B, T] to the cache; ``mask`` [B, cached + T] marks real tokens.
-
-        Returns the logits after the last of them, float32 [B, V].
-        """
+        """Append ``ids`` [B, T] to the cache; ``mask`` [B, cached + T] marks real tokens. Return the logits after the
+        last token, float32 [B, V]."""
         # With a mask given, transformers does not take gaps in the positions for the borders of packed documents.
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = self._model(
@@ -133,7 +133,7 @@ class TransformersEngine:
         return logits
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Left-padded ids and mask, both int64 [rows, longest]. Pads are id 0: the mask hides them."""
+        """Return left-padded ids and mask, both int64 [rows, longest]. Pads have id 0, and the mask hides them."""
         width = max(len(row) for row in rows)
         ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
@@ -141,18 +141,18 @@ class TransformersEngine:
 
 
 class _Row:
-    """One response in the making."""
+    """A response that is being generated."""
 
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
         self.token_ids: list[int] = []
         self.last_token = 0
         self.finish_reason: FinishReason | None = None
-        # On the CPU whatever the model's device, so that a seed means the same everywhere.
+        # It is on the CPU whatever the model's device, so that a seed means the same everywhere.
         self.generator = torch.Generator().manual_seed(request_seed(request))
 
     def take(self, token: int) -> bool:
-        """Add the token that was chosen; True if it ends the response."""
+        """Add the chosen token. Return True if it ends the response."""
         self.last_token = token
         if token in self.request.sampling.stop_ids:
             self.finish_reason = "stop"
@@ -166,7 +166,7 @@ class _Row:
 class _PreallocatedLayer(DynamicLayer):
     """Keys and values of one layer, each [B, kv heads, capacity, head size], written in place.
 
-    transformers' own layer concatenates: at 12 rows of 600 tokens the copies take half of a decode step on a CPU.
+    transformers' own layer concatenates: with 12 rows of 600 tokens, its copies take half of a decode step on a CPU.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -190,7 +190,7 @@ class _PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def select_rows(self, rows: Sequence[int], capacity: int) -> None:
-        """Keep ``rows`` of the batch (a row may be taken several times), in new buffers of ``capacity`` positions."""
+        """Keep ``rows`` of the batch (a row may occur several times), in new buffers of ``capacity`` positions."""
         self.capacity = capacity
         if self._buffers is None:
             return
@@ -219,17 +219,17 @@ class _PreallocatedCache(Cache):
 
 @torch.inference_mode()
 def _choose(logits: Tensor, rows: Sequence[_Row]) -> list[int]:
-    """The next token of each row, from float32 logits [B, V].
+    """Return the next token of each row, from float32 logits [B, V].
 
     Raises:
-        UserError: a row's are no numbers; its greedy token would be any.
+        UserError: The logits of a row are NaN, so its greedy token would be arbitrary.
     """
     for index, row in enumerate(rows):
         sampling = row.request.sampling
         if len(row.token_ids) < sampling.min_new_tokens:
             logits[index, list(sampling.stop_ids)] = float("-inf")
     tokens: list[int] = logits.argmax(dim=-1).tolist()
-    nan = logits[range(len(rows)), tokens].isnan().tolist()  # argmax finds one wherever it is
+    nan = logits[range(len(rows)), tokens].isnan().tolist()  # argmax returns the index of a NaN if there is one
     for index, row in enumerate(rows):
         if nan[index] and row.finish_reason is None:
             raise UserError("the model's logits are nan", where=f"request {row.request.id}", mend=DAMAGED)
@@ -248,7 +248,8 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     if sampling.top_p == 1.0:
         cumulative, order = probabilities.cumsum(dim=-1), None
     else:
-        # The likeliest few nearly always hold the nucleus; sorting 50K entries a row costs a fifth of a decode step.
+        # The most likely few nearly always hold the nucleus; sorting 50K entries per row costs a fifth of a decode
+        # step.
         values, order = probabilities.topk(min(_NUCLEUS_CANDIDATES, len(probabilities)))
         if values.sum() < sampling.top_p:
             values, order = probabilities.sort(descending=True)
@@ -261,7 +262,8 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
 
 @contextmanager
 def _grouped_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Decode with :func:`_grouped_sdpa` in place of transformers' sdpa; other attention back ends stay as they are."""
+    """Within the block, decode with :func:`_grouped_sdpa` in place of transformers' sdpa. Other attention back ends
+    stay."""
     if model.config._attn_implementation != "sdpa":
         yield
         return
@@ -278,11 +280,11 @@ def _grouped_sdpa(
     scaling: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' sdpa, but for single queries it does not repeat keys and values for each head of a group.
+    """Compute transformers' sdpa. For single queries, keys and values are not repeated for each head of a group.
 
-    The G query heads that share a key head go in as G queries: [B, H, 1, D] becomes [B, H / G, G, D]. They see the same
-    keys, and a single query needs no causal mask. With a mask, transformers copies the whole cache G times a step
-    (CPU, 12 rows of 600 tokens, G = 3: 348 ms a step, here 205).
+    The G query heads that share a key head become G queries: [B, H, 1, D] becomes [B, H / G, G, D]. They see the same
+    keys, and a single query needs no causal mask. With a mask, transformers copies the whole cache G times per step (on
+    a CPU, 12 rows of 600 tokens, G = 3: 348 ms per step, here 205).
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -298,10 +300,11 @@ def _grouped_sdpa(
 
 
 def check_supported(config: PreTrainedConfig) -> None:
-    """Refuse a model that :class:`TransformersEngine` would run wrongly; its weights need not be there.
+    """Refuse a model that :class:`TransformersEngine` would run incorrectly. Its weights need not be there.
 
     Raises:
-        UserError: sliding or other than full attention, or RoPE that depends on the length of the batch.
+        UserError: The model has attention other than full (such as sliding), or a RoPE that depends on the batch's
+            length.
     """
     other = limited_attention(config)
     if other:

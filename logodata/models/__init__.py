@@ -1,1 +1,1 @@
-"""Models and adapters: loading, facts about them, and the model that comes from the package index."""
+"""Load models and adapters, read facts about them, and provide the model from the package index."""

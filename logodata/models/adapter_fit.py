@@ -1,4 +1,4 @@
-"""Whether an adapter belongs to a model, and to the program that is to apply it, told before any weights are read."""
+"""Check that an adapter fits a model, and the program that will apply it, before any weights are read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from logodata.models.loading import load_config, skeleton
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-_SERVED = frozenset(
+_VLLM_FIELDS = frozenset(
     ("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 )
-"""Fields of a LoRA config that vLLM reads, or that its tensors tell as well."""
-_PASSED = frozenset(
+"""Fields of a LoRA config that vLLM reads, or that the adapter's tensors show as well."""
+_TRAINING_FIELDS = frozenset(
     (
         "task_type",
         "peft_type",
@@ -30,39 +30,41 @@ _PASSED = frozenset(
         "lora_dropout",
     )
 )
-"""Fields without a meaning once the adapter is trained."""
-_PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""Values of ``init_lora_weights`` under which the model's own weights stay as they are; PiSSA and others take a part of
-them away."""
+"""Fields that mean nothing once the adapter is trained."""
+_PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")
+"""Values of ``init_lora_weights`` that leave the model's own weights as they are. PiSSA and others remove a part of
+them."""
 
 
 def check_adapter_fits(name: str, adapter: Path) -> list[str]:
     """Refuse an adapter that is damaged, lacks a tensor, holds one too many, or cannot be merged.
 
     Args:
-        name: of the model, as :func:`logodata.models.loading.resolve_model` takes it.
-        adapter: folder of the adapter.
+        name: The model, as :func:`logodata.models.loading.resolve_model` takes it.
+        adapter: The folder of the adapter.
 
     Returns:
-        names of weights that it changes and that another layer shares.
+        Names of weights that the adapter changes and another layer shares.
 
     Raises:
-        UserError: see :func:`logodata.models.adapters.check_adapter_shapes`.
+        UserError: See :func:`logodata.models.adapters.check_adapter_shapes`.
     """
     quiet_transformers()
     return check_adapter_shapes(skeleton(load_config(name), name), adapter)
 
 
 def check_served_whole(name: str, adapter: Path) -> None:
-    """Refuse an adapter that vLLM, in this process or as a server, would apply in part: it adds the product of two
-    matrices to a layer's weight, scaled by one number for all layers, and leaves out whatever else the config says.
+    """Refuse an adapter that vLLM, in this process or as a server, would apply only in part.
+
+    vLLM adds the product of two matrices to a layer's weight, scaled by one number for all layers. It ignores whatever
+    else the config says.
 
     Args:
-        name: of the model.
-        adapter: folder of the adapter.
+        name: The name of the model.
+        adapter: The folder of the adapter.
 
     Raises:
-        UserError: see :func:`check_adapter_fits`; or there is more to it.
+        UserError: See :func:`check_adapter_fits`; or the adapter has parts that vLLM ignores.
     """
     shared = check_adapter_fits(name, adapter)
     more = [*_beyond_plain_lora(read_peft_config(adapter)), *(f"{weight}, which two layers share" for weight in shared)]
@@ -81,10 +83,10 @@ def _beyond_plain_lora(config: PeftConfig) -> list[str]:
         return [f"kind {getattr(config.peft_type, 'value', config.peft_type)}"]
     plain = LoraConfig()
     found = []
-    for name in sorted({field.name for field in fields(config)} - _SERVED - _PASSED):
+    for name in sorted({field.name for field in fields(config)} - _VLLM_FIELDS - _TRAINING_FIELDS):
         value, default = getattr(config, name), getattr(plain, name)
         if name == "init_lora_weights":
-            if value not in _PLAIN_STARTS:
+            if value not in _PLAIN_INITS:
                 found.append(f"{name}={value}")
         elif value != default and (value or default):
             found.append(name)

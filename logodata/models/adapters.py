@@ -1,7 +1,8 @@
-"""Adapters: what their folders hold, and how all of that, and nothing else, becomes part of a model.
+"""Read adapters, and attach or merge them into a model: all of an adapter and nothing else.
 
-PEFT takes what it finds. A tensor that its file lacks stays as it was drawn, one that fits nowhere is left out, and
-merging into a weight that two layers share changes both. Here an adapter is whole and fits, or is refused.
+PEFT takes what it finds. A tensor that its file lacks keeps its random values, a tensor that fits nowhere is ignored,
+and merging into a weight that two layers share changes both. Here an adapter that is not whole or does not fit is
+refused.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""What makes a folder an adapter."""
+"""The files that make a folder an adapter."""
 
 _PICKLE = "adapter_model.bin"
 _SAVE = "save the adapter again"
@@ -50,10 +51,10 @@ def check_adapter(folder: Path) -> None:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of an adapter.
+    """Return ``adapter_config.json`` of an adapter.
 
     Raises:
-        UserError: ``folder`` holds none, or its config is damaged.
+        UserError: ``folder`` holds no adapter, or its config is damaged.
     """
     check_adapter(folder)
     config = read_json(folder / ADAPTER_FILES[0])
@@ -63,46 +64,46 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def trained_on(folder: Path) -> str | None:
-    """The name of the model that an adapter was trained on, where its config tells.
+    """Return the name of the model that an adapter was trained on; None if its config does not tell.
 
     Raises:
-        UserError: the folder holds no adapter, or its config is damaged.
+        UserError: The folder holds no adapter, or its config is damaged.
     """
     name = read_adapter_config(folder).get("base_model_name_or_path")
     return str(name) if name else None
 
 
 def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put the layers of an adapter into the model, beside its weights, and its tensors into them.
+    """Put the layers of an adapter into the model, beside its weights, and fill them with the adapter's tensors.
 
     Args:
-        model: changed by this.
-        folder: of the adapter.
+        model: The model, which is changed.
+        folder: The folder of the adapter.
 
     Raises:
-        UserError: the adapter is damaged, or of a kind that is more than layers; the model needs a tensor that its file
-            lacks, has no place for one, or has another shape.
+        UserError: The adapter is damaged, or of a kind that is more than layers. Or its file lacks a tensor, holds one
+            that the model has no place for, or one of another shape.
     """
     config, tensors = read_peft_config(folder), _read_tensors(folder)
-    with _one_line(folder):
+    with _as_user_error(folder):
         wrapped = _wrap(model, config)
         _fill(wrapped, tensors, folder)
     return wrapped.eval()
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with what an adapter learned in its weights; beside them where they are quantised, which merging would
-    round anew.
+    """Return the model with the adapter merged into its weights.
 
-    A weight that an adapted layer shares with another one, such as the output head with the token embedding, becomes
-    its own first: the adapter changes one of them.
+    The adapter stays beside quantised weights, because merging would round them again. A weight that an adapted layer
+    shares with another one, such as the output head with the token embedding, is copied first: the adapter changes one
+    of them.
 
     Args:
-        model: changed by this, and returned.
-        folder: of the adapter.
+        model: The model, which is changed and returned.
+        folder: The folder of the adapter.
 
     Raises:
-        UserError: see :func:`attach_adapter`; or what it learned is no change of weights.
+        UserError: See :func:`attach_adapter`; or the adapter does not change weights.
     """
     wrapped = attach_adapter(model, folder)
     if getattr(model, "is_quantized", False):
@@ -112,60 +113,61 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def check_adapter_shapes(skeleton: PreTrainedModel, folder: Path) -> list[str]:
-    """Refuse what :func:`merge_adapter` would, before weights are read.
+    """Refuse what :func:`merge_adapter` would refuse, before weights are read.
 
-    Nothing can be told of the few kinds that compute with weights as they are made.
+    The few kinds that compute with weights when they are created cannot be checked this way.
 
     Args:
-        skeleton: the model on torch's device ``meta``; changed by this.
-        folder: of the adapter.
+        skeleton: The model on torch's device ``meta``, which is changed.
+        folder: The folder of the adapter.
 
     Returns:
-        names of weights that it changes and that another layer shares.
+        Names of weights that the adapter changes and another layer shares.
 
     Raises:
-        UserError: see :func:`merge_adapter`.
+        UserError: See :func:`merge_adapter`.
     """
     import torch
 
     config, tensors = read_peft_config(folder), _read_tensors(folder)
     unknown = sorted(name for name, value in read_adapter_config(folder).items() if value and not hasattr(config, name))
     if unknown:
-        note(f"{folder}: this version of PEFT knows nothing of {', '.join(unknown)} in its config, and leaves it out")
+        note(f"{folder}: this version of PEFT does not know {', '.join(unknown)} in the config, and ignores it")
     shared: list[str] = []
-    with _one_line(folder), torch.device("meta"):
+    with _as_user_error(folder), torch.device("meta"):
         try:
             wrapped = _wrap(skeleton, config, low_cpu_mem_usage=True)
             _fill(wrapped, {name: tensor.to("meta") for name, tensor in tensors.items()}, folder)
             shared = sorted(weight.path for weight in _adapted(wrapped))
             _merge(wrapped, folder)
         except RuntimeError as error:
-            if not _wants_weights(error):
+            if not _needs_values(error):
                 raise
     return shared
 
 
 def read_peft_config(folder: Path) -> PeftConfig:
-    """The config of an adapter, as PEFT reads it.
+    """Return the config of an adapter as PEFT reads it.
 
     Raises:
-        UserError: it is damaged, or of a kind that does not change the model's layers, or not the same way each time.
+        UserError: It is damaged, or of a kind that does not change the model's layers, or changes them differently each
+            time.
     """
     from peft import PeftConfig, PeftType
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.tuners.tuners_utils import BaseTuner
 
     read_adapter_config(folder)
-    with _one_line(folder):
+    with _as_user_error(folder):
         config: PeftConfig = PeftConfig.from_pretrained(str(folder))
         tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
-    # X-LoRA chooses among adapters in other folders by what it reads.
+    # X-LoRA chooses among adapters in other folders, depending on its input.
     if not issubclass(tuner, BaseTuner) or config.peft_type == PeftType.XLORA:
         raise _no_weights(folder, config)
     start = str(getattr(config, "init_lora_weights", ""))
     if "_niter_" in start:
         raise UserError(
-            f"init_lora_weights={start} takes another, random part of the model's weights away at each loading",
+            f"init_lora_weights={start} removes another random part of the model's weights at each loading",
             where=str(folder),
             mend=f"{_SAVE} with PEFT's path_initial_model_for_weight_conversion, which makes it plain LoRA",
         )
@@ -192,7 +194,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
                 where=str(path),
                 mend=f"{_SAVE}, with the weights gathered from all processes",
             )
-        numbers = tensor.float() if tensor.element_size() == 1 else tensor  # torch asks no float8
+        numbers = tensor.float() if tensor.element_size() == 1 else tensor  # isfinite does not support float8
         if not torch.isfinite(numbers).all():
             raise UserError(f"{name} holds numbers that are not finite", where=str(path), mend=_SAVE)
     return tensors
@@ -208,9 +210,10 @@ def _wrap(model: PreTrainedModel, config: PeftConfig, **options: Any) -> PeftMod
 
 
 def _fill(wrapped: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Put the tensors where they belong.
+    """Load the tensors into the adapter's layers.
 
-    What a model with this adapter would save, and is not filled, is missing, under whatever names an older PEFT wrote.
+    A tensor that the model with this adapter would save, and that is not filled, is missing, whatever names an older
+    PEFT wrote.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -225,10 +228,12 @@ def _fill(wrapped: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
     missing = [name for name, value in saved.items() if name not in tensors and id(value) not in filled]
     faults = {"its file lacks": missing, "the model has no place for": result.unexpected_keys}
     if missing or result.unexpected_keys:
-        raise _does_not_fit(folder, "; ".join(f"{what} {_first(names)}" for what, names in faults.items() if names))
+        raise _does_not_fit(
+            folder, "; ".join(f"{what} {_first_name(names)}" for what, names in faults.items() if names)
+        )
 
 
-def _first(names: Sequence[str]) -> str:
+def _first_name(names: Sequence[str]) -> str:
     return min(names) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
@@ -244,9 +249,9 @@ def _does_not_fit(folder: Path, fault: str) -> UserError:
 def _no_weights(folder: Path, config: PeftConfig, reason: str = "") -> UserError:
     kind = getattr(config.peft_type, "value", config.peft_type)
     return UserError(
-        f"this adapter ({kind}) is no change of the model's weights and cannot be merged{reason and f': {reason}'}",
+        f"this adapter ({kind}) does not change the model's weights and cannot be merged{reason and f': {reason}'}",
         where=str(folder),
-        mend="use it through PEFT itself, or train one that is, such as LoRA",
+        mend="use it through PEFT itself, or train one that does, such as LoRA",
     )
 
 
@@ -260,20 +265,20 @@ def _merge(wrapped: PeftModel, folder: Path) -> PreTrainedModel:
         raise
     except Exception as error:
         pass_on(error)
-        if _wants_weights(error):
+        if _needs_values(error):
             raise
         reason = (str(error).splitlines() or [""])[0]
         if isinstance(error, NotImplementedError):
             raise _no_weights(folder, wrapped.active_peft_config, reason) from error
         raise _does_not_fit(folder, reason) from error
-    # Layers made of others (layer_replication) are layers like all now; the model itself ties what is in its list.
+    # Layers made of others (layer_replication) are ordinary layers now. The model itself ties the weights in its list.
     tied = {*merged.all_tied_weights_keys, *merged.all_tied_weights_keys.values()}
     _copy(shared for shared in _shared(merged) if shared.path not in tied)
     return merged
 
 
 class _Shared(NamedTuple):
-    """A parameter of a module that another module has too."""
+    """A parameter of a module that another module shares."""
 
     path: str
     module: nn.Module
@@ -291,7 +296,7 @@ def _shared(model: nn.Module) -> list[_Shared]:
 
 
 def _adapted(wrapped: PeftModel) -> list[_Shared]:
-    """Shared parameters of layers that the adapter changes."""
+    """Return the shared parameters of layers that the adapter changes."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [layer for layer in wrapped.modules() if isinstance(layer, BaseTunerLayer)]
@@ -308,22 +313,23 @@ def _copy(weights: Iterable[_Shared]) -> None:
         setattr(module, name, nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad))
 
 
-def _wants_weights(error: Exception) -> bool:
-    """Whether something was computed on the device ``meta`` that has no result there: torch has no type for it."""
+def _needs_values(error: Exception) -> bool:
+    """Whether an error comes from a computation on the device ``meta`` that has no result there. torch has no type for
+    it."""
     return isinstance(error, RuntimeError) and "meta" in str(error).lower()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """PEFT's warnings are about what is checked here."""
+    """Silence PEFT's warnings, which are about what is checked here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 @contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
-    """Whatever PEFT says of an adapter, whose config may hold anything."""
+def _as_user_error(folder: Path) -> Iterator[None]:
+    """Turn any error of PEFT about an adapter, whose config may hold anything, into a :class:`UserError`."""
     import torch
 
     try:
@@ -350,16 +356,16 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 
 BASE_CONFIG = "base_config.json"
-"""File beside an adapter: the base model's config as trained, context extension included."""
+"""The file beside an adapter with the base model's config as trained, context extension included."""
 
 
 def write_base_config(folder: Path, config: PreTrainedConfig) -> None:
-    """Keep the base model's config, as trained, with the adapter in ``folder``.
+    """Write the base model's config, as trained, beside the adapter in ``folder``.
 
     A scaled RoPE is part of what the adapter learned, but not of its weights. :func:`load_model` and the vLLM engine
-    apply it. PEFT alone does not: there, load the base model with ``config=AutoConfig.from_pretrained(FILE)``.
+    apply it. PEFT alone does not: with it, load the base model with ``config=AutoConfig.from_pretrained(FILE)``.
     """
-    # Also fields that have their default: another model's default could differ.
+    # Fields with default values are written too: another model's default could differ.
     content = json.loads(config.to_json_string(use_diff=False))
     content.pop("_name_or_path", None)  # a path of this machine
     write_atomic(folder / BASE_CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""Facts about a model that results depend on: its window, its stop tokens, its kind of attention, its fingerprint."""
+"""Read facts about a model that results depend on: its window, stop tokens, kind of attention and fingerprint."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 def model_window(name: str, adapter: Path | None = None) -> int:
-    """:func:`config_window` of the model of this name, or what it was extended to when ``adapter`` was trained.
+    """Return :func:`config_window` of a model, or the window that it was extended to when ``adapter`` was trained.
 
     Raises:
-        UserError: there is no such model or adapter, or its config says nothing of positions.
+        UserError: There is no such model or adapter, or its config gives no number of positions.
     """
     return config_window(load_config(name, adapter=adapter))
 
 
 def model_eos_ids(name: str) -> tuple[int, ...]:
-    """Ids at which the model's generation config stops; empty where there is none."""
+    """Return the ids at which the model's generation config stops; empty if there is no such config."""
     from transformers import GenerationConfig
 
     try:
@@ -41,10 +41,10 @@ def model_eos_ids(name: str) -> tuple[int, ...]:
 
 
 def length_dependent_rope(config: PreTrainedConfig) -> str | None:
-    """The RoPE type, if its frequencies depend on the length of what is read (``dynamic``, ``longrope``), else None.
+    """Return the RoPE type if its frequencies depend on the length of the input (``dynamic``, ``longrope``), else None.
 
-    Under such a type a token's states change with what follows it in a row or stands beside it in a batch, so shared
-    prompts, batches of unequal rows and one-pass perplexity curves would not equal separate runs.
+    Under such a type, a token's states change with what follows it in a row or stands beside it in a batch. So shared
+    prompts, batches of unequal rows and one-pass perplexity curves would differ from separate runs.
     """
     rope = getattr(text_config(config), "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
@@ -54,7 +54,8 @@ def length_dependent_rope(config: PreTrainedConfig) -> str | None:
 
 
 def limited_attention(config: PreTrainedConfig) -> list[str]:
-    """Kinds of the model's layers that do not attend to everything before them, such as ``sliding_attention``."""
+    """Return the kinds of the model's layers that do not attend to all earlier tokens, such as
+    ``sliding_attention``."""
     config = text_config(config)
     kinds = set(getattr(config, "layer_types", None) or ())
     if not kinds and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
@@ -63,17 +64,18 @@ def limited_attention(config: PreTrainedConfig) -> list[str]:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of the vocabulary: two tokenizers with the same one give ids that mean the same."""
+    """Return a hash of the vocabulary. If two tokenizers have the same one, their ids mean the same."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
     return hashlib.sha256(vocabulary.encode("utf-8")).hexdigest()[:16]
 
 
 @cache
 def model_fingerprint(name: str) -> str:
-    """What identifies a model's weights in manifests and caches.
+    """Return what identifies a model's weights in manifests and caches.
 
-    The embedded model: its GGUF's hash. A folder: hash over the names, sizes and headers of its safetensors files and
-    its ``config.json`` (a full hash of 100 GB would take minutes). A hub name: the commit, where transformers tells it.
+    For the embedded model it is the hash of its GGUF file. For a folder it is a hash over ``config.json`` and the
+    names, sizes and three megabytes of each safetensors file (a full hash of 100 GB would take minutes). For a hub name
+    it is the commit, if transformers tells it.
     """
     if name == EMBEDDED:
         return GGUF_SHA256[:16]

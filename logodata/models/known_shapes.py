@@ -1,7 +1,7 @@
-"""Shapes of the models that shipped recipes name, for plans and dry runs where the hub cannot be reached.
+"""Shapes of the models that shipped recipes name, for plans and dry runs without the hub.
 
-Facts from the models' published configs, written by hand; enough to count weights, memory and positions, and nothing
-else. Reached only through ``logodata.models.loading.load_config(name, shapes_only=True)``.
+They are facts from the models' published configs, written by hand: enough to count weights, memory and positions, and
+nothing else. Only ``logodata.models.loading.load_config(name, shapes_only=True)`` reads them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _rope(theta: float) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta}
 
 
-# None of them ties its head to its embedding.
+# None of these models ties its output head to its embedding.
 _SHAPES: dict[str, dict[str, Any]] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": {
         **_LLAMA_3_8B,
@@ -110,7 +110,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
 
 
 def known_shapes(name: str) -> PreTrainedConfig | None:
-    """A config with the shapes of the model of this hub name; None for a model that is not in the table."""
+    """Return a config with the shapes of a hub model; None if the model is not in the table."""
     from transformers import AutoConfig
 
     facts = _SHAPES.get(name)

@@ -1,5 +1,5 @@
-"""Model names: the embedded model, a local folder, or a hub name; what they load, with or without an adapter; and
-fingerprints that tie results to a model."""
+"""Load models, tokenizers and configs by name (the embedded model, a local folder or a hub name), with or without an
+adapter."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 DType = Literal["float32", "bfloat16", "float16"]
 
 EMBEDDED = "embedded"
-"""Name of the model that comes from the package index: SmolLM2-135M-Instruct, Apache-2.0, 8192 positions."""
+"""The name of the model from the package index: SmolLM2-135M-Instruct, Apache-2.0, 8192 positions."""
 
 _COPY = "copy the model again; is it one that writes text?"
-_NOT_A_WRITER = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>")
+_NO_CAUSAL_LM = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>")
 _HUB_TIMEOUT_S = 5.0
 _MAX_TEMPLATE_BYTES = 2**20
 
 
 def resolve_model(name: str) -> str:
-    """Turn what a user typed after ``--model`` into something ``from_pretrained`` takes.
+    """Turn the value of ``--model`` into something that ``from_pretrained`` takes.
 
-    ``embedded`` gives the converted embedded model; a folder is checked for a ``config.json``; anything else that does
-    not look like a path is a hub name and is returned as it is.
+    ``embedded`` gives the converted embedded model. A folder is checked for a ``config.json``. Any other name that does
+    not look like a path is a hub name and is returned unchanged.
 
     Raises:
-        UserError: no such folder, no model in it, or an adapter beside the model.
+        UserError: There is no such folder, it holds no model, or it holds an adapter beside the model.
     """
     if name == EMBEDDED:
         return str(embedded_model())
@@ -82,10 +82,10 @@ def _with_adapter(name: str) -> UserError:
 
 
 def check_model(name: str) -> None:
-    """What :func:`resolve_model` refuses, without loading anything: the embedded model is not made for it.
+    """Refuse what :func:`resolve_model` refuses, without loading anything. The embedded model is not converted for it.
 
     Raises:
-        UserError: no such folder, no model in it, or no package of the embedded one.
+        UserError: There is no such folder, no model in it, or no package of the embedded model.
     """
     if name == EMBEDDED:
         check_embedded_model()
@@ -94,13 +94,13 @@ def check_model(name: str) -> None:
 
 
 def model_folder(name: str) -> Path | None:
-    """The folder of a model that is one, on this machine; None for ``embedded`` and for names of the hub."""
+    """Return the folder of a model on this machine; None for ``embedded`` and for hub names."""
     path = Path(name).expanduser()
     return path if name != EMBEDDED and path.is_dir() else None
 
 
 def _reachable(name: str) -> str:
-    """:func:`resolve_model`; before a hub name is looked up, whether the hub answers."""
+    """Call :func:`resolve_model`. Before a hub name is looked up, check whether the hub answers."""
     resolved = resolve_model(name)
     if not Path(resolved).is_dir():
         _reach_hub()
@@ -109,8 +109,8 @@ def _reachable(name: str) -> str:
 
 @cache
 def _reach_hub() -> None:
-    """Go on with cached files where the hub does not answer: huggingface_hub would try for half a minute for each
-    file, and then do the same."""
+    """Use cached files only if the hub does not answer. huggingface_hub would try for half a minute per file, and then
+    do so."""
     import httpx
     from huggingface_hub import constants
 
@@ -126,7 +126,8 @@ def _reach_hub() -> None:
 
 
 def resolve_embedding_model(name: str) -> str:
-    """The same for sentence-embedding models; ``embedded`` is all-MiniLM-L6-v2 from the package index."""
+    """Turn the name of a sentence-embedding model into a folder or hub name. ``embedded`` is all-MiniLM-L6-v2 from the
+    package index."""
     if name != EMBEDDED:
         return name
     return str(package_folder(EMBEDDING_PACKAGE) / "model")
@@ -135,15 +136,15 @@ def resolve_embedding_model(name: str) -> str:
 def load_tokenizer(
     name: str, chat_template: Path | str | None = None, *, needs_template: bool = True
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a chat template if ``needs_template``.
+    """Load the tokenizer of a model.
 
     Args:
-        name: as :func:`resolve_model` takes it.
-        chat_template: a file that holds one, or its text; by default the tokenizer's own.
-        needs_template: whether it must have one.
+        name: The model, as :func:`resolve_model` takes it.
+        chat_template: A file with a chat template, or its text; by default the tokenizer's own.
+        needs_template: Whether the tokenizer must have a chat template.
 
     Raises:
-        UserError: it cannot be loaded, or it has no chat template and none is given. None is ever guessed.
+        UserError: The tokenizer cannot be loaded, or it has no chat template and none is given. None is ever guessed.
     """
     from transformers import AutoTokenizer
 
@@ -163,26 +164,26 @@ def load_tokenizer(
 
 
 def read_template(path: Path) -> str:
-    """The chat template in a file.
+    """Read the chat template in a file.
 
     Raises:
-        UserError: it cannot be read, or is no template.
+        UserError: The file cannot be read, is too large, or is not UTF-8.
     """
     return read_text(path, most_bytes=_MAX_TEMPLATE_BYTES, mend="give a Jinja file in UTF-8")
 
 
 def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = False) -> PreTrainedConfig:
-    """The config of a model, with RoPE and window as ``adapter`` (if any) was trained with.
+    """Load the config of a model, with the RoPE and window that ``adapter`` (if any) was trained with.
 
     Args:
-        name: as :func:`resolve_model` takes it.
-        adapter: folder of an adapter.
-        shapes_only: the config serves to count weights, memory and positions and never meets weights or a tokenizer.
-            Only then may a hand-written table (:mod:`logodata.models.known_shapes`) stand in for a hub that cannot be
-            reached.
+        name: The model, as :func:`resolve_model` takes it.
+        adapter: The folder of an adapter.
+        shapes_only: The config only serves to count weights, memory and positions, and never meets weights or a
+            tokenizer. Only then may a hand-written table (:mod:`logodata.models.known_shapes`) replace a hub that
+            cannot be reached.
 
     Raises:
-        UserError: there is no such model or adapter, or the config cannot be read.
+        UserError: There is no such model or adapter, or the config cannot be read.
     """
     from transformers import AutoConfig
 
@@ -213,22 +214,22 @@ def load_model(
     device: str = "cpu",
     four_bits: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model for inference, the adapter (if any) merged into its weights.
+    """Load a causal language model for inference, with the adapter (if any) merged into its weights.
 
     Only safetensors are read (a pickle can run code), and code that comes with a model is not run.
 
     Args:
-        name: as :func:`resolve_model` takes it.
-        adapter: folder of an adapter.
-        config: by default the model's own, with RoPE and window as the adapter was trained with.
-        dtype: of the weights, the model's own if None; rotary frequencies stay float32.
-        device: where the model goes.
-        four_bits: quantise linear layers as they are read (NF4 with double quantisation, by bitsandbytes); they compute
-            in ``dtype``.
+        name: The model, as :func:`resolve_model` takes it.
+        adapter: The folder of an adapter.
+        config: By default the model's own, with the RoPE and window that the adapter was trained with.
+        dtype: The dtype of the weights; None takes the model's own. Rotary frequencies stay float32.
+        device: The device of the model.
+        four_bits: Quantise linear layers while they are read (NF4 with double quantisation, by bitsandbytes). They
+            compute in ``dtype``.
 
     Raises:
-        UserError: the model or the adapter cannot be loaded, the adapter belongs to another model, or there is no such
-            device.
+        UserError: The model or the adapter cannot be loaded, the adapter belongs to another model, or the device does
+            not exist.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -255,10 +256,10 @@ def load_model(
             device_map={"": device} if four_bits else None,  # quantised weights cannot be moved later
         )
     model: PreTrainedModel = loaded[0]
-    if getattr(model, "_hf_peft_config_loaded", False):  # transformers puts it there unasked and unchecked
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers attaches it unasked and unchecked
         raise _with_adapter(name)
     if missing := sorted(loaded[1]["missing_keys"]):
-        # transformers would go on with random numbers in their place.
+        # transformers would continue with random numbers in their place.
         names = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
         raise UserError(f"cannot load the model: it has no weights for {names}", where=name, mend=_COPY)
     if adapter is not None:
@@ -269,7 +270,7 @@ def load_model(
 
 
 def _check_device(device: str) -> None:
-    """Before weights are read, which takes minutes."""
+    """Refuse a device that does not exist before weights are read, which takes minutes."""
     import torch
 
     try:
@@ -282,15 +283,16 @@ def _check_device(device: str) -> None:
 
 
 def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrainedModel:
-    """The model that a config describes, with weights of no meaning: on torch's device ``meta`` it takes no memory.
+    """Return the model that a config describes, with meaningless weights. On torch's device ``meta`` it takes no
+    memory.
 
     Args:
-        config: as :func:`load_config` gives it.
-        name: of the model, for messages.
-        options: of transformers' ``from_config``.
+        config: The config, as :func:`load_config` returns it.
+        name: The name of the model, for messages.
+        options: Options of transformers' ``from_config``.
 
     Raises:
-        UserError: the config describes no causal language model that transformers knows.
+        UserError: The config does not describe a causal language model that transformers knows.
     """
     from transformers import AutoModelForCausalLM
 
@@ -300,7 +302,7 @@ def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrain
 
 
 def skeleton(config: PreTrainedConfig, name: str) -> PreTrainedModel:
-    """:func:`empty_model` on torch's device ``meta``: names and shapes alone."""
+    """Return :func:`empty_model` on torch's device ``meta``: names and shapes without values."""
     import torch
 
     with torch.device("meta"):
@@ -309,8 +311,8 @@ def skeleton(config: PreTrainedConfig, name: str) -> PreTrainedModel:
 
 @contextmanager
 def _loading(what: str, name: str) -> Iterator[None]:
-    """Whatever transformers says of a folder's files, as one line. Strangers write these files, and each check of them
-    has an exception of its own."""
+    """Turn any error of transformers about a folder's files into one line. Strangers write these files, and
+    transformers raises a different exception for each fault."""
     try:
         yield
     except UserError:
@@ -323,9 +325,9 @@ def _loading(what: str, name: str) -> Iterator[None]:
                 where=name,
                 mend="take a model that transformers knows by itself",
             ) from error
-        if unknown := _NOT_A_WRITER.match(str(error)):
+        if unknown := _NO_CAUSAL_LM.match(str(error)):
             raise UserError(
-                f"transformers has no text model alone for a {unknown[1]}",
+                f"transformers has no causal language model for a {unknown[1]}",
                 where=name,
                 mend="take a model that writes text and nothing else, such as Llama or Qwen",
             ) from error
@@ -337,7 +339,8 @@ def _loading(what: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def replaced_attention(model: PreTrainedModel, name: str, attention: Callable[..., Any]) -> Iterator[None]:
-    """Within the block, layers attend by ``attention`` (registered with transformers as ``name``), on sdpa's masks."""
+    """Within the block, let layers attend by ``attention`` (registered with transformers as ``name``), with sdpa's
+    masks."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -368,10 +371,11 @@ def _four_bits(dtype: DType) -> Any:
 
 
 def trained_rope(adapter: Path) -> dict[str, Any]:
-    """RoPE and window that an adapter was trained with, as config fields; empty if :func:`write_base_config` left none.
+    """Return the RoPE and window that an adapter was trained with, as config fields; empty if :func:`write_base_config`
+    wrote none.
 
     Raises:
-        UserError: ``adapter`` is none, or its ``base_config.json`` is damaged.
+        UserError: ``adapter`` is not an adapter, or its ``base_config.json`` is damaged.
     """
     from transformers import AutoConfig
 

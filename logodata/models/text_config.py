@@ -1,4 +1,4 @@
-"""The part of a model's config that describes its text decoder."""
+"""Read the part of a model's config that describes its text decoder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The part of a config that describes the text decoder: of a model that takes images or sound too, the config
-    inside its config; of any other model the config itself.
+    """Return the part of a config that describes the text decoder. If the model also takes images or sound, it is the
+    config inside its config; otherwise it is the config itself.
 
-    Whoever reads a size, a window or a RoPE asks this first.
+    Call this before reading a size, a window or a RoPE.
 
     Raises:
-        UserError: the config holds several text models.
+        UserError: The config holds several text models.
     """
     try:
         return config.get_text_config(decoder=True)
@@ -30,21 +30,21 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def config_name(config: PreTrainedConfig) -> str:
-    """What messages call the model of a config: its name or folder, or else its kind."""
+    """Return what messages call the model of a config: its name or folder, or else its kind."""
     return str(config.name_or_path or config.model_type)
 
 
 def config_window(config: PreTrainedConfig) -> int:
-    """Positions that the model of a config was made for (``max_position_embeddings``; the tokenizer's
+    """Return the number of positions that a model was made for (``max_position_embeddings``; the tokenizer's
     ``model_max_length`` is not reliable).
 
     Raises:
-        UserError: the config says nothing of positions.
+        UserError: The config does not give it.
     """
     window = getattr(text_config(config), "max_position_embeddings", None)
     if not isinstance(window, int):
         raise UserError(
-            "the model's config says nothing of its window (max_position_embeddings)",
+            "the model's config does not give its window (max_position_embeddings)",
             where=config_name(config),
             mend="take a model that writes text, or add it to config.json",
         )
@@ -52,5 +52,5 @@ def config_window(config: PreTrainedConfig) -> int:
 
 
 def head_dim(config: PreTrainedConfig) -> int:
-    """Width of one attention head."""
+    """Return the width of one attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Token ids must be the model's: a tokenizer may hold more tokens than the model's embedding has rows."""
+"""Check that token ids are the model's: a tokenizer may hold more tokens than the model's embedding has rows."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ENLARGE = (
     "take the tokenizer that the model was trained with, or give the model rows for its tokens: "
     "model.resize_token_embeddings(len(tokenizer))"
 )
-"""How to mend a tokenizer and a model that do not fit."""
+"""How to mend a tokenizer that does not fit the model."""
 
 
 def vocabulary_size(config: PreTrainedConfig) -> int:
-    """Rows of the embedding of a model; of one of several kinds of input, of its text part."""
+    """Return the number of rows of a model's embedding; of its text part if the model has several kinds of input."""
     from logodata.models.text_config import text_config
 
     return int(text_config(config).vocab_size)
@@ -27,17 +27,17 @@ def vocabulary_size(config: PreTrainedConfig) -> int:
 def check_ids(size: int, *sequences: Sequence[int], where: str, mend: str = ENLARGE) -> None:
     """Refuse token ids that the model has no row for.
 
-    Tokens of a tokenizer that no text has been turned into do no harm, and some published models have such: so ids are
-    checked, not tokenizers.
+    Ids are checked instead of tokenizers: surplus tokens that no text becomes do no harm, and some published models
+    have them.
 
     Args:
-        size: as :func:`vocabulary_size` gives it.
-        sequences: of token ids.
-        where: they stand.
-        mend: what to do.
+        size: The number of rows, as :func:`vocabulary_size` returns it.
+        sequences: Sequences of token ids.
+        where: The place of the ids, for the message.
+        mend: What to do about it.
 
     Raises:
-        UserError: it names the first one.
+        UserError: It names the first such id.
     """
     for ids in sequences:
         if ids and not 0 <= min(ids) <= max(ids) < size:

@@ -1,5 +1,5 @@
-"""Names that other programs have for what a ``build`` section says (:mod:`logodata.common.recipes.foreign`): vLLM and
-OpenAI's clients, transformers, and tools that cut and search documents."""
+"""Names that other programs have for the fields of a ``build`` section (:mod:`logodata.common.recipes.foreign`): vLLM
+and OpenAI's clients, transformers, and tools that cut and search documents."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ ENGINE = {
     "output_path": _OUTPUT,
     "output": _OUTPUT,
 }
-"""Of what runs a model; shared by all programs that open an engine."""
+"""Names for what runs a model. All programs that open an engine share them."""
 
 ENGINE_VALUES = {
     "engine.dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
@@ -137,4 +137,4 @@ QUESTION_NAMES = {
     "max_gen_toks": "max_new_tokens",
     "max_samples": "source.max_documents",
 }
-"""Of ``logodata questions``."""
+"""Names for the fields of ``logodata questions``."""

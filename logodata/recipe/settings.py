@@ -1,4 +1,4 @@
-"""The ``build`` section of a recipe. Defaults are the paper's, but for which chunks are critical (``contexts``)."""
+"""The ``build`` section of a recipe. Defaults are the paper's, except for which chunks are critical (``contexts``)."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class GenerationSettings(RecipeModel):
     """Where responses come from and how they are decoded."""
 
     preferred: PreferredSource = "model"
-    """``model``: the model's greedy answer from the critical chunks (paper). ``best_of_n``: that one, then sampled
-    ones; the first that the judge finds right. ``guided``: the model says the reference in its own words, from critical
-    chunks, question and reference. ``reference``: the reference itself, which a model that would never say it that way
-    learns badly."""
+    """The source of preferred responses. ``model`` is the model's greedy answer from the critical chunks (paper).
+    ``best_of_n`` tries this answer, then sampled ones, and takes the first that the judge finds right. ``guided`` lets
+    the model say the reference in its own words, from critical chunks, question and reference. ``reference`` is the
+    reference itself, which a model that would never say it that way learns badly."""
     num_candidates: int = Field(default=1, gt=0)
-    """Preferred responses to try, for ``best_of_n`` and ``guided``. ``best_of_n``: 2 at least, the first is greedy.
-    ``guided``: each of four wordings of the hint is decoded greedily, then sampled."""
+    """The number of preferred responses to try, for ``best_of_n`` and ``guided``. ``best_of_n`` needs at least 2, of
+    which the first is greedy. ``guided`` decodes each of four wordings of the hint greedily, then samples."""
     temperature: float = Field(default=0.7, gt=0)
-    """For the sampled candidates."""
+    """The temperature of the sampled candidates."""
     top_p: float = Field(default=0.95, gt=0, le=1)
-    """For the sampled candidates."""
+    """The nucleus of the sampled candidates."""
     max_new_tokens: Tokens = 256
-    """Length cap of every response. A preferred response that meets it is not kept; nothing is cut to fit."""
+    """The maximum length of every response. A preferred response that reaches it is not kept. Nothing is cut to fit."""
     group_size: int = Field(default=256, gt=0)
-    """Questions whose prompts go to the engine in one submission."""
+    """The number of questions whose prompts go to the engine together."""
     cache: Path | Literal["embedded"] | None = None
-    """Responses generated before, by the same model for the same prompts; ``embedded`` is the one that comes with the
-    project. What was taken from it is counted and named."""
+    """Responses that the same model generated before for the same prompts. ``embedded`` is the cache that comes with
+    the project. What is taken from it is counted and named."""
 
     @model_validator(mode="after")
     def _candidates_need_sampling(self) -> GenerationSettings:
@@ -60,26 +60,26 @@ class BuildRecipe(ModelSettings):
     foreign_values = ENGINE_VALUES
 
     model: Annotated[str, Field(min_length=1), OrPath("embedded")]
-    """The model that will be trained, and writes the responses: ``embedded``, a folder, or a hub name."""
+    """The model that will be trained and that writes the responses: ``embedded``, a folder, or a hub name."""
     seed: int = Field(default=0, ge=0)
-    """Draws contexts and sampled responses."""
+    """The seed of contexts and sampled responses."""
     source: SourceSettings
-    """Documents and questions."""
+    """The documents and their questions."""
     chunking: ChunkingSettings = ChunkingSettings()
-    """How documents are cut."""
+    """How documents are cut into chunks."""
     evaluator: EvaluatorSettings = EvaluatorSettings()
-    """How chunks are scored."""
+    """How chunks are scored for a question."""
     contexts: ContextSettings = Field(default=ContextSettings(), validate_default=True)
-    """How chunks are put together."""
+    """How contexts are drawn from chunks."""
     generation: GenerationSettings = GenerationSettings()
-    """How responses are made."""
+    """How responses are generated."""
     judge: JudgeSettings = JudgeSettings()
-    """Which pairs are kept."""
+    """How responses are judged, and which pairs are kept."""
 
     @field_validator("contexts")
     @classmethod
     def _scores_have_a_threshold(cls, contexts: ContextSettings, info: ValidationInfo) -> ContextSettings:
-        evaluator: EvaluatorSettings | None = info.data.get("evaluator")  # None if at fault itself
+        evaluator: EvaluatorSettings | None = info.data.get("evaluator")  # None if it is invalid itself
         if evaluator is None or contexts.critical_threshold is None:
             return contexts
         fault = evaluator.threshold_fault(contexts.critical_threshold)
@@ -91,5 +91,5 @@ class BuildRecipe(ModelSettings):
         return contexts
 
     def binding(self) -> dict[str, Any]:
-        """The recipe as JSON, without the engines: a build may go on under others."""
+        """Return the recipe as JSON, without the engines: a build may continue under other engines."""
         return self.model_dump(mode="json", exclude={"engine": True, "judge": {"model": {"engine": True}}})

@@ -1,8 +1,8 @@
-"""Documents with questions, from files, folders and hub data sets; faults name their line.
+"""Read documents with questions from files, folders and hub data sets. Errors name the file and the line.
 
-``settings`` what a recipe says; ``opening`` which format; ``json_rows``, ``csv_rows``, ``tables``, ``text_files`` the
-containers; ``shapes`` rows of other projects; ``fields`` names, forms and types; ``reading`` the checks;
-``documents`` the texts, read as they are needed.
+``fields`` holds the recipe's settings and the names, forms and types of fields. ``formats`` detects the format.
+``json_rows``, ``csv_rows``, ``tables`` and ``text_files`` read the containers. ``conversations`` converts rows of other
+projects. ``reading`` checks every row and provides the documents, whose texts are read when they are needed.
 """
 
 from logodata.sources.fields import SourceFormat, SourceSettings

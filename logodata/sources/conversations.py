@@ -1,7 +1,7 @@
-"""Rows of other projects' data sets, turned into ours: a document with questions.
+"""Convert rows of other projects' data sets into our form: a document with questions.
 
-Conversations and instructions hold document and question in their messages, in a few known wordings, or in turns of
-their own. A message in which no document can be told has none, and its questions are rejected as such.
+Conversations and instructions hold document and question in one message, in one of a few known wordings, or in separate
+turns. If no document is found in a message, the document is empty and its questions are rejected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OTHER_FIELDS = (
     "choices",
     *("gold_label", "choice_A", "choice_B", "choice_C", "choice_D"),
 )
-"""Columns that are read beside our own fields."""
+"""Columns that are read in addition to our own fields."""
 
 UNDERSTOOD = (
     'write {"messages": [{"role": "system", "content": DOCUMENT}, {"role": "user", "content": QUESTION}, '
@@ -54,21 +54,21 @@ _ALPACA = re.compile(
 )
 _ALPACA_TITLE = re.compile(r"paragraphs in the book, (?P<title>.+)\.\s*$")
 
-# long-llm-data: rules around the document, or the document between an opening and the last paragraph.
+# long-llm-data: the document between two lines of dashes, or between an opening line and the last paragraph.
 _RULED = re.compile(r"\s*Context information is below:\n-{5,}\n(?P<context>.*)\n-{5,}\n(?P<question>.*)", re.DOTALL)
 _OPENING = re.compile(
     r"\s*(?:(?:Story|Paper|Context):|Read the following context\.|Below presents [^\n]{1,80}\.|Here is a chapter [^\n]*"
     r"|I want you read [^\n]*|You're a (?:smart|story) [^\n]*|There is an important info[^\n]*)\s*\n"
 )
-_ASKING = re.compile(r"\s*Answer my question using the knowledge from the context:\s*")
+_INSTRUCTION = re.compile(r"\s*Answer my question using the knowledge from the context:\s*")
 
-# Wordings of many: document and question under labels, in either order, or the document between tags.
+# Common wordings: document and question under labels, in either order, or the document between tags.
 _LABEL = re.compile(
     r"^[ \t]*(?:(?P<document>Context|Document|Passage|Article|Text|Story|Paper)|(?P<question>Question|Query|Q)):", re.M
 )
 _ANSWER_LABEL = re.compile(r"\n[ \t]*(?:Answer|A):\s*\Z")
 _LABEL_WITHIN = 1000
-"""Characters in which the first label must stand: further on it belongs to the document."""
+"""The first label must begin within this many characters. A later label belongs to the document."""
 
 _TAGGED = re.compile(
     r"(?P<before>.*?)<(?P<tag>document|documents|context|article|passage|text|story)>\s*(?P<context>.*)\s*</(?P=tag)>"
@@ -77,13 +77,13 @@ _TAGGED = re.compile(
 )
 
 _LEAST_CHARACTERS = 300
-"""A turn of fewer characters is no document, unless it is in a known wording."""
+"""A turn of fewer characters is not taken for a document, unless it has a known wording."""
 
 _LONGER = 4
-"""A system turn of so many times the length of the longest user turn is the document."""
+"""A system turn that is this many times as long as the longest user turn is the document."""
 
 _PROSE = 100
-"""A last paragraph of so many characters that asks nothing belongs to the document."""
+"""A last paragraph of at least this many characters that asks nothing belongs to the document."""
 
 _QUESTION = re.compile(
     r"[?？]|^\W*(?:please\s+)?(?:summari[sz]e|describe|explain|list|tell|write|give|name|identify|compare|discuss|find"
@@ -91,12 +91,12 @@ _QUESTION = re.compile(
     re.IGNORECASE,
 )
 
-# Files of long-llm-data say in their name what their questions are.
+# Names of long-llm-data's files tell the kind of their questions.
 _KINDS = {"one_detail": "single_detail", "multi_detail": "multi_detail", "bio_": "biography", "booksum": "summary"}
 
 
 def shape_of(row: Mapping[str, Any]) -> Shape:
-    """What the rows of a source are, by the first of them."""
+    """Return the shape of a source's rows, judged by its first row."""
 
     def has(*names: str) -> bool:
         return any(column_of(row, name) is not None for name in names)
@@ -114,8 +114,8 @@ def shape_of(row: Mapping[str, Any]) -> Shape:
 
 
 def columns_of(row: Mapping[str, Any]) -> dict[str, str]:
-    """Names of a plain row's columns for our fields that no list of names can tell: ``input`` is the document where
-    something else is the question (L-Eval, BABILong)."""
+    """Return a plain row's columns for our fields, where the lists of aliases cannot tell them. ``input`` is the
+    document if another column holds the question (L-Eval, BABILong)."""
     asks = [*(name for name in aliases("question") if name != "input"), *aliases("questions")]
     is_document = (
         column_of(row, "input") is not None
@@ -126,13 +126,13 @@ def columns_of(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def kind_of(path: str) -> str:
-    """Kind of the questions in a file of long-llm-data."""
+    """Return the kind of the questions in a file of long-llm-data."""
     return next((kind for part, kind in _KINDS.items() if part in PurePath(path).name), "other")
 
 
 def from_longalpaca(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A LongAlpaca row (instruction, input, output, file): the document stands in the instruction, else in the input;
-    without either it is empty."""
+    """Convert a LongAlpaca row (``instruction``, ``input``, ``output``, ``file``). The document is taken from the
+    instruction, else from the input. If neither holds one, it is empty."""
     instruction = _text(row, "instruction", where)
     given = _text(row, "input", where, default="")
     context, question, title, _ = split_message(instruction)
@@ -148,7 +148,12 @@ def from_longalpaca(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def from_squad(row: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
-    """SQuAD's files: articles with paragraphs, each of them a document with its questions (``qas``)."""
+    """Yield the documents in a row of SQuAD's files. Each paragraph of an article is a document with its questions
+    (``qas``).
+
+    Raises:
+        UserError: An article has no list of paragraphs with a context.
+    """
     for article in row["data"] if isinstance(row.get("data"), list) else [row]:
         paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
         if not isinstance(paragraphs, list) or not _has_contexts(paragraphs):
@@ -159,11 +164,12 @@ def from_squad(row: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
 
 
 def from_conversation(row: Mapping[str, Any], where: str, kind: str = "other") -> dict[str, Any]:
-    """A conversation (turns of role and content, or of from and value; or ``prompt`` and ``completion``).
+    """Convert a conversation: turns of ``role`` and ``content`` or of ``from`` and ``value``, or ``prompt`` and
+    ``completion``.
 
-    Every user turn asks, the assistant's turn after it answers. The document is the row's ``context``, if it has one;
-    else a long system turn; else it stands in the user's first turn (a much longer one, if there is such: what came
-    before is no question on it), before the question, or is that turn.
+    Each user turn is a question, and the assistant's turn after it is the answer. The document is the row's ``context``
+    if it has one, else a long system turn, else the first user turn or the part of it before the question. If a later
+    user turn is much longer than the first, it counts as the first: the turns before it do not ask about the document.
     """
     turns = list(_turns(row, where))
     system = "\n\n".join(text for role, text in turns if role == "system").strip()
@@ -190,8 +196,8 @@ def from_conversation(row: Mapping[str, Any], where: str, kind: str = "other") -
 
 
 def _document(system: str, asked: Sequence[str]) -> tuple[str, str | None, str]:
-    """The document of a conversation, empty if none is found; the first question, None where the first user turn is the
-    document; the title."""
+    """Return the document of a conversation (empty if none is found), the first question and the title. The question is
+    None if the first user turn is the document."""
     context, question, title, is_known = split_message(asked[0])
     if is_known:
         return context, question, title
@@ -201,20 +207,20 @@ def _document(system: str, asked: Sequence[str]) -> tuple[str, str | None, str]:
     context, question = _at_last_paragraph(asked[0])
     is_prose = len(question) >= _PROSE and not _QUESTION.search(question)
     if len(asked) > 1 and len(asked[0]) >= _LEAST_CHARACTERS and is_prose:
-        return asked[0], None, ""  # given first, asked about in the turns that follow
+        return asked[0], None, ""  # the turns that follow ask about it
     return context, question, ""
 
 
 def split_message(message: str) -> tuple[str, str, str, bool]:
-    """Document, question and title of a message that holds both in a known wording, and whether it does; without, the
-    document is empty and the question the message."""
+    """Split a message in a known wording into document, question and title. The last value tells whether the wording is
+    known; if not, the document is empty and the question is the whole message."""
     match = _ALPACA.fullmatch(message)
     if match:
         title = _ALPACA_TITLE.search(match["opening"].rstrip() + " ")
         return match["context"].strip(), match["question"].strip(), title["title"] if title else "", True
     match = _RULED.fullmatch(message)
     if match:
-        return match["context"].strip(), _ask(match["question"]), "", True
+        return match["context"].strip(), _without_instruction(match["question"]), "", True
     if labelled := _labelled(message):
         return *labelled, "", True
     match = _TAGGED.fullmatch(message)
@@ -225,7 +231,8 @@ def split_message(message: str) -> tuple[str, str, str, bool]:
 
 
 def _labelled(message: str) -> tuple[str, str] | None:
-    """Document and question under labels; the label that comes first tells which is which."""
+    """Return the document and the question under their labels, in either order; None if the message has no such
+    labels."""
     labels = [(match.lastgroup, match.start(), match.end()) for match in _LABEL.finditer(message)]
     if not labels or labels[0][1] > _LABEL_WITHIN:
         return None
@@ -239,24 +246,27 @@ def _labelled(message: str) -> tuple[str, str] | None:
 
 
 def _at_last_paragraph(message: str) -> tuple[str, str]:
-    """A message in no known wording, split at its last blank line, as the code published with the paper does; at its
-    first one, if a question stands before it and none after; without one, at its last line, if that is a question after
-    a long text."""
+    """Split a message in no known wording into document and question.
+
+    The split is at the last blank line, as in the code published with the paper. It is at the first blank line if a
+    question stands before it and none after the last one. Without a blank line it is at the last line, if that is a
+    question after a long text; otherwise the document is empty.
+    """
     context, _, question = message.rstrip().rpartition("\n\n")
     first, _, rest = message.strip().partition("\n\n")
     is_question_first = first.rstrip().endswith(("?", "？")) and len(first) < _LEAST_CHARACTERS <= len(rest)
     if is_question_first and not _QUESTION.search(question):
-        return rest.strip(), _ask(first)
+        return rest.strip(), _without_instruction(first)
     if not context.strip():
         context, _, question = message.rstrip().rpartition("\n")
         if len(context) < _LEAST_CHARACTERS or not _QUESTION.search(question):
-            return "", _ask(message)
+            return "", _without_instruction(message)
     opening = _OPENING.match(context + "\n")
-    return context[opening.end() :].strip() if opening else context.strip(), _ask(question)
+    return context[opening.end() :].strip() if opening else context.strip(), _without_instruction(question)
 
 
 def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    """Role and text of each turn."""
+    """Yield the role and the text of each turn."""
     field = next((key for name in TURN_FIELDS if (key := column_of(row, name)) and row[key] is not None), None)
     turns = row[field] if field else _prompted(row)
     if not isinstance(turns, list) or not turns:
@@ -275,13 +285,14 @@ def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
             raise UserError(f"a turn's role is {role!r}", where=where, mend=f"roles are {', '.join(_ROLES)}")
         name = "value" if turn.get("content") is None and "value" in turn else "content"
         if isinstance(parts := turn.get(name), list):
-            yield _ROLES[role.lower()], _of_parts(parts, where)
+            yield _ROLES[role.lower()], _join_parts(parts, where)
         else:
             yield _ROLES[role.lower()], _text(turn, name, where)
 
 
 def _prompted(row: Mapping[str, Any]) -> list[Any] | None:
-    """The turns of ``prompt`` and ``completion``, each a text or a list of turns."""
+    """Return the turns in ``prompt`` and ``completion``, each a text, a list of texts or a list of turns; None if one
+    is missing."""
     prompt = column_of(row, "prompt")
     completion = next((key for name in _COMPLETIONS if (key := column_of(row, name)) and row[key] is not None), None)
     turns: list[Any] = []
@@ -298,8 +309,8 @@ def _prompted(row: Mapping[str, Any]) -> list[Any] | None:
     return turns
 
 
-def _of_parts(parts: Sequence[Any], where: str) -> str:
-    """A message in parts, as OpenAI's are."""
+def _join_parts(parts: Sequence[Any], where: str) -> str:
+    """Join the parts of a message in OpenAI's format."""
     for part in parts:
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
@@ -312,8 +323,8 @@ def _has_contexts(parts: Sequence[Any]) -> bool:
     return isinstance(first, dict) and ("qas" in first or "paragraphs" in first)
 
 
-def _ask(question: str) -> str:
-    return _ASKING.sub("", question, count=1).strip()
+def _without_instruction(question: str) -> str:
+    return _INSTRUCTION.sub("", question, count=1).strip()
 
 
 def _text(row: Mapping[str, Any], name: str, where: str, default: str | None = None) -> str:

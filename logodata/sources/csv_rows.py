@@ -1,7 +1,8 @@
-"""Rows of tables as text: CSV with ``,`` or ``;``, TSV; quoted fields may hold anything, ends of lines too.
+"""Read rows of text tables: TSV, and CSV with ``,`` or ``;`` or ``|``. Quoted fields may hold any text, line ends
+included.
 
-Cells are text as it stands there, empty ones are absent. In columns whose fields are lists, a cell that spells one, as
-JSON or as Python does, is that: tables written by pandas have answers so.
+Cells stay text, and an empty cell is an absent field. In columns of list fields, a cell that spells a list in JSON or
+Python syntax becomes that list: pandas writes answers in this form.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SUFFIXES = (".csv", ".tsv")
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r"sep=(.)")
-"""What spreadsheets write before the header."""
+"""The line that spreadsheets may write before the header."""
 
 _LISTS = ("questions", "answers", "evidence")
 
@@ -31,15 +32,16 @@ _QUOTING = "put cells that hold the delimiter or an end of line into double quot
 
 
 def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row]:
-    """Yield the rows of a table, each under the names of the header row.
+    """Yield the rows of a table, with the names of the header row as keys.
 
     Args:
-        file: to read.
-        shown: its name in messages.
-        columns: names of the table's own columns for our fields.
+        file: The file to read.
+        shown: Its name in messages.
+        columns: The table's own columns for our fields.
 
     Raises:
-        UserError: not UTF-8, no header, a row with more or fewer cells than it, quotes without end, a cell too long.
+        UserError: The file is not UTF-8, has no header, has a row with more or fewer cells than the header, a quote
+            without end, or a cell that is too long.
     """
     csv.field_size_limit(json_files.MAX_JSON_BYTES)
     with open(file, "rb") as handle:
@@ -75,7 +77,7 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
 
 
 class _Lines(Iterator[str]):
-    """Lines as text, with the number of the last one read."""
+    """Decodes lines and keeps the number of the last one read."""
 
     def __init__(self, numbered: Iterator[tuple[int, bytes]], shown: str) -> None:
         self._numbered, self._shown, self.number = numbered, shown, 0
@@ -89,7 +91,7 @@ class _Lines(Iterator[str]):
 
 
 def _header(lines: _Lines, shown: str, tabs: bool) -> tuple[list[str], str]:
-    """Names of the columns, and the delimiter: the one that makes most of them."""
+    """Return the column names and the delimiter, which is the one that gives most columns."""
     first = next(lines, "")
     named = _SEPARATOR_LINE.fullmatch(first.strip())
     if named:
@@ -114,7 +116,7 @@ def _check_header(header: Collection[str], columns: Mapping[str, str], shown: st
     known = {*columns.values(), *(name for field in ALIASES for name in aliases(field)), *OTHER_FIELDS}
     if not any(column_of(named, name) for name in known):
         raise UserError(
-            "the first row names no column that is known: is there no header row?",
+            "the first row has no known column name: is the header row missing?",
             where=f"{shown}:1",
             mend="write one, e.g. context,question,answers, or map your names: source.columns.context=NAME; "
             f"found: {names_of(named)}",

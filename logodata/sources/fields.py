@@ -1,4 +1,4 @@
-"""Fields of a row under their several names and in their several forms, checked as they are taken."""
+"""Read the fields of a row under their several names and in their several forms, and check them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from logodata.contract import QuestionKind
 _REQUIRED: Any = object()
 
 _TEXTS = ("text", "paragraph_text", "content", "context")
-"""Under which a text stands in an object: NarrativeQA's document, question and answers, SQuAD's answers, MuSiQue's
+"""Keys of the text in an object: NarrativeQA's document, question and answers, SQuAD's answers, MuSiQue's
 paragraphs."""
 
 _NAMES_SHOWN, _NAME_CHARACTERS = 20, 40
 
 
 class Fields:
-    """Takes fields out of rows.
+    """Reads fields from rows.
 
     Args:
-        columns: names of the source's own columns for our fields.
+        columns: The source's own columns for our fields.
     """
 
     def __init__(self, columns: Mapping[str, str]) -> None:
@@ -44,12 +44,13 @@ class Fields:
         kind: type | tuple[type, ...],
         default: Any = _REQUIRED,
     ) -> Any:
-        """The field ``name`` of a row; ``default`` where it is absent or null.
+        """Return the field ``name`` of a row, or ``default`` if it is absent or null.
 
-        Of several names the first counts under which something stands, of a text something but white space.
+        If a row has several of its names, the first one with a value counts. White space alone counts only if there is
+        nothing else.
 
         Raises:
-            UserError: it is required and absent, or of another type.
+            UserError: The field is required and absent, or has another type.
         """
         mapped = self._columns.get(name)
         blank = None
@@ -62,7 +63,7 @@ class Fields:
                 continue
             if kind is str:
                 value = _as_text(value)
-            # True is an int to Python, and no id to anybody.
+            # In Python True is an int, but it is not an id.
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise wrong_type(str(key), value, kind, where)
             if isinstance(value, str):
@@ -84,7 +85,7 @@ class Fields:
         return default
 
     def context(self, row: Mapping[str, Any], where: str) -> str:
-        """The document of a row, of its parts put together."""
+        """Return the document of a row. A document in several parts is joined."""
         value = self.get(row, "context", where, (str, list, dict), default=None)
         if value is None and "context" not in self._columns:
             key = next((key for name in PARTS if (key := column_of(row, name)) and row[key]), None)
@@ -92,7 +93,7 @@ class Fields:
             if isinstance(value, list):
                 value = [{"text": part} if isinstance(part, str) else part for part in value]
         if value is None:
-            self.get(row, "context", where, str)  # says what is missing
+            self.get(row, "context", where, str)  # raises the error that says what is missing
         value = context_of(value)
         if not isinstance(value, str):
             raise wrong_type("context", value, str, where)
@@ -100,18 +101,18 @@ class Fields:
         return value
 
     def check_all_seen(self, where: str) -> None:
-        """Raise a :class:`UserError` if a mapped column was in no row: it is misspelt."""
+        """Raise a :class:`UserError` if a mapped column was in no row, which means that it is misspelt."""
         for column, name in self._unseen.items():
             raise UserError(f"no row has a column {column!r}", where=where, mend=f"correct source.columns.{name}")
 
     def questions(self, row: Mapping[str, Any], where: str) -> list[dict[str, Any]] | None:
-        """The nested questions of a row; None where it has none. Texts get the answers that stand beside them in a list
-        as long."""
+        """Return the nested questions of a row; None if it has none. Plain texts get the answers from a list of the
+        same length."""
         nested = spelt(self.get(row, "questions", where, (list, str), default=None))
         if nested is None:
             return None
         if isinstance(nested, list) and nested and all(isinstance(entry, str) for entry in nested):
-            nested = self._beside(row, nested, where)
+            nested = self._with_answers(row, nested, where)
         for entry in nested if isinstance(nested, list) else [nested]:
             if not isinstance(entry, dict):
                 raise UserError(
@@ -122,7 +123,7 @@ class Fields:
         found: list[dict[str, Any]] = nested
         return found
 
-    def _beside(self, row: Mapping[str, Any], texts: list[str], where: str) -> list[Any]:
+    def _with_answers(self, row: Mapping[str, Any], texts: list[str], where: str) -> list[Any]:
         answers = spelt(self.get(row, "answers", where, (list, dict, str), default=None))
         if isinstance(answers, dict):  # CoQA
             answers = answers.get("input_text")
@@ -133,7 +134,7 @@ class Fields:
         return [{"question": text, "answers": answer} for text, answer in zip(texts, answers, strict=True)]
 
     def question(self, entry: Mapping[str, Any], default_id: str, where: str) -> dict[str, Any]:
-        """The fields of a question; whether they make one is asked later."""
+        """Return the fields of a question. Whether the question is usable is checked later."""
         answers = self._answers(entry, where)
         for answer in answers:
             if not isinstance(answer, str):
@@ -149,8 +150,8 @@ class Fields:
         }
 
     def _answers(self, entry: Mapping[str, Any], where: str) -> list[Any]:
-        """Reference answers: a text, a list of texts or of objects with ``text`` (NarrativeQA), an object with a list
-        of them (SQuAD); or the number or letter of one of ``options``."""
+        """Return the reference answers. They may be a text, a list of texts or of objects with ``text`` (NarrativeQA),
+        an object with such a list (SQuAD), or the number or letter of one of ``options``."""
         options = _options(entry)
         value = self.get(entry, "answers", where, (list, str, dict, *((int,) if options else ())), default=None)
         if value is None and options and isinstance(gold := entry.get("gold_label"), int):  # QuALITY counts from 1
@@ -163,11 +164,11 @@ class Fields:
         if value is None:
             return []
         answers = [_as_text(answer) for answer in (value if isinstance(value, list) else [value])]
-        return [_chosen(answer, options, where) for answer in answers] if options else answers
+        return [_selected_option(answer, options, where) for answer in answers] if options else answers
 
 
 def column_of(row: Mapping[str, Any], name: str) -> str | None:
-    """The key of a row for a name: itself, or what differs in capitals and white space around it only."""
+    """Return the key of a row for a name; case and surrounding white space may differ. None if there is no such key."""
     if name in row:
         return name
     folded = name.strip().lower()
@@ -175,21 +176,22 @@ def column_of(row: Mapping[str, Any], name: str) -> str | None:
 
 
 def names_of(row: Mapping[str, Any]) -> str:
-    """The keys of a row for a message; a first line taken for a header may be a whole document."""
+    """Format the keys of a row for a message. They are shortened: a first line taken for a header may be a whole
+    document."""
     names = [str(key) if len(str(key)) <= _NAME_CHARACTERS else f"{str(key)[:_NAME_CHARACTERS]}…" for key in row]
     more = len(names) - _NAMES_SHOWN
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "") or "nothing"
 
 
 def wrong_type(key: str, value: object, kind: type | tuple[type, ...], where: str) -> UserError:
-    """The refusal of a field of another type."""
+    """Return the error for a field that has another type."""
     wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
     return UserError(f"field {key!r} is {type(value).__name__}, not {wanted}", where=where, mend="correct this line")
 
 
 def context_of(value: object) -> object:
-    """A document that is told in parts with titles, or in objects, as one text: blank lines stand between them
-    (HotpotQA, MuSiQue). Anything else is returned as it is."""
+    """Join a document that is given in parts, with titles or as objects, into one text with blank lines between them
+    (HotpotQA, MuSiQue). Any other value is returned unchanged."""
     if isinstance(value, dict) and isinstance(value.get("title"), list) and isinstance(value.get("sentences"), list):
         value = [list(pair) for pair in zip(value["title"], value["sentences"], strict=False)]
     if not isinstance(value, list) or not value:
@@ -210,7 +212,7 @@ def _part(part: object) -> str | None:
 
 
 def spelt(value: Any) -> Any:
-    """The list or object that a text spells, as JSON or as Python does; any other value as it is."""
+    """Return the list or object that a text spells in JSON or Python syntax; any other value unchanged."""
     if not isinstance(value, str) or value.strip()[:1] + value.strip()[-1:] not in ("[]", "{}"):
         return value
     for read in (json.loads, ast.literal_eval):
@@ -218,18 +220,18 @@ def spelt(value: Any) -> Any:
             found = read(value.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        # [1815] is rather a text than a list of answers.
+        # [1815] is more likely a text than a list of answers.
         return found if isinstance(found, dict) or all(isinstance(item, str | dict | list) for item in found) else value
     return value
 
 
 def text_digest(text: str) -> str:
-    """sha256 of a text; its start names documents without a ``doc_id``."""
+    """Return the sha256 of a text. Its first characters name a document without a ``doc_id``."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _as_text(value: object) -> object:
-    """The text of an object that holds one."""
+    """Return the text inside an object that holds one; any other value unchanged."""
     if isinstance(value, dict):
         return next((value[key] for key in _TEXTS if isinstance(value.get(key), str)), value)
     return value
@@ -244,26 +246,30 @@ def _options(entry: Mapping[str, Any]) -> Sequence[str]:
     return options if isinstance(options, list) and all(isinstance(option, str) for option in options) else ()
 
 
-def _chosen(answer: Any, options: Sequence[str], where: str) -> Any:
-    """The option that a number (from 0 on) or a letter names."""
+def _selected_option(answer: Any, options: Sequence[str], where: str) -> Any:
+    """Return the option that a number (from 0 on) or a letter names; any other answer unchanged."""
     number = answer
     if isinstance(answer, str) and answer not in options and len(answer.strip()) == 1 and answer.strip().isalpha():
         number = ord(answer.strip().upper()) - ord("A")
     if not isinstance(number, int):
         return answer
     if not 0 <= number < len(options):
-        raise UserError(f"answer {answer!r} is none of {len(options)} options", where=where, mend="correct this line")
+        raise UserError(
+            f"answer {answer!r} is not one of {len(options)} options", where=where, mend="correct this line"
+        )
     return options[number]
 
 
 def _check_characters(text: str, name: str, where: str) -> None:
-    r"""JSON can spell half a character (``"\ud83d"``), which no tokenizer and no file takes."""
+    r"""Refuse unpaired surrogates, which JSON can spell (``"\ud83d"``) but no tokenizer and no file accepts."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         code = f"\\u{ord(text[error.start]):04x}"
         raise UserError(
-            f"field {name!r} holds half a character ({code}, at {error.start})", where=where, mend="correct this line"
+            f"field {name!r} has an unpaired surrogate ({code}, at {error.start})",
+            where=where,
+            mend="correct this line",
         ) from error
 
 
@@ -282,7 +288,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "kind": ("kind",),
     "evidence": ("evidence",),
 }
-"""A row's fields and the names under which other data sets carry them (LongBench: input, _id)."""
+"""The fields of a row, each with its names here and in common data sets (LongBench: input, _id)."""
 
 RARER_ALIASES: dict[str, tuple[str, ...]] = {
     "context": ("passage", "article", "story", "content", "body", "page_content"),
@@ -291,43 +297,43 @@ RARER_ALIASES: dict[str, tuple[str, ...]] = {
     "answers": ("output", "outputs", "response", "target", "completion", "a"),
     "id": ("qid", "question_id"),
 }
-"""More of them (Dolly: instruction, response; CoQA: story; L-Eval: instructions, outputs; SCROLLS: output)."""
+"""Further names (Dolly: instruction, response; CoQA: story; L-Eval: instructions, outputs; SCROLLS: output)."""
 
 PARTS = ("contexts", "paragraphs", "passages", "documents", "ctxs")
-"""Lists of texts that make one document, in rows without ``context`` (MuSiQue, RAGAS, DPR)."""
+"""Columns with a list of texts that make one document, in rows without ``context`` (MuSiQue, RAGAS, DPR)."""
 
 
 def aliases(name: str) -> tuple[str, ...]:
-    """All names of a field, in the order in which they count."""
+    """Return all names of a field in the order of precedence."""
     return ALIASES[name] + RARER_ALIASES.get(name, ())
 
 
 class SourceSettings(RecipeModel):
-    """Where documents come from."""
+    """The source of documents and questions."""
 
     path: Annotated[str, Field(min_length=1), OrPath("embedded")]
     """A file (JSON lines or a JSON list, CSV, parquet, text), a folder (of text files, of CSV files, or of a data set's
     files), a hub data set such as ``org/name``, or ``embedded:train`` / ``embedded:eval`` for the documents that come
     with the project."""
     format: SourceFormat = "auto"
-    """How to read it. ``auto`` goes by extension and content, and says in the log what it found. ``longalpaca`` (rows
-    of instruction, input, output, file) and ``conversations`` (turns, or prompt and completion) stand for the shape of
-    rows, in a JSON, CSV, parquet or hub container."""
+    """How to read the source. ``auto`` decides by extension and content, and logs what it found. ``longalpaca`` (rows
+    of instruction, input, output, file) and ``conversations`` (turns, or prompt and completion) name the shape of rows
+    in a JSON, CSV, parquet or hub container."""
     questions: Annotated[str, OrPath()] | None = None
-    """A second file, JSON, CSV or parquet, with questions by ``doc_id``, for documents that hold none (or not all)."""
+    """A second file (JSON, CSV or parquet) with questions by ``doc_id``, for documents that hold none or not all."""
     split: str | None = None
-    """Split of a hub data set, or of a data set's folder; may be left out where there is only one."""
+    """The split of a hub data set, or of a data set's folder. It may be left out if there is only one."""
     subset: str | None = None
-    """Configuration of a hub data set that has several."""
+    """The configuration of a hub data set that has several."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Names of the source's own columns for our fields, e.g. ``{context: passage}``."""
+    """The source's own columns for our fields, e.g. ``{context: passage}``."""
     join_tokens: Tokens | None = None
-    """Join consecutive documents until they hold at least this many tokens, to make long contexts of shorter
+    """Join consecutive documents until they hold at least this many tokens, to make long contexts from shorter
     documents."""
     max_documents: int | None = Field(default=None, gt=0)
-    """Take only the first documents of the file."""
+    """Take only this many documents, the first ones."""
     max_questions_per_document: int | None = Field(default=None, gt=0)
-    """Take only the first questions of each document."""
+    """Take only this many questions of each document, the first ones."""
     kinds: list[QuestionKind] | None = None
     """Take only questions of these kinds."""
 
@@ -335,10 +341,10 @@ class SourceSettings(RecipeModel):
     def _columns_are_fields(self) -> SourceSettings:
         unknown = [name for name in self.columns if name not in ALIASES]
         if unknown:
-            raise ValueError(f"columns: {unknown[0]!r} is no field of ours, there are {', '.join(ALIASES)}")
+            raise ValueError(f"columns: {unknown[0]!r} is not a field, the fields are {', '.join(ALIASES)}")
         return self
 
     @property
     def file(self) -> Path:
-        """The path as a path; embedded documents excepted."""
+        """The path as a :class:`Path`. It has no meaning for embedded documents."""
         return Path(self.path).expanduser()

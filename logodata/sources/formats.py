@@ -1,4 +1,4 @@
-"""From ``source.path`` to rows: which format it is, and the rows of it in our own fields."""
+"""Detect the format of ``source.path``, and read its rows in our own fields."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A source that can be read as often as needed: each call of ``rows`` starts at its first row."""
+    """A source that can be read as often as needed. Each call of ``rows`` starts at the first row."""
 
     rows: Callable[[], Iterator[Row]]
     container: Container
     shape: Shape
     columns: Mapping[str, str]
-    """Names of the rows' columns for our fields, where they are not told by :data:`ALIASES`."""
+    """The rows' columns for our fields, where they differ from :data:`ALIASES`."""
 
 
 def open_source(settings: SourceSettings) -> Opened:
-    """Find out what ``settings.path`` is; with ``format: auto`` a note says what was found.
+    """Detect the format of ``settings.path``. With ``format: auto`` a note says what was found.
 
     Raises:
-        UserError: there is no such source, or it is none of our formats.
+        UserError: There is no such source, or its format is not supported.
     """
     container = _container(settings)
     if container != "hub":
@@ -75,7 +75,7 @@ def open_source(settings: SourceSettings) -> Opened:
         shape = "plain" if first is None or settings.columns or container == "text" else shape_of(first[1])
     columns = settings.columns
     if container == "text" and settings.questions is not None:
-        columns = {}  # they are the questions' own
+        columns = {}  # they belong to the questions' file
     if columns and (shape != "plain" or container == "text"):
         raise UserError(
             f"source.columns has no meaning for {shape if shape != 'plain' else container}",
@@ -85,13 +85,13 @@ def open_source(settings: SourceSettings) -> Opened:
     if first is not None and shape == "plain" and container != "text":
         columns = {**columns_of(first[1]), **columns}
     if settings.format == "auto" and not settings.path.startswith(EMBEDDED_PREFIX):
-        found = f", rows as {shape}" if shape != "plain" else _found(first[1], columns) if first else ""
+        found = f", rows as {shape}" if shape != "plain" else _column_note(first[1], columns) if first else ""
         note(f"{settings.path}: read as {container}{found}")
     return Opened(_shaped(rows, shape, kind_of(settings.path)), container, shape, columns)
 
 
 def _shaped(rows: Callable[[], Iterator[Row]], shape: Shape, kind: str) -> Callable[[], Iterator[Row]]:
-    """The rows in our own fields."""
+    """Return a reader of the rows in our own fields."""
     if shape == "longalpaca":
         return lambda: ((where, from_longalpaca(row, where)) for where, row in rows())
     if shape == "conversations":
@@ -101,8 +101,8 @@ def _shaped(rows: Callable[[], Iterator[Row]], shape: Shape, kind: str) -> Calla
     return rows
 
 
-def _found(row: Mapping[str, object], columns: Mapping[str, str]) -> str:
-    """Which columns are taken for which field, where their names do not say it; and which others might have been."""
+def _column_note(row: Mapping[str, object], columns: Mapping[str, str]) -> str:
+    """Say which column each field is read from, where the name differs, and which other columns it could have been."""
     taken = []
     used = set(columns.values())
     for field in ("context", "question", "questions", "answers"):
@@ -115,7 +115,7 @@ def _found(row: Mapping[str, object], columns: Mapping[str, str]) -> str:
 
 
 def _note_left_out(settings: SourceSettings, container: Container) -> None:
-    """Say which files of a folder are not read."""
+    """Print a note on the files of a folder that are not read."""
     folder = settings.file
     if not folder.is_dir():
         return
@@ -128,7 +128,11 @@ def _note_left_out(settings: SourceSettings, container: Container) -> None:
 
 
 def open_questions(settings: SourceSettings) -> Callable[[], Iterator[Row]]:
-    """Rows of the side file of questions."""
+    """Return a reader of the rows in the second file of questions.
+
+    Raises:
+        UserError: There is no such file, or it is not a text or parquet file.
+    """
     assert settings.questions is not None
     shown, file = settings.questions, Path(settings.questions).expanduser()
     if not file.is_file():
@@ -142,9 +146,10 @@ def open_questions(settings: SourceSettings) -> Callable[[], Iterator[Row]]:
 
 
 def source_fingerprint(settings: SourceSettings) -> str:
-    """Start of the sha256 of what is read, to which a build is bound: of a single file, it is the file's own.
+    """Return the first 16 hex digits of the sha256 of what is read. A build is bound to it.
 
-    Several files (a folder's, a hub data set's, the questions' file) are hashed in turn, each after its name.
+    For a single file it is the file's own sha256. Several files (a folder, a hub data set, the questions' file) are
+    hashed as a list of their hashes and names.
     """
     container, folder = _container(settings), settings.file
     if container == "text":
@@ -173,10 +178,10 @@ def source_fingerprint(settings: SourceSettings) -> str:
 
 
 def check_outside(settings: SourceSettings, output: Path) -> None:
-    """Refuse an output in the folder that is read: the next reading would take what was written for documents.
+    """Refuse an output inside the folder that is read, because the next reading would take it for documents.
 
     Raises:
-        UserError: ``output`` is the source's folder, or inside it.
+        UserError: ``output`` is the source's folder, or lies inside it.
     """
     if settings.file.is_dir() and output.resolve().is_relative_to(settings.file.resolve()):
         raise UserError(
@@ -187,7 +192,11 @@ def check_outside(settings: SourceSettings, output: Path) -> None:
 
 
 def source_file(path: str) -> Path:
-    """The file behind ``path``; a :class:`UserError` if there is none."""
+    """Return the file that ``path`` names.
+
+    Raises:
+        UserError: There is no such file.
+    """
     if path.startswith(EMBEDDED_PREFIX):
         name = path.removeprefix(EMBEDDED_PREFIX)
         if name not in ("train", "eval"):
@@ -244,7 +253,7 @@ def _container(settings: SourceSettings) -> Container:
         return "jsonl"
     how = how_to_convert([file.suffix.lower()])
     raise UserError(
-        "its format cannot be told",
+        "its format cannot be recognised",
         where=path,
         mend=f"turn it into text first: {how}" if how else "set source.format: jsonl, csv, parquet or text",
     )
@@ -252,7 +261,7 @@ def _container(settings: SourceSettings) -> Container:
 
 def _folder(folder: Path, path: str) -> Container:
     tables = list(visible_files(folder, _TABLE_SUFFIXES))
-    # What lies beside a data set is no document; in a folder of texts it may be one.
+    # Beside tables a README is not a document; in a folder of texts it may be one.
     has_text = any(not (tables and is_beside_data(file)) for file in text_files(folder))
     if has_text and tables:
         form = "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
@@ -277,7 +286,7 @@ def _folder(folder: Path, path: str) -> Container:
 
 
 def _csv_files(path: Path) -> list[Path]:
-    """Tables in a folder and its subfolders, in order of their names; or the file itself."""
+    """Return the tables in a folder and its subfolders, sorted by path; for a file, the file itself."""
     return [path] if path.is_file() else sorted(visible_files(path, CSV_SUFFIXES))
 
 

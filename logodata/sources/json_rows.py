@@ -1,4 +1,4 @@
-"""Rows of JSON lines, of one JSON list or of indented objects, one at a time: memory holds a row, not the file."""
+"""Read rows of JSON lines, one JSON list or indented objects one at a time: memory holds a row, not the file."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from logodata.common.json_files import numbered_lines, too_long
 from logodata.common.user_files import AS_UTF8, decode_utf8
 
 Row = tuple[str, dict[str, Any]]
-"""A row and where it stands, as ``file:line``."""
+"""The place of a row, as ``file:line``, and the row."""
 
 _BLOCK = 2**20
 _SPACE = " \t\r\n\ufeff"
 
 
 def json_rows(file: Path, shown: str) -> Iterator[Row]:
-    """Yield every object of a file of JSON lines, of one that holds a list of objects, or of objects over many lines.
+    """Yield every object of a file of JSON lines, of one list of objects, or of objects over several lines.
 
     Args:
-        file: to read.
-        shown: its name in messages.
+        file: The file to read.
+        shown: Its name in messages.
 
     Raises:
-        UserError: a line is not UTF-8, not JSON, no object, or too long; a key stands twice.
+        UserError: A line is not UTF-8, not JSON, not an object or too long, or an object has a key twice.
     """
     with open(file, "rb") as handle:
         first = handle.read(1)
@@ -36,19 +36,19 @@ def json_rows(file: Path, shown: str) -> Iterator[Row]:
             first = handle.read(1)
         handle.seek(0)
         listed = first == b"["
-        many_lines = not listed and _goes_on(handle, shown)
+        many_lines = not listed and _continues(handle, shown)
         handle.seek(0)
         yield from _value_rows(handle, shown, listed) if listed or many_lines else _line_rows(handle, shown)
 
 
-def _goes_on(handle: BinaryIO, shown: str) -> bool:
-    """Whether the first object of a file goes on after its first line, as indented ones do."""
+def _continues(handle: BinaryIO, shown: str) -> bool:
+    """Whether the first object of a file continues after its first line, as indented ones do."""
     lines = (line for _, line in numbered_lines(handle, shown) if line.strip())
     try:
         json.loads(text := decode_utf8(next(lines, b"{}")).rstrip())
     except json.JSONDecodeError as error:
         return error.pos >= len(text) and next(lines, None) is not None
-    except (ValueError, RecursionError):  # said with its place when it is read
+    except (ValueError, RecursionError):  # reported with its place when it is read
         return False
     return False
 
@@ -77,14 +77,14 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
-    """Elements of a JSON list (``listed``), or objects one after the other, decoded as soon as the text read so far
-    holds one."""
+    """Yield the elements of a JSON list (``listed``), or consecutive objects, each as soon as the text read so far
+    holds it."""
     reader = io.TextIOWrapper(handle, encoding="utf-8", newline="")
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     text, at, line, ended = "", 0, 1, False
 
     def more() -> bool:
-        """Read on, twice as much as is waiting; false at the end."""
+        """Read at least as much text as is waiting; False at the end of the file."""
         nonlocal text, at, ended
         if len(text) - at > json_files.MAX_JSON_BYTES:
             raise too_long(f"{shown}:{line}", "an element")
@@ -98,7 +98,7 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
         return not ended
 
     def next_sign() -> str:
-        """The next character that is no white space, unread; empty at the end."""
+        """Return the next character that is not white space, without consuming it; empty at the end."""
         nonlocal at, line
         while True:
             while at < len(text) and text[at] in _SPACE:
@@ -113,7 +113,7 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
 
     next_sign()
     at += listed  # the opening bracket
-    expected = "]" if listed else ""  # what may stand instead of an element: a list may be empty
+    expected = "]" if listed else ""  # what may stand in place of an element, since a list may be empty
     while (sign := next_sign()) != expected:
         if not sign:
             raise cut_off()
@@ -123,7 +123,7 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
                 value, end = decoder.raw_decode(text, at)
                 break
             except json.JSONDecodeError as error:
-                # An element that is only half read breaks off inside a string, or at the end of the text.
+                # A partly read element fails inside a string, or at the end of the text.
                 in_string, reached = error.msg.startswith("Unterminated string"), error.pos - at
                 if (in_string or error.pos > len(text) - 16) and more():
                     continue
@@ -144,7 +144,7 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
             continue
         if sign == ",":
             at += 1
-            expected = ","  # after a comma an element must come; a second comma is caught by the decoder
+            expected = ","  # an element must follow a comma; a second comma is refused below
             if next_sign() == ",":
                 raise UserError("not valid JSON: two commas", where=f"{shown}:{line}", mend="correct this line")
         elif sign == "]":
@@ -172,5 +172,5 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return row

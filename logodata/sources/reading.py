@@ -1,4 +1,4 @@
-"""The first reading of a source: every row checked, questions gathered by document, unusable ones set apart.
+"""Read a source for the first time: check every row, gather questions by document, set unusable questions apart.
 
 Structural faults (a line that is not JSON, a missing field, a wrong type, an id used twice) end the command before
 anything is written. Faults of content (an empty text, a question without answer) send the question to
@@ -29,8 +29,8 @@ from logodata.sources.text_files import SUFFIXES
 
 @dataclass(slots=True)
 class Source:
-    """What a source holds: usable documents, and the questions that are not, each with id, doc_id, where, source,
-    question, kind, reason. A document without text and without questions is a fault under its own id."""
+    """The usable documents of a source, and its faults: the unusable questions, each with id, doc_id, where, source,
+    question, kind and reason. A document without text and questions is a fault under its own id."""
 
     documents: Documents
     faults: list[dict[str, str]] = field(default_factory=list)
@@ -39,17 +39,17 @@ class Source:
 def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> Source:
     """Read a source and check all of it.
 
-    A row is a document with ``questions`` (a list of ``{question, answers, id?, kind?, evidence?}``), or one question
-    with its own ``question`` and ``answers`` beside ``context``. Rows of one ``doc_id``, or without one of equal
-    context, make one document with many questions. ``settings.questions`` adds those of a second file.
+    A row is a document with ``questions`` (a list of ``{question, answers, id?, kind?, evidence?}``), or one question,
+    with ``question`` and ``answers`` beside ``context``. Rows with equal ``doc_id``, or without one and with equal
+    context, make one document with several questions. ``settings.questions`` adds the questions of a second file.
 
     Args:
-        settings: the source.
-        needs_questions: whether a row without questions is an error; not where questions come from a second file, or
-            are yet to be written.
+        settings: The source.
+        needs_questions: Whether a row without questions is an error, unless questions come from a second file. False
+            where they are yet to be written.
 
     Raises:
-        UserError: a structural fault, or the selection (``kinds``, ``max_documents``) leaves no question.
+        UserError: There is a structural fault, or the selection (``kinds``, ``max_documents``) leaves no question.
     """
     opened = open_source(settings)
     if opened.container == "text" and needs_questions and settings.questions is None:
@@ -88,7 +88,7 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             left_out.add(doc_id)
         elif not entry.blank:
             usable[doc_id] = entry
-        elif not entry.num_asked:  # else each of its questions is in the faults already
+        elif not entry.num_asked:  # otherwise each of its questions is a fault already
             reader.fault({"id": doc_id, "question": ""}, doc_id, entry.where, "empty_document")
     if reader.num_pages:
         note(
@@ -115,7 +115,7 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
 
 
 class _Reader:
-    """Entries and faults as rows come in."""
+    """Collects entries and faults while rows are read."""
 
     def __init__(self, fields: Fields, asked: Fields, settings: SourceSettings, needs_questions: bool) -> None:
         self._documents, self._fields = fields, asked
@@ -123,12 +123,12 @@ class _Reader:
         self._question_places: dict[str, str] = {}
         self._num_unknown = self.num_pages = 0
         self.kinds = Counter[str]()
-        """Of all questions, taken or not."""
+        """Counts of all questions, selected or not."""
         self.entries: dict[str, Entry] = {}
         self.faults: list[dict[str, str]] = []
 
     def add(self, row: dict[str, Any], where: str) -> None:
-        """A row of the source: a document, or one question with its document."""
+        """Add a row of the source: a document, or one question with its document."""
         doc_id, text = identify(self._documents, row, where)
         digest, known = text_digest(text), self.entries.get(doc_id)
         if known is None:
@@ -145,7 +145,7 @@ class _Reader:
             self._ask(doc_id, entry, where)
 
     def add_questions(self, row: dict[str, Any], where: str) -> None:
-        """A row of the questions' file."""
+        """Add a row of the questions' file."""
         doc_id = str(self._fields.get(row, "doc_id", where, (str, int)))
         if doc_id not in self.entries and PurePath(doc_id).suffix.lower() in SUFFIXES:
             doc_id = PurePath(doc_id).with_suffix("").as_posix()  # a text file's name
@@ -160,7 +160,7 @@ class _Reader:
                 self.fault(question, doc_id, where, "unknown_document")
 
     def fault(self, question: Mapping[str, Any], doc_id: str, where: str, reason: str) -> None:
-        """Set a question apart."""
+        """Record a question that is not usable."""
         entry = self.entries.get(doc_id)
         self.faults.append(
             {
@@ -189,7 +189,7 @@ class _Reader:
         taken = self._takes(entry, question)
         reason = _content_fault(entry, question)
         if reason and not taken:
-            return  # nobody asked it
+            return  # the settings leave it out anyway
         if reason:
             self.fault(question, doc_id, where, reason)
             return
@@ -210,7 +210,7 @@ class _Reader:
         entry.questions.append(checked)
 
     def _takes(self, entry: Entry, question: dict[str, Any]) -> bool:
-        """Whether the settings take this question of a document, as far as its own row tells."""
+        """Whether the settings select this question of a document, as far as its own row tells."""
         settings, kind = self._settings, question["kind"]
         self.kinds[kind] += 1
         most = settings.max_questions_per_document
@@ -238,7 +238,8 @@ def _content_fault(entry: Entry, question: dict[str, Any]) -> str:
 
 @dataclass(slots=True)
 class Entry:
-    """A document without its text: where its first row stands, its title, the text's sha256 and length, questions."""
+    """A document without its text: the place of its first row, its title, the text's sha256 and length, its
+    questions."""
 
     where: str
     title: str
@@ -253,9 +254,9 @@ class Documents(Sequence[Document]):
     """Documents in the order of their first rows. Indexing reads the source up to that document.
 
     Args:
-        rows: reads the source from its start.
-        fields: takes ``doc_id`` and ``context`` from a row.
-        entries: the usable documents, by ``doc_id``.
+        rows: Reads the source from its start.
+        fields: Reads ``doc_id`` and ``context`` from a row.
+        entries: The usable documents, by ``doc_id``.
     """
 
     def __init__(self, rows: Callable[[], Iterator[Row]], fields: Fields, entries: dict[str, Entry]) -> None:
@@ -266,7 +267,7 @@ class Documents(Sequence[Document]):
 
     @property
     def num_questions(self) -> int:
-        """Questions of all documents, counted without reading."""
+        """The number of questions of all documents, counted without reading the source."""
         return sum(len(entry.questions) for entry in self._entries.values())
 
     def __iter__(self) -> Iterator[Document]:
@@ -299,7 +300,8 @@ class Documents(Sequence[Document]):
 
 
 def identify(fields: Fields, row: dict[str, object], where: str) -> tuple[str, str]:
-    """``doc_id`` and text of a row; without a ``doc_id`` equal texts are one document."""
+    """Return ``doc_id`` and text of a row. A missing ``doc_id`` is made from the text, so that equal texts are one
+    document."""
     text = fields.context(row, where)
     given = str(fields.get(row, "doc_id", where, (str, int), default=""))
     return given or text_digest(text)[:12], text

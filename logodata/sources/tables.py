@@ -1,4 +1,4 @@
-"""Rows of parquet files and of hub data sets, read in small batches."""
+"""Read rows of parquet files and hub data sets in small batches."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _BATCH_ROWS = 8
-"""Rows of a hub data set in memory at a time: documents are long."""
+"""The number of rows of a hub data set in memory at a time; documents are long."""
 
 
 def parquet_rows(file: Path, shown: str, wanted: Collection[str]) -> Iterator[Row]:
     """Yield the rows of a parquet file.
 
     Args:
-        file: to read.
-        shown: its name in messages.
-        wanted: columns that a reader may ask for; others are not read, unless none of these is there.
+        file: The file to read.
+        shown: Its name in messages.
+        wanted: Columns that a reader may ask for. Others are not read, unless the file has none of these.
 
     Raises:
-        UserError: not a parquet file, or a damaged one.
+        UserError: The file is damaged, or not a parquet file.
     """
     rows = common.parquet_rows(file, shown, mend="write the file again", wanted=wanted)
     return ((f"{shown}:row {number}", row) for number, row in rows)
 
 
 def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset, str]:
-    """A hub data set, or one in a local folder (saved by ``save_to_disk``, or its plain files), memory-mapped.
+    """Load a hub data set, or one in a local folder (saved by ``save_to_disk``, or its plain files), memory-mapped.
 
     Returns:
-        the data set and the name of its split.
+        The data set and the name of its split.
 
     Raises:
-        UserError: it cannot be found or read, has no such split or subset, or has several splits and none was named.
+        UserError: It cannot be found or read, has no such split or subset, or has several splits and none was named.
     """
     import datasets
     import httpx
@@ -68,7 +68,8 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
 
 
 def hub_files(folder: Path) -> list[Path]:
-    """The files that ``load_dataset`` reads of a folder, of all splits; none where it is a saved data set."""
+    """Return the files of a folder that ``load_dataset`` reads, of all splits; none for a data set saved by
+    ``save_to_disk``."""
     import datasets
 
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
@@ -78,7 +79,7 @@ def hub_files(folder: Path) -> list[Path]:
 
 
 def hub_rows(dataset: Dataset, shown: str, wanted: Collection[str]) -> Iterator[Row]:
-    """Yield the rows of a loaded data set; of its columns those that are ``wanted``, if any is."""
+    """Yield the rows of a loaded data set. Only the ``wanted`` columns are read, unless it has none of them."""
     names = [name for name in dataset.column_names if name in wanted]
     number = 0
     for batch in (dataset.select_columns(names) if names else dataset).iter(batch_size=_BATCH_ROWS):

@@ -1,4 +1,4 @@
-"""A folder of text files, or one: each file is a document."""
+"""Read text files as documents, from a folder or one file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ SUFFIXES = (".txt", ".md")
 
 
 def text_files(path: Path) -> list[Path]:
-    """Text files in a folder and its subfolders, hidden ones left out, in order of their names; or the file itself."""
+    """Return the text files in a folder and its subfolders, sorted by path, without hidden ones; for a file, the file
+    itself."""
     return [path] if path.is_file() else sorted(visible_files(path, SUFFIXES))
 
 
 def text_rows(path: Path) -> Iterator[Row]:
-    """Yield each file as a row of ``doc_id`` (its path in the folder without the ending) and ``context``.
+    """Yield each file as a row of ``doc_id`` (its path in the folder, without the extension) and ``context``.
 
     Raises:
-        UserError: a file is not UTF-8 or too long, or two files have one name but for the ending.
+        UserError: A file is not plain UTF-8 text or is too long, or two files differ in their extension only.
     """
     seen: dict[str, Path] = {}
     for file in text_files(path):
@@ -32,7 +33,7 @@ def text_rows(path: Path) -> Iterator[Row]:
         doc_id = encodable(place.with_suffix("").as_posix())
         if doc_id in seen:
             raise UserError(
-                f"doc_id {doc_id!r} would be {seen[doc_id].name}'s too", where=str(file), mend="rename one of them"
+                f"doc_id {doc_id!r} is already that of {seen[doc_id].name}", where=str(file), mend="rename one of them"
             )
         seen[doc_id] = file
         check_is_text(file, str(file))

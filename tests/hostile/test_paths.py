@@ -91,7 +91,7 @@ def test_what_files_json_lists_is_compared_not_opened(tmp_path: Path) -> None:
     listed: Any = {"../../secret": {"bytes": 6, "sha256": digest}}
     for content in (listed, {str(tmp_path / "secret"): listed["../../secret"]}, [], None, "x"):
         write_json(folder / "files.json", content)
-        assert damage(folder).endswith(("secret is not as it was written", "files.json is no list of files"))
+        assert damage(folder).endswith(("secret is not as it was written", "files.json is not a list of files"))
 
 
 @pytest.mark.parametrize("name", ["step-²", "step-", "step--1", "step-1e3", "step-٣"])

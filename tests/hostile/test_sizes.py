@@ -123,7 +123,7 @@ def test_json_that_breaks_parsers(tmp_path: Path, reader: str, value: bytes) -> 
 
 def test_parse_json() -> None:
     assert parse_json(b'{"a": "\\ud83d\\ude00 \\\\ud83d"}') == {"a": "\N{GRINNING FACE} \\ud83d"}
-    for text, said in [(b"[" * 10**5, "nested"), (b'["\\uD800"]', r"half a character, \\ud800"), (b"{", "Expecting")]:
+    for text, said in [(b"[" * 10**5, "nested"), (b'["\\uD800"]', r"unpaired surrogate, \\ud800"), (b"{", "Expecting")]:
         with pytest.raises(ValueError, match=said):
             parse_json(text)
 

@@ -41,7 +41,7 @@ REFUSED = {
     "two documents": ("build: {}\n---\nbuild: {}", "not valid YAML"),
     "no mapping": ("[build]", "a recipe is a YAML mapping"),
     "nothing": ("", "a recipe is a YAML mapping"),
-    "a huge file": ("#" * 2**21, "larger than any recipe"),
+    "a huge file": ("#" * 2**21, "too large for a recipe"),
 }
 
 
@@ -67,7 +67,7 @@ def test_a_recipe_that_is_none_is_one_line(case: str, tmp_path: Path) -> None:
         ("model=" + "[" * 5000, "the value of 'model' is not valid YAML"),
         ("seed=" + "1" * 5000, "the value of 'seed' is not valid YAML"),
         ("seed=2024-13-45", "the value of 'seed' is not valid YAML"),
-        (".".join("a" * 5000) + "=1", "no key lies so deep"),
+        (".".join("a" * 5000) + "=1", "the key is too deep"),
         ("model=[" + "a," * 5000 + "]", "'model'"),
     ],
 )

@@ -319,15 +319,15 @@ REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
     "qwen 3.5": (Qwen3_5Config(text_config=SIZES), "not all layers attend"),
     "mistral 3": (
         Mistral3Config(text_config={"model_type": "mistral", **SIZES, "sliding_window": None}),
-        "transformers has no text model alone for a Mistral3Config",
+        "transformers has no causal language model for a Mistral3Config",
     ),
     "llava": (
         LlavaConfig(text_config={"model_type": "llama", **SIZES}),
-        "transformers has no text model alone for a LlavaConfig",
+        "transformers has no causal language model for a LlavaConfig",
     ),
     "qwen 2.5 vl": (
         Qwen2_5_VLConfig(text_config={**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
-        "transformers has no text model alone for a Qwen2_5_VLConfig",
+        "transformers has no causal language model for a Qwen2_5_VLConfig",
     ),
 }
 

@@ -1,1 +1,1 @@
-"""Recipes: YAML files, overrides, checked fields, and the names that other programs use."""
+"""Read recipes: YAML files, overrides, checked fields, and the names that other programs use."""

@@ -1,4 +1,4 @@
-"""What may stand at a place of a recipe section: nested models, and variants that a mapping's ``name`` tells apart."""
+"""Inspect the fields of recipe sections: nested models, and variants that a mapping's ``name`` selects."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ Values = dict[str, Any]
 
 
 class Place(NamedTuple):
-    """Where an error's location leads."""
+    """The place that an error's location leads to."""
 
     keys: tuple[str, ...]
     """The location as a recipe's author writes it, without the parts that pydantic adds for unions."""
     model: type[BaseModel]
-    """The innermost model on the way: the last key is, or is not, one of its fields."""
+    """The innermost model on the way. The last key may be one of its fields."""
     variants: tuple[str, ...]
-    """Names to choose from, if the location ends at a field whose mapping is told apart by its ``name``."""
+    """Names to choose from, if the location ends at a field whose mapping is selected by its ``name``."""
 
 
 def nested_models(field: FieldInfo) -> dict[str, type[BaseModel]]:
-    """The models that a field may hold, by their names in a union of variants; by ``""`` where there is one alone."""
+    """Return the models that a field may hold, by their names in a union of variants, or by ``""`` if there is only
+    one."""
     return dict(_tagged(field.annotation, ""))
 
 
 def variant(field: FieldInfo, values: Values) -> str | None:
-    """Name of the variant that a mapping stands for; None if the field has no variants."""
+    """Return the name of the variant that a mapping stands for; None if the field has no variants."""
     for part in (*field.metadata, field.discriminator):
         if isinstance(part, Discriminator) and callable(part.discriminator):
             return str(part.discriminator(values))
@@ -40,7 +41,7 @@ def variant(field: FieldInfo, values: Values) -> str | None:
 
 
 def follow(cls: type[BaseModel], location: Sequence[str | int]) -> Place:
-    """Walk from a section's model along the location of one of its errors."""
+    """Walk from a section's model along the location of one of its errors, and return where it leads."""
     keys: list[str] = []
     model = cls
     variants: dict[str, type[BaseModel]] = {}  # of the field just passed: its variant's name comes next
@@ -67,12 +68,14 @@ def follow(cls: type[BaseModel], location: Sequence[str | int]) -> Place:
 
 
 def merge(base: Values, layer: Values, model: type[BaseModel] | None) -> Values:
-    """``base`` with ``layer`` over it: mappings merge at every depth, anything else replaces.
+    """Return ``base`` with ``layer`` over it. Mappings merge at every depth; anything else is replaced.
 
     A mapping that gives another ``name`` replaces the one below it whole: beta of another loss means something else.
 
     Args:
-        model: what the mappings describe; None if it is not known, and no variants are told apart.
+        base: The values below.
+        layer: The values above.
+        model: The model that the mappings describe. None if it is not known: then no variants are told apart.
     """
     merged = dict(base)
     for key, value in layer.items():
@@ -90,14 +93,14 @@ def merge(base: Values, layer: Values, model: type[BaseModel] | None) -> Values:
 
 
 def takes_list(field: FieldInfo) -> bool:
-    """Whether a field holds a list, and nothing that is one text or number."""
+    """Whether a field holds a list and cannot hold a single text or number."""
     options = [option for option, _ in _options(field.annotation, ())]
     lists = [option for option in options if get_origin(option) in (tuple, list)]
     return bool(lists) and all(option is type(None) or option in lists for option in options)
 
 
 def leaves(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
-    """Keys of all fields of a section that hold no section themselves; of variants those of each."""
+    """Yield the keys of all fields of a section that are not sections themselves, those of every variant included."""
     for key, field in model.model_fields.items():
         nested = nested_models(field)
         if not nested:
@@ -107,14 +110,15 @@ def leaves(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
 
 
 def places_of(model: type[BaseModel], key: str) -> list[str]:
-    """Where in a section a field or section of this name stands, dotted; of several places those least deep."""
+    """Return the places in a section where a field or section of this name stands, dotted. Of several, the least deep
+    ones."""
     found = dict.fromkeys(keys[: keys.index(key) + 1] for keys in leaves(model) if key in keys)
     depth = min(map(len, found), default=0)
     return [".".join(keys) for keys in found if len(keys) == depth]
 
 
 def move_paths(values: Values, model: type[BaseModel], move: Callable[[str], str]) -> Values:
-    """``values`` of a section with ``move`` applied to every relative path in them; what is no path stays."""
+    """Return ``values`` of a section with ``move`` applied to every relative path in them. Other values stay."""
     moved = dict(values)
     for key, value in values.items():
         field = model.model_fields.get(key)
@@ -133,7 +137,7 @@ def move_paths(values: Values, model: type[BaseModel], move: Callable[[str], str
 
 
 def _words_beside_paths(field: FieldInfo) -> tuple[str, ...] | None:
-    """The words that a field takes besides paths; None for a field that takes no path."""
+    """Return the words that a field takes besides paths; None for a field that takes no path."""
     words: list[str] = []
     found = False
     for option, metadata in _options(field.annotation, tuple(field.metadata)):
@@ -145,7 +149,7 @@ def _words_beside_paths(field: FieldInfo) -> tuple[str, ...] | None:
 
 
 def _options(annotation: Any, metadata: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """The types of a union, each with the metadata of what surrounds it."""
+    """Yield the types of a union, each with the metadata around it."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         yield from _options(inner, (*metadata, *more))

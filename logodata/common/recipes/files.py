@@ -1,8 +1,8 @@
-"""Where recipe files lie, by which names they are found, and what the paths in them mean.
+"""Find recipe files by their names, and resolve the paths in them.
 
-A recipe is named by its path, or as one that comes with the project, with or without ``.yaml``: ``llama3-80k``,
-``figure6/m1-lambda0.1-8k``. A relative path in a recipe file is looked for beside the file first, then in the current
-folder; in an override it is the current folder's.
+A recipe is named by its path, or by its name if it comes with the project, with or without ``.yaml``: ``llama3-80k``,
+``figure6/m1-lambda0.1-8k``. A relative path in a recipe file is looked up beside the file first, then in the current
+folder. In an override it is relative to the current folder.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from logodata.common.errors import UserError
 
 _SUFFIXES = (".yaml", ".yml")
 _FOLDER = "recipes/"
-"""As a checkout's root sees the shipped ones."""
+"""The folder of the shipped recipes, relative to a checkout's root."""
 
 
 def shipped_recipes() -> Path:
-    """The folder of the recipes that come with the project (a checkout's, or the copy inside an installed wheel)."""
+    """Return the folder of the recipes that come with the project (a checkout's, or the copy inside an installed
+    wheel)."""
     packaged = Path(str(resources.files("logodata"))) / "_recipes"
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes, such as ``llama3-80k`` and ``study/cpu``."""
+    """Return the names of the shipped recipes, such as ``llama3-80k`` and ``study/cpu``."""
     folder = shipped_recipes()
     return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
 
 
 def find_recipe(name: Path | str, folder: Path = Path()) -> Path | None:
-    """The file of a recipe's name; None if there is none.
+    """Return the file of a recipe; None if there is none.
 
     Args:
-        name: a path or a shipped recipe's name, ``.yaml`` or not.
-        folder: where relative paths begin.
+        name: A path or a shipped recipe's name, with or without ``.yaml``.
+        folder: The folder where relative paths begin.
     """
     given = Path(name).expanduser()
     places = [Path(os.path.normpath(folder / given))]
@@ -50,14 +51,14 @@ def find_recipe(name: Path | str, folder: Path = Path()) -> Path | None:
 
 
 def no_recipe(name: Path | str) -> UserError:
-    """That there is no recipe of this name, with the nearest ones."""
+    """Return the error for a recipe that does not exist, with the nearest names."""
     near = nearest_recipes(name)
     mend = f"did you mean {' or '.join(near)}?" if near else f"shipped ones: {', '.join(_some_names())}, ..."
     return UserError("no such recipe", where=str(name), mend=f"{mend} All are in {shipped_recipes()}")
 
 
 def nearest_recipes(name: Path | str) -> list[str]:
-    """Names of shipped recipes that are nearly this one, the nearest first."""
+    """Return the names of shipped recipes that are most like this one, the nearest first."""
     text = Path(name).as_posix().removeprefix(_FOLDER)
     for suffix in _SUFFIXES:
         text = text.removesuffix(suffix)
@@ -71,16 +72,16 @@ def _some_names() -> list[str]:
 
 
 def at_home(value: str) -> str:
-    """``~`` written out: shells leave it in ``key=~/file``."""
+    """Return a path with ``~`` expanded, because shells leave it in ``key=~/file``."""
     return str(Path(value).expanduser()) if value.startswith("~") else value
 
 
 def beside(value: str, folder: Path) -> str:
-    """What a relative path in a recipe file of ``folder`` means.
+    """Resolve a relative path in a recipe file of ``folder``.
 
     Returns:
-        the path beside the file, if anything is there; else the same, for the current folder; of a shipped recipe's
-        ``recipes/...`` that is not there, the project's own file.
+        The path beside the file, if anything is there; else ``value`` itself, relative to the current folder. If
+        ``recipes/...`` is not there either, it is the shipped recipe's path.
     """
     if value.startswith("~"):
         return at_home(value)
@@ -92,10 +93,10 @@ def beside(value: str, folder: Path) -> str:
 
 
 def check_paths(recipe: BaseModel) -> None:
-    """Refuse a recipe whose ``Path`` fields name what is not there, before anything is loaded for it.
+    """Refuse a recipe whose ``Path`` fields name files that do not exist, before anything is loaded for it.
 
     Raises:
-        UserError: it names the first.
+        UserError: It names the first one.
     """
     for field, path in _paths(recipe, ""):
         if not path.expanduser().exists():

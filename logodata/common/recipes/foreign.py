@@ -1,8 +1,8 @@
-"""What a recipe's reader answers to names and values that other programs have for the same thing.
+"""Answer the names and values that other programs use for the same thing.
 
-A table maps their name, or a pattern of names (``hub_*``), to an answer: the fields that say it here, a remark, or both
-with a colon between (``"samples_per_step: over all devices"``). An answer that begins with the colon says that there is
-no such field, and what happens instead.
+A table maps another program's name, or a pattern of names (``hub_*``), to an answer: our fields, a remark, or both with
+a colon between (``"samples_per_step: over all devices"``). An answer that begins with the colon means that there is no
+such field, and says what happens instead.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
-    """What stands in place of a foreign name."""
+    """The answer to a foreign name."""
 
     fields: tuple[str, ...]
-    """Dotted names of ours, from the section on."""
+    """Our dotted names, from the section on."""
     remark: str
 
     def __str__(self) -> str:
@@ -26,13 +26,14 @@ class Answer(NamedTuple):
 
 
 def parse_answer(text: str) -> Answer:
-    """An entry of a table."""
+    """Parse an entry of a table."""
     fields, _, remark = text.partition(":")
     return Answer(tuple(fields.replace(" and ", " ").split()), remark.strip())
 
 
 def answer(name: str, table: Mapping[str, str]) -> Answer | None:
-    """What ``table`` says of a name, however it is written (``Learning-Rate``); exact entries come before patterns."""
+    """Return the answer of ``table`` to a name, however it is written (``Learning-Rate``). Exact entries come before
+    patterns."""
     name = name.strip("-").replace("-", "_").lower()
     found = table.get(name) or next((text for pattern, text in table.items() if fnmatchcase(name, pattern)), None)
     return None if found is None else parse_answer(found)

@@ -1,17 +1,17 @@
-"""Recipes: one YAML file an experiment, sections per command, overrides on the command line.
+"""Read recipes: one YAML file per experiment, one section per command, overrides on the command line.
 
 A recipe file may hold ``name``, ``description``, ``model``, ``seed`` and the sections ``build``, ``train`` and
 ``eval``. Each command reads its own section; ``model`` and ``seed`` go to every section that does not set its own.
 
 ``extends: other.yaml`` (relative to the file, or a shipped recipe's name) puts a recipe over another one, which may
 extend a third. Command-line overrides (``objective.beta=2.5``, relative to the command's section) are the topmost
-layer. One rule for all layers:
+layer. The same rules hold for all layers:
 
 - mappings merge at every depth; lists and values replace; an empty section changes nothing;
 - a mapping that gives another ``name`` (``objective.name=simpo`` over a LOGO recipe) replaces the one below it whole,
-  since its fields mean something else under the new name; what an override drops this way is said in a note;
-- ``name`` and ``description`` are each file's own;
-- relative paths in a file are looked for beside it first (:mod:`logodata.common.recipes.files`).
+  since its fields mean something else under the new name; a note says what an override drops this way;
+- each file has its own ``name`` and ``description``;
+- relative paths in a file are looked up beside it first (:mod:`logodata.common.recipes.files`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MAX_RECIPE_VALUES = 10_000
 _MAX_DEPTH = 20
 _PASSWORD = re.compile(r"//[^/@\s]+@")
 _SECRETS = ("api_key_env",)
-"""Fields that some people write the secret itself into: their values are not repeated in messages."""
+"""Fields into which some people write the secret itself. Messages do not repeat their values."""
 
 _EMBEDDED = "embedded"
 """The model of recipes that only show how things work."""
@@ -53,19 +53,19 @@ _SHOWN_SETTINGS = 3
 _TOP_LEVEL = ("extends", "name", "description", "model", "seed", *_SECTIONS)
 
 Places = dict[tuple[str, ...], str]
-"""Where each key stands, as ``file:line``."""
+"""The place of each key, as ``file:line``."""
 
 
 class RecipeModel(BaseModel):
-    """Base of every recipe section: unknown keys are errors, values are checked at construction (numbers are finite),
-    nothing changes after. One value stands for a list of it, and ``a,b`` for a list of several."""
+    """Base of every recipe section. Unknown keys are errors. Values are checked at construction (numbers are finite),
+    and nothing changes after it. One value stands for a list of it, and ``a,b`` for a list of several."""
 
     foreign_names: ClassVar[Mapping[str, str]] = {}
-    """What a section answers to other programs' names of its fields (:mod:`logodata.common.recipes.foreign`)."""
+    """Answers to other programs' names of the section's fields (:mod:`logodata.common.recipes.foreign`)."""
     foreign_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """The same for values, by dotted field."""
+    """Answers to other programs' values, by dotted field."""
     own_model: ClassVar[str] = ""
-    """What to do for a model of one's own, where a recipe's settings are those of the embedded model."""
+    """What to do for another model, where a recipe's settings are those of the embedded model."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -84,16 +84,16 @@ RecipeT = TypeVar("RecipeT", bound=RecipeModel)
 
 
 def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrides: Sequence[str] = ()) -> RecipeT:
-    """Read one section of a recipe file, apply ``key.key=value`` overrides, check it.
+    """Read one section of a recipe file, apply ``key.key=value`` overrides, and check the result.
 
     Args:
-        cls: the section's model.
-        section: which part of the file ``cls`` describes.
-        path: the YAML file, or the name of a shipped recipe; None takes the defaults of ``cls``.
+        cls: The section's model.
+        section: The section of the file that ``cls`` describes.
+        path: The YAML file, or the name of a shipped recipe; None takes the defaults of ``cls``.
         overrides: YAML values by dotted key, relative to the section.
 
     Raises:
-        UserError: a file cannot be read, a key is unknown (the nearest one is named) or a value is out of range.
+        UserError: A file cannot be read, a key is unknown (the nearest one is named), or a value is out of range.
     """
     places: Places = {}
     values: Values = {}
@@ -110,20 +110,20 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
         raise _explain(error, cls, section, path, places, overrides) from error
     _note_dropped(cls, values, merged)
     if _EMBEDDED in models and getattr(recipe, "model", _EMBEDDED) != _EMBEDDED:
-        _warn_of_toy_settings(cls, path, values, merged)
+        _warn_of_embedded_settings(cls, path, values, merged)
     return recipe
 
 
 def recipe_schema(cls: type[RecipeModel]) -> str:
-    """JSON schema of a section, for editors."""
+    """Return the JSON schema of a section, for editors."""
     return json.dumps(cls.model_json_schema(), indent=2)
 
 
 def _read_layers(
     path: Path, section: Section, cls: type[BaseModel], above: tuple[Path, ...], models: list[Any]
 ) -> tuple[Values, Places]:
-    """A recipe file over those that it extends; ``above`` are the files that led here, and ``models`` gets the model
-    that each file names."""
+    """Read a recipe file over those that it extends. ``above`` holds the files that led here, and ``models`` receives
+    the model that each file names."""
     document, places = _read_file(path, section, cls)
     models += [document.get("model"), (document.get(section) or {}).get("model")]
     if "extends" not in document:
@@ -159,10 +159,11 @@ def _holds(values: Any, keys: tuple[str, ...]) -> bool:
 
 
 def _read_file(path: Path, section: Section, cls: type[BaseModel]) -> tuple[Values, Places]:
-    """One file: its keys are known, its sections are mappings or empty, paths in its ``section`` are found."""
+    """Read one file: check that its keys are known and its sections are mappings or empty, and resolve paths in
+    ``section``."""
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
-            raise UserError("larger than any recipe", where=str(path), mend="is this file a recipe?")
+            raise UserError("too large for a recipe", where=str(path), mend="is this file a recipe?")
         text = read_text(path, most_bytes=_MAX_RECIPE_BYTES, mend="give a UTF-8 YAML file")
     except FileNotFoundError as error:
         raise no_recipe(path) from error
@@ -183,22 +184,22 @@ def _read_file(path: Path, section: Section, cls: type[BaseModel]) -> tuple[Valu
     for key, value in document.items():
         where = places.get((str(key),), str(path))
         if key not in _TOP_LEVEL:
-            mend = _ours(str(key), cls, f"{section}.") or _nearest(str(key), _TOP_LEVEL)
+            mend = _hint_for_key(str(key), cls, f"{section}.") or _nearest(str(key), _TOP_LEVEL)
             raise UserError(f"unknown key {key!r}", where=where, mend=mend)
         if key in _SECTIONS and not isinstance(value, dict | None):
             raise UserError(f"section {key!r} is not a mapping", where=where, mend="indent its keys below it")
     move = partial(beside, folder=path.parent)
-    document = move_paths(document, cls, move)  # the model, which stands above the sections
+    document = move_paths(document, cls, move)  # resolves the model, which stands above the sections
     if document.get(section):
         document[section] = move_paths(document[section], cls, move)
     return document, places
 
 
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
-    """Node and value of a YAML text, without tags that make Python objects.
+    """Return the node and the value of a YAML text, without tags that make Python objects.
 
     Raises:
-        yaml.YAMLError: it is not valid, or holds too much.
+        yaml.YAMLError: The text is not valid, or holds too much.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -212,16 +213,17 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
     except (ValueError, LookupError, AttributeError, OverflowError) as error:
-        # Of a number, date or tagged value, by PyYAML's constructors: each has its own.
+        # PyYAML's constructors of numbers, dates and tagged values raise these.
         raise yaml.YAMLError(f"a value is not what it looks like: {error}") from error
     finally:
         loader.dispose()
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values that a node stands for, every alias written out; ``known`` are those of nodes met before, by their ids."""
+    """Count the values that a node stands for, every alias written out. ``known`` holds the counts of nodes met before,
+    by id."""
     if id(node) not in known:
-        known[id(node)] = _MAX_RECIPE_VALUES + 1  # of a node that is within itself
+        known[id(node)] = _MAX_RECIPE_VALUES + 1  # holds for a node that contains itself
         below: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             below = [part for pair in node.value for part in pair]
@@ -243,7 +245,7 @@ def _collect_places(node: yaml.Node | None, prefix: tuple[str, ...], path: Path,
 
 
 def _overlay(overrides: Sequence[str]) -> Values:
-    """Overrides as one mapping; of two for the same key the later one holds."""
+    """Return overrides as one mapping; of two for the same key the later one counts."""
     values: Values = {}
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -257,7 +259,7 @@ def _overlay(overrides: Sequence[str]) -> Values:
             raise UserError(f"the value of {key!r} is not valid YAML", where=override, mend="quote it") from error
         *parents, leaf = key.split(".")
         if len(parents) > _MAX_DEPTH:
-            raise UserError("no key lies so deep", where=f"{override[:80]}...", mend="see the fields with --schema")
+            raise UserError("the key is too deep", where=f"{override[:80]}...", mend="see the fields with --schema")
         target = values
         for parent in parents:
             if not isinstance(target.get(parent), dict):
@@ -276,8 +278,8 @@ def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
                 note(f"{key}.name={variant(field, new)} starts from its own defaults, dropped: {' '.join(dropped)}")
 
 
-def _warn_of_toy_settings(cls: type[RecipeModel], path: Path | None, values: Values, merged: Values) -> None:
-    """Say which settings of the embedded model another one gets: what suits 135M weights seldom suits others."""
+def _warn_of_embedded_settings(cls: type[RecipeModel], path: Path | None, values: Values, merged: Values) -> None:
+    """Say which settings of the embedded model another model gets: what suits 135M weights seldom suits others."""
     kept = [
         f"{key}={'null' if value is None else value}"
         for key, value in _flat(values)
@@ -290,7 +292,7 @@ def _warn_of_toy_settings(cls: type[RecipeModel], path: Path | None, values: Val
 
 
 def _flat(values: Values, prefix: str = "") -> list[tuple[str, Any]]:
-    """Every value that is no mapping, by its dotted key."""
+    """Return every value that is not a mapping, with its dotted key."""
     found: list[tuple[str, Any]] = []
     for key, value in values.items():
         found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
@@ -305,7 +307,7 @@ def _explain(
     places: Places,
     overrides: Sequence[str],
 ) -> UserError:
-    """The first fault of a validation error, as a line with a place and a cure."""
+    """Return the first fault of a validation error as a line with its place and how to mend it."""
     # Unknown keys first: a misspelt key also causes "missing" elsewhere, and is the cause.
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
@@ -316,7 +318,7 @@ def _explain(
     secret = bool(keys) and keys[-1] in _SECRETS
     where = _where(keys, section, path, places, () if secret else overrides)
     if fault["type"] == "extra_forbidden":
-        mend = _ours(keys[-1], cls, but=dotted) or _nearest(keys[-1], tuple(model.model_fields))
+        mend = _hint_for_key(keys[-1], cls, but=dotted) or _nearest(keys[-1], tuple(model.model_fields))
         typed = next((override for override in overrides if override.startswith(f"{keys[0]}.")), None)
         if keys[0] in _SECTIONS and typed is not None:
             where, mend = typed, f"write {typed.partition('.')[2]}: names begin inside the section"
@@ -328,27 +330,27 @@ def _explain(
     if fault["type"].startswith("union_tag"):
         known = ", ".join(variants)
         if keys[-1] != "name":
-            mend = _our_value(dotted, fault["input"], cls) or f"set {dotted}.name, one of {known}"
+            mend = _hint_for_value(dotted, fault["input"], cls) or f"set {dotted}.name, one of {known}"
             return UserError(f"{dotted!r} is not a mapping", where=where, mend=mend)
         name = fault["input"]["name"]
-        mend = _our_value(dotted, name, cls) or f"known: {known}"
+        mend = _hint_for_value(dotted, name, cls) or f"known: {known}"
         return UserError(f"{dotted!r}: there is no {name!r}", where=where, mend=mend)
     if fault["type"] == "model_type":
         inside = ", ".join(follow(cls, (*fault["loc"], "")).model.model_fields)
-        mend = _our_value(dotted, fault["input"], cls) or f"set {dotted}.KEY=..., one of {inside}"
+        mend = _hint_for_value(dotted, fault["input"], cls) or f"set {dotted}.KEY=..., one of {inside}"
         return UserError(f"{dotted!r} is not a mapping", where=where, mend=mend)
-    # Of a union of types pydantic reports one fault for each.
+    # For a union of types pydantic reports one fault for each.
     messages = dict.fromkeys(other["msg"] for other in faults if follow(cls, other["loc"]).keys == keys)
     reasons = " or ".join(message[:1].lower() + message[1:] for message in messages)
-    # What a whole section holds is no answer to what is wrong in it.
+    # The content of a whole section does not show what is wrong in it.
     got = "" if secret or isinstance(fault["input"], dict) else f", got {_shown(fault['input'])}"
-    mend = _our_value(dotted, fault["input"], cls) or "see the field's description with --schema"
+    mend = _hint_for_value(dotted, fault["input"], cls) or "see the field's description with --schema"
     return UserError(f"{dotted!r}: {reasons}{got}", where=where, mend=mend)
 
 
-def _ours(key: str, cls: type[BaseModel], prefix: str = "", but: str = "") -> str:
-    """Where a key of another program, or one that stands at another place here than ``but``, belongs; empty if that is
-    not known."""
+def _hint_for_key(key: str, cls: type[BaseModel], prefix: str = "", but: str = "") -> str:
+    """Return where a key belongs that is another program's, or stands at another place here than ``but``; empty if not
+    known."""
     found = answer(key, cls.foreign_names) if issubclass(cls, RecipeModel) else None
     if found is not None:
         return str(found._replace(fields=tuple(prefix + field for field in found.fields)))
@@ -356,9 +358,9 @@ def _ours(key: str, cls: type[BaseModel], prefix: str = "", but: str = "") -> st
     return f"it stands at {' or '.join(prefix + place for place in places)}" if places else ""
 
 
-def _our_value(dotted: str, value: Any, cls: type[RecipeModel]) -> str:
-    """What a value of another program is here; empty if that is not known."""
-    fields = (dotted, f"{dotted}.name")  # of a section given as one word, too
+def _hint_for_value(dotted: str, value: Any, cls: type[RecipeModel]) -> str:
+    """Return what a value of another program is called here; empty if that is not known."""
+    fields = (dotted, f"{dotted}.name")  # also for a section that is given as one word
     found = next((table for field, table in cls.foreign_values.items() if any(f.endswith(field) for f in fields)), {})
     ours = found.get(str(value), found.get(str(value).lower()))
     if ours and ours.startswith(":"):
@@ -367,13 +369,13 @@ def _our_value(dotted: str, value: Any, cls: type[RecipeModel]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as an error line may have it: not too long, and without the password of an address."""
+    """Return a value for an error line: shortened, and without the password of an address."""
     text = _PASSWORD.sub("//***@", repr(value))
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _where(keys: tuple[str, ...], section: str, path: Path | None, places: Places, overrides: Sequence[str]) -> str:
-    """The override that set a key, else the place of the key or of the nearest one above it."""
+    """Return the override that set a key, else the place of the key or of the nearest one above it."""
     for override in reversed(overrides):
         parts = tuple(override.partition("=")[0].split("."))
         if parts == keys[: len(parts)] or parts[: len(keys)] == keys:

@@ -1,4 +1,4 @@
-"""What recipe fields are made of besides numbers and names: counts of tokens, lists of one, text that may be a path."""
+"""Types of recipe fields: counts of tokens, lists that may be given as one value, text that may be a path."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ _UNITS = {"K": 2**10, "M": 2**20}
 
 
 def token_count(value: Any) -> Any:
-    """``128K`` or ``0.5M`` as a number of tokens, K for 1,024 and M for 1,024 K, as in "a window of 8K"; anything that
-    is not such a text stays as it is.
+    """Return ``128K`` or ``0.5M`` as a number of tokens. K is 1,024 and M is 1,024 K, as in "a window of 8K". Digits
+    and values that are not text stay as they are.
 
     Raises:
-        ValueError: text that is neither digits nor such a number, or not whole tokens.
+        ValueError: The text is not a number of tokens, or not a whole one.
     """
     if not isinstance(value, str) or value.strip().isdecimal():
         return value
     match = _TOKENS.fullmatch(value.strip())
     if match is None:
-        raise ValueError("no number of tokens: write 131072, or 128K (K is 1,024)")
+        raise ValueError("not a number of tokens: write 131072, or 128K (K is 1,024)")
     number = float(match[1]) * _UNITS[match[2].upper()]
     if number != int(number):
-        raise ValueError("no whole number of tokens")
+        raise ValueError("not a whole number of tokens")
     return int(number)
 
 
 Tokens = Annotated[int, Field(gt=0), BeforeValidator(token_count)]
-"""A number of tokens, at least one; ``128K`` may be written for 131072."""
+"""A number of tokens, at least 1. ``128K`` may be written for 131072."""
 
 
 class OrPath:
-    """Marks a field of texts that may be paths, with the words that are none (``Path`` fields need no mark)."""
+    """Marks a text field that may hold paths, with the words that are not paths. ``Path`` fields need no mark."""
 
     def __init__(self, *words: str) -> None:
         self.words = words
 
 
 def is_path(value: str, words: tuple[str, ...]) -> bool:
-    """Whether a text of such a field may be a path; ``NAME:PART`` is one of the words, too."""
+    """Whether the text of such a field may be a relative path. ``NAME:PART`` counts as the word ``NAME``."""
     return bool(value) and value.partition(":")[0] not in words and not Path(value).is_absolute()
 
 
 def as_list(value: Any) -> Any:
-    """What stands for a list: one value for a list of it, text with commas for one of several. ``16,384`` is not taken
-    apart: it may be one number."""
+    """Return one value as a list of it, and a text with commas as a list of several. Other values stay. ``16,384`` is
+    not split, because it may be one number."""
     if isinstance(value, str):
         parts = [value] if _GROUPED.fullmatch(value.strip()) else [part.strip() for part in value.split(",")]
         return [part for part in parts if part] or [value]

@@ -1,4 +1,4 @@
-"""Words, numbers and answers out of text: one place for judge, evaluators, questions and evaluation."""
+"""Read words, numbers and answers from text: one place for judge, evaluators, questions and evaluation."""
 
 from logodata.common.words.normal import normalise
 from logodata.common.words.reasoning import without_reasoning

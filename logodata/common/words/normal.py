@@ -1,7 +1,7 @@
-"""Text in one form: what looks alike is written alike, whatever the characters that were typed.
+"""Bring text into one form, so that characters that look alike are equal.
 
-Compatibility forms (ligatures, full-width letters), composed and decomposed accents, digits of other scripts, dashes,
-apostrophes, soft hyphens and characters without width all have several spellings in Unicode (UAX 15, UTS 39). Letters
+Unicode has several spellings (UAX 15, UTS 39) for compatibility forms (ligatures, full-width letters), composed and
+decomposed accents, digits of other scripts, dashes, apostrophes, soft hyphens and characters without width. Letters
 keep their case and their marks: ``दिल्ली`` is not ``दल``.
 """
 
@@ -15,10 +15,10 @@ import regex
 
 _NON_ASCII = regex.compile(r"[\x00-\x7f]?[^\x00-\x7f]+")  # with the ASCII letter that a first mark belongs to
 CLUSTER = regex.compile(r"\p{RI}{1,2}|[\p{Block=Hangul_Jamo}]+|\P{M}[\p{M}\uff9e\uff9f]{0,30}|\p{M}{1,30}")
-"""A character as a reader counts them: a letter with its marks. The full rule of Unicode takes quadratic time on some
+"""A character as a reader counts it: a letter with its marks. Unicode's full rule takes quadratic time on some
 texts."""
 _INVISIBLE = regex.compile(
-    # Vowels of Arabic and Hebrew are written or left out.
+    # Vowel marks of Arabic and Hebrew may be written or left out.
     r"[\p{Default_Ignorable_Code_Point}\p{Cf}\N{ARABIC TATWEEL}\u064b-\u0652\u0670"
     r"\u05b0-\u05bd\u05bf\u05c1\u05c2\u05c7]"
 )
@@ -37,11 +37,11 @@ _LONGEST_UNIT = 3  # letters: in "km²" the digit belongs to the unit, in "light
 
 
 def normalise(text: str) -> tuple[str, Sequence[int] | None]:
-    """The text in its normal form, with the place in ``text`` that each of its characters came from.
+    """Return the normal form of a text, with the place in ``text`` that each of its characters came from.
 
     Returns:
         The normal form, and ``places`` of length ``len(normal form) + 1``: character ``i`` came from
-        ``text[places[i]]``, and the last entry is ``len(text)``. None instead of the places: nothing moved.
+        ``text[places[i]]``, and the last entry is ``len(text)``. ``places`` is None if nothing moved.
     """
     if text.isascii():
         return text, None
@@ -58,16 +58,16 @@ def normalise(text: str) -> tuple[str, Sequence[int] | None]:
         places.extend(range(position, stretch.start()))
         for cluster in CLUSTER.finditer(text, stretch.start(), stretch.end()):
             piece = cluster.group()
-            add(_raised(piece, form) or _fold(piece), cluster.start())
+            add(_set_apart(piece, form) or _fold(piece), cluster.start())
         position = stretch.end()
     form.append(text[position:])
     places.extend(range(position, len(text) + 1))
     return "".join(form), places
 
 
-def _raised(character: str, before: Sequence[str]) -> str | None:
-    """A vulgar fraction or a raised digit, set apart from the digits before it: NFKC would write 3½ as 31⁄2 and 10² as
-    102. None for anything else."""
+def _set_apart(character: str, before: Sequence[str]) -> str | None:
+    """Return a vulgar fraction or a raised digit, set apart from digits before it; None for any other character. NFKC
+    would write 3½ as 31⁄2 and 10² as 102."""
     if len(character) != 1 or character.isascii():
         return None
     written = unicodedata.decomposition(character)
@@ -81,7 +81,7 @@ def _raised(character: str, before: Sequence[str]) -> str | None:
     if plain == "-" and last[-1:].isdigit():
         return "^-"
     if not plain.isdigit():
-        return " " if unicodedata.category(character) == "So" else None  # a trade mark is no letter of the word
+        return " " if unicodedata.category(character) == "So" else None  # a trade mark sign is not a letter of the word
     if last[-1:].isdigit() or last.endswith("^-"):
         return plain if "^" in last else f"^{plain}"
     return f" {plain}" if len(last) > _LONGEST_UNIT and last.isalpha() else plain
@@ -89,13 +89,13 @@ def _raised(character: str, before: Sequence[str]) -> str | None:
 
 @lru_cache(maxsize=1 << 16)
 def _fold(cluster: str) -> str:
-    """The normal form of one character as a reader sees it (a grapheme cluster)."""
+    """Return the normal form of one character as a reader sees it (a grapheme cluster)."""
     plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", cluster.translate(_TYPED))).translate(_ALIKE)
     return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in plain)
 
 
 def fold_case(word: str) -> str:
-    """A word of a normal form without its case; case folding may take it out of that form, so it is made anew."""
+    """Return a word without its case, in normal form. Case folding may leave that form, so it is applied again."""
     if word.isascii():
         return word.lower()
     return unicodedata.normalize("NFKC", word.casefold().replace("i\u0307", "i"))  # İ is an i with a dot

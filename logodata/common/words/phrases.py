@@ -1,7 +1,7 @@
-"""What several words say together: forty-two, 3 million, two thirds, minus seven, 5 square miles, ten o'clock.
+"""Join words that mean something together: forty-two, 3 million, two thirds, minus seven, 5 square miles, ten o'clock.
 
-Numbers in words are found by text2num (English). What it leaves apart is put together here: scales behind digits,
-fractions, signs, units, times of day; and what a word means by its neighbours: the month of May, vitamin C, Henry VIII.
+text2num finds English numbers in words. This module adds what it leaves apart: scales behind digits, fractions, signs,
+units, times of day. It also reads words that depend on their neighbours: the month of May, vitamin C, Henry VIII.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 _SCALE_WORDS = ("hundred", "thousand", "million", "billion")
-_GROUPS = {"dozen": 12, "lakh": 10**5, "crore": 10**7, "trillion": 10**12}  # that text2num does not know
+_GROUPS = {"dozen": 12, "lakh": 10**5, "crore": 10**7, "trillion": 10**12}  # unknown to text2num
 _PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
 _DENOMINATORS = range(3, 101)
 _ARTICLES = ("a", "an")
@@ -56,7 +56,7 @@ _ROMAN_VALUES = {"": 0, "I": 1, "II": 2, "III": 3, "IV": 4, "V": 5, "VI": 6, "VI
 
 
 class _Piece:
-    """A word, or what stands between two, as text2num takes it."""
+    """A word, or the text between two words, in the form that text2num takes."""
 
     __slots__ = ("_text",)
 
@@ -64,20 +64,20 @@ class _Piece:
         self._text = text
 
     def text(self) -> str:
-        """What stands there."""
+        """Return the text of the piece."""
         return self._text
 
     def nt_separated(self, previous: object) -> bool:  # noqa: ARG002
-        """Whether something other than the text parts a piece from the one before: never."""
+        """Whether something other than text separates a piece from the one before: never."""
         return False
 
     def not_a_number_part(self) -> bool:
-        """Whether a piece is no part of a number in spite of its form: never."""
+        """Whether a piece is not part of a number although it looks like one: never."""
         return False
 
 
 def numbers_in_words(found: Sequence[Word], text: str) -> list[Word]:
-    """The words of a text with those that spell a number taken together: ``forty-two``, ``twenty-first``."""
+    """Return the words of a text, with those that spell a number joined: ``forty-two``, ``twenty-first``."""
     result: list[Word] = []
     index = 0
     while index < len(found):
@@ -88,7 +88,7 @@ def numbers_in_words(found: Sequence[Word], text: str) -> list[Word]:
         end = index + 1
         while end < len(found) and (_spells(found[end]) or found[end].text in ("and", "point")):
             end += 1
-        result += _taken_together(found, index, end, text)
+        result += _join_numbers(found, index, end, text)
         index = end
     return result
 
@@ -104,12 +104,12 @@ def _spells_a_number(word: str) -> bool:
     return word != "o" and bool(find_numbers([_Piece(word)], "en", 0.0))  # "o'clock"
 
 
-def _taken_together(found: Sequence[Word], first: int, end: int, text: str) -> Iterator[Word]:
-    """The words from ``first`` up to ``end``, those that spell a number as one."""
+def _join_numbers(found: Sequence[Word], first: int, end: int, text: str) -> Iterator[Word]:
+    """Yield the words from ``first`` up to ``end``, with those that spell a number joined."""
     from text_to_num import find_numbers
 
     pieces: list[_Piece] = []
-    index_of: dict[int, int] = {}  # the number of a piece -> that of its word
+    index_of: dict[int, int] = {}  # index of a piece -> index of its word
     for index in range(first, end):
         if index > first:
             pieces.append(_Piece(text[found[index - 1].end : found[index].start]))
@@ -127,7 +127,7 @@ def _taken_together(found: Sequence[Word], first: int, end: int, text: str) -> I
 
 
 def _spelled(found: Sequence[Word], first: int, last: int, digits: str, is_ordinal: bool) -> Word | None:
-    """The number that some words spell; None where they mean something else ("no one", "a second later")."""
+    """Return the number that some words spell; None if they mean something else ("no one", "a second later")."""
     before = found[first - 1] if first else None
     after = found[last + 1].text if last + 1 < len(found) else ""
     source = " ".join(word.text for word in found[first : last + 1])
@@ -146,7 +146,7 @@ def _spelled(found: Sequence[Word], first: int, last: int, digits: str, is_ordin
 
 
 def combine(found: Sequence[Word], text: str) -> Iterator[Word]:
-    """The words of a text with what belongs together as one, and with what their neighbours tell of them."""
+    """Yield the words of a text, with those that belong together joined, and interpreted by their neighbours."""
     reader = _Reader(found, text)
     while (word := reader.next()) is not None:
         yield word
@@ -156,13 +156,13 @@ _LEADS = frozenset([*_ARTICLES, "half", "quarter", *_SIGNS, *_VERSIONS])
 
 
 class _Reader:
-    """Reads words from left to right; ``_at`` is the next one."""
+    """Reads words from left to right; ``_at`` is the index of the next one."""
 
     def __init__(self, found: Sequence[Word], text: str) -> None:
         self._found, self._text, self._at = found, text, 0
 
     def next(self) -> Word | None:
-        """The next word with what belongs to it; None at the end."""
+        """Return the next word with what belongs to it; None at the end."""
         if self._at == len(self._found):
             return None
         word = self._take()
@@ -172,24 +172,24 @@ class _Reader:
             return self._counted(word)
         if word.literal == INITIALS:
             return word._replace(telling=not self._follow(lambda w: w.literal[:1].isupper(), gap=" "))
-        if word.text in _MONTHS_BY_START and self._beside_a_number():
+        if word.text in _MONTHS_BY_START and self._is_next_to_number():
             return word._replace(text=_MONTHS_BY_START[word.text])
         if word.text in _LEADS or units.money_code(word.text):
             phrase = self._phrase(word)
             if phrase is not None:
                 return phrase
-        return self._by_its_neighbours(word) if word.literal[:1].isupper() else word
+        return self._capitalised(word) if word.literal[:1].isupper() else word
 
     def _number(self, word: Word) -> Word:
         before = self._before
-        whole = self._whole(word)
+        whole = self._quantity(word)
         if whole is not word:
             return whole
         if before is not None and self._text[before.end : word.start] in (" ", "-") and _names_a_version(before, word):
             return word._replace(text=word.literal, value=None)
         return Word(word.literal, word.start, word.end) if _is_plural(word) else word
 
-    def _beside_a_number(self) -> bool:
+    def _is_next_to_number(self) -> bool:
         before = self._before
         return self._follow(_is_number, gap=" .") or (before is not None and before.kind == "number")
 
@@ -203,13 +203,14 @@ class _Reader:
         return self._found[self._at - 2] if self._at > 1 else None
 
     def _gap(self, ahead: int = 0) -> str:
-        """What stands before the next word (or one further ahead); all that is left where there is none."""
+        """Return the text before the next word (or one further ahead), or the rest of the text if there is no such
+        word."""
         index = self._at + ahead
         end = self._found[index].start if index < len(self._found) else len(self._text)
         return self._text[self._found[index - 1].end : end]
 
     def _follow(self, *tests: Callable[[Word], bool] | Sequence[str], gap: str = " -\n\t") -> bool:
-        """Whether the next words pass one test each and nothing but the characters of ``gap`` stands before them."""
+        """Whether the next words pass one test each, with only characters of ``gap`` before each of them."""
         if self._at + len(tests) > len(self._found):
             return False
         for ahead, test in enumerate(tests):
@@ -219,25 +220,26 @@ class _Reader:
         return True
 
     def _phrase(self, word: Word) -> Word | None:
-        """A number that begins with a word: "half a million", "a third of it", "minus seven", "version 2.1"."""
+        """Return a number that begins with a word: "half a million", "a third of it", "minus seven", "version 2.1";
+        else None."""
         text = word.text
         if text in _SIGNS and self._follow(_is_number):
-            return negated(self._whole(self._take()))._replace(start=word.start)
+            return negated(self._quantity(self._take()))._replace(start=word.start)
         if text in _VERSIONS and self._follow(_is_in_digits):
             return as_version(self._take())._replace(start=word.start)
         if (money := units.money_code(text)) and self._follow(_is_in_digits, gap=" .") and not self._next().unit:
-            return self._whole(self._take()._replace(unit=money))._replace(start=word.start)
+            return self._quantity(self._take()._replace(unit=money))._replace(start=word.start)
         if text == "half" or (text == "quarter" and self._follow(_is_unit)):
-            return self._part(word)
+            return self._half_or_quarter(word)
         if text in _ARTICLES:
-            return self._one_of_it(word)
+            return self._article_number(word)
         return None
 
     def _next(self) -> Word:
         return self._found[self._at]
 
-    def _part(self, word: Word) -> Word | None:
-        """Half or a quarter of what follows."""
+    def _half_or_quarter(self, word: Word) -> Word | None:
+        """Return half or a quarter of what follows; None if the word means something else."""
         before = self._before
         if (before is not None and (before.text in _NOT_A_HALF_AFTER or before.unit == ORDINAL)) or (
             self._follow(_NOT_A_HALF)
@@ -247,13 +249,14 @@ class _Reader:
             return None
         if self._follow(_ARTICLES, lambda w: _is_scale(w) or _is_unit(w)):
             self._take()
-        return self._whole(number(Fraction(1, _PARTS[word.text]), word.start, word.end))._replace(start=word.start)
+        return self._quantity(number(Fraction(1, _PARTS[word.text]), word.start, word.end))._replace(start=word.start)
 
-    def _one_of_it(self, article: Word) -> Word | None:
-        """What an article makes a number: "a dozen", "a third of", "an hour and a half"."""
+    def _article_number(self, article: Word) -> Word | None:
+        """Return the number that begins with an article: "a dozen", "a third of", "an hour and a half"; None if there
+        is none."""
         if self._follow(tuple(_GROUPS)):
             group = self._take()
-            return self._whole(number(Fraction(_GROUPS[group.text]), article.start, group.end, literal=group.text))
+            return self._quantity(number(Fraction(_GROUPS[group.text]), article.start, group.end, literal=group.text))
         if self._follow(_is_part) and self._next().text != "half":
             before = self._before
             ends = (self._at + 1 == len(self._found) or self._gap(1).strip(" -\n\t")) and not (
@@ -261,24 +264,24 @@ class _Reader:
             )
             part = self._take()
             if ends or self._follow(lambda w: w.text == "of" or _is_unit(w) or _is_scale(w)):
-                return self._whole(number(Fraction(1, _denominator(part)), article.start, part.end))
+                return self._quantity(number(Fraction(1, _denominator(part)), article.start, part.end))
             self._at -= 1
         if self._follow(_is_unit, ("and",), lambda w: w.text in _ARTICLES or w.kind == "number", _is_part):
             unit = self._take()
-            return self._and_a_half(number(Fraction(1), article.start, unit.end, _unit(unit)), 1)
+            return self._add_fraction(number(Fraction(1), article.start, unit.end, _unit(unit)), 1)
         return None
 
-    def _whole(self, word: Word) -> Word:
-        """A number with its scale, fraction, unit and sign."""
+    def _quantity(self, word: Word) -> Word:
+        """Return a number with its scale, fraction, unit and sign."""
         if word.value is None:
             return self._time(word) or word
         if word.unit == ORDINAL:
             return self._day(word)
         word = self._fraction(word) or self._year(word) or word
-        word = self._and_a_half(word, _scale(word) if _is_scale(word) else 1)
+        word = self._add_fraction(word, _scale(word) if _is_scale(word) else 1)
         while scale := self._factor(word):
             word = number((word.value or 0) * scale, word.start, self._take().end, word.unit)
-            word = self._and_a_half(word, scale)
+            word = self._add_fraction(word, scale)
         if word.value is not None and word.value < 1 and self._follow(("of",), _ARTICLES, _is_scale):
             of = self._take(3)
             word = number(word.value * _scale(of), word.start, of.end)
@@ -291,7 +294,7 @@ class _Reader:
         return word
 
     def _day(self, word: Word) -> Word:
-        """An ordinal; beside a month it is the number of a day."""
+        """Return an ordinal; next to a month it is the number of a day."""
         before = self._before
         beside_month = self._follow(_ANY_MONTH) or self._follow(("of",), _ANY_MONTH)
         if beside_month or (before is not None and before.text in _ANY_MONTH):
@@ -299,7 +302,7 @@ class _Reader:
         return word
 
     def _factor(self, word: Word) -> Fraction | None:
-        """What the next word multiplies a number by; None if it is no scale."""
+        """Return what the next word multiplies a number by; None if it is not a scale."""
         if not self._follow(_is_number_or_word):
             return None
         following = self._next()
@@ -311,8 +314,8 @@ class _Reader:
             return None
         return Fraction(units.scale(following.literal, of_money=units.is_money(word.unit))) or None
 
-    def _and_a_half(self, word: Word, of: Fraction | int) -> Word:
-        """With what "and a half" or "and three quarters" adds."""
+    def _add_fraction(self, word: Word, of: Fraction | int) -> Word:
+        """Add the fraction of ``of`` that follows, as in "and a half" or "and three quarters"."""
         if word.value is not None and self._follow(("and",), _is_number, lambda w: (w.literal or w.text).endswith("s")):
             count, part = self._found[self._at + 1], self._found[self._at + 2]
             if count.value is not None and _is_part(part):
@@ -324,7 +327,7 @@ class _Reader:
         return number(word.value + Fraction(of) / _denominator(part), word.start, part.end, word.unit)
 
     def _fraction(self, word: Word) -> Word | None:
-        """ "Two thirds", "one half"."""
+        """Return a fraction in words, such as "two thirds" or "one half"; None if there is none."""
         value = word.value
         if value is None or value.denominator != 1 or word.unit or not self._follow(_is_part):
             return None
@@ -336,7 +339,7 @@ class _Reader:
         return number(value / _denominator(part), word.start, part.end)
 
     def _year(self, word: Word) -> Word | None:
-        """ "Nineteen twelve" is 1912."""
+        """Return a year in two parts ("nineteen twelve" is 1912); None if there is none."""
         if word.value is None or not (word.literal.isalpha() and 10 <= word.value <= 20):
             return None
         if not self._follow(lambda w: w.value is not None and 10 <= w.value <= 99 and w.literal[:1].isalpha(), gap=" "):
@@ -366,24 +369,25 @@ class _Reader:
                 return word
             unit = self._take()
             word = word._replace(unit=kind + _unit(unit), end=unit.end, telling=True)
-        if word.unit == "degree" and self._follow(lambda w: bool(_heat(w))):
+        if word.unit == "degree" and self._follow(lambda w: bool(_temperature_scale(w))):
             heat = self._take()
-            word = word._replace(unit=_heat(heat), end=heat.end)
+            word = word._replace(unit=_temperature_scale(heat), end=heat.end)
         if word.unit in _SPEEDS:
             each = 2 if self._follow(("per", *_ARTICLES), _is_unit) else int(self._follow(_is_unit, gap="/"))
             if each:
                 per = self._take(each)
                 word = word._replace(unit=f"{word.unit}-per-{_unit(per)}", end=per.end)
-        return self._and_a_half(word, 1)
+        return self._add_fraction(word, 1)
 
     def _counted(self, run: Word) -> Word:
-        """A single character behind a number counts things, and tells nothing: 2010年."""
+        """Return a run. A single character behind a number counts things and tells nothing: 2010年."""
         before = self._before
         is_counter = len(run.text) == 1 and before is not None and before.kind == "number" and before.end == run.start
         return run._replace(telling=False) if is_counter and run.text not in _SCALE_SIGNS else run
 
-    def _by_its_neighbours(self, word: Word) -> Word:
-        """A word in capitals, or with one: numerals, letters that name something, and the month of May."""
+    def _capitalised(self, word: Word) -> Word:
+        """Interpret a word with capitals by its neighbours: numerals, letters that name something, and the month of
+        May."""
         before, literal = self._before, word.literal
         begins = before is None or any(mark in self._gap(-1) for mark in ".!?:\"\n'“‘—-")
         named = before is not None and not begins and before.literal[:1].isupper() and before.telling
@@ -406,7 +410,8 @@ class _Reader:
         return word
 
     def _letter(self, word: Word, begins: bool) -> Word:
-        """A capital letter that stands alone names something, unless it is an initial, the article or the pronoun."""
+        """Interpret a capital letter that stands alone. It names something, unless it is an initial, the article or the
+        pronoun."""
         before, letter = self._before, word.literal
         gap = self._gap()
         following = self._found[self._at] if self._at < len(self._found) else None
@@ -423,7 +428,7 @@ class _Reader:
 
 
 def _names_a_version(name: Word, word: Word) -> bool:
-    """Whether a decimal behind a name is a version: Python 3.10 is not Python 3.1; a price of 3.10 is 3.1."""
+    """Whether a decimal behind a name is a version: Python 3.10 is not Python 3.1, but a price of 3.10 is 3.1."""
     is_name = name.kind == "word" and name.telling and name.literal[:1].isupper()
     return is_name and name.text not in _LABELS and name.text not in _MONTHS and word.literal.count(".") == 1
 
@@ -451,7 +456,7 @@ def _scale(word: Word) -> Fraction:
 
 
 def _denominator(word: Word) -> int:
-    """What a word for a part divides by: 3 for "third", 4 for "quarters", 2 for "half"; 0 for any other word."""
+    """Return what a word for a part divides by: 3 for "third", 4 for "quarters", 2 for "half"; 0 for any other word."""
     if word.kind == "word":
         return _PARTS.get(word.text, 0)
     value = word.value
@@ -464,12 +469,12 @@ def _is_part(word: Word) -> bool:
 
 
 def _is_plural(word: Word) -> bool:
-    """ "Thousands" and "thirds" alone are no values."""
+    """Whether a word is a plural such as "thousands" or "thirds", which has no value alone."""
     return word.literal.isalpha() and word.literal.endswith("s")
 
 
-def _heat(word: Word) -> str:
-    """The temperature scale that a word names: "celsius", "centigrade", "C"; empty if it names none."""
+def _temperature_scale(word: Word) -> str:
+    """Return the temperature scale that a word names: "celsius", "centigrade", "C"; empty if it names none."""
     name = {"c": "celsius", "f": "fahrenheit"}.get(word.text) or _unit(word)
     return name if name in units.HEAT else ""
 

@@ -1,4 +1,4 @@
-"""Reasoning that a model writes before its answer, between markers of its own."""
+"""Remove the reasoning that a model writes before its answer, between markers of its own."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _TAIL = regex.compile(rf"(?:{_OPENING}).*\Z", regex.DOTALL | regex.IGNORECASE)
 
 
 def without_reasoning(response: str) -> str:
-    """The answer of a response: what is left when blocks of reasoning are taken off.
+    """Return the answer of a response: what is left without blocks of reasoning.
 
-    A chat template may write the opening marker into the prompt, so a response may begin inside its reasoning: all up
-    to the last closing marker goes. A response that was cut off while reasoning holds no answer; nothing is left of it.
+    A chat template may write the opening marker into the prompt, so a response may begin inside its reasoning:
+    everything up to the last closing marker is removed. A response that was cut off while reasoning holds no answer,
+    and nothing is left.
     """
     answer, num_blocks = _BLOCK.subn("", response)
     answer, num_heads = _HEAD.subn("", answer)

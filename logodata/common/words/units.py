@@ -1,10 +1,10 @@
-"""Units, money and scales by all their spellings. The library of numbers in words knows none of them."""
+"""Units, money and scales in all their spellings. The library of numbers in words knows none of them."""
 
 from __future__ import annotations
 
 from unicodedata import name as unicode_name
 
-# A unit a line: its name, then other spellings. Plurals are found without their ending.
+# Each line is a unit: its name, then other spellings. Plurals are found without their ending.
 _LINES = """
 metre meter m
 kilometre kilometer km
@@ -93,39 +93,40 @@ _SCALES = {
 }
 _CAPITAL_SCALES = {"M": 10**6, "B": 10**9, "T": 10**12}
 HEAT = ("celsius", "fahrenheit", "kelvin")
-"""Units that "degrees" may stand for."""
+"""The units that "degrees" may mean."""
 
 
 def unit(word: str, *, glued: bool = False) -> str:
-    """The name of the unit that a word spells, singular or plural; empty if it is none. Capitals tell MW from mW.
+    """Return the name of the unit that a word spells, singular or plural; empty if there is none. Capitals tell MW from
+    mW.
 
-    ``glued``: it follows its number without a space, as in ``10in``.
+    ``glued`` means that it follows its number without a space, as in ``10in``.
     """
     lowered = word.lower()
     if glued and lowered in _GLUED:
         return _GLUED[lowered]
     singulars = [lowered, *(lowered.removesuffix(ending) for ending in ("s", "es") if len(lowered) > len(ending) + 1)]
-    if lowered == "has":  # no hectares
+    if lowered == "has":  # the verb, not hectares
         return ""
     return next((_UNITS[spelling] for spelling in (word, *singulars) if spelling in _UNITS), "")
 
 
 def money_code(word: str) -> str:
-    """The unit that a code before its number stands for, as in "USD 29"; empty if it is none."""
+    """Return the unit of a code before its number, as in "USD 29"; empty if it is not such a code."""
     return _UNITS[word] if word in _CODES else ""
 
 
 def scale(word: str, *, of_money: bool) -> int:
-    """What the letters behind a number multiply it by: ``bn`` is a billion, and ``m`` is a million where it counts
-    money; 0 if they are no scale."""
+    """Return what the letters behind a number multiply it by: ``bn`` is a billion, and ``m`` is a million if it counts
+    money; 0 if they are not a scale."""
     return _SCALES.get(word.lower(), 0) or _CAPITAL_SCALES.get(word.upper() if of_money else word, 0)
 
 
 def is_money(name: str) -> bool:
-    """Whether a unit is one of money."""
+    """Whether a unit is a currency."""
     return name in _MONEY
 
 
 def unit_of_symbol(symbol: str) -> str:
-    """The unit that a symbol stands for by its name in Unicode: ``$`` is the dollar sign, ``%`` the percent sign."""
+    """Return the unit of a symbol, by its name in Unicode: ``$`` is the dollar sign, ``%`` the percent sign."""
     return unicode_name(symbol, "").removesuffix(" SIGN").rpartition(" ")[2].lower()

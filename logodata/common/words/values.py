@@ -1,4 +1,4 @@
-"""A word, and a number in digits as a value: 1,204 and 1204, 3.50 and 3.5, 10:30, 5kg, 21st, $3M."""
+"""Words, and numbers in digits as values: 1,204 and 1204, 3.50 and 3.5, 10:30, 5kg, 21st, $3M."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from logodata.common.words import units
 
 MOST_DIGITS = 100
-"""A number with more digits is compared as it is written."""
+"""A number with more digits is compared as text."""
 INITIALS = "initials"
 ORDINAL = "th"
 VERSION = "version"
@@ -18,10 +18,10 @@ VERSION = "version"
 class Word(NamedTuple):
     """A word of a text in the form in which it is compared.
 
-    ``start`` and ``end`` are its place. ``kind`` is ``number`` for a value (``text`` is the shortest way to write it,
-    ``unit`` the name of its unit if it has one), and ``run`` for a stretch of a script that puts no spaces between
-    words. ``literal`` is what stood there. A word that is not ``telling`` carries no meaning of its own, and a number
-    that is not ``exact`` ("one", "first") may be missing from an answer.
+    ``start`` and ``end`` are its place. ``kind`` is ``number`` for a value (``text`` is its shortest form, ``unit`` the
+    name of its unit if it has one), and ``run`` for a stretch of a script without spaces between words. ``literal`` is
+    the original text. A word that is not ``telling`` carries no meaning of its own. A number that is not ``exact``
+    ("one", "first") may be missing from an answer.
     """
 
     text: str
@@ -36,12 +36,12 @@ class Word(NamedTuple):
 
 
 def number(value: Fraction, start: int, end: int, unit: str = "", literal: str = "") -> Word:
-    """A number with its value, written in the shortest way: ``3.5``, ``1/3``."""
+    """Return a number with its value, written in the shortest form: ``3.5``, ``1/3``."""
     return Word(shortest(value), start, end, "number", unit, literal, value=value)
 
 
 def shortest(value: Fraction) -> str:
-    """A value in as few characters as say it exactly."""
+    """Return the shortest text that gives a value exactly."""
     rest = value.denominator
     for factor in (2, 5):
         while rest % factor == 0:
@@ -53,10 +53,11 @@ def shortest(value: Fraction) -> str:
 
 
 def read_number(written: str, start: int, end: int) -> Word:
-    """A number in digits, without sign, unit and currency: ``1,204.5``, ``1.204,50``, ``3 1/2``, ``10:30``, ``2.3.1``.
+    """Read a number in digits, without sign, unit and currency: ``1,204.5``, ``1.204,50``, ``3 1/2``, ``10:30``,
+    ``2.3.1``.
 
-    A point is the decimal point, and so is a comma that groups no three digits. Times, ratios and numbers of more parts
-    (versions, dates with points) are one thing, compared part by part.
+    A point is the decimal point, and so is a comma that does not group three digits. Times, ratios and numbers of more
+    parts (versions, dates with points) are one word, compared part by part.
     """
     if ":" in written:
         return _clock(written, start, end)
@@ -88,7 +89,7 @@ def _without_zeros(written: str, between: str) -> str:
 
 
 def _clock(written: str, start: int, end: int) -> Word:
-    """A time of day on twelve hours, or a ratio. 15:45 is 3:45 in the afternoon; 3:45 alone may be either."""
+    """Read a time of day on twelve hours, or a ratio. 15:45 is 3:45 in the afternoon; 3:45 alone may be either."""
     hour, *rest = written.split(":")
     if len(rest) > 2 or len(hour) > 2 or int(hour) > 24 or any(len(part) != 2 or int(part) > 59 for part in rest):
         return _as_written(written, _without_zeros(written, ":"), start, end)
@@ -98,7 +99,7 @@ def _clock(written: str, start: int, end: int) -> Word:
 
 
 def as_time(word: Word, half: str) -> Word | None:
-    """``10``, ``10.30`` or ``10:30`` with ``am`` or ``pm`` (or "o'clock") as a time; None if it is none."""
+    """Return ``10``, ``10.30`` or ``10:30`` with ``am`` or ``pm`` (or "o'clock") as a time; None if it is not one."""
     if ":" in word.text:
         return word._replace(unit=half or word.unit)
     hour, _, minutes = word.literal.partition(".") if word.literal[:1].isdigit() else (str(word.text), "", "")
@@ -110,12 +111,13 @@ def as_time(word: Word, half: str) -> Word | None:
 
 
 def as_version(word: Word) -> Word:
-    """A number that names a version: 2.10 is not 2.1."""
+    """Return a number as the name of a version: 2.10 is not 2.1."""
     return word._replace(text=word.literal, unit=VERSION, value=None)
 
 
 def with_suffix(word: Word, suffix: str) -> Word | None:
-    """A number with the letters glued to it (``5kg``, ``21st``, ``3M``, ``5pm``); None if they are no part of it."""
+    """Return a number with the letters glued to it (``5kg``, ``21st``, ``3M``, ``5pm``); None if they are not part of
+    it."""
     lowered, value = suffix.lower().replace(".", "").replace(" ", ""), word.value
     if value is None:
         return as_time(word, lowered) if lowered in ("am", "pm") else None
@@ -134,7 +136,7 @@ def with_suffix(word: Word, suffix: str) -> Word | None:
 
 
 def negated(word: Word) -> Word:
-    """A number with the other sign."""
+    """Return a number with the opposite sign."""
     if word.value is None:
         return word
     return word._replace(text=shortest(-word.value), value=-word.value, literal="")

@@ -1,7 +1,6 @@
-"""Words of a text: the one place that decides what counts as a word, a content word, a number, and the same word.
+"""Split a text into words: the one place that decides what is a word, a content word, a number, and the same word.
 
-Evaluators, judge and evaluation share it, so that a chunk is called critical by the same words by which an answer is
-called right.
+Evaluators, judge and evaluation share it, so a chunk is critical by the same words by which an answer is right.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from logodata.common.words.values import (
     with_suffix,
 )
 
-# Scripts that put no spaces between words, and Korean, which glues particles to them.
+# Scripts without spaces between words, and Korean, which attaches particles to them.
 _RUN = (
     r"[[\p{L}\p{M}\p{Nl}]&&[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Hang}\p{scx=Thai}\p{scx=Laoo}\p{scx=Khmr}"
     r"\p{scx=Mymr}\p{scx=Tibt}]]"
@@ -75,7 +74,7 @@ _WORD = regex.compile(
     regex.VERBOSE | regex.V1,
 )
 _DENSE = regex.compile(r"[\p{scx=Han}\p{scx=Hang}]")
-"""Scripts in which two characters tell as much as a word; of the others it takes three."""
+"""Scripts in which two characters tell as much as a word. In other scripts it takes three."""
 
 # English function words, and the words that only frame a question.
 _STOP_WORDS = """
@@ -97,10 +96,10 @@ _NAMES_IN_CAPITALS = ("US", "IT", "WHO")
 
 @lru_cache(maxsize=64)
 def read(text: str) -> tuple[Word, ...]:
-    """The words of a text in order, numbers as values."""
+    """Return the words of a text in order, with numbers as values."""
     form, places = normalise(text)
-    shouted = form.isupper() and sum(part.isalpha() for part in form.split()) > 1
-    found = [word for match in _WORD.finditer(form) for word in _lexed(match, shouted)]
+    all_capitals = form.isupper() and sum(part.isalpha() for part in form.split()) > 1
+    found = [word for match in _WORD.finditer(form) for word in _lexed(match, all_capitals)]
     whole = combine(numbers_in_words(found, form), form)
     if places is None:
         return tuple(whole)
@@ -108,15 +107,16 @@ def read(text: str) -> tuple[Word, ...]:
     return tuple(w._replace(start=places[w.start], end=max(places[w.end], places[w.end - 1] + 1)) for w in whole)
 
 
-def _lexed(match: regex.Match[str], shouted: bool) -> Iterator[Word]:
-    """The words of a match. ``shouted``: the whole text is in capitals, so they tell nothing of a word."""
+def _lexed(match: regex.Match[str], all_capitals: bool) -> Iterator[Word]:
+    """Yield the words of a match. ``all_capitals`` says that the whole text is in capitals, so that they tell
+    nothing."""
     start, end = match.span()
     if (word := match["plain"] or match["word"]) is not None:
-        yield _word(word, start, end, shouted, is_contraction=match["contraction"] is not None)
+        yield _word(word, start, end, all_capitals, is_contraction=match["contraction"] is not None)
     elif (run := match["run"]) is not None:
         yield Word(run, start, end, "run")
     elif (initials := match["initials"]) is not None:
-        yield _word(initials.replace(".", "").replace(" ", ""), start, end, shouted)._replace(literal=INITIALS)
+        yield _word(initials.replace(".", "").replace(" ", ""), start, end, all_capitals)._replace(literal=INITIALS)
     elif (version := match["version"]) is not None:
         yield as_version(read_number(version, start, end))
     elif (year := match["year"]) is not None:
@@ -127,13 +127,13 @@ def _lexed(match: regex.Match[str], shouted: bool) -> Iterator[Word]:
         yield from _number(match)
 
 
-def _word(word: str, start: int, end: int, shouted: bool, *, is_contraction: bool = False) -> Word:
-    """A word. A name in capitals that looks like a function word keeps them."""
+def _word(word: str, start: int, end: int, all_capitals: bool, *, is_contraction: bool = False) -> Word:
+    """Return a word. A name in capitals that looks like a function word keeps them."""
     if word in _NAMES_IN_CAPITALS:
-        return Word(word, start, end, literal=word, telling=not shouted)
+        return Word(word, start, end, literal=word, telling=not all_capitals)
     text = fold_case(word.replace(" ", ""))
     tells = text not in STOP_WORDS and (len(text) > 1 or not text.isascii()) and not is_contraction
-    return Word(text, start, end, literal=text if shouted else word, telling=tells)
+    return Word(text, start, end, literal=text if all_capitals else word, telling=tells)
 
 
 def _number(match: regex.Match[str]) -> Iterator[Word]:
@@ -155,31 +155,32 @@ def _number(match: regex.Match[str]) -> Iterator[Word]:
         yield Word(fold_case(written + suffix), start, end)
     else:
         yield found._replace(end=match.end("number"))
-        yield _word(suffix, match.start("suffix"), end, shouted=False)
+        yield _word(suffix, match.start("suffix"), end, all_capitals=False)
 
 
 def parts(run: str) -> list[str]:
-    """The overlapping parts of a run by which it is compared: two characters long (as a reader counts them) where the
-    script is Chinese or Korean, else three; a shorter run is one part."""
+    """Return the overlapping parts by which a run is compared: two characters long (as a reader counts them) in Chinese
+    and Korean, else three. A shorter run is one part."""
     clusters = CLUSTER.findall(run)
     size = part_size(run)
     return ["".join(clusters[i : i + size]) for i in range(max(1, len(clusters) - size + 1))]
 
 
 def part_size(run: str) -> int:
-    """How many characters a part of this run holds."""
+    """Return the number of characters in a part of this run."""
     return 2 if _DENSE.search(run) else 3
 
 
 def characters(run: str) -> list[str]:
-    """The characters of a run as a reader counts them."""
+    """Return the characters of a run as a reader counts them."""
     return CLUSTER.findall(run)
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in their compared form, in order, without punctuation and possessive endings.
+    """Return the words of a text in the form in which they are compared, in order, without punctuation and possessive
+    endings.
 
-    A number is its value and the name of its unit; a run without spaces is its :func:`parts`.
+    A number gives its value and the name of its unit; a run without spaces gives its :func:`parts`.
     """
     return [piece for word in read(text) for piece in _pieces(word)]
 
@@ -191,9 +192,9 @@ def _pieces(word: Word) -> list[str]:
 
 
 def stem(word: str) -> str:
-    """Strip the commonest English endings, so that ``carved``, ``carves`` and ``carving`` meet.
+    """Strip the most common English endings, so that ``carved``, ``carves`` and ``carving`` are equal.
 
-    What begins with a digit stays as it is: ``1990s`` is not 1990.
+    A word that begins with a digit stays as it is: ``1990s`` is not 1990.
     """
     if len(word) < 4 or word[0].isdigit():
         return word
@@ -204,20 +205,22 @@ def stem(word: str) -> str:
 
 
 def stems(word: Word) -> list[str]:
-    """The stems by which a word is found: numbers stay as they are."""
+    """Return the stems by which a word is found. Numbers stay as they are."""
     pieces = _pieces(word)
     return [pieces[0], *map(stem, pieces[1:])] if word.kind == "number" else list(map(stem, pieces))
 
 
 def content_stems(text: str) -> Iterator[str]:
-    """Stems of the words that carry meaning (names, numbers, nouns, verbs, adjectives), in order, repeats included."""
+    """Yield the stems of words that carry meaning (names, numbers, nouns, verbs, adjectives), in order, with
+    repeats."""
     for word in read(text):
         if word.telling:
             yield from stems(word)
 
 
 def marked(text: str, wanted: set[str]) -> Iterator[tuple[str, bool]]:
-    """The text in parts, each with whether it is a word with one of these stems; joined they are the text."""
+    """Yield the text in parts, each with whether it is a word with one of the ``wanted`` stems. Joined, they are the
+    text."""
     position = 0
     for start, end in _places(text, wanted):
         if start > position:

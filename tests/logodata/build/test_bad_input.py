@@ -119,10 +119,14 @@ REFUSED: dict[str, tuple[Write, str, str]] = {
     "an HTML page": (lines(b"<!doctype html>"), "docs.jsonl:1", "not valid JSON"),
     "nested without end": (lines(b'{"context": ' + b"[" * 200_000), "docs.jsonl:1", "not valid JSON"),
     "a number of 5,000 digits": (lines(b'{"context": ' + b"1" * 5000 + b"}"), "docs.jsonl:1", "not valid JSON"),
-    "a key twice": (lines(b'{"context": "T", "context": "U"}'), "docs.jsonl:1", "key 'context' stands twice"),
+    "a key twice": (lines(b'{"context": "T", "context": "U"}'), "docs.jsonl:1", "key 'context' occurs twice"),
     "a gigantic line": (lines(GOOD, {"context": "x" * 5000}), "docs.jsonl:2", "a line of more than"),
-    "half a character": (lines({**QA, "context": "a\ud83d"}), "docs.jsonl:1", "half a character (\\ud83d, at 1)"),
-    "half a character in an answer": (lines({**QA, "answers": ["\ude00"]}), "docs.jsonl:1", "'answers' holds half"),
+    "unpaired surrogate": (lines({**QA, "context": "a\ud83d"}), "docs.jsonl:1", "unpaired surrogate (\\ud83d, at 1)"),
+    "unpaired surrogate in an answer": (
+        lines({**QA, "answers": ["\ude00"]}),
+        "docs.jsonl:1",
+        "'answers' has an unpaired",
+    ),
     "an empty file": (lines(), "docs.jsonl", "holds no document"),
     "blank lines only": (lines(b" ", b"\t"), "docs.jsonl", "holds no document"),
     "compressed": (files({"d.jsonl": gzip.compress(b"{}")}, "d.jsonl"), "d.jsonl", "is compressed (gzip)"),
@@ -168,7 +172,7 @@ REFUSED: dict[str, tuple[Write, str, str]] = {
     "a folder of nothing": (files({"t/a.png": b"T"}, "t"), "t", "holds no documents"),
     "a folder of both": (files({"t/a.txt": b"T", "t/b.jsonl": b"{}"}, "t"), "t", "text files and tables"),
     "a text format without text": (files({"t/a.png": b"T"}, "t", format="text"), "t", "holds no text file"),
-    "an unknown format": (files({"a.bin": b"\x00\x01"}, "a.bin"), "a.bin", "its format cannot be told"),
+    "an unknown format": (files({"a.bin": b"\x00\x01"}, "a.bin"), "a.bin", "its format cannot be recognised"),
     # data sets
     "several splits": (saved_splits(), "saved", "holds several splits: train, test"),
     "no such split": (saved_splits(split="dev"), "saved", "no split 'dev'"),
@@ -483,5 +487,5 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [{"contxt": "body"}, {"answer": "gold"}])
 def test_a_column_for_no_field_of_ours_is_refused(columns: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="is no field of ours"):
+    with pytest.raises(ValueError, match="is not a field"):
         SourceSettings(path="x", columns=columns)

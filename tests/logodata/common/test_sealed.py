@@ -36,7 +36,7 @@ def test_a_sealed_folder_is_as_it_was_written(sealed: Path) -> None:
         (lambda folder: (folder / "a").unlink(), "a is not as it was written"),
         (lambda folder: (folder / SEAL).unlink(), "no such file"),
         (lambda folder: (folder / SEAL).write_text("{"), "not valid JSON"),
-        (lambda folder: (folder / SEAL).write_text("[]"), "is no list of files"),
+        (lambda folder: (folder / SEAL).write_text("[]"), "is not a list of files"),
     ],
 )
 def test_damage_is_found(sealed: Path, harm: Callable[[Path], object], found: str) -> None:

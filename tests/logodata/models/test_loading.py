@@ -229,7 +229,7 @@ def test_the_window_of_a_model_that_also_sees(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path / "images")
     assert model_window(str(tmp_path / "images")) == config.text_config.max_position_embeddings
     MambaConfig().save_pretrained(tmp_path / "states")
-    with pytest.raises(UserError, match="says nothing of its window"):
+    with pytest.raises(UserError, match="does not give its window"):
         model_window(str(tmp_path / "states"))
 
 

@@ -230,8 +230,11 @@ def test_where_no_document_can_be_told_the_form_is_shown(
     ("row", "message"),
     [
         ({"context": "T", "questions": ["Q?", "R?"], "answers": ["A"]}, "2 questions and 1 answers"),
-        ({"context": "T", "question": "Q?", "options": ["a", "b"], "answer": 2}, "answer 2 is none of 2 options"),
-        ({"context": "T", "question": "Q?", "options": ["a", "b"], "answer": "E"}, "answer 'E' is none of 2 options"),
+        ({"context": "T", "question": "Q?", "options": ["a", "b"], "answer": 2}, "answer 2 is not one of 2 options"),
+        (
+            {"context": "T", "question": "Q?", "options": ["a", "b"], "answer": "E"},
+            "answer 'E' is not one of 2 options",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a turn holds image_url, not text"),
         ({"messages": [{"role": "tool", "content": "T"}]}, "a turn's role is 'tool'"),
         ({"data": [{"paragraphs": [{"context": "T", "qas": []}]}, {"title": "T"}]}, "no list of paragraphs"),
@@ -374,8 +377,8 @@ def test_columns_with_spaces_are_mapped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        ("T,Who?,Ann\nU,Who?,Bo\n", "rows.csv:1", "is there no header row?"),
-        ("x" * 9000 + ",Who?,Ann\n", "rows.csv:1", "is there no header row?"),
+        ("T,Who?,Ann\nU,Who?,Bo\n", "rows.csv:1", "is the header row missing?"),
+        ("x" * 9000 + ",Who?,Ann\n", "rows.csv:1", "is the header row missing?"),
         ('context,question,answers\n"T\nT",Who?,Ann\nU,Who, then?,Bo\n', "rows.csv:4", "4 cells, the header has 3"),
         ("context,question,answers\nT,Who?\n", "rows.csv:2", "2 cells, the header has 3"),
         (
@@ -387,7 +390,7 @@ def test_columns_with_spaces_are_mapped(tmp_path: Path) -> None:
         ("context,question,question\nT,Who?,Ann\n", "rows.csv:1", "two columns are called 'question'"),
         ("context,question\nT,Who?\n\xe9,Who?\n", "rows.csv:3", "not UTF-8"),
         ("text,answers\nT,A\n", "rows.csv:2", "no field 'question/input'"),
-        ("", "rows.csv", "is there no header row?"),
+        ("", "rows.csv", "is the header row missing?"),
         ("context,question,answers\n", "rows.csv", "holds no document"),
     ],
 )

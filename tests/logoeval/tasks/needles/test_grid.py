@@ -54,7 +54,7 @@ def test_a_range_of_lengths(text: str, lengths: tuple[int, ...]) -> None:
     ("values", "message"),
     [
         ({"lengths": "8K-88K"}, "is no range: write START-STOP/STEP"),
-        ({"lengths": "1K-2K/0.3333K"}, "no whole number of tokens"),
+        ({"lengths": "1K-2K/0.3333K"}, "not a whole number of tokens"),
         ({"lengths": "1000-2048/512"}, "steps of 512 do not lead from 1000 to 2048"),
         ({"lengths": "2K-1K/512"}, "do not lead"),
         ({"lengths": "1K-2K/0"}, "do not lead"),
