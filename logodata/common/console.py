@@ -21,6 +21,7 @@ from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableT
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
+from logodata.common import verbosity
 from logodata.common.printable import printable
 
 _LEAST_COLUMNS = 20
@@ -170,7 +171,7 @@ def note(text: str) -> None:
 
 def result(text: object) -> None:
     """A line on stdout: what the command made."""
-    if _speaks():
+    if _is_first():
         print(printable(str(text)))
 
 
@@ -181,13 +182,22 @@ def show(renderable: RenderableType) -> None:
 
 
 def _speaks() -> bool:
+    return _is_first() and verbosity.level != "quiet"
+
+
+def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
 def quiet_transformers() -> None:
-    """Keep progress bars and advice of transformers and what it imports out of our output; errors still come."""
+    """Keep progress bars and advice of transformers and what it imports out of our output, unless ``-v`` asks for them;
+    errors still come."""
     import logging
 
+    from logodata.common import verbosity
+
+    if verbosity.level == "verbose":
+        return
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -8,11 +8,13 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from logodata.common.printable import printable
+from logodata.common import verbosity
+from logodata.common.printable import printable, without_passwords
 from logodata.common.streams import open_streams
 
 EXIT_USER_ERROR = 2
@@ -109,8 +111,8 @@ def run_command(
     line says how to resume). Any other exception is our bug and keeps its traceback. That nobody reads the output any
     more (``| head``) changes nothing: see :mod:`logodata.common.streams`.
     """
-    open_streams()
     try:
+        open_streams()
         with sigterm_interrupts():
             try:
                 code = command() or 0
@@ -123,6 +125,8 @@ def run_command(
             sys.stdout.flush()  # here a full disk can still be said
             return code
     except UserError as error:
+        if verbosity.level == "verbose":
+            _say(without_passwords("".join(traceback.format_exception(error))))
         _say(f"{program}: error: {error}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:

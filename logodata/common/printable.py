@@ -15,6 +15,8 @@ _PICTURES = {
 }
 """C0 and DEL become the signs for them: what began an escape sequence is ``\N{SYMBOL FOR ESCAPE}``."""
 
+_PASSWORD = re.compile(r"//[^/@\s]+@")
+
 _OBEYED = re.compile(r"[\\`]|<(?=[A-Za-z/!?])|(?<=\])(?=\()")
 
 
@@ -39,6 +41,11 @@ def encodable(text: str, backslash: str = "\\") -> str:
 def printable(text: str) -> str:
     """The text without what a terminal obeys; tabs and ends of lines stay."""
     return encodable(text).replace("\r\n", "\n").translate(_PICTURES)
+
+
+def without_passwords(text: str) -> str:
+    """The text without the user and password of any address in it."""
+    return _PASSWORD.sub("//***@", text)
 
 
 def markdown_text(text: str) -> str:
