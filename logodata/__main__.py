@@ -1,5 +1,14 @@
+"""``python -m logodata``, and the program ``logodata``."""
+
 import sys
 
-from logodata.cli import main
+from logodata.common.start import start
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line of the process, and return the exit code."""
+    return start("logodata")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,160 +2,311 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any
 
-from logodata import __version__, commands
-from logodata.common.arguments import parse_arguments
-from logodata.common.errors import run_command
-from logodata.models.loading import DType
+import click
 
-_EXPORT_FORMATS = ("text", "trl", "trl-exploded", "llama-factory", "openrlhf")
+from logodata.common.command_line import Program, print_json, print_recipe, run_program
+from logodata.common.errors import UserError
+from logodata.common.options import (
+    FILE,
+    INPUT,
+    OUTPUT,
+    PATH_OR_NAME,
+    POSITIVE,
+    Choice,
+    RecipeName,
+    dry_run_option,
+    dtype_option,
+    json_option,
+    model_option,
+    option,
+    output_option,
+    overrides_argument,
+)
 
+if TYPE_CHECKING:
+    from logodata.build.ray_driver import RayOptions
+    from logodata.questions.settings import QuestionsRecipe
+    from logodata.recipe.settings import BuildRecipe
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the ``logodata`` program."""
-    options = parse_arguments(_parser(), arguments)
-    return run_command("logodata", lambda: options.command(options))
+EXPORT_FORMATS = ("text", "trl", "trl-exploded", "llama-factory", "openrlhf")
+_PROCESSES, _LOG_PROBS = "Several processes", "Log-probabilities"
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="logodata", description="Preference data from long documents.")
-    parser.add_argument("--version", action="version", version=f"logo-align {__version__}")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    build = subparsers.add_parser(
-        "build",
-        help="make a data set from documents and questions",
-        description="Make LOGO preference data. SOURCE is a recipe (a .yaml, or a shipped one's name), or documents "
-        "with questions: a JSON, CSV or parquet file, a folder, a hub data set. An interrupted build goes on when the "
-        "same command is run again.",
-    )
-    build.add_argument("source", metavar="SOURCE", nargs="?", help="recipe.yaml or documents.jsonl")
-    build.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="recipe fields to override, e.g. contexts.num_chunks=8"
-    )
-    build.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the data set")
-    build.add_argument("--model", help="the model that will be trained: a folder, a hub name, or 'embedded'")
-    build.add_argument(
-        "--recipe",
-        type=Path,
-        help="with documents.jsonl: the recipe (default: the paper's settings, with the best chunks instead of its "
-        "threshold; for --model embedded the shipped embedded.yaml, without what it says of its own documents)",
-    )
-    build.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="build part I of N (documents dealt by their ids); logodata merge joins the parts",
-    )
-    build.add_argument(
-        "--executor",
-        choices=("local", "ray"),
-        default="local",
-        help="local: this process. ray: an engine on every GPU of this machine, or of a cluster with --ray-address",
-    )
-    build.add_argument(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="of a running cluster: auto, HOST:PORT or ray://HOST:PORT (default: Ray is started on this machine)",
-    )
-    build.add_argument("--workers", type=int, metavar="N", help="with --executor ray: engines (default: what fits)")
-    build.add_argument("--dry-run", action="store_true", help="print the resolved recipe and touch nothing")
-    build.add_argument("--json", action="store_true", help="print the statistics as JSON, and nothing else")
-    build.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe's build section")
-    build.set_defaults(command=commands.build_command)
-
-    merge = subparsers.add_parser("merge", help="put the parts of a build (--shard i/n) together")
-    merge.add_argument("parts", type=Path, nargs="+", metavar="DIR", help="folders of all parts, in any order")
-    merge.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the data set")
-    merge.add_argument("--json", action="store_true", help="print the statistics as JSON, and nothing else")
-    merge.set_defaults(command=commands.merge_command)
-
-    questions = subparsers.add_parser(
-        "questions",
-        help="have a model write questions on raw documents",
-        description="Have a model write questions on documents that have none, from groups of chunks. Writes documents "
-        "with questions for logodata build; NAME.rejected.jsonl says why others were not kept. An interrupted command "
-        "goes on when it is run again.",
-    )
-    questions.add_argument(
-        "corpus", metavar="CORPUS", help="folder of text files, JSON, CSV or parquet file, hub data set"
-    )
-    questions.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings, e.g. questions_per_document=4 engine.kind=vllm"
-    )
-    questions.add_argument("-o", "--output", required=True, type=Path, metavar="NAME.jsonl", help="the file to write")
-    questions.add_argument("--model", required=True, help="the model that writes: a folder, a hub name, or 'embedded'")
-    questions.add_argument("--dry-run", action="store_true", help="print the resolved settings and touch nothing")
-    questions.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of the settings")
-    questions.set_defaults(command=commands.questions_command)
-
-    inspect = subparsers.add_parser("inspect", help="show samples as text, critical chunks marked")
-    inspect.add_argument("data", type=Path, help="folder of a data set")
-    inspect.add_argument("--id", help="id of the sample (default: the first ones)")
-    inspect.add_argument(
-        "-n", type=_positive, help="how many samples (default 1; with --html 50, and 5 questions a reason)"
-    )
-    inspect.add_argument("--html", type=Path, metavar="FILE", help="write a page, also of what was not kept and why")
-    inspect.set_defaults(command=commands.inspect_command)
-
-    stats = subparsers.add_parser(
-        "stats", help="yield and purity by source and kind; how likely the model finds the responses"
-    )
-    stats.add_argument(
-        "data", type=Path, nargs="+", metavar="DIR", help="folder of a data set; of several: a table side by side"
-    )
-    stats.add_argument("--json", action="store_true", help="print stats.json, or the log-probabilities, as JSON")
-    scoring = stats.add_argument_group(
-        "log-probabilities",
-        "How likely the model finds the responses before it is trained: preferred ones far below the others saturate "
-        "the loss.",
-    )
-    scoring.add_argument("--log-probs", action="store_true", help="score responses with the model of the build")
-    scoring.add_argument("--model", help="where that model is now (default: its name in manifest.json)")
-    scoring.add_argument("-n", type=_positive, help="how many samples to score (default 50)")
-    scoring.add_argument(
-        "--dtype", choices=get_args(DType), help="of the weights (default: as in the build; on a CPU float32)"
-    )
-    scoring.add_argument("--device", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
-    stats.set_defaults(command=commands.stats_command)
-
-    export = subparsers.add_parser("export", help="write the data as text, or in another trainer's format")
-    export.add_argument("data", type=Path, help="folder of a data set")
-    export.add_argument(
-        "--format",
-        choices=_EXPORT_FORMATS,
-        required=True,
-        help="text: a row a sample, with prompt and all responses as text; trl: a row a sample, with its first "
-        "dis-preferred response; the others: a row for each of them",
-    )
-    export.add_argument(
-        "-o", "--output", required=True, type=Path, help="the .parquet or .jsonl file; llama-factory: a folder"
-    )
-    export.add_argument("--model", help="where the model of the build is now (default: its name in manifest.json)")
-    export.set_defaults(command=commands.export_command)
-
-    push = subparsers.add_parser("push", help="upload a data set to the hub")
-    push.add_argument("data", type=Path, help="folder of a data set")
-    push.add_argument("repository", metavar="ORG/NAME", help="data set on the hub; made if there is none")
-    push.add_argument("--private", action="store_true", help="make it private; refused if it is public already")
-    push.add_argument("--revision", metavar="BRANCH", help="branch to upload to; made if there is none (default: main)")
-    push.set_defaults(command=commands.push_command)
-    return parser
+_data = click.argument("data", type=FILE, metavar="DIR", help="folder of a data set")
+_folders = click.argument("folders", type=FILE, nargs=-1, required=True, metavar="DIR...", help="folders of data sets")
 
 
-class _PrintSchema(argparse.Action):
-    """Prints and ends, as ``--help`` does: what the command needs otherwise is not asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Print the schema of ``logodata questions``."""
-        commands.print_questions_schema()
-        parser.exit()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line, by default that of the process, and return the exit code."""
+    return run_program(program, argv)
 
 
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)
+@click.group("logodata", cls=Program)
+def program() -> None:
+    """Preference data from long documents."""
+
+
+def _build_recipe() -> type[BuildRecipe]:
+    from logodata.recipe.settings import BuildRecipe
+
+    return BuildRecipe
+
+
+def _questions_recipe() -> type[QuestionsRecipe]:
+    from logodata.questions.settings import QuestionsRecipe
+
+    return QuestionsRecipe
+
+
+@program.command(
+    examples="""
+    logodata build documents.jsonl --model org/model -o runs/data
+    logodata build documents.jsonl --model org/model -o runs/data contexts.num_chunks=8 evaluator.name=lexical
+    logodata build llama3-80k --dry-run
+    logodata build my.yaml -o runs/part-1 --shard 1/4
+    """
+)
+@click.argument("source", type=RecipeName(), required=False, help="a recipe, or documents with questions")
+@overrides_argument(_build_recipe, "contexts.num_chunks=8")
+@model_option("the model that will be trained: a folder, a hub name, or 'embedded'")
+@option(
+    "--recipe RECIPE",
+    "with documents as SOURCE: the recipe (default: the paper's settings, with the best chunks instead of its "
+    "threshold; with --model embedded the shipped embedded.yaml, without what it says of its own documents)",
+    INPUT,
+    type=RecipeName(path_type=Path),
+)
+@output_option("folder of the data set")
+@json_option()
+@dry_run_option()
+@option("--shard I/N", "build part I of N (documents dealt by their ids); logodata merge joins the parts", _PROCESSES)
+@option(
+    "--executor",
+    "local: this process. ray: an engine on every GPU of this machine, or of a cluster with --ray-address",
+    _PROCESSES,
+    type=Choice(("local", "ray")),
+    default="local",
+)
+@option(
+    "--ray-address ADDRESS",
+    "a running cluster: auto, HOST:PORT or ray://HOST:PORT (default: Ray is started on this machine)",
+    _PROCESSES,
+)
+@option("--workers N", "with --executor ray: how many engines (default: what fits)", _PROCESSES, type=POSITIVE)
+def build(
+    source: str | None,
+    overrides: Sequence[str],
+    model: str | None,
+    recipe: Path | None,
+    output: Path | None,
+    as_json: bool,
+    dry_run: bool,
+    shard: str | None,
+    **ray: Any,
+) -> None:
+    """Make a data set from documents and questions.
+
+    SOURCE is a recipe (a .yaml file, or the name of one that comes with the project), or documents with questions: a
+    JSON, CSV or parquet file, a folder, or a data set on the hub. An interrupted build goes on when the same command is
+    run again.
+    """
+    from logodata.build.shards import Part
+    from logodata.recipe.settings import load_build_recipe
+
+    part = Part.parse(shard) if shard else None
+    cluster = _ray_options(**ray)
+    settings = load_build_recipe(source, recipe, model, overrides)
+    if dry_run:
+        (print_json if as_json else print_recipe)({"build": settings.model_dump(mode="json")})
+        return
+    if output is None:
+        raise UserError("no folder for the data set", mend="give -o DIR")
+    from logodata.build.build import build
+
+    _say_built(build(settings, output, part, cluster), output, as_json)
+
+
+def _ray_options(executor: str, ray_address: str | None, workers: int | None) -> RayOptions | None:
+    if executor == "ray":
+        from logodata.build.ray_driver import RayOptions
+
+        return RayOptions(ray_address, workers)
+    if ray_address is not None or workers is not None:
+        raise UserError("--ray-address and --workers belong to Ray", mend="add --executor ray")
+    return None
+
+
+@program.command(examples="logodata merge runs/part-1 runs/part-2 runs/part-3 runs/part-4 -o runs/data")
+@_folders
+@output_option("folder of the data set", required=True)
+@json_option()
+def merge(folders: Sequence[Path], output: Path, as_json: bool) -> None:
+    """Put the parts of a build (--shard i/n) together, in any order."""
+    from logodata.build.merge import merge
+
+    _say_built(merge(folders, output), output, as_json)
+
+
+def _say_built(stats: dict[str, Any], output: Path, as_json: bool) -> None:
+    from logodata.common.console import console
+    from logodata.dataset.card import describe
+
+    if as_json:
+        print_json({"output": str(output), **stats})
+        return
+    names = ("data/", "stats.json", "rejected.jsonl", "decisions.jsonl", "README.md")
+    files = ", ".join(name for name in names if (output / name).exists())
+    console.print(f"{describe(stats)}\nwrote {output}: {files}", markup=False, soft_wrap=True)
+
+
+@program.command(
+    examples="""
+    logodata questions books/ --model org/model -o questions.jsonl
+    logodata questions books/ --model org/model -o questions.jsonl questions_per_document=4 engine.kind=vllm
+    """
+)
+@click.argument("corpus", type=PATH_OR_NAME, help="folder of text files, JSON, CSV or parquet file, or hub data set")
+@overrides_argument(_questions_recipe, "questions_per_document=4")
+@model_option("the model that writes: a folder, a hub name, or 'embedded'", required=True)
+@output_option("the file to write", "NAME.jsonl", required=True)
+@dry_run_option("print the resolved settings and touch nothing")
+def questions(corpus: str, overrides: Sequence[str], model: str, output: Path, dry_run: bool) -> None:
+    """Have a model write questions on raw documents.
+
+    It writes them from groups of chunks. The result is documents with questions for logodata build; NAME.rejected.jsonl
+    says why others were not kept. An interrupted command goes on when it is run again.
+    """
+    from logodata.common.console import console
+    from logodata.common.recipes.reading import load_recipe
+    from logodata.questions.settings import QuestionsRecipe
+    from logodata.questions.writing import describe_questions, write_questions
+
+    given = [f"source.path={json.dumps(corpus)}", f"model={json.dumps(model)}"]
+    recipe = load_recipe(QuestionsRecipe, "build", None, [*given, *overrides])
+    if dry_run:
+        print_recipe(recipe.model_dump(mode="json"))
+        return
+    stats = write_questions(recipe, output)
+    if stats:
+        line = f"{describe_questions(stats)}\nwrote {output}: logodata build {output} -o DIR"
+        console.print(line, markup=False, soft_wrap=True)
+
+
+@program.command(
+    examples="""
+    logodata inspect runs/data
+    logodata inspect runs/data --html samples.html
+    """
+)
+@_data
+@option("--id ID", "id of the sample (default: the first ones)", name="sample_id")
+@option("-n, --num N", "how many samples (default 1; with --html 50, and 5 questions a reason)", type=POSITIVE)
+@option("--html FILE", "write a page, also of what was not kept and why", type=FILE)
+def inspect(data: Path, sample_id: str | None, num: int | None, html: Path | None) -> None:
+    """Show samples as text, with the critical chunks marked."""
+    if html:
+        from logodata.common.console import console
+        from logodata.dataset.inspect_page import write_page
+
+        shown = write_page(data, html, sample_id, num)
+        console.print(f"wrote {shown} to {html}", markup=False, soft_wrap=True)
+        return
+    from logodata.dataset.inspect_text import print_samples
+
+    print_samples(data, sample_id, 1 if num is None else num)
+
+
+@program.command(
+    examples="""
+    logodata stats runs/data
+    logodata stats runs/entity runs/lexical
+    logodata stats runs/data --log-probs -n 200
+    """
+)
+@_folders
+@json_option("print stats.json, or the log-probabilities, as JSON")
+@option("--log-probs", "score the responses with the model of the build, before it is trained", _LOG_PROBS)
+@option("--model NAME", "where that model is now (default: as in manifest.json)", _LOG_PROBS, type=PATH_OR_NAME)
+@option("-n, --num N", "how many samples to score (default 50)", _LOG_PROBS, type=POSITIVE)
+@dtype_option("of the weights (default: as in the build; on a CPU float32)", _LOG_PROBS)
+@option("--device DEVICE", "cpu, cuda, cuda:1 (default: CUDA where there is one)", _LOG_PROBS)
+def stats(folders: Sequence[Path], as_json: bool, log_probs: bool, **scoring: Any) -> None:
+    """Show yield and purity by source and kind, or how likely the model finds the responses.
+
+    Several folders make a table side by side. With --log-probs preferred responses that are much less likely than the
+    others are a warning: they saturate the loss.
+    """
+    if log_probs:
+        _log_probs(folders, as_json, **scoring)
+        return
+    for name, value in scoring.items():
+        if value is not None:
+            raise UserError(f"--{name} says how to score responses", mend="add --log-probs, or leave it out")
+    from logodata.dataset.stats import print_stats
+
+    print_stats(folders, as_json=as_json)
+
+
+def _log_probs(
+    folders: Sequence[Path], as_json: bool, model: str | None, num: int | None, dtype: Any, device: str | None
+) -> None:
+    from logodata.contract import read_manifest, sample_files
+    from logodata.models.loading import check_model
+
+    if len(folders) > 1:
+        raise UserError("--log-probs scores one data set", mend="run it for each folder")
+    # Before torch is imported, which takes seconds.
+    sample_files(folders[0])
+    check_model(model or str(read_manifest(folders[0])["model"]))
+    from logodata.dataset import log_probs as likelihood
+
+    report = likelihood.measure(folders[0], model=model, num_samples=num or 50, dtype=dtype, device=device or "auto")
+    if as_json:
+        print_json(report)
+    else:
+        likelihood.show(report)
+
+
+@program.command(
+    examples="""
+    logodata export runs/data --format trl -o trl.parquet
+    logodata export runs/data --format llama-factory -o llama-factory/
+    """
+)
+@_data
+@option(
+    "--format",
+    "text: a row a sample, with prompt and all responses as text; trl: a row a sample, with its first dis-preferred "
+    "response; the others: a row for each of them",
+    OUTPUT,
+    name="format_",
+    type=Choice(EXPORT_FORMATS),
+    required=True,
+)
+@output_option("the .parquet or .jsonl file; llama-factory: a folder", "FILE", required=True)
+@model_option("where the model of the build is now (default: its name in manifest.json)")
+def export(data: Path, format_: Any, output: Path, model: str | None) -> None:
+    """Write the data as text, or in another trainer's format."""
+    from logodata.common.console import console, note
+    from logodata.dataset.export import export
+
+    written = export(data, format_, output, model=model)
+    for text in written.notes:
+        note(text)
+    console.print(f"wrote {written.rows} rows to {output}", markup=False, soft_wrap=True)
+
+
+@program.command(examples="logodata push runs/data org/name --private")
+@_data
+@click.argument("repository", metavar="ORG/NAME", help="data set on the hub; made if there is none")
+@option("--private", "make it private; refused if it is public already")
+@option("--revision BRANCH", "branch to upload to; made if there is none (default: main)")
+def push(data: Path, repository: str, private: bool, revision: str | None) -> None:
+    """Upload a data set to the hub."""
+    from logodata.dataset.push import push
+
+    print(push(data, repository, private=private, revision=revision))

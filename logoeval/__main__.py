@@ -1,7 +1,14 @@
-"""``python -m logoeval``."""
+"""``python -m logoeval``, and the program ``logoeval``."""
 
 import sys
 
-from logoeval.cli import main
+from logodata.common.start import start
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line of the process, and return the exit code."""
+    return start("logoeval")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

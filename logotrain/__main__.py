@@ -1,7 +1,14 @@
-"""``python -m logotrain``."""
+"""``python -m logotrain``, and the program ``logotrain``."""
 
 import sys
 
-from logotrain.cli import main
+from logodata.common.start import start
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line of the process, and return the exit code."""
+    return start("logotrain")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -12,10 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from logodata.common.arguments import parse_arguments
+import click
+
+from logodata.common.command_line import Command, run_program
 from logodata.common.console import note
-from logodata.common.errors import run_command
 from logodata.common.files import bind_settings, locked, write_atomic
+from logodata.common.options import FILE, Choice, option, output_option
 from logodata.common.recipes.reading import load_recipe
 from logodata.recipe.settings import BuildRecipe
 from logoeval.recipe.settings import EvalRecipe
@@ -31,34 +32,48 @@ _EMBEDDED = {"train": "train", "heldout": "eval"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code (0 done, 2 the input is at fault, 130 interrupted)."""
-    parser = argparse.ArgumentParser(prog="study", description=__doc__)
-    parser.add_argument("scale", choices=SCALES, help="how large")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of all results (evidence/SCALE)")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="folder of the report (docs/results, or below it)")
-    parser.add_argument("--cache", metavar="FILE", help="responses made before; 'none' generates all of them")
-    parser.add_argument("--longbench", type=Path, metavar="FILE", help="LongBench's data.zip or rows: what fits of it")
-    parser.add_argument(
-        "--tenth", action="store_true", help="a trial at about a tenth of the size, with one seed, for nothing but that"
-    )
-    parser.add_argument("--list", action="store_true", help="print the commands and stop")
-    arguments = parse_arguments(parser, argv)
-    return run_command("study", lambda: _study(arguments))
+    """Run a command line, and return the exit code (0 done, 2 the input is at fault, 130 interrupted)."""
+    return run_program(program, argv)
 
 
-def _study(arguments: argparse.Namespace) -> None:
-    scale = SCALES[arguments.scale]
-    if arguments.tenth:
+@click.command(
+    "study",
+    cls=Command,
+    help="Run a study, or go on with it, and write its report.",
+    examples="""
+    python -m study cpu
+    python -m study cpu --tenth --cache none
+    """,
+)
+@click.argument("scale_name", type=Choice(tuple(SCALES)), metavar="SCALE", help=f"how large: {', '.join(SCALES)}")
+@output_option("folder of all results (evidence/SCALE)")
+@option("--report DIR", "folder of the report (docs/results, or below it)", type=FILE)
+@option("--cache FILE", "responses made before; 'none' generates all of them", type=FILE)
+@option("--longbench FILE", "LongBench's data.zip or rows: what fits of it is measured", type=FILE)
+@option("--tenth", "a trial at about a tenth of the size, with one seed, for nothing but that")
+@option("--list", "print the commands and stop", name="list_")
+def program(
+    scale_name: str,
+    output: Path | None,
+    report: Path | None,
+    cache: Path | None,
+    longbench: Path | None,
+    tenth: bool,
+    list_: bool,
+) -> None:
+    """``python -m study``."""
+    scale = SCALES[scale_name]
+    if tenth:
         scale = replace(scale, seeds=scale.seeds[:1])
-    cache = scale.cache if arguments.cache is None and scale.cache.is_file() else arguments.cache
+    cache = scale.cache if cache is None and scale.cache.is_file() else cache
     study = Study(
         scale,
-        arguments.output or Path("evidence") / (f"{scale.name}-tenth" if arguments.tenth else scale.name),
-        None if cache in (None, "none") else Path(cache),
-        arguments.longbench,
-        scale.tenth if arguments.tenth else {},
+        output or Path("evidence") / (f"{scale.name}-tenth" if tenth else scale.name),
+        None if cache is None or str(cache) == "none" else cache,
+        longbench,
+        scale.tenth if tenth else {},
     )
-    if arguments.list:
+    if list_:
         middle = sorted(scale.rates)[len(scale.rates) // 2]  # the chosen ones are not known before the runs
         for job in all_jobs(study, dict.fromkeys((tuned.name for tuned, _ in study.tried()), middle)):
             print(job.command)
@@ -77,7 +92,7 @@ def _study(arguments: argparse.Namespace) -> None:
         rates = chosen_rates(study)
         run("3/4 training and measurements", study.rows(rates))
         run("4/4 curves over training", [[job] for job in study.curves(rates)])
-        report = arguments.report or (study.folder / "report" if arguments.tenth else scale.report)
+        report = report or (study.folder / "report" if tenth else scale.report)
         write_report(study, rates, journal, report)
     note(f"wrote {report / 'README.md'}")
 

@@ -14,7 +14,6 @@ PAGE = ROOT / "docs" / "errors.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 
 OTHERS = {
-    "unrecognized arguments: …",  # argparse
     "torch.OutOfMemoryError: CUDA out of memory",
     *("… is nan", "… is inf", "… is -inf"),  # of any number that a model computes: logodata.common.finite
     "…: …, got …",  # of any field of a recipe: logodata.common.recipes.reading

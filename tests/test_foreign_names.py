@@ -158,5 +158,9 @@ def test_other_trainers_files_are_answered(names: str) -> None:
 def test_a_file_of_another_trainer_is_answered_with_our_section(tmp_path: Any) -> None:
     file = tmp_path / "axolotl.yml"
     file.write_text("base_model: org/model\nlearning_rate: 1e-4\n")
-    with pytest.raises(UserError, match=r"axolotl.yml:1: unknown key 'base_model' \(here it is train.model\)"):
+    with pytest.raises(UserError) as refused:
         load_recipe(TrainRecipe, "train", file)
+    assert "axolotl.yml:2: unknown keys 'base_model', 'learning_rate' (base_model: here it is train.model;" in str(
+        refused.value
+    )
+    assert str(refused.value).endswith("learning_rate: here it is train.optimizer.lr)")

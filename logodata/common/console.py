@@ -21,6 +21,7 @@ from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableT
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
+from logodata.common import verbosity
 from logodata.common.printable import printable
 
 _LEAST_COLUMNS = 20
@@ -137,7 +138,7 @@ def _figures(figures: dict[str, Any]) -> str:
 def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
     """Show the progress of ``total`` units, of which an earlier run finished ``done``."""
     mode, _, name = os.environ.get("LOGO_PROGRESS", "").partition(":")
-    if not _is_first_process() or mode == "off":
+    if not _shows_notes() or mode == "off":
         yield Tracker(label, total, done)
     elif mode == "plain":
         yield _LineTracker(f"{name} {label}".strip(), total, done, first_s=0.0, interval_s=_PLAIN_INTERVAL_S)
@@ -159,7 +160,7 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Tracker]:
 
 def note(text: str) -> None:
     """Print one line of information on stderr, so that stdout is left for results."""
-    if _is_first_process():
+    if _shows_notes():
         stderr.print(text, markup=False, soft_wrap=True)
 
 
@@ -171,8 +172,12 @@ def result(text: object) -> None:
 
 def show(renderable: RenderableType) -> None:
     """Print a table or figure of rich on stderr."""
-    if _is_first_process():
+    if _shows_notes():
         stderr.print(renderable)
+
+
+def _shows_notes() -> bool:
+    return _is_first_process() and verbosity.level != "quiet"
 
 
 def _is_first_process() -> bool:
@@ -180,9 +185,16 @@ def _is_first_process() -> bool:
 
 
 def quiet_transformers() -> None:
-    """Silence progress bars and advice of transformers and of what it imports. Errors still appear."""
+    """Silence progress bars and advice of transformers and of what it imports, unless ``-v`` asks for them.
+
+    Errors still appear.
+    """
     import logging
 
+    from logodata.common import verbosity
+
+    if verbosity.level == "verbose":
+        return
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

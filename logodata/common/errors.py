@@ -8,11 +8,13 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from logodata.common.printable import printable
+from logodata.common import verbosity
+from logodata.common.printable import printable, without_passwords
 from logodata.common.streams import open_streams
 
 EXIT_USER_ERROR = 2
@@ -110,8 +112,8 @@ def run_command(
     Ctrl-C or SIGTERM (the line says how to resume). Any other exception is our bug and keeps its traceback. A reader
     that stops reading the output (``| head``) changes nothing: see :mod:`logodata.common.streams`.
     """
-    open_streams()
     try:
+        open_streams()
         with sigterm_interrupts():
             try:
                 code = command() or 0
@@ -124,6 +126,8 @@ def run_command(
             sys.stdout.flush()  # a full disk can still be reported here
             return code
     except UserError as error:
+        if verbosity.level == "verbose":
+            _print_error(without_passwords("".join(traceback.format_exception(error))))
         _print_error(f"{program}: error: {error}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt:

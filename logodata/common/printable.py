@@ -16,6 +16,7 @@ _REPLACEMENTS = {
 """C0 controls and DEL become their symbols: the start of an escape sequence becomes ``\N{SYMBOL FOR ESCAPE}``."""
 
 _MARKUP = re.compile(r"[\\`]|<(?=[A-Za-z/!?])|(?<=\])(?=\()")
+_PASSWORD = re.compile(r"//[^/@\s]+@")
 
 
 def encodable(text: str, backslash: str = "\\") -> str:
@@ -39,6 +40,11 @@ def encodable(text: str, backslash: str = "\\") -> str:
 def printable(text: str) -> str:
     """Return the text without what a terminal obeys. Tabs and line ends stay."""
     return encodable(text).replace("\r\n", "\n").translate(_REPLACEMENTS)
+
+
+def without_passwords(text: str) -> str:
+    """The text without the user and password of any address in it."""
+    return _PASSWORD.sub("//***@", text)
 
 
 def markdown_text(text: str) -> str:

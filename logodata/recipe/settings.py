@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from logodata.common.recipes.reading import RecipeModel
+from logodata.common.errors import UserError
+from logodata.common.recipes.files import find_recipe, nearest_recipes, no_recipe, shipped_recipes
+from logodata.common.recipes.reading import RecipeModel, load_recipe
 from logodata.common.recipes.types import OrPath, Tokens
 from logodata.contexts.chunking import ChunkingSettings
 from logodata.contexts.draw import ContextSettings
@@ -93,3 +97,66 @@ class BuildRecipe(ModelSettings):
     def binding(self) -> dict[str, Any]:
         """Return the recipe as JSON, without the engines: a build may continue under other engines."""
         return self.model_dump(mode="json", exclude={"engine": True, "judge": {"model": {"engine": True}}})
+
+
+_OF_EMBEDDED_DOCUMENTS = (
+    "source.max_documents=null",
+    "source.max_questions_per_document=null",
+    "source.kinds=null",
+    "generation.cache=null",
+    "judge.keep_bare_reference=true",
+)
+"""Undoes choices of the shipped embedded.yaml that belong to its own documents."""
+
+
+def load_build_recipe(
+    source: str | None, file: Path | None, model: str | None, overrides: Sequence[str]
+) -> BuildRecipe:
+    """Read the recipe of a build, which may be given in two ways.
+
+    Args:
+        source: documents, or a recipe with documents of its own: a YAML file, or a shipped one's name.
+        file: a recipe, for the documents of ``source`` or, without ``source``, its own.
+        model: the model that will be trained.
+        overrides: ``key=value``; they hold over everything else.
+
+    Raises:
+        UserError: there are no documents, no model or two recipes; or see
+            :func:`logodata.common.recipes.reading.load_recipe`.
+    """
+    if model:
+        overrides = [f"model={json.dumps(model)}", *overrides]
+    if source is None and file is None:
+        raise UserError("no source given", mend="give a recipe.yaml or a file documents.jsonl")
+    if source is None or _names_recipe(source):
+        if source is not None and file is not None:
+            mend = "with --recipe, SOURCE is a .jsonl file"
+            raise UserError("two recipes given", where=f"{source}, {file}", mend=mend)
+        return load_recipe(BuildRecipe, "build", file if source is None else Path(source), overrides)
+    overrides = [f"source.path={json.dumps(source)}", *overrides]
+    embedded = shipped_recipes() / "embedded.yaml"
+    path = file and (find_recipe(file) or file)
+    if path is None and model == "embedded":
+        path = embedded
+    if path is None and not model:
+        raise UserError("no model given", mend="add --model NAME, a folder, or 'embedded'")
+    if path is not None and path.resolve() == embedded.resolve():
+        overrides = [*_OF_EMBEDDED_DOCUMENTS, *overrides]  # a recipe of the user's means what it says
+    return load_recipe(BuildRecipe, "build", path, overrides)
+
+
+def _names_recipe(source: str) -> bool:
+    """Whether SOURCE is a recipe: a YAML file, or the name of a shipped one where nothing else has that name.
+
+    Raises:
+        UserError: nothing has that name, and it is nearly a shipped recipe's.
+    """
+    if source.endswith((".yaml", ".yml")):
+        return True
+    if Path(source).expanduser().exists() or ":" in source:
+        return False
+    if find_recipe(source):
+        return True
+    if not Path(source).suffix[1:].isalpha() and nearest_recipes(source):
+        raise no_recipe(source)
+    return False

@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from logodata.common.recipes.files import shipped_recipes
+from logodata.common.recipes.reading import load_recipe
 from logoeval.recipe.foreign_names import NAMES, VALUES
 from logoeval.session import SessionSettings
 from logoeval.tasks.longbench.settings import LongBenchSettings
@@ -32,3 +38,32 @@ class EvalRecipe(SessionSettings):
     """Held-out preference pairs."""
     short: ShortSettings | None = None
     """Short-context benchmarks."""
+
+
+def load_eval_recipe(
+    file: Path | None, task: str | None, fields: Mapping[str, object], overrides: Sequence[str]
+) -> EvalRecipe:
+    """Read the recipe of an evaluation from its file, options and overrides.
+
+    Args:
+        file: a recipe; without one the model ``embedded`` takes the shipped embedded.yaml.
+        task: the recipe's other tasks are dropped, and its defaults serve where the file does not have it; None keeps
+            the tasks of the recipe.
+        fields: what options say, by dotted key; None says nothing.
+        overrides: ``key=value``; options hold over them.
+
+    Raises:
+        UserError: see :func:`logodata.common.recipes.reading.load_recipe`.
+    """
+    from logoeval.records import TASK_NAMES
+
+    given = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in fields.items() if value is not None)]
+    if file is None and fields["model"] == "embedded":
+        file = shipped_recipes() / "embedded.yaml"
+    if task is None:
+        return load_recipe(EvalRecipe, "eval", file, given)
+    given += [f"{other}=null" for other in TASK_NAMES if other != task]
+    recipe = load_recipe(EvalRecipe, "eval", file, given)
+    return (
+        recipe if getattr(recipe, task) is not None else load_recipe(EvalRecipe, "eval", file, [f"{task}={{}}", *given])
+    )

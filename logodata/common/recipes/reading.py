@@ -18,18 +18,16 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.common.printable import encodable
+from logodata.common.printable import encodable, without_passwords
 from logodata.common.recipes.fields import Values, follow, merge, move_paths, places_of, takes_list, variant
 from logodata.common.recipes.files import at_home, beside, find_recipe, no_recipe
 from logodata.common.recipes.files import shipped_recipes as shipped_recipes
@@ -42,7 +40,6 @@ _SECTIONS = ("build", "train", "eval")
 _MAX_RECIPE_BYTES = 2**20
 _MAX_RECIPE_VALUES = 10_000
 _MAX_DEPTH = 20
-_PASSWORD = re.compile(r"//[^/@\s]+@")
 _SECRETS = ("api_key_env",)
 """Fields into which some people write the secret itself. Messages do not repeat their values."""
 
@@ -50,6 +47,7 @@ _EMBEDDED = "embedded"
 """The model of recipes that only show how things work."""
 _SHOWN_SETTINGS = 3
 
+_SHOWN_KEYS = 5
 _TOP_LEVEL = ("extends", "name", "description", "model", "seed", *_SECTIONS)
 
 Places = dict[tuple[str, ...], str]
@@ -68,7 +66,12 @@ class RecipeModel(BaseModel):
     """What to do for another model, where a recipe's settings are those of the embedded model."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # it may be a secret, and -v shows what an error came of
     )
 
     @model_validator(mode="before")
@@ -181,13 +184,16 @@ def _read_file(path: Path, section: Section, cls: type[BaseModel]) -> tuple[Valu
         raise UserError("a recipe is a YAML mapping", where=str(path), mend="see recipes/embedded.yaml")
     places: Places = {}
     _collect_places(node, (), path, places)
+    unknown: list[_Unknown] = []
     for key, value in document.items():
         where = places.get((str(key),), str(path))
         if key not in _TOP_LEVEL:
             mend = _hint_for_key(str(key), cls, f"{section}.") or _nearest(str(key), _TOP_LEVEL)
-            raise UserError(f"unknown key {key!r}", where=where, mend=mend)
+            unknown.append(_Unknown(str(key), where, mend))
         if key in _SECTIONS and not isinstance(value, dict | None):
             raise UserError(f"section {key!r} is not a mapping", where=where, mend="indent its keys below it")
+    if unknown:
+        raise _unknown(unknown)
     move = partial(beside, folder=path.parent)
     document = move_paths(document, cls, move)  # resolves the model, which stands above the sections
     if document.get(section):
@@ -270,6 +276,8 @@ def _overlay(overrides: Sequence[str]) -> Values:
 
 
 def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
+    from logodata.common.console import note
+
     for key, field in cls.model_fields.items():
         old, new = values.get(key), merged.get(key)
         if isinstance(old, dict) and isinstance(new, dict) and variant(field, old) != variant(field, new):
@@ -280,6 +288,8 @@ def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
 
 def _warn_of_embedded_settings(cls: type[RecipeModel], path: Path | None, values: Values, merged: Values) -> None:
     """Say which settings of the embedded model another model gets: what suits 135M weights seldom suits others."""
+    from logodata.common.console import note
+
     kept = [
         f"{key}={'null' if value is None else value}"
         for key, value in _flat(values)
@@ -307,22 +317,29 @@ def _explain(
     places: Places,
     overrides: Sequence[str],
 ) -> UserError:
-    """Return the first fault of a validation error as a line with its place and how to mend it."""
+    """Return the first fault of a validation error, or all unknown keys, as a line with a place and how to mend it."""
+    faults = error.errors()
     # Unknown keys first: a misspelt key also causes "missing" elsewhere, and is the cause.
-    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    unknown: dict[str, _Unknown] = {}
+    for fault in faults:
+        if fault["type"] == "extra_forbidden":
+            keys, model, _ = follow(cls, fault["loc"])
+            dotted = ".".join(keys)
+            where = _where(keys, section, path, places, () if keys[-1] in _SECRETS else overrides)
+            mend = _hint_for_key(keys[-1], cls, but=dotted) or _nearest(keys[-1], tuple(model.model_fields))
+            typed = next((override for override in overrides if override.startswith(f"{keys[0]}.")), None)
+            if keys[0] in _SECTIONS and typed is not None:
+                where, mend = typed, f"write {typed.partition('.')[2]}: names begin inside the section"
+            unknown.setdefault(dotted, _Unknown(dotted, where, mend))
+    if unknown:
+        return _unknown(list(unknown.values()))
     fault = faults[0]
-    keys, model, variants = follow(cls, fault["loc"])
+    keys, _, variants = follow(cls, fault["loc"])
     if fault["type"].startswith("union_tag") and isinstance(fault["input"], dict):
         keys = (*keys, "name")
     dotted = ".".join(keys)
     secret = bool(keys) and keys[-1] in _SECRETS
     where = _where(keys, section, path, places, () if secret else overrides)
-    if fault["type"] == "extra_forbidden":
-        mend = _hint_for_key(keys[-1], cls, but=dotted) or _nearest(keys[-1], tuple(model.model_fields))
-        typed = next((override for override in overrides if override.startswith(f"{keys[0]}.")), None)
-        if keys[0] in _SECTIONS and typed is not None:
-            where, mend = typed, f"write {typed.partition('.')[2]}: names begin inside the section"
-        return UserError(f"unknown key {dotted!r}", where=where, mend=mend)
     if fault["type"] == "string_unicode":
         return UserError(f"{dotted!r} is not UTF-8", where=where, mend="rename the file or folder")
     if fault["type"] == "missing":
@@ -348,6 +365,27 @@ def _explain(
     return UserError(f"{dotted!r}: {reasons}{got}", where=where, mend=mend)
 
 
+class _Unknown(NamedTuple):
+    """A key that a section does not have."""
+
+    key: str
+    where: str
+    mend: str
+
+
+def _unknown(found: Sequence[_Unknown]) -> UserError:
+    """Return all of them as one line, or the first few: a file of another program has dozens."""
+    shown = found[:_SHOWN_KEYS]
+    where = ", ".join(dict.fromkeys(key.where for key in shown))
+    if len(found) == 1:
+        return UserError(f"unknown key {shown[0].key!r}", where=where, mend=shown[0].mend)
+    names = [repr(key.key) for key in shown]
+    if len(found) > len(shown):
+        names.append(f"and {len(found) - len(shown)} more")
+    mend = "; ".join(f"{key.key}: {key.mend}" for key in shown)
+    return UserError(f"unknown keys {', '.join(names)}", where=where, mend=mend)
+
+
 def _hint_for_key(key: str, cls: type[BaseModel], prefix: str = "", but: str = "") -> str:
     """Return where a key belongs that is another program's, or stands at another place here than ``but``; empty if not
     known."""
@@ -370,7 +408,7 @@ def _hint_for_value(dotted: str, value: Any, cls: type[RecipeModel]) -> str:
 
 def _shown(value: Any) -> str:
     """Return a value for an error line: shortened, and without the password of an address."""
-    text = _PASSWORD.sub("//***@", repr(value))
+    text = without_passwords(repr(value))
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
@@ -379,7 +417,7 @@ def _where(keys: tuple[str, ...], section: str, path: Path | None, places: Place
     for override in reversed(overrides):
         parts = tuple(override.partition("=")[0].split("."))
         if parts == keys[: len(parts)] or parts[: len(keys)] == keys:
-            return _PASSWORD.sub("//***@", override)
+            return without_passwords(override)
     if path is None:
         return "command line"
     inside = [(section, *keys[:n]) for n in range(len(keys), 0, -1)]

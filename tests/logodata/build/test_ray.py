@@ -217,7 +217,7 @@ def test_a_fault_in_a_worker_is_a_result(tmp_path: Path, tiny_model_dir: Path) -
     [
         (("--workers", "2"), "add --executor ray"),
         (("--ray-address", "auto"), "add --executor ray"),
-        (("--executor", "ray", "--workers", "0"), "--workers 0: no engine"),
+        (("--executor", "ray", "--workers", "0"), "--workers: '0' is no positive number"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(

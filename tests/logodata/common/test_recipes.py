@@ -96,6 +96,23 @@ def test_faults_name_file_line_and_nearest_key(tmp_path: Path) -> None:
         assert message in str(caught.value)
 
 
+def test_all_unknown_keys_are_told_at_once(tmp_path: Path) -> None:
+    write(tmp_path, r="model: m\ntrain:\n  inner:\n    siz: 1\n  modle: m\n", top="bild: {}\nmodel: m\nmodle: m\n")
+    assert refusal(tmp_path / "r.yaml", "los=1") == (
+        f"{tmp_path}/r.yaml:4, {tmp_path}/r.yaml:5, los=1: unknown keys 'inner.siz', 'modle', 'los' "
+        "(inner.siz: did you mean 'size'?; modle: did you mean 'model'?; los: did you mean 'loss'?)"
+    )
+    assert refusal(tmp_path / "top.yaml") == (
+        f"{tmp_path}/top.yaml:1, {tmp_path}/top.yaml:3: unknown keys 'bild', 'modle' "
+        "(bild: did you mean 'build'?; modle: did you mean 'model'?)"
+    )
+    many = [f"unknown{number}=1" for number in range(7)]
+    assert "unknown keys 'unknown0', 'unknown1', 'unknown2', 'unknown3', 'unknown4', and 2 more (" in refusal(
+        None, *many
+    )
+    assert "CANARY" not in refusal(None, "model=m", "api_key_env=CANARY", "los=1")
+
+
 def test_shared_keys_reach_a_section_that_does_not_set_them(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text("model: a\nseed: 3\nbuild:\n  model: b\n  source: {path: x}\n")

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pyarrow.parquet as pq
 import pytest
 
-from logodata.cli import _EXPORT_FORMATS, main
+from logodata.cli import EXPORT_FORMATS, main
 from logodata.common.files import write_json
 from logodata.contract import ContextChunk, PreferenceSample, Response, read_samples, write_samples
 from logodata.dataset.export import ExportFormat
@@ -236,4 +236,4 @@ def test_a_changed_instruction_is_refused(data: Path, tmp_path: Path, capsys: py
 
 
 def test_the_command_knows_every_format() -> None:
-    assert get_args(ExportFormat) == _EXPORT_FORMATS
+    assert get_args(ExportFormat) == EXPORT_FORMATS

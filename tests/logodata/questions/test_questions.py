@@ -247,9 +247,7 @@ def test_bad_commands(
 
 def test_its_settings_are_described_without_a_corpus(capsys: pytest.CaptureFixture[str]) -> None:
     """An error in a setting says: see the field's description with --schema."""
-    with pytest.raises(SystemExit) as ended:
-        main(["questions", "--schema"])
-    assert not ended.value.code
+    assert main(["questions", "--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
     assert schema["properties"]["chunks_per_question"]["description"].startswith("Chunks that a question is written")
 
