@@ -1,8 +1,7 @@
-"""Names that other trainers have for what a ``train`` section says, and what they are called here.
+"""Names and values that other trainers use for settings of the ``train`` section, with the names that they have here.
 
-TRL's DPOConfig, CPOConfig and SFTConfig with transformers' TrainingArguments; PEFT's LoraConfig; Axolotl;
-LLaMA-Factory; OpenRLHF.
-The form of the tables is that of :mod:`logodata.common.recipes.foreign`.
+The names come from TRL's DPOConfig, CPOConfig and SFTConfig with transformers' TrainingArguments, PEFT's LoraConfig,
+Axolotl, LLaMA-Factory and OpenRLHF. :mod:`logodata.common.recipes.foreign` describes the form of the tables.
 """
 
 from __future__ import annotations
