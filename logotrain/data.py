@@ -171,8 +171,8 @@ def _check(
         start, end = chunk.token_start, chunk.token_end
         if not following <= start < end <= len(sample.prompt_ids):
             raise UserError(
-                f"a chunk at tokens {start} to {end}, after one that ends at {following}, of a prompt of "
-                f"{len(sample.prompt_ids)}",
+                f"a chunk spans tokens {start} to {end}, the chunk before it ends at {following}, the prompt has "
+                f"{len(sample.prompt_ids)} tokens",
                 where=where,
                 mend="build the data set again",
             )

@@ -145,7 +145,7 @@ class RepetitionGuard:
 def _base_rate(path: Path, how: Mapping[str, int]) -> float:
     if not path.exists():
         raise UserError(
-            "the untrained model's repetition was not measured, and is not there to be compared with",
+            "the untrained model's repetition was not measured, so there is nothing to compare with",
             where=str(path),
             mend="continue with collapse.num_prompts=0, or choose another -o",
         )

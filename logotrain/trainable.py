@@ -43,7 +43,7 @@ _MOVES = frozenset(
 )
 """Operators that compute no new values; they only move values or change their dtype."""
 
-_MEND = "use a model of plain attention, such as Llama or Qwen"
+_MEND = "use a model with plain attention, such as Llama or Qwen"
 
 
 def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTrainedConfig:
@@ -81,7 +81,7 @@ def check_trainable(config: PreTrainedConfig) -> None:
             base = empty_model(copy.deepcopy(config), name, dtype=torch.bfloat16, experts_implementation="batched_mm")
             if text_config(base.config) is not base.config:
                 raise UserError(
-                    f"{type(base).__name__} reads more than text: a text model alone can be trained",
+                    f"{type(base).__name__} reads more than text: only text models can be trained",
                     where=name,
                     mend=_MEND,
                 )
@@ -177,9 +177,9 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
             noisy |= not torch.equal(first.nan_to_num(), model(row).nan_to_num())  # training itself reports NaN
     if world.any(noisy):
         raise UserError(
-            f"{type(model.causal_lm).__name__} answers the same row otherwise each time, with dropout and jitter off",
+            f"{type(model.causal_lm).__name__} gives different results for the same row, with dropout and jitter off",
             where=name,
-            mend="use a model without noise of its own",
+            mend="use a model that draws no random numbers",
         )
 
 

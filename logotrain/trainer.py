@@ -277,7 +277,7 @@ def _check_weights(run: _Run, step: int) -> None:
     # aminmax returns NaN if there is one. Unlike isfinite it needs no memory, and full tuning has none to spare.
     extremes = [extreme for weight in own if weight.numel() for extreme in torch.aminmax(weight.detach())]
     if run.world.any(not all(math.isfinite(extreme.item()) for extreme in extremes)):
-        raise _not_finite("the update left weights that are no numbers", f"step {step}")
+        raise _not_finite("the update made weights infinite or NaN", f"step {step}")
 
 
 def _not_finite(what: str, where: str, *, untrained: bool = False) -> UserError:

@@ -34,9 +34,9 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType | None = None) -> P
     config = load_config(model, adapter=adapter)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
-            "its weights are quantised: with an adapter in them they would be rounded anew",
+            "the model's weights are quantised: merging an adapter would round them again",
             where=model,
-            mend="give the model that was quantised",
+            mend="give the model before quantisation",
         )
     check_adapter_fits(model, adapter)
     own = getattr(torch, config.dtype) if isinstance(config.dtype, str) else config.dtype

@@ -23,7 +23,7 @@ from logotrain.rows.collate import Collator
 
 Draw = tuple[int, PreferenceSample]
 
-_START_AGAIN = "steps are done, and only the untrained model's count: start again in another -o"
+_START_AGAIN = "training has begun, so they cannot be computed again; start again in another -o"
 
 
 class ReferenceLogprobs:
