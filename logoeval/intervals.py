@@ -1,5 +1,7 @@
-"""Bootstrap intervals of a mean and of a paired difference, resampled by cluster, seeded, in numpy; see
-:mod:`logodata.common.resampling`."""
+"""Compute bootstrap intervals of means and paired differences, resampled by cluster with a fixed seed.
+
+:mod:`logodata.common.resampling` describes the method.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,20 @@ from logodata.common.resampling import Array as Array
 from logoeval.records import Metric, SampleRow, SummaryRow
 
 _SEED = 20_241_018
-_BLOCK_ELEMENTS = 4_000_000  # draws held at a time: 32 MB of int64
+_BLOCK_ELEMENTS = 4_000_000  # number of draws in memory at a time, 32 MB of int64
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean (or a function of it) with its 95 % interval; ``interval`` is None where a group has only one cluster.
-    ``fewest_clusters``: of the smallest group."""
+    """A mean, or a function of it, with its 95 % interval.
+
+    Attributes:
+        value: the mean, or the function of it.
+        interval: lower and upper end; None if a group has only one cluster.
+        num_samples: number of samples.
+        num_clusters: number of clusters, summed over groups.
+        fewest_clusters: number of clusters of the smallest group.
+    """
 
     value: float
     interval: tuple[float, float] | None
@@ -40,15 +49,19 @@ def estimate_mean(
     transform: Callable[[Array], Array] = np.asarray,
     seed: int = _SEED,
 ) -> Estimate:
-    """``transform(mean(values))`` with its interval.
+    """Return ``transform(mean(values))`` with its interval.
 
     Args:
-        values: one number a sample, [n].
+        values: one number per sample, [n].
         clusters: the cluster of each sample, [n].
-        groups: the group of each sample, [n], names outer first, such as (category, task): the mean is then taken in
-            each group, over the groups of one outer name, and so on. Each group is resampled by itself.
-        transform: elementwise and monotone; ``np.exp`` turns a mean log-likelihood into a perplexity.
-        seed: of the resampling.
+        groups: the group of each sample, [n], as a tuple of names from the outermost to the innermost, such as
+            (category, task). The result is then a mean of means: over the samples of each innermost group, then over
+            the groups of each outer name. Each group is resampled separately.
+        transform: an elementwise monotone function; ``np.exp`` turns a mean negative log-likelihood into a perplexity.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: there are no values, or not as many as clusters.
     """
     found = _resample(np.atleast_2d(np.asarray(values, dtype=np.float64)), clusters, groups, seed)
     return _estimate(transform(found.means)[:, 0], transform(found.point)[0], found)
@@ -63,9 +76,10 @@ def estimate_difference(
     transform: Callable[[Array], Array] = np.asarray,
     seed: int = _SEED,
 ) -> Estimate:
-    """``transform(mean(after)) - transform(mean(before))`` over the same samples, with its paired interval.
+    """Return ``transform(mean(after)) - transform(mean(before))`` over the same samples, with its paired interval.
 
-    Both runs are resampled with the same draws, so what samples have in common cancels.
+    Both runs are resampled with the same draws, so the variation that both runs share cancels. For the arguments see
+    :func:`estimate_mean`.
     """
     both = np.stack([np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)])
     found = _resample(both, clusters, groups, seed)
@@ -75,8 +89,15 @@ def estimate_difference(
 
 @dataclass(frozen=True, slots=True)
 class _Resampled:
-    """``means`` [NUM_RESAMPLES, K] and ``point`` [K] of K rows of values; how many clusters each group has, and the
-    variance of what it adds (of two rows: to their difference)."""
+    """The resampled means of K rows of values.
+
+    Attributes:
+        means: [NUM_RESAMPLES, K].
+        point: [K], the means of all samples.
+        num_samples: number of samples.
+        group_clusters: number of clusters of each group.
+        variances: variance of each group's contribution to the mean or, with two rows, to their difference.
+    """
 
     means: Array
     point: Array
@@ -102,7 +123,7 @@ def _resample(
     for number, (group, columns) in enumerate(members.items()):
         sums, counts = cluster_sums(values[:, columns], [clusters[column] for column in columns])
         weight = _weight(group, members)
-        # Groups of equal size must not share draws: their errors are independent.
+        # Groups of equal size must not share draws, because their errors are independent.
         added = weight * _means(sums, counts, np.random.default_rng([seed, number]))
         means += added
         point += weight * sums.sum(1) / counts.sum()
@@ -112,7 +133,7 @@ def _resample(
 
 
 def _weight(group: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> float:
-    """What a group counts in the mean of means: at each level one over the number of its siblings."""
+    """Return the weight of a group in the mean of means: at each level it is divided by the number of siblings."""
     weight = 1.0
     for level in range(len(group)):
         weight /= len({other[level] for other in groups if other[:level] == group[:level]})
@@ -120,7 +141,7 @@ def _weight(group: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> floa
 
 
 def _means(sums: Array, counts: Array, rng: np.random.Generator) -> Array:
-    """Means of NUM_RESAMPLES draws of G clusters, [NUM_RESAMPLES, K]."""
+    """Draw as many clusters as there are, NUM_RESAMPLES times, and return the means [NUM_RESAMPLES, K]."""
     num_clusters = len(counts)
     block = max(1, _BLOCK_ELEMENTS // num_clusters)
     blocks = []
@@ -137,8 +158,11 @@ def _estimate(resampled: Array, value: float, found: _Resampled) -> Estimate:
 
 
 def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[SampleRow]]]:
-    """All samples that carry the metric, then its slices: bands of lengths (``words``) from short to long, others in
-    order of first appearance. A slice that is all of them is left out."""
+    """Yield all samples that have the metric, then the samples of each of its slices.
+
+    Bands of lengths (``words``) are in order from short to long, other slices in order of first appearance. A slice
+    that holds all samples is left out.
+    """
     scored = [sample for sample in samples if metric.key in sample.scores]
     if not scored:
         return
@@ -154,25 +178,27 @@ def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[
 
 
 def _band(key: tuple[Any, ...]) -> float:
-    """Where a band begins; what names no number comes last."""
+    """Return the lower end of a band of lengths. A band without a number comes last."""
     begin = re.match(r"\d+", str(key[0]))
     return float(begin[0]) if begin else math.inf
 
 
 def slice_label(where: dict[str, Any]) -> str:
-    """A slice in words, such as ``essay, 4,096 tokens, depth 22 %``."""
+    """Return a slice in words, such as ``essay, 4,096 tokens, depth 22 %``."""
     words = {"length": "{:,} tokens", "depth": "depth {} %"}
     return ", ".join(words.get(fact, "{}").format(value) for fact, value in where.items())
 
 
 def is_cell(where: dict[str, Any]) -> bool:
-    """Whether a slice is one cell of a map of lengths and depths: there are hundreds, so tables leave them to the map
-    and to ``results.json``."""
+    """Return whether a slice is one cell of a map of lengths and depths.
+
+    There are hundreds of cells, so tables leave them to the map and to ``results.json``.
+    """
     return {"length", "depth"} <= where.keys()
 
 
 def estimate(metric: Metric, samples: Sequence[SampleRow]) -> Estimate:
-    """The metric over samples that all carry it."""
+    """Return the estimate of a metric over samples that all have it."""
     return estimate_mean(
         [sample.scores[metric.key] for sample in samples],
         [sample.cluster for sample in samples],
@@ -182,14 +208,14 @@ def estimate(metric: Metric, samples: Sequence[SampleRow]) -> Estimate:
 
 
 def groups(metric: Metric, samples: Sequence[SampleRow]) -> list[tuple[str, ...]] | None:
-    """The group of each sample, where the metric is a mean of means."""
+    """Return the group of each sample if the metric is a mean of means, else None."""
     if not metric.mean_of:
         return None
     return [tuple(str(sample.facts[fact]) for fact in metric.mean_of) for sample in samples]
 
 
 def summarise(metrics: Sequence[Metric], samples: Sequence[SampleRow]) -> list[SummaryRow]:
-    """A row for every metric and slice."""
+    """Return a row with value and interval for every metric and slice."""
     rows = []
     for metric in metrics:
         for where, members in slices(metric, samples):

@@ -1,4 +1,4 @@
-"""The training data, checked before any weights are loaded."""
+"""Load the training data and check them before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from logotrain.trainable import trainable_config
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """Samples that fit.
+    """The checked samples of a run.
 
     Attributes:
-        samples: in order.
-        target_length: their positions are spread over it.
-        uses_rejected: whether their dis-preferred responses are computed.
+        samples: the samples, in the order of the data set.
+        target_length: all positions are below this length, in tokens.
+        uses_rejected: whether the objective computes dis-preferred responses.
     """
 
     samples: list[PreferenceSample]
@@ -37,16 +37,16 @@ class TrainingData:
     uses_rejected: bool = True
 
     def fingerprint(self) -> str:
-        """Hash of everything the trainer reads of the samples, in order."""
+        """Return a hash, 16 hexadecimal digits, of everything that the trainer reads of the samples, in order."""
         digest = hashlib.sha256()
         for sample in self.samples:
             spans = [(chunk.token_start, chunk.token_end) for chunk in sample.chunks]
-            responses = row_responses(sample, rejected=True)  # they count in metrics
+            responses = row_responses(sample, rejected=True)  # metrics count them even where the loss does not
             digest.update(json.dumps([sample.id, sample.prompt_ids, spans, responses]).encode())
         return digest.hexdigest()[:16]
 
     def lengths(self) -> Table:
-        """A table of lengths in tokens, of what is computed."""
+        """Return a table of the lengths of prompts, computed responses and rows, in tokens."""
         table = Table(
             "tokens",
             "shortest",
@@ -65,12 +65,13 @@ class TrainingData:
 
 
 def load_data(recipe: TrainRecipe) -> TrainingData:
-    """Read the build's folder and check it against the recipe and the model's tokenizer.
+    """Read the folder of the data set and check it against the recipe and the model's tokenizer.
+
+    Responses that the objective does not compute are not checked.
 
     Raises:
         UserError: the data hold token ids of another tokenizer, positions would leave the model's window, or a sample
-            cannot be trained on (empty prompt or response, too long, chunks that are not in its prompt). Responses that
-            the objective does not compute are not looked at.
+            cannot be trained on (empty prompt or response, too long, chunks outside of its prompt).
     """
     config = trainable_config(recipe)
     target_length = checked_target_length(recipe, config)
@@ -111,14 +112,14 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
 
 
 def checked_target_length(recipe: TrainRecipe, config: PreTrainedConfig) -> int:
-    """Over how many positions prompts are spread.
+    """Return the length, in tokens, below which all positions lie: ``positions.target_length`` or the model's window.
 
     Args:
-        recipe: may leave it to the model.
-        config: of the model, with its window as ``recipe.rope`` scales it.
+        recipe: the recipe of the run.
+        config: config of the model, its window scaled as ``recipe.rope`` says.
 
     Raises:
-        UserError: positions would leave the window.
+        UserError: the target length is larger than the window.
     """
     window = config_window(config)
     target_length = recipe.positions.target_length or window
@@ -166,18 +167,18 @@ def _check(
     if not sample.prompt_ids:
         raise UserError("empty prompt", where=where, mend="build the data set again")
     following = 0
-    for chunk in sample.chunks:  # positions are drawn by them
+    for chunk in sample.chunks:  # draw_positions needs them in order and without overlap
         start, end = chunk.token_start, chunk.token_end
         if not following <= start < end <= len(sample.prompt_ids):
             raise UserError(
-                f"a chunk at tokens {start} to {end}, after one that ends at {following}, of a prompt of "
-                f"{len(sample.prompt_ids)}",
+                f"a chunk spans tokens {start} to {end}, the chunk before it ends at {following}, the prompt has "
+                f"{len(sample.prompt_ids)} tokens",
                 where=where,
                 mend="build the data set again",
             )
         following = end
     for number, response in enumerate(responses):
-        if not response:  # its mean log-probability would be 0/0
+        if not response:  # the mean log-probability of an empty response is 0/0
             which = "preferred" if number == 0 else f"dis-preferred {number}"
             raise UserError(
                 f"empty {which} response", where=where, mend="build the data set again; the judge drops empty responses"

@@ -1,4 +1,4 @@
-"""Signs that training destroys the model, looked for while it runs."""
+"""Detect while training runs that it destroys the model."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from logotrain.parallel import World, without_backward
 from logotrain.recipe.settings import CollapseSettings
 
 NGRAM = 4
-"""Tokens of the n-grams whose repetition is counted."""
+"""Length in tokens of the n-grams whose repetition is counted."""
 
 
 def repetition_rate(token_ids: Sequence[int]) -> float:
-    """Share of a text's 4-grams that occurred in it before; 0 for a text of fewer than two."""
+    """Return the share of a text's 4-grams that occurred in it before. It is 0 for a text without 4-grams."""
     ngrams = [tuple(token_ids[at : at + NGRAM]) for at in range(len(token_ids) - NGRAM + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> float:
-    """Mean :func:`repetition_rate` of greedy continuations of ``prompts``, at natural positions.
+    """Return the mean :func:`repetition_rate` of greedy continuations of ``prompts``, at natural positions.
 
-    Under sharding every process must call it together; all get the same value.
+    Under sharding all processes must call this together; all get the same value.
 
     Args:
-        model: may be inside :func:`logotrain.attention.shared_prefix.use_shared_prefix`; it is left as it was.
-        prompts: token ids.
-        max_new_tokens: of each continuation.
+        model: the model, also inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`; it is not changed.
+        prompts: the token ids of each prompt; at least one prompt.
+        max_new_tokens: length of each continuation.
     """
     device = next(model.parameters()).device
     rates = []
@@ -48,7 +48,7 @@ def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], ma
 
 @contextmanager
 def _generating(model: LogprobModel) -> Iterator[None]:
-    """Plain attention, uncompiled: its shapes change with every token."""
+    """Use plain attention within the block, uncompiled because shapes change with every token."""
     causal_lm: PreTrainedModel = model.causal_lm
     attention = causal_lm.config._attn_implementation
     causal_lm.set_attn_implementation("sdpa")
@@ -61,15 +61,17 @@ def _generating(model: LogprobModel) -> Iterator[None]:
 
 @contextmanager
 def no_gradient_lost() -> Iterator[None]:
-    """Within the block an operation without a backward pass is an error. torch only warns, and what lies before the
-    operation is trained with a gradient that is wrong."""
+    """Make an operation without a backward pass an error within the block.
+
+    torch only warns and then trains what comes before the operation with a wrong gradient.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*an autograd kernel was not registered", category=UserWarning)
         yield
 
 
 def check_chosen(settings: CollapseSettings, chosen_logp: float, step: int) -> None:
-    """Stop when preferred responses have become improbable.
+    """Stop the run when preferred responses have become improbable.
 
     Raises:
         UserError: their mean log-probability, in nats a token, is below ``collapse.min_chosen_logp``.
@@ -81,18 +83,20 @@ def check_chosen(settings: CollapseSettings, chosen_logp: float, step: int) -> N
 
 
 class RepetitionGuard:
-    """Greedy continuations of fixed prompts, before training and every so often.
+    """Measures how much the model repeats itself when it continues fixed prompts, and stops the run if it is too much.
+
+    All processes call the same methods.
 
     Args:
-        settings: how long, how often, and how much repetition is too much.
-        model: that is trained.
-        prompts: token ids; without any nothing is measured.
-        world: its processes; all call the same methods.
-        path: where the untrained model's rate is kept, for a run that continues, and how it was measured.
-        untrained: whether the model is still the one that training starts from.
+        settings: the ``collapse`` section of the recipe.
+        model: the model that is trained.
+        prompts: the token ids of each prompt; without prompts nothing is measured.
+        world: the processes of the run.
+        path: file for the untrained model's rate and how it was measured, which a continued run reads.
+        untrained: whether no step has been trained yet; then the rate is measured now.
 
     Raises:
-        UserError: the run continues, and its rate was not measured so: it cannot be any more.
+        UserError: a continued run finds no rate of the untrained model, or one that was measured with other settings.
     """
 
     def __init__(
@@ -117,13 +121,16 @@ class RepetitionGuard:
         self._base: float = world.on_main(lambda: _base_rate(path, how))
 
     def measure(self, step: int, *, last: bool) -> dict[str, float]:
-        """``repetition`` at the steps where it is due, and at the last one: what that did shows nowhere else."""
+        """Return ``{"repetition": rate}`` every ``collapse.every_steps`` steps and at the last one, else ``{}``.
+
+        The effect of the last step shows in no other metric.
+        """
         if not self._prompts or (step % self._settings.every_steps and not last):
             return {}
         return {"repetition": self._rate()}
 
     def check(self, metrics: Mapping[str, float], step: int) -> None:
-        """Stop if the rate was measured and has risen too far.
+        """Stop the run if the rate was measured at this step and has risen too far.
 
         Raises:
             UserError: see :func:`check_repetition`.
@@ -138,13 +145,13 @@ class RepetitionGuard:
 def _base_rate(path: Path, how: Mapping[str, int]) -> float:
     if not path.exists():
         raise UserError(
-            "the untrained model's repetition was not measured, and is not there to be compared with",
+            "the untrained model's repetition was not measured, so there is nothing to compare with",
             where=str(path),
             mend="continue with collapse.num_prompts=0, or choose another -o",
         )
     base = read_json(path)
     for name, now in how.items():
-        before = base.get(name, now)  # earlier versions did not say
+        before = base.get(name, now)  # earlier versions did not write it
         if before != now:
             raise UserError(
                 f"the untrained model's repetition was measured with collapse.{name}={before}, now it is {now}",
@@ -155,7 +162,7 @@ def _base_rate(path: Path, how: Mapping[str, int]) -> float:
 
 
 def check_repetition(settings: CollapseSettings, rate: float, base_rate: float, step: int) -> None:
-    """Stop when the model repeats itself where the untrained one does not.
+    """Stop the run when the model repeats itself much more than the untrained model.
 
     Raises:
         UserError: ``rate`` exceeds ``base_rate`` by more than ``collapse.max_repetition``.

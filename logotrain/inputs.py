@@ -1,4 +1,4 @@
-"""What can be told of a command's inputs in a moment: before torch is imported, and before a folder is made."""
+"""Quick checks of a command's inputs, before torch is imported and before a folder is made."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from logotrain.recipe.settings import TrainRecipe
 
 
 def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
-    """Check that data and model are there, and that no output lies among them.
+    """Check that the data set and the model exist, and that no output lies inside of them.
 
     Args:
-        recipe: may name no data, as a plan does.
-        outputs: files or folders to write; None counts as none.
+        recipe: the recipe; ``data.path`` may be missing, as in ``logotrain plan``.
+        outputs: files or folders to write; None is skipped.
 
     Raises:
-        UserError: something is not there, or is no build, or no model.
+        UserError: the data set or the model does not exist or is not one, or an output lies inside of one.
     """
     if recipe.data.path is not None:
         sample_files(recipe.data.path)
@@ -32,10 +32,10 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
 
 
 def check_run(recipe: TrainRecipe, out: Path) -> None:
-    """:func:`check_inputs` for a training, which needs data.
+    """Check the inputs of a training run with :func:`check_inputs`; it needs data unless ``epochs`` is 0.
 
     Raises:
-        UserError: see there; or there are no data, though something is to be trained.
+        UserError: see :func:`check_inputs`; or the recipe has no data but ``epochs`` is not 0.
     """
     if recipe.data.path is None and recipe.epochs:
         raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote")
@@ -43,10 +43,10 @@ def check_run(recipe: TrainRecipe, out: Path) -> None:
 
 
 def check_merge(model: str, adapter: Path, out: Path) -> None:
-    """Check that adapter and model are there, and ``out`` is not.
+    """Check that the adapter and the model exist, and that ``out`` does not.
 
     Raises:
-        UserError: one is not as it should be.
+        UserError: the adapter or the model does not exist, or ``out`` exists or lies inside of one of them.
     """
     check_adapter(adapter)
     check_model(model)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag, so that a run stops where its state is whole."""
+"""Turn Ctrl-C and SIGTERM into a flag, so that a run stops only where its state can be saved."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from logodata.common.console import note
 
 
 class Stopped(KeyboardInterrupt):
-    """The run ended where its state is whole, because it was asked to; raised on all processes together."""
+    """The run was asked to stop, and its state is saved. All processes raise this together."""
 
 
 class StopFlag:
-    """True once the run was asked to stop."""
+    """A flag that is true once the run was asked to stop."""
 
     def __init__(self) -> None:
         self._set = False
@@ -30,9 +30,9 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopFlag]:
-    """Within the block SIGINT and SIGTERM set the flag; a second SIGINT interrupts at once.
+    """Make SIGINT and SIGTERM set a flag within the block; a second SIGINT raises KeyboardInterrupt at once.
 
-    A second SIGTERM says nothing new: schedulers send it to every process, and torchrun forwards its own besides.
+    A second SIGTERM is ignored: schedulers send it to every process, and torchrun forwards its own too.
     """
     flag = StopFlag()
     interrupts = 0

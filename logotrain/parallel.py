@@ -1,4 +1,4 @@
-"""One process or many: torchrun's environment, what the processes tell each other, and who holds which weights."""
+"""Run on one process or many: torchrun's environment, communication between processes, and sharded weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _TIMEOUT = timedelta(minutes=60)
-"""Longest that a process waits for the others: reading 16 GB of weights over a slow network is no fault."""
+"""The longest time that a process waits for the others. Reading 16 GB of weights over a slow network takes long."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes of a run. With one process every method works without a process group."""
+    """This process and the number of processes of a run. With one process all methods work without a process group."""
 
     rank: int = 0
     size: int = 1
@@ -33,7 +33,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks for all."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     @property
@@ -44,7 +44,7 @@ class World:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, in order of rank, on every process."""
+        """Return the values of all processes, in order of rank, on every process."""
         if self.size == 1:
             return [value]
         from torch import distributed
@@ -54,7 +54,7 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any process."""
+        """Return whether ``flag`` is true on any process."""
         if self.size == 1:
             return flag
         import torch
@@ -65,10 +65,10 @@ class World:
         return bool(raised.item())
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """The result of ``action``, run by the main process while the others wait.
+        """Run ``action`` on the main process while the others wait, and return its result on every process.
 
         Raises:
-            UserError: raised by ``action``, on every process.
+            UserError: ``action`` raised it; every process raises it.
         """
         if self.size == 1:
             return action()
@@ -86,7 +86,7 @@ class World:
         return outcome[0]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum gradients over the processes, in place; one that computed nothing contributes zeros."""
+        """Sum gradients over the processes, in place. A missing gradient counts as zeros."""
         if self.size == 1:
             return
         import torch
@@ -101,7 +101,7 @@ class World:
             work.wait()
 
     def same_start(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every process the main one's values."""
+        """Copy the values of the main process to all others, in place."""
         if self.size == 1:
             return
         from torch import distributed
@@ -111,15 +111,15 @@ class World:
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process: some clusters set one of its variables for all jobs."""
+    """Return whether torchrun started this process. Some clusters set one of its variables for all jobs."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
 
 
 @contextmanager
 def launched() -> Iterator[World]:
-    """The world that torchrun started, its process group open within the block; without torchrun one process.
+    """Yield the world that torchrun started, with an open process group; without torchrun, a world of one process.
 
-    On GPUs tensors travel by NCCL and Python objects by gloo. A group that is open already is used, and left open.
+    On GPUs tensors are sent by NCCL and Python objects by gloo. An open group is used as it is and stays open.
     """
     if not under_torchrun():
         yield World()
@@ -142,8 +142,11 @@ def launched() -> Iterator[World]:
 
 @contextmanager
 def without_backward(model: nn.Module) -> Iterator[None]:
-    """Forwards without gradients. What sharding gathered for them is freed at the end, as a backward pass would do:
-    otherwise the next state that is saved would hold whole weights in place of this process's part."""
+    """Run forward passes without gradients within the block, and free the weights that sharding gathered for them.
+
+    A backward pass would free them. If they stayed, the next saved state would hold whole weights, not this process's
+    shard.
+    """
     import torch
     from torch.distributed.fsdp import FSDPModule
 
@@ -157,7 +160,7 @@ def without_backward(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def lone_group(world: World) -> Iterator[None]:
-    """Within the block there is a process group also for one process: FSDP wants one."""
+    """Open a process group within the block also for one process, because FSDP needs one."""
     from torch import distributed
     from torch._C._distributed_c10d import HashStore
 
@@ -172,11 +175,11 @@ def lone_group(world: World) -> Iterator[None]:
 
 
 def shard(model: nn.Module, recipe: TrainRecipe, world: World) -> None:
-    """Split the weights of ``model`` over the processes with FSDP2, a group of weights a decoder layer.
+    """Shard the weights of ``model`` over the processes with FSDP2, one group of weights per decoder layer.
 
-    Embedding, last norm and head stay in the outermost group. Under full tuning in bfloat16 layers compute in bfloat16
-    on float32 weights, and gradients are summed in float32; otherwise every weight is used in the type it has. One
-    process needs :func:`lone_group` around it and all that follows.
+    The embedding, the last norm and the head are in the outermost group. In full tuning in bfloat16, layers compute in
+    bfloat16 on float32 weights, and gradients are summed in float32; otherwise each weight is used in its own dtype.
+    A single process needs :func:`lone_group` around this call and all that follows.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
@@ -192,5 +195,6 @@ def shard(model: nn.Module, recipe: TrainRecipe, world: World) -> None:
     }
     for layer in decoder_layers(model):
         fully_shard(layer, **settings)
-    fully_shard(model, **{**settings, "reshard_after_forward": False})  # its weights are needed again at once
+    # The backward pass begins with the weights of the outermost group, so they are not freed.
+    fully_shard(model, **{**settings, "reshard_after_forward": False})
     register_fsdp_forward_method(model, "generate")

@@ -1,4 +1,4 @@
-"""A training run as the user sees it: its folder, its settings, its end."""
+"""Run a training in its folder: lock the folder, bind it to its settings, train, and print a summary."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
     from logotrain.parallel import World
 
 RECIPE_FILE = "recipe.resolved.json"
-"""The recipe with all defaults that a run is bound to."""
+"""The file with the complete recipe, defaults included, that a run is bound to."""
 
 _FREE = ("row_tokens", "attention", "recompute", "compile", "parallel", "checkpoint", "collapse")
-"""Fields that a run may be continued with changed: they do not change its result, but for rounding."""
+"""Fields that may change when a run continues. They change the result only by rounding."""
 
 
 def run(recipe: TrainRecipe, out: Path) -> Path:
-    """Train as ``recipe`` says, in the folder ``out``; the same call continues a run that was stopped.
+    """Train as ``recipe`` says, in the folder ``out``. The same call continues a run that was stopped.
 
-    Writes ``recipe.resolved.json``, ``inputs.json``, ``metrics.jsonl``, ``checkpoints/step-N/`` and ``final/``.
+    It writes ``recipe.resolved.json``, ``inputs.json``, ``metrics.jsonl``, ``checkpoints/step-N/`` and ``final/``.
 
     Returns:
-        ``out/final``, the finished adapter.
+        ``out/final``, the finished adapter or, after full tuning, the model.
 
     Raises:
-        UserError: recipe, data and model do not fit, or ``out`` belongs to other settings or other data.
+        UserError: recipe, data and model do not fit together, or ``out`` belongs to other settings or other data.
     """
     from logotrain.parallel import launched
 
     if not (out / "final").exists():  # a finished run needs none of its inputs
         check_run(recipe, out)
     with launched() as world, ExitStack() as stack:
-        # The lock goes with the main process; the others wait for its word.
+        # The main process holds the lock for all.
         world.on_main(lambda: stack.enter_context(locked(out)))
         recipe = _settled(recipe, out, world)
         final = out / "final"
         if world.on_main(lambda: _begin(recipe, out)):
             note(f"already finished: {final}")
-            world.on_main(lambda: _say_what_came_of_it(recipe, out))
+            world.on_main(lambda: _print_summary(recipe, out))
             return final
 
         from logotrain.data import load_data
@@ -63,11 +63,11 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
 
         with lone_group(world) if recipe.tuning == "full" else nullcontext():
             final = train(recipe, data, out, world)
-        world.on_main(lambda: _say_what_came_of_it(recipe, out))
+        world.on_main(lambda: _print_summary(recipe, out))
         return final
 
 
-def _say_what_came_of_it(recipe: TrainRecipe, out: Path) -> None:
+def _print_summary(recipe: TrainRecipe, out: Path) -> None:
     from logotrain.metrics import MetricsLog
 
     for line in summary(MetricsLog(out / "metrics.jsonl").steps(), recipe, out):
@@ -75,7 +75,7 @@ def _say_what_came_of_it(recipe: TrainRecipe, out: Path) -> None:
 
 
 def _settled(recipe: TrainRecipe, out: Path, world: World) -> TrainRecipe:
-    """The recipe with a dtype; all processes take the main one's."""
+    """Return the recipe with its dtype decided, which the main process does for all."""
     bound = out / RECIPE_FILE
     settled, reason = world.on_main(lambda: dtype_of_run(recipe, bound if _started(out) and bound.exists() else None))
     if reason:
@@ -84,10 +84,10 @@ def _settled(recipe: TrainRecipe, out: Path, world: World) -> TrainRecipe:
 
 
 def _begin(recipe: TrainRecipe, out: Path) -> bool:
-    """Bind the folder to the recipe; whether it holds a finished run."""
+    """Bind the folder to the recipe, and return whether it holds a finished run."""
     final = out / "final"
     if final.exists() and not (final / SEAL).exists():
-        # Somebody's, or of a version that sealed none: neither to be called the result, nor to be overwritten.
+        # The user or an old version wrote it. It is not this run's result, and it must not be overwritten.
         raise UserError(
             "holds no files.json, so it is not this run's result",
             where=str(final),
@@ -98,10 +98,9 @@ def _begin(recipe: TrainRecipe, out: Path) -> bool:
 
 
 def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
-    """Bind the folder to ``settings`` as :func:`bind_settings` does, from its first finished step on.
+    """Bind the folder to ``settings`` with :func:`bind_settings`, so that they stay fixed after the first step.
 
-    Until then a recipe that was refused, or stopped early, may be mended in place; reference log-probabilities, all
-    that such a run may hold, stay only under the settings that they were computed with.
+    Before the first step the settings may still change. Reference log-probabilities of other settings are deleted then.
     """
     started = _started(out)
     if started or (out / name).exists():
@@ -116,11 +115,11 @@ def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[st
 
 
 def _started(out: Path) -> bool:
-    return any((out / made).exists() for made in ("metrics.jsonl", "final"))  # a run of no epochs logs no step
+    return any((out / name).exists() for name in ("metrics.jsonl", "final"))  # a run with epochs=0 logs no step
 
 
 def _is_whole(final: Path) -> bool:
-    """Whether the result is as it was written; a damaged one is put aside."""
+    """Return whether the result is intact. A damaged result is put aside."""
     fault = damage(final)
     if fault:
         put_aside(final, fault, "it is written again from the newest checkpoint")
@@ -128,24 +127,24 @@ def _is_whole(final: Path) -> bool:
 
 
 def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:
-    """A run must not continue on other data or another model that took the same path."""
+    """Bind the run to the contents of model and data, because the files at their paths may be replaced."""
     from logodata.models.facts import model_fingerprint
 
     inputs = {"model": model_fingerprint(recipe.model), "data": data.fingerprint(), "num_samples": len(data.samples)}
     _bind(out, "inputs.json", inputs)
 
 
-_FIGURES = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen_logp": "{:.3f}"}
-"""What is told of the first and the last step, in this order; a step holds those that its objective computes."""
+_METRICS = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen_logp": "{:.3f}"}
+"""The metrics of the first and the last step that the summary shows, if the objective has them, and their formats."""
 
 
 def summary(steps: Sequence[Mapping[str, Any]], recipe: TrainRecipe, out: Path) -> list[str]:
-    """Lines for a person.
+    """Return the lines that are printed at the end of a run: what was trained, and the next commands.
 
     Args:
-        steps: the lines of ``metrics.jsonl``, in order; the first is of the untrained model.
-        recipe: of the run.
-        out: its folder, with ``final/``.
+        steps: the lines of ``metrics.jsonl``, in order; the first has the metrics of the untrained model.
+        recipe: the recipe of the run.
+        out: the folder of the run, with ``final/``.
     """
     return [_trained(steps), *_next(recipe, out)]
 
@@ -156,41 +155,42 @@ def _trained(steps: Sequence[Mapping[str, Any]]) -> str:
     first, last = steps[0], steps[-1]
     took = duration(sum(step["seconds"] for step in steps))
     if len(steps) == 1:
-        return f"trained 1 step in {took}; before it: {', '.join(_figures(first))}"
+        return f"trained 1 step in {took}; before it: {', '.join(_metrics(first))}"
     changes = (
-        f"{before} -> {after.partition(' ')[2]}" for before, after in zip(_figures(first), _figures(last), strict=True)
+        f"{before} -> {after.partition(' ')[2]}" for before, after in zip(_metrics(first), _metrics(last), strict=True)
     )
     return f"trained {len(steps)} steps in {took}; first to last step: {', '.join(changes)}"
 
 
-def _figures(step: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {form.format(step[name])}" for name, form in _FIGURES.items() if name in step]
+def _metrics(step: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {form.format(step[name])}" for name, form in _METRICS.items() if name in step]
 
 
 def _next(recipe: TrainRecipe, out: Path) -> list[str]:
     final, results = out / "final", _beside(out, "eval")
     if recipe.tuning == "full":
         measured = ["--model", str(final)]
-        return [f"next: {_line('logoeval', 'niah', *measured, '-o', results)}"]
+        return [f"next: {_command('logoeval', 'niah', *measured, '-o', results)}"]
     measured = ["--model", recipe.model, "--adapter", str(final), "--with-base"]
     merged = _beside(out, "merged")
     return [
-        f"next: {_line('logoeval', 'niah', *measured, '-o', results)}",
-        f"or:   {_line('logotrain', 'merge', final, '--model', recipe.model, '-o', merged)}",
+        f"next: {_command('logoeval', 'niah', *measured, '-o', results)}",
+        f"or:   {_command('logotrain', 'merge', final, '--model', recipe.model, '-o', merged)}",
     ]
 
 
 def _beside(out: Path, ending: str) -> Path:
+    """Return the path of ``out`` with ``-ending`` after its name."""
     named = out if out.name not in ("", "..") else out.resolve()
     return named.with_name(f"{named.name}-{ending}")
 
 
-def _line(*words: object) -> str:
+def _command(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: ``48 s``, ``5 min 12 s``, ``2 h 7 min``."""
+    """Format seconds for people: ``48 s``, ``5 min 12 s``, ``2 h 7 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

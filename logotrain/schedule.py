@@ -1,4 +1,7 @@
-"""What happens at which step: pure functions of the step, so that a resumed run needs no sampler or scheduler state."""
+"""The samples and the learning rate of each step, as pure functions of the step.
+
+A resumed run therefore needs no state of a sampler or scheduler.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,13 @@ from logotrain.recipe.settings import TrainRecipe
 class Schedule:
     """The samples and the learning rate of every step.
 
-    All epochs make one stream of samples, each epoch in its own order; a step takes the next ``samples_per_step``.
-    Nothing is dropped: a step may span two epochs, and the last one may be smaller.
+    All epochs together are one stream of samples, each epoch in its own random order. A step takes the next
+    ``samples_per_step`` of them. No sample is dropped: a step may span two epochs, and the last step may be smaller.
+
+    Attributes:
+        stream_length: number of samples in all epochs together.
+        total_steps: number of steps of the run, at most ``max_steps``.
+        warmup_steps: number of steps in which the learning rate rises.
     """
 
     def __init__(self, recipe: TrainRecipe, num_samples: int) -> None:
@@ -27,13 +35,16 @@ class Schedule:
         self.warmup_steps = math.ceil(recipe.optimizer.warmup_ratio * self.total_steps)
 
     def samples(self, step: int) -> list[tuple[int, int]]:
-        """``(epoch, index of the sample)`` of each sample of ``step`` (from 0)."""
+        """Return ``(epoch, index)`` of each sample of ``step``, which counts from 0."""
         start = step * self._samples_per_step
         places = range(start, min(start + self._samples_per_step, self.stream_length))
         return [(epoch, self._order(epoch)[at]) for epoch, at in (divmod(place, self._num_samples) for place in places)]
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up to the peak, then a half cosine that would reach zero one step after the last."""
+        """Return the learning rate of ``step``, which counts from 0.
+
+        It rises linearly to the peak, then falls by a half cosine that would reach zero one step after the last.
+        """
         if step < self.warmup_steps:
             return self._peak * (step + 1) / self.warmup_steps
         share = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)

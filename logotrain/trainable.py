@@ -1,7 +1,7 @@
-"""Whether a model can be trained: asked of its config, of its code on tensors without data, and of its weights.
+"""Check whether a model can be trained: its config and its code before weights are read, then its loaded weights.
 
-The first two before weights are read. All ask for the same: a row of several responses over one prompt must be computed
-by the model's own layers, through the shared-prefix attention, as a function of the row alone.
+The model's own layers must compute a row of several responses over one prompt, through the shared-prefix attention, as
+a function of the row alone.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from logotrain.rows.collate import Row
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 _SEEDS = 64
-"""Passes that look for rare noise: a layer that is left out one time in ten is, in one of them."""
+"""Number of seeds tried to find rare noise, such as a layer that is skipped one time in ten."""
 
 _PRODUCTS = ("mm", "addmm", "bmm", "linear", "matmul")
 _MOVES = frozenset(
     {"_to_copy", "_unsafe_view", "alias", "clone", "detach", "device", "expand", "index", "permute", "select", "slice"}
     | {"squeeze", "t", "transpose", "unsqueeze", "view"}
 )
-"""Operators that compute nothing: what they give was there before, perhaps in another type."""
+"""Operators that compute no new values; they only move values or change their dtype."""
 
-_MEND = "use a model of plain attention, such as Llama or Qwen"
+_MEND = "use a model with plain attention, such as Llama or Qwen"
 
 
 def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTrainedConfig:
-    """The config of the model to train, its window scaled as ``recipe.rope`` says; no weights are read.
+    """Return the config of the model to train, its window scaled as ``recipe.rope`` says. No weights are read.
 
     Args:
-        recipe: names the model.
+        recipe: the recipe of the run.
         shapes_only: see :func:`logodata.models.loading.load_config`.
 
     Raises:
-        UserError: there is no such model, or it cannot be trained, whatever the other settings.
+        UserError: there is no such model, or it cannot be trained with any settings.
     """
     config = load_config(recipe.model, shapes_only=shapes_only)
     check_trainable(config)
@@ -62,25 +62,26 @@ def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTr
 
 
 def check_trainable(config: PreTrainedConfig) -> None:
-    """Refuse a model that cannot compute a shared-prefix row, told from its config and from its code.
+    """Refuse a model whose config or code shows that it cannot compute a shared-prefix row.
 
-    The code runs on tensors without data, which takes a second and no memory. Where it needs data (a loop over chosen
-    experts), nothing is known until the weights are there (:func:`check_weights`).
+    The code runs on fake tensors, which takes a second and no memory. If the code needs data (a loop over the chosen
+    experts), only :func:`check_weights` can check it later.
 
     Raises:
         UserError: see :func:`logotrain.attention.shared_prefix.check_config`; or transformers has no such text model,
-            its layers do not call the attention that they are given, or cannot be called this way.
+            its layers do not call the attention function that is set, they fail on such a row, or the model computes
+            more around its output head than one product.
     """
     check_config(config)
     name = config_name(config)
     forget_rows()
     try:
         with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta"), torch.no_grad():
-            # The other ways to compute experts are not to be had without data.
+            # The other implementations of experts do not run on fake tensors.
             base = empty_model(copy.deepcopy(config), name, dtype=torch.bfloat16, experts_implementation="batched_mm")
             if text_config(base.config) is not base.config:
                 raise UserError(
-                    f"{type(base).__name__} reads more than text: a text model alone can be trained",
+                    f"{type(base).__name__} reads more than text: only text models can be trained",
                     where=name,
                     mend=_MEND,
                 )
@@ -96,7 +97,7 @@ def check_trainable(config: PreTrainedConfig) -> None:
                     shared_prefix=row.layout,
                 )
     except UserError as error:
-        if isinstance(error.__cause__, RuntimeError):  # as torch says that an operator needs data
+        if isinstance(error.__cause__, RuntimeError):  # torch raises it for an operator that needs data
             return
         raise
     finally:
@@ -117,16 +118,16 @@ def check_trainable(config: PreTrainedConfig) -> None:
 
 
 class _AroundHead(TorchDispatchMode):
-    """What a model's own forward computes between its decoder and its logits, beside one product.
+    """Records what a model's forward computes between its decoder and its logits besides one matrix product.
 
     Attributes:
-        found: names of operators, each once.
+        found: names of these operators, each once.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.found: list[str] = []
-        self._products: int | None = None  # None: the decoder has not ended
+        self._products: int | None = None  # None until the decoder has ended
         self._vocabulary = model.get_output_embeddings().weight.shape[0]
         model.get_decoder().register_forward_hook(self._decoder_ended)
 
@@ -137,7 +138,7 @@ class _AroundHead(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if self._products is not None and isinstance(result, Tensor) and name not in _MOVES:
-            # After the head comes what is none of its logits, such as the loss of a router.
+            # After the head, results that are not logits do not matter, such as the loss of a router.
             logits = result.shape[-1:] == (self._vocabulary,)
             by_one = name in ("mul", "div") and args[1] == 1
             if name in _PRODUCTS and not self._products:
@@ -148,15 +149,18 @@ class _AroundHead(TorchDispatchMode):
 
 
 def check_weights(model: LogprobModel, world: World, name: str) -> None:
-    """Refuse a loaded model whose layers fail on a row, or answer it otherwise under another random seed.
+    """Refuse a loaded model whose layers fail on a row, or give another result under another random seed.
 
-    A preference is learned between two functions, policy and reference, and a backward pass that computes layers again
-    must meet the values of the forward pass. Evaluation mode turns noise off; this finds what does not heed it.
+    Policy and reference must be functions of the row, and a backward pass that recomputes layers must get the values of
+    the forward pass. Evaluation mode turns noise off; this check finds layers that ignore evaluation mode.
 
     Args:
-        model: as it trains, inside :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
-        world: its processes; all call this together.
-        name: of the model, for messages.
+        model: the model as it trains, inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
+        world: the processes of the run; all call this together.
+        name: name of the model, for messages.
+
+    Raises:
+        UserError: the model fails on a row, or its results differ.
     """
     device = next(model.parameters()).device
     row = _row(text_config(model.causal_lm.config).vocab_size).to(device)
@@ -167,21 +171,21 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
         with _explained(model.causal_lm, name):
             first: Tensor = model(row)
         drawn = _random_state() != before
-        # Without a number drawn, accelerators may still add in another order each time.
+        # If no random number was drawn, one more pass on a CPU is enough; accelerators may sum in another order.
         for seed in range(1, _SEEDS if drawn else 2 if device.type == "cpu" else 1):
             _seed(seed)
-            noisy |= not torch.equal(first.nan_to_num(), model(row).nan_to_num())  # the loss says what is no number
+            noisy |= not torch.equal(first.nan_to_num(), model(row).nan_to_num())  # training itself reports NaN
     if world.any(noisy):
         raise UserError(
-            f"{type(model.causal_lm).__name__} answers the same row otherwise each time, with dropout and jitter off",
+            f"{type(model.causal_lm).__name__} gives different results for the same row, with dropout and jitter off",
             where=name,
-            mend="use a model without noise of its own",
+            mend="use a model that draws no random numbers",
         )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch writes a traceback where an operator needs data."""
+    """Silence torch's log, which gets a traceback for each operator that needs data."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
     try:
@@ -192,25 +196,25 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Whatever a model's code says to a row, as one line."""
+    """Turn an exception of a model's code into a UserError of one line."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         raise UserError(
-            f"{type(model).__name__} cannot compute responses over a shared prompt: {_told(error)}",
+            f"{type(model).__name__} cannot compute responses over a shared prompt: {_first_line(error)}",
             where=name,
             mend=_MEND,
         ) from error
 
 
-def _told(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__} {next(iter(str(error).splitlines()), '')}"
 
 
 def _row(vocabulary: int) -> Row:
-    """Two responses over one prompt."""
+    """Return a row of two responses over one prompt."""
     layout = SharedPrefixLayout(16, (5, 4))
     positions = [*range(16), *range(16, 21), *range(16, 20)]
     index = [15, *range(16, 20), 15, *range(21, 24)]
@@ -223,7 +227,7 @@ def _row(vocabulary: int) -> Row:
 def _seed(seed: int) -> None:
     """Seed every generator that a model's code may draw from."""
     torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global one is what a model's code would use
+    np.random.seed(seed)  # noqa: NPY002 - a model's code would use the global generator
     random.seed(seed)
 
 
@@ -238,7 +242,7 @@ def _random_state() -> list[bytes]:
 
 @contextmanager
 def _own_random_state() -> Iterator[None]:
-    """Leave the generators as they were."""
+    """Restore the state of all random generators at the end of the block."""
     numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng():
         try:

@@ -48,7 +48,7 @@ Draw = tuple[int, PreferenceSample]
 """A sample and the epoch whose position draw it takes."""
 
 _SHOWN_SAMPLES = 3
-"""Samples of a step that an error names."""
+"""The number of samples that an error about a step names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class _Run:
         return self.prepared.model
 
     def rows(self, draws: Sequence[Draw]) -> list[tuple[list[int], bool]]:
-        """This process's rows of a step: indices into ``draws``, and whether they count."""
+        """Return this process's rows of a step, each as indices into ``draws`` and whether the row counts."""
         return share_rows(
             [self.collator.layout(sample) for _, sample in draws],
             self.world.size,
@@ -76,22 +76,22 @@ class _Run:
 
 
 def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> Path:
-    """Train to the end, continuing from the newest intact checkpoint in ``out/checkpoints``.
+    """Train to the last step, from the newest intact checkpoint in ``out/checkpoints`` if there is one.
 
     Args:
-        recipe: how.
-        data: on what; already checked.
-        out: the run's folder; the caller holds its lock.
-        world: the processes; every one calls this with equal arguments.
+        recipe: the recipe of the run.
+        data: the checked samples.
+        out: the folder of the run; the caller holds its lock.
+        world: the processes of the run; all call this with equal arguments.
 
     Returns:
         ``out/final``, an adapter or, after full tuning, a model.
 
     Raises:
-        UserError: the model cannot be used, a loss, a gradient or a weight is no longer a number, or the model
-            collapsed. No checkpoint holds weights that are no numbers.
-        Stopped: SIGINT or SIGTERM came; a checkpoint holds the last whole step.
-        KeyboardInterrupt: SIGINT came twice.
+        UserError: the model cannot be used, a loss, gradient or weight is not finite, or the model collapsed.
+            Checkpoints never hold weights that are not finite.
+        Stopped: SIGINT or SIGTERM was received; a checkpoint holds the last complete step.
+        KeyboardInterrupt: SIGINT was received twice.
     """
     collator = Collator.of(recipe, data.target_length)
     prepared = prepare(recipe, world, collator, [collator.layout(sample) for sample in data.samples])
@@ -149,7 +149,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                                 save(done)
                             raise Stopped
                         done += 1
-                        if done == 1:  # no update had been made yet: these are the base model's figures
+                        if done == 1:  # the metrics of step 1 are the base model's, they precede the first update
                             _report_base(metrics, recipe.objective, len(batch))
                         metrics |= repetition.measure(done, last=done == schedule.total_steps)
                         seconds = round(time.perf_counter() - started, 3)
@@ -162,8 +162,8 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                             save(done)
                             saved = done
                 except (UserError, Stopped):
-                    # Every process raises these together, and can wait for the last write together. A second Ctrl-C
-                    # may come to one process alone: nothing is waited for then.
+                    # All processes raise these together, so they can wait for the last write together. A second Ctrl-C
+                    # may reach only one process; then it must not wait for the others.
                     writer.close()
                     writer.end_commands(stop)
                     raise
@@ -173,7 +173,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         writer.close()
         final = out / "final"
         checkpoint.export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
-        # Last: they may take hours, and no process waits for ever for the main one to export.
+        # The commands may take hours, and the other processes wait only so long for the main one to export.
         writer.end_commands(stop)
     return final
 
@@ -194,13 +194,13 @@ def _trained(model: LogprobModel) -> list[nn.Parameter]:
 
 
 def _train_step(run: _Run, draws: Sequence[Draw], *, step: int, lr: float, stop: StopFlag) -> dict[str, float] | None:
-    """Update number ``step`` (from 1), from the mean loss of ``draws`` over all processes.
+    """Make update number ``step`` (from 1) from the mean loss of ``draws`` over all processes.
 
     Returns:
-        The step's metrics; None if the run was asked to stop before the step's end, and then nothing has changed.
+        The metrics of the step. None if the run was asked to stop before the end of the step; then no weight changed.
 
     Raises:
-        UserError: a sample's figures or the gradient are not finite; raised on all processes.
+        UserError: a metric of a sample or the gradient norm is not finite; raised on all processes.
     """
     world, sharded = run.world, run.prepared.sharded
     run.optimizer.zero_grad(set_to_none=True)
@@ -210,7 +210,7 @@ def _train_step(run: _Run, draws: Sequence[Draw], *, step: int, lr: float, stop:
         if world.any(bool(stop)):
             return None
         if sharded:
-            # Gradients of full tuning are too large to keep whole until the last row.
+            # Unsharded gradients of full tuning are too large to keep until the last row.
             last = number == len(rows) - 1 or run.recipe.tuning == "full"
             run.model.set_requires_gradient_sync(last)  # type: ignore[operator]  # FSDP adds it
         batch = [draws[index] for index in indices]
@@ -222,7 +222,7 @@ def _train_step(run: _Run, draws: Sequence[Draw], *, step: int, lr: float, stop:
             losses.append(loss)
             if counts:
                 found.append((index, metrics))
-        # FSDP averages over processes; the samples of all of them are counted here.
+        # FSDP averages gradients over processes, but len(draws) counts the samples of all processes.
         weight = (world.size if sharded else 1) / len(draws) if counts else 0.0
         (torch.stack(losses).sum() * weight).backward()
     everything = sorted((pair for pairs in world.gather(found) for pair in pairs), key=lambda pair: pair[0])
@@ -248,7 +248,7 @@ def _train_step(run: _Run, draws: Sequence[Draw], *, step: int, lr: float, stop:
 def _sample_loss(
     sample: PreferenceSample, logprobs: SampleLogprobs, settings: ObjectiveSettings, reference: Tensor | None
 ) -> tuple[Tensor, SampleMetrics]:
-    """The loss of one sample, a scalar with gradients, and its figures."""
+    """Return the loss of one sample, a scalar with gradient, and its metrics."""
     prompt = logprobs.prompt if scores_prompt(settings) else None
     terms = sample_loss(settings, logprobs.responses, prompt=prompt, reference=reference)
     chosen = logprobs.responses[0].mean().item()
@@ -268,16 +268,16 @@ def _sample_loss(
 
 
 def _check_weights(run: _Run, step: int) -> None:
-    """Refuse weights that the update of ``step`` made infinite or NaN: a run could not go on from them.
+    """Refuse weights that the update of ``step`` made infinite or NaN, because a run cannot continue from them.
 
     Raises:
-        UserError: raised on all processes.
+        UserError: a weight is not finite; raised on all processes.
     """
     own = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in _trained(run.model))
-    # NaN is both the least and the largest; unlike isfinite this takes no memory, and full tuning has none to spare.
+    # aminmax returns NaN if there is one. Unlike isfinite it needs no memory, and full tuning has none to spare.
     extremes = [extreme for weight in own if weight.numel() for extreme in torch.aminmax(weight.detach())]
     if run.world.any(not all(math.isfinite(extreme.item()) for extreme in extremes)):
-        raise _not_finite("the update left weights that are no numbers", f"step {step}")
+        raise _not_finite("the update made weights infinite or NaN", f"step {step}")
 
 
 def _not_finite(what: str, where: str, *, untrained: bool = False) -> UserError:
@@ -291,7 +291,10 @@ def _not_finite(what: str, where: str, *, untrained: bool = False) -> UserError:
 
 
 def _report_base(metrics: dict[str, float], settings: ObjectiveSettings, num_samples: int) -> None:
-    """Say how far apart the base model holds the responses: ones that it finds absurd teach only their style."""
+    """Note the base model's margin, and warn if the preferred responses are far less probable than the others.
+
+    From such pairs a model learns only style.
+    """
     if not isinstance(settings, LogoSettings | SimpoSettings):
         return
     scaled = settings.beta * metrics["margin"]

@@ -1,4 +1,4 @@
-"""``python -m study cpu``: run a study, or go on with it, and write its report."""
+"""Run a study, or continue it, and write its report: ``python -m study cpu``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from study.scale import DOCUMENTS, SCALES, Scale
 from study.schedule import Journal, run_jobs
 
 _EMBEDDED = {"train": "train", "heldout": "eval"}
-"""Embedded documents that join a split; those that are held out in ``make demo`` are held out here too."""
+"""The embedded documents that are added to a split. Those held out in ``make demo`` are held out here too."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def program(
         scale.tenth if tenth else {},
     )
     if list_:
-        middle = sorted(scale.rates)[len(scale.rates) // 2]  # the chosen ones are not known before the runs
+        middle = sorted(scale.rates)[len(scale.rates) // 2]  # the chosen rates are not known before the runs
         for job in all_jobs(study, dict.fromkeys((tuned.name for tuned, _ in study.tried()), middle)):
             print(job.command)
         return
@@ -98,8 +98,9 @@ def program(
 
 
 def prepare(study: Study) -> None:
-    """Write the documents of each split. What every job reads, these and the recipe, is bound to the folder: commands
-    name it by path, and are not run again once they are done.
+    """Write the documents of each split, and bind the folder to the documents and the recipe.
+
+    Commands name these inputs by path and are not run again once they are done, so the inputs must not change.
 
     Raises:
         UserError: the folder was begun with other documents or another recipe.
@@ -119,8 +120,10 @@ def prepare(study: Study) -> None:
 
 
 def split_documents(scale: Scale) -> dict[str, str]:
-    """The documents of each split, as JSON lines: the study's after the embedded ones. Those of the fresh questions are
-    the held-out ones with the questions that these do not ask."""
+    """Return the documents of each split as JSON lines, the embedded ones before the study's.
+
+    The documents of the fresh questions are the held-out ones with the questions that the held-out split does not ask.
+    """
     found = {}
     for name in ("train", "validation", "heldout"):
         texts = [(DOCUMENTS / f"{name}.jsonl").read_text(encoding="utf-8")]
@@ -130,9 +133,9 @@ def split_documents(scale: Scale) -> dict[str, str]:
         found[name] = "".join(texts)
     documents = [json.loads(line) for line in found["heldout"].strip().split("\n")]
     for document in documents:
-        asked = _details(document)[: scale.heldout_questions]  # as the builds choose them
+        asked = _details(document)[: scale.heldout_questions]  # the builds choose the same ones
         document["questions"] = [question for question in document["questions"] if question not in asked]
-    documents.sort(key=lambda document: not _details(document))  # a trial reads the first documents only
+    documents.sort(key=lambda document: not _details(document))  # a trial reads only the first documents
     return {**found, "fresh": "".join(f"{json.dumps(document, ensure_ascii=False)}\n" for document in documents)}
 
 

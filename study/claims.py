@@ -1,8 +1,8 @@
-"""The paper's claims as rules, written before the runs: what would count as confirmed.
+"""The paper's claims, and the rules by which they count as confirmed. They were written before the runs.
 
-A claim compares two rows in one measure. It is confirmed if the 95 % interval of the paired difference over samples
-lies on the claimed side of its bound and the difference of every seed does; refuted, if the interval lies on the other
-side; else not confirmed. From fewer independent samples than ``logoeval compare`` asks for a verdict nothing is said.
+A claim compares two rows in one measure. It is confirmed if the 95 % interval of the paired difference over samples and
+the difference of every seed lie on the claimed side of the bound. It is refuted if the interval lies on the other side.
+Else it is not confirmed. There is no verdict from fewer independent samples than ``logoeval compare`` needs for one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,16 @@ Verdict = Literal["confirmed", "refuted", "not confirmed", "too few to tell"]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """``text``: what the paper says, in our words. ``sign`` +1: ``row`` minus ``other`` lies above ``bound``; -1: below
-    it."""
+    """One claim.
+
+    Attributes:
+        text: what the paper says, in our words.
+        row: name of the row that is compared.
+        other: name of the row that it is compared with.
+        measure: what is compared.
+        sign: +1 if the claim is that ``row`` minus ``other`` lies above ``bound``, -1 if it is below.
+        bound: the bound of the difference.
+    """
 
     text: str
     row: str
@@ -34,7 +42,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A claim with what was found."""
+    """A claim with the difference that was found, over all samples and by seed, and the verdict."""
 
     claim: Claim
     change: Estimate
@@ -42,7 +50,7 @@ class Finding:
     verdict: Verdict
 
 
-_SAME_PPL = 0.5  # perplexity points at 4,096 tokens: 2 % of about 20
+_SAME_PPL = 0.5  # points of perplexity at 4,096 tokens, which is 2 % of about 20
 
 CLAIMS = (
     Claim("LOGO improves answers on long contexts over the model as it was (Table 1)", LOGO, BASE, F1, +1),
@@ -85,10 +93,10 @@ REPLICATED = (
     Claim("... over two epochs of instruct tuning at the same rate", LOGO_LONG, SFT_LONG_SAME_RATE, FRESH_F1, +1),
     Claim("One epoch of LOGO improves answers over the model as it was", LOGO, BASE, FRESH_F1, +1),
 )
-"""What the held-out questions suggested, tried on questions that nobody had looked at when this was written."""
+"""Claims that the held-out questions suggested, tested on questions that nobody had seen when this was written."""
 
 TOGETHER = tuple(replace(claim, measure=BOTH_F1) for claim in REPLICATED)
-"""The same over both sets of questions: a summary of all there is, written when both had been seen."""
+"""The claims of :data:`REPLICATED` over both sets of questions, as a summary. Both sets had been seen by then."""
 
 NOT_TESTABLE = (
     "Averages of LongBench: two cores read few of its rows within this window; with --longbench what fits is measured.",
@@ -98,7 +106,7 @@ NOT_TESTABLE = (
 
 
 def judge(claim: Claim, outcomes: Outcomes) -> Finding:
-    """What was found of a claim."""
+    """Return what was found for a claim."""
     one, other = row(claim.row), row(claim.other)
     change = outcomes.change(one, other, claim.measure)
     by_seed = outcomes.changes_by_seed(one, other, claim.measure)

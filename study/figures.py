@@ -1,4 +1,4 @@
-"""The figures of the report, as PNG files: numbers on paper white, told apart in grey print."""
+"""Draw the figures of the report as PNG files on white, so that they can be read in grey print too."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PARTS = ("#1d5a70", "#b9a36b", "#b0493f", "#e6e0d4")
 
 
 def draw_all(outcomes: Outcomes, folder: Path) -> dict[str, Path]:
-    """Every figure, by name."""
+    """Draw all figures into ``folder``, and return their files by name."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {
         "needles": _needles,
@@ -87,7 +87,7 @@ def _error(found: Estimate) -> tuple[float, float]:
 
 
 def _needles(outcomes: Outcomes, path: Path) -> None:
-    """Recall by length (the form of Figure 3): a map of rows by lengths."""
+    """Draw recall as a map of rows by lengths, in the form of Figure 3."""
     rows = _main(outcomes, RECALL)
     samples = outcomes.results(rows[0])[0].tasks["niah"].samples
     lengths = sorted({sample.facts["length"] for sample in samples})
@@ -107,7 +107,7 @@ def _needles(outcomes: Outcomes, path: Path) -> None:
 
 
 def _perplexity(outcomes: Outcomes, path: Path) -> None:
-    """Perplexity by length (the form of Figure 4): untrained rows dashed, trained ones solid."""
+    """Draw perplexity by length, untrained rows dashed and trained ones solid, in the form of Figure 4."""
     lengths = outcomes.lengths
     rows = _main(outcomes, perplexity(lengths[0]))
     with _figure(path, 2) as (axes, change):
@@ -120,7 +120,7 @@ def _perplexity(outcomes: Outcomes, path: Path) -> None:
             }
             values = [outcomes.level(one, perplexity(length)).value for length in lengths]
             axes.plot(lengths, values, label=one.label, linestyle="--" if one.is_untrained else "-", **look)
-            if one.name not in (BASE, "yarn"):  # scaling alone moves it by more than all training
+            if one.name not in (BASE, "yarn"):  # scaling alone changes perplexity more than any training
                 moved = [outcomes.change(one, row(BASE), perplexity(length)).value for length in lengths]
                 change.plot(lengths, moved, label=one.label, **look)
         change.axhline(0, color=_RULE)
@@ -134,14 +134,14 @@ def _perplexity(outcomes: Outcomes, path: Path) -> None:
 
 
 def _tradeoff(outcomes: Outcomes, path: Path) -> None:
-    """Answers against perplexity (the form of Figure 6), all of the first seed: rows of Table 1 as marks, settings as
-    numbered points."""
+    """Draw answers against perplexity for the first seed, in the form of Figure 6: rows of Table 1 as marks, settings
+    as numbered points."""
     with _figure(path, width=7.6, height=4.4) as (axes,):
 
         def place(one: Row) -> tuple[float, float]:
             return outcomes.by_seed(one, PERPLEXITY)[0], 100 * outcomes.by_seed(one, F1)[0]
 
-        marked = [one for one in ROWS if one.main and one.name != "yarn"]  # scaling alone is no training
+        marked = [one for one in ROWS if one.main and one.name != "yarn"]  # without the row that only scales positions
         settings = [one for one in ROWS if not one.main]
         for one in marked:
             axes.plot(
@@ -154,7 +154,7 @@ def _tradeoff(outcomes: Outcomes, path: Path) -> None:
             )
         for number, one in enumerate(settings, 1):
             axes.plot(*place(one), marker=".", color=_MUTED, markersize=4)
-            size = 5 if number < 10 else 8  # of one digit, of two
+            size = 5 if number < 10 else 8  # for one digit or two
             key: dict[str, Any] = {"marker": f"${number}$", "color": _INK, "markersize": size, "markeredgewidth": 0.2}
             axes.plot([], [], linestyle="none", label=one.label, **key)
         axes.margins(0.08)
@@ -165,12 +165,12 @@ def _tradeoff(outcomes: Outcomes, path: Path) -> None:
 
 
 def _number(axes: Axes, points: Sequence[tuple[float, float]], others: Sequence[tuple[float, float]]) -> None:
-    """Number the points, each number on the side of its point that is farthest from all else."""
+    """Write a number beside each point, on the side that is farthest from all other points and numbers."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # the layout decides where points lie
+    figure.draw_without_rendering()  # the layout decides the places of points
     taken = axes.transData.transform([*points, *others])  # in pixels
-    reach = 8 * figure.dpi / 72  # from a point to the middle of its number: 8 points
+    reach = 8 * figure.dpi / 72  # pixels from a point to the middle of its number, which are 8 pt
     angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     sides = reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     for number, point in enumerate(taken[: len(points)], 1):
@@ -183,7 +183,7 @@ def _number(axes: Axes, points: Sequence[tuple[float, float]], others: Sequence[
 
 
 def _margins(outcomes: Outcomes, path: Path) -> None:
-    """Distribution of the reward margin (Figure 6): the model as it was, instruct tuning, LOGO."""
+    """Draw the distribution of the reward margin of the base model, instruct tuning and LOGO (Figure 6)."""
     shown = (row(BASE), row(SFT), row(LOGO))
     margins = {one.name: outcomes.scores(one, MARGIN)[0].mean(0) for one in shown}
     edges = np.histogram_bin_edges(np.concatenate(list(margins.values())), bins=14).tolist()
@@ -197,7 +197,7 @@ def _margins(outcomes: Outcomes, path: Path) -> None:
 
 
 def _training(outcomes: Outcomes, path: Path) -> None:
-    """Recall and retrieval score over training (the form of Figure 7)."""
+    """Draw recall and retrieval score over training, in the form of Figure 7."""
     keys = ("recall", "retrieval_forced")
     with _figure(path, len(keys)) as plots:
         for key, axes in zip(keys, plots, strict=True):
@@ -222,7 +222,7 @@ def _training(outcomes: Outcomes, path: Path) -> None:
 
 
 def _errors(outcomes: Outcomes, path: Path) -> None:
-    """How answers go wrong (the form of Figure 9)."""
+    """Draw the shares of right answers and of kinds of wrong ones, in the form of Figure 9."""
     rows = _main(outcomes, F1)
     with _figure(path, width=6.4, height=0.9 + 0.36 * len(rows)) as (axes,):
         left = np.zeros(len(rows))
@@ -245,7 +245,7 @@ def _errors(outcomes: Outcomes, path: Path) -> None:
 
 
 def _rates(outcomes: Outcomes, path: Path) -> None:
-    """Validation answers by learning rate."""
+    """Draw word F1 of the validation answers by learning rate."""
     found = outcomes.validation_f1
     with _figure(path, width=5.4) as (axes,):
         for name, scores in found.items():

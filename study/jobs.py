@@ -1,4 +1,4 @@
-"""Which commands make the study: phases of jobs, each job one command of the project that resumes by itself."""
+"""The commands of the study, in phases of jobs. Each job is one command of the project, which resumes by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from study.scale import Scale
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command. ``name`` is the folder that it writes, below the study's."""
+    """A command. ``name`` is the folder that it writes, relative to the folder of the study."""
 
     name: str
     program: str
@@ -21,12 +21,12 @@ class Job:
 
     @property
     def command(self) -> str:
-        """As it is typed in the root of the repository."""
+        """The command line, to be typed in the root of the repository."""
         return shlex.join([self.program, *self.arguments])
 
 
 BUILDS = ("train", "heldout", "validation", "train-unjudged", "train-fused", "heldout-pairs", "fresh")
-"""Data sets: the first three are made first, the others of the same documents."""
+"""The data sets. The first three are built first, the others from the same documents."""
 
 
 _QUESTIONS_ONLY = (
@@ -35,7 +35,7 @@ _QUESTIONS_ONLY = (
     "generation.num_candidates=1",
     "contexts.mixed_ratios=[]",
 )
-"""A data set that is only asked needs one response of the model, the least that a sample can have."""
+"""Overrides for a data set whose questions are only asked. Each sample needs one response of the model at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Study:
     """All commands of a study at one scale.
 
     Args:
-        scale: how large.
-        folder: of all results.
-        cache: of responses; None: every response is generated.
-        longbench: LongBench's data, to measure what fits; None: it is left out.
-        extra: overrides of the sizes, for a trial, by program.
+        scale: the scale.
+        folder: folder of all results.
+        cache: file of responses; None generates every response.
+        longbench: LongBench's data, of which the rows that fit are measured; None leaves LongBench out.
+        extra: overrides of sizes for a trial, by program.
     """
 
     scale: Scale
@@ -58,44 +58,44 @@ class Study:
 
     @property
     def is_trial(self) -> bool:
-        """Whether it is at a size that says nothing of the methods."""
+        """Whether the study is a trial, too small to say anything about the methods."""
         return bool(self.extra)
 
     @property
     def command(self) -> str:
-        """What runs all of it."""
+        """The command that runs the whole study."""
         return f"make evidence SCALE={self.scale.name}" + (" EVIDENCE_ARGS=--tenth" if self.is_trial else "")
 
     def documents(self, name: str) -> Path:
-        """The file of a split's documents."""
+        """Return the file of the documents of a split."""
         return self.folder / "documents" / f"{name}.jsonl"
 
     def data(self, name: str) -> Path:
-        """A data set's folder."""
+        """Return the folder of a data set."""
         return self.folder / "data" / name
 
     def run(self, row: Row, seed: int, rate: float | None) -> Path:
-        """A training run's folder."""
+        """Return the folder of a training run."""
         tail = "" if rate is None else f"-lr{rate:g}"
         return self.folder / "runs" / f"{row.name}{tail}-seed{seed}"
 
     def measured(self, row: Row, seed: int) -> Path:
-        """The folder of what was measured on a row."""
+        """Return the folder of the measurements of a row."""
         return self.folder / "eval" / self._named(row, seed)
 
     def asked(self, row: Row, seed: int) -> Path:
-        """The folder of a row's answers to the fresh questions."""
+        """Return the folder of a row's answers to the fresh questions."""
         return self.folder / "fresh" / self._named(row, seed)
 
     def _named(self, row: Row, seed: int) -> str:
         return row.name if row.is_untrained else f"{row.name}-seed{seed}"
 
     def seeds(self, row: Row) -> tuple[int, ...]:
-        """Seeds of a row's training."""
+        """Return the seeds with which a row is trained."""
         return self.scale.seeds if (row.main or row.replicated) and not row.is_untrained else self.scale.seeds[:1]
 
     def first_builds(self) -> list[Job]:
-        """Data sets that hold every response."""
+        """Return the first builds, whose responses the later builds reuse."""
         return [
             self._build("train", "train"),
             self._build("heldout", "heldout", self._asked(self.scale.heldout_questions), "judge.enabled=false"),
@@ -105,7 +105,7 @@ class Study:
         ]
 
     def later_builds(self) -> list[Job]:
-        """Data sets made of the same documents otherwise."""
+        """Return the builds from the same documents with other settings, and the fresh questions."""
         return [
             self._build("train-unjudged", "train", self._asked(2), "judge.enabled=false", responses="train"),
             self._build(
@@ -134,15 +134,15 @@ class Study:
         )
 
     def pilots(self) -> list[Job]:
-        """Every learning rate of every method with one seed."""
+        """Return the trainings of every method at every learning rate, with one seed."""
         return _run_by("logotrain", self.tuning())
 
     def validations(self) -> list[Job]:
-        """The validation questions, asked of the model as it is and of every pilot."""
+        """Return the jobs that ask the validation questions of the base model and of every pilot."""
         return _run_by("logoeval", self.tuning())
 
     def tuning(self) -> list[list[Job]]:
-        """Of the model as it is the validation; each pilot with its validation after it."""
+        """Return chains of jobs: the validation of the base model, and each pilot followed by its validation."""
         first = self.scale.seeds[0]
         pilots = [[self._train(tuned, first, rate), self._validate(tuned, first, rate)] for tuned, rate in self.tried()]
         return [[self._validate(row(BASE), first, None)], *pilots]
@@ -165,25 +165,28 @@ class Study:
         )
 
     def validated(self, tuned: Row, rate: float | None) -> Path:
-        """The folder of a pilot's validation; without a rate that of the model as it is."""
+        """Return the folder of a pilot's validation; without a rate, of the base model's."""
         return self.folder / "validation" / (tuned.name if rate is None else f"{tuned.name}-lr{rate:g}")
 
     def tried(self) -> list[tuple[Row, float]]:
-        """Methods and learning rates."""
+        """Return the pairs of method and learning rate that are tried."""
         return [(tuned, rate) for tuned in ROWS if tuned.is_tuned for rate in (*self.scale.rates, *tuned.edge_rates)]
 
     def trainings(self, rates: Mapping[str, float]) -> list[Job]:
-        """All runs that the comparison needs and the pilots did not make."""
+        """Return the trainings that the comparison needs and that are not among the pilots."""
         piloted = {job.name for job in self.pilots()}
         return [job for job in _run_by("logotrain", self.rows(rates)) if job.name not in piloted]
 
     def measurements(self, rates: Mapping[str, float]) -> list[Job]:
-        """Held-out questions and pairs, needles and perplexity of every row and seed; fresh questions of some."""
+        """Return the measurements of every row and seed: held-out questions and pairs, needles, perplexity, and for
+        some rows fresh questions."""
         return _run_by("logoeval", self.rows(rates))
 
     def rows(self, rates: Mapping[str, float]) -> list[list[Job]]:
-        """Of every row and seed the training, if there is any (a pilot's may be it), and the measurements. All
-        rows come with the first seed before the others."""
+        """Return a chain of jobs for every row and seed: the training, if there is one, and the measurements.
+
+        The training may be a pilot. All rows with the first seed come before those with the other seeds.
+        """
         chains = []
         for seed in self.scale.seeds:
             for one in ROWS:
@@ -197,7 +200,7 @@ class Study:
         return chains
 
     def rate(self, trained: Row, rates: Mapping[str, float]) -> float | None:
-        """The learning rate of a row; None where nothing is trained."""
+        """Return the learning rate of a row, or None if nothing is trained."""
         return None if trained.is_untrained else rates[trained.rate_of or trained.name]
 
     def _train(self, trained: Row, seed: int, rate: float | None) -> Job:
@@ -235,11 +238,12 @@ class Study:
         return () if measured.overrides is None else ("--adapter", str(self.run(measured, seed, rate) / "final"))
 
     def curves(self, rates: Mapping[str, float]) -> list[Job]:
-        """Recall and retrieval at the checkpoints of some runs; and LongBench, if its data are given."""
+        """Return the jobs that measure recall and retrieval at the checkpoints of some runs, and LongBench if its data
+        are given."""
         return [*(self._curve(row(name), rates) for name in CURVES), *self._longbench(rates)]
 
     def curve(self, name: str) -> Path:
-        """The folder of a curve."""
+        """Return the folder of a curve."""
         return self.folder / "curves" / name
 
     def _curve(self, trained: Row, rates: Mapping[str, float]) -> Job:

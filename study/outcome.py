@@ -1,7 +1,7 @@
-"""What the study's commands measured: scores by sample, averaged over seeds, and what follows from them.
+"""Read what the commands of the study measured: scores by sample, averaged over seeds, and differences between rows.
 
-Of a row trained with several seeds each sample's score is the mean over its models, so that an interval over samples
-speaks of the method, not of one model; how far the seeds lie apart stands beside it.
+If a row is trained with several seeds, the score of a sample is the mean over its models. So an interval over samples
+is about the method, not about one model. The deviation over seeds is reported beside it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,17 @@ from study.rows import ROWS, Row
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A number of the tables. ``where`` are facts that its samples must have; ``better``: +1 where more is better;
-    ``questions``: the held-out ones, the fresh ones of the same documents, or both together."""
+    """A column of the tables.
+
+    Attributes:
+        task: the task of logoeval.
+        key: key of the metric, or ``outcome:`` and an outcome.
+        label: label of the column.
+        kind: kind of the number, such as ``share``.
+        better: +1 if a larger number is better, -1 if a smaller one is, 0 if neither.
+        where: facts that the samples must have.
+        questions: the held-out questions, the fresh ones of the same documents, or both together.
+    """
 
     task: TaskName
     key: str
@@ -39,7 +48,7 @@ class Measure:
 
     @property
     def transform(self) -> Callable[[Array], Array]:
-        """From the mean of the scores to what is shown."""
+        """The function from the mean of the scores to the number that is shown."""
         return np.exp if self.kind == "perplexity" else np.asarray
 
 
@@ -53,7 +62,7 @@ CHOSEN = Measure("pairs", "chosen", "log-prob. of preferred", "nats", +1)
 
 
 def perplexity(length: int) -> Measure:
-    """Of the first ``length`` tokens."""
+    """Return the measure of the perplexity of the first ``length`` tokens."""
     return Measure("ppl", f"ppl@{length}", f"perplexity at {length:,}", "perplexity", -1)
 
 
@@ -69,13 +78,15 @@ FRESH_MEASURES = (FRESH_F1, *(replace(measure, questions="fresh") for measure in
 
 
 def outcome_measure(outcome: Outcome) -> Measure:
-    """Share of held-out answers of one outcome."""
+    """Return the measure of the share of held-out answers with one outcome."""
     return Measure("qa", f"outcome:{outcome}", f"{OUTCOMES[outcome]}, %", "share", +1 if outcome == "right" else -1)
 
 
 def chosen_rates(study: Study) -> dict[str, float]:
-    """The learning rate of each method: the one whose pilot answers the validation questions best by word F1; of equal
-    ones the lowest. Kept in ``rates.json``."""
+    """Return the learning rate of each method, and write all of them to ``rates.json``.
+
+    It is the rate whose pilot has the best word F1 on the validation questions; of equal rates it is the lowest.
+    """
     found = validation_scores(study)
     rates = {name: max(sorted(scores), key=lambda rate: scores[rate]) for name, scores in found.items()}
     write_json(study.folder / "rates.json", {"chosen": rates, "validation_f1": found})
@@ -83,7 +94,7 @@ def chosen_rates(study: Study) -> dict[str, float]:
 
 
 def validation_scores(study: Study) -> dict[str, dict[float, float]]:
-    """Word F1 of each method's pilots by learning rate."""
+    """Return the word F1 of the pilots of each method by learning rate."""
     found: dict[str, dict[float, float]] = {}
     for tuned, rate in study.tried():
         found.setdefault(tuned.name, {})[rate] = validation_score(study, tuned, rate)
@@ -91,17 +102,17 @@ def validation_scores(study: Study) -> dict[str, dict[float, float]]:
 
 
 def validation_score(study: Study, tuned: Row, rate: float | None) -> float:
-    """Word F1 of the answers to the validation questions; of the model as it is without a rate."""
+    """Return the word F1 of the answers to the validation questions; without a rate, of the base model's answers."""
     samples = read_results(study.validated(tuned, rate)).tasks["qa"].samples
     return float(np.mean([sample.scores[F1.key] for sample in samples]))
 
 
 class Outcomes:
-    """Everything that was measured.
+    """All measurements of a study.
 
     Args:
-        study: whose folder holds it.
-        rates: the learning rates chosen.
+        study: the study whose folder is read.
+        rates: the chosen learning rates.
     """
 
     def __init__(self, study: Study, rates: Mapping[str, float]) -> None:
@@ -110,10 +121,10 @@ class Outcomes:
         self._read = cache(self._results)
 
     def check(self) -> None:
-        """What is set side by side, sample by sample, must be the same samples under the same settings.
+        """Check that rows that are compared sample by sample have the same samples and settings.
 
         Raises:
-            UserError: results differ in tasks, settings, engine or prompts (which is named).
+            UserError: results differ in tasks, settings, engine or prompts; the message names the difference.
         """
 
         def folders(where: Callable[[Row, int], Path], rows: Iterable[Row]) -> list[Path]:
@@ -127,24 +138,24 @@ class Outcomes:
         return read_results(folder)
 
     def results(self, row: Row, *, fresh: bool = False) -> list[Results]:
-        """One a seed; of the fresh questions, or of all else."""
+        """Return the results of each seed, either of the fresh questions or of all other measurements."""
         folder = self.study.asked if fresh else self.study.measured
         return [self._read(folder(row, seed)) for seed in self.study.seeds(row)]
 
     @property
     def lengths(self) -> list[int]:
-        """Points of the perplexity curve, in tokens."""
+        """The lengths of the perplexity curve, in tokens."""
         found: list[int] = self.results(ROWS[0])[0].tasks["ppl"].settings["lengths"]
         return found
 
     def has(self, row: Row, measure: Measure) -> bool:
-        """Whether it was measured on this row."""
+        """Return whether the measure was taken on this row."""
         if measure.questions != "held-out" and not row.replicated:
             return False
         return all(measure.task in results.tasks for results in self.results(row, fresh=measure.questions == "fresh"))
 
     def scores(self, row: Row, measure: Measure) -> tuple[Array, list[str]]:
-        """Scores [seeds, samples] and the samples' clusters."""
+        """Return the scores [seeds, samples] and the cluster of each sample."""
         if measure.questions == "both":
             held_out, fresh = (self.scores(row, replace(measure, questions=one)) for one in ("held-out", "fresh"))
             return np.concatenate([held_out[0], fresh[0]], axis=1), held_out[1] + fresh[1]
@@ -166,34 +177,36 @@ class Outcomes:
         return float(self.answers(row, seed)[sample.id] == measure.key.removeprefix("outcome:"))
 
     def answers(self, row: Row, seed: int) -> dict[str, Outcome]:
-        """What became of each held-out answer."""
+        """Return the outcome of each held-out answer, by sample id."""
         records = Shard(self.study.measured(row, seed) / PREDICTIONS_DIR / "qa.jsonl").values()
         return {record["id"]: classify(record["response"], record["question"], record["answers"]) for record in records}
 
     def level(self, row: Row, measure: Measure) -> Estimate:
-        """The mean with its interval over samples."""
+        """Return the mean with its interval over samples."""
         scores, clusters = self.scores(row, measure)
         return estimate_mean(scores.mean(0), clusters, transform=measure.transform)
 
     def by_seed(self, row: Row, measure: Measure) -> list[float]:
-        """The mean of each seed's model."""
+        """Return the mean of the model of each seed."""
         scores, _ = self.scores(row, measure)
         return [float(measure.transform(mean)) for mean in scores.mean(1)]
 
     def change(self, row: Row, other: Row, measure: Measure) -> Estimate:
-        """``row`` minus ``other``, over the same samples and seeds."""
+        """Return ``row`` minus ``other`` with its interval, over the same samples and seeds."""
         after, before, clusters = self._paired(row, other, measure)
         return estimate_difference(before.mean(0), after.mean(0), clusters, transform=measure.transform)
 
     def changes_by_seed(self, row: Row, other: Row, measure: Measure) -> list[float]:
-        """The same for each seed."""
+        """Return ``row`` minus ``other`` for each seed."""
         after, before, _ = self._paired(row, other, measure)
         changes = measure.transform(after.mean(1)) - measure.transform(before.mean(1))
         return [float(change) for change in changes]
 
     def _paired(self, row: Row, other: Row, measure: Measure) -> tuple[Array, Array, list[str]]:
-        """Scores [seeds, samples] of both rows under the seeds that both were trained with, the first ones: what
-        differs is the rows, not the seeds. A model as it is stands beside every seed of the other."""
+        """Return the scores [seeds, samples] of both rows for the seeds that both have, and the clusters.
+
+        So the rows differ, not the seeds. An untrained model is compared with every seed of the other row.
+        """
         (after, clusters), (before, _) = self.scores(row, measure), self.scores(other, measure)
         if row.is_untrained or other.is_untrained:
             after, before = np.broadcast_arrays(after, before)
@@ -201,17 +214,17 @@ class Outcomes:
         return after[:shared], before[:shared], clusters
 
     def curve(self, name: str) -> Curve:
-        """Needles over the training of a row."""
+        """Return the needle results over the training of a row."""
         found = read_results(self.study.curve(name)).curve
         assert found is not None
         return found
 
     def statistics(self, name: str) -> dict[str, Any]:
-        """``stats.json`` of a data set."""
+        """Return the content of ``stats.json`` of a data set."""
         found: dict[str, Any] = read_json(self.study.data(name) / "stats.json")
         return found
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Standard deviation over seeds; None for one."""
+    """Return the standard deviation over seeds, or None for one seed."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -1,4 +1,4 @@
-"""The study's report: ``README.md`` with tables, figures and the commands behind them, and ``results.json``."""
+"""Write the report of the study: ``README.md`` with tables, figures and commands, and ``results-SCALE.json``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _TRIAL = (
 
 
 def write_report(study: Study, rates: Mapping[str, float], journal: Journal, folder: Path) -> None:
-    """Write the report into ``folder``; ``remarks.md`` there, written by hand, is taken into it."""
+    """Write the report into ``folder``. It includes ``remarks.md`` from there, which is written by hand."""
     outcomes = Outcomes(study, rates)
     outcomes.check()
     drawn = figures.draw_all(outcomes, folder / f"figures-{study.scale.name}")
@@ -180,7 +180,7 @@ def _phases(study: Study, rates: Mapping[str, float]) -> list[tuple[str, list[Jo
 
 
 def all_jobs(study: Study, rates: Mapping[str, float]) -> list[Job]:
-    """Every command, in order."""
+    """Return all commands of the study, in order."""
     return [job for _, jobs in _phases(study, rates) for job in jobs]
 
 
@@ -190,7 +190,7 @@ def _commands(title: str, jobs: Sequence[Job]) -> str:
 
 
 def record(outcomes: Outcomes, journal: Journal) -> dict[str, Any]:
-    """Rows, claims, rates and costs of the report, for other programs."""
+    """Return the rows, claims, rates and costs of the report as JSON, for other programs."""
     study = outcomes.study
     shown = [*MEASURES, outcome_measure("hallucination"), outcome_measure("instruction_unfollowing")]
 

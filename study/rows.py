@@ -1,4 +1,4 @@
-"""The rows of the comparison: each is the scale's recipe with a few overrides."""
+"""The rows of the comparison. Each is the recipe of the scale with a few overrides."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to train, or not to.
+    """One way to train a model, or an untrained model.
 
-    ``overrides`` are ``logotrain run``'s, None for the model as it is. ``data`` names the data set (see
-    :data:`study.jobs.BUILDS`). ``rate_of`` is the row whose learning rate this one takes; None: its own is chosen.
-    A row that is not ``main`` is a setting of LOGO, or what one is compared with: one seed, no needles. ``against`` is
-    the instruct tuning that a setting of LOGO has to beat: as many updates on the same questions. ``edge_rates`` are
-    learning rates that are tried beyond the scale's, because the largest of these was the best. ``replicated``: trained
-    with every seed, and asked the fresh questions.
+    Attributes:
+        name: its name in folders.
+        label: its name in tables.
+        overrides: overrides of ``logotrain run``; None for the base model.
+        data: name of the data set, see :data:`study.jobs.BUILDS`.
+        rate_of: the row whose learning rate this row takes; None if its own is chosen.
+        main: whether it is a row of Table 1. Other rows are settings of LOGO, or what these are compared with; they
+            have one seed and no needles.
+        against: the instruct tuning that a setting of LOGO has to beat, with as many updates on the same questions.
+        edge_rates: learning rates that are tried beyond those of the scale, because the largest of these was the best.
+        replicated: whether it is trained with every seed and asked the fresh questions.
     """
 
     name: str
@@ -34,7 +39,7 @@ class Row:
 
     @property
     def is_untrained(self) -> bool:
-        """Whether no weight changes: the model as it is, or under scaled positions only."""
+        """Whether no weight changes: the base model, also with scaled positions."""
         return self.overrides is None or "epochs=0" in self.overrides
 
 
@@ -76,7 +81,7 @@ ROWS = (
     _setting("logo-sparse", "sparse positions only", "positions.mode=sparse"),
     _setting("logo-unjudged", "judge off", data="train-unjudged"),
     _setting("logo-fused", "evaluator fused", data="train-fused"),
-    # Remedies, should LOGO not beat instruct tuning; fewer and more updates also show what samples are worth.
+    # Remedies, in case LOGO does not beat instruct tuning. Fewer and more updates also show the effect of samples.
     _setting("logo-mixed", "dis-preferred of mixed contexts only", "data.rejected_strategies=[mixed-0.5,mixed-0.25]"),
     _setting("logo-paper", "β=10, γ=3", "objective.beta=10", "objective.gamma=3"),
     _setting("logo-short", "8 updates", "max_steps=8", against="sft-short"),
@@ -84,8 +89,8 @@ ROWS = (
     Row("sft-short", "Instruct Tuning (Partial), 8 updates", ("objective={name: sft}", "max_steps=8"), rate_of=SFT),
     _setting(LOGO_LONG, "two epochs", "epochs=2", against="sft-long", replicated=True),
     Row("sft-long", "Instruct Tuning (Partial), two epochs", ("objective={name: sft}", "epochs=2"), rate_of=SFT),
-    # The remedy that did best, against what is nearest to it, with every seed and on fresh questions; and what comes
-    # after it.
+    # The best remedy against the row that is closest to it, with every seed and on fresh questions, and the next step
+    # of the remedy.
     Row(
         SFT_LONG_SAME_RATE,
         "Instruct Tuning (Partial), two epochs, LOGO's learning rate",
@@ -101,5 +106,5 @@ CURVES = ("sft-full", SFT, LOGO)
 
 
 def row(name: str) -> Row:
-    """The row of this name."""
+    """Return the row with this name."""
     return next(found for found in ROWS if found.name == name)

@@ -1,4 +1,4 @@
-"""How large the study is: the same rows at the size of a CPU or of a GPU."""
+"""The scales of the study: the same rows at a size for a CPU or for a GPU."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ DOCUMENTS = Path("study") / "documents"
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Sizes that are not the recipe's own.
+    """The sizes of the study that are not in the recipe.
 
-    ``workers`` commands run side by side. ``questions`` of each document: for training, validation, held-out answers.
-    ``rates`` are the learning rates tried for each method; ``curve`` are overrides of the needles over training.
-    ``tenth``: overrides for a trial by program, after all others.
+    Attributes:
+        name: name of the scale and of its recipe.
+        workers: number of commands that run at the same time.
+        rates: learning rates that are tried for each method.
+        seeds: seeds of training.
+        validation_questions: largest number of validation questions per document.
+        heldout_questions: largest number of held-out questions per document.
+        curve: overrides of the needles over training.
+        longbench_window: window for LongBench, in tokens.
+        tenth: overrides for a trial, by program, which come after all others.
     """
 
     name: str
@@ -31,12 +38,12 @@ class Scale:
 
     @property
     def recipe(self) -> Path:
-        """The recipe that every row starts from."""
+        """The recipe file of all rows."""
         return RECIPES / f"{self.name}.yaml"
 
     @property
     def cache(self) -> Path:
-        """Responses that come with the project, made by the same commands."""
+        """The file of responses that comes with the project. The same commands made it."""
         return Path("study") / f"responses-{self.name}.jsonl"
 
     @property

@@ -1,7 +1,7 @@
-"""Runs jobs side by side, each in a process of its own, and keeps what each took.
+"""Run jobs in parallel, each in its own process, and record the time and memory of each.
 
-A job that ended well is not run again by the same command; one that was stopped goes on, since every command of the
-project resumes. What a job took is the sum over its attempts.
+A job that succeeded is not run again. A job that was stopped continues, because every command of the project resumes.
+The time of a job is the sum over its attempts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from study.jobs import Job
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Wall seconds, seconds of processors, and the largest resident memory of a job, in GiB."""
+    """The wall-clock seconds, the CPU seconds and the peak resident memory in GiB of a job."""
 
     seconds: float
     cpu_seconds: float
@@ -33,10 +33,10 @@ class Taken:
 
 
 class Journal:
-    """What was run, in ``jobs.jsonl``: a line an attempt.
+    """The record of all attempts to run jobs, one line per attempt in ``jobs.jsonl``.
 
     Args:
-        folder: of the study.
+        folder: the folder of the study.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,11 +46,11 @@ class Journal:
         self._lock = threading.Lock()
 
     def is_done(self, job: Job) -> bool:
-        """Whether this command ended well, and what it wrote is still there."""
+        """Return whether this command succeeded and its folder still exists."""
         return (self._folder / job.name).is_dir() and any(record["ok"] for record in self._attempts(job))
 
     def add(self, job: Job, *, ok: bool, taken: Taken) -> None:
-        """Keep an attempt."""
+        """Record an attempt."""
         with self._lock:
             number = sum(record["name"] == job.name for record in self._shard.values())
             record = {"id": f"{job.name}#{number}", "name": job.name, "command": job.command, "ok": ok}
@@ -58,7 +58,7 @@ class Journal:
             self._shard.append({**record, **seconds, "peak_gib": round(taken.peak_gib, 2)})
 
     def taken(self, job: Job) -> Taken:
-        """What all attempts of a command took together."""
+        """Return the time of all attempts of a command together, and their peak memory."""
         attempts = self._attempts(job)
         return Taken(
             sum(record["seconds"] for record in attempts),
@@ -72,12 +72,14 @@ class Journal:
 
 
 def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journal: Journal) -> None:
-    """Run what is not done, ``workers`` chains at a time: the jobs of a chain follow each other, as each may read what
-    those before it wrote. Every job's output goes to ``folder/logs``.
+    """Run the jobs that are not done, ``workers`` chains at a time.
+
+    The jobs of a chain run one after the other, because each may read what those before it wrote. The output of every
+    job goes to ``folder/logs``.
 
     Raises:
-        UserError: a job failed; those that were running have ended.
-        KeyboardInterrupt: jobs that were running were told to stop, and go on when the study is run again.
+        UserError: a job failed; the other running jobs have ended.
+        KeyboardInterrupt: the running jobs were told to stop; they continue when the study is run again.
     """
     jobs = [job for chain in chains for job in chain]
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -97,7 +99,7 @@ def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journa
                 [sys.executable, "-m", job.program, *job.arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+                start_new_session=True,  # Ctrl-C reaches only this process, which stops the jobs
                 env={**os.environ, "OMP_NUM_THREADS": str(threads), "LOGO_PROGRESS": "plain"},
             )
             running.add(process)
@@ -127,7 +129,7 @@ def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journa
         except BaseException:
             stopping.set()
             for process in tuple(running):
-                process.terminate()  # a process begun by nohup ignores Ctrl-C
+                process.terminate()  # not SIGINT, which processes under nohup ignore
             raise
     for future in futures:
         future.result()

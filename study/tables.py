@@ -1,4 +1,4 @@
-"""The tables of the report."""
+"""Make the tables of the report."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from study.schedule import Journal
 
 
 def value(measure: Measure, number: float, *, signed: bool = False) -> str:
-    """A number as it is read: shares as percent."""
+    """Format a number for a table. A share is in percent."""
     digits = {"share": 1, "count": 1}.get(measure.kind, 2)
     return f"{100 * number if measure.kind == 'share' else number:{'+' if signed else ''}.{digits}f}"
 
 
 def estimate(measure: Measure, found: Estimate, *, signed: bool = False) -> str:
-    """A number with its interval."""
+    """Format a number with its interval."""
     text = value(measure, found.value, signed=signed)
     if found.interval is None:
         return text
@@ -34,8 +34,11 @@ def levels(
     measures: Sequence[Measure] = MEASURES,
     of_first_seed: Measure | None = None,
 ) -> Table:
-    """Every measure of every row, with 95 % intervals over samples and the deviation over seeds; before them one of
-    the first seed's models alone, where rows have different numbers of seeds."""
+    """Return a table of every measure of every row, with 95 % intervals over samples and the deviation over seeds.
+
+    With ``of_first_seed`` the first column has that measure for the first seed alone, because rows have different
+    numbers of seeds.
+    """
     lines = []
     for one in rows:
         cells = [] if of_first_seed is None else [value(of_first_seed, outcomes.by_seed(one, of_first_seed)[0])]
@@ -52,7 +55,7 @@ def levels(
 
 
 def changes(outcomes: Outcomes, rows: Sequence[Row], other: Row, measures: Sequence[Measure]) -> Table:
-    """Paired differences from one row."""
+    """Return a table of paired differences of rows from ``other``."""
     lines = []
     for one in rows:
         cells = [
@@ -66,7 +69,7 @@ def changes(outcomes: Outcomes, rows: Sequence[Row], other: Row, measures: Seque
 
 
 def remedies(outcomes: Outcomes, measures: Sequence[Measure]) -> Table:
-    """LOGO in each of its settings against instruct tuning on as many updates."""
+    """Return a table of LOGO in each of its settings against instruct tuning with as many updates."""
     lines = []
     compared = [
         (row(LOGO), row(SFT)),
@@ -83,7 +86,7 @@ def remedies(outcomes: Outcomes, measures: Sequence[Measure]) -> Table:
 
 
 def claims_table(outcomes: Outcomes, claims: Sequence[Claim], title: str) -> Table:
-    """Each claim with the difference that decides it."""
+    """Return a table of the claims, each with the difference that decides it."""
     lines = []
     for claim in claims:
         found = judge(claim, outcomes)
@@ -103,7 +106,7 @@ def claims_table(outcomes: Outcomes, claims: Sequence[Claim], title: str) -> Tab
 
 
 def rates_table(outcomes: Outcomes) -> Table:
-    """What each learning rate gave on the validation documents."""
+    """Return a table of the validation F1 of each method by learning rate."""
     found = outcomes.validation_f1
     rates = sorted({rate for scores in found.values() for rate in scores})
 
@@ -118,7 +121,7 @@ def rates_table(outcomes: Outcomes) -> Table:
 
 
 def data_table(outcomes: Outcomes, names: Sequence[str]) -> Table:
-    """What each data set holds."""
+    """Return a table of the contents of each data set."""
     lines = []
     for name in names:
         stats = outcomes.statistics(name)
@@ -127,7 +130,7 @@ def data_table(outcomes: Outcomes, names: Sequence[str]) -> Table:
 
 
 def cost_table(outcomes: Outcomes, journal: Journal) -> Table:
-    """What a row's training and measuring took: one run, the first seed's."""
+    """Return a table of the time and memory of training and measuring one run of each row, that of the first seed."""
     study, lines = outcomes.study, []
     trained = {job.name: job for job in [*study.pilots(), *study.trainings(outcomes.rates)]}
     measured = {job.name: job for job in study.measurements(outcomes.rates)}

@@ -215,7 +215,7 @@ def test_rows_measured_on_other_prompts_are_not_compared(study: Study, tmp_path:
         .replace('"prompt_hash":"h"', '"prompt_hash":"i"', 1)
         .replace('"prompt_hash": "h"', '"prompt_hash": "i"', 1)
     )
-    with pytest.raises(UserError, match="sample 'q0' has another prompt"):
+    with pytest.raises(UserError, match="sample 'q0' has different prompts"):
         write_report(study, chosen_rates(study), Journal(study.folder), tmp_path / "report")
 
 

@@ -1,10 +1,10 @@
-"""Answers to questions that finished runs keep on disk, with question and references.
+"""Read the answers of finished runs from disk, with their questions and references.
 
-They are those whose question and reference are short texts that words can decide on: held-out questions (``qa``) and
-pairs, and the six English tasks of LongBench's single- and multi-document question answering. Left aside are the
-Chinese ones (words are single characters there, and every answer shares some with its question), triviaqa (its question
-comes with a passage, so sharing words with it says nothing), summaries, classes, numbers and code (no question, or
-nothing it speaks of).
+Only answers are read whose questions and references are short texts that can be compared by words: held-out questions
+(``qa``), pairs, and the six English tasks of LongBench's single- and multi-document question answering. Other tasks of
+LongBench are not read. In Chinese tasks the words are single characters, and every answer shares some with its
+question. The question of triviaqa holds a passage, so shared words say nothing. Summaries, classes, numbers and code
+have no such question.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LONGBENCH_TASKS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer of one run. ``part`` is LongBench's task, with ``_e`` if it is LongBench-E's, ``qa`` or ``pairs``."""
+    """One answer of one run. ``part`` is ``qa``, ``pairs``, or LongBench's task, with ``_e`` for LongBench-E."""
 
     task: TaskName
     part: str
@@ -42,10 +42,10 @@ class Answer:
 
 
 def check_finished(folder: Path) -> None:
-    """Refuse a folder whose answers are a part of a task: what is answered first is no fair part of it.
+    """Refuse a folder with an unfinished task, because the first answers of a task are not a fair sample of it.
 
     Raises:
-        UserError: there are answers of a task that ``results.json`` does not hold.
+        UserError: there are answers to a task that is not in ``results.json``.
     """
     finished = read_results(folder, missing_ok=True).tasks
     predictions = folder / PREDICTIONS_DIR
@@ -64,16 +64,16 @@ def check_finished(folder: Path) -> None:
 
 
 def missing_file(run: Run) -> Path | None:
-    """A prediction file that should hold answers and is gone; None if all are there."""
+    """Return a prediction file that should hold answers but is missing, or None if all files exist."""
     files = {_place(run, task, row)[0] for task in ANSWERING_TASKS for row in _counted(run, task)}
     return next((path for path in sorted(files) if not path.is_file()), None)
 
 
 def read_answers(run: Run, task: TaskName) -> Iterator[Answer]:
-    """The answers of a task, in the order of its samples.
+    """Yield the answers of a task, in the order of its samples.
 
     Raises:
-        UserError: a file lacks an answer that ``results.json`` counts, or does not tell the question.
+        UserError: a file lacks an answer that ``results.json`` counts, or lacks the question of an answer.
     """
     shards: dict[Path, Shard] = {}
     for row in _counted(run, task):
@@ -90,7 +90,7 @@ def read_answers(run: Run, task: TaskName) -> Iterator[Answer]:
         question, references, response = (record.get(key) for key in ("question", "answers", "response"))
         if not isinstance(question, str) or not isinstance(references, list) or not isinstance(response, str):
             raise UserError(
-                f"the answer to {record_id!r} does not tell its question",
+                f"the answer to {record_id!r} lacks its question",
                 where=str(path),
                 mend="it was made by an earlier version: evaluate again into another folder",
             )
@@ -105,7 +105,7 @@ def _counted(run: Run, task: TaskName) -> Iterator[SampleRow]:
 
 
 def _place(run: Run, task: TaskName, row: SampleRow) -> tuple[Path, str, str]:
-    """The file that holds a sample's answer, the id of its record there, and the part it belongs to."""
+    """Return the file that holds the answer of a sample, the id of its record there, and its part (:class:`Answer`)."""
     predictions = run.folder / PREDICTIONS_DIR
     if task != "longbench":
         return predictions / f"{task}.jsonl", row.id, task

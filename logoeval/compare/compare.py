@@ -1,4 +1,4 @@
-"""Two or more runs side by side: the same samples, scored pair by pair against the first run."""
+"""Compare two or more runs on the same samples: paired differences between the first run and each other run."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from logoeval.records import (
 Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]
 
 MIN_CLUSTERS = 6
-"""Below it there is no verdict: even if all of five independent differences have one sign, chance does that one time in
-16 (sign test, two-sided), and so few cannot be resampled into an interval that is wide enough
-(``benchmarks/intervals.py``)."""
+"""The smallest number of clusters for a verdict.
+
+Five independent differences have the same sign by chance one time in 16 (two-sided sign test), and the interval from
+resampling so few is too narrow (``benchmarks/intervals.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A folder of results and the name it goes by in the report."""
+    """A folder of results and its name in the report."""
 
     label: str
     folder: Path
@@ -41,7 +42,7 @@ class Run:
 
     @property
     def unfinished(self) -> list[TaskName]:
-        """Tasks that were begun here and have no results."""
+        """The tasks that were begun in this folder and have no results."""
         begun = {path.stem for path in (self.folder / PREDICTIONS_DIR).glob("*.json")}
         return [task for task in TASK_NAMES if task in begun and task not in self.results.tasks]
 
@@ -51,7 +52,7 @@ class _Record(BaseModel):
 
 
 class Value(_Record):
-    """A mean with its 95 % interval (none where the samples stem from one source)."""
+    """A mean with its 95 % interval, which is None if all samples are of one cluster."""
 
     value: float
     low: float | None
@@ -59,20 +60,20 @@ class Value(_Record):
 
     @classmethod
     def of(cls, found: Estimate) -> Self:
-        """From an estimate."""
+        """Make a value from an estimate."""
         low, high = found.interval or (None, None)
         return cls(value=found.value, low=low, high=high)
 
 
 class Difference(_Record):
-    """A run minus the first one, over the same samples. The verdict says what the interval allows."""
+    """The difference of a run from the first one over the same samples, and the verdict that its interval allows."""
 
     change: Value
     verdict: Verdict
 
 
 class Row(_Record):
-    """One measure: ``values`` one a run; ``differences`` one for each run but the first."""
+    """One metric, or one slice of it, of all runs: a value per run and a difference per run but the first."""
 
     task: TaskName
     metric: Metric
@@ -84,28 +85,32 @@ class Row(_Record):
 
     @property
     def label(self) -> str:
-        """The measure, and the slice if it is one."""
+        """The label of the metric, followed by the slice if the row is one."""
         return f"{self.metric.label}, {slice_label(self.slice)}" if self.slice else self.metric.label
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs that may be compared, and what the comparison says."""
+    """Comparable runs, and the rows of their comparison."""
 
     runs: list[Run]
     rows: list[Row]
 
     @property
     def tasks(self) -> list[TaskName]:
-        """The tasks that all runs hold."""
+        """The tasks of the comparison, which all runs have."""
         return [task for task in TASK_NAMES if task in self.runs[0].results.tasks]
 
 
 def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
-    """Compare runs with the first of ``folders``, which may be named: label by label.
+    """Compare each run with the first.
+
+    Args:
+        folders: the folders of the runs, or a mapping from label to folder.
 
     Raises:
-        UserError: a folder holds no results, or runs differ in tasks, settings, engine or prompts (which is named).
+        UserError: a folder holds no results, or runs differ in tasks, settings, engine or prompts; the message names
+            the difference.
     """
     runs = read_runs(folders)
     if not runs[0].results.tasks:
@@ -115,7 +120,7 @@ def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
 
 
 def read_runs(folders: Sequence[Path] | Mapping[str, Path], tasks: Sequence[TaskName] = TASK_NAMES) -> list[Run]:
-    """Runs with what they hold of ``tasks``; in these they may be compared.
+    """Read the results of ``tasks`` from each folder and check that the runs can be compared.
 
     Raises:
         UserError: see :func:`compare`.
@@ -132,7 +137,7 @@ def read_runs(folders: Sequence[Path] | Mapping[str, Path], tasks: Sequence[Task
 
 
 def _check_tasks(runs: Sequence[Run]) -> None:
-    """Refuse runs that do not hold the same tasks, with all that each of them lacks."""
+    """Refuse runs that do not have the same tasks. The error names all tasks that each run lacks."""
     held = [task for task in TASK_NAMES if any(task in run.results.tasks for run in runs)]
     faults, folders = [], []
     for run in runs:
@@ -161,10 +166,10 @@ def _check_comparable(first: Run, other: Run) -> None:
         for name, old, new in _differences(before, after):
             raise UserError(f"{task}: {name} is {old!r} in one and {new!r} in the other", where=where, mend=mend)
         if [sample.id for sample in before.samples] != [sample.id for sample in after.samples]:
-            raise UserError(f"{task}: the runs hold other samples", where=where, mend=mend)
+            raise UserError(f"{task}: the runs hold different samples", where=where, mend=mend)
         for old_sample, new_sample in zip(before.samples, after.samples, strict=True):
             if old_sample.prompt_hash != new_sample.prompt_hash:
-                raise UserError(f"{task}: sample {old_sample.id!r} has another prompt", where=where, mend=mend)
+                raise UserError(f"{task}: sample {old_sample.id!r} has different prompts", where=where, mend=mend)
 
 
 def _differences(before: TaskResult, after: TaskResult) -> Iterator[tuple[str, Any, Any]]:
@@ -182,7 +187,7 @@ def _rows(task: TaskName, runs: Sequence[Run]) -> Iterator[Row]:
 
 
 def measured_rows(task: TaskName, metrics: Sequence[Metric], columns: Sequence[Sequence[SampleRow]]) -> Iterator[Row]:
-    """A row for every metric and slice of it, over the same samples in each of ``columns``, [runs][samples]."""
+    """Yield a row for every metric and each of its slices. ``columns`` are the samples of each run, in equal order."""
     for metric in metrics:
         for where, members in slices(metric, columns[0]):
             ids = {sample.id for sample in members}
@@ -218,7 +223,7 @@ def _verdict(found: Estimate) -> Verdict:
 
 
 def show_change(row: Row, change: Value) -> str:
-    """A difference with its interval, as people read it: ``+3.1 [+0.4, +5.9] points``."""
+    """Format a difference with its interval, such as ``+3.1 [+0.4, +5.9] points``."""
     metric = row.metric
     text = metric.show_difference(change.value)
     if change.low is not None and change.high is not None:

@@ -1,4 +1,4 @@
-"""What runs are called in a report: a name that the user gave, or as much of the folder's path as tells them apart."""
+"""The labels of runs in a report: the user's, or as much of the folder's path as distinguishes the runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from logodata.common.errors import UserError
 
 
 def parse_folders(arguments: Sequence[str]) -> dict[str, Path]:
-    """Folders by label, from arguments ``DIR`` or ``LABEL=DIR``; a folder whose own name has a ``=`` is one.
+    """Return folders by label, from arguments ``DIR`` or ``LABEL=DIR``.
+
+    An argument that is the name of a folder with a ``=`` is read as ``DIR``.
 
     Raises:
-        UserError: two have one label, or one folder is given twice without labels.
+        UserError: two folders have the same label, or a folder is given twice without labels.
     """
     found = [_split(argument) for argument in arguments]
     plain = iter(_short_names([folder for label, folder in found if label is None]))
@@ -31,7 +33,7 @@ def parse_folders(arguments: Sequence[str]) -> dict[str, Path]:
 
 
 def _split(argument: str) -> tuple[str | None, Path]:
-    """Label and folder; of several ``=``, the first that a folder follows."""
+    """Split an argument into label and folder, at the first ``=`` that is followed by an existing folder."""
     places = [place for place, letter in enumerate(argument) if letter == "=" and "/" not in argument[:place]]
     cuts = [(argument[:place], Path(argument[place + 1 :])) for place in places if argument[:place]]
     if not cuts or os.path.isdir(argument):
@@ -40,10 +42,10 @@ def _split(argument: str) -> tuple[str | None, Path]:
 
 
 def label_folders(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Path]:
-    """Folders by label: as given, or by their short names.
+    """Return folders by label. Folders without labels get their short names.
 
     Raises:
-        UserError: one folder is given twice without labels.
+        UserError: a folder is given twice without labels.
     """
     if isinstance(folders, Mapping):
         return dict(folders)
@@ -51,7 +53,7 @@ def label_folders(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Pat
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """Folder names; where they clash, with as many of their parents as tell them apart."""
+    """Return the names of the folders, with as many of their parents as make them different."""
     parts = [folder.resolve().parts for folder in folders]
     for count in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-count:]) for part in parts]

@@ -1,7 +1,7 @@
-"""The look of all figures: colours, lines and marks of the runs, and a panel as inline SVG.
+"""The style of all figures: colours, lines and marks of the runs, and a panel as inline SVG.
 
-A panel is about as wide as a telephone, so that its letters stay legible there; a page lays several side by side.
-Colours are written as CSS variables of the page, which therefore decides them, in the dark too.
+A panel is about as wide as a telephone, so that its text is readable there; a page puts several side by side. Colours
+are CSS variables of the page, so the page decides them, also in its dark style.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from logodata.common.markup import Html, raw, tag
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Stand-ins that matplotlib draws with, each replaced by a variable of the style sheet.
+# matplotlib draws with these placeholder colours. Each is replaced by a variable of the style sheet.
 INK, MUTED, RULE, PAPER = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#050505", "#060606", "#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c")
 _VARIABLES = {
@@ -32,7 +32,7 @@ _DASHED, _DASHDOT = (0, (4, 2.5)), (0, (6, 1.5, 1, 1.5))
 _MARKERS = ("o", "o", "s", "^", "D", "v", "P", "X")
 WIDTH_INCHES = 3.45
 _STYLE: Any = {
-    "svg.fonttype": "none",  # letters stay letters, in the page's own typeface
+    "svg.fonttype": "none",  # text stays text, in the font of the page
     "svg.hashsalt": "logoeval",
     "text.parse_math": False,  # a dollar sign in a folder's name is a dollar sign
     "font.size": 9,
@@ -60,13 +60,13 @@ _STYLE: Any = {
 
 
 def series_style(number: int) -> dict[str, Any]:
-    """Colour and dashes of run ``number``: the first is dashed, the others are solid."""
+    """Return the colour and line style of run ``number``. The line of the first run is dashed."""
     linestyle = "solid" if 0 < number < len(SERIES) else _DASHDOT if number else _DASHED
     return {"color": SERIES[number % len(SERIES)], "linestyle": linestyle}
 
 
 def mark_style(number: int) -> dict[str, Any]:
-    """The mark of run ``number``, which tells it apart in grey too; the first run's is hollow."""
+    """Return the mark of run ``number``. Marks differ in shape, for grey print; the first run's is hollow."""
     colour = SERIES[number % len(SERIES)]
     return {
         "marker": _MARKERS[number % len(_MARKERS)],
@@ -78,18 +78,18 @@ def mark_style(number: int) -> dict[str, Any]:
 
 
 def key(labels: Sequence[str], *, first: int = 0) -> Html:
-    """What lines and marks stand for, above the panels they are in, where long names find room.
+    """Return the legend of lines and marks. It stands above the panels, where there is room for long labels.
 
     Args:
-        labels: of the runs.
-        first: number of the first of them.
+        labels: labels of the runs.
+        first: number of the first of these runs.
     """
     entries = (tag("li", swatch(number), tag("span", label)) for number, label in enumerate(labels, first))
     return tag("ul", *entries, class_="key")
 
 
 def swatch(number: int) -> Html:
-    """A piece of the line of run ``number`` with its mark."""
+    """Return a piece of the line of run ``number`` with its mark."""
     colour = f"var(--series-{number % len(SERIES)})"
     dash = {_DASHED: "5 3", _DASHDOT: "7 2 1.5 2"}.get(series_style(number)["linestyle"], "none")
     shape = _SHAPES[_MARKERS[number % len(_MARKERS)]]
@@ -114,7 +114,7 @@ _SHAPES = {
 
 @contextmanager
 def panel(height: float) -> Iterator[Axes]:
-    """A figure of one panel, ``height`` in inches; draw and save it inside the block, where the style holds."""
+    """Yield the axes of a new figure of ``height`` inches. Draw and save it in the block, where the style applies."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -123,7 +123,7 @@ def panel(height: float) -> Iterator[Axes]:
 
 
 def svg_of(axes: Axes, description: str) -> Html:
-    """The panel's figure as an element; ``description`` is for readers who do not see it."""
+    """Return the figure of ``axes`` as an SVG element. ``description`` is for readers who do not see it."""
     buffer = io.StringIO()
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -134,7 +134,7 @@ def svg_of(axes: Axes, description: str) -> Html:
     drawing = re.sub(r' id="([^"]+)"', lambda match: match.group() if match.group(1) in used else "", drawing)
     view = re.search(r'viewBox="[^"]+"', drawing)
     assert view is not None
-    # Inside HTML the namespaces go without saying.
+    # Inline SVG in HTML needs no namespaces.
     head = f'<svg {view.group()} role="img" aria-label="{escape(description)}">'
     drawing = re.sub(r"<svg[^>]*>", lambda _: head, drawing, count=1).replace("xlink:href", "href")
     for colour, variable in _VARIABLES.items():

@@ -1,4 +1,4 @@
-"""Figures as inline SVG, drawn by matplotlib in one quiet style (``figure_style.py``)."""
+"""Draw the figures of a report with matplotlib, as inline SVG in one style (``figure_style.py``)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 _MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 6
-_NARROWEST_WRITTEN = 0.07  # of a bar, that holds two digits
+_NARROWEST_WRITTEN = 0.07  # share of a bar that is wide enough for two digits
 
 Interval = tuple[float, float | None, float | None]
-"""A value with its interval, where it has one."""
+"""A value and the ends of its interval, which are None if there is no interval."""
 
 
 class Point(NamedTuple):
@@ -32,13 +32,15 @@ class Point(NamedTuple):
 def margin_histogram(
     labels: Sequence[str], margins: Sequence[Sequence[float]], number: int, *, titled: bool = False
 ) -> Html:
-    """Distribution of the reward margin of the first run, an outline, and of run ``number``; triangles are means.
+    """Draw the distributions of the reward margin of the first run, as an outline, and of run ``number``.
+
+    Triangles mark the means.
 
     Args:
-        labels: of all runs.
-        margins: of all runs: every panel has the same scale.
-        number: whose panel.
-        titled: write the run's name above, where there are several panels.
+        labels: labels of all runs.
+        margins: margins of all runs, so that every panel has the same scale.
+        number: number of the run that the panel shows.
+        titled: write the label of the run above the panel.
     """
     with panel(2.35) as axes:
         everything = np.concatenate([np.asarray(column) for column in margins])
@@ -76,7 +78,7 @@ def margin_histogram(
 
 
 def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
-    """Distribution of the change of the margin of run ``number``, pair by pair."""
+    """Draw the distribution of the change of the margin of each pair, from the first run to run ``number``."""
     with panel(2.35) as axes:
         bins = np.histogram_bin_edges(np.append(changes, 0.0), bins=min(30, max(8, len(changes) // 4))).tolist()
         axes.hist(changes, bins=bins, color=series_style(number)["color"], alpha=0.55)
@@ -90,13 +92,13 @@ def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
 
 
 def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x_label: str, of: str) -> Html:
-    """Shares as marks with bars from low to high, a row a group of marks, one a run.
+    """Draw shares as marks with bars for their intervals. Each row has one mark per run.
 
     Args:
-        rows: names, from the top down.
-        lines: for each run its (value, low, high) of each row.
-        x_label: of the axis.
-        of: whose values, for readers who do not see the figure.
+        rows: names of the rows, from the top down.
+        lines: for each run, the (value, low, high) of each row.
+        x_label: label of the axis.
+        of: name of what has these values, for readers who do not see the figure.
     """
     runs = len(lines)
     gap = min(0.22, 0.74 / runs)
@@ -120,7 +122,7 @@ def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x
 
 
 def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str, published: bool = False) -> Html:
-    """Points with intervals, in the marks of the runs; published ones are grey, each with a letter."""
+    """Draw points with intervals, in the marks of the runs. Published points are grey, each with its letter."""
     with panel(2.7) as axes:
         for number, point in enumerate(points):
             x, y = point.x[0], point.y[0]
@@ -143,17 +145,17 @@ def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str, 
 
 
 def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: ArrayLike, *, row_label: str) -> Html:
-    """Shares in [0, 1] as a grid on one scale from light to dark; NaN: no sample, the cell is left blank.
+    """Draw shares in [0, 1] as a grid of colours from light to dark. A NaN means that a cell has no sample.
 
-    The percentages are written in where the cells are wide enough for a telephone, else the scale must do.
+    Percentages are written into the cells if there are few columns, so that they can be read on a telephone.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
     grid = np.asarray(values, dtype=float)
     written = len(columns) <= _MOST_WRITTEN_COLUMNS
     with panel(0.95 + 0.32 * len(rows)) as axes:
-        # Fixed colours: a cell's number must stay readable on them in a dark page too. Eleven shades, one for 0, 10,
-        # ..., 100 %, whose lightness falls evenly: they are told apart in grey print, and without seeing colour.
+        # The colours are fixed, so that the number in a cell is readable on a dark page too. There are eleven shades,
+        # for 0, 10, ..., 100 %. Their lightness falls evenly, so they differ in grey print and for the colour-blind.
         shades = LinearSegmentedColormap.from_list("recall", ["#ebe3d2", "#b9cfc9", "#5f98a0", "#1d5a70"], N=11)
         edges: dict[str, Any] = (
             {"edgecolors": PAPER, "linewidth": 1.5} if written else {"edgecolors": "face", "linewidth": 0.4}
@@ -161,7 +163,7 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Ar
         mesh = axes.pcolormesh(grid[::-1], cmap=shades, vmin=-0.05, vmax=1.05, **edges)
         for (i, j), value in np.ndenumerate(grid) if written else ():
             empty = np.isnan(value)
-            ink = MUTED if empty else "#ffffff" if value >= 0.75 else "#24211c"  # whichever stands out more
+            ink = MUTED if empty else "#ffffff" if value >= 0.75 else "#24211c"  # the colour with more contrast
             text = "-" if empty else f"{100 * value:.0f}"
             axes.text(j + 0.5, len(rows) - i - 0.5, text, ha="center", va="center", color=ink, fontsize=9)
         step = -(-len(columns) // _MOST_COLUMN_LABELS)
@@ -189,10 +191,10 @@ def curves(
     y_label: str,
     notes: Sequence[str] = (),
 ) -> Html:
-    """Lines over lengths on a logarithmic axis; ``notes`` are written above the points."""
+    """Draw lines over lengths on a logarithmic axis, with ``notes`` written above the points."""
     with panel(2.6) as axes:
         for number, column in enumerate(columns):
-            # The first run lies on top: its dashes let a line below show through.
+            # The first run is drawn on top, because a line below shows between its dashes.
             order = 3 - number / len(columns)
             axes.plot(x, column, linewidth=1.6, zorder=order, **series_style(number), **mark_style(number))
         highest = np.max(np.asarray(columns), axis=0)
@@ -210,7 +212,7 @@ def curves(
 
 
 def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Html:
-    """One figure of a training run by step, with a running mean where there are steps enough."""
+    """Draw one metric of a training run by step, with a running mean if there are enough steps."""
     with panel(2.1) as axes:
         window = len(steps) // 10
         smooth = window >= 2
@@ -226,8 +228,10 @@ def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Htm
 def step_intervals(
     title: str, labels: Sequence[str], lines: Sequence[Sequence[tuple[int, float, float | None, float | None]]]
 ) -> Html:
-    """Shares over training steps, a line a run of (step, value, low, high), with bars from low to high. Runs are
-    numbered from 1: dashes are the base model's."""
+    """Draw shares over training steps, one line per run of (step, value, low, high), with bars from low to high.
+
+    The runs get the styles from number 1 on, because the style of number 0 is the base model's.
+    """
     with panel(2.5) as axes:
         for number, points in enumerate(lines, 1):
             style = series_style(number)
@@ -244,23 +248,23 @@ def step_intervals(
 
 
 def token_labels(lengths: Sequence[float]) -> list[str]:
-    """Lengths as a reader takes them in: ``8K`` for 8,192."""
+    """Format lengths in tokens for axes, such as ``8K`` for 8,192."""
     return [f"{length / 1024:g}K" if length >= 1024 and length % 512 == 0 else f"{length:,.0f}" for length in lengths]
 
 
 def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], *, unit: str) -> Html:
-    """Shares that add up to one: a bar a row under its label, its parts always in the same order.
+    """Draw shares that add up to one: a bar per row under its label, with the parts in the same order in all rows.
 
     Args:
-        title: above the bars.
-        parts: names of at most four parts.
-        rows: label and shares, one a part.
+        title: title above the bars.
+        parts: names of the parts, at most four.
+        rows: label of each row, and its share of each part.
         unit: what the shares are of.
     """
     from matplotlib.patches import Patch
 
-    # Fill, its opacity, edge, and the ink that stands out on it. Neighbours differ in lightness most, so that they are
-    # told apart in grey print, and without seeing colour.
+    # Fill, opacity, edge, and the text colour on it. Neighbours differ most in lightness, so that they can be
+    # distinguished in grey print and by the colour-blind.
     looks = (
         (SERIES[0], 0.3, PAPER, INK),
         (SERIES[1], 1.0, PAPER, PAPER),
@@ -293,11 +297,11 @@ def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Seq
             handles=handles, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2, handlelength=1.2
         )
         axes.figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, color=INK)
-        told = "; ".join(
+        description = "; ".join(
             f"{label}: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in zip(parts, shares, strict=True))
             for label, shares in rows
         )
-        return svg_of(axes, f"{title}, {unit}. {told}.")
+        return svg_of(axes, f"{title}, {unit}. {description}.")
 
 
 def _integer_axis(axes: Axes) -> None:

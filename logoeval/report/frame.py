@@ -1,4 +1,4 @@
-"""The report's first and last part: what moved, and where the numbers come from."""
+"""The first and the last part of a report: what moved, and where the numbers come from."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ HOW_TO_READ = (
 
 
 def title(comparison: Comparison) -> str:
-    """The runs by name."""
+    """Return the labels of the runs as a list in words."""
     *most, last = (run.label for run in comparison.runs)
     return f"{', '.join(most)} and {last}"
 
 
 def headline(comparison: Comparison) -> Html:
-    """What was compared, what moved, and the first table."""
+    """Return the beginning of the report: the runs, what moved, and the first table."""
     first, *others = comparison.runs
     dates = sorted(result.provenance.date[:10] for run in comparison.runs for result in run.results.tasks.values())
     span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
@@ -58,14 +58,14 @@ def _run_line(number: int, run: Run) -> Html:
 
 
 def describe(run: Run) -> str:
-    """Model and adapter of a run."""
+    """Return the model and the adapter of a run in words."""
     provenance = next(iter(run.results.tasks.values())).provenance
     adapter = f"adapter {provenance.adapter} ({provenance.adapter_fingerprint})" if provenance.adapter else "no adapter"
     return f"model {provenance.model} ({provenance.model_fingerprint}), {adapter}"
 
 
 def unfinished(comparison: Comparison) -> list[str]:
-    """What was begun and is not in the report."""
+    """Return a sentence for each run that has begun tasks and not finished them."""
     return [
         f"Not in this report: {run.label} has begun {', '.join(run.unfinished)} and not finished."
         for run in comparison.runs
@@ -74,7 +74,7 @@ def unfinished(comparison: Comparison) -> list[str]:
 
 
 def summary(moves: Sequence[tuple[Row, Difference]]) -> str:
-    """How many measures moved which way."""
+    """Return in words how many metrics moved in which direction."""
     counts = Counter(judged(row, difference) for row, difference in moves)
     phrases = {
         "better": "moved for the better",
@@ -88,7 +88,7 @@ def summary(moves: Sequence[tuple[Row, Difference]]) -> str:
 
 
 def provenance_section(comparison: Comparison) -> Section:
-    """Devices, versions, notes and settings."""
+    """Return the section with devices, versions, notes and settings."""
     fields = ("device", "engine", "torch", "transformers", "logo_align", "date", "seconds")
     table = Table(
         "Where the numbers come from",
@@ -125,7 +125,7 @@ def provenance_section(comparison: Comparison) -> Section:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What the tasks say about their numbers; once for all runs where they agree."""
+    """Return the notes of the tasks about their numbers. A note that all runs have stands once."""
     found = []
     for task in comparison.tasks:
         by_run = {run.label: run.results.tasks[task].notes for run in comparison.runs}

@@ -1,4 +1,4 @@
-"""Measures of a comparison as tables: for the page, its Markdown, and the terminal."""
+"""Tables of the metrics of a comparison, for the page, its Markdown and the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from logoeval.report.tables import Cell, Table
 
 
 def judged(row: Row, difference: Difference) -> str:
-    """``better``, ``worse``, ``moved`` where neither is, or the verdict that says that it did not."""
+    """Return ``better`` or ``worse``, ``moved`` if neither direction is better, or the verdict if nothing moved."""
     moved = {"rose": "higher", "fell": "lower"}.get(difference.verdict)
     if moved is None:
         return difference.verdict
@@ -20,13 +20,15 @@ def judged(row: Row, difference: Difference) -> str:
 
 
 def measures_table(comparison: Comparison, rows: Sequence[Row], title: str, *, explain: bool = False) -> Table:
-    """A row a measure. Of two runs, the difference has columns of its own; of more, each run's stands in its cell.
+    """Return a table with a line for each of ``rows``.
+
+    With two runs the difference has its own columns; with more, each run's difference stands in the cell of its value.
 
     Args:
-        comparison: the runs.
-        rows: what to show.
-        title: what the table shows.
-        explain: say what each measure is, and what of its task it leaves out.
+        comparison: the comparison.
+        rows: the rows of the comparison to show.
+        title: name of the table.
+        explain: add to each metric its explanation and what its task leaves out.
     """
     first, *others = (run.label for run in comparison.runs)
     two = len(others) == 1
@@ -56,18 +58,18 @@ def _explained(row: Row, limits: Sequence[str]) -> Cell:
 
 
 def markdown_table(comparison: Comparison) -> str:
-    """All measures in Markdown, without the cells of maps."""
+    """Return all rows of a comparison as a Markdown table, without the cells of maps."""
     rows = [row for row in comparison.rows if not is_cell(row.slice)]
     return measures_table(comparison, rows, "All measures").markdown()
 
 
 def headline_rows(comparison: Comparison) -> list[Row]:
-    """What the first table of a report shows."""
+    """Return the rows of the first table of a report: headline metrics over all samples."""
     return [row for row in comparison.rows if row.metric.headline and not row.slice]
 
 
 def terminal_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
-    """Rows for a terminal, which may be narrow: of more than two runs, a line a run below each measure."""
+    """Return a table for a terminal, which may be narrow. With more than two runs, each has a line below the metric."""
     if len(comparison.runs) == 2:
         return measures_table(comparison, rows, "Measures")
     lines: list[list[str | Cell]] = []
@@ -82,8 +84,7 @@ def terminal_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
 
 
 def changes_table(comparison: Comparison, task: TaskName) -> Table | None:
-    """All rows of a task that the first table leaves out, with intervals; without the cells of maps. None: no such
-    row."""
+    """Return a table of a task's rows that are neither in the first table nor cells of maps; None if there are none."""
     rows = [
         row
         for row in comparison.rows

@@ -1,4 +1,4 @@
-"""LOGO's LongBench table (Tang et al. 2025, Table 1): the published rows, and a comparison's runs in the same form."""
+"""LOGO's LongBench table (Tang et al. 2025, Table 1): the published rows, and the runs of a comparison below them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOGO_KEYS = (*(f"logo:{category}" for category in CATEGORIES if category != "co
 
 @cache
 def published() -> dict[str, Any]:
-    """The paper's numbers: see ``logoeval/report/published.json``."""
+    """Return the paper's numbers, from ``logoeval/report/published.json``."""
     content: dict[str, Any] = json.loads(
         resources.files("logoeval.report").joinpath("published.json").read_text(encoding="utf-8")
     )
@@ -27,7 +27,7 @@ def published() -> dict[str, Any]:
 
 
 def own_rows(comparison: Comparison) -> list[list[Value | None]]:
-    """For each run the five category means and their average as shares; None where a category lacks tasks."""
+    """Return, for each run, the five category means and their average as shares; None if a category lacks tasks."""
     rows = {row.metric.key: row for row in comparison.rows if row.task == "longbench" and not row.slice}
     return [
         [rows[key].values[number] if key in rows else None for key in _LOGO_KEYS]
@@ -36,8 +36,10 @@ def own_rows(comparison: Comparison) -> list[list[Value | None]]:
 
 
 def paper_table(comparison: Comparison) -> tuple[Table, list[str]] | None:
-    """Published rows, then ours, and footnotes; None where no run has a whole category of the paper's, or for
-    LongBench-E, which has other rows."""
+    """Return a table of the published rows and the runs' rows, and its footnotes.
+
+    Return None if no category of the paper was measured completely, or for LongBench-E, which has other rows.
+    """
     result = comparison.runs[0].results.tasks["longbench"]
     ours = own_rows(comparison)
     if result.settings["e"] or all(value is None for value in ours[0]):

@@ -1,4 +1,4 @@
-"""What a report is made of: sections with tables, each table written as HTML and as Markdown from the same cells."""
+"""The sections and tables of a report. Each table is written as HTML and as Markdown from the same cells."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from logodata.common.printable import markdown_text
 
 
 class Cell(NamedTuple):
-    """A cell of more than one line: ``hint`` is written small below the text, ``mark`` below it in the colour of the
-    class ``style``."""
+    """A cell with several lines: the text, the small ``hint``, and ``mark`` in the colour of the class ``style``."""
 
     text: str
     hint: str = ""
@@ -21,31 +20,31 @@ class Cell(NamedTuple):
     style: str = ""
 
     def __str__(self) -> str:
-        """In one line."""
+        """Return the cell in one line."""
         added = ", ".join(part for part in (self.hint, self.mark) if part)
         return f"{self.text} ({added})" if self.text and added else self.text or added
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under a head. The first column names the row; the others are numbers, set to the right. A row of
-    one cell is a heading over the rows below it."""
+    """A table of text. The first column names the row; the other columns are numbers, aligned right. A row of one cell
+    is a heading for the rows below it."""
 
     title: str
-    """What the table shows: its name where it stands alone."""
+    """The name of the table."""
     head: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
     text_columns: Collection[int] = ()
-    """Columns besides the first that are words, set to the left."""
+    """The columns besides the first that are text, aligned left."""
     style: str = ""
-    """CSS classes. ``stacks``: on a telephone a row becomes a block, its numbers with their names before them."""
+    """CSS classes of the table. ``stacks`` makes a row a block on a telephone, with names before the numbers."""
     row_styles: Mapping[int, str] = field(default_factory=dict)
-    """CSS classes of rows, by number."""
+    """CSS classes of rows, by their numbers."""
     wide: bool = False
-    """Wider than the text, where the window is."""
+    """Whether the table may be wider than the text if the window is."""
 
     def html(self) -> Html:
-        """The table in a frame that scrolls by itself."""
+        """Return the table as an HTML element that scrolls separately."""
         head = [
             tag("th", text, scope="col", **({} if self._is_text(number) else {"class_": "n"}))
             for number, text in enumerate(self.head)
@@ -77,7 +76,7 @@ class Table:
         return column == 0 or column in self.text_columns
 
     def markdown(self) -> str:
-        """The same, a line a row."""
+        """Return the table in Markdown."""
         rule = ["---" if self._is_text(number) else "---:" for number in range(len(self.head))]
         rows = [
             [_one_line(str(cell)) for cell in row]
@@ -88,7 +87,7 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in ([*map(_one_line, self.head)], rule, *rows))
 
     def record(self) -> dict[str, Any]:
-        """The same as text, for JSON."""
+        """Return the text of the table, for JSON."""
         return {
             "title": self.title,
             "head": list(self.head),
@@ -117,7 +116,7 @@ def _one_line(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the report with a heading. ``tables`` are those within ``body``; Markdown and JSON hold them."""
+    """A part of the report with a heading. ``tables`` are the tables in ``body`` that Markdown and JSON have too."""
 
     title: str
     body: Html
@@ -125,15 +124,15 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Its address within the page."""
+        """The id of the section in the page."""
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
     def html(self) -> Html:
-        """The section as an element."""
+        """Return the section as an HTML element."""
         return tag("section", tag("h2", self.title), self.body, id=self.anchor)
 
     def markdown(self) -> str:
-        """Its tables under its heading; nothing where it has none."""
+        """Return the heading and the tables in Markdown, or "" if there are no tables."""
         if not self.tables:
             return ""
         parts = [f"**{markdown_text(table.title)}**\n\n{table.markdown()}" for table in self.tables]
@@ -141,20 +140,20 @@ class Section:
 
 
 def details(table: Table, summary: str) -> Html:
-    """A table that is shown on demand."""
+    """Return a table that is folded until the reader opens it."""
     return tag("details", tag("summary", summary), table.html())
 
 
 def titled(table: Table) -> Html:
-    """A table under a small heading of its own."""
+    """Return a table under a small heading."""
     return join(tag("h3", table.title), table.html())
 
 
 def panels(drawings: Sequence[Html]) -> Html:
-    """Panels side by side, as many as the window holds; more than two may leave the text's width."""
+    """Return panels side by side. More than two may be wider than the text."""
     return tag("div", *drawings, class_="panels wide" if len(drawings) > 2 else "panels")
 
 
 def all_points(table: Table | None) -> Html:
-    """What :func:`changes_table` found, on demand."""
+    """Return the table of :func:`logoeval.report.measures.changes_table` folded, or nothing if there is none."""
     return details(table, f"all {len(table.rows)} points with their intervals") if table else raw("")

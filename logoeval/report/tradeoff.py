@@ -1,4 +1,4 @@
-"""The report's section that sets LongBench against perplexity (LOGO, Fig. 6)."""
+"""The section of the report that plots LongBench against perplexity (LOGO, Fig. 6)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from logoeval.report.tables import Section, Table, details
 
 
 def tradeoff_section(comparison: Comparison) -> Section | None:
-    """A point a run, beside it the paper's points on axes of their own; None where either number is missing.
+    """Return a section with a plot of the runs and a plot of the paper's points; None if either number is missing.
 
-    They never share axes: the paper's perplexity is that of another model on another text, and ours may be LongBench's
-    average over a sample.
+    The two plots do not share axes: the paper's perplexity is of another model on another text, and the LongBench
+    average of the runs may be over a sample of the rows.
     """
     tasks = comparison.runs[0].results.tasks
     if not {"longbench", "ppl"} <= tasks.keys():

@@ -1,4 +1,4 @@
-"""Texts to hide needles in and to measure perplexity on: two built in, and any folder of ``.txt`` files."""
+"""The texts for needles and perplexity: two built-in ones, and any folder of ``.txt`` files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from logodata.common.user_files import read_text, visible_files
 
 _SUFFIXES = (".txt", ".md", "")
 
-# RULER's noise haystack: this line, repeated.
+# RULER's noise haystack repeats this line.
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 _HEADING = re.compile(r"^[^\n]+\n\s*[*=\-~^\"]{3,}$")
@@ -29,21 +29,21 @@ _ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Mt|No|vs|etc|cf|e\.g|i\.e)|
 
 
 def text_fingerprint(text: str) -> str:
-    """Hash of a text, for settings and records."""
+    """Return a hash of a text, 16 hexadecimal digits, for settings and records."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
 PYDOC = "pydoc"
-"""Stands for :func:`pydoc_documents` where a path could."""
+"""The name that stands for :func:`pydoc_documents` in place of a path."""
 
 
 @cache
 def pydoc_documents() -> tuple[tuple[str, str], ...]:
-    """``(name, prose)`` of the topics of Python's own language reference (``pydoc_data.topics``), names in order.
+    """Return ``(name, prose)`` of each topic of Python's language reference (``pydoc_data.topics``), in order of name.
 
-    Headings, grammar and code are left out: what remains are paragraphs that read as sentences, each once, although
-    topics share some (a model copies what it has read before, and its perplexity would show that). The text belongs
-    to the running Python version (Python Software Foundation License), so results carry its fingerprint.
+    Only paragraphs of sentences are kept, without headings, grammar and code. A paragraph that several topics share is
+    kept once, because a model copies what it has read before, which would lower its perplexity. The text comes from the
+    running Python version (Python Software Foundation License), so results hold its fingerprint.
     """
     from pydoc_data import topics
 
@@ -62,7 +62,7 @@ def _paragraphs(text: str) -> list[str]:
     for block in re.split(r"\n\s*\n", text):
         if _HEADING.match(block.strip()):
             continue
-        # The source breaks lines inside hyphenated words ("built-\nin").
+        # The source has line breaks inside hyphenated words ("built-\nin").
         line = re.sub(r"-\n\s*", "-", block.strip()).strip()
         line = _MARKUP.sub(lambda match: match.group(1) or "", re.sub(r"\s+", " ", line))
         line = re.sub(r"^(?:[*•]|\d+\.) ", "", line)
@@ -73,10 +73,10 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
-    """``(name, text)`` of one ``.txt`` file, or of all those in a folder, names in order.
+    """Return ``(name, text)`` of one ``.txt`` file, or of all ``.txt`` files in a folder in order of name.
 
     Raises:
-        UserError: nothing there, nothing in it, or a file that is not UTF-8.
+        UserError: there is no such file, all files are empty, or a file is not UTF-8.
     """
     documents, empty = [], []
     files = text_files(source)
@@ -98,15 +98,15 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
 
 
 def text_files(source: Path) -> list[Path]:
-    """One ``.txt`` file, or all those in a folder in order of name; none is opened.
+    """Return one ``.txt`` file, or all ``.txt`` files in a folder in order of name, without opening them.
 
     Raises:
-        UserError: nothing there.
+        UserError: there is no such file.
     """
     files = sorted(visible_files(source, (".txt",), below=False)) if source.is_dir() else [source]
     if source.is_file() and source.suffix.lower() not in _SUFFIXES and not how_to_convert([source.suffix.lower()]):
         raise UserError(
-            f"a {source.suffix} file is no plain text",
+            f"a {source.suffix} file is not plain text",
             where=str(source),
             mend="give a folder of UTF-8 .txt files, or one such file",
         )
@@ -118,10 +118,10 @@ def text_files(source: Path) -> list[Path]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences of a text with single spaces inside, none empty; a paragraph's end is a border too.
+    """Split a text into sentences. They are not empty and have single spaces inside.
 
-    Borders after common abbreviations and initials are not taken, since a needle in the middle of "Mr. Smith" would
-    show.
+    The end of a paragraph is a border too. There is no border after common abbreviations and initials, because a needle
+    inside "Mr. Smith" would stand out.
     """
     sentences: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):

@@ -1,7 +1,7 @@
-"""Three ways to compute the attention of a shared-prefix row; they differ in speed, not in result.
+"""Three kernels for the attention of a shared-prefix row. They differ in speed, not in result.
 
-A prompt token attends its prompt up to itself; a response token attends its sample's whole prompt and its own response
-up to itself. All functions take and return one row, heads first, as transformers' layers hand them over.
+A prompt token attends to its prompt up to itself. A response token attends to the whole prompt of its sample and to its
+own response up to itself. All functions take and return one row, heads first, as transformers' layers pass it.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ Varlen = Callable[[Tensor, Tensor, Tensor, "Sequences", float | None], Tensor]
 sequences, the last query aligned with the last key."""
 
 _BLOCK = 128
-"""Queries and keys in a block of the FlexAttention mask; its kernels' own default."""
+"""Queries and keys in one block of the FlexAttention mask. This is FlexAttention's default."""
 
 
 def forget_rows() -> None:
-    """Drop what is kept of a row for its other layers: tensors with data and without must not meet."""
+    """Clear the masks and sequences cached for the layers of a row, so that fake tensors do not mix with real ones."""
     for kept in (_response_masks, _sequences):
         kept.cache_clear()
 
 
 # SDPA: any device.
 def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None) -> Tensor:
-    """Torch's scaled dot product, sample by sample.
+    """Compute the attention of a row with torch's ``scaled_dot_product_attention``, sample by sample.
 
-    The prompt runs causally without a mask; all responses of a sample together run against the whole sample with a
-    [sum R, N_s] mask. That is 20-25 % faster than a dense mask. Query heads are grouped by the key head they share:
-    views, no copied keys.
+    The prompt needs only the causal flag. All responses of a sample together attend to the whole sample under one
+    [sum R, N_s] mask. This is 20-25 % faster than one dense mask. Query heads are grouped by the key head that they
+    share; the grouping makes views and copies no keys.
 
     Args:
         query: [H, N, D].
         key: [H_kv, N, D].
         value: [H_kv, N, D_v].
-        layout: of the row.
+        layout: layout of the row.
         scaling: factor on the scores; None is D ** -0.5.
 
     Returns:
@@ -77,7 +77,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) ->
 
 @lru_cache(maxsize=4)  # every layer of a row asks for the same ones
 def _response_masks(layout: RowLayout, device: torch.device) -> tuple[Tensor, ...]:
-    """Of each sample bool [sum R, N_s]: which tokens of the sample each response token attends."""
+    """Return, for each sample, a bool mask [sum R, N_s] of the tokens that each response token attends to."""
     masks: list[Tensor] = []
     for sample in layout.samples:
         mask = torch.zeros(sum(sample.response_lengths), sample.total_length, dtype=torch.bool)
@@ -92,13 +92,13 @@ def _response_masks(layout: RowLayout, device: torch.device) -> tuple[Tensor, ..
 # Flash: CUDA, bfloat16 or float16.
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Pairs of query and key sequences laid end to end, for a variable-length kernel.
+    """Pairs of query and key sequences, concatenated for a variable-length kernel.
 
     Attributes:
-        query_ends: int32 [S + 1], 0 and the end of each sequence of queries.
-        key_ends: int32 [S + 1], the same of keys.
-        max_query: length of the longest sequence of queries.
-        max_key: of keys.
+        query_ends: int32 [S + 1], 0 and the end of each query sequence.
+        key_ends: int32 [S + 1], 0 and the end of each key sequence.
+        max_query: length of the longest query sequence.
+        max_key: length of the longest key sequence.
     """
 
     query_ends: Tensor
@@ -122,22 +122,25 @@ def flash_attention(
     scaling: float | None,
     varlen: Varlen | None = None,
 ) -> Tensor:
-    """Two calls of a variable-length kernel, no mask.
+    """Compute the attention of a row with two calls of a variable-length kernel, without a mask.
 
-    The first runs over the row as it lies, cut into prompts, responses and padding: right for prompts and padding,
-    while responses see only themselves, which costs little and is thrown away. The second gives each response its
-    prompt: queries R_j, keys and values P + R_j.
+    The first call cuts the row into prompts, responses and padding. Its result is right for prompts and padding; the
+    responses see only themselves there, and this small part is thrown away. In the second call each response has R_j
+    queries, and P + R_j keys and values.
 
     Args:
         query: [H, N, D].
         key: [H_kv, N, D].
         value: [H_kv, N, D].
-        layout: of the row.
+        layout: layout of the row.
         scaling: factor on the scores; None is D ** -0.5.
-        varlen: the kernel; None takes the one that :func:`varlen_kernel` found.
+        varlen: the kernel; None takes :func:`varlen_kernel`.
 
     Returns:
         [H, N, D].
+
+    Raises:
+        ValueError: there is no variable-length kernel.
     """
     kernel = varlen or varlen_kernel()
     if kernel is None:
@@ -145,7 +148,7 @@ def flash_attention(
     query, key, value = (states.transpose(0, 1).contiguous() for states in (query, key, value))  # [N, H, D]
     alone, answering = _sequences(layout, query.device)
     outputs = list(kernel(query, key, value, alone, scaling).split(layout.pieces))
-    # Cut and joined, not indexed: then gradients are sums in a fixed order.
+    # The parts are split and concatenated, not indexed, so that gradients are summed in a fixed order.
     queries, keys, values = (states.split(layout.pieces) for states in (query, key, value))
     answers = kernel(
         torch.cat([queries[response] for _, response in layout.pairs]),
@@ -161,14 +164,14 @@ def flash_attention(
 
 @lru_cache(maxsize=4)
 def _sequences(layout: RowLayout, device: torch.device) -> tuple[Sequences, Sequences]:
-    """Of the first call and of the second."""
+    """Return the sequences of the first and of the second call."""
     keys = tuple(layout.pieces[prompt] + layout.pieces[response] for prompt, response in layout.pairs)
     return Sequences.of(layout.pieces, layout.pieces, device), Sequences.of(layout.response_lengths, keys, device)
 
 
 @cache
 def varlen_kernel() -> Varlen | None:
-    """Torch's own kernel, or flash-attn's where torch was built without; None if neither is there."""
+    """Return torch's variable-length kernel, else the one of flash-attn, else None."""
     if torch.backends.cuda.is_flash_attention_available():
         return _torch_varlen
     return _flash_attn_varlen if find_spec("flash_attn") else None
@@ -176,11 +179,11 @@ def varlen_kernel() -> Varlen | None:
 
 def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None) -> Tensor:
     options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}  # causal
-    if "enable_gqa" in signature(varlen_attn).parameters:  # not in torch 2.11, which groups heads without being told
+    if "enable_gqa" in signature(varlen_attn).parameters:  # torch 2.11 has no such option and always groups heads
         options["enable_gqa"] = True
     ends = (sequences.query_ends, sequences.key_ends, sequences.max_query, sequences.max_key)
     output = varlen_attn(query, key, value, *ends, **options)
-    assert isinstance(output, Tensor)  # a pair only if asked for
+    assert isinstance(output, Tensor)  # it is a pair only if the log-sum-exp is asked for
     return output
 
 
@@ -192,15 +195,15 @@ def _flash_attn_varlen(
     return kernel(query, key, value, *ends, softmax_scale=scaling, causal=True)
 
 
-# FlexAttention: CUDA; on CPU it has no backward.
+# FlexAttention: CUDA. On a CPU it has no backward pass.
 def flex_row_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None) -> Tensor:
-    """One call of FlexAttention with a block mask, any float type.
+    """Compute the attention of a row with one call of FlexAttention and a block mask, in any float type.
 
     Args:
         query: [H, N, D].
         key: [H_kv, N, D].
         value: [H_kv, N, D_v].
-        layout: of the row.
+        layout: layout of the row.
         scaling: factor on the scores; None is D ** -0.5.
 
     Returns:
@@ -218,9 +221,9 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
 
 @lru_cache(maxsize=4)
 def block_mask(layout: RowLayout, device: torch.device) -> BlockMask:
-    """Which blocks of keys each block of queries needs, found a block of queries at a time.
+    """Return the FlexAttention mask of a row, computed for one block of queries at a time.
 
-    Torch's own ``create_block_mask`` holds an [N, N] tensor, 1 GB at 32K tokens, several times.
+    Torch's ``create_block_mask`` holds several [N, N] tensors at once; each takes 1 GB at 32K tokens.
     """
     attends = mask_mod(layout, device)
     blocks = ceil(layout.total_length / _BLOCK)
@@ -240,15 +243,23 @@ def block_mask(layout: RowLayout, device: torch.device) -> BlockMask:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Of bool [queries, keys]: int32 [1, 1, queries] how many blocks of keys, and [1, 1, queries, keys] these first."""
+    """Convert a bool [queries, keys] of blocks to the form that BlockMask takes.
+
+    Returns:
+        int32 [1, 1, queries], the number of key blocks of each query block; and int32 [1, 1, queries, keys], the
+        indices of all key blocks, where these come first.
+    """
     counts = blocks.sum(dim=1, dtype=torch.int32)
     order = blocks.int().argsort(dim=1, descending=True, stable=True).int()
     return counts[None, None], order[None, None]
 
 
 def mask_mod(layout: RowLayout, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """``attends(batch, head, query, key)`` for indices into the row (the first two are not used), broadcast."""
-    size = ceil(layout.total_length / _BLOCK) * _BLOCK  # kernels look at whole blocks
+    """Return ``attends(batch, head, query, key)``, which says whether token ``query`` attends to token ``key``.
+
+    ``query`` and ``key`` are tensors of indices into the row, which broadcast; ``batch`` and ``head`` are not used.
+    """
+    size = ceil(layout.total_length / _BLOCK) * _BLOCK  # the kernels read whole blocks
     sample_of, part_of = [torch.full((size,), -1, dtype=torch.int32) for _ in range(2)]
     bounds = [*layout.sample_starts, layout.used_length, layout.total_length]
     for number, (start, end) in enumerate(pairwise(bounds)):

@@ -1,8 +1,8 @@
-"""The attention seam: M+1 responses over one prompt that is computed once, several samples in a row.
+"""Shared-prefix attention: M + 1 responses share one prompt, which is computed once; a row may hold several samples.
 
-Prompt states do not depend on the responses, so values and gradients equal those of M+1 separate rows. transformers
-calls :func:`shared_prefix_attention` through its attention interface; the layout travels as the forward keyword
-``shared_prefix``, because recomputation may run one row's layers after another row's forward.
+The states of the prompt do not depend on the responses, so values and gradients equal those of M + 1 separate rows.
+transformers calls :func:`shared_prefix_attention` through its attention interface. The layout is passed as the forward
+keyword ``shared_prefix``, because recomputation may run one row's layers after another row's forward pass.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _BACKENDS: dict[Backend, Callable[[Tensor, Tensor, Tensor, RowLayout, float | No
 }
 
 _INTERFACE_NAMES: dict[Backend, str] = {"flash": "logo_varlen", "flex": "logo_block_mask", "sdpa": "logo_dot_product"}
-"""What transformers calls the back ends: a name with "flash" in it makes it look for flash-attn's own functions."""
+"""The names of the back ends in transformers. For a name with "flash" it would look for flash-attn's functions."""
 
 ATTENTION_VARIANTS = ("sliding_window", "softcap", "s_aux", "position_bias", "indices", "block_indices")
-"""Keywords by which models ask for attention that the back ends do not compute."""
+"""Keywords by which models ask for variants of attention that the back ends do not compute."""
 
 _SCORE_FIELDS = ("attn_logit_softcapping",)
-"""Config fields that change the scores of the attention (Gemma 2, VaultGemma), if they are set."""
+"""Config fields that, if set, change the attention scores (Gemma 2, VaultGemma)."""
 
 _HEAD_FIELDS = (
     "final_logit_softcapping",  # Gemma 2, 3n, 4, NanoChat, VaultGemma
@@ -50,21 +50,21 @@ _HEAD_FIELDS = (
     "unpadded_vocab_size",  # Inkling
     "output_multiplier",  # Muse Glimmer
 )
-"""Config fields by which a model's forward changes what goes into or comes out of its output head, unless None or 1."""
+"""Config fields that, unless None or 1, make a model's forward change the input or output of its output head."""
 
 
 def choose_backend(
     wanted: Literal["auto", "flash", "flex", "sdpa"], device: torch.device, dtype: torch.dtype
 ) -> tuple[Backend, str]:
-    """What computes the attention on ``device``, and why.
+    """Choose the attention back end for ``device``, and return it with the reason.
 
     Args:
-        wanted: ``auto`` takes flash, or else flex, on CUDA, and sdpa elsewhere.
-        device: where the model runs.
-        dtype: of queries, keys and values.
+        wanted: ``auto`` takes flash, else flex, on CUDA, and sdpa elsewhere.
+        device: device of the model.
+        dtype: dtype of queries, keys and values.
 
     Raises:
-        UserError: the back end that is wanted does not run there.
+        UserError: the back end ``wanted`` does not run on ``device``.
     """
     no_flash, no_flex = _why_not_flash(device, dtype), _why_not_flex(device)
     if wanted == "auto":
@@ -99,13 +99,14 @@ def _name(dtype: torch.dtype) -> str:
 
 @contextmanager
 def use_shared_prefix(model: PreTrainedModel, backend: Backend = "sdpa") -> Iterator[None]:
-    """Within the block the model's forward needs ``shared_prefix=row_layout``; a call without it raises.
+    """Make a model compute shared-prefix attention within the block.
 
-    Forward and backward both belong inside: recomputation runs the attention again.
+    Its forward then needs ``shared_prefix=row_layout``; a call without it raises ValueError. Forward and backward pass
+    both belong in the block, because recomputation runs the attention again.
 
     Args:
-        model: plain or inside PEFT.
-        backend: see :func:`choose_backend`; ``sdpa`` runs anywhere.
+        model: the causal language model, plain or inside PEFT.
+        backend: see :func:`choose_backend`; ``sdpa`` runs on any device.
 
     Raises:
         UserError: the model's attention or position embedding cannot be shared (see :func:`check_config`).
@@ -131,14 +132,14 @@ def use_shared_prefix(model: PreTrainedModel, backend: Backend = "sdpa") -> Iter
 
 @contextmanager
 def counted_attention() -> Iterator[list[torch.Size]]:
-    """Within the block, the shapes of the queries of each call of the ``sdpa`` back end, [H, N, D]."""
+    """Record the query shape [H, N, D] of each call of the ``sdpa`` back end within the block."""
     calls: list[torch.Size] = []
 
-    def noted(query: Tensor, *rest: Any) -> Tensor:
+    def recorded(query: Tensor, *rest: Any) -> Tensor:
         calls.append(query.shape)
         return sdpa_attention(query, *rest)
 
-    _BACKENDS["sdpa"] = noted
+    _BACKENDS["sdpa"] = recorded
     try:
         yield calls
     finally:
@@ -146,18 +147,18 @@ def counted_attention() -> Iterator[list[torch.Size]]:
 
 
 def check_config(config: PreTrainedConfig) -> None:
-    """Refuse what a shared prompt, or a head applied apart from the model's forward, would compute wrongly.
+    """Refuse a model for which a shared prompt, or an output head outside of the model's forward, gives wrong results.
 
     Raises:
-        UserError: layers that do not attend everything before them, attention scores or logits that the model changes,
-            or a RoPE type whose frequencies depend on the row's largest position, so that a row would not equal its
-            separate parts.
+        UserError: a layer does not attend to all tokens before each token, the model changes its attention scores or
+            logits, or its RoPE frequencies depend on the largest position of the row, so that the row would not equal
+            separate rows.
     """
     where = config_name(config)
     config = text_config(config)
     layer_types = set(getattr(config, "layer_types", None) or ())
     if getattr(config, "is_heterogeneous", False) and layer_types <= {"full_attention"}:
-        # Such a config raises where one of these is asked for.
+        # Such a config raises when one of these attributes is read.
         raise UserError(
             f"the layers differ in {', '.join(sorted(config.per_layer_attributes or ()))}",
             where=where,
@@ -203,7 +204,7 @@ def shared_prefix_attention(
     shared_prefix: RowLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one row.
+    """Compute the attention of one row; transformers' layers call this function.
 
     Args:
         module: the attention layer.
@@ -211,17 +212,18 @@ def shared_prefix_attention(
         key: [1, H_kv, N, D].
         value: [1, H_kv, N, D].
         attention_mask: must be None; padding is part of the layout.
-        backend: what computes it.
-        scaling: factor on the scores.
+        backend: the back end that computes the attention.
+        scaling: factor on the scores; None is D ** -0.5.
         dropout: must be 0.
-        shared_prefix: the row's layout.
-        kwargs: what else the model hands down; variants of attention are refused.
+        shared_prefix: layout of the row.
+        kwargs: other keywords of the model; those that ask for a variant of attention are refused.
 
     Returns:
         [1, N, H, D], and None in place of attention weights.
 
     Raises:
-        ValueError: called without a layout, or in a way that this function would compute wrongly.
+        ValueError: there is no layout, the shapes do not fit it, or the call has a mask, dropout or a variant of
+            attention.
     """
     if shared_prefix is None:
         raise ValueError("shared-prefix attention needs the row's layout: call the model with shared_prefix=layout")
@@ -238,13 +240,14 @@ def shared_prefix_attention(
 
 
 def _no_mask(*, attention_mask: Tensor | None = None, **_: Any) -> None:
-    """In place of transformers' causal mask, which would take gaps in the positions for borders of packed documents."""
+    """Make no mask. transformers' causal mask would take gaps in the positions for borders of packed documents."""
     if attention_mask is not None:
         raise ValueError("shared-prefix attention takes no attention mask: padding is part of the layout")
 
 
-_untraced = torch.compiler.disable(shared_prefix_attention)  # traced, it would be compiled anew for every layout
+# If torch.compile traced the function, it would compile it anew for every layout.
+_untraced = torch.compiler.disable(shared_prefix_attention)
 
-for _backend, _name_there in _INTERFACE_NAMES.items():
-    AttentionInterface.register(_name_there, partial(_untraced, backend=_backend))
-    AttentionMaskInterface.register(_name_there, _no_mask)
+for _backend, _interface_name in _INTERFACE_NAMES.items():
+    AttentionInterface.register(_interface_name, partial(_untraced, backend=_backend))
+    AttentionMaskInterface.register(_interface_name, _no_mask)

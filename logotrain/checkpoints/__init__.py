@@ -1,1 +1,1 @@
-"""What a run leaves on disk to go on from, and the merged model."""
+"""Checkpoints that a run continues from, the exported result, and merged models."""

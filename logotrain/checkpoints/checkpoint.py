@@ -1,9 +1,9 @@
-"""Checkpoints that a stopped run continues from, and the finished model.
+"""Write checkpoints that a stopped run continues from, and export the finished model.
 
-A checkpoint is ``step-N/``: trained weights and optimizer state by torch's distributed checkpoint, ``adapter/`` as PEFT
-writes it. It is sealed (:mod:`logodata.common.files`), so it is whole or not there. Whatever part of a tensor each
-process holds, the files know its place in the whole: a run continues on another number of processes, replicated or
-sharded. Random states are not part of it: a step draws nothing that its number does not decide.
+A checkpoint is a folder ``step-N/``. It holds the trained weights and the optimizer state in torch's distributed
+checkpoint format, and ``adapter/`` as PEFT writes it. It is sealed (:mod:`logodata.common.files`), so it is complete or
+absent. The format records the place of each shard in its tensor, so a run can continue on another number of processes,
+replicated or sharded. No random state is saved, because the number of a step decides all that the step draws.
 """
 
 from __future__ import annotations
@@ -55,16 +55,18 @@ _TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 _ADAPTER = "adapter"
 
 _POLL_S = 0.2
-"""Between two looks whether a command ended, or the run was asked to stop."""
+"""Seconds between two checks whether a command ended or the run was asked to stop."""
 
 
 class CheckpointWriter:
-    """Writes checkpoints of one run, one at a time, in the background where that is wanted.
+    """Writes the checkpoints of one run, one at a time; in the background if ``settings.asynchronous``.
+
+    Every process makes one writer and calls the same methods.
 
     Args:
-        folder: holds ``step-N/``.
-        settings: how many are kept, and what runs after each.
-        world: every process makes one writer and calls the same methods.
+        folder: the folder that holds ``step-N/``.
+        settings: the ``checkpoint`` section of the recipe.
+        world: the processes of the run.
     """
 
     def __init__(self, folder: Path, settings: CheckpointSettings, world: World) -> None:
@@ -72,15 +74,15 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._commands: list[tuple[subprocess.Popen[bytes], Path]] = []
-        # Its own group: what is written in the background must not meet what training sends meanwhile.
+        # Background writes have their own group, so that their messages do not mix with those of training.
         self._group = None if world.size == 1 else distributed.new_group(backend="gloo")
         world.on_main(lambda: _remove_scratch(folder))
 
     def save(self, step: int, model: PreTrainedModel | PeftModel, optimizer: Optimizer) -> None:
-        """Take the state after ``step`` steps and write it; a write that is still under way is waited for.
+        """Wait for the write that is still running, then copy the state after ``step`` steps and write it.
 
         Raises:
-            UserError: this write, or in the background the one before, failed.
+            UserError: this write failed, or the one before, if it ran in the background.
         """
         self.wait()
         scratch = _scratch(self._folder, step)
@@ -109,10 +111,10 @@ class CheckpointWriter:
             self.wait()
 
     def wait(self) -> None:
-        """Return when nothing is being written.
+        """Wait until no checkpoint is being written.
 
         Raises:
-            UserError: a write failed, on whichever process.
+            UserError: a write failed on any process.
         """
         if self._pending is None:
             return
@@ -128,23 +130,23 @@ class CheckpointWriter:
                 raise found
 
     def close(self) -> None:
-        """Wait for the last write."""
+        """Wait for the last write, then delete old checkpoints."""
         self.wait()
         self._thread.shutdown()
-        self._world.on_main(self._remove_old)  # a run that was killed at its end left one too many
+        self._world.on_main(self._remove_old)  # a run that was killed at its end left one checkpoint too many
 
     def abandon(self) -> None:
-        """Wait for a write that is under way, whatever becomes of it: who has the folder next may begin the same one.
+        """Wait for a running write and ignore its outcome: the next owner of the folder may write the same checkpoint.
 
-        Not where other processes write with this one: they may be gone.
+        With several processes this waits for nothing, because the others may be gone.
         """
         if self._world.size == 1:
             self._thread.shutdown()
 
     def end_commands(self, stop: StopFlag) -> None:
-        """Wait for the commands that run after checkpoints; once the run is asked to stop, leave them and say so.
+        """Wait for the checkpoint commands. If the run is asked to stop, note the running ones and leave them.
 
-        Only the main process has any. Called after :meth:`close`.
+        Only the main process starts commands. Call this after :meth:`close`.
         """
         for command, log in self._commands:
             while command.poll() is None and not stop:
@@ -163,21 +165,21 @@ class CheckpointWriter:
             self._start_command(self._settings.command, target, step)
 
     def _remove_old(self) -> None:
-        """Renamed first: a kill leaves nothing that looks like a checkpoint."""
         if self._settings.keep is not None:
             for old in _newest_first(self._folder)[self._settings.keep :]:
+                # The folder is renamed first, so that a kill leaves nothing that looks like a checkpoint.
                 scratch = _scratch(self._folder, old)
                 _path(self._folder, old).rename(scratch)
                 shutil.rmtree(scratch)
 
     def _start_command(self, template: str, target: Path, step: int) -> None:
-        """Run the user's command beside training, its output in a file: torch's launcher variables are not for it."""
+        """Run the user's command beside training and write its output to a file."""
         for running, _ in self._commands:
             _note_failure(running, running.poll())
         self._commands = [(running, log) for running, log in self._commands if running.poll() is None]
         command = template
         for name, value in (("checkpoint", target), ("adapter", target / _ADAPTER), ("step", step)):
-            command = command.replace(f"{{{name}}}", shlex.quote(str(value)))  # other braces are the shell's
+            command = command.replace(f"{{{name}}}", shlex.quote(str(value)))  # other braces belong to the shell
         log = self._folder / f"step-{step}.command.log"
         with open(log, "wb") as output:
             process = subprocess.Popen(
@@ -186,7 +188,7 @@ class CheckpointWriter:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_environment_without_launcher(),
-                # A Ctrl-C at the terminal, and torchrun's SIGTERM and SIGKILL, go to training's whole process group.
+                # A Ctrl-C and torchrun's SIGTERM and SIGKILL go to the whole process group of training.
                 start_new_session=True,
             )
         self._commands.append((process, log))
@@ -200,22 +202,23 @@ def restore(
     *,
     logged: int | None = None,
 ) -> int:
-    """Load the newest intact checkpoint into ``model`` and ``optimizer``.
+    """Load the newest intact checkpoint into ``model`` and ``optimizer``. All processes call this.
 
-    Damaged ones are renamed to ``step-N.damaged`` and said.
+    Damaged checkpoints are renamed to ``step-N.damaged`` and noted.
 
     Args:
-        folder: of the checkpoints.
-        model: gets the weights.
-        optimizer: gets its state.
-        world: all processes call this.
-        logged: steps whose metrics are there: a checkpoint after more is not used, or their lines would be lost.
+        folder: the folder that holds ``step-N/``.
+        model: the model that gets the weights.
+        optimizer: the optimizer that gets its state.
+        world: the processes of the run.
+        logged: number of steps in the metrics log. A checkpoint after more steps counts as damaged, because the metrics
+            of these steps would be missing.
 
     Returns:
-        Steps done, 0 if there is no checkpoint.
+        The number of steps done, 0 if there is no checkpoint.
 
     Raises:
-        UserError: the checkpoint is intact, but holds something else than this run writes.
+        UserError: the checkpoint is intact but was not written by a run like this one.
     """
     step = world.on_main(lambda: _newest_intact(folder, logged))
     if step == 0:
@@ -230,17 +233,17 @@ def restore(
 
 
 def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, name: str, dtype: torch.dtype) -> None:
-    """Write the finished model, complete or not at all.
+    """Write the finished model to ``folder``, completely or not at all. All processes call this; the main one writes.
 
-    An adapter as PEFT does, which PEFT and vLLM load as it is, with ``base_config.json``; or, after full tuning, a
-    model folder with its tokenizer.
+    After LoRA this is an adapter folder, which PEFT and vLLM load, with ``base_config.json``. After full tuning it is a
+    model folder with the tokenizer.
 
     Args:
-        model: trained.
-        folder: to write.
-        world: all processes call this; the main one writes.
-        name: the model that the recipe names; its tokenizer is copied.
-        dtype: of a model folder's weights; an adapter's are float32.
+        model: the trained model.
+        folder: the folder to write.
+        world: the processes of the run.
+        name: the model of the recipe, whose tokenizer is copied.
+        dtype: dtype of the weights of a model folder; those of an adapter are float32.
 
     Raises:
         UserError: the folder cannot be written.
@@ -268,9 +271,9 @@ def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, na
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A copy of a PEFT model's adapter in host memory, whole, as PEFT names and writes it.
+    """A copy of the adapter of a PEFT model in host memory, with PEFT's names.
 
-    A module's state must not be asked for in the background: under sharding that changes the module, while it trains.
+    The copy is made before a background write starts: under sharding, reading a module's state changes the module.
     """
 
     weights: dict[str, Tensor]
@@ -279,7 +282,11 @@ class Adapter:
 
     @staticmethod
     def of(model: PreTrainedModel | PeftModel, world: World) -> Adapter | None:
-        """Every process calls this, the main one gets the copy. None for a model without adapter."""
+        """Copy the adapter of ``model`` to the main process. All processes call this.
+
+        Returns:
+            The copy; None on the other processes and for a model without adapter.
+        """
         if not isinstance(model, PeftModel):
             return None
         copies: dict[str, Tensor] = {}
@@ -289,7 +296,7 @@ class Adapter:
                 copies[name] = value.detach().to("cpu", copy=True)
         if not world.is_main:
             return None
-        # The vocabulary is never resized; "auto" would ask the hub about it.
+        # "auto" would ask the hub whether the vocabulary was resized; it never is.
         weights = get_peft_model_state_dict(model, state_dict=copies, save_embedding_layers=False)
         config = copy.deepcopy(model.peft_config["default"])
         config.inference_mode = True
@@ -298,7 +305,7 @@ class Adapter:
     def write(self, folder: Path) -> None:
         """Write ``adapter_config.json``, ``adapter_model.safetensors`` and ``base_config.json``."""
         folder.mkdir(parents=True)
-        # Tied weights are one tensor under two names; a file holds each name's own.
+        # safetensors refuses tied weights, which are one tensor with two names; clones separate them.
         weights = {name: value.contiguous().clone() for name, value in self.weights.items()}
         save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         self.config.save_pretrained(str(folder))
@@ -308,7 +315,7 @@ class Adapter:
 def _write_model(
     model: PreTrainedModel, weights: dict[str, Tensor], name: str, folder: Path, dtype: torch.dtype
 ) -> None:
-    # Names of one tied weight: the file holds the first.
+    # Of the two names of a tied weight the file holds only the first.
     names = {key for key, _ in model.named_parameters()} | {key for key, _ in model.named_buffers()}
     save_model(model, folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
     config = read_json(folder / "config.json")
@@ -321,7 +328,7 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    # ignore_frozen_params alone lets the frozen head of a tied model through: 113 MB for the embedded one.
+    # ignore_frozen_params alone keeps the frozen head of a tied model, 113 MB for the embedded model.
     trained = _trained(model)
     weights = get_model_state_dict(model, options=_TRAINED_ONLY)
     return {
@@ -331,7 +338,7 @@ def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _quiet_alone() -> None:
-    """One process needs no process group, and no warning about it, from whichever thread."""
+    """Silence torch's warning that there is no process group, in all threads: one process needs none."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
@@ -347,14 +354,14 @@ def _explained(target: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """torch reports a traceback of every process: what the first of them met."""
+    """Return the reason of an error in one line. torch's exception holds one error per process; the first is taken."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return error.strerror if isinstance(error, OSError) and error.strerror else f"{error}".splitlines()[0]
 
 
 def _remove_scratch(folder: Path) -> None:
-    """What a process that was killed was writing or deleting."""
+    """Delete the folders that a killed process was writing or deleting."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path)
 
@@ -378,7 +385,7 @@ def _newest_first(folder: Path) -> list[int]:
 
 
 def _newest_intact(folder: Path, logged: int | None) -> int:
-    """The newest checkpoint that is as it was written, 0 if there is none; damaged ones are put aside."""
+    """Return the step of the newest intact checkpoint, 0 if there is none; damaged ones are put aside."""
     for step in _newest_first(folder):
         path = _path(folder, step)
         fault = damage(path)
@@ -391,7 +398,7 @@ def _newest_intact(folder: Path, logged: int | None) -> int:
 
 
 def _environment_without_launcher() -> dict[str, str]:
-    """What torchrun set for this process would make a second program wait for others."""
+    """Return the environment without torchrun's variables, which would make another program wait for processes."""
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
     return {
         name: value

@@ -1,4 +1,4 @@
-"""An adapter becomes part of its model: a plain folder for tools that know no adapters."""
+"""Merge an adapter into its model and write a model folder, for tools that cannot load adapters."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ from logotrain.model.model import copy_tokenizer, save_model
 
 
 def merge(model: str, adapter: Path, out: Path, dtype: DType | None = None) -> Path:
-    """Write ``model`` with ``adapter`` merged, and its tokenizer, to ``out``; complete or not at all.
+    """Write ``model`` with ``adapter`` merged, and its tokenizer, to ``out``, completely or not at all.
 
-    The sum is taken in float32 and then rounded to ``dtype``, by default the type of the model's own weights.
+    Weights are added in float32 or wider and then rounded to ``dtype``, by default the dtype of the model's weights.
+
+    Returns:
+        ``out``.
 
     Raises:
-        UserError: model or adapter cannot be loaded or do not belong together, the model's weights are quantised, or
-            ``out`` exists or cannot be written.
+        UserError: the model or the adapter cannot be loaded, they do not belong together, the model's weights are
+            quantised, or ``out`` exists or cannot be written.
     """
     check_merge(model, adapter, out)
     config = load_config(model, adapter=adapter)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
-            "its weights are quantised: with an adapter in them they would be rounded anew",
+            "the model's weights are quantised: merging an adapter would round them again",
             where=model,
-            mend="give the model that was quantised",
+            mend="give the model before quantisation",
         )
     check_adapter_fits(model, adapter)
     own = getattr(torch, config.dtype) if isinstance(config.dtype, str) else config.dtype

@@ -1,8 +1,8 @@
-"""Reading torch's distributed checkpoints without running what a stranger wrote into them.
+"""Read torch's distributed checkpoints without running code that somebody put into them.
 
-torch keeps a checkpoint's table of contents (``.metadata``), and every value that is no tensor, as pickles, and loads
-them without restraint. Here the table may name the classes that torch writes there and nothing else, values are loaded
-with ``weights_only``, and files lie in the checkpoint's folder.
+torch stores a checkpoint's table of contents (``.metadata``) and all values that are not tensors as pickles, and loads
+them without checks. Here the table may name only the classes that torch writes there, values are loaded with
+``weights_only``, and all files must lie in the checkpoint's folder.
 """
 
 from __future__ import annotations
@@ -44,34 +44,34 @@ _CLASSES = {
         )
     ),
 }
-"""What torch 2.11 to 2.13 name in a table of contents; dtypes besides."""
+"""The classes that torch 2.11 to 2.13 write into a table of contents, besides dtypes."""
 
 
 def load_checkpoint(state: dict[str, Any], folder: Path, *, alone: bool) -> None:
     """Fill ``state`` from a checkpoint, in place.
 
     Args:
-        state: as it was saved, with tensors to copy into.
-        folder: of the checkpoint.
-        alone: there is one process, and no process group.
+        state: a state dict of the shape that was saved, with tensors to copy into.
+        folder: the folder of the checkpoint.
+        alone: whether there is only one process, and no process group.
 
     Raises:
-        UserError: the files hold something else than a checkpoint of ours, or do not fit ``state``.
+        UserError: the files are not a checkpoint of logotrain, or they do not fit ``state``.
     """
     reader = _Reader(folder)
     try:
         load_distributed(state, storage_reader=reader, planner=_Planner(), no_dist=alone)
     except CheckpointException as error:
-        if reader.fault is not None:  # torch looks for another table then, and tells of that one
+        if reader.fault is not None:  # torch then looks for another table and reports only that one
             raise reader.fault from error
-        pass_on(error)  # torch makes every exception a fault of the checkpoint, an interrupt too
+        pass_on(error)  # torch wraps every exception in CheckpointException, even an interrupt
         cause, _ = next(iter(error.failures.values()))
         raise cause if isinstance(cause, UserError) else _refusal(folder, cause) from error
 
 
 class _Reader(FileSystemReader):
     fault: Exception | None = None
-    """What the first table that was read had, or met."""
+    """The first error met while reading a table of contents."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002 - torch's signature
         folder = Path(self.path)
@@ -94,11 +94,11 @@ class _Reader(FileSystemReader):
 
 class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        # torch unpickles what it is given here: it gets what we pickled ourselves.
+        # torch unpickles these bytes without checks, so the value is loaded safely and pickled anew.
         own, name = io.BytesIO(), read_item.storage_index.fqn
         try:
             plain = torch.load(value, weights_only=True)
-        except Exception as error:  # torch's own text advises to load it without restraint
+        except Exception as error:  # torch's message would advise to load it without weights_only
             pass_on(error)
             raise pickle.UnpicklingError(f"{name} is no plain value") from error
         torch.save(plain, own)

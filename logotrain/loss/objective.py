@@ -1,8 +1,9 @@
-"""Training losses: pure functions of log-probabilities, one formula each, and the one that a recipe asks for.
+"""The training losses, each a pure function of log-probabilities, and :func:`sample_loss`, which chooses among them.
 
-Log-probabilities are float32 or float64, in nats. B counts samples, M the dis-preferred responses of one sample.
-log p(y) is the sum over a response's tokens, r(y) their mean. SimPO, CPO and DPO are losses of one pair: with M > 1 the
-preferred response pairs with each dis-preferred one, and the M losses are averaged.
+Log-probabilities are float32 or float64, in nats. B is the number of samples, M the number of dis-preferred responses
+of a sample. log p(y) is the sum of the log-probabilities of a response's tokens, r(y) is their mean. SimPO, CPO and DPO
+are losses of one pair. With M > 1 the preferred response forms a pair with each dis-preferred one, and the M losses are
+averaged.
 """
 
 from __future__ import annotations
@@ -30,14 +31,13 @@ from logotrain.recipe.settings import (
 
 @dataclass(frozen=True, slots=True)
 class PreferenceLoss:
-    """A loss and its parts, each [B], one value a sample.
+    """A loss and its terms, each a tensor [B] with one value per sample.
 
     Attributes:
-        loss: what is minimised.
-        preference: its term that compares responses; 0 for :func:`sft`.
-        sft: negative mean log-probability of the trained text, before any weight; reported by every objective.
-        margin: r(y_w) minus the mean of the r(y_l), in nats a token whatever the objective compares; None for
-            :func:`sft`.
+        loss: the loss that is minimised.
+        preference: the term that compares responses; 0 for :func:`sft`.
+        sft: negative mean log-probability of the trained text, before any weight; every objective reports it.
+        margin: r(y_w) minus the mean of all r(y_l), in nats per token for every objective; None for :func:`sft`.
     """
 
     loss: Tensor
@@ -47,10 +47,10 @@ class PreferenceLoss:
 
 
 def logo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float, sft_weight: float) -> PreferenceLoss:
-    """LOGO (paper Eq. 2 and 3): reference-free, M dis-preferred responses over one context.
+    """Return the LOGO loss (paper Eq. 2 and 3), which needs no reference model.
 
     ``L = -log sigmoid(beta * r(y_w) - beta / M * sum_j r(y_l^j) - gamma) - lambda * r(y_w)``. With M = 1 and lambda = 0
-    it is SimPO.
+    it equals SimPO.
 
     Args:
         chosen: [B], r(y_w).
@@ -66,7 +66,7 @@ def logo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float, sft_wei
 
 
 def simpo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float) -> PreferenceLoss:
-    """SimPO (arXiv 2405.14734): ``L = -log sigmoid(beta * (r(y_w) - r(y_l)) - gamma)``.
+    """Return the SimPO loss (arXiv 2405.14734): ``L = -log sigmoid(beta * (r(y_w) - r(y_l)) - gamma)``.
 
     Args:
         chosen: [B], r(y_w).
@@ -87,15 +87,17 @@ def cpo(
     beta: float,
     sft_weight: float,
 ) -> PreferenceLoss:
-    """CPO (arXiv 2401.08417, Eq. 3): ``L = -log sigmoid(beta * (log p(y_w) - log p(y_l))) - lambda * r(y_w)``.
+    """Return the CPO loss (arXiv 2401.08417, Eq. 3).
+
+    ``L = -log sigmoid(beta * (log p(y_w) - log p(y_l))) - lambda * r(y_w)``.
 
     Args:
         chosen: [B], log p(y_w).
         rejected: [B, M], log p(y_l^1..M).
-        chosen_lengths: [B], tokens.
-        rejected_lengths: [B, M], tokens; only the margin needs them.
+        chosen_lengths: [B], in tokens.
+        rejected_lengths: [B, M], in tokens; only the margin needs them.
         beta: scale.
-        sft_weight: lambda. The likelihood term is a mean per token, as in the authors' code and TRL's.
+        sft_weight: lambda. The likelihood term is a mean per token, as in the code of the authors and of TRL.
     """
     preference = -logsigmoid(beta * (chosen[:, None] - rejected)).mean(dim=1)
     sft = -chosen / chosen_lengths
@@ -113,15 +115,17 @@ def dpo(
     *,
     beta: float,
 ) -> PreferenceLoss:
-    """DPO (arXiv 2305.18290, Eq. 7): ``L = -log sigmoid(beta * (log p/p_ref(y_w) - log p/p_ref(y_l)))``.
+    """Return the DPO loss (arXiv 2305.18290, Eq. 7).
+
+    ``L = -log sigmoid(beta * (log p/p_ref(y_w) - log p/p_ref(y_l)))``.
 
     Args:
         chosen: [B], log p(y_w).
         rejected: [B, M], log p(y_l^1..M).
         reference_chosen: [B], log p_ref(y_w), without gradient.
         reference_rejected: [B, M], log p_ref(y_l^1..M), without gradient.
-        chosen_lengths: [B], tokens; only margin and sft need the lengths.
-        rejected_lengths: [B, M], tokens.
+        chosen_lengths: [B], in tokens; only ``margin`` and ``sft`` need the lengths.
+        rejected_lengths: [B, M], in tokens.
         beta: scale.
     """
     ratio_chosen, ratio_rejected = chosen - reference_chosen, rejected - reference_rejected
@@ -132,10 +136,10 @@ def dpo(
 
 
 def sft(chosen: Tensor) -> PreferenceLoss:
-    """Instruct tuning (paper Table 1): the negative mean log-probability of whatever tokens are trained on.
+    """Return the loss of instruct tuning (paper Table 1): the negative mean log-probability of the trained tokens.
 
     Args:
-        chosen: [B], mean over those tokens.
+        chosen: [B], mean log-probability of the trained tokens.
     """
     return PreferenceLoss(loss=-chosen, preference=torch.zeros_like(chosen), sft=-chosen, margin=None)
 
@@ -147,16 +151,16 @@ def sample_loss(
     prompt: Tensor | None = None,
     reference: Tensor | None = None,
 ) -> PreferenceLoss:
-    """The loss of one sample (B = 1) from its token log-probabilities.
+    """Return the loss of one sample (B = 1) from the log-probabilities of its tokens.
 
     Args:
-        settings: which loss.
-        responses: [R_j] each, the preferred one first; no other unless :func:`uses_rejected`.
-        prompt: [P - 1], of the prompt's tokens but the first; given if :func:`scores_prompt`, and only then.
-        reference: [1 + M], log p_ref of each response; given if :func:`uses_reference`, and only then.
+        settings: the objective of the recipe.
+        responses: [R_j] for each response, the preferred one first; the others only if :func:`uses_rejected`.
+        prompt: [P - 1], of the prompt's tokens but the first; given if and only if :func:`scores_prompt`.
+        reference: [1 + M], log p_ref of each response; given if and only if :func:`uses_reference`.
 
     Raises:
-        ValueError: a response is empty, or the inputs are not those that the loss reads.
+        ValueError: there is no response, a response is empty, or an input is missing or not used by the objective.
     """
     if not responses or min(response.numel() for response in responses) == 0:
         raise ValueError("an empty response has no mean log-probability")
@@ -187,10 +191,10 @@ def sample_loss(
 
 
 def _margin(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """[B] from mean log-probabilities [B] and [B, M]."""
+    """Return the margin [B] from mean log-probabilities [B] and [B, M]."""
     return chosen - rejected.mean(dim=1)
 
 
 def _split(values: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, 1 + M] as preferred [B] and dis-preferred [B, M]."""
+    """Split [B, 1 + M] into preferred [B] and dis-preferred [B, M]."""
     return values[:, 0], values[:, 1:]

@@ -1,4 +1,4 @@
-"""Log-probabilities of the untrained model, for objectives that compare with it: computed once, before step 1."""
+"""Log-probabilities of the reference model of DPO. It is the untrained model, so they are computed before step 1."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ from logotrain.rows.collate import Collator
 
 Draw = tuple[int, PreferenceSample]
 
-_ANEW = "steps are done, and only the untrained model's count: start again in another -o"
+_START_AGAIN = "training has begun, so they cannot be computed again; start again in another -o"
 
 
 class ReferenceLogprobs:
-    """``reference.jsonl``: for each draw (sample and epoch, since positions differ) the responses' summed log-probs.
+    """The summed reference log-probabilities of each response, kept in ``reference.jsonl``.
+
+    Each draw, a sample in an epoch, has its own values, because its positions differ from those of other epochs.
 
     Args:
-        path: the file; what it holds already is not computed again.
-        untrained: whether the model is still the one that training starts from; later nothing can be computed.
+        path: the file; values that it holds are not computed again.
+        untrained: whether no step has been trained yet; only then can values be computed.
 
     Raises:
-        UserError: a line is damaged.
+        UserError: a line of the file is damaged.
     """
 
     def __init__(self, path: Path, *, untrained: bool) -> None:
         self._path, self._untrained = path, untrained
-        mend = "delete the line, then run the same command again" if untrained else _ANEW
+        mend = "delete the line, then run the same command again" if untrained else _START_AGAIN
         self._values: dict[tuple[str, int], list[float]] = {}
         if path.exists():
             for where, record in json_objects(path, mend=mend):
@@ -49,7 +51,7 @@ class ReferenceLogprobs:
                     raise UserError("damaged record", where=where, mend=mend) from error
 
     def of(self, draw: Draw, device: torch.device) -> Tensor:
-        """Summed log-probabilities of a draw's responses, [1 + M], nats."""
+        """Return the summed log-probabilities of a draw's responses, [1 + M], in nats."""
         epoch, sample = draw
         return torch.tensor(self._values[sample.id, epoch], device=device)
 
@@ -64,20 +66,20 @@ class ReferenceLogprobs:
         block: int,
         stop: StopFlag,
     ) -> None:
-        """Compute what is missing with ``model`` and append it to the file block by block.
+        """Compute the missing log-probabilities of ``draws`` with ``model`` and append them to the file.
 
         Args:
-            draws: all that training will need.
-            model: every process's part of it.
-            collator: makes the rows, as in training.
+            draws: all draws that training will need.
+            model: the untrained model; under sharding, this process's part of it.
+            collator: the collator that makes the rows of training.
             world: the processes that share the work.
-            share: this process's rows of a block of draws, as indices into the block.
-            block: draws between two writes.
-            stop: looked at after each of them.
+            share: returns this process's rows of a block of draws, as indices into the block.
+            block: number of draws between two writes.
+            stop: checked after each write.
 
         Raises:
-            UserError: something is missing and the model is trained already, or a log-probability is not finite.
-            Stopped: ``stop`` was set on any process; what was computed is in the file.
+            UserError: values are missing but the model is already trained, or a log-probability is not finite.
+            Stopped: ``stop`` was set on any process; the file holds all values computed so far.
         """
         wanted = {(sample.id, epoch): (epoch, sample) for epoch, sample in draws}
         missing = [draw for key, draw in wanted.items() if key not in self._values]
@@ -87,7 +89,7 @@ class ReferenceLogprobs:
             raise UserError(
                 f"lacks the untrained model's log-probabilities of {len(missing)} samples and epochs",
                 where=str(self._path),
-                mend=_ANEW,
+                mend=_START_AGAIN,
             )
         known = len(wanted) - len(missing)
         with progress("reference log-probabilities", len(wanted), known) as bar, without_backward(model):
@@ -115,7 +117,7 @@ class ReferenceLogprobs:
 
 
 def cut_half_line(path: Path) -> None:
-    """Remove what follows the last whole line: a kill or a power failure left it, and its draws are computed again."""
+    """Remove the incomplete last line that a kill or a power failure left. Its draws are computed again."""
     if path.exists():
         content = path.read_bytes()
         end = content.rfind(b"\n") + 1

@@ -1,5 +1,4 @@
-"""What is chosen where nothing was said: the learning rate of a run without a recipe, the dtype that suits the device,
-and which device that is."""
+"""Defaults that depend on the run: the learning rate without a recipe, and the dtype for the device."""
 
 from __future__ import annotations
 
@@ -10,31 +9,37 @@ from logodata.common.files import read_json
 from logotrain.recipe.settings import TrainRecipe
 
 ADAPTER_LR = 5e-6
-"""Peak learning rate of adapters without a recipe: ten times the 5e-7 that the paper has and full tuning takes, as
-alignment-handbook's zephyr-7b-dpo-qlora has ten times the rate of its zephyr-7b-dpo-full."""
+"""Peak learning rate of adapters in a run without a recipe.
+
+It is ten times the paper's 5e-7, which full tuning takes. In alignment-handbook too, zephyr-7b-dpo-qlora has ten times
+the rate of zephyr-7b-dpo-full."""
 
 _ON_CPU: Literal["float32"] = "float32"
 
 
 def without_recipe(recipe: TrainRecipe) -> TrainRecipe:
-    """A recipe that no file stands behind, with a learning rate for what it trains, unless it was given one."""
+    """Return ``recipe`` with :data:`ADAPTER_LR` if it trains adapters and sets no learning rate."""
     if recipe.tuning == "full" or "lr" in recipe.optimizer.model_fields_set:
         return recipe
     return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": ADAPTER_LR})})
 
 
 def with_dtype(recipe: TrainRecipe, *, gpu: bool) -> TrainRecipe:
-    """The recipe, in float32 on a CPU if it says nothing of ``dtype``: bfloat16 takes minutes a step on most."""
+    """Return ``recipe`` in float32 if there is no GPU and it sets no ``dtype``.
+
+    In bfloat16 a step takes minutes on most CPUs.
+    """
     return recipe if gpu or "dtype" in recipe.model_fields_set else recipe.model_copy(update={"dtype": _ON_CPU})
 
 
 def dtype_of_run(recipe: TrainRecipe, bound: Path | None) -> tuple[TrainRecipe, str]:
-    """The recipe with the dtype of a run, and why it is another than the recipe's, if it is: the one with which the run
-    began, else what suits this machine.
+    """Return ``recipe`` with the dtype of the run, and the reason if that differs from the recipe's, else "".
+
+    The recipe's dtype is taken if it sets one, else the dtype with which the run began, else the one for this machine.
 
     Args:
-        recipe: its own dtype goes first, if it says any.
-        bound: the recipe that the run is bound to, as JSON; None before its first step.
+        recipe: the recipe of the run.
+        bound: JSON file of the recipe that the run is bound to; None before its first step.
     """
     if "dtype" in recipe.model_fields_set:
         return recipe, ""

@@ -1,14 +1,13 @@
-"""Names that other trainers have for what a ``train`` section says, and what they are called here.
+"""Names and values that other trainers use for settings of the ``train`` section, with the names that they have here.
 
-TRL's DPOConfig, CPOConfig and SFTConfig with transformers' TrainingArguments; PEFT's LoraConfig; Axolotl;
-LLaMA-Factory; OpenRLHF.
-The form of the tables is that of :mod:`logodata.common.recipes.foreign`.
+The names come from TRL's DPOConfig, CPOConfig and SFTConfig with transformers' TrainingArguments, PEFT's LoraConfig,
+Axolotl, LLaMA-Factory and OpenRLHF. :mod:`logodata.common.recipes.foreign` describes the form of the tables.
 """
 
 from __future__ import annotations
 
-_ROWS = "samples_per_step: samples of a step over all devices; a row at a time, so memory does not depend on it"
-_WHOLE = ": nothing is cut to fit; a sample longer than positions.target_length is refused"
+_ROWS = "samples_per_step: samples of a step over all devices; rows run one by one, so memory does not depend on it"
+_WHOLE = ": nothing is truncated; a sample longer than positions.target_length is refused"
 _LOG = ": every step is a line of RUN/metrics.jsonl"
 _NO_REPORTS = ": nothing is sent anywhere; every step is a line of RUN/metrics.jsonl"
 _FSDP = "parallel.strategy: shard splits the weights with FSDP2, the processes are torchrun's"
@@ -19,7 +18,7 @@ _OUTPUT = ": the folder is the option -o DIR"
 _DATA = "data.path: a folder that logodata build wrote"
 _TEMPLATE = ": the data hold token ids; a chat template is the build's, chat_template=FILE of logodata build"
 _NO_DROPOUT = "lora.dropout: must stay 0, the prompt's states are shared by all responses"
-_PACKING = "row_tokens: samples share a row up to this many tokens; each sees itself alone"
+_PACKING = "row_tokens: samples share a row up to this many tokens; each attends only to itself"
 _LOADER = ": the data are in memory before the first step"
 _PUSH = ": nothing is uploaded; hf upload takes RUN/final"
 _NO_SMOOTHING = ": no loss here has label smoothing"
@@ -159,7 +158,7 @@ NAMES = {
     "full_finetuning": "tuning: full",
     "finetuning_type": "tuning: lora, qlora or full",
     "load_in_4bit": "tuning: qlora",
-    "load_in_8bit": "tuning: qlora computes on weights of 4 bits; there are none of 8",
+    "load_in_8bit": "tuning: qlora has weights of 4 bits; weights of 8 bits are not supported",
     "quantization*": "tuning: qlora",
     "bnb_4bit_compute_dtype": "dtype",
     "bnb_4bit_*": "tuning: qlora is NF4 with double quantisation",
@@ -265,9 +264,9 @@ NAMES = {
     "torch_dtype": "dtype: bfloat16 or float32",
     "precision": "dtype: bfloat16 or float32",
     "mixed_precision": "dtype: bfloat16; trained weights and optimizer state are float32 always",
-    "fp16": "dtype: bfloat16 or float32; float16 is not trained in",
-    "float16": "dtype: bfloat16 or float32; float16 is not trained in",
-    "tf32": ": matrix products of float32 stay float32, as torch has them by default",
+    "fp16": "dtype: bfloat16 or float32; training in float16 is not supported",
+    "float16": "dtype: bfloat16 or float32; training in float16 is not supported",
+    "tf32": ": matrix products of float32 stay float32, which is torch's default",
     "gradient_checkpointing*": "recompute: auto, none, selective or full",
     "activation_*": "recompute: auto, none, selective or full",
     "use_reentrant": "recompute: auto, none, selective or full",
@@ -288,7 +287,7 @@ NAMES = {
     "use_liger_kernel": "compile: no other kernels are put in; the output head is computed in chunks always",
     "liger_*": "compile: no other kernels are put in; the output head is computed in chunks always",
     "unsloth*": "compile: no other kernels are put in",
-    "torch_empty_cache_steps": "recompute: what to turn when memory runs out; see logotrain plan",
+    "torch_empty_cache_steps": "recompute: change it when memory runs out; see logotrain plan",
     "skip_memory_metrics": ": logotrain plan estimates the memory",
     # Many processes
     "deepspeed": _FSDP,
@@ -373,9 +372,9 @@ VALUES = {
         "float": "float32",
         "torch.bfloat16": "bfloat16",
         "torch.float32": "float32",
-        "fp16": "bfloat16 or float32; float16 is not trained in",
-        "float16": "bfloat16 or float32; float16 is not trained in",
-        "half": "bfloat16 or float32; float16 is not trained in",
+        "fp16": "bfloat16 or float32; training in float16 is not supported",
+        "float16": "bfloat16 or float32; training in float16 is not supported",
+        "half": "bfloat16 or float32; training in float16 is not supported",
         "auto": "left out: bfloat16 on a GPU, float32 on a CPU",
     },
     "optimizer": dict.fromkeys(
@@ -387,10 +386,10 @@ VALUES = {
     "checkpoint.keep": {"-1": "null: all", "0": "null: all"},
     "objective.name": {
         "sigmoid": "dpo",
-        "orpo": ": simpo and cpo are its neighbours without a reference model",
-        "ipo": ": dpo is its neighbour",
-        "hinge": ": dpo is its neighbour",
-        "kto": ": the data are pairs, dpo takes them",
+        "orpo": ": simpo and cpo come closest, they need no reference model either",
+        "ipo": ": dpo comes closest",
+        "hinge": ": dpo comes closest",
+        "kto": ": the data are pairs, use dpo",
     },
     "tuning": {"none": "full", "peft": "lora", "full_finetuning": "full", "qdora": "qlora", "dora": "lora"},
     "attention": {
@@ -416,5 +415,5 @@ VALUES = {
         "ddp": "replicate",
         "full_shard": "shard",
     },
-    "rope.type": {"dynamic": "ntk, of a fixed factor: a prompt is shared, whatever the length of the row"},
+    "rope.type": {"dynamic": "ntk, with a fixed factor: a shared prompt must not depend on the length of the row"},
 }

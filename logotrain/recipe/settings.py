@@ -1,4 +1,4 @@
-"""The ``train`` section of a recipe: what is trained, on what, how, with the paper's values as defaults."""
+"""The ``train`` section of a recipe. The defaults are the paper's values."""
 
 from __future__ import annotations
 
@@ -15,51 +15,52 @@ from logodata.common.recipes.types import OrPath, Tokens
 from logotrain.recipe.foreign_names import NAMES, VALUES
 
 ALL_LINEAR = "all-linear"
-"""Stands among ``lora.target_modules`` for all linear layers, as in PEFT."""
+"""The entry of ``lora.target_modules`` that means all linear layers, as in PEFT."""
 
 
 class DataSettings(RecipeModel):
     path: Path | None = None
-    """Folder that ``logodata build`` wrote; only a run of no epochs does without."""
+    """Folder that ``logodata build`` wrote. Only a run with ``epochs=0`` needs none."""
 
     max_samples: int | None = Field(default=None, gt=0)
     """Use only the first samples of the folder; null uses all."""
 
     num_rejected: int | None = Field(default=None, gt=0)
-    """Train on the first M dis-preferred responses of each sample (the one from irrelevant chunks comes first, then one
-    for each of ``contexts.mixed_ratios``); null takes all. One data set then serves every M of an ablation."""
+    """Train on the first M dis-preferred responses of each sample; null takes all. The one from irrelevant chunks comes
+    first, then one for each of ``contexts.mixed_ratios``. So one data set serves all values of M of an ablation."""
 
     rejected_strategies: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Train only on dis-preferred responses of these contexts, as the data name them (``irrelevant``, ``mixed-0.5``,
-    ...); null takes all. ``num_rejected`` counts those that are left."""
+    """Train only on dis-preferred responses of these contexts, with the names in the data (``irrelevant``,
+    ``mixed-0.5``, ...); null takes all. ``num_rejected`` counts the responses that are left."""
 
 
 class RopeSettings(RecipeModel):
-    """Context extension: the model's rotary positions are scaled to a window ``factor`` times as long."""
+    """Context extension: the model's rotary embeddings are scaled to a window that is ``factor`` times as long."""
 
     type: Literal["yarn", "linear", "ntk"]
     """``yarn`` (arXiv 2309.00071), ``linear`` position interpolation (arXiv 2306.15595), or ``ntk``-aware base."""
 
     factor: float = Field(gt=1)
-    """New window over the model's own."""
+    """Length of the new window divided by the length of the model's window."""
 
 
 class PositionSettings(RecipeModel):
-    """Positional indices synthesis (paper section 3.3), and the two methods it is compared with."""
+    """Positional indices synthesis (paper section 3.3), and the two methods that the paper compares it with."""
 
     mode: Literal["mixed", "natural", "continuous", "sparse", "pose", "randpos"] = "mixed"
-    """Where gaps fall: between chunks (``continuous``), anywhere (``sparse``), both mixed, nowhere (``natural``), at
-    one random place (``pose``, arXiv 2309.10400), or all over the target (``randpos``, arXiv 2305.16843)."""
+    """Where the gaps between positions are: between chunks (``continuous``), anywhere (``sparse``), one of these two at
+    random (``mixed``), nowhere (``natural``), at one random place (``pose``, arXiv 2309.10400), or all over the target
+    length (``randpos``, arXiv 2305.16843)."""
 
     continuous_share: float = Field(default=0.9, ge=0, le=1)
     """Share of continuous draws in ``mixed`` mode; the paper mixes 9 : 1."""
 
     target_length: Tokens | None = None
-    """Positions are spread over [0, target_length); null takes the model's window, scaled by ``rope.factor``."""
+    """Positions lie in [0, target_length). Null takes the model's window, scaled by ``rope.factor``."""
 
 
 class LogoSettings(RecipeModel):
-    """LOGO (paper Eq. 2 and 3). Defaults are the paper's for the Llama-3-8B family."""
+    """LOGO (paper Eq. 2 and 3). The defaults are the paper's values for the Llama-3-8B family."""
 
     name: Literal["logo"] = "logo"
     """Which loss."""
@@ -75,7 +76,7 @@ class LogoSettings(RecipeModel):
 
 
 class SimpoSettings(RecipeModel):
-    """SimPO (arXiv 2405.14734): one pair a dis-preferred response, their losses averaged."""
+    """SimPO (arXiv 2405.14734): one pair per dis-preferred response, their losses averaged."""
 
     name: Literal["simpo"] = "simpo"
     """Which loss."""
@@ -88,7 +89,7 @@ class SimpoSettings(RecipeModel):
 
 
 class CpoSettings(RecipeModel):
-    """CPO (arXiv 2401.08417): one pair a dis-preferred response, their losses averaged."""
+    """CPO (arXiv 2401.08417): one pair per dis-preferred response, their losses averaged."""
 
     name: Literal["cpo"] = "cpo"
     """Which loss."""
@@ -101,7 +102,8 @@ class CpoSettings(RecipeModel):
 
 
 class DpoSettings(RecipeModel):
-    """DPO (arXiv 2305.18290) against the untrained model, whose log-probabilities are computed once, before step 1."""
+    """DPO (arXiv 2305.18290). Its reference is the untrained model, whose log-probabilities are computed once, before
+    step 1."""
 
     name: Literal["dpo"] = "dpo"
     """Which loss."""
@@ -111,13 +113,14 @@ class DpoSettings(RecipeModel):
 
 
 class SftSettings(RecipeModel):
-    """Instruct tuning on the preferred responses (paper Table 1); dis-preferred ones are not computed."""
+    """Instruct tuning on the preferred responses (paper Table 1). Dis-preferred responses are not computed."""
 
     name: Literal["sft"] = "sft"
     """Which loss."""
 
     tokens: Literal["response", "sequence"] = "response"
-    """``response`` is the paper's Instruct Tuning (Partial), ``sequence`` (prompt and response) its (Full)."""
+    """Tokens that are trained on: ``response`` is the paper's Instruct Tuning (Partial), ``sequence`` (prompt and
+    response) its Instruct Tuning (Full)."""
 
 
 def _objective_name(value: Any) -> Any:
@@ -135,7 +138,7 @@ ObjectiveSettings = Annotated[
 
 
 class LoraSettings(RecipeModel):
-    """Adapters on the attention projections, the backbone frozen (paper section 4.1). Without effect in full tuning."""
+    """Adapters on the attention projections of a frozen model (paper section 4.1). Full tuning ignores this section."""
 
     rank: int = Field(default=32, gt=0)
     """Rank of the adapters."""
@@ -144,18 +147,18 @@ class LoraSettings(RecipeModel):
     """Adapters are scaled by alpha / rank."""
 
     dropout: float = 0.0
-    """Must stay 0: responses share the prompt's states, so a value dropped there would be dropped for all of them."""
+    """Must be 0: responses share the prompt's states, so a value dropped there would be dropped for all of them."""
 
     target_modules: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
-    """Names of the linear layers that get an adapter; ``all-linear``: all of the decoder's, not the output head."""
+    """Names of the linear layers that get an adapter; ``all-linear`` means all of the decoder, not the output head."""
 
     train_embeddings: bool | Literal["auto"] = "auto"
-    """Train the token embedding too, as the paper does; ``auto``: unless that would train a tied output head with it.
+    """Train the token embedding too, as the paper does. ``auto`` does so unless the output head is tied to it.
 
-    PEFT loads such an adapter; vLLM does not take one with a trained embedding."""
+    PEFT loads an adapter with a trained embedding, vLLM does not."""
 
     def targets(self, linears: Iterable[str]) -> tuple[str, ...]:
-        """The names with ``all-linear`` spelt out: ``linears`` are those of the decoder's linear layers."""
+        """Return the target modules, where ``all-linear`` is replaced by ``linears``, the decoder's linear layers."""
         wanted = dict.fromkeys(self.target_modules)
         if ALL_LINEAR in wanted:
             wanted |= dict.fromkeys(sorted(linears))
@@ -171,7 +174,7 @@ class LoraSettings(RecipeModel):
 
 
 class OptimizerSettings(RecipeModel):
-    """AdamW with warm-up. State and trained weights are float32 whatever ``dtype`` says."""
+    """AdamW with warm-up. Its state and the trained weights are always float32; ``dtype`` does not change that."""
 
     lr: float = Field(default=5e-7, gt=0)
     """Peak learning rate."""
@@ -183,16 +186,16 @@ class OptimizerSettings(RecipeModel):
     """Decay rates of the two moments."""
 
     eps: float = Field(default=1e-8, gt=0)
-    """Added to the root of the second moment."""
+    """Number added to the root of the second moment."""
 
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients of a step are scaled down to this norm."""
+    """The gradient of a step is scaled down to this norm if its norm is larger."""
 
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises to its peak."""
 
     schedule: Literal["cosine"] = "cosine"
-    """How the learning rate falls after warm-up, to zero."""
+    """How the learning rate falls to zero after warm-up."""
 
     @field_validator("betas")
     @classmethod
@@ -206,51 +209,55 @@ class ParallelSettings(RecipeModel):
     """How the processes that torchrun started share the work."""
 
     strategy: Literal["auto", "replicate", "shard"] = "auto"
-    """``replicate``: every process holds the model and gradients are summed once a step. ``shard``: FSDP2 splits
-    weights, gradients and optimizer state. ``auto`` shards what one device cannot hold, and every full tuning."""
+    """``replicate``: every process holds the model, and gradients are summed once per step. ``shard``: FSDP2 splits
+    weights, gradients and optimizer state. ``auto`` shards a model that one device cannot hold, and all full tuning."""
 
     reshard_after_forward: bool = True
-    """When sharded: free a layer's gathered weights after its forward; false keeps them, for less traffic."""
+    """Under ``shard``, free the gathered weights of a layer after its forward pass. False keeps them, which saves
+    communication."""
 
 
 class CheckpointSettings(RecipeModel):
     every_steps: int = Field(default=50, gt=0)
-    """Steps between checkpoints; one is also written at the end and when the run is stopped."""
+    """Steps between checkpoints. A checkpoint is also written at the end and when the run is stopped."""
 
     keep: int | None = Field(default=2, gt=0)
-    """Newest checkpoints kept, older ones are deleted; null keeps all."""
+    """Number of newest checkpoints to keep; older ones are deleted. Null keeps all."""
 
     asynchronous: bool = True
-    """Write while the next steps run; costs a copy of the trained weights and their optimizer state in host memory."""
+    """Write checkpoints while the next steps run. This needs host memory for a copy of the trained weights and their
+    optimizer state."""
 
     command: str | None = None
-    """Shell command run after each checkpoint, ``{checkpoint}``, ``{adapter}`` and ``{step}`` filled in, such as
-    ``logoeval niah --model M --adapter {adapter} -o eval/{step}``. Its failure is noted and does not stop training.
-    Full tuning has no ``{adapter}``."""
+    """Shell command to run after each checkpoint, such as ``logoeval niah --model M --adapter {adapter} -o
+    eval/{step}``. ``{checkpoint}``, ``{adapter}`` and ``{step}`` are replaced; full tuning has no ``{adapter}``. A
+    failure is noted and does not stop the training."""
 
 
 class CollapseSettings(RecipeModel):
-    """This loss can lower preferred responses' probability too, down to repetition (princeton-nlp/SimPO issue 80)."""
+    """When to stop a run that destroys the model. The loss can lower the probability of preferred responses too, until
+    the model only repeats itself (princeton-nlp/SimPO issue 80)."""
 
     min_chosen_logp: float | None = Field(default=-10.0, lt=0)
-    """Stop when a step's mean log-probability of preferred responses, in nats a token, is below this; null: never."""
+    """Stop when the mean log-probability of a step's preferred responses, in nats per token, is below this. Null never
+    stops."""
 
     max_repetition: float | None = Field(default=0.5, gt=0, le=1)
-    """Stop when greedy continuations of fixed prompts repeat more than this share of their 4-grams beyond what the
-    untrained model does; null: never."""
+    """Stop when the share of repeated 4-grams in greedy continuations of fixed prompts exceeds that of the untrained
+    model by more than this. Null never stops."""
 
     every_steps: int = Field(default=50, gt=0)
-    """Steps between measurements of repetition; the first is before step 1, one more after the last step."""
+    """Steps between measurements of repetition. It is also measured before step 1 and after the last step."""
 
     num_prompts: int = Field(default=2, ge=0)
-    """Prompts of the data that are continued, the first ones; 0 measures nothing."""
+    """Number of prompts to continue, the first ones of the data; 0 measures nothing."""
 
     max_new_tokens: int = Field(default=64, gt=4)
-    """Tokens of each continuation."""
+    """Length of each continuation in tokens."""
 
 
 class TrainRecipe(RecipeModel):
-    """Everything that decides a training run's result."""
+    """All settings that decide the result of a training run."""
 
     own_model = "logotrain run --model MODEL --data DIR, without a recipe, takes the paper's"
     foreign_names = NAMES
@@ -260,13 +267,13 @@ class TrainRecipe(RecipeModel):
     """Model folder, hub name, or ``embedded``."""
 
     seed: int = Field(default=0, ge=0)
-    """Source of the sample order, the position draws and the adapters' first values."""
+    """Seed of the sample order, the position draws and the adapters' first values."""
 
     data: DataSettings = DataSettings()
     """The preference data."""
 
     rope: RopeSettings | None = None
-    """Context extension of the model; null leaves its window as it is."""
+    """Context extension of the model; null does not change its window."""
 
     positions: PositionSettings = PositionSettings()
     """Position ids of the prompts."""
@@ -275,49 +282,52 @@ class TrainRecipe(RecipeModel):
     """The loss."""
 
     tuning: Literal["lora", "qlora", "full"] = "lora"
-    """Adapters on a frozen model; on one quantised to 4 bits (needs bitsandbytes); or all weights."""
+    """What is trained: ``lora`` adapters on a frozen model, ``qlora`` adapters on a model quantised to 4 bits (needs
+    bitsandbytes), or all weights (``full``)."""
 
     lora: LoraSettings = LoraSettings()
-    """What is trained, unless all is."""
+    """The adapters of ``lora`` and ``qlora``."""
 
     optimizer: OptimizerSettings = OptimizerSettings()
-    """How it is trained."""
+    """The optimizer and its learning rate."""
 
     epochs: int = Field(default=2, ge=0)
-    """Passes over the data, each with its own position draws; the paper draws positions twice a sample. 0 trains
-    nothing: the result is the model under ``rope``."""
+    """Passes over the data, each with its own position draws; the paper draws positions twice per sample. With 0
+    nothing is trained, and the result is the model with ``rope`` applied."""
 
     samples_per_step: int = Field(default=64, gt=0)
-    """Samples whose gradients make one step, over all devices; the paper's 8 GPUs x 8 accumulation steps."""
+    """Number of samples of one step, over all devices; the paper has 8 GPUs x 8 accumulation steps."""
 
     max_steps: int | None = Field(default=None, gt=0)
-    """Stop after this many steps; the learning rate's schedule ends there too. Null runs all epochs."""
+    """Stop after this many steps, where the schedule of the learning rate ends too. Null runs all epochs."""
 
     row_tokens: Tokens | None = None
-    """Samples share a row up to this many tokens; a longer sample is refused. Null: one sample a row, of any length."""
+    """Samples share a row of up to this many tokens; a longer sample is refused. With null each sample has its own row,
+    of any length."""
 
     attention: Literal["auto", "flash", "flex", "sdpa"] = "auto"
-    """What computes the attention; ``auto`` takes flash, or else flex, on a GPU, and sdpa elsewhere."""
+    """Back end that computes the attention. ``auto`` takes flash, else flex, on a GPU, and sdpa elsewhere."""
 
     recompute: Literal["auto", "none", "selective", "full"] = "auto"
-    """What the backward pass computes again: ``none``; all but attention (``selective``); all (``full``: one
-    more forward pass, least memory). Gradients are equal. ``auto`` takes the first that fits the device's memory."""
+    """What the backward pass recomputes: nothing (``none``), all but the attention (``selective``), or all (``full``,
+    one more forward pass and the least memory). Gradients are equal. ``auto`` takes the first of these that fits the
+    device's memory."""
 
     compile: bool = False
-    """Compile each layer with torch.compile; rows are padded to multiples of 512 tokens so that few shapes occur."""
+    """Compile each layer with torch.compile. Rows are then padded to multiples of 512 tokens, so few shapes occur."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the frozen weights and the activations. Trained weights and optimizer state are float32 always. Unless it is
-    set, a run on a CPU takes float32: bfloat16 takes minutes a step there."""
+    """Dtype of the frozen weights and the activations. Trained weights and optimizer state are always float32. Without
+    this setting a run on a CPU takes float32, because a step in bfloat16 takes minutes there."""
 
     parallel: ParallelSettings = ParallelSettings()
-    """One process or many."""
+    """How several processes share the work."""
 
     checkpoint: CheckpointSettings = CheckpointSettings()
-    """What a stopped run continues from."""
+    """The checkpoints that a stopped run continues from."""
 
     collapse: CollapseSettings = CollapseSettings()
-    """When to give up."""
+    """When to stop a run whose model collapses."""
 
     @field_validator("checkpoint")
     @classmethod
@@ -328,12 +338,12 @@ class TrainRecipe(RecipeModel):
 
     @property
     def mixed_precision(self) -> bool:
-        """Whether float32 weights compute in bfloat16, by FSDP: full tuning in bfloat16."""
+        """Whether FSDP computes in bfloat16 on float32 weights, as in full tuning in bfloat16."""
         return self.tuning == "full" and self.dtype == "bfloat16"
 
     @property
     def narrow_adapters(self) -> bool:
-        """Whether float32 adapters compute in bfloat16, as their base does."""
+        """Whether float32 adapters compute in bfloat16, as their base model does."""
         return self.tuning != "full" and self.dtype == "bfloat16"
 
 
@@ -372,15 +382,15 @@ def load_train_recipe(
 
 
 def uses_rejected(settings: ObjectiveSettings) -> bool:
-    """Whether the loss reads dis-preferred responses; a row need not hold them otherwise."""
+    """Return whether the loss reads dis-preferred responses. If not, rows do not hold them."""
     return not isinstance(settings, SftSettings)
 
 
 def uses_reference(settings: ObjectiveSettings) -> bool:
-    """Whether the loss reads log-probabilities of the untrained model."""
+    """Return whether the loss reads log-probabilities of the untrained model."""
     return isinstance(settings, DpoSettings)
 
 
 def scores_prompt(settings: ObjectiveSettings) -> bool:
-    """Whether the loss reads the prompt's own log-probabilities."""
+    """Return whether the loss reads the log-probabilities of the prompt's tokens."""
     return isinstance(settings, SftSettings) and settings.tokens == "sequence"

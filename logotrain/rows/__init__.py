@@ -1,1 +1,1 @@
-"""Training rows: their lengths, positions and tensors, and which samples share one."""
+"""Training rows: their layout, their position ids, their tensors, and how samples are packed into them."""

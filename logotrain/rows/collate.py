@@ -1,4 +1,4 @@
-"""Preference samples become rows of tensors, each prompt once."""
+"""Turn preference samples into rows of tensors, in which each prompt stands once."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.positions import draw_mode, draw_positions
 
 _PAD_TO = 512
-"""Compiled layers see rows of few lengths."""
+"""Compiled runs pad rows to a multiple of this many tokens: layers are compiled anew for each length of a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``[prompt | chosen | rejected 1 | ... | rejected M]`` of one sample or several, then padding: N tokens.
+    """A row of N tokens: ``[prompt | chosen | rejected 1 | ... | rejected M]`` for each of its samples, then padding.
 
     Attributes:
-        sample_ids: for messages.
+        sample_ids: ids of the samples, for messages.
         input_ids: int64 [1, N].
         position_ids: int64 [1, N]; each response continues from its prompt's last position.
-        gather_index: int64 [T], indices into the row: the hidden state there predicts the token of ``targets``.
-        targets: int64 [T], the tokens that are scored.
-        num_targets: for each sample how many of them belong to its prompt (0 unless prompts are scored), then to each
+        gather_index: int64 [T], indices into the row. The hidden state at ``gather_index[t]`` predicts ``targets[t]``.
+        targets: int64 [T], ids of the tokens that are scored.
+        num_targets: for each sample, the number of targets in its prompt (0 unless prompts are scored) and in each
             response.
-        layout: where everything lies.
+        layout: where prompts, responses and padding lie in the row.
     """
 
     sample_ids: tuple[str, ...]
@@ -44,7 +44,7 @@ class Row:
     layout: RowLayout
 
     def to(self, device: torch.device) -> Row:
-        """The same row on another device."""
+        """Return a copy of the row with its tensors on ``device``."""
         tensors = {
             name: getattr(self, name).to(device) for name in ("input_ids", "position_ids", "gather_index", "targets")
         }
@@ -52,21 +52,21 @@ class Row:
 
 
 def row_responses(sample: PreferenceSample, *, rejected: bool) -> list[list[int]]:
-    """Token ids of a row's responses: the preferred one, then the dis-preferred ones if ``rejected``."""
+    """Return the token ids of the preferred response and, if ``rejected``, of the dis-preferred ones after it."""
     return [sample.chosen.token_ids, *(response.token_ids for response in sample.rejected if rejected)]
 
 
 @dataclass(frozen=True, slots=True)
 class Collator:
-    """Makes rows.
+    """Makes rows from samples.
 
     Attributes:
-        positions: how prompts are spread.
-        target_length: over what.
-        seed: of the position draws.
-        uses_rejected: False leaves dis-preferred responses out (SFT).
-        scores_prompt: True makes the prompt's tokens targets too, all but the first (SFT over the sequence).
-        pad_to_multiple: rows are filled up to a multiple of this many tokens.
+        positions: how positions are drawn for the prompts.
+        target_length: all positions are below this length, in tokens.
+        seed: seed of the position draws.
+        uses_rejected: whether rows hold the dis-preferred responses; SFT needs none.
+        scores_prompt: whether the prompt's tokens, all but the first, are targets too (SFT over the whole sequence).
+        pad_to_multiple: rows are padded to a multiple of this many tokens.
     """
 
     positions: PositionSettings
@@ -78,7 +78,7 @@ class Collator:
 
     @staticmethod
     def of(recipe: TrainRecipe, target_length: int) -> Collator:
-        """What makes the rows of a recipe's run."""
+        """Return the collator of a training run with this recipe."""
         return Collator(
             recipe.positions,
             target_length,
@@ -89,16 +89,17 @@ class Collator:
         )
 
     def layout(self, sample: PreferenceSample) -> SharedPrefixLayout:
-        """Lengths of a sample's parts in its row, in tokens."""
+        """Return the lengths of a sample's prompt and responses in its row, in tokens."""
         return SharedPrefixLayout(len(sample.prompt_ids), tuple(map(len, self._responses(sample))))
 
     def __call__(self, draws: Sequence[tuple[int, PreferenceSample]]) -> Row:
-        """The row of ``(epoch, sample)`` pairs, each with the position draw that belongs to this seed and epoch.
+        """Return one row of the samples in ``draws``, which holds ``(epoch, sample)`` pairs.
 
-        A sample's draw depends on nothing else: not on what shares its row, nor on how many processes there are.
+        The positions of a sample depend on the seed, the epoch and the sample alone, not on the other samples of the
+        row or the number of processes.
 
         Raises:
-            UserError: prompt and longest response of a sample do not fit under ``target_length``.
+            UserError: the prompt and the longest response of a sample do not fit under ``target_length``.
         """
         layouts = tuple(self.layout(sample) for _, sample in draws)
         padding = -sum(layout.total_length for layout in layouts) % self.pad_to_multiple
@@ -115,7 +116,7 @@ class Collator:
             if self.scores_prompt:
                 index.append(np.arange(start, start + prompt_length - 1))
             for response in self._responses(sample):
-                # Its first token is predicted by the prompt's last one, the others by the token before them.
+                # The prompt's last token predicts the first token of the response.
                 index.append(np.array([start + prompt_length - 1, *range(len(ids), len(ids) + len(response) - 1)]))
                 positions.append(np.arange(following, following + len(response)))
                 ids += response

@@ -1,4 +1,4 @@
-"""Where prompts and responses lie in a row: lengths only, no tensors."""
+"""The places of prompts and responses in a row, as lengths in tokens. This module has no tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from itertools import accumulate
 
 @dataclass(frozen=True, slots=True)
 class SharedPrefixLayout:
-    """One sample, ``[prompt | response 0 | response 1 | ...]``, lengths in tokens."""
+    """The layout of one sample, ``[prompt | response 0 | response 1 | ...]``, as lengths in tokens.
+
+    Raises:
+        ValueError: the prompt is empty, a response is empty, or there is no response.
+    """
 
     prompt_length: int
     response_lengths: tuple[int, ...]
@@ -19,26 +23,29 @@ class SharedPrefixLayout:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Of the prompt and of each response."""
+        """The lengths of the prompt and of each response, in tokens."""
         return (self.prompt_length, *self.response_lengths)
 
     @property
     def response_starts(self) -> tuple[int, ...]:
-        """Index of each response's first token in the sample."""
+        """The index of each response's first token in the sample."""
         return tuple(accumulate(self.lengths))[:-1]
 
     @property
     def total_length(self) -> int:
-        """Tokens in the sample."""
+        """The number of tokens in the sample."""
         return sum(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """One row of N tokens, ``[sample 0 | sample 1 | ... | padding]``.
+    """The layout of a row of N tokens, ``[sample 0 | sample 1 | ... | padding]``.
 
-    Samples do not attend each other. Padding tokens attend the padding up to themselves, so that they hold numbers;
-    nothing attends them.
+    Samples do not attend to each other, and no sample attends to the padding. A padding token attends to the padding up
+    to itself, because a softmax over no keys would be NaN.
+
+    Raises:
+        ValueError: there is no sample, or ``padding`` is negative.
     """
 
     samples: tuple[SharedPrefixLayout, ...]
@@ -50,12 +57,12 @@ class RowLayout:
 
     @property
     def sample_starts(self) -> tuple[int, ...]:
-        """Index of each sample's first token in the row."""
+        """The index of each sample's first token in the row."""
         return (0, *accumulate(sample.total_length for sample in self.samples))[:-1]
 
     @property
     def response_starts(self) -> tuple[tuple[int, ...], ...]:
-        """Of each sample, the index of each response's first token in the row."""
+        """For each sample, the index of each response's first token in the row."""
         return tuple(
             tuple(start + within for within in sample.response_starts)
             for start, sample in zip(self.sample_starts, self.samples, strict=True)
@@ -63,18 +70,18 @@ class RowLayout:
 
     @property
     def response_lengths(self) -> tuple[int, ...]:
-        """Of all samples' responses, in the order of the row."""
+        """The lengths of all responses of all samples, in the order of the row."""
         return tuple(length for sample in self.samples for length in sample.response_lengths)
 
     @property
     def pieces(self) -> tuple[int, ...]:
-        """Lengths that cut the row: prompt and responses of each sample, then the padding if there is any; sum N."""
+        """The lengths of each sample's prompt and responses, then of the padding if there is any. Their sum is N."""
         lengths = tuple(length for sample in self.samples for length in sample.lengths)
         return (*lengths, self.padding) if self.padding else lengths
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """For each response, in the order of the row: which of ``pieces`` is its prompt, and which itself."""
+        """For each response, in the order of the row, the indices in ``pieces`` of its prompt and of itself."""
         found: list[tuple[int, int]] = []
         piece = 0
         for sample in self.samples:
@@ -84,10 +91,10 @@ class RowLayout:
 
     @property
     def used_length(self) -> int:
-        """Tokens of samples."""
+        """The number of tokens in the row without padding."""
         return sum(sample.total_length for sample in self.samples)
 
     @property
     def total_length(self) -> int:
-        """Tokens in the row, padding included: N."""
+        """The number of tokens in the row with padding, N."""
         return self.used_length + self.padding

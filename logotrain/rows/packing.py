@@ -1,4 +1,4 @@
-"""Which samples share a row, and which process computes which rows: pure functions of lengths."""
+"""Pack samples into rows and assign the rows to processes. All functions are pure functions of lengths."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 
 def attention_share(query_width: int, layer_weights: int) -> float:
-    """FLOPs of attending one token over those of one token's linear layers: 4 a query feature against 2 a weight.
+    """Return the FLOPs of attending to one token, divided by the FLOPs of one token's linear layers.
+
+    Attention costs 4 FLOPs for each query feature, a linear layer 2 for each weight.
 
     Args:
-        query_width: of all query heads of a layer together.
-        layer_weights: of a layer's matrices.
+        query_width: width of all query heads of one layer together.
+        layer_weights: number of weights in the matrices of one layer.
     """
     return 2 * query_width / layer_weights
 
 
 def row_cost(layouts: Sequence[SharedPrefixLayout], attention_share: float) -> float:
-    """Work of a row, in tokens: a token's linear layers count one, attending one token counts ``attention_share``.
+    """Return the cost of a row, where the linear layers of one token cost 1.
 
     Args:
-        layouts: the samples of the row.
-        attention_share: FLOPs of attending one token over those of one token's linear layers.
+        layouts: samples of the row.
+        attention_share: cost of attending to one token, see :func:`attention_share`.
     """
     total = 0.0
     for layout in layouts:
@@ -34,11 +36,13 @@ def row_cost(layouts: Sequence[SharedPrefixLayout], attention_share: float) -> f
 
 
 def pack_rows(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> list[list[int]]:
-    """Indices of the samples of each row, first fit in order of length; in a row and over rows in the order given.
+    """Return the indices of the samples of each row, packed by first-fit decreasing.
+
+    The samples of a row are in the order of ``layouts``, and so are the rows, by their first samples.
 
     Args:
-        layouts: one a sample.
-        row_tokens: most tokens of a row; None gives every sample a row of its own.
+        layouts: layout of each sample.
+        row_tokens: largest number of tokens in a row; None gives every sample its own row.
     """
     if row_tokens is None:
         return [[index] for index in range(len(layouts))]
@@ -57,12 +61,13 @@ def pack_rows(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> 
 
 
 def assign_rows(costs: Sequence[float], world_size: int) -> list[list[int]]:
-    """Indices of the rows of each process, the costliest given first to the one with least to do.
+    """Return the indices of the rows of each process.
 
-    No process gets more than the rows divided evenly, rounded up: under sharding each must run as often as the others.
+    The rows are assigned from the most expensive to the cheapest, each to the process with the lowest cost so far. No
+    process gets more than ``ceil(rows / world_size)``, because sharded processes must all run equally many rows.
 
     Args:
-        costs: one a row.
+        costs: cost of each row.
         world_size: number of processes.
     """
     most = math.ceil(len(costs) / world_size)
@@ -83,10 +88,10 @@ def share_rows(
     row_tokens: int | None,
     attention_share: float,
 ) -> list[tuple[list[int], bool]]:
-    """The rows of one process: indices of their samples, and whether they count.
+    """Return the rows of one process, each as the indices of its samples and whether the row counts for the loss.
 
-    Every process gets equally many, since under sharding they compute together; where there are too few, a row that
-    another process counts is repeated.
+    Every process gets equally many rows, because sharded processes compute together. A process with too few rows
+    repeats a row that counts elsewhere; the repeated row does not count.
     """
     rows = pack_rows(layouts, row_tokens)
     costs = [row_cost([layouts[index] for index in row], attention_share) for row in rows]
@@ -96,7 +101,7 @@ def share_rows(
 
 
 def largest_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None, pad_to_multiple: int) -> RowLayout:
-    """The longest sample as often as a row may hold it, filled up."""
+    """Return the layout of the largest row: the longest sample, as often as it fits, and the padding."""
     longest = max(layouts, key=lambda layout: layout.total_length)
     length = max(longest.total_length, row_tokens or 0)
     count = length // longest.total_length

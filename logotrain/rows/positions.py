@@ -1,9 +1,9 @@
 """Positional indices synthesis (paper section 3.3): a short row takes positions of a long one.
 
-Pure functions of numpy arrays. ``P(i) = i + b_i`` with biases that grow along the row: positions increase strictly,
-never repeat and stay under the target length; :func:`coverage` counts how many draws visit each stretch of it. The
-paper's two modes place gaps by chunks: the frame before the first chunk starts at 0, what follows the last chunk
-(question, response) is consecutive. The two modes that it is compared with, PoSE and RandPOS, know no chunks.
+Token i gets the position ``P(i) = i + b_i``. The biases ``b_i`` never fall along the row, so positions increase
+strictly, and they stay under the target length. The paper's two modes place the gaps by chunks: the tokens before the
+first chunk start at position 0, the tokens after the last chunk (question, response) are consecutive. PoSE and RandPOS,
+which the paper compares with, do not use the chunks. The functions work on numpy arrays and are pure.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ def draw_positions(
     mode: PositionMode,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Position of every prompt token.
+    """Draw the position of every prompt token.
 
-    Each of the N chunks owns an expansion budget of ``(target_length - prompt_length - reserve) / N``. *Continuous*:
-    one bias for the whole chunk, uniform over its budget, so that gaps fall between chunks. *Sparse*: one bias a token,
-    uniform over the budget and sorted, so that gaps fall anywhere. *Natural*: no gaps.
+    Each of the N chunks has a budget of ``(target_length - prompt_length - reserve) / N`` positions. The bias of chunk
+    n lies in the n-th budget, as in the paper: the first chunk moves by at most one budget, the last one always ends
+    near the target.
 
-    *PoSE* (arXiv 2309.10400): the prompt is cut at one random place; the first piece starts at 0, the second is moved
-    by a bias uniform over all free positions. Departures: no text is skipped along with the positions, an answer needs
-    its whole context; the cut is uniform over the prompt, where the released code cuts in the first half only.
-    *RandPOS* (arXiv 2305.16843): a sorted random subset of all positions, every subset equally likely. Departure: the
-    responses, which share one prompt, follow it consecutively and are not part of the subset. Both draw anew for each
-    row and leave ``reserve`` positions free, as all modes here do.
-
-    The paper lets chunk n's bias range over the n-th budget, so the last chunk always ends near the target. Here as
-    there; the row's very first chunk therefore moves by at most one budget.
+    - *Continuous*: one bias for the whole chunk, uniform over its budget, so that gaps fall between chunks.
+    - *Sparse*: one bias for each token, uniform over the budget and sorted, so that gaps fall anywhere.
+    - *Natural*: no gaps.
+    - *PoSE* (arXiv 2309.10400): the prompt is cut at one random place. The first piece starts at 0, the second is moved
+      by a bias that is uniform over all free positions. Unlike in PoSE, no text is skipped with the positions, because
+      an answer needs its whole context, and the cut is uniform over the whole prompt (PoSE's released code cuts in the
+      first half only).
+    - *RandPOS* (arXiv 2305.16843): a sorted random subset of all positions, all subsets equally likely. Unlike in
+      RandPOS, the responses follow the prompt consecutively, because they share it.
 
     Args:
-        prompt_length: tokens in the prompt, P.
+        prompt_length: number of tokens in the prompt, P.
         chunk_spans: ``[start, end)`` of each chunk in the prompt, in order, without overlap; read by the paper's modes.
-        target_length: positions stay under it, K.
-        reserve: positions kept free after the prompt, for the longest response.
+        target_length: all positions are below this length, K.
+        reserve: number of positions kept free after the prompt, for the longest response.
         mode: how gaps are placed.
         rng: source of the biases.
 
     Returns:
-        int64 array [P], strictly increasing, last element < target_length - reserve.
+        An int64 array [P], strictly increasing, its last element below ``target_length - reserve``.
 
     Raises:
-        UserError: prompt and response do not fit under the target.
+        UserError: the prompt and the response do not fit under the target length.
     """
     free = target_length - reserve - prompt_length
     if free < 0:
@@ -74,9 +74,8 @@ def draw_positions(
     if mode == "natural" or not chunk_spans:
         return positions
     biases = np.zeros(prompt_length, dtype=np.int64)
-    edges = np.linspace(0, free, len(chunk_spans) + 1).astype(
-        np.int64
-    )  # chunk n's biases lie in [edges[n], edges[n + 1]]
+    # The biases of chunk n lie in [edges[n], edges[n + 1]].
+    edges = np.linspace(0, free, len(chunk_spans) + 1).astype(np.int64)
     for n, (start, end) in enumerate(chunk_spans):
         low, high = int(edges[n]), int(edges[n + 1])
         if mode == "continuous":
@@ -89,5 +88,5 @@ def draw_positions(
 
 
 def draw_mode(continuous_share: float, rng: np.random.Generator) -> PositionMode:
-    """``continuous`` with probability ``continuous_share`` (the paper mixes 9 : 1), else ``sparse``."""
+    """Return ``continuous`` with probability ``continuous_share``, else ``sparse``. The paper mixes them 9 : 1."""
     return "continuous" if rng.random() < continuous_share else "sparse"

@@ -167,9 +167,9 @@ def test_sft_looks_at_what_it_computes(
 @pytest.mark.parametrize(
     ("spans", "message"),
     [
-        ([(3, 11), (11, 60)], "tokens 11 to 60, after one that ends at 11, of a prompt of 31"),
-        ([(11, 19), (3, 11)], "tokens 3 to 11, after one that ends at 19"),
-        ([(3, 20), (11, 25)], "tokens 11 to 25, after one that ends at 20"),
+        ([(3, 11), (11, 60)], "tokens 11 to 60, the chunk before it ends at 11, the prompt has 31 tokens"),
+        ([(11, 19), (3, 11)], "tokens 3 to 11, the chunk before it ends at 19"),
+        ([(3, 20), (11, 25)], "tokens 11 to 25, the chunk before it ends at 20"),
         ([(-3, 11)], "tokens -3 to 11"),
         ([(3, 3)], "tokens 3 to 3"),
     ],
@@ -180,5 +180,5 @@ def test_refuses_chunks_that_are_not_in_the_prompt(
     sample = make_sample("bad")
     chunks = [sample.chunks[0].model_copy(update={"token_start": start, "token_end": end}) for start, end in spans]
     folder = make_build([make_sample("good"), sample.model_copy(update={"chunks": chunks})], name="other")
-    with pytest.raises(UserError, match=rf"other: sample bad: a chunk at {message}"):
+    with pytest.raises(UserError, match=rf"other: sample bad: a chunk spans {message}"):
         load_data(make_recipe(**{"data.path": str(folder)}))

@@ -238,7 +238,7 @@ def test_weights_that_are_no_numbers_reach_no_checkpoint(
     fields = {"optimizer.lr": 1e38, "checkpoint.every_steps": 1, "collapse.num_prompts": 0}
     code, said = command(out, samples_per_step=6, epochs=epochs, **fields)
     assert code == 2
-    assert "step 1: the update left weights that are no numbers (checkpoints from before" in said.splitlines()[-1]
+    assert "step 1: the update made weights infinite or NaN (checkpoints from before" in said.splitlines()[-1]
     assert [line["step"] for line in metrics_of(out)] == [1]
     assert not (out / "final").exists()
     assert not list((out / "checkpoints").glob("step-*"))

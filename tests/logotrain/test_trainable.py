@@ -221,7 +221,7 @@ def test_noise_that_heeds_no_mode_is_refused(
 ) -> None:
     plain = LlamaMLP.forward
     monkeypatch.setattr(LlamaMLP, "forward", lambda self, hidden: noise(plain(self, hidden)))
-    with pytest.raises(UserError, match="LlamaForCausalLM answers the same row otherwise each time") as error:
+    with pytest.raises(UserError, match="LlamaForCausalLM gives different results for the same row") as error:
         run(make_recipe(), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -1,8 +1,7 @@
-"""LongBench's rows, from wherever they lie: the hub's ``data.zip``, a folder of its ``.jsonl`` files, one file with
-several tasks, or a parquet mirror.
+"""Read LongBench's rows from ``data.zip``, a folder of ``.jsonl`` files, one file of several tasks, or parquet files.
 
-The hub's own loading script is refused by ``datasets`` 4 and later, so files are read as they are. An archive is never
-unpacked: no entry can leave a folder.
+``datasets`` 4 and later refuse the hub's loading script, so this module reads the files directly. An archive is never
+unpacked to disk, so no entry can write outside of a folder.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from logodata.common.user_files import is_hidden, visible_files
 from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS, Task, split_name
 
 MAX_ARCHIVE_BYTES = 4 * 2**30
-"""An archive that unpacks to more is not read: its rows are held in memory."""
+"""An archive that unpacks to more is refused, because its rows are held in memory."""
 
 _MOST_WORDS = 2**53
 _DAMAGED = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-"""What zipfile raises, by what is damaged: RuntimeError for encryption and packing, ValueError for names."""
+"""The exceptions of zipfile for a damaged archive: RuntimeError for encryption and packing, ValueError for names."""
 
 _A_LINE = "write one JSON object a line"
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
@@ -39,7 +38,17 @@ _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or on
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A question with its context. ``where`` says which file and line it comes from."""
+    """A question with its context.
+
+    Attributes:
+        id: unique within its task.
+        input: the question.
+        context: the text that it is about.
+        answers: the gold answers.
+        length: length that LongBench gives the row, in words; None if unknown.
+        all_classes: the classes of a classification task.
+        where: file and line of the row, for messages.
+    """
 
     id: str
     input: str
@@ -52,23 +61,23 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file, its path inside data.zip or the folder, and its records with the place of each."""
+    """The path of a file inside data.zip or the folder, and its records, each with its place."""
 
     path: PurePosixPath
     records: Callable[[], Iterator[tuple[str, Any]]]
 
 
-@lru_cache(maxsize=1)  # the settings of a run and the run itself both need them: 200 MB of text
+@lru_cache(maxsize=1)  # the settings of a run and the run itself both need these 200 MB of text
 def read_rows(data: Path, tasks: tuple[str, ...] | None, e: bool) -> dict[str, tuple[Row, ...]]:
-    """Rows by task (names without ``_e``), in the order of the published tables.
+    """Read the rows of each task (named without ``_e``), in the order of the published tables.
 
     Args:
         data: an archive, a folder or a file.
-        tasks: names to read, without ``_e``; None reads all that are there.
+        tasks: names of the tasks to read, without ``_e``; None reads all tasks found.
         e: read LongBench-E's files instead of LongBench's.
 
     Raises:
-        UserError: nothing there, a task is missing, or a row that cannot be used.
+        UserError: there are no rows, a task is missing, or a row cannot be used.
     """
     found: dict[str, list[Row]] = {}
     for file in _files(data):
@@ -89,7 +98,7 @@ def read_rows(data: Path, tasks: tuple[str, ...] | None, e: bool) -> dict[str, t
 
 
 def fingerprint(rows: dict[str, tuple[Row, ...]]) -> str:
-    """Hash of everything in the rows that prompts and scores depend on."""
+    """Return a hash, 16 hexadecimal digits, of everything in the rows that prompts and scores depend on."""
     digest = hashlib.sha256()
     for name, members in rows.items():
         for row in members:
@@ -102,7 +111,7 @@ def _files(data: Path) -> Iterator[_File]:
     if not data.exists():
         raise UserError("no such file or folder", where=str(data), mend=_HOW)
     if data.is_dir():
-        # The first kind that is there: a folder often holds the archive and what came out of it.
+        # Only the first kind found is read: a folder often holds the archive and the files unpacked from it.
         for ending in (".jsonl", ".parquet", ".zip"):
             paths = sorted(visible_files(data, (ending,)))
             for path in paths:
@@ -135,7 +144,7 @@ def _archive(path: Path) -> Iterator[_File]:
         raise UserError(f"cannot read: {error}", where=str(path), mend="download it again") from error
     if not names:
         raise UserError("holds no .jsonl file", where=str(path), mend="give LongBench's data.zip")
-    # What an entry says of its size is what is read of it at most: more is a fault of its checksum.
+    # zipfile reads at most the size that an entry declares; if there is more, the checksum fails.
     size = sum(info.file_size for info in infos)
     if size > MAX_ARCHIVE_BYTES:
         raise UserError(
@@ -156,10 +165,10 @@ def _archive(path: Path) -> Iterator[_File]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """``(file:line, record)`` of a JSON-lines file.
+    """Yield ``(file:line, record)`` for each line of a JSON-lines file that is not empty.
 
     Raises:
-        UserError: it cannot be read, or a line is not a JSON object.
+        UserError: the file cannot be read, or a line is not a JSON object.
     """
     try:
         with open(path, "rb") as file:
@@ -188,7 +197,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _hint(path: PurePosixPath) -> tuple[Task | None, bool]:
-    """The task that a file's name, or else a folder's around it, speaks of."""
+    """Return the task that the name of a file, or of a folder around it, names, and whether it is LongBench-E's."""
     for part in (path.stem, *reversed(path.parts[:-1])):
         task, is_e = split_name(part)
         if task is not None:
@@ -207,7 +216,7 @@ def _task_of(record: dict[str, Any], hinted: Task | None, hinted_e: bool, where:
         )
     if task is None:
         raise UserError(
-            f"no LongBench task: dataset is {name!r}",
+            f"not a LongBench task: dataset is {name!r}",
             where=where,
             mend="name the file after its task, or write the task into 'dataset'",
         )
@@ -231,7 +240,7 @@ def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
 
 
 def length_of(record: dict[str, Any]) -> int | None:
-    """The length that LongBench gives a row, in words; None where there is no such number."""
+    """Return the length that LongBench gives a row, in words, or None if there is no valid number."""
     value = record.get("length")
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
@@ -239,17 +248,17 @@ def length_of(record: dict[str, Any]) -> int | None:
 
 
 def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | None:
-    """A list of strings, or one string; None where there is none.
+    """Return the strings under ``key``, which may be a list or one string; None if there are none.
 
     Raises:
-        UserError: anything else.
+        UserError: the value is neither a string nor a list of strings.
     """
     value = record.get(key)
     if value is None:
         return None
     found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (None,)
     if not all(isinstance(text, str) for text in found):
-        raise UserError(f"{key!r} is no list of texts", where=where, mend="give LongBench's rows as they are")
+        raise UserError(f"{key!r} is not a list of texts", where=where, mend="give LongBench's rows as they are")
     return found or None
 
 
@@ -265,7 +274,7 @@ def _checked(task: Task, rows: Sequence[Row]) -> tuple[Row, ...]:
             )
         check_answers(task, row.answers, row.all_classes or classes, row.where)
         seen[row.id] = row
-    # Every row of a task has the same classes; mirrors have left them out of some.
+    # All rows of a task have the same classes, but mirrors lack them in some rows.
     return tuple(
         Row(row.id, row.input, row.context, row.answers, row.length, row.all_classes or classes, row.where)
         for row in rows
@@ -273,10 +282,10 @@ def _checked(task: Task, rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def check_answers(task: Task, answers: Sequence[str], all_classes: Sequence[str] | None, where: str) -> None:
-    """Refuse gold answers that the task's metric cannot use.
+    """Refuse gold answers that the metric of the task cannot use.
 
     Raises:
-        UserError: there are none, or a paragraph number or the list of classes is missing.
+        UserError: there is no answer, or a paragraph number or the list of classes is missing.
     """
     if not answers:
         raise UserError("no gold answers", where=where, mend="give LongBench's rows as they are")

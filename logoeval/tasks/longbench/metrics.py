@@ -1,8 +1,8 @@
-"""LongBench's metrics, to the last bit of its official ``metrics.py``: functions of a prediction, one gold answer and
-the task's classes, in [0, 1].
+"""LongBench's metrics, which equal those of its official ``metrics.py`` to the last bit.
 
-What looks odd is official: punctuation is deleted, not replaced; classes are removed from the list that is walked;
-ROUGE lower-cases nothing.
+Each is a function of a prediction, one gold answer and the classes of the task, and returns a score in [0, 1]. Some
+things look odd but are official: punctuation is deleted, not replaced by a space; classes are removed from a list while
+it is iterated; ROUGE does not lower-case.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _DELETE_ZH = str.maketrans("", "", string.punctuation + _CHINESE_PUNCTUATION)
 
 
 def normalize(text: str) -> str:
-    """Lower case, without ASCII punctuation and articles, white space collapsed."""
+    """Return the text in lower case, without ASCII punctuation and articles, with white space collapsed."""
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_DELETE)).split())
 
 
 def cut_words(text: str) -> list[str]:
-    """The tokens that jieba cuts a text into, white space and punctuation among them."""
+    """Return jieba's tokens of a text, white space and punctuation included."""
     return list(_jieba().cut(text, cut_all=False))
 
 
@@ -47,17 +47,17 @@ def _jieba() -> jieba.Tokenizer:
 
     import jieba
 
-    jieba.setLogLevel(logging.WARNING)  # it reports on its dictionary otherwise
+    jieba.setLogLevel(logging.WARNING)  # at INFO it logs how it loads its dictionary
     return jieba.Tokenizer()
 
 
 def qa_f1(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """F1 over the words of both normalised texts, repeats counted. Empty against empty is 0."""
+    """Return F1 over the words of both normalised texts, with repeated words counted. Two empty texts give 0."""
     return _f1(normalize(prediction).split(), normalize(gold).split())
 
 
 def qa_f1_zh(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """F1 over jieba's tokens, each lowered and without punctuation, empty ones dropped."""
+    """Return F1 over jieba's tokens, in lower case and without punctuation. Empty tokens are dropped."""
     return _f1(_tokens_zh(prediction), _tokens_zh(gold))
 
 
@@ -75,25 +75,25 @@ def _f1(predicted: Sequence[str], wanted: Sequence[str]) -> float:
 
 
 def rouge(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """F of ROUGE-L; 0 where the official script meets Python's recursion limit (see :func:`rouge_overflows`)."""
+    """Return F of ROUGE-L, or 0 where the official script exceeds the recursion limit (:func:`rouge_overflows`)."""
     return rouge_l(prediction, gold).f
 
 
 def rouge_zh(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """F of ROUGE-L over jieba's tokens."""
+    """Return F of ROUGE-L over jieba's tokens."""
     return rouge_l(" ".join(cut_words(prediction)), " ".join(cut_words(gold))).f
 
 
 def classification(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """1/n if the gold class is among the n classes that the prediction holds as substrings, else 0.
+    """Return 1/n if the gold class is one of the n classes that are substrings of the prediction, else 0.
 
     Raises:
-        ValueError: no classes are given.
+        ValueError: ``all_classes`` is None.
     """
     if all_classes is None:
         raise ValueError("classification needs all_classes")
     found = [name for name in all_classes if name in prediction]
-    # Removing from the list that is walked skips the element after each removed one; so does the official script.
+    # Removing from a list while it is iterated skips the element after each removed one. The official script does too.
     for name in found:
         if name in gold and name != gold:
             found.remove(name)
@@ -101,7 +101,7 @@ def classification(prediction: str, gold: str, all_classes: Sequence[str] | None
 
 
 def retrieval(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """Share of the numbers in the prediction that are the gold paragraph's.
+    """Return the share of the numbers in the prediction that equal the gold paragraph's number.
 
     Raises:
         IndexError: the gold answer names no paragraph.
@@ -110,7 +110,7 @@ def retrieval(prediction: str, gold: str, all_classes: Sequence[str] | None = No
 
 
 def retrieval_zh(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """The same for Chinese paragraphs.
+    """Return the score of :func:`retrieval` for gold answers that name a paragraph in Chinese.
 
     Raises:
         IndexError: the gold answer names no paragraph.
@@ -119,7 +119,7 @@ def retrieval_zh(prediction: str, gold: str, all_classes: Sequence[str] | None =
 
 
 def count(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """Share of the numbers in the prediction that are the gold answer, compared as strings."""
+    """Return the share of the numbers in the prediction that equal the gold answer as strings."""
     return _number_share(prediction, gold)
 
 
@@ -129,8 +129,11 @@ def _number_share(prediction: str, wanted: str) -> float:
 
 
 def code_sim(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """Likeness of the prediction's first line of code, in hundredths: 2 x the longest common subsequence over both
-    lengths, which is what the official script gives where python-Levenshtein is installed."""
+    """Return the similarity of the prediction's first line of code to the gold line, rounded to hundredths.
+
+    It is twice the length of the longest common subsequence, divided by the sum of both lengths. The official script
+    gives this value where python-Levenshtein is installed.
+    """
     from rapidfuzz.distance import LCSseq
 
     line = _code_line(prediction)
@@ -138,7 +141,7 @@ def code_sim(prediction: str, gold: str, all_classes: Sequence[str] | None = Non
 
 
 def code_sim_difflib(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """The same with difflib's ratio, which the official script falls back to without python-Levenshtein."""
+    """Return the score of :func:`code_sim` with difflib's ratio, as the official script without python-Levenshtein."""
     line = _code_line(prediction)
     return _hundredths(line, gold, lambda: difflib.SequenceMatcher(None, line, gold).ratio())
 
@@ -149,7 +152,7 @@ def _code_line(prediction: str) -> str:
 
 
 def _hundredths(line: str, gold: str, ratio: Callable[[], float]) -> float:
-    # Equal texts, empty ones too, are alike; the ratio of two empty texts is not asked for.
+    # The ratio of two empty texts would be 0/0; they count as equal.
     return 1.0 if line == gold else round(100 * ratio()) / 100
 
 
@@ -164,14 +167,14 @@ METRICS: dict[str, Metric] = {
     "count": count,
     "code_sim": code_sim,
 }
-"""By name. ``code_sim`` is rapidfuzz's; :data:`CODE_SIM` has both back ends."""
+"""The metrics by name. ``code_sim`` is rapidfuzz's; :data:`CODE_SIM` has both back ends."""
 
 CODE_SIM: dict[CodeSimBackend, Metric] = {"rapidfuzz": code_sim, "difflib": code_sim_difflib}
-"""Back ends of ``code_sim``. They differ by points on the same predictions, so results name theirs."""
+"""The back ends of ``code_sim``. Their scores of equal predictions differ by points, so results name the back end."""
 
 
 def rouge_overflows(name: str, prediction: str, gold: str) -> bool:
-    """Whether a ROUGE score is 0 only because the official script meets Python's recursion limit there."""
+    """Return whether a ROUGE score is 0 only because the official script exceeds Python's recursion limit."""
     if name == "rouge_zh":
         prediction, gold = " ".join(cut_words(prediction)), " ".join(cut_words(gold))
     elif name != "rouge":

@@ -1,7 +1,7 @@
-"""LongBench's prompts as token ids: filled in, cut in the middle where too long, then put into the chat template.
+"""Build LongBench's prompts as token ids: fill in the template, cut the middle if too long, apply the chat template.
 
-As the official ``pred.py`` does it, but for two things: control tokens in a document stay text (there they would be
-obeyed), and the frame of the chat template is tokenised apart from the text inside it.
+This follows the official ``pred.py`` with two differences. Control tokens in a document stay text, while ``pred.py``
+would turn them into control tokens. The frame of the chat template is tokenised separately from the text inside it.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RESERVED_TOKENS = 500
-"""What the official settings leave of a window for the chat template and the response."""
+"""The tokens of a window that the official settings reserve for the chat template and the response."""
 
 
 @dataclass(frozen=True, slots=True)
 class LongBenchPrompt:
-    """``truncated``: its middle was left out."""
+    """The token ids of a prompt, and whether its middle was cut out."""
 
     ids: tuple[int, ...]
     truncated: bool
 
 
 class PromptBuilder:
-    """Prompts of one tokenizer.
+    """Builds prompts for one tokenizer.
 
     Args:
-        tokenizer: with a chat template.
-        max_prompt_tokens: a longer prompt loses its middle; counted before the chat template, as officially.
+        tokenizer: a tokenizer with a chat template.
+        max_prompt_tokens: the middle of a longer prompt is cut out; counted without the chat template, as in
+            ``pred.py``.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> None:
         self._tokenizer, self._limit = tokenizer, max_prompt_tokens
 
     def template(self, task: Task) -> str:
-        """Fingerprint of a task's prompt and of the chat template around it."""
+        """Return a fingerprint of the prompt of a task and of the chat template around it."""
         frame = self._frame.fingerprint if task.chat else "no chat template"
         return hashlib.sha256(f"{frame}\n{task.prompt}".encode()).hexdigest()[:16]
 
     def check(self, task: Task) -> None:
-        """Refuse a limit that would cut the instruction itself.
+        """Refuse a limit that is smaller than the prompt without context and input.
 
         Raises:
-            UserError: it would.
+            UserError: the limit is too small.
         """
         fixed = len(self._encode(task.prompt.format(context="", input="")))
         if fixed > self._limit:
@@ -63,7 +64,7 @@ class PromptBuilder:
             )
 
     def build(self, task: Task, row: Row) -> LongBenchPrompt:
-        """The prompt of a row, up to where the response begins."""
+        """Return the prompt of a row, up to the beginning of the response."""
         text = task.prompt.format(context=row.context, input=row.input)
         ids = self._encode(text)
         truncated = len(ids) > self._limit
@@ -77,7 +78,7 @@ class PromptBuilder:
         return LongBenchPrompt(tuple(self._encode(text) if truncated else ids), truncated)
 
     def _encode(self, text: str) -> list[int]:
-        """With what the tokenizer itself puts around a text (a beginning-of-sequence token), as officially."""
+        """Tokenise a text with the special tokens that the tokenizer adds (beginning of sequence), as ``pred.py``."""
         return list(text_tokenizer(self._tokenizer).encode(text, add_special_tokens=True, split_special_tokens=True))
 
     @cached_property
@@ -86,6 +87,7 @@ class PromptBuilder:
 
     @cached_property
     def _strips(self) -> bool:
-        """Whether the chat template strips the user's message, as Llama-3's does; our text never passes through it."""
+        """Whether the chat template strips the user's message, as Llama-3's does. The text does not go through it, so
+        :meth:`build` strips the text itself."""
         mark = " \ue000 "
         return mark not in render_chat(self._tokenizer, mark)

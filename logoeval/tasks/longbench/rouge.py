@@ -1,10 +1,10 @@
-"""ROUGE-L as the PyPI package ``rouge`` 1.0.1 computes it, value for value, at a fraction of its time.
+"""Compute ROUGE-L with exactly the values of the PyPI package ``rouge`` 1.0.1, in a fraction of its time.
 
-The package's ROUGE-L is summary level: sentences are split at ".", and of every reference sentence the words that lie
-on its longest common subsequence with any sentence of the prediction go into one set. F is taken over that set and the
-sets of unique words. Which longest subsequence it takes where there are several follows from how it walks back through
-the table, so the walk is the same here; the table is kept as bit rows (Crochemore et al. 2001), all sentences of the
-prediction in one integer.
+The package computes ROUGE-L at summary level. It splits sentences at "." and takes, for every reference sentence, the
+words on its longest common subsequence with each sentence of the prediction. All these words form one set; F is
+computed from that set and the sets of unique words. Where there are several longest subsequences, the package's way
+back through the table decides which is taken, so this module takes the same way. It stores the table as rows of bits
+(Crochemore et al. 2001), with all sentences of the prediction in one integer.
 """
 
 from __future__ import annotations
@@ -12,26 +12,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_FRAMES = 985
-"""The package walks back by recursion, a frame a step: with more, Python's limit of 1000 ends it, and LongBench's
-script takes the exception for a score of 0. The exact number is 1000 less the caller's own depth."""
+"""The number of steps that the package can walk back: it recurses once per step, and Python's limit is 1000 frames.
+
+Beyond it the package raises RecursionError, and LongBench's script takes 0 as the score. The exact number is 1000 minus
+the depth of the caller."""
 
 
 @dataclass(frozen=True, slots=True)
 class RougeL:
-    """``f`` of ROUGE-L, in [0, 1]. ``overflow``: the package would have met Python's recursion limit, so that the
-    official score is 0 whatever the texts say."""
+    """The result of ROUGE-L.
+
+    Attributes:
+        f: F, in [0, 1].
+        overflow: whether the package would exceed Python's recursion limit, so that the official score is 0.
+    """
 
     f: float
     overflow: bool = False
 
 
 def rouge_l(prediction: str, reference: str, *, max_frames: int = MAX_FRAMES) -> RougeL:
-    """ROUGE-L of two texts whose words are separated by white space.
+    """Return ROUGE-L of two texts whose words are separated by white space. An empty text gives 0.
 
     Args:
-        prediction: no words or sentences at all give 0.
-        reference: the same.
-        max_frames: steps of the walk back, the first call included, that the package survives.
+        prediction: the text to score.
+        reference: the gold text.
+        max_frames: number of steps, the first call included, that the package can walk back.
     """
     predicted, wanted = _sentences(prediction), _sentences(reference)
     if not predicted or not wanted:
@@ -47,15 +53,15 @@ def rouge_l(prediction: str, reference: str, *, max_frames: int = MAX_FRAMES) ->
 
 
 def _sentences(text: str) -> list[list[str]]:
-    # A sentence of nothing but white space counts as one empty word, there as here.
+    # As in the package, a sentence of white space counts as one empty word.
     return [" ".join(part.split()).split(" ") for part in text.split(".") if part]
 
 
 class _Table:
-    """Rows of the longest-common-subsequence tables between one sentence and all sentences of a prediction.
+    """The longest-common-subsequence tables between a reference sentence and all sentences of a prediction.
 
-    A row is an integer. Every predicted sentence has a bit for each of its words and one more above them that stays 0
-    and takes up carries. A bit is set where the table's row does not grow at that word.
+    A row of all tables is one integer. Each predicted sentence has one bit per word, and one bit above them that stays
+    0 and absorbs carries. A bit is set where the value of the row does not grow at that word.
     """
 
     def __init__(self, sentences: list[list[str]]) -> None:
@@ -70,7 +76,8 @@ class _Table:
             offset += len(words) + 1
 
     def collect(self, words: list[str], common: set[str], max_frames: int) -> bool:
-        """Add to ``common`` the words that the walks through all tables of ``words`` meet; False if one is too deep."""
+        """Add the common words of ``words`` and each predicted sentence to ``common``; return False if a walk is too
+        deep."""
         flat = self._full
         matches: list[int] = []
         turns: list[int] = []
@@ -79,8 +86,8 @@ class _Table:
             hit = flat & match
             above, flat = flat, ((flat + hit) | (flat & ~match)) & self._full
             matches.append(match)
-            # Where the walk leaves this row: at a match, or where the row above has the same value and the cell to
-            # the left has less, which is where both rows grow.
+            # The walk leaves this row at a match, or where the row above has the same value and the cell to the left
+            # has a smaller one, which is where both rows grow.
             turns.append(match | (self._full & ~(above | flat)))
         for offset, length in self._spans:
             j, frames = length, 1

@@ -1,5 +1,7 @@
-"""The 21 tasks of LongBench: prompt, response length, chat template or not, metric, category (Bai et al. 2024, table 1;
-``config/`` and ``pred.py`` of the official repository)."""
+"""The 21 tasks of LongBench: prompt, response length, chat template, metric and category.
+
+The sources are Bai et al. 2024, table 1, and ``config/`` and ``pred.py`` of the official repository.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,24 @@ Category = Literal["single-doc QA", "multi-doc QA", "summarization", "few-shot",
 Language = Literal["en", "zh", "code"]
 
 E_SUFFIX = "_e"
-"""LongBench-E names a task's evenly spread subset by this suffix; rules and prompt are the task's."""
+"""The suffix of LongBench-E's tasks, whose rows are spread evenly over lengths. Rules and prompt are the task's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task. ``chat``: the prompt goes through the chat template (few-shot examples and code do not).
-    ``first_line``: only the first line of the response counts."""
+    """The rules of one task.
+
+    Attributes:
+        name: its name, without ``_e``.
+        category: its category in the published tables.
+        language: the language of its texts.
+        metric: a key of :data:`logoeval.tasks.longbench.metrics.METRICS`.
+        max_new_tokens: the largest length of a response.
+        num_rows: number of its rows in LongBench.
+        chat: whether the prompt goes through the chat template; few-shot examples and code do not.
+        first_line: whether only the first line of the response is scored.
+        in_e: whether LongBench-E has the task.
+    """
 
     name: str
     category: Category
@@ -34,22 +47,22 @@ class Task:
 
     @property
     def prompt(self) -> str:
-        """With ``{context}`` and perhaps ``{input}``."""
+        """The template of the prompt, with ``{context}`` and in most tasks ``{input}``."""
         return _prompts()[self.name]
 
     @property
     def in_logo_table(self) -> bool:
-        """Whether the LOGO paper's LongBench table counts it: English, and no code."""
+        """Whether the LongBench table of the LOGO paper has the task: it has English tasks without code."""
         return self.language == "en"
 
     def kept(self, response: str) -> str:
-        """The part of a response that is scored."""
+        """Return the part of a response that is scored."""
         return response.lstrip("\n").split("\n")[0] if self.first_line else response
 
 
 @cache
 def _prompts() -> dict[str, str]:
-    # Data, not code: see NOTICE beside the file. Typos are part of the benchmark.
+    # NOTICE beside the file names its source. Typos are part of the benchmark.
     text = resources.files("logoeval.tasks.longbench").joinpath("prompts.json").read_text(encoding="utf-8")
     prompts: dict[str, str] = json.loads(text)
     return prompts
@@ -81,31 +94,31 @@ TASKS = {
         Task("repobench-p", "code", "code", "code_sim", 64, 500, chat=False, in_e=True),
     )
 }
-"""By name, in the order of the published tables."""
+"""The tasks by name, in the order of the published tables."""
 
 CATEGORIES: tuple[Category, ...] = tuple(dict.fromkeys(task.category for task in TASKS.values()))
 
 _MOST_E_ROWS = 300
 _E_ROWS = {"qasper": 224, "multifieldqa_en": 150, "multi_news": 294}
-"""LongBench-E takes 100 rows of each length, and has fewer long ones of these (``task.md`` of the official
+"""LongBench-E has 100 rows of each length group, but fewer long ones of these tasks (``task.md`` of the official
 repository)."""
 
 BUCKETS = ("0-4k", "4-8k", "8k+")
-"""LongBench-E's groups by a row's length in words."""
+"""LongBench-E's groups of rows by length in words."""
 
 
 def bucket(length: int) -> str:
-    """The group of a row."""
+    """Return the length group of a row of ``length`` words."""
     return BUCKETS[0] if length < 4000 else BUCKETS[1] if length < 8000 else BUCKETS[2]
 
 
 def official_rows(names: Iterable[str], *, e: bool) -> int:
-    """How many rows LongBench, or LongBench-E, has of these tasks together; a name may come again."""
+    """Return the number of rows of these tasks in LongBench or LongBench-E. Repeated names count once."""
     return sum(_E_ROWS.get(name, _MOST_E_ROWS) if e else TASKS[name].num_rows for name in set(names))
 
 
 def split_name(name: str) -> tuple[Task | None, bool]:
-    """The task that a name such as ``qasper`` or ``qasper_e`` means (None if there is none), and whether it is
+    """Return the task of a name such as ``qasper`` or ``qasper_e`` (None if there is none), and whether the name is
     LongBench-E's."""
     plain = name.removesuffix(E_SUFFIX)
     task, is_e = TASKS.get(plain), plain != name

@@ -1,4 +1,4 @@
-"""Scores of prediction files that are there already: ours, or in the official format."""
+"""Score existing prediction files, either logoeval's or files in LongBench's official format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HOW = 'a line is {"pred", "answers", "all_classes", "length"}, a file is named 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A response with its gold answers; ``id`` is None in the official format."""
+    """A response with its gold answers. ``id`` is None in the official format."""
 
     id: str | None
     response: str
@@ -34,18 +34,18 @@ class Prediction:
 
 
 def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tuple[Outcome, bool]:
-    """Score a file, a folder of files, or the folder of a run of ours.
+    """Score a file, a folder of files, or the folder of a logoeval run.
 
     Args:
-        source: what to score.
-        e: take files without ``_e`` in their names for LongBench-E's, as the official script writes them.
-        code_sim: ratio of the code tasks.
+        source: the file or folder.
+        e: whether files without ``_e`` in their names are LongBench-E's, as the official script writes them.
+        code_sim: back end of the code tasks' metric.
 
     Returns:
         The scores, and whether they are LongBench-E's.
 
     Raises:
-        UserError: nothing to score, or a line that cannot be scored.
+        UserError: there is nothing to score, or a line cannot be scored.
     """
     predictions, is_e = read_predictions(source, e=e)
     tasks = [TASKS[name] for name in predictions]
@@ -66,7 +66,7 @@ def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tup
 
 
 def record(outcome: Outcome, *, e: bool, code_sim: CodeSimBackend) -> dict[str, Any]:
-    """What ``logoeval score -o FILE`` writes."""
+    """Return the JSON record that ``logoeval score -o FILE`` writes."""
     return {
         "schema_version": 1,
         "benchmark": "LongBench-E" if e else "LongBench",
@@ -84,7 +84,7 @@ def _scored(task: Task, number: int, prediction: Prediction, code_sim: CodeSimBa
     return Scored(
         id=sample_id,
         task=task,
-        cluster=f"{task.name}/{sample_id}",  # the document is not in the file
+        cluster=f"{task.name}/{sample_id}",  # the file does not hold the document
         prompt_hash="",
         score=score,
         overflow=overflow,
@@ -94,7 +94,7 @@ def _scored(task: Task, number: int, prediction: Prediction, code_sim: CodeSimBa
 
 
 def read_predictions(source: Path, *, e: bool) -> tuple[dict[str, list[Prediction]], bool]:
-    """Predictions by task, and whether they are LongBench-E's.
+    """Read the predictions of each task, and return them and whether they are LongBench-E's.
 
     Raises:
         UserError: see :func:`score_predictions`.
@@ -143,7 +143,7 @@ def _task(content: dict[str, Any], hinted: Task | None, hinted_e: bool, where: s
         return hinted, hinted_e or is_e
     if hinted is not None or task is None:
         raise UserError(
-            f"a prediction of {name!r} in a file of {hinted.name!r}" if hinted else "no LongBench task",
+            f"a prediction of {name!r} in a file of {hinted.name!r}" if hinted else "not a LongBench task",
             where=where,
             mend="name the file after its task, such as qasper.jsonl or qasper_e.jsonl",
         )
@@ -169,9 +169,9 @@ def _prediction(content: dict[str, Any], task: Task, where: str) -> Prediction:
 
 
 def _check(task: Task, members: list[Prediction], *, e: bool) -> None:
-    """Refuse doubled rows: scripts that append without ids double them when they run again."""
+    """Refuse repeated or too many rows. A script that appends to its file repeats all rows when it runs again."""
     if e and not task.in_e:
-        raise UserError(f"{task.name} is no task of LongBench-E", where=members[0].where, mend="score without -e")
+        raise UserError(f"{task.name} is not a task of LongBench-E", where=members[0].where, mend="score without -e")
     seen: dict[str, str] = {}
     for prediction in members:
         if prediction.id is None:
@@ -185,7 +185,7 @@ def _check(task: Task, members: list[Prediction], *, e: bool) -> None:
         seen[prediction.id] = prediction.where
     if 0 < len(seen) < len(members):
         where = next(prediction.where for prediction in members if prediction.id is None)
-        raise UserError(f"{task.name}: a line without an id among others with one", where=where, mend="drop it")
+        raise UserError(f"{task.name}: a line has no id, others have one", where=where, mend="drop it")
     if not seen and len(members) % 2 == 0 and _doubled(members):
         raise UserError(
             f"{task.name}: the second half of {len(members)} lines answers the same samples as the first",
@@ -203,4 +203,4 @@ def _check(task: Task, members: list[Prediction], *, e: bool) -> None:
 def _doubled(members: list[Prediction]) -> bool:
     half = len(members) // 2
     keys = [(member.answers, member.length) for member in members]
-    return half >= 10 and keys[:half] == keys[half:]  # a few rows can be alike by chance
+    return half >= 10 and keys[:half] == keys[half:]  # a few rows can be equal by chance

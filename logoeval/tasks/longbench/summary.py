@@ -1,6 +1,6 @@
-"""From scored samples to what is reported: task means, category means, the two averages, LongBench-E's length groups.
+"""Turn scored samples into the reported numbers: means of tasks and categories, averages, LongBench-E's length groups.
 
-An average stands only where all its tasks do: a part of LongBench never looks like the whole.
+An average is reported only if all its tasks were measured, so that a part of LongBench never looks like the whole.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ _E = [task for task in TASKS.values() if task.in_e]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One sample. ``truncated`` is None where it is not known; ``overflow``: see :func:`best_score`."""
+    """One scored sample.
+
+    Attributes:
+        id: id of the sample within its task.
+        task: its task.
+        cluster: samples of one cluster share a document and are resampled together.
+        prompt_hash: hash of the prompt; "" if unknown.
+        score: its score, in [0, 1].
+        overflow: see :func:`best_score`.
+        length: length of the row in words; None if unknown.
+        truncated: whether the prompt was cut; None if unknown.
+    """
 
     id: str
     task: Task
@@ -33,8 +44,8 @@ class Scored:
 def best_score(
     task: Task, response: str, answers: Iterable[str], all_classes: Sequence[str] | None, code_sim: CodeSimBackend
 ) -> tuple[float, bool]:
-    """The best score over the gold answers, and whether the official script gives 0 to one of them only because it
-    meets Python's recursion limit."""
+    """Return the best score over the gold answers, and whether the official script scores one of them 0 only because it
+    exceeds Python's recursion limit."""
     metric = CODE_SIM[code_sim] if task.metric == "code_sim" else METRICS[task.metric]
     kept = task.kept(response)
     best, overflow = 0.0, False
@@ -46,7 +57,7 @@ def best_score(
 
 
 def sample_rows(samples: Sequence[Scored], reported: Sequence[Metric], *, e: bool) -> list[SampleRow]:
-    """The samples, each with its score under every metric of :func:`metrics` that counts it."""
+    """Return the samples as records, each with its score under every metric of ``reported`` that counts it."""
     keys = {
         task.name: [metric.key for metric in reported if metric.key != "truncated" and _counts(metric.key, task)]
         for task in TASKS.values()
@@ -79,10 +90,10 @@ def _counts(key: str, task: Task) -> bool:
 
 
 def metrics(tasks: Sequence[Task], *, e: bool, truncation: bool) -> list[Metric]:
-    """What is reported for these tasks: averages first, then categories, then tasks.
+    """Return the metrics that are reported for these tasks: averages, then categories, then tasks.
 
     Args:
-        tasks: those that were measured.
+        tasks: the tasks that were measured.
         e: whether their rows are LongBench-E's.
         truncation: whether it is known which prompts were cut.
     """
@@ -158,7 +169,7 @@ def _metric(
 
 
 def notes(samples: Sequence[Scored], *, e: bool, code_sim: CodeSimBackend) -> Iterator[str]:
-    """What a reader of the numbers must know."""
+    """Yield notes for readers of the numbers: missing tasks and rows, the ``code_sim`` used, lengths, cut prompts."""
     by_task = {name: [sample for sample in samples if sample.task.name == name] for name in TASKS}
     present = [TASKS[name] for name, members in by_task.items() if members]
     absent = [task.name for task in (_E if e else TASKS.values()) if not by_task[task.name]]
@@ -177,7 +188,7 @@ def notes(samples: Sequence[Scored], *, e: bool, code_sim: CodeSimBackend) -> It
                 yield f"{task.name}{E_SUFFIX}: no samples of {empty} words"
         unknown = sum(sample.length is None for sample in samples)
         if unknown:
-            yield f"{unknown} samples tell no length and are in no length group"
+            yield f"{unknown} samples have no length, so they are in no length group"
     overflows = sum(sample.overflow for sample in samples)
     if overflows:
         yield (

@@ -1,10 +1,10 @@
-"""Where each attention head looks while an answer is read: the model's part of the retrieval score.
+"""Find the position that each attention head attends to most while a model reads an answer, for the retrieval score.
 
-The prompt runs once, with the model's own attention. Each answer then runs against its KV cache, through an attention
-that notes, for every head and step, the position of the largest score, and keeps nothing else. A row of attention
-weights is a softmax of its scores, which keeps their order, so neither weights nor ``output_attentions`` are needed.
-Scores are taken in float32 tile by tile: the memory of a trace grows neither with the number of heads times the
-context (64K positions and 1024 heads would be 268 MB a step) nor with the vocabulary, since no logits are computed.
+The prompt runs once, with the model's own attention. Each answer then runs against its KV cache, with an attention
+function that records only the position of the largest score, for every head and step. The softmax keeps the order of
+the scores, so neither attention weights nor ``output_attentions`` are needed. Scores are computed in float32, tile by
+tile, and no logits are computed. So the memory of a trace grows neither with heads times context (64K positions and
+1024 heads would take 268 MB per step) nor with the vocabulary.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _ATTENTION = "logo_traced"
-_HELD = 1 << 22  # elements of a tile, of scores or of keys: 16 MB in float32
+_HELD = 1 << 22  # largest number of elements of a tile of scores or keys, 16 MB in float32
 _MOST_STEPS = 64
 _MEND = "use a model with full attention in every layer, such as Llama or Qwen"
 
@@ -38,17 +38,20 @@ _MEND = "use a model with full attention in every layer, such as Llama or Qwen"
 def trace_answers(
     model: PreTrainedModel, prompt_ids: Sequence[int], answers: Sequence[Sequence[int]]
 ) -> list[NDArray[np.int64]]:
-    """The most attended position of every head at every step of each answer, int64 [steps, layers, heads] an answer.
+    """Return the most attended position of every head at every step of each answer.
 
-    Step s is the one that generates ``answer[s]``: its query is that of the token before, for the first step the
-    prompt's last token (as in Wu et al. 2024, whose script reads all of the prompt but its last token at first).
-    Positions count from the prompt's beginning; those of the answer itself follow. Of equal scores the first counts.
-    An answer is known beforehand, whether it is the model's own or a gold one, so several steps run together.
+    Step s generates ``answer[s]``. Its query is that of the token before; for the first step this is the prompt's last
+    token, as in the script of Wu et al. 2024. An answer is known beforehand, whether the model wrote it or it is a gold
+    answer, so several steps run together.
 
     Args:
-        model: in eval mode; it may hold adapters.
-        prompt_ids: at least two.
-        answers: an empty one has no steps.
+        model: the model in eval mode, with or without adapters.
+        prompt_ids: token ids of the prompt, at least two.
+        answers: token ids of each answer; an empty answer has no steps.
+
+    Returns:
+        For each answer int64 [steps, layers, heads]. Positions count from the first token of the prompt and continue
+        through the answer. Of equal scores the first position is taken.
 
     Raises:
         UserError: see :func:`check_model`; or the model does not let its attention be replaced.
@@ -65,7 +68,7 @@ def trace_answers(
         size = _steps_together(model.config, len(prompt_ids) + len(answer))
         layers: list[Tensor] = []
         parts = []
-        with replaced_attention(model, _ATTENTION, _noting_attention(layers)):
+        with replaced_attention(model, _ATTENTION, _recording_attention(layers)):
             for start in range(0, len(queries), size):
                 block = torch.tensor([queries[start : start + size]], device=model.device)
                 body(input_ids=block, past_key_values=cache, use_cache=True)
@@ -80,16 +83,16 @@ def trace_answers(
 
 
 def head_grid(config: PreTrainedConfig) -> tuple[int, int]:
-    """Layers of the model, and heads of each."""
+    """Return the number of layers of a model, and of query heads per layer."""
     text = text_config(config)
     return int(text.num_hidden_layers), int(text.num_attention_heads)
 
 
 def check_model(config: PreTrainedConfig, *, stateful: bool = False) -> None:
-    """Refuse models in which a head cannot look at every position.
+    """Refuse models in which a head cannot attend to every position.
 
     Raises:
-        UserError: some layers have sliding or linear attention, or carry a state.
+        UserError: some layers have sliding or linear attention, or carry a state from token to token.
     """
     kinds = limited_attention(config) or (["a state from token to token"] if stateful else [])
     if kinds:
@@ -101,15 +104,15 @@ def check_model(config: PreTrainedConfig, *, stateful: bool = False) -> None:
 
 
 def most_attended(query: Tensor, key: Tensor) -> Tensor:
-    """The position of the largest score for each query, int64 [heads, queries].
+    """Return the position of the largest attention score of each query, int64 [heads, queries].
 
     Args:
-        query: [heads, queries, size], of the last ``queries`` positions; each sees its own and those before.
-        key: [key heads, positions, size]; query heads share key heads in groups, in order.
+        query: [heads, queries, size], of the last ``queries`` positions; each sees its own position and all before.
+        key: [key heads, positions, size]; consecutive query heads share a key head.
     """
     heads, queries, size = query.shape
     key_heads, positions, _ = key.shape
-    grouped = query.reshape(key_heads, -1, size).float()  # the queries of a group see the same keys
+    grouped = query.reshape(key_heads, -1, size).float()  # the queries of a group share the keys
     last = _last_seen(heads // key_heads, queries, positions, key.device)
     best = grouped.new_full(grouped.shape[:2], float("-inf"))
     where = torch.zeros_like(best, dtype=torch.long)
@@ -127,24 +130,24 @@ def most_attended(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _last_seen(groups: int, queries: int, positions: int, device: torch.device) -> Tensor:
-    """The last position that each query of a group of heads sees, [groups * queries]."""
+    """Return the last position that each query of a group of heads sees, [groups * queries]."""
     return torch.arange(positions - queries, positions, device=device).repeat(groups)
 
 
 def _steps_together(config: PreTrainedConfig, positions: int) -> int:
-    """Steps of one pass, so that a mask of one row a query and head stays under the size of a tile."""
+    """Return the number of steps of one pass. The mask, one row per query and head, must not be larger than a tile."""
     return max(1, min(_MOST_STEPS, _HELD // (head_grid(config)[1] * positions)))
 
 
-def _noting_attention(layers: list[Tensor]) -> Callable[..., tuple[Tensor, None]]:
-    """Attention of one row that appends :func:`most_attended` of each layer to ``layers``."""
+def _recording_attention(layers: list[Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    """Return an attention function of one row that appends :func:`most_attended` of each layer to ``layers``."""
 
     def attend(
         module: torch.nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,  # noqa: ARG001 - one row without padding: its mask is causal
+        attention_mask: Tensor | None,  # noqa: ARG001 - one row without padding has a causal mask
         scaling: float | None = None,
         **rest: Any,
     ) -> tuple[Tensor, None]:
@@ -160,7 +163,7 @@ def _noting_attention(layers: list[Tensor]) -> Callable[..., tuple[Tensor, None]
                 torch.arange(positions, device=key.device)
                 <= _last_seen(groups, queries, positions, key.device)[:, None]
             )
-        # The heads of a group go in as queries, so that the cache is not copied for each of them.
+        # The heads of a group are passed as queries, so that the cache is not copied for each head.
         output = torch.nn.functional.scaled_dot_product_attention(
             query.reshape(1, key.shape[1], groups * queries, size), key, value, attn_mask=mask, scale=scaling
         )

@@ -1,4 +1,4 @@
-"""Texts that needles are hidden in: units (sentences, or lines) that are never cut."""
+"""The texts that needles are hidden in. They consist of units, sentences or lines, that are never cut."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from logoeval.tasks.texts import NOISE_LINE, pydoc_documents, read_documents, sp
 
 BUILT_IN = ("noise", "distractors", "essay")
 NUM_DISTRACTORS = 16_384
-"""Some 400,000 tokens. A longer haystack repeats them, and the results say so."""
+"""The number of distractor sentences, about 400,000 tokens. A longer haystack repeats them, and the results say so."""
 
 _ADJECTIVES = """ancient bitter brave bright calm careful clever curious damp distant eager early elegant faint famous
 fierce fragile gentle golden hidden hollow humble icy jolly keen lazy little lonely lucky mellow modern narrow noble
@@ -26,7 +26,7 @@ cellar chimney cloud compass copper cradle desert donkey engine falcon feather f
 harbor helmet island jacket kettle ladder lantern lemon marble meadow mirror needle ocean orchard oyster pencil pepper
 pillow planet rabbit ribbon saddle shadow spider temple thunder tunnel violin walnut window"""
 _PAIRS = [f"{adjective}-{noun}" for adjective, noun in product(_ADJECTIVES.split(), _NOUNS.split())]
-# No distractor may answer the question, so the two draw from lists of their own.
+# No distractor may answer the question, so needles and distractors have separate lists of keys.
 KEYS, DISTRACTOR_KEYS = _PAIRS[::8], [pair for number, pair in enumerate(_PAIRS) if number % 8]
 
 
@@ -35,10 +35,11 @@ class Haystack:
 
     Args:
         name: ``noise`` (RULER's line of five sentences, repeated), ``distractors`` (RULER's needle haystack: sentences
-            like the needles, of other keys), ``essay`` (prose of Python's documentation), or a path of ``.txt`` files.
+            like the needles, but of other keys), ``essay`` (prose of Python's documentation), or the path of a ``.txt``
+            file or a folder of them.
 
     Raises:
-        UserError: no text there.
+        UserError: there is no text under the path.
     """
 
     def __init__(self, name: str) -> None:
@@ -53,16 +54,16 @@ class Haystack:
             documents = pydoc_documents() if name == "essay" else read_documents(Path(name))
             self.units = split_sentences("\n\n".join(text for _, text in documents))
         self.numbers = frozenset(number for unit in self.units for number in re.findall(r"\d{7,}", unit))
-        """Those that no needle may hide, since the text gives them away."""
+        """The numbers of seven or more digits in the text. No needle may have one of them."""
         self.fingerprint = text_fingerprint("\n".join(self.units))
 
     def take(self, start: int, count: int) -> list[str]:
-        """``count`` units from number ``start`` on, going round at the end."""
+        """Return ``count`` units from unit ``start`` on. After the last unit comes the first again."""
         return [self.units[(start + offset) % len(self.units)] for offset in range(count)]
 
 
 def _distractors() -> list[str]:
-    """The same for every seed: a sample begins somewhere in them, as in any other text."""
+    """Return the distractor sentences, which are equal for all seeds; a sample begins at a random one of them."""
     rng = np.random.default_rng(0)
     values = 10**6 + rng.choice(9 * 10**6, size=NUM_DISTRACTORS, replace=False)
     keys = rng.integers(len(DISTRACTOR_KEYS), size=NUM_DISTRACTORS)
@@ -70,10 +71,10 @@ def _distractors() -> list[str]:
 
 
 def haystacks(settings: NiahSettings) -> list[Haystack]:
-    """The haystacks of a recipe.
+    """Return the haystacks of a recipe.
 
     Raises:
-        UserError: one cannot be read, or two folders share a name (sample ids would clash).
+        UserError: one cannot be read, or two folders have the same name, so that sample ids would clash.
     """
     found = [Haystack(entry) for entry in settings.haystacks]
     names = [haystack.name for haystack in found]

@@ -1,25 +1,24 @@
-"""The retrieval score of LOGO's Eq. 5, from where each head looks: which needle tokens it copies, which heads count.
+"""The retrieval score of LOGO's Eq. 5: which needle tokens each attention head copies, and which heads count.
 
-A head h copies at a decoding step when the input position that it attends most lies inside needle k_i and holds the
-token that the step generates. With g_h the tokens so copied, its score on the needle is ``|g_h ∩ k_i| / |k_i|``. Heads
-whose mean score is under 0.1 are dropped; the model's score is the mean over the ten best of the rest.
+A head h copies at a decoding step if the input position that it attends to most lies inside needle k_i and holds the
+token that the step generates. With g_h the set of copied tokens, its score on the needle is ``|g_h ∩ k_i| / |k_i|``.
+Its score on a sample is the mean over the needles, and its mean score the mean over samples. Heads with a mean score
+under 0.1 are dropped; the model's score is the mean over the ten best of the others.
 
-What the paper leaves open follows Retrieval Head (Wu et al. 2024, arXiv 2404.15574), from whom it has the formula, and
-their script:
+The paper takes the formula from Retrieval Head (Wu et al. 2024, arXiv 2404.15574). Where the paper leaves something
+open, this module follows that work and its script:
 
-- the needle k_i is the part of the sentence that answers the question ("real needle" there), here the tokens of the
-  value, not the whole sentence;
-- the step that generates a token attends with the query of the token before it;
-- the most attended position is that of the whole row: a head that looks at the first token or at the answer itself
-  copies nothing;
-- a token of k_i is a place in the needle: a digit that occurs twice is two tokens. Ours: a place copied twice counts
-  once, since g_h is a set (their script adds every copy, and can exceed 1).
+- The needle k_i is the part of the sentence that answers the question (the "real needle"), here the tokens of the
+  value.
+- The step that generates a token attends with the query of the token before it.
+- The most attended position is taken over the whole row. A head that attends most to the first token or to the answer
+  itself copies nothing.
+- A token of k_i is a place in the needle, so a digit that occurs twice is two tokens. Unlike in the script, a place
+  that is copied twice counts once, because g_h is a set; the script adds every copy and can exceed 1.
 
-A head's score on a sample is the mean over its needles, and over samples the plain mean.
-
-The paper scores by degrees; a table of saw and said needs yes or no. A value is seen if one of the heads copies its
-first token. Later tokens tell little: whoever is fed "12" finds the 3 of "123" by what stands before it (measured: with
-the right answer fed, the ten heads of SmolLM2-135M copy half of every value's tokens, said or not).
+The table of seen and said values needs yes or no, not a degree: a value is seen if one of the heads copies its first
+token. Later tokens tell little, because a head finds the 3 of "123" from the "12" before it. (Measured: if the right
+answer is fed, the ten heads of SmolLM2-135M copy half of the tokens of every value, whether the model says it or not.)
 """
 
 from __future__ import annotations
@@ -48,18 +47,18 @@ MOST_HEADS = 10
 _SCHEMA_VERSION = 1
 
 Copies = NDArray[np.bool_]
-"""Which needle tokens each head copied, [layers, heads, tokens of all needles]."""
+"""bool [layers, heads, tokens of all needles]: whether each head copied each needle token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Needles:
-    """Where the values of one prompt stand.
+    """The positions of the needles' values in one prompt.
 
-    Args:
-        places: prompt position -> number of the needle token that it holds. A value that stands in several places has
-            its tokens there under the same numbers.
-        token_ids: of the needle tokens, [tokens of all needles].
-        sizes: tokens of each needle, in order.
+    Attributes:
+        places: maps a prompt position to the number of the needle token at it. If a value occurs several times, its
+            tokens have the same numbers each time.
+        token_ids: id of each needle token, [tokens of all needles].
+        sizes: number of tokens of each needle, in order.
     """
 
     places: Mapping[int, int]
@@ -70,13 +69,13 @@ class Needles:
 def find_needles(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], values: Sequence[str]) -> Needles:
     """Find values, strings of ASCII letters and digits, among the tokens of a prompt.
 
-    A token that holds more than the value's characters (a space before them) belongs to the value. Other occurrences
-    of a value count if they are the same tokens; inside a longer word or number it does not occur.
+    A token that begins before the value, with a space, belongs to the value. Further occurrences of a value count if
+    their tokens are the same. A part of a longer word or number is not an occurrence.
 
     Raises:
-        UserError: a value is not in the prompt's tokens.
+        UserError: a value does not occur in the prompt's tokens.
     """
-    # Vocabulary entries write ASCII letters and digits as they are, in byte-level and in sentencepiece vocabularies.
+    # Entries of byte-level and of sentencepiece vocabularies hold ASCII letters and digits unchanged.
     pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(prompt_ids))]
     ends = np.cumsum([len(piece) for piece in pieces])
     text = "".join(pieces)
@@ -104,12 +103,16 @@ def find_needles(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], 
 
 
 def copied_tokens(most_attended: NDArray[np.int64], answer_ids: Sequence[int], needles: Needles) -> Copies:
-    """The needle tokens that each head copies into an answer.
+    """Return the needle tokens that each head copies into an answer.
 
     Args:
-        most_attended: positions, [steps, layers, heads], of
-        :func:`logoeval.tasks.needles.attention_trace.trace_answers`. answer_ids: the token that each step generates,
-        [steps]. needles: of the prompt.
+        most_attended: int64 [steps, layers, heads], see
+            :func:`logoeval.tasks.needles.attention_trace.trace_answers`.
+        answer_ids: the token that each step generates, [steps].
+        needles: the needles of the prompt.
+
+    Raises:
+        ValueError: the numbers of steps and tokens differ.
     """
     steps, layers, heads = most_attended.shape
     if steps != len(answer_ids):
@@ -122,13 +125,16 @@ def copied_tokens(most_attended: NDArray[np.int64], answer_ids: Sequence[int], n
 
 
 def shares(copies: Copies, sizes: Sequence[int]) -> NDArray[np.float64]:
-    """``|g_h ∩ k_i| / |k_i|`` for each needle: [..., needles] from [..., tokens of all needles]."""
+    """Return ``|g_h ∩ k_i| / |k_i|`` of each needle, [..., needles], from copies [..., tokens of all needles]."""
     starts = np.cumsum([0, *sizes[:-1]])
     return np.add.reduceat(copies.astype(np.float64), starts, axis=-1) / np.asarray(sizes)
 
 
 def encode_copies(copies: Copies, sizes: Sequence[int]) -> dict[str, str]:
-    """For a JSON record: ``{"layer.head": "1101 0000"}``, a digit a needle token, of heads that copied any."""
+    """Encode copies for a JSON record: ``{"layer.head": "1101 0000"}``, one digit per needle token.
+
+    Heads that copied nothing are left out.
+    """
     cuts = np.cumsum(sizes)[:-1]
     return {
         f"{layer}.{head}": " ".join("".join(map(str, part)) for part in np.split(copies[layer, head].astype(int), cuts))
@@ -137,7 +143,7 @@ def encode_copies(copies: Copies, sizes: Sequence[int]) -> dict[str, str]:
 
 
 def decode_copies(record: Mapping[str, str], grid: tuple[int, int], sizes: Sequence[int]) -> Copies:
-    """What :func:`encode_copies` wrote; ``grid`` is (layers, heads)."""
+    """Decode a record of :func:`encode_copies`. ``grid`` is (layers, heads)."""
     copies = np.zeros((*grid, sum(sizes)), dtype=np.bool_)
     for name, digits in record.items():
         layer, head = map(int, name.split("."))
@@ -146,7 +152,7 @@ def decode_copies(record: Mapping[str, str], grid: tuple[int, int], sizes: Seque
 
 
 class Head(BaseModel):
-    """A head with its mean score on the calibration samples. Layers and heads count from 0."""
+    """An attention head and its mean score on the calibration samples. Layers and heads count from 0."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -156,7 +162,7 @@ class Head(BaseModel):
 
 
 class Heads(BaseModel):
-    """``heads.json``: the retrieval heads of one model, found on samples that are not measured."""
+    """The content of ``heads.json``: the retrieval heads of a model, found on samples that are not measured."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -165,33 +171,33 @@ class Heads(BaseModel):
     model_fingerprint: str
     adapter_fingerprint: str | None
     calibration: dict[str, str]
-    """Samples that they were found on, and the hashes of their prompts."""
+    """The ids of the calibration samples, and the hashes of their prompts."""
     num_layers: int
     num_heads: int
     retrieval_heads: list[Head]
-    """All that score 0.1 or more, the best first; the first ten make the retrieval score."""
+    """All heads with a score of 0.1 or more, the best first. The first ten make the retrieval score."""
 
     @property
     def best(self) -> list[Head]:
-        """The heads that count."""
+        """The heads that make the retrieval score, at most ten."""
         return self.retrieval_heads[:MOST_HEADS]
 
     @property
     def fingerprint(self) -> str:
-        """Of the heads that count: two runs with the same one are measured on the same heads."""
+        """A hash of the heads in :attr:`best`. Runs with equal fingerprints are measured on the same heads."""
         names = sorted((head.layer, head.head) for head in self.best)
         return hashlib.sha256(repr((self.num_layers, self.num_heads, names)).encode()).hexdigest()[:16]
 
     def write(self, path: Path) -> None:
-        """Write the file, atomically."""
+        """Write the file atomically."""
         write_json(path, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, path: Path, grid: tuple[int, int] | None = None) -> Self:
-        """Read the file, of a model with ``grid`` (layers, heads) if that is given.
+        """Read the file and check that its model has ``grid`` (layers, heads), if that is given.
 
         Raises:
-            UserError: there is none, it is damaged, or its model has another shape.
+            UserError: the file does not exist, it is damaged, or its model has another number of layers or heads.
         """
         mend = f"give the {HEADS_FILE} of a run with --retrieval"
         try:
@@ -199,7 +205,7 @@ class Heads(BaseModel):
         except ValidationError as error:
             fault = error.errors()[0]
             place = ".".join(str(part) for part in fault["loc"])
-            raise UserError(f"no file of heads: {place}: {fault['msg']}", where=str(path), mend=mend) from error
+            raise UserError(f"not a file of heads: {place}: {fault['msg']}", where=str(path), mend=mend) from error
         if heads.schema_version != _SCHEMA_VERSION:
             raise UserError(
                 f"schema version {heads.schema_version}, this program reads {_SCHEMA_VERSION}",
@@ -217,7 +223,10 @@ class Heads(BaseModel):
 
 
 def choose_heads(scores: NDArray[np.float64]) -> list[Head]:
-    """The heads whose mean ``scores`` [layers, heads] reach 0.1, the best first; ties in order of layer and head."""
+    """Return the heads whose mean ``scores`` [layers, heads] are 0.1 or more, the best first.
+
+    Heads with equal scores are in order of layer and head.
+    """
     found = [
         Head(layer=layer, head=head, score=round(float(scores[layer, head]), 6))
         for layer, head in np.argwhere(scores >= MIN_SCORE).tolist()
@@ -227,14 +236,14 @@ def choose_heads(scores: NDArray[np.float64]) -> list[Head]:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """One sample: the mean score of some heads, and which values one of them saw."""
+    """The mean score of some heads on one sample, and for each value whether one of the heads saw it."""
 
     score: float
     seen: tuple[bool, ...]
 
 
 def score_sample(copies: Copies, sizes: Sequence[int], heads: Iterable[Head]) -> Retrieval:
-    """The retrieval score of ``heads`` on one sample; 0 if there are none."""
+    """Return the retrieval score of ``heads`` on one sample, 0 if there are no heads."""
     chosen = [copies[head.layer, head.head] for head in heads]
     if not chosen:
         return Retrieval(0.0, (False,) * len(sizes))

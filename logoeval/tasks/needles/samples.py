@@ -1,11 +1,11 @@
-"""Prompts of an exact length with needles between the sentences.
+"""Build prompts of a given length with needles between the sentences.
 
-Samples of one number share their haystack: the text begins at the same sentence for every length and depth, so prompts
-are equal up to their first needle and an engine's prefix cache computes that part once. Keys, values and random depths
-are drawn anew for every sample.
+At given depths, samples of one index share their haystack: the text begins at the same sentence for every length and
+depth. So their prompts are equal up to the first needle, and an engine's prefix cache computes that part once. Keys,
+values and random depths are drawn anew for every sample.
 
-Wordings, the forty depths and the depth's meaning are RULER's. Ours: a real text begins at a random sentence, needles
-in the noise haystack are placed by depth too, and keys come from a short word list.
+The wording, the forty depths and the meaning of a depth are RULER's. Three things differ from RULER: a real text begins
+at a random sentence, needles in the noise haystack are placed by depth too, and keys come from a short word list.
 """
 
 from __future__ import annotations
@@ -26,14 +26,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEPTHS = tuple(int(depth) for depth in np.round(np.linspace(0, 100, 40)))
-"""Percent of the haystack's sentences before a needle, where depths are random."""
+"""The depths from which random ones are drawn, in percent of the haystack's sentences before the needle."""
 
 
 @dataclass(frozen=True, slots=True)
 class NiahSample:
-    """One prompt. ``values``, ``depths`` (percent) and ``needles`` (sentences) are in order of appearance; ``repeats``
-    tells that the haystack went round. ``prompt_ids`` end with the beginning of the answer. ``cluster`` is equal for
-    samples that hide their needles in the same stretch of text, and are no independent evidence."""
+    """One prompt with its needles.
+
+    Attributes:
+        id: id of the sample.
+        cluster: equal for samples that hide needles in the same stretch of text, which are not independent evidence.
+        haystack: name of the haystack.
+        length: largest length of the prompt, in tokens.
+        key: the key that the question asks for.
+        values: the hidden numbers, in order of appearance.
+        depths: depth of each needle in percent, in order of appearance.
+        prompt_ids: token ids of the prompt, which end with the beginning of the answer.
+        repeats: whether the haystack is shorter than the prompt and was repeated.
+        needles: the sentence of each needle, in order of appearance.
+    """
 
     id: str
     cluster: str
@@ -48,8 +59,10 @@ class NiahSample:
 
 
 class SampleBuilder:
-    """Makes samples for one tokenizer, haystack and variant; a sample depends on nothing but (seed, haystack, variant,
-    length, depth, index)."""
+    """Builds samples for one tokenizer, haystack and variant.
+
+    A sample depends only on (seed, haystack, variant, length, depth, index).
+    """
 
     def __init__(
         self,
@@ -71,19 +84,19 @@ class SampleBuilder:
         ]
 
     def build(self, length: int, index: int, depth: int | None = None) -> NiahSample:
-        """Sample ``index`` of ``length`` tokens or just under: one more unit of the haystack would exceed it.
+        """Build sample ``index`` with as many units of the haystack as fit into ``length`` tokens.
 
         Args:
-            length: of the prompt in tokens, chat template and answer prefix included.
-            index: at given depths, samples of one index share their text, so that a prefix cache computes it once;
-                else every sample has a text of its own.
-            depth: percent of the units before the needle; None draws one a value from :data:`DEPTHS`.
+            length: length of the prompt in tokens, chat template and answer prefix included.
+            index: number of the sample. At given depths samples of one index share their text, so that a prefix cache
+                computes it once; at random depths every sample has its own text.
+            depth: percent of the units before the needle; None draws a depth for each value from :data:`DEPTHS`.
 
         Raises:
             UserError: the needles alone do not fit.
         """
         haystack = self._haystack
-        # The first variant has no name of its own in ids: folders of earlier versions keep theirs.
+        # The ids of the first variant do not name it, so that folders of earlier versions keep their ids.
         kind = () if self._variant == "multivalue" else (self._variant,)
         cell = "/".join(str(part) for part in (*kind, haystack.name, length, depth, index) if part is not None)
         rng = self._rng(cell)
@@ -94,7 +107,7 @@ class SampleBuilder:
             if value not in values and value not in haystack.numbers:
                 values.append(value)
         needles = self._wording.needles(key, tuple(values))
-        # Sentences that differ (first, second, ...) must not stand in their order, or depth would tell them apart.
+        # Sentences with an ordinal (first, second, ...) are shuffled, so that depth does not reveal the ordinal.
         order = [int(place) for place in rng.permutation(self._num_values)]
         drawn = rng.choice(DEPTHS, size=self._num_values, replace=False) if depth is None else [depth] * len(values)
         depths = sorted(int(place) for place in drawn)
@@ -104,14 +117,14 @@ class SampleBuilder:
 
         def prompt(count: int) -> list[int]:
             units = haystack.take(start, count)
-            # From the last needle to the first, so that earlier places stay where they are.
+            # Needles are inserted from the last to the first, so that the places of earlier ones do not move.
             for place, number in zip(reversed(depths), reversed(order), strict=True):
                 units.insert(count * place // 100, needles[number])
             context = encode_text(self._tokenizer, haystack.joiner.join(units))
             return [*self._format.encode([context], question=f" {key}").ids, *answer_prefix]
 
-        # A first guess from token counts of single units; then the whole prompt is counted, since tokens can merge at
-        # borders. Where none did, one more unit is known not to fit without tokenising everything again.
+        # The first guess adds the token counts of single units. Then the whole prompt is counted, because tokens can
+        # merge where units meet. If none merged, one more unit does not fit, and nothing is tokenised again.
         overhead = len(prompt(0))
         count, guess = 0, overhead
         while (longer := guess + self._count_tokens((start + count) % len(haystack.units))) <= length:
@@ -131,14 +144,15 @@ class SampleBuilder:
         sample_id = f"niah-{cell.replace('/', '-')}"
         return NiahSample(
             id=sample_id,
-            # Noise is one text for every sample, a condition of the test and no draw: there only the needles are drawn.
+            # In the noise haystack all samples have the same text and only the needles are drawn, so each sample is a
+            # cluster.
             cluster=sample_id if haystack.repeats_by_design else text,
             haystack=haystack.name,
             length=length,
             key=key,
             values=tuple(values[number] for number in order),
             depths=tuple(depths),
-            # One integer object a token of the vocabulary, not one a place: a fifth of the memory of a large grid.
+            # Equal token ids share one integer object, which takes a fifth of the memory for a large grid.
             prompt_ids=tuple(self._same.setdefault(token, token) for token in ids),
             repeats=not haystack.repeats_by_design and count > len(haystack.units),
             needles=tuple(needles[number] for number in order),

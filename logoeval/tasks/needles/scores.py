@@ -1,4 +1,4 @@
-"""What a response is worth: RULER's recall, and exact numbers beside it."""
+"""Score the responses: RULER's recall, and measures of exactly given numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from logoeval.records import Metric
 from logoeval.tasks.needles.settings import NiahVariant
 
 DEPTH_BINS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))
-"""Percent. Needles at random depths are reported by fifths of the text, lower end included."""
+"""The depth ranges, in percent with the lower end included, by which needles at random depths are reported."""
 
 METRICS = [
     Metric(
@@ -38,7 +38,7 @@ METRICS = [
 
 
 def score_response(response: str, values: Sequence[str]) -> dict[str, float]:
-    """Scores of a response: see :data:`METRICS`. ``recall`` is RULER's ``string_match_all``."""
+    """Return the scores of a response by key of :data:`METRICS`. ``recall`` is RULER's ``string_match_all``."""
     numbers = set(re.findall(r"\d+", response))
     exact = numbers & set(values)
     return {
@@ -49,7 +49,7 @@ def score_response(response: str, values: Sequence[str]) -> dict[str, float]:
 
 
 def depth_scores(depths: Sequence[int], found: Sequence[bool]) -> dict[str, float]:
-    """Share found of the needles in each of :data:`DEPTH_BINS` that holds one, by key of its metric."""
+    """Return the share of found needles in each of :data:`DEPTH_BINS` that has needles, by key of its metric."""
     scores = {}
     for low, high in DEPTH_BINS:
         inside = [hit for depth, hit in zip(depths, found, strict=True) if low <= depth < high]
@@ -59,8 +59,10 @@ def depth_scores(depths: Sequence[int], found: Sequence[bool]) -> dict[str, floa
 
 
 def metrics(variant: NiahVariant) -> list[Metric]:
-    """Those of a variant: recall by depth is a slice where a sample has one depth, metrics of their own where its
-    needles lie at several."""
+    """Return the metrics of a variant.
+
+    Recall by depth is a slice if a sample has one depth, and separate metrics if its needles have several depths.
+    """
     recall, *others = METRICS
     if variant == "single":
         by_depth = [["haystack"], ["haystack", "depth"], ["haystack", "length", "depth"]]

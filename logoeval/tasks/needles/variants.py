@@ -1,12 +1,12 @@
-"""The three tests: what a needle says, what is asked, how the answer begins.
+"""The wording of the three variants: the needle, the question, and the beginning of the answer.
 
 - ``multivalue``: RULER's ``niah_multivalue`` (Hsieh et al. 2024, arXiv 2404.06654). Several sentences of one wording
-  give numbers of one key; the model is asked for all of them.
-- ``single``: RULER's wording for one number, at a given depth: the cells of a heat map.
-- ``shared_answer``: the LOGO paper's own (Fig. 8): two sentences at random depths share one answer. We read it so:
-  each sentence tells one part, no sentence alone answers, and the one question asks for the whole. The paper scores
-  the share of values that the response holds, whatever their order, and so do we. Its sentences are not published as
-  data: the wording is ours.
+  give numbers of one key, and the question asks for all of them.
+- ``single``: RULER's wording for one number at a given depth, for the cells of a heat map.
+- ``shared_answer``: the variant of the LOGO paper (Fig. 8), where two sentences at random depths share one answer. We
+  understand it so: each sentence gives one part, no sentence alone is the answer, and the question asks for the whole.
+  The score, as in the paper, is the share of values in the response, in any order. The paper's sentences are not
+  published as data, so the wording is ours.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from logodata.prompts import CHUNK_SEPARATOR
 from logoeval.tasks.needles.settings import NiahVariant
 
 NEEDLE = "One of the special magic numbers for {key} is: {value}."
-# PromptFormat writes a separator after the context, and the key comes with its leading space so that it is tokenised
-# as it is inside the text. Put together this is RULER's prompt, character for character.
+# PromptFormat writes a separator after the context. The key has a leading space, so that it is tokenised as inside the
+# text. The result equals RULER's prompt in every character.
 assert CHUNK_SEPARATOR == "\n"
 ANSWER_PREFIX = " The special magic numbers for {key} mentioned in the provided text are"
 
@@ -28,15 +28,20 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """``template`` takes ``{context}`` and ``{question}`` (the key, after a space), ``needle`` takes ``{key}``,
-    ``{value}`` and ``{ordinal}``, ``answer_prefix`` takes ``{key}``."""
+    """The sentences of one variant.
+
+    Attributes:
+        needle: the needle, with ``{key}``, ``{value}`` and ``{ordinal}``.
+        template: the prompt, with ``{context}`` and ``{question}`` (a space and the key).
+        answer_prefix: the beginning of the answer, with ``{key}``.
+    """
 
     needle: str
     template: str
     answer_prefix: str
 
     def needles(self, key: str, values: tuple[str, ...]) -> tuple[str, ...]:
-        """A sentence a value."""
+        """Return one sentence for each value."""
         return tuple(
             self.needle.format(key=key, value=value, ordinal=ordinal)
             for value, ordinal in zip(values, cycle(ORDINALS), strict=False)
@@ -51,7 +56,7 @@ _SEVERAL = Wording(
     ANSWER_PREFIX,
 )
 _ONE = Wording(
-    NEEDLE,  # RULER leaves the sentence as it is
+    NEEDLE,  # RULER too keeps the plural in this sentence
     "A special magic number is hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the number afterwards.\n{context}"
     "What is the special magic number for{question} mentioned in the provided text?",
@@ -67,7 +72,7 @@ _SHARED = Wording(
 
 
 def wording(variant: NiahVariant, num_values: int) -> Wording:
-    """The sentences of a variant; RULER writes its prompt in the singular where one number is asked for."""
+    """Return the sentences of a variant. As in RULER, the prompt is in the singular if it asks for one number."""
     if variant == "shared_answer":
         return _SHARED
     return _ONE if num_values == 1 else _SEVERAL

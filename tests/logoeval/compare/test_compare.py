@@ -24,7 +24,7 @@ BEFORE = [0.0, 0.25, 0.5, 0.5, 0.75, 1.0, 0.25, 0.0]
         ({"task": "niah"}, "the runs hold different tasks: before lacks niah; after lacks ppl"),
         ({"seed": 1}, "ppl: seed is 0 in one and 1 in the other"),
         ({"engine": "vllm 0.32"}, "ppl: engine is 'fake 1' in one and 'vllm 0.32' in the other"),
-        ({"prompt_hash": "other"}, "ppl: sample 's0' has another prompt"),
+        ({"prompt_hash": "other"}, "ppl: sample 's0' has different prompts"),
     ],
 )
 def test_runs_that_differ_are_refused(make_run: Callable[..., Path], changes: dict[str, Any], message: str) -> None:
@@ -33,7 +33,7 @@ def test_runs_that_differ_are_refused(make_run: Callable[..., Path], changes: di
 
 
 def test_other_samples_are_refused(make_run: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="the runs hold other samples"):
+    with pytest.raises(UserError, match="the runs hold different samples"):
         compare([make_run("before", BEFORE), make_run("after", BEFORE[:-1])])
 
 

@@ -247,7 +247,7 @@ def test_a_run_of_longbench_is_counted(
 
 
 def test_other_samples_are_refused(make_answers: MakeRun) -> None:
-    with pytest.raises(UserError, match="the runs hold other samples"):
+    with pytest.raises(UserError, match="the runs hold different samples"):
         read_and_analyse([make_answers("before", said("rh")), make_answers("after", said("rhi"))], 0.6)
     with pytest.raises(UserError, match="max_new_tokens is None in one and 32 in the other"):
         read_and_analyse(
@@ -279,10 +279,10 @@ def _page(folders: list[Path]) -> str:
     ("change", "message"),
     [
         (lambda lines: lines[:-1], "lacks the answer to 'q1', which results.json counts"),
-        (lambda lines: [{**line, "question": None} for line in lines], "does not tell its question"),
+        (lambda lines: [{**line, "question": None} for line in lines], "lacks its question"),
         (
             lambda lines: [{key: line[key] for key in ("id", "response")} for line in lines],
-            "does not tell its question",
+            "lacks its question",
         ),
     ],
 )

@@ -69,7 +69,7 @@ def test_pages_and_pdf_files_are_no_texts(tmp_path: Path, name: str, data: bytes
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.py"])
 def test_other_files_are_no_texts(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"text": "One."}')
-    with pytest.raises(UserError, match="file is no plain text"):
+    with pytest.raises(UserError, match="file is not plain text"):
         read_documents(tmp_path / name)
 
 

@@ -155,7 +155,7 @@ def test_quantised_weights_take_no_adapter(
     four = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "quantization_config": four}))
     assert merge(adapter, tmp_path / "base", tmp_path / "out") == 2
-    assert "its weights are quantised" in capsys.readouterr().err
+    assert "weights are quantised: merging" in capsys.readouterr().err
 
 
 def test_refusals(adapter: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,10 +139,10 @@ def test_tolerated_rows(tmp_path: Path) -> None:
     [
         ("qasper.jsonl", [row("qasper", 0), row("qasper", 0)], "qasper.jsonl:2: qasper: _id 'qasper-id-0' is at"),
         ("qasper.jsonl", [row("hotpotqa", 0)], "a row of 'hotpotqa' in a file of 'qasper'"),
-        ("rows.jsonl", [row("qasper", 0, dataset="quasper")], "no LongBench task: dataset is 'quasper'"),
+        ("rows.jsonl", [row("qasper", 0, dataset="quasper")], "not a LongBench task: dataset is 'quasper'"),
         ("qasper.jsonl", [{"input": "x", "answers": ["y"]}], "no text under 'context'"),
         ("qasper.jsonl", [row("qasper", 0, answers=[])], "no gold answers"),
-        ("qasper.jsonl", [row("qasper", 0, answers=[1])], "'answers' is no list of texts"),
+        ("qasper.jsonl", [row("qasper", 0, answers=[1])], "'answers' is not a list of texts"),
         ("trec.jsonl", [row("trec", 0, all_classes=None)], "trec needs all_classes"),
         ("passage_retrieval_en.jsonl", [row("passage_retrieval_en", 0, answers=["2"])], "names no paragraph"),
     ],
@@ -473,11 +473,15 @@ def test_scores_that_can_be_written_nowhere_are_not_computed(
         ("qasper.jsonl", official("qasper", ["x"] * 12) * 2, "answers the same samples as the first"),
         ("qasper.jsonl", official("qasper", ["x"] * 201), "201 lines, LongBench has 200 rows"),
         ("qasper.jsonl", [{**official("qasper", ["x"])[0], "_id": "a"}] * 2, "id 'a' is at"),
-        ("qasper.jsonl", [{**official("qasper", ["x"])[0], "_id": "a"}, *official("qasper", ["x"])], "without an id"),
+        (
+            "qasper.jsonl",
+            [{**official("qasper", ["x"])[0], "_id": "a"}, *official("qasper", ["x"])],
+            "has no id, others",
+        ),
         ("qasper.jsonl", [{**official("qasper", ["x"])[0], "task": "hotpotqa"}], "a prediction of 'hotpotqa'"),
         ("qasper.jsonl", [{"answers": ["x"]}], "no text under 'pred'"),
-        ("musique_e.jsonl", official("musique", ["x"]), "no LongBench task"),
-        ("unknown.jsonl", official("qasper", ["x"]), "no LongBench task"),
+        ("musique_e.jsonl", official("musique", ["x"]), "not a LongBench task"),
+        ("unknown.jsonl", official("qasper", ["x"]), "not a LongBench task"),
     ],
 )
 def test_predictions_that_cannot_be_scored(

@@ -222,7 +222,7 @@ def test_heads_under_a_tenth_are_dropped_and_ten_are_used(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="heads of a model with 4 layers of 4, this one has 2 of 4"):
         Heads.read(tmp_path / "heads.json", (2, 4))
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match="no file of heads: model"):
+    with pytest.raises(UserError, match="not a file of heads: model"):
         Heads.read(tmp_path / "other.json", (4, 4))
     with pytest.raises(UserError, match="no such file"):
         Heads.read(tmp_path / "none.json", (4, 4))
@@ -353,7 +353,7 @@ def test_interrupted_traces_go_on(tiny_model_dir: Path, tmp_path: Path, fake_ans
         assert not (tmp_path / "halved" / "results.json").exists()
         patch.setattr(attention_trace, "trace_answers", trace_answers)
         assert evaluate(recipe, ["niah"], tmp_path / "halved").tasks["niah"].samples == whole.samples
-        lines = (tmp_path / "halved" / "predictions" / "niah-heads.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (tmp_path / "halved" / "predictions" / "niah-retrieval.jsonl").read_text(encoding="utf-8").splitlines()
         assert len({json.loads(line)["id"] for line in lines}) == len(lines) == 3
 
 
