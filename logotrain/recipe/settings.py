@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -151,14 +150,6 @@ class LoraSettings(RecipeModel):
     """Train the token embedding too, as the paper does; ``auto``: unless that would train a tied output head with it.
 
     PEFT loads such an adapter; vLLM does not take one with a trained embedding."""
-
-    def targets(self, linears: Iterable[str]) -> tuple[str, ...]:
-        """The names with ``all-linear`` spelt out: ``linears`` are those of the decoder's linear layers."""
-        wanted = dict.fromkeys(self.target_modules)
-        if ALL_LINEAR in wanted:
-            wanted |= dict.fromkeys(sorted(linears))
-            del wanted[ALL_LINEAR]
-        return tuple(wanted)
 
     @field_validator("dropout")
     @classmethod

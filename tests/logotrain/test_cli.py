@@ -24,7 +24,7 @@ from logoeval.cli import main as logoeval
 from logotrain import trainer
 from logotrain.checkpoints import safe_reading
 from logotrain.cli import _parser, _recipe, main
-from logotrain.model.adapters import check_adapters
+from logotrain.model.targets import adapter_targets
 from logotrain.parallel import World
 from logotrain.plan import choices
 from logotrain.plan.choices import CARDS
@@ -372,8 +372,9 @@ def test_both_commands_answer_the_same(
 def test_a_tied_head_is_not_adapted_and_trained() -> None:
     settings = LoraSettings(target_modules=("q_proj", "lm_head"), train_embeddings=True)
     with pytest.raises(UserError, match="'lm_head' is tied to the token embedding"):
-        check_adapters(settings, {"q_proj", "lm_head"}, "lm_head", tied=True, where="m")
-    check_adapters(settings, {"q_proj", "lm_head"}, "lm_head", tied=False, where="m")
+        adapter_targets(settings, {"q_proj"}, "lm_head", tied=True, where="m")
+    found = adapter_targets(settings, {"q_proj"}, "lm_head", tied=False, where="m")
+    assert found.modules == ("q_proj", "lm_head")
 
 
 def test_commas_too_many_are_no_names() -> None:
