@@ -18,7 +18,8 @@ _CONTINUES = ": the same command with the same -o continues"
 _OUTPUT = ": the folder is the option -o DIR"
 _DATA = "data.path: a folder that logodata build wrote"
 _TEMPLATE = ": the data hold token ids; a chat template is the build's, chat_template=FILE of logodata build"
-_NO_DROPOUT = "lora.dropout: must stay 0, the prompt's states are shared by all responses"
+_NO_DROPOUT = ": models train in evaluation mode, where dropout does nothing; leave it out"
+_SCHEDULE = "optimizer.schedule: cosine, linear or constant, each after the warm-up"
 _PACKING = "row_tokens: samples share a row up to this many tokens; each sees itself alone"
 _LOADER = ": the data are in memory before the first step"
 _PUSH = ": nothing is uploaded; hf upload takes RUN/final"
@@ -35,8 +36,8 @@ NAMES = {
     "actor_learning_rate": "optimizer.lr",
     "critic_*": ": there is no reward model and no critic",
     "lr_warmup_ratio": "optimizer.warmup_ratio",
-    "lr_scheduler*": "optimizer.schedule: cosine after the warm-up",
-    "cosine_*": "optimizer.schedule: cosine to zero",
+    "lr_scheduler*": _SCHEDULE,
+    "cosine_*": _SCHEDULE,
     "warmup_steps": "optimizer.warmup_ratio: a share of the steps",
     "warmup": "optimizer.warmup_ratio: a share of the steps",
     "adam_beta1": "optimizer.betas: [beta1, beta2]",
@@ -145,7 +146,7 @@ NAMES = {
     "ld_alpha": _REFERENCE,
     "use_weighting": _REFERENCE,
     "router_aux_loss_coef": ": mixtures of experts are not trained with their router's loss",
-    "disable_dropout": ": the model is trained without dropout",
+    "disable_dropout": _NO_DROPOUT,
     # What is trained
     "adapter": "tuning: lora, qlora or full",
     "peft": "lora",
@@ -170,6 +171,7 @@ NAMES = {
     "lora_rank": "lora.rank",
     "lora_alpha": "lora.alpha",
     "lora_dropout": _NO_DROPOUT,
+    "dropout": _NO_DROPOUT,
     "lora_target": "lora.target_modules",
     "lora_target_modules": "lora.target_modules",
     "lora_target_linear": "lora.target_modules: all-linear",
@@ -403,10 +405,8 @@ VALUES = {
     },
     "recompute": {"True": "full", "False": "none", "unsloth": "full"},
     "optimizer.schedule": {
-        "linear": "cosine, the paper's; there is no other",
-        "constant": "cosine, the paper's; there is no other",
-        "constant_with_warmup": "cosine, the paper's; there is no other",
-        "cosine_with_restarts": "cosine, the paper's; there is no other",
+        "constant_with_warmup": "constant",
+        "cosine_with_restarts": "cosine, without restarts",
     },
     "parallel.strategy": {
         "fsdp": "shard",

@@ -140,9 +140,6 @@ class LoraSettings(RecipeModel):
     alpha: float = Field(default=16, gt=0)
     """Adapters are scaled by alpha / rank."""
 
-    dropout: float = 0.0
-    """Must stay 0: responses share the prompt's states, so a value dropped there would be dropped for all of them."""
-
     target_modules: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
     """Names of the linear layers that get an adapter; ``all-linear``: all of the decoder's, not the output head."""
 
@@ -150,13 +147,6 @@ class LoraSettings(RecipeModel):
     """Train the token embedding too, as the paper does; ``auto``: unless that would train a tied output head with it.
 
     PEFT loads such an adapter; vLLM does not take one with a trained embedding."""
-
-    @field_validator("dropout")
-    @classmethod
-    def _no_dropout(cls, value: float) -> float:
-        if value != 0:
-            raise ValueError("must be 0, dropout would make the shared prompt differ from separate rows")
-        return value
 
 
 class OptimizerSettings(RecipeModel):
@@ -180,8 +170,9 @@ class OptimizerSettings(RecipeModel):
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises to its peak."""
 
-    schedule: Literal["cosine"] = "cosine"
-    """How the learning rate falls after warm-up, to zero."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The learning rate after the warm-up: it falls to zero along half a cosine, as the paper's, or along a line; or it
+    stays at its peak."""
 
     @field_validator("betas")
     @classmethod
