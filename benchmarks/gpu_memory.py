@@ -119,8 +119,7 @@ class Trial:
             self.step(row)
             if self.sharded:
                 return {"allocated": None, "reserved": None}
-            layout, how = row.layout, {"recompute": self.recompute, "backend": self.backend}
-            return {"allocated": simulate_step(self.config, self.recipe, layout, **how).peak, "reserved": None}
+            return {"allocated": simulate_step(self.config, self.plan(prompt, rejected)).peak, "reserved": None}
         gc.collect()  # what an attempt that did not fit left in cycles
         try:
             torch.cuda.empty_cache()

@@ -52,12 +52,12 @@ def measure(config: LlamaConfig, case: Case) -> dict[str, Any]:
     name, num_rejected, recompute, shards = case
     recipe = TrainRecipe.model_validate({"model": "llama3-8b", **RECIPES[name]})
     row = RowLayout((SharedPrefixLayout(PROMPT, (RESPONSE,) * (1 + num_rejected)),))
-    started = time.perf_counter()
-    found = simulate_step(config, recipe, row, recompute=recompute, shards=shards)  # type: ignore[arg-type]
-    seconds = time.perf_counter() - started
     strategy: Strategy = "shard" if shards else "replicate"
-    plan = StepPlan(model_shape(config), recipe, row, recompute, strategy, shards or 1)  # type: ignore[arg-type]
-    expected = estimate_memory(plan)
+    step = StepPlan(model_shape(config), recipe, row, recompute, strategy, shards or 1)  # type: ignore[arg-type]
+    started = time.perf_counter()
+    found = simulate_step(config, step)
+    seconds = time.perf_counter() - started
+    expected = estimate_memory(step)
     return {
         "trained": name,
         "num_rejected": num_rejected,

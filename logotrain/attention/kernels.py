@@ -1,20 +1,19 @@
 """Three ways to compute the attention of a shared-prefix row; they differ in speed, not in result.
 
 A prompt token attends its prompt up to itself; a response token attends its sample's whole prompt and its own response
-up to itself. All functions take and return one row, heads first, as transformers' layers hand them over.
+up to itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from itertools import accumulate, pairwise
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +22,10 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from logotrain.rows.layout import RowLayout
+
+Attention = Callable[[Tensor, Tensor, Tensor, RowLayout, float | None], Tensor]
+"""``attention(query [H, N, D], key [H_kv, N, D], value [H_kv, N, D_v], layout, scaling)``: [H, N, D_v]. One row of N
+tokens, heads first, as transformers' layers hand it over; ``scaling`` multiplies the scores, None is D ** -0.5."""
 
 Varlen = Callable[[Tensor, Tensor, Tensor, "Sequences", float | None], Tensor]
 """``kernel(query [T_q, H, D], key [T_k, H_kv, D], value, sequences, scaling)``: [T_q, H, D], causal within each pair of
@@ -40,21 +43,11 @@ def forget_rows() -> None:
 
 # SDPA: any device.
 def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None) -> Tensor:
-    """Torch's scaled dot product, sample by sample.
+    """Torch's scaled dot product, sample by sample; see :data:`Attention`.
 
     The prompt runs causally without a mask; all responses of a sample together run against the whole sample with a
     [sum R, N_s] mask. That is 20-25 % faster than a dense mask. Query heads are grouped by the key head they share:
     views, no copied keys.
-
-    Args:
-        query: [H, N, D].
-        key: [H_kv, N, D].
-        value: [H_kv, N, D_v].
-        layout: of the row.
-        scaling: factor on the scores; None is D ** -0.5.
-
-    Returns:
-        [H, N, D_v].
     """
     query = query.unflatten(0, (key.shape[0], -1))  # [H_kv, H / H_kv, N, D]
     key, value = (states[:, None].expand(*query.shape[:3], -1) for states in (key, value))
@@ -90,15 +83,14 @@ def _response_masks(layout: RowLayout, device: torch.device) -> tuple[Tensor, ..
 
 
 # Flash: CUDA, bfloat16 or float16.
-@dataclass(frozen=True, slots=True)
-class Sequences:
-    """Pairs of query and key sequences laid end to end, for a variable-length kernel.
+class Sequences(NamedTuple):
+    """Pairs of query and key sequences laid end to end, in the order in which variable-length kernels take it.
 
     Attributes:
         query_ends: int32 [S + 1], 0 and the end of each sequence of queries.
-        key_ends: int32 [S + 1], the same of keys.
+        key_ends: int32 [S + 1], 0 and the end of each sequence of keys.
         max_query: length of the longest sequence of queries.
-        max_key: of keys.
+        max_key: length of the longest sequence of keys.
     """
 
     query_ends: Tensor
@@ -122,22 +114,13 @@ def flash_attention(
     scaling: float | None,
     varlen: Varlen | None = None,
 ) -> Tensor:
-    """Two calls of a variable-length kernel, no mask.
+    """Two calls of a variable-length kernel, no mask; see :data:`Attention`, D_v is D.
 
     The first runs over the row as it lies, cut into prompts, responses and padding: right for prompts and padding,
     while responses see only themselves, which costs little and is thrown away. The second gives each response its
     prompt: queries R_j, keys and values P + R_j.
 
-    Args:
-        query: [H, N, D].
-        key: [H_kv, N, D].
-        value: [H_kv, N, D].
-        layout: of the row.
-        scaling: factor on the scores; None is D ** -0.5.
-        varlen: the kernel; None takes the one that :func:`varlen_kernel` found.
-
-    Returns:
-        [H, N, D].
+    ``varlen`` is the kernel; None takes the one that :func:`varlen_kernel` found.
     """
     kernel = varlen or varlen_kernel()
     if kernel is None:
@@ -178,8 +161,7 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Sequence
     options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}  # causal
     if "enable_gqa" in signature(varlen_attn).parameters:  # not in torch 2.11, which groups heads without being told
         options["enable_gqa"] = True
-    ends = (sequences.query_ends, sequences.key_ends, sequences.max_query, sequences.max_key)
-    output = varlen_attn(query, key, value, *ends, **options)
+    output = varlen_attn(query, key, value, *sequences, **options)
     assert isinstance(output, Tensor)  # a pair only if asked for
     return output
 
@@ -188,24 +170,12 @@ def _flash_attn_varlen(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None
 ) -> Tensor:
     kernel = import_module("flash_attn").flash_attn_varlen_func
-    ends = (sequences.query_ends, sequences.key_ends, sequences.max_query, sequences.max_key)
-    return kernel(query, key, value, *ends, softmax_scale=scaling, causal=True)
+    return kernel(query, key, value, *sequences, softmax_scale=scaling, causal=True)
 
 
 # FlexAttention: CUDA; on CPU it has no backward.
 def flex_row_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None) -> Tensor:
-    """One call of FlexAttention with a block mask, any float type.
-
-    Args:
-        query: [H, N, D].
-        key: [H_kv, N, D].
-        value: [H_kv, N, D_v].
-        layout: of the row.
-        scaling: factor on the scores; None is D ** -0.5.
-
-    Returns:
-        [H, N, D_v].
-    """
+    """One call of FlexAttention with a block mask, any float type; see :data:`Attention`."""
     attention: Any = _compiled_flex_attention() if query.is_cuda else flex_attention
     mask = block_mask(layout, query.device)
     return attention(query[None], key[None], value[None], block_mask=mask, scale=scaling, enable_gqa=True)[0]

@@ -65,10 +65,9 @@ def compare(
     num_rows: int = 2,
 ) -> Simulated:
     """Assert that the formula agrees with the real step, as a whole and without what is held all the time."""
-    found = simulate_step(config, recipe, row, recompute=recompute, backend=backend, shards=shards, num_rows=num_rows)
     strategy: Strategy = "shard" if shards else "replicate"
-    plan = StepPlan(model_shape(config), recipe, row, recompute, strategy, shards or 1, backend, num_rows)
-    expected = estimate_memory(plan)
+    step = StepPlan(model_shape(config), recipe, row, recompute, strategy, shards or 1, backend, num_rows)
+    found, expected = simulate_step(config, step), estimate_memory(step)
     states = sum(expected.parts.get(name, 0) for name in ("frozen weights", "trained weights", "optimizer state"))
     assert expected.allocated == pytest.approx(found.peak, rel=0.1)
     if shards is None and backend == "flash":  # sdpa's mask is already there when a step begins
