@@ -17,7 +17,7 @@ from logodata.models.loading import load_config
 from logodata.models.text_config import head_dim, text_config
 from logotrain.attention.shared_prefix import Backend, choose_backend
 from logotrain.loss.logprobs import LogprobModel
-from logotrain.model.model import load_trainable
+from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
 from logotrain.parallel import World, shard
 from logotrain.plan.choices import check_strategy, choose_recompute, choose_strategy

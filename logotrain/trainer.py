@@ -21,7 +21,8 @@ from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logodata.dataset.log_probs import FAR_BEHIND
 from logotrain.attention.shared_prefix import use_shared_prefix
-from logotrain.checkpoints import checkpoint
+from logotrain.checkpoints.export import export
+from logotrain.checkpoints.saving import CheckpointWriter, restore
 from logotrain.data import TrainingData
 from logotrain.guards import RepetitionGuard, check_chosen, no_gradient_lost
 from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
@@ -98,10 +99,10 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     model = prepared.model
     optimizer = _make_optimizer(model, recipe.optimizer)
     schedule = Schedule(recipe, len(data.samples))
-    writer = checkpoint.CheckpointWriter(out / "checkpoints", recipe.checkpoint, world)
+    writer = CheckpointWriter(out / "checkpoints", recipe.checkpoint, world)
     log = MetricsLog(out / "metrics.jsonl")
     logged = world.on_main(log.num_steps)
-    done = saved = checkpoint.restore(out / "checkpoints", model.model, optimizer, world, logged=logged)
+    done = saved = restore(out / "checkpoints", model.model, optimizer, world, logged=logged)
     if done:
         note(f"continuing after step {done} of {schedule.total_steps}")
     elif 0 < schedule.stream_length < recipe.samples_per_step:
@@ -172,7 +173,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                     raise
         writer.close()
         final = out / "final"
-        checkpoint.export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
+        export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
         # Last: they may take hours, and no process waits for ever for the main one to export.
         writer.end_commands(stop)
     return final

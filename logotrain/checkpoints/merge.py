@@ -14,8 +14,8 @@ from logodata.common.files import move_into_place
 from logodata.models.adapter_fit import check_adapter_fits
 from logodata.models.adapters import merge_adapter
 from logodata.models.loading import DType, load_config, load_model
+from logotrain.checkpoints.export import copy_tokenizer, save_model
 from logotrain.inputs import check_merge
-from logotrain.model.model import copy_tokenizer, save_model
 
 
 def merge(model: str, adapter: Path, out: Path, dtype: DType | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Checkpoints that a stopped run continues from, and the finished model.
+"""Checkpoints that a stopped run continues from.
 
 A checkpoint is ``step-N/``: trained weights and optimizer state by torch's distributed checkpoint, ``adapter/`` as PEFT
 writes it. It is sealed (:mod:`logodata.common.files`), so it is whole or not there. Whatever part of a tensor each
@@ -8,26 +8,18 @@ sharded. Random states are not part of it: a step draws nothing that its number 
 
 from __future__ import annotations
 
-import copy
 import os
 import shlex
 import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint.api import CheckpointException
+from peft import PeftModel
+from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -37,17 +29,15 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_background
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from logodata.common.console import note
-from logodata.common.errors import UserError, pass_on
-from logodata.common.files import damage, put_aside, read_json, seal, write_json
-from logodata.models.adapters import write_base_config
+from logodata.common.errors import UserError
+from logodata.common.files import damage, put_aside, seal
+from logotrain.checkpoints.export import Adapter, explained_writes, trained_parameters
 from logotrain.checkpoints.safe_reading import load_checkpoint
 from logotrain.interrupt import StopFlag
-from logotrain.model.model import copy_tokenizer, save_model
 from logotrain.parallel import World
 from logotrain.recipe.settings import CheckpointSettings
 
@@ -84,7 +74,7 @@ class CheckpointWriter:
         """
         self.wait()
         scratch = _scratch(self._folder, step)
-        with _explained(scratch):
+        with explained_writes(scratch):
             self._world.on_main(lambda: _make_empty(scratch))
             adapter = Adapter.of(model, self._world)
             state = _state(model, optimizer)
@@ -119,7 +109,7 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         fault: UserError | None = None
         try:
-            with _explained(self._folder):
+            with explained_writes(self._folder):
                 pending.result()
         except UserError as error:
             fault = error
@@ -229,100 +219,9 @@ def restore(
     return step
 
 
-def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, name: str, dtype: torch.dtype) -> None:
-    """Write the finished model, complete or not at all.
-
-    An adapter as PEFT does, which PEFT and vLLM load as it is, with ``base_config.json``; or, after full tuning, a
-    model folder with its tokenizer.
-
-    Args:
-        model: trained.
-        folder: to write.
-        world: all processes call this; the main one writes.
-        name: the model that the recipe names; its tokenizer is copied.
-        dtype: of a model folder's weights; an adapter's are float32.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    scratch = folder.with_name(f".{folder.name}.tmp")
-    adapter = Adapter.of(model, world)
-    whole: dict[str, Any] = {}
-    if not isinstance(model, PeftModel):
-        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-    def write() -> None:
-        if adapter is not None:
-            adapter.write(scratch)
-        else:
-            _write_model(model, whole, name, scratch, dtype)
-
-    def replace() -> None:
-        with _explained(folder):
-            shutil.rmtree(scratch, ignore_errors=True)
-            write()
-            seal(scratch, folder)
-
-    world.on_main(replace)
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A copy of a PEFT model's adapter in host memory, whole, as PEFT names and writes it.
-
-    A module's state must not be asked for in the background: under sharding that changes the module, while it trains.
-    """
-
-    weights: dict[str, Tensor]
-    config: PeftConfig
-    base_config: PreTrainedConfig
-
-    @staticmethod
-    def of(model: PreTrainedModel | PeftModel, world: World) -> Adapter | None:
-        """Every process calls this, the main one gets the copy. None for a model without adapter."""
-        if not isinstance(model, PeftModel):
-            return None
-        copies: dict[str, Tensor] = {}
-        for name, parameter in _trained(model).items():
-            value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            if world.is_main:
-                copies[name] = value.detach().to("cpu", copy=True)
-        if not world.is_main:
-            return None
-        # The vocabulary is never resized; "auto" would ask the hub about it.
-        weights = get_peft_model_state_dict(model, state_dict=copies, save_embedding_layers=False)
-        config = copy.deepcopy(model.peft_config["default"])
-        config.inference_mode = True
-        return Adapter(weights, config, model.get_base_model().config)
-
-    def write(self, folder: Path) -> None:
-        """Write ``adapter_config.json``, ``adapter_model.safetensors`` and ``base_config.json``."""
-        folder.mkdir(parents=True)
-        # Tied weights are one tensor under two names; a file holds each name's own.
-        weights = {name: value.contiguous().clone() for name, value in self.weights.items()}
-        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        self.config.save_pretrained(str(folder))
-        write_base_config(folder, self.base_config)
-
-
-def _write_model(
-    model: PreTrainedModel, weights: dict[str, Tensor], name: str, folder: Path, dtype: torch.dtype
-) -> None:
-    # Names of one tied weight: the file holds the first.
-    names = {key for key, _ in model.named_parameters()} | {key for key, _ in model.named_buffers()}
-    save_model(model, folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
-    config = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
-    copy_tokenizer(name, folder)
-
-
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: value for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
-
-
 def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     # ignore_frozen_params alone lets the frozen head of a tied model through: 113 MB for the embedded one.
-    trained = _trained(model)
+    trained = trained_parameters(model)
     weights = get_model_state_dict(model, options=_TRAINED_ONLY)
     return {
         "model": {name: value for name, value in weights.items() if name in trained},
@@ -333,24 +232,6 @@ def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 def _quiet_alone() -> None:
     """One process needs no process group, and no warning about it, from whichever thread."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-
-
-@contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, CheckpointException, SafetensorError) as error:
-        pass_on(error)
-        raise UserError(
-            f"cannot write: {_reason(error)}", where=str(target), mend="free space, then run the same command again"
-        ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """torch reports a traceback of every process: what the first of them met."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    return error.strerror if isinstance(error, OSError) and error.strerror else f"{error}".splitlines()[0]
 
 
 def _remove_scratch(folder: Path) -> None:
