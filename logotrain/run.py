@@ -17,6 +17,7 @@ from logotrain.recipe.settings import TrainRecipe
 
 if TYPE_CHECKING:
     from logotrain.data import TrainingData
+    from logotrain.metrics import StepRecord
     from logotrain.parallel import World
 
 RECIPE_FILE = "recipe.resolved.json"
@@ -139,7 +140,7 @@ _FIGURES = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen
 """What is told of the first and the last step, in this order; a step holds those that its objective computes."""
 
 
-def summary(steps: Sequence[Mapping[str, Any]], recipe: TrainRecipe, out: Path) -> list[str]:
+def summary(steps: Sequence[StepRecord], recipe: TrainRecipe, out: Path) -> list[str]:
     """Lines for a person.
 
     Args:
@@ -150,11 +151,11 @@ def summary(steps: Sequence[Mapping[str, Any]], recipe: TrainRecipe, out: Path) 
     return [_trained(steps), *_next(recipe, out)]
 
 
-def _trained(steps: Sequence[Mapping[str, Any]]) -> str:
+def _trained(steps: Sequence[StepRecord]) -> str:
     if not steps:
         return "no step was trained (epochs=0)"
     first, last = steps[0], steps[-1]
-    took = duration(sum(step["seconds"] for step in steps))
+    took = duration(sum(step.seconds for step in steps))
     if len(steps) == 1:
         return f"trained 1 step in {took}; before it: {', '.join(_figures(first))}"
     changes = (
@@ -163,8 +164,9 @@ def _trained(steps: Sequence[Mapping[str, Any]]) -> str:
     return f"trained {len(steps)} steps in {took}; first to last step: {', '.join(changes)}"
 
 
-def _figures(step: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {form.format(step[name])}" for name, form in _FIGURES.items() if name in step]
+def _figures(step: StepRecord) -> list[str]:
+    values = {name: getattr(step, name) for name in _FIGURES}
+    return [f"{name} {_FIGURES[name].format(value)}" for name, value in values.items() if value is not None]
 
 
 def _next(recipe: TrainRecipe, out: Path) -> list[str]:

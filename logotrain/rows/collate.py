@@ -16,6 +16,9 @@ from logotrain.recipe.settings import PositionSettings, TrainRecipe, scores_prom
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.positions import draw_mode, draw_positions
 
+Draw = tuple[int, PreferenceSample]
+"""An epoch and a sample, which takes that epoch's draw of positions."""
+
 _PAD_TO = 512
 """Compiled layers see rows of few lengths."""
 
@@ -92,8 +95,8 @@ class Collator:
         """Lengths of a sample's parts in its row, in tokens."""
         return SharedPrefixLayout(len(sample.prompt_ids), tuple(map(len, self._responses(sample))))
 
-    def __call__(self, draws: Sequence[tuple[int, PreferenceSample]]) -> Row:
-        """The row of ``(epoch, sample)`` pairs, each with the position draw that belongs to this seed and epoch.
+    def __call__(self, draws: Sequence[Draw]) -> Row:
+        """The row of these draws, each with the positions that belong to this seed and its epoch.
 
         A sample's draw depends on nothing else: not on what shares its row, nor on how many processes there are.
 

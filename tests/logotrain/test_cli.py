@@ -24,6 +24,7 @@ from logoeval.cli import main as logoeval
 from logotrain import trainer
 from logotrain.checkpoints import safe_reading
 from logotrain.cli import _parser, _recipe, main
+from logotrain.metrics import StepRecord
 from logotrain.model.targets import adapter_targets
 from logotrain.parallel import World
 from logotrain.plan import choices
@@ -278,9 +279,20 @@ def test_durations(seconds: float, said: str) -> None:
 
 
 def test_other_objectives_and_no_steps_have_a_summary(make_recipe: Recipes) -> None:
-    lines = summary(
-        [{"step": 1, "loss": 2.0, "chosen_logp": -1.0, "seconds": 3.0}], make_recipe(tuning="full"), Path("r")
+    step = StepRecord(
+        step=1,
+        loss=2.0,
+        preference_loss=0.0,
+        sft_loss=1.0,
+        chosen_logp=-1.0,
+        chosen_ended=1.0,
+        rejected_ended=1.0,
+        tokens=9,
+        grad_norm=1.0,
+        lr=1e-6,
+        seconds=3.0,
     )
+    lines = summary([step], make_recipe(tuning="full"), Path("r"))
     assert lines == [
         "trained 1 step in 3 s; before it: loss 2.000, chosen_logp -1.000",
         "next: logoeval niah --model r/final -o r-eval",
