@@ -70,7 +70,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) ->
 
 @lru_cache(maxsize=4)  # every layer of a row asks for the same ones
 def _response_masks(layout: RowLayout, device: torch.device) -> tuple[Tensor, ...]:
-    """Of each sample bool [sum R, N_s]: which tokens of the sample each response token attends."""
+    """For each sample, bool [sum R, N_s]: which tokens of the sample each response token attends."""
     masks: list[Tensor] = []
     for sample in layout.samples:
         mask = torch.zeros(sum(sample.response_lengths), sample.total_length, dtype=torch.bool)
@@ -144,7 +144,7 @@ def flash_attention(
 
 @lru_cache(maxsize=4)
 def _sequences(layout: RowLayout, device: torch.device) -> tuple[Sequences, Sequences]:
-    """Of the first call and of the second."""
+    """The sequences of the first call and of the second."""
     keys = tuple(layout.pieces[prompt] + layout.pieces[response] for prompt, response in layout.pairs)
     return Sequences.of(layout.pieces, layout.pieces, device), Sequences.of(layout.response_lengths, keys, device)
 
@@ -210,7 +210,7 @@ def block_mask(layout: RowLayout, device: torch.device) -> BlockMask:
 
 
 def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Of bool [queries, keys]: int32 [1, 1, queries] how many blocks of keys, and [1, 1, queries, keys] these first."""
+    """For bool [queries, keys]: int32 [1, 1, queries], how many blocks of keys; [1, 1, queries, keys], which, first."""
     counts = blocks.sum(dim=1, dtype=torch.int32)
     order = blocks.int().argsort(dim=1, descending=True, stable=True).int()
     return counts[None, None], order[None, None]

@@ -34,7 +34,7 @@ WASTE = 0.03
 """Share of the peak that the caching allocator loses to fragments. An assumption."""
 
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Of a weight in four bits: the number, and its block's scale, itself quantised (QLoRA, arXiv 2305.14314)."""
+"""Bytes of a weight in four bits: the number, and its block's scale, itself quantised (QLoRA, arXiv 2305.14314)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class _Formulas:
 
     @property
     def _layer_weights(self) -> float:
-        """Of one decoder layer, as it computes."""
+        """Bytes of one decoder layer's weights, as it computes."""
         return self.b * self.shape.layer_parameters + 4 * self.trained.adapters / self.shape.num_layers
 
     @property

@@ -75,12 +75,12 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Of the model."""
+        """Weights of the model."""
         return self.num_layers * self.layer_parameters + self.embedding_parameters + self.other_parameters
 
     @property
     def head_parameters(self) -> int:
-        """Of the output head, tied or not."""
+        """Weights of the output head, tied or not."""
         return self.vocabulary * self.hidden
 
 

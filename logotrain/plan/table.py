@@ -129,7 +129,7 @@ class RunPlan:
 
     @property
     def hours(self) -> float | None:
-        """Of the whole run."""
+        """Hours that the whole run takes; None where a step's seconds are not known."""
         return None if self.seconds_per_step is None else self.seconds_per_step * self.total_steps / 3600
 
     def to_json(self) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def _samples_per_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | No
 
 
 def _backend(recipe: TrainRecipe, card: str) -> Backend:
-    """As :func:`logotrain.attention.shared_prefix.choose_backend` will take it on the card."""
+    """The back end that :func:`logotrain.attention.shared_prefix.choose_backend` will take on the card."""
     if recipe.attention != "auto":
         return recipe.attention
     if card == "cpu":

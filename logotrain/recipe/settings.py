@@ -287,8 +287,8 @@ class TrainRecipe(RecipeModel):
     """Compile each layer with torch.compile; rows are padded to multiples of 512 tokens so that few shapes occur."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the frozen weights and the activations. Trained weights and optimizer state are float32 always. Unless it is
-    set, a run on a CPU takes float32: bfloat16 takes minutes a step there."""
+    """Type of the frozen weights and the activations; trained weights and optimizer state are float32 always. Unless it
+    is set, a run on a CPU takes float32: bfloat16 takes minutes a step there."""
 
     parallel: ParallelSettings = ParallelSettings()
     """One process or many."""

@@ -47,7 +47,7 @@ class Row:
     layout: RowLayout
 
     def to(self, device: torch.device) -> Row:
-        """The same row on another device."""
+        """This row on another device."""
         tensors = {
             name: getattr(self, name).to(device) for name in ("input_ids", "position_ids", "gather_index", "targets")
         }

@@ -19,7 +19,7 @@ class SharedPrefixLayout:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Of the prompt and of each response."""
+        """Tokens of the prompt and of each response."""
         return (self.prompt_length, *self.response_lengths)
 
     @property
@@ -55,7 +55,7 @@ class RowLayout:
 
     @property
     def response_starts(self) -> tuple[tuple[int, ...], ...]:
-        """Of each sample, the index of each response's first token in the row."""
+        """For each sample, the index of each response's first token in the row."""
         return tuple(
             tuple(start + within for within in sample.response_starts)
             for start, sample in zip(self.sample_starts, self.samples, strict=True)
@@ -63,7 +63,7 @@ class RowLayout:
 
     @property
     def response_lengths(self) -> tuple[int, ...]:
-        """Of all samples' responses, in the order of the row."""
+        """Tokens of all samples' responses, in the order of the row."""
         return tuple(length for sample in self.samples for length in sample.response_lengths)
 
     @property
