@@ -88,7 +88,7 @@ def _begin(recipe: TrainRecipe, out: Path) -> bool:
     """Bind the folder to the recipe; whether it holds a finished run."""
     final = out / "final"
     if final.exists() and not (final / SEAL).exists():
-        # Somebody's, or of a version that sealed none: neither to be called the result, nor to be overwritten.
+        # Somebody else's: it is neither to be called the result nor to be overwritten.
         raise UserError(
             "holds no files.json, so it is not this run's result",
             where=str(final),
