@@ -23,6 +23,7 @@ from logotrain.parallel import World, lone_group, shard
 from logotrain.plan.choices import CARDS, choose_recompute, recompute_choices, row_flops
 from logotrain.plan.memory import MemoryEstimate, estimate_memory
 from logotrain.plan.shape import model_shape
+from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Collator, Row
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
@@ -91,20 +92,22 @@ class Trial:
         self.recompute = choice
 
     def predicted(self, prompt: int, rejected: int) -> MemoryEstimate:
-        """The planner's estimate for a row of that prompt and so many dis-preferred responses."""
-        layout = RowLayout((SharedPrefixLayout(prompt, (self.shape.response,) * (1 + rejected)),))
-        return estimate_memory(
-            self.model_shape,
-            self.recipe,
-            layout,
-            recompute=self.recompute,
-            strategy="shard" if self.sharded else "replicate",
-            backend=self.backend,
-        )
+        """As the planner estimates it."""
+        return estimate_memory(self.plan(prompt, rejected))
 
     def flops(self, prompt: int, rejected: int) -> float:
-        layout = RowLayout((SharedPrefixLayout(prompt, (self.shape.response,) * (1 + rejected)),))
-        return row_flops(self.model_shape, self.recipe, layout, self.recompute)
+        return row_flops(self.plan(prompt, rejected))
+
+    def plan(self, prompt: int, rejected: int, device_bytes: int | None = None) -> StepPlan:
+        return StepPlan(
+            self.model_shape,
+            self.recipe,
+            RowLayout((SharedPrefixLayout(prompt, (self.shape.response,) * (1 + rejected)),)),
+            self.recompute,
+            strategy="shard" if self.sharded else "replicate",
+            backend=self.backend,
+            device_bytes=device_bytes,
+        )
 
     def peak(self, prompt: int, rejected: int) -> dict[str, int | None]:
         """Measure the most bytes that a step allocates from its second row on, and those that the allocator held.
@@ -118,8 +121,7 @@ class Trial:
             self.step(row)
             if self.sharded:
                 return {"allocated": None, "reserved": None}
-            layout, how = row.layout, {"recompute": self.recompute, "backend": self.backend}
-            return {"allocated": simulate_step(self.config, self.recipe, layout, **how).peak, "reserved": None}
+            return {"allocated": simulate_step(self.config, self.plan(prompt, rejected)).peak, "reserved": None}
         gc.collect()  # what an attempt that did not fit left in cycles
         try:
             torch.cuda.empty_cache()
@@ -198,15 +200,7 @@ def memory(bench: Bench) -> dict[str, Any]:
 
         sizes = caps(bench, trial)
         for cap in sizes:
-            choice, reason = choose_recompute(
-                trial.model_shape,
-                recipe,
-                RowLayout((SharedPrefixLayout(shape.prompt, (shape.response,) * 9),)),
-                device_bytes=cap.bytes,
-                strategy="replicate",
-                world_size=1,
-                backend=trial.backend,
-            )
+            choice, reason = choose_recompute(trial.plan(shape.prompt, 8, cap.bytes))
             trial.set_recompute(choice)
             fits = _fits(trial, cap, shape.prompt, 8)
             result["fits"].append(

@@ -22,6 +22,7 @@ from transformers import LlamaConfig
 from benchmarks.simulate import simulate_step
 from logotrain.plan.memory import estimate_memory
 from logotrain.plan.shape import model_shape
+from logotrain.plan.step import StepPlan, Strategy
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from shape import CUDA_SHAPE, LORA_TARGETS, model_config
@@ -51,17 +52,12 @@ def measure(config: LlamaConfig, case: Case) -> dict[str, Any]:
     name, num_rejected, recompute, shards = case
     recipe = TrainRecipe.model_validate({"model": "llama3-8b", **RECIPES[name]})
     row = RowLayout((SharedPrefixLayout(PROMPT, (RESPONSE,) * (1 + num_rejected)),))
+    strategy: Strategy = "shard" if shards else "replicate"
+    step = StepPlan(model_shape(config), recipe, row, recompute, strategy, shards or 1)  # type: ignore[arg-type]
     started = time.perf_counter()
-    found = simulate_step(config, recipe, row, recompute=recompute, shards=shards)  # type: ignore[arg-type]
+    found = simulate_step(config, step)
     seconds = time.perf_counter() - started
-    expected = estimate_memory(
-        model_shape(config),
-        recipe,
-        row,
-        recompute=recompute,  # type: ignore[arg-type]
-        strategy="shard" if shards else "replicate",
-        world_size=shards or 1,
-    )
+    expected = estimate_memory(step)
     return {
         "trained": name,
         "num_rejected": num_rejected,

@@ -31,8 +31,9 @@ from logotrain.attention.shared_prefix import Backend, use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.loss.objective import sample_loss
 from logotrain.model.adapters import add_adapters
-from logotrain.model.recompute import Recompute, checkpoint_layers
+from logotrain.model.recompute import checkpoint_layers
 from logotrain.parallel import World, shard
+from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import TrainRecipe, scores_prompt
 from logotrain.rows.collate import Row
 from logotrain.rows.layout import RowLayout
@@ -56,33 +57,21 @@ class Simulated:
     peak: int
 
 
-def simulate_step(
-    config: PreTrainedConfig,
-    recipe: TrainRecipe,
-    layout: RowLayout,
-    *,
-    recompute: Recompute,
-    backend: Backend = "flash",
-    shards: int | None = None,
-    num_rows: int = 2,
-) -> Simulated:
-    """Run two steps of ``num_rows`` equal rows, and count the second one.
+def simulate_step(config: PreTrainedConfig, step: StepPlan) -> Simulated:
+    """Run the step twice with as many equal rows as it has, and count the second time.
 
     Args:
         config: of the model.
-        recipe: what is trained.
-        layout: of the rows.
-        recompute: what the backward pass computes again.
-        backend: what computes the attention, ``flash`` or ``sdpa``.
-        shards: processes that FSDP splits the weights over; None: whole weights.
-        num_rows: rows of the process in a step.
+        step: its back end is ``flash`` or ``sdpa``.
     """
+    recipe, backend, num_rows = step.recipe, step.backend, step.num_rows
+    shards = step.world_size if step.strategy == "shard" else None
     with _process_group(shards), FakeTensorMode(allow_non_fake_inputs=True), _backend(backend), _Count() as count:
         model = _fake_model(config, recipe)
-        checkpoint_layers(model, recompute)
+        checkpoint_layers(model, step.recompute)
         if shards is not None:
             shard(model, recipe, World(0, shards, 0))
-        row = _row(layout, scores_prompt(recipe.objective))
+        row = _row(step.row, scores_prompt(recipe.objective))
         optimizer = AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
         with use_shared_prefix(model.causal_lm, backend):
             states = kept = 0

@@ -120,23 +120,20 @@ class RepetitionGuard:
             world.on_main(lambda: write_json(path, {"repetition": rate, **how}))
         self._base: float = world.on_main(lambda: _base_rate(path, how))
 
-    def measure(self, step: int, *, last: bool) -> dict[str, float]:
-        """Return ``{"repetition": rate}`` every ``collapse.every_steps`` steps and at the last one, else ``{}``.
-
-        The effect of the last step shows in no other metric.
-        """
+    def measure(self, step: int, *, last: bool) -> float | None:
+        """The rate at the steps where it is due, and at the last one: what that did shows nowhere else."""
         if not self._prompts or (step % self._settings.every_steps and not last):
-            return {}
-        return {"repetition": self._rate()}
+            return None
+        return self._rate()
 
-    def check(self, metrics: Mapping[str, float], step: int) -> None:
-        """Stop the run if the rate was measured at this step and has risen too far.
+    def check(self, rate: float | None, step: int) -> None:
+        """Stop if the rate was measured and has risen too far.
 
         Raises:
             UserError: see :func:`check_repetition`.
         """
-        if "repetition" in metrics:
-            check_repetition(self._settings, metrics["repetition"], self._base, step)
+        if rate is not None:
+            check_repetition(self._settings, rate, self._base, step)
 
     def _rate(self) -> float:
         return measure_repetition(self._model, self._prompts, self._settings.max_new_tokens)
@@ -151,7 +148,7 @@ def _base_rate(path: Path, how: Mapping[str, int]) -> float:
         )
     base = read_json(path)
     for name, now in how.items():
-        before = base.get(name, now)  # earlier versions did not write it
+        before = base.get(name)
         if before != now:
             raise UserError(
                 f"the untrained model's repetition was measured with collapse.{name}={before}, now it is {now}",

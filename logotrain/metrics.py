@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from logodata.common.errors import UserError
 from logodata.common.files import append_lines
@@ -14,36 +14,51 @@ from logodata.common.finite import not_finite
 from logodata.common.json_files import parse_json, strict_dumps
 
 
-@dataclass(frozen=True, slots=True)
-class SampleMetrics:
-    """One sample's figures.
+class Metrics(BaseModel):
+    """What is measured of one sample, or means over the samples of a step, whose ``tokens`` are summed.
 
     Log-probabilities are means over a response's tokens, in nats; ``rejected_*`` are means over the M responses. None
     stands for what an objective does not compute.
     """
 
+    model_config = ConfigDict(frozen=True)
+
     loss: float
     preference_loss: float
     sft_loss: float
-    margin: float | None
+    margin: float | None = None
     chosen_logp: float
-    rejected_logp: float | None
-    accuracy: float | None
+    rejected_logp: float | None = None
+    accuracy: float | None = None
     chosen_ended: float
     rejected_ended: float
     tokens: int
 
     @property
     def fault(self) -> str | None:
-        """The first figure that is not finite, such as ``loss is nan``: a loss may be finite where a margin is not."""
-        return not_finite(asdict(self))
+        """The first number that is not finite, such as ``loss is nan``: a loss may be finite where a margin is not."""
+        return not_finite(self.model_dump())
 
 
-def step_metrics(samples: Sequence[SampleMetrics]) -> dict[str, float]:
-    """Means over a step's samples; ``tokens`` is their sum; what was not computed is left out."""
-    rows = [asdict(sample) for sample in samples]
-    columns = {name: [row[name] for row in rows] for name, value in rows[0].items() if value is not None}
-    return {name: sum(values) if name == "tokens" else sum(values) / len(values) for name, values in columns.items()}
+class StepRecord(Metrics):
+    """A line of ``metrics.jsonl``, without the fields that are None.
+
+    ``step`` counts from 1. ``grad_norm`` is the gradient's norm before clipping, ``repetition`` the share of repeated
+    4-grams where it was measured, ``lr`` the learning rate, ``seconds`` the time that the step took.
+    """
+
+    step: int
+    grad_norm: float
+    repetition: float | None = None
+    lr: float
+    seconds: float
+
+
+def mean_metrics(samples: Sequence[Metrics]) -> Metrics:
+    """Means over a step's samples; ``tokens`` is their sum."""
+    rows = [sample.model_dump(exclude_none=True) for sample in samples]
+    sums = {name: sum(row[name] for row in rows) for name in rows[0]}
+    return Metrics(**{name: value if name == "tokens" else value / len(rows) for name, value in sums.items()})
 
 
 class MetricsLog:
@@ -56,11 +71,15 @@ class MetricsLog:
         """Steps whose lines are there, whole, from the first one on without a gap."""
         return len(self.steps())
 
-    def steps(self) -> list[dict[str, Any]]:
-        """The lines of these steps."""
-        lines = [_read(line, self._path) for line in self._whole_lines()]
-        gap = next((number for number, line in enumerate(lines) if line["step"] != number + 1), len(lines))
-        return lines[:gap]
+    def steps(self) -> list[StepRecord]:
+        """The lines of these steps.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        records = [_read(line, self._path) for line in self._whole_lines()]
+        gap = next((number for number, record in enumerate(records) if record.step != number + 1), len(records))
+        return records[:gap]
 
     def cut(self, last_step: int) -> None:
         """Remove the lines after the first ``last_step``, and half a line: those steps are done again."""
@@ -73,16 +92,15 @@ class MetricsLog:
             return []
         return [line for line in self._path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: StepRecord) -> None:
         """Write one line and wait until it is on disk."""
-        append_lines(self._path, strict_dumps(record) + "\n")
+        append_lines(self._path, strict_dumps({"step": record.step, **record.model_dump(exclude_none=True)}) + "\n")
 
 
-def _read(line: bytes, path: Path) -> dict[str, Any]:
+def _read(line: bytes, path: Path) -> StepRecord:
     try:
-        found: dict[str, Any] = parse_json(line)
-        return {**found, "step": int(found["step"])}
-    except (ValueError, KeyError, TypeError) as error:
+        return StepRecord.model_validate(parse_json(line))
+    except ValueError as error:
         raise UserError(
             "damaged record", where=str(path), mend="delete the line, then run the same command again"
         ) from error

@@ -6,9 +6,8 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,12 +17,12 @@ from logodata.models.loading import load_config
 from logodata.models.text_config import head_dim, text_config
 from logotrain.attention.shared_prefix import Backend, choose_backend
 from logotrain.loss.logprobs import LogprobModel
-from logotrain.model.model import load_trainable
+from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
 from logotrain.parallel import World, shard
 from logotrain.plan.choices import check_strategy, choose_recompute, choose_strategy
-from logotrain.plan.memory import Strategy
 from logotrain.plan.shape import layer_weights, model_shape
+from logotrain.plan.step import StepPlan, Strategy
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import SharedPrefixLayout
@@ -95,18 +94,19 @@ def _decide(
     strategy = "replicate" if world.size == 1 else recipe.parallel.strategy  # one process has nothing to share
     if strategy != "auto" and recipe.recompute != "auto":
         return strategy, recipe.recompute
-    shape = model_shape(load_config(recipe.model))
-    row = largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple)
-    facts: dict[str, Any] = {
-        "device_bytes": min(world.gather(_device_bytes(world))),
-        "world_size": world.size,
-        "backend": backend,
-        "num_rows": math.ceil(recipe.samples_per_step / world.size),
-    }
-    strategy, reason = choose_strategy(shape, recipe, row, **facts)
+    plan = StepPlan(
+        shape=model_shape(load_config(recipe.model)),
+        recipe=recipe,
+        row=largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple),
+        world_size=world.size,
+        backend=backend,
+        num_rows=math.ceil(recipe.samples_per_step / world.size),
+        device_bytes=min(world.gather(_device_bytes(world))),
+    )
+    strategy, reason = choose_strategy(plan)
     if world.size > 1:
         note(f"strategy: {strategy} ({reason})")
-    recompute, reason = choose_recompute(shape, recipe, row, strategy=strategy, **facts)
+    recompute, reason = choose_recompute(replace(plan, strategy=strategy))
     note(f"recompute: {recompute} ({reason})")
     return strategy, recompute
 

@@ -17,6 +17,7 @@ from logotrain.recipe.settings import TrainRecipe
 
 if TYPE_CHECKING:
     from logotrain.data import TrainingData
+    from logotrain.metrics import StepRecord
     from logotrain.parallel import World
 
 RECIPE_FILE = "recipe.resolved.json"
@@ -138,7 +139,7 @@ _METRICS = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen
 """The metrics of the first and the last step that the summary shows, if the objective has them, and their formats."""
 
 
-def summary(steps: Sequence[Mapping[str, Any]], recipe: TrainRecipe, out: Path) -> list[str]:
+def summary(steps: Sequence[StepRecord], recipe: TrainRecipe, out: Path) -> list[str]:
     """Return the lines that are printed at the end of a run: what was trained, and the next commands.
 
     Args:
@@ -149,11 +150,11 @@ def summary(steps: Sequence[Mapping[str, Any]], recipe: TrainRecipe, out: Path) 
     return [_trained(steps), *_next(recipe, out)]
 
 
-def _trained(steps: Sequence[Mapping[str, Any]]) -> str:
+def _trained(steps: Sequence[StepRecord]) -> str:
     if not steps:
         return "no step was trained (epochs=0)"
     first, last = steps[0], steps[-1]
-    took = duration(sum(step["seconds"] for step in steps))
+    took = duration(sum(step.seconds for step in steps))
     if len(steps) == 1:
         return f"trained 1 step in {took}; before it: {', '.join(_metrics(first))}"
     changes = (
@@ -162,8 +163,9 @@ def _trained(steps: Sequence[Mapping[str, Any]]) -> str:
     return f"trained {len(steps)} steps in {took}; first to last step: {', '.join(changes)}"
 
 
-def _metrics(step: Mapping[str, Any]) -> list[str]:
-    return [f"{name} {form.format(step[name])}" for name, form in _METRICS.items() if name in step]
+def _metrics(step: StepRecord) -> list[str]:
+    values = {name: getattr(step, name) for name in _METRICS}
+    return [f"{name} {_METRICS[name].format(value)}" for name, value in values.items() if value is not None]
 
 
 def _next(recipe: TrainRecipe, out: Path) -> list[str]:

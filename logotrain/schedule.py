@@ -29,7 +29,7 @@ class Schedule:
         self._seed, self._num_samples = recipe.seed, num_samples
         self.stream_length = recipe.epochs * num_samples
         self._samples_per_step = recipe.samples_per_step
-        self._peak = recipe.optimizer.lr
+        self._peak, self._schedule = recipe.optimizer.lr, recipe.optimizer.schedule
         steps = math.ceil(self.stream_length / recipe.samples_per_step)
         self.total_steps = min(steps, recipe.max_steps or steps)
         self.warmup_steps = math.ceil(recipe.optimizer.warmup_ratio * self.total_steps)
@@ -48,7 +48,13 @@ class Schedule:
         if step < self.warmup_steps:
             return self._peak * (step + 1) / self.warmup_steps
         share = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
-        return self._peak * 0.5 * (1 + math.cos(math.pi * share))
+        match self._schedule:
+            case "cosine":
+                return self._peak * 0.5 * (1 + math.cos(math.pi * share))
+            case "linear":
+                return self._peak * (1 - share)
+            case "constant":
+                return self._peak
 
     def _order(self, epoch: int) -> tuple[int, ...]:
         return _epoch_order(self._seed, epoch, self._num_samples)

@@ -85,7 +85,7 @@ def check_trainable(config: PreTrainedConfig) -> None:
                     where=name,
                     mend=_MEND,
                 )
-            row = _row(1)
+            row = _probe_row(1)
             with use_shared_prefix(base), counted_attention() as calls, _explained(base, name):
                 LogprobModel(base)(row)
             layers = len(decoder_layers(base.get_decoder()))
@@ -163,7 +163,7 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
         UserError: the model fails on a row, or its results differ.
     """
     device = next(model.parameters()).device
-    row = _row(text_config(model.causal_lm.config).vocab_size).to(device)
+    row = _probe_row(text_config(model.causal_lm.config).vocab_size).to(device)
     noisy = False
     with _own_random_state(), without_backward(model), torch.compiler.set_stance("force_eager"):
         _seed(0)
@@ -213,8 +213,8 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__} {next(iter(str(error).splitlines()), '')}"
 
 
-def _row(vocabulary: int) -> Row:
-    """Return a row of two responses over one prompt."""
+def _probe_row(vocabulary: int) -> Row:
+    """Two responses over one prompt."""
     layout = SharedPrefixLayout(16, (5, 4))
     positions = [*range(16), *range(16, 21), *range(16, 20)]
     index = [15, *range(16, 20), 15, *range(21, 24)]

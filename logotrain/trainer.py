@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,14 +20,15 @@ from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logodata.dataset.log_probs import FAR_BEHIND
 from logotrain.attention.shared_prefix import use_shared_prefix
-from logotrain.checkpoints import checkpoint
+from logotrain.checkpoints.export import export
+from logotrain.checkpoints.saving import CheckpointWriter, restore
 from logotrain.data import TrainingData
 from logotrain.guards import RepetitionGuard, check_chosen, no_gradient_lost
 from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
 from logotrain.loss.logprobs import LogprobModel, SampleLogprobs, split_logprobs
 from logotrain.loss.objective import sample_loss
 from logotrain.loss.reference import ReferenceLogprobs, cut_half_line
-from logotrain.metrics import MetricsLog, SampleMetrics, step_metrics
+from logotrain.metrics import Metrics, MetricsLog, StepRecord, mean_metrics
 from logotrain.parallel import World
 from logotrain.prepare import Prepared, prepare
 from logotrain.recipe.settings import (
@@ -39,13 +39,10 @@ from logotrain.recipe.settings import (
     TrainRecipe,
     scores_prompt,
 )
-from logotrain.rows.collate import Collator
+from logotrain.rows.collate import Collator, Draw
 from logotrain.rows.packing import share_rows
 from logotrain.schedule import Schedule
 from logotrain.trainable import check_weights
-
-Draw = tuple[int, PreferenceSample]
-"""A sample and the epoch whose position draw it takes."""
 
 _SHOWN_SAMPLES = 3
 """The number of samples that an error about a step names."""
@@ -98,10 +95,10 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     model = prepared.model
     optimizer = _make_optimizer(model, recipe.optimizer)
     schedule = Schedule(recipe, len(data.samples))
-    writer = checkpoint.CheckpointWriter(out / "checkpoints", recipe.checkpoint, world)
+    writer = CheckpointWriter(out / "checkpoints", recipe.checkpoint, world)
     log = MetricsLog(out / "metrics.jsonl")
     logged = world.on_main(log.num_steps)
-    done = saved = checkpoint.restore(out / "checkpoints", model.model, optimizer, world, logged=logged)
+    done = saved = restore(out / "checkpoints", model.model, optimizer, world, logged=logged)
     if done:
         note(f"continuing after step {done} of {schedule.total_steps}")
     elif 0 < schedule.stream_length < recipe.samples_per_step:
@@ -143,21 +140,27 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                     while done < schedule.total_steps:
                         started = time.perf_counter()
                         batch, lr = draws(done), schedule.learning_rate(done)
-                        metrics = _train_step(run, batch, step=done + 1, lr=lr, stop=stop)
-                        if metrics is None:
+                        updated = _train_step(run, batch, step=done + 1, lr=lr, stop=stop)
+                        if updated is None:
                             if done > saved:
                                 save(done)
                             raise Stopped
                         done += 1
-                        if done == 1:  # the metrics of step 1 are the base model's, they precede the first update
+                        metrics, grad_norm = updated
+                        if done == 1:  # no update had been made yet: these are the base model's figures
                             _report_base(metrics, recipe.objective, len(batch))
-                        metrics |= repetition.measure(done, last=done == schedule.total_steps)
-                        seconds = round(time.perf_counter() - started, 3)
-                        world.on_main(partial(log.append, {"step": done, **metrics, "lr": lr, "seconds": seconds}))
-                        shown: dict[str, Any] = {name: metrics[name] for name in ("loss", "margin") if name in metrics}
-                        bar.advance(**shown)
-                        check_chosen(recipe.collapse, metrics["chosen_logp"], step=done)
-                        repetition.check(metrics, step=done)
+                        record = StepRecord(
+                            **metrics.model_dump(),
+                            step=done,
+                            grad_norm=grad_norm,
+                            repetition=repetition.measure(done, last=done == schedule.total_steps),
+                            lr=lr,
+                            seconds=round(time.perf_counter() - started, 3),
+                        )
+                        world.on_main(partial(log.append, record))
+                        bar.advance(1, loss=record.loss, **({} if record.margin is None else {"margin": record.margin}))
+                        check_chosen(recipe.collapse, record.chosen_logp, step=done)
+                        repetition.check(record.repetition, step=done)
                         if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
                             save(done)
                             saved = done
@@ -172,8 +175,8 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                     raise
         writer.close()
         final = out / "final"
-        checkpoint.export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
-        # The commands may take hours, and the other processes wait only so long for the main one to export.
+        export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
+        # Last: they may take hours, and no process waits for ever for the main one to export.
         writer.end_commands(stop)
     return final
 
@@ -193,18 +196,21 @@ def _trained(model: LogprobModel) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _train_step(run: _Run, draws: Sequence[Draw], *, step: int, lr: float, stop: StopFlag) -> dict[str, float] | None:
-    """Make update number ``step`` (from 1) from the mean loss of ``draws`` over all processes.
+def _train_step(
+    run: _Run, draws: Sequence[Draw], *, step: int, lr: float, stop: StopFlag
+) -> tuple[Metrics, float] | None:
+    """Update number ``step`` (from 1), from the mean loss of ``draws`` over all processes.
 
     Returns:
-        The metrics of the step. None if the run was asked to stop before the end of the step; then no weight changed.
+        The step's metrics and the norm of its gradient; None if the run was asked to stop before the step's end, and
+        then nothing has changed.
 
     Raises:
         UserError: a metric of a sample or the gradient norm is not finite; raised on all processes.
     """
     world, sharded = run.world, run.prepared.sharded
     run.optimizer.zero_grad(set_to_none=True)
-    found: list[tuple[int, SampleMetrics]] = []
+    found: list[tuple[int, Metrics]] = []
     rows = run.rows(draws)
     for number, (indices, counts) in enumerate(rows):
         if world.any(bool(stop)):
@@ -242,18 +248,18 @@ def _train_step(run: _Run, draws: Sequence[Draw], *, step: int, lr: float, stop:
         where = f"step {step}, samples {', '.join(names[:_SHOWN_SAMPLES])}{more}"
         raise _not_finite(f"gradient norm is {grad_norm}", where, untrained=step == 1)
     run.optimizer.step()
-    return {**step_metrics([metrics for _, metrics in everything]), "grad_norm": grad_norm}
+    return mean_metrics([metrics for _, metrics in everything]), grad_norm
 
 
 def _sample_loss(
     sample: PreferenceSample, logprobs: SampleLogprobs, settings: ObjectiveSettings, reference: Tensor | None
-) -> tuple[Tensor, SampleMetrics]:
-    """Return the loss of one sample, a scalar with gradient, and its metrics."""
+) -> tuple[Tensor, Metrics]:
+    """The loss of one sample, a scalar with gradients, and its figures."""
     prompt = logprobs.prompt if scores_prompt(settings) else None
     terms = sample_loss(settings, logprobs.responses, prompt=prompt, reference=reference)
     chosen = logprobs.responses[0].mean().item()
     margin = None if terms.margin is None else terms.margin.item()
-    return terms.loss[0], SampleMetrics(
+    return terms.loss[0], Metrics(
         loss=terms.loss.item(),
         preference_loss=terms.preference.item(),
         sft_loss=terms.sft.item(),
@@ -290,15 +296,12 @@ def _not_finite(what: str, where: str, *, untrained: bool = False) -> UserError:
     return UserError(what, where=where, mend=mend)
 
 
-def _report_base(metrics: dict[str, float], settings: ObjectiveSettings, num_samples: int) -> None:
-    """Note the base model's margin, and warn if the preferred responses are far less probable than the others.
-
-    From such pairs a model learns only style.
-    """
-    if not isinstance(settings, LogoSettings | SimpoSettings):
+def _report_base(metrics: Metrics, settings: ObjectiveSettings, num_samples: int) -> None:
+    """Say how far apart the base model holds the responses: ones that it finds absurd teach only their style."""
+    if metrics.margin is None or not isinstance(settings, LogoSettings | SimpoSettings):
         return
-    scaled = settings.beta * metrics["margin"]
-    margin = f"margin {metrics['margin']:+.3f} nats a token"
+    scaled = settings.beta * metrics.margin
+    margin = f"margin {metrics.margin:+.3f} nats a token"
     note(f"base model, {num_samples} samples: {margin}, beta * margin = {scaled:+.1f}")
     if scaled < FAR_BEHIND:
         mend = "prefer responses in the model's own words, or lower objective.beta"

@@ -16,6 +16,7 @@ from logodata.common.recipes.reading import RecipeModel, Section, load_recipe
 from logodata.questions.settings import QuestionsRecipe
 from logodata.recipe.settings import BuildRecipe
 from logoeval.recipe.settings import EvalRecipe
+from logotrain.recipe.foreign_names import _ANSWERS, NAMES
 from logotrain.recipe.settings import TrainRecipe
 
 RECIPES: Mapping[type[RecipeModel], Section] = {
@@ -49,6 +50,10 @@ def test_each_answer_names_fields_that_exist(cls: type[RecipeModel]) -> None:
         assert found.fields or found.remark, name
         assert name == name.lower(), name
         assert name not in there, f"{name} is a field of ours"
+
+
+def test_no_name_has_two_answers() -> None:
+    assert len(NAMES) == sum(len(names.split()) for names in _ANSWERS.values())
 
 
 @every_recipe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from logodata.common.console import Tracker
 from logodata.common.words import without_reasoning
 from logodata.contract import Response, ResponseOrigin
 from logodata.engines import Engine, GenerationRequest, GenerationResult
-from logodata.engines.answered import ResponseLog
+from logodata.engines.answered import CachedEngine, ResponseLog
 from logodata.engines.settings import open_engine
 from logodata.judge.decisions import Decision
 from logodata.judge.rules import JudgedText, Measurer, preferred_fault, rejected_fault
@@ -36,41 +35,26 @@ class Responses:
     def __init__(
         self, recipe: BuildRecipe, log: ResponseLog, tokenizer: PreTrainedTokenizerBase, turn_end: int
     ) -> None:
-        self._recipe, self._log, self._tokenizer, self._turn_end = recipe, log, tokenizer, turn_end
+        self._recipe, self._tokenizer, self._turn_end = recipe, tokenizer, turn_end
         self._measurer = Measurer(recipe.judge)
-        self._engine: Engine | None = None
-        self._num_generated = self._num_tokens = 0
-        self._seconds = 0.0
+        self._engine = CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model))
 
     @property
     def engine_name(self) -> str | None:
         """What generated; None if nothing had to be."""
-        return self._engine.name if self._engine and self._num_generated else None
+        return self._engine.name
 
     def engine(self) -> Engine:
         """The build's engine, opened now if it is not open."""
-        if self._engine is None:
-            self._engine = open_engine(self._recipe.engine, self._recipe.model)
-        return self._engine
+        return self._engine.open()
 
     def forget(self) -> None:
         """Drop the responses that are in memory only."""
-        self._log.forget()
+        self._engine.forget()
 
     def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
         """Have the engine answer the requests that the log does not answer; the engine is opened for the first."""
-        missing = self._log.missing(requests)
-        if not missing:
-            return
-        engine = self.engine()
-        start, before = time.monotonic(), self._seconds
-        for request, result in self._log.complete(engine, missing):
-            self._num_generated += 1
-            self._num_tokens += len(request.prompt_ids) + len(result.token_ids)
-            self._seconds = before + time.monotonic() - start
-            # Prompt tokens count whether or not the engine finds them in its prefix cache.
-            rate = f"{self._num_tokens / max(self._seconds, 1e-9):.0f} tokens/s"
-            tracker.advance(0, responses=f"{self._num_generated} at {rate}")
+        self._engine.generate(requests, tracker, "responses")
 
     def preferred(self, plan: Candidate) -> list[Decision]:
         """All candidates for the preferred response, with what the rules say of each."""
@@ -79,7 +63,7 @@ class Responses:
             ids = tuple(encode_text(self._tokenizer, question.answers[0]))
             found = [self._response(plan, strategy, GenerationResult(question.id, ids, "stop"), "live")]
         else:
-            found = [self._response(plan, strategy, *self._log.answered(request)) for request in plan.preferred]
+            found = [self._response(plan, strategy, *self._engine.answer(request)) for request in plan.preferred]
         guided = strategy == "guided"
 
         def fault(response: Response) -> Reason | None:
@@ -91,7 +75,7 @@ class Responses:
 
     def rejected(self, plan: Candidate, chosen: Response) -> list[Decision]:
         """The dis-preferred responses, with what the rules say of each beside the chosen one."""
-        found = [self._response(plan, name, *self._log.answered(request)) for name, request in plan.rejected.items()]
+        found = [self._response(plan, name, *self._engine.answer(request)) for name, request in plan.rejected.items()]
 
         def fault(response: Response) -> Reason | None:
             return rejected_fault(_judged(response), _judged(chosen), self._recipe.judge)

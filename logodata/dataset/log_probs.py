@@ -26,6 +26,7 @@ from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_i
 from logodata.contract import PreferenceSample, iterate_samples, read_manifest
 from logodata.models.facts import length_dependent_rope, model_fingerprint
 from logodata.models.loading import DType, load_config, load_model, load_tokenizer
+from logodata.models.logprobs import token_logprobs
 from logodata.models.text_config import config_window
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logodata.prompts import encode_text
@@ -69,14 +70,9 @@ def response_logprobs(
         cache = model(input_ids=prompt[:, :-1], use_cache=True, logits_to_keep=1).past_key_values
         cache.batch_repeat_interleave(len(responses))
         logits = model(input_ids=rows, past_key_values=cache, use_cache=True).logits
-    return [_mean_logprob(row[: len(ids)], ids) for row, ids in zip(logits, responses, strict=True)]
-
-
-def _mean_logprob(logits: torch.Tensor, ids: Sequence[int]) -> float:
-    """Of ``ids`` [R], each predicted by its row of ``logits`` [R, V]."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    targets = torch.tensor(ids, device=logits.device)
-    return float(-torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().mean())
+    targets = [torch.tensor(ids, device=model.device) for ids in responses]
+    found = (token_logprobs(row[: len(ids)], ids) for row, ids in zip(logits, targets, strict=True))
+    return [float(logprobs.double().mean()) for logprobs in found]
 
 
 def measure(

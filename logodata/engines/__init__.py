@@ -37,6 +37,11 @@ class GenerationRequest:
     prompt_ids: tuple[int, ...]
     sampling: Sampling
 
+    @property
+    def max_total_tokens(self) -> int:
+        """Tokens of the prompt and of the longest response that it may get: they must fit the model's window."""
+        return len(self.prompt_ids) + self.sampling.max_new_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:

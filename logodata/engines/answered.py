@@ -1,6 +1,6 @@
-"""Responses of a build: on disk by what was asked, generated where they are missing, judged by the rules.
+"""Responses on disk by what was asked, and an engine that is asked for those that are missing.
 
-The log makes a build resumable and is the format of a shipped cache: a response is filed under the hash of model,
+The log makes commands resumable and is the format of a shipped cache: a response is filed under the hash of model,
 prompt and sampling settings, so it can only ever be found by the request that would produce it again.
 """
 
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from logodata.common.append_log import Shard
+from logodata.common.console import Tracker
 from logodata.common.errors import UserError
 from logodata.common.json_files import json_objects
 from logodata.contract import ResponseOrigin
@@ -32,10 +34,10 @@ def request_key(request: GenerationRequest, model: str) -> str:
 
 
 class ResponseLog:
-    """Responses of one build, on disk as they come, backed by an optional read-only cache.
+    """Responses of one model, on disk as they come, backed by an optional read-only cache.
 
     Args:
-        path: the build's own log; None keeps responses in memory, until :meth:`forget`.
+        path: the command's own log; None keeps responses in memory, until :meth:`forget`.
         model: fingerprint of the model that answers.
         cache: a log of an earlier build.
     """
@@ -56,25 +58,6 @@ class ResponseLog:
             return None
         return GenerationResult(request.id, tuple(record["token_ids"]), record["finish_reason"]), origin
 
-    def answered(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin]:
-        """The same of a request that must have been answered by now."""
-        found = self.get(request)
-        if found is None:
-            raise RuntimeError(f"the engine gave no response to request {request.id}")
-        return found
-
-    def missing(self, requests: Sequence[GenerationRequest]) -> dict[str, GenerationRequest]:
-        """The requests that are not answered here, by their ids."""
-        return {request.id: request for request in requests if self.get(request) is None}
-
-    def complete(
-        self, engine: Engine, missing: Mapping[str, GenerationRequest]
-    ) -> Iterator[tuple[GenerationRequest, GenerationResult]]:
-        """Have an engine answer; each response is kept before it is handed on."""
-        for result in engine.generate(list(missing.values())):
-            self.add(missing[result.id], result)
-            yield missing[result.id], result
-
     def add(self, request: GenerationRequest, result: GenerationResult) -> None:
         """Keep a response."""
         key = request_key(request, self._model)
@@ -92,6 +75,66 @@ class ResponseLog:
     def forget(self) -> None:
         """Drop what is in memory only."""
         self._memory.clear()
+
+
+class CachedEngine:
+    """An engine that is asked only what its log does not answer, and opened for the first such request.
+
+    Args:
+        log: what was answered before; new responses go there at once.
+        open_engine: opens the engine, or gives one that is open.
+    """
+
+    def __init__(self, log: ResponseLog, open_engine: Callable[[], Engine]) -> None:
+        self._log, self._open_engine = log, open_engine
+        self._engine: Engine | None = None
+        self._num_responses = self._num_tokens = 0
+        self._seconds = 0.0
+
+    @property
+    def name(self) -> str | None:
+        """What generated; None if nothing had to be."""
+        return self._engine.name if self._engine and self._num_responses else None
+
+    def open(self) -> Engine:
+        """The engine, opened now if it is not open."""
+        if self._engine is None:
+            self._engine = self._open_engine()
+        return self._engine
+
+    def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker, noun: str) -> None:
+        """Have the engine answer the requests that the log does not answer.
+
+        Args:
+            requests: ids must be unique.
+            tracker: shows how many responses were generated, and how many tokens a second were read and written.
+            noun: what the tracker calls the responses.
+        """
+        missing = {request.id: request for request in requests if self._log.get(request) is None}
+        if not missing:
+            return
+        engine = self.open()
+        start, before = time.monotonic(), self._seconds
+        for result in engine.generate(list(missing.values())):
+            request = missing[result.id]
+            self._log.add(request, result)
+            self._num_responses += 1
+            self._num_tokens += len(request.prompt_ids) + len(result.token_ids)
+            self._seconds = before + time.monotonic() - start
+            # Prompt tokens count whether or not the engine finds them in its prefix cache.
+            rate = f"{self._num_tokens / max(self._seconds, 1e-9):.0f} tokens/s"
+            tracker.advance(0, **{noun: f"{self._num_responses} at {rate}"})
+
+    def answer(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin]:
+        """The response to a request that :meth:`generate` was given, and where it came from."""
+        found = self._log.get(request)
+        if found is None:
+            raise RuntimeError(f"the engine gave no response to request {request.id}")
+        return found
+
+    def forget(self) -> None:
+        """Drop the responses that are in memory only."""
+        self._log.forget()
 
 
 def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:

@@ -60,8 +60,7 @@ def check_requests(requests: Sequence[GenerationRequest], window: int | None, vo
             )
         if vocabulary is not None:
             check_ids(vocabulary, request.prompt_ids, sampling.stop_ids, where=where)
-        total = len(request.prompt_ids) + sampling.max_new_tokens
-        if window is not None and total > window:
+        if window is not None and request.max_total_tokens > window:
             raise UserError(
                 f"{len(request.prompt_ids)} prompt and {sampling.max_new_tokens} new tokens exceed the window {window}",
                 where=where,

@@ -25,7 +25,7 @@ from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.batching import check_requests, request_seed
 from logodata.engines.server_answers import HEADERS, Body, Fault, Reader
-from logodata.engines.server_schedule import RateLimit, Schedule, Server, note_down, token_cost
+from logodata.engines.server_schedule import RateLimit, Schedule, Server, note_down
 
 _CHECK_S = 30.0  # a server that takes longer to connect, or to list its models, counts as down
 
@@ -153,9 +153,9 @@ class OpenAIEngine:
         """
         check_requests(requests, self._window, self._vocabulary)
         for request in requests:
-            if self._tokens_per_minute and token_cost(request) > self._tokens_per_minute:
+            if self._tokens_per_minute and request.max_total_tokens > self._tokens_per_minute:
                 raise UserError(
-                    f"{token_cost(request)} tokens exceed tokens_per_minute {self._tokens_per_minute}",
+                    f"{request.max_total_tokens} tokens exceed tokens_per_minute {self._tokens_per_minute}",
                     where=f"request {request.id!r}",
                     mend="shorten the context or max_new_tokens",
                 )

@@ -58,8 +58,8 @@ class Server:
     stretch: deque[GenerationRequest] = field(default_factory=deque)
 
     def rate_wait_s(self, request: GenerationRequest, now: float) -> float:
-        """Return the seconds until the rate limits allow this request."""
-        limits = ((self.requests, 1), (self.tokens, token_cost(request)))
+        """Seconds until the rate limits let this request go."""
+        limits = ((self.requests, 1), (self.tokens, request.max_total_tokens))
         return max((limit.wait_s(cost, now) for limit, cost in limits if limit), default=0.0)
 
     def count(self, request: GenerationRequest, now: float) -> None:
@@ -67,12 +67,7 @@ class Server:
         if self.requests:
             self.requests.take(1, now)
         if self.tokens:
-            self.tokens.take(token_cost(request), now)
-
-
-def token_cost(request: GenerationRequest) -> int:
-    """Return the tokens that a server counts for a request before it knows the length of the response."""
-    return len(request.prompt_ids) + request.sampling.max_new_tokens
+            self.tokens.take(request.max_total_tokens, now)
 
 
 class Schedule:

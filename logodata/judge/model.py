@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import Tracker
 from logodata.engines import Engine, GenerationRequest, Sampling
-from logodata.engines.answered import ResponseLog
+from logodata.engines.answered import CachedEngine, ResponseLog
 from logodata.engines.settings import EngineSettings, ModelSettings, engine_window, open_engine
 from logodata.judge.decisions import Decision
 from logodata.judge.settings import ModelJudgeSettings, ModelVerdict
@@ -50,27 +50,26 @@ class ModelJudge:
         self._window = engine_window(engine, name)
         self._sampling = Sampling(settings.max_new_tokens, turn_end_ids(self._tokenizer, model_eos_ids(name)))
         fingerprint = judge_fingerprint(build, settings, build_fingerprint)
-        self._log = ResponseLog(log, fingerprint)
         shared = fingerprint == build_fingerprint and engine == build.engine
-        self._open: Callable[[], Engine] = build_engine if shared else lambda: open_engine(engine, name)
-        self._engine: Engine | None = None
-        self._num_replies = 0
+        opener = build_engine if shared else lambda: open_engine(engine, name)
+        self._engine = CachedEngine(ResponseLog(log, fingerprint), opener)
 
     @property
     def engine_name(self) -> str | None:
         """What replied; None if nothing had to be asked."""
-        return self._engine.name if self._engine else None
+        return self._engine.name
 
     def forget(self) -> None:
         """Drop the replies that are in memory only."""
-        self._log.forget()
+        self._engine.forget()
 
     def judge(self, decisions: Sequence[Decision], tracker: Tracker) -> None:
         """Ask for the verdict on each response, and for a second one where it is judged again."""
         again = [decision for decision in decisions if self._settings.judges_again(decision.id)]
         first = {decision.id: self._request(decision, FIRST, "first") for decision in decisions}
         second = {decision.id: self._request(decision, SECOND, "second") for decision in again}
-        self._generate([request for request in (*first.values(), *second.values()) if self._fits(request)], tracker)
+        requests = [request for request in (*first.values(), *second.values()) if self._fits(request)]
+        self._engine.generate(requests, tracker, "verdicts")
         for decision in decisions:
             decision.model_verdict = self._verdict(first[decision.id])
         for decision in again:
@@ -85,22 +84,12 @@ class ModelJudge:
         return GenerationRequest(f"{decision.id}/{which}-verdict", prompt.ids, self._sampling)
 
     def _fits(self, request: GenerationRequest) -> bool:
-        return len(request.prompt_ids) + request.sampling.max_new_tokens <= self._window
-
-    def _generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
-        missing = self._log.missing(requests)
-        if not missing:
-            return
-        if self._engine is None:
-            self._engine = self._open()
-        for _ in self._log.complete(self._engine, missing):
-            self._num_replies += 1
-            tracker.advance(0, verdicts=self._num_replies)
+        return request.max_total_tokens <= self._window
 
     def _verdict(self, request: GenerationRequest) -> ModelVerdict:
         if not self._fits(request):
             return "exceeds_window"
-        result, _ = self._log.answered(request)
+        result, _ = self._engine.answer(request)
         return parse_verdict(decode_text(self._tokenizer, result.token_ids), ended=result.finish_reason == "stop")
 
 

@@ -23,8 +23,8 @@ from logodata.common.json_files import strict_dumps
 from logodata.common.words import without_reasoning, words
 from logodata.contexts.chunking import chunk_text
 from logodata.contract import Document
-from logodata.engines import Engine, GenerationRequest, Sampling
-from logodata.engines.answered import ResponseLog
+from logodata.engines import GenerationRequest, Sampling
+from logodata.engines.answered import CachedEngine, ResponseLog
 from logodata.engines.settings import engine_window, open_engine
 from logodata.judge.measures import word_share
 from logodata.models.facts import model_eos_ids, model_fingerprint
@@ -47,13 +47,13 @@ class Writer:
     """
 
     def __init__(self, recipe: QuestionsRecipe, log: ResponseLog) -> None:
-        self._recipe, self._log = recipe, log
+        self._recipe = recipe
+        self._engine = CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model))
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe.model, recipe.chat_template)
         self._window = engine_window(recipe.engine, recipe.model)
         self._stop_ids = turn_end_ids(self._tokenizer, model_eos_ids(recipe.model))
         self._forms = {kind: PromptFormat(self._tokenizer, WRITING_TEMPLATES[kind]) for kind in recipe.kinds}
         self._closed_book = PromptFormat(self._tokenizer, CLOSED_BOOK_TEMPLATE)
-        self._engine: Engine | None = None
 
     def drafts(self, document: Document) -> list[Draft]:
         """Questions to be written on a document."""
@@ -72,7 +72,7 @@ class Writer:
         for draft_id in [i for i, request in requests.items() if not self._fits(request)]:
             rejected.append(_row(by_id[draft_id], "prompt_exceeds_window"))
             del requests[draft_id]
-        self._generate(list(requests.values()), tracker)
+        self._engine.generate(list(requests.values()), tracker, "replies")
 
         candidates: list[Written] = []
         seen: set[tuple[str, tuple[str, ...]]] = {
@@ -94,7 +94,7 @@ class Writer:
             candidates.append(written)
 
         checks = {written.draft.id: self._closed_book_request(written) for written in candidates}
-        self._generate([request for request in checks.values() if self._fits(request)], tracker)
+        self._engine.generate([request for request in checks.values() if self._fits(request)], tracker, "replies")
         kept = []
         for written in candidates:
             if not self._fits(checks[written.draft.id]):
@@ -127,19 +127,10 @@ class Writer:
         return GenerationRequest(f"{written.draft.id}/closed-book", prompt.ids, sampling)
 
     def _fits(self, request: GenerationRequest) -> bool:
-        return len(request.prompt_ids) + request.sampling.max_new_tokens <= self._window
-
-    def _generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
-        missing = self._log.missing(requests)
-        if not missing:
-            return
-        if self._engine is None:
-            self._engine = open_engine(self._recipe.engine, self._recipe.model)
-        for number, _ in enumerate(self._log.complete(self._engine, missing), 1):
-            tracker.advance(0, replies=number)
+        return request.max_total_tokens <= self._window
 
     def _reply(self, request: GenerationRequest) -> tuple[str, bool]:
-        result, _ = self._log.answered(request)
+        result, _ = self._engine.answer(request)
         return without_reasoning(decode_text(self._tokenizer, result.token_ids)), result.finish_reason == "stop"
 
 

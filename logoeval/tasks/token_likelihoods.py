@@ -1,8 +1,4 @@
-"""How surprised a model is by each token of a text, in nats: over one reading of it, or under a window that slides.
-
-The head runs over slices of the hidden states, and only where a token is scored: all logits of 64K tokens over a
-vocabulary of 128K would take 33 GB.
-"""
+"""How surprised a model is by each token of a text, in nats: over one reading of it, or under a window that slides."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-_SLICE_TOKENS = 512  # rows of logits at a time: 0.26 GB in float32 for a vocabulary of 128K
+_SLICE_TOKENS = 512  # whose logits are in memory at once: 0.26 GB in float32 for a vocabulary of 128K
 
 
 def token_nlls(model: PreTrainedModel, ids: Sequence[int], num_scored: int | None = None) -> NDArray[np.float64]:
@@ -34,18 +30,14 @@ def token_nlls(model: PreTrainedModel, ids: Sequence[int], num_scored: int | Non
     """
     import torch
 
-    from logotrain.loss.logprobs import token_logprobs
+    from logodata.models.logprobs import head_logprobs
 
     count = len(ids) - 1 if num_scored is None else num_scored
     row = torch.tensor([list(ids)], device=model.device)
-    head = model.get_output_embeddings()
     with torch.inference_mode():
         hidden = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0, -count - 1 : -1]
-        parts = [
-            token_logprobs(head(inputs), targets)
-            for inputs, targets in zip(hidden.split(_SLICE_TOKENS), row[0, -count:].split(_SLICE_TOKENS), strict=True)
-        ]
-        return -torch.cat(parts).double().cpu().numpy()
+        found = head_logprobs(model.get_output_embeddings(), hidden, row[0, -count:], _SLICE_TOKENS)
+        return -found.double().cpu().numpy()
 
 
 def sliding_windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int]]:

@@ -1,20 +1,19 @@
 """Three kernels for the attention of a shared-prefix row. They differ in speed, not in result.
 
 A prompt token attends to its prompt up to itself. A response token attends to the whole prompt of its sample and to its
-own response up to itself. All functions take and return one row, heads first, as transformers' layers pass it.
+own response up to itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from itertools import accumulate, pairwise
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +22,10 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from logotrain.rows.layout import RowLayout
+
+Attention = Callable[[Tensor, Tensor, Tensor, RowLayout, float | None], Tensor]
+"""``attention(query [H, N, D], key [H_kv, N, D], value [H_kv, N, D_v], layout, scaling)``: [H, N, D_v]. One row of N
+tokens, heads first, as transformers' layers hand it over; ``scaling`` multiplies the scores, None is D ** -0.5."""
 
 Varlen = Callable[[Tensor, Tensor, Tensor, "Sequences", float | None], Tensor]
 """``kernel(query [T_q, H, D], key [T_k, H_kv, D], value, sequences, scaling)``: [T_q, H, D], causal within each pair of
@@ -90,15 +93,14 @@ def _response_masks(layout: RowLayout, device: torch.device) -> tuple[Tensor, ..
 
 
 # Flash: CUDA, bfloat16 or float16.
-@dataclass(frozen=True, slots=True)
-class Sequences:
-    """Pairs of query and key sequences, concatenated for a variable-length kernel.
+class Sequences(NamedTuple):
+    """Pairs of query and key sequences laid end to end, in the order in which variable-length kernels take it.
 
     Attributes:
-        query_ends: int32 [S + 1], 0 and the end of each query sequence.
-        key_ends: int32 [S + 1], 0 and the end of each key sequence.
-        max_query: length of the longest query sequence.
-        max_key: length of the longest key sequence.
+        query_ends: int32 [S + 1], 0 and the end of each sequence of queries.
+        key_ends: int32 [S + 1], 0 and the end of each sequence of keys.
+        max_query: length of the longest sequence of queries.
+        max_key: length of the longest sequence of keys.
     """
 
     query_ends: Tensor
@@ -128,19 +130,7 @@ def flash_attention(
     responses see only themselves there, and this small part is thrown away. In the second call each response has R_j
     queries, and P + R_j keys and values.
 
-    Args:
-        query: [H, N, D].
-        key: [H_kv, N, D].
-        value: [H_kv, N, D].
-        layout: layout of the row.
-        scaling: factor on the scores; None is D ** -0.5.
-        varlen: the kernel; None takes :func:`varlen_kernel`.
-
-    Returns:
-        [H, N, D].
-
-    Raises:
-        ValueError: there is no variable-length kernel.
+    ``varlen`` is the kernel; None takes the one that :func:`varlen_kernel` found.
     """
     kernel = varlen or varlen_kernel()
     if kernel is None:
@@ -181,9 +171,8 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Sequence
     options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}  # causal
     if "enable_gqa" in signature(varlen_attn).parameters:  # torch 2.11 has no such option and always groups heads
         options["enable_gqa"] = True
-    ends = (sequences.query_ends, sequences.key_ends, sequences.max_query, sequences.max_key)
-    output = varlen_attn(query, key, value, *ends, **options)
-    assert isinstance(output, Tensor)  # it is a pair only if the log-sum-exp is asked for
+    output = varlen_attn(query, key, value, *sequences, **options)
+    assert isinstance(output, Tensor)  # a pair only if asked for
     return output
 
 
@@ -191,8 +180,7 @@ def _flash_attn_varlen(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None
 ) -> Tensor:
     kernel = import_module("flash_attn").flash_attn_varlen_func
-    ends = (sequences.query_ends, sequences.key_ends, sequences.max_query, sequences.max_key)
-    return kernel(query, key, value, *ends, softmax_scale=scaling, causal=True)
+    return kernel(query, key, value, *sequences, softmax_scale=scaling, causal=True)
 
 
 # FlexAttention: CUDA. On a CPU it has no backward pass.

@@ -7,7 +7,7 @@ keyword ``shared_prefix``, because recomputation may run one row's layers after 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -19,12 +19,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from logodata.common.errors import UserError
 from logodata.models.facts import length_dependent_rope
 from logodata.models.text_config import config_name, text_config
-from logotrain.attention.kernels import flash_attention, flex_row_attention, sdpa_attention, varlen_kernel
+from logotrain.attention.kernels import Attention, flash_attention, flex_row_attention, sdpa_attention, varlen_kernel
 from logotrain.rows.layout import RowLayout
 
 Backend = Literal["flash", "flex", "sdpa"]
 
-_BACKENDS: dict[Backend, Callable[[Tensor, Tensor, Tensor, RowLayout, float | None], Tensor]] = {
+_BACKENDS: dict[Backend, Attention] = {
     "flash": flash_attention,
     "flex": flex_row_attention,
     "sdpa": sdpa_attention,

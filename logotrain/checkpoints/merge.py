@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
@@ -14,8 +13,8 @@ from logodata.common.files import move_into_place
 from logodata.models.adapter_fit import check_adapter_fits
 from logodata.models.adapters import merge_adapter
 from logodata.models.loading import DType, load_config, load_model
+from logotrain.checkpoints.export import copy_tokenizer, explained_writes, save_model
 from logotrain.inputs import check_merge
-from logotrain.model.model import copy_tokenizer, save_model
 
 
 def merge(model: str, adapter: Path, out: Path, dtype: DType | None = None) -> Path:
@@ -48,12 +47,8 @@ def merge(model: str, adapter: Path, out: Path, dtype: DType | None = None) -> P
     note(f"weights are written in {name}, {'as asked' if dtype else 'as the model has them (--dtype changes it)'}")
     scratch = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    try:
+    with explained_writes(out):
         save_model(merged.to(written), scratch)  # type: ignore[arg-type]
         copy_tokenizer(model, scratch)
         move_into_place(scratch, out)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot write the model: {error}", where=str(out), mend="free space, then run it again"
-        ) from error
     return out

@@ -1,4 +1,4 @@
-"""Log-probabilities of the scored tokens: the only place that calls the output head."""
+"""Log-probabilities of a row's scored tokens: the model that is trained, as the loss sees it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from logodata.models.logprobs import head_logprobs
 from logodata.models.text_config import text_config
 from logotrain.rows.collate import Row
 
 CHUNK_ELEMENTS = 2**25
-"""Logits in memory at once: 128 MiB in float32, 261 rows of a vocabulary of 128K."""
+"""Logits in memory at once: 128 MiB in float32, 261 tokens over a vocabulary of 128K."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,9 @@ class SampleLogprobs:
 class LogprobModel(nn.Module):
     """A causal language model whose forward gives the log-probabilities of a row's targets.
 
-    The decoder runs over the whole row, the head over the scored positions only, a chunk at a time; each chunk's logits
-    are computed again in the backward pass, so memory does not depend on how many there are. The head is called as a
-    module inside this forward: its weight read from outside would be a shard under FSDP, and gradients would be lost.
+    The decoder runs over the whole row, the head over the scored positions only
+    (:func:`logodata.models.logprobs.head_logprobs`), inside this forward: elsewhere FSDP would give it a shard of its
+    weight, and gradients would be lost.
 
     The model stays in evaluation mode, also while it trains. What a model does otherwise in training mode (dropout,
     jitter, layers left out, experts drawn at random) is noise to an objective that compares responses, and policy,
@@ -74,16 +73,12 @@ class LogprobModel(nn.Module):
         """
         causal_lm = self.causal_lm
         head = causal_lm.get_output_embeddings()
-        rows = max(1, CHUNK_ELEMENTS // text_config(causal_lm.config).vocab_size)
+        chunk_tokens = max(1, CHUNK_ELEMENTS // text_config(causal_lm.config).vocab_size)
         with self._autocast(row.input_ids.device):
             hidden: Tensor = causal_lm.get_decoder()(
                 input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, shared_prefix=row.layout
             ).last_hidden_state[0, row.gather_index]
-            parts = [
-                checkpoint(_token_logprobs, head, states, targets, use_reentrant=False, preserve_rng_state=False)
-                for states, targets in zip(hidden.split(rows), row.targets.split(rows), strict=True)
-            ]
-        return torch.cat(parts)
+            return head_logprobs(head, hidden, row.targets, chunk_tokens)
 
     def generate(self, prompt_ids: Tensor, *, max_new_tokens: int) -> Tensor:
         """Greedy continuation of one prompt.
@@ -120,22 +115,3 @@ def split_logprobs(logprobs: Tensor, row: Row) -> list[SampleLogprobs]:
         prompt, *responses = (next(pieces) for _ in counts)
         result.append(SampleLogprobs(prompt, responses))
     return result
-
-
-def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-softmax of ``logits`` at ``targets``, in float32 or better.
-
-    In bfloat16 the mean over a response would carry an error of up to 0.17 on the loss's argument at beta 10.
-
-    Args:
-        logits: [R, V], any float type.
-        targets: int64 [R].
-
-    Returns:
-        [R], float32 or float64.
-    """
-    return -cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
-
-
-def _token_logprobs(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
-    return token_logprobs(head(states), targets)

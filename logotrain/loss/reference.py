@@ -15,13 +15,10 @@ from logodata.common.errors import UserError
 from logodata.common.files import append_lines
 from logodata.common.finite import check_responses
 from logodata.common.json_files import json_objects, strict_dumps
-from logodata.contract import PreferenceSample
 from logotrain.interrupt import StopFlag, Stopped
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.parallel import World, without_backward
-from logotrain.rows.collate import Collator
-
-Draw = tuple[int, PreferenceSample]
+from logotrain.rows.collate import Collator, Draw
 
 _START_AGAIN = "training has begun, so they cannot be computed again; start again in another -o"
 

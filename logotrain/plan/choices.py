@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from logodata.common.errors import UserError
 from logotrain.parallel import under_torchrun
-from logotrain.plan.memory import Strategy, estimate_memory, gigabytes, scored_positions
-from logotrain.plan.shape import ModelShape, trained_weights
+from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
+from logotrain.plan.shape import trained_weights
+from logotrain.plan.step import StepPlan, Strategy
 from logotrain.recipe.defaults import has_gpu
 from logotrain.recipe.settings import TrainRecipe
-from logotrain.rows.layout import RowLayout, SharedPrefixLayout
+from logotrain.rows.layout import SharedPrefixLayout
 from logotrain.rows.packing import attention_share, row_cost
 
 if TYPE_CHECKING:
@@ -61,37 +62,35 @@ CARDS = {
 """By name, as ``logotrain plan --card`` takes it."""
 
 
-def row_flops(shape: ModelShape, recipe: TrainRecipe, row: RowLayout, recompute: Recompute) -> float:
-    """FLOPs of one row, forward, recomputation and backward.
+def row_flops(step: StepPlan) -> float:
+    """FLOPs of the step's row, forward, recomputation and backward.
 
     A frozen weight costs 2 a token forward and 2 backward, a trained one 4 backward. Attention costs 2.5 times as much
     backward as forward, because flash kernels compute the scores again. The head's logits are computed twice.
     """
-    return _flops(shape, recipe, row.samples, scored_positions(recipe, row), recompute, head_again=True)
+    return _flops(step, step.row.samples, step.scored_positions, step.recompute, head_again=True)
 
 
-def reference_flops(shape: ModelShape, recipe: TrainRecipe, row: RowLayout) -> float:
+def reference_flops(step: StepPlan) -> float:
     """FLOPs of the same samples in the reference code's pattern: a row of its own for each response, logits at every
     position, all recomputed but the head."""
     rows = [
         SharedPrefixLayout(sample.prompt_length, (length,))
-        for sample in row.samples
+        for sample in step.row.samples
         for length in sample.response_lengths
     ]
-    positions = sum(single.total_length for single in rows)
-    return _flops(shape, recipe, rows, positions, "full", head_again=False)
+    return _flops(step, rows, sum(row.total_length for row in rows), "full", head_again=False)
 
 
 def _flops(
-    shape: ModelShape,
-    recipe: TrainRecipe,
+    step: StepPlan,
     samples: Sequence[SharedPrefixLayout],
     head_positions: int,
     recompute: Recompute,
     *,
     head_again: bool,
 ) -> float:
-    full, trained = recipe.tuning == "full", trained_weights(shape, recipe)
+    shape, full, trained = step.shape, step.recipe.tuning == "full", trained_weights(step.shape, step.recipe)
     tokens = sum(sample.total_length for sample in samples)
     layer_weights = sum(linear.weights for linear in shape.linears)
     weights = shape.num_layers * layer_weights
@@ -128,82 +127,52 @@ def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
         )
 
 
-def choose_strategy(
-    shape: ModelShape,
-    recipe: TrainRecipe,
-    row: RowLayout,
-    *,
-    device_bytes: int | None,
-    world_size: int,
-    backend: Backend,
-    num_rows: int = 2,
-) -> tuple[Strategy, str]:
+def choose_strategy(step: StepPlan) -> tuple[Strategy, str]:
     """Who holds which weights, and why: ``shard`` for full tuning and for what one device cannot hold.
 
-    Args:
-        device_bytes: memory of a device; None: no limit is known.
-        shape, recipe, row, world_size, backend, num_rows: as for :func:`logotrain.plan.memory.estimate_memory`.
+    The step's own strategy is not looked at, nor its recompute.
     """
+    recipe = step.recipe
     if recipe.mixed_precision:
         return "shard", "only FSDP computes in bfloat16 on float32 weights"
-    if world_size == 1:
+    if step.world_size == 1:
         return "replicate", "one process"
     if recipe.parallel.strategy != "auto":
         return recipe.parallel.strategy, "as asked for"
     if recipe.tuning == "full":
         return "shard", "full tuning"
-    if device_bytes is None:
+    if step.device_bytes is None:
         return "replicate", "no limit of memory is known"
     smallest: Recompute = "full" if recipe.recompute == "auto" else recipe.recompute
-    needed = estimate_memory(shape, recipe, row, recompute=smallest, backend=backend, num_rows=num_rows).total
-    holds = needed <= device_bytes
+    needed = estimate_memory(replace(step, strategy="replicate", recompute=smallest)).total
+    holds = needed <= step.device_bytes
     verb = "holds" if holds else "cannot hold"
-    reason = f"{gigabytes(device_bytes)} {verb} the whole model and a row, {gigabytes(needed)}"
+    reason = f"{gigabytes(step.device_bytes)} {verb} the whole model and a row, {gigabytes(needed)}"
     return ("replicate" if holds else "shard"), reason
 
 
-def choose_recompute(
-    shape: ModelShape,
-    recipe: TrainRecipe,
-    row: RowLayout,
-    *,
-    device_bytes: int | None,
-    strategy: Strategy,
-    world_size: int,
-    backend: Backend,
-    num_rows: int = 2,
-) -> tuple[Recompute, str]:
+def choose_recompute(step: StepPlan) -> tuple[Recompute, str]:
     """What to compute again, and why: nothing if that fits the device, else all but attention, else all.
 
-    Args:
-        device_bytes: memory of a device; None: no limit is known.
-        shape, recipe, row, strategy, world_size, backend, num_rows: as for
-        :func:`logotrain.plan.memory.estimate_memory`.
+    The step's own recompute is not looked at.
     """
-    if recipe.recompute != "auto":
-        return recipe.recompute, "as asked for"
-    if device_bytes is None:
+    if step.recipe.recompute != "auto":
+        return step.recipe.recompute, "as asked for"
+    if step.device_bytes is None:
         return "none", "no limit of memory is known"
-    needed = {
-        choice: estimate_memory(
-            shape,
-            recipe,
-            row,
-            recompute=choice,
-            strategy=strategy,
-            world_size=world_size,
-            backend=backend,
-            num_rows=num_rows,
-        ).total
-        for choice in recompute_choices(backend)
-    }
-    have = gigabytes(device_bytes)
+    needed = {choice: estimate.total for choice, estimate in memory_by_recompute(step).items()}
+    have = gigabytes(step.device_bytes)
     larger = ""
     for choice, size in needed.items():
-        if size <= device_bytes:
+        if size <= step.device_bytes:
             return choice, f"{gigabytes(size)} fits in {have}{larger}"
         larger = f", {choice} with {gigabytes(size)} does not"
     return "full", f"it needs least; {gigabytes(needed['full'])} will not fit in {have}"
+
+
+def memory_by_recompute(step: StepPlan) -> dict[Recompute, MemoryEstimate]:
+    """Memory of the step under each choice of recompute that the back end allows."""
+    return {choice: estimate_memory(replace(step, recompute=choice)) for choice in recompute_choices(step.backend)}
 
 
 def recompute_choices(backend: Backend) -> tuple[Recompute, ...]:

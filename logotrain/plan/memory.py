@@ -23,17 +23,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
 
-from logotrain.plan.shape import ModelShape, trained_weights
-from logotrain.recipe.settings import TrainRecipe
-
-if TYPE_CHECKING:
-    from logotrain.attention.shared_prefix import Backend
-    from logotrain.model.recompute import Recompute
-    from logotrain.rows.layout import RowLayout
-
-Strategy = Literal["replicate", "shard"]
+from logotrain.plan.shape import trained_weights
+from logotrain.plan.step import StepPlan
 
 CONTEXT_BYTES = 1 << 30
 """CUDA context, cuBLAS and NCCL buffers. An assumption."""
@@ -42,7 +34,7 @@ WASTE = 0.03
 """Share of the peak that the caching allocator loses to fragments. An assumption."""
 
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Of a weight in four bits: the number, and its block's scale, itself quantised (QLoRA, arXiv 2305.14314)."""
+"""Bytes of a weight in four bits: the number, and its block's scale, itself quantised (QLoRA, arXiv 2305.14314)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,74 +62,42 @@ class MemoryEstimate:
         return self.allocated + self.reserve
 
 
-def estimate_memory(
-    shape: ModelShape,
-    recipe: TrainRecipe,
-    row: RowLayout,
-    *,
-    recompute: Recompute,
-    strategy: Strategy = "replicate",
-    world_size: int = 1,
-    backend: Backend = "flash",
-    num_rows: int = 2,
-) -> MemoryEstimate:
-    """Memory of a step whose largest row is ``row``.
-
-    Args:
-        shape: of the model.
-        recipe: what is trained, and how.
-        row: the largest row.
-        recompute: what the backward pass computes again.
-        strategy: who holds which weights.
-        world_size: number of processes.
-        backend: what computes the attention.
-        num_rows: rows of a process in a step; from the second one on gradients are there before the forward pass.
-    """
-    step = _Step(shape, recipe, row, recompute, strategy, world_size, backend, num_rows)
+def estimate_memory(step: StepPlan) -> MemoryEstimate:
+    """Memory of a process that computes the step."""
+    formulas = _Formulas(step)
     moments = {
-        "gathering weights": step.at_gathering(),
-        "head": step.at_head(),
-        "last norm": step.at_last_norm(),
-        "backward of a layer": step.in_layer(),
-        "end of backward": step.at_end(),
-        "optimizer step": step.in_optimizer(),
+        "gathering weights": formulas.at_gathering(),
+        "head": formulas.at_head(),
+        "last norm": formulas.at_last_norm(),
+        "backward of a layer": formulas.in_layer(),
+        "end of backward": formulas.at_end(),
+        "optimizer step": formulas.in_optimizer(),
     }
     moment = max(moments, key=lambda name: sum(moments[name].values()))
-    parts = {name: int(size) for name, size in {**step.states(), **moments[moment]}.items() if size}
+    parts = {name: int(size) for name, size in {**formulas.states(), **moments[moment]}.items() if size}
     return MemoryEstimate(moment, parts, CONTEXT_BYTES + int(WASTE * sum(parts.values())))
 
 
-class _Step:
+class _Formulas:
     """The formulas. Sizes are in bytes; the module's docstring names the letters."""
 
-    def __init__(
-        self,
-        shape: ModelShape,
-        recipe: TrainRecipe,
-        row: RowLayout,
-        recompute: Recompute,
-        strategy: Strategy,
-        world_size: int,
-        backend: Backend,
-        num_rows: int,
-    ) -> None:
-        self.shape, self.recipe, self.row, self.recompute, self.backend = shape, recipe, row, recompute, backend
-        self.trained = trained_weights(shape, recipe)
-        self.full = recipe.tuning == "full"
-        self.sharded, self.world, self.num_rows = strategy == "shard", world_size, num_rows
+    def __init__(self, step: StepPlan) -> None:
+        self.step, self.shape, self.recipe = step, step.shape, step.recipe
+        self.trained = trained_weights(step.shape, step.recipe)
+        self.full, self.sharded = step.recipe.tuning == "full", step.strategy == "shard"
         # Without FSDP's mixed precision float32 weights compute in float32.
-        narrow = recipe.dtype == "bfloat16" and (self.sharded or not self.full)
+        narrow = step.recipe.dtype == "bfloat16" and (self.sharded or not self.full)
         self.b = 2 if narrow else 4
-        self.n = row.total_length
-        self.nd = self.n * shape.hidden
-        self.responses = sum(sum(sample.response_lengths) for sample in row.samples)
-        self.scored = scored_positions(recipe, row)
+        self.n = step.row.total_length
+        self.nd = self.n * step.shape.hidden
+        self.responses = sum(step.row.response_lengths)
+        self.scored = step.scored_positions
 
     # What is held all the time.
 
     def states(self) -> dict[str, float]:
         shape, trained = self.shape, self.trained
-        share = 1 / self.world if self.sharded else 1
+        share = 1 / self.step.world_size if self.sharded else 1
         frozen = 0.0
         if not self.full:
             frozen = self.b * shape.parameters
@@ -165,18 +125,18 @@ class _Step:
 
     @property
     def _layer_weights(self) -> float:
-        """Of one decoder layer, as it computes."""
+        """Bytes of one decoder layer's weights, as it computes."""
         return self.b * self.shape.layer_parameters + 4 * self.trained.adapters / self.shape.num_layers
 
     @property
     def _gradients(self) -> float:
         """All gradients of a process: whole, but for full tuning under sharding."""
-        return 4 * self.trained.total / (self.world if self.sharded and self.full else 1)
+        return 4 * self.trained.total / (self.step.world_size if self.sharded and self.full else 1)
 
     @property
     def _earlier(self) -> float:
         """Gradients of the step's rows before this one."""
-        return self._gradients if self.num_rows > 1 else 0
+        return self._gradients if self.step.num_rows > 1 else 0
 
     # What is kept from forward to backward.
 
@@ -196,7 +156,7 @@ class _Step:
     def _attention_outputs(self) -> float:
         """Output and log-sum-exp of every attention call of a layer."""
         per_token = self.b * self.shape.query_width + 4 * self.shape.num_heads
-        return per_token * (self.n + (self.responses if self.backend == "flash" else 0))
+        return per_token * (self.n + (self.responses if self.step.backend == "flash" else 0))
 
     @cached_property
     def _attention_extra(self) -> float:
@@ -206,20 +166,20 @@ class _Step:
         and values before its own. sdpa: the mask of each sample's responses, as floats.
         """
         shape, b = self.shape, self.b
-        if self.backend == "flash":
+        if self.step.backend == "flash":
             keys = self.responses
-            keys += sum(sample.prompt_length * len(sample.response_lengths) for sample in self.row.samples)
+            keys += sum(sample.prompt_length * len(sample.response_lengths) for sample in self.step.row.samples)
             return b * (self.responses * shape.query_width + keys * 2 * shape.key_width)
-        if self.backend == "sdpa":
-            return sum(b * sum(sample.response_lengths) * sample.total_length for sample in self.row.samples)
+        if self.step.backend == "sdpa":
+            return sum(b * sum(sample.response_lengths) * sample.total_length for sample in self.step.row.samples)
         return 0
 
     @cached_property
     def kept_layer(self) -> float:
         """Kept of one layer until its backward pass."""
-        if self.recompute == "none":
+        if self.step.recompute == "none":
             return self.layer
-        return self.b * self.nd + (self._attention_outputs if self.recompute == "selective" else 0)
+        return self.b * self.nd + (self._attention_outputs if self.step.recompute == "selective" else 0)
 
     @cached_property
     def _last_norm(self) -> float:
@@ -229,9 +189,9 @@ class _Step:
     def kept(self) -> float:
         """Kept when the forward pass ends."""
         kept = self.kept_layer * self.shape.num_layers + self._last_norm + self.b * self.scored * self.shape.hidden
-        if self.recompute == "none" and not self.trained.embedding:
+        if self.step.recompute == "none" and not self.trained.embedding:
             kept -= 4 * self.nd  # the first norm's input needs no gradient
-        if self.backend == "sdpa":
+        if self.step.backend == "sdpa":
             kept += self._attention_extra / self.b  # all layers' mask as booleans
         return kept + 2 * self.b * self.n * self.shape.query_width / self.shape.num_heads  # cos and sin
 
@@ -271,7 +231,7 @@ class _Step:
     @property
     def _head_gradient(self) -> float:
         """The head's gradient after its backward pass, where it is not among those counted already."""
-        counted = self.num_rows > 1 and not self.sharded and not self.shape.tied
+        counted = self.step.num_rows > 1 and not self.sharded and not self.shape.tied
         return 0 if counted else self._head_weight
 
     def at_last_norm(self) -> dict[str, float]:
@@ -285,8 +245,8 @@ class _Step:
         working: float = b * nd + (3 if shape.gated else 1) * b * wide
         if self.full or any(linear.name == "down_proj" for linear in self.trained.targets):
             working -= b * wide  # its input is gone when gate and up run backward
-        if self.recompute != "none":
-            working += self.layer - (self._attention_outputs if self.recompute == "selective" else 0)
+        if self.step.recompute != "none":
+            working += self.layer - (self._attention_outputs if self.step.recompute == "selective" else 0)
             working -= nd * 4 * (b == 4)  # without a cast the first norm keeps the layer's input itself
         if self.full:
             working += b * max(linear.weights for linear in shape.linears)
@@ -305,20 +265,12 @@ class _Step:
             root = shape.embedding_parameters + shape.other_parameters
             working, gathered = (self.b + 4) * root, 0
         elif self.trained.embedding:
-            working = 4 * self.nd + 4 * shape.embedding_parameters * (self.num_rows > 1)
+            working = 4 * self.nd + 4 * shape.embedding_parameters * (self.step.num_rows > 1)
         return self._moment(gathered, self._gradients, 0, working)
 
     def in_optimizer(self) -> dict[str, float]:
         """Nothing but states and gradients: the fused update works in place."""
         return self._moment(0, self._gradients, 0, 0)
-
-
-def scored_positions(recipe: TrainRecipe, row: RowLayout) -> int:
-    """Positions of the row that the output head reads."""
-    from logotrain.recipe.settings import scores_prompt
-
-    prompts = sum(sample.prompt_length - 1 for sample in row.samples) if scores_prompt(recipe.objective) else 0
-    return prompts + sum(sum(sample.response_lengths) for sample in row.samples)
 
 
 def gigabytes(size: float) -> str:

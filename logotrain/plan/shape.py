@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from logodata.common.errors import UserError
 from logodata.models.loading import empty_model
 from logodata.models.text_config import config_name, head_dim, text_config
-from logotrain.model.adapters import check_adapters
+from logotrain.model.targets import adapter_targets
 from logotrain.recipe.settings import TrainRecipe
 
 if TYPE_CHECKING:
@@ -75,12 +75,12 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Of the model."""
+        """Weights of the model."""
         return self.num_layers * self.layer_parameters + self.embedding_parameters + self.other_parameters
 
     @property
     def head_parameters(self) -> int:
-        """Of the output head, tied or not."""
+        """Weights of the output head, tied or not."""
         return self.vocabulary * self.hidden
 
 
@@ -217,15 +217,12 @@ def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
     """What ``recipe`` trains of a model of this shape.
 
     Raises:
-        UserError: see :func:`check_adapters`.
+        UserError: see :func:`logotrain.model.targets.adapter_targets`.
     """
     if recipe.tuning == "full":
         return Trained((), 0, True, shape.parameters)
-    linears = {linear.name for linear in shape.linears}
-    check_adapters(recipe.lora, {*linears, shape.head}, shape.head, tied=shape.tied, where=recipe.model)
-    names = recipe.lora.targets(linears)
-    targets = tuple(linear for linear in shape.linears if linear.name in names)
+    names = {linear.name for linear in shape.linears}
+    chosen = adapter_targets(recipe.lora, names, shape.head, tied=shape.tied, where=recipe.model)
+    targets = tuple(linear for linear in shape.linears if linear.name in chosen.modules)
     adapters = shape.num_layers * recipe.lora.rank * sum(linear.inputs + linear.outputs for linear in targets)
-    wanted = recipe.lora.train_embeddings
-    embedding = not shape.tied if wanted == "auto" else wanted
-    return Trained(targets, adapters, embedding, adapters + embedding * shape.embedding_parameters)
+    return Trained(targets, adapters, chosen.embedding, adapters + chosen.embedding * shape.embedding_parameters)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Group
@@ -19,13 +19,14 @@ from logotrain.plan.choices import (
     USED_SHARE,
     choose_recompute,
     choose_strategy,
-    recompute_choices,
+    memory_by_recompute,
     reference_flops,
     row_flops,
     step_seconds,
 )
-from logotrain.plan.memory import MemoryEstimate, Strategy, estimate_memory, gigabytes
-from logotrain.plan.shape import ModelShape, model_shape, trained_weights
+from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
+from logotrain.plan.shape import model_shape, trained_weights
+from logotrain.plan.step import StepPlan, Strategy
 from logotrain.recipe.settings import TrainRecipe, uses_rejected
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
@@ -38,7 +39,33 @@ _SHORT = {"none": "none", "selective": "sel.", "full": "full", None: "-"}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Parameters:
+    """How many weights the model has, how many of them are trained, and how many are the output head's."""
+
+    total: int
+    trained: int
+    head: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether the card holds a row of one sample.
+
+    Attributes:
+        prompt: tokens of its prompt.
+        num_rejected: dis-preferred responses; all responses are as long as the longest of the data.
+        recompute: the fastest choice that fits; None for none.
+        total: bytes that each choice needs.
+    """
+
+    prompt: int
+    num_rejected: int
+    recompute: Recompute | None
+    total: dict[Recompute, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
     """Estimates of a run. Sizes in bytes, work in FLOPs.
 
     Attributes:
@@ -47,7 +74,7 @@ class Plan:
         num_gpus: how many of them.
         attention: what computes the attention.
         assumption: what was assumed in place of data; empty if nothing was.
-        parameters: ``total``, ``trained``, ``head``.
+        parameters: weights of the model.
         largest_row: its tokens.
         tokens_per_step: mean over steps.
         total_steps: of the run.
@@ -59,8 +86,7 @@ class Plan:
         recompute: what the backward pass computes again.
         recompute_reason: why.
         memory: of one process, by choice of recompute.
-        fits: which prompt length and number of dis-preferred responses fit the card, and with the least which
-            recompute; None for none.
+        fits: what fits the card, by length of the prompt and number of dis-preferred responses.
         misfit: what is needed and what is there, where the largest row does not fit the card; empty if it fits.
         remedies: changes to recipe or options that each make it fit.
         seconds_per_step: expected; None where the card has no rate, or the run does not fit it.
@@ -71,7 +97,7 @@ class Plan:
     num_gpus: int
     attention: Backend
     assumption: str
-    parameters: dict[str, int]
+    parameters: Parameters
     largest_row: int
     tokens_per_step: float
     total_steps: int
@@ -83,7 +109,7 @@ class Plan:
     recompute: Recompute
     recompute_reason: str
     memory: dict[Recompute, MemoryEstimate]
-    fits: list[dict[str, Any]]
+    fits: list[Fit]
     misfit: str
     remedies: list[str]
     seconds_per_step: float | None
@@ -103,19 +129,18 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Of the whole run."""
+        """Hours that the whole run takes; None where a step's seconds are not known."""
         return None if self.seconds_per_step is None else self.seconds_per_step * self.total_steps / 3600
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for other programs."""
-        sums = {name: {"allocated": m.allocated, "total": m.total} for name, m in self.memory.items()}
         values = asdict(self)
-        for name, sizes in sums.items():
-            values["memory"][name] |= sizes
+        for choice, estimate in self.memory.items():
+            values["memory"][choice] |= {"allocated": estimate.allocated, "total": estimate.total}
         return {**values, "hours": self.hours}
 
 
-def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus: int) -> Plan:
+def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus: int) -> RunPlan:
     """Estimate the run of ``recipe`` on ``num_gpus`` devices of the kind ``card``, a name of ``CARDS``.
 
     Raises:
@@ -125,42 +150,43 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     trained = trained_weights(shape, recipe)
     collator = Collator.of(recipe, planned.data.target_length)
     layouts = [collator.layout(sample) for sample in planned.data.samples]
-    largest = largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple)
-
-    backend = _backend(recipe, card)
     samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
-    per_row = _samples_per_row(layouts, recipe.row_tokens)
-    rows_per_step = max(1, math.ceil(samples_per_step / per_row))
-    rows_per_gpu = math.ceil(rows_per_step / num_gpus)
-    limits: dict[str, Any] = {"world_size": num_gpus, "backend": backend, "num_rows": rows_per_gpu}
-    memory_bytes = CARDS[card].memory_bytes
-    strategy, strategy_reason = choose_strategy(shape, recipe, largest, device_bytes=memory_bytes, **limits)
-    limits["strategy"] = strategy
-    recompute, recompute_reason = choose_recompute(shape, recipe, largest, device_bytes=memory_bytes, **limits)
-    memory = {
-        choice: estimate_memory(shape, recipe, largest, recompute=choice, **limits)
-        for choice in recompute_choices(backend)
-    }
+    rows_per_step = max(1, math.ceil(samples_per_step / _samples_per_row(layouts, recipe.row_tokens)))
+    step = StepPlan(
+        shape=shape,
+        recipe=recipe,
+        row=largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple),
+        world_size=num_gpus,
+        backend=_backend(recipe, card),
+        num_rows=math.ceil(rows_per_step / num_gpus),
+        device_bytes=CARDS[card].memory_bytes,
+    )
+    strategy, strategy_reason = choose_strategy(step)
+    step = replace(step, strategy=strategy)
+    recompute, recompute_reason = choose_recompute(step)
+    step = replace(step, recompute=recompute)
+
+    memory = memory_by_recompute(step)
     total_steps = Schedule(recipe, planned.num_samples).total_steps
     needed, misfit = memory[recompute].total, ""
-    if memory_bytes is not None and total_steps and needed > memory_bytes:
-        misfit = f"{gigabytes(needed)} needed, {card} has {gigabytes(memory_bytes)}"
-    fits = _fits(shape, recipe, layouts, memory_bytes, limits)
-    per_sample = [RowLayout((layout,)) for layout in layouts]
-    mean_flops = _mean([row_flops(shape, recipe, row, recompute) for row in per_sample])
+    if step.device_bytes is not None and total_steps and needed > step.device_bytes:
+        misfit = f"{gigabytes(needed)} needed, {card} has {gigabytes(step.device_bytes)}"
+    fits = _fits(step, max(max(layout.response_lengths) for layout in layouts))
+    of_each_sample = [replace(step, row=RowLayout((layout,))) for layout in layouts]
+    mean_flops = _mean([row_flops(one) for one in of_each_sample])
     flops_per_row = mean_flops * samples_per_step / rows_per_step
-    return Plan(
+    return RunPlan(
         model=recipe.model,
         card=card,
         num_gpus=num_gpus,
-        attention=backend,
+        attention=step.backend,
         assumption=planned.assumption,
-        parameters={"total": shape.parameters, "trained": trained.total, "head": shape.head_parameters},
-        largest_row=largest.total_length,
-        tokens_per_step=_mean([row.total_length for row in per_sample]) * samples_per_step,
+        parameters=Parameters(shape.parameters, trained.total, shape.head_parameters),
+        largest_row=step.row.total_length,
+        tokens_per_step=_mean([layout.total_length for layout in layouts]) * samples_per_step,
         total_steps=total_steps,
         flops_per_sample=mean_flops,
-        reference_flops_per_sample=_mean([reference_flops(shape, recipe, row) for row in per_sample]),
+        reference_flops_per_sample=_mean([reference_flops(one) for one in of_each_sample]),
         flops_per_step=mean_flops * samples_per_step,
         strategy=strategy,
         strategy_reason=strategy_reason,
@@ -169,46 +195,45 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         memory=memory,
         fits=fits,
         misfit=misfit,
-        remedies=_remedies(shape, recipe, largest, fits, card, limits) if misfit else [],
+        remedies=_remedies(step, fits) if misfit else [],
         seconds_per_step=None if misfit else step_seconds(CARDS[card], flops_per_row, rows_per_step, num_gpus),
     )
 
 
-def _remedies(
-    shape: ModelShape,
-    recipe: TrainRecipe,
-    row: RowLayout,
-    fits: Sequence[dict[str, Any]],
-    card: str,
-    limits: dict[str, Any],
-) -> list[str]:
-    """Single changes under which ``row``, or one of a shorter prompt, fits."""
-    here, world_size = CARDS[card].memory_bytes or 0, limits["world_size"]
+def _remedies(step: StepPlan, fits: Sequence[Fit]) -> list[str]:
+    """Single changes under which the step's row, or one of a shorter prompt, fits."""
+    recipe = step.recipe
     asked = None if recipe.recompute == "auto" else recipe.recompute
+    smallest = replace(step, recompute=asked or "full")
 
-    def holds(memory: int | None, recipe: TrainRecipe = recipe, **changed: Any) -> bool:
-        changed = {"recompute": asked or "full", **limits, **changed}
-        return memory is not None and estimate_memory(shape, recipe, row, **changed).total <= memory
+    def holds(plan: StepPlan) -> bool:
+        return plan.device_bytes is not None and estimate_memory(plan).total <= plan.device_bytes
+
+    def changed(**fields: object) -> StepPlan:
+        return replace(smallest, recipe=recipe.model_copy(update=fields))
 
     found = []
-    if asked and holds(here, recompute="full"):
+    if asked and holds(replace(step, recompute="full")):
         found.append("recompute=full")
-    frozen = recipe.lora.model_copy(update={"train_embeddings": False})
-    if trained_weights(shape, recipe).embedding and recipe.tuning != "full":
-        found += ["lora.train_embeddings=false"] * holds(here, recipe.model_copy(update={"lora": frozen}))
-    if limits["strategy"] == "replicate" and recipe.tuning == "lora":
-        found += ["tuning=qlora"] * holds(here, recipe.model_copy(update={"tuning": "qlora"}))
+    if trained_weights(step.shape, recipe).embedding and recipe.tuning != "full":
+        frozen = recipe.lora.model_copy(update={"train_embeddings": False})
+        found += ["lora.train_embeddings=false"] * holds(changed(lora=frozen))
+    if step.strategy == "replicate" and recipe.tuning == "lora":
+        found += ["tuning=qlora"] * holds(changed(tuning="qlora"))
     if recipe.tuning != "qlora":  # 4-bit weights cannot be split
-        counts = [world_size * factor for factor in (1, 2, 4, 8) if world_size * factor > 1]
-        gpus = next((count for count in counts if holds(here, strategy="shard", world_size=count)), None)
+        counts = [step.world_size * factor for factor in (1, 2, 4, 8) if step.world_size * factor > 1]
+        sharded = replace(smallest, strategy="shard")
+        gpus = next((count for count in counts if holds(replace(sharded, world_size=count))), None)
         if gpus is not None:
             found.append(f"--gpus {gpus} parallel.strategy=shard")
-    found += [f"--card {name}" for name, other in CARDS.items() if holds(other.memory_bytes)]
-    num_rejected = max(len(sample.response_lengths) for sample in row.samples) - 1
+    found += [
+        f"--card {name}" for name, card in CARDS.items() if holds(replace(smallest, device_bytes=card.memory_bytes))
+    ]
+    num_rejected = max(len(sample.response_lengths) for sample in step.row.samples) - 1
     prompts = [
-        cell["prompt"]
-        for cell in fits
-        if cell["num_rejected"] == num_rejected and cell["total"][asked or "full"] <= here
+        fit.prompt
+        for fit in fits
+        if fit.num_rejected == num_rejected and fit.total[asked or "full"] <= (step.device_bytes or 0)
     ]
     return [*found, *([f"prompts of {max(prompts)} tokens"] if prompts else [])]
 
@@ -221,7 +246,7 @@ def _samples_per_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | No
 
 
 def _backend(recipe: TrainRecipe, card: str) -> Backend:
-    """As :func:`logotrain.attention.shared_prefix.choose_backend` will take it on the card."""
+    """The back end that :func:`logotrain.attention.shared_prefix.choose_backend` will take on the card."""
     if recipe.attention != "auto":
         return recipe.attention
     if card == "cpu":
@@ -229,40 +254,30 @@ def _backend(recipe: TrainRecipe, card: str) -> Backend:
     return "flash" if recipe.dtype == "bfloat16" else "flex"
 
 
-def _fits(
-    shape: ModelShape,
-    recipe: TrainRecipe,
-    layouts: Sequence[SharedPrefixLayout],
-    device_bytes: int | None,
-    limits: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """One sample a row, responses as long as the longest."""
-    if device_bytes is None:
+def _fits(step: StepPlan, response: int) -> list[Fit]:
+    """What fits with one sample a row and responses of ``response`` tokens; nothing is said where there is no limit."""
+    if step.device_bytes is None:
         return []
-    response = max(max(layout.response_lengths) for layout in layouts)
-    cells: list[dict[str, Any]] = []
+    found = []
     for prompt in _CONTEXTS:
-        for rejected in _NUM_REJECTED if uses_rejected(recipe.objective) else (0,):
+        for rejected in _NUM_REJECTED if uses_rejected(step.recipe.objective) else (0,):
             row = RowLayout((SharedPrefixLayout(prompt, (response,) * (1 + rejected)),))
-            needed = {
-                choice: estimate_memory(shape, recipe, row, recompute=choice, **limits).total
-                for choice in recompute_choices(limits["backend"])
-            }
-            first = next((choice for choice, size in needed.items() if size <= device_bytes), None)
-            cells.append({"prompt": prompt, "num_rejected": rejected, "recompute": first, "total": needed})
-    return cells
+            total = {choice: needs.total for choice, needs in memory_by_recompute(replace(step, row=row)).items()}
+            first = next((choice for choice, size in total.items() if size <= step.device_bytes), None)
+            found.append(Fit(prompt, rejected, first, total))
+    return found
 
 
-def render(plan: Plan) -> Group:
+def render(plan: RunPlan) -> Group:
     """Tables for a person."""
     card = CARDS[plan.card]
     run = Table("run", "", title=f"{plan.model} on {plan.num_gpus} x {plan.card}", title_justify="left")
     parameters = plan.parameters
-    run.add_row("parameters", f"{parameters['total']:,}, of the head {parameters['head']:,}")
+    run.add_row("parameters", f"{parameters.total:,}, of the head {parameters.head:,}")
     if not plan.total_steps:
         run.add_row("trained", "nothing: epochs=0")
         return Group(run)
-    run.add_row("trained", f"{parameters['trained']:,} ({parameters['trained'] / parameters['total']:.2%})")
+    run.add_row("trained", f"{parameters.trained:,} ({parameters.trained / parameters.total:.2%})")
     if plan.assumption:
         run.add_row("assumed, for want of data", plan.assumption)
     run.add_row("largest row", f"{plan.largest_row:,} tokens")
@@ -292,11 +307,11 @@ def render(plan: Plan) -> Group:
     if card.memory_bytes is None:
         return Group(run, memory)
 
-    columns = list(dict.fromkeys(cell["num_rejected"] for cell in plan.fits))
+    columns = list(dict.fromkeys(fit.num_rejected for fit in plan.fits))
     title = f"recompute (none, selective, full) that fits {gigabytes(card.memory_bytes)}, by prompt and M"
     fits = Table("prompt", *(f"M={count}" for count in columns), title=title, title_justify="left")
     for prompt in _CONTEXTS:
-        cells = {cell["num_rejected"]: cell["recompute"] for cell in plan.fits if cell["prompt"] == prompt}
+        cells = {fit.num_rejected: fit.recompute for fit in plan.fits if fit.prompt == prompt}
         fits.add_row(f"{prompt // 1024}K", *(_SHORT[cells[count]] for count in columns))
     return Group(run, memory, fits)
 

@@ -1,369 +1,195 @@
-"""Names and values that other trainers use for settings of the ``train`` section, with the names that they have here.
+"""Names that other trainers have for what a ``train`` section says, and what they are called here.
 
-The names come from TRL's DPOConfig, CPOConfig and SFTConfig with transformers' TrainingArguments, PEFT's LoraConfig,
-Axolotl, LLaMA-Factory and OpenRLHF. :mod:`logodata.common.recipes.foreign` describes the form of the tables.
+TRL's DPOConfig, CPOConfig and SFTConfig with transformers' TrainingArguments; PEFT's LoraConfig; Axolotl;
+LLaMA-Factory; OpenRLHF.
+The form of the tables is that of :mod:`logodata.common.recipes.foreign`.
 """
 
 from __future__ import annotations
 
-_ROWS = "samples_per_step: samples of a step over all devices; rows run one by one, so memory does not depend on it"
-_WHOLE = ": nothing is truncated; a sample longer than positions.target_length is refused"
-_LOG = ": every step is a line of RUN/metrics.jsonl"
-_NO_REPORTS = ": nothing is sent anywhere; every step is a line of RUN/metrics.jsonl"
-_FSDP = "parallel.strategy: shard splits the weights with FSDP2, the processes are torchrun's"
-_NO_EVALUATION = "checkpoint.command: logoeval measures each checkpoint, beside the training"
-_NO_DEVICES = ": torchrun's processes take a GPU each; one process takes the first, or the CPU"
-_CONTINUES = ": the same command with the same -o continues"
-_OUTPUT = ": the folder is the option -o DIR"
-_DATA = "data.path: a folder that logodata build wrote"
-_TEMPLATE = ": the data hold token ids; a chat template is the build's, chat_template=FILE of logodata build"
-_NO_DROPOUT = "lora.dropout: must stay 0, the prompt's states are shared by all responses"
-_PACKING = "row_tokens: samples share a row up to this many tokens; each attends only to itself"
-_LOADER = ": the data are in memory before the first step"
-_PUSH = ": nothing is uploaded; hf upload takes RUN/final"
-_NO_SMOOTHING = ": no loss here has label smoothing"
-_NO_CODE = ": code that comes with a model is never run"
-_FULL_ONLY = ": every layer of lora.target_modules gets the same adapter, as the paper's do"
-_PLAIN_LORA = ": adapters are plain LoRA, scaled by lora.alpha / lora.rank"
-_REFERENCE = ": DPO's reference is the untrained model, computed once before step 1"
-_SHUFFLED = "seed: decides the order of samples in each epoch"
+from logodata.common.recipes.foreign import by_name
 
-NAMES = {
+_ANSWERS = {
     # Learning rate and optimizer
-    "learning_rate": "optimizer.lr",
-    "actor_learning_rate": "optimizer.lr",
-    "critic_*": ": there is no reward model and no critic",
-    "lr_warmup_ratio": "optimizer.warmup_ratio",
-    "lr_scheduler*": "optimizer.schedule: cosine after the warm-up",
-    "cosine_*": "optimizer.schedule: cosine to zero",
-    "warmup_steps": "optimizer.warmup_ratio: a share of the steps",
-    "warmup": "optimizer.warmup_ratio: a share of the steps",
-    "adam_beta1": "optimizer.betas: [beta1, beta2]",
-    "adam_beta2": "optimizer.betas: [beta1, beta2]",
-    "adam_betas": "optimizer.betas",
-    "adam_epsilon": "optimizer.eps",
-    "l2": "optimizer.weight_decay",
-    "optim": ": the optimizer is AdamW, its state float32",
-    "optim_*": ": the optimizer is AdamW, its state float32",
-    "gradient_clipping": "optimizer.max_grad_norm",
-    "max_norm": "optimizer.max_grad_norm",
-    "grad_clip": "optimizer.max_grad_norm",
-    "loraplus_*": "optimizer.lr: one rate for all trained weights",
-    "embedding_lr*": "optimizer.lr: one rate for all trained weights",
+    "optimizer.lr": "learning_rate actor_learning_rate",
+    ": there is no reward model and no critic": "critic_*",
+    "optimizer.warmup_ratio": "lr_warmup_ratio",
+    "optimizer.schedule: cosine, linear or constant, each after the warm-up": "lr_scheduler* cosine_*",
+    "optimizer.warmup_ratio: a share of the steps": "warmup_steps warmup",
+    "optimizer.betas: [beta1, beta2]": "adam_beta1 adam_beta2",
+    "optimizer.betas": "adam_betas",
+    "optimizer.eps": "adam_epsilon",
+    "optimizer.weight_decay": "l2",
+    ": the optimizer is AdamW, its state float32": "optim optim_*",
+    "optimizer.max_grad_norm": "gradient_clipping max_norm grad_clip",
+    "optimizer.lr: one rate for all trained weights": "loraplus_* embedding_lr*",
     # How much
-    "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
-    "n_epochs": "epochs",
-    "max_epochs": "epochs",
-    "max_train_steps": "max_steps",
-    "num_steps": "max_steps",
-    "max_samples": "data.max_samples",
-    "per_device_train_batch_size": _ROWS,
-    "per_device_batch_size": _ROWS,
-    "per_gpu_train_batch_size": _ROWS,
-    "gradient_accumulation_steps": _ROWS,
-    "micro_batch_size": _ROWS,
-    "micro_train_batch_size": _ROWS,
-    "train_batch_size": _ROWS,
-    "global_batch_size": _ROWS,
-    "effective_batch_size": _ROWS,
-    "batch_size": _ROWS,
-    "auto_find_batch_size": _ROWS,
-    "per_device_eval_batch_size": _NO_EVALUATION,
-    "average_tokens_across_devices": ": the loss is the mean over all samples of a step, wherever they are computed",
+    "epochs": "num_train_epochs num_epochs n_epochs max_epochs",
+    "max_steps": "max_train_steps num_steps",
+    "data.max_samples": "max_samples max_train_samples",
+    "samples_per_step: samples of a step over all devices; a row at a time, so memory does not depend on it": (
+        "per_device_train_batch_size per_device_batch_size per_gpu_train_batch_size gradient_accumulation_steps "
+        "micro_batch_size micro_train_batch_size train_batch_size global_batch_size effective_batch_size batch_size "
+        "auto_find_batch_size"
+    ),
+    "checkpoint.command: logoeval measures each checkpoint, beside the training": (
+        "per_device_eval_batch_size val_set_size val_size num_beams test_datasets eval_dataset include_for_metrics "
+        "prediction_loss_only do_eval eval* batch_eval_metrics *_full_eval generate_during_eval"
+    ),
+    ": the loss is the mean over all samples of a step, wherever they are computed": "average_tokens_across_devices",
     # Lengths and rows
-    "max_length": f"positions.target_length{_WHOLE}",
-    "max_len": f"positions.target_length{_WHOLE}",
-    "prompt_max_len": f"positions.target_length{_WHOLE}",
-    "generate_max_len": f"positions.target_length{_WHOLE}",
-    "max_seq_length": f"positions.target_length{_WHOLE}",
-    "model_max_length": f"positions.target_length{_WHOLE}",
-    "sequence_len": f"positions.target_length{_WHOLE}",
-    "cutoff_len": f"positions.target_length{_WHOLE}",
-    "max_prompt_length": f"positions.target_length{_WHOLE}",
-    "max_completion_length": f"positions.target_length{_WHOLE}",
-    "truncation*": _WHOLE,
-    "excess_length_strategy": _WHOLE,
-    "min_sample_len": _WHOLE,
-    "packing*": _PACKING,
-    "sample_packing*": _PACKING,
-    "eval_packing": _PACKING,
-    "eval_sample_packing": _PACKING,
-    "padding_free": _PACKING,
-    "multipack_*": _PACKING,
-    "group_by_length": _PACKING,
-    "pad_to_sequence_len": _PACKING,
-    "pad_to_multiple_of": "compile: it pads rows to multiples of 512 tokens; else nothing is padded",
-    "pad_token": ": nothing is padded, rows of samples are computed as they are",
-    "rope_scaling": "rope: type and factor",
-    "rope_theta": "rope: type and factor; ntk raises theta",
-    "s2_attention": "attention: auto, flash, flex or sdpa; all of them see the whole row",
-    "shift_attn": "attention: auto, flash, flex or sdpa; all of them see the whole row",
-    "rope_factor": "rope.factor",
-    "rope_type": "rope.type",
+    "positions.target_length: nothing is cut to fit; a sample longer than positions.target_length is refused": (
+        "max_length max_len prompt_max_len generate_max_len max_seq_length model_max_length sequence_len cutoff_len "
+        "max_prompt_length max_completion_length"
+    ),
+    ": nothing is cut to fit; a sample longer than positions.target_length is refused": (
+        "truncation* excess_length_strategy min_sample_len"
+    ),
+    "row_tokens: samples share a row up to this many tokens; each sees itself alone": (
+        "packing* sample_packing* eval_packing eval_sample_packing padding_free multipack_* group_by_length "
+        "pad_to_sequence_len"
+    ),
+    "compile: it pads rows to multiples of 512 tokens; else nothing is padded": "pad_to_multiple_of",
+    ": nothing is padded, rows of samples are computed as they are": "pad_token",
+    "rope: type and factor": "rope_scaling",
+    "rope: type and factor; ntk raises theta": "rope_theta",
+    "attention: auto, flash, flex or sdpa; all of them see the whole row": "s2_attention shift_attn",
+    "rope.factor": "rope_factor",
+    "rope.type": "rope_type",
     # The loss
-    "loss_type": "objective.name: logo, simpo, cpo, dpo or sft",
-    "pref_loss": "objective.name: logo, simpo, cpo, dpo or sft",
-    "rl": "objective.name: logo, simpo, cpo, dpo or sft",
-    "stage": "objective.name: logo, simpo, cpo, dpo or sft",
-    "loss": "objective.name: logo, simpo, cpo, dpo or sft",
-    "objective_name": "objective.name",
-    "pref_beta": "objective.beta",
-    "dpo_beta": "objective.beta",
-    "rl_beta": "objective.beta",
-    "cpo_beta": "objective.beta",
-    "simpo_beta": "objective.beta",
-    "simpo_gamma": "objective.gamma",
-    "gamma_beta_ratio": "objective.gamma: the margin itself, gamma = ratio x beta",
-    "cpo_alpha": "objective.sft_weight",
-    "pref_ftx": "objective.sft_weight",
-    "rpo_alpha": "objective.sft_weight",
-    "sft_lambda": "objective.sft_weight",
-    "lambda": "objective.sft_weight",
-    "lambda_sft": "objective.sft_weight",
-    "nll_*": "objective.sft_weight",
-    "loss_weights": "objective.sft_weight",
-    "completion_only_loss": "objective.tokens: response or sequence, of objective.name=sft",
-    "assistant_only_loss": "objective.tokens: response or sequence, of objective.name=sft",
-    "train_on_inputs": "objective.tokens: response or sequence, of objective.name=sft",
-    "train_on_prompt": "objective.tokens: response or sequence, of objective.name=sft",
-    "ipo": "objective.name: logo, simpo, cpo, dpo or sft",
-    "mask_history": "objective.tokens: response or sequence, of objective.name=sft",
-    "aux_loss_coef": ": mixtures of experts are not trained with their router's loss",
-    "label_smoothing*": _NO_SMOOTHING,
-    "dpo_label_smoothing": _NO_SMOOTHING,
-    "neftune_noise_alpha": ": no noise is added to embeddings, the shared prompt would differ from separate rows",
-    "ref_model*": _REFERENCE,
-    "ref_offload": _REFERENCE,
-    "reference_model": _REFERENCE,
-    "sync_ref_model": _REFERENCE,
-    "precompute_ref_*": _REFERENCE,
-    "f_divergence_type": _REFERENCE,
-    "f_alpha_divergence_coef": _REFERENCE,
-    "discopop_tau": _REFERENCE,
-    "ld_alpha": _REFERENCE,
-    "use_weighting": _REFERENCE,
-    "router_aux_loss_coef": ": mixtures of experts are not trained with their router's loss",
-    "disable_dropout": ": the model is trained without dropout",
+    "objective.name: logo, simpo, cpo, dpo or sft": "loss_type pref_loss rl stage loss ipo",
+    "objective.name": "objective_name",
+    "objective.beta": "pref_beta dpo_beta rl_beta cpo_beta simpo_beta",
+    "objective.gamma": "simpo_gamma",
+    "objective.gamma: the margin itself, gamma = ratio x beta": "gamma_beta_ratio",
+    "objective.sft_weight": "cpo_alpha pref_ftx rpo_alpha sft_lambda lambda lambda_sft nll_* loss_weights",
+    "objective.tokens: response or sequence, of objective.name=sft": (
+        "completion_only_loss assistant_only_loss train_on_inputs train_on_prompt mask_history"
+    ),
+    ": mixtures of experts are not trained with their router's loss": "aux_loss_coef router_aux_loss_coef",
+    ": no loss here has label smoothing": "label_smoothing* dpo_label_smoothing",
+    ": no noise is added to embeddings, the shared prompt would differ from separate rows": "neftune_noise_alpha",
+    ": DPO's reference is the untrained model, computed once before step 1": (
+        "ref_model* ref_offload reference_model sync_ref_model precompute_ref_* f_divergence_type "
+        "f_alpha_divergence_coef discopop_tau ld_alpha use_weighting"
+    ),
+    ": models train in evaluation mode, where dropout does nothing; leave it out": (
+        "disable_dropout lora_dropout dropout"
+    ),
     # What is trained
-    "adapter": "tuning: lora, qlora or full",
-    "peft": "lora",
-    "peft_config": "lora",
-    "lora_config": "lora",
-    "use_peft": "tuning: lora, qlora or full",
-    "peft_type": "tuning: lora, qlora or full",
-    "peft_method": "tuning: lora, qlora or full",
-    "use_lora": "tuning: lora, qlora or full",
-    "qlora": "tuning: qlora",
-    "full_finetuning": "tuning: full",
-    "finetuning_type": "tuning: lora, qlora or full",
-    "load_in_4bit": "tuning: qlora",
-    "load_in_8bit": "tuning: qlora has weights of 4 bits; weights of 8 bits are not supported",
-    "quantization*": "tuning: qlora",
-    "bnb_4bit_compute_dtype": "dtype",
-    "bnb_4bit_*": "tuning: qlora is NF4 with double quantisation",
-    "double_quantization": "tuning: qlora is NF4 with double quantisation",
-    "use_bnb_nested_quant": "tuning: qlora is NF4 with double quantisation",
-    "r": "lora.rank",
-    "lora_r": "lora.rank",
-    "lora_rank": "lora.rank",
-    "lora_alpha": "lora.alpha",
-    "lora_dropout": _NO_DROPOUT,
-    "lora_target": "lora.target_modules",
-    "lora_target_modules": "lora.target_modules",
-    "lora_target_linear": "lora.target_modules: all-linear",
-    "target_parameters": "lora.target_modules: names of linear layers",
-    "lora_target_parameters": "lora.target_modules: names of linear layers",
-    "exclude_modules": "lora.target_modules: the layers that get an adapter",
-    "modules_to_save": "lora.train_embeddings: the token embedding; no other module is trained whole",
-    "lora_modules_to_save": "lora.train_embeddings: the token embedding; no other module is trained whole",
-    "additional_target": "lora.train_embeddings: the token embedding; no other module is trained whole",
-    "trainable_token_indices": "lora.train_embeddings: the whole token embedding, or none of it",
-    "ensure_weight_tying": "lora.train_embeddings: a tied output head stays tied",
-    "peft_layers_to_transform": _FULL_ONLY,
-    "layers_to_transform": _FULL_ONLY,
-    "layers_pattern": _FULL_ONLY,
-    "layer_replication": _FULL_ONLY,
-    "rank_pattern": _FULL_ONLY,
-    "alpha_pattern": _FULL_ONLY,
-    "unfrozen_parameters": "tuning: full trains all weights, lora adapters",
-    "freeze_*": "tuning: full trains all weights, lora adapters",
-    "bias": _PLAIN_LORA,
-    "lora_bias": _PLAIN_LORA,
-    "fan_in_fan_out": _PLAIN_LORA,
-    "lora_fan_in_fan_out": _PLAIN_LORA,
-    "pissa*": _PLAIN_LORA,
-    "lora_model_dir": ": training starts from fresh adapters; merge an adapter first (logotrain merge)",
-    "init_lora_weights": _PLAIN_LORA,
-    "use_dora": _PLAIN_LORA,
-    "peft_use_dora": _PLAIN_LORA,
-    "use_rslora": _PLAIN_LORA,
-    "peft_use_rslora": _PLAIN_LORA,
-    "task_type": _PLAIN_LORA,
-    "lora_task_type": _PLAIN_LORA,
-    "inference_mode": _PLAIN_LORA,
-    "loftq_config": _PLAIN_LORA,
+    "tuning: lora, qlora or full": "adapter use_peft peft_type peft_method use_lora finetuning_type",
+    "lora": "peft peft_config lora_config",
+    "tuning: qlora": "qlora load_in_4bit quantization*",
+    "tuning: full": "full_finetuning",
+    "tuning: qlora computes on weights of 4 bits; there are none of 8": "load_in_8bit",
+    "dtype": "bnb_4bit_compute_dtype model_init_kwargs",
+    "tuning: qlora is NF4 with double quantisation": "bnb_4bit_* double_quantization use_bnb_nested_quant",
+    "lora.rank": "r lora_r lora_rank",
+    "lora.alpha": "lora_alpha",
+    "lora.target_modules": "lora_target lora_target_modules",
+    "lora.target_modules: all-linear": "lora_target_linear",
+    "lora.target_modules: names of linear layers": "target_parameters lora_target_parameters",
+    "lora.target_modules: the layers that get an adapter": "exclude_modules",
+    "lora.train_embeddings: the token embedding; no other module is trained whole": (
+        "modules_to_save lora_modules_to_save additional_target"
+    ),
+    "lora.train_embeddings: the whole token embedding, or none of it": "trainable_token_indices",
+    "lora.train_embeddings: a tied output head stays tied": "ensure_weight_tying",
+    ": every layer of lora.target_modules gets the same adapter, as the paper's do": (
+        "peft_layers_to_transform layers_to_transform layers_pattern layer_replication rank_pattern alpha_pattern"
+    ),
+    "tuning: full trains all weights, lora adapters": "unfrozen_parameters freeze_*",
+    ": adapters are plain LoRA, scaled by lora.alpha / lora.rank": (
+        "bias lora_bias fan_in_fan_out lora_fan_in_fan_out pissa* init_lora_weights use_dora peft_use_dora use_rslora "
+        "peft_use_rslora task_type lora_task_type inference_mode loftq_config"
+    ),
+    ": training starts from fresh adapters; merge an adapter first (logotrain merge)": "lora_model_dir",
     # The model
-    "base_model": "model",
-    "base_model_name_or_path": "model",
-    "model_name": "model",
-    "model_name_or_path": "model",
-    "model_id": "model",
-    "model_path": "model",
-    "pretrained*": "model",
-    "tokenizer*": "model: its own tokenizer is taken",
-    "processing_class": "model: its own tokenizer is taken",
-    "eos_token": "model: its own tokenizer is taken",
-    "special_tokens": "model: its own tokenizer is taken, no token is added",
-    "model_revision": "model: give the folder of a downloaded revision",
-    "revision*": "model: give the folder of a downloaded revision",
-    "model_init_kwargs": "dtype",
-    "model_type": "model: its config says what it is",
-    "trust_remote_code": _NO_CODE,
-    "use_cache": ": no keys and values are kept while training",
+    "model": "base_model base_model_name_or_path model_name model_name_or_path model_id model_path pretrained*",
+    "model: its own tokenizer is taken": "tokenizer* processing_class eos_token",
+    "model: its own tokenizer is taken, no token is added": "special_tokens",
+    "model: give the folder of a downloaded revision": "model_revision revision*",
+    "model: its config says what it is": "model_type",
+    ": code that comes with a model is never run": "trust_remote_code",
+    ": no keys and values are kept while training": "use_cache",
     # The data
-    "dataset": _DATA,
-    "datasets": _DATA,
-    "dataset_name": _DATA,
-    "dataset_path": _DATA,
-    "dataset_dir": _DATA,
-    "dataset_mixer": _DATA,
-    "dataset_prepared_path": _DATA,
-    "data_path": _DATA,
-    "data_dir": _DATA,
-    "train_file": _DATA,
-    "train_dataset": _DATA,
-    "dataset_*": "data.path: a folder that logodata build wrote, with all it needs",
-    "max_train_samples": "data.max_samples",
-    "val_set_size": _NO_EVALUATION,
-    "val_size": _NO_EVALUATION,
-    "compute_accuracy": _LOG,
-    "num_beams": _NO_EVALUATION,
-    "test_datasets": _NO_EVALUATION,
-    "eval_dataset": _NO_EVALUATION,
-    "chat_template*": _TEMPLATE,
-    "template": _TEMPLATE,
-    "remove_unused_columns": _LOADER,
-    "label_names": _LOADER,
-    "dataloader_*": _LOADER,
-    "preprocessing_num_workers": _LOADER,
-    "overwrite_cache": _LOADER,
-    "input_key": _DATA,
-    "output_key": _DATA,
-    "chosen_key": _DATA,
-    "rejected_key": _DATA,
-    "apply_chat_template": _TEMPLATE,
-    "length_column_name": _LOADER,
-    "train_sampling_strategy": _SHUFFLED,
-    "shuffle*": _SHUFFLED,
-    "data_seed": _SHUFFLED,
-    "full_determinism": "seed: a run on CPU repeats bit for bit",
+    "data.path: a folder that logodata build wrote": (
+        "dataset datasets dataset_name dataset_path dataset_dir dataset_mixer dataset_prepared_path data_path data_dir "
+        "train_file train_dataset input_key output_key chosen_key rejected_key"
+    ),
+    "data.path: a folder that logodata build wrote, with all it needs": "dataset_*",
+    ": every step is a line of RUN/metrics.jsonl": (
+        "compute_accuracy logging_dir logging* log_* include_num_input_tokens_seen"
+    ),
+    ": the data hold token ids; a chat template is the build's, chat_template=FILE of logodata build": (
+        "chat_template* template apply_chat_template"
+    ),
+    ": the data are in memory before the first step": (
+        "remove_unused_columns label_names dataloader_* preprocessing_num_workers overwrite_cache length_column_name"
+    ),
+    "seed: decides the order of samples in each epoch": "train_sampling_strategy shuffle* data_seed",
+    "seed: a run on CPU repeats bit for bit": "full_determinism",
     # Numbers, memory, speed
-    "bf16": "dtype: bfloat16 or float32",
-    "bfloat16": "dtype: bfloat16 or float32",
-    "torch_dtype": "dtype: bfloat16 or float32",
-    "precision": "dtype: bfloat16 or float32",
-    "mixed_precision": "dtype: bfloat16; trained weights and optimizer state are float32 always",
-    "fp16": "dtype: bfloat16 or float32; training in float16 is not supported",
-    "float16": "dtype: bfloat16 or float32; training in float16 is not supported",
-    "tf32": ": matrix products of float32 stay float32, which is torch's default",
-    "gradient_checkpointing*": "recompute: auto, none, selective or full",
-    "activation_*": "recompute: auto, none, selective or full",
-    "use_reentrant": "recompute: auto, none, selective or full",
-    "use_gradient_checkpointing": "recompute: auto, none, selective or full",
-    "attn_implementation": "attention: auto, flash, flex or sdpa",
-    "flash_attention*": "attention: flash",
-    "flash_attn*": "attention: flash",
-    "use_flash_attention*": "attention: flash",
-    "xformers_attention": "attention: auto, flash, flex or sdpa",
-    "sdp_attention": "attention: sdpa",
-    "sdpa_attention": "attention: sdpa",
-    "flex_attention": "attention: flex",
-    "torch_compile*": "compile",
-    "disable_gradient_checkpointing": "recompute: none",
-    "use_unsloth*": "compile: no other kernels are put in",
-    "enable_liger_kernel": "compile: no other kernels are put in; the output head is computed in chunks always",
-    "booster": "attention: auto, flash, flex or sdpa",
-    "use_liger_kernel": "compile: no other kernels are put in; the output head is computed in chunks always",
-    "liger_*": "compile: no other kernels are put in; the output head is computed in chunks always",
-    "unsloth*": "compile: no other kernels are put in",
-    "torch_empty_cache_steps": "recompute: change it when memory runs out; see logotrain plan",
-    "skip_memory_metrics": ": logotrain plan estimates the memory",
+    "dtype: bfloat16 or float32": "bf16 bfloat16 torch_dtype precision",
+    "dtype: bfloat16; trained weights and optimizer state are float32 always": "mixed_precision",
+    "dtype: bfloat16 or float32; float16 is not trained in": "fp16 float16",
+    ": matrix products of float32 stay float32, as torch has them by default": "tf32",
+    "recompute: auto, none, selective or full": (
+        "gradient_checkpointing* activation_* use_reentrant use_gradient_checkpointing"
+    ),
+    "attention: auto, flash, flex or sdpa": "attn_implementation xformers_attention booster",
+    "attention: flash": "flash_attention* flash_attn* use_flash_attention*",
+    "attention: sdpa": "sdp_attention sdpa_attention",
+    "attention: flex": "flex_attention",
+    "compile": "torch_compile*",
+    "recompute: none": "disable_gradient_checkpointing",
+    "compile: no other kernels are put in": "use_unsloth* unsloth*",
+    "compile: no other kernels are put in; the output head is computed in chunks always": (
+        "enable_liger_kernel use_liger_kernel liger_*"
+    ),
+    "recompute: what to turn when memory runs out; see logotrain plan": "torch_empty_cache_steps",
+    ": logotrain plan estimates the memory": "skip_memory_metrics",
     # Many processes
-    "deepspeed": _FSDP,
-    "fsdp*": _FSDP,
-    "zero_stage": _FSDP,
-    "adam_offload": "parallel.strategy: shard splits the optimizer's state over processes; nothing goes to the host",
-    "ring_attn_size": "parallel.strategy: a row is computed by one process; logotrain plan says what fits",
-    "accelerator_config": _FSDP,
-    "parallelism_config": _FSDP,
-    "dp_shard_size": _FSDP,
-    "ddp*": "parallel.strategy: replicate holds the model on every process",
-    "tensor_parallel_size": "parallel.strategy: no layer is split; shard splits weights over processes",
-    "sequence_parallel*": "parallel.strategy: a row is computed by one process; logotrain plan says what fits",
-    "context_parallel*": "parallel.strategy: a row is computed by one process; logotrain plan says what fits",
-    "local_rank": _NO_DEVICES,
-    "device*": _NO_DEVICES,
-    "use_cpu": _NO_DEVICES,
-    "no_cuda": _NO_DEVICES,
-    "num_gpus": _NO_DEVICES,
-    "n_gpus": _NO_DEVICES,
-    "gpu_memory_limit": _NO_DEVICES,
+    "parallel.strategy: shard splits the weights with FSDP2, the processes are torchrun's": (
+        "deepspeed fsdp* zero_stage accelerator_config parallelism_config dp_shard_size"
+    ),
+    "parallel.strategy: shard splits the optimizer's state over processes; nothing goes to the host": "adam_offload",
+    "parallel.strategy: a row is computed by one process; logotrain plan says what fits": (
+        "ring_attn_size sequence_parallel* context_parallel*"
+    ),
+    "parallel.strategy: replicate holds the model on every process": "ddp*",
+    "parallel.strategy: no layer is split; shard splits weights over processes": "tensor_parallel_size",
+    ": torchrun's processes take a GPU each; one process takes the first, or the CPU": (
+        "local_rank device* use_cpu no_cuda num_gpus n_gpus gpu_memory_limit"
+    ),
     # Checkpoints, logs, results
-    "output_dir": _OUTPUT,
-    "output_path": _OUTPUT,
-    "output": _OUTPUT,
-    "overwrite_output_dir": ": a folder that holds another run is refused; give another -o",
-    "run_name": _OUTPUT,
-    "resume_from_checkpoint": _CONTINUES,
-    "auto_resume*": _CONTINUES,
-    "load_checkpoint": _CONTINUES,
-    "ckpt_path": _OUTPUT,
-    "save_path": _OUTPUT,
-    "resume": _CONTINUES,
-    "ignore_data_skip": _CONTINUES,
-    "enable_jit_checkpoint": ": SIGTERM and Ctrl-C write a checkpoint always",
-    "save_steps": "checkpoint.every_steps",
-    "save_strategy": "checkpoint.every_steps",
-    "saves_per_epoch": "checkpoint.every_steps",
-    "checkpointing_steps": "checkpoint.every_steps",
-    "save_total_limit": "checkpoint.keep",
-    "save_only_model": "checkpoint.keep: a checkpoint holds adapter and optimizer state; RUN/final the adapter alone",
-    "save_safetensors": ": weights are safetensors always",
-    "save_on_each_node": ": checkpoints lie on a file system that all machines see",
-    "load_best_model_at_end": "checkpoint.command: measure each, and take the best of checkpoints/step-N/adapter",
-    "metric_for_best_model": "checkpoint.command: measure each, and take the best of checkpoints/step-N/adapter",
-    "greater_is_better": "checkpoint.command: measure each, and take the best of checkpoints/step-N/adapter",
-    "early_stopping*": "collapse: when a run gives up",
-    "restore_callback_states_from_checkpoint": _CONTINUES,
-    "report_to": _NO_REPORTS,
-    "wandb*": _NO_REPORTS,
-    "use_wandb": _NO_REPORTS,
-    "mlflow*": _NO_REPORTS,
-    "comet*": _NO_REPORTS,
-    "trackio*": _NO_REPORTS,
-    "tensorboard*": _NO_REPORTS,
-    "swanlab*": _NO_REPORTS,
-    "project": _NO_REPORTS,
-    "logging_dir": _LOG,
-    "logging*": _LOG,
-    "log_*": _LOG,
-    "plot_loss": ": logoeval compare --run RUN draws the curve",
-    "disable_tqdm": ": LOGO_PROGRESS=off in the environment shows no progress",
-    "include_num_input_tokens_seen": _LOG,
-    "include_for_metrics": _NO_EVALUATION,
-    "debug": ": LOGO_PROGRESS=plain in the environment says more",
-    "do_train": ": logotrain run trains, logoeval measures",
-    "do_predict": ": logotrain run trains, logoeval measures",
-    "prediction_loss_only": _NO_EVALUATION,
-    "do_eval": _NO_EVALUATION,
-    "eval*": _NO_EVALUATION,
-    "batch_eval_metrics": _NO_EVALUATION,
-    "*_full_eval": _NO_EVALUATION,
-    "generate_during_eval": _NO_EVALUATION,
-    "push_to_hub*": _PUSH,
-    "hub_*": _PUSH,
+    ": the folder is the option -o DIR": "output_dir output_path output run_name ckpt_path save_path",
+    ": a folder that holds another run is refused; give another -o": "overwrite_output_dir",
+    ": the same command with the same -o continues": (
+        "resume_from_checkpoint auto_resume* load_checkpoint resume ignore_data_skip "
+        "restore_callback_states_from_checkpoint"
+    ),
+    ": SIGTERM and Ctrl-C write a checkpoint always": "enable_jit_checkpoint",
+    "checkpoint.every_steps": "save_steps save_strategy saves_per_epoch checkpointing_steps",
+    "checkpoint.keep": "save_total_limit",
+    "checkpoint.keep: a checkpoint holds adapter and optimizer state; RUN/final the adapter alone": "save_only_model",
+    ": weights are safetensors always": "save_safetensors",
+    ": checkpoints lie on a file system that all machines see": "save_on_each_node",
+    "checkpoint.command: measure each, and take the best of checkpoints/step-N/adapter": (
+        "load_best_model_at_end metric_for_best_model greater_is_better"
+    ),
+    "collapse: when a run gives up": "early_stopping*",
+    ": nothing is sent anywhere; every step is a line of RUN/metrics.jsonl": (
+        "report_to wandb* use_wandb mlflow* comet* trackio* tensorboard* swanlab* project"
+    ),
+    ": logoeval compare --run RUN draws the curve": "plot_loss",
+    ": LOGO_PROGRESS=off in the environment shows no progress": "disable_tqdm",
+    ": LOGO_PROGRESS=plain in the environment says more": "debug",
+    ": logotrain run trains, logoeval measures": "do_train do_predict",
+    ": nothing is uploaded; hf upload takes RUN/final": "push_to_hub* hub_*",
 }
+
+NAMES = by_name(_ANSWERS)
 
 VALUES = {
     "dtype": {
@@ -372,9 +198,9 @@ VALUES = {
         "float": "float32",
         "torch.bfloat16": "bfloat16",
         "torch.float32": "float32",
-        "fp16": "bfloat16 or float32; training in float16 is not supported",
-        "float16": "bfloat16 or float32; training in float16 is not supported",
-        "half": "bfloat16 or float32; training in float16 is not supported",
+        "fp16": "bfloat16 or float32; float16 is not trained in",
+        "float16": "bfloat16 or float32; float16 is not trained in",
+        "half": "bfloat16 or float32; float16 is not trained in",
         "auto": "left out: bfloat16 on a GPU, float32 on a CPU",
     },
     "optimizer": dict.fromkeys(
@@ -386,10 +212,10 @@ VALUES = {
     "checkpoint.keep": {"-1": "null: all", "0": "null: all"},
     "objective.name": {
         "sigmoid": "dpo",
-        "orpo": ": simpo and cpo come closest, they need no reference model either",
-        "ipo": ": dpo comes closest",
-        "hinge": ": dpo comes closest",
-        "kto": ": the data are pairs, use dpo",
+        "orpo": ": simpo and cpo are its neighbours without a reference model",
+        "ipo": ": dpo is its neighbour",
+        "hinge": ": dpo is its neighbour",
+        "kto": ": the data are pairs, dpo takes them",
     },
     "tuning": {"none": "full", "peft": "lora", "full_finetuning": "full", "qdora": "qlora", "dora": "lora"},
     "attention": {
@@ -402,10 +228,8 @@ VALUES = {
     },
     "recompute": {"True": "full", "False": "none", "unsloth": "full"},
     "optimizer.schedule": {
-        "linear": "cosine, the paper's; there is no other",
-        "constant": "cosine, the paper's; there is no other",
-        "constant_with_warmup": "cosine, the paper's; there is no other",
-        "cosine_with_restarts": "cosine, the paper's; there is no other",
+        "constant_with_warmup": "constant",
+        "cosine_with_restarts": "cosine, without restarts",
     },
     "parallel.strategy": {
         "fsdp": "shard",
@@ -415,5 +239,5 @@ VALUES = {
         "ddp": "replicate",
         "full_shard": "shard",
     },
-    "rope.type": {"dynamic": "ntk, with a fixed factor: a shared prompt must not depend on the length of the row"},
+    "rope.type": {"dynamic": "ntk, of a fixed factor: a prompt is shared, whatever the length of the row"},
 }

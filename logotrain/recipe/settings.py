@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -146,9 +146,6 @@ class LoraSettings(RecipeModel):
     alpha: float = Field(default=16, gt=0)
     """Adapters are scaled by alpha / rank."""
 
-    dropout: float = 0.0
-    """Must be 0: responses share the prompt's states, so a value dropped there would be dropped for all of them."""
-
     target_modules: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
     """Names of the linear layers that get an adapter; ``all-linear`` means all of the decoder, not the output head."""
 
@@ -156,21 +153,6 @@ class LoraSettings(RecipeModel):
     """Train the token embedding too, as the paper does. ``auto`` does so unless the output head is tied to it.
 
     PEFT loads an adapter with a trained embedding, vLLM does not."""
-
-    def targets(self, linears: Iterable[str]) -> tuple[str, ...]:
-        """Return the target modules, where ``all-linear`` is replaced by ``linears``, the decoder's linear layers."""
-        wanted = dict.fromkeys(self.target_modules)
-        if ALL_LINEAR in wanted:
-            wanted |= dict.fromkeys(sorted(linears))
-            del wanted[ALL_LINEAR]
-        return tuple(wanted)
-
-    @field_validator("dropout")
-    @classmethod
-    def _no_dropout(cls, value: float) -> float:
-        if value != 0:
-            raise ValueError("must be 0, dropout would make the shared prompt differ from separate rows")
-        return value
 
 
 class OptimizerSettings(RecipeModel):
@@ -194,8 +176,9 @@ class OptimizerSettings(RecipeModel):
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises to its peak."""
 
-    schedule: Literal["cosine"] = "cosine"
-    """How the learning rate falls to zero after warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The learning rate after the warm-up: it falls to zero along half a cosine, as the paper's, or along a line; or it
+    stays at its peak."""
 
     @field_validator("betas")
     @classmethod

@@ -16,6 +16,9 @@ from logotrain.recipe.settings import PositionSettings, TrainRecipe, scores_prom
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.positions import draw_mode, draw_positions
 
+Draw = tuple[int, PreferenceSample]
+"""An epoch and a sample, which takes that epoch's draw of positions."""
+
 _PAD_TO = 512
 """Compiled runs pad rows to a multiple of this many tokens: layers are compiled anew for each length of a row."""
 
@@ -92,8 +95,8 @@ class Collator:
         """Return the lengths of a sample's prompt and responses in its row, in tokens."""
         return SharedPrefixLayout(len(sample.prompt_ids), tuple(map(len, self._responses(sample))))
 
-    def __call__(self, draws: Sequence[tuple[int, PreferenceSample]]) -> Row:
-        """Return one row of the samples in ``draws``, which holds ``(epoch, sample)`` pairs.
+    def __call__(self, draws: Sequence[Draw]) -> Row:
+        """The row of these draws, each with the positions that belong to this seed and its epoch.
 
         The positions of a sample depend on the seed, the epoch and the sample alone, not on the other samples of the
         row or the number of processes.

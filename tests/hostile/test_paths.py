@@ -20,7 +20,7 @@ from logodata.sources import read_source, source_fingerprint
 from logodata.sources.fields import SourceSettings
 from logoeval.cli import main as logoeval
 from logoeval.tasks.longbench.data import read_rows
-from logotrain.checkpoints import checkpoint
+from logotrain.checkpoints import saving
 from tests.logodata.build.test_build import SMALL, ScriptedEngine
 from tests.logodata.build.test_build import write_documents as write_facts
 from tests.logodata.engines.stub_server import StubServer, make_answer, write_documents
@@ -97,7 +97,7 @@ def test_what_files_json_lists_is_compared_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["step-²", "step-", "step--1", "step-1e3", "step-٣"])
 def test_folders_that_are_no_checkpoints(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    assert checkpoint._newest_first(tmp_path) in ([], [3])
+    assert saving._newest_first(tmp_path) in ([], [3])
 
 
 def test_folders_and_files_whose_names_are_not_utf8(

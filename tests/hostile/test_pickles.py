@@ -25,7 +25,7 @@ from logodata.contexts.embedding import SentenceEmbedder
 from logodata.models.adapters import check_adapter
 from logodata.models.loading import load_model
 from logodata.sources import SourceSettings, read_source
-from logotrain.checkpoints import checkpoint
+from logotrain.checkpoints import saving
 from logotrain.parallel import World
 from tests.hostile.conftest import Payload
 
@@ -116,19 +116,19 @@ def test_a_checkpoint_with_code_in_it_is_refused(
     optimizer = AdamW(tiny_model.parameters())
     tiny_model(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[5, 6]])).loss.backward()
     optimizer.step()
-    state = checkpoint._state(tiny_model, optimizer)
+    state = saving._state(tiny_model, optimizer)
     folder, scratch = tmp_path / "checkpoints" / "step-1", tmp_path / "checkpoints" / "scratch"
     save(state, checkpoint_id=scratch, no_dist=True)
     spoil(scratch, state, trap)
     seal(scratch, folder)
     with pytest.raises(UserError) as caught:
-        checkpoint.restore(folder.parent, tiny_model, optimizer, World())
+        saving.restore(folder.parent, tiny_model, optimizer, World())
     assert f"{folder}: not a checkpoint that can be read safely: " in str(caught.value)
     assert said in str(caught.value)
     assert not trap.exists()
     if spoil in (_a_payload_as_table, _a_payload_as_value):  # so that the test can fail: torch's own reader runs it
         with contextlib.suppress(CheckpointException):
-            load(checkpoint._state(tiny_model, optimizer), checkpoint_id=folder, no_dist=True)
+            load(saving._state(tiny_model, optimizer), checkpoint_id=folder, no_dist=True)
         assert trap.exists()
 
 

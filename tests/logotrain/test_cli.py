@@ -24,7 +24,8 @@ from logoeval.cli import main as logoeval
 from logotrain import trainer
 from logotrain.checkpoints import safe_reading
 from logotrain.cli import main
-from logotrain.model.adapters import check_adapters
+from logotrain.metrics import StepRecord
+from logotrain.model.targets import adapter_targets
 from logotrain.parallel import World
 from logotrain.plan import choices
 from logotrain.plan.choices import CARDS
@@ -274,9 +275,20 @@ def test_durations(seconds: float, said: str) -> None:
 
 
 def test_other_objectives_and_no_steps_have_a_summary(make_recipe: Recipes) -> None:
-    lines = summary(
-        [{"step": 1, "loss": 2.0, "chosen_logp": -1.0, "seconds": 3.0}], make_recipe(tuning="full"), Path("r")
+    step = StepRecord(
+        step=1,
+        loss=2.0,
+        preference_loss=0.0,
+        sft_loss=1.0,
+        chosen_logp=-1.0,
+        chosen_ended=1.0,
+        rejected_ended=1.0,
+        tokens=9,
+        grad_norm=1.0,
+        lr=1e-6,
+        seconds=3.0,
     )
+    lines = summary([step], make_recipe(tuning="full"), Path("r"))
     assert lines == [
         "trained 1 step in 3 s; before it: loss 2.000, chosen_logp -1.000",
         "next: logoeval niah --model r/final -o r-eval",
@@ -368,8 +380,9 @@ def test_both_commands_answer_the_same(
 def test_a_tied_head_is_not_adapted_and_trained() -> None:
     settings = LoraSettings(target_modules=("q_proj", "lm_head"), train_embeddings=True)
     with pytest.raises(UserError, match="'lm_head' is tied to the token embedding"):
-        check_adapters(settings, {"q_proj", "lm_head"}, "lm_head", tied=True, where="m")
-    check_adapters(settings, {"q_proj", "lm_head"}, "lm_head", tied=False, where="m")
+        adapter_targets(settings, {"q_proj"}, "lm_head", tied=True, where="m")
+    found = adapter_targets(settings, {"q_proj"}, "lm_head", tied=False, where="m")
+    assert found.modules == ("q_proj", "lm_head")
 
 
 def test_commas_too_many_are_no_names() -> None:

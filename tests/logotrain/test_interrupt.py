@@ -35,7 +35,7 @@ def test_only_a_second_ctrl_c_interrupts_at_once(capsys: pytest.CaptureFixture[s
 def follow(monkeypatch: pytest.MonkeyPatch, out: Path) -> list[str]:
     """What a run does at its end, in order."""
     seen: list[str] = []
-    end, export = trainer.checkpoint.CheckpointWriter.end_commands, trainer.checkpoint.export
+    end, export = trainer.CheckpointWriter.end_commands, trainer.export
 
     def spied_end(self: Any, stop: StopFlag) -> None:
         seen.append(
@@ -47,8 +47,8 @@ def follow(monkeypatch: pytest.MonkeyPatch, out: Path) -> list[str]:
         seen.append("export")
         export(*arguments, **options)
 
-    monkeypatch.setattr(trainer.checkpoint.CheckpointWriter, "end_commands", spied_end)
-    monkeypatch.setattr(trainer.checkpoint, "export", spied_export)
+    monkeypatch.setattr(trainer.CheckpointWriter, "end_commands", spied_end)
+    monkeypatch.setattr(trainer, "export", spied_export)
     return seen
 
 

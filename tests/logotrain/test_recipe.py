@@ -30,11 +30,11 @@ def test_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lora.dropout=0.1", "lora.dropout.*must be 0"),
+        ("lora.dropout=0.1", r"unknown key 'lora\.dropout' \(there is none here: models train in evaluation mode"),
         ("lora.rnk=4", "did you mean 'rank'"),
         ("objective.name=ppo", r"'objective\.name': there is no 'ppo' \(known: logo, simpo, cpo, dpo, sft\)"),
         ("optimizer.betas=[0.9, 1.0]", "optimizer.betas"),
-        ("optimizer.schedule=linear", "optimizer.schedule"),
+        ("optimizer.schedule=polynomial", "optimizer.schedule"),
         ("lora.target_modules=[]", "lora.target_modules"),
         ("samples_per_step=0", "samples_per_step"),
         ("positions.continuous_share=1.5", "continuous_share"),

@@ -7,6 +7,8 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.schedule import Schedule
@@ -47,6 +49,24 @@ def test_learning_rate_rises_over_the_warmup_and_falls_as_a_half_cosine() -> Non
     assert rates[22] == pytest.approx(4.0)
     assert rates[39] == pytest.approx(4.0 * (1 + math.cos(math.pi * 35 / 36)))
     assert all(before > after > 0 for before, after in pairwise(rates[4:]))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")]
+)
+def test_learning_rates_are_those_of_transformers(ours: str, theirs: str) -> None:
+    """But for the warm-up, which begins one step later there: the first update has a learning rate of zero."""
+    schedule = schedule_of(num_samples=40, epochs=1, samples_per_step=1, optimizer={"lr": 3.0, "schedule": ours})
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3.0)
+    scheduler = get_scheduler(theirs, optimizer, schedule.warmup_steps, schedule.total_steps)
+    expected = []
+    for _ in range(schedule.total_steps):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    rates = [schedule.learning_rate(step) for step in range(schedule.total_steps)]
+    assert rates[: schedule.warmup_steps] == pytest.approx(expected[1 : schedule.warmup_steps + 1], rel=1e-12)
+    assert rates[schedule.warmup_steps :] == pytest.approx(expected[schedule.warmup_steps :], rel=1e-12)
 
 
 def test_one_step_is_taken_at_the_peak() -> None:

@@ -62,7 +62,7 @@ from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.cli import main
 from logotrain.data import load_data
 from logotrain.loss.logprobs import LogprobModel
-from logotrain.model.model import noise_settings
+from logotrain.model.loading import noise_settings
 from logotrain.model.rope import scaled_config
 from logotrain.parallel import World
 from logotrain.recipe.settings import RopeSettings, TrainRecipe

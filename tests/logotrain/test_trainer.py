@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample, read_samples
 from logotrain import trainer
+from logotrain.checkpoints import saving
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
 
@@ -158,16 +159,21 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert_same_run(out, tmp_path / "whole")
 
 
+def run_until_a_crash(recipe: TrainRecipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the fourth step of four."""
+    with monkeypatch.context() as patch:
+        interfere(patch, 10, crash)
+        with pytest.raises(RuntimeError):
+            run(recipe, out)
+
+
 def test_damaged_newest_checkpoint_falls_back(
     make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = make_recipe(**{"checkpoint.every_steps": 1, "checkpoint.asynchronous": False})
     run(recipe, tmp_path / "whole")
     out = tmp_path / "cut"
-    with monkeypatch.context() as patch:
-        interfere(patch, 10, crash)
-        with pytest.raises(RuntimeError):
-            run(recipe, out)
+    run_until_a_crash(recipe, out, monkeypatch)
     (weights,) = (out / "checkpoints" / "step-3").glob("*.distcp")
     weights.write_bytes(weights.read_bytes()[:100])
     run(recipe, out)
@@ -183,10 +189,7 @@ def test_a_half_written_metrics_line_is_cut(
     recipe = make_recipe()
     run(recipe, tmp_path / "whole")
     out = tmp_path / "cut"
-    with monkeypatch.context() as patch:
-        interfere(patch, 10, crash)
-        with pytest.raises(RuntimeError):
-            run(recipe, out)
+    run_until_a_crash(recipe, out, monkeypatch)
     with open(out / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')
     run(recipe, out)
@@ -197,13 +200,13 @@ def test_a_run_that_fails_writes_nothing_once_it_has_ended(
     make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its folder is free for the next one, which may begin the same checkpoint."""
-    sealed = trainer.checkpoint.seal
+    sealed = saving.seal
 
     def late(*arguments: Any) -> None:
         time.sleep(0.5)
         sealed(*arguments)
 
-    monkeypatch.setattr(trainer.checkpoint, "seal", late)
+    monkeypatch.setattr(saving, "seal", late)
     interfere(monkeypatch, 6, crash)
     out = tmp_path / "run"
     with pytest.raises(RuntimeError, match="power cut"):
@@ -233,13 +236,13 @@ def test_final_loads_in_peft_and_gives_the_trained_models_logits(
     make_recipe: Recipes, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[PeftModel] = []
-    export = trainer.checkpoint.export
+    export = trainer.export
 
     def spy(model: PeftModel, *arguments: Any, **options: Any) -> None:
         trained.append(model)
         export(model, *arguments, **options)
 
-    monkeypatch.setattr(trainer.checkpoint, "export", spy)
+    monkeypatch.setattr(trainer, "export", spy)
     recipe = make_recipe(**{"optimizer.lr": 1e-2})
     final = run(recipe, tmp_path / "run")
 
@@ -353,10 +356,7 @@ def test_lost_metrics_are_made_again(
     recipe = make_recipe(**{"checkpoint.every_steps": 1, "checkpoint.keep": None, "checkpoint.asynchronous": False})
     run(recipe, tmp_path / "whole")
     out = tmp_path / "cut"
-    with monkeypatch.context() as patch:
-        interfere(patch, 10, crash)
-        with pytest.raises(RuntimeError):
-            run(recipe, out)
+    run_until_a_crash(recipe, out, monkeypatch)
     metrics = out / "metrics.jsonl"
     metrics.write_bytes(left(metrics.read_bytes().splitlines(keepends=True)))
     run(recipe, out)

@@ -25,6 +25,11 @@ class Answer(NamedTuple):
         return f"here it is {' and '.join(self.fields)}{f': {self.remark}' if self.remark else ''}"
 
 
+def by_name(answers: Mapping[str, str]) -> dict[str, str]:
+    """The table of names, from one that gives each answer once, with all names that it is for, spaces between them."""
+    return {name: answer for answer, names in answers.items() for name in names.split()}
+
+
 def parse_answer(text: str) -> Answer:
     """Parse an entry of a table."""
     fields, _, remark = text.partition(":")

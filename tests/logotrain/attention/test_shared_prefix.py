@@ -179,10 +179,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["one sample", "three samples and padding"])
-def test_values_and_gradients_of_every_parameter_equal_separate_rows(
-    model: PreTrainedModel, layout: RowLayout, backend: Backend
-) -> None:
+def assert_equals_separate_rows(model: PreTrainedModel, layout: RowLayout, backend: Backend) -> None:
+    """Log-probabilities and the gradients of every parameter."""
     row = random_row(layout)
     expected_logprobs = separate_logprobs(model, row)
     expected = gradients(model, expected_logprobs)
@@ -197,19 +195,17 @@ def test_values_and_gradients_of_every_parameter_equal_separate_rows(
         assert (found[name] - gradient).norm() / gradient.norm() < 1e-7, name
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["one sample", "three samples and padding"])
+def test_values_and_gradients_of_every_parameter_equal_separate_rows(
+    model: PreTrainedModel, layout: RowLayout, backend: Backend
+) -> None:
+    assert_equals_separate_rows(model, layout, backend)
+
+
 def test_a_row_longer_than_the_kernels_blocks(backend: Backend) -> None:
     """Attention kernels work in blocks of up to 512: short rows would not cross their borders."""
-    model = random_model("llama")
-    row = random_row(RowLayout((SharedPrefixLayout(900, (70, 3, 130)), SharedPrefixLayout(70, (90, 5))), padding=268))
-    expected_logprobs = separate_logprobs(model, row)
-    expected = gradients(model, expected_logprobs)
-    with use_shared_prefix(model, backend):
-        found_logprobs = response_logprobs(logits(model, row), row)
-        found = gradients(model, found_logprobs)
-    for ours, theirs in zip(found_logprobs, expected_logprobs, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-    for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() / gradient.norm() < 1e-7, name
+    layout = RowLayout((SharedPrefixLayout(900, (70, 3, 130)), SharedPrefixLayout(70, (90, 5))), padding=268)
+    assert_equals_separate_rows(random_model("llama"), layout, backend)
 
 
 def reached(layout: RowLayout, at: int) -> list[bool]:

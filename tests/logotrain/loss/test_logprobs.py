@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from logodata.contract import PreferenceSample
 from logotrain.attention.shared_prefix import use_shared_prefix
-from logotrain.loss.logprobs import LogprobModel, split_logprobs, token_logprobs
+from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.recipe.settings import PositionSettings
 from logotrain.rows.collate import Collator
 
@@ -68,11 +68,3 @@ def test_split_gives_each_sample_its_own(make_sample: Samples) -> None:
     (only,) = split_logprobs(torch.arange(float(len(scored.targets))), scored)
     assert only.prompt.tolist() == list(range(30))
     assert only.responses[0].tolist() == [30, 31, 32, 33, 34]
-
-
-def test_logits_in_bfloat16_give_float32() -> None:
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found = token_logprobs(logits, torch.tensor([1, 2, 3, 4]))
-    assert found.dtype == torch.float32
-    expected = torch.log_softmax(logits.double(), dim=-1)[torch.arange(4), torch.tensor([1, 2, 3, 4])]
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)

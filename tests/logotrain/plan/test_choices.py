@@ -13,6 +13,7 @@ from logotrain.plan.choices import (
     check_strategy,
     choose_recompute,
     choose_strategy,
+    memory_by_recompute,
     recompute_choices,
     reference_flops,
     row_flops,
@@ -20,6 +21,7 @@ from logotrain.plan.choices import (
 )
 from logotrain.plan.memory import estimate_memory
 from logotrain.plan.shape import ModelShape, model_shape
+from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import attention_share, row_cost
@@ -45,50 +47,45 @@ def llama3_8b() -> ModelShape:
 
 
 def test_work_of_the_8b_shape(llama3_8b: ModelShape) -> None:
-    recipe = recipe_of(**EVERYWHERE)
+    step = StepPlan(llama3_8b, recipe_of(**EVERYWHERE), ROW)
     assert llama3_8b.parameters == 8_030_261_248
-    assert row_flops(llama3_8b, recipe, ROW, "none") == pytest.approx(330e12, rel=0.005)
-    assert row_flops(llama3_8b, recipe, ROW, "full") == pytest.approx(477e12, rel=0.005)
-    assert reference_flops(llama3_8b, recipe, ROW) == pytest.approx(1384e12, rel=0.005)
+    assert row_flops(step) == pytest.approx(330e12, rel=0.005)
+    assert row_flops(replace(step, recompute="full")) == pytest.approx(477e12, rel=0.005)
+    assert reference_flops(step) == pytest.approx(1384e12, rel=0.005)
 
 
 def test_m_8_at_8k_fits_80_gb(llama3_8b: ModelShape) -> None:
-    row = RowLayout((SharedPrefixLayout(8192, (256,) * 9),))
+    needed = memory_by_recompute(StepPlan(llama3_8b, recipe_of(), RowLayout((SharedPrefixLayout(8192, (256,) * 9),))))
     have = CARDS["h100-80gb"].memory_bytes
     assert have is not None
-    for recompute in ("selective", "full"):
-        assert estimate_memory(llama3_8b, recipe_of(), row, recompute=recompute).total < have / 2
+    assert max(needed["selective"].total, needed["full"].total) < have / 2
 
 
 def test_work_by_hand() -> None:
     """One prompt token and one response token, one layer, everything trained: each product is counted out."""
-    shape = model_shape(config_of(num_hidden_layers=1))
     row = RowLayout((SharedPrefixLayout(1, (1,)),))
+    step = StepPlan(model_shape(config_of(num_hidden_layers=1)), recipe_of(**FULL), row)
     weights = 256 * (256 + 64 + 64 + 256 + 3 * 704)
     attention = 4 * 256 * (0.5 + 1.5)  # half of the diagonal block: a causal one is a triangle
     head = 2 * 512 * 256
     expected = 3 * 2 * 2 * weights + 3.5 * attention + 4 * head
-    assert row_flops(shape, recipe_of(**FULL), row, "none") == pytest.approx(expected)
-    assert row_flops(shape, recipe_of(**FULL), row, "full") == pytest.approx(expected + 4 * weights + attention)
+    assert row_flops(step) == pytest.approx(expected)
+    assert row_flops(replace(step, recompute="full")) == pytest.approx(expected + 4 * weights + attention)
     assert row_cost(row.samples, attention_share(256, weights)) == pytest.approx(
         (4 * weights + attention) / (2 * weights)
     )
 
 
 def choose(recipe: TrainRecipe, device_bytes: int | None, world_size: int = 1) -> tuple[str, str]:
-    shape = model_shape(config_of())
-    strategy, _ = choose_strategy(shape, recipe, M2, device_bytes=device_bytes, world_size=world_size, backend="flash")
-    recompute, _ = choose_recompute(
-        shape, recipe, M2, device_bytes=device_bytes, strategy=strategy, world_size=world_size, backend="flash"
-    )
-    return strategy, recompute
+    step = StepPlan(model_shape(config_of()), recipe, M2, world_size=world_size, device_bytes=device_bytes)
+    strategy, _ = choose_strategy(step)
+    return strategy, choose_recompute(replace(step, strategy=strategy))[0]
 
 
 def test_recompute_is_the_first_that_fits() -> None:
-    shape, recipe = model_shape(config_of()), recipe_of()
-    none, selective, full = (
-        estimate_memory(shape, recipe, M2, recompute=choice).total for choice in recompute_choices("flash")
-    )
+    recipe = recipe_of()
+    needed = memory_by_recompute(StepPlan(model_shape(config_of()), recipe, M2))
+    none, selective, full = (needed[choice].total for choice in recompute_choices("flash"))
     assert none > selective > full
     assert choose(recipe, None) == ("replicate", "none")
     assert choose(recipe, none) == ("replicate", "none")
@@ -100,8 +97,8 @@ def test_recompute_is_the_first_that_fits() -> None:
 
 
 def test_what_one_device_cannot_hold_is_shared() -> None:
-    shape, recipe = model_shape(config_of()), recipe_of()
-    least = estimate_memory(shape, recipe, M2, recompute="full").total
+    recipe = recipe_of()
+    least = estimate_memory(StepPlan(model_shape(config_of()), recipe, M2, "full")).total
     assert choose(recipe, least, world_size=2)[0] == "replicate"
     assert choose(recipe, least - 1, world_size=2)[0] == "shard"
     assert choose(recipe, least - 1, world_size=1)[0] == "replicate"
@@ -121,26 +118,18 @@ def test_replicas_that_would_be_sharded_in_silence_are_refused() -> None:
 
 
 def test_reasons_hold_the_sizes() -> None:
-    shape = model_shape(config_of())
-    _, reason = choose_recompute(
-        shape, recipe_of(), M2, device_bytes=40 * GIB, strategy="replicate", world_size=1, backend="flash"
-    )
+    _, reason = choose_recompute(StepPlan(model_shape(config_of()), recipe_of(), M2, device_bytes=40 * GIB))
     assert reason == "1.0 GiB fits in 40.0 GiB"
 
 
 def test_more_processes_hold_less_each() -> None:
-    shape, recipe = model_shape(config_of()), recipe_of(**FULL)
-    sizes = [
-        estimate_memory(shape, recipe, M2, recompute="full", strategy="shard", world_size=count).allocated
-        for count in (1, 2, 8)
-    ]
+    shape = model_shape(config_of())
+    step = StepPlan(shape, recipe_of(**FULL), M2, "full", "shard")
+    sizes = [estimate_memory(replace(step, world_size=count)).allocated for count in (1, 2, 8)]
     assert sizes == sorted(sizes, reverse=True)
-    kept = recipe_of(**FULL, parallel={"reshard_after_forward": False})
-    deeper = replace(shape, num_layers=10)
-    less, more = (
-        estimate_memory(deeper, it, M2, recompute="full", strategy="shard", world_size=8).allocated
-        for it in (recipe, kept)
-    )
+    deeper = replace(step, shape=replace(shape, num_layers=10), world_size=8)
+    kept = replace(deeper, recipe=recipe_of(**FULL, parallel={"reshard_after_forward": False}))
+    more, less = (estimate_memory(it).allocated for it in (kept, deeper))
     assert more - less == pytest.approx(8 * 2 * shape.layer_parameters)
 
 

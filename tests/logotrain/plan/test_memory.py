@@ -14,6 +14,7 @@ from logotrain.loss import logprobs
 from logotrain.model.recompute import Recompute
 from logotrain.plan.memory import estimate_memory
 from logotrain.plan.shape import model_shape, trained_weights
+from logotrain.plan.step import StepPlan, Strategy
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
@@ -64,17 +65,9 @@ def compare(
     num_rows: int = 2,
 ) -> Simulated:
     """Assert that the formula agrees with the real step, as a whole and without what is held all the time."""
-    found = simulate_step(config, recipe, row, recompute=recompute, backend=backend, shards=shards, num_rows=num_rows)
-    expected = estimate_memory(
-        model_shape(config),
-        recipe,
-        row,
-        recompute=recompute,
-        strategy="shard" if shards else "replicate",
-        world_size=shards or 1,
-        backend=backend,
-        num_rows=num_rows,
-    )
+    strategy: Strategy = "shard" if shards else "replicate"
+    step = StepPlan(model_shape(config), recipe, row, recompute, strategy, shards or 1, backend, num_rows)
+    found, expected = simulate_step(config, step), estimate_memory(step)
     states = sum(expected.parts.get(name, 0) for name in ("frozen weights", "trained weights", "optimizer state"))
     assert expected.allocated == pytest.approx(found.peak, rel=0.1)
     if shards is None and backend == "flash":  # sdpa's mask is already there when a step begins
@@ -173,7 +166,7 @@ def test_a_real_step_allocates_as_much(
     config = config_of(vocab_size=vocabulary)
     settings = recipe_of(**recipe)
     row = row_of((512, 32, 32, 32))
-    estimate = estimate_memory(model_shape(config), settings, row, recompute=recompute, backend="sdpa", num_rows=2)
+    estimate = estimate_memory(StepPlan(model_shape(config), settings, row, recompute, backend="sdpa"))
     states = sum(estimate.parts.get(name, 0) for name in ("frozen weights", "trained weights", "optimizer state"))
     assert estimate.allocated - states == pytest.approx(profiled_step(config, settings, row, recompute), rel=0.1)
 

@@ -16,7 +16,7 @@ from logodata.common.recipes.reading import load_recipe, shipped_recipes
 from logotrain.cli import main
 from logotrain.plan.assumed import planned_data
 from logotrain.plan.coverage import draws
-from logotrain.plan.table import Plan, make_plan
+from logotrain.plan.table import RunPlan, make_plan
 from logotrain.recipe.settings import TrainRecipe
 
 Recipes = Callable[..., TrainRecipe]
@@ -111,7 +111,7 @@ def test_dry_run_plans_without_data(recipe_file: Path, tmp_path: Path, capsys: p
     assert yaml.safe_load(captured.out)["train"]["rope"]["factor"] == 8
 
 
-def misfit(recipe: TrainRecipe, *, card: str, num_gpus: int = 1, prompt_tokens: int = 8192) -> Plan:
+def misfit(recipe: TrainRecipe, *, card: str, num_gpus: int = 1, prompt_tokens: int = 8192) -> RunPlan:
     path = shipped_recipes() / "llama3-80k.yaml"
     return make_plan(recipe, planned_data(recipe, path, prompt_tokens=prompt_tokens), card=card, num_gpus=num_gpus)
 

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 from transformers import LlamaForCausalLM
 
 from logodata.common.errors import UserError
-from logotrain.checkpoints import checkpoint, safe_reading
+from logotrain.checkpoints import export, safe_reading, saving
 from logotrain.interrupt import StopFlag
 from logotrain.model.adapters import add_adapters
 from logotrain.parallel import World
@@ -59,13 +59,13 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 def save(folder: Path, step: int, model: PeftModel, optimizer: AdamW, **settings: Any) -> None:
-    writer = checkpoint.CheckpointWriter(folder, CheckpointSettings(**settings), World())
+    writer = saving.CheckpointWriter(folder, CheckpointSettings(**settings), World())
     writer.save(step, model, optimizer)
     writer.close()
 
 
 def restore(folder: Path, model: PeftModel, optimizer: AdamW) -> int:
-    return checkpoint.restore(folder, model, optimizer, World())
+    return saving.restore(folder, model, optimizer, World())
 
 
 def flip_a_byte(path: Path) -> None:
@@ -97,9 +97,9 @@ def test_one_of_an_earlier_version_holds_random_states_besides(
 ) -> None:
     model, optimizer = make_trainable()
     advance(model, optimizer)
-    state = checkpoint._state(model, optimizer) | {"rng": {"0-of-1": {"cpu": torch.get_rng_state()}}}
+    state = saving._state(model, optimizer) | {"rng": {"0-of-1": {"cpu": torch.get_rng_state()}}}
     save_distributed(state, checkpoint_id=tmp_path / "scratch", no_dist=True)
-    checkpoint.seal(tmp_path / "scratch", tmp_path / "step-1")
+    saving.seal(tmp_path / "scratch", tmp_path / "step-1")
     other, other_optimizer = make_trainable()
     assert restore(tmp_path, other, other_optimizer) == 1
     assert_same(trained(other), trained(model))
@@ -176,7 +176,7 @@ def test_an_interrupted_write_leaves_the_old_ones(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "seal", full)
+    monkeypatch.setattr(saving, "seal", full)
     with pytest.raises(UserError, match="No space left"):
         save(tmp_path, 2, model, optimizer, keep=1)
     monkeypatch.undo()
@@ -194,15 +194,15 @@ def test_holds_the_moment_it_was_asked_for(
     model, optimizer = make_trainable()
     advance(model, optimizer)
     expected = trained(model)
-    writer = checkpoint.CheckpointWriter(tmp_path, CheckpointSettings(asynchronous=asynchronous), World())
+    writer = saving.CheckpointWriter(tmp_path, CheckpointSettings(asynchronous=asynchronous), World())
     may_write = threading.Event()
-    seal = checkpoint.seal
+    seal = saving.seal
 
     def slow(scratch: Path, target: Path) -> None:
         assert may_write.wait(20)
         seal(scratch, target)
 
-    monkeypatch.setattr(checkpoint, "seal", slow)
+    monkeypatch.setattr(saving, "seal", slow)
     if not asynchronous:
         may_write.set()
     writer.save(1, model, optimizer)
@@ -234,7 +234,7 @@ def test_runs_a_command_after_each_checkpoint(
     monkeypatch.setenv("WORLD_SIZE", "2")
     model, optimizer = make_trainable()
     command = f"ls {{adapter}} > {tmp_path}/seen-{{step}}; echo size=${{WORLD_SIZE}}; exit {{step}}"
-    writer = checkpoint.CheckpointWriter(tmp_path / "checkpoints", CheckpointSettings(command=command), World())
+    writer = saving.CheckpointWriter(tmp_path / "checkpoints", CheckpointSettings(command=command), World())
     for step in (0, 3):
         writer.save(step, model, optimizer)
     writer.close()
@@ -252,7 +252,7 @@ def test_a_stop_leaves_commands_running_in_a_session_of_their_own(
     """A terminal and torchrun signal the whole process group of training: a command in it would not be left."""
     model, optimizer = make_trainable()
     command = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done; echo done"
-    writer = checkpoint.CheckpointWriter(tmp_path / "checkpoints", CheckpointSettings(command=command), World())
+    writer = saving.CheckpointWriter(tmp_path / "checkpoints", CheckpointSettings(command=command), World())
     writer.save(3, model, optimizer)
     writer.close()
     stop = StopFlag()
@@ -274,7 +274,7 @@ def test_what_a_kill_left_is_removed(
     model, optimizer = make_trainable()
     for step in (1, 2):
         save(tmp_path, step, model, optimizer, keep=None)
-    writer = checkpoint.CheckpointWriter(tmp_path, CheckpointSettings(keep=1), World())
+    writer = saving.CheckpointWriter(tmp_path, CheckpointSettings(keep=1), World())
     (tmp_path / ".step-7.tmp").mkdir()
     (tmp_path / ".step-7.tmp" / "half").touch()
 
@@ -282,14 +282,14 @@ def test_what_a_kill_left_is_removed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        patch.setattr(saving.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             writer._remove_old()
     assert not (tmp_path / "step-1").exists()
     save(tmp_path, 3, model, optimizer, keep=None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-3"]
     # Killed after the last checkpoint: the run that goes on has none to write.
-    checkpoint.CheckpointWriter(tmp_path, CheckpointSettings(keep=1), World()).close()
+    saving.CheckpointWriter(tmp_path, CheckpointSettings(keep=1), World()).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3"]
 
 
@@ -310,7 +310,7 @@ def test_a_full_disk_is_one_line(
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         raise OSError(28, "No space left on device")
 
-    target = (checkpoint, "save_file") if where == "safetensors" else (os, "fsync")
+    target = (export, "save_file") if where == "safetensors" else (os, "fsync")
     monkeypatch.setattr(*target, full)
     with pytest.raises(UserError, match=r"cannot write: [^\n]*No space left on device") as caught:
         save(tmp_path, 1, model, optimizer, asynchronous=asynchronous)

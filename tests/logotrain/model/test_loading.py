@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from logodata.common.errors import UserError
 from logodata.models.loading import load_model
-from logotrain.checkpoints.checkpoint import export
+from logotrain.checkpoints.export import copy_tokenizer, export
 from logotrain.checkpoints.merge import merge
 from logotrain.model.adapters import add_adapters
-from logotrain.model.model import copy_tokenizer, load_trainable
+from logotrain.model.loading import load_trainable
 from logotrain.parallel import World
 from logotrain.plan.shape import model_shape, trained_weights
 from logotrain.recipe.settings import LoraSettings, TrainRecipe

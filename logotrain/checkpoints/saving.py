@@ -8,26 +8,18 @@ replicated or sharded. No random state is saved, because the number of a step de
 
 from __future__ import annotations
 
-import copy
 import os
 import shlex
 import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint.api import CheckpointException
+from peft import PeftModel
+from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -37,17 +29,15 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_saver import async_save as save_in_background
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from logodata.common.console import note
-from logodata.common.errors import UserError, pass_on
-from logodata.common.files import damage, put_aside, read_json, seal, write_json
-from logodata.models.adapters import write_base_config
+from logodata.common.errors import UserError
+from logodata.common.files import damage, put_aside, seal
+from logotrain.checkpoints.export import Adapter, explained_writes, trained_parameters
 from logotrain.checkpoints.safe_reading import load_checkpoint
 from logotrain.interrupt import StopFlag
-from logotrain.model.model import copy_tokenizer, save_model
 from logotrain.parallel import World
 from logotrain.recipe.settings import CheckpointSettings
 
@@ -86,7 +76,7 @@ class CheckpointWriter:
         """
         self.wait()
         scratch = _scratch(self._folder, step)
-        with _explained(scratch):
+        with explained_writes(scratch):
             self._world.on_main(lambda: _make_empty(scratch))
             adapter = Adapter.of(model, self._world)
             state = _state(model, optimizer)
@@ -121,7 +111,7 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         fault: UserError | None = None
         try:
-            with _explained(self._folder):
+            with explained_writes(self._folder):
                 pending.result()
         except UserError as error:
             fault = error
@@ -232,104 +222,9 @@ def restore(
     return step
 
 
-def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, name: str, dtype: torch.dtype) -> None:
-    """Write the finished model to ``folder``, completely or not at all. All processes call this; the main one writes.
-
-    After LoRA this is an adapter folder, which PEFT and vLLM load, with ``base_config.json``. After full tuning it is a
-    model folder with the tokenizer.
-
-    Args:
-        model: the trained model.
-        folder: the folder to write.
-        world: the processes of the run.
-        name: the model of the recipe, whose tokenizer is copied.
-        dtype: dtype of the weights of a model folder; those of an adapter are float32.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    scratch = folder.with_name(f".{folder.name}.tmp")
-    adapter = Adapter.of(model, world)
-    whole: dict[str, Any] = {}
-    if not isinstance(model, PeftModel):
-        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-    def write() -> None:
-        if adapter is not None:
-            adapter.write(scratch)
-        else:
-            _write_model(model, whole, name, scratch, dtype)
-
-    def replace() -> None:
-        with _explained(folder):
-            shutil.rmtree(scratch, ignore_errors=True)
-            write()
-            seal(scratch, folder)
-
-    world.on_main(replace)
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A copy of the adapter of a PEFT model in host memory, with PEFT's names.
-
-    The copy is made before a background write starts: under sharding, reading a module's state changes the module.
-    """
-
-    weights: dict[str, Tensor]
-    config: PeftConfig
-    base_config: PreTrainedConfig
-
-    @staticmethod
-    def of(model: PreTrainedModel | PeftModel, world: World) -> Adapter | None:
-        """Copy the adapter of ``model`` to the main process. All processes call this.
-
-        Returns:
-            The copy; None on the other processes and for a model without adapter.
-        """
-        if not isinstance(model, PeftModel):
-            return None
-        copies: dict[str, Tensor] = {}
-        for name, parameter in _trained(model).items():
-            value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-            if world.is_main:
-                copies[name] = value.detach().to("cpu", copy=True)
-        if not world.is_main:
-            return None
-        # "auto" would ask the hub whether the vocabulary was resized; it never is.
-        weights = get_peft_model_state_dict(model, state_dict=copies, save_embedding_layers=False)
-        config = copy.deepcopy(model.peft_config["default"])
-        config.inference_mode = True
-        return Adapter(weights, config, model.get_base_model().config)
-
-    def write(self, folder: Path) -> None:
-        """Write ``adapter_config.json``, ``adapter_model.safetensors`` and ``base_config.json``."""
-        folder.mkdir(parents=True)
-        # safetensors refuses tied weights, which are one tensor with two names; clones separate them.
-        weights = {name: value.contiguous().clone() for name, value in self.weights.items()}
-        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        self.config.save_pretrained(str(folder))
-        write_base_config(folder, self.base_config)
-
-
-def _write_model(
-    model: PreTrainedModel, weights: dict[str, Tensor], name: str, folder: Path, dtype: torch.dtype
-) -> None:
-    # Of the two names of a tied weight the file holds only the first.
-    names = {key for key, _ in model.named_parameters()} | {key for key, _ in model.named_buffers()}
-    save_model(model, folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
-    config = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
-    copy_tokenizer(name, folder)
-
-
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: value for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
-
-
 def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    # ignore_frozen_params alone keeps the frozen head of a tied model, 113 MB for the embedded model.
-    trained = _trained(model)
+    # ignore_frozen_params alone lets the frozen head of a tied model through: 113 MB for the embedded one.
+    trained = trained_parameters(model)
     weights = get_model_state_dict(model, options=_TRAINED_ONLY)
     return {
         "model": {name: value for name, value in weights.items() if name in trained},
@@ -340,24 +235,6 @@ def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 def _quiet_alone() -> None:
     """Silence torch's warning that there is no process group, in all threads: one process needs none."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-
-
-@contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, CheckpointException, SafetensorError) as error:
-        pass_on(error)
-        raise UserError(
-            f"cannot write: {_reason(error)}", where=str(target), mend="free space, then run the same command again"
-        ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return the reason of an error in one line. torch's exception holds one error per process; the first is taken."""
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    return error.strerror if isinstance(error, OSError) and error.strerror else f"{error}".splitlines()[0]
 
 
 def _remove_scratch(folder: Path) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from logodata.common.console import note, progress
-from logodata.models.loading import load_config, load_model, load_tokenizer
+from logodata.models.loading import load_config, load_model
 from logotrain.attention.shared_prefix import check_config
 from logotrain.model.adapters import add_adapters
 from logotrain.model.rope import scaled_config
@@ -59,56 +58,6 @@ def _keep_differentiable(base: PreTrainedModel) -> None:
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # bitsandbytes adds it
-
-
-def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
-    """``save_pretrained``, which no ``generation_config.json`` of the base model can stop.
-
-    transformers reads one whose fields contradict each other, and refuses to write it. Sampling fields without
-    ``do_sample`` are common: they are written with it. Of any other such file the special tokens are kept.
-
-    Args:
-        model: to write.
-        folder: for its files.
-        options: of ``save_pretrained``.
-
-    Raises:
-        OSError, SafetensorError: the folder cannot be written.
-    """
-    generation: GenerationConfig = model.generation_config
-    fault = _contradiction(generation)
-    if fault:
-        before, generation.do_sample = generation.do_sample, True
-        if not _contradiction(generation):
-            note(f"generation_config.json has sampling fields and do_sample={before}: written with do_sample=True")
-        else:
-            tokens = {name: getattr(generation, name) for name in ("bos_token_id", "eos_token_id")}
-            model.generation_config = GenerationConfig(**tokens)
-            note(f"generation_config.json is written with its special tokens only: {fault}")
-    model.save_pretrained(folder, **options)
-
-
-def _contradiction(generation: GenerationConfig) -> str:
-    try:
-        generation.validate(strict=True)
-    except ValueError as error:
-        return " ".join(str(error).split())
-    return ""
-
-
-def copy_tokenizer(name: str, folder: Path) -> None:
-    """Write the tokenizer of the model ``name`` into ``folder``.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    tokenizer = load_tokenizer(name, needs_template=False)
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise OSError(str(error)) from error  # a full disk, as the tokenizers library says it
 
 
 _NOISE = re.compile("drop|jitter|noise")

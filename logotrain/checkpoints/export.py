@@ -1,0 +1,193 @@
+"""The finished model: an adapter as PEFT and vLLM load it, or a model folder as transformers does."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from logodata.common.console import note
+from logodata.common.errors import UserError, pass_on
+from logodata.common.files import read_json, seal, write_json
+from logodata.models.adapters import write_base_config
+from logodata.models.loading import load_tokenizer
+from logotrain.parallel import World
+
+
+def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, name: str, dtype: torch.dtype) -> None:
+    """Write the finished model, complete or not at all.
+
+    An adapter as PEFT does, which PEFT and vLLM load as it is, with ``base_config.json``; or, after full tuning, a
+    model folder with its tokenizer.
+
+    Args:
+        model: trained.
+        folder: to write.
+        world: all processes call this; the main one writes.
+        name: the model that the recipe names; its tokenizer is copied.
+        dtype: of a model folder's weights; an adapter's are float32.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    scratch = folder.with_name(f".{folder.name}.tmp")
+    adapter = Adapter.of(model, world)
+    whole: dict[str, Any] = {}
+    if not isinstance(model, PeftModel):
+        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+    def write() -> None:
+        if adapter is not None:
+            adapter.write(scratch)
+        else:
+            _write_model(model, whole, name, scratch, dtype)
+
+    def replace() -> None:
+        with explained_writes(folder):
+            shutil.rmtree(scratch, ignore_errors=True)
+            write()
+            seal(scratch, folder)
+
+    world.on_main(replace)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A copy of a PEFT model's adapter in host memory, whole, as PEFT names and writes it.
+
+    A module's state must not be asked for in the background: under sharding that changes the module, while it trains.
+    """
+
+    weights: dict[str, Tensor]
+    config: PeftConfig
+    base_config: PreTrainedConfig
+
+    @staticmethod
+    def of(model: PreTrainedModel | PeftModel, world: World) -> Adapter | None:
+        """Every process calls this, the main one gets the copy. None for a model without adapter."""
+        if not isinstance(model, PeftModel):
+            return None
+        copies: dict[str, Tensor] = {}
+        for name, parameter in trained_parameters(model).items():
+            value = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if world.is_main:
+                copies[name] = value.detach().to("cpu", copy=True)
+        if not world.is_main:
+            return None
+        # The vocabulary is never resized; "auto" would ask the hub about it.
+        weights = get_peft_model_state_dict(model, state_dict=copies, save_embedding_layers=False)
+        config = copy.deepcopy(model.peft_config["default"])
+        config.inference_mode = True
+        return Adapter(weights, config, model.get_base_model().config)
+
+    def write(self, folder: Path) -> None:
+        """Write ``adapter_config.json``, ``adapter_model.safetensors`` and ``base_config.json``."""
+        folder.mkdir(parents=True)
+        # Tied weights are one tensor under two names; a file holds each name's own.
+        weights = {name: value.contiguous().clone() for name, value in self.weights.items()}
+        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        self.config.save_pretrained(str(folder))
+        write_base_config(folder, self.base_config)
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that are trained, by name; one that is tied stands under each of its names."""
+    return {name: value for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
+
+
+def _write_model(
+    model: PreTrainedModel, weights: dict[str, Tensor], name: str, folder: Path, dtype: torch.dtype
+) -> None:
+    # Names of one tied weight: the file holds the first.
+    names = {key for key, _ in model.named_parameters()} | {key for key, _ in model.named_buffers()}
+    save_model(model, folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
+    copy_tokenizer(name, folder)
+
+
+def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
+    """``save_pretrained``, which no ``generation_config.json`` of the base model can stop.
+
+    transformers reads one whose fields contradict each other, and refuses to write it. Sampling fields without
+    ``do_sample`` are common: they are written with it. Of any other such file the special tokens are kept.
+
+    Args:
+        model: to write.
+        folder: for its files.
+        options: of ``save_pretrained``.
+
+    Raises:
+        OSError, SafetensorError: the folder cannot be written.
+    """
+    generation: GenerationConfig = model.generation_config
+    fault = _contradiction(generation)
+    if fault:
+        before, generation.do_sample = generation.do_sample, True
+        if not _contradiction(generation):
+            note(f"generation_config.json has sampling fields and do_sample={before}: written with do_sample=True")
+        else:
+            tokens = {name: getattr(generation, name) for name in ("bos_token_id", "eos_token_id")}
+            model.generation_config = GenerationConfig(**tokens)
+            note(f"generation_config.json is written with its special tokens only: {fault}")
+    model.save_pretrained(folder, **options)
+
+
+def _contradiction(generation: GenerationConfig) -> str:
+    try:
+        generation.validate(strict=True)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def copy_tokenizer(name: str, folder: Path) -> None:
+    """Write the tokenizer of the model ``name`` into ``folder``.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    tokenizer = load_tokenizer(name, needs_template=False)
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from error  # a full disk, as the tokenizers library says it
+
+
+@contextmanager
+def explained_writes(target: Path) -> Iterator[None]:
+    """Within the block a file or folder that cannot be written is a fault of the user's disk.
+
+    Raises:
+        UserError: it names ``target``, and what the system said.
+    """
+    try:
+        yield
+    except (OSError, CheckpointException, SafetensorError) as error:
+        pass_on(error)
+        raise UserError(
+            f"cannot write: {_reason(error)}", where=str(target), mend="free space, then run the same command again"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """torch reports a traceback of every process: what the first of them met."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return error.strerror if isinstance(error, OSError) and error.strerror else f"{error}".splitlines()[0]

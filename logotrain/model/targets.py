@@ -1,0 +1,59 @@
+"""What adapters change of a model. It is decided here alone, from names of layers, for plans and for training."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from logodata.common.errors import UserError
+from logotrain.recipe.settings import ALL_LINEAR, LoraSettings
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterTargets:
+    """What is trained of a model with adapters.
+
+    Attributes:
+        modules: names of the linear layers that get an adapter.
+        embedding: whether the token embedding is trained, whole, beside them.
+    """
+
+    modules: tuple[str, ...]
+    embedding: bool
+
+
+def adapter_targets(
+    settings: LoraSettings, linears: Collection[str], head: str, *, tied: bool, where: str
+) -> AdapterTargets:
+    """Decide which layers get an adapter, and whether the token embedding is trained.
+
+    Args:
+        settings: what is asked for; ``all-linear`` and ``auto`` are resolved here.
+        linears: names of the linear layers of the decoder.
+        head: name of the output head.
+        tied: whether the token embedding and the output head are one weight.
+        where: name of the model, for messages.
+
+    Raises:
+        UserError: a layer that is asked for is not in the model, or the output head would get an adapter and be
+            trained whole, because it is tied to an embedding that is trained.
+    """
+    wanted = dict.fromkeys(settings.target_modules)
+    if ALL_LINEAR in wanted:
+        wanted |= dict.fromkeys(sorted(linears))
+        del wanted[ALL_LINEAR]
+    there = {*linears, head}
+    missing = [target for target in wanted if target not in there]
+    if missing:
+        raise UserError(
+            f"lora.target_modules: no layer {missing[0]!r} in the model",
+            where=where,
+            mend=f"its linear layers: {', '.join(sorted(there))}",
+        )
+    if tied and head in wanted and settings.train_embeddings is True:
+        raise UserError(
+            f"{head!r} is tied to the token embedding: it cannot get an adapter and be trained whole with it",
+            where=where,
+            mend=f"leave {head} out of lora.target_modules, or set lora.train_embeddings=false",
+        )
+    return AdapterTargets(tuple(wanted), not tied if settings.train_embeddings == "auto" else settings.train_embeddings)
