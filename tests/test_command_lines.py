@@ -155,7 +155,7 @@ def test_the_installed_programs_are_those_that_python_runs() -> None:
         ("logotrain plan --gpus 0", "plan: --gpus: '0' is no positive number (see logotrain plan --help)"),
         ("logotrain plan --gpus 1.5", "plan: --gpus: '1.5' is no positive number (see"),
         (f"logotrain plan --gpus {'9' * 5000}", "plan: --gpus: '9999"),
-        ("logotrain plan --prompt-tokens 8X", "plan: --prompt-tokens: no number of tokens: write 131072, or 128K"),
+        ("logotrain plan --prompt-tokens 8X", "plan: --prompt-tokens: not a number of tokens: write 131072, or 128K"),
         ("logotrain plan --card", "plan: option '--card' requires an argument (see logotrain plan --help)"),
         ("logodata inspect d --num=many", "inspect: --num: 'many' is no positive number"),
         ("logodata inspect d e", "inspect: got unexpected extra argument (e) (see logodata inspect --help)"),

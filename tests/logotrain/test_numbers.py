@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
+from logodata.models import logprobs
 from logotrain import guards, trainer
 from logotrain.cli import main
 from logotrain.data import load_data
-from logotrain.loss import logprobs
 from logotrain.loss.logprobs import SampleLogprobs
 from logotrain.loss.objective import logo
 from logotrain.recipe.settings import LogoSettings, PositionSettings, TrainRecipe
@@ -260,7 +260,7 @@ def test_updates_too_small_for_bfloat16_are_not_lost(
 ) -> None:
     """Adam's first step moves a weight by the learning rate: here a thousandth of the spacing of bfloat16 near it."""
     trained: list[Any] = []
-    monkeypatch.setattr(trainer.checkpoint, "export", lambda model, *_, **__: trained.append(model))
+    monkeypatch.setattr(trainer, "export", lambda model, *_, **__: trained.append(model))
     settings = {"optimizer.lr": 1e-6, "optimizer.weight_decay": 0.0, "lora.train_embeddings": True}
     run(make_recipe(tuning=tuning, dtype="bfloat16", max_steps=1, **settings), tmp_path / "run")
     after = trained[0].get_input_embeddings().weight
