@@ -24,10 +24,13 @@ from logoeval.records import Curve, CurvePoint, CurveValue, Results, TaskResult,
 from logoeval.run import evaluate
 from logoeval.session import Session, rope_and_window
 from logoeval.tasks.needles.heads import HEADS_FILE
+from logoeval.tasks.needles.settings import NiahSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+NIAH = "niah"
 
 
 def find_adapters(checkpoints: Path) -> dict[int, Path]:
@@ -64,7 +67,6 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
         UserError: see :func:`find_adapters` and :func:`logoeval.run.evaluate`; or an adapter does not fit the model, or
             the recipe names an adapter or another engine than transformers.
     """
-    assert recipe.niah is not None
     if recipe.adapter is not None:
         raise UserError("--checkpoints with an adapter", where=str(recipe.adapter), mend="leave out --adapter")
     if recipe.engine.kind != "transformers":
@@ -95,10 +97,11 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
 def at_adapter(recipe: EvalRecipe, adapter: Path | None, base_heads: Path) -> EvalRecipe:
     """The recipe with an adapter (None: without), and with the base model's heads unless others are given."""
     changes: dict[str, Any] = {"adapter": adapter}
-    niah = recipe.niah
+    niah = recipe.section(NIAH)
+    assert niah is None or isinstance(niah, NiahSettings)
     if adapter is not None and niah is not None and niah.retrieval is not None and niah.retrieval.heads is None:
         retrieval = niah.retrieval.model_copy(update={"heads": base_heads})
-        changes["niah"] = niah.model_copy(update={"retrieval": retrieval})
+        changes[NIAH] = niah.model_copy(update={"retrieval": retrieval})
     return recipe.model_copy(update=changes)
 
 

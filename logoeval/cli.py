@@ -5,39 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from logodata import __version__
 from logodata.common.arguments import parse_arguments
 from logodata.common.errors import run_command
 from logoeval import commands
-
-_TASKS = {
-    "longbench": "LongBench, or LongBench-E: 21 tasks on long texts, with the official prompts and scores",
-    "niah": "needle in a haystack: numbers hidden in a long text, by length and depth",
-    "qa": "the model's own answers to questions on held-out documents",
-    "pairs": "held-out preference pairs: reward margin, and the model's own answers",
-    "ppl": "perplexity of long texts by the number of tokens read",
-    "short": "MMLU, ARC and TruthfulQA through lm-evaluation-harness, or any other of its tasks",
-}
-
-_EXAMPLE = {
-    "longbench": "engine.max_model_len=8192",
-    "niah": "niah.num_samples=10",
-    "qa": "qa.max_samples=100",
-    "pairs": "pairs.max_samples=16",
-    "ppl": "ppl.lengths=[1024,2048]",
-    "short": "short.batch_size=32",
-}
+from logoeval.tasks.table import TASKS, Option
 
 _EXAMPLES = """\
 examples:
-  logoeval longbench --model embedded --data data.zip --tasks qasper,hotpotqa -o runs/before
-  logoeval niah --model embedded -o runs/before niah.lengths=[1024,2048] niah.num_samples=10
-  logoeval niah --model embedded -o runs/map niah.variant=single niah.lengths=512-1536/256 niah.depths=[0,22,44,66,88]
-  logoeval qa --model embedded --adapter runs/logo/final --with-base --data runs/questions -o runs/qa
-  logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after
-  logoeval ppl --model embedded --adapter runs/logo/final --with-base -o runs/ppl ppl.protocol=sliding
-  logoeval short --model embedded --adapter runs/logo/final -o runs/after --tasks arc_easy,truthfulqa_mc1
+{tasks}
   logoeval run recipes/embedded.yaml --data runs/heldout -o runs/before
   logoeval score predictions/ -o scores.json
   logoeval errors runs/before runs/after
@@ -57,31 +35,32 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="logoeval",
         description="Measure a long-context model before and after training, with intervals.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.format(tasks="\n".join(f"  {line}" for task in TASKS for line in task.examples)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"logo-align {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for task, text in _TASKS.items():
-        command = subparsers.add_parser(task, help=text, description=text[0].upper() + text[1:] + ".")
-        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"recipe fields, e.g. {_EXAMPLE[task]}")
+    for task in TASKS:
+        command = subparsers.add_parser(task.name, help=task.help.removesuffix("."), description=task.help)
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"recipe fields, e.g. {task.override}")
         command.add_argument("--recipe", type=Path, help="recipe (default: recipes/embedded.yaml for --model embedded)")
-        if task in ("qa", "pairs"):
-            command.add_argument("--data", help=f"folder that logodata build wrote; same as {task}.data=DIR")
-        if task == "longbench":
-            _add_longbench(command)
-        if task == "niah":
-            _add_niah(command)
-        if task == "short":
-            _add_short(command)
+        for option in task.options:
+            _add_option(command, option, task.name)
+        if task.over_checkpoints:
+            command.add_argument(
+                "--checkpoints",
+                type=Path,
+                metavar="DIR",
+                help="the base model and every adapter of RUN/checkpoints; the curve goes to compare --curve",
+            )
         _add_common(command)
-        command.set_defaults(command=commands.evaluate_command, tasks=(task,), data=None)
+        command.set_defaults(command=commands.evaluate_command, task=task)
     run = subparsers.add_parser("run", help="all tasks of a recipe", description="Run all tasks of a recipe.")
     run.add_argument("recipe", type=Path, metavar="RECIPE", help="recipe.yaml")
     run.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe fields to override, e.g. niah=null")
-    run.add_argument("--data", help="folder of held-out pairs; same as pairs.data=DIR")
+    run.add_argument("--data", dest="pairs.data", help="folder of held-out pairs; same as pairs.data=DIR")
     _add_common(run)
-    run.set_defaults(command=commands.evaluate_command, tasks=None)
+    run.set_defaults(command=commands.evaluate_command, task=None)
 
     score = subparsers.add_parser(
         "score",
@@ -136,33 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_longbench(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", help="data.zip, folder or file of rows; same as longbench.data=PATH")
-    command.add_argument("--tasks", dest="longbench_tasks", metavar="A,B", help="same as longbench.tasks=[A,B]")
-    command.add_argument("-e", dest="longbench_e", action="store_true", help="LongBench-E; same as longbench.e=true")
-
-
-def _add_niah(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--retrieval", action="store_true", help="also what the heads find (LOGO, Eq. 5); same as niah.retrieval={}"
-    )
-    command.add_argument(
-        "--checkpoints",
-        type=Path,
-        metavar="DIR",
-        help="the base model and every adapter of RUN/checkpoints; the curve goes to compare --curve",
-    )
-    command.add_argument(
-        "--heads", help="with --retrieval: heads.json of the base model's run; same as niah.retrieval.heads=FILE"
-    )
-
-
-def _add_short(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--tasks", dest="short_tasks", metavar="A,B", help="same as short.tasks=[A,B]")
-    command.add_argument(
-        "--include-path", metavar="DIR", help="task files (YAML) of your own; same as short.include_path=DIR"
-    )
-    command.add_argument("--limit", type=int, metavar="N", help="first N samples of each task; same as short.limit=N")
+def _add_option(command: argparse.ArgumentParser, option: Option, task: str) -> None:
+    kind: dict[str, Any] = {"type": int} if option.kind == "number" else {}
+    shown = {"action": "store_true"} if option.kind == "switch" else {"metavar": option.metavar, **kind}
+    command.add_argument(option.flag, dest=option.field, help=option.describe(task), **shown)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
 
 if TYPE_CHECKING:
     from logoeval.compare.compare import Comparison, Row
     from logoeval.recipe.settings import EvalRecipe
-    from logoeval.records import Metric, Results, SummaryRow, TaskName
+    from logoeval.records import Metric, Results, SummaryRow
+    from logoeval.tasks.table import Task
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
     """Measure tasks of a recipe, or print the recipe or its schema."""
     from logoeval.recipe.settings import EvalRecipe
-    from logoeval.records import TASK_NAMES
 
     if arguments.schema:
         from logodata.common.recipes.reading import recipe_schema
@@ -27,9 +27,11 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         print(recipe_schema(EvalRecipe))
         return
     recipe = _load_recipe(arguments)
-    tasks = [task for task in TASK_NAMES if getattr(recipe, task) is not None]
+    tasks = recipe.tasks
     if not tasks:
-        raise UserError("the recipe has no task", where=str(arguments.recipe), mend=f"add {', '.join(TASK_NAMES)}")
+        from logoeval.tasks.table import task_names
+
+        raise UserError("the recipe has no task", where=str(arguments.recipe), mend=f"add {', '.join(task_names())}")
     if arguments.with_base and recipe.adapter is None:
         curve = getattr(arguments, "checkpoints", None) is not None
         mend = "--checkpoints measures the base too: leave it out" if curve else "give --adapter DIR, such as RUN/final"
@@ -44,7 +46,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     from logoeval.inputs import check_inputs
 
     check_inputs(recipe, arguments.out, getattr(arguments, "checkpoints", None))
-    if tasks == ["niah"] and getattr(arguments, "checkpoints", None) is not None:
+    if getattr(arguments, "checkpoints", None) is not None:
         from logoeval.checkpoints import evaluate_checkpoints
 
         _show_curve(evaluate_checkpoints(recipe, arguments.checkpoints, arguments.out), arguments.out)
@@ -63,46 +65,49 @@ def _load_recipe(arguments: argparse.Namespace) -> EvalRecipe:
     from logodata.common.recipes.reading import load_recipe, shipped_recipes
     from logodata.models.loading import EMBEDDED
     from logoeval.recipe.settings import EvalRecipe
-    from logoeval.records import TASK_NAMES
+    from logoeval.tasks.table import task_names
 
-    overrides: list[str] = list(arguments.overrides)
-    longbench = arguments.tasks == ("longbench",)
-    reads = arguments.tasks[0] if arguments.tasks in (("longbench",), ("qa",)) else "pairs"
-    given: dict[str, object] = {
-        "model": arguments.model,
-        "adapter": arguments.adapter,
-        f"{reads}.data": arguments.data,
-    }
-    if longbench:
-        names = arguments.longbench_tasks
-        given["longbench.tasks"] = None if names is None else [name.strip() for name in names.split(",")]
-        given["longbench.e"] = True if arguments.longbench_e else None
-    if arguments.tasks == ("niah",):
-        if arguments.heads is not None and not arguments.retrieval:
-            raise UserError("--heads without --retrieval", where=arguments.heads, mend="add --retrieval")
-        given["niah.retrieval"] = {} if arguments.retrieval else None
-        given["niah.retrieval.heads"] = arguments.heads
-    if arguments.tasks == ("short",):
-        names = arguments.short_tasks
-        given["short.tasks"] = None if names is None else [name.strip() for name in names.split(",")]
-        given["short.include_path"] = arguments.include_path
-        given["short.limit"] = arguments.limit
-    overrides += [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    task: Task | None = arguments.task
+    given: dict[str, object] = {"model": arguments.model, "adapter": arguments.adapter}
+    given |= {"pairs.data": getattr(arguments, "pairs.data")} if task is None else _given(task, vars(arguments))
+    overrides = [
+        *arguments.overrides,
+        *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None),
+    ]
     path: Path | None = arguments.recipe
     if path is None and arguments.model == EMBEDDED:
         path = shipped_recipes() / "embedded.yaml"
-    if arguments.tasks is None:
+    if task is None:
         return load_recipe(EvalRecipe, "eval", path, overrides)
     # One task: the recipe's others are dropped, and its defaults serve where the recipe does not have it.
-    (task,) = arguments.tasks
-    others = [f"{other}=null" for other in TASK_NAMES if other != task]
+    others = [f"{other}=null" for other in task_names() if other != task.name]
     recipe = load_recipe(EvalRecipe, "eval", path, [*overrides, *others])
-    if getattr(recipe, task) is None:
-        recipe = load_recipe(EvalRecipe, "eval", path, [f"{task}={{}}", *overrides, *others])
+    if recipe.section(task.name) is None:
+        recipe = load_recipe(EvalRecipe, "eval", path, [f"{task.name}={{}}", *overrides, *others])
     return recipe
 
 
-def _show(results: Results, tasks: Sequence[TaskName], folder: Path) -> None:
+def _given(task: Task, values: Mapping[str, Any]) -> dict[str, object]:
+    """What a task's own options set: values by dotted field of the recipe.
+
+    Raises:
+        UserError: an option without the one that it needs.
+    """
+    given: dict[str, object] = {}
+    fields = {option.flag: option.field for option in task.options}
+    for option in task.options:
+        value = values[option.field]
+        if value is None or value is False:
+            continue
+        if option.needs and not values[fields[option.needs]]:
+            raise UserError(f"{option.flag} without {option.needs}", where=str(value), mend=f"add {option.needs}")
+        if option.kind == "names":
+            value = [name.strip() for name in value.split(",")]
+        given[f"{task.name}.{option.field}"] = option.value if option.kind == "switch" else value
+    return given
+
+
+def _show(results: Results, tasks: Sequence[str], folder: Path) -> None:
     """The means with their intervals."""
     from logodata.common.console import console
 
@@ -113,7 +118,7 @@ def _show(results: Results, tasks: Sequence[TaskName], folder: Path) -> None:
     console.print(f"wrote {folder / 'results.json'}", markup=False, soft_wrap=True)
 
 
-def _show_change(base: Path, adapter: Path, tasks: Sequence[TaskName]) -> None:
+def _show_change(base: Path, adapter: Path, tasks: Sequence[str]) -> None:
     """What the adapter changes, sample by sample, and how to make a page of it."""
     import shlex
 

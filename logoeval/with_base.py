@@ -28,7 +28,6 @@ from logodata.models.loading import load_config
 from logodata.models.text_config import config_window
 from logoeval.checkpoints import at_adapter
 from logoeval.recipe.settings import EvalRecipe
-from logoeval.records import TaskName
 from logoeval.run import evaluate
 from logoeval.session import Session, rope_and_window
 from logoeval.tasks.needles.heads import HEADS_FILE
@@ -40,7 +39,7 @@ BASE, ADAPTER = "base", "adapter"
 """Folders of the results."""
 
 
-def evaluate_with_base(recipe: EvalRecipe, tasks: Sequence[TaskName], folder: Path) -> tuple[Path, Path]:
+def evaluate_with_base(recipe: EvalRecipe, tasks: Sequence[str], folder: Path) -> tuple[Path, Path]:
     """Run ``tasks`` on the recipe's model without its adapter and with it.
 
     Where the retrieval score is measured, the base model's heads are measured on both, unless the recipe names others.
@@ -88,9 +87,7 @@ def _without_adapter(recipe: EvalRecipe) -> EvalRecipe:
     return recipe.model_copy(update={"adapter": None, "engine": engine})
 
 
-def _check_windows(
-    recipe: EvalRecipe, tasks: Sequence[TaskName], own: PreTrainedConfig, trained: PreTrainedConfig
-) -> None:
+def _check_windows(recipe: EvalRecipe, tasks: Sequence[str], own: PreTrainedConfig, trained: PreTrainedConfig) -> None:
     """LongBench cuts prompts to the window: under two windows they would be other prompts, and nothing to compare."""
     before, after = config_window(own), config_window(trained)
     windows = sorted((before, after))

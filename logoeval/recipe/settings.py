@@ -3,32 +3,45 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pydantic import Field, create_model
+
+from logodata.common.recipes.reading import RecipeModel
 from logoeval.recipe.foreign_names import NAMES, VALUES
 from logoeval.session import SessionSettings
-from logoeval.tasks.longbench.settings import LongBenchSettings
-from logoeval.tasks.needles.settings import NiahSettings
-from logoeval.tasks.pairs import PairsSettings
-from logoeval.tasks.perplexity import PerplexitySettings
-from logoeval.tasks.qa import QaSettings
-from logoeval.tasks.short.settings import ShortSettings
+from logoeval.tasks.table import TASKS
+
+if TYPE_CHECKING:
+    _WithTasks = SessionSettings
+else:
+    _WithTasks = create_model(
+        "_WithTasks",
+        __base__=SessionSettings,
+        **{
+            task.name: (task.evaluator.settings | None, Field(default=None, description=f"{task.title}."))
+            for task in TASKS
+        },
+    )
 
 
-class EvalRecipe(SessionSettings):
-    """One evaluation of one model. Two recipes that differ in ``model`` and ``adapter`` only can be compared."""
+class EvalRecipe(_WithTasks):
+    """One evaluation of one model. Two recipes that differ in ``model`` and ``adapter`` only can be compared.
+
+    Each task of :data:`logoeval.tasks.table.TASKS` has a field of its name: its settings, or None where it is not
+    measured.
+    """
 
     own_model = "logoeval TASK --model MODEL, without a recipe, takes the task's own"
     foreign_names = NAMES
     foreign_values = VALUES
 
-    longbench: LongBenchSettings | None = None
-    """LongBench."""
-    niah: NiahSettings | None = None
-    """Needle in a haystack."""
-    ppl: PerplexitySettings | None = None
-    """Perplexity."""
-    qa: QaSettings | None = None
-    """Questions on held-out documents."""
-    pairs: PairsSettings | None = None
-    """Held-out preference pairs."""
-    short: ShortSettings | None = None
-    """Short-context benchmarks."""
+    def section(self, task: str) -> RecipeModel | None:
+        """The settings of a task, by its name."""
+        settings: RecipeModel | None = getattr(self, task)
+        return settings
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks that are measured, in the order of the table."""
+        return [task.name for task in TASKS if self.section(task.name) is not None]
