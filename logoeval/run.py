@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,14 +39,14 @@ def evaluate(
     tasks: Sequence[str],
     folder: Path,
     *,
-    open_session: Callable[[EvalRecipe], Session] = Session,
+    session: Session | None = None,
     notes: Sequence[str] = (),
 ) -> Results:
     """Run ``tasks``, which must have settings in ``recipe``, and write ``folder/results.json`` and
     ``folder/predictions/``.
 
     A task that is finished under equal settings is not run again; one that was interrupted goes on from its
-    predictions. ``open_session`` makes what loads the model; ``notes`` are put beside those of each task.
+    predictions. ``session`` loads the model of ``recipe``; ``notes`` are put beside those of each task.
 
     Raises:
         UserError: the folder holds results of another model or of other settings, or a task's input is at fault.
@@ -62,7 +62,7 @@ def evaluate(
         }
         started = bool(results.tasks) or any(visible_files(predictions, (".jsonl",)))
         bind_settings(predictions, "model.json", measured, started=started)
-        session = open_session(recipe)
+        session = session or Session(recipe)
         notes = [*_adapter_notes(recipe), *notes]
         for task in tasks:
             evaluator, section = find_task(task).evaluator, recipe.section(task)

@@ -12,6 +12,7 @@ from logoeval.recipe.foreign_names import NAMES, VALUES
 from logoeval.session import SessionSettings
 from logoeval.tasks.table import TASKS
 
+# Each task has a field of its name: its settings, or None where it is not measured.
 if TYPE_CHECKING:
     _WithTasks = SessionSettings
 else:
@@ -26,11 +27,7 @@ else:
 
 
 class EvalRecipe(_WithTasks):
-    """One evaluation of one model. Two recipes that differ in ``model`` and ``adapter`` only can be compared.
-
-    Each task of :data:`logoeval.tasks.table.TASKS` has a field of its name: its settings, or None where it is not
-    measured.
-    """
+    """One evaluation of one model. Two recipes that differ in ``model`` and ``adapter`` only can be compared."""
 
     own_model = "logoeval TASK --model MODEL, without a recipe, takes the task's own"
     foreign_names = NAMES

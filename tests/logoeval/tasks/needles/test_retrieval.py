@@ -23,6 +23,7 @@ from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.needles import attention_trace, heads
 from logoeval.tasks.needles.attention_trace import check_model, most_attended, trace_answers
+from logoeval.tasks.needles.haystacks import Haystack
 from logoeval.tasks.needles.heads import (
     Head,
     Heads,
@@ -35,7 +36,6 @@ from logoeval.tasks.needles.heads import (
     score_sample,
     shares,
 )
-from logoeval.tasks.needles.haystacks import Haystack
 from logoeval.tasks.needles.samples import SampleBuilder
 from logoeval.tasks.needles.saw_said import gold_answer, saw_said
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
