@@ -25,19 +25,20 @@ from logodata.common.options import (
     overrides_argument,
     recipe_argument,
 )
+from logoeval.tasks.table import TASKS, Task, task_names
 
 if TYPE_CHECKING:
     from logoeval.recipe.settings import EvalRecipe
 
-_EXAMPLES = """
-logoeval longbench --model embedded --data data.zip --tasks qasper,hotpotqa -o runs/before
-logoeval niah --model embedded -o runs/before niah.lengths=[1024,2048] niah.num_samples=10
-logoeval qa --model embedded --adapter runs/logo/final --with-base --data runs/questions -o runs/qa
-logoeval run embedded --data runs/heldout -o runs/before
-logoeval compare runs/before runs/after -o report.html --data runs/data --run runs/logo
-
-Tasks accumulate in one folder. The same command continues one that was interrupted.
-"""
+_EXAMPLES = "\n".join(
+    [
+        *(line for task in TASKS for line in task.examples[:1]),
+        "logoeval run embedded --data runs/heldout -o runs/before",
+        "logoeval compare runs/before runs/after -o report.html --data runs/data --run runs/logo",
+        "",
+        "Results of several tasks accumulate in one folder. The same command continues one that was interrupted.",
+    ]
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,81 +96,38 @@ def _measures(example: str) -> Callable[[Callable[..., None]], Callable[..., Non
     return decorate
 
 
-@program.command(examples="logoeval longbench --model embedded --data data.zip --tasks qasper,hotpotqa -o runs/before")
-@_measures("engine.max_model_len=8192")
-@data_option("data.zip, folder or file of rows; same as longbench.data=PATH", "PATH")
-@option("--tasks A,B", "same as longbench.tasks=[A,B]")
-@option("-e", "LongBench-E; same as longbench.e=true")
-def longbench(shared: _Shared, data: str | None, tasks: str | None, e: bool) -> None:
-    """Measure LongBench, or LongBench-E: 21 tasks on long texts, with the official prompts and scores."""
-    given = {"longbench.data": data, "longbench.tasks": _names(tasks), "longbench.e": e or None}
-    _evaluate(shared, "longbench", given)
+def _add(task: Task) -> None:
+    """Give the program the command of a task."""
+    names = {entry.flag: f"option_{number}" for number, entry in enumerate(task.options)}
+
+    def command(shared: _Shared, checkpoints: Path | None = None, **values: Any) -> None:
+        given: dict[str, object] = {}
+        for entry in task.options:
+            value = values[names[entry.flag]]
+            if value is None or value is False:
+                continue
+            if entry.needs and not values[names[entry.needs]]:
+                raise UserError(f"{entry.flag} without {entry.needs}", where=str(value), mend=f"add {entry.needs}")
+            given[f"{task.name}.{entry.field}"] = entry.setting(value)
+        _evaluate(shared, task.name, given, checkpoints)
+
+    decorators = [_measures(task.override)]
+    for entry in task.options:
+        spelling, attributes = entry.flag, dict[str, Any]()
+        if entry.kind != "switch":
+            spelling += f" {entry.metavar}"
+            attributes["type"] = {"path": PATH_OR_NAME, "number": int}.get(entry.kind, str)
+        decorators.append(option(spelling, entry.describe(task.name), name=names[entry.flag], **attributes))
+    if task.over_checkpoints:
+        text = "measure the base model and every adapter of DIR, for compare --curve"
+        decorators.append(option("--checkpoints DIR", text, type=FILE))
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    program.command(task.name, help=task.help, examples="\n".join(task.examples))(command)
 
 
-@program.command(
-    examples="""
-    logoeval niah --model embedded -o runs/before niah.lengths=[1024,2048] niah.num_samples=10
-    logoeval niah --model embedded -o runs/map niah.variant=single niah.lengths=512-1536/256 niah.depths=[0,22,44,66,88]
-    logoeval niah --model embedded --retrieval -o runs/heads
-    """
-)
-@_measures("niah.num_samples=10")
-@option("--retrieval", "also what the heads find (LOGO, Eq. 5); same as niah.retrieval={}")
-@option("--heads FILE", "with --retrieval: heads.json of another run; same as niah.retrieval.heads=FILE", type=FILE)
-@option("--checkpoints DIR", "measure the base model and every adapter of DIR, for compare --curve", type=FILE)
-def niah(shared: _Shared, retrieval: bool, heads: Path | None, checkpoints: Path | None) -> None:
-    """Have the model find numbers hidden in a long text, by length and depth: needle in a haystack."""
-    if heads is not None and not retrieval:
-        raise UserError("--heads without --retrieval", where=str(heads), mend="add --retrieval")
-    given: dict[str, object] = {
-        "niah.retrieval": {} if retrieval else None,
-        "niah.retrieval.heads": heads and str(heads),
-    }
-    _evaluate(shared, "niah", given, checkpoints)
-
-
-@program.command(
-    examples="logoeval qa --model embedded --adapter runs/logo/final --with-base --data runs/questions -o runs/qa"
-)
-@_measures("qa.max_samples=100")
-@data_option("folder that logodata build wrote; same as qa.data=DIR")
-def qa(shared: _Shared, data: str | None) -> None:
-    """Measure the model's own answers to questions on held-out documents."""
-    _evaluate(shared, "qa", {"qa.data": data})
-
-
-@program.command(examples="logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after")
-@_measures("pairs.max_samples=16")
-@data_option("folder that logodata build wrote; same as pairs.data=DIR")
-def pairs(shared: _Shared, data: str | None) -> None:
-    """Measure held-out preference pairs: the reward margin, and the model's own answers."""
-    _evaluate(shared, "pairs", {"pairs.data": data})
-
-
-@program.command(
-    examples="logoeval ppl --model embedded --adapter runs/logo/final --with-base -o runs/ppl ppl.protocol=sliding"
-)
-@_measures("ppl.lengths=[1024,2048]")
-def ppl(shared: _Shared) -> None:
-    """Measure the perplexity of long texts by the number of tokens read."""
-    _evaluate(shared, "ppl", {})
-
-
-@program.command(
-    examples="logoeval short --model embedded --adapter runs/logo/final -o runs/after --tasks arc_easy,truthfulqa_mc1"
-)
-@_measures("short.batch_size=32")
-@option("--tasks A,B", "same as short.tasks=[A,B]")
-@option("--include-path DIR", "task files (YAML) of your own; same as short.include_path=DIR", type=PATH_OR_NAME)
-@option("--limit N", "first N samples of each task; same as short.limit=N", type=int)
-def short(shared: _Shared, tasks: str | None, include_path: str | None, limit: int | None) -> None:
-    """Measure MMLU, ARC and TruthfulQA through lm-evaluation-harness, or any other of its tasks."""
-    given = {"short.tasks": _names(tasks), "short.include_path": include_path, "short.limit": limit}
-    _evaluate(shared, "short", given)
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",")]
+for _task in TASKS:
+    _add(_task)
 
 
 @program.command(examples="logoeval run embedded --data runs/heldout -o runs/before")
@@ -183,14 +141,13 @@ def run(shared: _Shared, data: str | None) -> None:
 def _evaluate(shared: _Shared, task: str | None, given: Mapping[str, object], checkpoints: Path | None = None) -> None:
     """Measure a task, or all of the recipe, or print the recipe."""
     from logoeval.recipe.settings import load_eval_recipe
-    from logoeval.records import TASK_NAMES
 
     given = {"model": shared.model, "adapter": shared.adapter, **given}
     recipe = load_eval_recipe(shared.recipe, task, given, shared.overrides)
-    tasks = [name for name in TASK_NAMES if getattr(recipe, name) is not None]
+    tasks = recipe.tasks
     if not tasks:
         where = str(shared.recipe or "command line")
-        raise UserError("the recipe has no task", where=where, mend=f"add {', '.join(TASK_NAMES)}")
+        raise UserError("the recipe has no task", where=where, mend=f"add {', '.join(task_names())}")
     if shared.with_base and recipe.adapter is None:
         mend = "give --adapter DIR, such as RUN/final"
         if checkpoints is not None:

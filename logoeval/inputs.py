@@ -7,12 +7,10 @@ from pathlib import Path
 
 from logodata.common.files import check_apart
 from logodata.common.recipes.files import check_paths
-from logodata.contract import sample_files
 from logodata.models.adapters import check_adapter
 from logodata.models.loading import check_model, model_folder
 from logoeval.recipe.settings import EvalRecipe
-from logoeval.tasks.needles.haystacks import BUILT_IN
-from logoeval.tasks.texts import PYDOC, text_files
+from logoeval.tasks.table import find_task
 
 
 def check_inputs(recipe: EvalRecipe, out: Path, checkpoints: Path | None = None) -> None:
@@ -29,23 +27,12 @@ def check_inputs(recipe: EvalRecipe, out: Path, checkpoints: Path | None = None)
     check_model(recipe.model)
     if recipe.adapter is not None and checkpoints is None:  # which refuse one
         check_adapter(recipe.adapter)
-    data = [settings.data for settings in (recipe.qa, recipe.pairs) if settings is not None]
-    for folder in data:
-        sample_files(folder)
-    texts = [] if recipe.ppl is None or recipe.ppl.text == PYDOC else [Path(recipe.ppl.text)]
-    if recipe.niah is not None:
-        texts += [Path(name) for name in recipe.niah.haystacks if name not in BUILT_IN]
-    for text in texts:
-        text_files(text)
+    read = [found for task in recipe.tasks for found in find_task(task).evaluator.inputs(recipe.section(task))]
     check_paths(recipe if checkpoints is None else recipe.model_copy(update={"adapter": None}))
     check_apart(
         out,
         ("the model", model_folder(recipe.model)),
         ("the adapter", recipe.adapter),
         ("the checkpoints", checkpoints),
-        *(("the data set", folder) for folder in data),
-        ("the data", None if recipe.longbench is None else recipe.longbench.data),
-        *(("a text", text) for text in texts),
-        ("the tasks", None if recipe.short is None else recipe.short.include_path),
-        ("the heads", None if recipe.niah is None or recipe.niah.retrieval is None else recipe.niah.retrieval.heads),
+        *read,
     )

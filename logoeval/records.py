@@ -24,10 +24,6 @@ SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 PREDICTIONS_DIR = "predictions"
 
-TaskName = Literal["longbench", "niah", "qa", "pairs", "ppl", "short"]
-TASK_NAMES: tuple[TaskName, ...] = ("longbench", "niah", "qa", "pairs", "ppl", "short")
-"""In the order they run: what generates comes first."""
-
 
 class _Record(BaseModel):
     # A number that may not be finite is refused where it is measured, with its place: see logodata.common.finite.
@@ -123,7 +119,8 @@ class Provenance(_Record):
 class TaskResult(_Record):
     """One task's entry of ``results.json``."""
 
-    task: TaskName
+    task: str
+    """Its name in :data:`logoeval.tasks.table.TASKS`."""
     settings: dict[str, Any]
     """What two comparable runs must have in common; the model and the adapter are under ``provenance``."""
     notes: list[str] = []
@@ -190,7 +187,7 @@ class Results(_Record):
     """``results.json``: tasks accumulate, each under its name."""
 
     schema_version: int = SCHEMA_VERSION
-    tasks: dict[TaskName, TaskResult] = {}
+    tasks: dict[str, TaskResult] = {}
     curve: Curve | None = None
 
 

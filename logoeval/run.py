@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from logodata import __version__
 from logodata.common.console import note
 from logodata.common.files import bind_settings, locked
+from logodata.common.recipes.reading import RecipeModel
 from logodata.common.user_files import visible_files
 from logodata.models.adapters import trained_on
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
@@ -23,35 +22,31 @@ from logoeval.intervals import summarise
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import (
     PREDICTIONS_DIR,
-    Outcome,
     Provenance,
     Results,
-    TaskName,
     TaskResult,
     continue_results,
     write_results,
 )
 from logoeval.session import Session, adapter_fingerprint
-from logoeval.tasks import needles as niah
-from logoeval.tasks import pairs, perplexity, qa
-from logoeval.tasks.longbench import task as longbench
-from logoeval.tasks.short import task as short
+from logoeval.tasks.evaluator import Evaluator
+from logoeval.tasks.table import find_task
 from logoeval.tasks.texts import text_fingerprint
 
 
 def evaluate(
     recipe: EvalRecipe,
-    tasks: Sequence[TaskName],
+    tasks: Sequence[str],
     folder: Path,
     *,
-    open_session: Callable[[EvalRecipe], Session] = Session,
+    session: Session | None = None,
     notes: Sequence[str] = (),
 ) -> Results:
     """Run ``tasks``, which must have settings in ``recipe``, and write ``folder/results.json`` and
     ``folder/predictions/``.
 
     A task that is finished under equal settings is not run again; one that was interrupted goes on from its
-    predictions. ``open_session`` makes what loads the model; ``notes`` are put beside those of each task.
+    predictions. ``session`` loads the model of ``recipe``; ``notes`` are put beside those of each task.
 
     Raises:
         UserError: the folder holds results of another model or of other settings, or a task's input is at fault.
@@ -67,19 +62,19 @@ def evaluate(
         }
         started = bool(results.tasks) or any(visible_files(predictions, (".jsonl",)))
         bind_settings(predictions, "model.json", measured, started=started)
-        session, jobs = open_session(recipe), _jobs(recipe)
+        session = session or Session(recipe)
         notes = [*_adapter_notes(recipe), *notes]
         for task in tasks:
-            job = jobs[task]
-            settings = _settings(recipe, job)
+            evaluator, section = find_task(task).evaluator, recipe.section(task)
+            settings = _settings(recipe, evaluator, section)
             started = task in results.tasks or _has_predictions(predictions, task)
             bind_settings(predictions, f"{task}.json", settings, started=started)
             if task in results.tasks:
                 note(f"{task}: finished already")
                 continue
             start = time.monotonic()
-            outcome = job.run(session, predictions)
-            engine = session.engine.name if job.generates else None
+            outcome = evaluator.run(section, session, predictions)
+            engine = session.engine.name if evaluator.generates else None
             result = TaskResult(
                 task=task,
                 settings={**settings, **outcome.settings},
@@ -95,7 +90,7 @@ def evaluate(
         return results
 
 
-def _has_predictions(predictions: Path, task: TaskName) -> bool:
+def _has_predictions(predictions: Path, task: str) -> bool:
     return any(predictions.glob(f"{task}*.jsonl")) or any(predictions.glob(f"{task}/*.jsonl"))
 
 
@@ -107,60 +102,14 @@ def _adapter_notes(recipe: EvalRecipe) -> list[str]:
     return [f"the adapter was trained on {base}, and is measured on {recipe.model}"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A task with its settings filled in."""
-
-    version: int
-    describe: Callable[[], dict[str, Any]]
-    run: Callable[[Session, Path], Outcome]
-    generates: bool
-
-
-def _jobs(recipe: EvalRecipe) -> dict[TaskName, _Job]:
-    jobs: dict[TaskName, _Job] = {}
-    if recipe.longbench:
-        jobs["longbench"] = _Job(
-            longbench.VERSION,
-            partial(longbench.describe, recipe.longbench, recipe.engine),
-            partial(longbench.run, recipe.longbench),
-            generates=True,
-        )
-    if recipe.niah:
-        jobs["niah"] = _Job(
-            niah.VERSION, partial(niah.describe, recipe.niah), partial(niah.run, recipe.niah), generates=True
-        )
-    if recipe.qa:
-        jobs["qa"] = _Job(qa.VERSION, partial(qa.describe, recipe.qa), partial(qa.run, recipe.qa), generates=True)
-    if recipe.pairs:
-        jobs["pairs"] = _Job(
-            pairs.VERSION, partial(pairs.describe, recipe.pairs), partial(pairs.run, recipe.pairs), generates=True
-        )
-    if recipe.ppl:
-        jobs["ppl"] = _Job(
-            perplexity.VERSION,
-            partial(perplexity.describe, recipe.ppl),
-            partial(perplexity.run, recipe.ppl),
-            generates=False,
-        )
-    if recipe.short:
-        jobs["short"] = _Job(
-            short.VERSION,
-            partial(short.describe, recipe.short, recipe.engine),
-            partial(short.run, recipe.short),
-            generates=False,
-        )
-    return jobs
-
-
-def _settings(recipe: EvalRecipe, job: _Job) -> dict[str, Any]:
+def _settings(recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeModel | None) -> dict[str, Any]:
     template = recipe.chat_template and text_fingerprint(read_template(recipe.chat_template))
     return {
-        "task_version": job.version,
+        "task_version": evaluator.version,
         "dtype": recipe.engine.dtype,
         "seed": recipe.seed,
         "chat_template": template,
-        **job.describe(),
+        **evaluator.describe(section, recipe.engine),
     }
 
 

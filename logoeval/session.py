@@ -12,7 +12,9 @@ from pydantic import Field
 from logodata.common.errors import UserError
 from logodata.engines import Engine
 from logodata.engines.settings import EngineSettings, ModelSettings, open_engine
-from logodata.models.adapters import ADAPTER_FILES, BASE_CONFIG, check_adapter
+from logodata.engines.vllm_engine import VllmEngine
+from logodata.models.adapter_fit import check_adapter_fits
+from logodata.models.adapters import ADAPTER_FILES, BASE_CONFIG, check_adapter, merge_adapter
 from logodata.models.facts import model_eos_ids
 from logodata.models.loading import load_config, load_model, load_tokenizer
 from logodata.models.text_config import config_window, text_config
@@ -34,15 +36,53 @@ class SessionSettings(ModelSettings):
     in float32 from the head's output on."""
 
 
+class Weights:
+    """The weights of one base model in transformers, for sessions one after another: without an adapter, and with each
+    of several.
+
+    An adapter is merged into them. Beside them it would give other numbers, by rounding, than in a run of its own. What
+    merging rounds cannot be taken back, so the weights are read once for the base model and the first adapter, and
+    again for each further adapter.
+    """
+
+    def __init__(self) -> None:
+        self._base: PreTrainedModel | None = None
+
+    def load(self, settings: SessionSettings, config: PreTrainedConfig, device: str) -> PreTrainedModel:
+        """The model, with the adapter merged if ``settings`` name one; what was returned before must be done with.
+
+        Args:
+            settings: name the model, always the same one, the adapter and the data type.
+            config: of the model, with RoPE and window as the adapter was trained with.
+            device: where the weights go.
+
+        Raises:
+            UserError: the model or the adapter cannot be loaded, or the adapter does not fit.
+        """
+        model, self._base = self._base, None
+        if model is not None and rope_and_window(model.config) != rope_and_window(config):
+            model = None  # before others are read
+        if model is None:
+            if settings.adapter is not None:
+                check_adapter_fits(settings.model, settings.adapter)  # before gigabytes of weights are read
+            model = load_model(settings.model, config=config, dtype=settings.engine.dtype, device=device)
+        if settings.adapter is not None:
+            return merge_adapter(model, settings.adapter)
+        self._base = model
+        return model
+
+
 class Session:
     """What the tasks of one evaluation share.
 
     Args:
         settings: name model, adapter, dtype and engine.
+        weights: shared with sessions before and after this one.
     """
 
-    def __init__(self, settings: SessionSettings) -> None:
+    def __init__(self, settings: SessionSettings, weights: Weights | None = None) -> None:
         self.settings = settings
+        self.weights = weights or Weights()
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -82,8 +122,7 @@ class Session:
     @cached_property
     def model(self) -> PreTrainedModel:
         """In transformers, the adapter merged."""
-        settings = self.settings
-        return load_model(settings.model, adapter=settings.adapter, dtype=settings.engine.dtype, device=self.device)
+        return self.weights.load(self.settings, self.config, self.device)
 
     @cached_property
     def engine(self) -> Engine:
@@ -100,6 +139,11 @@ class Session:
             max_batch_rows=engine.max_batch_rows,
             max_model_len=engine.max_model_len,
         )
+
+    def close(self) -> None:
+        """Stop the engine, if one was started: a second vLLM has no room beside it."""
+        if "engine" in vars(self) and isinstance(self.engine, VllmEngine):
+            self.engine.close()
 
     def check_window(self, num_tokens: int, what: str) -> None:
         """Refuse work that would leave the model's window, before it begins.

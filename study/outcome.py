@@ -19,7 +19,7 @@ from logodata.common.files import read_json, write_json
 from logoeval.compare.compare import read_runs
 from logoeval.compare.wrong_answers import OUTCOMES, Outcome, classify
 from logoeval.intervals import Array, Estimate, estimate_difference, estimate_mean
-from logoeval.records import PREDICTIONS_DIR, Curve, Results, SampleRow, TaskName, read_results
+from logoeval.records import PREDICTIONS_DIR, Curve, Results, SampleRow, read_results
 from study.jobs import Study
 from study.rows import ROWS, Row
 
@@ -38,7 +38,7 @@ class Measure:
         questions: the held-out questions, the fresh ones of the same documents, or both together.
     """
 
-    task: TaskName
+    task: str
     key: str
     label: str
     kind: str

@@ -17,11 +17,11 @@ from logodata.common.append_log import Shard
 from logodata.common.errors import UserError
 from logodata.common.words import without_reasoning
 from logoeval.compare.compare import Run
-from logoeval.records import PREDICTIONS_DIR, SampleRow, TaskName, read_results
+from logoeval.records import PREDICTIONS_DIR, SampleRow, read_results
 from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS
 from logoeval.tasks.longbench.task import FOLDER as LONGBENCH_FOLDER
 
-ANSWERING_TASKS: tuple[TaskName, ...] = ("longbench", "qa", "pairs")
+ANSWERING_TASKS: tuple[str, ...] = ("longbench", "qa", "pairs")
 
 LONGBENCH_TASKS = tuple(
     name for name, task in TASKS.items() if task.language == "en" and task.category in ("single-doc QA", "multi-doc QA")
@@ -32,7 +32,7 @@ LONGBENCH_TASKS = tuple(
 class Answer:
     """One answer of one run. ``part`` is ``qa``, ``pairs``, or LongBench's task, with ``_e`` for LongBench-E."""
 
-    task: TaskName
+    task: str
     part: str
     id: str
     cluster: str
@@ -69,7 +69,7 @@ def missing_file(run: Run) -> Path | None:
     return next((path for path in sorted(files) if not path.is_file()), None)
 
 
-def read_answers(run: Run, task: TaskName) -> Iterator[Answer]:
+def read_answers(run: Run, task: str) -> Iterator[Answer]:
     """Yield the answers of a task, in the order of its samples.
 
     Raises:
@@ -97,14 +97,14 @@ def read_answers(run: Run, task: TaskName) -> Iterator[Answer]:
         yield Answer(task, part, row.id, row.cluster, question, tuple(references), without_reasoning(response))
 
 
-def _counted(run: Run, task: TaskName) -> Iterator[SampleRow]:
+def _counted(run: Run, task: str) -> Iterator[SampleRow]:
     result = run.results.tasks.get(task)
     for row in result.samples if result else ():
         if task != "longbench" or row.facts["task"] in LONGBENCH_TASKS:
             yield row
 
 
-def _place(run: Run, task: TaskName, row: SampleRow) -> tuple[Path, str, str]:
+def _place(run: Run, task: str, row: SampleRow) -> tuple[Path, str, str]:
     """Return the file that holds the answer of a sample, the id of its record there, and its part (:class:`Answer`)."""
     predictions = run.folder / PREDICTIONS_DIR
     if task != "longbench":

@@ -12,16 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from logodata.common.errors import UserError
 from logoeval.compare.labels import label_folders
 from logoeval.intervals import Estimate, estimate, estimate_difference, groups, slice_label, slices
-from logoeval.records import (
-    PREDICTIONS_DIR,
-    TASK_NAMES,
-    Metric,
-    Results,
-    SampleRow,
-    TaskName,
-    TaskResult,
-    read_results,
-)
+from logoeval.records import PREDICTIONS_DIR, Metric, Results, SampleRow, TaskResult, read_results
+from logoeval.tasks.table import task_names
 
 Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]
 
@@ -41,10 +33,10 @@ class Run:
     results: Results
 
     @property
-    def unfinished(self) -> list[TaskName]:
+    def unfinished(self) -> list[str]:
         """The tasks that were begun in this folder and have no results."""
         begun = {path.stem for path in (self.folder / PREDICTIONS_DIR).glob("*.json")}
-        return [task for task in TASK_NAMES if task in begun and task not in self.results.tasks]
+        return [task for task in task_names() if task in begun and task not in self.results.tasks]
 
 
 class _Record(BaseModel):
@@ -75,7 +67,7 @@ class Difference(_Record):
 class Row(_Record):
     """One metric, or one slice of it, of all runs: a value per run and a difference per run but the first."""
 
-    task: TaskName
+    task: str
     metric: Metric
     slice: dict[str, Any]
     num_samples: int
@@ -97,9 +89,9 @@ class Comparison:
     rows: list[Row]
 
     @property
-    def tasks(self) -> list[TaskName]:
+    def tasks(self) -> list[str]:
         """The tasks of the comparison, which all runs have."""
-        return [task for task in TASK_NAMES if task in self.runs[0].results.tasks]
+        return list(self.runs[0].results.tasks)
 
 
 def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
@@ -115,21 +107,29 @@ def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
     runs = read_runs(folders)
     if not runs[0].results.tasks:
         raise UserError("holds no finished task", where=str(runs[0].folder), mend="run logoeval again to finish it")
-    rows = [row for task in TASK_NAMES if task in runs[0].results.tasks for row in _rows(task, runs)]
+    rows = [row for task in runs[0].results.tasks for row in _rows(task, runs)]
     return Comparison(runs, rows)
 
 
-def read_runs(folders: Sequence[Path] | Mapping[str, Path], tasks: Sequence[TaskName] = TASK_NAMES) -> list[Run]:
+def read_runs(folders: Sequence[Path] | Mapping[str, Path], tasks: Sequence[str] | None = None) -> list[Run]:
     """Read the results of ``tasks`` from each folder and check that the runs can be compared.
 
     Raises:
-        UserError: see :func:`compare`.
+        UserError: see :func:`compare`; or a task is unknown.
     """
     runs = []
     for label, folder in label_folders(folders).items():
         results = read_results(folder)
-        held = {task: result for task, result in results.tasks.items() if task in tasks}
-        runs.append(Run(label, folder, results.model_copy(update={"tasks": held})))
+        unknown = [task for task in results.tasks if task not in task_names()]
+        if unknown:
+            raise UserError(
+                f"holds a task that this version does not know: {unknown[0]}",
+                where=str(folder),
+                mend="compare it with the version that measured it",
+            )
+        held = {task: results.tasks[task] for task in task_names() if task in results.tasks}
+        wanted = {task: result for task, result in held.items() if tasks is None or task in tasks}
+        runs.append(Run(label, folder, results.model_copy(update={"tasks": wanted})))
     _check_tasks(runs)
     for run in runs[1:]:
         _check_comparable(runs[0], run)
@@ -138,7 +138,7 @@ def read_runs(folders: Sequence[Path] | Mapping[str, Path], tasks: Sequence[Task
 
 def _check_tasks(runs: Sequence[Run]) -> None:
     """Refuse runs that do not have the same tasks. The error names all tasks that each run lacks."""
-    held = [task for task in TASK_NAMES if any(task in run.results.tasks for run in runs)]
+    held = [task for task in task_names() if any(task in run.results.tasks for run in runs)]
     faults, folders = [], []
     for run in runs:
         absent = [task for task in held if task not in run.results.tasks]
@@ -159,10 +159,8 @@ def _check_tasks(runs: Sequence[Run]) -> None:
 def _check_comparable(first: Run, other: Run) -> None:
     where = f"{first.folder} and {other.folder}"
     mend = "evaluate both with the same recipe; only model and adapter may differ"
-    for task in TASK_NAMES:
-        if task not in first.results.tasks:
-            continue
-        before, after = first.results.tasks[task], other.results.tasks[task]
+    for task, before in first.results.tasks.items():
+        after = other.results.tasks[task]
         for name, old, new in _differences(before, after):
             raise UserError(f"{task}: {name} is {old!r} in one and {new!r} in the other", where=where, mend=mend)
         if [sample.id for sample in before.samples] != [sample.id for sample in after.samples]:
@@ -181,12 +179,12 @@ def _differences(before: TaskResult, after: TaskResult) -> Iterator[tuple[str, A
             yield key, old, new
 
 
-def _rows(task: TaskName, runs: Sequence[Run]) -> Iterator[Row]:
+def _rows(task: str, runs: Sequence[Run]) -> Iterator[Row]:
     results = [run.results.tasks[task] for run in runs]
     return measured_rows(task, results[0].metrics, [result.samples for result in results])
 
 
-def measured_rows(task: TaskName, metrics: Sequence[Metric], columns: Sequence[Sequence[SampleRow]]) -> Iterator[Row]:
+def measured_rows(task: str, metrics: Sequence[Metric], columns: Sequence[Sequence[SampleRow]]) -> Iterator[Row]:
     """Yield a row for every metric and each of its slices. ``columns`` are the samples of each run, in equal order."""
     for metric in metrics:
         for where, members in slices(metric, columns[0]):

@@ -32,7 +32,7 @@ from logoeval.compare.answers import (
 )
 from logoeval.compare.compare import Comparison, Row, Run, measured_rows, read_runs
 from logoeval.compare.labels import label_folders
-from logoeval.records import Metric, SampleRow, TaskName
+from logoeval.records import Metric, SampleRow
 
 SCHEMA_VERSION = 1
 
@@ -56,7 +56,7 @@ CAUTION = (
     "change of these shares read the lengths"
 )
 
-_TITLES: dict[TaskName, str] = {"longbench": "LongBench QA", "qa": "Held-out questions", "pairs": "Held-out pairs"}
+_TITLES: dict[str, str] = {"longbench": "LongBench QA", "qa": "Held-out questions", "pairs": "Held-out pairs"}
 _LONGEST_REFERENCE = JudgeSettings().long_answer_words
 _SEED = "How answers go wrong"  # of the order in which examples are taken
 
@@ -69,7 +69,7 @@ class Group:
     length of such answers in words (None where a run has none).
     """
 
-    task: TaskName
+    task: str
     part: str | None
     title: str
     rows: dict[Outcome, Row]
@@ -182,7 +182,7 @@ def _outcome(answer: Answer, wrong_below: float) -> Outcome:
     return classify(answer.response, answer.question, answer.references, wrong_below)
 
 
-def _groups(task: TaskName, judged: Sequence[Sequence[tuple[Answer, Outcome]]]) -> Iterator[Group]:
+def _groups(task: str, judged: Sequence[Sequence[tuple[Answer, Outcome]]]) -> Iterator[Group]:
     """All answers of a task, then each of its parts if there are several."""
     parts = {answer.part for answer, _ in judged[0]}
     title = f"LongBench {next(iter(parts))}" if task == "longbench" and len(parts) == 1 else _TITLES[task]

@@ -6,38 +6,46 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, create_model
 
 from logodata.common.recipes.files import shipped_recipes
-from logodata.common.recipes.reading import load_recipe
+from logodata.common.recipes.reading import RecipeModel, load_recipe
 from logoeval.recipe.foreign_names import NAMES, VALUES
 from logoeval.session import SessionSettings
-from logoeval.tasks.longbench.settings import LongBenchSettings
-from logoeval.tasks.needles.settings import NiahSettings
-from logoeval.tasks.pairs import PairsSettings
-from logoeval.tasks.perplexity import PerplexitySettings
-from logoeval.tasks.qa import QaSettings
-from logoeval.tasks.short.settings import ShortSettings
+from logoeval.tasks.table import TASKS, task_names
+
+# Each task has a field of its name: its settings, or None where it is not measured.
+if TYPE_CHECKING:
+    _WithTasks = SessionSettings
+else:
+    _WithTasks = create_model(
+        "_WithTasks",
+        __base__=SessionSettings,
+        **{
+            task.name: (task.evaluator.settings | None, Field(default=None, description=f"{task.title}."))
+            for task in TASKS
+        },
+    )
 
 
-class EvalRecipe(SessionSettings):
+class EvalRecipe(_WithTasks):
     """One evaluation of one model. Two recipes that differ in ``model`` and ``adapter`` only can be compared."""
 
     own_model = "logoeval TASK --model MODEL, without a recipe, takes the task's own"
     foreign_names = NAMES
     foreign_values = VALUES
 
-    longbench: LongBenchSettings | None = None
-    """LongBench."""
-    niah: NiahSettings | None = None
-    """Needle in a haystack."""
-    ppl: PerplexitySettings | None = None
-    """Perplexity."""
-    qa: QaSettings | None = None
-    """Questions on held-out documents."""
-    pairs: PairsSettings | None = None
-    """Held-out preference pairs."""
-    short: ShortSettings | None = None
-    """Short-context benchmarks."""
+    def section(self, task: str) -> RecipeModel | None:
+        """The settings of a task, by its name."""
+        settings: RecipeModel | None = getattr(self, task)
+        return settings
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks that are measured, in the order of the table."""
+        return [task.name for task in TASKS if self.section(task.name) is not None]
 
 
 def load_eval_recipe(
@@ -55,14 +63,12 @@ def load_eval_recipe(
     Raises:
         UserError: see :func:`logodata.common.recipes.reading.load_recipe`.
     """
-    from logoeval.records import TASK_NAMES
-
     given = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in fields.items() if value is not None)]
     if file is None and fields["model"] == "embedded":
         file = shipped_recipes() / "embedded.yaml"
     if task is None:
         return load_recipe(EvalRecipe, "eval", file, given)
-    given += [f"{other}=null" for other in TASK_NAMES if other != task]
+    given += [f"{other}=null" for other in task_names() if other != task]
     recipe = load_recipe(EvalRecipe, "eval", file, given)
     return (
         recipe if getattr(recipe, task) is not None else load_recipe(EvalRecipe, "eval", file, [f"{task}={{}}", *given])

@@ -44,7 +44,7 @@ def longbench_section(comparison: Comparison) -> Section:
 
 
 def _cuts(comparison: Comparison) -> list[str]:
-    return limits("longbench", comparison.runs[0].results.tasks["longbench"])
+    return limits(comparison.runs[0].results.tasks["longbench"])
 
 
 def _is_category(row: Row) -> bool:

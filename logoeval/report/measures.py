@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from logoeval.compare.compare import Comparison, Difference, Row, show_change
 from logoeval.compare.limits import all_limits, show_count
 from logoeval.intervals import is_cell
-from logoeval.records import TaskName
 from logoeval.report.tables import Cell, Table
 
 
@@ -83,7 +82,7 @@ def terminal_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
     return Table("Measures", head, lines, text_columns={4})
 
 
-def changes_table(comparison: Comparison, task: TaskName) -> Table | None:
+def changes_table(comparison: Comparison, task: str) -> Table | None:
     """Return a table of a task's rows that are neither in the first table nor cells of maps; None if there are none."""
     rows = [
         row

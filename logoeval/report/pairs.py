@@ -9,7 +9,6 @@ from logodata.common.markup import Html, join, raw, tag
 from logodata.contract import read_samples
 from logoeval.compare.compare import Comparison, Run
 from logoeval.compare.limits import limits
-from logoeval.records import TaskName
 from logoeval.report import figure_style, figures
 from logoeval.report.tables import Section, panels
 from logoeval.report.worked_samples import held_out_samples, worked_samples
@@ -40,7 +39,7 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Section:
         ),
         *(
             tag("p", tag("strong", f"Measured: {text}."), class_="limit")
-            for text in limits("pairs", comparison.runs[0].results.tasks["pairs"])
+            for text in limits(comparison.runs[0].results.tasks["pairs"])
         ),
         tag("p", _origin(comparison)),
         _overlap(comparison, data),
@@ -78,5 +77,5 @@ def _overlap(comparison: Comparison, data: Path | None) -> Html:
     )
 
 
-def _scores(run: Run, task: TaskName, key: str) -> list[float]:
+def _scores(run: Run, task: str, key: str) -> list[float]:
     return [sample.scores[key] for sample in run.results.tasks[task].samples]

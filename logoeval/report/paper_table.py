@@ -55,7 +55,7 @@ def paper_table(comparison: Comparison) -> tuple[Table, list[str]] | None:
     missing = [name for name, value in zip(paper["columns"], ours[0], strict=True) if value is None]
     if missing:
         notes.append(f"{MISSING} not all tasks of {', '.join(missing)} were measured.")
-    heading = Cell("This report; brackets: 95 % intervals", mark="; ".join(limits("longbench", result)), style="limit")
+    heading = Cell("This report; brackets: 95 % intervals", mark="; ".join(limits(result)), style="limit")
     rows: list[Sequence[str | Cell]] = [
         [f"Published, not measured here: Tang et al. 2025, {paper['where']}"],
         *lines,

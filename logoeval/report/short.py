@@ -22,7 +22,7 @@ def short_section(comparison: Comparison) -> Section:
             f"Benchmarks of general knowledge, by lm-evaluation-harness {settings['lm_eval']}, prompts {prompts}. Long "
             "contexts were trained; these numbers should stay where they were.",
         ),
-        *(tag("p", tag("strong", limit)) for limit in limits("short", result)),
+        *(tag("p", tag("strong", limit)) for limit in limits(result)),
         titled(table),
     )
     return Section("Short contexts: what the model could do before", body, [table])

@@ -13,7 +13,7 @@ from logodata.common.console import console
 from logoeval.compare.compare import Comparison, Row, compare
 from logoeval.compare.limits import all_limits
 from logoeval.intervals import is_cell, slice_label, summarise
-from logoeval.records import Metric, Outcome, Results, SummaryRow, TaskName
+from logoeval.records import Metric, Outcome, Results, SummaryRow
 from logoeval.report.measures import terminal_table
 
 
@@ -22,7 +22,7 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def show_results(results: Results, tasks: Sequence[TaskName], folder: Path) -> None:
+def show_results(results: Results, tasks: Sequence[str], folder: Path) -> None:
     """Print the means of some tasks with their intervals."""
     _print_means([(results.tasks[task].metrics, results.tasks[task].summary) for task in tasks])
     for task in tasks:
@@ -38,7 +38,7 @@ def show_scores(outcome: Outcome) -> None:
         say(text)
 
 
-def show_change(base: Path, adapter: Path, tasks: Sequence[TaskName]) -> None:
+def show_change(base: Path, adapter: Path, tasks: Sequence[str]) -> None:
     """Print what the adapter changes, sample by sample, and how to make a page of it."""
     comparison = compare([base, adapter])
     show_rows(comparison, [row for row in comparison.rows if row.task in tasks and not row.slice])

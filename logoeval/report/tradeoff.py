@@ -7,7 +7,6 @@ from string import ascii_lowercase
 from logodata.common.markup import join, tag
 from logoeval.compare.compare import Comparison, Row
 from logoeval.compare.limits import limits
-from logoeval.records import TaskName
 from logoeval.report import figure_style, figures
 from logoeval.report.paper_table import published
 from logoeval.report.tables import Section, Table, details
@@ -36,7 +35,7 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
         figures.Point(letter, (point["perplexity"], None, None), (point["longbench"], None, None))
         for letter, point in zip(ascii_lowercase, paper["points"], strict=False)
     ]
-    cut = limits("longbench", tasks["longbench"])
+    cut = limits(tasks["longbench"])
     y_label = "LongBench average" + (" (a sample)" if cut else "")
     title = f"Published: LOGO paper, {paper['where']}"
     table = Table(
@@ -81,6 +80,6 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
     return Section("LongBench against perplexity: what the gain cost", body, [table])
 
 
-def _row(comparison: Comparison, task: TaskName, key: str) -> Row | None:
+def _row(comparison: Comparison, task: str, key: str) -> Row | None:
     found = [row for row in comparison.rows if (row.task, row.metric.key, row.slice) == (task, key, {})]
     return found[0] if found else None

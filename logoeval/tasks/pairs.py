@@ -16,8 +16,9 @@ from logodata.common.errors import UserError
 from logodata.common.finite import check_responses
 from logodata.contract import PreferenceSample
 from logodata.models.vocabulary import check_ids, vocabulary_size
-from logoeval.records import Metric, Outcome, SampleRow, data_fingerprint, hash_ids
+from logoeval.records import Metric, Outcome, SampleRow, hash_ids
 from logoeval.tasks import qa
+from logoeval.tasks.evaluator import Evaluator
 
 if TYPE_CHECKING:
     from logoeval.session import Session
@@ -29,9 +30,6 @@ class PairsSettings(qa.HeldOutSettings):
 
 
 _BUILD = "build the data set again with this model"
-
-VERSION = 1
-"""Raised when scores change their meaning: results of two versions are not compared."""
 
 METRICS = [
     Metric(
@@ -64,11 +62,6 @@ METRICS = [
     ),
     *qa.metrics("Answer"),
 ]
-
-
-def describe(settings: PairsSettings) -> dict[str, Any]:
-    """What two comparable runs have in common; the data by their contents, wherever they lie."""
-    return {**settings.model_dump(mode="json", exclude={"data"}), "data_fingerprint": data_fingerprint(settings.data)}
 
 
 def sample_hash(sample: PreferenceSample) -> str:
@@ -156,3 +149,8 @@ def _row(sample: PreferenceSample, logprobs: dict[str, Any], answer: dict[str, A
         },
         facts={"origin": sample.origin, "kind": sample.kind},
     )
+
+
+EVALUATOR = Evaluator(
+    settings=PairsSettings, version=1, describe=qa.describe, run=run, inputs=qa.inputs, limits=qa.limits
+)

@@ -24,11 +24,21 @@ from logodata.common.errors import UserError
 from logodata.common.finite import DAMAGED
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, Tokens
+from logodata.engines.settings import EngineSettings
 from logodata.models.facts import length_dependent_rope
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logodata.prompts import encode_text
 from logoeval.records import Metric, Outcome, SampleRow, hash_ids
-from logoeval.tasks.texts import Length, Lengths, pydoc_documents, read_documents, text_fingerprint
+from logoeval.tasks.evaluator import Evaluator
+from logoeval.tasks.texts import (
+    PYDOC,
+    Length,
+    Lengths,
+    pydoc_documents,
+    read_documents,
+    text_files,
+    text_fingerprint,
+)
 from logoeval.tasks.token_likelihoods import check_logits, reset_rope, sliding_nlls, sliding_windows, token_nlls
 
 if TYPE_CHECKING:
@@ -70,7 +80,7 @@ class PerplexitySettings(RecipeModel):
     document_tokens: Length | None = Field(default_factory=_document_tokens)
     """Tokens of each document over which windows slide; only for ``sliding`` (default: the longest of ``lengths``,
     whose window then has nowhere to move)."""
-    text: Annotated[str, OrPath("pydoc")] = "pydoc"
+    text: Annotated[str, OrPath(PYDOC)] = PYDOC
     """``pydoc``: prose of Python's own documentation, cut at topics. Else a .txt file or a folder of them, a document
     each."""
     num_documents: int = Field(default=8, gt=0)
@@ -103,9 +113,6 @@ class PerplexitySettings(RecipeModel):
 
 _MOST_NATS = 700.0
 """exp of more is no number in float64."""
-
-VERSION = 1
-"""Raised when documents or scores change their meaning: results of two versions are not compared."""
 
 
 def metrics(settings: PerplexitySettings) -> list[Metric]:
@@ -153,18 +160,18 @@ def _metric(settings: PerplexitySettings, key: str, label: str, explanation: str
     )
 
 
-def describe(settings: PerplexitySettings) -> dict[str, Any]:
+def describe(settings: PerplexitySettings, _: EngineSettings) -> dict[str, Any]:
     """What two comparable runs have in common; the text by its contents, wherever it lies."""
     text = "\n\n".join(text for _, text in _sources(settings))
     return {
         **settings.model_dump(mode="json"),
-        "text": settings.text if settings.text == "pydoc" else Path(settings.text).name,
+        "text": settings.text if settings.text == PYDOC else Path(settings.text).name,
         "text_fingerprint": text_fingerprint(text),
     }
 
 
 def _sources(settings: PerplexitySettings) -> tuple[tuple[str, str], ...]:
-    return pydoc_documents() if settings.text == "pydoc" else read_documents(Path(settings.text))
+    return pydoc_documents() if settings.text == PYDOC else read_documents(Path(settings.text))
 
 
 def documents(
@@ -212,7 +219,7 @@ def _grouped(
     settings: PerplexitySettings, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> Iterator[tuple[str, str]]:
     """Documents as they are; the built-in topics are short, and are joined until each document is long enough."""
-    if settings.text != "pydoc":
+    if settings.text != PYDOC:
         yield from _sources(settings)
         return
     names: list[str] = []
@@ -334,3 +341,19 @@ def _scores(nlls: NDArray[np.float64], lengths: Sequence[int]) -> dict[str, floa
         scores[f"ppl@{length}"] = float(nlls[: length - 1].mean())
         scores[f"tail@{length}"] = float(nlls[length // 2 - 1 : length - 1].mean())
     return scores
+
+
+def inputs(settings: PerplexitySettings) -> Iterator[tuple[str, Path]]:
+    """A text of one's own.
+
+    Raises:
+        UserError: see :func:`logoeval.tasks.texts.text_files`.
+    """
+    if settings.text != PYDOC:
+        text_files(Path(settings.text))
+        yield "a text", Path(settings.text)
+
+
+EVALUATOR = Evaluator(
+    settings=PerplexitySettings, version=1, describe=describe, run=run, inputs=inputs, generates=False
+)

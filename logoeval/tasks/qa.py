@@ -7,7 +7,7 @@ was built with answered right in one way and wrong in another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,13 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import Tokens
 from logodata.common.words import without_reasoning
-from logodata.contract import PreferenceSample, read_manifest, read_samples
+from logodata.contract import PreferenceSample, read_manifest, read_samples, sample_files
 from logodata.engines import GenerationResult, Sampling
+from logodata.engines.settings import EngineSettings
 from logodata.judge.measures import token_f1, word_share
 from logodata.models.facts import tokenizer_fingerprint
-from logoeval.records import Metric, Outcome, SampleRow, data_fingerprint, hash_ids
+from logoeval.records import Metric, Outcome, SampleRow, TaskResult, data_fingerprint, hash_ids
+from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.generate import PromptItem, complete
 
 if TYPE_CHECKING:
@@ -43,10 +45,6 @@ class HeldOutSettings(RecipeModel):
 class QaSettings(HeldOutSettings):
     """The model's own answers to the questions of held-out documents. Build their folder with ``judge.enabled=false``,
     which keeps all questions."""
-
-
-VERSION = 1
-"""Raised when scores change their meaning: results of two versions are not compared."""
 
 
 def metrics(what: str) -> list[Metric]:
@@ -85,7 +83,7 @@ def metrics(what: str) -> list[Metric]:
 METRICS = metrics("Held-out answer")
 
 
-def describe(settings: QaSettings) -> dict[str, Any]:
+def describe(settings: HeldOutSettings, _: EngineSettings) -> dict[str, Any]:
     """What two comparable runs have in common; the data by their contents, wherever they lie."""
     return {**settings.model_dump(mode="json", exclude={"data"}), "data_fingerprint": data_fingerprint(settings.data)}
 
@@ -176,3 +174,24 @@ def scores(record: dict[str, Any]) -> dict[str, float]:
         "ended": float(record["ended"]),
         "answer_tokens": float(record["num_response_tokens"]),
     }
+
+
+def inputs(settings: HeldOutSettings) -> Iterator[tuple[str, Path]]:
+    """The folder of the held-out samples.
+
+    Raises:
+        UserError: it holds none.
+    """
+    sample_files(settings.data)
+    yield "the data set", settings.data
+
+
+def limits(result: TaskResult) -> Iterator[str]:
+    """Whether ``max_samples`` left samples out."""
+    most = result.settings.get("max_samples")
+    if most is not None and most == len(result.samples):  # fewer: there were no more
+        what = "questions" if result.task == "qa" else "pairs"
+        yield f"the first {most} held-out {what} only ({result.task}.max_samples)"
+
+
+EVALUATOR = Evaluator(settings=QaSettings, version=1, describe=describe, run=run, inputs=inputs, limits=limits)

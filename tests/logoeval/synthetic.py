@@ -24,7 +24,6 @@ from logoeval.records import (
     Provenance,
     Results,
     SampleRow,
-    TaskName,
     TaskResult,
     write_results,
 )
@@ -115,14 +114,14 @@ def ppl(effect: float) -> Outcome:
     return Outcome(wanted, rows, ["beginning-of-sequence token: yes"], settings={"lengths": list(LENGTHS)})
 
 
-def outcomes(effect: float, rows: int | None, max_samples: int | None) -> Iterator[tuple[TaskName, Outcome]]:
+def outcomes(effect: float, rows: int | None, max_samples: int | None) -> Iterator[tuple[str, Outcome]]:
     yield "longbench", longbench(effect, rows)
     yield "niah", niah(effect)
     yield "pairs", pairs(effect, max_samples)
     yield "ppl", ppl(effect)
 
 
-def task_result(task: TaskName, outcome: Outcome, *, adapter: str | None) -> TaskResult:
+def task_result(task: str, outcome: Outcome, *, adapter: str | None) -> TaskResult:
     provenance = Provenance(
         logo_align="0",
         python="3",

@@ -15,13 +15,13 @@ import torch
 from logodata.common.errors import UserError
 from logodata.models.adapters import write_base_config
 from logodata.models.loading import load_config, load_model
-from logoeval.checkpoints import OneBase, evaluate_checkpoints, find_adapters
+from logoeval.checkpoints import evaluate_checkpoints, find_adapters
 from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import Results, read_results, write_results
 from logoeval.report.page import render
-from logoeval.session import Session
+from logoeval.session import Session, Weights
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from tests.conftest import make_model
 from tests.logoeval.conftest import FakeEngine
@@ -61,36 +61,41 @@ def logits(model: Any) -> torch.Tensor:
         return model(IDS).logits
 
 
+def shared_logits(weights: Weights, model: str, adapter: Path | None) -> torch.Tensor:
+    """Logits of a session that shares its weights with others; the session ends."""
+    return logits(Session(EvalRecipe(model=model, adapter=adapter), weights).model)
+
+
 def test_each_adapter_acts_as_if_it_were_loaded_alone(run: Path, tiny_model_dir: Path) -> None:
-    recipe = EvalRecipe(model=str(tiny_model_dir))
-    weights = OneBase(recipe)
+    weights, model = Weights(), str(tiny_model_dir)
     adapters = find_adapters(run / "checkpoints")
     assert list(adapters) == [4, 8, 12]
-    bare = logits(load_model(str(tiny_model_dir)))
-    assert torch.equal(logits(weights.model(None)), bare)
+    bare = logits(load_model(model))
+    assert torch.equal(shared_logits(weights, model, None), bare)
     for adapter in (*adapters.values(), adapters[4]):
-        alone = logits(load_model(str(tiny_model_dir), adapter=adapter))
-        torch.testing.assert_close(logits(weights.model(adapter)), alone, rtol=1e-4, atol=1e-4)
+        alone = logits(load_model(model, adapter=adapter))
+        assert torch.equal(shared_logits(weights, model, adapter), alone)
         assert not torch.allclose(alone, bare, atol=1e-2)
-    assert torch.equal(logits(weights.model(None)), bare)  # nothing of them is left
+    assert torch.equal(shared_logits(weights, model, None), bare)  # nothing of them is left
     assert load_config(str(tiny_model_dir), adapter=adapters[12]).rope_parameters["rope_type"] == "linear"
 
 
-def test_weights_are_read_once_for_one_rope(run: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_read_for_the_first_adapter_and_for_each_further_one(
+    run: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads = []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
         loads.append(arguments)
         return load_model(*arguments, **keywords)
 
-    monkeypatch.setattr("logoeval.checkpoints.load_model", counted)
-    weights = OneBase(EvalRecipe(model=str(tiny_model_dir)))
+    monkeypatch.setattr("logoeval.session.load_model", counted)
+    weights, model = Weights(), str(tiny_model_dir)
     adapters = find_adapters(run / "checkpoints")
-    for adapter in (None, adapters[4], adapters[8]):
-        weights.model(adapter)
-    assert len(loads) == 1
-    weights.model(adapters[12])
-    assert len(loads) == 2
+    expected = ((None, 1), (None, 1), (adapters[4], 1), (adapters[8], 2), (None, 3), (adapters[12], 4))
+    for adapter, num_loads in expected:  # the last has another RoPE
+        shared_logits(weights, model, adapter)
+        assert len(loads) == num_loads, adapter
 
 
 @pytest.mark.parametrize(
@@ -123,11 +128,11 @@ def test_an_adapter_that_changes_the_weights_themselves_leaves_nothing(
         adapters.append(tmp_path / str(number))
         saved = save_embeddings and not number
         adapted.save_pretrained(str(adapters[-1]), save_embedding_layers=saved)
-    weights = OneBase(EvalRecipe(model=str(tmp_path / "base")))
+    weights, model = Weights(), str(tmp_path / "base")
     bare = logits(base)
     for adapter in (None, *adapters, None):
-        alone = logits(load_model(str(tmp_path / "base"), adapter=adapter))
-        torch.testing.assert_close(logits(weights.model(adapter)), alone, rtol=1e-4, atol=1e-4)
+        alone = logits(load_model(model, adapter=adapter))
+        assert torch.equal(shared_logits(weights, model, adapter), alone)
         assert torch.equal(alone, bare) == (adapter is None)
 
 

@@ -52,11 +52,11 @@ def make_adapter(tmp_path: Path, tiny_tokenizer: Any) -> Callable[..., Path]:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was loaded, by adapter."""
+    """The RoPE of each model that was loaded."""
     found: list[Any] = []
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
-        found.append(keywords["adapter"])
+        found.append(keywords["config"].rope_parameters["rope_type"])
         return load_model(*arguments, **keywords)
 
     monkeypatch.setattr("logoeval.session.load_model", counted)
@@ -87,7 +87,7 @@ def test_one_command_gives_the_results_of_two(
     )
     tasks = ("niah", "pairs", "ppl")
     base, adapter = evaluate_with_base(recipe, tasks, tmp_path / "both")
-    assert loads == [None]
+    assert loads == ["default"]
     together = [comparable(read_results(folder)) for folder in (base, adapter)]
     alone = [
         comparable(evaluate(recipe.model_copy(update={"adapter": None}), tasks, tmp_path / "one")),
@@ -107,7 +107,7 @@ def test_an_adapter_with_another_rope(
 ) -> None:
     recipe = EvalRecipe(model=str(tiny_model_dir), adapter=make_adapter(factor=2.0), ppl=PPL)
     base, adapter = (read_results(folder).tasks["ppl"] for folder in evaluate_with_base(recipe, ["ppl"], tmp_path))
-    assert loads == [None, recipe.adapter]
+    assert loads == ["default", "linear"]
     bare = evaluate(recipe.model_copy(update={"adapter": None}), ["ppl"], tmp_path / "alone").tasks["ppl"]
     assert base.samples == bare.samples
     assert base.notes[-1] == (
@@ -193,8 +193,7 @@ def test_vllm_is_started_once_where_one_rope_serves_both(
     def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> FakeVllm:
         return FakeVllm(fake_answer, adapter, log)
 
-    for module in ("logoeval.session", "logoeval.with_base"):
-        monkeypatch.setattr(f"{module}.open_engine", open_engine)
+    monkeypatch.setattr("logoeval.session.open_engine", open_engine)
     adapter = make_adapter(factor=factor)
     recipe = EvalRecipe(model=str(tiny_model_dir), adapter=adapter, engine=EngineSettings(kind="vllm"), niah=NIAH)
     folders = evaluate_with_base(recipe, ["niah"], tmp_path / "out")
@@ -215,8 +214,7 @@ def test_a_server_has_the_base_under_the_models_name(
         served.append(settings.served_model)
         return FakeEngine(fake_answer)
 
-    for module in ("logoeval.session", "logoeval.with_base"):
-        monkeypatch.setattr(f"{module}.open_engine", open_engine)
+    monkeypatch.setattr("logoeval.session.open_engine", open_engine)
     engine = EngineSettings(kind="openai", base_urls=("http://127.0.0.1:1/v1",), served_model="logo")
     recipe = EvalRecipe(model=str(tiny_model_dir), adapter=make_adapter(), engine=engine, niah=NIAH)
     evaluate_with_base(recipe, ["niah"], tmp_path / "out")

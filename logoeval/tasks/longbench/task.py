@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings
-from logoeval.records import Outcome
+from logoeval.records import Outcome, SampleRow, TaskResult
+from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.generate import PromptItem, complete
 from logoeval.tasks.longbench.data import Row, fingerprint, read_rows
 from logoeval.tasks.longbench.prompts import RESERVED_TOKENS, PromptBuilder
-from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS, Task
+from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS, Task, official_rows
 from logoeval.tasks.longbench.settings import LongBenchSettings
 from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
 from logoeval.tasks.texts import text_fingerprint
 
 if TYPE_CHECKING:
     from logoeval.session import Session
-
-VERSION = 1
-"""Raised when prompts or scores change their meaning: results of two versions are not compared."""
 
 FOLDER = "longbench"
 """Of the predictions, a file a task. A line holds ``pred``, ``answers``, ``all_classes`` and ``length`` too, so the
@@ -131,3 +129,29 @@ def _sampling(task: Task, session: Session) -> Sampling:
     # Officially for this task alone: models go on with another dialogue. At least one token comes first.
     (*_, newline) = session.tokenizer.encode("\n", add_special_tokens=False)
     return Sampling(task.max_new_tokens, (*session.stop_ids, newline), min_new_tokens=1)
+
+
+def total(result: TaskResult, samples: Sequence[SampleRow], where: Mapping[str, Any]) -> int | None:
+    """How many rows LongBench, or LongBench-E, has of the tasks that these samples are of. Of a band of lengths
+    (``words``) nobody says."""
+    if not samples or "words" in where:
+        return None
+    return official_rows((sample.facts["task"] for sample in samples), e=result.settings["e"])
+
+
+def limits(result: TaskResult) -> Iterator[str]:
+    """Whether some of the benchmark's rows are missing."""
+    count, official = len(result.samples), total(result, result.samples, {})
+    if official is not None and count != official:
+        yield f"{count:,} of {official:,} rows: not the benchmark's score"
+
+
+EVALUATOR = Evaluator(
+    settings=LongBenchSettings,
+    version=1,
+    describe=describe,
+    run=run,
+    inputs=lambda settings: [("the data", settings.data)],
+    limits=limits,
+    total=total,
+)

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationResult, Sampling
+from logodata.engines.settings import EngineSettings
 from logoeval.records import Outcome, SampleRow
+from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.generate import PromptItem, complete
-from logoeval.tasks.needles.haystacks import haystacks
+from logoeval.tasks.needles.haystacks import BUILT_IN, haystacks
 from logoeval.tasks.needles.samples import NiahSample, SampleBuilder
 from logoeval.tasks.needles.saw_said import CALIBRATION_SEED_OFFSET, TraceItem, check, describe_heads, extend
 from logoeval.tasks.needles.scores import depth_scores, metrics, score_response
 from logoeval.tasks.needles.settings import NiahSettings
+from logoeval.tasks.texts import text_files
 
 if TYPE_CHECKING:
     from logoeval.session import Session
 
-VERSION = 3
-"""Raised when prompts or scores change their meaning: results of two versions are not compared."""
 
-
-def describe(settings: NiahSettings) -> dict[str, Any]:
+def describe(settings: NiahSettings, _: EngineSettings) -> dict[str, Any]:
     """What two comparable runs have in common; folders by name and contents, wherever they lie."""
     texts = {haystack.name: haystack.fingerprint for haystack in haystacks(settings)}
     dump = settings.model_dump(mode="json", exclude={"haystacks": True, "retrieval": {"heads"}})
@@ -165,3 +165,20 @@ def _notes(samples: Sequence[NiahSample]) -> Iterator[str]:
         f"{shared:,} of {total:,} prompt tokens ({100 * shared / total:.0f} %) lie in a beginning shared with another "
         "prompt, which a prefix cache computes once"
     )
+
+
+def inputs(settings: NiahSettings) -> Iterator[tuple[str, Path]]:
+    """Texts of one's own, and a file of heads.
+
+    Raises:
+        UserError: see :func:`logoeval.tasks.texts.text_files`.
+    """
+    for name in settings.haystacks:
+        if name not in BUILT_IN:
+            text_files(Path(name))
+            yield "a text", Path(name)
+    if settings.retrieval is not None and settings.retrieval.heads is not None:
+        yield "the heads", settings.retrieval.heads
+
+
+EVALUATOR = Evaluator(settings=NiahSettings, version=3, describe=describe, run=run, inputs=inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +11,24 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.engines.settings import EngineSettings
 from logodata.models.loading import load_tokenizer, resolve_model
-from logoeval.records import Outcome
+from logoeval.records import Outcome, TaskResult
+from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.short.harness import folder_fingerprint, harness_version, load, open_manager, quiet
-from logoeval.tasks.short.outcome import OWN_LONGBENCH_NOTE, collect, is_own_longbench, metrics, notes, sample_rows
+from logoeval.tasks.short.outcome import (
+    OWN_LONGBENCH_NOTE,
+    collect,
+    is_own_longbench,
+    is_partial,
+    metrics,
+    notes,
+    sample_rows,
+)
 from logoeval.tasks.short.settings import ShortSettings, ShortTask
 from logoeval.tasks.short.units import Unit, units
 
 if TYPE_CHECKING:
     from logoeval.session import Session
     from logoeval.tasks.short.model import HarnessModel
-
-VERSION = 1
-"""Raised when scores change their meaning: results of two versions are not compared."""
 
 
 def describe(settings: ShortSettings, engine: EngineSettings) -> dict[str, Any]:
@@ -153,3 +159,20 @@ def _call(
         task_manager=manager,
     )
     return results
+
+
+def limits(result: TaskResult) -> Iterator[str]:
+    """Whether ``short.limit`` left samples out."""
+    if any(is_partial(metric) for metric in result.metrics):
+        yield f"the first {result.settings['limit']} samples of each of the harness's tasks only (short.limit)"
+
+
+EVALUATOR = Evaluator(
+    settings=ShortSettings,
+    version=1,
+    describe=describe,
+    run=run,
+    generates=False,
+    inputs=lambda settings: [("the tasks", settings.include_path)] if settings.include_path else [],
+    limits=limits,
+)

@@ -24,10 +24,12 @@ from logoeval.report.measures import markdown_table
 from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
-from logoeval.tasks.needles import NEEDLE, Haystack, NiahSample, SampleBuilder
+from logoeval.tasks.needles.haystacks import Haystack
+from logoeval.tasks.needles.samples import NiahSample, SampleBuilder
 from logoeval.tasks.needles.scores import depth_scores
 from logoeval.tasks.needles.settings import NiahSettings
 from logoeval.tasks.needles.task import build_samples, shared_prefix_tokens
+from logoeval.tasks.needles.variants import NEEDLE
 from logoeval.tasks.texts import NOISE_LINE
 from tests.logoeval.conftest import FakeEngine
 

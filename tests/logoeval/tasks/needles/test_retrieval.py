@@ -21,8 +21,9 @@ from logoeval.recipe.settings import EvalRecipe
 from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
-from logoeval.tasks.needles import Haystack, SampleBuilder, attention_trace, heads
+from logoeval.tasks.needles import attention_trace, heads
 from logoeval.tasks.needles.attention_trace import check_model, most_attended, trace_answers
+from logoeval.tasks.needles.haystacks import Haystack
 from logoeval.tasks.needles.heads import (
     Head,
     Heads,
@@ -35,6 +36,7 @@ from logoeval.tasks.needles.heads import (
     score_sample,
     shares,
 )
+from logoeval.tasks.needles.samples import SampleBuilder
 from logoeval.tasks.needles.saw_said import gold_answer, saw_said
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from tests.conftest import make_model

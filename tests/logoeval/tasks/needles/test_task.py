@@ -11,18 +11,12 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.prompts import encode_text
-from logoeval.tasks.needles import (
-    ANSWER_PREFIX,
-    DEPTHS,
-    METRICS,
-    NEEDLE,
-    Haystack,
-    SampleBuilder,
-    haystacks,
-    run,
-    score_response,
-)
+from logoeval.tasks.needles.haystacks import Haystack, haystacks
+from logoeval.tasks.needles.samples import DEPTHS, SampleBuilder
+from logoeval.tasks.needles.scores import METRICS, score_response
 from logoeval.tasks.needles.settings import NiahSettings
+from logoeval.tasks.needles.task import run
+from logoeval.tasks.needles.variants import ANSWER_PREFIX, NEEDLE
 from logoeval.tasks.texts import NOISE_LINE
 from tests.logoeval.conftest import FakeEngine
 
