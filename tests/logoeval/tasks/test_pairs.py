@@ -13,7 +13,8 @@ import torch
 from logodata.common.errors import UserError
 from logodata.contract import read_samples
 from logodata.judge.measures import token_f1, word_share
-from logoeval.tasks.pairs import PairsSettings, describe, run
+from logodata.engines.settings import EngineSettings
+from logoeval.tasks.pairs import EVALUATOR, PairsSettings, run
 from tests.logoeval.conftest import FakeEngine
 
 
@@ -84,9 +85,9 @@ def test_max_samples_takes_the_first(
 def test_settings_follow_the_contents_not_the_place(make_build: Callable[..., Path], tmp_path: Path) -> None:
     first = make_build(name="a")
     moved = first.rename(tmp_path / "moved")
-    assert describe(PairsSettings(data=moved)) != describe(PairsSettings(data=make_build(name="b")))
-    fingerprint = describe(PairsSettings(data=moved))
-    assert describe(PairsSettings(data=moved.rename(tmp_path / "again"))) == fingerprint
+    assert EVALUATOR.describe(PairsSettings(data=moved), EngineSettings()) != describe(PairsSettings(data=make_build(name="b")))
+    fingerprint = EVALUATOR.describe(PairsSettings(data=moved), EngineSettings())
+    assert EVALUATOR.describe(PairsSettings(data=moved.rename(tmp_path / "again"), EngineSettings())) == fingerprint
 
 
 def test_data_of_another_tokenizer_are_refused(
