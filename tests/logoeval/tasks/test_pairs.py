@@ -12,8 +12,8 @@ import torch
 
 from logodata.common.errors import UserError
 from logodata.contract import read_samples
-from logodata.judge.measures import token_f1, word_share
 from logodata.engines.settings import EngineSettings
+from logodata.judge.measures import token_f1, word_share
 from logoeval.tasks.pairs import EVALUATOR, PairsSettings, run
 from tests.logoeval.conftest import FakeEngine
 
@@ -85,9 +85,13 @@ def test_max_samples_takes_the_first(
 def test_settings_follow_the_contents_not_the_place(make_build: Callable[..., Path], tmp_path: Path) -> None:
     first = make_build(name="a")
     moved = first.rename(tmp_path / "moved")
-    assert EVALUATOR.describe(PairsSettings(data=moved), EngineSettings()) != describe(PairsSettings(data=make_build(name="b")))
-    fingerprint = EVALUATOR.describe(PairsSettings(data=moved), EngineSettings())
-    assert EVALUATOR.describe(PairsSettings(data=moved.rename(tmp_path / "again"), EngineSettings())) == fingerprint
+
+    def described(folder: Path) -> dict[str, Any]:
+        return EVALUATOR.describe(PairsSettings(data=folder), EngineSettings())
+
+    assert described(moved) != described(make_build(name="b"))
+    fingerprint = described(moved)
+    assert described(moved.rename(tmp_path / "again")) == fingerprint
 
 
 def test_data_of_another_tokenizer_are_refused(
