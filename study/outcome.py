@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.files import read_json, write_json
 from logoeval.compare.compare import read_runs
 from logoeval.compare.wrong_answers import OUTCOMES, Outcome, classify
@@ -167,7 +167,7 @@ class Outcomes:
 
     def answers(self, row: Row, seed: int) -> dict[str, Outcome]:
         """What became of each held-out answer."""
-        records = Shard(self.study.measured(row, seed) / PREDICTIONS_DIR / "qa.jsonl").values()
+        records = AppendLog(self.study.measured(row, seed) / PREDICTIONS_DIR / "qa.jsonl").values()
         return {record["id"]: classify(record["response"], record["question"], record["answers"]) for record in records}
 
     def level(self, row: Row, measure: Measure) -> Estimate:

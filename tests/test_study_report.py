@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.files import write_json
 from logoeval.intervals import summarise
@@ -74,7 +74,7 @@ def _sample(number: int, scores: dict[str, float], **facts: object) -> SampleRow
 def _write_measurements(folder: Path, level: float, seed: int, *, needles: bool) -> None:
     rng, noise = np.random.default_rng(0), np.random.default_rng(seed + 1)
     difficulty = rng.normal(0, 0.1, NUM_QUESTIONS)
-    answers, questions = Shard(folder / "predictions" / "qa.jsonl"), []
+    answers, questions = AppendLog(folder / "predictions" / "qa.jsonl"), []
     answers.path.parent.mkdir(parents=True)
     for number in range(NUM_QUESTIONS):
         score = level + difficulty[number] + noise.normal(0, 0.02)

@@ -20,7 +20,7 @@ from logodata.build.inputs import check_inputs
 from logodata.build.pipeline import Asked, Pipeline, decide_here, identity
 from logodata.build.ray_driver import RayOptions, decide_on_ray
 from logodata.build.shards import Part, part_record
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.console import note, progress
 from logodata.common.files import bind_settings, locked, read_if_whole, read_json, write_json
 from logodata.contract import SCHEMA_VERSION
@@ -82,8 +82,8 @@ def _build(
 ) -> dict[str, Any]:
     work = output / "work"
     pipeline = Pipeline(recipe, settings["model_fingerprint"], work / "responses.jsonl")
-    outcomes = Shard(output / _OUTCOMES)
-    engines = {key: Shard(work / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
+    outcomes = AppendLog(output / _OUTCOMES)
+    engines = {key: AppendLog(work / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
     pools, total = _pools(pipeline.planner, source, part)
     order: list[str] = []
     num_kept = sum("sample" in outcome for outcome in outcomes.values())

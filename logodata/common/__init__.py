@@ -1,1 +1,1 @@
-"""What the three packages share: errors, recipes, run folders, shards, console."""
+"""What the three packages share: errors, recipes, run folders, append-only logs, console."""

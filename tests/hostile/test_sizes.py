@@ -19,7 +19,7 @@ import logodata.engines.server_answers
 import logoeval.tasks.longbench.data
 from logodata.cli import main
 from logodata.common import json_files
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
 from logodata.common.json_files import json_objects, parse_json
@@ -94,7 +94,7 @@ def _folder_with(name: str) -> Callable[[Path], Path]:
 READERS: dict[str, Callable[[Path], Any]] = {
     "documents": lambda path: read_source(SourceSettings(path=str(path), format="jsonl")),
     "predictions": lambda path: list(read_lines(path)),
-    "shard": lambda path: Shard(path),
+    "log": lambda path: AppendLog(path),
     "cache": _read_cache,
     "decisions": lambda path: list(iterate_decisions(_folder_with("decisions.jsonl")(path))),
     "json": read_json,
