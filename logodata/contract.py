@@ -12,45 +12,42 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
 from logodata.common.json_files import Told
 from logodata.common.parquet import parquet_rows
+from logodata.common.records import Int32, Record, arrow_schema
 from logodata.common.user_files import visible_files
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SCHEMA_VERSION = 2
 
 QuestionKind = Literal["single_detail", "multi_detail", "summary", "biography", "other"]
 ResponseOrigin = Literal["live", "cache"]
 
+RuleVerdict = Literal["right", "half_right", "wrong"]
+"""What the judge's rules say of a response beside the references."""
+
 _ROWS_PER_GROUP = 256
 _ROWS_PER_BATCH = 32
 _PLACE = re.compile(r"(.+):(\d+|row \d+)", re.DOTALL)
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Question(_Record):
+class Question(Record):
     """A question about a document. ``answers`` are acceptable references; ``evidence`` spans are in characters of the
     document."""
 
     id: str
     question: str = Field(min_length=1)
-    answers: list[str] = []
+    answers: list[str] = Field(default_factory=list)
     kind: QuestionKind = "other"
-    evidence: list[tuple[int, int]] = []
+    evidence: list[tuple[int, int]] = Field(default_factory=list)
 
 
-class Document(_Record):
+class Document(Record):
     """A long text with its questions. ``where`` is ``file:line``, for messages."""
 
     doc_id: str
@@ -83,56 +80,64 @@ class Chunk:
     token_ids: tuple[int, ...]
 
 
-class ContextChunk(_Record):
+class ContextChunk(Record):
     """A chunk of the training context: its place in the document, its score, and where its tokens stand in the prompt.
 
     ``start`` and ``end`` are characters of the document; ``token_start`` and ``token_end`` index ``prompt_ids``.
     """
 
     doc_id: str
-    index: int
+    index: Int32
     start: int
     end: int
-    token_start: int
-    token_end: int
+    token_start: Int32
+    token_end: Int32
     score: float
     critical: bool
     text: str
 
 
-class Response(_Record):
-    """A response as it is trained on: ``token_ids`` hold the end-of-turn token if and only if ``ended``.
+class Measures(Record):
+    """How near a response comes to the reference answers (:mod:`logodata.judge.measures`), and what the judge's rules
+    make of it. What was not measured is None: ``number_share`` where a reference holds no number, ``similarity`` where
+    the judge does not ask for it."""
 
-    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...). ``word_share`` to
-    ``similarity`` compare its text with the reference answers (:mod:`logodata.judge.measures`; None: not measured), and
-    ``verdict`` is what the judge's rules make of them: ``right``, ``half_right`` or ``wrong``. ``origin`` tells
-    responses of a cache from those generated in this build.
-    """
-
-    strategy: str
-    text: str
-    token_ids: list[int]
-    ended: bool
     word_share: float
     token_f1: float
     contains_reference: bool | None = None
     number_share: float | None = None
     similarity: float | None = None
-    verdict: Literal["right", "half_right", "wrong"] | None = None
+    verdict: RuleVerdict | None = None
+
+
+class _Generated(Record):
+    strategy: str
+    text: str
+    token_ids: list[Int32]
+    ended: bool
+
+
+class Response(Measures, _Generated):
+    """A response as it is trained on: ``token_ids`` hold the end-of-turn token if and only if ``ended``.
+
+    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...). ``origin`` tells
+    responses of a cache from those generated in this build.
+    """
+
     origin: ResponseOrigin = "live"
 
 
-class PreferenceSample(_Record):
+class PreferenceSample(Record):
     """One LOGO sample: a shared prompt, one preferred response, M dis-preferred ones (paper section 2)."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Int32 = SCHEMA_VERSION
     id: str
     doc_id: str
     question_id: str
     kind: QuestionKind
     question: str
     answers: list[str]
-    prompt_ids: list[int]
+    prompt_ids: list[Int32]
     chunks: list[ContextChunk]
     chosen: Response
     rejected: list[Response] = Field(min_length=1)
@@ -143,56 +148,6 @@ class PreferenceSample(_Record):
     def origin(self) -> ResponseOrigin:
         """``cache`` if any response came from a cache."""
         return "cache" if any(response.origin == "cache" for response in (self.chosen, *self.rejected)) else "live"
-
-
-def arrow_schema() -> pa.Schema:
-    """The parquet schema of :class:`PreferenceSample`."""
-    import pyarrow as pa
-
-    response = pa.struct(
-        [
-            ("strategy", pa.string()),
-            ("text", pa.string()),
-            ("token_ids", pa.list_(pa.int32())),
-            ("ended", pa.bool_()),
-            ("word_share", pa.float64()),
-            ("token_f1", pa.float64()),
-            ("contains_reference", pa.bool_()),
-            ("number_share", pa.float64()),
-            ("similarity", pa.float64()),
-            ("verdict", pa.string()),
-            ("origin", pa.string()),
-        ]
-    )
-    chunk = pa.struct(
-        [
-            ("doc_id", pa.string()),
-            ("index", pa.int32()),
-            ("start", pa.int64()),
-            ("end", pa.int64()),
-            ("token_start", pa.int32()),
-            ("token_end", pa.int32()),
-            ("score", pa.float64()),
-            ("critical", pa.bool_()),
-            ("text", pa.string()),
-        ]
-    )
-    return pa.schema(
-        [
-            ("schema_version", pa.int32()),
-            ("id", pa.string()),
-            ("doc_id", pa.string()),
-            ("question_id", pa.string()),
-            ("kind", pa.string()),
-            ("question", pa.string()),
-            ("answers", pa.list_(pa.string())),
-            ("prompt_ids", pa.list_(pa.int32())),
-            ("chunks", pa.list_(chunk)),
-            ("chosen", response),
-            ("rejected", pa.list_(response)),
-            ("answer_in_critical", pa.bool_()),
-        ]
-    )
 
 
 def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
@@ -206,7 +161,7 @@ def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
 
     from logodata.common.files import replacing
 
-    rows, count, schema = iter(samples), 0, arrow_schema()
+    rows, count, schema = iter(samples), 0, arrow_schema(PreferenceSample)
     with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         while group := [sample.model_dump() for sample in islice(rows, _ROWS_PER_GROUP)]:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
-from logodata.contract import PreferenceSample
+from logodata.contract import Measures, PreferenceSample
 from logodata.dataset.files import iterate_decisions
-from logodata.judge.rules import Measures, error_pattern
+from logodata.judge.rules import error_pattern
 from logodata.judge.settings import JudgeSettings
 
 Row = dict[str, Any]
@@ -91,7 +91,7 @@ def make_up(row: Mapping[str, Any]) -> str:
 def _grounds(row: Mapping[str, Any], judge: JudgeSettings) -> str:
     """The measure that decided (:class:`logodata.judge.rules.Measurer`), its value and from where on a response is
     right."""
-    measured = Measures(*(row[name] for name in Measures._fields))
+    measured = Measures(**{name: row[name] for name in Measures.model_fields})
     if measured.similarity is not None:
         limits = f"right from {judge.similar_at:g}, wrong below {judge.dissimilar_below:g}"
         return f"similarity to the reference {measured.similarity:.2f} ({limits})"

@@ -10,11 +10,11 @@ from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 from logodata.common.errors import UserError
-from logodata.contract import PreferenceSample, Response
+from logodata.contract import PreferenceSample, Response, RuleVerdict
 from logodata.judge.agreement import verdict_statistics
 from logodata.judge.decisions import contradicts
 from logodata.judge.rules import error_pattern
-from logodata.judge.settings import ErrorPattern, ModelVerdict, Verdict
+from logodata.judge.settings import ErrorPattern, ModelVerdict
 from logodata.sources.text_files import SUFFIXES
 
 _ROLES = {"preferred": "preferred", "rejected": "dispreferred"}
@@ -56,7 +56,7 @@ class _Group:
             "rejected_by_reason": dict(self.reasons.most_common()),
             "purity": self.num_pure / self.num_kept if self.num_kept else None,
             **{
-                f"{role}_judged": {verdict: self.verdicts[role, verdict] for verdict in get_args(Verdict)}
+                f"{role}_judged": {verdict: self.verdicts[role, verdict] for verdict in get_args(RuleVerdict)}
                 for role in _ROLES.values()
             },
         }

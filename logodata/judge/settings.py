@@ -64,9 +64,6 @@ Reason = Literal[
 ErrorPattern = Literal["instruction_unfollowing", "hallucination"]
 """How a wrong answer goes wrong (paper, Appendix C)."""
 
-Verdict = Literal["right", "half_right", "wrong"]
-"""What the rules say of a response beside the references."""
-
 RIGHT_AT = 0.6
 """Share of the reference's content words from which on a response is right, where a recipe says nothing else."""
 
