@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from logodata.common.errors import UserError
 from logodata.common.json_files import strict_dumps
 
 if TYPE_CHECKING:
     from logodata.build.ray_driver import RayOptions
+    from logodata.contract import Stats
     from logodata.recipe.settings import BuildRecipe
 
 
@@ -65,13 +66,13 @@ def merge_command(options: argparse.Namespace) -> None:
     _say_built(merge(options.parts, options.output), options)
 
 
-def _say_built(stats: dict[str, Any], options: argparse.Namespace) -> None:
+def _say_built(stats: Stats, options: argparse.Namespace) -> None:
     from logodata.common.console import console
     from logodata.dataset.card import describe
 
     output: Path = options.output
     if options.json:
-        print(strict_dumps({"output": str(output), **stats}, indent=2, ascii_only=True))
+        print(strict_dumps({"output": str(output), **stats.to_json()}, indent=2, ascii_only=True))
         return
     files = ", ".join(
         name
@@ -202,13 +203,13 @@ def _log_probs(options: argparse.Namespace) -> None:
         raise UserError("--log-probs scores one data set", mend="run it for each folder")
     # Before torch is imported, which takes seconds.
     sample_files(options.data[0])
-    check_model(options.model or str(read_manifest(options.data[0])["model"]))
+    check_model(options.model or read_manifest(options.data[0]).model)
     from logodata.dataset import log_probs
 
     scoring = {"num_samples": options.n or 50, "dtype": options.dtype, "device": options.device or "auto"}
     report = log_probs.measure(options.data[0], model=options.model, **scoring)
     if options.json:
-        print(strict_dumps(report, indent=2, ascii_only=True))
+        print(strict_dumps(report.to_json(), indent=2, ascii_only=True))
     else:
         log_probs.show(report)
 

@@ -15,7 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from logodata.common.append_log import AppendLog
-from logodata.common.files import read_json, write_json
+from logodata.common.files import write_json
+from logodata.contract import Stats
+from logodata.dataset.files import read_stats
 from logoeval.compare.compare import read_runs
 from logoeval.compare.wrong_answers import OUTCOMES, Outcome, classify
 from logoeval.intervals import Array, Estimate, estimate_difference, estimate_mean
@@ -206,10 +208,9 @@ class Outcomes:
         assert found is not None
         return found
 
-    def statistics(self, name: str) -> dict[str, Any]:
+    def statistics(self, name: str) -> Stats:
         """``stats.json`` of a data set."""
-        found: dict[str, Any] = read_json(self.study.data(name) / "stats.json")
-        return found
+        return read_stats(self.study.data(name))
 
 
 def spread(values: Sequence[float]) -> float | None:

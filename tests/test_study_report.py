@@ -23,6 +23,7 @@ from study.report import write_report
 from study.rows import BASE, CURVES, LOGO, LOGO_LONG, ROWS, SFT, row
 from study.scale import CPU
 from study.schedule import Journal
+from tests.data_sets import stats_of
 from tests.logoeval.conftest import write_build
 
 NUM_QUESTIONS, LENGTHS = 30, (512, 1024, 2048, 4096)
@@ -126,7 +127,7 @@ def study(tmp_path: Path, tiny_tokenizer: object) -> Study:
             write_build(study.data(name), tiny_tokenizer)
         else:
             study.data(name).mkdir(parents=True)
-            write_json(study.data(name) / "stats.json", {"questions": 6, "kept": 5, "answer_in_critical": 0.9})
+            write_json(study.data(name) / "stats.json", stats_of(questions=6, kept=5, answer_in_critical=0.9).to_json())
     return study
 
 

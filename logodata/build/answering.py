@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from logodata.build.candidates import Candidate
 from logodata.common.console import Tracker
-from logodata.contract import Response, ResponseOrigin
+from logodata.contract import Reason, Response, ResponseOrigin
 from logodata.engines import Engine, GenerationRequest, GenerationResult
 from logodata.engines.answered import ResponseLog
 from logodata.engines.settings import open_engine
 from logodata.judge.decisions import Decision
 from logodata.judge.rules import Measurer, preferred_fault, rejected_fault
-from logodata.judge.settings import Reason
 from logodata.prompts import decode_text, encode_text
 from logodata.recipe.settings import BuildRecipe
 

@@ -90,29 +90,6 @@ def json_objects(path: Path, *, mend: str) -> Iterator[tuple[str, dict[str, Any]
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend=mend) from error
 
 
-class Told(dict[str, Any]):
-    """An object of a file of ours, perhaps edited or of another version: a key that it lacks is an error that says so.
-
-    Args:
-        value: the object; objects in it become such, too.
-        where: it stands.
-        mend: what to do about it.
-    """
-
-    def __init__(self, value: dict[str, Any], *, where: str, mend: str) -> None:
-        super().__init__({key: self._told(item, where, mend) for key, item in value.items()})
-        self._where, self._mend = where, mend
-
-    @classmethod
-    def _told(cls, value: Any, where: str, mend: str) -> Any:
-        if isinstance(value, dict):
-            return cls(value, where=where, mend=mend)
-        return [cls._told(item, where, mend) for item in value] if isinstance(value, list) else value
-
-    def __missing__(self, key: str) -> Any:
-        raise UserError(f"lacks {key!r}", where=self._where, mend=self._mend)
-
-
 def too_long(where: str, what: str = "a line") -> UserError:
     """The refusal of what exceeds :data:`MAX_JSON_BYTES`."""
     return UserError(

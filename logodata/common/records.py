@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from logodata.common.errors import UserError
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Int32 = Annotated[int, "int32"]
 """A whole number that takes 32 bits in parquet; an ``int`` takes 64."""
+
+ABSENT: Any = Field(default=None, exclude_if=lambda value: value is None)
+"""The default of a field that is left out of what is written where it is None."""
 
 
 class Record(BaseModel):
@@ -48,14 +51,12 @@ def _describe(error: ValidationError) -> str:
     """The first fault of a record, in words."""
     fault = error.errors()[0]
     field = ".".join(map(str, fault["loc"]))
-    match fault["type"]:
-        case "missing":
-            return f"lacks {field!r}"
-        case "extra_forbidden":
-            return f"has an unknown {field!r}"
-        case "model_type" if not field:
-            return "not a JSON object"
-    return f"{field!r}: {fault['msg'].lower()}" if field else fault["msg"].lower()
+    if fault["type"] == "missing":
+        return f"lacks {field!r}"
+    if fault["type"] == "extra_forbidden":
+        return f"has an unknown {field!r}"
+    said = "not a JSON object" if fault["type"] == "model_type" else fault["msg"].lower()
+    return f"{field!r}: {said}" if field else said
 
 
 def arrow_schema(record: type[Record]) -> pa.Schema:

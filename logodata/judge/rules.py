@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from logodata.common.words import content_stems, without_reasoning, words
-from logodata.contract import Measures, Response, RuleVerdict
+from logodata.contract import ErrorPattern, Measures, Reason, Response, RuleVerdict
 from logodata.judge.measures import Similarity, contains_reference, number_share, repetition, token_f1, word_share
-from logodata.judge.settings import ErrorPattern, JudgeSettings, Reason
+from logodata.judge.settings import JudgeSettings
 
 # Phrases by which a model shows that it was told the answer; they would be learned.
 _HINT_PHRASES = (

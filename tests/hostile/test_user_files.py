@@ -333,8 +333,8 @@ def test_a_build_carries_its_template_and_ignores_strangers(
     assert run_build(Path("my.jsonl"), tiny_model_dir, Path("plain")) == 0
     samples = read_samples(Path("data"))
     assert [sample.prompt_ids for sample in samples] == [sample.prompt_ids for sample in read_samples(Path("plain"))]
-    assert read_manifest(Path("data"))["chat_template"] == text
-    assert read_manifest(Path("plain"))["chat_template"] is None
+    assert read_manifest(Path("data")).chat_template == text
+    assert read_manifest(Path("plain")).chat_template is None
     leave(here / "data" / "data", "train-00000-of-00001.parquet")
     monkeypatch.chdir(there)
     data, model = str(here / "data"), str(here / "model")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import pyarrow as pa
+import pytest
 from pydantic import Field
 
-from logodata.common.records import Int32, Record, arrow_schema
+from logodata.common.errors import UserError
+from logodata.common.records import ABSENT, Int32, Record, arrow_schema
 from logodata.contract import PreferenceSample
 
 
@@ -83,3 +85,34 @@ def test_a_schema_follows_from_a_record() -> None:
     inner = pa.list_(pa.struct([("name", pa.string())]))
     expected = [("first", pa.int32()), ("name", pa.string()), ("second", pa.int64()), ("third", pa.list_(pa.int32()))]
     assert arrow_schema(_Row).equals(pa.schema([*expected, ("kind", pa.string()), ("inner", inner)]))
+
+
+class _Note(Record):
+    text: str
+    lines: list[_Inner] = Field(default_factory=list)
+    yield_: float | None = Field(default=None, validation_alias="yield", serialization_alias="yield")
+    author: str | None = ABSENT
+
+
+def test_json_of_a_record() -> None:
+    """A field that may be absent is left out; another one that is None is null."""
+    assert _Note(text="a").to_json() == {"text": "a", "lines": [], "yield": None}
+    whole = {"text": "a", "lines": [{"name": None}], "yield": 0.5, "author": "b"}
+    assert _Note.from_json(whole, where="", mend="").to_json() == whole
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ([], "not a JSON object"),
+        ({}, "lacks 'text'"),
+        ({"text": "a", "x": 1}, "has an unknown 'x'"),
+        ({"text": 1}, "'text': input should be a valid string"),
+        ({"text": "a", "lines": [{}, {"name": 1}]}, "'lines.1.name': input should be a valid string"),
+        ({"text": "a", "lines": [3]}, "'lines.0': not a JSON object"),
+    ],
+)
+def test_a_damaged_record_is_one_line(value: object, fault: str) -> None:
+    with pytest.raises(UserError) as raised:
+        _Note.from_json(value, where="notes.jsonl:3", mend="write it again")
+    assert str(raised.value) == f"notes.jsonl:3: damaged: {fault} (write it again)"
