@@ -18,9 +18,18 @@ import torch
 from safetensors import safe_open
 
 from gpu_part import Bench
+from logodata import __version__
 from logodata.common.files import write_json
-from logodata.contract import ContextChunk, PreferenceSample, write_samples
-from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
+from logodata.contract import (
+    SCHEMA_VERSION,
+    ContextChunk,
+    Manifest,
+    PreferenceSample,
+    PromptFingerprints,
+    SourceFile,
+    write_samples,
+)
+from logodata.models.facts import model_fingerprint, model_window, tokenizer_fingerprint
 from patterns import word_tokenizer
 from shape import Shape, make_sample, model_config, random_llama
 
@@ -137,13 +146,21 @@ def write_data(shape: Shape, model: Path, folder: Path, count: int) -> Path:
         samples.append(base.model_copy(update=update))
     (folder / "data").mkdir(parents=True)
     write_samples(folder / "data" / "samples.parquet", samples)
-    facts = {
-        "schema_version": 1,
-        "model": str(model),
-        "model_fingerprint": model_fingerprint(str(model)),
-        "tokenizer_fingerprint": tokenizer_fingerprint(AutoTokenizer.from_pretrained(model)),
-    }
-    write_json(folder / "manifest.json", facts)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        logo_align=__version__,
+        model=str(model),
+        model_fingerprint=model_fingerprint(str(model)),
+        tokenizer_fingerprint=tokenizer_fingerprint(AutoTokenizer.from_pretrained(model)),
+        prompt_fingerprints=PromptFingerprints(answer="none", guided=[]),
+        window=model_window(str(model)),
+        engine="none: tokens are random",
+        source=SourceFile(path="random", sha256="none"),
+        recipe={},
+        chat_template=None,
+        samples=count,
+    )
+    write_json(folder / "manifest.json", manifest.to_json())
     return folder
 
 

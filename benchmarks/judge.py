@@ -27,8 +27,9 @@ from typing import Any
 from evidence import environment
 from logodata.common.errors import run_command
 from logodata.common.recipes.reading import load_recipe
+from logodata.contract import Response
 from logodata.judge.agreement import wilson_interval
-from logodata.judge.rules import JudgedText, Measurer, preferred_fault, rejected_fault
+from logodata.judge.rules import Measurer, preferred_fault, rejected_fault
 from logodata.judge.settings import JudgeSettings
 
 LABELS = Path(__file__).with_name("labels") / "embedded.jsonl"
@@ -98,8 +99,9 @@ def judge(rows: list[dict[str, Any]], settings: JudgeSettings) -> dict[str, Any]
     }
 
 
-def _judged(measurer: Measurer, response: dict[str, Any], answers: list[str]) -> JudgedText:
-    return JudgedText(response["text"], response["ended"], measurer.measure(response["text"], answers).verdict)
+def _judged(measurer: Measurer, response: dict[str, Any], answers: list[str]) -> Response:
+    text, ended = response["text"], response["ended"]
+    return Response(strategy="", text=text, token_ids=[], ended=ended, **dict(measurer.measure(text, answers)))
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from logodata.common.options import (
 
 if TYPE_CHECKING:
     from logodata.build.ray_driver import RayOptions
+    from logodata.contract import Stats
     from logodata.questions.settings import QuestionsRecipe
     from logodata.recipe.settings import BuildRecipe
 
@@ -151,12 +152,12 @@ def merge(folders: Sequence[Path], output: Path, as_json: bool) -> None:
     _say_built(merge(folders, output), output, as_json)
 
 
-def _say_built(stats: dict[str, Any], output: Path, as_json: bool) -> None:
+def _say_built(stats: Stats, output: Path, as_json: bool) -> None:
     from logodata.common.console import console
     from logodata.dataset.card import describe
 
     if as_json:
-        print_json({"output": str(output), **stats})
+        print_json({"output": str(output), **stats.to_json()})
         return
     names = ("data/", "stats.json", "rejected.jsonl", "decisions.jsonl", "README.md")
     files = ", ".join(name for name in names if (output / name).exists())
@@ -261,14 +262,14 @@ def _log_probs(
         raise UserError("--log-probs scores one data set", mend="run it for each folder")
     # Before torch is imported, which takes seconds.
     sample_files(folders[0])
-    check_model(model or str(read_manifest(folders[0])["model"]))
-    from logodata.dataset import log_probs as likelihood
+    check_model(model or read_manifest(folders[0]).model)
+    from logodata.dataset import log_probs as scores
 
-    report = likelihood.measure(folders[0], model=model, num_samples=num or 50, dtype=dtype, device=device or "auto")
+    report = scores.measure(folders[0], model=model, num_samples=num or 50, dtype=dtype, device=device or "auto")
     if as_json:
-        print_json(report)
+        print_json(report.to_json())
     else:
-        likelihood.show(report)
+        scores.show(report)
 
 
 @program.command(

@@ -1,8 +1,19 @@
 """The data contract: what a source yields, what a build writes, what the trainer and the evaluator read.
 
-A build's folder holds ``data/*.parquet`` with one :class:`PreferenceSample` a row. Prompts are stored as token ids,
-chunk by chunk, so that the trainer sees exactly what the model saw and knows where each chunk begins (position
-synthesis needs it).
+A data set is a folder with these files:
+
+| file | a row, or the whole file |
+| --- | --- |
+| ``data/*.parquet`` | :class:`PreferenceSample` |
+| ``rejected.jsonl`` | :class:`RejectedQuestion` |
+| ``decisions.jsonl`` | :class:`DecisionRow` |
+| ``stats.json`` | :class:`Stats` |
+| ``manifest.json`` | :class:`Manifest` |
+| ``shard.json``, in a shard of a build | :class:`ShardRecord` |
+| ``work/outcomes.jsonl`` | :class:`QuestionOutcome` |
+
+Prompts are stored as token ids, chunk by chunk, so that the trainer sees exactly what the model saw and knows where
+each chunk begins (position synthesis needs it).
 """
 
 from __future__ import annotations
@@ -12,44 +23,70 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
-from logodata.common.json_files import Told
 from logodata.common.parquet import parquet_rows
+from logodata.common.records import ABSENT, Int32, Record, arrow_schema
 from logodata.common.user_files import visible_files
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SCHEMA_VERSION = 2
 
 QuestionKind = Literal["single_detail", "multi_detail", "summary", "biography", "other"]
 ResponseOrigin = Literal["live", "cache"]
 
+Role = Literal["preferred", "rejected"]
+"""What a response is generated for."""
+
+RuleVerdict = Literal["right", "half_right", "wrong"]
+"""What the judge's rules say of a response beside the references."""
+
+ModelVerdict = Literal["correct", "wrong", "malformed", "exceeds_window"]
+"""What a model judge says of a response. ``malformed``: the reply does not have the form that was asked for, and
+nothing is guessed from it. ``exceeds_window``: question, reference and response did not fit the judge's window, so the
+judge was not asked."""
+
+Reason = Literal[
+    "preferred_empty",
+    "preferred_not_ended",
+    "preferred_wrong",
+    "preferred_leaks_hint",
+    "preferred_is_bare_reference",
+    "preferred_repeats_itself",
+    "preferred_adds_words",
+    "rejected_empty",
+    "rejected_right",
+    "rejected_half_right",
+    "identical_responses",
+    "judge_says_preferred_wrong",
+    "judge_says_rejected_right",
+    "judge_reply_malformed",
+    "judge_prompt_exceeds_window",
+]
+"""Why the judge does not keep a pair."""
+
+ErrorPattern = Literal["instruction_unfollowing", "hallucination"]
+"""How a wrong answer goes wrong (paper, Appendix C)."""
+
 _ROWS_PER_GROUP = 256
 _PLACE = re.compile(r"(.+):(\d+|row \d+)", re.DOTALL)
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Question(_Record):
+class Question(Record):
     """A question about a document. ``answers`` are acceptable references; ``evidence`` spans are in characters of the
     document."""
 
     id: str
     question: str = Field(min_length=1)
-    answers: list[str] = []
+    answers: list[str] = Field(default_factory=list)
     kind: QuestionKind = "other"
-    evidence: list[tuple[int, int]] = []
+    evidence: list[tuple[int, int]] = Field(default_factory=list)
 
 
-class Document(_Record):
+class Document(Record):
     """A long text with its questions. ``where`` is ``file:line``, for messages."""
 
     doc_id: str
@@ -82,56 +119,64 @@ class Chunk:
     token_ids: tuple[int, ...]
 
 
-class ContextChunk(_Record):
+class ContextChunk(Record):
     """A chunk of the training context: its place in the document, its score, and where its tokens stand in the prompt.
 
     ``start`` and ``end`` are characters of the document; ``token_start`` and ``token_end`` index ``prompt_ids``.
     """
 
     doc_id: str
-    index: int
+    index: Int32
     start: int
     end: int
-    token_start: int
-    token_end: int
+    token_start: Int32
+    token_end: Int32
     score: float
     critical: bool
     text: str
 
 
-class Response(_Record):
-    """A response as it is trained on: ``token_ids`` hold the end-of-turn token if and only if ``ended``.
+class Measures(Record):
+    """How near a response comes to the reference answers (:mod:`logodata.judge.measures`), and what the judge's rules
+    make of it. What was not measured is None: ``number_share`` where a reference holds no number, ``similarity`` where
+    the judge does not ask for it."""
 
-    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...). ``word_share`` to
-    ``similarity`` compare its text with the reference answers (:mod:`logodata.judge.measures`; None: not measured), and
-    ``verdict`` is what the judge's rules make of them: ``right``, ``half_right`` or ``wrong``. ``origin`` tells
-    responses of a cache from those generated in this build.
-    """
-
-    strategy: str
-    text: str
-    token_ids: list[int]
-    ended: bool
     word_share: float
     token_f1: float
     contains_reference: bool | None = None
     number_share: float | None = None
     similarity: float | None = None
-    verdict: Literal["right", "half_right", "wrong"] | None = None
+    verdict: RuleVerdict | None = None
+
+
+class _Generated(Record):
+    strategy: str
+    text: str
+    token_ids: list[Int32]
+    ended: bool
+
+
+class Response(Measures, _Generated):
+    """A response as it is trained on: ``token_ids`` hold the end-of-turn token if and only if ``ended``.
+
+    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...). ``origin`` tells
+    responses of a cache from those generated in this build.
+    """
+
     origin: ResponseOrigin = "live"
 
 
-class PreferenceSample(_Record):
+class PreferenceSample(Record):
     """One LOGO sample: a shared prompt, one preferred response, M dis-preferred ones (paper section 2)."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Int32 = SCHEMA_VERSION
     id: str
     doc_id: str
     question_id: str
     kind: QuestionKind
     question: str
     answers: list[str]
-    prompt_ids: list[int]
+    prompt_ids: list[Int32]
     chunks: list[ContextChunk]
     chosen: Response
     rejected: list[Response] = Field(min_length=1)
@@ -144,54 +189,225 @@ class PreferenceSample(_Record):
         return "cache" if any(response.origin == "cache" for response in (self.chosen, *self.rejected)) else "live"
 
 
-def arrow_schema() -> pa.Schema:
-    """The parquet schema of :class:`PreferenceSample`."""
-    import pyarrow as pa
+class RejectedQuestion(Record):
+    """A question that gave no sample: a row of ``rejected.jsonl``.
 
-    response = pa.struct(
-        [
-            ("strategy", pa.string()),
-            ("text", pa.string()),
-            ("token_ids", pa.list_(pa.int32())),
-            ("ended", pa.bool_()),
-            ("word_share", pa.float64()),
-            ("token_f1", pa.float64()),
-            ("contains_reference", pa.bool_()),
-            ("number_share", pa.float64()),
-            ("similarity", pa.float64()),
-            ("verdict", pa.string()),
-            ("origin", pa.string()),
-        ]
-    )
-    chunk = pa.struct(
-        [
-            ("doc_id", pa.string()),
-            ("index", pa.int32()),
-            ("start", pa.int64()),
-            ("end", pa.int64()),
-            ("token_start", pa.int32()),
-            ("token_end", pa.int32()),
-            ("score", pa.float64()),
-            ("critical", pa.bool_()),
-            ("text", pa.string()),
-        ]
-    )
-    return pa.schema(
-        [
-            ("schema_version", pa.int32()),
-            ("id", pa.string()),
-            ("doc_id", pa.string()),
-            ("question_id", pa.string()),
-            ("kind", pa.string()),
-            ("question", pa.string()),
-            ("answers", pa.list_(pa.string())),
-            ("prompt_ids", pa.list_(pa.int32())),
-            ("chunks", pa.list_(chunk)),
-            ("chosen", response),
-            ("rejected", pa.list_(response)),
-            ("answer_in_critical", pa.bool_()),
-        ]
-    )
+    ``where`` is the place of its document or of its own row, ``source`` the file that it counts under. ``stage`` says
+    who turned it down, ``reason`` why, and ``detail`` with which numbers. ``preferred`` and ``rejected`` are the texts
+    that were generated for it by then.
+    """
+
+    id: str
+    doc_id: str
+    where: str
+    source: str
+    question: str
+    kind: QuestionKind
+    answers: list[str] | None = ABSENT
+    reason: str
+    detail: str | None = ABSENT
+    stage: Literal["source", "contexts", "judge"]
+    preferred: list[str] | None = ABSENT
+    rejected: list[str] | None = ABSENT
+
+
+class _DecisionHead(Record):
+    id: str
+    source: str
+    role: Role
+    strategy: str
+    text: str
+    ended: bool
+
+
+class DecisionRow(Measures, _DecisionHead):
+    """What was decided on a response to the question ``id``: a row of ``decisions.jsonl``.
+
+    ``rule`` is what the rules have against the response in its role. ``model_verdict`` and ``second_model_verdict`` are
+    a model judge's, None where it was not asked; the second one decides nothing. ``kept`` says whether the response
+    stands in the data set.
+    """
+
+    origin: ResponseOrigin
+    rule: Reason | None
+    model_verdict: ModelVerdict | None
+    second_model_verdict: ModelVerdict | None
+    kept: bool
+
+
+class QuestionOutcome(Record):
+    """What became of a question: a sample, or a row with the reason why there is none; and a decision on each response
+    that was judged."""
+
+    id: str
+    decisions: list[DecisionRow]
+    sample: PreferenceSample | None = ABSENT
+    rejected: RejectedQuestion | None = ABSENT
+
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> Self:
+        if (self.sample is None) == (self.rejected is None):
+            raise ValueError("holds neither a sample nor a reason, or both")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The file that the question counts under."""
+        return (self.rejected or self.decisions[0]).source
+
+    @property
+    def kind(self) -> QuestionKind:
+        """The kind of the question."""
+        found = self.sample or self.rejected
+        assert found is not None
+        return found.kind
+
+
+class ModelJudgeStats(Record):
+    """What a model judge said of responses, and how far its two wordings agree.
+
+    ``compared`` counts the responses with two verdicts of correct or wrong. ``agreement`` is the share of equal ones
+    among them, with its Wilson interval (95 %); ``kappa`` is Cohen's, with an interval of bootstrap percentiles (95 %).
+    They are None where they are not defined.
+    """
+
+    judged: int
+    correct: int
+    wrong: int
+    malformed: int
+    exceeds_window: int
+    judged_again: int
+    malformed_again: int
+    exceeds_window_again: int
+    compared: int
+    agreement: float | None
+    agreement_interval: tuple[float, float] | None
+    kappa: float | None
+    kappa_interval: tuple[float, float] | None
+
+
+class Spread(Record):
+    """The range of some counts, and their median."""
+
+    min: int
+    median: int
+    max: int
+
+
+class GroupStats(Record):
+    """Yield and purity of questions that have something in common.
+
+    A pair is *pure* if no verdict says the opposite of what its responses are kept as: the verdict of the rules, and
+    those of a model judge where it was asked, in both wordings. ``preferred_judged`` and ``dispreferred_judged`` count
+    the verdicts of the rules on every response that was judged. Shares of nothing are None.
+    """
+
+    questions: int
+    kept: int
+    yield_: float | None = Field(validation_alias="yield", serialization_alias="yield")
+    rejected_by_reason: dict[str, int]
+    purity: float | None
+    preferred_judged: dict[RuleVerdict, int]
+    dispreferred_judged: dict[RuleVerdict, int]
+
+
+class EvaluatorChoice(Record):
+    """By what chunks were scored."""
+
+    name: str
+    query: str
+
+
+class Stats(GroupStats):
+    """What a build says of itself: ``stats.json``. It is the same for the same data, however they were built.
+
+    Token counts and means are those of the kept samples, None where there is none.
+    """
+
+    kept_by_kind: dict[str, int]
+    kept_by_origin: dict[ResponseOrigin, int]
+    dispreferred_per_sample: int | None
+    prompt_tokens: Spread | None
+    preferred_tokens: Spread | None
+    dispreferred_tokens: Spread | None
+    preferred_ended: float | None
+    dispreferred_ended: float | None
+    preferred_word_share: float | None
+    dispreferred_word_share: float | None
+    preferred_token_f1: float | None
+    dispreferred_token_f1: float | None
+    dispreferred_error_patterns: dict[ErrorPattern | Literal["right"], int]
+    answer_in_critical: float | None
+    single_critical_chunk: int
+    model_judge: ModelJudgeStats | None = ABSENT
+    by_source: dict[str, GroupStats]
+    by_kind: dict[str, GroupStats]
+    evaluator: EvaluatorChoice
+
+    @property
+    def groups(self) -> dict[str, dict[str, GroupStats]]:
+        """The statistics of parts of the questions, by what the parts have in common."""
+        return {"source": self.by_source, "kind": self.by_kind}
+
+
+class PromptFingerprints(Record):
+    """Fingerprints of the prompts' wordings under the chat template: of the answer's, and of those that name the
+    reference."""
+
+    answer: str
+    guided: list[str]
+
+
+class BuildIdentity(Record):
+    """What a build follows from besides its recipe and its source. The fields of the judge are those of a model
+    judge."""
+
+    model_fingerprint: str
+    tokenizer_fingerprint: str
+    prompt_fingerprints: PromptFingerprints
+    window: int
+    judge_model: str | None = ABSENT
+    judge_model_fingerprint: str | None = ABSENT
+    judge_prompt_fingerprints: list[str] | None = ABSENT
+    judge_window: int | None = ABSENT
+
+
+class SourceFile(Record):
+    """The documents of a build, and the start of their sha256."""
+
+    path: str
+    sha256: str
+
+
+class _ManifestHead(Record):
+    schema_version: int
+    logo_align: str
+    model: str
+
+
+class Manifest(BuildIdentity, _ManifestHead):
+    """How a data set was made: ``manifest.json``, which is written last.
+
+    ``engine`` and ``judge_engine`` name what generated. ``recipe`` is the recipe as JSON
+    (:func:`logodata.dataset.files.read_recipe` reads it). ``chat_template`` is the text of the template that the recipe
+    names.
+    """
+
+    engine: str
+    judge_engine: str | None = ABSENT
+    source: SourceFile
+    recipe: dict[str, Any]
+    chat_template: str | None
+    samples: int
+
+
+class ShardRecord(Record):
+    """Which shard of a build a folder holds: ``shard.json``. ``places`` gives for the id of each question that came to
+    an end here its number among all questions of the build, with the rejected ones of the source first."""
+
+    number: int
+    total: int
+    places: dict[str, int]
 
 
 def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
@@ -205,7 +421,7 @@ def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
 
     from logodata.common.files import replacing
 
-    rows, count, schema = iter(samples), 0, arrow_schema()
+    rows, count, schema = iter(samples), 0, arrow_schema(PreferenceSample)
     with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         while group := [sample.model_dump() for sample in islice(rows, _ROWS_PER_GROUP)]:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
@@ -274,9 +490,11 @@ def sample_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """``manifest.json`` of a build: recipe, model and tokenizer fingerprints, engine, counts."""
-    manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict):
-        raise UserError("not a manifest", where=str(folder / "manifest.json"), mend="build the data set again")
-    return Told(manifest, where=str(folder / "manifest.json"), mend="build the data set again")
+def read_manifest(folder: Path) -> Manifest:
+    """``manifest.json`` of a data set.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    path = folder / "manifest.json"
+    return Manifest.from_json(read_json(path), where=str(path), mend="build the data set again")

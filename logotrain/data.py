@@ -81,17 +81,14 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     samples = read_samples(recipe.data.path)
     manifest = read_manifest(recipe.data.path)
     tokenizer = load_tokenizer(recipe.model, needs_template=False)  # prompts are stored as token ids
-    if manifest.get("tokenizer_fingerprint") != tokenizer_fingerprint(tokenizer):
-        built_for = f" (built for {manifest['model']})" if "model" in manifest else ""
+    if manifest.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
         raise UserError(
-            f"the data hold token ids of another tokenizer{built_for}",
+            f"the data hold token ids of another tokenizer (built for {manifest.model})",
             where=where,
             mend=f"build them with --model {recipe.model}",
         )
-    if manifest.get("model_fingerprint") != model_fingerprint(recipe.model):
-        note(
-            f"the responses are of model {manifest.get('model')!r}, not {recipe.model!r}: LOGO expects the model's own"
-        )
+    if manifest.model_fingerprint != model_fingerprint(recipe.model):
+        note(f"the responses are of model {manifest.model!r}, not {recipe.model!r}: LOGO expects the model's own")
     if not samples:
         raise UserError("holds no samples", where=where, mend="see its rejected.jsonl for the reasons")
     if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from logodata.common.append_log import Shard
-from logodata.common.files import read_json, write_json
+from logodata.common.append_log import AppendLog
+from logodata.common.files import write_json
+from logodata.contract import Stats
+from logodata.dataset.files import read_stats
 from logoeval.compare.compare import read_runs
 from logoeval.compare.wrong_answers import OUTCOMES, Outcome, classify
 from logoeval.intervals import Array, Estimate, estimate_difference, estimate_mean
@@ -178,7 +180,7 @@ class Outcomes:
 
     def answers(self, row: Row, seed: int) -> dict[str, Outcome]:
         """Return the outcome of each held-out answer, by sample id."""
-        records = Shard(self.study.measured(row, seed) / PREDICTIONS_DIR / "qa.jsonl").values()
+        records = AppendLog(self.study.measured(row, seed) / PREDICTIONS_DIR / "qa.jsonl").values()
         return {record["id"]: classify(record["response"], record["question"], record["answers"]) for record in records}
 
     def level(self, row: Row, measure: Measure) -> Estimate:
@@ -219,10 +221,9 @@ class Outcomes:
         assert found is not None
         return found
 
-    def statistics(self, name: str) -> dict[str, Any]:
-        """Return the content of ``stats.json`` of a data set."""
-        found: dict[str, Any] = read_json(self.study.data(name) / "stats.json")
-        return found
+    def statistics(self, name: str) -> Stats:
+        """Return ``stats.json`` of a data set."""
+        return read_stats(self.study.data(name))
 
 
 def spread(values: Sequence[float]) -> float | None:

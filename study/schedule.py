@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from study.jobs import Job
@@ -42,7 +42,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._shard = Shard(folder / "jobs.jsonl")
+        self._log = AppendLog(folder / "jobs.jsonl")
         self._lock = threading.Lock()
 
     def is_done(self, job: Job) -> bool:
@@ -52,10 +52,10 @@ class Journal:
     def add(self, job: Job, *, ok: bool, taken: Taken) -> None:
         """Record an attempt."""
         with self._lock:
-            number = sum(record["name"] == job.name for record in self._shard.values())
+            number = sum(record["name"] == job.name for record in self._log.values())
             record = {"id": f"{job.name}#{number}", "name": job.name, "command": job.command, "ok": ok}
             seconds = {"seconds": round(taken.seconds, 1), "cpu_seconds": round(taken.cpu_seconds, 1)}
-            self._shard.append({**record, **seconds, "peak_gib": round(taken.peak_gib, 2)})
+            self._log.append({**record, **seconds, "peak_gib": round(taken.peak_gib, 2)})
 
     def taken(self, job: Job) -> Taken:
         """Return the time of all attempts of a command together, and their peak memory."""
@@ -68,7 +68,7 @@ class Journal:
 
     def _attempts(self, job: Job) -> list[dict[str, Any]]:
         with self._lock:
-            return [record for record in self._shard.values() if record["command"] == job.command]
+            return [record for record in self._log.values() if record["command"] == job.command]
 
 
 def run_jobs(chains: Sequence[Sequence[Job]], workers: int, folder: Path, journal: Journal) -> None:

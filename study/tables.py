@@ -125,7 +125,7 @@ def data_table(outcomes: Outcomes, names: Sequence[str]) -> Table:
     lines = []
     for name in names:
         stats = outcomes.statistics(name)
-        lines.append([name, str(stats["questions"]), str(stats["kept"]), f"{stats['answer_in_critical']:.0%}"])
+        lines.append([name, str(stats.questions), str(stats.kept), f"{stats.answer_in_critical:.0%}"])
     return Table("Data sets", ["", "questions", "kept", "answer in critical chunks"], lines)
 
 

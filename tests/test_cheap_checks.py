@@ -16,6 +16,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import check_apart
 from logoeval.cli import main as logoeval
 from logotrain.cli import main as logotrain
+from tests.data_sets import write_manifest
 
 PROGRAM = """
 import json, sys
@@ -34,7 +35,7 @@ def lay_out(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     (folder / "model" / "config.json").write_text("{}")
     (folder / "build" / "data" / "rows.parquet").write_text("")
-    (folder / "build" / "manifest.json").write_text('{"model": "model"}')
+    write_manifest(folder / "build", model="model")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / "adapter" / name).write_text("{}")
     (folder / "texts" / "a.txt").write_text("a text")

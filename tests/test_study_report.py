@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.files import write_json
 from logoeval.intervals import summarise
@@ -23,6 +23,7 @@ from study.report import write_report
 from study.rows import BASE, CURVES, LOGO, LOGO_LONG, ROWS, SFT, row
 from study.scale import CPU
 from study.schedule import Journal
+from tests.data_sets import stats_of
 from tests.logoeval.conftest import write_build
 
 NUM_QUESTIONS, LENGTHS = 30, (512, 1024, 2048, 4096)
@@ -74,7 +75,7 @@ def _sample(number: int, scores: dict[str, float], **facts: object) -> SampleRow
 def _write_measurements(folder: Path, level: float, seed: int, *, needles: bool) -> None:
     rng, noise = np.random.default_rng(0), np.random.default_rng(seed + 1)
     difficulty = rng.normal(0, 0.1, NUM_QUESTIONS)
-    answers, questions = Shard(folder / "predictions" / "qa.jsonl"), []
+    answers, questions = AppendLog(folder / "predictions" / "qa.jsonl"), []
     answers.path.parent.mkdir(parents=True)
     for number in range(NUM_QUESTIONS):
         score = level + difficulty[number] + noise.normal(0, 0.02)
@@ -126,7 +127,7 @@ def study(tmp_path: Path, tiny_tokenizer: object) -> Study:
             write_build(study.data(name), tiny_tokenizer)
         else:
             study.data(name).mkdir(parents=True)
-            write_json(study.data(name) / "stats.json", {"questions": 6, "kept": 5, "answer_in_critical": 0.9})
+            write_json(study.data(name) / "stats.json", stats_of(questions=6, kept=5, answer_in_critical=0.9).to_json())
     return study
 
 

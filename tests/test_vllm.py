@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from logodata.build.candidates import Candidate, Planner
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.recipes.reading import load_recipe, shipped_recipes
 from logodata.contexts.scores import open_evaluator
 from logodata.contract import read_samples
@@ -245,7 +245,7 @@ def build(output: Path, *engine: str) -> dict[str, GenerationResult]:
     command = [sys.executable, "-m", "logodata", "build", recipe, *BUILD, *engine, "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"})
     assert done.returncode == 0, done.stderr[-4000:]
-    log = Shard(output / "work" / "responses.jsonl", key="key").values()
+    log = AppendLog(output / "work" / "responses.jsonl", key="key").values()
     return {r["id"]: GenerationResult(r["id"], tuple(r["token_ids"]), r["finish_reason"]) for r in log}
 
 

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 from logodata.build.candidates import Candidate
 from logodata.common.console import Tracker
-from logodata.common.words import without_reasoning
-from logodata.contract import Response, ResponseOrigin
+from logodata.contract import Reason, Response, ResponseOrigin
 from logodata.engines import Engine, GenerationRequest, GenerationResult
 from logodata.engines.answered import CachedEngine, ResponseLog
 from logodata.engines.settings import open_engine
 from logodata.judge.decisions import Decision
-from logodata.judge.rules import JudgedText, Measurer, preferred_fault, rejected_fault
-from logodata.judge.settings import Reason
+from logodata.judge.rules import Measurer, preferred_fault, rejected_fault
 from logodata.prompts import decode_text, encode_text
 from logodata.recipe.settings import BuildRecipe
 
@@ -67,9 +65,7 @@ class Responses:
         guided = strategy == "guided"
 
         def fault(response: Response) -> Reason | None:
-            return preferred_fault(
-                _judged(response), question.question, question.answers, self._recipe.judge, guided=guided
-            )
+            return preferred_fault(response, question.question, question.answers, self._recipe.judge, guided=guided)
 
         return [Decision(question, "preferred", n, response, fault(response)) for n, response in enumerate(found)]
 
@@ -77,10 +73,10 @@ class Responses:
         """The dis-preferred responses, with what the rules say of each beside the chosen one."""
         found = [self._response(plan, name, *self._engine.answer(request)) for name, request in plan.rejected.items()]
 
-        def fault(response: Response) -> Reason | None:
-            return rejected_fault(_judged(response), _judged(chosen), self._recipe.judge)
-
-        return [Decision(plan.question, "rejected", n, response, fault(response)) for n, response in enumerate(found)]
+        return [
+            Decision(plan.question, "rejected", n, response, rejected_fault(response, chosen, self._recipe.judge))
+            for n, response in enumerate(found)
+        ]
 
     def _response(self, plan: Candidate, strategy: str, result: GenerationResult, origin: ResponseOrigin) -> Response:
         ended = result.finish_reason == "stop"
@@ -90,11 +86,6 @@ class Responses:
             text=text,
             token_ids=[*result.token_ids, self._turn_end] if ended else list(result.token_ids),
             ended=ended,
-            **self._measurer.measure(text, plan.question.answers)._asdict(),
+            **dict(self._measurer.measure(text, plan.question.answers)),
             origin=origin,
         )
-
-
-def _judged(response: Response) -> JudgedText:
-    assert response.verdict is not None
-    return JudgedText(without_reasoning(response.text), response.ended, response.verdict)

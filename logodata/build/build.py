@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from logodata import __version__
 from logodata.build.candidates import Planner, Pool
@@ -20,11 +18,11 @@ from logodata.build.inputs import check_inputs
 from logodata.build.pipeline import Asked, Pipeline, decide_here, identity
 from logodata.build.ray_driver import RayOptions, decide_on_ray
 from logodata.build.shards import Part, part_record
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.console import note, progress
-from logodata.common.files import bind_settings, locked, read_if_whole, read_json, write_json
-from logodata.contract import SCHEMA_VERSION
-from logodata.dataset.files import PART_FILE, write_data_set
+from logodata.common.files import bind_settings, locked, read_if_whole, write_json
+from logodata.contract import SCHEMA_VERSION, BuildIdentity, Manifest, QuestionOutcome, SourceFile, Stats
+from logodata.dataset.files import SHARD_FILE, read_stats, write_data_set
 from logodata.models.facts import model_fingerprint
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import Source, check_outside, read_source, source_fingerprint
@@ -32,9 +30,7 @@ from logodata.sources import Source, check_outside, read_source, source_fingerpr
 _OUTCOMES = Path("work") / "outcomes.jsonl"
 
 
-def build(
-    recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: RayOptions | None = None
-) -> dict[str, Any]:
+def build(recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: RayOptions | None = None) -> Stats:
     """Make a data set in ``output``; continue one that was interrupted; do nothing to one that is finished.
 
     Args:
@@ -44,17 +40,19 @@ def build(
         cluster: run on Ray; by default in this process.
 
     Returns:
-        the statistics, as in ``stats.json``.
+        the statistics.
 
     Raises:
         UserError: the source is at fault, ``output`` holds a build with other settings, or no sample was kept.
     """
     check_outside(recipe.source, output)
     check_inputs(recipe, recipe.source, output)
+    documents = SourceFile(path=recipe.source.path, sha256=source_fingerprint(recipe.source))
+    found = identity(recipe, model_fingerprint(recipe.model))
     settings = {
         "recipe": recipe.binding(),
-        "source_fingerprint": source_fingerprint(recipe.source),
-        **identity(recipe, model_fingerprint(recipe.model)),
+        "source_fingerprint": documents.sha256,
+        **found.to_json(),
         **({"shard": str(part)} if part else {}),
     }
     with locked(output):
@@ -67,23 +65,23 @@ def build(
         bind_settings(output, "work/settings.json", settings, started=started)
         if source is None:
             note(f"{output} is finished already")
-            stats: dict[str, Any] = read_json(output / "stats.json")
-            return stats
-        return _build(recipe, source, settings, output, part, cluster)
+            return read_stats(output)
+        return _build(recipe, source, documents, found, output, part, cluster)
 
 
 def _build(
     recipe: BuildRecipe,
     source: Source,
-    settings: dict[str, Any],
+    documents: SourceFile,
+    found: BuildIdentity,
     output: Path,
     part: Part | None,
     cluster: RayOptions | None,
-) -> dict[str, Any]:
+) -> Stats:
     work = output / "work"
-    pipeline = Pipeline(recipe, settings["model_fingerprint"], work / "responses.jsonl")
-    outcomes = Shard(output / _OUTCOMES)
-    engines = {key: Shard(work / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
+    pipeline = Pipeline(recipe, found.model_fingerprint, work / "responses.jsonl")
+    outcomes = AppendLog(output / _OUTCOMES)
+    engines = {key: AppendLog(work / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
     pools, total = _pools(pipeline.planner, source, part)
     order: list[str] = []
     num_kept = sum("sample" in outcome for outcome in outcomes.values())
@@ -102,38 +100,46 @@ def _build(
         if cluster is None:
             deciding = decide_here(pipeline, undecided(), recipe.generation.group_size, tracker)
         else:
-            fingerprint, left = settings["model_fingerprint"], total - len(outcomes)
-            deciding = decide_on_ray(recipe, fingerprint, undecided(), left, cluster, tracker)
+            left = total - len(outcomes)
+            deciding = decide_on_ray(recipe, found.model_fingerprint, undecided(), left, cluster, tracker)
         with closing(deciding) as results:
             for decided, names in results:
                 for key, name in names.items():
                     engines[key].append({"name": name})
-                outcomes.append(*decided)
-                num_kept += sum("sample" in outcome for outcome in decided)
+                outcomes.append(*(outcome.to_json() for outcome in decided))
+                num_kept += sum(outcome.sample is not None for outcome in decided)
                 tracker.advance(len(decided), kept=num_kept)
 
-    faults = [fault for fault in source.faults if part is None or part.owns(fault["doc_id"])]
+    rejected = [row for row in source.rejected if part is None or part.owns(row.doc_id)]
     if part is not None:
-        write_json(output / PART_FILE, part_record(part, source, [*(fault["id"] for fault in faults), *order]))
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "logo_align": __version__,
-        "model": recipe.model,
-        **{key: value for key, value in settings.items() if key not in ("recipe", "source_fingerprint", "shard")},
-        "engine": ", ".join(engines["engine"]) or "none: every response was there already",
-        **(
-            {"judge_engine": ", ".join(engines["judge_engine"]) or "none: nothing was asked"}
-            if recipe.judge.model
-            else {}
-        ),
-        "source": {"path": recipe.source.path, "sha256": settings["source_fingerprint"]},
-        "recipe": recipe.model_dump(mode="json"),
+        write_json(output / SHARD_FILE, part_record(part, source, [*(row.id for row in rejected), *order]).to_json())
+    nothing = {"engine": "none: every response was there already", "judge_engine": "none: nothing was asked"}
+    names = {key: ", ".join(log) or nothing[key] for key, log in engines.items()}
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        logo_align=__version__,
+        model=recipe.model,
+        **dict(found),
+        engine=names["engine"],
+        judge_engine=names["judge_engine"] if recipe.judge.model else None,
+        source=documents,
+        recipe=recipe.model_dump(mode="json"),
         # Its text, since the file is found from the folder of the build command only.
-        "chat_template": recipe.chat_template and pipeline.planner.tokenizer.chat_template,
-    }
-    at_fault = ({"rejected": {**fault, "stage": "source"}, "decisions": []} for fault in faults)
-    found = chain(at_fault, (outcomes[question_id] for question_id in order))
-    return write_data_set(output, found, manifest, may_be_empty=part is not None)
+        chat_template=pipeline.planner.tokenizer.chat_template if recipe.chat_template else None,
+        samples=0,
+    )
+
+    def ends() -> Iterator[QuestionOutcome]:
+        for row in rejected:
+            yield QuestionOutcome(id=row.id, decisions=[], rejected=row)
+        for question_id in order:
+            yield QuestionOutcome.from_json(
+                outcomes[question_id],
+                where=f"{outcomes.path}: question {question_id}",
+                mend="delete this file and run the same command again: responses are kept",
+            )
+
+    return write_data_set(output, ends(), manifest, recipe, may_be_empty=part is not None)
 
 
 def _pools(planner: Planner, source: Source, part: Part | None) -> tuple[Iterable[Pool], int]:

@@ -10,25 +10,33 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from logodata.build.shards import PartRecord, read_part_record
+from logodata.build.shards import read_part_record
 from logodata.common.errors import UserError
 from logodata.common.files import check_apart, differences, locked
-from logodata.contract import iterate_samples, read_manifest
-from logodata.dataset.files import iterate_decisions, iterate_rejected, write_data_set
-from logodata.dataset.statistics import Outcome
+from logodata.contract import (
+    DecisionRow,
+    Manifest,
+    PreferenceSample,
+    QuestionOutcome,
+    RejectedQuestion,
+    ShardRecord,
+    Stats,
+    iterate_samples,
+    read_manifest,
+)
+from logodata.dataset.files import iterate_decisions, iterate_rejected, read_recipe, write_data_set
 
-_ENGINE_NAMES = ("engine", "judge_engine")
 _NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
 
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
     path: Path
-    record: PartRecord
-    manifest: dict[str, Any]
+    record: ShardRecord
+    manifest: Manifest
 
 
-def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
+def merge(folders: Sequence[Path], output: Path) -> Stats:
     """Put all parts of a build together in ``output``; every file equals that of the unsharded build.
 
     Engines may differ between parts, since they are asked the same and ``manifest.json`` names them all; the recipe's
@@ -39,7 +47,7 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
         output: a new folder.
 
     Returns:
-        the statistics, as in ``stats.json``.
+        the statistics.
 
     Raises:
         UserError: a part is missing, given twice, unfinished or of another recipe, source, model or version; ``output``
@@ -54,40 +62,49 @@ def merge(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     _check_alike(parts)
     if any((output / name).exists() for name in ("manifest.json", "work")):
         raise UserError("holds a build already", where=str(output), mend="choose another -o")
-    manifest = {**parts[0].manifest}
-    manifest |= {key: _engines([part.manifest[key] for part in parts]) for key in _ENGINE_NAMES if key in manifest}
+    first = parts[0]
+    names = {"engine": _engines([part.manifest.engine for part in parts])}
+    if first.manifest.judge_engine is not None:
+        names["judge_engine"] = _engines([str(part.manifest.judge_engine) for part in parts])
+    manifest, recipe = first.manifest.model_copy(update=names), read_recipe(first.path)
     with locked(output):
-        return write_data_set(output, _outcomes(parts), manifest)
+        return write_data_set(output, _outcomes(parts), manifest, recipe)
 
 
-def _outcomes(parts: Sequence[_Folder]) -> Iterator[Outcome]:
+_Row = PreferenceSample | RejectedQuestion | DecisionRow
+
+
+def _outcomes(parts: Sequence[_Folder]) -> Iterator[QuestionOutcome]:
     """What became of each question, in the order of their places; within a file of a part, rows are in this order."""
     found = heapq.merge(*(rows for part in parts for rows in _placed(part)), key=lambda entry: entry[0])
     for _, entries in groupby(found, key=lambda entry: entry[0]):
-        outcome: Outcome = {"decisions": []}
-        for _, name, value in entries:
-            if name == "sample" and name in outcome:
-                raise UserError(
-                    f"sample {value.id!r} is in two parts", mend="build the parts again, each into a folder of its own"
-                )
-            if name == "decisions":
-                outcome["decisions"].append(value)
-            else:
-                outcome[name] = value
-        yield outcome
+        rows = [row for _, row in entries]
+        samples = [row for row in rows if isinstance(row, PreferenceSample)]
+        rejected = [row for row in rows if isinstance(row, RejectedQuestion)]
+        if len(samples) + len(rejected) != 1:
+            what = f"sample {rows[0].id!r} is in two parts"
+            if len(samples) < 2:
+                what = f"the parts do not tell what became of question {rows[0].id!r}"
+            raise UserError(what, mend="build the parts again, each into a folder of its own")
+        yield QuestionOutcome(
+            id=rows[0].id,
+            decisions=[row for row in rows if isinstance(row, DecisionRow)],
+            sample=next(iter(samples), None),
+            rejected=next(iter(rejected), None),
+        )
 
 
-def _placed(part: _Folder) -> Iterator[Iterator[tuple[tuple[bool, int], str, Any]]]:
-    """Of each file of a part: (order, key in an outcome, row). Faults of the source come first, and a document's may
-    have the id of a question."""
-    places, folder = part.record.places, part.path
+def _placed(part: _Folder) -> Iterator[Iterator[tuple[tuple[bool, int], _Row]]]:
+    """The rows of each file of a part with their order. Rejected questions of the source come first, and a document's
+    may have the id of a question."""
+    folder = part.path
 
-    def order(row_id: str, stage: str = "") -> tuple[bool, int]:
-        return stage != "source", _place(places, row_id, folder)
+    def order(row: _Row) -> tuple[bool, int]:
+        is_of_source = isinstance(row, RejectedQuestion) and row.stage == "source"
+        return not is_of_source, _place(part.record.places, row.id, folder)
 
-    yield ((order(sample.id), "sample", sample) for sample in iterate_samples(folder))
-    yield ((order(row["id"], row["stage"]), "rejected", row) for row in iterate_rejected(folder))
-    yield ((order(row["id"]), "decisions", row) for row in iterate_decisions(folder))
+    for rows in (iterate_samples(folder), iterate_rejected(folder), iterate_decisions(folder)):
+        yield ((order(row), row) for row in rows)
 
 
 def _check_complete(parts: Sequence[_Folder]) -> None:
@@ -127,14 +144,17 @@ def _check_alike(parts: Sequence[_Folder]) -> None:
             )
 
 
-def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
+def _identity(manifest: Manifest) -> dict[str, Any]:
     """What must be equal: all but engines and counts."""
-    same = {key: value for key, value in manifest.items() if key not in (*_ENGINE_NAMES, "samples")}
-    recipe = {key: value for key, value in manifest["recipe"].items() if key != "engine"}
-    model_judge = recipe["judge"].get("model")
-    if model_judge:
-        model_judge = {key: value for key, value in model_judge.items() if key != "engine"}
-    return {**same, "recipe": {**recipe, "judge": {**recipe["judge"], "model": model_judge}}}
+    return manifest.model_dump(
+        mode="json",
+        exclude={
+            "engine": True,
+            "judge_engine": True,
+            "samples": True,
+            "recipe": {"engine": True, "judge": {"model": {"engine": True}}},
+        },
+    )
 
 
 def _engines(names: Sequence[str]) -> str:

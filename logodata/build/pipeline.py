@@ -17,14 +17,22 @@ from logodata.build.candidates import Candidate, Fault, Planner, Pool
 from logodata.common.console import Tracker
 from logodata.common.words import without_reasoning
 from logodata.contexts.scores import Evaluator, open_evaluator
-from logodata.contract import ContextChunk, PreferenceSample, Response
-from logodata.dataset.statistics import Outcome
+from logodata.contract import (
+    BuildIdentity,
+    ContextChunk,
+    DecisionRow,
+    PreferenceSample,
+    PromptFingerprints,
+    QuestionOutcome,
+    Reason,
+    RejectedQuestion,
+    Response,
+)
 from logodata.engines.answered import ResponseLog
 from logodata.engines.settings import engine_window
 from logodata.judge.decisions import Decision, eligible
 from logodata.judge.measures import word_share
 from logodata.judge.model import ModelJudge, judge_identity
-from logodata.judge.settings import Reason
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.recipe.settings import BuildRecipe
@@ -32,26 +40,25 @@ from logodata.recipe.settings import BuildRecipe
 Asked = tuple[Pool, frozenset[str]]
 """A pool, and the ids of its questions that are undecided."""
 
-Decided = tuple[Sequence[Outcome], dict[str, str]]
+Decided = tuple[Sequence[QuestionOutcome], dict[str, str]]
 """What became of some questions, and :attr:`Pipeline.engine_names`."""
 
 
-def identity(recipe: BuildRecipe, model_fingerprint: str) -> dict[str, Any]:
+def identity(recipe: BuildRecipe, model_fingerprint: str) -> BuildIdentity:
     """What a build follows from beside recipe and source: its folder is bound to it, and ``manifest.json`` says it.
 
     A chat template is a file, or comes with the tokenizer: what it renders tells two apart that have one name.
     """
     planner, judge = _planner(recipe), recipe.judge.model
-    return {
-        "model_fingerprint": model_fingerprint,
-        "tokenizer_fingerprint": tokenizer_fingerprint(planner.tokenizer),
-        "prompt_fingerprints": {
-            "answer": planner.answer_format.fingerprint,
-            "guided": [form.fingerprint for form in planner.guided_formats],
-        },
-        "window": planner.window,
+    return BuildIdentity(
+        model_fingerprint=model_fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint(planner.tokenizer),
+        prompt_fingerprints=PromptFingerprints(
+            answer=planner.answer_format.fingerprint, guided=[form.fingerprint for form in planner.guided_formats]
+        ),
+        window=planner.window,
         **(judge_identity(recipe, judge, model_fingerprint) if judge else {}),
-    }
+    )
 
 
 def _planner(recipe: BuildRecipe) -> Planner:
@@ -105,7 +112,7 @@ class Pipeline:
         if self.model_judge:
             self.model_judge.forget()
 
-    def answer(self, plans: Sequence[Candidate | Fault], tracker: Tracker) -> list[Outcome]:
+    def answer(self, plans: Sequence[Candidate | Fault], tracker: Tracker) -> list[QuestionOutcome]:
         """Generate and judge: what became of each question, in order."""
         responses = self.responses
         candidates = [plan for plan in plans if isinstance(plan, Candidate)]
@@ -145,34 +152,44 @@ class Pipeline:
             self.model_judge.judge(decisions, tracker)
 
 
-def _faulty(plan: Fault) -> Outcome:
-    row = {**_place(plan), "reason": plan.reason, "detail": plan.detail, "stage": "contexts"}
-    return {"id": plan.question.id, "rejected": row, "decisions": []}
+def _faulty(plan: Fault) -> QuestionOutcome:
+    return QuestionOutcome(
+        id=plan.question.id,
+        decisions=[],
+        rejected=_rejected(plan, plan.reason, stage="contexts", detail=plan.detail),
+    )
 
 
-def _outcome(judgement: Judgement) -> Outcome:
+def _outcome(judgement: Judgement) -> QuestionOutcome:
     """A sample, or a row with the reason and what was generated; and all decisions."""
     plan, chosen, reason = judgement.plan, judgement.chosen, judgement.reason
-    outcome: Outcome = {"id": plan.question.id, "decisions": list(judgement.rows())}
-    row = {**_place(plan), "answers": plan.question.answers, "reason": reason, "stage": "judge"}
-    if chosen is None:
-        return {**outcome, "rejected": {**row, "preferred": _texts(judgement.preferred)}}
-    if reason is not None:
-        texts = {"preferred": _texts([chosen]), "rejected": _texts(judgement.rejected)}
-        return {**outcome, "rejected": {**row, **texts}}
-    sample = _sample(plan, chosen.response, [decision.response for decision in judgement.rejected])
-    return {**outcome, "sample": sample.model_dump(mode="json")}
+    decisions = list(judgement.rows())
+    if reason is None:
+        assert chosen is not None
+        sample = _sample(plan, chosen.response, [decision.response for decision in judgement.rejected])
+        return QuestionOutcome(id=plan.question.id, decisions=decisions, sample=sample)
+    rejected = _rejected(
+        plan,
+        reason,
+        stage="judge",
+        answers=plan.question.answers,
+        preferred=_texts([chosen] if chosen else judgement.preferred),
+        rejected=_texts(judgement.rejected) if chosen else None,
+    )
+    return QuestionOutcome(id=plan.question.id, decisions=decisions, rejected=rejected)
 
 
-def _place(plan: Candidate | Fault) -> dict[str, Any]:
-    return {
-        "id": plan.question.id,
-        "doc_id": plan.document.doc_id,
-        "where": plan.document.where,
-        "source": plan.document.source,
-        "question": plan.question.question,
-        "kind": plan.question.kind,
-    }
+def _rejected(plan: Candidate | Fault, reason: str, **details: Any) -> RejectedQuestion:
+    return RejectedQuestion(
+        id=plan.question.id,
+        doc_id=plan.document.doc_id,
+        where=plan.document.where,
+        source=plan.document.source,
+        question=plan.question.question,
+        kind=plan.question.kind,
+        reason=reason,
+        **details,
+    )
 
 
 def _texts(decisions: Sequence[Decision]) -> list[str]:
@@ -248,17 +265,10 @@ class Judgement:
             return self.eligible[0].objection if self.eligible else self.preferred[0].rule
         return self.rule_against_rejected or next(filter(None, (d.objection for d in self.rejected)), None)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of ``decisions.jsonl``. ``kept`` says whether the response stands in the data set."""
-        pair_kept = self.reason is None
-        for decision in (*self.preferred, *self.rejected):
-            yield {
-                "id": decision.question.id,
-                "source": self.plan.document.source,
-                "role": decision.role,
-                **decision.response.model_dump(mode="json", exclude={"token_ids"}),
-                "rule": decision.rule,
-                "model_verdict": decision.model_verdict,
-                "second_model_verdict": decision.second_model_verdict,
-                "kept": pair_kept and (decision.role == "rejected" or decision is self.chosen),
-            }
+    def rows(self) -> Iterator[DecisionRow]:
+        """Rows of ``decisions.jsonl``."""
+        source, pair_kept = self.plan.document.source, self.reason is None
+        for decision in self.preferred:
+            yield decision.row(source, kept=pair_kept and decision is self.chosen)
+        for decision in self.rejected:
+            yield decision.row(source, kept=pair_kept)

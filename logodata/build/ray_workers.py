@@ -16,7 +16,7 @@ from logodata.build.candidates import Candidate, Fault
 from logodata.build.pipeline import Asked, Pipeline
 from logodata.common.console import Tracker
 from logodata.common.errors import UserError
-from logodata.dataset.statistics import Outcome
+from logodata.contract import QuestionOutcome
 from logodata.engines.settings import EngineSettings
 from logodata.judge.model import judge_engine
 from logodata.judge.settings import ModelJudgeSettings
@@ -43,7 +43,7 @@ class Result:
     """What became of a group. ``fault`` ends the build: an error of the user's, or the traceback of our bug."""
 
     number: int
-    outcomes: Sequence[Outcome] = ()
+    outcomes: Sequence[QuestionOutcome] = ()
     engine_names: dict[str, str] = field(default_factory=dict)
     fault: UserError | str | None = None
 

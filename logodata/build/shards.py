@@ -12,13 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
-from logodata.dataset.files import PART_FILE
+from logodata.contract import ShardRecord
+from logodata.dataset.files import SHARD_FILE
 from logodata.sources import Source
 
 
@@ -50,50 +48,31 @@ class Part:
         return int.from_bytes(digest[:8], "big") % self.total == self.number - 1
 
 
-class PartRecord(BaseModel):
-    """``shard.json``: which part a folder holds, and the place of its questions in the unsharded build."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    number: int
-    total: int
-    places: dict[str, int]
-    """For the id of each question that came to an end here, its number among all questions, faults of the source
-    first."""
-
-
 def question_places(source: Source) -> dict[str, int]:
     """The order in which an unsharded build comes to the questions: faults of the source, then document by document."""
-    ids = [fault["id"] for fault in source.faults]
+    ids = [row.id for row in source.rejected]
     ids += [question.id for document in source.documents for question in document.questions]
     return {question_id: place for place, question_id in enumerate(ids)}
 
 
-def part_record(part: Part, source: Source, question_ids: Sequence[str]) -> dict[str, Any]:
+def part_record(part: Part, source: Source, question_ids: Sequence[str]) -> ShardRecord:
     """What to write to ``shard.json`` of a part in which these questions came to an end."""
     places = question_places(source)
-    return PartRecord(
+    return ShardRecord(
         number=part.number, total=part.total, places={question_id: places[question_id] for question_id in question_ids}
-    ).model_dump()
+    )
 
 
-def read_part_record(folder: Path) -> PartRecord:
+def read_part_record(folder: Path) -> ShardRecord:
     """``shard.json`` of a folder.
 
     Raises:
         UserError: the folder holds no finished part.
     """
-    if (folder / "manifest.json").is_file() and not (folder / PART_FILE).is_file():
+    if (folder / "manifest.json").is_file() and not (folder / SHARD_FILE).is_file():
         raise UserError("a whole data set, not a part", where=str(folder), mend="merge what --shard i/n wrote")
     if not (folder / "manifest.json").is_file():
         state = "holds no finished part" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend="run its logodata build ... --shard i/n to the end")
-    try:
-        return PartRecord.model_validate(read_json(folder / PART_FILE))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise UserError(
-            f"not the record of a part: {fault['msg'].lower()}",
-            where=str(folder / PART_FILE),
-            mend="build this part again",
-        ) from error
+    path = folder / SHARD_FILE
+    return ShardRecord.from_json(read_json(path), where=str(path), mend="build this part again")

@@ -1,1 +1,1 @@
-"""Code that the three packages share: errors, recipes, run folders, shards, console."""
+"""Code that the three packages share: errors, recipes, run folders, append-only logs, console."""

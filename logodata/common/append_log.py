@@ -12,7 +12,7 @@ from logodata.common.files import append_lines
 from logodata.common.json_files import numbered_lines, parse_json, strict_dumps
 
 
-class Shard(Mapping[str, dict[str, Any]]):
+class AppendLog(Mapping[str, dict[str, Any]]):
     """An append-only file of JSON records, each with a unique ``id``; a mapping from ids to records.
 
     A record is complete once its line ends in a newline. A process killed while it wrote leaves at most one

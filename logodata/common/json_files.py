@@ -91,30 +91,6 @@ def json_objects(path: Path, *, mend: str) -> Iterator[tuple[str, dict[str, Any]
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend=mend) from error
 
 
-class Told(dict[str, Any]):
-    """A JSON object from one of our files, which may be edited or of another version: a missing key raises a
-    :class:`UserError`.
-
-    Args:
-        value: The object. Objects inside it are converted too.
-        where: Its place.
-        mend: What to do about it.
-    """
-
-    def __init__(self, value: dict[str, Any], *, where: str, mend: str) -> None:
-        super().__init__({key: self._convert(item, where, mend) for key, item in value.items()})
-        self._where, self._mend = where, mend
-
-    @classmethod
-    def _convert(cls, value: Any, where: str, mend: str) -> Any:
-        if isinstance(value, dict):
-            return cls(value, where=where, mend=mend)
-        return [cls._convert(item, where, mend) for item in value] if isinstance(value, list) else value
-
-    def __missing__(self, key: str) -> Any:
-        raise UserError(f"lacks {key!r}", where=self._where, mend=self._mend)
-
-
 def too_long(where: str, what: str = "a line") -> UserError:
     """Return the error for a text that exceeds :data:`MAX_JSON_BYTES`."""
     return UserError(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from logodata.common.printable import markdown_cell, markdown_code, markdown_text
+from logodata.contract import ErrorPattern, GroupStats, Manifest, Stats
 from logodata.judge.agreement import describe_verdicts
+from logodata.judge.settings import JudgeSettings
+from logodata.recipe.settings import BuildRecipe
 
 PURITY = (
     "Purity: the share of kept pairs that no verdict contradicts, neither the rules' nor a model judge's in either "
     "wording. It is the judge's word, not the truth: read some pairs yourself."
 )
-
-GROUPINGS = ("by_source", "by_kind")
-"""Statistics that hold those of parts of the questions."""
 
 _MOST_GROUPS = 20
 
@@ -22,51 +22,46 @@ _THRESHOLDS = {"entity": "more than {:g} shared entities", "embedding": "a cosin
 """What a threshold means, by evaluator; those that are not here take none."""
 
 
-def describe(stats: dict[str, Any]) -> str:
+def describe(stats: Stats) -> str:
     """One line: how many were kept, where they came from, why the others were not."""
-    origins = stats["kept_by_origin"]
+    origins = stats.kept_by_origin
     cached = origins.get("cache", 0)
     source = f" ({origins.get('live', 0)} built live, {cached} with responses from the cache)" if cached else ""
-    reasons = ", ".join(f"{reason} {count}" for reason, count in stats["rejected_by_reason"].items())
-    return f"kept {stats['kept']} of {stats['questions']} questions{source}" + (
-        f"; not kept: {reasons}" if reasons else ""
-    )
+    reasons = ", ".join(f"{reason} {count}" for reason, count in stats.rejected_by_reason.items())
+    return f"kept {stats.kept} of {stats.questions} questions{source}" + (f"; not kept: {reasons}" if reasons else "")
 
 
-def describe_patterns(stats: dict[str, Any]) -> str:
+def describe_patterns(stats: Stats) -> str:
     """One line: how the dis-preferred responses go wrong."""
-    meanings = {
+    meanings: dict[ErrorPattern | Literal["right"], str] = {
         "hallucination": "speak of the question's entities and are wrong (hallucination)",
         "instruction_unfollowing": "share no entity with the question (instruction unfollowing)",
         "right": "are right: the judge was off",
     }
-    patterns: dict[str, int] = stats["dispreferred_error_patterns"]
+    patterns = stats.dispreferred_error_patterns
     total = sum(patterns.values())
     parts = (f"{patterns[name]} {meaning}" for name, meaning in meanings.items() if patterns.get(name))
     return f"of {total} dis-preferred responses {', '.join(parts)}"
 
 
-def dataset_card(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
+def dataset_card(manifest: Manifest, recipe: BuildRecipe, stats: Stats) -> str:
     """README.md of the data set, with the header that ``datasets.load_dataset`` reads."""
-    recipe = manifest["recipe"]
-    generation, contexts = recipe["generation"], recipe["contexts"]
+    generation, contexts, evaluator = recipe.generation, recipe.contexts, recipe.evaluator
     critical = (
-        _THRESHOLDS[recipe["evaluator"]["name"]].format(contexts["critical_threshold"])
-        if contexts["critical_top"] is None
-        else f"the {contexts['critical_top']} best-scored chunks"
+        _THRESHOLDS[evaluator.name].format(contexts.critical_threshold)
+        if contexts.critical_top is None
+        else f"the {contexts.critical_top} best-scored chunks"
     )
     preferred = {
         "model": "the model's own greedy answer from the critical chunks (as in the paper)",
-        "best_of_n": f"the first right one of {generation['num_candidates']} answers of the model from the critical chunks",
+        "best_of_n": f"the first right one of {generation.num_candidates} answers of the model from the critical chunks",
         "guided": "the reference answer in the model's own words: it saw the critical chunks, the question and the reference. "
         "This departs from the paper, where the model answers unaided",
         "reference": "the reference answer itself, not in the model's words. This departs from the paper",
-    }[generation["preferred"]]
+    }[generation.preferred]
     summary = describe(stats)
     rows = "\n".join(
-        f"| {markdown_cell(name.replace('_', ' '))} | {markdown_cell(show_value(value))} |"
-        for name, value in stats.items()
-        if name not in GROUPINGS
+        f"| {markdown_cell(name)} | {markdown_cell(show_value(value))} |" for name, value in named_values(stats)
     )
     return f"""---
 configs:
@@ -78,24 +73,24 @@ tags:
 - LOGO
 ---
 
-# LOGO preference data from {markdown_code(manifest["source"]["path"])}
+# LOGO preference data from {markdown_code(manifest.source.path)}
 
 {summary[0].upper()}{summary[1:]}.
 
-A row is one prompt with a preferred response and {stats["dispreferred_per_sample"]} dis-preferred ones (LOGO, arXiv 2410.18533, section 3).
+A row is one prompt with a preferred response and {stats.dispreferred_per_sample} dis-preferred ones (LOGO, arXiv 2410.18533, section 3).
 Prompts are token ids (`prompt_ids`, of the model's tokenizer), responses token ids with their text; texts of the chunks are in `chunks`. All
 as text: `logodata export DIR --format text -o FILE.parquet`, then `load_dataset("parquet", data_files="FILE.parquet")`.
 
-- **Documents**: {markdown_code(manifest["source"]["path"])} (sha256 {manifest["source"]["sha256"]}), in chunks of {recipe["chunking"]["chunk_tokens"]} tokens.
-- **Critical chunks**: {critical}, by the `{recipe["evaluator"]["name"]}` evaluator, compared with the {recipe["evaluator"]["query"].replace("_", " ")}.
-- **Context**: {contexts["num_chunks"]} chunks in document order; all critical ones, filled up with irrelevant ones.
+- **Documents**: {markdown_code(manifest.source.path)} (sha256 {manifest.source.sha256}), in chunks of {recipe.chunking.chunk_tokens} tokens.
+- **Critical chunks**: {critical}, by the `{evaluator.name}` evaluator, compared with the {evaluator.query.replace("_", " ")}.
+- **Context**: {contexts.num_chunks} chunks in document order; all critical ones, filled up with irrelevant ones.
 - **Preferred**: {preferred}.
-- **Dis-preferred**: the model's greedy answers from irrelevant chunks alone{_mixed(contexts["mixed_ratios"], stats)}.
+- **Dis-preferred**: the model's greedy answers from irrelevant chunks alone{_mixed(contexts.mixed_ratios, stats)}.
 - **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
-- **Judge**: {_describe_judge(recipe["judge"])}.{_model_judge(manifest, stats)}
-- **Model**: {markdown_code(manifest["model"])} ({manifest["model_fingerprint"]}), engine {markdown_text(manifest["engine"])}, logo-align {manifest["logo_align"]}, seed {recipe["seed"]}.
+- **Judge**: {_describe_judge(recipe.judge)}.{_model_judge(manifest, stats)}
+- **Model**: {markdown_code(manifest.model)} ({manifest.model_fingerprint}), engine {markdown_text(manifest.engine)}, logo-align {manifest.logo_align}, seed {recipe.seed}.
 
-Preferred responses end by themselves {_percent([stats["preferred_ended"]])} of the time, dis-preferred ones {_percent([stats["dispreferred_ended"]])}: a gap
+Preferred responses end by themselves {stats.preferred_ended:.0%} of the time, dis-preferred ones {stats.dispreferred_ended:.0%}: a gap
 here teaches the model to end its answers, whatever they say.
 
 | statistic | value |
@@ -110,63 +105,71 @@ Each row of `rejected.jsonl` is a question that gave no sample, with its reason;
 """
 
 
-def _mixed(ratios: Sequence[float], stats: dict[str, Any]) -> str:
+def named_values(stats: Stats) -> Iterator[tuple[str, Any]]:
+    """The statistics of all questions together, as JSON, each with its name in words."""
+    groupings = [f"by_{name}" for name in stats.groups]
+    for name, value in stats.to_json().items():
+        if name not in groupings:
+            yield name.replace("_", " "), value
+
+
+def _mixed(ratios: Sequence[float], stats: Stats) -> str:
     if not ratios:
         return ""
     return (
         f", and from contexts that keep {_percent(ratios)} of the critical chunks, one at least: in the "
-        f"{stats['single_critical_chunk']} samples with a single critical chunk such a context is the prompt's own"
+        f"{stats.single_critical_chunk} samples with a single critical chunk such a context is the prompt's own"
     )
 
 
-def _grouped(stats: dict[str, Any]) -> str:
+def _grouped(stats: Stats) -> str:
     """Yield and purity by source file and kind of question, as a table of a card."""
     lines = ["| questions | asked | kept | purity | not kept |", "| --- | --- | --- | --- | --- |"]
-    for name in GROUPINGS:
-        groups, num_more = largest_groups(stats[name])
+    for name, all_groups in stats.groups.items():
+        groups, num_more = largest_groups(all_groups)
         for key, group in groups:
-            asked = f"{group['questions']} | {show_share(group['kept'], group['yield'])}"
-            reasons = markdown_cell(show_value(group["rejected_by_reason"]))
-            cell = markdown_cell(f"{name[3:]}: {key}")
-            lines.append(f"| {cell} | {asked} | {show_percent(group['purity'])} | {reasons} |")
+            asked = f"{group.questions} | {show_share(group.kept, group.yield_)}"
+            reasons = markdown_cell(show_value(group.rejected_by_reason))
+            cell = markdown_cell(f"{name}: {key}")
+            lines.append(f"| {cell} | {asked} | {show_percent(group.purity)} | {reasons} |")
         if num_more:
-            lines.append(f"| {name[3:]}: {num_more} more in `stats.json` | | | | |")
+            lines.append(f"| {name}: {num_more} more in `stats.json` | | | | |")
     return "\n".join(lines)
 
 
-def largest_groups(groups: dict[str, Any]) -> tuple[list[tuple[str, Any]], int]:
+def largest_groups(groups: Mapping[str, GroupStats]) -> tuple[list[tuple[str, GroupStats]], int]:
     """Of the groups by source or kind those with the most questions, in their order, and how many others there are."""
-    largest = set(sorted(groups, key=lambda key: -groups[key]["questions"])[:_MOST_GROUPS])
+    largest = set(sorted(groups, key=lambda key: -groups[key].questions)[:_MOST_GROUPS])
     return [(key, group) for key, group in groups.items() if key in largest], len(groups) - len(largest)
 
 
-def _model_judge(manifest: dict[str, Any], stats: dict[str, Any]) -> str:
-    if "judge_model" not in manifest:
+def _model_judge(manifest: Manifest, stats: Stats) -> str:
+    if manifest.judge_model is None:
         return ""
     judge = (
-        f"{markdown_code(manifest['judge_model'])} ({manifest['judge_model_fingerprint']}), "
-        f"engine {markdown_text(manifest['judge_engine'])}"
+        f"{markdown_code(manifest.judge_model)} ({manifest.judge_model_fingerprint}), "
+        f"engine {markdown_text(str(manifest.judge_engine))}"
     )
-    said = describe_verdicts(stats["model_judge"]) if "model_judge" in stats else "it was never asked"
+    said = describe_verdicts(stats.model_judge) if stats.model_judge else "it was never asked"
     return f"\n- **Model judge**, after these rules: {judge}; {said}."
 
 
-def _describe_judge(judge: dict[str, Any]) -> str:
-    by_words = f"a response is right if it holds {judge['right_at']:.0%} of the reference's content words"
+def _describe_judge(judge: JudgeSettings) -> str:
+    by_words = f"a response is right if it holds {judge.right_at:.0%} of the reference's content words"
     by_similarity = (
-        f"if its embedding's cosine with the reference is {judge['similar_at']:g} or more, and wrong below "
-        f"{judge['dissimilar_below']:g}"
+        f"if its embedding's cosine with the reference is {judge.similar_at:g} or more, and wrong below "
+        f"{judge.dissimilar_below:g}"
     )
     rule = {
-        "auto": f"{by_words}; beside references of more than {judge['long_answer_words']} content words, {by_similarity}",
+        "auto": f"{by_words}; beside references of more than {judge.long_answer_words} content words, {by_similarity}",
         "word_share": by_words,
-        "token_f1": f"a response is right from a token F1 of {judge['right_at']:g} on",
+        "token_f1": f"a response is right from a token F1 of {judge.right_at:g} on",
         "containment": "a response is right if the reference stands in it word for word",
         "similarity": f"a response is right {by_similarity}",
-    }[judge["measure"]]
-    most = judge["max_added_words"]
+    }[judge.measure]
+    most = judge.max_added_words
     added = "" if most is None else f"; a preferred one adds at most {most} content words to question and reference"
-    return f"{'on' if judge['enabled'] else 'OFF'}; {rule}{added}"
+    return f"{'on' if judge.enabled else 'OFF'}; {rule}{added}"
 
 
 def _percent(values: Sequence[float]) -> str:

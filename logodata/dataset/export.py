@@ -73,15 +73,15 @@ def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = 
     _check_output(form, output)
     check_apart(output, ("the data set", data))
     manifest = read_manifest(data)
-    tokenizer = load_tokenizer(model or manifest["model"], manifest["chat_template"])
-    if tokenizer_fingerprint(tokenizer) != manifest["tokenizer_fingerprint"]:
+    tokenizer = load_tokenizer(model or manifest.model, manifest.chat_template)
+    if tokenizer_fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
         raise UserError(
             "the data hold token ids of another tokenizer",
             where=str(data),
-            mend=f"give the model of the build with --model, it was {manifest['model']}",
+            mend=f"give the model of the build with --model, it was {manifest.model}",
         )
     chat = form in ("llama-factory", "openrlhf")
-    if chat and PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint != manifest["prompt_fingerprints"]["answer"]:
+    if chat and PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint != manifest.prompt_fingerprints.answer:
         raise UserError(
             "the prompts were made with another instruction or chat template than today's",
             where=str(data),

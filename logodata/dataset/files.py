@@ -4,55 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+from pydantic import ValidationError
 
 from logodata.common.errors import UserError
 from logodata.common.files import read_json, replacing, write_atomic, write_json
-from logodata.common.json_files import Told, json_objects, strict_dumps
-from logodata.contract import PreferenceSample, write_samples
+from logodata.common.json_files import json_objects, strict_dumps
+from logodata.common.records import Record
+from logodata.contract import (
+    DecisionRow,
+    EvaluatorChoice,
+    Manifest,
+    PreferenceSample,
+    QuestionOutcome,
+    RejectedQuestion,
+    Stats,
+    write_samples,
+)
 from logodata.dataset.card import dataset_card, describe
-from logodata.dataset.statistics import Outcome, Statistics
+from logodata.dataset.statistics import Statistics
+from logodata.recipe.settings import BuildRecipe
 
 DATA_FILE = Path("data") / "train-00000-of-00001.parquet"
+_MEND = "build the data set again"
 
 
 def write_data_set(
-    output: Path, outcomes: Iterable[Outcome], manifest: dict[str, Any], *, may_be_empty: bool = False
-) -> dict[str, Any]:
-    """All files of a data set; ``manifest.json`` last, since it says that the build is finished.
+    output: Path,
+    outcomes: Iterable[QuestionOutcome],
+    manifest: Manifest,
+    recipe: BuildRecipe,
+    *,
+    may_be_empty: bool = False,
+) -> Stats:
+    """Write all files of a data set, ``manifest.json`` last, since it says that the build is finished.
 
     Args:
         output: the folder.
-        outcomes: of all questions, in order; read once.
-        manifest: all of ``manifest.json`` but the number of samples.
-        may_be_empty: whether it is right that no sample was kept, as in a part.
+        outcomes: of all questions, in order; they are read once.
+        manifest: the manifest; its number of samples is counted here.
+        recipe: the recipe of the manifest.
+        may_be_empty: whether it is right that no sample was kept, as in a shard.
 
     Returns:
-        the statistics, as in ``stats.json``.
+        the statistics.
 
     Raises:
         UserError: no sample was kept, unless the set may be empty.
     """
-    statistics = Statistics()
+    statistics = Statistics(EvaluatorChoice(name=recipe.evaluator.name, query=recipe.evaluator.query))
 
     def kept(rejected: BinaryIO, decisions: BinaryIO) -> Iterator[PreferenceSample]:
         """The samples; what else the outcomes hold is written on the way."""
         for outcome in outcomes:
-            sample = PreferenceSample.model_validate(outcome["sample"]) if "sample" in outcome else None
-            statistics.add(outcome, sample)
-            for row in outcome["decisions"]:
+            statistics.add(outcome)
+            for row in outcome.decisions:
                 _write_row(decisions, row)
-            if sample is None:
-                _write_row(rejected, outcome["rejected"])
-            else:
-                yield sample
+            if outcome.rejected is not None:
+                _write_row(rejected, outcome.rejected)
+            if outcome.sample is not None:
+                yield outcome.sample
 
     (output / "data").mkdir(exist_ok=True)
     with replacing(output / "rejected.jsonl") as rejected, replacing(output / "decisions.jsonl") as decisions:
         count = write_samples(output / DATA_FILE, kept(rejected, decisions))
-    evaluator = manifest["recipe"]["evaluator"]
-    stats = {**statistics.result(), "evaluator": {key: evaluator[key] for key in ("name", "query")}}
-    write_json(output / "stats.json", stats)
+    stats = statistics.result()
+    write_json(output / "stats.json", stats.to_json())
     if not count and not may_be_empty:
         (output / DATA_FILE).unlink()
         (output / "data").rmdir()
@@ -62,49 +80,57 @@ def write_data_set(
             mend="look at the reasons there; see 'No pair was kept' in docs/build.md",
         )
     if count:
-        write_atomic(output / "README.md", dataset_card(manifest, stats))
-    write_json(output / "manifest.json", {**manifest, "samples": count})
+        write_atomic(output / "README.md", dataset_card(manifest, recipe, stats))
+    write_json(output / "manifest.json", manifest.model_copy(update={"samples": count}).to_json())
     return stats
 
 
-def iterate_rejected(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of ``rejected.jsonl``: questions of a build that gave no sample, with their reasons.
+def _write_row(file: BinaryIO, row: Record) -> None:
+    file.write((strict_dumps(row.to_json()) + "\n").encode("utf-8"))
+
+
+def iterate_rejected(folder: Path) -> Iterator[RejectedQuestion]:
+    """The questions of a build that gave no sample, from ``rejected.jsonl``.
 
     Raises:
         UserError: there is no such file, or it is damaged.
     """
-    return _read_rows(folder / "rejected.jsonl")
+    for where, row in json_objects(folder / "rejected.jsonl", mend=_MEND):
+        yield RejectedQuestion.from_json(row, where=where, mend=_MEND)
 
 
-def iterate_decisions(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of ``decisions.jsonl``: what was decided on each response that was judged.
+def iterate_decisions(folder: Path) -> Iterator[DecisionRow]:
+    """What was decided on each response that was judged, from ``decisions.jsonl``.
 
     Raises:
         UserError: there is no such file, or it is damaged.
     """
-    return _read_rows(folder / "decisions.jsonl")
+    for where, row in json_objects(folder / "decisions.jsonl", mend=_MEND):
+        yield DecisionRow.from_json(row, where=where, mend=_MEND)
 
 
-def _write_row(file: BinaryIO, row: dict[str, Any]) -> None:
-    file.write((strict_dumps(row) + "\n").encode("utf-8"))
-
-
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    mend = "build the data set again"
-    return (Told(row, where=where, mend=mend) for where, row in json_objects(path, mend=mend))
-
-
-def read_stats(folder: Path) -> dict[str, Any]:
+def read_stats(folder: Path) -> Stats:
     """``stats.json`` of a build.
 
     Raises:
         UserError: there is no such file, or it is damaged.
     """
     path = folder / "stats.json"
-    stats = read_json(path)
-    if not isinstance(stats, dict):
-        raise UserError("not statistics", where=str(path), mend="build the data set again")
-    return Told(stats, where=str(path), mend="build the data set again")
+    return Stats.from_json(read_json(path), where=str(path), mend=_MEND)
 
 
-PART_FILE = "shard.json"
+def read_recipe(folder: Path) -> BuildRecipe:
+    """The recipe of a build, also of one in which no pair was kept; that one tells no engine.
+
+    Raises:
+        UserError: nothing there says it.
+    """
+    path = folder / "manifest.json"
+    path = path if path.is_file() else folder / "work" / "settings.json"
+    try:
+        return BuildRecipe.model_validate(read_json(path)["recipe"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise UserError("holds no recipe that this version knows", where=str(path), mend=_MEND) from error
+
+
+SHARD_FILE = "shard.json"

@@ -6,23 +6,26 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from logodata.common.errors import UserError
 from logodata.common.files import check_apart, check_place, make_folder_of, write_atomic
 from logodata.common.markup import Html, join, page, raw, tag
 from logodata.common.words import content_stems, marked
-from logodata.contract import ContextChunk, PreferenceSample, read_manifest, read_samples
+from logodata.contract import (
+    ContextChunk,
+    DecisionRow,
+    PreferenceSample,
+    RejectedQuestion,
+    read_manifest,
+    read_samples,
+)
 from logodata.dataset.card import describe, describe_patterns, show_percent
-from logodata.dataset.files import iterate_rejected, read_stats
-from logodata.dataset.inspect_words import Row, make_up, read_decisions, read_judge, response_rows, ruling
+from logodata.dataset.files import read_recipe, read_stats
+from logodata.dataset.inspect_words import in_words, kept_responses, make_up, read_decisions, read_rejected, ruling
 from logodata.judge.settings import JudgeSettings
 
 _NUM_SAMPLES = 50
 _NUM_PER_REASON = 5
-
-_Unkept = dict[str, Any]
-"""A row of ``rejected.jsonl``."""
 
 
 def write_page(data: Path, path: Path, question_id: str | None = None, count: int | None = None) -> str:
@@ -44,29 +47,29 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
     check_apart(path, ("the data set", data))
     if path.is_dir():
         raise UserError("is a folder", where=str(path), mend="give --html FILE.html")
-    rejected = list(iterate_rejected(data)) if (data / "rejected.jsonl").is_file() else []
+    rejected = read_rejected(data)
     samples = read_samples(data) if (data / "data").is_dir() or not rejected else []
     if question_id is not None:
         samples = [sample for sample in samples if sample.id == question_id]
-        rejected = [row for row in rejected if row["id"] == question_id]
+        rejected = [row for row in rejected if row.id == question_id]
         if not samples and not rejected:
             raise UserError(
                 f"no question {question_id!r}", where=str(data), mend="ids are in data/*.parquet and rejected.jsonl"
             )
     shown = samples[: _NUM_SAMPLES if count is None else count]
-    groups: dict[str, list[_Unkept]] = defaultdict(list)
+    groups: dict[str, list[RejectedQuestion]] = defaultdict(list)
     for row in rejected:
-        groups[row["reason"]].append(row)
+        groups[row.reason].append(row)
     by_count = sorted(groups.items(), key=lambda group: -len(group[1]))
     limit = _NUM_PER_REASON if count is None else count
-    unkept = [row["id"] for _, rows in by_count for row in rows[:limit]]
-    decisions, judge = read_decisions(data, {*unkept, *(sample.id for sample in shown)}), read_judge(data)
+    unkept = [row.id for _, rows in by_count for row in rows[:limit]]
+    decisions, judge = read_decisions(data, {*unkept, *(sample.id for sample in shown)}), read_recipe(data).judge
     style = resources.files("logodata.dataset").joinpath("inspect_page.css").read_text(encoding="utf-8")
     html = page(
         f"Samples of {data.name}",
         style,
         _headline(data, shown, len(samples), by_count),
-        *(_sample(sample, response_rows(sample, decisions[sample.id]), judge) for sample in shown),
+        *(_sample(sample, kept_responses(sample, decisions[sample.id]), judge) for sample in shown),
         *(_reason(number, reason, rows, limit, decisions, judge) for number, (reason, rows) in enumerate(by_count)),
     )
     make_folder_of(path)
@@ -89,27 +92,29 @@ def _mark_words(text: str, stems: set[str]) -> Html:
 
 
 def _headline(
-    data: Path, shown: Sequence[PreferenceSample], num_samples: int, reasons: Sequence[tuple[str, Sequence[_Unkept]]]
+    data: Path,
+    shown: Sequence[PreferenceSample],
+    num_samples: int,
+    reasons: Sequence[tuple[str, Sequence[RejectedQuestion]]],
 ) -> Html:
     stats = read_stats(data)
     summary = describe(stats)
     facts = [f"{summary[0].upper()}{summary[1:]}."]
-    if stats["kept"]:
+    if stats.kept:
         patterns = describe_patterns(stats)
         facts.append(f"{patterns[0].upper()}{patterns[1:]}.")
-        if "purity" in stats:  # not in those of earlier versions
-            facts.append(f"Purity {show_percent(stats['purity'])}: kept pairs that no verdict contradicts.")
+        facts.append(f"Purity {show_percent(stats.purity)}: kept pairs that no verdict contradicts.")
     if (data / "manifest.json").is_file():
         manifest = read_manifest(data)
         facts.append(
-            f"Made from {manifest['source']['path']} by {manifest['model']} ({manifest['model_fingerprint']}), engine "
-            f"{manifest['engine']}."
+            f"Made from {manifest.source.path} by {manifest.model} ({manifest.model_fingerprint}), engine "
+            f"{manifest.engine}."
         )
     if shown:
         which = "All" if len(shown) == num_samples else f"The first {len(shown)} of"
         facts.append(f"{which} {num_samples} samples are below; words of the reference are marked.")
     links = [
-        tag("li", tag("a", f"{_in_words(reason)} ({len(rows)})", href=f"#reason-{number}"))
+        tag("li", tag("a", f"{in_words(reason)} ({len(rows)})", href=f"#reason-{number}"))
         for number, (reason, rows) in enumerate(reasons)
     ]
     return join(
@@ -119,20 +124,18 @@ def _headline(
     )
 
 
-def _sample(sample: PreferenceSample, rows: Sequence[Row], judge: JudgeSettings) -> Html:
+def _sample(sample: PreferenceSample, responses: Sequence[tuple[DecisionRow, int]], judge: JudgeSettings) -> Html:
     stems = _stems(sample.answers)
     critical = sum(chunk.critical for chunk in sample.chunks)
     where = "hold" if sample.answer_in_critical else "do not hold"
     return tag(
         "section",
-        tag(
-            "p", f"{sample.id}, {_in_words(sample.kind)}, {len(sample.prompt_ids)} prompt tokens", class_="small facts"
-        ),
+        tag("p", f"{sample.id}, {in_words(sample.kind)}, {len(sample.prompt_ids)} prompt tokens", class_="small facts"),
         tag("p", sample.question, class_="question"),
         _reference(sample.answers),
         tag(
             "div",
-            *(_answer(row, "preferred", sample.question, stems, judge) for row in rows),
+            *(_answer(row, "preferred", sample.question, stems, judge, num_tokens) for row, num_tokens in responses),
             class_="answers",
         ),
         tag(
@@ -146,21 +149,24 @@ def _sample(sample: PreferenceSample, rows: Sequence[Row], judge: JudgeSettings)
     )
 
 
-def _answer(row: Row, preferred: str, question: str, stems: set[str], judge: JudgeSettings) -> Html:
+def _answer(
+    row: DecisionRow,
+    preferred: str,
+    question: str,
+    stems: set[str],
+    judge: JudgeSettings,
+    num_tokens: int | None = None,
+) -> Html:
     """A response with what was decided on it; ``preferred`` is what one of that role is called here."""
-    title = preferred if row["role"] == "preferred" else "dis-preferred"
+    title = preferred if row.role == "preferred" else "dis-preferred"
     role = "unused" if title not in ("preferred", "dis-preferred") else title
-    measures = f"{make_up(row)}; F1 {100 * row['token_f1']:.0f} %"
-    return _card(role, f"{title}: {row['strategy']}", row["text"], stems, ruling(row, question, judge), measures)
-
-
-def _card(role: str, title: str, text: str, stems: set[str], verdict: str = "", measures: str = "") -> Html:
+    measures = f"{make_up(row, num_tokens)}; F1 {100 * row.token_f1:.0f} %"
     return tag(
         "div",
-        tag("h4", title),
-        tag("p", _mark_words(text.strip(), stems), class_="said"),
-        tag("p", verdict, class_="verdict") if verdict else "",
-        tag("span", measures, class_="measures") if measures else "",
+        tag("h4", f"{title}: {row.strategy}"),
+        tag("p", _mark_words(row.text.strip(), stems), class_="said"),
+        tag("p", ruling(row, question, judge), class_="verdict"),
+        tag("span", measures, class_="measures"),
         class_=f"answer {role}",
     )
 
@@ -168,9 +174,9 @@ def _card(role: str, title: str, text: str, stems: set[str], verdict: str = "", 
 def _reason(
     number: int,
     reason: str,
-    rows: Sequence[_Unkept],
+    rows: Sequence[RejectedQuestion],
     limit: int,
-    decisions: Mapping[str, Sequence[Row]],
+    decisions: Mapping[str, Sequence[DecisionRow]],
     judge: JudgeSettings,
 ) -> Html:
     """The questions that one reason kept out."""
@@ -178,24 +184,20 @@ def _reason(
     some = "" if len(shown) == len(rows) else f", the first {len(shown)}"
     return tag(
         "section",
-        tag("h2", f"Not kept: {_in_words(reason)} ({len(rows)}{some})", id=f"reason-{number}"),
-        *(_unkept(row, decisions.get(row["id"], ()), judge) for row in shown),
+        tag("h2", f"Not kept: {in_words(reason)} ({len(rows)}{some})", id=f"reason-{number}"),
+        *(_unkept(row, decisions.get(row.id, ()), judge) for row in shown),
     )
 
 
-def _unkept(row: _Unkept, decisions: Sequence[Row], judge: JudgeSettings) -> Html:
-    answers = row.get("answers", [])
+def _unkept(row: RejectedQuestion, decisions: Sequence[DecisionRow], judge: JudgeSettings) -> Html:
+    answers = row.answers or []
     stems = _stems(answers)
-    candidate = "candidate for the preferred"
-    cards = [_answer(decision, candidate, row["question"], stems, judge) for decision in decisions] or [
-        *(_card("unused", candidate, text, stems) for text in row.get("preferred", [])),
-        *(_card("dis-preferred", "dis-preferred", text, stems) for text in row.get("rejected", [])),
-    ]
-    detail = f": {row['detail']}" if row.get("detail") else ""
+    cards = [_answer(decision, "candidate for the preferred", row.question, stems, judge) for decision in decisions]
+    detail = f": {row.detail}" if row.detail else ""
     return tag(
         "div",
-        tag("p", f"{row['id']}, {row['where']}, {_in_words(row['reason'])}{detail}", class_="small facts"),
-        tag("p", row["question"] or "(no question)", class_="question"),
+        tag("p", f"{row.id}, {row.where}, {in_words(row.reason)}{detail}", class_="small facts"),
+        tag("p", row.question or "(no question)", class_="question"),
         _reference(answers) if answers else "",
         tag("div", *cards, class_="answers") if cards else "",
         class_="sample",
@@ -208,7 +210,3 @@ def _reference(answers: Sequence[str]) -> Html:
 
 def _stems(answers: Sequence[str]) -> set[str]:
     return {part for answer in answers for part in content_stems(answer)}
-
-
-def _in_words(name: str) -> str:
-    return name.replace("_", " ")

@@ -13,7 +13,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from rich.table import Table
 from logodata.common.console import console, note, progress
 from logodata.common.errors import UserError
 from logodata.common.finite import check_finite, check_responses
+from logodata.common.records import Record
 from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
-from logodata.contract import PreferenceSample, iterate_samples, read_manifest
+from logodata.contract import Manifest, PreferenceSample, iterate_samples, read_manifest
+from logodata.dataset.files import read_recipe
 from logodata.models.facts import length_dependent_rope, model_fingerprint
 from logodata.models.loading import DType, load_config, load_model, load_tokenizer
 from logodata.models.logprobs import token_logprobs
@@ -42,6 +44,56 @@ PAPER_OBJECTIVES = ((10.0, 3.0), (2.5, 0.25))
 
 FAR_BEHIND = -10.0
 """Below this value of beta * gap the loss is saturated and every gradient clipped; ``logotrain`` warns there too."""
+
+
+_Role = Literal["preferred", "dis-preferred", "for comparison"]
+
+
+class Estimate(Record):
+    """The mean of some values in nats a token, with its 95 % interval; None where all values are of one document."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    responses: int
+    documents: int
+
+
+class _StrategyHead(Record):
+    role: _Role
+    strategy: str
+
+
+class StrategyEstimate(Estimate, _StrategyHead):
+    """How likely the responses of one strategy are."""
+
+
+class Start(Record):
+    """Where a loss starts: ``argument`` is the mean argument of its sigmoid, beta * gap - gamma, and ``saturated`` the
+    share of samples where the loss is saturated."""
+
+    beta: float
+    gamma: float
+    beta_gap: float
+    argument: float
+    saturated: float
+
+
+class Gap(Estimate):
+    """How far responses are above the mean of the dis-preferred ones, and what the paper's objectives make of it."""
+
+    objectives: list[Start]
+
+
+class LogProbs(Record):
+    """Log-probabilities of a data set's responses: ``gaps`` are those of the preferred responses, and of the bare
+    references if they stood in their place."""
+
+    model: str
+    model_fingerprint: str
+    dtype: str
+    samples: int
+    responses: list[StrategyEstimate]
+    gaps: dict[str, Gap]
 
 
 def response_logprobs(
@@ -82,7 +134,7 @@ def measure(
     num_samples: int = 50,
     dtype: DType | None = None,
     device: str = "auto",
-) -> dict[str, Any]:
+) -> LogProbs:
     """Log-probabilities of a data set's responses under the model that it was built for.
 
     Args:
@@ -93,15 +145,11 @@ def measure(
         dtype: of the weights; by default as in the build, but float32 on a CPU.
         device: ``auto`` is CUDA where there is one.
 
-    Returns:
-        JSON: ``responses`` (an entry a strategy), ``gaps`` (of the preferred responses, and of the bare references if
-        they stood in their place), each with its mean and 95 % interval in nats a token.
-
     Raises:
         UserError: no finished build there, another model, or one that gives no numbers.
     """
     manifest = read_manifest(folder)
-    name = model or str(manifest["model"])
+    name = model or manifest.model
     config = load_config(name)
     _check_model(name, manifest, folder)
     if rope_type := length_dependent_rope(config):
@@ -117,7 +165,7 @@ def measure(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     references = _bare_references(samples, name, config_window(config))
     if dtype is None:
-        built: DType = manifest["recipe"]["engine"]["dtype"]
+        built = read_recipe(folder).engine.dtype
         dtype = "float32" if device == "cpu" else built
         if dtype != built:
             note(f"dtype: float32, on a CPU; the build's was {built} (--dtype {built} asks for it)")
@@ -133,20 +181,22 @@ def measure(
                 check_finite({f"log-probability of the {BARE_REFERENCE}": value}, where=f"sample {sample.id}")
             scored.append(found)
             tracker.advance()
-    return {
-        "model": name,
-        "model_fingerprint": manifest["model_fingerprint"],
-        "dtype": dtype,
-        "samples": len(samples),
-        **_summary(samples, scored),
-    }
+    estimates, gaps = _summary(samples, scored)
+    return LogProbs(
+        model=name,
+        model_fingerprint=manifest.model_fingerprint,
+        dtype=dtype,
+        samples=len(samples),
+        responses=estimates,
+        gaps=gaps,
+    )
 
 
-def _check_model(name: str, manifest: dict[str, Any], folder: Path) -> None:
-    found, built = model_fingerprint(name), manifest["model_fingerprint"]
+def _check_model(name: str, manifest: Manifest, folder: Path) -> None:
+    found, built = model_fingerprint(name), manifest.model_fingerprint
     if found != built:
         raise UserError(
-            f"built with model {manifest['model']} ({built}), this is {name} ({found})",
+            f"built with model {manifest.model} ({built}), this is {name} ({found})",
             where=str(folder),
             mend="give the build's own model with --model; a copy must have the same config and weights",
         )
@@ -175,9 +225,11 @@ def _digest(sample_id: str) -> bytes:
     return hashlib.sha256(sample_id.encode("utf-8")).digest()
 
 
-def _summary(samples: Sequence[PreferenceSample], scored: Sequence[Sequence[float]]) -> dict[str, Any]:
+def _summary(
+    samples: Sequence[PreferenceSample], scored: Sequence[Sequence[float]]
+) -> tuple[list[StrategyEstimate], dict[str, Gap]]:
     """By strategy, and the paired gaps. ``scored``: preferred, dis-preferred ones, and the bare reference if any."""
-    groups: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+    groups: dict[tuple[_Role, str], list[tuple[str, float]]] = defaultdict(list)
     gaps: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for sample, (chosen, *others) in zip(samples, scored, strict=True):
         rejected, reference = others[: len(sample.rejected)], others[len(sample.rejected) :]
@@ -189,29 +241,31 @@ def _summary(samples: Sequence[PreferenceSample], scored: Sequence[Sequence[floa
         for value in reference:
             groups["for comparison", BARE_REFERENCE].append((sample.doc_id, value))
             gaps[BARE_REFERENCE].append((sample.doc_id, value - behind))
-    return {
-        "responses": [{"role": role, "strategy": name, **_estimate(found)} for (role, name), found in groups.items()],
-        "gaps": {name: {**_estimate(found), "objectives": _objectives(found)} for name, found in gaps.items()},
-    }
+    return (
+        [
+            StrategyEstimate(role=role, strategy=name, **dict(_estimate(found)))
+            for (role, name), found in groups.items()
+        ],
+        {name: Gap(**dict(_estimate(found)), objectives=_starts(found)) for name, found in gaps.items()},
+    )
 
 
-def _objectives(gaps: Iterable[tuple[str, float]]) -> list[dict[str, float]]:
-    """What the loss makes of the gaps: the mean argument of its sigmoid, and the share of samples where it is
-    saturated."""
+def _starts(gaps: Iterable[tuple[str, float]]) -> list[Start]:
+    """What the paper's objectives make of the gaps."""
     values = np.array([gap for _, gap in gaps])
     return [
-        {
-            "beta": beta,
-            "gamma": gamma,
-            "beta_gap": float(beta * values.mean()),
-            "argument": float(beta * values.mean() - gamma),
-            "saturated": float((beta * values < FAR_BEHIND).mean()),
-        }
+        Start(
+            beta=beta,
+            gamma=gamma,
+            beta_gap=float(beta * values.mean()),
+            argument=float(beta * values.mean() - gamma),
+            saturated=float((beta * values < FAR_BEHIND).mean()),
+        )
         for beta, gamma in PAPER_OBJECTIVES
     ]
 
 
-def _estimate(values: Sequence[tuple[str, float]]) -> dict[str, Any]:
+def _estimate(values: Sequence[tuple[str, float]]) -> Estimate:
     """Mean of (doc_id, value) with its 95 % bootstrap interval. Questions about one document are not
     independent: documents are drawn (:mod:`logodata.common.resampling`); of a single one there is no interval."""
     doc_ids, numbers = zip(*values, strict=True)
@@ -219,46 +273,44 @@ def _estimate(values: Sequence[tuple[str, float]]) -> dict[str, Any]:
     interval = None
     if (documents := len(sums)) > 1:
         draws = np.random.default_rng(0).multinomial(documents, [1 / documents] * documents, size=NUM_RESAMPLES)
-        interval = list(percentile_interval((draws @ sums) / (draws @ counts), [documents]))
-    return {
-        "mean": sum(sums.tolist()) / len(values),
-        "interval": interval,
-        "responses": len(values),
-        "documents": documents,
-    }
+        interval = percentile_interval((draws @ sums) / (draws @ counts), [documents])
+    return Estimate(
+        mean=sum(sums.tolist()) / len(values), interval=interval, responses=len(values), documents=documents
+    )
 
 
-def show(report: dict[str, Any]) -> None:
+def show(report: LogProbs) -> None:
     """Print the report of :func:`measure` as people read it."""
     table = Table("", "", box=None)
     for heading in ("nats a token", "95 %"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in report["responses"]:
-        table.add_row(row["role"], f"{row['strategy']} ({row['responses']})", *_numbers(row))
-    for name, gap in report["gaps"].items():
+    for row in report.responses:
+        table.add_row(row.role, f"{row.strategy} ({row.responses})", *_numbers(row))
+    for name, gap in report.gaps.items():
         table.add_row("gap", f"{name} - dis-preferred", *_numbers(gap))
-    console.print(f"log-probabilities of {report['samples']} samples under {report['model']}", markup=False)
+    console.print(f"log-probabilities of {report.samples} samples under {report.model}", markup=False)
     console.print(table)
-    for line in advice(report):
+    for line in advice(report.gaps["preferred"].objectives):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _numbers(estimate: dict[str, Any]) -> tuple[str, str]:
-    interval = estimate["interval"]
-    return f"{estimate['mean']:+.2f}", f"[{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "one document"
+def _numbers(estimate: Estimate) -> tuple[str, str]:
+    interval = estimate.interval
+    return f"{estimate.mean:+.2f}", f"[{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "one document"
 
 
-def advice(report: dict[str, Any]) -> list[str]:
+def advice(starts: Iterable[Start]) -> list[str]:
     """Lines under the table: where the loss starts, and a warning where it starts saturated."""
     lines = []
-    for found in report["gaps"]["preferred"]["objectives"]:
-        beta, gamma = found["beta"], found["gamma"]
-        lines.append(f"beta {beta:g}, gamma {gamma:g}: the loss starts at beta * gap - gamma = {found['argument']:.1f}")
-        if found["beta_gap"] < FAR_BEHIND:
+    for start in starts:
+        lines.append(
+            f"beta {start.beta:g}, gamma {start.gamma:g}: the loss starts at beta * gap - gamma = {start.argument:.1f}"
+        )
+        if start.beta_gap < FAR_BEHIND:
             lines.append(
-                f"warning: beta * gap is {found['beta_gap']:.1f}, below {FAR_BEHIND:g}: the loss starts saturated; "
+                f"warning: beta * gap is {start.beta_gap:.1f}, below {FAR_BEHIND:g}: the loss starts saturated; "
                 "build with generation.preferred=guided, model or best_of_n, or train with a smaller objective.beta"
             )
-        elif found["saturated"]:
-            lines[-1] += f"; beta * gap is below {FAR_BEHIND:g} for {found['saturated']:.0%} of the samples"
+        elif start.saturated:
+            lines[-1] += f"; beta * gap is below {FAR_BEHIND:g} for {start.saturated:.0%} of the samples"
     return lines

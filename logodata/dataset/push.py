@@ -18,8 +18,8 @@ from logodata.common.errors import UserError
 from logodata.common.files import read_json, write_json
 from logodata.common.json_files import json_objects, strict_dumps
 from logodata.common.printable import markdown_cell
-from logodata.contract import read_manifest, sample_files
-from logodata.dataset.files import PART_FILE
+from logodata.contract import Manifest, ShardRecord, read_manifest, sample_files
+from logodata.dataset.files import SHARD_FILE
 from logodata.sources.text_files import SUFFIXES
 
 _TEXTS = ("README.md",)
@@ -51,7 +51,7 @@ def push(folder: Path, repository: str, *, private: bool = False, revision: str 
         raise UserError(f"{repository!r} is no name of a data set", mend="write ORG/NAME, or your user name and NAME")
     if get_token() is None:
         raise UserError("nobody is logged in to the hub", mend="run: hf auth login, or set HF_TOKEN")
-    names = dict(_local_names(manifest))
+    names = dict(_local_names(manifest.to_json()))
     if names:
         shown = ", ".join(f"{path} as {name}" for path, name in names.items())
         note(f"names of this machine are not uploaded: {shown}")
@@ -74,7 +74,7 @@ def push(folder: Path, repository: str, *, private: bool = False, revision: str 
                 allow_patterns=files,
                 # Of an earlier build in more files: load_dataset would read them too.
                 delete_patterns="data/*.parquet",
-                commit_message=f"LOGO preference data, {manifest['samples']} samples",
+                commit_message=f"LOGO preference data, {manifest.samples} samples",
             )
         return f"{api.endpoint}/datasets/{repository}" + (f"/tree/{revision}" if revision else "")
     except errors.HFValidationError as error:
@@ -88,13 +88,13 @@ def push(folder: Path, repository: str, *, private: bool = False, revision: str 
         raise UserError(f"cannot reach the hub: {error}", mend="check the network, then run this again") from error
 
 
-def _check_finished(folder: Path) -> dict[str, Any]:
+def _check_finished(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UserError("no such folder", where=str(folder), mend="give the -o of logodata build")
-    if (folder / PART_FILE).exists():
-        part = read_json(folder / PART_FILE)
+    if (path := folder / SHARD_FILE).exists():
+        part = ShardRecord.from_json(read_json(path), where=str(path), mend="build this part again")
         raise UserError(
-            f"is part {part.get('number')}/{part.get('total')} of a build",
+            f"is part {part.number}/{part.total} of a build",
             where=str(folder),
             mend="join the parts first: logodata merge part-* -o DIR",
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -12,11 +11,18 @@ from logodata.common.console import console
 from logodata.common.errors import UserError
 from logodata.common.files import differences
 from logodata.common.json_files import strict_dumps
-from logodata.contract import read_manifest
-from logodata.dataset.card import GROUPINGS, PURITY, describe, largest_groups, show_percent, show_share, show_value
+from logodata.contract import GroupStats, RuleVerdict, Stats, read_manifest
+from logodata.dataset.card import (
+    PURITY,
+    describe,
+    largest_groups,
+    named_values,
+    show_percent,
+    show_share,
+    show_value,
+)
 from logodata.dataset.files import read_stats
 
-_ROLES = (("preferred_judged", "preferred"), ("dispreferred_judged", "dis-preferred"))
 _NOT_COMPARED = ("engine", "judge.model.engine", "source.path", "source.questions")
 """Fields of a recipe that :func:`_compared` leaves out: answers do not depend on engines, and documents have a line."""
 
@@ -25,31 +31,21 @@ def print_stats(folders: Sequence[Path], *, as_json: bool) -> None:
     """Print the statistics of one data set, or of several side by side.
 
     Raises:
-        UserError: no statistics there, or those of an earlier version; a folder is named twice.
+        UserError: no statistics there, or a folder is named twice.
     """
-    found = {str(folder): _read(folder) for folder in folders}
+    found = {str(folder): read_stats(folder) for folder in folders}
     if len(found) < len(folders):
         raise UserError("a folder is named twice", where=", ".join(map(str, folders)), mend="name each once")
     if as_json:
-        print(strict_dumps(next(iter(found.values())) if len(found) == 1 else found, indent=2, ascii_only=True))
+        shown = {name: stats.to_json() for name, stats in found.items()}
+        print(strict_dumps(next(iter(shown.values())) if len(shown) == 1 else shown, indent=2, ascii_only=True))
     elif len(found) == 1:
         _print_one(next(iter(found.values())))
     else:
         _print_side_by_side(found)
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    stats = read_stats(folder)
-    if any(name not in stats for name in (*GROUPINGS, "evaluator")):
-        raise UserError(
-            "statistics of an earlier version, without yield by source",
-            where=str(folder / "stats.json"),
-            mend="build the data set again",
-        )
-    return stats
-
-
-def _print_one(stats: dict[str, Any]) -> None:
+def _print_one(stats: Stats) -> None:
     console.print(describe(stats), markup=False, soft_wrap=True)
     console.print(f"evaluator: {_evaluator(stats)}\n", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -60,13 +56,13 @@ def _print_one(stats: dict[str, Any]) -> None:
     reasons = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("not kept", ""):
         reasons.add_column(heading, overflow="fold")
-    for name in GROUPINGS:
-        groups, num_more = largest_groups(stats[name])
+    for name, all_groups in stats.groups.items():
+        groups, num_more = largest_groups(all_groups)
         for key, group in groups:
-            title = f"{name[3:]} {key}"
+            title = f"{name} {key}"
             table.add_row(title, *_cells(group))
-            if group["rejected_by_reason"]:
-                reasons.add_row(title, show_value(group["rejected_by_reason"]).replace("_", " "))
+            if group.rejected_by_reason:
+                reasons.add_row(title, show_value(group.rejected_by_reason).replace("_", " "))
         if num_more:
             table.add_row(f"{num_more} more: --json")
     console.print(table)
@@ -74,23 +70,23 @@ def _print_one(stats: dict[str, Any]) -> None:
         console.print()
         console.print(reasons)
     _print_meaning()
-    shown = ("questions", "kept", "yield", "rejected_by_reason", "purity", *(name for name, _ in _ROLES), "evaluator")
+    shown = ("questions", "kept", "yield", "rejected by reason", "purity", "preferred judged", "dispreferred judged")
     rest = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in stats.items():
-        if name not in (*shown, *GROUPINGS):
-            rest.add_row(name.replace("_", " "), show_value(value))
+    for name, value in named_values(stats):
+        if name not in (*shown, "evaluator"):
+            rest.add_row(name, show_value(value))
     console.print(rest)
 
 
-def _cells(group: dict[str, Any]) -> Iterator[str]:
-    yield str(group["questions"])
-    yield show_share(group["kept"], group["yield"])
-    yield show_percent(group["purity"])
-    for name, _ in _ROLES:
-        yield _judged(group[name])
+def _cells(group: GroupStats) -> Iterator[str]:
+    yield str(group.questions)
+    yield show_share(group.kept, group.yield_)
+    yield show_percent(group.purity)
+    yield _judged(group.preferred_judged)
+    yield _judged(group.dispreferred_judged)
 
 
-def _judged(counts: dict[str, int]) -> str:
+def _judged(counts: dict[RuleVerdict, int]) -> str:
     return " / ".join(map(str, counts.values()))
 
 
@@ -102,7 +98,7 @@ def _print_meaning() -> None:
     )
 
 
-def _print_side_by_side(found: dict[str, dict[str, Any]]) -> None:
+def _print_side_by_side(found: dict[str, Stats]) -> None:
     all_stats = list(found.values())
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
@@ -113,49 +109,49 @@ def _print_side_by_side(found: dict[str, dict[str, Any]]) -> None:
         table.add_row(title, *cells)
 
     row("evaluator", map(_evaluator, all_stats))
-    row("questions", (str(stats["questions"]) for stats in all_stats))
-    row("kept", (show_share(stats["kept"], stats["yield"]) for stats in all_stats))
-    row("purity", (show_percent(stats["purity"]) for stats in all_stats))
-    for key, role in _ROLES:
-        row(role, (_judged(stats[key]) for stats in all_stats))
-    row("answer in critical chunks", (show_percent(stats["answer_in_critical"]) for stats in all_stats))
-    for reason in dict.fromkeys(reason for stats in all_stats for reason in stats["rejected_by_reason"]):
-        counts = (str(stats["rejected_by_reason"].get(reason, 0)) for stats in all_stats)
+    row("questions", (str(stats.questions) for stats in all_stats))
+    row("kept", (show_share(stats.kept, stats.yield_) for stats in all_stats))
+    row("purity", (show_percent(stats.purity) for stats in all_stats))
+    row("preferred", (_judged(stats.preferred_judged) for stats in all_stats))
+    row("dis-preferred", (_judged(stats.dispreferred_judged) for stats in all_stats))
+    row("answer in critical chunks", (show_percent(stats.answer_in_critical) for stats in all_stats))
+    for reason in dict.fromkeys(reason for stats in all_stats for reason in stats.rejected_by_reason):
+        counts = (str(stats.rejected_by_reason.get(reason, 0)) for stats in all_stats)
         row(f"not kept: {reason.replace('_', ' ')}", counts)
-    for name in GROUPINGS:
+    for name in all_stats[0].groups:
         table.add_section()
-        for key in dict.fromkeys(key for stats in all_stats for key, _ in largest_groups(stats[name])[0]):
-            groups = [stats[name].get(key) for stats in all_stats]
-            row(f"{name[3:]} {key}: kept", (_kept_of(group) if group else "-" for group in groups))
-            row("  purity", (show_percent(group["purity"]) if group else "-" for group in groups))
+        for key in dict.fromkeys(key for stats in all_stats for key, _ in largest_groups(stats.groups[name])[0]):
+            groups = [stats.groups[name].get(key) for stats in all_stats]
+            row(f"{name} {key}: kept", (_kept_of(group) if group else "-" for group in groups))
+            row("  purity", (show_percent(group.purity) if group else "-" for group in groups))
     console.print(table)
     _print_meaning()
     for line in _compared([Path(name) for name in found]):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _kept_of(group: dict[str, Any]) -> str:
-    return f"{group['kept']} of {group['questions']} ({show_percent(group['yield'])})"
+def _kept_of(group: GroupStats) -> str:
+    return f"{group.kept} of {group.questions} ({show_percent(group.yield_)})"
 
 
-def _evaluator(stats: dict[str, Any]) -> str:
-    return f"{stats['evaluator']['name']}, {stats['evaluator']['query'].replace('_', ' ')}"
+def _evaluator(stats: Stats) -> str:
+    return f"{stats.evaluator.name}, {stats.evaluator.query.replace('_', ' ')}"
 
 
 def _compared(folders: Sequence[Path]) -> Iterator[str]:
     """In what else than their pairs the data sets differ: without that, a difference says nothing of the evaluator."""
-    manifests = [read_manifest(folder) if (folder / "manifest.json").is_file() else {} for folder in folders]
+    manifests = [read_manifest(folder) if (folder / "manifest.json").is_file() else None for folder in folders]
     first = manifests[0]
     for folder, other in zip(folders[1:], manifests[1:], strict=True):
-        if not first or not other:
+        if first is None or other is None:
             yield f"{folders[0]} and {folder}: one of them holds no pair, and no manifest.json to compare settings by"
             continue
-        if first["source"]["sha256"] != other["source"]["sha256"]:
-            paths = f"{first['source']['path']} and {other['source']['path']}"
+        if first.source.sha256 != other.source.sha256:
+            paths = f"{first.source.path} and {other.source.path}"
             yield f"{folders[0]} and {folder} were made from different documents ({paths}): do not compare their yields"
         settings = [
             f"{key} {show_value(old)} | {show_value(new)}"
-            for key, old, new in differences(first["recipe"], other["recipe"])
+            for key, old, new in differences(first.recipe, other.recipe)
             if not key.startswith(_NOT_COMPARED)
         ]
         yield f"{folders[0]} and {folder} differ in: " + ("; ".join(settings) or "no setting")

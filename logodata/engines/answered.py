@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.console import Tracker
 from logodata.common.errors import UserError
 from logodata.common.json_files import json_objects
@@ -44,14 +44,14 @@ class ResponseLog:
 
     def __init__(self, path: Path | None, model: str, cache: Path | Literal["embedded"] | None = None) -> None:
         self._model = model
-        self._shard = None if path is None else Shard(path, key="key")
+        self._log = None if path is None else AppendLog(path, key="key")
         self._memory: dict[str, dict[str, Any]] = {}
         self._cached: dict[str, dict[str, Any]] = {} if cache is None else _read_cache(cache)
 
     def get(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin] | None:
         """The response to this request and where it came from, if there is one."""
         key = request_key(request, self._model)
-        own: Mapping[str, dict[str, Any]] = self._memory if self._shard is None else self._shard
+        own: Mapping[str, dict[str, Any]] = self._memory if self._log is None else self._log
         origin: ResponseOrigin = "live" if key in own else "cache"
         record = own.get(key) or self._cached.get(key)
         if record is None:
@@ -67,10 +67,10 @@ class ResponseLog:
             "token_ids": list(result.token_ids),
             "finish_reason": result.finish_reason,
         }
-        if self._shard is None:
+        if self._log is None:
             self._memory[key] = record
         else:
-            self._shard.append(record)
+            self._log.append(record)
 
     def forget(self) -> None:
         """Drop what is in memory only."""

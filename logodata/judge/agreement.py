@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from logodata.judge.settings import ModelVerdict
+from logodata.contract import ModelJudgeStats, ModelVerdict
 
 Verdicts = Mapping[tuple[ModelVerdict, ModelVerdict | None], int]
 """How often a response had these verdicts: the first, and the second where it was judged again."""
@@ -18,16 +18,9 @@ _Z95 = 1.959964
 _RESAMPLES = 2000
 
 
-def verdict_statistics(verdicts: Verdicts) -> dict[str, Any]:
-    """What a model judge said, and how far its two wordings agree.
-
-    Returns:
-        ``judged``: responses, and of them ``correct``, ``wrong``, ``malformed``, ``exceeds_window``;
-        ``judged_again`` and, of those second verdicts, ``malformed_again`` and ``exceeds_window_again``;
-        ``compared``: responses with two verdicts of correct or wrong; ``agreement``: share of equal ones among these
-        (interval: Wilson, 95 %); ``kappa``: Cohen's (interval: percentiles of 2000 bootstrap resamples of responses, 95
-        %, those without a kappa left out). None where they are not defined.
-    """
+def verdict_statistics(verdicts: Verdicts) -> ModelJudgeStats:
+    """What a model judge said, and how far its two wordings agree. The interval of kappa comes from 2000 bootstrap
+    resamples of the responses; those without a kappa are left out."""
     first, second, pairs = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
     for (one, two), count in verdicts.items():
         first[one] += count
@@ -39,41 +32,45 @@ def verdict_statistics(verdicts: Verdicts) -> dict[str, Any]:
     compared, equal = int(table.sum()), int(table.trace())
     kappa = float(_kappa(table))
     defined = not np.isnan(kappa)
-    return {
-        "judged": first.total(),
-        **{name: first[name] for name in ("correct", "wrong", "malformed", "exceeds_window")},
-        "judged_again": second.total(),
-        **{f"{name}_again": second[name] for name in ("malformed", "exceeds_window")},
-        "compared": compared,
-        "agreement": equal / compared if compared else None,
-        "agreement_interval": wilson_interval(equal, compared) if compared else None,
-        "kappa": kappa if defined else None,
-        "kappa_interval": _kappa_interval(table) if defined else None,
-    }
+    return ModelJudgeStats(
+        judged=first.total(),
+        correct=first["correct"],
+        wrong=first["wrong"],
+        malformed=first["malformed"],
+        exceeds_window=first["exceeds_window"],
+        judged_again=second.total(),
+        malformed_again=second["malformed"],
+        exceeds_window_again=second["exceeds_window"],
+        compared=compared,
+        agreement=equal / compared if compared else None,
+        agreement_interval=wilson_interval(equal, compared) if compared else None,
+        kappa=kappa if defined else None,
+        kappa_interval=_kappa_interval(table) if defined else None,
+    )
 
 
-def describe_verdicts(stats: dict[str, Any]) -> str:
-    """Of :func:`verdict_statistics`, what a dataset card says."""
-    text = f"of {stats['judged']} responses {stats['correct']} were correct, {stats['wrong']} wrong"
-    for name, meaning in (("malformed", "had a malformed reply"), ("exceeds_window", "did not fit the judge's window")):
-        text += f", {stats[name]} {meaning}" if stats[name] else ""
-    if not stats["compared"]:
+def describe_verdicts(stats: ModelJudgeStats) -> str:
+    """What a dataset card says of a model judge."""
+    text = f"of {stats.judged} responses {stats.correct} were correct, {stats.wrong} wrong"
+    text += f", {stats.malformed} had a malformed reply" if stats.malformed else ""
+    text += f", {stats.exceeds_window} did not fit the judge's window" if stats.exceeds_window else ""
+    if stats.agreement is None or stats.agreement_interval is None:
         return f"{text}; none has two verdicts to compare"
-    low, high = stats["agreement_interval"]
-    text += f"; of {stats['compared']} judged again in another wording {stats['agreement']:.0%} [{low:.0%}, {high:.0%}]"
+    low, high = stats.agreement_interval
+    text += f"; of {stats.compared} judged again in another wording {stats.agreement:.0%} [{low:.0%}, {high:.0%}]"
     text += " had the same verdict"
-    if stats["kappa"] is None:
+    if stats.kappa is None or stats.kappa_interval is None:
         return f"{text} (no kappa: all verdicts are alike)"
-    low, high = stats["kappa_interval"]
-    return f"{text} (Cohen's kappa {stats['kappa']:.2f} [{low:.2f}, {high:.2f}])"
+    low, high = stats.kappa_interval
+    return f"{text} (Cohen's kappa {stats.kappa:.2f} [{low:.2f}, {high:.2f}])"
 
 
-def wilson_interval(successes: int, total: int) -> list[float]:
+def wilson_interval(successes: int, total: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927)."""
     share, spread = successes / total, _Z95**2 / total
     centre = (share + spread / 2) / (1 + spread)
     half = _Z95 * sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return [max(centre - half, 0.0), min(centre + half, 1.0)]
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def _kappa(tables: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -85,9 +82,9 @@ def _kappa(tables: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.asarray(np.where(expected < 1, (observed - expected) / (1 - expected), np.nan))
 
 
-def _kappa_interval(table: np.ndarray[Any, Any]) -> list[float]:
+def _kappa_interval(table: np.ndarray[Any, Any]) -> tuple[float, float]:
     total = int(table.sum())
     # Resampling responses draws the four counts from a multinomial distribution.
     draws = np.random.default_rng(0).multinomial(total, table.ravel() / total, size=_RESAMPLES)
     low, high = np.nanpercentile(_kappa(draws.reshape(-1, 2, 2)), [2.5, 97.5])
-    return [float(low), float(high)]
+    return float(low), float(high)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
-from logodata.contract import Question, Response
-from logodata.judge.settings import ModelVerdict, Reason
+from logodata.contract import DecisionRow, ModelVerdict, Question, Reason, Response, Role, RuleVerdict
 
-Role = Literal["preferred", "rejected"]
+_AGREES: dict[Role, RuleVerdict] = {"preferred": "right", "rejected": "wrong"}
 
 _AGAINST: dict[tuple[Role, ModelVerdict], Reason] = {
     ("preferred", "wrong"): "judge_says_preferred_wrong",
@@ -49,14 +47,30 @@ class Decision:
             return None
         return _AGAINST.get((self.role, self.model_verdict)) or _UNDECIDED.get(self.model_verdict)
 
+    def row(self, source: str, *, kept: bool) -> DecisionRow:
+        """The row of ``decisions.jsonl``.
 
-def contradicts(row: Mapping[str, Any]) -> bool:
-    """Whether a verdict on the response of a row of ``decisions.jsonl`` says the opposite of its role: the rules', or a
-    model's in either wording."""
-    by_the_rules: bool = row["verdict"] != {"preferred": "right", "rejected": "wrong"}[row["role"]]
-    return by_the_rules or any(
-        (row["role"], row[name]) in _AGAINST for name in ("model_verdict", "second_model_verdict")
-    )
+        Args:
+            source: the file of the question's document.
+            kept: whether the response stands in the data set.
+        """
+        return DecisionRow(
+            id=self.question.id,
+            source=source,
+            role=self.role,
+            **self.response.model_dump(exclude={"token_ids"}),
+            rule=self.rule,
+            model_verdict=self.model_verdict,
+            second_model_verdict=self.second_model_verdict,
+            kept=kept,
+        )
+
+
+def contradicts(row: DecisionRow) -> bool:
+    """Whether a verdict on a response says the opposite of its role: that of the rules, or a model's in either
+    wording."""
+    verdicts = (row.model_verdict, row.second_model_verdict)
+    return row.verdict != _AGREES[row.role] or any((row.role, verdict) in _AGAINST for verdict in verdicts)
 
 
 def eligible(preferred: Sequence[Decision], *, keep_bare_reference: bool) -> list[Decision]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import Tracker
+from logodata.contract import ModelVerdict
 from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.answered import CachedEngine, ResponseLog
 from logodata.engines.settings import EngineSettings, ModelSettings, engine_window, open_engine
 from logodata.judge.decisions import Decision
-from logodata.judge.settings import ModelJudgeSettings, ModelVerdict
+from logodata.judge.settings import ModelJudgeSettings
 from logodata.models.facts import model_eos_ids, model_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text, turn_end_ids

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from logodata.common.words import content_stems, without_reasoning, words
+from logodata.contract import ErrorPattern, Measures, Reason, Response, RuleVerdict
 from logodata.judge.measures import Similarity, contains_reference, number_share, repetition, token_f1, word_share
-from logodata.judge.settings import ErrorPattern, JudgeSettings, Reason, Verdict
+from logodata.judge.settings import JudgeSettings
 
 # Phrases by which a model shows that it was told the answer; they would be learned.
 _HINT_PHRASES = (
@@ -24,18 +23,6 @@ _HINT_PHRASES = (
     "short sentence",
     "the question is",
 )
-
-
-class Measures(NamedTuple):
-    """How near a response comes to the references, and what follows from it. ``number_share`` is None where a reference
-    holds no number, ``similarity`` where it is not asked for."""
-
-    word_share: float
-    token_f1: float
-    contains_reference: bool
-    number_share: float | None
-    similarity: float | None
-    verdict: Verdict
 
 
 class Measurer:
@@ -57,30 +44,33 @@ class Measurer:
             self._settings.measure == "auto" and is_long(answers, self._settings.long_answer_words)
         )
         similarity = self._similarity.best(response, answers) if by_similarity and response.strip() else None
-        measured = (
-            word_share(response, answers),
-            token_f1(response, answers),
-            contains_reference(response, answers),
-            number_share(response, answers),
+        measures = Measures(
+            word_share=word_share(response, answers),
+            token_f1=token_f1(response, answers),
+            contains_reference=contains_reference(response, answers),
+            number_share=number_share(response, answers),
+            similarity=similarity,
         )
-        return Measures(*measured, similarity, self._verdict(*measured, similarity if by_similarity else None))
+        return measures.model_copy(update={"verdict": self._verdict(measures)})
 
-    def _verdict(
-        self, share: float, f1: float, contained: bool, found_numbers: float | None, similarity: float | None
-    ) -> Verdict:
+    def _verdict(self, measures: Measures) -> RuleVerdict:
         settings = self._settings
-        if similarity is not None:
-            if similarity >= settings.similar_at:
+        if measures.similarity is not None:
+            if measures.similarity >= settings.similar_at:
                 return "right"
-            return "wrong" if similarity < settings.dissimilar_below else "half_right"
-        value = {"token_f1": f1, "containment": float(contained)}.get(settings.measure, share)
-        if value < (1.0 if settings.measure == "containment" else settings.right_at):
+            return "wrong" if measures.similarity < settings.dissimilar_below else "half_right"
+        if settings.measure == "containment":
+            is_wrong = not measures.contains_reference
+        else:
+            value = measures.token_f1 if settings.measure == "token_f1" else measures.word_share
+            is_wrong = value < settings.right_at
+        if is_wrong:
             return "wrong"
-        missing = settings.match_numbers and found_numbers is not None and found_numbers < 1
-        return "half_right" if missing else "right"
+        lacks_number = measures.number_share is not None and measures.number_share < 1
+        return "half_right" if settings.match_numbers and lacks_number else "right"
 
 
-def verdict(response: str, references: Sequence[str], settings: JudgeSettings | None = None) -> Verdict:
+def verdict(response: str, references: Sequence[str], settings: JudgeSettings | None = None) -> RuleVerdict:
     """What the rules say of a response beside the references: ``right``, ``half_right`` or ``wrong``.
 
     Args:
@@ -91,21 +81,14 @@ def verdict(response: str, references: Sequence[str], settings: JudgeSettings | 
     Raises:
         UserError: the embedding model, which long references need, cannot be loaded.
     """
-    return Measurer(settings or JudgeSettings()).measure(response, references).verdict
+    found = Measurer(settings or JudgeSettings()).measure(response, references).verdict
+    assert found is not None
+    return found
 
 
 def is_long(answers: Sequence[str], limit: int) -> bool:
     """Whether the shortest reference has more content words than ``limit``."""
     return min((sum(1 for _ in content_stems(answer)) for answer in answers), default=0) > limit
-
-
-@dataclass(frozen=True, slots=True)
-class JudgedText:
-    """What the judge sees of a response: its text without reasoning; ``verdict`` is :meth:`Measurer.measure`'s."""
-
-    text: str
-    ended: bool
-    verdict: Verdict
 
 
 def _only_repeats(text: str, answers: Sequence[str]) -> bool:
@@ -115,28 +98,25 @@ def _only_repeats(text: str, answers: Sequence[str]) -> bool:
 
 
 def preferred_fault(
-    candidate: JudgedText, question: str, answers: Sequence[str], settings: JudgeSettings, *, guided: bool
+    response: Response, question: str, answers: Sequence[str], settings: JudgeSettings, *, guided: bool
 ) -> Reason | None:
     """Why this response cannot be the preferred one; None if it can."""
-    if not candidate.text.strip():
+    text = without_reasoning(response.text)
+    if not text.strip():
         return "preferred_empty"
     if not settings.enabled:
         return None
-    lowered = candidate.text.lower()
-    if guided and any(phrase in lowered for phrase in _HINT_PHRASES):
+    if guided and any(phrase in text.lower() for phrase in _HINT_PHRASES):
         return "preferred_leaks_hint"
-    if candidate.verdict != "right":
+    if response.verdict != "right":
         return "preferred_wrong"
-    if settings.require_ended and not candidate.ended:
+    if settings.require_ended and not response.ended:
         return "preferred_not_ended"
-    if guided and _only_repeats(candidate.text, answers):
+    if guided and _only_repeats(text, answers):
         return "preferred_is_bare_reference"
-    if repetition(candidate.text) > settings.max_repetition:
+    if repetition(text) > settings.max_repetition:
         return "preferred_repeats_itself"
-    if (
-        settings.max_added_words is not None
-        and added_words(candidate.text, question, answers) > settings.max_added_words
-    ):
+    if settings.max_added_words is not None and added_words(text, question, answers) > settings.max_added_words:
         return "preferred_adds_words"
     return None
 
@@ -147,14 +127,15 @@ def added_words(text: str, question: str, answers: Sequence[str]) -> int:
     return len(set(content_stems(without_reasoning(text))) - known)
 
 
-def rejected_fault(candidate: JudgedText, preferred: JudgedText, settings: JudgeSettings) -> Reason | None:
+def rejected_fault(response: Response, preferred: Response, settings: JudgeSettings) -> Reason | None:
     """Why this response cannot be a dis-preferred one beside ``preferred``; None if it can."""
-    if not candidate.text.strip():
+    text = without_reasoning(response.text)
+    if not text.strip():
         return "rejected_empty"
-    if (candidate.text, candidate.ended) == (preferred.text, preferred.ended):
+    if (text, response.ended) == (without_reasoning(preferred.text), preferred.ended):
         return "identical_responses"
-    if settings.enabled and candidate.verdict != "wrong":
-        return "rejected_right" if candidate.verdict == "right" else "rejected_half_right"
+    if settings.enabled and response.verdict != "wrong":
+        return "rejected_right" if response.verdict == "right" else "rejected_half_right"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The settings of the judge, and the words for what it decides."""
+"""The settings of the judge."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from pydantic import Field, model_validator
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, Tokens
 from logodata.engines.settings import EngineSettings
-
-ModelVerdict = Literal["correct", "wrong", "malformed", "exceeds_window"]
-"""What a model said of a response. ``malformed``: the reply has not the form asked for, and nothing is guessed from it.
-``exceeds_window``: question, reference and response did not fit the judge's window, so it was not asked."""
 
 
 class ModelJudgeSettings(RecipeModel):
@@ -41,31 +37,6 @@ class ModelJudgeSettings(RecipeModel):
         digest = hashlib.sha256(f"{self.seed}/{decision_id}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.rejudge_share * 2**64
 
-
-Reason = Literal[
-    "preferred_empty",
-    "preferred_not_ended",
-    "preferred_wrong",
-    "preferred_leaks_hint",
-    "preferred_is_bare_reference",
-    "preferred_repeats_itself",
-    "preferred_adds_words",
-    "rejected_empty",
-    "rejected_right",
-    "rejected_half_right",
-    "identical_responses",
-    "judge_says_preferred_wrong",
-    "judge_says_rejected_right",
-    "judge_reply_malformed",
-    "judge_prompt_exceeds_window",
-]
-"""Why a pair is not kept."""
-
-ErrorPattern = Literal["instruction_unfollowing", "hallucination"]
-"""How a wrong answer goes wrong (paper, Appendix C)."""
-
-Verdict = Literal["right", "half_right", "wrong"]
-"""What the rules say of a response beside the references."""
 
 RIGHT_AT = 0.6
 """Share of the reference's content words from which on a response is right, where a recipe says nothing else."""

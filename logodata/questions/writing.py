@@ -173,11 +173,11 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
 
 def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: Path, output: Path) -> dict[str, Any]:
     writer = Writer(recipe, ResponseLog(work / "responses.jsonl", fingerprint))
-    reasons = Counter(fault["reason"] for fault in source.faults)
+    reasons = Counter(row.reason for row in source.rejected)
     num_kept = 0
     parts = {name: work / f"{name}.part" for name in ("documents", "rejected")}
     write_atomic(parts["documents"], "")
-    write_atomic(parts["rejected"], "".join(_line({**fault, "stage": "source"}) for fault in source.faults))
+    write_atomic(parts["rejected"], "".join(_line(row.to_json()) for row in source.rejected))
     with progress("questions", len(source.documents)) as tracker:
         for group in _groups((writer.drafts(document) for document in source.documents), recipe.group_size):
             kept, rows = writer.write([draft for drafts in group for draft in drafts], tracker)

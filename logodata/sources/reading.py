@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import is_page
-from logodata.contract import Document, Question, file_of
+from logodata.contract import Document, Question, RejectedQuestion, file_of
 from logodata.sources.conversations import UNDERSTOOD
 from logodata.sources.fields import Fields, SourceSettings, text_digest
 from logodata.sources.formats import open_questions, open_source
@@ -29,11 +29,11 @@ from logodata.sources.text_files import SUFFIXES
 
 @dataclass(slots=True)
 class Source:
-    """The usable documents of a source, and its faults: the unusable questions, each with id, doc_id, where, source,
-    question, kind and reason. A document without text and questions is a fault under its own id."""
+    """The usable documents of a source, and the questions that are not usable. A document without text and questions is
+    among these under its own id."""
 
     documents: Documents
-    faults: list[dict[str, str]] = field(default_factory=list)
+    rejected: list[RejectedQuestion] = field(default_factory=list)
 
 
 def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> Source:
@@ -72,7 +72,7 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     if settings.questions is not None:
         for where, row in open_questions(settings)():
             reader.add_questions(row, where)
-        unknown = [fault["doc_id"] for fault in reader.faults if fault["reason"] == "unknown_document"]
+        unknown = [row.doc_id for row in reader.rejected if row.reason == "unknown_document"]
         if unknown:
             held = ", ".join(map(repr, islice(reader.entries, 3)))
             note(
@@ -88,23 +88,23 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             left_out.add(doc_id)
         elif not entry.blank:
             usable[doc_id] = entry
-        elif not entry.num_asked:  # otherwise each of its questions is a fault already
-            reader.fault({"id": doc_id, "question": ""}, doc_id, entry.where, "empty_document")
+        elif not entry.num_asked:  # otherwise each of its questions is rejected already
+            reader.reject({"id": doc_id, "question": ""}, doc_id, entry.where, "empty_document")
     if reader.num_pages:
         note(
             f"warning: {settings.path}: {reader.num_pages} of {len(reader.entries)} documents are HTML pages: the "
             f"model will read their tags; turn them into text first"
         )
-    num_without = sum(fault["reason"] == "empty_document" for fault in reader.faults)
+    num_without = sum(row.reason == "empty_document" for row in reader.rejected)
     if opened.shape in ("conversations", "longalpaca") and num_without:
         note(
             f"warning: {settings.path}: no document is found for {num_without} questions of its {opened.shape}; "
             f"{UNDERSTOOD}"
         )
     source = Source(
-        Documents(opened.rows, fields, usable), [fault for fault in reader.faults if fault["doc_id"] not in left_out]
+        Documents(opened.rows, fields, usable), [row for row in reader.rejected if row.doc_id not in left_out]
     )
-    if needs_questions and not source.documents.num_questions and not source.faults:
+    if needs_questions and not source.documents.num_questions and not source.rejected:
         found = ", ".join(f"{kind} {count}" for kind, count in reader.kinds.most_common()) or "none"
         raise UserError(
             f"no question is left; kinds found: {found}",
@@ -115,7 +115,7 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
 
 
 class _Reader:
-    """Collects entries and faults while rows are read."""
+    """Collects documents and rejected questions while rows are read."""
 
     def __init__(self, fields: Fields, asked: Fields, settings: SourceSettings, needs_questions: bool) -> None:
         self._documents, self._fields = fields, asked
@@ -125,7 +125,7 @@ class _Reader:
         self.kinds = Counter[str]()
         """Counts of all questions, selected or not."""
         self.entries: dict[str, Entry] = {}
-        self.faults: list[dict[str, str]] = []
+        self.rejected: list[RejectedQuestion] = []
 
     def add(self, row: dict[str, Any], where: str) -> None:
         """Add a row of the source: a document, or one question with its document."""
@@ -157,21 +157,22 @@ class _Reader:
             question = self._fields.question(entry, f"{doc_id}-{self._num_unknown:02d}", where)
             self._check_id(question["id"], where)
             if self._settings.kinds is None or question["kind"] in self._settings.kinds:
-                self.fault(question, doc_id, where, "unknown_document")
+                self.reject(question, doc_id, where, "unknown_document")
 
-    def fault(self, question: Mapping[str, Any], doc_id: str, where: str, reason: str) -> None:
+    def reject(self, question: Mapping[str, Any], doc_id: str, where: str, reason: str) -> None:
         """Record a question that is not usable."""
         entry = self.entries.get(doc_id)
-        self.faults.append(
-            {
-                "id": question["id"],
-                "doc_id": doc_id,
-                "where": where,
-                "source": file_of(entry.where if entry else where),
-                "question": question["question"],
-                "kind": question.get("kind", "other"),
-                "reason": reason,
-            }
+        self.rejected.append(
+            RejectedQuestion(
+                id=question["id"],
+                doc_id=doc_id,
+                where=where,
+                source=file_of(entry.where if entry else where),
+                question=question["question"],
+                kind=question.get("kind", "other"),
+                reason=reason,
+                stage="source",
+            )
         )
 
     def _asked(self, row: dict[str, Any], where: str, needed: bool) -> list[dict[str, Any]]:
@@ -191,7 +192,7 @@ class _Reader:
         if reason and not taken:
             return  # the settings leave it out anyway
         if reason:
-            self.fault(question, doc_id, where, reason)
+            self.reject(question, doc_id, where, reason)
             return
         try:
             checked = Question(**question)
@@ -205,7 +206,7 @@ class _Reader:
         if not taken:
             return
         if any(not 0 <= start < end <= entry.length for start, end in checked.evidence):
-            self.fault(question, doc_id, where, "evidence_outside_document")
+            self.reject(question, doc_id, where, "evidence_outside_document")
             return
         entry.questions.append(checked)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.words import without_reasoning
 from logoeval.compare.compare import Run
@@ -75,18 +75,18 @@ def read_answers(run: Run, task: str) -> Iterator[Answer]:
     Raises:
         UserError: a file lacks an answer that ``results.json`` counts, or lacks the question of an answer.
     """
-    shards: dict[Path, Shard] = {}
+    logs: dict[Path, AppendLog] = {}
     for row in _counted(run, task):
         path, record_id, part = _place(run, task, row)
-        if path not in shards:
-            shards[path] = Shard(path)
-        if record_id not in shards[path]:
+        if path not in logs:
+            logs[path] = AppendLog(path)
+        if record_id not in logs[path]:
             raise UserError(
                 f"lacks the answer to {record_id!r}, which results.json counts",
                 where=str(path),
                 mend="evaluate again into another folder",
             )
-        record = shards[path][record_id]
+        record = logs[path][record_id]
         question, references, response = (record.get(key) for key in ("question", "answers", "response"))
         if not isinstance(question, str) or not isinstance(references, list) or not isinstance(response, str):
             raise UserError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from logodata.common.markup import join, tag
-from logodata.contract import read_manifest
-from logodata.dataset.files import read_stats
+from logodata.contract import Spread, read_manifest
+from logodata.dataset.files import read_recipe, read_stats
 from logoeval.report.tables import Section, Table, titled
 
 
@@ -16,30 +16,29 @@ def data_section(folder: Path) -> Section:
     Raises:
         UserError: no finished build in the folder.
     """
-    manifest, stats = read_manifest(folder), read_stats(folder)
-    reasons = stats["rejected_by_reason"]
-    recipe, origins = manifest["recipe"], stats["kept_by_origin"]
+    manifest, recipe, stats = read_manifest(folder), read_recipe(folder), read_stats(folder)
+    reasons, origins = stats.rejected_by_reason, stats.kept_by_origin
     origin = f"{origins.get('live', 0)} built live, {origins.get('cache', 0)} with responses from a cache"
     facts = [
-        ("source", manifest["source"]["path"]),
-        ("written by", f"{manifest['model']} ({manifest['model_fingerprint']}), engine {manifest['engine']}"),
+        ("source", manifest.source.path),
+        ("written by", f"{manifest.model} ({manifest.model_fingerprint}), engine {manifest.engine}"),
         (
             "preferred responses",
-            f"{recipe['generation']['preferred']}, {_spread(stats['preferred_tokens'])} tokens, "
-            f"{_percent(stats['preferred_ended'])} ended",
+            f"{recipe.generation.preferred}, {_spread(stats.preferred_tokens)} tokens, "
+            f"{_percent(stats.preferred_ended)} ended",
         ),
         (
             "dis-preferred responses",
-            f"{stats['dispreferred_per_sample']} per sample, {_spread(stats['dispreferred_tokens'])} tokens, "
-            f"{_percent(stats['dispreferred_ended'])} ended",
+            f"{stats.dispreferred_per_sample} per sample, {_spread(stats.dispreferred_tokens)} tokens, "
+            f"{_percent(stats.dispreferred_ended)} ended",
         ),
         (
             "reference words in them",
-            f"{_percent(stats['preferred_word_share'])} and {_percent(stats['dispreferred_word_share'])}",
+            f"{_percent(stats.preferred_word_share)} and {_percent(stats.dispreferred_word_share)}",
         ),
-        ("prompts", f"{_spread(stats['prompt_tokens'])} tokens"),
-        ("all answer words in the critical chunks", _percent(stats["answer_in_critical"])),
-        ("judge", "on" if recipe["judge"]["enabled"] else "off"),
+        ("prompts", f"{_spread(stats.prompt_tokens)} tokens"),
+        ("all answer words in the critical chunks", _percent(stats.answer_in_critical)),
+        ("judge", "on" if recipe.judge.enabled else "off"),
     ]
     built = Table("How the training data were built", ["", ""], facts, text_columns={1}, style="facts")
     rejected = Table(
@@ -48,7 +47,7 @@ def data_section(folder: Path) -> Section:
         [(reason.replace("_", " "), str(count)) for reason, count in reasons.items()],
     )
     body = join(
-        tag("p", f"{stats['kept']} of {stats['questions']} questions gave a sample: {origin}."),
+        tag("p", f"{stats.kept} of {stats.questions} questions gave a sample: {origin}."),
         built.html(),
         titled(rejected) if reasons else "",
         tag(
@@ -61,8 +60,8 @@ def data_section(folder: Path) -> Section:
     return Section("How the training data were built", body, [built, rejected] if reasons else [built])
 
 
-def _spread(values: dict[str, int] | None) -> str:
-    return f"{values['min']:,} to {values['max']:,} (median {values['median']:,})" if values else "no"
+def _spread(values: Spread | None) -> str:
+    return f"{values.min:,} to {values.max:,} (median {values.median:,})" if values else "no"
 
 
 def _percent(value: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.markup import Html, join, tag
 from logodata.common.words import content_stems
 from logodata.contract import PreferenceSample, Response, read_samples
@@ -33,7 +33,7 @@ def worked_samples(comparison: Comparison) -> Html:
     order = sorted(first, key=lambda sample_id: second[sample_id] - first[sample_id])
     picked = {order[0]: "Least gain", order[len(order) // 2]: "Median gain", order[-1]: "Largest gain"}
     samples = {sample.id: sample for sample in held_out_samples(comparison)}
-    answers = [Shard(run.folder / PREDICTIONS_DIR / "pairs.jsonl") for run in comparison.runs]
+    answers = [AppendLog(run.folder / PREDICTIONS_DIR / "pairs.jsonl") for run in comparison.runs]
     shown = [
         _worked_sample(comparison, samples[sample_id], [records[sample_id] for records in answers], which)
         for sample_id, which in picked.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
@@ -54,12 +54,12 @@ def complete(
     Raises:
         UserError: a record on disk answers another prompt than the one that now has its id, or another engine made it.
     """
-    shard = Shard(path)
+    log = AppendLog(path)
     hashes = {item.id: hash_ids(item.prompt_ids) for item in items}
     for record_id, prompt_hash in hashes.items():
-        if record_id in shard:
-            _check_kept(shard[record_id], prompt_hash, engine.name, path)
-    waiting = {item.id: item for item in items if item.id not in shard}
+        if record_id in log:
+            _check_kept(log[record_id], prompt_hash, engine.name, path)
+    waiting = {item.id: item for item in items if item.id not in log}
     requests = [GenerationRequest(item.id, item.prompt_ids, _sampling(item, sampling)) for item in waiting.values()]
     if requests:
         with progress(label, len(items), len(items) - len(requests)) as tracker:
@@ -79,9 +79,9 @@ def complete(
                     "finish_reason": result.finish_reason,
                     **fields(response, result),
                 }
-                shard.append(record)
+                log.append(record)
                 tracker.advance()
-    return [shard[item.id] for item in items]
+    return [log[item.id] for item in items]
 
 
 def _check_kept(record: dict[str, Any], prompt_hash: str, engine: str, path: Path) -> None:

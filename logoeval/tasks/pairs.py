@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.finite import check_responses
@@ -102,15 +102,15 @@ def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome
 
 
 def _score(samples: Sequence[PreferenceSample], session: Session, predictions: Path) -> dict[str, dict[str, Any]]:
-    shard = Shard(predictions / "pairs_logprobs.jsonl")
+    log = AppendLog(predictions / "pairs_logprobs.jsonl")
     for sample in samples:
-        if sample.id in shard and shard[sample.id]["prompt_hash"] != sample_hash(sample):
+        if sample.id in log and log[sample.id]["prompt_hash"] != sample_hash(sample):
             raise UserError(
                 f"record {sample.id!r} scores another sample",
-                where=str(shard.path),
+                where=str(log.path),
                 mend="evaluate into another folder",
             )
-    waiting = [sample for sample in samples if sample.id not in shard]
+    waiting = [sample for sample in samples if sample.id not in log]
     if waiting:
         from logotrain.attention.shared_prefix import choose_backend, use_shared_prefix
         from logotrain.loss.logprobs import LogprobModel
@@ -126,11 +126,11 @@ def _score(samples: Sequence[PreferenceSample], session: Session, predictions: P
                 check_ids(vocabulary_size(session.model.config), *texts, where=f"sample {sample.id}", mend=_BUILD)
                 chosen, *rejected = mean_logprobs(LogprobModel(session.model), sample, session.window)
                 check_responses(chosen, rejected, sample.id)
-                shard.append(
+                log.append(
                     {"id": sample.id, "prompt_hash": sample_hash(sample), "chosen": chosen, "rejected": rejected}
                 )
                 tracker.advance()
-    return dict(shard)
+    return dict(log)
 
 
 def _row(sample: PreferenceSample, logprobs: dict[str, Any], answer: dict[str, Any]) -> SampleRow:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.finite import DAMAGED
@@ -262,13 +262,13 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
         notes[0] = f"RoPE type {rope_type!r} depends on the total length: each length was run by itself"
     parts = _parts(settings, found, together=settings.protocol == "one_pass" and not rope_type)
     hashes = {name: hash_ids(ids) for name, ids in found.items()}
-    shard = Shard(predictions / "ppl.jsonl")
+    log = AppendLog(predictions / "ppl.jsonl")
     for record_id, part in parts.items():
-        if record_id in shard and shard[record_id]["prompt_hash"] != hashes[part.document]:
+        if record_id in log and log[record_id]["prompt_hash"] != hashes[part.document]:
             raise UserError(
-                f"record {record_id!r} scores another text", where=str(shard.path), mend="evaluate into another folder"
+                f"record {record_id!r} scores another text", where=str(log.path), mend="evaluate into another folder"
             )
-    waiting = {record_id: part for record_id, part in parts.items() if record_id not in shard}
+    waiting = {record_id: part for record_id, part in parts.items() if record_id not in log}
     if waiting:
         num_begin = len(begin_ids(session.bare_tokenizer))
         check_logits(session.model, next(iter(found.values()))[:8])
@@ -283,11 +283,11 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
                             where=f"document {name}",
                             mend=DAMAGED,
                         )
-                shard.append({"id": record_id, "prompt_hash": hashes[name], "num_tokens": len(found[name]), **scores})
+                log.append({"id": record_id, "prompt_hash": hashes[name], "num_tokens": len(found[name]), **scores})
     wanted = metrics(settings)
     records: dict[str, dict[str, Any]] = {name: {} for name in found}
     for record_id, part in parts.items():
-        records[part.document].update(shard[record_id])
+        records[part.document].update(log[record_id])
     rows = [
         SampleRow(
             id=name,

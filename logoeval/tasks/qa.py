@@ -122,7 +122,7 @@ def load_samples(settings: HeldOutSettings, session: Session, task: str) -> list
         samples = samples[: settings.max_samples]
     if not samples:
         raise UserError("holds no samples", where=str(settings.data), mend="see its rejected.jsonl for the reasons")
-    if read_manifest(settings.data).get("tokenizer_fingerprint") != tokenizer_fingerprint(session.tokenizer):
+    if read_manifest(settings.data).tokenizer_fingerprint != tokenizer_fingerprint(session.tokenizer):
         raise UserError(
             "the data hold token ids of another tokenizer",
             where=str(settings.data),
@@ -143,7 +143,7 @@ def answer(
 ) -> list[dict[str, Any]]:
     """The model's greedy answer to the prompt of each sample: prediction records, in order, kept in ``path``."""
     by_id = {sample.id: sample for sample in samples}
-    template = read_manifest(settings.data).get("prompt_fingerprints", {}).get("answer", "unknown")
+    template = read_manifest(settings.data).prompt_fingerprints.answer
 
     def fields(response: str, result: GenerationResult) -> dict[str, Any]:
         sample = by_id[result.id]

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from logodata.common.files import write_json
 from logodata.contract import write_samples
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
+from tests.data_sets import write_manifest
 from tests.distributed.gradients import keep_first_gradients
 from tests.logotrain.conftest import sample_of
 
@@ -97,13 +97,12 @@ def runs(
     # Seven samples of unequal lengths, three a step: processes get unequal numbers, and a step spans two epochs.
     samples = [sample_of(f"s{n}", responses=(5 + n % 3, 3, 4 + n % 2), chunks=2 + n % 4) for n in range(7)]
     write_samples(data / "data" / "samples.parquet", samples)
-    facts = {
-        "schema_version": 1,
-        "model": str(tiny_model_dir),
-        "model_fingerprint": model_fingerprint(str(tiny_model_dir)),
-        "tokenizer_fingerprint": tokenizer_fingerprint(tiny_tokenizer),
-    }
-    write_json(data / "manifest.json", facts)
+    write_manifest(
+        data,
+        model=str(tiny_model_dir),
+        model_fingerprint=model_fingerprint(str(tiny_model_dir)),
+        tokenizer_fingerprint=tokenizer_fingerprint(tiny_tokenizer),
+    )
     runs = Runs(root, tiny_model_dir, data)
     for case in CASES:
         runs.alone(case, f"one-{case}")

@@ -172,21 +172,20 @@ _TRAIN = (
 
 def _train(folder: Path, model: Path) -> Iterator[Scenario]:
     """Steps with a checkpoint each, written at once or in the background; all weights; a reference model."""
-    from logodata.common.files import write_json
     from logodata.contract import write_samples
     from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
+    from tests.data_sets import write_manifest
     from tests.logotrain.conftest import sample_of
 
     data = folder / "data"
     (data / "data").mkdir(parents=True)
     write_samples(data / "data" / "samples.parquet", (sample_of(f"s{number}") for number in range(4)))
-    manifest = {
-        "schema_version": 1,
-        "model": str(model),
-        "model_fingerprint": model_fingerprint(str(model)),
-        "tokenizer_fingerprint": tokenizer_fingerprint(make_tokenizer()),
-    }
-    write_json(data / "manifest.json", manifest)
+    write_manifest(
+        data,
+        model=str(model),
+        model_fingerprint=model_fingerprint(str(model)),
+        tokenizer_fingerprint=tokenizer_fingerprint(make_tokenizer()),
+    )
     variants = {
         "train": ("checkpoint.asynchronous=false",),
         "train in background": ("checkpoint.asynchronous=true", "max_steps=2", "checkpoint.keep=1"),

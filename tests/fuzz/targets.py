@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import load_recipe
 from logodata.contexts.chunking import chunk_text
@@ -392,15 +392,15 @@ def server_answers(data: bytes, folder: Path) -> None:
         _check(0 <= fault.asked_wait_s <= 600, fault.asked_wait_s)
 
 
-def shards(data: bytes, folder: Path) -> None:
+def logs(data: bytes, folder: Path) -> None:
     """Any bytes as a resumable log, then a record appended, then read again."""
     path = folder / "log.jsonl"
     draw = Draw(data)
     path.write_bytes(data if draw.number(0, 1) else draw.lines({"id": "a", "text": "t"}))
-    shard = Shard(path)
-    before = dict(shard)
-    shard.append({"id": "new", "text": "\u2028é"})
-    again = Shard(path)
+    log = AppendLog(path)
+    before = dict(log)
+    log.append({"id": "new", "text": "\u2028é"})
+    again = AppendLog(path)
     assert dict(again) == {"new": {"id": "new", "text": "\u2028é"}, **before}
     path.unlink()
 
@@ -492,7 +492,7 @@ GROUPS: dict[str, tuple[Target, ...]] = {
     "recipes": (recipe_bytes, recipe_overrides),
     "judge": (judge_replies,),
     "method": (chunks, positions, contexts),
-    "servers and logs": (server_answers, shards),
+    "servers and logs": (server_answers, logs),
 }
 TARGETS = {target.__name__: target for members in GROUPS.values() for target in members}
 

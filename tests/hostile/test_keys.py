@@ -16,8 +16,8 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from logodata.cli import main as logodata
-from logodata.common.files import write_json
 from logoeval.cli import main as logoeval
+from tests.data_sets import write_manifest
 from tests.logodata.engines.stub_server import STOP, make_answer, write_documents
 
 KEY = "sk-CANARY-0123456789abcdef"
@@ -210,7 +210,7 @@ def test_the_hub_that_repeats_its_token(
     (folder / "data").mkdir(parents=True)
     for name in ("README.md", "stats.json", "data/train-00000-of-00001.parquet"):
         (folder / name).write_text("{}\n")
-    write_json(folder / "manifest.json", {"samples": 1, "recipe": {}})
+    write_manifest(folder)
 
     class Api:
         endpoint = "https://hub"

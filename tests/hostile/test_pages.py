@@ -10,11 +10,22 @@ import pytest
 
 from logodata.cli import main as logodata
 from logodata.common.files import read_json, write_json
-from logodata.contract import ContextChunk, PreferenceSample, Response
+from logodata.contract import (
+    ContextChunk,
+    DecisionRow,
+    PreferenceSample,
+    Question,
+    QuestionOutcome,
+    RejectedQuestion,
+    Response,
+    Role,
+)
 from logodata.dataset.files import write_data_set
+from logodata.judge.decisions import Decision
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings
 from logoeval.cli import main as logoeval
+from tests.data_sets import manifest_of
 from tests.hostile.browser import EVIL, check_page, runs_script
 from tests.logoeval.synthetic import write_runs
 
@@ -52,35 +63,42 @@ def _sample(number: int) -> PreferenceSample:
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the build writes it, but that every text in it is a stranger's."""
     folder = tmp_path_factory.mktemp("data-set")
-    lost = {"id": f"r{EVIL}", "doc_id": EVIL, "where": f"{EVIL}:7", "source": EVIL, "question": EVIL, "answers": [EVIL]}
-    lost |= {"kind": "other", "stage": "judge", "reason": "preferred_wrong", "detail": EVIL, "preferred": [EVIL]}
-    row = {"role": "preferred", "verdict": "right", "kept": True, "source": EVIL, "text": EVIL, "strategy": EVIL}
-    row |= {"model_verdict": None, "second_model_verdict": None, "word_share": 1.0, "token_f1": 1.0, "rule": EVIL}
-    row |= {"contains_reference": True, "number_share": None, "similarity": None, "ended": True, "origin": "live"}
-    row |= {"kind": "other"}
-    roles = ("preferred", "rejected", "rejected")
-    outcomes: list[dict[str, Any]] = [
-        {
-            "sample": _sample(number).model_dump(),
-            "decisions": [{**row, "id": f"q{number}{EVIL}", "role": role} for role in roles],
-        }
-        for number in range(2)
+    lost = RejectedQuestion(
+        id=f"r{EVIL}",
+        doc_id=EVIL,
+        where=f"{EVIL}:7",
+        source=EVIL,
+        question=EVIL,
+        kind="other",
+        answers=[EVIL],
+        reason="preferred_wrong",
+        detail=EVIL,
+        stage="judge",
+        preferred=[EVIL],
+    )
+    said = _response(EVIL, 1.0).model_copy(update={"text": EVIL})
+
+    def decisions(question_id: str, *roles: Role, kept: bool = True) -> list[DecisionRow]:
+        question = Question(id=question_id, question=EVIL)
+        return [Decision(question, role, 0, said, None).row(EVIL, kept=kept) for role in roles]
+
+    samples = [_sample(number) for number in range(2)]
+    outcomes = [
+        QuestionOutcome(id=one.id, decisions=decisions(one.id, "preferred", "rejected", "rejected"), sample=one)
+        for one in samples
     ]
-    outcomes.append({"rejected": lost, "decisions": [{**row, "id": lost["id"], "kept": False}]})
-    manifest = {
-        "model": EVIL,
-        "model_fingerprint": "abc",
-        "engine": EVIL,
-        "logo_align": "0",
-        "tokenizer_fingerprint": "t",
-        "prompt_fingerprints": {"answer": "f00d"},
-        "source": {"path": EVIL, "sha256": "123"},
-        "judge_model": EVIL,
-        "judge_model_fingerprint": "abc",
-        "judge_engine": EVIL,
-        "recipe": BuildRecipe(model=EVIL, source=SourceSettings(path=EVIL)).model_dump(mode="json"),
-    }
-    write_data_set(folder, outcomes, manifest)
+    outcomes.append(QuestionOutcome(id=lost.id, decisions=decisions(lost.id, "preferred", kept=False), rejected=lost))
+    recipe = BuildRecipe(model=EVIL, source=SourceSettings(path=EVIL))
+    manifest = manifest_of(
+        model=EVIL,
+        engine=EVIL,
+        source={"path": EVIL, "sha256": "123"},
+        judge_model=EVIL,
+        judge_model_fingerprint="abc",
+        judge_engine=EVIL,
+        recipe=recipe.model_dump(mode="json"),
+    )
+    write_data_set(folder, outcomes, manifest, recipe)
     return folder
 
 

@@ -21,6 +21,7 @@ from logodata.sources.fields import SourceSettings
 from logoeval.cli import main as logoeval
 from logoeval.tasks.longbench.data import read_rows
 from logotrain.checkpoints import saving
+from tests.data_sets import write_manifest
 from tests.logodata.build.test_build import SMALL, ScriptedEngine
 from tests.logodata.build.test_build import write_documents as write_facts
 from tests.logodata.engines.stub_server import StubServer, make_answer, write_documents
@@ -150,7 +151,7 @@ def test_texts_whose_names_are_not_utf8(tmp_path: Path, tiny_model_dir: Path) ->
     settings = SourceSettings(path=str(folder), questions=str(tmp_path / "asked.json"))
     source = read_source(settings)
     assert [document.doc_id for document in source.documents] == [r"caf\xe9"]
-    assert not source.faults
+    assert not source.rejected
     assert source_fingerprint(settings)
     ppl = [f"ppl.text={folder}", "ppl.lengths=[64]", "ppl.num_documents=1", "--model", str(tiny_model_dir)]
     assert logoeval(["ppl", *ppl, "-o", str(tmp_path / "out")]) == 0
@@ -180,7 +181,7 @@ def test_an_upload_follows_no_link(
     (folder / "data").mkdir(parents=True)
     for name in ("README.md", "stats.json", "rejected.jsonl", "data/train-00000-of-00001.parquet"):
         (folder / name).write_text("{}\n")
-    write_json(folder / "manifest.json", {"samples": 1, "recipe": {}})
+    write_manifest(folder)
     secret = tmp_path / "secret"
     secret.write_text("{}")
     (folder / linked).unlink()

@@ -22,7 +22,7 @@ import logodata.engines.server_answers
 import logoeval.tasks.longbench.data
 from logodata.cli import main
 from logodata.common import json_files
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
 from logodata.common.json_files import json_objects, parse_json
@@ -31,6 +31,7 @@ from logodata.engines.answered import _read_cache
 from logodata.engines.openai_engine import OpenAIEngine
 from logodata.sources import SourceSettings, read_source
 from logoeval.tasks.longbench.data import read_lines, read_rows
+from tests.data_sets import recipe_json
 from tests.logodata.dataset.test_inspect import write_data
 from tests.logodata.engines.stub_server import StubServer
 
@@ -97,7 +98,7 @@ def _folder_with(name: str) -> Callable[[Path], Path]:
 READERS: dict[str, Callable[[Path], Any]] = {
     "documents": lambda path: read_source(SourceSettings(path=str(path), format="jsonl")),
     "predictions": lambda path: list(read_lines(path)),
-    "shard": lambda path: Shard(path),
+    "log": lambda path: AppendLog(path),
     "cache": _read_cache,
     "decisions": lambda path: list(iterate_decisions(_folder_with("decisions.jsonl")(path))),
     "json": read_json,
@@ -223,14 +224,14 @@ def test_a_compressed_answer_is_not_unpacked(server: StubServer, monkeypatch: py
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("manifest.json", "{}", "manifest.json: holds no settings of a judge"),
-        ("manifest.json", '{"source": {}, "recipe": {"judge": {}}}', "manifest.json: lacks 'path'"),
-        ("manifest.json", "[]", "holds no settings of a judge"),
-        ("stats.json", '{"kept": 1}', "stats.json: lacks 'kept_by_origin'"),
-        ("stats.json", "[]", "stats.json: not statistics"),
-        ("rejected.jsonl", '{"id": "a"}\n', "rejected.jsonl:1: lacks 'reason'"),
-        ("decisions.jsonl", '{"id": "q0"}\n', "decisions.jsonl:1: lacks 'kept'"),
-        ("decisions.jsonl", '{"id": "q0", "kept": true}\n', "decisions.jsonl keeps 1 responses, the data 3"),
+        ("manifest.json", "{}", "manifest.json: holds no recipe that this version knows"),
+        ("manifest.json", "[]", "manifest.json: holds no recipe that this version knows"),
+        ("manifest.json", json.dumps({"recipe": recipe_json()}), "manifest.json: damaged: lacks 'schema_version'"),
+        ("stats.json", '{"questions": "x"}', "stats.json: damaged: 'questions': input should be a valid integer"),
+        ("stats.json", "[]", "stats.json: damaged: not a JSON object"),
+        ("rejected.jsonl", '{"id": "a"}\n', "rejected.jsonl:1: damaged: lacks 'doc_id'"),
+        ("decisions.jsonl", '{"word_share": 0, "x": 1}\n', "decisions.jsonl:1: damaged: lacks 'id'"),
+        ("decisions.jsonl", "", "decisions.jsonl keeps 0 responses, the data 3"),
         ("decisions.jsonl", "[]\n", "decisions.jsonl:1: damaged: not a JSON object"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 
 import logodata.build.answering
 from logodata.cli import main as logodata_main
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.json_files import parse_json
 from logodata.common.recipes.reading import load_recipe
@@ -179,11 +179,11 @@ def test_the_byte_and_the_line_are_told(tmp_path: Path) -> None:
 
 def test_logs_of_ours_that_an_editor_saved_go_on(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    Shard(path).append({"id": "a", "text": "A\u2028b"}, {"id": "b", "text": "c"})
+    AppendLog(path).append({"id": "a", "text": "A\u2028b"}, {"id": "b", "text": "c"})
     path.write_bytes(MARK + path.read_bytes().replace(b"\n", b"\r\n"))
-    shard = Shard(path)
-    shard.append({"id": "c", "text": "d"})
-    assert {name: record["text"] for name, record in Shard(path).items()} == {"a": "A\u2028b", "b": "c", "c": "d"}
+    log = AppendLog(path)
+    log.append({"id": "c", "text": "d"})
+    assert {name: record["text"] for name, record in AppendLog(path).items()} == {"a": "A\u2028b", "b": "c", "c": "d"}
 
 
 def test_a_wrapped_or_cut_object_is_told(tmp_path: Path) -> None:
@@ -333,8 +333,8 @@ def test_a_build_carries_its_template_and_ignores_strangers(
     assert run_build(Path("my.jsonl"), tiny_model_dir, Path("plain")) == 0
     samples = read_samples(Path("data"))
     assert [sample.prompt_ids for sample in samples] == [sample.prompt_ids for sample in read_samples(Path("plain"))]
-    assert read_manifest(Path("data"))["chat_template"] == text
-    assert read_manifest(Path("plain"))["chat_template"] is None
+    assert read_manifest(Path("data")).chat_template == text
+    assert read_manifest(Path("plain")).chat_template is None
     leave(here / "data" / "data", "train-00000-of-00001.parquet")
     monkeypatch.chdir(there)
     data, model = str(here / "data"), str(here / "model")

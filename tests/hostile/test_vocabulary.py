@@ -65,7 +65,6 @@ def files(tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         [samples[0].model_copy(update={"prompt_ids": ids, "chunks": chunks}), *samples[1:]],
     )
     manifest = read_json(data / "manifest.json")
-    manifest["recipe"]["engine"] = {"dtype": "float32"}
     write_json(data / "manifest.json", {**manifest, "model_fingerprint": model_fingerprint(str(wide))})
     return tmp_path
 

@@ -9,12 +9,21 @@ from typing import Any
 import pytest
 
 from logodata.common.files import write_json
-from logodata.contract import ContextChunk, PreferenceSample, Response, write_samples
+from logodata.contract import (
+    ContextChunk,
+    DecisionRow,
+    PreferenceSample,
+    QuestionOutcome,
+    RejectedQuestion,
+    Response,
+    write_samples,
+)
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.prompts import encode_text
 from logoeval.intervals import summarise
 from logoeval.records import Metric, Provenance, Results, SampleRow, TaskResult, write_results
+from tests.data_sets import new_statistics, recipe_json, write_manifest
 
 RESPONSES = [
     "It was in the old mill.",
@@ -97,26 +106,22 @@ def write_build(folder: Path, tokenizer: Any, *, count: int = 6, text: str = "Th
         )
     (folder / "data").mkdir(parents=True)
     write_samples(folder / "data" / "train-00000-of-00001.parquet", samples)
-    from logodata.dataset.statistics import Statistics
-
-    kept = {"role": "preferred", "verdict": "right", "kept": True, "model_verdict": None, "second_model_verdict": None}
-    statistics = Statistics()
+    statistics = new_statistics()
     for sample in samples:
-        statistics.add({"sample": sample, "decisions": [{**kept, "source": "stories.jsonl"}]}, sample)
-    lost = {"reason": "preferred_wrong", "source": "stories.jsonl", "kind": "other"}
-    statistics.add({"rejected": lost, "decisions": []}, None)
-    write_json(folder / "stats.json", statistics.result())
-    write_json(
-        folder / "manifest.json",
-        {
-            "model": "tiny",
-            "model_fingerprint": "abc",
-            "engine": "fake 1",
-            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-            "prompt_fingerprints": {"answer": "f00d"},
-            "source": {"path": "stories.jsonl", "sha256": "123"},
-            "recipe": {"generation": {"preferred": "guided"}, "judge": {"enabled": True}},
-        },
+        row = {"id": sample.id, "source": "stories.jsonl", "role": "preferred", "rule": None, "kept": True}
+        row |= {**sample.chosen.model_dump(exclude={"token_ids"}), "verdict": "right"}
+        row |= {"model_verdict": None, "second_model_verdict": None}
+        statistics.add(QuestionOutcome(id=sample.id, decisions=[DecisionRow(**row)], sample=sample))
+    lost = {"id": "lost", "doc_id": "d", "where": "stories.jsonl:1", "source": "stories.jsonl", "question": "Where?"}
+    lost |= {"kind": "other", "reason": "preferred_wrong", "stage": "judge"}
+    statistics.add(QuestionOutcome(id="lost", decisions=[], rejected=RejectedQuestion(**lost)))
+    write_json(folder / "stats.json", statistics.result().to_json())
+    write_manifest(
+        folder,
+        model="tiny",
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        source={"path": "stories.jsonl", "sha256": "123"},
+        recipe=recipe_json(generation={"preferred": "guided"}),
     )
     return folder
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from logodata.common.files import write_json
 from logodata.contract import ContextChunk, PreferenceSample, Response, write_samples
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from logotrain.recipe.settings import TrainRecipe
+from tests.data_sets import write_manifest
 
 VOCABULARY = 269
 
@@ -81,12 +81,11 @@ def make_build(tmp_path: Path, tiny_model_dir: Path, tiny_tokenizer: PreTrainedT
         (folder / "data").mkdir(parents=True)
         write_samples(folder / "data" / "samples.parquet", samples)
         facts = {
-            "schema_version": 1,
             "model": str(tiny_model_dir),
             "model_fingerprint": model_fingerprint(str(tiny_model_dir)),
             "tokenizer_fingerprint": tokenizer_fingerprint(tiny_tokenizer),
         }
-        write_json(folder / "manifest.json", {**facts, **manifest})
+        write_manifest(folder, **{**facts, **manifest})
         return folder
 
     return make

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.models.facts import model_fingerprint
@@ -249,18 +249,18 @@ def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answ
     """A record an item, in order: what each head copies into the gold answer, and into the model's own."""
     from logoeval.tasks.needles.attention_trace import trace_answers
 
-    shard = Shard(path)
+    log = AppendLog(path)
     hashes = {
         item.id: {"prompt_hash": hash_ids(item.prompt_ids), "answer_hash": hash_ids(item.answer_ids)} for item in items
     }
     for item_id, expected in hashes.items():
-        if item_id in shard and not expected.items() <= shard[item_id].items():
+        if item_id in log and not expected.items() <= log[item_id].items():
             raise UserError(
                 f"record {item_id!r} traces another prompt or answer",
                 where=str(path),
                 mend="evaluate into another folder",
             )
-    waiting = [item for item in items if item.id not in shard]
+    waiting = [item for item in items if item.id not in log]
     if waiting:
         label = "retrieval" if own_answer else "retrieval heads"
         with progress(label, len(items), len(items) - len(waiting)) as tracker:
@@ -277,7 +277,7 @@ def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answ
                     kind: encode_copies(copied_tokens(trace, ids, needles), needles.sizes)
                     for (kind, ids), trace in zip(answers.items(), traces, strict=True)
                 }
-                shard.append(
+                log.append(
                     {
                         "id": item.id,
                         **hashes[item.id],
@@ -287,7 +287,7 @@ def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answ
                     }
                 )
                 tracker.advance()
-    return [shard[item.id] for item in items]
+    return [log[item.id] for item in items]
 
 
 def _extended(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.chat_template import TEMPLATE_ARGUMENTS
 from logodata.common.console import Tracker, progress
 from logodata.common.errors import UserError
@@ -47,7 +47,7 @@ class HarnessModel(HFLM):
         window: int,
         batch_size: int,
         truncate: bool,
-        answers: Shard,
+        answers: AppendLog,
     ) -> None:
         super().__init__(
             pretrained=model,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.engines.settings import EngineSettings
@@ -44,14 +44,14 @@ def describe(settings: ShortSettings, engine: EngineSettings) -> dict[str, Any]:
 def run(settings: ShortSettings, session: Session, predictions: Path) -> Outcome:
     """Measure all tasks; a sample a document. ``short.jsonl`` keeps finished calls, ``short_answers.jsonl`` every
     answer of the model."""
-    finished = Shard(predictions / "short.jsonl")
+    finished = AppendLog(predictions / "short.jsonl")
     calls: dict[str, list[ShortTask]] = {}
     for task in settings.tasks:
         calls.setdefault("own shots" if task.shots is None else f"{task.shots}-shot", []).append(task)
     waiting = {call: tasks for call, tasks in calls.items() if call not in finished}
     if waiting:
         with quiet():
-            _measure(waiting, settings, session, finished, Shard(predictions / "short_answers.jsonl"))
+            _measure(waiting, settings, session, finished, AppendLog(predictions / "short_answers.jsonl"))
     records = [record for call in calls for record in finished[call]["units"]]
     order = [task.name for task in settings.tasks]
     records.sort(key=lambda record: order.index(record["asked"]))
@@ -73,7 +73,11 @@ def run(settings: ShortSettings, session: Session, predictions: Path) -> Outcome
 
 
 def _measure(
-    waiting: dict[str, list[ShortTask]], settings: ShortSettings, session: Session, finished: Shard, answers: Shard
+    waiting: dict[str, list[ShortTask]],
+    settings: ShortSettings,
+    session: Session,
+    finished: AppendLog,
+    answers: AppendLog,
 ) -> None:
     """Read all data and check all that can be checked, then load the model, then call the harness."""
     manager = open_manager(settings, resolve_model(session.settings.model))
@@ -118,7 +122,7 @@ def _check_disjoint(found: Sequence[Unit]) -> None:
             asked[task] = unit.asked.name
 
 
-def _open_model(settings: ShortSettings, session: Session, answers: Shard) -> HarnessModel:
+def _open_model(settings: ShortSettings, session: Session, answers: AppendLog) -> HarnessModel:
     from logoeval.tasks.short.model import HarnessModel
 
     recipe = session.settings

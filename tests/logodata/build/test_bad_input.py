@@ -443,7 +443,7 @@ def test_a_fault_does_not_take_its_neighbours_id(tmp_path: Path) -> None:
     questions = [{"question": "Q1"}, {"question": "Q2", "answers": ["A"]}, {"question": "", "answers": ["A"]}]
     source = read_source(lines({"doc_id": "d", "context": "T", "questions": questions})(tmp_path))
     assert [q.id for d in source.documents for q in d.questions] == ["d-02"]
-    assert [fault["id"] for fault in source.faults] == ["d-01", "d-03"]
+    assert [row.id for row in source.rejected] == ["d-01", "d-03"]
 
 
 STAYS = {
@@ -472,7 +472,7 @@ def test_odd_text_stays_as_it_is(tmp_path: Path, name: str, container: str) -> N
         settings = lines(row)(tmp_path)
     source = read_source(settings)
     [document] = source.documents
-    assert not source.faults
+    assert not source.rejected
     # A text file's ends of lines are its system's, not its text.
     assert document.text == (text.replace("\r\n", "\n").replace("\r", "\n") if container == "a.txt" else text)
     assert document.questions[0].question == f"Q {text}".strip()

@@ -103,9 +103,28 @@ def test_outputs_and_contract(tmp_path: Path, tiny_model_dir: Path, scripted: Sc
     stats = json.loads((out / "stats.json").read_text())
     assert (stats["questions"], stats["kept"], stats["rejected_by_reason"]) == (3, 3, {})
     manifest = read_manifest(out)
-    assert manifest["engine"] == "scripted 1"
+    assert manifest.engine == "scripted 1"
     assert (out / "rejected.jsonl").read_text() == ""
     assert "section 3" in (out / "README.md").read_text()
+
+
+def test_a_damaged_outcome_is_named(
+    tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And made again from the responses, once the file is deleted as the line says."""
+    out, documents = tmp_path / "out", write_documents(tmp_path)
+    assert run_build(documents, tiny_model_dir, out) == 0
+    before = {name: (out / name).read_bytes() for name in ("stats.json", "rejected.jsonl", "decisions.jsonl")}
+    (out / "manifest.json").unlink()
+    log = out / "work" / "outcomes.jsonl"
+    log.write_text(log.read_text().replace('"kept": true', '"kept": "perhaps"', 1))
+    assert run_build(documents, tiny_model_dir, out) == 2
+    assert "outcomes.jsonl: question harbour-01: damaged: 'decisions.0.kept'" in capsys.readouterr().err
+    log.unlink()
+    asked = len(scripted.asked)
+    assert run_build(documents, tiny_model_dir, out) == 0
+    assert len(scripted.asked) == asked
+    assert {name: (out / name).read_bytes() for name in before} == before
 
 
 def test_load_dataset_reads_the_folder(tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine) -> None:
@@ -420,7 +439,7 @@ def test_a_prompt_beyond_the_engines_window_is_set_apart(
     [row] = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert (row["id"], row["reason"]) == ("harbour-01", "prompt_exceeds_window")
     assert "the window of 800" in row["detail"]
-    assert read_manifest(out)["window"] == 800
+    assert read_manifest(out).window == 800
     assert run_build(documents, tiny_model_dir, out) == 2
     assert "window=800, now it is 2048" in capsys.readouterr().err
 

@@ -103,6 +103,18 @@ def test_a_sample_in_two_parts_is_refused(
     assert f"sample '{samples[0].id}' is in two parts" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_question_without_an_end_is_refused(
+    tmp_path: Path, tiny_model_dir: Path, documents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody deleted the reason why a question gave no sample; its decisions are still there."""
+    parts = [tmp_path / f"part-{number}" for number in (1, 2)]
+    for number, part in enumerate(parts, 1):
+        assert run_build(documents, tiny_model_dir, part, "--shard", f"{number}/2") == 0
+    (parts[1] / "rejected.jsonl").write_text("")
+    assert main(["merge", *map(str, parts), "-o", str(tmp_path / "merged")]) == 2
+    assert "the parts do not tell what became of question 'mill" in capsys.readouterr().err
+
+
 def test_documents_are_dealt_by_their_id() -> None:
     parts = [Part(number, 4) for number in (1, 2, 3, 4)]
     owners = {f"doc-{n}": [part.number for part in parts if part.owns(f"doc-{n}")] for n in range(400)}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError, pass_on, run_command
 from logodata.common.files import bind_settings, locked, make_folder_of, write_atomic
 
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_made() -> None:
 
 
 def test_a_shard_survives_a_cut_at_every_byte(tmp_path: Path) -> None:
-    whole = Shard(tmp_path / "whole")
+    whole = AppendLog(tmp_path / "whole")
     records = [{"id": str(n), "text": "ü" * n} for n in range(4)]
     for record in records:
         whole.append(record)
@@ -215,9 +215,9 @@ def test_a_shard_survives_a_cut_at_every_byte(tmp_path: Path) -> None:
     for cut in range(len(data) + 1):
         file = tmp_path / "cut"
         file.write_bytes(data[:cut])
-        shard = Shard(file)
-        assert list(shard.values()) == records[: data[:cut].count(b"\n")]
-        shard.append(*records)
+        log = AppendLog(file)
+        assert list(log.values()) == records[: data[:cut].count(b"\n")]
+        log.append(*records)
         assert file.read_bytes() == data
 
 

@@ -13,20 +13,38 @@ import pytest
 
 from logodata.cli import main
 from logodata.common.files import write_json
-from logodata.contract import ContextChunk, PreferenceSample, Response, write_samples
+from logodata.contract import (
+    ContextChunk,
+    DecisionRow,
+    PreferenceSample,
+    QuestionOutcome,
+    RejectedQuestion,
+    Response,
+    Stats,
+    write_samples,
+)
 from logodata.dataset.inspect_words import ruling
-from logodata.dataset.statistics import Outcome, Statistics
 from logodata.judge.settings import JudgeSettings
+from tests.data_sets import new_statistics, recipe_json, write_manifest
 
 EVIL = "<script>alert('mill')</script> & \"owls\" <img src=x onerror=alert(1)>"
-REJECTED = {"id": "r0", "doc_id": "d<b>", "where": "my.jsonl:7", "question": "Who?", "answers": ["a mill"]}
-REJECTED |= {"kind": "other", "source": "my.jsonl"}
+REJECTED = RejectedQuestion(
+    id="r0",
+    doc_id="d<b>",
+    where="my.jsonl:7",
+    source="my.jsonl",
+    question="Who?",
+    kind="other",
+    answers=["a mill"],
+    reason="preferred_wrong",
+    stage="judge",
+)
 
 
-def statistics(outcomes: Iterable[Outcome]) -> dict[str, Any]:
-    gathered = Statistics()
+def statistics(outcomes: Iterable[QuestionOutcome]) -> Stats:
+    gathered = new_statistics()
     for outcome in outcomes:
-        gathered.add(outcome, outcome.get("sample"))
+        gathered.add(outcome)
     return gathered.result()
 
 
@@ -55,7 +73,7 @@ class Reader(HTMLParser):
         return sum(class_ in (attributes.get("class") or "").split() for _, attributes in self.elements)
 
 
-def write_data(folder: Path, count: int = 3, rejected: list[dict[str, Any]] | None = None) -> Path:
+def write_data(folder: Path, count: int = 3, rejected: list[RejectedQuestion] | None = None) -> Path:
     def response(strategy: str, text: str, share: float) -> Response:
         return Response(
             strategy=strategy,
@@ -96,43 +114,40 @@ def write_data(folder: Path, count: int = 3, rejected: list[dict[str, Any]] | No
         )
         for number in range(count)
     ]
-    wrong = {**REJECTED, "reason": "preferred_wrong", "stage": "judge", "preferred": [EVIL]}
-    rows = [wrong] if rejected is None else rejected
+    rows = [REJECTED.model_copy(update={"preferred": [EVIL]})] if rejected is None else rejected
     folder.mkdir()
-    outcomes = [*map(decided, samples), *({"rejected": row, "decisions": unkept(row)} for row in rows)]
-    (folder / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcomes = [*map(decided, samples), *map(unkept, rows)]
+    (folder / "rejected.jsonl").write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows))
     (folder / "decisions.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for outcome in outcomes for row in outcome["decisions"])
+        "".join(json.dumps(row.to_json()) + "\n" for outcome in outcomes for row in outcome.decisions)
     )
-    evaluator = {"name": "entity", "query": "question"}
-    write_json(folder / "stats.json", {**statistics(outcomes), "evaluator": evaluator})
-    recipe = {"judge": {"right_at": 0.7}}
+    write_json(folder / "stats.json", statistics(outcomes).to_json())
+    recipe = recipe_json(judge={"right_at": 0.7})
     if samples:
         (folder / "data").mkdir()
         write_samples(folder / "data" / "train-00000-of-00001.parquet", samples)
-        manifest = {"model": "m<u>", "model_fingerprint": "abc", "engine": "e", "source": {"path": EVIL}}
-        write_json(folder / "manifest.json", {**manifest, "recipe": recipe})
+        write_manifest(folder, model="m<u>", source={"path": EVIL, "sha256": "123"}, recipe=recipe)
     else:
         (folder / "work").mkdir()
         write_json(folder / "work" / "settings.json", {"recipe": recipe})
     return folder
 
 
-def decided(sample: PreferenceSample) -> Outcome:
+def decided(sample: PreferenceSample) -> QuestionOutcome:
     """The sample with its decisions: of two candidates the first one was ruled out."""
     rows = [decision(sample.id, "preferred", sample.chosen, rule="preferred_not_ended", kept=False)]
     rows.append(decision(sample.id, "preferred", sample.chosen, model_verdict="correct", second="wrong"))
     rows += [decision(sample.id, "rejected", response, model_verdict="wrong") for response in sample.rejected]
-    return {"id": sample.id, "sample": sample, "decisions": rows}
+    return QuestionOutcome(id=sample.id, decisions=rows, sample=sample)
 
 
-def unkept(row: dict[str, Any]) -> list[dict[str, Any]]:
+def unkept(row: RejectedQuestion) -> QuestionOutcome:
     said = Response(
         strategy="model", text=EVIL, token_ids=[5], ended=False, word_share=0.65, token_f1=0.2, number_share=0.0,
         verdict="wrong",
     )  # fmt: skip
-    texts = row.get("preferred", [])
-    return [decision(row["id"], "preferred", said, rule="preferred_wrong", kept=False) for _ in texts]
+    rows = [decision(row.id, "preferred", said, rule="preferred_wrong", kept=False) for _ in row.preferred or []]
+    return QuestionOutcome(id=row.id, decisions=rows, rejected=row)
 
 
 def decision(
@@ -144,17 +159,19 @@ def decision(
     kept: bool = True,
     model_verdict: str | None = None,
     second: str | None = None,
-) -> dict[str, Any]:
-    return {
-        "id": question_id,
-        "source": "my.jsonl",
-        "role": role,
-        **response.model_dump(exclude={"token_ids"}),
-        "rule": rule,
-        "model_verdict": model_verdict,
-        "second_model_verdict": second,
-        "kept": kept,
-    }
+) -> DecisionRow:
+    return DecisionRow.model_validate(
+        {
+            "id": question_id,
+            "source": "my.jsonl",
+            "role": role,
+            **response.model_dump(exclude={"token_ids"}),
+            "rule": rule,
+            "model_verdict": model_verdict,
+            "second_model_verdict": second,
+            "kept": kept,
+        }
+    )
 
 
 def inspect(data: Path, *arguments: str) -> Reader:
@@ -195,7 +212,7 @@ def test_words_of_the_reference_are_marked_in_critical_chunks_and_answers(tmp_pa
 
 
 def test_how_many_are_shown_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{**REJECTED, "id": f"r{n}", "reason": "preferred_wrong", "stage": "judge"} for n in range(7)]
+    rows = [REJECTED.model_copy(update={"id": f"r{n}"}) for n in range(7)]
     data = write_data(tmp_path / "set", 60, rows)
     page = inspect(data)
     assert "50 of 60 samples and 5 of 7 questions without one" in capsys.readouterr().out
@@ -211,9 +228,8 @@ def test_how_many_are_shown_is_said(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_build_without_a_pair_shows_what_was_not_kept(tmp_path: Path) -> None:
-    fault = {"id": "r0", "doc_id": "d", "where": "my.jsonl:7", "question": "", "reason": "empty_question"}
-    fault |= {"source": "my.jsonl", "kind": "other"}
-    page = inspect(write_data(tmp_path / "set", 0, [{**fault, "detail": f"of {EVIL}", "stage": "source"}]))
+    changes = {"question": "", "answers": None, "reason": "empty_question", "detail": f"of {EVIL}", "stage": "source"}
+    page = inspect(write_data(tmp_path / "set", 0, [REJECTED.model_copy(update=changes)]))
     assert "Kept 0 of 1 questions; not kept: empty_question 1." in page.text
     assert f"empty question: of {EVIL}" in page.text
 
@@ -258,9 +274,9 @@ def test_right_dispreferred_responses_of_a_switched_off_judge_are_counted_apart(
     sample = read_samples(write_data(tmp_path / "set", 1))[0]
     right = sample.model_copy(update={"rejected": [sample.chosen, sample.rejected[1]]})
     stats = statistics([decided(right)])
-    assert stats["dispreferred_error_patterns"] == {"instruction_unfollowing": 1, "hallucination": 0, "right": 1}
+    assert stats.dispreferred_error_patterns == {"instruction_unfollowing": 1, "hallucination": 0, "right": 1}
     assert "1 are right: the judge was off" in describe_patterns(stats)
-    assert stats["purity"] == 0
+    assert stats.purity == 0
 
 
 def terminal(data: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -283,18 +299,6 @@ def test_verdicts_in_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert left.startswith("r0 (my.jsonl:7): not kept, preferred wrong question Who? reference a mill")
     assert f"wrong: 65 % {limit}; instruction unfollowing; rule: preferred wrong (model, cut at" in left
     assert main(["inspect", str(data), "--id", "nobody"]) == 2
-
-
-def test_a_data_set_without_decisions_shows_what_its_samples_hold(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = write_data(tmp_path / "set")
-    (data / "decisions.jsonl").unlink()
-    shown = terminal(data, capsys)
-    assert "right: 100 % of the reference's words (right from 70 %) (model, 1 tokens" in shown
-    assert "rule" not in shown
-    assert "It is an owl's number." in inspect(data).text
-    assert EVIL in inspect(data, "--id", "r0").text
 
 
 @pytest.mark.parametrize(

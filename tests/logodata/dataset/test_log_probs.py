@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from logodata.cli import main
-from logodata.common.files import write_json
 from logodata.contract import PreferenceSample, Response, write_samples
 from logodata.dataset import log_probs
 from logodata.dataset.log_probs import BARE_REFERENCE, advice, measure, response_logprobs
 from logodata.models.facts import model_fingerprint
 from logodata.prompts import encode_text
 from tests.conftest import make_model
+from tests.data_sets import write_manifest
 
 
 def whole_forward(model: Any, prompt: Sequence[int], response: Sequence[int]) -> float:
@@ -51,8 +51,7 @@ def sample_of(tokenizer: Any, number: int, chosen: str, *rejected: str, ended: b
 def write_build(folder: Path, samples: list[PreferenceSample], model: Path) -> Path:
     (folder / "data").mkdir(parents=True)
     write_samples(folder / "data" / "train-00000-of-00001.parquet", samples)
-    manifest = {"model": str(model), "model_fingerprint": model_fingerprint(str(model)), "samples": len(samples)}
-    write_json(folder / "manifest.json", {**manifest, "recipe": {"engine": {"dtype": "float32"}}})
+    write_manifest(folder, model=str(model), model_fingerprint=model_fingerprint(str(model)), samples=len(samples))
     return folder
 
 
@@ -117,16 +116,15 @@ def test_groups_gaps_and_the_bare_reference(
             expected[response.strategy].append(whole_forward(tiny_model, sample.prompt_ids, response.token_ids))
         expected[BARE_REFERENCE].append(whole_forward(tiny_model, sample.prompt_ids, bare))
     means = {name: sum(values) / 6 for name, values in expected.items()}
-    assert {row["strategy"]: row["mean"] for row in report["responses"]} == pytest.approx(means, abs=1e-5)
+    assert {row.strategy: row.mean for row in report.responses} == pytest.approx(means, abs=1e-5)
     behind = (means["mixed-0.0"] + means["mixed-0.1"]) / 2
-    gap = report["gaps"]["preferred"]
-    assert gap["mean"] == pytest.approx(means["guided"] - behind, abs=1e-5)
-    assert gap["interval"][0] < gap["mean"] < gap["interval"][1]
-    assert (gap["responses"], gap["documents"]) == (6, 3)
-    assert report["gaps"][BARE_REFERENCE]["mean"] == pytest.approx(means[BARE_REFERENCE] - behind, abs=1e-5)
-    assert [entry["argument"] for entry in gap["objectives"]] == pytest.approx(
-        [10 * gap["mean"] - 3, 2.5 * gap["mean"] - 0.25]
-    )
+    gap = report.gaps["preferred"]
+    assert gap.mean == pytest.approx(means["guided"] - behind, abs=1e-5)
+    assert gap.interval
+    assert gap.interval[0] < gap.mean < gap.interval[1]
+    assert (gap.responses, gap.documents) == (6, 3)
+    assert report.gaps[BARE_REFERENCE].mean == pytest.approx(means[BARE_REFERENCE] - behind, abs=1e-5)
+    assert [entry.argument for entry in gap.objectives] == pytest.approx([10 * gap.mean - 3, 2.5 * gap.mean - 0.25])
 
 
 def test_the_same_samples_are_taken_of_every_build(
@@ -135,8 +133,8 @@ def test_the_same_samples_are_taken_of_every_build(
     """Whatever else a build holds, and in whatever order."""
     whole = measure(write_build(tmp_path / "a", samples, tiny_model_dir), num_samples=2)
     turned = measure(write_build(tmp_path / "b", samples[::-1], tiny_model_dir), num_samples=2)
-    assert whole["responses"] == turned["responses"]
-    assert whole["samples"] == 2
+    assert whole.responses == turned.responses
+    assert whole.samples == 2
 
 
 @pytest.mark.parametrize(
@@ -144,7 +142,7 @@ def test_the_same_samples_are_taken_of_every_build(
 )
 def test_a_loss_that_starts_saturated_is_warned_of(gap: Any, warned: bool, shared: bool) -> None:
     values = [("d", value) for value in (gap if isinstance(gap, tuple) else (gap,))]
-    lines = advice({"gaps": {"preferred": {"objectives": log_probs._objectives(values)}}})
+    lines = advice(log_probs._starts(values))
     assert any(line.startswith("warning: beta * gap") for line in lines) == warned
     assert any("50% of the samples" in line for line in lines) == shared
     assert sum("the loss starts at" in line for line in lines) == 2
@@ -155,8 +153,8 @@ def test_responses_that_never_end_leave_the_bare_reference_out(
 ) -> None:
     endless = [sample_of(tiny_tokenizer, 0, "so on", "and so on", ended=False)]
     report = measure(write_build(tmp_path / "out", endless, tiny_model_dir))
-    assert list(report["gaps"]) == ["preferred"]
-    assert report["gaps"]["preferred"]["interval"] is None
+    assert list(report.gaps) == ["preferred"]
+    assert report.gaps["preferred"].interval is None
     assert "no response ended" in capsys.readouterr().err
 
 
@@ -166,8 +164,8 @@ def test_references_that_are_not_there_or_too_long_are_left_out_aloud(
     samples[1] = samples[1].model_copy(update={"answers": []})
     samples[2] = samples[2].model_copy(update={"answers": ["mill " * 1000]})
     report = measure(write_build(tmp_path / "out", samples, tiny_model_dir))
-    assert report["gaps"]["preferred"]["responses"] == 6
-    assert report["gaps"][BARE_REFERENCE]["responses"] == 4
+    assert report.gaps["preferred"].responses == 6
+    assert report.gaps[BARE_REFERENCE].responses == 4
     assert "2 samples have no reference, or one beyond the window" in capsys.readouterr().err
 
 

@@ -18,22 +18,21 @@ from logodata.cli import main
 from logodata.common.files import write_json
 from logodata.common.printable import markdown_cell, markdown_code
 from logodata.dataset.statistics import source_group
+from tests.data_sets import manifest_of
 
 HOME = "/home/someone"
 SERVER = "http://10.1.2.3:8000/v1"
-MANIFEST = {
-    "model": f"{HOME}/models/mine",
-    "model_fingerprint": "abc",
-    "source": {"path": f"{HOME}/texts", "sha256": "123"},
-    "samples": 2,
-    "recipe": {
-        "model": f"{HOME}/models/mine",
+
+
+def manifest(model: str, source: str, questions: str, cache: str, server: str) -> dict[str, Any]:
+    recipe = {
+        "model": model,
         "chat_template": None,
-        "source": {"path": f"{HOME}/texts", "questions": "~/asked.jsonl"},
-        "generation": {"cache": f"{HOME}/texts/cache.jsonl"},
-        "engine": {"base_urls": [SERVER]},
-    },
-}
+        "source": {"path": source, "questions": questions},
+        "generation": {"cache": cache},
+        "engine": {"base_urls": [server]},
+    }
+    return manifest_of(model=model, source={"path": source, "sha256": "123"}, recipe=recipe, samples=2).to_json()
 
 
 @pytest.fixture
@@ -46,7 +45,8 @@ def build(tmp_path: Path) -> Path:
     (folder / "work" / "responses.jsonl").write_text("{}\n")
     (folder / ".lock").touch()
     (folder / "README.md").write_text(f"# Data from `{HOME}/texts`\n\n- **Model**: `{HOME}/models/mine`\n")
-    write_json(folder / "manifest.json", MANIFEST)
+    names = (f"{HOME}/models/mine", f"{HOME}/texts", "~/asked.jsonl", f"{HOME}/texts/cache.jsonl", SERVER)
+    write_json(folder / "manifest.json", manifest(*names))
     write_json(folder / "stats.json", {"kept": 2, "by_source": {f"{HOME}/texts/a.txt": 2}})
     rows = [
         {
@@ -110,20 +110,8 @@ def test_what_goes_up(build: Path, hub: FakeHub, capsys: pytest.CaptureFixture[s
 def test_names_of_this_machine_stay_here(build: Path, hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file: file.read_bytes() for file in build.rglob("*") if file.is_file()}
     assert main(["push", str(build), "org/name"]) == 0
-    manifest = json.loads(hub.files["manifest.json"])
-    assert manifest == {
-        "model": "mine",
-        "model_fingerprint": "abc",
-        "source": {"path": "texts", "sha256": "123"},
-        "samples": 2,
-        "recipe": {
-            "model": "mine",
-            "chat_template": None,
-            "source": {"path": "texts", "questions": "asked.jsonl"},
-            "generation": {"cache": "cache.jsonl"},
-            "engine": {"base_urls": ["http://server-1/v1"]},
-        },
-    }
+    names = ("mine", "texts", "asked.jsonl", "cache.jsonl", "http://server-1/v1")
+    assert json.loads(hub.files["manifest.json"]) == manifest(*names)
     assert hub.files["README.md"].decode() == "# Data from `texts`\n\n- **Model**: `mine`\n"
     assert json.loads(hub.files["stats.json"])["by_source"] == {"texts/a.txt": 2}
     rows = [json.loads(line) for line in hub.files["rejected.jsonl"].decode().split("\n")[:-1]]

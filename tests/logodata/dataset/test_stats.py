@@ -148,7 +148,7 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     old.mkdir()
     (old / "stats.json").write_text('{"kept": 3}')
     for arguments, fault in (
-        (["stats", str(old)], "statistics of an earlier version"),
+        (["stats", str(old)], "stats.json: damaged: lacks 'questions' (build the data set again)"),
         (["stats", str(tmp_path / "none")], "no such file"),
         (["stats", str(old), str(old), "--log-probs"], "--log-probs scores one data set"),
     ):

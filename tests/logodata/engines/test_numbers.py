@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from logodata.cli import main
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.files import read_json, write_json
 from logodata.common.json_files import strict_dumps
@@ -104,20 +104,20 @@ def test_measures_of_empty_answers_are_numbers(response: str, answers: list[str]
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_no_writer_writes_and_no_reader_reads_what_is_no_json(tmp_path: Path, number: float) -> None:
-    path, shard = tmp_path / "a.json", Shard(tmp_path / "b.jsonl")
+    path, log = tmp_path / "a.json", AppendLog(tmp_path / "b.jsonl")
     write_json(path, {"score": 0.5})
-    shard.append({"id": "a", "score": 0.5})
+    log.append({"id": "a", "score": 0.5})
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"scores": [0.5, {"deep": number}]})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        shard.append({"id": "b", "score": number})
-    assert (read_json(path), list(Shard(shard.path))) == ({"score": 0.5}, ["a"])  # nothing is half written
+        log.append({"id": "b", "score": number})
+    assert (read_json(path), list(AppendLog(log.path))) == ({"score": 0.5}, ["a"])  # nothing is half written
     path.write_text(json.dumps({"score": number}))
-    shard.path.write_text(json.dumps({"id": "a", "score": number}) + "\n")
+    log.path.write_text(json.dumps({"id": "a", "score": number}) + "\n")
     with pytest.raises(UserError, match=r"not valid JSON: -?(NaN|Infinity) is not JSON"):
         read_json(path)
     with pytest.raises(UserError, match=r"b\.jsonl:1: damaged record"):
-        Shard(shard.path)
+        AppendLog(log.path)
 
 
 def test_text_stays_as_it_is_and_a_terminal_gets_ascii() -> None:

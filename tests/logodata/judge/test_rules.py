@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import pytest
 
+from logodata.contract import Measures, Response
 from logodata.judge.measures import contains_reference, number_share, numbers, repetition, token_f1, word_share
-from logodata.judge.rules import JudgedText, Measurer, added_words, error_pattern, preferred_fault, rejected_fault
+from logodata.judge.rules import Measurer, added_words, error_pattern, preferred_fault, rejected_fault
 from logodata.judge.settings import JudgeSettings
 
 ROPE = "What was the rope plaited from?"
 ANSWERS = ["hair of forty grey mares"]  # content words: hair, forty, grey, mares
 
 
-def judged(text: str, ended: bool, answers: list[str] = ANSWERS) -> JudgedText:
-    """As the default settings see a response."""
-    return JudgedText(text, ended, Measurer(JudgeSettings()).measure(text, answers).verdict)
+def judged(text: str, ended: bool, measures: Measures | None = None) -> Response:
+    """A response with its measures, by default under the default settings."""
+    measures = measures or Measurer(JudgeSettings()).measure(text, ANSWERS)
+    return Response(strategy="model", text=text, token_ids=[], ended=ended, **dict(measures))
 
 
 RIGHT = judged("It was plaited from the hair of forty grey mares.", ended=True)
@@ -57,7 +59,7 @@ def test_token_f1_by_hand() -> None:
         (judged("The hair of forty grey mares.", True), False, None),
     ],
 )
-def test_preferred(candidate: JudgedText, guided: bool, fault: str | None) -> None:
+def test_preferred(candidate: Response, guided: bool, fault: str | None) -> None:
     assert preferred_fault(candidate, ROPE, ANSWERS, JudgeSettings(), guided=guided) == fault
 
 
@@ -71,7 +73,7 @@ def test_preferred(candidate: JudgedText, guided: bool, fault: str | None) -> No
         (judged("Grey mares gave the hair.", True), "rejected_half_right"),
     ],
 )
-def test_rejected(candidate: JudgedText, fault: str | None) -> None:
+def test_rejected(candidate: Response, fault: str | None) -> None:
     assert rejected_fault(candidate, RIGHT, JudgeSettings()) == fault
 
 
@@ -171,7 +173,7 @@ def test_long_references_are_compared_by_similarity(
     assert (measured.similarity, measured.verdict) == (cosine, verdict)
     assert Measurer(JudgeSettings()).measure("word1", [long[0], "word1"]).similarity is None, "one reference is short"
     assert Measurer(JudgeSettings(measure="word_share")).measure("word1", long).similarity is None
-    candidate = JudgedText("word1 and word2", True, measured.verdict)
+    candidate = judged("word1 and word2", True, measured)
     assert (preferred_fault(candidate, ROPE, long, JudgeSettings(), guided=False) is None) == (verdict == "right")
     fault = {"right": "rejected_right", "half_right": "rejected_half_right", "wrong": None}[verdict]
     assert rejected_fault(candidate, RIGHT, JudgeSettings()) == fault

@@ -104,7 +104,7 @@ def test_questions_are_kept_with_evidence_and_build_reads_them(
         "forged-biography-03": "answered_without_context",
     }
     source = read_source(SourceSettings(path=str(output)))
-    assert not source.faults
+    assert not source.rejected
     questions = {question.id: (document, question) for document in source.documents for question in document.questions}
     assert list(questions) == ["forged-summary-04", "tower-summary-04"], "nothing is lost, nothing is twice"
     assert questions["forged-summary-04"][1].answers == ["She was dutiful."]

@@ -156,7 +156,7 @@ def read(folder: Path, row: dict[str, Any], **settings: Any) -> tuple[str, list[
     file = folder / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
     source = read_source(SourceSettings(path=str(file), **settings))
-    assert not source.faults
+    assert not source.rejected
     [document] = source.documents
     return document.text, [(question.question, question.answers) for question in document.questions]
 
@@ -220,9 +220,9 @@ def test_where_no_document_can_be_told_the_form_is_shown(
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"messages": turns}) + "\n")
     source = read_source(SourceSettings(path=str(file)))
-    assert {fault["reason"] for fault in source.faults} == {"empty_document"}
+    assert {row.reason for row in source.rejected} == {"empty_document"}
     said = capsys.readouterr().err
-    assert f"no document is found for {len(source.faults)} questions of its conversations" in said
+    assert f"no document is found for {len(source.rejected)} questions of its conversations" in said
     assert '{"role": "system", "content": DOCUMENT}' in said
 
 
@@ -500,7 +500,7 @@ def test_questions_name_a_text_file_with_or_without_its_ending(
         ("a", ["Who?", "Where?"]),
         ("b", ["Who?"]),
     ]
-    assert [fault["reason"] for fault in source.faults] == ["unknown_document"]
+    assert [row.reason for row in source.rejected] == ["unknown_document"]
     said = capsys.readouterr().err
     assert "1 questions are on documents that the source does not hold, such as 'c'; it holds 'a', 'b', ..." in said
 

@@ -72,7 +72,7 @@ def test_structural_faults_name_file_and_line(tmp_path: Path, line: object, mess
 )
 def test_faults_of_content_are_rows_with_a_reason(tmp_path: Path, row: object, reason: str) -> None:
     source = read_source(write(tmp_path, GOOD, row))
-    assert [fault["reason"] for fault in source.faults] == [reason]
+    assert [row.reason for row in source.rejected] == [reason]
     assert sum(len(d.questions) for d in source.documents) == 1
 
 
@@ -92,7 +92,7 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "least"), [("train", 12), ("eval", 6)])
 def test_the_embedded_documents_keep_their_promises(name: str, least: int) -> None:
     source = read_source(SourceSettings(path=f"embedded:{name}"))
-    assert not source.faults
+    assert not source.rejected
     assert len(source.documents) >= least
     for document in source.documents:
         assert 1500 <= len(document.text.split()) <= 4000
@@ -123,7 +123,7 @@ ROWS = [
 def seen(settings: SourceSettings) -> list[tuple[str, str, list[tuple[str, str, tuple[str, ...]]]]]:
     """A source without places, which formats spell differently."""
     source = read_source(settings)
-    assert not source.faults
+    assert not source.rejected
     return [(d.doc_id, d.text, [(q.id, q.question, tuple(q.answers)) for q in d.questions]) for d in source.documents]
 
 
@@ -238,7 +238,7 @@ def test_longalpaca_with_the_document_as_input_and_without_one(tmp_path: Path) -
     file.write_text(json.dumps(rows))
     source = read_source(SourceSettings(path=str(file), format="longalpaca"))
     assert [(d.text, d.questions[0].question) for d in source.documents] == [("A text.", "Sum up.")]
-    assert [(fault["question"], fault["reason"]) for fault in source.faults] == [("2+2?", "empty_document")]
+    assert [(row.question, row.reason) for row in source.rejected] == [("2+2?", "empty_document")]
 
 
 FIRST_TURNS = {
@@ -267,7 +267,7 @@ def test_conversations(tmp_path: Path, wording: str, role: str, content: str, na
         ("Q1?", ["A1"], "single_detail"),
         ("Q2?", ["A2"], "single_detail"),
     ]
-    assert [(fault["question"], fault["reason"]) for fault in source.faults] == [("Q3?", "no_reference_answer")]
+    assert [(row.question, row.reason) for row in source.rejected] == [("Q3?", "no_reference_answer")]
 
 
 def test_texts_are_not_kept_in_memory(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_what_the_selection_leaves_out_is_no_fault(tmp_path: Path) -> None:
     whole = write(tmp_path, *rows)
 
     def faults(**settings: Any) -> list[str]:
-        return [fault["id"] for fault in read_source(whole.model_copy(update=settings)).faults]
+        return [row.id for row in read_source(whole.model_copy(update=settings)).rejected]
 
     assert faults() == ["a-01", "a-03", "c-01", "blank-01", "empty"]
     assert faults(max_documents=2) == ["a-01", "a-03", "empty"]

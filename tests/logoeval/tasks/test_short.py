@@ -14,7 +14,7 @@ import datasets
 import pytest
 import yaml
 
-from logodata.common.append_log import Shard
+from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logoeval.cli import main
 from logoeval.compare.compare import compare
@@ -423,7 +423,7 @@ def test_chats_see_one_date_on_every_day(tiny_tokenizer: PreTrainedTokenizerFast
 
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
-    answers = Shard(tmp_path / "answers.jsonl", key="key")
+    answers = AppendLog(tmp_path / "answers.jsonl", key="key")
     model = HarnessModel(
         make_model(len(tokenizer)), tokenizer, window=64, batch_size=1, truncate=False, answers=answers
     )
