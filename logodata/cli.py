@@ -263,13 +263,13 @@ def _log_probs(
     # Before torch is imported, which takes seconds.
     sample_files(folders[0])
     check_model(model or read_manifest(folders[0]).model)
-    from logodata.dataset import log_probs as scores
+    from logodata.dataset import log_probs
 
-    report = scores.measure(folders[0], model=model, num_samples=num or 50, dtype=dtype, device=device or "auto")
+    report = log_probs.measure(folders[0], model=model, num_samples=num or 50, dtype=dtype, device=device or "auto")
     if as_json:
         print_json(report.to_json())
     else:
-        scores.show(report)
+        log_probs.show(report)
 
 
 @program.command(

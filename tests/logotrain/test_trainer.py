@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +321,7 @@ def test_a_loss_that_is_no_number_names_the_sample(
     def broken(sample: PreferenceSample, *rest: Any) -> Any:
         calls.append(sample.id)
         loss, metrics = original(sample, *rest)
-        return (loss, replace(metrics, loss=float("nan"))) if len(calls) == 8 else (loss, metrics)
+        return (loss, metrics.model_copy(update={"loss": float("nan")})) if len(calls) == 8 else (loss, metrics)
 
     monkeypatch.setattr(trainer, "_sample_loss", broken)
     with pytest.raises(UserError, match="loss is nan") as caught:
