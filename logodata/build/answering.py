@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logodata.build.candidates import Candidate
@@ -26,19 +28,30 @@ class Responses:
 
     Args:
         recipe: names engine and judge.
-        log: what was generated before; new responses go there at once.
+        model_fingerprint: of the recipe's model; responses are filed under it.
+        log: what was generated before; new responses go there at once. None keeps them in memory only.
         tokenizer: turns tokens into the text that is judged.
         turn_end: the token that an ended response is trained with.
     """
 
     def __init__(
-        self, recipe: BuildRecipe, log: ResponseLog, tokenizer: PreTrainedTokenizerBase, turn_end: int
+        self,
+        recipe: BuildRecipe,
+        model_fingerprint: str,
+        log: Path | None,
+        tokenizer: PreTrainedTokenizerBase,
+        turn_end: int,
     ) -> None:
-        self._recipe, self._log, self._tokenizer, self._turn_end = recipe, log, tokenizer, turn_end
+        self._recipe, self._fingerprint, self._path = recipe, model_fingerprint, log
+        self._tokenizer, self._turn_end = tokenizer, turn_end
         self._measurer = Measurer(recipe.judge)
         self._engine: Engine | None = None
         self._num_generated = self._num_tokens = 0
         self._seconds = 0.0
+
+    @cached_property
+    def _log(self) -> ResponseLog:
+        return ResponseLog(self._path, self._fingerprint, self._recipe.generation.cache)
 
     @property
     def engine_name(self) -> str | None:

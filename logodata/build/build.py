@@ -15,13 +15,13 @@ from logodata import __version__
 from logodata.build.candidates import Planner, Pool
 from logodata.build.forecast import warn_of_losses
 from logodata.build.inputs import check_inputs
-from logodata.build.pipeline import Asked, Pipeline, decide_here, identity
+from logodata.build.pipeline import Asked, Pipeline, decide_here
 from logodata.build.ray_driver import RayOptions, decide_on_ray
 from logodata.build.shards import Part, part_record
 from logodata.common.append_log import AppendLog
 from logodata.common.console import note, progress
 from logodata.common.files import bind_settings, locked, read_if_whole, write_json
-from logodata.contract import SCHEMA_VERSION, BuildIdentity, Manifest, QuestionOutcome, SourceFile, Stats
+from logodata.contract import SCHEMA_VERSION, Manifest, QuestionOutcome, SourceFile, Stats
 from logodata.dataset.files import SHARD_FILE, read_stats, write_data_set
 from logodata.models.facts import model_fingerprint
 from logodata.recipe.settings import BuildRecipe
@@ -48,11 +48,11 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: 
     check_outside(recipe.source, output)
     check_inputs(recipe, recipe.source, output)
     documents = SourceFile(path=recipe.source.path, sha256=source_fingerprint(recipe.source))
-    found = identity(recipe, model_fingerprint(recipe.model))
+    pipeline = Pipeline(recipe, model_fingerprint(recipe.model), output / "work" / "responses.jsonl")
     settings = {
         "recipe": recipe.binding(),
         "source_fingerprint": documents.sha256,
-        **found.to_json(),
+        **pipeline.identity.to_json(),
         **({"shard": str(part)} if part else {}),
     }
     with locked(output):
@@ -66,22 +66,21 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: 
         if source is None:
             note(f"{output} is finished already")
             return read_stats(output)
-        return _build(recipe, source, documents, found, output, part, cluster)
+        return _build(recipe, pipeline, source, documents, output, part, cluster)
 
 
 def _build(
     recipe: BuildRecipe,
+    pipeline: Pipeline,
     source: Source,
     documents: SourceFile,
-    found: BuildIdentity,
     output: Path,
     part: Part | None,
     cluster: RayOptions | None,
 ) -> Stats:
-    work = output / "work"
-    pipeline = Pipeline(recipe, found.model_fingerprint, work / "responses.jsonl")
+    identity = pipeline.identity
     outcomes = AppendLog(output / _OUTCOMES)
-    engines = {key: AppendLog(work / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
+    engines = {key: AppendLog(output / "work" / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
     pools, total = _pools(pipeline.planner, source, part)
     order: list[str] = []
     num_kept = sum("sample" in outcome for outcome in outcomes.values())
@@ -101,7 +100,7 @@ def _build(
             deciding = decide_here(pipeline, undecided(), recipe.generation.group_size, tracker)
         else:
             left = total - len(outcomes)
-            deciding = decide_on_ray(recipe, found.model_fingerprint, undecided(), left, cluster, tracker)
+            deciding = decide_on_ray(recipe, identity.model_fingerprint, undecided(), left, cluster, tracker)
         with closing(deciding) as results:
             for decided, names in results:
                 for key, name in names.items():
@@ -119,7 +118,7 @@ def _build(
         schema_version=SCHEMA_VERSION,
         logo_align=__version__,
         model=recipe.model,
-        **dict(found),
+        **dict(identity),
         engine=names["engine"],
         judge_engine=names["judge_engine"] if recipe.judge.model else None,
         source=documents,

@@ -28,11 +28,10 @@ from logodata.contract import (
     RejectedQuestion,
     Response,
 )
-from logodata.engines.answered import ResponseLog
 from logodata.engines.settings import engine_window
 from logodata.judge.decisions import Decision, eligible
 from logodata.judge.measures import word_share
-from logodata.judge.model import ModelJudge, judge_identity
+from logodata.judge.model import ModelJudge
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.recipe.settings import BuildRecipe
@@ -44,30 +43,9 @@ Decided = tuple[Sequence[QuestionOutcome], dict[str, str]]
 """What became of some questions, and :attr:`Pipeline.engine_names`."""
 
 
-def identity(recipe: BuildRecipe, model_fingerprint: str) -> BuildIdentity:
-    """What a build follows from beside recipe and source: its folder is bound to it, and ``manifest.json`` says it.
-
-    A chat template is a file, or comes with the tokenizer: what it renders tells two apart that have one name.
-    """
-    planner, judge = _planner(recipe), recipe.judge.model
-    return BuildIdentity(
-        model_fingerprint=model_fingerprint,
-        tokenizer_fingerprint=tokenizer_fingerprint(planner.tokenizer),
-        prompt_fingerprints=PromptFingerprints(
-            answer=planner.answer_format.fingerprint, guided=[form.fingerprint for form in planner.guided_formats]
-        ),
-        window=planner.window,
-        **(judge_identity(recipe, judge, model_fingerprint) if judge else {}),
-    )
-
-
-def _planner(recipe: BuildRecipe) -> Planner:
-    tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
-    return Planner(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
-
-
 class Pipeline:
-    """Planning and answering under one recipe. What is heavy (evaluator, engine) is opened when it is first needed.
+    """Planning and answering under one recipe. What is heavy (evaluator, engine, logs) is opened when it is first
+    needed.
 
     Args:
         recipe: the build recipe.
@@ -76,10 +54,10 @@ class Pipeline:
     """
 
     def __init__(self, recipe: BuildRecipe, model_fingerprint: str, log: Path | None = None) -> None:
-        self._recipe = recipe
-        self.planner = _planner(recipe)
-        cached = ResponseLog(log, model_fingerprint, recipe.generation.cache)
-        self.responses = Responses(recipe, cached, self.planner.tokenizer, self.planner.stop_ids[0])
+        self._recipe, self._fingerprint = recipe, model_fingerprint
+        tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
+        self.planner = Planner(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
+        self.responses = Responses(recipe, model_fingerprint, log, tokenizer, self.planner.stop_ids[0])
         self.model_judge: ModelJudge | None = None
         if recipe.judge.model is not None:
             verdicts = None if log is None else log.with_name("verdicts.jsonl")
@@ -87,6 +65,32 @@ class Pipeline:
                 recipe, recipe.judge.model, model_fingerprint, verdicts, self.responses.engine
             )
         self._evaluator: Evaluator | None = None
+
+    @property
+    def identity(self) -> BuildIdentity:
+        """What a build follows from besides recipe and source: its folder is bound to it, and ``manifest.json`` says
+        it.
+
+        A chat template is a file, or comes with the tokenizer: what it renders tells two apart that have one name.
+        """
+        planner, judge = self.planner, self.model_judge
+        identity = BuildIdentity(
+            model_fingerprint=self._fingerprint,
+            tokenizer_fingerprint=tokenizer_fingerprint(planner.tokenizer),
+            prompt_fingerprints=PromptFingerprints(
+                answer=planner.answer_format.fingerprint, guided=[form.fingerprint for form in planner.guided_formats]
+            ),
+            window=planner.window,
+        )
+        if judge is None:
+            return identity
+        judged = {
+            "judge_model": judge.name,
+            "judge_model_fingerprint": judge.fingerprint,
+            "judge_prompt_fingerprints": [form.fingerprint for form in judge.formats.values()],
+            "judge_window": judge.window,
+        }
+        return identity.model_copy(update=judged)
 
     @property
     def evaluator(self) -> Evaluator:
