@@ -26,9 +26,9 @@ def build_command(options: argparse.Namespace) -> None:
 
         print(recipe_schema(BuildRecipe))
         return
-    from logodata.build.shards import Part
+    from logodata.build.shards import BuildShard
 
-    part = Part.parse(options.shard) if options.shard else None
+    shard = BuildShard.parse(options.shard) if options.shard else None
     cluster = _ray_options(options)
     recipe = _load_recipe(options)
     if options.dry_run:
@@ -44,7 +44,7 @@ def build_command(options: argparse.Namespace) -> None:
         raise UserError("no folder for the data set", mend="give -o DIR")
     from logodata.build.build import build
 
-    _say_built(build(recipe, options.output, part, cluster), options)
+    _say_built(build(recipe, options.output, shard, cluster), options)
 
 
 def _ray_options(options: argparse.Namespace) -> RayOptions | None:

@@ -410,6 +410,9 @@ class ShardRecord(Record):
     total: int
     places: dict[str, int]
 
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"
+
 
 def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
     """Write samples to one parquet file, atomically; equal samples give equal bytes. Holds one row group in memory.

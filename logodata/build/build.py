@@ -17,7 +17,7 @@ from logodata.build.forecast import warn_of_losses
 from logodata.build.inputs import check_inputs
 from logodata.build.pipeline import Asked, Pipeline, decide_here
 from logodata.build.ray_driver import RayOptions, decide_on_ray
-from logodata.build.shards import Part, part_record
+from logodata.build.shards import BuildShard, shard_record
 from logodata.common.append_log import AppendLog
 from logodata.common.console import note, progress
 from logodata.common.files import bind_settings, locked, read_if_whole, write_json
@@ -30,13 +30,15 @@ from logodata.sources import Source, check_outside, read_source, source_fingerpr
 _OUTCOMES = Path("work") / "outcomes.jsonl"
 
 
-def build(recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: RayOptions | None = None) -> Stats:
+def build(
+    recipe: BuildRecipe, output: Path, shard: BuildShard | None = None, cluster: RayOptions | None = None
+) -> Stats:
     """Make a data set in ``output``; continue one that was interrupted; do nothing to one that is finished.
 
     Args:
         recipe: how.
         output: folder.
-        part: build this part of it only, for ``logodata merge``; a part in which no sample was kept is no error.
+        shard: build this shard of it only, for ``logodata merge``; a shard in which no sample was kept is no error.
         cluster: run on Ray; by default in this process.
 
     Returns:
@@ -53,7 +55,7 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: 
         "recipe": recipe.binding(),
         "source_fingerprint": documents.sha256,
         **pipeline.identity.to_json(),
-        **({"shard": str(part)} if part else {}),
+        **({"shard": str(shard)} if shard else {}),
     }
     with locked(output):
         (output / "work").mkdir(exist_ok=True)
@@ -66,7 +68,7 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: 
         if source is None:
             note(f"{output} is finished already")
             return read_stats(output)
-        return _build(recipe, pipeline, source, documents, output, part, cluster)
+        return _build(recipe, pipeline, source, documents, output, shard, cluster)
 
 
 def _build(
@@ -75,13 +77,13 @@ def _build(
     source: Source,
     documents: SourceFile,
     output: Path,
-    part: Part | None,
+    shard: BuildShard | None,
     cluster: RayOptions | None,
 ) -> Stats:
     identity = pipeline.identity
     outcomes = AppendLog(output / _OUTCOMES)
     engines = {key: AppendLog(output / "work" / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
-    pools, total = _pools(pipeline.planner, source, part)
+    pools, total = _pools(pipeline.planner, source, shard)
     order: list[str] = []
     num_kept = sum("sample" in outcome for outcome in outcomes.values())
 
@@ -109,9 +111,9 @@ def _build(
                 num_kept += sum(outcome.sample is not None for outcome in decided)
                 tracker.advance(len(decided), kept=num_kept)
 
-    rejected = [row for row in source.rejected if part is None or part.owns(row.doc_id)]
-    if part is not None:
-        write_json(output / SHARD_FILE, part_record(part, source, [*(row.id for row in rejected), *order]).to_json())
+    rejected = [row for row in source.rejected if shard is None or shard.owns(row.doc_id)]
+    if shard is not None:
+        write_json(output / SHARD_FILE, shard_record(shard, source, [*(row.id for row in rejected), *order]).to_json())
     nothing = {"engine": "none: every response was there already", "judge_engine": "none: nothing was asked"}
     names = {key: ", ".join(log) or nothing[key] for key, log in engines.items()}
     manifest = Manifest(
@@ -138,16 +140,16 @@ def _build(
                 mend="delete this file and run the same command again: responses are kept",
             )
 
-    return write_data_set(output, ends(), manifest, recipe, may_be_empty=part is not None)
+    return write_data_set(output, ends(), manifest, recipe, may_be_empty=shard is not None)
 
 
-def _pools(planner: Planner, source: Source, part: Part | None) -> tuple[Iterable[Pool], int]:
-    """The pools to build, and how many questions they hold. A part owns a pool by its first document, so that pools are
-    those of the unsharded build also where documents are joined."""
-    if part is None:
+def _pools(planner: Planner, source: Source, shard: BuildShard | None) -> tuple[Iterable[Pool], int]:
+    """The pools to build, and how many questions they hold. A shard owns a pool by the pool's first document, so that
+    pools are those of the unsharded build also where documents are joined."""
+    if shard is None:
         return planner.pools(source.documents), source.documents.num_questions
 
     def own() -> Iterator[Pool]:
-        return (pool for pool in planner.pools(source.documents) if part.owns(pool.documents[0].doc_id))
+        return (pool for pool in planner.pools(source.documents) if shard.owns(pool.documents[0].doc_id))
 
     return own(), sum(len(document.questions) for pool in own() for document in pool.documents)
