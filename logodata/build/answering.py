@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from logodata.build.candidates import Candidate
+from logodata.build.preparing import PreparedQuestion
 from logodata.common.console import Tracker
-from logodata.contract import Reason, Response, ResponseOrigin
+from logodata.contract import Question, Reason, Response, ResponseOrigin
 from logodata.engines import Engine, GenerationRequest, GenerationResult
 from logodata.engines.answered import ResponseLog
 from logodata.engines.settings import open_engine
@@ -83,31 +83,34 @@ class Responses:
             rate = f"{self._num_tokens / max(self._seconds, 1e-9):.0f} tokens/s"
             tracker.advance(0, responses=f"{self._num_generated} at {rate}")
 
-    def preferred(self, plan: Candidate) -> list[Decision]:
+    def preferred(self, prepared: PreparedQuestion) -> list[Decision]:
         """All candidates for the preferred response, with what the rules say of each."""
-        strategy, question = self._recipe.generation.preferred, plan.question
+        strategy, question, judge = self._recipe.generation.preferred, prepared.question, self._recipe.judge
         if strategy == "reference":
             ids = tuple(encode_text(self._tokenizer, question.answers[0]))
-            found = [self._response(plan, strategy, GenerationResult(question.id, ids, "stop"), "live")]
+            found = [self._response(question, strategy, GenerationResult(question.id, ids, "stop"), "live")]
         else:
-            found = [self._response(plan, strategy, *self._log.answered(request)) for request in plan.preferred]
-        guided = strategy == "guided"
+            found = [self._response(question, strategy, *self._log.answered(request)) for request in prepared.preferred]
 
         def fault(response: Response) -> Reason | None:
-            return preferred_fault(response, question.question, question.answers, self._recipe.judge, guided=guided)
+            guided = strategy == "guided"
+            return preferred_fault(response, question.question, question.answers, judge, guided=guided)
 
         return [Decision(question, "preferred", n, response, fault(response)) for n, response in enumerate(found)]
 
-    def rejected(self, plan: Candidate, chosen: Response) -> list[Decision]:
+    def rejected(self, prepared: PreparedQuestion, chosen: Response) -> list[Decision]:
         """The dis-preferred responses, with what the rules say of each beside the chosen one."""
-        found = [self._response(plan, name, *self._log.answered(request)) for name, request in plan.rejected.items()]
+        question, asked = prepared.question, prepared.rejected
+        found = [self._response(question, name, *self._log.answered(request)) for name, request in asked.items()]
 
-        return [
-            Decision(plan.question, "rejected", n, response, rejected_fault(response, chosen, self._recipe.judge))
-            for n, response in enumerate(found)
-        ]
+        def fault(response: Response) -> Reason | None:
+            return rejected_fault(response, chosen, self._recipe.judge)
 
-    def _response(self, plan: Candidate, strategy: str, result: GenerationResult, origin: ResponseOrigin) -> Response:
+        return [Decision(question, "rejected", n, response, fault(response)) for n, response in enumerate(found)]
+
+    def _response(
+        self, question: Question, strategy: str, result: GenerationResult, origin: ResponseOrigin
+    ) -> Response:
         ended = result.finish_reason == "stop"
         text = decode_text(self._tokenizer, result.token_ids)
         return Response(
@@ -115,6 +118,6 @@ class Responses:
             text=text,
             token_ids=[*result.token_ids, self._turn_end] if ended else list(result.token_ids),
             ended=ended,
-            **dict(self._measurer.measure(text, plan.question.answers)),
+            **dict(self._measurer.measure(text, question.answers)),
             origin=origin,
         )

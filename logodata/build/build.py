@@ -1,8 +1,8 @@
 """A build from beginning to end: documents, chunks, scores, contexts, responses, judge, data set.
 
 Every response is on disk as soon as it is there (:mod:`logodata.engines.answered`), and so is what became of a question
-(``work/outcomes.jsonl``). A build that was killed plans what is undecided again, finds the responses it has, generates
-the rest, and ends in the same data set as one that was not.
+(``work/outcomes.jsonl``). A build that was killed prepares the undecided questions again, finds the responses it has,
+generates the rest, and ends in the same data set as one that was not.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from contextlib import closing
 from pathlib import Path
 
 from logodata import __version__
-from logodata.build.candidates import Planner, Pool
 from logodata.build.forecast import warn_of_losses
 from logodata.build.inputs import check_inputs
 from logodata.build.pipeline import Asked, Pipeline, decide_here
+from logodata.build.preparing import Pool, QuestionPreparer
 from logodata.build.ray_driver import RayOptions, decide_on_ray
 from logodata.build.shards import BuildShard, shard_record
 from logodata.common.append_log import AppendLog
@@ -83,7 +83,7 @@ def _build(
     identity = pipeline.identity
     outcomes = AppendLog(output / _OUTCOMES)
     engines = {key: AppendLog(output / "work" / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
-    pools, total = _pools(pipeline.planner, source, shard)
+    pools, total = _pools(pipeline.preparer, source, shard)
     order: list[str] = []
     num_kept = sum("sample" in outcome for outcome in outcomes.values())
 
@@ -96,7 +96,7 @@ def _build(
 
     # Of a cluster's machines this one may have no room for the evaluator's model.
     if not outcomes and (cluster is None or recipe.evaluator.name in ("entity", "lexical")):
-        warn_of_losses(recipe, pipeline.planner, source.documents, pipeline.evaluator)
+        warn_of_losses(recipe, pipeline.preparer, source.documents, pipeline.evaluator)
     with progress("build", total, len(outcomes)) as tracker:
         if cluster is None:
             deciding = decide_here(pipeline, undecided(), recipe.generation.group_size, tracker)
@@ -126,7 +126,7 @@ def _build(
         source=documents,
         recipe=recipe.model_dump(mode="json"),
         # Its text, since the file is found from the folder of the build command only.
-        chat_template=pipeline.planner.tokenizer.chat_template if recipe.chat_template else None,
+        chat_template=pipeline.preparer.tokenizer.chat_template if recipe.chat_template else None,
         samples=0,
     )
 
@@ -143,13 +143,13 @@ def _build(
     return write_data_set(output, ends(), manifest, recipe, may_be_empty=shard is not None)
 
 
-def _pools(planner: Planner, source: Source, shard: BuildShard | None) -> tuple[Iterable[Pool], int]:
+def _pools(preparer: QuestionPreparer, source: Source, shard: BuildShard | None) -> tuple[Iterable[Pool], int]:
     """The pools to build, and how many questions they hold. A shard owns a pool by the pool's first document, so that
     pools are those of the unsharded build also where documents are joined."""
     if shard is None:
-        return planner.pools(source.documents), source.documents.num_questions
+        return preparer.pools(source.documents), source.documents.num_questions
 
     def own() -> Iterator[Pool]:
-        return (pool for pool in planner.pools(source.documents) if shard.owns(pool.documents[0].doc_id))
+        return (pool for pool in preparer.pools(source.documents) if shard.owns(pool.documents[0].doc_id))
 
     return own(), sum(len(document.questions) for pool in own() for document in pool.documents)
