@@ -196,7 +196,7 @@ def stats_command(options: argparse.Namespace) -> None:
 
 
 def _log_probs(options: argparse.Namespace) -> None:
-    from logodata.contract import read_manifest, sample_files
+    from logodata.dataset.samples import read_manifest, sample_files
     from logodata.models.loading import check_model
 
     if len(options.data) > 1:

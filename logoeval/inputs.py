@@ -7,7 +7,7 @@ from pathlib import Path
 
 from logodata.common.files import check_apart
 from logodata.common.recipes.files import check_paths
-from logodata.contract import sample_files
+from logodata.dataset.samples import sample_files
 from logodata.models.adapters import check_adapter
 from logodata.models.loading import check_model, model_folder
 from logoeval.recipe.settings import EvalRecipe

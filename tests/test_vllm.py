@@ -24,7 +24,7 @@ from logodata.build.preparing import PreparedQuestion, QuestionPreparer
 from logodata.common.append_log import AppendLog
 from logodata.common.recipes.reading import load_recipe, shipped_recipes
 from logodata.contexts.scores import open_evaluator
-from logodata.contract import read_samples
+from logodata.dataset.samples import read_samples
 from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine

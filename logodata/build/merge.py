@@ -21,10 +21,9 @@ from logodata.contract import (
     RejectedQuestion,
     ShardRecord,
     Stats,
-    iterate_samples,
-    read_manifest,
 )
 from logodata.dataset.files import iterate_decisions, iterate_rejected, read_recipe, write_data_set
+from logodata.dataset.samples import iterate_samples, read_manifest
 
 _NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
 

@@ -18,8 +18,9 @@ from logodata.common.errors import UserError
 from logodata.common.files import read_json, write_json
 from logodata.common.json_files import json_objects, strict_dumps
 from logodata.common.printable import markdown_cell
-from logodata.contract import Manifest, ShardRecord, read_manifest, sample_files
+from logodata.contract import Manifest, ShardRecord
 from logodata.dataset.files import SHARD_FILE
+from logodata.dataset.samples import read_manifest, sample_files
 from logodata.sources.text_files import SUFFIXES
 
 _TEXTS = ("README.md",)

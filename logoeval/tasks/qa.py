@@ -18,7 +18,8 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import Tokens
 from logodata.common.words import without_reasoning
-from logodata.contract import PreferenceSample, read_manifest, read_samples
+from logodata.contract import PreferenceSample
+from logodata.dataset.samples import read_manifest, read_samples
 from logodata.engines import GenerationResult, Sampling
 from logodata.judge.measures import token_f1, word_share
 from logodata.models.facts import tokenizer_fingerprint

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from logodata.common.errors import UserError
-from logodata.contract import PreferenceSample, read_samples
+from logodata.contract import PreferenceSample
+from logodata.dataset.samples import read_samples
 from logotrain import trainer
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run

@@ -16,7 +16,7 @@ from logodata.build.preparing import Pool, Prepared, QuestionPreparer
 from logodata.cli import main
 from logodata.common.recipes.reading import shipped_recipes
 from logodata.contexts.scores import Evaluator
-from logodata.contract import read_manifest, read_samples
+from logodata.dataset.samples import read_manifest, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.loading import load_tokenizer
 

@@ -13,7 +13,7 @@ import logodata.build.answering
 from logodata.build.shards import BuildShard
 from logodata.cli import main
 from logodata.common.errors import UserError
-from logodata.contract import read_samples, write_samples
+from logodata.dataset.samples import read_samples, write_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.loading import load_tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from logodata.common.errors import UserError
-from logodata.contract import read_samples
+from logodata.dataset.samples import read_samples
 from logodata.judge.measures import token_f1, word_share
 from logoeval.tasks.pairs import PairsSettings, describe, run
 from tests.logoeval.conftest import FakeEngine
