@@ -6,7 +6,7 @@ every size.
 - ``scoring``: seconds to score a document for 1, 5, 10 and 20 questions, all together as a build does it, against each
   question anew, which is what the published code does (it extracts the entities of every chunk again for every
   question). The scores are compared. The work saved cannot exceed the number of questions.
-- ``generation``: one vLLM engine on the prompts that the planner makes for five questions on a document: sorted in one
+- ``generation``: one vLLM engine on the prompts that the preparer makes for five questions on a document: sorted in one
   submission with the prefix cache, against one and two at a time in random order without it (the published code keeps
   two in flight). Token ids are compared. Needs vLLM: ``--vllm PYTHON`` names an interpreter that has it.
 - ``memory``: peak resident memory of ``logodata build`` in a process of its own for few and for many documents, against
@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from evidence import pools_of
-from logodata.build.candidates import Candidate, Planner, Pool
+from logodata.build.preparing import Pool, PreparedQuestion, QuestionPreparer
 from logodata.common.errors import UserError, run_command
 from logodata.contexts.chunking import ChunkingSettings
 from logodata.contexts.draw import ContextSettings
@@ -170,15 +170,15 @@ def plan_requests(arguments: argparse.Namespace, preferred: str) -> list[list[Ge
             }
         ),
     )
-    planner = Planner(recipe, load_tokenizer(recipe.model, None), model_window(recipe.model))
+    preparer = QuestionPreparer(recipe, load_tokenizer(recipe.model, None), model_window(recipe.model))
     evaluator = open_evaluator(recipe.evaluator)
     found: list[list[GenerationRequest]] = []
     for document in documents_of(arguments):
         few = document.model_copy(update={"questions": document.questions[: arguments.questions_per_document]})
-        plans = [plan for pool in planner.pools([few]) for plan in planner.candidates(pool, evaluator)]
-        whole = [plan for plan in plans if isinstance(plan, Candidate)]
+        every = [one for pool in preparer.pools([few]) for one in preparer.prepare_pool(pool, evaluator)]
+        whole = [one for one in every if isinstance(one, PreparedQuestion)]
         if len(whole) == arguments.questions_per_document:
-            found.append([replace(r, id=f"{preferred}/{r.id}") for plan in whole for r in plan.requests])
+            found.append([replace(r, id=f"{preferred}/{r.id}") for one in whole for r in one.requests])
         if len(found) == arguments.generation_documents:
             return found
     raise UserError(f"only {len(found)} documents have enough questions and chunks", mend="see --generation-documents")

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logodata.build.candidates import Planner, Pool
+from logodata.build.preparing import Pool, QuestionPreparer
 from logodata.common.errors import UserError, run_command
 from logodata.contexts.chunking import ChunkingSettings
 from logodata.contexts.scores import MEMBERS, Evaluator, EvaluatorSettings, fuse, open_evaluator
@@ -86,7 +86,7 @@ def pools_of(documents: Sequence[Document], model: str, chunk_tokens: int, join_
         source=SourceSettings(path="-", join_tokens=join_tokens),
         chunking=ChunkingSettings(chunk_tokens=chunk_tokens),
     )
-    return list(Planner(recipe, load_tokenizer(model, None), model_window(model)).pools(documents))
+    return list(QuestionPreparer(recipe, load_tokenizer(model, None), model_window(model)).pools(documents))
 
 
 def evidence_in_chunks(pool: Pool, document: Document, question: Question) -> Array:

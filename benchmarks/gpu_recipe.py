@@ -20,15 +20,8 @@ from safetensors import safe_open
 from gpu_part import Bench
 from logodata import __version__
 from logodata.common.files import write_json
-from logodata.contract import (
-    SCHEMA_VERSION,
-    ContextChunk,
-    Manifest,
-    PreferenceSample,
-    PromptFingerprints,
-    SourceFile,
-    write_samples,
-)
+from logodata.contract import SCHEMA_VERSION, ContextChunk, Manifest, PreferenceSample, PromptFingerprints, SourceFile
+from logodata.dataset.samples import write_samples
 from logodata.models.facts import model_fingerprint, model_window, tokenizer_fingerprint
 from patterns import word_tokenizer
 from shape import Shape, make_sample, model_config, random_llama

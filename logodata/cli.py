@@ -68,7 +68,7 @@ def _questions_recipe() -> type[QuestionsRecipe]:
     logodata build documents.jsonl --model org/model -o runs/data
     logodata build documents.jsonl --model org/model -o runs/data contexts.num_chunks=8 evaluator.name=lexical
     logodata build llama3-80k --dry-run
-    logodata build my.yaml -o runs/part-1 --shard 1/4
+    logodata build my.yaml -o runs/shard-1 --shard 1/4
     """
 )
 @click.argument("source", type=RecipeName(), required=False, help="a recipe, or documents with questions")
@@ -84,7 +84,7 @@ def _questions_recipe() -> type[QuestionsRecipe]:
 @output_option("folder of the data set")
 @json_option()
 @dry_run_option()
-@option("--shard I/N", "build part I of N (documents dealt by their ids); logodata merge joins the parts", _PROCESSES)
+@option("--shard I/N", "build shard I of N (documents dealt by their ids); logodata merge joins the shards", _PROCESSES)
 @option(
     "--executor",
     "local: this process. ray: an engine on every GPU of this machine, or of a cluster with --ray-address",
@@ -115,10 +115,10 @@ def build(
     JSON, CSV or parquet file, a folder, or a data set on the hub. An interrupted build goes on when the same command is
     run again.
     """
-    from logodata.build.shards import Part
+    from logodata.build.shards import BuildShard
     from logodata.recipe.settings import load_build_recipe
 
-    part = Part.parse(shard) if shard else None
+    build_shard = BuildShard.parse(shard) if shard else None
     cluster = _ray_options(**ray)
     settings = load_build_recipe(source, recipe, model, overrides)
     if dry_run:
@@ -128,7 +128,7 @@ def build(
         raise UserError("no folder for the data set", mend="give -o DIR")
     from logodata.build.build import build
 
-    _say_built(build(settings, output, part, cluster), output, as_json)
+    _say_built(build(settings, output, build_shard, cluster), output, as_json)
 
 
 def _ray_options(executor: str, ray_address: str | None, workers: int | None) -> RayOptions | None:
@@ -141,12 +141,12 @@ def _ray_options(executor: str, ray_address: str | None, workers: int | None) ->
     return None
 
 
-@program.command(examples="logodata merge runs/part-1 runs/part-2 runs/part-3 runs/part-4 -o runs/data")
+@program.command(examples="logodata merge runs/shard-1 runs/shard-2 runs/shard-3 runs/shard-4 -o runs/data")
 @_folders
 @output_option("folder of the data set", required=True)
 @json_option()
 def merge(folders: Sequence[Path], output: Path, as_json: bool) -> None:
-    """Put the parts of a build (--shard i/n) together, in any order."""
+    """Put the shards of a build (--shard i/n) together, in any order."""
     from logodata.build.merge import merge
 
     _say_built(merge(folders, output), output, as_json)
@@ -255,7 +255,7 @@ def stats(folders: Sequence[Path], as_json: bool, log_probs: bool, **scoring: An
 def _log_probs(
     folders: Sequence[Path], as_json: bool, model: str | None, num: int | None, dtype: Any, device: str | None
 ) -> None:
-    from logodata.contract import read_manifest, sample_files
+    from logodata.dataset.samples import read_manifest, sample_files
     from logodata.models.loading import check_model
 
     if len(folders) > 1:

@@ -19,19 +19,12 @@ each chunk begins (position synthesis needs it).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from logodata.common.errors import UserError
-from logodata.common.files import read_json
-from logodata.common.parquet import parquet_rows
-from logodata.common.records import ABSENT, Int32, Record, arrow_schema
-from logodata.common.user_files import visible_files
+from logodata.common.records import ABSENT, Int32, Record
 
 SCHEMA_VERSION = 2
 
@@ -71,7 +64,6 @@ Reason = Literal[
 ErrorPattern = Literal["instruction_unfollowing", "hallucination"]
 """How a wrong answer goes wrong (paper, Appendix C)."""
 
-_ROWS_PER_GROUP = 256
 _PLACE = re.compile(r"(.+):(\d+|row \d+)", re.DOTALL)
 
 
@@ -409,92 +401,5 @@ class ShardRecord(Record):
     total: int
     places: dict[str, int]
 
-
-def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
-    """Write samples to one parquet file, atomically; equal samples give equal bytes. Holds one row group in memory.
-
-    Returns:
-        how many there were.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from logodata.common.files import replacing
-
-    rows, count, schema = iter(samples), 0, arrow_schema(PreferenceSample)
-    with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        while group := [sample.model_dump() for sample in islice(rows, _ROWS_PER_GROUP)]:
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
-            count += len(group)
-    return count
-
-
-def read_samples(folder: Path) -> list[PreferenceSample]:
-    """All samples of a build's folder, in file order; see :func:`iterate_samples`."""
-    return list(iterate_samples(folder))
-
-
-def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
-    """The samples of a build's folder, in file order, a few at a time.
-
-    Each has an id of its own in all files of the folder: positions, reference log-probabilities and answers are kept by
-    it.
-
-    Raises:
-        UserError: no such folder, no finished build in it, another schema version, or an id that stands there twice.
-    """
-    places: dict[str, str] = {}
-    for file in sample_files(folder):
-        for number, row in parquet_rows(file, str(file), mend="build the data set again"):
-            if row.get("schema_version") != SCHEMA_VERSION:
-                found = row.get("schema_version")
-                raise UserError(
-                    f"schema version {found}, this program reads {SCHEMA_VERSION}",
-                    where=str(file),
-                    mend="build the data set again",
-                )
-            try:
-                sample = PreferenceSample.model_validate(row)
-            except ValueError as error:
-                raise UserError(
-                    f"not a preference sample: {error}",
-                    where=f"{file}:row {number}",
-                    mend="build the data set again",
-                ) from error
-            if sample.id in places:
-                raise UserError(
-                    f"sample id {sample.id!r} stands at {places[sample.id]} too",
-                    where=f"{file}:row {number}",
-                    mend="give each sample its own id; parts of one build are put together by logodata merge",
-                )
-            places[sample.id] = f"{file}:row {number}"
-            yield sample
-
-
-def sample_files(folder: Path) -> list[Path]:
-    """The parquet files of a build's folder, in order; none is opened.
-
-    Raises:
-        UserError: no such folder, or no finished build in it.
-    """
-    files = sorted(visible_files(folder / "data", (".parquet",), below=False))
-    if not files:
-        if folder.is_file():
-            raise UserError(
-                "a file, not a data set (pairs that are made already cannot be trained on)",
-                where=str(folder),
-                mend="give the folder that logodata build DOCUMENTS -o DIR writes",
-            )
-        state = "holds no finished build" if folder.is_dir() else "no such folder"
-        raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
-    return files
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """``manifest.json`` of a data set.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
-    path = folder / "manifest.json"
-    return Manifest.from_json(read_json(path), where=str(path), mend="build the data set again")
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"

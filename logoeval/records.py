@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from logodata.common.errors import UserError
 from logodata.common.files import read_if_whole, read_json, write_json
 from logodata.common.resampling import Array
-from logodata.contract import sample_files
+from logodata.dataset.samples import sample_files
 
 SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"

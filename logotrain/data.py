@@ -12,7 +12,8 @@ from transformers import PreTrainedConfig
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.contract import PreferenceSample, read_manifest, read_samples
+from logodata.contract import PreferenceSample
+from logodata.dataset.samples import read_manifest, read_samples
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.models.text_config import config_window

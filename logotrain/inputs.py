@@ -6,7 +6,7 @@ from pathlib import Path
 
 from logodata.common.errors import UserError
 from logodata.common.files import check_apart
-from logodata.contract import read_manifest, sample_files
+from logodata.dataset.samples import read_manifest, sample_files
 from logodata.models.adapters import check_adapter
 from logodata.models.loading import check_model, model_folder
 from logotrain.recipe.settings import TrainRecipe

@@ -17,9 +17,6 @@ GAP = "…"
 WORDS = re.compile(r"[A-Za-z]{3}")
 """A text with none of these is all gaps."""
 
-_SERVERS = ROOT / "logodata" / "engines"
-"""Whose ``Fault`` is one that a server has; :mod:`logodata.build.candidates` calls a reason of a question so."""
-
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -45,7 +42,7 @@ def _of_module(path: Path) -> Iterator[Message]:
     for function in [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))]:
         for call in _own_calls(function):
             name = call.func.id if isinstance(call.func, ast.Name) else ""
-            is_fault = name == "Fault" and path.is_relative_to(_SERVERS)
+            is_fault = name == "Fault"
             if (name in ("UserError", "note") or is_fault) and call.args:
                 for text in _texts(call.args[0], function, tree):
                     place = f"{path.relative_to(ROOT)}:{call.lineno}"

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from logodata.contract import read_samples
+from logodata.dataset.samples import read_samples
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from logodata.build.candidates import Pool
+from logodata.build.preparing import Pool
 from logodata.contract import Chunk, Document, Question
 
 

@@ -20,11 +20,11 @@ import httpx
 import pytest
 import torch
 
-from logodata.build.candidates import Candidate, Planner
+from logodata.build.preparing import PreparedQuestion, QuestionPreparer
 from logodata.common.append_log import AppendLog
 from logodata.common.recipes.reading import load_recipe, shipped_recipes
 from logodata.contexts.scores import open_evaluator
-from logodata.contract import read_samples
+from logodata.dataset.samples import read_samples
 from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine
@@ -260,10 +260,10 @@ def test_the_same_five_samples_through_every_engine(tmp_path: Path, model: PreTr
         assert all(found[name].prompt_ids == samples["transformers"][name].prompt_ids for name in shared)
 
     recipe = load_recipe(BuildRecipe, "build", shipped_recipes() / "embedded.yaml", BUILD)
-    planner = Planner(recipe, load_tokenizer(MODEL), model.config.max_position_embeddings)
-    pools = planner.pools(read_source(recipe.source).documents)
-    plans = [plan for pool in pools for plan in planner.candidates(pool, open_evaluator(recipe.evaluator))]
-    requests = [request for plan in plans if isinstance(plan, Candidate) for request in plan.requests]
+    preparer = QuestionPreparer(recipe, load_tokenizer(MODEL), model.config.max_position_embeddings)
+    pools = preparer.pools(read_source(recipe.source).documents)
+    prepared = [one for pool in pools for one in preparer.prepare_pool(pool, open_evaluator(recipe.evaluator))]
+    requests = [request for one in prepared if isinstance(one, PreparedQuestion) for request in one.requests]
     assert len(requests) == 24
     assert_same_tokens(model, ours, offline, requests)
     assert_same_tokens(model, ours, server, requests)

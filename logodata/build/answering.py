@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from logodata.build.candidates import Candidate
+from logodata.build.preparing import PreparedQuestion
 from logodata.common.console import Tracker
-from logodata.contract import Reason, Response, ResponseOrigin
+from logodata.contract import Question, Reason, Response, ResponseOrigin
 from logodata.engines import Engine, GenerationRequest, GenerationResult
 from logodata.engines.answered import CachedEngine, ResponseLog
 from logodata.engines.settings import open_engine
@@ -25,17 +27,29 @@ class Responses:
 
     Args:
         recipe: names engine and judge.
-        log: what was generated before; new responses go there at once.
+        model_fingerprint: of the recipe's model; responses are filed under it.
+        log: what was generated before; new responses go there at once. None keeps them in memory only.
         tokenizer: turns tokens into the text that is judged.
         turn_end: the token that an ended response is trained with.
     """
 
     def __init__(
-        self, recipe: BuildRecipe, log: ResponseLog, tokenizer: PreTrainedTokenizerBase, turn_end: int
+        self,
+        recipe: BuildRecipe,
+        model_fingerprint: str,
+        log: Path | None,
+        tokenizer: PreTrainedTokenizerBase,
+        turn_end: int,
     ) -> None:
-        self._recipe, self._tokenizer, self._turn_end = recipe, tokenizer, turn_end
+        self._recipe, self._fingerprint, self._path = recipe, model_fingerprint, log
+        self._tokenizer, self._turn_end = tokenizer, turn_end
         self._measurer = Measurer(recipe.judge)
-        self._engine = CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model))
+
+    @cached_property
+    def _engine(self) -> CachedEngine:
+        recipe = self._recipe
+        log = ResponseLog(self._path, self._fingerprint, recipe.generation.cache)
+        return CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model))
 
     @property
     def engine_name(self) -> str | None:
@@ -54,31 +68,36 @@ class Responses:
         """Have the engine answer the requests that the log does not answer; the engine is opened for the first."""
         self._engine.generate(requests, tracker, "responses")
 
-    def preferred(self, plan: Candidate) -> list[Decision]:
+    def preferred(self, prepared: PreparedQuestion) -> list[Decision]:
         """All candidates for the preferred response, with what the rules say of each."""
-        strategy, question = self._recipe.generation.preferred, plan.question
+        strategy, question, judge = self._recipe.generation.preferred, prepared.question, self._recipe.judge
         if strategy == "reference":
             ids = tuple(encode_text(self._tokenizer, question.answers[0]))
-            found = [self._response(plan, strategy, GenerationResult(question.id, ids, "stop"), "live")]
+            found = [self._response(question, strategy, GenerationResult(question.id, ids, "stop"), "live")]
         else:
-            found = [self._response(plan, strategy, *self._engine.answer(request)) for request in plan.preferred]
-        guided = strategy == "guided"
+            found = [
+                self._response(question, strategy, *self._engine.answer(request)) for request in prepared.preferred
+            ]
 
         def fault(response: Response) -> Reason | None:
-            return preferred_fault(response, question.question, question.answers, self._recipe.judge, guided=guided)
+            guided = strategy == "guided"
+            return preferred_fault(response, question.question, question.answers, judge, guided=guided)
 
         return [Decision(question, "preferred", n, response, fault(response)) for n, response in enumerate(found)]
 
-    def rejected(self, plan: Candidate, chosen: Response) -> list[Decision]:
+    def rejected(self, prepared: PreparedQuestion, chosen: Response) -> list[Decision]:
         """The dis-preferred responses, with what the rules say of each beside the chosen one."""
-        found = [self._response(plan, name, *self._engine.answer(request)) for name, request in plan.rejected.items()]
+        question, asked = prepared.question, prepared.rejected
+        found = [self._response(question, name, *self._engine.answer(request)) for name, request in asked.items()]
 
-        return [
-            Decision(plan.question, "rejected", n, response, rejected_fault(response, chosen, self._recipe.judge))
-            for n, response in enumerate(found)
-        ]
+        def fault(response: Response) -> Reason | None:
+            return rejected_fault(response, chosen, self._recipe.judge)
 
-    def _response(self, plan: Candidate, strategy: str, result: GenerationResult, origin: ResponseOrigin) -> Response:
+        return [Decision(question, "rejected", n, response, fault(response)) for n, response in enumerate(found)]
+
+    def _response(
+        self, question: Question, strategy: str, result: GenerationResult, origin: ResponseOrigin
+    ) -> Response:
         ended = result.finish_reason == "stop"
         text = decode_text(self._tokenizer, result.token_ids)
         return Response(
@@ -86,6 +105,6 @@ class Responses:
             text=text,
             token_ids=[*result.token_ids, self._turn_end] if ended else list(result.token_ids),
             ended=ended,
-            **dict(self._measurer.measure(text, plan.question.answers)),
+            **dict(self._measurer.measure(text, question.answers)),
             origin=origin,
         )

@@ -1,8 +1,8 @@
 """A build from beginning to end: documents, chunks, scores, contexts, responses, judge, data set.
 
 Every response is on disk as soon as it is there (:mod:`logodata.engines.answered`), and so is what became of a question
-(``work/outcomes.jsonl``). A build that was killed plans what is undecided again, finds the responses it has, generates
-the rest, and ends in the same data set as one that was not.
+(``work/outcomes.jsonl``). A build that was killed prepares the undecided questions again, finds the responses it has,
+generates the rest, and ends in the same data set as one that was not.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from contextlib import closing
 from pathlib import Path
 
 from logodata import __version__
-from logodata.build.candidates import Planner, Pool
 from logodata.build.forecast import warn_of_losses
 from logodata.build.inputs import check_inputs
-from logodata.build.pipeline import Asked, Pipeline, decide_here, identity
+from logodata.build.pipeline import Asked, Pipeline, decide_here
+from logodata.build.preparing import Pool, QuestionPreparer
 from logodata.build.ray_driver import RayOptions, decide_on_ray
-from logodata.build.shards import Part, part_record
+from logodata.build.shards import BuildShard, shard_record
 from logodata.common.append_log import AppendLog
 from logodata.common.console import note, progress
 from logodata.common.files import bind_settings, locked, read_if_whole, write_json
-from logodata.contract import SCHEMA_VERSION, BuildIdentity, Manifest, QuestionOutcome, SourceFile, Stats
+from logodata.contract import SCHEMA_VERSION, Manifest, QuestionOutcome, SourceFile, Stats
 from logodata.dataset.files import SHARD_FILE, read_stats, write_data_set
 from logodata.models.facts import model_fingerprint
 from logodata.recipe.settings import BuildRecipe
@@ -30,13 +30,15 @@ from logodata.sources import Source, check_outside, read_source, source_fingerpr
 _OUTCOMES = Path("work") / "outcomes.jsonl"
 
 
-def build(recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: RayOptions | None = None) -> Stats:
+def build(
+    recipe: BuildRecipe, output: Path, shard: BuildShard | None = None, cluster: RayOptions | None = None
+) -> Stats:
     """Make a data set in ``output``; continue one that was interrupted; do nothing to one that is finished.
 
     Args:
         recipe: how.
         output: folder.
-        part: build this part of it only, for ``logodata merge``; a part in which no sample was kept is no error.
+        shard: build this shard of it only, for ``logodata merge``; a shard in which no sample was kept is no error.
         cluster: run on Ray; by default in this process.
 
     Returns:
@@ -48,12 +50,12 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: 
     check_outside(recipe.source, output)
     check_inputs(recipe, recipe.source, output)
     documents = SourceFile(path=recipe.source.path, sha256=source_fingerprint(recipe.source))
-    found = identity(recipe, model_fingerprint(recipe.model))
+    pipeline = Pipeline(recipe, model_fingerprint(recipe.model), output / "work" / "responses.jsonl")
     settings = {
         "recipe": recipe.binding(),
         "source_fingerprint": documents.sha256,
-        **found.to_json(),
-        **({"shard": str(part)} if part else {}),
+        **pipeline.identity.to_json(),
+        **({"shard": str(shard)} if shard else {}),
     }
     with locked(output):
         (output / "work").mkdir(exist_ok=True)
@@ -66,23 +68,22 @@ def build(recipe: BuildRecipe, output: Path, part: Part | None = None, cluster: 
         if source is None:
             note(f"{output} is finished already")
             return read_stats(output)
-        return _build(recipe, source, documents, found, output, part, cluster)
+        return _build(recipe, pipeline, source, documents, output, shard, cluster)
 
 
 def _build(
     recipe: BuildRecipe,
+    pipeline: Pipeline,
     source: Source,
     documents: SourceFile,
-    found: BuildIdentity,
     output: Path,
-    part: Part | None,
+    shard: BuildShard | None,
     cluster: RayOptions | None,
 ) -> Stats:
-    work = output / "work"
-    pipeline = Pipeline(recipe, found.model_fingerprint, work / "responses.jsonl")
+    identity = pipeline.identity
     outcomes = AppendLog(output / _OUTCOMES)
-    engines = {key: AppendLog(work / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
-    pools, total = _pools(pipeline.planner, source, part)
+    engines = {key: AppendLog(output / "work" / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
+    pools, total = _pools(pipeline.preparer, source, shard)
     order: list[str] = []
     num_kept = sum("sample" in outcome for outcome in outcomes.values())
 
@@ -95,13 +96,13 @@ def _build(
 
     # Of a cluster's machines this one may have no room for the evaluator's model.
     if not outcomes and (cluster is None or recipe.evaluator.name in ("entity", "lexical")):
-        warn_of_losses(recipe, pipeline.planner, source.documents, pipeline.evaluator)
+        warn_of_losses(recipe, pipeline.preparer, source.documents, pipeline.evaluator)
     with progress("build", total, len(outcomes)) as tracker:
         if cluster is None:
             deciding = decide_here(pipeline, undecided(), recipe.generation.group_size, tracker)
         else:
             left = total - len(outcomes)
-            deciding = decide_on_ray(recipe, found.model_fingerprint, undecided(), left, cluster, tracker)
+            deciding = decide_on_ray(recipe, identity.model_fingerprint, undecided(), left, cluster, tracker)
         with closing(deciding) as results:
             for decided, names in results:
                 for key, name in names.items():
@@ -110,22 +111,22 @@ def _build(
                 num_kept += sum(outcome.sample is not None for outcome in decided)
                 tracker.advance(len(decided), kept=num_kept)
 
-    rejected = [row for row in source.rejected if part is None or part.owns(row.doc_id)]
-    if part is not None:
-        write_json(output / SHARD_FILE, part_record(part, source, [*(row.id for row in rejected), *order]).to_json())
+    rejected = [row for row in source.rejected if shard is None or shard.owns(row.doc_id)]
+    if shard is not None:
+        write_json(output / SHARD_FILE, shard_record(shard, source, [*(row.id for row in rejected), *order]).to_json())
     nothing = {"engine": "none: every response was there already", "judge_engine": "none: nothing was asked"}
     names = {key: ", ".join(log) or nothing[key] for key, log in engines.items()}
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         logo_align=__version__,
         model=recipe.model,
-        **dict(found),
+        **dict(identity),
         engine=names["engine"],
         judge_engine=names["judge_engine"] if recipe.judge.model else None,
         source=documents,
         recipe=recipe.model_dump(mode="json"),
         # Its text, since the file is found from the folder of the build command only.
-        chat_template=pipeline.planner.tokenizer.chat_template if recipe.chat_template else None,
+        chat_template=pipeline.preparer.tokenizer.chat_template if recipe.chat_template else None,
         samples=0,
     )
 
@@ -139,16 +140,16 @@ def _build(
                 mend="delete this file and run the same command again: responses are kept",
             )
 
-    return write_data_set(output, ends(), manifest, recipe, may_be_empty=part is not None)
+    return write_data_set(output, ends(), manifest, recipe, may_be_empty=shard is not None)
 
 
-def _pools(planner: Planner, source: Source, part: Part | None) -> tuple[Iterable[Pool], int]:
-    """The pools to build, and how many questions they hold. A part owns a pool by its first document, so that pools are
-    those of the unsharded build also where documents are joined."""
-    if part is None:
-        return planner.pools(source.documents), source.documents.num_questions
+def _pools(preparer: QuestionPreparer, source: Source, shard: BuildShard | None) -> tuple[Iterable[Pool], int]:
+    """The pools to build, and how many questions they hold. A shard owns a pool by the pool's first document, so that
+    pools are those of the unsharded build also where documents are joined."""
+    if shard is None:
+        return preparer.pools(source.documents), source.documents.num_questions
 
     def own() -> Iterator[Pool]:
-        return (pool for pool in planner.pools(source.documents) if part.owns(pool.documents[0].doc_id))
+        return (pool for pool in preparer.pools(source.documents) if shard.owns(pool.documents[0].doc_id))
 
     return own(), sum(len(document.questions) for pool in own() for document in pool.documents)

@@ -1,8 +1,8 @@
 """What a build will make of its questions, said before anything is generated.
 
 Whether a question has the chunks for a sample follows from scores alone, which are cheap. Where most of the first
-questions have not, the settings that stand in their way are changed one after the other, each time planning the same
-questions again: what is advised has been tried on them.
+questions have not, the settings that stand in their way are changed one after the other, and the same questions are
+prepared again each time: what is advised has been tried on them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from logodata.build.candidates import Fault, Planner
+from logodata.build.preparing import QuestionPreparer, UnusableQuestion
 from logodata.common.console import note
 from logodata.contexts.draw import ContextSettings
 from logodata.contexts.scores import Evaluator
@@ -38,36 +38,39 @@ Changes = dict[str, Any]
 """Settings by dotted key."""
 
 
-def warn_of_losses(recipe: BuildRecipe, planner: Planner, documents: Sequence[Document], evaluator: Evaluator) -> None:
-    """Plan the first questions, and say so if few of them can become samples, with the settings under which most can.
+def warn_of_losses(
+    recipe: BuildRecipe, preparer: QuestionPreparer, documents: Sequence[Document], evaluator: Evaluator
+) -> None:
+    """Prepare the first questions. If few of them can become samples, say so, with the settings under which most can.
 
     Args:
         recipe: the build recipe.
-        planner: for it.
+        preparer: for it.
         documents: of the source; only the first ones are read.
         evaluator: the recipe's.
     """
-    sample = list(_first(recipe, planner, documents))
+    sample = list(_first(recipe, preparer, documents))
     if not sample:
         return
-    usable, lost = _plan(planner, sample, evaluator)
-    total, faults = usable + len(lost), lost
+    usable, lost = _prepare(preparer, sample, evaluator)
+    total, unusable = usable + len(lost), lost
     if usable >= _FEW * total:
         return
     changes: Changes = {}
     best, advised = usable, changes
     for _ in range(_STEPS):
-        step = _cure(_changed(recipe, changes), faults)
+        step = _cure(_changed(recipe, changes), unusable)
         if not step:
             break
         changes = {**changes, **step}
-        trial = planner.under(_changed(recipe, changes))
-        count, faults = _plan(trial, sample, evaluator)
+        trial = preparer.under(_changed(recipe, changes))
+        count, unusable = _prepare(trial, sample, evaluator)
         if count > best:
             best, advised = count, changes
         if best >= _MOST * total:
             break
-    reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(fault.reason for fault in lost).most_common())
+    counts = Counter(question.reason for question in lost).most_common()
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
     cure = "the settings tried change little: see 'No pair was kept' in docs/build.md"
     if advised:
         cure = f"{best} would with {_as_overrides(advised)}"
@@ -77,11 +80,11 @@ def warn_of_losses(recipe: BuildRecipe, planner: Planner, documents: Sequence[Do
     )
 
 
-def _first(recipe: BuildRecipe, planner: Planner, documents: Sequence[Document]) -> Iterator[Document]:
+def _first(recipe: BuildRecipe, preparer: QuestionPreparer, documents: Sequence[Document]) -> Iterator[Document]:
     """Documents of the first contexts, enough to ask many questions and to join some documents."""
     share = 1 if recipe.evaluator.name in ("entity", "lexical") else _LESS
     num_questions = num_chunks = 0
-    for pool in planner.pools(documents):
+    for pool in preparer.pools(documents):
         yield from pool.documents
         num_questions += sum(len(document.questions) for document in pool.documents)
         num_chunks += len(pool.chunks)
@@ -89,36 +92,38 @@ def _first(recipe: BuildRecipe, planner: Planner, documents: Sequence[Document])
             return
 
 
-def _plan(planner: Planner, documents: Sequence[Document], evaluator: Evaluator) -> tuple[int, list[Fault]]:
-    """How many questions have contexts, and the faults of the others."""
-    usable, faults = 0, []
-    for pool in planner.pools(documents):
-        for document, question, scores in planner.scored(pool, evaluator):
-            plan = planner.plan(pool, document, question, scores)
-            if isinstance(plan, Fault):
-                faults.append(plan)
+def _prepare(
+    preparer: QuestionPreparer, documents: Sequence[Document], evaluator: Evaluator
+) -> tuple[int, list[UnusableQuestion]]:
+    """How many questions have contexts, and the others."""
+    num_usable, unusable = 0, []
+    for pool in preparer.pools(documents):
+        for document, question, scores in preparer.scored(pool, evaluator):
+            prepared = preparer.prepare(pool, document, question, scores)
+            if isinstance(prepared, UnusableQuestion):
+                unusable.append(prepared)
             else:
-                usable += 1
-    return usable, faults
+                num_usable += 1
+    return num_usable, unusable
 
 
-def _cure(recipe: BuildRecipe, faults: Sequence[Fault]) -> Changes:
-    """What to change against the commonest of the faults; nothing where it is changed already, or cannot be."""
-    reason = Counter(fault.reason for fault in faults).most_common(1)[0][0]
-    found = [fault for fault in faults if fault.reason == reason]
+def _cure(recipe: BuildRecipe, unusable: Sequence[UnusableQuestion]) -> Changes:
+    """What to change against the commonest of the reasons; nothing where it is changed already, or cannot be."""
+    reason = Counter(question.reason for question in unusable).most_common(1)[0][0]
+    found = [question for question in unusable if question.reason == reason]
     contexts, size = recipe.contexts, recipe.chunking.chunk_tokens
     if contexts.critical_top is None and reason != "prompt_exceeds_window":
         return {"contexts.critical_threshold": None, "contexts.critical_top": min(_TOP, contexts.num_chunks)}
     if reason == "no_critical_chunk" and recipe.evaluator.query == "question":
         return {"evaluator.query": "question_and_answer"}
     if reason == "prompt_exceeds_window":
-        num_chunks = contexts.num_chunks - -(-max(fault.excess_tokens for fault in found) // size)
+        num_chunks = contexts.num_chunks - -(-max(question.excess_tokens for question in found) // size)
         if num_chunks >= 2:
             return _fewer_chunks(contexts, num_chunks)
         return {"chunking.chunk_tokens": size // 2} if size >= 2 * _LEAST_CHUNK_TOKENS else {}
     if reason == "too_few_irrelevant_chunks":
         needed = round(_SPARE * (contexts.num_chunks + (contexts.critical_top or 0)))
-        pools = {id(fault.pool): fault.pool for fault in found}.values()
+        pools = {id(question.pool): question.pool for question in found}.values()
         tokens = [sum(len(chunk.token_ids) for _, chunk in pool.chunks) for pool in pools]
         joined = -(-needed * size // 1024) * 1024
         if (recipe.source.join_tokens or 0) < joined <= sum(tokens):

@@ -1,4 +1,4 @@
-"""Parts of a build (:mod:`logodata.build.shards`) put together: the data set that one unsharded build would have
+"""Shards of a build (:mod:`logodata.build.shards`) put together: the data set that one unsharded build would have
 made."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-from logodata.build.shards import read_part_record
+from logodata.build.shards import read_shard_record
 from logodata.common.errors import UserError
 from logodata.common.files import check_apart, differences, locked
 from logodata.contract import (
@@ -21,10 +21,9 @@ from logodata.contract import (
     RejectedQuestion,
     ShardRecord,
     Stats,
-    iterate_samples,
-    read_manifest,
 )
 from logodata.dataset.files import iterate_decisions, iterate_rejected, read_recipe, write_data_set
+from logodata.dataset.samples import iterate_samples, read_manifest
 
 _NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
 
@@ -37,55 +36,55 @@ class _Folder:
 
 
 def merge(folders: Sequence[Path], output: Path) -> Stats:
-    """Put all parts of a build together in ``output``; every file equals that of the unsharded build.
+    """Put all shards of a build together in ``output``; every file equals that of the unsharded build.
 
-    Engines may differ between parts, since they are asked the same and ``manifest.json`` names them all; the recipe's
-    engine sections are then those of the first part.
+    Engines may differ between shards, since they are asked the same and ``manifest.json`` names them all; the recipe's
+    engine sections are then those of the first shard.
 
     Args:
-        folders: of all parts, in any order.
+        folders: of all shards, in any order.
         output: a new folder.
 
     Returns:
         the statistics.
 
     Raises:
-        UserError: a part is missing, given twice, unfinished or of another recipe, source, model or version; ``output``
-            is in use.
+        UserError: a shard is missing, given twice, unfinished or of another recipe, source, model or version;
+            ``output`` is in use.
     """
-    check_apart(output, *(("a part", folder) for folder in folders))
-    parts = sorted(
-        (_Folder(path, read_part_record(path), read_manifest(path)) for path in folders),
-        key=lambda part: part.record.number,
+    check_apart(output, *(("a shard", folder) for folder in folders))
+    shards = sorted(
+        (_Folder(path, read_shard_record(path), read_manifest(path)) for path in folders),
+        key=lambda shard: shard.record.number,
     )
-    _check_complete(parts)
-    _check_alike(parts)
+    _check_complete(shards)
+    _check_alike(shards)
     if any((output / name).exists() for name in ("manifest.json", "work")):
         raise UserError("holds a build already", where=str(output), mend="choose another -o")
-    first = parts[0]
-    names = {"engine": _engines([part.manifest.engine for part in parts])}
+    first = shards[0]
+    names = {"engine": _engines([shard.manifest.engine for shard in shards])}
     if first.manifest.judge_engine is not None:
-        names["judge_engine"] = _engines([str(part.manifest.judge_engine) for part in parts])
+        names["judge_engine"] = _engines([str(shard.manifest.judge_engine) for shard in shards])
     manifest, recipe = first.manifest.model_copy(update=names), read_recipe(first.path)
     with locked(output):
-        return write_data_set(output, _outcomes(parts), manifest, recipe)
+        return write_data_set(output, _outcomes(shards), manifest, recipe)
 
 
 _Row = PreferenceSample | RejectedQuestion | DecisionRow
 
 
-def _outcomes(parts: Sequence[_Folder]) -> Iterator[QuestionOutcome]:
-    """What became of each question, in the order of their places; within a file of a part, rows are in this order."""
-    found = heapq.merge(*(rows for part in parts for rows in _placed(part)), key=lambda entry: entry[0])
+def _outcomes(shards: Sequence[_Folder]) -> Iterator[QuestionOutcome]:
+    """What became of each question, in the order of their places; within a file of a shard, rows are in this order."""
+    found = heapq.merge(*(rows for shard in shards for rows in _placed(shard)), key=lambda entry: entry[0])
     for _, entries in groupby(found, key=lambda entry: entry[0]):
         rows = [row for _, row in entries]
         samples = [row for row in rows if isinstance(row, PreferenceSample)]
         rejected = [row for row in rows if isinstance(row, RejectedQuestion)]
         if len(samples) + len(rejected) != 1:
-            what = f"sample {rows[0].id!r} is in two parts"
+            what = f"sample {rows[0].id!r} is in two shards"
             if len(samples) < 2:
-                what = f"the parts do not tell what became of question {rows[0].id!r}"
-            raise UserError(what, mend="build the parts again, each into a folder of its own")
+                what = f"the shards do not tell what became of question {rows[0].id!r}"
+            raise UserError(what, mend="build the shards again, each into a folder of its own")
         yield QuestionOutcome(
             id=rows[0].id,
             decisions=[row for row in rows if isinstance(row, DecisionRow)],
@@ -94,53 +93,53 @@ def _outcomes(parts: Sequence[_Folder]) -> Iterator[QuestionOutcome]:
         )
 
 
-def _placed(part: _Folder) -> Iterator[Iterator[tuple[tuple[bool, int], _Row]]]:
-    """The rows of each file of a part with their order. Rejected questions of the source come first, and a document's
+def _placed(shard: _Folder) -> Iterator[Iterator[tuple[tuple[bool, int], _Row]]]:
+    """The rows of each file of a shard with their order. Rejected questions of the source come first, and a document's
     may have the id of a question."""
-    folder = part.path
+    folder = shard.path
 
     def order(row: _Row) -> tuple[bool, int]:
         is_of_source = isinstance(row, RejectedQuestion) and row.stage == "source"
-        return not is_of_source, _place(part.record.places, row.id, folder)
+        return not is_of_source, _place(shard.record.places, row.id, folder)
 
     for rows in (iterate_samples(folder), iterate_rejected(folder), iterate_decisions(folder)):
         yield ((order(row), row) for row in rows)
 
 
-def _check_complete(parts: Sequence[_Folder]) -> None:
-    """Every part of one total is there, once."""
-    first = parts[0]
-    for before, part in pairwise(parts):
-        if part.record.total != first.record.total:
+def _check_complete(shards: Sequence[_Folder]) -> None:
+    """Every shard of one total is there, once."""
+    first = shards[0]
+    for before, shard in pairwise(shards):
+        if shard.record.total != first.record.total:
             raise UserError(
-                f"part {part.record.number}/{part.record.total} beside {first.record.number}/{first.record.total}",
-                where=str(part.path),
-                mend=f"merge the parts of one build: {first.path} is one of {first.record.total}",
+                f"shard {shard.record} beside {first.record}",
+                where=str(shard.path),
+                mend=f"merge the shards of one build: {first.path} is one of {first.record.total}",
             )
-        if part.record.number == before.record.number:
+        if shard.record.number == before.record.number:
             raise UserError(
-                f"part {part.record.number}/{part.record.total} is in {before.path} too",
-                where=str(part.path),
-                mend="give each part once",
+                f"shard {shard.record} is in {before.path} too",
+                where=str(shard.path),
+                mend="give each shard once",
             )
-    there = {part.record.number for part in parts}
+    there = {shard.record.number for shard in shards}
     missing = [str(number) for number in range(1, first.record.total + 1) if number not in there]
     if missing:
         raise UserError(
-            f"missing of {first.record.total} parts: {', '.join(missing)}",
+            f"missing of {first.record.total} shards: {', '.join(missing)}",
             mend=f"build them with --shard i/{first.record.total} and name their folders too",
         )
 
 
-def _check_alike(parts: Sequence[_Folder]) -> None:
-    """All parts were made of the same source, by the same recipe, model and version."""
-    expected = _identity(parts[0].manifest)
-    for part in parts[1:]:
-        for key, old, new in differences(expected, _identity(part.manifest)):
+def _check_alike(shards: Sequence[_Folder]) -> None:
+    """All shards were made of the same source, by the same recipe, model and version."""
+    expected = _identity(shards[0].manifest)
+    for shard in shards[1:]:
+        for key, old, new in differences(expected, _identity(shard.manifest)):
             raise UserError(
-                f"{key}={new!r}, but {old!r} in {parts[0].path}",
-                where=str(part.path / "manifest.json"),
-                mend="build all parts with the same recipe, source, model and version",
+                f"{key}={new!r}, but {old!r} in {shards[0].path}",
+                where=str(shard.path / "manifest.json"),
+                mend="build all shards with the same recipe, source, model and version",
             )
 
 
@@ -166,6 +165,6 @@ def _engines(names: Sequence[str]) -> str:
 def _place(places: dict[str, int], question_id: str, folder: Path) -> int:
     if question_id not in places:
         raise UserError(
-            f"question {question_id!r} is not in shard.json", where=str(folder), mend="build this part again"
+            f"question {question_id!r} is not in shard.json", where=str(folder), mend="build this shard again"
         )
     return places[question_id]

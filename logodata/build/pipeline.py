@@ -1,4 +1,4 @@
-"""The stages of a build: plan the questions of a pool, then generate, judge, and say what became of each.
+"""The stages of a build: prepare the questions of a pool, then generate, judge, and say what became of each.
 
 A stage keeps no state that its results depend on, so any number of processes can run it over any split of the pools
 (:mod:`logodata.build.ray_driver`); one process does in :func:`decide_here`.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.build.answering import Responses
-from logodata.build.candidates import Candidate, Fault, Planner, Pool
+from logodata.build.preparing import Pool, Prepared, PreparedQuestion, QuestionPreparer, UnusableQuestion
 from logodata.common.console import Tracker
 from logodata.common.words import without_reasoning
 from logodata.contexts.scores import Evaluator, open_evaluator
@@ -28,11 +28,10 @@ from logodata.contract import (
     RejectedQuestion,
     Response,
 )
-from logodata.engines.answered import ResponseLog
 from logodata.engines.settings import engine_window
 from logodata.judge.decisions import Decision, eligible
 from logodata.judge.measures import word_share
-from logodata.judge.model import ModelJudge, judge_identity
+from logodata.judge.model import ModelJudge
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.recipe.settings import BuildRecipe
@@ -44,30 +43,9 @@ Decided = tuple[Sequence[QuestionOutcome], dict[str, str]]
 """What became of some questions, and :attr:`Pipeline.engine_names`."""
 
 
-def identity(recipe: BuildRecipe, model_fingerprint: str) -> BuildIdentity:
-    """What a build follows from beside recipe and source: its folder is bound to it, and ``manifest.json`` says it.
-
-    A chat template is a file, or comes with the tokenizer: what it renders tells two apart that have one name.
-    """
-    planner, judge = _planner(recipe), recipe.judge.model
-    return BuildIdentity(
-        model_fingerprint=model_fingerprint,
-        tokenizer_fingerprint=tokenizer_fingerprint(planner.tokenizer),
-        prompt_fingerprints=PromptFingerprints(
-            answer=planner.answer_format.fingerprint, guided=[form.fingerprint for form in planner.guided_formats]
-        ),
-        window=planner.window,
-        **(judge_identity(recipe, judge, model_fingerprint) if judge else {}),
-    )
-
-
-def _planner(recipe: BuildRecipe) -> Planner:
-    tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
-    return Planner(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
-
-
 class Pipeline:
-    """Planning and answering under one recipe. What is heavy (evaluator, engine) is opened when it is first needed.
+    """Prepares and answers questions under one recipe. What is heavy (evaluator, engine, logs) is opened when it is
+    first needed.
 
     Args:
         recipe: the build recipe.
@@ -76,10 +54,10 @@ class Pipeline:
     """
 
     def __init__(self, recipe: BuildRecipe, model_fingerprint: str, log: Path | None = None) -> None:
-        self._recipe = recipe
-        self.planner = _planner(recipe)
-        cached = ResponseLog(log, model_fingerprint, recipe.generation.cache)
-        self.responses = Responses(recipe, cached, self.planner.tokenizer, self.planner.stop_ids[0])
+        self._recipe, self._fingerprint = recipe, model_fingerprint
+        tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
+        self.preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
+        self.responses = Responses(recipe, model_fingerprint, log, tokenizer, self.preparer.stop_ids[0])
         self.model_judge: ModelJudge | None = None
         if recipe.judge.model is not None:
             verdicts = None if log is None else log.with_name("verdicts.jsonl")
@@ -89,15 +67,41 @@ class Pipeline:
         self._evaluator: Evaluator | None = None
 
     @property
+    def identity(self) -> BuildIdentity:
+        """What a build follows from besides recipe and source: its folder is bound to it, and ``manifest.json`` says
+        it.
+
+        A chat template is a file, or comes with the tokenizer: what it renders tells two apart that have one name.
+        """
+        preparer, judge = self.preparer, self.model_judge
+        identity = BuildIdentity(
+            model_fingerprint=self._fingerprint,
+            tokenizer_fingerprint=tokenizer_fingerprint(preparer.tokenizer),
+            prompt_fingerprints=PromptFingerprints(
+                answer=preparer.answer_format.fingerprint, guided=[form.fingerprint for form in preparer.guided_formats]
+            ),
+            window=preparer.window,
+        )
+        if judge is None:
+            return identity
+        judged = {
+            "judge_model": judge.name,
+            "judge_model_fingerprint": judge.fingerprint,
+            "judge_prompt_fingerprints": [form.fingerprint for form in judge.formats.values()],
+            "judge_window": judge.window,
+        }
+        return identity.model_copy(update=judged)
+
+    @property
     def evaluator(self) -> Evaluator:
         """The recipe's, opened when it is first asked for."""
         if self._evaluator is None:
             self._evaluator = open_evaluator(self._recipe.evaluator)
         return self._evaluator
 
-    def plan(self, pool: Pool) -> Iterator[Candidate | Fault]:
-        """Score a pool once for all its questions, and plan each."""
-        yield from self.planner.candidates(pool, self.evaluator)
+    def prepare(self, pool: Pool) -> Iterator[Prepared]:
+        """Score a pool once for all its questions, and prepare each."""
+        yield from self.preparer.prepare_pool(pool, self.evaluator)
 
     @property
     def engine_names(self) -> dict[str, str]:
@@ -112,28 +116,28 @@ class Pipeline:
         if self.model_judge:
             self.model_judge.forget()
 
-    def answer(self, plans: Sequence[Candidate | Fault], tracker: Tracker) -> list[QuestionOutcome]:
+    def answer(self, questions: Sequence[Prepared], tracker: Tracker) -> list[QuestionOutcome]:
         """Generate and judge: what became of each question, in order."""
         responses = self.responses
-        candidates = [plan for plan in plans if isinstance(plan, Candidate)]
-        responses.generate([request for plan in candidates for request in plan.preferred], tracker)
-        judgements = [self._judgement(plan) for plan in candidates]
+        prepared = [question for question in questions if isinstance(question, PreparedQuestion)]
+        responses.generate([request for question in prepared for request in question.preferred], tracker)
+        judgements = [self._judgement(question) for question in prepared]
         self._choose(judgements, tracker)
         # Dis-preferred responses only where there is something to prefer to them.
         worthwhile = [judgement for judgement in judgements if judgement.chosen]
-        responses.generate([r for judgement in worthwhile for r in judgement.plan.rejected.values()], tracker)
+        responses.generate([r for judgement in worthwhile for r in judgement.prepared.rejected.values()], tracker)
         for judgement in worthwhile:
             assert judgement.chosen is not None
-            judgement.rejected = responses.rejected(judgement.plan, judgement.chosen.response)
+            judgement.rejected = responses.rejected(judgement.prepared, judgement.chosen.response)
         by_the_rules = [judgement for judgement in worthwhile if not judgement.rule_against_rejected]
         self._ask([decision for judgement in by_the_rules for decision in judgement.rejected], tracker)
         judged = iter(judgements)
-        return [_outcome(next(judged)) if isinstance(plan, Candidate) else _faulty(plan) for plan in plans]
+        return [_outcome(next(judged)) if isinstance(q, PreparedQuestion) else _unusable(q) for q in questions]
 
-    def _judgement(self, plan: Candidate) -> Judgement:
-        preferred = self.responses.preferred(plan)
+    def _judgement(self, prepared: PreparedQuestion) -> Judgement:
+        preferred = self.responses.preferred(prepared)
         bare = self._recipe.judge.keep_bare_reference
-        return Judgement(plan, preferred, eligible(preferred, keep_bare_reference=bare))
+        return Judgement(prepared, preferred, eligible(preferred, keep_bare_reference=bare))
 
     def _choose(self, judgements: Sequence[Judgement], tracker: Tracker) -> None:
         """Choose for each question the first eligible response that the model judge, if there is one, finds correct.
@@ -152,41 +156,41 @@ class Pipeline:
             self.model_judge.judge(decisions, tracker)
 
 
-def _faulty(plan: Fault) -> QuestionOutcome:
+def _unusable(prepared: UnusableQuestion) -> QuestionOutcome:
     return QuestionOutcome(
-        id=plan.question.id,
+        id=prepared.question.id,
         decisions=[],
-        rejected=_rejected(plan, plan.reason, stage="contexts", detail=plan.detail),
+        rejected=_rejected(prepared, prepared.reason, stage="contexts", detail=prepared.detail),
     )
 
 
 def _outcome(judgement: Judgement) -> QuestionOutcome:
     """A sample, or a row with the reason and what was generated; and all decisions."""
-    plan, chosen, reason = judgement.plan, judgement.chosen, judgement.reason
+    prepared, chosen, reason = judgement.prepared, judgement.chosen, judgement.reason
     decisions = list(judgement.rows())
     if reason is None:
         assert chosen is not None
-        sample = _sample(plan, chosen.response, [decision.response for decision in judgement.rejected])
-        return QuestionOutcome(id=plan.question.id, decisions=decisions, sample=sample)
+        sample = _sample(prepared, chosen.response, [decision.response for decision in judgement.rejected])
+        return QuestionOutcome(id=prepared.question.id, decisions=decisions, sample=sample)
     rejected = _rejected(
-        plan,
+        prepared,
         reason,
         stage="judge",
-        answers=plan.question.answers,
+        answers=prepared.question.answers,
         preferred=_texts([chosen] if chosen else judgement.preferred),
         rejected=_texts(judgement.rejected) if chosen else None,
     )
-    return QuestionOutcome(id=plan.question.id, decisions=decisions, rejected=rejected)
+    return QuestionOutcome(id=prepared.question.id, decisions=decisions, rejected=rejected)
 
 
-def _rejected(plan: Candidate | Fault, reason: str, **details: Any) -> RejectedQuestion:
+def _rejected(prepared: Prepared, reason: str, **details: Any) -> RejectedQuestion:
     return RejectedQuestion(
-        id=plan.question.id,
-        doc_id=plan.document.doc_id,
-        where=plan.document.where,
-        source=plan.document.source,
-        question=plan.question.question,
-        kind=plan.question.kind,
+        id=prepared.question.id,
+        doc_id=prepared.document.doc_id,
+        where=prepared.document.where,
+        source=prepared.document.source,
+        question=prepared.question.question,
+        kind=prepared.question.kind,
         reason=reason,
         **details,
     )
@@ -197,17 +201,17 @@ def _texts(decisions: Sequence[Decision]) -> list[str]:
 
 
 def decide_here(pipeline: Pipeline, pools: Iterable[Asked], group_size: int, tracker: Tracker) -> Generator[Decided]:
-    """Plan and answer in this process, in order, ``group_size`` questions at a time."""
-    plans = (plan for pool, ids in pools for plan in pipeline.plan(pool) if plan.question.id in ids)
-    while group := list(islice(plans, group_size)):
+    """Prepare and answer in this process, in order, ``group_size`` questions at a time."""
+    prepared = (one for pool, ids in pools for one in pipeline.prepare(pool) if one.question.id in ids)
+    while group := list(islice(prepared, group_size)):
         yield pipeline.answer(group, tracker), pipeline.engine_names
 
 
-def _sample(plan: Candidate, chosen: Response, rejected: Sequence[Response]) -> PreferenceSample:
-    pool, critical = plan.pool, set(plan.contexts.critical)
+def _sample(prepared: PreparedQuestion, chosen: Response, rejected: Sequence[Response]) -> PreferenceSample:
+    pool, critical = prepared.pool, set(prepared.contexts.critical)
 
     def chunks() -> Iterator[ContextChunk]:
-        for index, (start, end) in zip(plan.contexts.training, plan.prompt.chunk_spans, strict=True):
+        for index, (start, end) in zip(prepared.contexts.training, prepared.prompt.chunk_spans, strict=True):
             document, chunk = pool.chunks[index]
             yield ContextChunk(
                 doc_id=document.doc_id,
@@ -216,23 +220,25 @@ def _sample(plan: Candidate, chosen: Response, rejected: Sequence[Response]) -> 
                 end=chunk.end,
                 token_start=start,
                 token_end=end,
-                score=float(plan.scores[index]),
+                score=float(prepared.scores[index]),
                 critical=index in critical,
                 text=pool.text(index),
             )
 
     return PreferenceSample(
-        id=plan.question.id,
-        doc_id=plan.document.doc_id,
-        question_id=plan.question.id,
-        kind=plan.question.kind,
-        question=plan.question.question,
-        answers=plan.question.answers,
-        prompt_ids=list(plan.prompt.ids),
+        id=prepared.question.id,
+        doc_id=prepared.document.doc_id,
+        question_id=prepared.question.id,
+        kind=prepared.question.kind,
+        question=prepared.question.question,
+        answers=prepared.question.answers,
+        prompt_ids=list(prepared.prompt.ids),
         chunks=list(chunks()),
         chosen=chosen,
         rejected=list(rejected),
-        answer_in_critical=word_share(" ".join(pool.text(i) for i in plan.contexts.critical), plan.question.answers)
+        answer_in_critical=word_share(
+            " ".join(pool.text(i) for i in prepared.contexts.critical), prepared.question.answers
+        )
         == 1.0,
     )
 
@@ -246,7 +252,7 @@ class Judgement:
     dis-preferred responses beside it.
     """
 
-    plan: Candidate
+    prepared: PreparedQuestion
     preferred: Sequence[Decision]
     eligible: Sequence[Decision]
     chosen: Decision | None = None
@@ -267,7 +273,7 @@ class Judgement:
 
     def rows(self) -> Iterator[DecisionRow]:
         """Rows of ``decisions.jsonl``."""
-        source, pair_kept = self.plan.document.source, self.reason is None
+        source, pair_kept = self.prepared.document.source, self.reason is None
         for decision in self.preferred:
             yield decision.row(source, kept=pair_kept and decision is self.chosen)
         for decision in self.rejected:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from logodata.build.ray_workers import Answerer, Job, Result, plan_group
+from logodata.build.ray_workers import Answerer, Job, Result, prepare_group
 from logodata.common.errors import UserError
 from logodata.recipe.settings import BuildRecipe
 
@@ -109,16 +109,16 @@ class Coordinator:
         context.execution_no_progress_timeout_s = -1  # a group of long answers may take any time
         workers, given = self._workers, {"job": self._job}
         rows = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
-        # Planning claims no CPUs: beside engines that were started again on fewer nodes there may be none left.
-        plans = rows.map_batches(
-            plan_group,
+        # Preparing claims no CPUs: beside engines that were started again on fewer nodes there may be none left.
+        prepared = rows.map_batches(
+            prepare_group,
             fn_kwargs={**given, "coordinator": this},
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.TaskPoolStrategy(size=workers.planners),
+            compute=ray.data.TaskPoolStrategy(size=workers.preparers),
             num_cpus=0,
         )
-        results = plans.map_batches(
+        results = prepared.map_batches(
             Answerer,
             fn_constructor_kwargs=given,
             batch_size=1,
@@ -136,19 +136,19 @@ class Coordinator:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How many engines, what each holds, and how many processes plan."""
+    """How many engines, what each holds, and how many processes prepare."""
 
     count: int
     cpus: int
     gpus: int
-    planners: int
+    preparers: int
 
 
 def worker_size(recipe: BuildRecipe, nodes: Sequence[dict[str, float]], count: int | None) -> Workers:
     """How many engines to run on nodes with these resources, and what each takes.
 
     On GPUs as many as fit, each ``engine.tensor_parallel_size`` of them for vLLM and one for transformers. On CPUs one
-    a node, with half of its CPUs; the others plan. One that asks servers, since ``engine.concurrency`` and the rate
+    a node, with half of its CPUs; the others prepare. One that asks servers, since ``engine.concurrency`` and the rate
     limits are those of one.
 
     Args:
@@ -185,4 +185,4 @@ def worker_size(recipe: BuildRecipe, nodes: Sequence[dict[str, float]], count: i
             + (", ".join(f"{node_cpus} CPU and {node_gpus} GPU" for node_cpus, node_gpus in per_node) or "nothing"),
             mend=f"{fitting} fit: set --workers, or engine.tensor_parallel_size",
         )
-    return Workers(count, cpus, gpus, planners=max(1, num_cpus - count * cpus))
+    return Workers(count, cpus, gpus, preparers=max(1, num_cpus - count * cpus))

@@ -1,11 +1,11 @@
-"""The stages of a build on a Ray cluster: any number of processes plan, and any number of engines answer.
+"""The stages of a build on a Ray cluster: any number of processes prepare, and any number of engines answer.
 
 Three parties. This process reads the source, hands out groups of pools a few at a time, and writes down
 what became of them. A coordinator, an actor beside it (``ray_coordinator``), runs Ray Data over the numbers of the
-groups. Workers (``ray_workers``) fetch a group by its number, plan it (a task on CPUs) and answer it (an actor that
+groups. Workers (``ray_workers``) fetch a group by its number, prepare it (a task on CPUs) and answer it (an actor that
 holds an engine), so memory holds what is under way and not the corpus, here and there.
 
-What a node takes with it when it is lost is planned or answered again: a group counts as decided once its outcomes are
+What a node takes with it when it is lost is prepared or answered again: a group counts as decided once its outcomes are
 with the coordinator, and the coordinator runs Ray Data until all are. Ray starts a lost actor again where there is
 room. A task that was in the actor is not tried again with it (Ray Data's default), since it would wait for ever where
 there is none, as with the GPUs of a node that is gone.
@@ -59,7 +59,7 @@ def decide_on_ray(
     options: RayOptions,
     tracker: Tracker,
 ) -> Generator[Decided]:
-    """Plan and answer on a cluster; as :func:`logodata.build.pipeline.decide_here`, but in any order.
+    """Prepare and answer on a cluster; as :func:`logodata.build.pipeline.decide_here`, but in any order.
 
     Args:
         recipe: the build recipe.
@@ -177,7 +177,7 @@ def _start_here(ray: Any, options: dict[str, Any]) -> None:
     """Ray gives its own processes 30 s to start, which a busy machine may exceed."""
     for left in reversed(range(_STARTS)):
         try:
-            # One CPU for the engine and one for planning at least.
+            # One CPU for the engine and one to prepare at least.
             ray.init("local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False, **options)
             return
         except Exception as error:

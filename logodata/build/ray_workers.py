@@ -1,4 +1,4 @@
-"""What workers do: fetch a group of pools and plan it, then answer it. Groups and results are pickled."""
+"""What workers do: fetch a group of pools and prepare it, then answer it. Groups and results are pickled."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from logodata.build.candidates import Candidate, Fault
 from logodata.build.pipeline import Asked, Pipeline
+from logodata.build.preparing import Prepared
 from logodata.common.console import Tracker
 from logodata.common.errors import UserError
 from logodata.contract import QuestionOutcome
@@ -48,8 +48,9 @@ class Result:
     fault: UserError | str | None = None
 
 
-def plan_group(batch: pa.Table, job: Job, coordinator: ActorHandle) -> pa.Table:
-    """The first stage: a group by its number, planned. Row: ``data``, a pickled :class:`Result` or (number, plans)."""
+def prepare_group(batch: pa.Table, job: Job, coordinator: ActorHandle) -> pa.Table:
+    """The first stage: a group by its number, prepared. Row: ``data``, a pickled :class:`Result` or
+    (number, questions)."""
     import ray
 
     number: int = batch["number"][0].as_py()
@@ -57,15 +58,15 @@ def plan_group(batch: pa.Table, job: Job, coordinator: ActorHandle) -> pa.Table:
         time.sleep(POLL_S)
     try:
         group: list[Asked] = pickle.loads(ray.get(taken[0])) if taken else []
-        pipeline = _planning_pipeline(job)
-        plans = [plan for pool, ids in group for plan in pipeline.plan(pool) if plan.question.id in ids]
-        return _row((number, plans))
+        pipeline = _preparing_pipeline(job)
+        prepared = [one for pool, ids in group for one in pipeline.prepare(pool) if one.question.id in ids]
+        return _row((number, prepared))
     except Exception as error:
         return _row(Result(number, fault=_fault(error)))
 
 
 class Answerer:
-    """The second stage: an engine, opened for the first group, that answers planned groups. Row: ``data``, a pickled
+    """The second stage: an engine, opened for the first group, that answers prepared groups. Row: ``data``, a pickled
     :class:`Result`."""
 
     def __init__(self, job: Job) -> None:
@@ -74,14 +75,14 @@ class Answerer:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer a group."""
-        planned: Result | tuple[int, list[Candidate | Fault]] = pickle.loads(batch["data"][0].as_py())
-        if isinstance(planned, Result):
-            return _row(planned)
-        number, plans = planned
+        prepared: Result | tuple[int, list[Prepared]] = pickle.loads(batch["data"][0].as_py())
+        if isinstance(prepared, Result):
+            return _row(prepared)
+        number, questions = prepared
         try:
             # Faults are results: an error in an actor would be one line among tracebacks in Ray's logs.
             pipeline = self._pipeline = self._pipeline or _open(self._job)
-            outcomes = pipeline.answer(plans, Tracker("", len(plans)))
+            outcomes = pipeline.answer(questions, Tracker("", len(questions)))
             pipeline.forget()
             return _row(Result(number, outcomes, pipeline.engine_names))
         except Exception as error:
@@ -99,7 +100,7 @@ def _fault(error: Exception) -> UserError | str:
 
 
 @lru_cache(maxsize=1)
-def _planning_pipeline(job: Job) -> Pipeline:
+def _preparing_pipeline(job: Job) -> Pipeline:
     """One for all tasks that Ray gives to a process."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the engines have the GPUs; Ray hides them only from who asks for some
     return _open(job)

@@ -1,7 +1,7 @@
-"""A build in parts, for batch schedulers: ``--shard i/n`` deals the documents, ``logodata merge`` joins the parts.
+"""A build in shards, for batch schedulers: ``--shard i/n`` deals the documents, ``logodata merge`` joins them.
 
-A document belongs to a part by the hash of its ``doc_id``, so adding or reordering documents moves no other one. Every
-part reads and cuts the whole file: it joins the same documents as the unsharded build, and knows at which place of it
+A document belongs to a shard by the hash of its ``doc_id``, so adding or reordering documents moves no other one. Every
+shard reads and cuts the whole file: it joins the same documents as the unsharded build, and knows at which place of it
 each question stands. Scoring and generation are what is shared out.
 """
 
@@ -21,29 +21,29 @@ from logodata.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Part ``number`` of ``total``; numbers begin at 1."""
+class BuildShard:
+    """Shard ``number`` of ``total``; numbers begin at 1."""
 
     number: int
     total: int
 
     @classmethod
-    def parse(cls, text: str) -> Part:
-        """``"2/8"`` is the second of eight parts.
+    def parse(cls, text: str) -> BuildShard:
+        """``"2/8"`` is the second of eight shards.
 
         Raises:
             UserError: it is something else.
         """
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
-            raise UserError(f"--shard {text!r} is no part", mend="write i/n with i from 1 to n, e.g. 1/8")
+            raise UserError(f"--shard {text!r} is no shard", mend="write i/n with i from 1 to n, e.g. 1/8")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.number}/{self.total}"
 
     def owns(self, doc_id: str) -> bool:
-        """Whether a document belongs to this part: sha256 of its id, modulo the number of parts."""
+        """Whether a document belongs to this shard: sha256 of its id, modulo the number of shards."""
         digest = hashlib.sha256(doc_id.encode("utf-8")).digest()
         return int.from_bytes(digest[:8], "big") % self.total == self.number - 1
 
@@ -55,24 +55,26 @@ def question_places(source: Source) -> dict[str, int]:
     return {question_id: place for place, question_id in enumerate(ids)}
 
 
-def part_record(part: Part, source: Source, question_ids: Sequence[str]) -> ShardRecord:
-    """What to write to ``shard.json`` of a part in which these questions came to an end."""
+def shard_record(shard: BuildShard, source: Source, question_ids: Sequence[str]) -> ShardRecord:
+    """What to write to ``shard.json`` of a shard in which these questions came to an end."""
     places = question_places(source)
     return ShardRecord(
-        number=part.number, total=part.total, places={question_id: places[question_id] for question_id in question_ids}
+        number=shard.number,
+        total=shard.total,
+        places={question_id: places[question_id] for question_id in question_ids},
     )
 
 
-def read_part_record(folder: Path) -> ShardRecord:
+def read_shard_record(folder: Path) -> ShardRecord:
     """``shard.json`` of a folder.
 
     Raises:
-        UserError: the folder holds no finished part.
+        UserError: the folder holds no finished shard.
     """
     if (folder / "manifest.json").is_file() and not (folder / SHARD_FILE).is_file():
-        raise UserError("a whole data set, not a part", where=str(folder), mend="merge what --shard i/n wrote")
+        raise UserError("a whole data set, not a shard", where=str(folder), mend="merge what --shard i/n wrote")
     if not (folder / "manifest.json").is_file():
-        state = "holds no finished part" if folder.is_dir() else "no such folder"
+        state = "holds no finished shard" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend="run its logodata build ... --shard i/n to the end")
     path = folder / SHARD_FILE
-    return ShardRecord.from_json(read_json(path), where=str(path), mend="build this part again")
+    return ShardRecord.from_json(read_json(path), where=str(path), mend="build this shard again")

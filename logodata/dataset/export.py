@@ -27,7 +27,8 @@ from logodata.common.chat_template import render_chat
 from logodata.common.errors import UserError
 from logodata.common.files import check_apart, check_place, make_folder_of, read_json, write_atomic, write_json
 from logodata.common.json_files import strict_dumps
-from logodata.contract import PreferenceSample, Response, read_manifest, read_samples
+from logodata.contract import PreferenceSample, Response
+from logodata.dataset.samples import read_manifest, read_samples
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat

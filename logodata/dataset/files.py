@@ -20,9 +20,9 @@ from logodata.contract import (
     QuestionOutcome,
     RejectedQuestion,
     Stats,
-    write_samples,
 )
 from logodata.dataset.card import dataset_card, describe
+from logodata.dataset.samples import write_samples
 from logodata.dataset.statistics import Statistics
 from logodata.recipe.settings import BuildRecipe
 

@@ -11,17 +11,11 @@ from logodata.common.errors import UserError
 from logodata.common.files import check_apart, check_place, make_folder_of, write_atomic
 from logodata.common.markup import Html, join, page, raw, tag
 from logodata.common.words import content_stems, marked
-from logodata.contract import (
-    ContextChunk,
-    DecisionRow,
-    PreferenceSample,
-    RejectedQuestion,
-    read_manifest,
-    read_samples,
-)
+from logodata.contract import ContextChunk, DecisionRow, PreferenceSample, RejectedQuestion
 from logodata.dataset.card import describe, describe_patterns, show_percent
 from logodata.dataset.files import read_recipe, read_stats
 from logodata.dataset.inspect_words import in_words, kept_responses, make_up, read_decisions, read_rejected, ruling
+from logodata.dataset.samples import read_manifest, read_samples
 from logodata.judge.settings import JudgeSettings
 
 _NUM_SAMPLES = 50

@@ -12,9 +12,10 @@ from rich.text import Text
 from logodata.common.console import console
 from logodata.common.errors import UserError
 from logodata.common.streams import reader_left
-from logodata.contract import DecisionRow, PreferenceSample, RejectedQuestion, iterate_samples
+from logodata.contract import DecisionRow, PreferenceSample, RejectedQuestion
 from logodata.dataset.files import read_recipe
 from logodata.dataset.inspect_words import in_words, kept_responses, make_up, read_decisions, read_rejected, ruling
+from logodata.dataset.samples import iterate_samples
 from logodata.judge.settings import JudgeSettings
 
 

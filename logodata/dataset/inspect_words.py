@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.contract import DecisionRow, Measures, PreferenceSample, RejectedQuestion, sample_files
+from logodata.contract import DecisionRow, Measures, PreferenceSample, RejectedQuestion
 from logodata.dataset.files import iterate_decisions, iterate_rejected
+from logodata.dataset.samples import sample_files
 from logodata.judge.rules import error_pattern
 from logodata.judge.settings import JudgeSettings
 

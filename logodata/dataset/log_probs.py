@@ -24,8 +24,9 @@ from logodata.common.errors import UserError
 from logodata.common.finite import check_finite, check_responses
 from logodata.common.records import Record
 from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
-from logodata.contract import Manifest, PreferenceSample, iterate_samples, read_manifest
+from logodata.contract import Manifest, PreferenceSample
 from logodata.dataset.files import read_recipe
+from logodata.dataset.samples import iterate_samples, read_manifest
 from logodata.models.facts import length_dependent_rope, model_fingerprint
 from logodata.models.loading import DType, load_config, load_model, load_tokenizer
 from logodata.models.logprobs import token_logprobs

@@ -18,8 +18,9 @@ from logodata.common.errors import UserError
 from logodata.common.files import read_json, write_json
 from logodata.common.json_files import json_objects, strict_dumps
 from logodata.common.printable import markdown_cell
-from logodata.contract import Manifest, ShardRecord, read_manifest, sample_files
+from logodata.contract import Manifest, ShardRecord
 from logodata.dataset.files import SHARD_FILE
+from logodata.dataset.samples import read_manifest, sample_files
 from logodata.sources.text_files import SUFFIXES
 
 _TEXTS = ("README.md",)
@@ -41,8 +42,8 @@ def push(folder: Path, repository: str, *, private: bool = False, revision: str 
         its address.
 
     Raises:
-        UserError: no finished build there, or a part of one; nobody is logged in; the hub cannot be reached or refuses;
-            ``private`` is asked of a repository that is public.
+        UserError: no finished build there, or a shard of one; nobody is logged in; the hub cannot be reached or
+            refuses; ``private`` is asked of a repository that is public.
     """
     manifest = _check_finished(folder)
     from huggingface_hub import HfApi, errors, get_token
@@ -92,11 +93,11 @@ def _check_finished(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UserError("no such folder", where=str(folder), mend="give the -o of logodata build")
     if (path := folder / SHARD_FILE).exists():
-        part = ShardRecord.from_json(read_json(path), where=str(path), mend="build this part again")
+        shard = ShardRecord.from_json(read_json(path), where=str(path), mend="build this shard again")
         raise UserError(
-            f"is part {part.number}/{part.total} of a build",
+            f"is shard {shard} of a build",
             where=str(folder),
-            mend="join the parts first: logodata merge part-* -o DIR",
+            mend="join the shards first: logodata merge shard-* -o DIR",
         )
     if not (folder / "manifest.json").exists():
         raise UserError(

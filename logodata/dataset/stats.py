@@ -11,7 +11,7 @@ from logodata.common.console import console
 from logodata.common.errors import UserError
 from logodata.common.files import differences
 from logodata.common.json_files import strict_dumps
-from logodata.contract import GroupStats, RuleVerdict, Stats, read_manifest
+from logodata.contract import GroupStats, RuleVerdict, Stats
 from logodata.dataset.card import (
     PURITY,
     describe,
@@ -22,6 +22,7 @@ from logodata.dataset.card import (
     show_value,
 )
 from logodata.dataset.files import read_stats
+from logodata.dataset.samples import read_manifest
 
 _NOT_COMPARED = ("engine", "judge.model.engine", "source.path", "source.questions")
 """Fields of a recipe that :func:`_compared` leaves out: answers do not depend on engines, and documents have a line."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import Tracker
 from logodata.contract import ModelVerdict
@@ -18,11 +18,6 @@ from logodata.models.facts import model_eos_ids, model_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text, turn_end_ids
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-FIRST, SECOND = JUDGE_TEMPLATES
-
 
 class ModelJudge:
     """Fills in the verdicts of decisions. Greedy, so the same question has the same verdict in every build.
@@ -34,6 +29,12 @@ class ModelJudge:
         log: of replies; None keeps them in memory only.
         build_engine: opens the build's engine, or gives it if it is open; taken where the judge is the same model under
             the same settings.
+
+    Attributes:
+        name: the model that judges.
+        fingerprint: of that model.
+        formats: its prompts, in the ``first`` wording and in the ``second``.
+        window: tokens that a prompt with its reply may have.
     """
 
     def __init__(
@@ -44,16 +45,23 @@ class ModelJudge:
         log: Path | None,
         build_engine: Callable[[], Engine],
     ) -> None:
-        self._settings = settings
-        name, engine = settings.name or build.model, judge_engine(build, settings)
-        self._tokenizer = _tokenizer(build, settings)
-        self._forms = _forms(self._tokenizer)
-        self._window = engine_window(engine, name)
+        self._settings, self._path = settings, log
+        self.name = name = settings.name or build.model
+        engine, is_build_model = judge_engine(build, settings), name == build.model
+        self._tokenizer = load_tokenizer(
+            name, settings.chat_template or (build.chat_template if is_build_model else None)
+        )
+        wordings = zip(("first", "second"), JUDGE_TEMPLATES, strict=True)
+        self.formats = {which: PromptFormat(self._tokenizer, template) for which, template in wordings}
+        self.window = engine_window(engine, name)
         self._sampling = Sampling(settings.max_new_tokens, turn_end_ids(self._tokenizer, model_eos_ids(name)))
-        fingerprint = judge_fingerprint(build, settings, build_fingerprint)
-        shared = fingerprint == build_fingerprint and engine == build.engine
-        opener = build_engine if shared else lambda: open_engine(engine, name)
-        self._engine = CachedEngine(ResponseLog(log, fingerprint), opener)
+        self.fingerprint = build_fingerprint if is_build_model else model_fingerprint(name)
+        shared = self.fingerprint == build_fingerprint and engine == build.engine
+        self._open: Callable[[], Engine] = build_engine if shared else lambda: open_engine(engine, name)
+
+    @cached_property
+    def _engine(self) -> CachedEngine:
+        return CachedEngine(ResponseLog(self._path, self.fingerprint), self._open)
 
     @property
     def engine_name(self) -> str | None:
@@ -67,8 +75,8 @@ class ModelJudge:
     def judge(self, decisions: Sequence[Decision], tracker: Tracker) -> None:
         """Ask for the verdict on each response, and for a second one where it is judged again."""
         again = [decision for decision in decisions if self._settings.judges_again(decision.id)]
-        first = {decision.id: self._request(decision, FIRST, "first") for decision in decisions}
-        second = {decision.id: self._request(decision, SECOND, "second") for decision in again}
+        first = {decision.id: self._request(decision, "first") for decision in decisions}
+        second = {decision.id: self._request(decision, "second") for decision in again}
         requests = [request for request in (*first.values(), *second.values()) if self._fits(request)]
         self._engine.generate(requests, tracker, "verdicts")
         for decision in decisions:
@@ -76,16 +84,16 @@ class ModelJudge:
         for decision in again:
             decision.second_model_verdict = self._verdict(second[decision.id])
 
-    def _request(self, decision: Decision, wording: str, which: str) -> GenerationRequest:
+    def _request(self, decision: Decision, which: str) -> GenerationRequest:
         # Any one reference will do, as it does for the rules.
         reference = "\nor: ".join(dict.fromkeys(decision.question.answers))
-        prompt = self._forms[wording].encode(
+        prompt = self.formats[which].encode(
             [], question=decision.question.question, reference=reference, response=decision.response.text.strip()
         )
         return GenerationRequest(f"{decision.id}/{which}-verdict", prompt.ids, self._sampling)
 
     def _fits(self, request: GenerationRequest) -> bool:
-        return request.max_total_tokens <= self._window
+        return request.max_total_tokens <= self.window
 
     def _verdict(self, request: GenerationRequest) -> ModelVerdict:
         if not self._fits(request):
@@ -102,31 +110,6 @@ def judge_engine(build: ModelSettings, settings: ModelJudgeSettings) -> EngineSe
     if settings.name in (None, build.model):
         return build.engine
     return build.engine.model_copy(update={"served_model": None})
-
-
-def judge_identity(build: ModelSettings, settings: ModelJudgeSettings, build_fingerprint: str) -> dict[str, Any]:
-    """What verdicts follow from beside the recipe: a build is bound to it, and ``manifest.json`` says it."""
-    name = settings.name or build.model
-    return {
-        "judge_model": name,
-        "judge_model_fingerprint": judge_fingerprint(build, settings, build_fingerprint),
-        "judge_prompt_fingerprints": [form.fingerprint for form in _forms(_tokenizer(build, settings)).values()],
-        "judge_window": engine_window(judge_engine(build, settings), name),
-    }
-
-
-def judge_fingerprint(build: ModelSettings, settings: ModelJudgeSettings, build_fingerprint: str) -> str:
-    """Fingerprint of the model that judges."""
-    return build_fingerprint if settings.name in (None, build.model) else model_fingerprint(settings.name)
-
-
-def _tokenizer(build: ModelSettings, settings: ModelJudgeSettings) -> PreTrainedTokenizerBase:
-    name = settings.name or build.model
-    return load_tokenizer(name, settings.chat_template or (build.chat_template if name == build.model else None))
-
-
-def _forms(tokenizer: PreTrainedTokenizerBase) -> dict[str, PromptFormat]:
-    return {wording: PromptFormat(tokenizer, wording) for wording in JUDGE_TEMPLATES}
 
 
 # The last line is the verdict; a model may reason before it, but not give two.

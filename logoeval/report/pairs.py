@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from logodata.common.markup import Html, join, raw, tag
-from logodata.contract import read_samples
+from logodata.dataset.samples import read_samples
 from logoeval.compare.compare import Comparison, Run
 from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from logodata.common.markup import join, tag
-from logodata.contract import Spread, read_manifest
+from logodata.contract import Spread
 from logodata.dataset.files import read_recipe, read_stats
+from logodata.dataset.samples import read_manifest
 from logoeval.report.tables import Section, Table, titled
 
 

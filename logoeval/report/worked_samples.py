@@ -9,8 +9,9 @@ from typing import Any
 from logodata.common.append_log import AppendLog
 from logodata.common.markup import Html, join, tag
 from logodata.common.words import content_stems
-from logodata.contract import PreferenceSample, Response, read_samples
+from logodata.contract import PreferenceSample, Response
 from logodata.dataset.inspect_page import chunk_view
+from logodata.dataset.samples import read_samples
 from logoeval.compare.compare import Comparison, Run
 from logoeval.records import PREDICTIONS_DIR, SampleRow
 from logoeval.tasks.pairs import sample_hash

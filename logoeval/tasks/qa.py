@@ -18,7 +18,8 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import Tokens
 from logodata.common.words import without_reasoning
-from logodata.contract import PreferenceSample, read_manifest, read_samples, sample_files
+from logodata.contract import PreferenceSample
+from logodata.dataset.samples import read_manifest, read_samples, sample_files
 from logodata.engines import GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings
 from logodata.judge.measures import token_f1, word_share

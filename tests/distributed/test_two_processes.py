@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from logodata.contract import write_samples
+from logodata.dataset.samples import write_samples
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run

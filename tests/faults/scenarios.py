@@ -172,7 +172,7 @@ _TRAIN = (
 
 def _train(folder: Path, model: Path) -> Iterator[Scenario]:
     """Steps with a checkpoint each, written at once or in the background; all weights; a reference model."""
-    from logodata.contract import write_samples
+    from logodata.dataset.samples import write_samples
     from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
     from tests.data_sets import write_manifest
     from tests.logotrain.conftest import sample_of

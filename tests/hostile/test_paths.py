@@ -15,7 +15,7 @@ from logodata.build import answering
 from logodata.cli import main as logodata
 from logodata.common.errors import UserError
 from logodata.common.files import damage, write_json
-from logodata.contract import read_samples
+from logodata.dataset.samples import read_samples
 from logodata.sources import read_source, source_fingerprint
 from logodata.sources.fields import SourceSettings
 from logoeval.cli import main as logoeval

@@ -19,7 +19,7 @@ from logodata.common.errors import UserError
 from logodata.common.json_files import parse_json
 from logodata.common.recipes.reading import load_recipe
 from logodata.common.user_files import decode_utf8, read_text, visible_files
-from logodata.contract import read_manifest, read_samples
+from logodata.dataset.samples import read_manifest, read_samples
 from logodata.models.facts import model_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.recipe.settings import BuildRecipe

@@ -13,7 +13,7 @@ import pytest
 from logodata.cli import main as logodata
 from logodata.common.errors import UserError
 from logodata.common.files import read_json, write_json
-from logodata.contract import read_samples, write_samples
+from logodata.dataset.samples import read_samples, write_samples
 from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine

@@ -9,15 +9,8 @@ from typing import Any
 import pytest
 
 from logodata.common.files import write_json
-from logodata.contract import (
-    ContextChunk,
-    DecisionRow,
-    PreferenceSample,
-    QuestionOutcome,
-    RejectedQuestion,
-    Response,
-    write_samples,
-)
+from logodata.contract import ContextChunk, DecisionRow, PreferenceSample, QuestionOutcome, RejectedQuestion, Response
+from logodata.dataset.samples import write_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.prompts import encode_text

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from logodata.contract import ContextChunk, PreferenceSample, Response, write_samples
+from logodata.contract import ContextChunk, PreferenceSample, Response
+from logodata.dataset.samples import write_samples
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from logotrain.recipe.settings import TrainRecipe
 from tests.data_sets import write_manifest

@@ -9,7 +9,8 @@ import pytest
 
 from logodata.common.console import stderr
 from logodata.common.errors import UserError
-from logodata.contract import PreferenceSample, write_samples
+from logodata.contract import PreferenceSample
+from logodata.dataset.samples import write_samples
 from logotrain.data import load_data
 from logotrain.recipe.settings import TrainRecipe
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from logodata.common.errors import UserError
-from logodata.contract import PreferenceSample, read_samples
+from logodata.contract import PreferenceSample
+from logodata.dataset.samples import read_samples
 from logotrain import trainer
 from logotrain.checkpoints import saving
 from logotrain.recipe.settings import TrainRecipe

@@ -18,7 +18,8 @@ import logodata.build.answering
 import logodata.common.json_files
 import logodata.engines.openai_engine
 from logodata.cli import main
-from logodata.contract import PreferenceSample, read_samples
+from logodata.contract import PreferenceSample
+from logodata.dataset.samples import read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.openai_engine import OpenAIEngine
 from logodata.models.loading import load_tokenizer

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 import logodata.build.answering
 import logodata.build.pipeline
-from logodata.build.candidates import Candidate, Fault, Planner, Pool
+from logodata.build.preparing import Pool, Prepared, QuestionPreparer
 from logodata.cli import main
 from logodata.common.recipes.reading import shipped_recipes
 from logodata.contexts.scores import Evaluator
-from logodata.contract import read_manifest, read_samples
+from logodata.dataset.samples import read_manifest, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.loading import load_tokenizer
 
@@ -352,7 +352,7 @@ def test_a_bare_reference_is_the_last_choice(
 def test_a_question_once_decided_is_not_planned_again(
     tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outcomes that were cut after each line: the rest is planned, nothing is asked again, every file is the same."""
+    """Outcomes that were cut after each line: the rest is prepared, nothing is asked again, every file is the same."""
     documents, out = write_documents(tmp_path), tmp_path / "out"
     run_build(documents, tiny_model_dir, out)
     names = ("data/train-00000-of-00001.parquet", "rejected.jsonl", "stats.json", "README.md", "manifest.json")
@@ -360,13 +360,13 @@ def test_a_question_once_decided_is_not_planned_again(
     outcomes = (out / "work" / "outcomes.jsonl").read_bytes()
     scripted.asked.clear()
     scored: list[int] = []
-    score = Planner.candidates
+    score = QuestionPreparer.prepare_pool
 
-    def counted(self: Planner, pool: Pool, evaluator: Evaluator) -> Iterator[Candidate | Fault]:
+    def counted(self: QuestionPreparer, pool: Pool, evaluator: Evaluator) -> Iterator[Prepared]:
         scored.append(1)
         return score(self, pool, evaluator)
 
-    monkeypatch.setattr(Planner, "candidates", counted)
+    monkeypatch.setattr(QuestionPreparer, "prepare_pool", counted)
     lines = outcomes.splitlines(keepends=True)
     for count in range(len(lines) + 1):
         (out / "work" / "outcomes.jsonl").write_bytes(b"".join(lines[:count]) + b'{"id": "cut')

@@ -1,4 +1,4 @@
-"""Parts of a build, merged, are the unsharded build, byte for byte."""
+"""Shards of a build, merged, are the unsharded build, byte for byte."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import logodata.build.answering
-from logodata.build.shards import Part
+from logodata.build.shards import BuildShard
 from logodata.cli import main
 from logodata.common.errors import UserError
-from logodata.contract import read_samples, write_samples
+from logodata.dataset.samples import read_samples, write_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.loading import load_tokenizer
 
@@ -67,19 +67,18 @@ def run_build(documents: Path, model: Path, output: Path, *arguments: str) -> in
 
 
 @pytest.mark.parametrize("joined", [(), ("source.join_tokens=1500",)])
-def test_merged_parts_are_the_unsharded_build(
+def test_merged_shards_are_the_unsharded_build(
     tmp_path: Path, tiny_model_dir: Path, documents: Path, joined: tuple[str, ...]
 ) -> None:
     whole, merged = tmp_path / "whole", tmp_path / "merged"
     assert run_build(documents, tiny_model_dir, whole, *joined) == 0
-    parts = [tmp_path / f"part-{number}" for number in (3, 1, 2)]
-    for part in parts:
-        shard = f"{part.name[-1]}/3"
-        assert run_build(documents, tiny_model_dir, part, "--shard", shard, *joined) == 0
-    assert main(["merge", *map(str, parts), "-o", str(merged)]) == 0
+    shards = [tmp_path / f"shard-{number}" for number in (3, 1, 2)]
+    for shard in shards:
+        assert run_build(documents, tiny_model_dir, shard, "--shard", f"{shard.name[-1]}/3", *joined) == 0
+    assert main(["merge", *map(str, shards), "-o", str(merged)]) == 0
     for name in FILES:
         assert (whole / name).read_bytes() == (merged / name).read_bytes(), name
-    kept = [len(read_samples(part)) for part in parts]
+    kept = [len(read_samples(shard)) for shard in shards]
     assert sum(kept) == len(read_samples(whole)) >= 8
     assert sum(count > 0 for count in kept) >= 2, "the documents are spread"
     reasons = json.loads((whole / "stats.json").read_text())["rejected_by_reason"]
@@ -87,52 +86,52 @@ def test_merged_parts_are_the_unsharded_build(
     assert reasons["empty_document"] == 1
 
 
-def test_a_sample_in_two_parts_is_refused(
+def test_a_sample_in_two_shards_is_refused(
     tmp_path: Path, tiny_model_dir: Path, documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Somebody copied rows: one of the two would be lost."""
-    first, second = tmp_path / "part-1", tmp_path / "part-2"
-    for number, part in enumerate((first, second), 1):
-        assert run_build(documents, tiny_model_dir, part, "--shard", f"{number}/2") == 0
-    places = [json.loads((part / "shard.json").read_text()) for part in (first, second)]
+    first, second = tmp_path / "shard-1", tmp_path / "shard-2"
+    for number, shard in enumerate((first, second), 1):
+        assert run_build(documents, tiny_model_dir, shard, "--shard", f"{number}/2") == 0
+    places = [json.loads((shard / "shard.json").read_text()) for shard in (first, second)]
     places[1]["places"] |= places[0]["places"]
     (second / "shard.json").write_text(json.dumps(places[1]))
     samples = [*read_samples(first)[:1], *read_samples(second)]
     write_samples(next((second / "data").glob("*.parquet")), samples)
     assert main(["merge", str(first), str(second), "-o", str(tmp_path / "merged")]) == 2
-    assert f"sample '{samples[0].id}' is in two parts" in " ".join(capsys.readouterr().err.split())
+    assert f"sample '{samples[0].id}' is in two shards" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_question_without_an_end_is_refused(
     tmp_path: Path, tiny_model_dir: Path, documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Somebody deleted the reason why a question gave no sample; its decisions are still there."""
-    parts = [tmp_path / f"part-{number}" for number in (1, 2)]
-    for number, part in enumerate(parts, 1):
-        assert run_build(documents, tiny_model_dir, part, "--shard", f"{number}/2") == 0
-    (parts[1] / "rejected.jsonl").write_text("")
-    assert main(["merge", *map(str, parts), "-o", str(tmp_path / "merged")]) == 2
-    assert "the parts do not tell what became of question 'mill" in capsys.readouterr().err
+    shards = [tmp_path / f"shard-{number}" for number in (1, 2)]
+    for number, shard in enumerate(shards, 1):
+        assert run_build(documents, tiny_model_dir, shard, "--shard", f"{number}/2") == 0
+    (shards[1] / "rejected.jsonl").write_text("")
+    assert main(["merge", *map(str, shards), "-o", str(tmp_path / "merged")]) == 2
+    assert "the shards do not tell what became of question 'mill" in capsys.readouterr().err
 
 
 def test_documents_are_dealt_by_their_id() -> None:
-    parts = [Part(number, 4) for number in (1, 2, 3, 4)]
-    owners = {f"doc-{n}": [part.number for part in parts if part.owns(f"doc-{n}")] for n in range(400)}
+    shards = [BuildShard(number, 4) for number in (1, 2, 3, 4)]
+    owners = {f"doc-{n}": [shard.number for shard in shards if shard.owns(f"doc-{n}")] for n in range(400)}
     assert all(len(numbers) == 1 for numbers in owners.values())
-    counts = [sum(numbers == [part.number] for numbers in owners.values()) for part in parts]
+    counts = [sum(numbers == [shard.number] for numbers in owners.values()) for shard in shards]
     assert min(counts) > 70
     assert owners["doc-7"] == [int(hashlib.sha256(b"doc-7").hexdigest()[:16], 16) % 4 + 1]
 
 
-def test_a_part_without_a_pair_is_a_part(tmp_path: Path, tiny_model_dir: Path, documents: Path) -> None:
-    """More parts than documents: some hold nothing."""
+def test_a_shard_without_a_pair_is_a_shard(tmp_path: Path, tiny_model_dir: Path, documents: Path) -> None:
+    """More shards than documents: some hold nothing."""
     total = 12
-    parts = [tmp_path / f"part-{number}" for number in range(1, total + 1)]
-    for number, part in enumerate(parts, 1):
-        assert run_build(documents, tiny_model_dir, part, "--shard", f"{number}/{total}") == 0
-    assert min(len(read_samples(part)) for part in parts) == 0
+    shards = [tmp_path / f"shard-{number}" for number in range(1, total + 1)]
+    for number, shard in enumerate(shards, 1):
+        assert run_build(documents, tiny_model_dir, shard, "--shard", f"{number}/{total}") == 0
+    assert min(len(read_samples(shard)) for shard in shards) == 0
     assert run_build(documents, tiny_model_dir, tmp_path / "whole") == 0
-    assert main(["merge", *map(str, parts), "-o", str(tmp_path / "merged")]) == 0
+    assert main(["merge", *map(str, shards), "-o", str(tmp_path / "merged")]) == 0
     for name in FILES:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "merged" / name).read_bytes(), name
 
@@ -140,7 +139,7 @@ def test_a_part_without_a_pair_is_a_part(tmp_path: Path, tiny_model_dir: Path, d
 def test_what_cannot_be_merged(
     tmp_path: Path, tiny_model_dir: Path, documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def part(name: str, *arguments: str) -> Path:
+    def shard(name: str, *arguments: str) -> Path:
         assert run_build(documents, tiny_model_dir, tmp_path / name, *arguments) == 0
         return tmp_path / name
 
@@ -152,19 +151,19 @@ def test_what_cannot_be_merged(
         assert not (tmp_path / "merged").exists()
         return error
 
-    first, second = part("one", "--shard", "1/2"), part("two", "--shard", "2/2")
-    again, whole = part("again", "--shard", "2/2"), part("whole")
-    third, reseeded = part("third", "--shard", "1/3"), part("reseeded", "--shard", "2/2", "seed=5")
-    assert "missing of 2 parts: 1 (" in fault(second)
-    assert "part 2/2 is in" in fault(first, second, again)
-    assert "part 1/3 beside 1/2" in fault(first, third)
+    first, second = shard("one", "--shard", "1/2"), shard("two", "--shard", "2/2")
+    again, whole = shard("again", "--shard", "2/2"), shard("whole")
+    third, reseeded = shard("third", "--shard", "1/3"), shard("reseeded", "--shard", "2/2", "seed=5")
+    assert "missing of 2 shards: 1 (" in fault(second)
+    assert "shard 2/2 is in" in fault(first, second, again)
+    assert "shard 1/3 beside 1/2" in fault(first, third)
     assert "recipe.seed=5, but 0 in" in fault(first, reseeded)
-    assert "a whole data set, not a part" in fault(first, whole)
+    assert "a whole data set, not a shard" in fault(first, whole)
     assert "no such folder" in fault(first, tmp_path / "nowhere")
-    assert "one: lies inside a part" in fault(first, second, output="one")
+    assert "one: lies inside a shard" in fault(first, second, output="one")
     assert "whole: holds a build already" in fault(first, second, output="whole")
     (second / "manifest.json").unlink()
-    assert "holds no finished part" in fault(first, second)
+    assert "holds no finished shard" in fault(first, second)
 
 
 def test_a_folder_keeps_its_part(
@@ -178,4 +177,4 @@ def test_a_folder_keeps_its_part(
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "1/2/3", "-1/2"])
 def test_bad_shards(text: str) -> None:
     with pytest.raises(UserError, match="i from 1 to n"):
-        Part.parse(text)
+        BuildShard.parse(text)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from logodata.build import ray_driver
-from logodata.build.candidates import Pool
+from logodata.build.preparing import Pool
 from logodata.build.ray_coordinator import Coordinator, Workers, worker_size
 from logodata.build.ray_driver import group_pools
 from logodata.build.ray_workers import Answerer, Job, Result, portable
@@ -205,8 +205,8 @@ def test_a_fault_in_a_worker_is_a_result(tmp_path: Path, tiny_model_dir: Path) -
     import pyarrow as pa
 
     broken = recipe(tmp_path / "gone", "evaluator.name=lexical")
-    planned = pa.table({"data": pa.array([pickle.dumps((7, []))], pa.large_binary())})
-    result = pickle.loads(Answerer(Job(broken.model_dump_json(), "x"))(planned)["data"][0].as_py())
+    prepared = pa.table({"data": pa.array([pickle.dumps((7, []))], pa.large_binary())})
+    result = pickle.loads(Answerer(Job(broken.model_dump_json(), "x"))(prepared)["data"][0].as_py())
     assert result.number == 7
     assert isinstance(result.fault, UserError)
     assert f"{tmp_path}/gone: no such model folder" in str(result.fault)

@@ -12,8 +12,9 @@ import pytest
 
 from logodata.cli import EXPORT_FORMATS, main
 from logodata.common.files import write_json
-from logodata.contract import ContextChunk, PreferenceSample, Response, read_samples, write_samples
+from logodata.contract import ContextChunk, PreferenceSample, Response
 from logodata.dataset.export import ExportFormat
+from logodata.dataset.samples import read_samples, write_samples
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text

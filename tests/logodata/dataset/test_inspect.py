@@ -21,9 +21,9 @@ from logodata.contract import (
     RejectedQuestion,
     Response,
     Stats,
-    write_samples,
 )
 from logodata.dataset.inspect_words import ruling
+from logodata.dataset.samples import write_samples
 from logodata.judge.settings import JudgeSettings
 from tests.data_sets import new_statistics, recipe_json, write_manifest
 
@@ -268,8 +268,8 @@ def test_stats_count_error_patterns_and_are_json(tmp_path: Path, capsys: pytest.
 
 
 def test_right_dispreferred_responses_of_a_switched_off_judge_are_counted_apart(tmp_path: Path) -> None:
-    from logodata.contract import read_samples
     from logodata.dataset.card import describe_patterns
+    from logodata.dataset.samples import read_samples
 
     sample = read_samples(write_data(tmp_path / "set", 1))[0]
     right = sample.model_copy(update={"rejected": [sample.chosen, sample.rejected[1]]})

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from logodata.cli import main
-from logodata.contract import PreferenceSample, Response, write_samples
+from logodata.contract import PreferenceSample, Response
 from logodata.dataset import log_probs
 from logodata.dataset.log_probs import BARE_REFERENCE, advice, measure, response_logprobs
+from logodata.dataset.samples import write_samples
 from logodata.models.facts import model_fingerprint
 from logodata.prompts import encode_text
 from tests.conftest import make_model

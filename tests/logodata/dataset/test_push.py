@@ -187,7 +187,7 @@ def test_refused(
     assert "no such folder" in refused(build / "none")
     assert "is no name of a data set (write ORG/NAME" in refused(build, "name")
     write_json(build / "shard.json", {"number": 2, "total": 8, "places": {}})
-    assert "is part 2/8 of a build (join the parts first" in refused(build)
+    assert "is shard 2/8 of a build (join the shards first" in refused(build)
     (build / "shard.json").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(huggingface_hub, "get_token", lambda: None)

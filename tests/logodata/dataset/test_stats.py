@@ -12,7 +12,8 @@ import pytest
 
 import logodata.build.answering
 from logodata.cli import main
-from logodata.contract import file_of, read_samples
+from logodata.contract import file_of
+from logodata.dataset.samples import read_samples
 from logodata.dataset.statistics import source_group
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.loading import load_tokenizer

@@ -16,7 +16,7 @@ import logodata.build.answering
 import logodata.judge.model
 import logodata.models.loading
 from logodata.cli import main
-from logodata.contract import read_manifest, read_samples
+from logodata.dataset.samples import read_manifest, read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.judge.agreement import describe_verdicts, verdict_statistics
 from logodata.judge.model import parse_verdict

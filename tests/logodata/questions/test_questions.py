@@ -12,7 +12,8 @@ import pytest
 import logodata.questions.writing
 from logodata.cli import main
 from logodata.contexts.chunking import chunk_text
-from logodata.contract import Document, Question, read_samples
+from logodata.contract import Document, Question
+from logodata.dataset.samples import read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.loading import load_tokenizer
 from logodata.questions.drafts import draw_drafts, parse_reply, recurring_names

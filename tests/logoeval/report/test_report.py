@@ -15,7 +15,7 @@ import pytest
 from logodata.common.errors import UserError
 from logodata.common.files import write_json
 from logodata.common.markup import join, raw, tag
-from logodata.contract import read_samples, write_samples
+from logodata.dataset.samples import read_samples, write_samples
 from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from logodata.contract import read_samples
 from logodata.dataset.log_probs import _estimate, response_logprobs
+from logodata.dataset.samples import read_samples
 from logoeval.intervals import estimate_mean
 from logoeval.tasks.pairs import mean_logprobs
 from logotrain.attention.shared_prefix import use_shared_prefix

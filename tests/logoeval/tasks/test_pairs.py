@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from logodata.common.errors import UserError
-from logodata.contract import read_samples
+from logodata.dataset.samples import read_samples
 from logodata.engines.settings import EngineSettings
 from logodata.judge.measures import token_f1, word_share
 from logoeval.tasks.pairs import EVALUATOR, PairsSettings, run

@@ -1,7 +1,7 @@
 """From documents to requests: pools of chunks, scored once, and for every question its contexts and prompts.
 
-Everything here is a pure function of recipe and documents, so a build that was interrupted plans exactly the same
-again.
+Everything here is a pure function of recipe and documents, so a build that was interrupted prepares exactly the
+same again.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A question on its way to becoming a preference sample.
+class PreparedQuestion:
+    """A question with its contexts and prompts, on its way to becoming a preference sample.
 
     ``preferred`` are requests for the preferred response, tried in order; ``rejected`` maps a strategy to its request;
     ``prompt`` is the training prompt.
@@ -64,7 +64,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class UnusableQuestion:
     """A question that cannot become a sample, and why. ``excess_tokens``: how many its longest prompt is beyond the
     window."""
 
@@ -76,8 +76,12 @@ class Fault:
     excess_tokens: int = 0
 
 
-class Planner:
-    """Turns questions into candidates under one recipe and tokenizer.
+Prepared = PreparedQuestion | UnusableQuestion
+"""What becomes of a question when it is prepared."""
+
+
+class QuestionPreparer:
+    """Draws contexts and makes prompts of questions, under one recipe and tokenizer.
 
     Args:
         recipe: the build recipe.
@@ -91,9 +95,9 @@ class Planner:
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
 
-    def under(self, recipe: BuildRecipe) -> Planner:
-        """A planner for another recipe of the same model."""
-        return Planner(recipe, self.tokenizer, self.window)
+    def under(self, recipe: BuildRecipe) -> QuestionPreparer:
+        """A preparer for another recipe of the same model."""
+        return QuestionPreparer(recipe, self.tokenizer, self.window)
 
     def pools(self, documents: Sequence[Document]) -> Iterator[Pool]:
         """Chunk documents and join them, in order, until a pool holds ``source.join_tokens``; what is left joins the
@@ -119,10 +123,10 @@ class Planner:
         else:
             yield complete
 
-    def candidates(self, pool: Pool, evaluator: Evaluator) -> Iterator[Candidate | Fault]:
-        """Score a pool once for all its questions, then plan each question."""
+    def prepare_pool(self, pool: Pool, evaluator: Evaluator) -> Iterator[Prepared]:
+        """Score a pool once for all its questions, then prepare each question."""
         for document, question, scores in self.scored(pool, evaluator):
-            yield self.plan(pool, document, question, scores)
+            yield self.prepare(pool, document, question, scores)
 
     def scored(self, pool: Pool, evaluator: Evaluator) -> Iterator[tuple[Document, Question, NDArray[np.float64]]]:
         """Every question of a pool with its scores, float64 [C]."""
@@ -135,16 +139,14 @@ class Planner:
         for (document, question), row in zip(asked, scores, strict=True):
             yield document, question, row
 
-    def plan(
-        self, pool: Pool, document: Document, question: Question, scores: NDArray[np.float64]
-    ) -> Candidate | Fault:
+    def prepare(self, pool: Pool, document: Document, question: Question, scores: NDArray[np.float64]) -> Prepared:
         """Contexts and prompts of a question, or why there are none."""
         recipe = self._recipe
         contexts = draw_contexts(
             scores, recipe.contexts, np.random.default_rng([recipe.seed, _stable_hash(question.id)])
         )
         if isinstance(contexts, str):
-            return Fault(pool, document, question, contexts)
+            return UnusableQuestion(pool, document, question, contexts)
 
         def prompt(indices: Sequence[int], form: PromptFormat) -> Prompt:
             chunks = [pool.chunks[i][1].token_ids for i in indices]
@@ -163,8 +165,8 @@ class Planner:
         new = recipe.generation.max_new_tokens
         if (excess := longest + new - self.window) > 0:
             detail = f"{longest} prompt tokens and {new} new ones exceed the window of {self.window}"
-            return Fault(pool, document, question, "prompt_exceeds_window", detail, excess)
-        return Candidate(
+            return UnusableQuestion(pool, document, question, "prompt_exceeds_window", detail, excess)
+        return PreparedQuestion(
             pool=pool,
             document=document,
             question=question,

@@ -1,0 +1,96 @@
+"""The samples of a data set and its manifest: what the trainer and the evaluator read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from logodata.common.errors import UserError
+from logodata.common.files import read_json, replacing
+from logodata.common.parquet import parquet_rows
+from logodata.common.records import arrow_schema
+from logodata.common.user_files import visible_files
+from logodata.contract import SCHEMA_VERSION, Manifest, PreferenceSample
+
+_ROWS_PER_GROUP = 256
+_MEND = "build the data set again"
+
+
+def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
+    """Write samples to one parquet file, atomically; equal samples give equal bytes. Holds one row group in memory.
+
+    Returns:
+        how many there were.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows, count, schema = iter(samples), 0, arrow_schema(PreferenceSample)
+    with replacing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := [sample.model_dump() for sample in islice(rows, _ROWS_PER_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    return count
+
+
+def read_samples(folder: Path) -> list[PreferenceSample]:
+    """All samples of a build's folder, in file order; see :func:`iterate_samples`."""
+    return list(iterate_samples(folder))
+
+
+def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
+    """The samples of a build's folder, in file order, a few at a time.
+
+    Each has an id of its own in all files of the folder: positions, reference log-probabilities and answers are kept by
+    it.
+
+    Raises:
+        UserError: no such folder, no finished build in it, another schema version, a damaged row, or an id that stands
+            there twice.
+    """
+    places: dict[str, str] = {}
+    for file in sample_files(folder):
+        for number, row in parquet_rows(file, str(file), mend=_MEND):
+            if (found := row.get("schema_version")) != SCHEMA_VERSION:
+                what = f"schema version {found}, this program reads {SCHEMA_VERSION}"
+                raise UserError(what, where=str(file), mend=_MEND)
+            where = f"{file}:row {number}"
+            sample = PreferenceSample.from_json(row, where=where, mend=_MEND)
+            if sample.id in places:
+                raise UserError(
+                    f"sample id {sample.id!r} stands at {places[sample.id]} too",
+                    where=where,
+                    mend="give each sample its own id; shards of one build are put together by logodata merge",
+                )
+            places[sample.id] = where
+            yield sample
+
+
+def sample_files(folder: Path) -> list[Path]:
+    """The parquet files of a build's folder, in order; none is opened.
+
+    Raises:
+        UserError: no such folder, or no finished build in it.
+    """
+    files = sorted(visible_files(folder / "data", (".parquet",), below=False))
+    if not files:
+        if folder.is_file():
+            raise UserError(
+                "a file, not a data set (pairs that are made already cannot be trained on)",
+                where=str(folder),
+                mend="give the folder that logodata build DOCUMENTS -o DIR writes",
+            )
+        state = "holds no finished build" if folder.is_dir() else "no such folder"
+        raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
+    return files
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """``manifest.json`` of a data set.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    path = folder / "manifest.json"
+    return Manifest.from_json(read_json(path), where=str(path), mend=_MEND)
