@@ -138,6 +138,7 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
             gpu_memory_utilization=settings.gpu_memory_utilization,
             tensor_parallel_size=settings.tensor_parallel_size,
         )
+    assert settings.kind == "openai", settings.kind
     from logodata.engines.openai_engine import OpenAIEngine
 
     if adapter is not None and settings.served_model is None:

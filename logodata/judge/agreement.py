@@ -1,4 +1,4 @@
-"""Verdicts of a model judge: its settings, the form of a reply, and how far two wordings of the same question agree."""
+"""Statistics of a model judge's verdicts: how often each was given, and how far two wordings of one question agree."""
 
 from __future__ import annotations
 

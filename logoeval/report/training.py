@@ -1,4 +1,4 @@
-"""Sections of the report: one for each task, one on the data, one on the training run."""
+"""The section on the training run: its settings, and loss and margin by step."""
 
 from __future__ import annotations
 
