@@ -12,14 +12,15 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from logodata.common.errors import UserError
-from logodata.sources.fields import PARTS, aliases, column_of, names_of
+from logodata.sources.fields import ALIASES, PARTS, aliases, column_of, names_of
 
 Shape = Literal["plain", "longalpaca", "conversations", "squad"]
 
 TURN_FIELDS = ("conversations", "messages", "conversation")
 _INSTRUCTIONS = ("instruction", "input", "file")
 _COMPLETIONS = ("completion", "response", "chosen", "output", "answer", "answers")
-OTHER_FIELDS = (
+COLUMNS = (
+    *(name for field in ALIASES for name in aliases(field)),
     *TURN_FIELDS,
     *_INSTRUCTIONS,
     *_COMPLETIONS,
@@ -31,7 +32,7 @@ OTHER_FIELDS = (
     "choices",
     *("gold_label", "choice_A", "choice_B", "choice_C", "choice_D"),
 )
-"""Columns that are read in addition to our own fields."""
+"""Columns that are read: those of our own fields, and of the rows that are converted."""
 
 UNDERSTOOD = (
     'write {"messages": [{"role": "system", "content": DOCUMENT}, {"role": "user", "content": QUESTION}, '

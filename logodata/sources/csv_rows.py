@@ -16,8 +16,8 @@ from logodata.common import json_files
 from logodata.common.errors import UserError
 from logodata.common.json_files import numbered_lines, too_long
 from logodata.common.user_files import AS_UTF8, decode_utf8
-from logodata.sources.conversations import OTHER_FIELDS, TURN_FIELDS
-from logodata.sources.fields import ALIASES, PARTS, aliases, column_of, names_of, spelt
+from logodata.sources.conversations import COLUMNS, TURN_FIELDS
+from logodata.sources.fields import PARTS, aliases, column_of, names_of, spelt
 from logodata.sources.json_rows import Row
 
 SUFFIXES = (".csv", ".tsv")
@@ -25,8 +25,6 @@ SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = (",", ";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r"sep=(.)")
 """The line that spreadsheets may write before the header."""
-
-_LISTS = ("questions", "answers", "evidence")
 
 _QUOTING = "put cells that hold the delimiter or an end of line into double quotes, and double the quotes in them"
 
@@ -113,8 +111,7 @@ def _header(lines: _Lines, shown: str, tabs: bool) -> tuple[list[str], str]:
 
 def _check_header(header: Collection[str], columns: Mapping[str, str], shown: str) -> None:
     named = dict.fromkeys(header)
-    known = {*columns.values(), *(name for field in ALIASES for name in aliases(field)), *OTHER_FIELDS}
-    if not any(column_of(named, name) for name in known):
+    if not any(column_of(named, name) for name in (*columns.values(), *COLUMNS)):
         raise UserError(
             "the first row has no known column name: is the header row missing?",
             where=f"{shown}:1",
@@ -124,14 +121,7 @@ def _check_header(header: Collection[str], columns: Mapping[str, str], shown: st
 
 
 def _holds_lists(column: str, columns: Mapping[str, str]) -> bool:
-    names = {columns[field] for field in _LISTS if field in columns}
-    names |= {name for field in _LISTS for name in aliases(field)} | {
-        *TURN_FIELDS,
-        *PARTS,
-        "options",
-        "choices",
-        "prompt",
-        "completion",
-        "chosen",
-    }
+    names = [*TURN_FIELDS, *PARTS, "options", "choices", "prompt", "completion", "chosen"]
+    for field in ("questions", "answers", "evidence"):
+        names += [*aliases(field), *((columns[field],) if field in columns else ())]
     return any(column_of({column: None}, name) for name in names)

@@ -17,7 +17,7 @@ from logodata.common.errors import UserError
 from logodata.common.foreign_files import check_is_text, count_endings, how_to_convert, is_beside_data, note_left_out
 from logodata.common.user_files import visible_files
 from logodata.sources.conversations import (
-    OTHER_FIELDS,
+    COLUMNS,
     Shape,
     columns_of,
     from_conversation,
@@ -28,15 +28,16 @@ from logodata.sources.conversations import (
 )
 from logodata.sources.csv_rows import SUFFIXES as CSV_SUFFIXES
 from logodata.sources.csv_rows import csv_rows
-from logodata.sources.fields import ALIASES, EMBEDDED_PREFIX, SourceSettings, aliases, column_of
+from logodata.sources.fields import EMBEDDED_PREFIX, SourceSettings, aliases, column_of
 from logodata.sources.json_rows import Row, json_rows
 from logodata.sources.tables import hub_files, hub_rows, load_hub, parquet_rows
-from logodata.sources.text_files import SUFFIXES, text_files, text_rows
+from logodata.sources.text_files import SUFFIXES, files_of, text_rows
 
 Container = Literal["jsonl", "csv", "parquet", "text", "hub"]
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 _TABLE_SUFFIXES = (".parquet", *_JSON_SUFFIXES, *CSV_SUFFIXES, ".arrow")
+_SUFFIXES: Mapping[str, tuple[str, ...]] = {"text": SUFFIXES, "csv": CSV_SUFFIXES}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -69,10 +70,11 @@ def open_source(settings: SourceSettings) -> Opened:
     rows = _raw_rows(settings, container)
     _note_left_out(settings, container)
     first = next(islice(rows(), 1), None)
+    shape: Shape = "plain"
     if settings.format in ("longalpaca", "conversations"):
-        shape: Shape = "longalpaca" if settings.format == "longalpaca" else "conversations"
-    else:
-        shape = "plain" if first is None or settings.columns or container == "text" else shape_of(first[1])
+        shape = settings.format
+    elif first is not None and not settings.columns and container != "text":
+        shape = shape_of(first[1])
     columns = settings.columns
     if container == "text" and settings.questions is not None:
         columns = {}  # they belong to the questions' file
@@ -119,10 +121,8 @@ def _note_left_out(settings: SourceSettings, container: Container) -> None:
     folder = settings.file
     if not folder.is_dir():
         return
-    if container == "text":
-        note_left_out(folder, text_files(folder), f"{' and '.join(SUFFIXES)} files")
-    elif container == "csv":
-        note_left_out(folder, _csv_files(folder), f"{' and '.join(CSV_SUFFIXES)} files")
+    if suffixes := _SUFFIXES.get(container):
+        note_left_out(folder, files_of(folder, suffixes), f"{' and '.join(suffixes)} files")
     elif settings.subset is None and (files := hub_files(folder)):
         note_left_out(folder, files, f"{' and '.join(sorted({file.suffix for file in files}))} files")
 
@@ -153,9 +153,9 @@ def source_fingerprint(settings: SourceSettings) -> str:
     """
     container, folder = _container(settings), settings.file
     if container == "text":
-        files = [(file, file.relative_to(folder)) for file in text_files(folder)]
+        files = [(file, file.relative_to(folder)) for file in files_of(folder)]
     elif container == "csv":
-        found = _csv_files(folder)
+        found = files_of(folder, CSV_SUFFIXES)
         files = [(file, file.relative_to(folder) if len(found) > 1 else Path()) for file in found]
     elif container != "hub":
         files = [(source_file(settings.path), Path())]
@@ -227,11 +227,10 @@ def _container(settings: SourceSettings) -> Container:
     if settings.format in ("text", "csv"):
         if not file.exists():
             source_file(path)
-        suffixes, files = (SUFFIXES, text_files) if settings.format == "text" else (CSV_SUFFIXES, _csv_files)
-        if not files(file):
-            raise UserError(
-                f"holds no {settings.format} file", where=path, mend=f"files end in {' or '.join(suffixes)}"
-            )
+        suffixes = _SUFFIXES[settings.format]
+        if not files_of(file, suffixes):
+            mend = f"files end in {' or '.join(suffixes)}"
+            raise UserError(f"holds no {settings.format} file", where=path, mend=mend)
         if file.is_file():
             check_is_text(file, path)
         return settings.format
@@ -262,9 +261,9 @@ def _container(settings: SourceSettings) -> Container:
 def _folder(folder: Path, path: str) -> Container:
     tables = list(visible_files(folder, _TABLE_SUFFIXES))
     # Beside tables a README is not a document; in a folder of texts it may be one.
-    has_text = any(not (tables and is_beside_data(file)) for file in text_files(folder))
+    has_text = any(not (tables and is_beside_data(file)) for file in files_of(folder))
+    form: Container = "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
     if has_text and tables:
-        form = "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
         raise UserError(
             "holds text files and tables",
             where=path,
@@ -280,26 +279,18 @@ def _folder(folder: Path, path: str) -> Container:
             if how
             else f"give a folder of {', '.join(SUFFIXES)} or data files",
         )
-    if has_text:
-        return "text"
-    return "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
-
-
-def _csv_files(path: Path) -> list[Path]:
-    """Return the tables in a folder and its subfolders, sorted by path; for a file, the file itself."""
-    return [path] if path.is_file() else sorted(visible_files(path, CSV_SUFFIXES))
+    return "text" if has_text else form
 
 
 def _raw_rows(settings: SourceSettings, container: Container) -> Callable[[], Iterator[Row]]:
     path = settings.path
-    wanted = {name for field in ALIASES for name in aliases(field)} | {*OTHER_FIELDS}
-    wanted |= {settings.columns[field] for field in settings.columns}
+    wanted = {*COLUMNS, *settings.columns.values()}
     wanted |= {form for name in wanted for form in (name.capitalize(), name.upper())}
     if container == "jsonl":
         file = source_file(path)
         return lambda: json_rows(file, path)
     if container == "csv":
-        files = _csv_files(settings.file)
+        files = files_of(settings.file, CSV_SUFFIXES)
         shown = {file: path if len(files) == 1 else str(file) for file in files}
         return lambda: (row for file in files for row in csv_rows(file, shown[file], settings.columns))
     if container == "parquet":
