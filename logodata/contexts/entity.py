@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logodata.common.console import note
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, first_line
 from logodata.common.words import content_stems, normalise
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _load_pipeline(model: str) -> Language:
         pipeline = spacy.load(model)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot load the spaCy pipeline: {str(error).splitlines()[0]}",
+            f"cannot load the spaCy pipeline: {first_line(error)}",
             where=f"evaluator.entity_model={model}",
             mend=f"name a folder, or install it: python -m spacy download {Path(model).name}",
         ) from error

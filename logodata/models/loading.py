@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common.console import quiet_transformers
-from logodata.common.errors import UserError, pass_on
+from logodata.common.errors import UserError, first_line, pass_on
 from logodata.common.user_files import MARK, read_text
 from logodata.models.adapters import (
     ADAPTER_FILES,
@@ -278,7 +278,7 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         pass_on(error)
         raise UserError(
-            f"cannot use the device {device!r}: {str(error).splitlines()[0]}", mend="give cpu, cuda, cuda:1 or auto"
+            f"cannot use the device {device!r}: {first_line(error)}", mend="give cpu, cuda, cuda:1 or auto"
         ) from error
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.files import file_sha256
 from logodata.common.foreign_files import check_is_text, count_endings, how_to_convert, is_beside_data, note_left_out
 from logodata.common.user_files import visible_files
 from logodata.sources.conversations import (
@@ -167,13 +168,10 @@ def source_fingerprint(settings: SourceSettings) -> str:
     if settings.questions is not None:
         open_questions(settings)
         files.append((Path(settings.questions).expanduser(), Path("questions")))
-    digests = []
-    for file, name in files:
-        with open(file, "rb") as handle:
-            digests.append((name.as_posix(), hashlib.file_digest(handle, "sha256").hexdigest()))
+    digests = [file_sha256(file) for file, _ in files]
     if len(digests) == 1:
-        return digests[0][1][:16]
-    listed = "".join(f"{digest} {name}\n" for name, digest in digests)
+        return digests[0][:16]
+    listed = "".join(f"{digest} {name.as_posix()}\n" for digest, (_, name) in zip(digests, files, strict=True))
     return hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.common import parquet as common
-from logodata.common.errors import UserError, pass_on
+from logodata.common.errors import UserError, first_line, pass_on
 from logodata.sources.json_rows import Row
 
 if TYPE_CHECKING:
@@ -59,9 +59,8 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
         return datasets.load_dataset(name, name=subset, split=chosen), chosen
     except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
         pass_on(error)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"cannot load this data set: {reason}",
+            f"cannot load this data set: {first_line(error)}",
             where=path,
             mend="check its name, source.subset and the network, or give a local folder",
         ) from error
