@@ -109,8 +109,9 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
         return UserError(what, where=f"{shown}:{line}", mend=mend)
 
     def cut_off() -> UserError:
-        what = "the JSON list has no end" if listed else "the JSON object has no end"
-        return fault(what, "the file was cut off, copy it anew")
+        return fault(
+            "the JSON list has no end" if listed else "the JSON object has no end", "the file was cut off, copy it anew"
+        )
 
     next_sign()
     at += listed  # the opening bracket
@@ -130,8 +131,9 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
                     continue
                 if in_string or reached >= len(text[at:].rstrip()):
                     raise cut_off() from error
-                what = f"not valid JSON: {error.msg} in the element that begins here"
-                raise fault(what, "correct this element") from error
+                raise fault(
+                    f"not valid JSON: {error.msg} in the element that begins here", "correct this element"
+                ) from error
             except (ValueError, RecursionError) as error:
                 raise fault(f"not valid JSON: {error}", "correct this element") from error
         line += text.count("\n", at, end)

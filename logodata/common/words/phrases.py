@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import regex
+from text_to_num import Token, find_numbers
 
 from logodata.common.words import units
 from logodata.common.words.values import INITIALS, MOST_DIGITS, ORDINAL, Word, as_time, as_version, negated, number
@@ -55,10 +56,8 @@ _ROMAN = regex.compile(r"(?=[IVX])(X{0,3})(IX|IV|V?I{0,3})")
 _ROMAN_VALUES = {"": 0, "I": 1, "II": 2, "III": 3, "IV": 4, "V": 5, "VI": 6, "VII": 7, "VIII": 8, "IX": 9}
 
 
-class _Piece:
+class _Piece(Token):
     """A word, or the text between two words, in the form that text2num takes."""
-
-    __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -66,14 +65,6 @@ class _Piece:
     def text(self) -> str:
         """Return the text of the piece."""
         return self._text
-
-    def nt_separated(self, previous: object) -> bool:  # noqa: ARG002
-        """Whether something other than text separates a piece from the one before: never."""
-        return False
-
-    def not_a_number_part(self) -> bool:
-        """Whether a piece is not part of a number although it looks like one: never."""
-        return False
 
 
 def numbers_in_words(found: Sequence[Word], text: str) -> list[Word]:
@@ -99,15 +90,11 @@ def _spells(word: Word) -> bool:
 
 @lru_cache(maxsize=1 << 16)
 def _spells_a_number(word: str) -> bool:
-    from text_to_num import find_numbers
-
     return word != "o" and bool(find_numbers([_Piece(word)], "en", 0.0))  # "o'clock"
 
 
 def _join_numbers(found: Sequence[Word], first: int, end: int, text: str) -> Iterator[Word]:
     """Yield the words from ``first`` up to ``end``, with those that spell a number joined."""
-    from text_to_num import find_numbers
-
     pieces: list[_Piece] = []
     index_of: dict[int, int] = {}  # index of a piece -> index of its word
     for index in range(first, end):
