@@ -229,12 +229,11 @@ def _fill(wrapped: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
     missing = [name for name, value in saved.items() if name not in tensors and id(value) not in filled]
     faults = {"its file lacks": missing, "the model has no place for": result.unexpected_keys}
     if missing or result.unexpected_keys:
-        raise _does_not_fit(
-            folder, "; ".join(f"{what} {_first_name(names)}" for what, names in faults.items() if names)
-        )
+        raise _does_not_fit(folder, "; ".join(f"{what} {some(names)}" for what, names in faults.items() if names))
 
 
-def _first_name(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first of some names, in alphabetical order, with the number of the others."""
     return min(names) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 

@@ -21,6 +21,7 @@ from logodata.models.adapters import (
     check_adapter,
     check_adapter_shapes,
     merge_adapter,
+    some,
 )
 from logodata.models.embedded import (
     EMBEDDING_PACKAGE,
@@ -258,10 +259,8 @@ def load_model(
     model: PreTrainedModel = loaded[0]
     if getattr(model, "_hf_peft_config_loaded", False):  # transformers attaches it unasked and unchecked
         raise _with_adapter(name)
-    if missing := sorted(loaded[1]["missing_keys"]):
-        # transformers would continue with random numbers in their place.
-        names = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-        raise UserError(f"cannot load the model: it has no weights for {names}", where=name, mend=_COPY)
+    if missing := loaded[1]["missing_keys"]:  # transformers would continue with random numbers in their place
+        raise UserError(f"cannot load the model: it has no weights for {some(missing)}", where=name, mend=_COPY)
     if adapter is not None:
         model = merge_adapter(model, adapter)
     if not four_bits:

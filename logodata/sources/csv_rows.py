@@ -56,9 +56,7 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
             except csv.Error as error:
                 if "field limit" in str(error):
                     raise too_long(where, "a cell") from error
-                raise UserError(
-                    f"not valid CSV in the row that begins here: {error}", where=where, mend=_QUOTING
-                ) from error
+                raise _not_csv(error, where) from error
             if cells is None:
                 return
             if not any(cells):
@@ -98,15 +96,17 @@ def _header(lines: _Lines, shown: str, tabs: bool) -> tuple[list[str], str]:
     try:
         found = {sign: next(csv.reader([first], delimiter=sign, strict=True), []) for sign in delimiters}
     except csv.Error as error:
-        raise UserError(
-            f"not valid CSV in the row that begins here: {error}", where=f"{shown}:1", mend=_QUOTING
-        ) from error
+        raise _not_csv(error, f"{shown}:1") from error
     delimiter = max(found, key=lambda sign: len(found[sign]))
     header = [name.strip() for name in found[delimiter]]
     doubled = next((name for name in header if name and header.count(name) > 1), None)
     if doubled is not None:
         raise UserError(f"two columns are called {doubled!r}", where=f"{shown}:1", mend="rename one")
     return header, delimiter
+
+
+def _not_csv(error: csv.Error, where: str) -> UserError:
+    return UserError(f"not valid CSV in the row that begins here: {error}", where=where, mend=_QUOTING)
 
 
 def _check_header(header: Collection[str], columns: Mapping[str, str], shown: str) -> None:

@@ -176,10 +176,9 @@ class _Reader:
 
     def _asked(self, row: dict[str, Any], where: str, needed: bool) -> list[dict[str, Any]]:
         nested = self._fields.questions(row, where)
-        if nested is None:
-            asks = needed or self._fields.get(row, "question", where, str, default=None) is not None
-            return [row] if asks else []
-        return nested
+        if nested is not None:
+            return nested
+        return [row] if needed or self._fields.get(row, "question", where, str, default=None) is not None else []
 
     def _ask(self, doc_id: str, row: dict[str, Any], where: str) -> None:
         entry = self.entries[doc_id]
@@ -187,21 +186,21 @@ class _Reader:
         question = self._fields.question(row, f"{doc_id}-{entry.num_asked:02d}", where)
         self._check_id(question["id"], where)
         taken = self._takes(entry, question)
-        reason = _content_fault(entry, question)
-        if reason and not taken:
-            return  # the settings leave it out anyway
-        if reason:
-            self.fault(question, doc_id, where, reason)
+        unusable = {
+            "empty_document": entry.blank,
+            "empty_question": not question["question"],
+            "no_reference_answer": not question["answers"],
+        }
+        if reason := next((reason for reason, holds in unusable.items() if holds), None):
+            if taken:  # else the settings leave it out anyway
+                self.fault(question, doc_id, where, reason)
             return
         try:
             checked = Question(**question)
         except ValidationError as error:
             fault = error.errors()[0]
-            raise UserError(
-                f"question field {fault['loc'][0]!r}: {fault['msg'].lower()}",
-                where=where,
-                mend="see docs/build.md",
-            ) from error
+            what = f"question field {fault['loc'][0]!r}: {fault['msg'].lower()}"
+            raise UserError(what, where=where, mend="see docs/build.md") from error
         if not taken:
             return
         if any(not 0 <= start < end <= entry.length for start, end in checked.evidence):
@@ -224,16 +223,6 @@ class _Reader:
                 mend="give each question its own id",
             )
         self._question_places[question_id] = where
-
-
-def _content_fault(entry: Entry, question: dict[str, Any]) -> str:
-    if entry.blank:
-        return "empty_document"
-    if not question["question"]:
-        return "empty_question"
-    if not question["answers"]:
-        return "no_reference_answer"
-    return ""
 
 
 @dataclass(slots=True)

@@ -159,12 +159,12 @@ class _Reader:
             return self._counted(word)
         if word.literal == INITIALS:
             return word._replace(telling=not self._follow(lambda w: w.literal[:1].isupper(), gap=" "))
-        if word.text in _MONTHS_BY_START and self._is_next_to_number():
-            return word._replace(text=_MONTHS_BY_START[word.text])
-        if word.text in _LEADS or units.money_code(word.text):
-            phrase = self._phrase(word)
-            if phrase is not None:
-                return phrase
+        if word.text in _MONTHS_BY_START:
+            before = self._before
+            if self._follow(_is_number, gap=" .") or (before is not None and before.kind == "number"):
+                return word._replace(text=_MONTHS_BY_START[word.text])
+        if (word.text in _LEADS or units.money_code(word.text)) and (phrase := self._phrase(word)) is not None:
+            return phrase
         return self._capitalised(word) if word.literal[:1].isupper() else word
 
     def _number(self, word: Word) -> Word:
@@ -175,10 +175,6 @@ class _Reader:
         if before is not None and self._text[before.end : word.start] in (" ", "-") and _names_a_version(before, word):
             return word._replace(text=word.literal, value=None)
         return Word(word.literal, word.start, word.end) if _is_plural(word) else word
-
-    def _is_next_to_number(self) -> bool:
-        before = self._before
-        return self._follow(_is_number, gap=" .") or (before is not None and before.kind == "number")
 
     def _take(self, count: int = 1) -> Word:
         self._at += count
@@ -228,9 +224,9 @@ class _Reader:
     def _half_or_quarter(self, word: Word) -> Word | None:
         """Return half or a quarter of what follows; None if the word means something else."""
         before = self._before
-        if (before is not None and (before.text in _NOT_A_HALF_AFTER or before.unit == ORDINAL)) or (
-            self._follow(_NOT_A_HALF)
-        ):
+        if self._follow(_NOT_A_HALF):
+            return None
+        if before is not None and (before.text in _NOT_A_HALF_AFTER or before.unit == ORDINAL):
             return None
         if self._gap()[:1] == "-" and not self._follow(_is_unit):  # "half-witted"
             return None
@@ -272,8 +268,7 @@ class _Reader:
         if word.value is not None and word.value < 1 and self._follow(("of",), _ARTICLES, _is_scale):
             of = self._take(3)
             word = number(word.value * _scale(of), word.start, of.end)
-        with_time = self._time(word)
-        if with_time is not None:
+        if (with_time := self._time(word)) is not None:
             return with_time
         word = self._with_unit(word)
         if self._follow(("below",), lambda w: w.value == 0):
@@ -282,15 +277,14 @@ class _Reader:
 
     def _day(self, word: Word) -> Word:
         """Return an ordinal; next to a month it is the number of a day."""
-        before = self._before
-        beside_month = self._follow(_ANY_MONTH) or self._follow(("of",), _ANY_MONTH)
-        if beside_month or (before is not None and before.text in _ANY_MONTH):
+        behind = self._before is not None and self._before.text in _ANY_MONTH
+        if behind or self._follow(_ANY_MONTH) or self._follow(("of",), _ANY_MONTH):
             return word._replace(unit="", exact=True)
         return word
 
     def _factor(self, word: Word) -> Fraction | None:
         """Return what the next word multiplies a number by; None if it is not a scale."""
-        if not self._follow(_is_number_or_word):
+        if not self._follow(lambda w: w.kind != "run"):
             return None
         following = self._next()
         if _is_scale(following):
@@ -422,10 +416,6 @@ def _names_a_version(name: Word, word: Word) -> bool:
 
 def _is_number(word: Word) -> bool:
     return word.kind == "number"
-
-
-def _is_number_or_word(word: Word) -> bool:
-    return word.kind != "run"
 
 
 def _is_in_digits(word: Word) -> bool:
