@@ -107,7 +107,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     wrapped = attach_adapter(model, folder)
     if getattr(model, "is_quantized", False):
         return model
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):
         return _merge(wrapped, folder).eval()
 
 
@@ -320,20 +320,12 @@ def _needs_values(error: Exception) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence PEFT's warnings, which are about what is checked here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
 def _as_user_error(folder: Path) -> Iterator[None]:
     """Turn any error of PEFT about an adapter, whose config may hold anything, into a :class:`UserError`."""
     import torch
 
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):  # PEFT's are about what is checked here
             yield
     except (UserError, torch.OutOfMemoryError):
         raise

@@ -23,12 +23,7 @@ from logodata.models.adapters import (
     merge_adapter,
     some,
 )
-from logodata.models.embedded import (
-    EMBEDDING_PACKAGE,
-    check_embedded_model,
-    embedded_model,
-    package_folder,
-)
+from logodata.models.embedded import EMBEDDING_PACKAGE, check_embedded_model, embedded_model, package_folder
 from logodata.models.text_config import text_config
 
 if TYPE_CHECKING:

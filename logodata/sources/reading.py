@@ -281,8 +281,7 @@ class Documents(Sequence[Document]):
     def __getitem__(self, index: slice) -> list[Document]: ...
     def __getitem__(self, index: int | slice) -> Document | list[Document]:
         if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            return list(self)[index] if step < 0 else list(islice(iter(self), start, max(stop, start), step))
+            return list(self)[index]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return next(islice(iter(self), index % len(self), None))
