@@ -42,11 +42,8 @@ def check_adapter(folder: Path) -> None:
             mend=f"{_SAVE} as safetensors: PEFT's save_pretrained does",
         )
     if missing:
-        raise UserError(
-            f"holds no adapter (no {missing[0]})",
-            where=str(folder),
-            mend="give RUN/final of a finished logotrain run",
-        )
+        mend = "give RUN/final of a finished logotrain run"
+        raise UserError(f"holds no adapter (no {missing[0]})", where=str(folder), mend=mend)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -190,11 +187,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise UserError("holds no tensors", where=str(path), mend=_SAVE)
     for name, tensor in sorted(tensors.items()):
         if not tensor.numel():
-            raise UserError(
-                f"{name} is empty (shape {list(tensor.shape)})",
-                where=str(path),
-                mend=f"{_SAVE}, with the weights gathered from all processes",
-            )
+            mend = f"{_SAVE}, with the weights gathered from all processes"
+            raise UserError(f"{name} is empty (shape {list(tensor.shape)})", where=str(path), mend=mend)
         numbers = tensor.float() if tensor.element_size() == 1 else tensor  # isfinite does not support float8
         if not torch.isfinite(numbers).all():
             raise UserError(f"{name} holds numbers that are not finite", where=str(path), mend=_SAVE)
@@ -340,11 +334,8 @@ def _as_user_error(folder: Path) -> Iterator[None]:
             ) from error
         if isinstance(error, RuntimeError | ValueError):
             raise _does_not_fit(folder, lines[0]) from error
-        raise UserError(
-            f"cannot load the adapter: {type(error).__name__} {lines[0]}",
-            where=str(folder),
-            mend="copy the adapter again",
-        ) from error
+        what = f"cannot load the adapter: {type(error).__name__} {lines[0]}"
+        raise UserError(what, where=str(folder), mend="copy the adapter again") from error
 
 
 BASE_CONFIG = "base_config.json"

@@ -44,11 +44,8 @@ def embedded_model() -> Path:
     source = package_folder(_GGUF_PACKAGE)
     digest = file_sha256(source / _GGUF_FILE)
     if digest != GGUF_SHA256:
-        raise UserError(
-            f"unexpected contents (sha256 {digest[:12]})",
-            where=str(source / _GGUF_FILE),
-            mend=f"reinstall: {_INSTALL_EMBEDDED}",
-        )
+        where, mend = str(source / _GGUF_FILE), f"reinstall: {_INSTALL_EMBEDDED}"
+        raise UserError(f"unexpected contents (sha256 {digest[:12]})", where=where, mend=mend)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".convert-", dir=target.parent))
     try:

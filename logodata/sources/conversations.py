@@ -271,11 +271,8 @@ def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
     field = next((key for name in TURN_FIELDS if (key := column_of(row, name)) and row[key] is not None), None)
     turns = row[field] if field else _prompted(row)
     if not isinstance(turns, list) or not turns:
-        raise UserError(
-            f"no list of turns in 'conversations' (fields: {names_of(row)})",
-            where=where,
-            mend="write {conversations: [{role: user, content: ...}, {role: assistant, content: ...}]}",
-        )
+        mend = "write {conversations: [{role: user, content: ...}, {role: assistant, content: ...}]}"
+        raise UserError(f"no list of turns in 'conversations' (fields: {names_of(row)})", where=where, mend=mend)
     if (system := column_of(row, "system")) and isinstance(row[system], str):
         yield "system", row[system]
     for turn in turns:
@@ -285,10 +282,8 @@ def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
         if not isinstance(role, str) or role.lower() not in _ROLES:
             raise UserError(f"a turn's role is {role!r}", where=where, mend=f"roles are {', '.join(_ROLES)}")
         name = "value" if turn.get("content") is None and "value" in turn else "content"
-        if isinstance(parts := turn.get(name), list):
-            yield _ROLES[role.lower()], _join_parts(parts, where)
-        else:
-            yield _ROLES[role.lower()], _text(turn, name, where)
+        parts = turn.get(name)
+        yield _ROLES[role.lower()], _join_parts(parts, where) if isinstance(parts, list) else _text(turn, name, where)
 
 
 def _prompted(row: Mapping[str, Any]) -> list[Any] | None:

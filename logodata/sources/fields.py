@@ -77,11 +77,8 @@ class Fields:
         if default is _REQUIRED:
             names = mapped or "/".join(ALIASES[name])
             questions = "; questions on documents of another file are source.questions=FILE" * (name == "context")
-            raise UserError(
-                f"no field {names!r}",
-                where=where,
-                mend=f"add it, or map a column: source.columns.{name}=YOUR_COLUMN{questions}; found: {names_of(row)}",
-            )
+            mend = f"add it, or map a column: source.columns.{name}=YOUR_COLUMN{questions}; found: {names_of(row)}"
+            raise UserError(f"no field {names!r}", where=where, mend=mend)
         return default
 
     def context(self, row: Mapping[str, Any], where: str) -> str:
@@ -114,11 +111,8 @@ class Fields:
             nested = self._with_answers(row, nested, where)
         for entry in nested if isinstance(nested, list) else [nested]:
             if not isinstance(entry, dict):
-                raise UserError(
-                    f"a question is {type(entry).__name__}, not an object",
-                    where=where,
-                    mend="write {question: ..., answers: [...]}",
-                )
+                what = f"a question is {type(entry).__name__}, not an object"
+                raise UserError(what, where=where, mend="write {question: ..., answers: [...]}")
         found: list[dict[str, Any]] = nested
         return found
 

@@ -63,11 +63,8 @@ def open_source(settings: SourceSettings) -> Opened:
     if container != "hub":
         for name in ("split", "subset"):
             if getattr(settings, name) is not None:
-                raise UserError(
-                    f"a source of format {container} has no {name}",
-                    where=settings.path,
-                    mend=f"drop source.{name}, or set source.format=hub",
-                )
+                mend = f"drop source.{name}, or set source.format=hub"
+                raise UserError(f"a source of format {container} has no {name}", where=settings.path, mend=mend)
     rows = _raw_rows(settings, container)
     _note_left_out(settings, container)
     first = next(islice(rows(), 1), None)
@@ -80,11 +77,8 @@ def open_source(settings: SourceSettings) -> Opened:
     if container == "text" and settings.questions is not None:
         columns = {}  # they belong to the questions' file
     if columns and (shape != "plain" or container == "text"):
-        raise UserError(
-            f"source.columns has no meaning for {shape if shape != 'plain' else container}",
-            where=settings.path,
-            mend="drop it",
-        )
+        read = shape if shape != "plain" else container
+        raise UserError(f"source.columns has no meaning for {read}", where=settings.path, mend="drop it")
     if first is not None and shape == "plain" and container != "text":
         columns = {**columns_of(first[1]), **columns}
     if settings.format == "auto" and not settings.path.startswith(EMBEDDED_PREFIX):
@@ -198,17 +192,13 @@ def source_file(path: str) -> Path:
     if path.startswith(EMBEDDED_PREFIX):
         name = path.removeprefix(EMBEDDED_PREFIX)
         if name not in ("train", "eval"):
-            raise UserError(
-                f"no embedded documents {name!r}", where=path, mend="there are embedded:train and embedded:eval"
-            )
+            mend = "there are embedded:train and embedded:eval"
+            raise UserError(f"no embedded documents {name!r}", where=path, mend=mend)
         return Path(str(resources.files("logodata.sources"))) / "embedded" / f"{name}.jsonl"
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(
-            "is a folder" if file.is_dir() else "no such file",
-            where=path,
-            mend="give a file, a folder of text files, a hub data set (source.format=hub), or embedded:train",
-        )
+        mend = "give a file, a folder of text files, a hub data set (source.format=hub), or embedded:train"
+        raise UserError("is a folder" if file.is_dir() else "no such file", where=path, mend=mend)
     return file
 
 
@@ -249,11 +239,8 @@ def _container(settings: SourceSettings) -> Container:
     if file.suffix.lower() in _JSON_SUFFIXES or head[:1] in (b"{", b"["):
         return "jsonl"
     how = how_to_convert([file.suffix.lower()])
-    raise UserError(
-        "its format cannot be recognised",
-        where=path,
-        mend=f"turn it into text first: {how}" if how else "set source.format: jsonl, csv, parquet or text",
-    )
+    mend = f"turn it into text first: {how}" if how else "set source.format: jsonl, csv, parquet or text"
+    raise UserError("its format cannot be recognised", where=path, mend=mend)
 
 
 def _folder(folder: Path, path: str) -> Container:
@@ -262,21 +249,13 @@ def _folder(folder: Path, path: str) -> Container:
     has_text = any(not (tables and is_beside_data(file)) for file in files_of(folder))
     form: Container = "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
     if has_text and tables:
-        raise UserError(
-            "holds text files and tables",
-            where=path,
-            mend=f"set source.format=text or {form}, or give one of the files",
-        )
+        mend = f"set source.format=text or {form}, or give one of the files"
+        raise UserError("holds text files and tables", where=path, mend=mend)
     if not has_text and not tables:
         others = [file for file in visible_files(folder) if not is_beside_data(file)]
         how = how_to_convert(sorted({file.suffix.lower() for file in others}))
-        raise UserError(
-            f"holds no documents (files: {count_endings(others) or 'none'})",
-            where=path,
-            mend=f"turn them into text first: {how}"
-            if how
-            else f"give a folder of {', '.join(SUFFIXES)} or data files",
-        )
+        mend = f"turn them into text first: {how}" if how else f"give a folder of {', '.join(SUFFIXES)} or data files"
+        raise UserError(f"holds no documents (files: {count_endings(others) or 'none'})", where=path, mend=mend)
     return "text" if has_text else form
 
 

@@ -53,22 +53,16 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     """
     opened = open_source(settings)
     if opened.container == "text" and needs_questions and settings.questions is None:
-        raise UserError(
-            "text files hold no questions",
-            where=settings.path,
-            mend="have them written by 'logodata questions', or give source.questions=FILE",
-        )
+        mend = "have them written by 'logodata questions', or give source.questions=FILE"
+        raise UserError("text files hold no questions", where=settings.path, mend=mend)
     fields = Fields(opened.columns)
     asked = Fields(settings.columns) if opened.container == "text" else fields
     reader = _Reader(fields, asked, settings, needs_questions and settings.questions is None)
     for where, row in opened.rows():
         reader.add(row, where)
     if not reader.entries:
-        raise UserError(
-            "holds no document",
-            where=settings.path,
-            mend="write a row below the header" if opened.container == "csv" else "write one JSON object a line",
-        )
+        mend = "write a row below the header" if opened.container == "csv" else "write one JSON object a line"
+        raise UserError("holds no document", where=settings.path, mend=mend)
     if settings.questions is not None:
         for where, row in open_questions(settings)():
             reader.add_questions(row, where)
@@ -106,11 +100,8 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     )
     if needs_questions and not source.documents.num_questions and not source.faults:
         found = ", ".join(f"{kind} {count}" for kind, count in reader.kinds.most_common()) or "none"
-        raise UserError(
-            f"no question is left; kinds found: {found}",
-            where=settings.path,
-            mend="see to source.kinds and source.max_documents",
-        )
+        mend = "see to source.kinds and source.max_documents"
+        raise UserError(f"no question is left; kinds found: {found}", where=settings.path, mend=mend)
     return source
 
 
@@ -136,11 +127,8 @@ class _Reader:
             self.num_pages += is_page(text)
             self.entries[doc_id] = Entry(where, title, digest, len(text), not text.strip())
         elif known.digest != digest:
-            raise UserError(
-                f"doc_id {doc_id!r} has another context than at {known.where}",
-                where=where,
-                mend="give each document its own doc_id",
-            )
+            what = f"doc_id {doc_id!r} has another context than at {known.where}"
+            raise UserError(what, where=where, mend="give each document its own doc_id")
         for entry in self._asked(row, where, self._needs_questions):
             self._ask(doc_id, entry, where)
 
@@ -217,11 +205,8 @@ class _Reader:
 
     def _check_id(self, question_id: str, where: str) -> None:
         if question_id in self._question_places:
-            raise UserError(
-                f"question id {question_id!r} stands at {self._question_places[question_id]} too",
-                where=where,
-                mend="give each question its own id",
-            )
+            what = f"question id {question_id!r} stands at {self._question_places[question_id]} too"
+            raise UserError(what, where=where, mend="give each question its own id")
         self._question_places[question_id] = where
 
 

@@ -56,11 +56,8 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
         return datasets.load_dataset(name, name=subset, split=chosen), chosen
     except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
         pass_on(error)
-        raise UserError(
-            f"cannot load this data set: {first_line(error)}",
-            where=path,
-            mend="check its name, source.subset and the network, or give a local folder",
-        ) from error
+        mend = "check its name, source.subset and the network, or give a local folder"
+        raise UserError(f"cannot load this data set: {first_line(error)}", where=path, mend=mend) from error
 
 
 def hub_files(folder: Path) -> list[Path]:
