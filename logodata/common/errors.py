@@ -95,21 +95,21 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Treat SIGTERM, with which schedulers end a process, as Ctrl-C within the block. Only the main thread can set
-    handlers: on another one nothing changes."""
+def raised_by(number: signal.Signals, error: Callable[[], BaseException]) -> Iterator[bool]:
+    """Raise a new ``error`` within the block when a signal arrives. Only the main thread can set handlers: on another
+    one the block gets False, and nothing changes."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield False
         return
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        raise error()
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(number, handler)
     try:
-        yield
+        yield True
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
 def run_command(
@@ -123,7 +123,7 @@ def run_command(
     """
     try:
         open_streams()
-        with sigterm_interrupts():
+        with raised_by(signal.SIGTERM, KeyboardInterrupt):  # with it schedulers end a process
             try:
                 code = command() or 0
             except Exception as error:

@@ -320,11 +320,9 @@ def _loading(what: str, name: str) -> Iterator[None]:
                 mend="take a model that transformers knows by itself",
             ) from error
         if unknown := _NO_CAUSAL_LM.match(str(error)):
-            raise UserError(
-                f"transformers has no causal language model for a {unknown[1]}",
-                where=name,
-                mend="take a model that writes text and nothing else, such as Llama or Qwen",
-            ) from error
+            mend = "take a model that writes text and nothing else, such as Llama or Qwen"
+            fault = f"transformers has no causal language model for a {unknown[1]}"
+            raise UserError(fault, where=name, mend=mend) from error
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         if not reason or not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__} {reason}"
