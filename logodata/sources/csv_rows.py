@@ -11,6 +11,7 @@ import csv
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from logodata.common import json_files
 from logodata.common.errors import UserError
@@ -43,14 +44,13 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
     """
     csv.field_size_limit(json_files.MAX_JSON_BYTES)
     with open(file, "rb") as handle:
-        lines = _Lines(numbered_lines(handle, shown), shown)
-        header, delimiter = _header(lines, shown, file.suffix.lower() == ".tsv")
+        lines = _decoded(handle, shown)
+        header, delimiter, num_lines = _header(lines, shown, file.suffix.lower() == ".tsv")
         _check_header(header, columns, shown)
         lists = {name for name in header if name and _holds_lists(name, columns)}
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
-            start = lines.number + 1
-            where = f"{shown}:{start}"
+            where = f"{shown}:{num_lines + reader.line_num + 1}"
             try:
                 cells = next(reader, None)
             except csv.Error as error:
@@ -72,22 +72,18 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
             )
 
 
-class _Lines(Iterator[str]):
-    """Decodes lines and keeps the number of the last one read."""
-
-    def __init__(self, numbered: Iterator[tuple[int, bytes]], shown: str) -> None:
-        self._numbered, self._shown, self.number = numbered, shown, 0
-
-    def __next__(self) -> str:
-        self.number, line = next(self._numbered)
+def _decoded(handle: BinaryIO, shown: str) -> Iterator[str]:
+    for number, line in numbered_lines(handle, shown):
         try:
-            return decode_utf8(line)
+            text = decode_utf8(line)
         except ValueError as error:
-            raise UserError(f"not UTF-8: {error}", where=f"{self._shown}:{self.number}", mend=AS_UTF8) from error
+            raise UserError(f"not UTF-8: {error}", where=f"{shown}:{number}", mend=AS_UTF8) from error
+        yield text
 
 
-def _header(lines: _Lines, shown: str, tabs: bool) -> tuple[list[str], str]:
-    """Return the column names and the delimiter, which is the one that gives most columns."""
+def _header(lines: Iterator[str], shown: str, tabs: bool) -> tuple[list[str], str, int]:
+    """Return the column names, the delimiter (the one that gives most columns) and the number of lines that were
+    read."""
     first = next(lines, "")
     named = _SEPARATOR_LINE.fullmatch(first.strip())
     if named:
@@ -102,7 +98,7 @@ def _header(lines: _Lines, shown: str, tabs: bool) -> tuple[list[str], str]:
     doubled = next((name for name in header if name and header.count(name) > 1), None)
     if doubled is not None:
         raise UserError(f"two columns are called {doubled!r}", where=f"{shown}:1", mend="rename one")
-    return header, delimiter
+    return header, delimiter, 2 if named else 1
 
 
 def _not_csv(error: csv.Error, where: str) -> UserError:
