@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 import signal
-import threading
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, raised_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,17 +111,11 @@ def _join(parts: Iterable[str]) -> str:
 def _limited_time(seconds: float) -> Iterator[None]:
     """Raise ``TimeoutError`` inside the block after so many seconds. It holds on the main thread, which alone gets
     signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"it takes more than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with raised_by(signal.SIGALRM, lambda: TimeoutError(f"it takes more than {seconds:g} s")) as is_main:
+        if is_main:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            if is_main:
+                signal.setitimer(signal.ITIMER_REAL, 0)

@@ -187,13 +187,6 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter) -> None:
     ctx.exit()
 
 
-def _nearest_option(name: str, command: click.Command) -> str | None:
-    """The option that is spelt nearly so, but for its dashes: of those all have the same."""
-    names = {text.lstrip("-"): text for option in command.params if isinstance(option, Option) for text in option.opts}
-    near = difflib.get_close_matches(name.lstrip("-"), names, n=1)
-    return names[near[0]] if near else None
-
-
 def _as_user_error(error: click.UsageError) -> UserError:
     """What click says of a command line, as one line."""
     ctx = error.ctx
@@ -204,8 +197,10 @@ def _as_user_error(error: click.UsageError) -> UserError:
         mend = f"did you mean {error.possibilities[0]!r}?" if error.possibilities else f"one of {', '.join(commands)}"
         return UserError(f"no command {error.command_name!r}", mend=mend)
     if isinstance(error, click.NoSuchOption):
-        if near := _nearest_option(error.option_name, ctx.command):
-            mend = f"did you mean {near!r}?"
+        spelt = {text.lstrip("-"): text for it in ctx.command.params if isinstance(it, Option) for text in it.opts}
+        # Without their dashes, in which all options are alike.
+        if near := difflib.get_close_matches(error.option_name.lstrip("-"), spelt, n=1):
+            mend = f"did you mean {spelt[near[0]]!r}?"
         elif isinstance(ctx.command, click.Group):
             mend = f"a command's options follow its name; {see}"
         else:

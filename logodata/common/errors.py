@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -9,7 +10,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -44,6 +45,17 @@ class UserError(Exception):
         return printable(" ".join(f"{place}{self.what}{cure}".split()))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or else its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """Return a question after the name of ``known`` that is spelt most like ``name``, or ``otherwise``."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else otherwise
+
+
 def pass_on(error: BaseException) -> None:
     """Raise again what says nothing about the input that was being read: an interrupt, an exit, or lack of memory.
 
@@ -52,16 +64,13 @@ def pass_on(error: BaseException) -> None:
     fails while an interrupt propagates has it as its context.
     """
     for part in _chain(error):
-        if isinstance(part, KeyboardInterrupt | SystemExit | MemoryError) or _OUT_OF_MEMORY.search(_text(part)):
+        text = f"{type(part).__name__} {part}"
+        if isinstance(part, KeyboardInterrupt | SystemExit | MemoryError) or _OUT_OF_MEMORY.search(text):
             raise part
 
 
 _OUT_OF_MEMORY = re.compile(r"^(?:OutOfMemoryError|RuntimeError)\b.*(?:out of memory|can't allocate memory)", re.DOTALL)
 """torch's errors on a GPU and on a CPU. bitsandbytes and CUDA's libraries use the same words."""
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__} {error}"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -86,21 +95,21 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Treat SIGTERM, with which schedulers end a process, as Ctrl-C within the block. Only the main thread can set
-    handlers: on another one nothing changes."""
+def raised_by(number: signal.Signals, error: Callable[[], BaseException]) -> Iterator[bool]:
+    """Raise a new ``error`` within the block when a signal arrives. Only the main thread can set handlers: on another
+    one the block gets False, and nothing changes."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield False
         return
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        raise error()
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(number, handler)
     try:
-        yield
+        yield True
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
 def run_command(
@@ -114,7 +123,7 @@ def run_command(
     """
     try:
         open_streams()
-        with sigterm_interrupts():
+        with raised_by(signal.SIGTERM, KeyboardInterrupt):  # with it schedulers end a process
             try:
                 code = command() or 0
             except Exception as error:

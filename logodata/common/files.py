@@ -38,27 +38,26 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         UserError: The disk is full, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _removed_on_failure(temporary), open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
+    with _writing(path, "free space or choose another -o"):
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # the first error tells more; the next start removes the file
+                temporary.unlink(missing_ok=True)
+            raise
         sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"cannot write: {error.strerror}", where=str(path), mend="free space or choose another -o"
-        ) from error
 
 
 @contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
+def _writing(path: Path, mend: str) -> Iterator[None]:
     try:
         yield
-    except BaseException:
-        with suppress(OSError):  # the first error tells more; the next start removes the file
-            path.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise UserError(f"cannot write: {error.strerror}", where=str(path), mend=mend) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -81,17 +80,13 @@ def append_lines(path: Path, lines: str) -> None:
         UserError: The file cannot be written.
     """
     is_new = not path.exists()
-    try:
+    with _writing(path, "free space, then run the same command again"):
         with open(path, "ab") as file:
             file.write(lines.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
         if is_new:
             sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"cannot write: {error.strerror}", where=str(path), mend="free space, then run the same command again"
-        ) from error
 
 
 def check_place(path: Path) -> None:
@@ -133,10 +128,8 @@ def make_folder_of(path: Path) -> None:
         UserError: It cannot be created.
     """
     check_place(path)
-    try:
+    with _writing(path, "choose another -o"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write: {error.strerror}", where=str(path), mend="choose another -o") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -265,7 +258,8 @@ def move_into_place(scratch: Path, target: Path) -> None:
     elsewhere."""
     for place, _, names in os.walk(scratch):
         for name in names:
-            _sync_file(Path(place) / name)
+            with open(Path(place) / name, "rb") as file:
+                os.fsync(file.fileno())
         sync_folder(Path(place))
     scratch.rename(target)
     sync_folder(target.parent)
@@ -318,10 +312,10 @@ def _names(folder: Path) -> list[str]:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def _sync_file(path: Path) -> None:
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hex digits."""
     with open(path, "rb") as file:
-        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()

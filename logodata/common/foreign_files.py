@@ -37,23 +37,12 @@ _OFFICE = {
 }
 """The extension tells these formats apart: inside, they are archives or look alike."""
 
-_DOCUMENTS = {
-    b"%PDF-": ("a PDF file", ".pdf"),
-    b"{\\rtf": ("an RTF document", ".rtf"),
-}
 _HTML = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
 _XML = re.compile(rb"\s*<\?xml\b")
+_OLD_OFFICE = b"\xd0\xcf\x11\xe0"
 _BINARY = (
-    b"\xd0\xcf\x11\xe0",
-    b"\x89PNG",
-    b"\xff\xd8\xff",
-    b"GIF8",
-    b"RIFF",
-    b"\x7fELF",
-    b"MZ\x90",
-    b"SQLite format 3",
-    b"PAR1",
-    b"ARROW1",
+    *(_OLD_OFFICE, b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"\x7fELF", b"MZ\x90"),
+    *(b"SQLite format 3", b"PAR1", b"ARROW1"),
 )
 """How other files that are not text may begin. Anything else that is not text is refused as not UTF-8."""
 
@@ -79,14 +68,15 @@ def check_is_text(file: Path, shown: str, *, markup: bool = False) -> None:
     with open(file, "rb") as handle:
         head = handle.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
     suffix = file.suffix.lower()
-    if suffix in _OFFICE and head.startswith((b"PK", b"\xd0\xcf\x11\xe0")):
+    if suffix in _OFFICE and head.startswith((b"PK", _OLD_OFFICE)):
         raise _not_text(_OFFICE[suffix], suffix, shown)
     for magic, name in _ARCHIVES.items():
         if head.startswith(magic):
             raise UserError(f"is compressed ({name})", where=shown, mend="unpack it first")
-    for magic, (kind, ending) in _DOCUMENTS.items():
-        if head.startswith(magic):
-            raise _not_text(kind, ending, shown)
+    if head.startswith(b"%PDF-"):
+        raise _not_text("a PDF file", ".pdf", shown)
+    if head.startswith(b"{\\rtf"):
+        raise _not_text("an RTF document", ".rtf", shown)
     if head.startswith(_BINARY):
         raise _not_text("a binary file", "", shown)
     if markup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 from click.shell_completion import CompletionItem
 
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from logodata.common.recipes.reading import RecipeModel
@@ -110,8 +109,7 @@ class Choice(click.Choice[str]):
             return str(value)
         assert param is not None
         assert ctx is not None
-        near = difflib.get_close_matches(value, self.choices, n=1)
-        mend = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(self.choices)}"
+        mend = did_you_mean(value, self.choices, f"one of {', '.join(self.choices)}")
         raise UserError(f"{parameter_name(param)}: there is no {value!r}", where=command_name(ctx), mend=mend)
 
 

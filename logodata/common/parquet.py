@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common import json_files
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, first_line
 from logodata.common.json_files import too_long
 
 
@@ -49,5 +49,4 @@ def parquet_rows(
                     yield number, row
     # Which of these says that a file is damaged depends on where it is: OverflowError on a date, for example.
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot read as parquet: {reason}", where=shown, mend=mend) from error
+        raise UserError(f"cannot read as parquet: {first_line(error)}", where=shown, mend=mend) from error

@@ -5,7 +5,6 @@ The functions are pure and seeded (paper section 3.2). Chunks always stand in do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,14 +104,10 @@ def draw_contexts(scores: NDArray[np.float64], settings: ContextSettings, rng: n
         # At least one critical chunk stays, and at least one goes if there are several.
         count = min(max(round(ratio * len(critical)), 1), max(len(critical) - 1, 1))
         kept = [critical[i] for i in rng.permutation(len(critical))[:count]]
-        mixed.append(_in_order(kept, shuffled[: n - count]))
+        mixed.append(tuple(sorted(kept + shuffled[: n - count])))
     return Contexts(
-        critical=_in_order(critical),
-        irrelevant=_in_order(shuffled[:n]),
+        critical=tuple(sorted(critical)),
+        irrelevant=tuple(sorted(shuffled[:n])),
         mixed=tuple(mixed),
-        training=_in_order(critical, shuffled[: n - len(critical)]),
+        training=tuple(sorted(critical + shuffled[: n - len(critical)])),
     )
-
-
-def _in_order(*groups: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(index for group in groups for index in group))

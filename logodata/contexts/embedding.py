@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, first_line
 
 
 class SentenceEmbedder:
@@ -32,7 +32,7 @@ class SentenceEmbedder:
             self._model = SentenceTransformer(model, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         except (OSError, ValueError) as error:
             raise UserError(
-                f"cannot load the embedding model: {str(error).splitlines()[0]}", where=model, mend=f"set {setting}"
+                f"cannot load the embedding model: {first_line(error)}", where=model, mend=f"set {setting}"
             ) from error
         self._batch_size = batch_size
 

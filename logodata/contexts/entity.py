@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logodata.common.console import note
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, first_line
 from logodata.common.words import content_stems, normalise
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ Entities = Callable[[Sequence[str]], list[frozenset[str]]]
 
 _SPACY_MODELS = ("en_core_web_sm", "en_core_web_md", "en_core_web_lg", "en_core_web_trf")  # the quickest first
 _KEPT_POS = ("NOUN", "PROPN", "VERB")
-_INSTALL_SPACY = "pip install 'logo-align[spacy]'"
 
 
 class EntityEvaluator:
@@ -85,26 +84,23 @@ def spacy_entities(model: str) -> Entities:
 
 
 def _load_pipeline(model: str) -> Language:
+    where = f"evaluator.entity_model={model}"
     try:
         import spacy
     except ModuleNotFoundError as error:
         if error.name != "spacy":
             raise
-        raise UserError(
-            "spaCy is not installed", where=f"evaluator.entity_model={model}", mend=f"{_INSTALL_SPACY}, or use builtin"
-        ) from error
+        mend = "pip install 'logo-align[spacy]', or use builtin"
+        raise UserError("spaCy is not installed", where=where, mend=mend) from error
     try:
         pipeline = spacy.load(model)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the spaCy pipeline: {str(error).splitlines()[0]}",
-            where=f"evaluator.entity_model={model}",
-            mend=f"name a folder, or install it: python -m spacy download {Path(model).name}",
-        ) from error
+        mend = f"name a folder, or install it: python -m spacy download {Path(model).name}"
+        raise UserError(f"cannot load the spaCy pipeline: {first_line(error)}", where=where, mend=mend) from error
     if not {"ner", "entity_ruler", "span_ruler"} & set(pipeline.pipe_names):
         raise UserError(
             f"the spaCy pipeline finds no entities (it has {', '.join(pipeline.pipe_names) or 'no components'})",
-            where=f"evaluator.entity_model={model}",
+            where=where,
             mend="use one with the component ner or entity_ruler",
         )
     # spaCy refuses longer texts to limit its memory; chunks are short, but a recipe may ask for any length.

@@ -71,8 +71,6 @@ def open_evaluator(settings: EvaluatorSettings) -> Evaluator:
     return EntityEvaluator(open_entities(settings.entity_model))
 
 
-__all__ = ["Evaluator", "EvaluatorSettings", "open_evaluator"]
-
 K1, B = 1.5, 0.75
 """BM25's parameters: how soon repeats of a word stop counting, and how much long chunks are held back. All chunks but a
 document's last are about equally long, so ``B`` hardly matters."""
@@ -128,12 +126,6 @@ def fuse(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     Args:
         scores: The scores of each member, [Q, C].
     """
-    return np.sum([1 / (RANK_OFFSET + np.stack([_ranks(row) for row in member])) for member in scores], axis=0)
+    from scipy.stats import rankdata
 
-
-def _ranks(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ranks [C]: 1 for the highest of ``scores`` [C]. Equal scores share the mean of their ranks."""
-    _, group, counts = np.unique(-scores, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[group]
-    return ranks
+    return np.sum([1 / (RANK_OFFSET + rankdata(-member, axis=1)) for member in scores], axis=0)

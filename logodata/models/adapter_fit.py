@@ -14,22 +14,15 @@ from logodata.models.loading import load_config, skeleton
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-_VLLM_FIELDS = frozenset(
-    ("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-)
+_VLLM_FIELDS = {
+    *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform"),
+    "layers_pattern",
+}
 """Fields of a LoRA config that vLLM reads, or that the adapter's tensors show as well."""
-_TRAINING_FIELDS = frozenset(
-    (
-        "task_type",
-        "peft_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-        "lora_dropout",
-    )
-)
+_TRAINING_FIELDS = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "lora_dropout"),
+}
 """Fields that mean nothing once the adapter is trained."""
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` that leave the model's own weights as they are. PiSSA and others remove a part of

@@ -42,11 +42,8 @@ def check_adapter(folder: Path) -> None:
             mend=f"{_SAVE} as safetensors: PEFT's save_pretrained does",
         )
     if missing:
-        raise UserError(
-            f"holds no adapter (no {missing[0]})",
-            where=str(folder),
-            mend="give RUN/final of a finished logotrain run",
-        )
+        mend = "give RUN/final of a finished logotrain run"
+        raise UserError(f"holds no adapter (no {missing[0]})", where=str(folder), mend=mend)
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -107,7 +104,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     wrapped = attach_adapter(model, folder)
     if getattr(model, "is_quantized", False):
         return model
-    with _quiet():
+    with warnings.catch_warnings(action="ignore"):
         return _merge(wrapped, folder).eval()
 
 
@@ -190,11 +187,8 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise UserError("holds no tensors", where=str(path), mend=_SAVE)
     for name, tensor in sorted(tensors.items()):
         if not tensor.numel():
-            raise UserError(
-                f"{name} is empty (shape {list(tensor.shape)})",
-                where=str(path),
-                mend=f"{_SAVE}, with the weights gathered from all processes",
-            )
+            mend = f"{_SAVE}, with the weights gathered from all processes"
+            raise UserError(f"{name} is empty (shape {list(tensor.shape)})", where=str(path), mend=mend)
         numbers = tensor.float() if tensor.element_size() == 1 else tensor  # isfinite does not support float8
         if not torch.isfinite(numbers).all():
             raise UserError(f"{name} holds numbers that are not finite", where=str(path), mend=_SAVE)
@@ -229,12 +223,11 @@ def _fill(wrapped: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
     missing = [name for name, value in saved.items() if name not in tensors and id(value) not in filled]
     faults = {"its file lacks": missing, "the model has no place for": result.unexpected_keys}
     if missing or result.unexpected_keys:
-        raise _does_not_fit(
-            folder, "; ".join(f"{what} {_first_name(names)}" for what, names in faults.items() if names)
-        )
+        raise _does_not_fit(folder, "; ".join(f"{what} {some(names)}" for what, names in faults.items() if names))
 
 
-def _first_name(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Return the first of some names, in alphabetical order, with the number of the others."""
     return min(names) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
@@ -321,20 +314,12 @@ def _needs_values(error: Exception) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence PEFT's warnings, which are about what is checked here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
 def _as_user_error(folder: Path) -> Iterator[None]:
     """Turn any error of PEFT about an adapter, whose config may hold anything, into a :class:`UserError`."""
     import torch
 
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):  # PEFT's are about what is checked here
             yield
     except (UserError, torch.OutOfMemoryError):
         raise
@@ -349,11 +334,8 @@ def _as_user_error(folder: Path) -> Iterator[None]:
             ) from error
         if isinstance(error, RuntimeError | ValueError):
             raise _does_not_fit(folder, lines[0]) from error
-        raise UserError(
-            f"cannot load the adapter: {type(error).__name__} {lines[0]}",
-            where=str(folder),
-            mend="copy the adapter again",
-        ) from error
+        what = f"cannot load the adapter: {type(error).__name__} {lines[0]}"
+        raise UserError(what, where=str(folder), mend="copy the adapter again") from error
 
 
 BASE_CONFIG = "base_config.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import os
@@ -12,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.common.files import write_json
+from logodata.common.files import file_sha256, write_json
 
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """The sha256 of the file that the embedded model is converted from. Its start is the model's fingerprint."""
@@ -43,13 +42,10 @@ def embedded_model() -> Path:
     if (target / "config.json").is_file():
         return target
     source = package_folder(_GGUF_PACKAGE)
-    digest = _sha256_file(source / _GGUF_FILE)
+    digest = file_sha256(source / _GGUF_FILE)
     if digest != GGUF_SHA256:
-        raise UserError(
-            f"unexpected contents (sha256 {digest[:12]})",
-            where=str(source / _GGUF_FILE),
-            mend=f"reinstall: {_INSTALL_EMBEDDED}",
-        )
+        where, mend = str(source / _GGUF_FILE), f"reinstall: {_INSTALL_EMBEDDED}"
+        raise UserError(f"unexpected contents (sha256 {digest[:12]})", where=where, mend=mend)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".convert-", dir=target.parent))
     try:
@@ -113,8 +109,3 @@ def package_folder(package: str) -> Path:
     if spec is None or spec.origin is None:
         raise UserError(f"the package of the embedded model is not installed ({package})", mend=_INSTALL_EMBEDDED)
     return Path(spec.origin).parent
-
-
-def _sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.common.user_files import visible_files
-from logodata.models.embedded import (
-    GGUF_SHA256,
-)
+from logodata.models.embedded import GGUF_SHA256
 from logodata.models.loading import EMBEDDED, load_config, resolve_model
 from logodata.models.text_config import config_window, text_config
 

@@ -6,106 +6,57 @@ nothing else. Only ``logodata.models.loading.load_config(name, shapes_only=True)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_LLAMA_3_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
+
+class _Shape(NamedTuple):
+    """A model's config. No model here ties its output head to its embedding."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    max_position_embeddings: int
+    rope_theta: float
+    rope: Mapping[str, Any] = {}
+    """What the RoPE parameters hold besides theta."""
+    others: Mapping[str, Any] = {}
+    """Further fields of the config."""
+
+
+_LLAMA_3_1_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
-_LLAMA_2_7B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32000,
-}
+# The published config of yaofu/llama-2-7b-80k asks for dynamic RoPE, which training refuses. Its author freezes that at
+# 81920 positions and factor 10 (FranxYao/Long-Context-Data-Engineering, issues 6 and 10), which is the fixed base here.
+_LLAMA_2_80K_THETA = 10_000.0 * (10 * 81920 / 4096 - 9) ** (128 / 126)
 
-
-def _rope(theta: float) -> dict[str, Any]:
-    return {"rope_type": "default", "rope_theta": theta}
-
-
-# None of these models ties its output head to its embedding.
-_SHAPES: dict[str, dict[str, Any]] = {
-    "meta-llama/Meta-Llama-3-8B-Instruct": {
-        **_LLAMA_3_8B,
-        "max_position_embeddings": 8192,
-        "rope_parameters": _rope(500_000.0),
-    },
-    "meta-llama/Llama-3.1-8B-Instruct": {
-        **_LLAMA_3_8B,
-        "max_position_embeddings": 131072,
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500_000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-    },
-    "namespace-Pt/Llama-3-8B-Instruct-80K-QLoRA-Merged": {
-        **_LLAMA_3_8B,
-        "max_position_embeddings": 81920,
-        "rope_parameters": _rope(200_000_000.0),
-    },
-    "meta-llama/Llama-2-7b-chat-hf": {
-        **_LLAMA_2_7B,
-        "max_position_embeddings": 4096,
-        "rope_parameters": _rope(10_000.0),
-    },
-    # The published config asks for dynamic RoPE, which training refuses. Its author freezes that at 81920 positions and
-    # factor 10 (FranxYao/Long-Context-Data-Engineering, issues 6 and 10), which is the fixed base here.
-    "yaofu/llama-2-7b-80k": {
-        **_LLAMA_2_7B,
-        "max_position_embeddings": 81920,
-        "rope_parameters": _rope(10_000.0 * (10 * 81920 / 4096 - 9) ** (128 / 126)),
-    },
-    "mistralai/Mistral-7B-Instruct-v0.2": {
-        "model_type": "mistral",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 32000,
-        "sliding_window": None,
-        "max_position_embeddings": 32768,
-        "rope_parameters": _rope(1_000_000.0),
-    },
-    "Qwen/Qwen3-8B": {
-        "model_type": "qwen3",
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "max_position_embeddings": 40960,
-        "rope_parameters": _rope(1_000_000.0),
-    },
-    "Qwen/Qwen2.5-7B-Instruct": {
-        "model_type": "qwen2",
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "max_position_embeddings": 32768,
-        "rope_parameters": _rope(1_000_000.0),
-    },
+_SHAPES = {
+    "meta-llama/Meta-Llama-3-8B-Instruct": _Shape("llama", 4096, 14336, 32, 32, 8, 128256, 8192, 500_000.0),
+    "meta-llama/Llama-3.1-8B-Instruct": _Shape(
+        "llama", 4096, 14336, 32, 32, 8, 128256, 131072, 500_000.0, _LLAMA_3_1_ROPE
+    ),
+    "namespace-Pt/Llama-3-8B-Instruct-80K-QLoRA-Merged": _Shape(
+        "llama", 4096, 14336, 32, 32, 8, 128256, 81920, 200_000_000.0
+    ),
+    "meta-llama/Llama-2-7b-chat-hf": _Shape("llama", 4096, 11008, 32, 32, 32, 32000, 4096, 10_000.0),
+    "yaofu/llama-2-7b-80k": _Shape("llama", 4096, 11008, 32, 32, 32, 32000, 81920, _LLAMA_2_80K_THETA),
+    "mistralai/Mistral-7B-Instruct-v0.2": _Shape(
+        "mistral", 4096, 14336, 32, 32, 8, 32000, 32768, 1_000_000.0, others={"sliding_window": None}
+    ),
+    "Qwen/Qwen3-8B": _Shape("qwen3", 4096, 12288, 36, 32, 8, 151936, 40960, 1_000_000.0, others={"head_dim": 128}),
+    "Qwen/Qwen2.5-7B-Instruct": _Shape("qwen2", 3584, 18944, 28, 28, 4, 152064, 32768, 1_000_000.0),
 }
 
 
@@ -113,9 +64,8 @@ def known_shapes(name: str) -> PreTrainedConfig | None:
     """Return a config with the shapes of a hub model; None if the model is not in the table."""
     from transformers import AutoConfig
 
-    facts = _SHAPES.get(name)
-    if facts is None:
+    if name not in _SHAPES:
         return None
-    # A copy: a config completes its rope parameters in place.
-    rope = dict(facts["rope_parameters"])
-    return AutoConfig.for_model(**{"tie_word_embeddings": False, **facts, "rope_parameters": rope})
+    facts = _SHAPES[name]._asdict()
+    rope = {"rope_type": "default", "rope_theta": facts.pop("rope_theta"), **facts.pop("rope")}
+    return AutoConfig.for_model(tie_word_embeddings=False, rope_parameters=rope, **facts.pop("others"), **facts)

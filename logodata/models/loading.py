@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common.console import quiet_transformers
-from logodata.common.errors import UserError, pass_on
+from logodata.common.errors import UserError, first_line, pass_on
 from logodata.common.user_files import MARK, read_text
 from logodata.models.adapters import (
     ADAPTER_FILES,
@@ -21,13 +21,9 @@ from logodata.models.adapters import (
     check_adapter,
     check_adapter_shapes,
     merge_adapter,
+    some,
 )
-from logodata.models.embedded import (
-    EMBEDDING_PACKAGE,
-    check_embedded_model,
-    embedded_model,
-    package_folder,
-)
+from logodata.models.embedded import EMBEDDING_PACKAGE, check_embedded_model, embedded_model, package_folder
 from logodata.models.text_config import text_config
 
 if TYPE_CHECKING:
@@ -258,10 +254,8 @@ def load_model(
     model: PreTrainedModel = loaded[0]
     if getattr(model, "_hf_peft_config_loaded", False):  # transformers attaches it unasked and unchecked
         raise _with_adapter(name)
-    if missing := sorted(loaded[1]["missing_keys"]):
-        # transformers would continue with random numbers in their place.
-        names = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-        raise UserError(f"cannot load the model: it has no weights for {names}", where=name, mend=_COPY)
+    if missing := loaded[1]["missing_keys"]:  # transformers would continue with random numbers in their place
+        raise UserError(f"cannot load the model: it has no weights for {some(missing)}", where=name, mend=_COPY)
     if adapter is not None:
         model = merge_adapter(model, adapter)
     if not four_bits:
@@ -278,7 +272,7 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         pass_on(error)
         raise UserError(
-            f"cannot use the device {device!r}: {str(error).splitlines()[0]}", mend="give cpu, cuda, cuda:1 or auto"
+            f"cannot use the device {device!r}: {first_line(error)}", mend="give cpu, cuda, cuda:1 or auto"
         ) from error
 
 
@@ -326,11 +320,9 @@ def _loading(what: str, name: str) -> Iterator[None]:
                 mend="take a model that transformers knows by itself",
             ) from error
         if unknown := _NO_CAUSAL_LM.match(str(error)):
-            raise UserError(
-                f"transformers has no causal language model for a {unknown[1]}",
-                where=name,
-                mend="take a model that writes text and nothing else, such as Llama or Qwen",
-            ) from error
+            mend = "take a model that writes text and nothing else, such as Llama or Qwen"
+            fault = f"transformers has no causal language model for a {unknown[1]}"
+            raise UserError(fault, where=name, mend=mend) from error
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         if not reason or not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__} {reason}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from logodata.common.errors import UserError
+from logodata.models.text_config import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -19,8 +20,6 @@ ENLARGE = (
 
 def vocabulary_size(config: PreTrainedConfig) -> int:
     """Return the number of rows of a model's embedding; of its text part if the model has several kinds of input."""
-    from logodata.models.text_config import text_config
-
     return int(text_config(config).vocab_size)
 
 

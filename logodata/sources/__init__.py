@@ -5,17 +5,11 @@
 projects. ``reading`` checks every row and provides the documents, whose texts are read when they are needed.
 """
 
-from logodata.sources.fields import SourceFormat, SourceSettings
-from logodata.sources.formats import check_outside, source_file, source_fingerprint
-from logodata.sources.reading import Documents, Source, read_source
-
-__all__ = [
-    "Documents",
-    "Source",
-    "SourceFormat",
-    "SourceSettings",
-    "check_outside",
-    "read_source",
-    "source_file",
-    "source_fingerprint",
-]
+from logodata.sources.fields import SourceFormat as SourceFormat
+from logodata.sources.fields import SourceSettings as SourceSettings
+from logodata.sources.formats import check_outside as check_outside
+from logodata.sources.formats import source_file as source_file
+from logodata.sources.formats import source_fingerprint as source_fingerprint
+from logodata.sources.reading import Documents as Documents
+from logodata.sources.reading import Source as Source
+from logodata.sources.reading import read_source as read_source

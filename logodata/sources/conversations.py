@@ -12,14 +12,15 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from logodata.common.errors import UserError
-from logodata.sources.fields import PARTS, aliases, column_of, names_of
+from logodata.sources.fields import ALIASES, PARTS, aliases, column_of, names_of
 
 Shape = Literal["plain", "longalpaca", "conversations", "squad"]
 
 TURN_FIELDS = ("conversations", "messages", "conversation")
 _INSTRUCTIONS = ("instruction", "input", "file")
 _COMPLETIONS = ("completion", "response", "chosen", "output", "answer", "answers")
-OTHER_FIELDS = (
+COLUMNS = (
+    *(name for field in ALIASES for name in aliases(field)),
     *TURN_FIELDS,
     *_INSTRUCTIONS,
     *_COMPLETIONS,
@@ -31,7 +32,7 @@ OTHER_FIELDS = (
     "choices",
     *("gold_label", "choice_A", "choice_B", "choice_C", "choice_D"),
 )
-"""Columns that are read in addition to our own fields."""
+"""Columns that are read: those of our own fields, and of the rows that are converted."""
 
 UNDERSTOOD = (
     'write {"messages": [{"role": "system", "content": DOCUMENT}, {"role": "user", "content": QUESTION}, '
@@ -270,11 +271,8 @@ def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
     field = next((key for name in TURN_FIELDS if (key := column_of(row, name)) and row[key] is not None), None)
     turns = row[field] if field else _prompted(row)
     if not isinstance(turns, list) or not turns:
-        raise UserError(
-            f"no list of turns in 'conversations' (fields: {names_of(row)})",
-            where=where,
-            mend="write {conversations: [{role: user, content: ...}, {role: assistant, content: ...}]}",
-        )
+        mend = "write {conversations: [{role: user, content: ...}, {role: assistant, content: ...}]}"
+        raise UserError(f"no list of turns in 'conversations' (fields: {names_of(row)})", where=where, mend=mend)
     if (system := column_of(row, "system")) and isinstance(row[system], str):
         yield "system", row[system]
     for turn in turns:
@@ -284,10 +282,8 @@ def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
         if not isinstance(role, str) or role.lower() not in _ROLES:
             raise UserError(f"a turn's role is {role!r}", where=where, mend=f"roles are {', '.join(_ROLES)}")
         name = "value" if turn.get("content") is None and "value" in turn else "content"
-        if isinstance(parts := turn.get(name), list):
-            yield _ROLES[role.lower()], _join_parts(parts, where)
-        else:
-            yield _ROLES[role.lower()], _text(turn, name, where)
+        parts = turn.get(name)
+        yield _ROLES[role.lower()], _join_parts(parts, where) if isinstance(parts, list) else _text(turn, name, where)
 
 
 def _prompted(row: Mapping[str, Any]) -> list[Any] | None:

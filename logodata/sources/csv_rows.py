@@ -11,13 +11,14 @@ import csv
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from logodata.common import json_files
 from logodata.common.errors import UserError
 from logodata.common.json_files import numbered_lines, too_long
 from logodata.common.user_files import AS_UTF8, decode_utf8
-from logodata.sources.conversations import OTHER_FIELDS, TURN_FIELDS
-from logodata.sources.fields import ALIASES, PARTS, aliases, column_of, names_of, spelt
+from logodata.sources.conversations import COLUMNS, TURN_FIELDS
+from logodata.sources.fields import PARTS, aliases, column_of, names_of, spelt
 from logodata.sources.json_rows import Row
 
 SUFFIXES = (".csv", ".tsv")
@@ -25,8 +26,6 @@ SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = (",", ";", "\t", "|")
 _SEPARATOR_LINE = re.compile(r"sep=(.)")
 """The line that spreadsheets may write before the header."""
-
-_LISTS = ("questions", "answers", "evidence")
 
 _QUOTING = "put cells that hold the delimiter or an end of line into double quotes, and double the quotes in them"
 
@@ -45,22 +44,19 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
     """
     csv.field_size_limit(json_files.MAX_JSON_BYTES)
     with open(file, "rb") as handle:
-        lines = _Lines(numbered_lines(handle, shown), shown)
-        header, delimiter = _header(lines, shown, file.suffix.lower() == ".tsv")
+        lines = _decoded(handle, shown)
+        header, delimiter, num_lines = _header(lines, shown, file.suffix.lower() == ".tsv")
         _check_header(header, columns, shown)
         lists = {name for name in header if name and _holds_lists(name, columns)}
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
-            start = lines.number + 1
-            where = f"{shown}:{start}"
+            where = f"{shown}:{num_lines + reader.line_num + 1}"
             try:
                 cells = next(reader, None)
             except csv.Error as error:
                 if "field limit" in str(error):
                     raise too_long(where, "a cell") from error
-                raise UserError(
-                    f"not valid CSV in the row that begins here: {error}", where=where, mend=_QUOTING
-                ) from error
+                raise _not_csv(error, where) from error
             if cells is None:
                 return
             if not any(cells):
@@ -76,22 +72,18 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
             )
 
 
-class _Lines(Iterator[str]):
-    """Decodes lines and keeps the number of the last one read."""
-
-    def __init__(self, numbered: Iterator[tuple[int, bytes]], shown: str) -> None:
-        self._numbered, self._shown, self.number = numbered, shown, 0
-
-    def __next__(self) -> str:
-        self.number, line = next(self._numbered)
+def _decoded(handle: BinaryIO, shown: str) -> Iterator[str]:
+    for number, line in numbered_lines(handle, shown):
         try:
-            return decode_utf8(line)
+            text = decode_utf8(line)
         except ValueError as error:
-            raise UserError(f"not UTF-8: {error}", where=f"{self._shown}:{self.number}", mend=AS_UTF8) from error
+            raise UserError(f"not UTF-8: {error}", where=f"{shown}:{number}", mend=AS_UTF8) from error
+        yield text
 
 
-def _header(lines: _Lines, shown: str, tabs: bool) -> tuple[list[str], str]:
-    """Return the column names and the delimiter, which is the one that gives most columns."""
+def _header(lines: Iterator[str], shown: str, tabs: bool) -> tuple[list[str], str, int]:
+    """Return the column names, the delimiter (the one that gives most columns) and the number of lines that were
+    read."""
     first = next(lines, "")
     named = _SEPARATOR_LINE.fullmatch(first.strip())
     if named:
@@ -100,21 +92,22 @@ def _header(lines: _Lines, shown: str, tabs: bool) -> tuple[list[str], str]:
     try:
         found = {sign: next(csv.reader([first], delimiter=sign, strict=True), []) for sign in delimiters}
     except csv.Error as error:
-        raise UserError(
-            f"not valid CSV in the row that begins here: {error}", where=f"{shown}:1", mend=_QUOTING
-        ) from error
+        raise _not_csv(error, f"{shown}:1") from error
     delimiter = max(found, key=lambda sign: len(found[sign]))
     header = [name.strip() for name in found[delimiter]]
     doubled = next((name for name in header if name and header.count(name) > 1), None)
     if doubled is not None:
         raise UserError(f"two columns are called {doubled!r}", where=f"{shown}:1", mend="rename one")
-    return header, delimiter
+    return header, delimiter, 2 if named else 1
+
+
+def _not_csv(error: csv.Error, where: str) -> UserError:
+    return UserError(f"not valid CSV in the row that begins here: {error}", where=where, mend=_QUOTING)
 
 
 def _check_header(header: Collection[str], columns: Mapping[str, str], shown: str) -> None:
     named = dict.fromkeys(header)
-    known = {*columns.values(), *(name for field in ALIASES for name in aliases(field)), *OTHER_FIELDS}
-    if not any(column_of(named, name) for name in known):
+    if not any(column_of(named, name) for name in (*columns.values(), *COLUMNS)):
         raise UserError(
             "the first row has no known column name: is the header row missing?",
             where=f"{shown}:1",
@@ -124,14 +117,7 @@ def _check_header(header: Collection[str], columns: Mapping[str, str], shown: st
 
 
 def _holds_lists(column: str, columns: Mapping[str, str]) -> bool:
-    names = {columns[field] for field in _LISTS if field in columns}
-    names |= {name for field in _LISTS for name in aliases(field)} | {
-        *TURN_FIELDS,
-        *PARTS,
-        "options",
-        "choices",
-        "prompt",
-        "completion",
-        "chosen",
-    }
+    names = [*TURN_FIELDS, *PARTS, "options", "choices", "prompt", "completion", "chosen"]
+    for field in ("questions", "answers", "evidence"):
+        names += [*aliases(field), *((columns[field],) if field in columns else ())]
     return any(column_of({column: None}, name) for name in names)

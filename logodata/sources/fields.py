@@ -65,7 +65,7 @@ class Fields:
                 value = _as_text(value)
             # In Python True is an int, but it is not an id.
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise wrong_type(str(key), value, kind, where)
+                raise _wrong_type(str(key), value, kind, where)
             if isinstance(value, str):
                 _check_characters(value, str(key), where)
                 if not value.strip():
@@ -77,26 +77,22 @@ class Fields:
         if default is _REQUIRED:
             names = mapped or "/".join(ALIASES[name])
             questions = "; questions on documents of another file are source.questions=FILE" * (name == "context")
-            raise UserError(
-                f"no field {names!r}",
-                where=where,
-                mend=f"add it, or map a column: source.columns.{name}=YOUR_COLUMN{questions}; found: {names_of(row)}",
-            )
+            mend = f"add it, or map a column: source.columns.{name}=YOUR_COLUMN{questions}; found: {names_of(row)}"
+            raise UserError(f"no field {names!r}", where=where, mend=mend)
         return default
 
     def context(self, row: Mapping[str, Any], where: str) -> str:
         """Return the document of a row. A document in several parts is joined."""
         value = self.get(row, "context", where, (str, list, dict), default=None)
         if value is None and "context" not in self._columns:
-            key = next((key for name in PARTS if (key := column_of(row, name)) and row[key]), None)
-            value = None if key is None else row[key]
+            value = next((row[key] for name in PARTS if (key := column_of(row, name)) and row[key]), None)
             if isinstance(value, list):
                 value = [{"text": part} if isinstance(part, str) else part for part in value]
         if value is None:
             self.get(row, "context", where, str)  # raises the error that says what is missing
         value = context_of(value)
         if not isinstance(value, str):
-            raise wrong_type("context", value, str, where)
+            raise _wrong_type("context", value, str, where)
         _check_characters(value, "context", where)
         return value
 
@@ -115,11 +111,8 @@ class Fields:
             nested = self._with_answers(row, nested, where)
         for entry in nested if isinstance(nested, list) else [nested]:
             if not isinstance(entry, dict):
-                raise UserError(
-                    f"a question is {type(entry).__name__}, not an object",
-                    where=where,
-                    mend="write {question: ..., answers: [...]}",
-                )
+                what = f"a question is {type(entry).__name__}, not an object"
+                raise UserError(what, where=where, mend="write {question: ..., answers: [...]}")
         found: list[dict[str, Any]] = nested
         return found
 
@@ -130,7 +123,7 @@ class Fields:
         if not isinstance(answers, list):
             return texts
         if len(answers) != len(texts):
-            raise UserError(f"{len(texts)} questions and {len(answers)} answers", where=where, mend="correct this line")
+            raise _fault(f"{len(texts)} questions and {len(answers)} answers", where)
         return [{"question": text, "answers": answer} for text, answer in zip(texts, answers, strict=True)]
 
     def question(self, entry: Mapping[str, Any], default_id: str, where: str) -> dict[str, Any]:
@@ -138,7 +131,7 @@ class Fields:
         answers = self._answers(entry, where)
         for answer in answers:
             if not isinstance(answer, str):
-                raise UserError("an answer is not a string", where=where, mend="correct this line")
+                raise _fault("an answer is not a string", where)
             _check_characters(answer, "answers", where)
         kind = str(self.get(entry, "kind", where, str, default="other"))
         return {
@@ -157,10 +150,10 @@ class Fields:
         if value is None and options and isinstance(gold := entry.get("gold_label"), int):  # QuALITY counts from 1
             value = gold - 1
         if isinstance(value, dict):
-            if isinstance(value.get("text", value.get("answer")), list | str):
-                value = value.get("text", value.get("answer"))
-            else:
-                raise wrong_type("answers", value, (list, str), where)
+            inside = value.get("text", value.get("answer"))
+            if not isinstance(inside, list | str):
+                raise _wrong_type("answers", value, (list, str), where)
+            value = inside
         if value is None:
             return []
         answers = [_as_text(answer) for answer in (value if isinstance(value, list) else [value])]
@@ -183,10 +176,14 @@ def names_of(row: Mapping[str, Any]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "") or "nothing"
 
 
-def wrong_type(key: str, value: object, kind: type | tuple[type, ...], where: str) -> UserError:
+def _wrong_type(key: str, value: object, kind: type | tuple[type, ...], where: str) -> UserError:
     """Return the error for a field that has another type."""
     wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-    return UserError(f"field {key!r} is {type(value).__name__}, not {wanted}", where=where, mend="correct this line")
+    return _fault(f"field {key!r} is {type(value).__name__}, not {wanted}", where)
+
+
+def _fault(what: str, where: str) -> UserError:
+    return UserError(what, where=where, mend="correct this line")
 
 
 def context_of(value: object) -> object:
@@ -254,9 +251,7 @@ def _selected_option(answer: Any, options: Sequence[str], where: str) -> Any:
     if not isinstance(number, int):
         return answer
     if not 0 <= number < len(options):
-        raise UserError(
-            f"answer {answer!r} is not one of {len(options)} options", where=where, mend="correct this line"
-        )
+        raise _fault(f"answer {answer!r} is not one of {len(options)} options", where)
     return options[number]
 
 
@@ -266,11 +261,7 @@ def _check_characters(text: str, name: str, where: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         code = f"\\u{ord(text[error.start]):04x}"
-        raise UserError(
-            f"field {name!r} has an unpaired surrogate ({code}, at {error.start})",
-            where=where,
-            mend="correct this line",
-        ) from error
+        raise _fault(f"field {name!r} has an unpaired surrogate ({code}, at {error.start})", where) from error
 
 
 SourceFormat = Literal["auto", "jsonl", "csv", "parquet", "text", "hub", "longalpaca", "conversations"]

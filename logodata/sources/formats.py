@@ -14,10 +14,11 @@ from typing import Literal
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
+from logodata.common.files import file_sha256
 from logodata.common.foreign_files import check_is_text, count_endings, how_to_convert, is_beside_data, note_left_out
 from logodata.common.user_files import visible_files
 from logodata.sources.conversations import (
-    OTHER_FIELDS,
+    COLUMNS,
     Shape,
     columns_of,
     from_conversation,
@@ -28,15 +29,16 @@ from logodata.sources.conversations import (
 )
 from logodata.sources.csv_rows import SUFFIXES as CSV_SUFFIXES
 from logodata.sources.csv_rows import csv_rows
-from logodata.sources.fields import ALIASES, EMBEDDED_PREFIX, SourceSettings, aliases, column_of
+from logodata.sources.fields import EMBEDDED_PREFIX, SourceSettings, aliases, column_of
 from logodata.sources.json_rows import Row, json_rows
 from logodata.sources.tables import hub_files, hub_rows, load_hub, parquet_rows
-from logodata.sources.text_files import SUFFIXES, text_files, text_rows
+from logodata.sources.text_files import SUFFIXES, files_of, text_rows
 
 Container = Literal["jsonl", "csv", "parquet", "text", "hub"]
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 _TABLE_SUFFIXES = (".parquet", *_JSON_SUFFIXES, *CSV_SUFFIXES, ".arrow")
+_SUFFIXES: Mapping[str, tuple[str, ...]] = {"text": SUFFIXES, "csv": CSV_SUFFIXES}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -61,27 +63,22 @@ def open_source(settings: SourceSettings) -> Opened:
     if container != "hub":
         for name in ("split", "subset"):
             if getattr(settings, name) is not None:
-                raise UserError(
-                    f"a source of format {container} has no {name}",
-                    where=settings.path,
-                    mend=f"drop source.{name}, or set source.format=hub",
-                )
+                mend = f"drop source.{name}, or set source.format=hub"
+                raise UserError(f"a source of format {container} has no {name}", where=settings.path, mend=mend)
     rows = _raw_rows(settings, container)
     _note_left_out(settings, container)
     first = next(islice(rows(), 1), None)
+    shape: Shape = "plain"
     if settings.format in ("longalpaca", "conversations"):
-        shape: Shape = "longalpaca" if settings.format == "longalpaca" else "conversations"
-    else:
-        shape = "plain" if first is None or settings.columns or container == "text" else shape_of(first[1])
+        shape = settings.format
+    elif first is not None and not settings.columns and container != "text":
+        shape = shape_of(first[1])
     columns = settings.columns
     if container == "text" and settings.questions is not None:
         columns = {}  # they belong to the questions' file
     if columns and (shape != "plain" or container == "text"):
-        raise UserError(
-            f"source.columns has no meaning for {shape if shape != 'plain' else container}",
-            where=settings.path,
-            mend="drop it",
-        )
+        read = shape if shape != "plain" else container
+        raise UserError(f"source.columns has no meaning for {read}", where=settings.path, mend="drop it")
     if first is not None and shape == "plain" and container != "text":
         columns = {**columns_of(first[1]), **columns}
     if settings.format == "auto" and not settings.path.startswith(EMBEDDED_PREFIX):
@@ -119,10 +116,8 @@ def _note_left_out(settings: SourceSettings, container: Container) -> None:
     folder = settings.file
     if not folder.is_dir():
         return
-    if container == "text":
-        note_left_out(folder, text_files(folder), f"{' and '.join(SUFFIXES)} files")
-    elif container == "csv":
-        note_left_out(folder, _csv_files(folder), f"{' and '.join(CSV_SUFFIXES)} files")
+    if suffixes := _SUFFIXES.get(container):
+        note_left_out(folder, files_of(folder, suffixes), f"{' and '.join(suffixes)} files")
     elif settings.subset is None and (files := hub_files(folder)):
         note_left_out(folder, files, f"{' and '.join(sorted({file.suffix for file in files}))} files")
 
@@ -153,9 +148,9 @@ def source_fingerprint(settings: SourceSettings) -> str:
     """
     container, folder = _container(settings), settings.file
     if container == "text":
-        files = [(file, file.relative_to(folder)) for file in text_files(folder)]
+        files = [(file, file.relative_to(folder)) for file in files_of(folder)]
     elif container == "csv":
-        found = _csv_files(folder)
+        found = files_of(folder, CSV_SUFFIXES)
         files = [(file, file.relative_to(folder) if len(found) > 1 else Path()) for file in found]
     elif container != "hub":
         files = [(source_file(settings.path), Path())]
@@ -167,13 +162,10 @@ def source_fingerprint(settings: SourceSettings) -> str:
     if settings.questions is not None:
         open_questions(settings)
         files.append((Path(settings.questions).expanduser(), Path("questions")))
-    digests = []
-    for file, name in files:
-        with open(file, "rb") as handle:
-            digests.append((name.as_posix(), hashlib.file_digest(handle, "sha256").hexdigest()))
+    digests = [file_sha256(file) for file, _ in files]
     if len(digests) == 1:
-        return digests[0][1][:16]
-    listed = "".join(f"{digest} {name}\n" for name, digest in digests)
+        return digests[0][:16]
+    listed = "".join(f"{digest} {name.as_posix()}\n" for digest, (_, name) in zip(digests, files, strict=True))
     return hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]
 
 
@@ -200,17 +192,13 @@ def source_file(path: str) -> Path:
     if path.startswith(EMBEDDED_PREFIX):
         name = path.removeprefix(EMBEDDED_PREFIX)
         if name not in ("train", "eval"):
-            raise UserError(
-                f"no embedded documents {name!r}", where=path, mend="there are embedded:train and embedded:eval"
-            )
+            mend = "there are embedded:train and embedded:eval"
+            raise UserError(f"no embedded documents {name!r}", where=path, mend=mend)
         return Path(str(resources.files("logodata.sources"))) / "embedded" / f"{name}.jsonl"
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(
-            "is a folder" if file.is_dir() else "no such file",
-            where=path,
-            mend="give a file, a folder of text files, a hub data set (source.format=hub), or embedded:train",
-        )
+        mend = "give a file, a folder of text files, a hub data set (source.format=hub), or embedded:train"
+        raise UserError("is a folder" if file.is_dir() else "no such file", where=path, mend=mend)
     return file
 
 
@@ -227,11 +215,10 @@ def _container(settings: SourceSettings) -> Container:
     if settings.format in ("text", "csv"):
         if not file.exists():
             source_file(path)
-        suffixes, files = (SUFFIXES, text_files) if settings.format == "text" else (CSV_SUFFIXES, _csv_files)
-        if not files(file):
-            raise UserError(
-                f"holds no {settings.format} file", where=path, mend=f"files end in {' or '.join(suffixes)}"
-            )
+        suffixes = _SUFFIXES[settings.format]
+        if not files_of(file, suffixes):
+            mend = f"files end in {' or '.join(suffixes)}"
+            raise UserError(f"holds no {settings.format} file", where=path, mend=mend)
         if file.is_file():
             check_is_text(file, path)
         return settings.format
@@ -252,54 +239,35 @@ def _container(settings: SourceSettings) -> Container:
     if file.suffix.lower() in _JSON_SUFFIXES or head[:1] in (b"{", b"["):
         return "jsonl"
     how = how_to_convert([file.suffix.lower()])
-    raise UserError(
-        "its format cannot be recognised",
-        where=path,
-        mend=f"turn it into text first: {how}" if how else "set source.format: jsonl, csv, parquet or text",
-    )
+    mend = f"turn it into text first: {how}" if how else "set source.format: jsonl, csv, parquet or text"
+    raise UserError("its format cannot be recognised", where=path, mend=mend)
 
 
 def _folder(folder: Path, path: str) -> Container:
     tables = list(visible_files(folder, _TABLE_SUFFIXES))
     # Beside tables a README is not a document; in a folder of texts it may be one.
-    has_text = any(not (tables and is_beside_data(file)) for file in text_files(folder))
+    has_text = any(not (tables and is_beside_data(file)) for file in files_of(folder))
+    form: Container = "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
     if has_text and tables:
-        form = "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
-        raise UserError(
-            "holds text files and tables",
-            where=path,
-            mend=f"set source.format=text or {form}, or give one of the files",
-        )
+        mend = f"set source.format=text or {form}, or give one of the files"
+        raise UserError("holds text files and tables", where=path, mend=mend)
     if not has_text and not tables:
         others = [file for file in visible_files(folder) if not is_beside_data(file)]
         how = how_to_convert(sorted({file.suffix.lower() for file in others}))
-        raise UserError(
-            f"holds no documents (files: {count_endings(others) or 'none'})",
-            where=path,
-            mend=f"turn them into text first: {how}"
-            if how
-            else f"give a folder of {', '.join(SUFFIXES)} or data files",
-        )
-    if has_text:
-        return "text"
-    return "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
-
-
-def _csv_files(path: Path) -> list[Path]:
-    """Return the tables in a folder and its subfolders, sorted by path; for a file, the file itself."""
-    return [path] if path.is_file() else sorted(visible_files(path, CSV_SUFFIXES))
+        mend = f"turn them into text first: {how}" if how else f"give a folder of {', '.join(SUFFIXES)} or data files"
+        raise UserError(f"holds no documents (files: {count_endings(others) or 'none'})", where=path, mend=mend)
+    return "text" if has_text else form
 
 
 def _raw_rows(settings: SourceSettings, container: Container) -> Callable[[], Iterator[Row]]:
     path = settings.path
-    wanted = {name for field in ALIASES for name in aliases(field)} | {*OTHER_FIELDS}
-    wanted |= {settings.columns[field] for field in settings.columns}
+    wanted = {*COLUMNS, *settings.columns.values()}
     wanted |= {form for name in wanted for form in (name.capitalize(), name.upper())}
     if container == "jsonl":
         file = source_file(path)
         return lambda: json_rows(file, path)
     if container == "csv":
-        files = _csv_files(settings.file)
+        files = files_of(settings.file, CSV_SUFFIXES)
         shown = {file: path if len(files) == 1 else str(file) for file in files}
         return lambda: (row for file in files for row in csv_rows(file, shown[file], settings.columns))
     if container == "parquet":

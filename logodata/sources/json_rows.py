@@ -81,21 +81,19 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
     holds it."""
     reader = io.TextIOWrapper(handle, encoding="utf-8", newline="")
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
-    text, at, line, ended = "", 0, 1, False
+    text, at, line = "", 0, 1
 
     def more() -> bool:
         """Read at least as much text as is waiting; False at the end of the file."""
-        nonlocal text, at, ended
+        nonlocal text, at
         if len(text) - at > json_files.MAX_JSON_BYTES:
             raise too_long(f"{shown}:{line}", "an element")
         try:
             block = reader.read(max(_BLOCK, len(text) - at))
         except UnicodeDecodeError as error:
-            raise UserError(
-                "not UTF-8, in this line or after it", where=f"{shown}:{line}", mend="save the file as UTF-8"
-            ) from error
-        text, at, ended = text[at:] + block, 0, not block
-        return not ended
+            raise fault("not UTF-8, in this line or after it", "save the file as UTF-8") from error
+        text, at = text[at:] + block, 0
+        return bool(block)
 
     def next_sign() -> str:
         """Return the next character that is not white space, without consuming it; empty at the end."""
@@ -107,9 +105,13 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
             if at < len(text) or not more():
                 return text[at : at + 1]
 
+    def fault(what: str, mend: str = "correct this line") -> UserError:
+        return UserError(what, where=f"{shown}:{line}", mend=mend)
+
     def cut_off() -> UserError:
-        what = "the JSON list has no end" if listed else "the JSON object has no end"
-        return UserError(what, where=f"{shown}:{line}", mend="the file was cut off, copy it anew")
+        return fault(
+            "the JSON list has no end" if listed else "the JSON object has no end", "the file was cut off, copy it anew"
+        )
 
     next_sign()
     at += listed  # the opening bracket
@@ -129,35 +131,28 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
                     continue
                 if in_string or reached >= len(text[at:].rstrip()):
                     raise cut_off() from error
-                raise UserError(
-                    f"not valid JSON: {error.msg} in the element that begins here",
-                    where=where,
-                    mend="correct this element",
+                raise fault(
+                    f"not valid JSON: {error.msg} in the element that begins here", "correct this element"
                 ) from error
             except (ValueError, RecursionError) as error:
-                raise UserError(f"not valid JSON: {error}", where=where, mend="correct this element") from error
+                raise fault(f"not valid JSON: {error}", "correct this element") from error
         line += text.count("\n", at, end)
         at = end
         yield where, _object(value, where)
         sign = next_sign()
         if not listed:
             continue
-        if sign == ",":
-            at += 1
-            expected = ","  # an element must follow a comma; a second comma is refused below
-            if next_sign() == ",":
-                raise UserError("not valid JSON: two commas", where=f"{shown}:{line}", mend="correct this line")
-        elif sign == "]":
+        if sign == "]":
             break
-        elif not sign:
-            raise cut_off()
-        else:
-            raise UserError("not valid JSON: no comma here", where=f"{shown}:{line}", mend="correct this line")
+        if sign != ",":
+            raise fault("not valid JSON: no comma here") if sign else cut_off()
+        at += 1
+        expected = ","  # an element must follow a comma; a second comma is refused here
+        if next_sign() == ",":
+            raise fault("not valid JSON: two commas")
     at += listed
     if next_sign():
-        raise UserError(
-            "not valid JSON: something follows the list", where=f"{shown}:{line}", mend="one list, or JSON lines"
-        )
+        raise fault("not valid JSON: something follows the list", "one list, or JSON lines")
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:

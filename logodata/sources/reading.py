@@ -53,22 +53,16 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     """
     opened = open_source(settings)
     if opened.container == "text" and needs_questions and settings.questions is None:
-        raise UserError(
-            "text files hold no questions",
-            where=settings.path,
-            mend="have them written by 'logodata questions', or give source.questions=FILE",
-        )
+        mend = "have them written by 'logodata questions', or give source.questions=FILE"
+        raise UserError("text files hold no questions", where=settings.path, mend=mend)
     fields = Fields(opened.columns)
     asked = Fields(settings.columns) if opened.container == "text" else fields
     reader = _Reader(fields, asked, settings, needs_questions and settings.questions is None)
     for where, row in opened.rows():
         reader.add(row, where)
     if not reader.entries:
-        raise UserError(
-            "holds no document",
-            where=settings.path,
-            mend="write a row below the header" if opened.container == "csv" else "write one JSON object a line",
-        )
+        mend = "write a row below the header" if opened.container == "csv" else "write one JSON object a line"
+        raise UserError("holds no document", where=settings.path, mend=mend)
     if settings.questions is not None:
         for where, row in open_questions(settings)():
             reader.add_questions(row, where)
@@ -106,11 +100,8 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     )
     if needs_questions and not source.documents.num_questions and not source.rejected:
         found = ", ".join(f"{kind} {count}" for kind, count in reader.kinds.most_common()) or "none"
-        raise UserError(
-            f"no question is left; kinds found: {found}",
-            where=settings.path,
-            mend="see to source.kinds and source.max_documents",
-        )
+        mend = "see to source.kinds and source.max_documents"
+        raise UserError(f"no question is left; kinds found: {found}", where=settings.path, mend=mend)
     return source
 
 
@@ -136,11 +127,8 @@ class _Reader:
             self.num_pages += is_page(text)
             self.entries[doc_id] = Entry(where, title, digest, len(text), not text.strip())
         elif known.digest != digest:
-            raise UserError(
-                f"doc_id {doc_id!r} has another context than at {known.where}",
-                where=where,
-                mend="give each document its own doc_id",
-            )
+            what = f"doc_id {doc_id!r} has another context than at {known.where}"
+            raise UserError(what, where=where, mend="give each document its own doc_id")
         for entry in self._asked(row, where, self._needs_questions):
             self._ask(doc_id, entry, where)
 
@@ -177,10 +165,9 @@ class _Reader:
 
     def _asked(self, row: dict[str, Any], where: str, needed: bool) -> list[dict[str, Any]]:
         nested = self._fields.questions(row, where)
-        if nested is None:
-            asks = needed or self._fields.get(row, "question", where, str, default=None) is not None
-            return [row] if asks else []
-        return nested
+        if nested is not None:
+            return nested
+        return [row] if needed or self._fields.get(row, "question", where, str, default=None) is not None else []
 
     def _ask(self, doc_id: str, row: dict[str, Any], where: str) -> None:
         entry = self.entries[doc_id]
@@ -188,21 +175,21 @@ class _Reader:
         question = self._fields.question(row, f"{doc_id}-{entry.num_asked:02d}", where)
         self._check_id(question["id"], where)
         taken = self._takes(entry, question)
-        reason = _content_fault(entry, question)
-        if reason and not taken:
-            return  # the settings leave it out anyway
-        if reason:
-            self.reject(question, doc_id, where, reason)
+        unusable = {
+            "empty_document": entry.blank,
+            "empty_question": not question["question"],
+            "no_reference_answer": not question["answers"],
+        }
+        if reason := next((reason for reason, holds in unusable.items() if holds), None):
+            if taken:  # else the settings leave it out anyway
+                self.reject(question, doc_id, where, reason)
             return
         try:
             checked = Question(**question)
         except ValidationError as error:
             fault = error.errors()[0]
-            raise UserError(
-                f"question field {fault['loc'][0]!r}: {fault['msg'].lower()}",
-                where=where,
-                mend="see docs/build.md",
-            ) from error
+            what = f"question field {fault['loc'][0]!r}: {fault['msg'].lower()}"
+            raise UserError(what, where=where, mend="see docs/build.md") from error
         if not taken:
             return
         if any(not 0 <= start < end <= entry.length for start, end in checked.evidence):
@@ -219,22 +206,9 @@ class _Reader:
 
     def _check_id(self, question_id: str, where: str) -> None:
         if question_id in self._question_places:
-            raise UserError(
-                f"question id {question_id!r} stands at {self._question_places[question_id]} too",
-                where=where,
-                mend="give each question its own id",
-            )
+            what = f"question id {question_id!r} stands at {self._question_places[question_id]} too"
+            raise UserError(what, where=where, mend="give each question its own id")
         self._question_places[question_id] = where
-
-
-def _content_fault(entry: Entry, question: dict[str, Any]) -> str:
-    if entry.blank:
-        return "empty_document"
-    if not question["question"]:
-        return "empty_question"
-    if not question["answers"]:
-        return "no_reference_answer"
-    return ""
 
 
 @dataclass(slots=True)
@@ -293,8 +267,7 @@ class Documents(Sequence[Document]):
     def __getitem__(self, index: slice) -> list[Document]: ...
     def __getitem__(self, index: int | slice) -> Document | list[Document]:
         if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            return list(self)[index] if step < 0 else list(islice(iter(self), start, max(stop, start), step))
+            return list(self)[index]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return next(islice(iter(self), index % len(self), None))

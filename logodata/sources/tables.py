@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from logodata.common import parquet as common
-from logodata.common.errors import UserError, pass_on
+from logodata.common.errors import UserError, first_line, pass_on
 from logodata.sources.json_rows import Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_BATCH_ROWS = 8
-"""The number of rows of a hub data set in memory at a time; documents are long."""
 
 
 def parquet_rows(file: Path, shown: str, wanted: Collection[str]) -> Iterator[Row]:
@@ -59,12 +56,8 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
         return datasets.load_dataset(name, name=subset, split=chosen), chosen
     except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
         pass_on(error)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"cannot load this data set: {reason}",
-            where=path,
-            mend="check its name, source.subset and the network, or give a local folder",
-        ) from error
+        mend = "check its name, source.subset and the network, or give a local folder"
+        raise UserError(f"cannot load this data set: {first_line(error)}", where=path, mend=mend) from error
 
 
 def hub_files(folder: Path) -> list[Path]:
@@ -81,12 +74,8 @@ def hub_files(folder: Path) -> list[Path]:
 def hub_rows(dataset: Dataset, shown: str, wanted: Collection[str]) -> Iterator[Row]:
     """Yield the rows of a loaded data set. Only the ``wanted`` columns are read, unless it has none of them."""
     names = [name for name in dataset.column_names if name in wanted]
-    number = 0
-    for batch in (dataset.select_columns(names) if names else dataset).iter(batch_size=_BATCH_ROWS):
-        columns: dict[str, list[Any]] = batch
-        for values in zip(*columns.values(), strict=True):
-            number += 1
-            yield f"{shown}:row {number}", dict(zip(columns, values, strict=True))
+    for number, row in enumerate(dataset.select_columns(names) if names else dataset, 1):
+        yield f"{shown}:row {number}", row
 
 
 def _choose(path: str, splits: list[str], split: str | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from logodata.common.errors import UserError
@@ -15,10 +15,10 @@ from logodata.sources.json_rows import Row
 SUFFIXES = (".txt", ".md")
 
 
-def text_files(path: Path) -> list[Path]:
-    """Return the text files in a folder and its subfolders, sorted by path, without hidden ones; for a file, the file
-    itself."""
-    return [path] if path.is_file() else sorted(visible_files(path, SUFFIXES))
+def files_of(path: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """Return the files in a folder and its subfolders with one of the extensions, sorted by path, without hidden ones;
+    for a file, the file itself."""
+    return [path] if path.is_file() else sorted(visible_files(path, suffixes))
 
 
 def text_rows(path: Path) -> Iterator[Row]:
@@ -28,7 +28,7 @@ def text_rows(path: Path) -> Iterator[Row]:
         UserError: A file is not plain UTF-8 text or is too long, or two files differ in their extension only.
     """
     seen: dict[str, Path] = {}
-    for file in text_files(path):
+    for file in files_of(path):
         place = file.relative_to(path) if path.is_dir() else Path(file.name)
         doc_id = encodable(place.with_suffix("").as_posix())
         if doc_id in seen:

@@ -29,7 +29,11 @@ class Place(NamedTuple):
 def nested_models(field: FieldInfo) -> dict[str, type[BaseModel]]:
     """Return the models that a field may hold, by their names in a union of variants, or by ``""`` if there is only
     one."""
-    return dict(_tagged(field.annotation, ""))
+    return {
+        next((mark.tag for mark in reversed(metadata) if isinstance(mark, Tag)), ""): option
+        for option, metadata in _options(field.annotation, ())
+        if isinstance(option, type) and issubclass(option, BaseModel)
+    }
 
 
 def variant(field: FieldInfo, values: Values) -> str | None:
@@ -158,14 +162,3 @@ def _options(annotation: Any, metadata: tuple[Any, ...]) -> Iterator[tuple[Any, 
             yield from _options(option, metadata)
     else:
         yield annotation, metadata
-
-
-def _tagged(annotation: Any, tag: str) -> list[tuple[str, type[BaseModel]]]:
-    if get_origin(annotation) is Annotated:
-        inner, *metadata = get_args(annotation)
-        return _tagged(inner, next((part.tag for part in metadata if isinstance(part, Tag)), tag))
-    if get_origin(annotation) in (Union, UnionType):
-        return [found for option in get_args(annotation) for found in _tagged(option, tag)]
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [(tag, annotation)]
-    return []

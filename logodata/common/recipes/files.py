@@ -53,7 +53,8 @@ def find_recipe(name: Path | str, folder: Path = Path()) -> Path | None:
 def no_recipe(name: Path | str) -> UserError:
     """Return the error for a recipe that does not exist, with the nearest names."""
     near = nearest_recipes(name)
-    mend = f"did you mean {' or '.join(near)}?" if near else f"shipped ones: {', '.join(_some_names())}, ..."
+    some = [name for name in recipe_names() if "/" not in name][:4]
+    mend = f"did you mean {' or '.join(near)}?" if near else f"shipped ones: {', '.join(some)}, ..."
     return UserError("no such recipe", where=str(name), mend=f"{mend} All are in {shipped_recipes()}")
 
 
@@ -65,10 +66,6 @@ def nearest_recipes(name: Path | str) -> list[str]:
     return difflib.get_close_matches(text, recipe_names(), n=2) or difflib.get_close_matches(
         text.rpartition("/")[2], recipe_names(), n=2
     )
-
-
-def _some_names() -> list[str]:
-    return [name for name in recipe_names() if "/" not in name][:4]
 
 
 def at_home(value: str) -> str:

@@ -27,7 +27,9 @@ class Answer(NamedTuple):
 
 def by_name(answers: Mapping[str, str]) -> dict[str, str]:
     """The table of names, from one that gives each answer once, with all names that it is for, spaces between them."""
-    return {name: answer for answer, names in answers.items() for name in names.split()}
+    pairs = [(name, answer) for answer, names in answers.items() for name in names.split()]
+    assert len(dict(pairs)) == len(pairs), "a name has two answers"
+    return dict(pairs)
 
 
 def parse_answer(text: str) -> Answer:

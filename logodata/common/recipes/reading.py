@@ -16,7 +16,6 @@ layer. The same rules hold for all layers:
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,7 +25,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, did_you_mean
 from logodata.common.printable import encodable, without_passwords
 from logodata.common.recipes.fields import Values, follow, merge, move_paths, places_of, takes_list, variant
 from logodata.common.recipes.files import at_home, beside, find_recipe, no_recipe
@@ -426,5 +425,4 @@ def _where(keys: tuple[str, ...], section: str, path: Path | None, places: Place
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {match[0]!r}?" if match else f"known keys: {', '.join(known)}"
+    return did_you_mean(key, known, f"known keys: {', '.join(known)}", cutoff=0.5)

@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import regex
+from text_to_num import Token, find_numbers
 
 from logodata.common.words import units
 from logodata.common.words.values import INITIALS, MOST_DIGITS, ORDINAL, Word, as_time, as_version, negated, number
@@ -55,10 +56,8 @@ _ROMAN = regex.compile(r"(?=[IVX])(X{0,3})(IX|IV|V?I{0,3})")
 _ROMAN_VALUES = {"": 0, "I": 1, "II": 2, "III": 3, "IV": 4, "V": 5, "VI": 6, "VII": 7, "VIII": 8, "IX": 9}
 
 
-class _Piece:
+class _Piece(Token):
     """A word, or the text between two words, in the form that text2num takes."""
-
-    __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -66,14 +65,6 @@ class _Piece:
     def text(self) -> str:
         """Return the text of the piece."""
         return self._text
-
-    def nt_separated(self, previous: object) -> bool:  # noqa: ARG002
-        """Whether something other than text separates a piece from the one before: never."""
-        return False
-
-    def not_a_number_part(self) -> bool:
-        """Whether a piece is not part of a number although it looks like one: never."""
-        return False
 
 
 def numbers_in_words(found: Sequence[Word], text: str) -> list[Word]:
@@ -99,15 +90,11 @@ def _spells(word: Word) -> bool:
 
 @lru_cache(maxsize=1 << 16)
 def _spells_a_number(word: str) -> bool:
-    from text_to_num import find_numbers
-
     return word != "o" and bool(find_numbers([_Piece(word)], "en", 0.0))  # "o'clock"
 
 
 def _join_numbers(found: Sequence[Word], first: int, end: int, text: str) -> Iterator[Word]:
     """Yield the words from ``first`` up to ``end``, with those that spell a number joined."""
-    from text_to_num import find_numbers
-
     pieces: list[_Piece] = []
     index_of: dict[int, int] = {}  # index of a piece -> index of its word
     for index in range(first, end):
@@ -172,12 +159,12 @@ class _Reader:
             return self._counted(word)
         if word.literal == INITIALS:
             return word._replace(telling=not self._follow(lambda w: w.literal[:1].isupper(), gap=" "))
-        if word.text in _MONTHS_BY_START and self._is_next_to_number():
-            return word._replace(text=_MONTHS_BY_START[word.text])
-        if word.text in _LEADS or units.money_code(word.text):
-            phrase = self._phrase(word)
-            if phrase is not None:
-                return phrase
+        if word.text in _MONTHS_BY_START:
+            before = self._before
+            if self._follow(_is_number, gap=" .") or (before is not None and before.kind == "number"):
+                return word._replace(text=_MONTHS_BY_START[word.text])
+        if (word.text in _LEADS or units.money_code(word.text)) and (phrase := self._phrase(word)) is not None:
+            return phrase
         return self._capitalised(word) if word.literal[:1].isupper() else word
 
     def _number(self, word: Word) -> Word:
@@ -188,10 +175,6 @@ class _Reader:
         if before is not None and self._text[before.end : word.start] in (" ", "-") and _names_a_version(before, word):
             return word._replace(text=word.literal, value=None)
         return Word(word.literal, word.start, word.end) if _is_plural(word) else word
-
-    def _is_next_to_number(self) -> bool:
-        before = self._before
-        return self._follow(_is_number, gap=" .") or (before is not None and before.kind == "number")
 
     def _take(self, count: int = 1) -> Word:
         self._at += count
@@ -241,9 +224,9 @@ class _Reader:
     def _half_or_quarter(self, word: Word) -> Word | None:
         """Return half or a quarter of what follows; None if the word means something else."""
         before = self._before
-        if (before is not None and (before.text in _NOT_A_HALF_AFTER or before.unit == ORDINAL)) or (
-            self._follow(_NOT_A_HALF)
-        ):
+        if self._follow(_NOT_A_HALF):
+            return None
+        if before is not None and (before.text in _NOT_A_HALF_AFTER or before.unit == ORDINAL):
             return None
         if self._gap()[:1] == "-" and not self._follow(_is_unit):  # "half-witted"
             return None
@@ -285,8 +268,7 @@ class _Reader:
         if word.value is not None and word.value < 1 and self._follow(("of",), _ARTICLES, _is_scale):
             of = self._take(3)
             word = number(word.value * _scale(of), word.start, of.end)
-        with_time = self._time(word)
-        if with_time is not None:
+        if (with_time := self._time(word)) is not None:
             return with_time
         word = self._with_unit(word)
         if self._follow(("below",), lambda w: w.value == 0):
@@ -295,15 +277,14 @@ class _Reader:
 
     def _day(self, word: Word) -> Word:
         """Return an ordinal; next to a month it is the number of a day."""
-        before = self._before
-        beside_month = self._follow(_ANY_MONTH) or self._follow(("of",), _ANY_MONTH)
-        if beside_month or (before is not None and before.text in _ANY_MONTH):
+        behind = self._before is not None and self._before.text in _ANY_MONTH
+        if behind or self._follow(_ANY_MONTH) or self._follow(("of",), _ANY_MONTH):
             return word._replace(unit="", exact=True)
         return word
 
     def _factor(self, word: Word) -> Fraction | None:
         """Return what the next word multiplies a number by; None if it is not a scale."""
-        if not self._follow(_is_number_or_word):
+        if not self._follow(lambda w: w.kind != "run"):
             return None
         following = self._next()
         if _is_scale(following):
@@ -435,10 +416,6 @@ def _names_a_version(name: Word, word: Word) -> bool:
 
 def _is_number(word: Word) -> bool:
     return word.kind == "number"
-
-
-def _is_number_or_word(word: Word) -> bool:
-    return word.kind != "run"
 
 
 def _is_in_digits(word: Word) -> bool:

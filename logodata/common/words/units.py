@@ -4,86 +4,22 @@ from __future__ import annotations
 
 from unicodedata import name as unicode_name
 
-# Each line is a unit: its name, then other spellings. Plurals are found without their ending.
-_LINES = """
-metre meter m
-kilometre kilometer km
-centimetre centimeter cm
-millimetre millimeter mm
-micrometre micrometer micron μm
-nanometre nanometer nm
-mile mi
-yard yd
-foot feet ft
-inch
-fathom
-league
-acre
-hectare ha
-square-metre m2 sqm
-square-kilometre km2
-cubic-metre m3
-cubic-centimetre cm3 cc
-gram gramme g
-kilogram kilo kg
-milligram mg
-microgram mcg μg
-tonne t
-ton
-pound lb lbs gbp quid £
-ounce oz
-litre liter l
-millilitre milliliter ml
-gallon gal
-second sec s
-millisecond ms
-minute min
-hour hr hrs h
-day
-week wk
-month
-year yr yrs
-decade
-century centuries
-percent pct
-degree
-celsius centigrade
-fahrenheit
-kelvin K
-hertz hz
-kilohertz khz
-megahertz mhz
-gigahertz ghz
-byte
-kilobyte kb
-megabyte mb
-megabit Mb Mbit
-gigabyte gb
-gigabit Gb Gbit
-terabyte tb
-watt w
-milliwatt mW
-kilowatt kw
-megawatt MW
-kilowatt-hour kwh
-joule
-kilojoule kj
-volt v
-ampere amp
-knot
-mile-per-hour mph
-kilometre-per-hour kmh kph
-dollar usd buck
-euro eur
-yen jpy
-rupee inr rs
-yuan cny rmb
-franc chf
-ruble rouble rub
-won
-cent
+# Between commas stands a unit: its name, then other spellings. Plurals are found without their ending.
+_LISTED = """
+metre meter m, kilometre kilometer km, centimetre centimeter cm, millimetre millimeter mm,
+micrometre micrometer micron μm, nanometre nanometer nm, mile mi, yard yd, foot feet ft, inch, fathom, league,
+acre, hectare ha, square-metre m2 sqm, square-kilometre km2, cubic-metre m3, cubic-centimetre cm3 cc,
+gram gramme g, kilogram kilo kg, milligram mg, microgram mcg μg, tonne t, ton, pound lb lbs gbp quid £, ounce oz,
+litre liter l, millilitre milliliter ml, gallon gal,
+second sec s, millisecond ms, minute min, hour hr hrs h, day, week wk, month, year yr yrs, decade,
+century centuries, percent pct, degree, celsius centigrade, fahrenheit, kelvin K,
+hertz hz, kilohertz khz, megahertz mhz, gigahertz ghz,
+byte, kilobyte kb, megabyte mb, megabit Mb Mbit, gigabyte gb, gigabit Gb Gbit, terabyte tb,
+watt w, milliwatt mW, kilowatt kw, megawatt MW, kilowatt-hour kwh, joule, kilojoule kj, volt v, ampere amp,
+knot, mile-per-hour mph, kilometre-per-hour kmh kph,
+dollar usd buck, euro eur, yen jpy, rupee inr rs, yuan cny rmb, franc chf, ruble rouble rub, won, cent
 """
-_UNITS = {spelling: line.split()[0] for line in _LINES.strip().splitlines() for spelling in line.split()}
+_UNITS = {spelling: unit.split()[0] for unit in _LISTED.split(",") for spelling in unit.split()}
 _MONEY = ("dollar", "euro", "pound", "yen", "rupee", "yuan", "franc", "ruble", "won")
 _CODES = ("usd", "eur", "gbp", "jpy", "chf", "inr", "cny", "rub", "rs")
 _GLUED = {"in": "inch"}

@@ -68,20 +68,16 @@ def read_number(written: str, start: int, end: int) -> Word:
     elif len(pieces) > 2 and all(len(piece) == 3 for piece in pieces[1:]):  # 1.204.000
         plain = "".join(pieces)
     elif len(pieces) > 2:
-        return _as_written(written, _without_zeros(written, "."), start, end)
+        return Word(_without_zeros(written, "."), start, end, "number", literal=written)
     elif "," in plain:
         grouped = len(pieces[0].rpartition(",")[2]) == 3 and not plain.startswith("0,")
         plain = plain.replace(",", "" if grouped else ".")
     *whole, last = plain.split(" ") if "/" in plain else [plain.replace(" ", "")]
     above, _, below = last.partition("/")
     if sum(map(str.isdigit, plain)) > MOST_DIGITS or (below and not int(below)):
-        return _as_written(written, plain, start, end)
+        return Word(plain, start, end, "number", literal=written)
     value = sum(map(int, whole)) + Fraction(above) / int(below or 1)
     return number(value, start, end, literal=written)
-
-
-def _as_written(written: str, text: str, start: int, end: int, unit: str = "") -> Word:
-    return Word(text, start, end, "number", unit, written)
 
 
 def _without_zeros(written: str, between: str) -> str:
@@ -92,10 +88,10 @@ def _clock(written: str, start: int, end: int) -> Word:
     """Read a time of day on twelve hours, or a ratio. 15:45 is 3:45 in the afternoon; 3:45 alone may be either."""
     hour, *rest = written.split(":")
     if len(rest) > 2 or len(hour) > 2 or int(hour) > 24 or any(len(part) != 2 or int(part) > 59 for part in rest):
-        return _as_written(written, _without_zeros(written, ":"), start, end)
+        return Word(_without_zeros(written, ":"), start, end, "number", literal=written)
     half = "am" if int(hour) in (0, 24) else "pm" if int(hour) > 12 else ""
     text = ":".join([str((int(hour) - 1) % 12 + 1), rest[0], *(part for part in rest[1:] if part != "00")])
-    return _as_written(written, text, start, end, half)
+    return Word(text, start, end, "number", half, written)
 
 
 def as_time(word: Word, half: str) -> Word | None:

@@ -14,16 +14,7 @@ import regex
 from logodata.common.words.normal import CLUSTER, fold_case, normalise
 from logodata.common.words.phrases import combine, numbers_in_words
 from logodata.common.words.units import unit_of_symbol
-from logodata.common.words.values import (
-    INITIALS,
-    ORDINAL,
-    VERSION,
-    Word,
-    as_version,
-    negated,
-    read_number,
-    with_suffix,
-)
+from logodata.common.words.values import INITIALS, ORDINAL, VERSION, Word, as_version, negated, read_number, with_suffix
 
 # Scripts without spaces between words, and Korean, which attaches particles to them.
 _RUN = (

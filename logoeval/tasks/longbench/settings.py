@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from logodata.common.errors import did_you_mean
 from logodata.common.recipes.reading import RecipeModel
 from logoeval.tasks.longbench.metrics import CodeSimBackend
 from logoeval.tasks.longbench.rules import TASKS
@@ -36,8 +36,7 @@ class LongBenchSettings(RecipeModel):
         known = [name for name, task in TASKS.items() if task.in_e or not in_e]
         for name in value or ():
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                hint = did_you_mean(name, known, f"known are {', '.join(known)}")
                 raise ValueError(f"{name!r} is no task of LongBench{'-E' if in_e else ''}: {hint}")
         if value and len(set(value)) < len(value):
             raise ValueError("must not repeat a task")
