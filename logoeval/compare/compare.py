@@ -93,6 +93,15 @@ class Comparison:
         """The tasks of the comparison, which all runs have."""
         return list(self.runs[0].results.tasks)
 
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the runs."""
+        return [run.label for run in self.runs]
+
+    def whole(self, task: str) -> dict[str, Row]:
+        """The rows of a task over all samples, by the keys of their metrics."""
+        return {row.metric.key: row for row in self.rows if row.task == task and not row.slice}
+
 
 def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
     """Compare each run with the first.
@@ -107,7 +116,11 @@ def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
     runs = read_runs(folders)
     if not runs[0].results.tasks:
         raise UserError("holds no finished task", where=str(runs[0].folder), mend="run logoeval again to finish it")
-    rows = [row for task in runs[0].results.tasks for row in _rows(task, runs)]
+    rows = [
+        row
+        for task, result in runs[0].results.tasks.items()
+        for row in measured_rows(task, result.metrics, [run.results.tasks[task].samples for run in runs])
+    ]
     return Comparison(runs, rows)
 
 
@@ -179,11 +192,6 @@ def _differences(before: TaskResult, after: TaskResult) -> Iterator[tuple[str, A
             yield key, old, new
 
 
-def _rows(task: str, runs: Sequence[Run]) -> Iterator[Row]:
-    results = [run.results.tasks[task] for run in runs]
-    return measured_rows(task, results[0].metrics, [result.samples for result in results])
-
-
 def measured_rows(task: str, metrics: Sequence[Metric], columns: Sequence[Sequence[SampleRow]]) -> Iterator[Row]:
     """Yield a row for every metric and each of its slices. ``columns`` are the samples of each run, in equal order."""
     for metric in metrics:
@@ -222,8 +230,5 @@ def _verdict(found: Estimate) -> Verdict:
 
 def show_change(row: Row, change: Value) -> str:
     """Format a difference with its interval, such as ``+3.1 [+0.4, +5.9] points``."""
-    metric = row.metric
-    text = metric.show_difference(change.value)
-    if change.low is not None and change.high is not None:
-        text += f" [{metric.show_difference(change.low)}, {metric.show_difference(change.high)}]"
-    return f"{text} points" if metric.kind == "share" else text
+    text = row.metric.show_change(change.value, change.low, change.high)
+    return f"{text} points" if row.metric.kind == "share" else text

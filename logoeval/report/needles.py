@@ -12,7 +12,7 @@ from logoeval.compare.compare import Comparison, Row, show_change
 from logoeval.records import SampleRow
 from logoeval.report import figures
 from logoeval.report.measures import changes_table
-from logoeval.report.tables import Section, all_points, panels
+from logoeval.report.tables import Section, all_points, figure
 from logoeval.tasks.needles.scores import DEPTH_BINS, depth_scores
 
 KeyT = TypeVar("KeyT")
@@ -82,7 +82,7 @@ def _means(comparison: Comparison, row: Row) -> str:
     """The mean over a map for each run, and the paired difference; of more than two runs the tables tell it."""
     if len(comparison.runs) > 2:
         return ""
-    first, *others = (run.label for run in comparison.runs)
+    first, *others = comparison.labels
     text = f" Mean: {first} {row.metric.show(row.values[0].value)}"
     for label, value, difference in zip(others, row.values[1:], row.differences, strict=True):
         change = show_change(row, difference.change).replace("-", "\N{MINUS SIGN}")
@@ -105,10 +105,9 @@ def _random_depths(comparison: Comparison, settings: dict[str, Any]) -> list[Htm
         "Recall in percent, by where in the text a number stood: 0 % is the beginning. A cell is the mean over the "
         "prompts that hide a number there."
     )
+    by_haystack = "Recall in percent, by haystack and prompt length."
     return [
-        _figure(
-            comparison, settings, names, of_haystack, "haystack", "Recall in percent, by haystack and prompt length."
-        ),
+        _figure(comparison, settings, names, of_haystack, "haystack", by_haystack),
         _figure(comparison, settings, bins, of_depth, "depth of the needle", by_depth),
     ]
 
@@ -126,7 +125,7 @@ def _figure(
     the maps stand ``titles``, or else the runs' labels."""
     maps = []
     columns = figures.token_labels(settings["lengths"])
-    for run, title in zip(comparison.runs, titles or [run.label for run in comparison.runs], strict=True):
+    for run, title in zip(comparison.runs, titles or comparison.labels, strict=True):
         cells: dict[tuple[KeyT, int], list[float]] = {}
         for sample in run.results.tasks["niah"].samples:
             for key in rows:
@@ -134,4 +133,4 @@ def _figure(
                     cells.setdefault((key, sample.facts["length"]), []).append(value)
         grid = [[float(np.mean(cells.get((key, length), [np.nan]))) for length in settings["lengths"]] for key in rows]
         maps.append(figures.heat_map(title, list(rows.values()), columns, grid, row_label=row_label))
-    return tag("figure", panels(maps), tag("figcaption", caption))
+    return figure(maps, caption)

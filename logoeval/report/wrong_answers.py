@@ -36,7 +36,7 @@ def errors_section(comparison: Comparison) -> Section | None:
         return Section(_TITLE, notes) if analysis.notes else None
     whole = [group for group in analysis.groups if group.part is None]
     parts = [group for group in analysis.groups if group.part is not None]
-    labels = [run.label for run in analysis.comparison.runs]
+    labels = analysis.comparison.labels
     shares = _shares_table("Right and wrong answers", whole, labels)
     lengths = _lengths_table(analysis, labels)
     by_task = _shares_table("Right and wrong answers by task of LongBench", parts, labels)
@@ -87,10 +87,7 @@ def _about_pairs(groups: Sequence[Group]) -> Html:
 
 
 def _bars(group: Group, labels: Sequence[str]) -> Html:
-    rows = [
-        (label, [group.rows[outcome].values[number].value for outcome in OUTCOMES])
-        for number, label in enumerate(labels)
-    ]
+    rows = [(label, [row.values[i].value for row in group.rows.values()]) for i, label in enumerate(labels)]
     return figures.stacked_bars(group.title, list(OUTCOMES.values()), rows, unit=f"of {group.num_answers:,} answers")
 
 
@@ -110,12 +107,13 @@ def _shares_table(title: str, groups: Sequence[Group], labels: Sequence[str]) ->
 
 def interval(value: Value, show: Callable[[float], str]) -> str:
     """A share or a difference of shares. Where every resample gives the same there is no interval to speak of."""
-    texts = [
-        None if share is None else show(share).removesuffix(" %") for share in (value.value, value.low, value.high)
-    ]
+
+    def shown(share: float) -> str:
+        return show(share).removesuffix(" %")
+
     if value.low is None or value.high is None or value.low == value.high:
-        return f"{texts[0]}"
-    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+        return shown(value.value)
+    return f"{shown(value.value)} [{shown(value.low)}, {shown(value.high)}]"
 
 
 def _lengths_table(analysis: Analysis, labels: Sequence[str]) -> Table:
@@ -140,14 +138,10 @@ def _by_task(parts: Sequence[Group], table: Table, labels: Sequence[str]) -> Htm
 def _examples(analysis: Analysis) -> Iterator[Html]:
     for run, answers in zip(analysis.comparison.runs, analysis.answers, strict=True):
         for pattern in PATTERNS:
-            if answers[pattern]:
-                yield _drawn_examples(run, pattern, answers[pattern])
-
-
-def _drawn_examples(run: Run, pattern: Outcome, answers: Sequence[Answer]) -> Html:
-    shown = draw_examples(answers, _EXAMPLES)
-    title = examples_title(run, pattern, len(shown), len(answers))
-    return tag("details", tag("summary", title), *(_example(answer) for answer in shown))
+            shown = draw_examples(answers[pattern], _EXAMPLES)
+            title = examples_title(run, pattern, len(shown), len(answers[pattern]))
+            if shown:
+                yield tag("details", tag("summary", title), *map(_example, shown))
 
 
 def examples_title(run: Run, pattern: Outcome, num_shown: int, num_found: int) -> str:
@@ -156,17 +150,9 @@ def examples_title(run: Run, pattern: Outcome, num_shown: int, num_found: int) -
 
 
 def _example(answer: Answer) -> Html:
-    entries = {
-        "question": answer.question,
-        "reference": " / ".join(answer.references),
-        "answer": answer.response.strip(),
-    }
-    return tag(
-        "div",
-        tag("p", answer_name(answer), class_="small"),
-        tag("dl", *(join(tag("dt", name), tag("dd", text)) for name, text in entries.items())),
-        class_="sample",
-    )
+    said = {"question": answer.question, "reference": " / ".join(answer.references), "answer": answer.response.strip()}
+    entries = (join(tag("dt", name), tag("dd", text)) for name, text in said.items())
+    return tag("div", tag("p", answer_name(answer), class_="small"), tag("dl", *entries), class_="sample")
 
 
 def answer_name(answer: Answer) -> str:

@@ -13,7 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -33,6 +33,7 @@ _DAMAGED = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.B
 """The exceptions of zipfile for a damaged archive: RuntimeError for encryption and packing, ValueError for names."""
 
 _A_LINE = "write one JSON object a line"
+_AS_THEY_ARE = "give LongBench's rows as they are"
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
 
 
@@ -227,7 +228,7 @@ def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
     context, question = record.get("context"), record.get("input", record.get("question"))
     if not isinstance(context, str) or not isinstance(question, str):
         missing = "context" if not isinstance(context, str) else "input"
-        raise UserError(f"no text under {missing!r}", where=where, mend="give LongBench's rows as they are")
+        raise UserError(f"no text under {missing!r}", where=where, mend=_AS_THEY_ARE)
     return Row(
         id=str(record.get("_id") or f"{task.name}-{number}"),
         input=question,
@@ -258,7 +259,7 @@ def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | Non
         return None
     found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (None,)
     if not all(isinstance(text, str) for text in found):
-        raise UserError(f"{key!r} is not a list of texts", where=where, mend="give LongBench's rows as they are")
+        raise UserError(f"{key!r} is not a list of texts", where=where, mend=_AS_THEY_ARE)
     return found or None
 
 
@@ -275,10 +276,7 @@ def _checked(task: Task, rows: Sequence[Row]) -> tuple[Row, ...]:
         check_answers(task, row.answers, row.all_classes or classes, row.where)
         seen[row.id] = row
     # All rows of a task have the same classes, but mirrors lack them in some rows.
-    return tuple(
-        Row(row.id, row.input, row.context, row.answers, row.length, row.all_classes or classes, row.where)
-        for row in rows
-    )
+    return tuple(replace(row, all_classes=row.all_classes or classes) for row in rows)
 
 
 def check_answers(task: Task, answers: Sequence[str], all_classes: Sequence[str] | None, where: str) -> None:
@@ -288,7 +286,7 @@ def check_answers(task: Task, answers: Sequence[str], all_classes: Sequence[str]
         UserError: there is no answer, or a paragraph number or the list of classes is missing.
     """
     if not answers:
-        raise UserError("no gold answers", where=where, mend="give LongBench's rows as they are")
+        raise UserError("no gold answers", where=where, mend=_AS_THEY_ARE)
     mark = {"retrieval": "Paragraph ", "retrieval_zh": "段落"}.get(task.metric)
     for answer in answers:
         place = answer.find(mark) if mark else 0
@@ -299,4 +297,4 @@ def check_answers(task: Task, answers: Sequence[str], all_classes: Sequence[str]
                 mend="is this a row of another task?",
             )
     if task.metric == "classification" and not all_classes:
-        raise UserError(f"{task.name} needs all_classes", where=where, mend="give LongBench's rows as they are")
+        raise UserError(f"{task.name} needs all_classes", where=where, mend=_AS_THEY_ARE)
