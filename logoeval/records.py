@@ -178,6 +178,10 @@ class CurvePoint(_Record):
     adapter_fingerprint: str | None
     values: list[CurveValue]
 
+    def of(self, metric: Metric) -> CurveValue:
+        """Return the value of a metric."""
+        return next(value for value in self.values if value.metric == metric.key)
+
 
 class Curve(_Record):
     """A needle test over the checkpoints of a training run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -174,7 +175,8 @@ def _check_comparable(first: Run, other: Run) -> None:
     mend = "evaluate both with the same recipe; only model and adapter may differ"
     for task, before in first.results.tasks.items():
         after = other.results.tasks[task]
-        for name, old, new in _differences(before, after):
+        made = (r.provenance.model_dump(include={"engine", "tokenizer_fingerprint"}) for r in (before, after))
+        for name, old, new in chain(differing(before.settings, after.settings), differing(*made)):
             raise UserError(f"{task}: {name} is {old!r} in one and {new!r} in the other", where=where, mend=mend)
         if [sample.id for sample in before.samples] != [sample.id for sample in after.samples]:
             raise UserError(f"{task}: the runs hold different samples", where=where, mend=mend)
@@ -183,13 +185,11 @@ def _check_comparable(first: Run, other: Run) -> None:
                 raise UserError(f"{task}: sample {old_sample.id!r} has different prompts", where=where, mend=mend)
 
 
-def _differences(before: TaskResult, after: TaskResult) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted(before.settings.keys() | after.settings.keys()):
-        if before.settings.get(key) != after.settings.get(key):
-            yield key, before.settings.get(key), after.settings.get(key)
-    for key in ("engine", "tokenizer_fingerprint"):
-        if (old := getattr(before.provenance, key)) != (new := getattr(after.provenance, key)):
-            yield key, old, new
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the keys under which two records differ, in alphabetical order, with both values."""
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            yield key, before.get(key), after.get(key)
 
 
 def measured_rows(task: str, metrics: Sequence[Metric], columns: Sequence[Sequence[SampleRow]]) -> Iterator[Row]:

@@ -146,13 +146,10 @@ def analyse(runs: Sequence[Run], wrong_below: float = RIGHT_AT) -> Analysis:
     Raises:
         UserError: see :func:`logoeval.compare.answers.read_answers`.
     """
-    notes, kept = [], []
-    for run in runs:
-        gone = missing_file(run)
-        if gone is None:
-            kept.append(run)
-        else:
-            notes.append(f"{run.label} is left out: its answers are not there any more ({gone})")
+    missing = {run.label: missing_file(run) for run in runs}
+    kept = [run for run in runs if missing[run.label] is None]
+    gone = {label: path for label, path in missing.items() if path is not None}
+    notes = [f"{label} is left out: its answers are not there any more ({path})" for label, path in gone.items()]
     groups: list[Group] = []
     answers: list[dict[Outcome, list[Answer]]] = [{outcome: [] for outcome in OUTCOMES} for _ in kept]
     for task in ANSWERING_TASKS if kept else ():

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from logodata.common.markup import Html
+from logoeval.compare.compare import Value
+from logoeval.records import CurveValue
 from logoeval.report.figure_style import INK, MUTED, PAPER, RULE, SERIES, mark_style, panel, series_style, svg_of
 
 if TYPE_CHECKING:
@@ -68,12 +70,12 @@ def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
         return svg_of(axes, f"Histogram of the change of the margin, {label}: {share:.0f} % of the pairs rose.")
 
 
-def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x_label: str, of: str) -> Html:
+def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Value]], *, x_label: str, of: str) -> Html:
     """Draw shares as marks with bars for their intervals. Each row has one mark per run.
 
     Args:
         rows: names of the rows, from the top down.
-        lines: for each run, the (value, low, high) of each row.
+        lines: for each run, the value of each row.
         x_label: label of the axis.
         of: name of what has these values, for readers who do not see the figure.
     """
@@ -81,11 +83,11 @@ def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x
     gap = min(0.22, 0.74 / runs)
     with panel(0.62 + len(rows) * max(0.3, 0.09 * (runs + 1))) as axes:
         for number, values in enumerate(lines):
-            for row, (value, low, high) in enumerate(values):
+            for row, value in enumerate(values):
                 place = row + (number - (runs - 1) / 2) * gap
-                if low is not None and high is not None:
-                    axes.hlines(place, low, high, color=SERIES[number % len(SERIES)], linewidth=1.3)
-                axes.plot(value, place, linestyle="none", zorder=3, **mark_style(number))
+                if value.low is not None and value.high is not None:
+                    axes.hlines(place, value.low, value.high, color=SERIES[number % len(SERIES)], linewidth=1.3)
+                axes.plot(value.value, place, linestyle="none", zorder=3, **mark_style(number))
         for row in range(1, len(rows)):
             axes.axhline(row - 0.5, color=RULE, linewidth=0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -193,21 +195,19 @@ def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Htm
         return svg_of(axes, f"{title} by training step.")
 
 
-def step_intervals(
-    title: str, labels: Sequence[str], lines: Sequence[Sequence[tuple[int, float, float | None, float | None]]]
-) -> Html:
-    """Draw shares over training steps, one line per run of (step, value, low, high), with bars from low to high.
+def step_intervals(title: str, labels: Sequence[str], lines: Sequence[Sequence[tuple[int, CurveValue]]]) -> Html:
+    """Draw shares over training steps, one line per run of steps and values, with bars for their intervals.
 
     The runs get the styles from number 1 on, because the style of number 0 is the base model's.
     """
     with panel(2.5) as axes:
         for number, points in enumerate(lines, 1):
             style = series_style(number)
-            steps, values = [point[0] for point in points], [point[1] for point in points]
+            steps, values = [step for step, _ in points], [value.value for _, value in points]
             axes.plot(steps, values, linewidth=1.6, **style, **mark_style(number))
-            for step, _, low, high in points:
-                if low is not None and high is not None:
-                    axes.vlines(step, low, high, color=style["color"], linewidth=1.0, alpha=0.6)
+            for step, value in points:
+                if value.low is not None and value.high is not None:
+                    axes.vlines(step, value.low, value.high, color=style["color"], linewidth=1.0, alpha=0.6)
         axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g} %")
         axes.set(title=title, xlabel="training step")
         axes.margins(x=0.06, y=0.12)

@@ -69,10 +69,7 @@ def _figure(comparison: Comparison, rows: list[Row], cut: str) -> Html:
     for average in ("logo", "e") if prefix != "all:" else ("all",):
         found = [row for row in whole if row.metric.key == average]
         shown, names = shown + found, names + ["average"] * len(found)
-    lines = [
-        [(row.values[number].value, row.values[number].low, row.values[number].high) for row in shown]
-        for number in range(len(comparison.runs))
-    ]
+    lines = [[row.values[number] for row in shown] for number in range(len(comparison.runs))]
     drawing = figures.interval_rows(names, lines, x_label=f"LongBench score{cut}", of=", ".join(comparison.labels))
     what = {"logo:": "English tasks by category", "all:": "All tasks by category", "task:": "Task by task"}[prefix]
     caption = (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, tag
+from logoeval.compare.compare import differing
 from logoeval.compare.labels import label_folders
 from logoeval.records import Curve, Metric, read_results
 from logoeval.report import figure_style, figures
@@ -23,13 +24,12 @@ def read_curves(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Curve
     curves = {label: _read(folder) for label, folder in labelled.items()}
     first = next(iter(curves), "")
     for other in curves:
-        for key in sorted(curves[first].settings.keys() | curves[other].settings.keys()):
-            if (old := curves[first].settings.get(key)) != (new := curves[other].settings.get(key)):
-                raise UserError(
-                    f"niah: {key} is {old!r} in one curve and {new!r} in the other",
-                    where=f"{labelled[first]} and {labelled[other]}",
-                    mend="measure both with the same recipe",
-                )
+        for key, old, new in differing(curves[first].settings, curves[other].settings):
+            raise UserError(
+                f"niah: {key} is {old!r} in one curve and {new!r} in the other",
+                where=f"{labelled[first]} and {labelled[other]}",
+                mend="measure both with the same recipe",
+            )
     return curves
 
 
@@ -61,15 +61,7 @@ def _read(folder: Path) -> Curve:
 
 
 def _panel(metric: Metric, curves: Mapping[str, Curve]) -> Html:
-    lines = [
-        [
-            (point.step, value.value, value.low, value.high)
-            for point in curve.points
-            for value in point.values
-            if value.metric == metric.key
-        ]
-        for curve in curves.values()
-    ]
+    lines = [[(point.step, point.of(metric)) for point in curve.points] for curve in curves.values()]
     return figures.step_intervals(metric.label, list(curves), lines)
 
 
@@ -78,7 +70,7 @@ def _table(label: str, curve: Curve) -> Table:
     for point in curve.points:
         cells: list[str | Cell] = [str(point.step)]
         for metric in curve.shown:
-            value = next(value for value in point.values if value.metric == metric.key)
+            value = point.of(metric)
             change = metric.show_change(value.change, value.change_low, value.change_high) if point.step else ""
             cells.append(Cell(metric.show(value.value), change))
         body.append(cells)

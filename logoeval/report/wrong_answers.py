@@ -38,7 +38,8 @@ def errors_section(comparison: Comparison) -> Section | None:
     parts = [group for group in analysis.groups if group.part is not None]
     labels = analysis.comparison.labels
     shares = _shares_table("Right and wrong answers", whole, labels)
-    lengths = _lengths_table(analysis, labels)
+    medians = [[title, *cells] for title, cells in length_rows(analysis)]
+    lengths = Table("Median length of a wrong answer, in words", ["", *labels], medians, style="stacks")
     by_task = _shares_table("Right and wrong answers by task of LongBench", parts, labels)
     body = join(
         tag(
@@ -92,7 +93,6 @@ def _bars(group: Group, labels: Sequence[str]) -> Html:
 
 
 def _shares_table(title: str, groups: Sequence[Group], labels: Sequence[str]) -> Table:
-    """Shares and their differences with intervals."""
     first, *others = labels
     rows: list[list[str]] = []
     for group in groups:
@@ -114,11 +114,6 @@ def interval(value: Value, show: Callable[[float], str]) -> str:
     if value.low is None or value.high is None or value.low == value.high:
         return shown(value.value)
     return f"{shown(value.value)} [{shown(value.low)}, {shown(value.high)}]"
-
-
-def _lengths_table(analysis: Analysis, labels: Sequence[str]) -> Table:
-    rows = [[title, *cells] for title, cells in length_rows(analysis)]
-    return Table("Median length of a wrong answer, in words", ["", *labels], rows, style="stacks")
 
 
 def length_rows(analysis: Analysis) -> Iterator[tuple[str, list[str]]]:

@@ -384,9 +384,9 @@ def test_what_can_be_trained_is_not_refused_and_its_row_is_right(config: PreTrai
     check_trainable(config)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    from logotrain.trainable import _row
+    from logotrain.trainable import _probe_row
 
-    row = _row(269)
+    row = _probe_row(269)
     row = dataclasses.replace(row, position_ids=row.position_ids * 2)
     separate = [[*range(16), *range(16, 21)], [*range(16), *range(21, 25)]]
     expected = []

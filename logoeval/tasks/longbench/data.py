@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -60,12 +60,8 @@ class Row:
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """The path of a file inside data.zip or the folder, and its records, each with its place."""
-
-    path: PurePosixPath
-    records: Callable[[], Iterator[tuple[str, Any]]]
+_Records = Callable[[], Iterator[tuple[str, Any]]]
+"""Yields the records of a file, each with its place."""
 
 
 @lru_cache(maxsize=1)  # the settings of a run and the run itself both need these 200 MB of text
@@ -81,11 +77,11 @@ def read_rows(data: Path, tasks: tuple[str, ...] | None, e: bool) -> dict[str, t
         UserError: there are no rows, a task is missing, or a row cannot be used.
     """
     found: dict[str, list[Row]] = {}
-    for file in _files(data):
-        hinted, hinted_e = _hint(file.path)
+    for path, records in _files(data):
+        hinted, hinted_e = _hint(path)
         if hinted is not None and (hinted_e != e or (tasks is not None and hinted.name not in tasks)):
             continue
-        for where, record in file.records():
+        for where, record in records():
             task, is_e = _task_of(record, hinted, hinted_e, where)
             if is_e == e and (tasks is None or task.name in tasks):
                 rows = found.setdefault(task.name, [])
@@ -108,7 +104,8 @@ def fingerprint(rows: dict[str, tuple[Row, ...]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _files(data: Path) -> Iterator[_File]:
+def _files(data: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
+    """Yield the path of each file inside data.zip or the folder, and what reads it."""
     if not data.exists():
         raise UserError("no such file or folder", where=str(data), mend=_HOW)
     if data.is_dir():
@@ -124,18 +121,18 @@ def _files(data: Path) -> Iterator[_File]:
     yield from _one_file(data, PurePosixPath(data.name))
 
 
-def _one_file(path: Path, inner: PurePosixPath) -> Iterator[_File]:
+def _one_file(path: Path, inner: PurePosixPath) -> Iterator[tuple[PurePosixPath, _Records]]:
     if path.suffix.lower() == ".zip":
         yield from _archive(path)
     elif path.suffix.lower() == ".jsonl":
-        yield _File(inner, lambda: read_lines(path))
+        yield inner, partial(read_lines, path)
     elif path.suffix.lower() == ".parquet":
-        yield _File(inner, lambda: _parquet(path))
+        yield inner, partial(_parquet, path)
     else:
         raise UserError("not an archive or file of rows", where=str(path), mend=_HOW)
 
 
-def _archive(path: Path) -> Iterator[_File]:
+def _archive(path: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
     try:
         with zipfile.ZipFile(path) as archive:
             named = ((info, PurePosixPath(info.filename)) for info in archive.infolist())
@@ -162,7 +159,7 @@ def _archive(path: Path) -> Iterator[_File]:
             raise UserError(f"cannot read: {error}", where=f"{path}:{name}", mend="download it again") from error
 
     for name in names:
-        yield _File(PurePosixPath(name), lambda name=name: records(name))  # type: ignore[misc]
+        yield PurePosixPath(name), partial(records, name)
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:

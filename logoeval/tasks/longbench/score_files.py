@@ -48,21 +48,15 @@ def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tup
         UserError: there is nothing to score, or a line cannot be scored.
     """
     predictions, is_e = read_predictions(source, e=e)
-    tasks = [TASKS[name] for name in predictions]
     samples = [
         _scored(TASKS[name], number, prediction, code_sim)
         for name, members in predictions.items()
         for number, prediction in enumerate(members)
     ]
-    known = any(sample.truncated is not None for sample in samples)
-    reported = metrics(tasks, e=is_e, truncation=known)
-    outcome = Outcome(
-        reported,
-        sample_rows(samples, reported, e=is_e),
-        list(notes(samples, e=is_e, code_sim=code_sim)),
-        {"predictions": str(source.resolve())},
-    )
-    return outcome, is_e
+    cuts_known = any(sample.truncated is not None for sample in samples)
+    reported = metrics([TASKS[name] for name in predictions], e=is_e, truncation=cuts_known)
+    rows, found = sample_rows(samples, reported, e=is_e), list(notes(samples, e=is_e, code_sim=code_sim))
+    return Outcome(reported, rows, found, {"predictions": str(source.resolve())}), is_e
 
 
 def record(outcome: Outcome, *, e: bool, code_sim: CodeSimBackend) -> dict[str, Any]:
