@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from logodata.common.errors import UserError
 from logoeval.compare.labels import label_folders
 from logoeval.intervals import Estimate, estimate, estimate_difference, groups, slice_label, slices
-from logoeval.records import PREDICTIONS_DIR, Metric, Results, SampleRow, TaskResult, read_results
+from logoeval.records import PREDICTIONS_DIR, Metric, Results, SampleRow, read_results
 from logoeval.tasks.table import task_names
 
 Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]

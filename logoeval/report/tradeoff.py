@@ -31,9 +31,10 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
     for run, x, y in zip(comparison.runs, perplexity.values, average.values, strict=True):
         low, high = (None if bound is None else 100 * bound for bound in (y.low, y.high))
         points.append(figures.Point(run.label, (x.value, x.low, x.high), (100 * y.value, low, high)))
+    lettered = list(zip(ascii_lowercase, paper["points"], strict=False))
     theirs = [
         figures.Point(letter, (point["perplexity"], None, None), (point["longbench"], None, None))
-        for letter, point in zip(ascii_lowercase, paper["points"], strict=False)
+        for letter, point in lettered
     ]
     cut = limits(tasks["longbench"])
     y_label = "LongBench average" + (" (a sample)" if cut else "")
@@ -43,7 +44,7 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
         ["", "setting", their_label, "LongBench average"],
         [
             [letter, point["setting"], f"{point['perplexity']:.2f}", f"{point['longbench']:.1f}"]
-            for letter, point in zip(ascii_lowercase, paper["points"], strict=False)
+            for letter, point in lettered
         ],
         text_columns={1},
     )

@@ -41,6 +41,10 @@ def errors_section(comparison: Comparison) -> Section | None:
     medians = [[title, *cells] for title, cells in length_rows(analysis)]
     lengths = Table("Median length of a wrong answer, in words", ["", *labels], medians, style="stacks")
     by_task = _shares_table("Right and wrong answers by task of LongBench", parts, labels)
+    about_pairs = (
+        "Held-out pairs are questions that the model they were built with answered wrong from a poorer context, so "
+        "they are hard for it; compare runs on them, but take no share for that of questions in general."
+    )
     body = join(
         tag(
             "p",
@@ -55,7 +59,7 @@ def errors_section(comparison: Comparison) -> Section | None:
             "reference, which is how the training data are judged too. It is not LongBench’s F1: that takes a right "
             "answer in a whole sentence for a wrong one.",
         ),
-        _about_pairs(whole),
+        tag("p", about_pairs, class_="note") if any(group.task == "pairs" for group in whole) else "",
         notes,
         tag(
             "figure",
@@ -74,17 +78,6 @@ def errors_section(comparison: Comparison) -> Section | None:
         *_examples(analysis),
     )
     return Section(_TITLE, body, [shares, lengths, *([by_task] if parts else [])])
-
-
-def _about_pairs(groups: Sequence[Group]) -> Html:
-    if not any(group.task == "pairs" for group in groups):
-        return raw("")
-    return tag(
-        "p",
-        "Held-out pairs are questions that the model they were built with answered wrong from a poorer context, so "
-        "they are hard for it; compare runs on them, but take no share for that of questions in general.",
-        class_="note",
-    )
 
 
 def _bars(group: Group, labels: Sequence[str]) -> Html:
