@@ -259,13 +259,13 @@ def _extended(
     row: SampleRow, record: dict[str, Any], grid: tuple[int, int], heads: Sequence[Head], own_heads: Sequence[Head]
 ) -> SampleRow:
     sizes = record["sizes"]
-    said, gold = (decode_copies(record[kind], grid, sizes) for kind in ("own", "gold"))
+    own, gold = (decode_copies(record[kind], grid, sizes) for kind in ("own", "gold"))
     forced = score_sample(gold, sizes, heads)
     table = saw_said(forced.seen, row.facts["found"])
     scores = {
-        "retrieval": score_sample(said, sizes, heads).score,
+        "retrieval": score_sample(own, sizes, heads).score,
         "retrieval_forced": forced.score,
-        "retrieval_own": score_sample(said, sizes, own_heads).score,
+        "retrieval_own": score_sample(own, sizes, own_heads).score,
         "retrieval_forced_own": score_sample(gold, sizes, own_heads).score,
         "saw": sum(forced.seen) / len(sizes),
         **{key: count / len(sizes) for key, count in table.items()},
