@@ -63,8 +63,7 @@ def estimate_mean(
     Raises:
         ValueError: there are no values, or not as many as clusters.
     """
-    found = _resample(np.atleast_2d(np.asarray(values, dtype=np.float64)), clusters, groups, seed)
-    return _estimate(transform(found.means)[:, 0], transform(found.point)[0], found)
+    return _estimate(np.atleast_2d(np.asarray(values, dtype=np.float64)), clusters, groups, transform, seed)
 
 
 def estimate_difference(
@@ -82,54 +81,43 @@ def estimate_difference(
     :func:`estimate_mean`.
     """
     both = np.stack([np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)])
-    found = _resample(both, clusters, groups, seed)
-    means, point = transform(found.means), transform(found.point)
-    return _estimate(means[:, 1] - means[:, 0], point[1] - point[0], found)
+    return _estimate(both, clusters, groups, transform, seed)
 
 
-@dataclass(frozen=True, slots=True)
-class _Resampled:
-    """The resampled means of K rows of values.
-
-    Attributes:
-        means: [NUM_RESAMPLES, K].
-        point: [K], the means of all samples.
-        num_samples: number of samples.
-        group_clusters: number of clusters of each group.
-        variances: variance of each group's contribution to the mean or, with two rows, to their difference.
-    """
-
-    means: Array
-    point: Array
-    num_samples: int
-    group_clusters: list[int]
-    variances: list[float]
-
-
-def _resample(
-    values: Array, clusters: Sequence[str], groups: Sequence[tuple[str, ...]] | None, seed: int
-) -> _Resampled:
+def _estimate(
+    values: Array,
+    clusters: Sequence[str],
+    groups: Sequence[tuple[str, ...]] | None,
+    transform: Callable[[Array], Array],
+    seed: int,
+) -> Estimate:
+    """Estimate the mean of one row of ``values`` [K, n], or of two rows the difference of the second from the first."""
     if values.shape[1] != len(clusters) or not len(clusters):
         raise ValueError(f"{values.shape[1]} values for {len(clusters)} cluster names")
-    if groups is None:
-        sums, counts = cluster_sums(values, clusters)
-        rng = np.random.default_rng(seed)
-        return _Resampled(_means(sums, counts, rng), sums.sum(1) / counts.sum(), len(clusters), [len(counts)], [1.0])
+
+    def of_rows(means: Array) -> Array:
+        return means[..., 1] - means[..., 0] if len(values) > 1 else means[..., 0]
+
     members: dict[tuple[str, ...], list[int]] = {}
-    for number, group in enumerate(groups):
+    for number, group in enumerate([()] * len(clusters) if groups is None else groups):
         members.setdefault(group, []).append(number)
     means, point = np.zeros((NUM_RESAMPLES, len(values))), np.zeros(len(values))
-    group_clusters, variances = [], []
+    num_clusters: list[int] = []
+    variances: list[float] = []  # of what each group adds; only their ratios count
     for number, (group, columns) in enumerate(members.items()):
         sums, counts = cluster_sums(values[:, columns], [clusters[column] for column in columns])
         weight = _weight(group, members)
         # Groups of equal size must not share draws, because their errors are independent.
-        added = weight * _means(sums, counts, np.random.default_rng([seed, number]))
+        rng = np.random.default_rng(seed if groups is None else [seed, number])
+        added = weight * _means(sums, counts, rng)
         means += added
         point += weight * sums.sum(1) / counts.sum()
-        group_clusters.append(len(counts))
-        variances.append(float((added[:, -1] - added[:, 0] if len(values) > 1 else added[:, 0]).var()))
-    return _Resampled(means, point, len(clusters), group_clusters, variances)
+        num_clusters.append(len(counts))
+        variances.append(1.0 if groups is None else float(of_rows(added).var()))
+    fewest = min(num_clusters)
+    interval = percentile_interval(of_rows(transform(means)), num_clusters, variances) if fewest > 1 else None
+    value = float(of_rows(transform(point)))
+    return Estimate(value, interval, len(clusters), sum(num_clusters), fewest)
 
 
 def _weight(group: tuple[str, ...], groups: Collection[tuple[str, ...]]) -> float:
@@ -149,12 +137,6 @@ def _means(sums: Array, counts: Array, rng: np.random.Generator) -> Array:
         draws = rng.integers(num_clusters, size=(min(block, NUM_RESAMPLES - start), num_clusters))
         blocks.append(np.stack([row[draws].sum(1) for row in sums], axis=1) / counts[draws].sum(1, keepdims=True))
     return np.concatenate(blocks)
-
-
-def _estimate(resampled: Array, value: float, found: _Resampled) -> Estimate:
-    fewest = min(found.group_clusters)
-    interval = percentile_interval(resampled, found.group_clusters, found.variances) if fewest > 1 else None
-    return Estimate(float(value), interval, found.num_samples, sum(found.group_clusters), fewest)
 
 
 def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[SampleRow]]]:
@@ -221,15 +203,6 @@ def summarise(metrics: Sequence[Metric], samples: Sequence[SampleRow]) -> list[S
         for where, members in slices(metric, samples):
             found = estimate(metric, members)
             low, high = found.interval or (None, None)
-            rows.append(
-                SummaryRow(
-                    metric=metric.key,
-                    slice=where,
-                    value=found.value,
-                    low=low,
-                    high=high,
-                    num_samples=found.num_samples,
-                    num_clusters=found.num_clusters,
-                )
-            )
+            counts = {"num_samples": found.num_samples, "num_clusters": found.num_clusters}
+            rows.append(SummaryRow(metric=metric.key, slice=where, value=found.value, low=low, high=high, **counts))
     return rows

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -51,6 +51,13 @@ class Metric(_Record):
     mean_of: list[str] = []
     """Facts, outer first, such as category and task: the mean is taken in each group, then over groups."""
 
+    @classmethod
+    def share(
+        cls, key: str, label: str, explanation: str, better: Literal["higher", "lower"] | None = "higher", **fields: Any
+    ) -> Self:
+        """Return a metric that is a share, with further ``fields``."""
+        return cls(key=key, label=label, explanation=explanation, kind="share", better=better, **fields)
+
     @property
     def transform(self) -> Callable[[Array], Array]:
         """From the mean of the stored scores to what is shown."""
@@ -69,6 +76,11 @@ class Metric(_Record):
         digits = {"share": 1, "perplexity": 3}.get(self.kind, 2)
         rounded = round(100 * value if self.kind == "share" else value, digits) + 0.0  # no minus sign on a zero
         return f"{rounded:+.{digits}f}"
+
+    def show_change(self, change: float, low: float | None, high: float | None) -> str:
+        """A difference with its interval, such as ``+3.1 [+0.4, +5.9]``."""
+        ends = "" if low is None or high is None else f" [{self.show_difference(low)}, {self.show_difference(high)}]"
+        return self.show_difference(change) + ends
 
 
 class SampleRow(_Record):
@@ -165,6 +177,10 @@ class CurvePoint(_Record):
     step: int
     adapter_fingerprint: str | None
     values: list[CurveValue]
+
+    def of(self, metric: Metric) -> CurveValue:
+        """Return the value of a metric."""
+        return next(value for value in self.values if value.metric == metric.key)
 
 
 class Curve(_Record):

@@ -48,13 +48,8 @@ class TrainingData:
 
     def lengths(self) -> Table:
         """Return a table of the lengths of prompts, computed responses and rows, in tokens."""
-        table = Table(
-            "tokens",
-            "shortest",
-            "median",
-            "longest",
-            title=f"{len(self.samples)} samples, positions under {self.target_length}",
-        )
+        title = f"{len(self.samples)} samples, positions under {self.target_length}"
+        table = Table("tokens", "shortest", "median", "longest", title=title)
         _add_row(table, "prompt", (len(sample.prompt_ids) for sample in self.samples))
         _add_row(table, "preferred response", (len(sample.chosen.token_ids) for sample in self.samples))
         responses = [row_responses(sample, rejected=self.uses_rejected) for sample in self.samples]
@@ -198,9 +193,7 @@ def _check(
 
 def _warn_of_equal_responses(samples: Sequence[PreferenceSample]) -> None:
     equal = [
-        sample.id
-        for sample in samples
-        if any(response.token_ids == sample.chosen.token_ids for response in sample.rejected)
+        sample.id for sample in samples if sample.chosen.token_ids in [found.token_ids for found in sample.rejected]
     ]
     if equal:
         note(

@@ -85,7 +85,7 @@ def _settled(recipe: TrainRecipe, out: Path, world: World) -> TrainRecipe:
 
 
 def _begin(recipe: TrainRecipe, out: Path) -> bool:
-    """Bind the folder to the recipe, and return whether it holds a finished run."""
+    """Bind the folder to the recipe, and return whether it holds a finished run. A damaged result is put aside."""
     final = out / "final"
     if final.exists() and not (final / SEAL).exists():
         # The user or an old version wrote it. It is not this run's result, and it must not be overwritten.
@@ -95,7 +95,12 @@ def _begin(recipe: TrainRecipe, out: Path) -> bool:
             mend="move it elsewhere, then run the same command again",
         )
     _bind(out, RECIPE_FILE, recipe.model_dump(mode="json"), free=_FREE)
-    return final.exists() and _is_whole(final)
+    if not final.exists():
+        return False
+    fault = damage(final)
+    if fault:
+        put_aside(final, fault, "it is written again from the newest checkpoint")
+    return not fault
 
 
 def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
@@ -117,14 +122,6 @@ def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[st
 
 def _started(out: Path) -> bool:
     return any((out / name).exists() for name in ("metrics.jsonl", "final"))  # a run with epochs=0 logs no step
-
-
-def _is_whole(final: Path) -> bool:
-    """Return whether the result is intact. A damaged result is put aside."""
-    fault = damage(final)
-    if fault:
-        put_aside(final, fault, "it is written again from the newest checkpoint")
-    return not fault
 
 
 def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:
@@ -169,16 +166,11 @@ def _metrics(step: StepRecord) -> list[str]:
 
 
 def _next(recipe: TrainRecipe, out: Path) -> list[str]:
-    final, results = out / "final", _beside(out, "eval")
-    if recipe.tuning == "full":
-        measured = ["--model", str(final)]
-        return [f"next: {_command('logoeval', 'niah', *measured, '-o', results)}"]
-    measured = ["--model", recipe.model, "--adapter", str(final), "--with-base"]
-    merged = _beside(out, "merged")
-    return [
-        f"next: {_command('logoeval', 'niah', *measured, '-o', results)}",
-        f"or:   {_command('logotrain', 'merge', final, '--model', recipe.model, '-o', merged)}",
-    ]
+    final, full = out / "final", recipe.tuning == "full"
+    measured = ["--model", final] if full else ["--model", recipe.model, "--adapter", final, "--with-base"]
+    merge = _command("logotrain", "merge", final, "--model", recipe.model, "-o", _beside(out, "merged"))
+    evaluate = _command("logoeval", "niah", *measured, "-o", _beside(out, "eval"))
+    return [f"next: {evaluate}", *([] if full else [f"or:   {merge}"])]
 
 
 def _beside(out: Path, ending: str) -> Path:

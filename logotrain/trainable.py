@@ -80,22 +80,13 @@ def check_trainable(config: PreTrainedConfig) -> None:
             # The other implementations of experts do not run on fake tensors.
             base = empty_model(copy.deepcopy(config), name, dtype=torch.bfloat16, experts_implementation="batched_mm")
             if text_config(base.config) is not base.config:
-                raise UserError(
-                    f"{type(base).__name__} reads more than text: only text models can be trained",
-                    where=name,
-                    mend=_MEND,
-                )
+                raise _unfit(f"{type(base).__name__} reads more than text: only text models can be trained", name)
             row = _probe_row(1)
             with use_shared_prefix(base), counted_attention() as calls, _explained(base, name):
                 LogprobModel(base)(row)
             layers = len(decoder_layers(base.get_decoder()))
             with use_shared_prefix(base), _AroundHead(base) as around, _explained(base, name):
-                base(
-                    input_ids=row.input_ids,
-                    position_ids=row.position_ids,
-                    use_cache=False,
-                    shared_prefix=row.layout,
-                )
+                base(input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, shared_prefix=row.layout)
     except UserError as error:
         if isinstance(error.__cause__, RuntimeError):  # torch raises it for an operator that needs data
             return
@@ -103,18 +94,11 @@ def check_trainable(config: PreTrainedConfig) -> None:
     finally:
         forget_rows()
     if len(calls) < layers:
-        raise UserError(
-            f"{type(base).__name__} does not let its attention be replaced, in {layers - len(calls)} of {layers} "
-            "layers",
-            where=name,
-            mend=_MEND,
-        )
+        missed, kind = layers - len(calls), type(base).__name__
+        raise _unfit(f"{kind} does not let its attention be replaced, in {missed} of {layers} layers", name)
     if around.found:
-        raise UserError(
-            f"{type(base).__name__} changes what goes into or comes out of its output head ({', '.join(around.found)})",
-            where=name,
-            mend=_MEND,
-        )
+        found = ", ".join(around.found)
+        raise _unfit(f"{type(base).__name__} changes what goes into or comes out of its output head ({found})", name)
 
 
 class _AroundHead(TorchDispatchMode):
@@ -202,15 +186,12 @@ def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
-        raise UserError(
-            f"{type(model).__name__} cannot compute responses over a shared prompt: {_first_line(error)}",
-            where=name,
-            mend=_MEND,
-        ) from error
+        reason = f"{type(error).__name__} {next(iter(str(error).splitlines()), '')}"
+        raise _unfit(f"{type(model).__name__} cannot compute responses over a shared prompt: {reason}", name) from error
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__} {next(iter(str(error).splitlines()), '')}"
+def _unfit(what: str, name: str) -> UserError:
+    return UserError(what, where=name, mend=_MEND)
 
 
 def _probe_row(vocabulary: int) -> Row:

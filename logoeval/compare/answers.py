@@ -54,13 +54,10 @@ def check_finished(folder: Path) -> None:
         "qa": predictions.glob("qa*.jsonl"),
         "pairs": predictions.glob("pairs*.jsonl"),
     }
-    for task in ANSWERING_TASKS:
-        if task not in finished and any(files[task]):
-            raise UserError(
-                f"{task} is not finished",
-                where=str(folder),
-                mend=f"run the same logoeval command with -o {folder} again to finish it",
-            )
+    for task, found in files.items():
+        if task not in finished and any(found):
+            mend = f"run the same logoeval command with -o {folder} again to finish it"
+            raise UserError(f"{task} is not finished", where=str(folder), mend=mend)
 
 
 def missing_file(run: Run) -> Path | None:

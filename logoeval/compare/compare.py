@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from logodata.common.errors import UserError
 from logoeval.compare.labels import label_folders
 from logoeval.intervals import Estimate, estimate, estimate_difference, groups, slice_label, slices
-from logoeval.records import PREDICTIONS_DIR, Metric, Results, SampleRow, TaskResult, read_results
+from logoeval.records import PREDICTIONS_DIR, Metric, Results, SampleRow, read_results
 from logoeval.tasks.table import task_names
 
 Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]
@@ -93,6 +94,15 @@ class Comparison:
         """The tasks of the comparison, which all runs have."""
         return list(self.runs[0].results.tasks)
 
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the runs."""
+        return [run.label for run in self.runs]
+
+    def whole(self, task: str) -> dict[str, Row]:
+        """The rows of a task over all samples, by the keys of their metrics."""
+        return {row.metric.key: row for row in self.rows if row.task == task and not row.slice}
+
 
 def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
     """Compare each run with the first.
@@ -107,7 +117,11 @@ def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
     runs = read_runs(folders)
     if not runs[0].results.tasks:
         raise UserError("holds no finished task", where=str(runs[0].folder), mend="run logoeval again to finish it")
-    rows = [row for task in runs[0].results.tasks for row in _rows(task, runs)]
+    rows = [
+        row
+        for task, result in runs[0].results.tasks.items()
+        for row in measured_rows(task, result.metrics, [run.results.tasks[task].samples for run in runs])
+    ]
     return Comparison(runs, rows)
 
 
@@ -161,7 +175,8 @@ def _check_comparable(first: Run, other: Run) -> None:
     mend = "evaluate both with the same recipe; only model and adapter may differ"
     for task, before in first.results.tasks.items():
         after = other.results.tasks[task]
-        for name, old, new in _differences(before, after):
+        made = (r.provenance.model_dump(include={"engine", "tokenizer_fingerprint"}) for r in (before, after))
+        for name, old, new in chain(differing(before.settings, after.settings), differing(*made)):
             raise UserError(f"{task}: {name} is {old!r} in one and {new!r} in the other", where=where, mend=mend)
         if [sample.id for sample in before.samples] != [sample.id for sample in after.samples]:
             raise UserError(f"{task}: the runs hold different samples", where=where, mend=mend)
@@ -170,18 +185,11 @@ def _check_comparable(first: Run, other: Run) -> None:
                 raise UserError(f"{task}: sample {old_sample.id!r} has different prompts", where=where, mend=mend)
 
 
-def _differences(before: TaskResult, after: TaskResult) -> Iterator[tuple[str, Any, Any]]:
-    for key in sorted(before.settings.keys() | after.settings.keys()):
-        if before.settings.get(key) != after.settings.get(key):
-            yield key, before.settings.get(key), after.settings.get(key)
-    for key in ("engine", "tokenizer_fingerprint"):
-        if (old := getattr(before.provenance, key)) != (new := getattr(after.provenance, key)):
-            yield key, old, new
-
-
-def _rows(task: str, runs: Sequence[Run]) -> Iterator[Row]:
-    results = [run.results.tasks[task] for run in runs]
-    return measured_rows(task, results[0].metrics, [result.samples for result in results])
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the keys under which two records differ, in alphabetical order, with both values."""
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key):
+            yield key, before.get(key), after.get(key)
 
 
 def measured_rows(task: str, metrics: Sequence[Metric], columns: Sequence[Sequence[SampleRow]]) -> Iterator[Row]:
@@ -222,8 +230,5 @@ def _verdict(found: Estimate) -> Verdict:
 
 def show_change(row: Row, change: Value) -> str:
     """Format a difference with its interval, such as ``+3.1 [+0.4, +5.9] points``."""
-    metric = row.metric
-    text = metric.show_difference(change.value)
-    if change.low is not None and change.high is not None:
-        text += f" [{metric.show_difference(change.low)}, {metric.show_difference(change.high)}]"
-    return f"{text} points" if metric.kind == "share" else text
+    text = row.metric.show_change(change.value, change.low, change.high)
+    return f"{text} points" if row.metric.kind == "share" else text

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -145,18 +146,17 @@ def analyse(runs: Sequence[Run], wrong_below: float = RIGHT_AT) -> Analysis:
     Raises:
         UserError: see :func:`logoeval.compare.answers.read_answers`.
     """
-    notes, kept = [], []
-    for run in runs:
-        gone = missing_file(run)
-        if gone is None:
-            kept.append(run)
-        else:
-            notes.append(f"{run.label} is left out: its answers are not there any more ({gone})")
+    missing = {run.label: missing_file(run) for run in runs}
+    kept = [run for run in runs if missing[run.label] is None]
+    gone = {label: path for label, path in missing.items() if path is not None}
+    notes = [f"{label} is left out: its answers are not there any more ({path})" for label, path in gone.items()]
     groups: list[Group] = []
     answers: list[dict[Outcome, list[Answer]]] = [{outcome: [] for outcome in OUTCOMES} for _ in kept]
     for task in ANSWERING_TASKS if kept else ():
         columns = [list(read_answers(run, task)) for run in kept]
-        decided = [[answer for answer in column if not _is_long(answer)] for column in columns]
+        decided = [
+            [answer for answer in column if not is_long(answer.references, _LONGEST_REFERENCE)] for column in columns
+        ]
         left_out = len(columns[0]) - len(decided[0])
         if left_out:
             notes.append(
@@ -165,7 +165,10 @@ def analyse(runs: Sequence[Run], wrong_below: float = RIGHT_AT) -> Analysis:
             )
         if not decided[0]:
             continue
-        judged = [[(answer, _outcome(answer, wrong_below)) for answer in column] for column in decided]
+        judged = [
+            [(answer, classify(answer.response, answer.question, answer.references, wrong_below)) for answer in column]
+            for column in decided
+        ]
         groups += _groups(task, judged)
         for found, column in zip(answers, judged, strict=True):
             for answer, outcome in column:
@@ -174,26 +177,30 @@ def analyse(runs: Sequence[Run], wrong_below: float = RIGHT_AT) -> Analysis:
     return Analysis(Comparison(kept, rows), groups, answers, wrong_below, notes)
 
 
-def _is_long(answer: Answer) -> bool:
-    return is_long(answer.references, _LONGEST_REFERENCE)
-
-
-def _outcome(answer: Answer, wrong_below: float) -> Outcome:
-    return classify(answer.response, answer.question, answer.references, wrong_below)
-
-
 def _groups(task: str, judged: Sequence[Sequence[tuple[Answer, Outcome]]]) -> Iterator[Group]:
     """All answers of a task, then each of its parts if there are several."""
     parts = {answer.part for answer, _ in judged[0]}
     title = f"LongBench {next(iter(parts))}" if task == "longbench" and len(parts) == 1 else _TITLES[task]
-    metrics = [_metric(outcome, title) for outcome in OUTCOMES]
+    metrics = [
+        Metric.share(
+            outcome,
+            f"{title}: {name}",
+            f"Share of the answers that are counted as {name}.",
+            "higher" if outcome == "right" else "lower",
+            slice_by=["part"],
+        )
+        for outcome, name in OUTCOMES.items()
+    ]
     by_part: dict[str | None, dict[Outcome, Row]] = {}
     for row in measured_rows(task, metrics, [[_sample(*pair) for pair in column] for column in judged]):
         (outcome,) = (name for name in OUTCOMES if name == row.metric.key)
         by_part.setdefault(row.slice.get("part"), {})[outcome] = row
     for part, rows in by_part.items():
         members = [[pair for pair in column if part in (None, pair[0].part)] for column in judged]
-        lengths = {pattern: [_median_words(column, pattern) for column in members] for pattern in PATTERNS}
+        lengths: dict[Outcome, list[float | None]] = {pattern: [] for pattern in PATTERNS}
+        for pattern, column in product(PATTERNS, members):
+            found = [len(words(answer.response)) for answer, outcome in column if outcome == pattern]
+            lengths[pattern].append(median(found) if found else None)
         yield Group(task, part, part or title, rows, lengths)
 
 
@@ -205,22 +212,6 @@ def _sample(answer: Answer, outcome: Outcome) -> SampleRow:
         scores={name: float(name == outcome) for name in OUTCOMES},
         facts={"part": answer.part},
     )
-
-
-def _metric(outcome: Outcome, title: str) -> Metric:
-    return Metric(
-        key=outcome,
-        label=f"{title}: {OUTCOMES[outcome]}",
-        explanation=f"Share of the answers that are counted as {OUTCOMES[outcome]}.",
-        kind="share",
-        better="higher" if outcome == "right" else "lower",
-        slice_by=["part"],
-    )
-
-
-def _median_words(judged: Sequence[tuple[Answer, Outcome]], pattern: Outcome) -> float | None:
-    lengths = [len(words(answer.response)) for answer, outcome in judged if outcome == pattern]
-    return median(lengths) if lengths else None
 
 
 def draw_examples(answers: Sequence[Answer], count: int) -> list[Answer]:

@@ -42,6 +42,7 @@ _STYLE: Any = {
     "axes.titlesize": 9.5,
     "axes.titleweight": "normal",
     "axes.titlelocation": "left",
+    "axes.titlepad": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,

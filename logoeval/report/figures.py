@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from logodata.common.markup import Html
+from logoeval.compare.compare import Value
+from logoeval.records import CurveValue
 from logoeval.report.figure_style import INK, MUTED, PAPER, RULE, SERIES, mark_style, panel, series_style, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 _MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 6
 _NARROWEST_WRITTEN = 0.07  # share of a bar that is wide enough for two digits
@@ -43,36 +45,16 @@ def margin_histogram(
         titled: write the label of the run above the panel.
     """
     with panel(2.35) as axes:
-        everything = np.concatenate([np.asarray(column) for column in margins])
-        bins = np.histogram_bin_edges(everything, bins=min(30, max(8, len(margins[0]) // 4))).tolist()
+        bins = _bins(np.concatenate([np.asarray(column) for column in margins]), len(margins[0]))
         for run in (0, number):
             style = series_style(run)
             if run:
                 axes.hist(margins[run], bins=bins, histtype="stepfilled", color=style["color"], alpha=0.16)
-            axes.hist(
-                margins[run],
-                bins=bins,
-                histtype="step",
-                edgecolor=style["color"],
-                linestyle=style["linestyle"],
-                linewidth=1.5,
-            )
-            mean = float(np.mean(margins[run]))
-            axes.plot(
-                mean,
-                0,
-                marker=6,
-                markersize=7,
-                color=style["color"],
-                markerfacecolor=style["color"] if run else PAPER,
-                clip_on=False,
-            )
+            axes.hist(margins[run], bins=bins, histtype="step", linewidth=1.5, **style)
+            colours = {"color": style["color"], "markerfacecolor": style["color"] if run else PAPER}
+            axes.plot(float(np.mean(margins[run])), 0, marker=6, markersize=7, clip_on=False, **colours)
         axes.axvline(0, color=RULE, linewidth=0.8)
-        if titled:
-            axes.set_title(labels[number], pad=8)
-        axes.set_xlabel("margin, nats per token (triangle: mean)")
-        axes.set_ylabel("held-out pairs")
-        _integer_axis(axes)
+        _count_pairs(axes, labels[number] if titled else "", "margin, nats per token (triangle: mean)")
         means = ", ".join(f"{labels[run]} {np.mean(margins[run]):.2f}" for run in (0, number))
         return svg_of(axes, f"Histogram of the reward margin, means: {means}.")
 
@@ -80,23 +62,20 @@ def margin_histogram(
 def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
     """Draw the distribution of the change of the margin of each pair, from the first run to run ``number``."""
     with panel(2.35) as axes:
-        bins = np.histogram_bin_edges(np.append(changes, 0.0), bins=min(30, max(8, len(changes) // 4))).tolist()
+        bins = _bins(np.append(changes, 0.0), len(changes))
         axes.hist(changes, bins=bins, color=series_style(number)["color"], alpha=0.55)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_title(label, pad=8)
-        axes.set_xlabel("change of the margin of the same pair, nats")
-        axes.set_ylabel("held-out pairs")
-        _integer_axis(axes)
+        _count_pairs(axes, label, "change of the margin of the same pair, nats")
         share = 100 * float(np.mean(np.asarray(changes) > 0))
         return svg_of(axes, f"Histogram of the change of the margin, {label}: {share:.0f} % of the pairs rose.")
 
 
-def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x_label: str, of: str) -> Html:
+def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Value]], *, x_label: str, of: str) -> Html:
     """Draw shares as marks with bars for their intervals. Each row has one mark per run.
 
     Args:
         rows: names of the rows, from the top down.
-        lines: for each run, the (value, low, high) of each row.
+        lines: for each run, the value of each row.
         x_label: label of the axis.
         of: name of what has these values, for readers who do not see the figure.
     """
@@ -104,11 +83,11 @@ def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Interval]], *, x
     gap = min(0.22, 0.74 / runs)
     with panel(0.62 + len(rows) * max(0.3, 0.09 * (runs + 1))) as axes:
         for number, values in enumerate(lines):
-            for row, (value, low, high) in enumerate(values):
+            for row, value in enumerate(values):
                 place = row + (number - (runs - 1) / 2) * gap
-                if low is not None and high is not None:
-                    axes.hlines(place, low, high, color=SERIES[number % len(SERIES)], linewidth=1.3)
-                axes.plot(value, place, linestyle="none", zorder=3, **mark_style(number))
+                if value.low is not None and value.high is not None:
+                    axes.hlines(place, value.low, value.high, color=SERIES[number % len(SERIES)], linewidth=1.3)
+                axes.plot(value.value, place, linestyle="none", zorder=3, **mark_style(number))
         for row in range(1, len(rows)):
             axes.axhline(row - 0.5, color=RULE, linewidth=0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -136,10 +115,8 @@ def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str, 
             if point.y[1] is not None and point.y[2] is not None:
                 axes.vlines(x, point.y[1], point.y[2], color=colour, linewidth=0.9, alpha=0.55)
             axes.plot(x, y, linestyle="none", zorder=3, **mark_style(number))
-        axes.set_title(title, pad=8)
+        axes.set(title=title, xlabel=x_label, ylabel=y_label)
         axes.margins(x=0.12, y=0.12)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
         shown = "; ".join(f"{point.name} {point.x[0]:.2f} and {point.y[0]:.1f}" for point in points)
         return svg_of(axes, f"{title}, {x_label} and {y_label}: {shown}.")
 
@@ -157,10 +134,8 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Ar
         # The colours are fixed, so that the number in a cell is readable on a dark page too. There are eleven shades,
         # for 0, 10, ..., 100 %. Their lightness falls evenly, so they differ in grey print and for the colour-blind.
         shades = LinearSegmentedColormap.from_list("recall", ["#ebe3d2", "#b9cfc9", "#5f98a0", "#1d5a70"], N=11)
-        edges: dict[str, Any] = (
-            {"edgecolors": PAPER, "linewidth": 1.5} if written else {"edgecolors": "face", "linewidth": 0.4}
-        )
-        mesh = axes.pcolormesh(grid[::-1], cmap=shades, vmin=-0.05, vmax=1.05, **edges)
+        edge, width = (PAPER, 1.5) if written else ("face", 0.4)
+        mesh = axes.pcolormesh(grid[::-1], cmap=shades, vmin=-0.05, vmax=1.05, edgecolors=edge, linewidth=width)
         for (i, j), value in np.ndenumerate(grid) if written else ():
             empty = np.isnan(value)
             ink = MUTED if empty else "#ffffff" if value >= 0.75 else "#24211c"  # the colour with more contrast
@@ -170,15 +145,12 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Ar
         axes.set_xticks(np.arange(0, len(columns), step) + 0.5, columns[::step])
         axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows)[::-1])
         axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.spines[:].set_visible(False)
         scale = axes.figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.03, ticks=[0, 0.5, 1])
         scale.ax.set_yticklabels(["0 %", "50 %", "100 %"], fontsize=8)
         scale.ax.tick_params(length=0)
         scale.outline.set_visible(False)
-        axes.set_title(title, pad=8)
-        axes.set_xlabel("prompt length, tokens")
-        axes.set_ylabel(row_label)
+        axes.set(title=title, xlabel="prompt length, tokens", ylabel=row_label)
         return svg_of(axes, f"Needle recall in percent for {title}, by {row_label} and prompt length.")
 
 
@@ -206,9 +178,8 @@ def curves(
         axes.set_xticks(list(x), token_labels(x))
         axes.minorticks_off()
         axes.margins(x=0.1, y=0.22)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        return svg_of(axes, f"{y_label} by {x_label} for {_and(labels)}.")
+        axes.set(xlabel=x_label, ylabel=y_label)
+        return svg_of(axes, f"{y_label} by {x_label} for {' and '.join(labels)}.")
 
 
 def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Html:
@@ -220,31 +191,27 @@ def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Htm
         if smooth:
             mean = np.convolve(values, np.ones(window) / window, mode="valid")
             axes.plot(steps[window - 1 :], mean, color=SERIES[1], linewidth=1.6)
-        axes.set_title(title + (f" (thick: mean of {window} steps)" if smooth else ""), pad=8)
-        axes.set_xlabel("step")
+        axes.set(title=title + (f" (thick: mean of {window} steps)" if smooth else ""), xlabel="step")
         return svg_of(axes, f"{title} by training step.")
 
 
-def step_intervals(
-    title: str, labels: Sequence[str], lines: Sequence[Sequence[tuple[int, float, float | None, float | None]]]
-) -> Html:
-    """Draw shares over training steps, one line per run of (step, value, low, high), with bars from low to high.
+def step_intervals(title: str, labels: Sequence[str], lines: Sequence[Sequence[tuple[int, CurveValue]]]) -> Html:
+    """Draw shares over training steps, one line per run of steps and values, with bars for their intervals.
 
     The runs get the styles from number 1 on, because the style of number 0 is the base model's.
     """
     with panel(2.5) as axes:
         for number, points in enumerate(lines, 1):
             style = series_style(number)
-            steps, values = [point[0] for point in points], [point[1] for point in points]
+            steps, values = [step for step, _ in points], [value.value for _, value in points]
             axes.plot(steps, values, linewidth=1.6, **style, **mark_style(number))
-            for step, _, low, high in points:
-                if low is not None and high is not None:
-                    axes.vlines(step, low, high, color=style["color"], linewidth=1.0, alpha=0.6)
+            for step, value in points:
+                if value.low is not None and value.high is not None:
+                    axes.vlines(step, value.low, value.high, color=style["color"], linewidth=1.0, alpha=0.6)
         axes.yaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 2):g} %")
-        axes.set_xlabel("training step")
+        axes.set(title=title, xlabel="training step")
         axes.margins(x=0.06, y=0.12)
-        axes.set_title(title, pad=8)
-        return svg_of(axes, f"{title} by training step for {_and(labels)}.")
+        return svg_of(axes, f"{title} by training step for {' and '.join(labels)}.")
 
 
 def token_labels(lengths: Sequence[float]) -> list[str]:
@@ -287,12 +254,9 @@ def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Seq
                 left += share
             axes.text(0, -number + 0.3, label, ha="left", va="bottom", color=INK, fontsize=9)
         handles = [Patch(label=part, **style) for part, style in zip(parts, styles, strict=False)]
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0.4 - len(rows), 0.75)
-        axes.set_yticks([])
+        axes.set(xlim=(0, 1), ylim=(0.4 - len(rows), 0.75), yticks=[], xlabel=unit)
         axes.spines["left"].set_visible(False)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-        axes.set_xlabel(unit)
         axes.legend(
             handles=handles, ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2, handlelength=1.2
         )
@@ -304,11 +268,12 @@ def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Seq
         return svg_of(axes, f"{title}, {unit}. {description}.")
 
 
-def _integer_axis(axes: Axes) -> None:
+def _bins(values: NDArray[np.float64], count: int) -> list[float]:
+    return np.histogram_bin_edges(values, bins=min(30, max(8, count // 4))).tolist()
+
+
+def _count_pairs(axes: Axes, title: str, x_label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    axes.set(title=title, xlabel=x_label, ylabel="held-out pairs")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _and(labels: Sequence[str]) -> str:
-    return " and ".join(labels)

@@ -24,7 +24,7 @@ HOW_TO_READ = (
 
 def title(comparison: Comparison) -> str:
     """Return the labels of the runs as a list in words."""
-    *most, last = (run.label for run in comparison.runs)
+    *most, last = comparison.labels
     return f"{', '.join(most)} and {last}"
 
 
@@ -35,26 +35,25 @@ def headline(comparison: Comparison) -> Html:
     span = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
     rows = headline_rows(comparison)
     counts = [summary([(row, row.differences[number]) for row in rows]) for number in range(len(others))]
-    lead = f"Of {len(rows)} measures, from {first.label} to "
+    lead = f"Of {len(rows)} measures, from {first.label} to"
     if len(others) == 1:
-        moved = tag("p", f"{lead}{others[0].label}: {counts[0]}.")
+        moved = tag("p", f"{lead} {others[0].label}: {counts[0]}.")
     else:
         entries = (tag("li", tag("strong", run.label), f": {text}") for run, text in zip(others, counts, strict=True))
-        moved = join(tag("p", f"{lead.removesuffix(' ')}"), tag("ul", *entries))
-    table = measures_table(comparison, rows, "What changed", explain=True)
+        moved = join(tag("p", lead), tag("ul", *entries))
+    runs = (
+        tag("li", figure_style.swatch(number), tag("span", tag("strong", run.label), f": {describe(run)}"))
+        for number, run in enumerate(comparison.runs)
+    )
     return join(
         tag("h1", "What the training changed" if len(others) == 1 else "What each training changed"),
         tag("p", f"{title(comparison)}, measured {span} on the same samples", class_="subtitle"),
-        tag("ul", *(_run_line(number, run) for number, run in enumerate(comparison.runs)), class_="runs"),
+        tag("ul", *runs, class_="runs"),
         *(tag("p", text, class_="limit") for text in unfinished(comparison)),
         moved,
-        table.html(),
+        measures_table(comparison, rows, "What changed", explain=True).html(),
         tag("p", HOW_TO_READ, class_="note"),
     )
-
-
-def _run_line(number: int, run: Run) -> Html:
-    return tag("li", figure_style.swatch(number), tag("span", tag("strong", run.label), f": {describe(run)}"))
 
 
 def describe(run: Run) -> str:
@@ -83,8 +82,7 @@ def summary(moves: Sequence[tuple[Row, Difference]]) -> str:
         "no clear change": "show no clear change",
         "too few to tell": "have too few samples to tell",
     }
-    parts = [f"{counts[key]} {phrase}" for key, phrase in phrases.items() if counts[key]]
-    return ", ".join(parts)
+    return ", ".join(f"{counts[key]} {phrase}" for key, phrase in phrases.items() if counts[key])
 
 
 def provenance_section(comparison: Comparison) -> Section:
@@ -103,6 +101,7 @@ def provenance_section(comparison: Comparison) -> Section:
     )
     settings = {task: comparison.runs[0].results.tasks[task].settings for task in comparison.tasks}
     found = notes(comparison)
+    written = f"Written by logoeval {__version__} from {', '.join(str(run.folder) for run in comparison.runs)}."
     body = join(
         tag(
             "p",
@@ -112,14 +111,7 @@ def provenance_section(comparison: Comparison) -> Section:
         table.html(),
         tag("ul", *(tag("li", note) for note in found), class_="small") if found else raw(""),
         tag("details", tag("summary", "settings"), tag("pre", json.dumps(settings, indent=2, ensure_ascii=False))),
-        tag(
-            "footer",
-            tag(
-                "p",
-                f"Written by logoeval {__version__} from {', '.join(str(run.folder) for run in comparison.runs)}.",
-                class_="small",
-            ),
-        ),
+        tag("footer", tag("p", written, class_="small")),
     )
     return Section("Where the numbers come from", body, [table])
 

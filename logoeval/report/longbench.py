@@ -8,16 +8,17 @@ from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures
 from logoeval.report.measures import measures_table
 from logoeval.report.paper_table import paper_table
-from logoeval.report.tables import Section, Table, details, titled
+from logoeval.report.tables import Section, Table, details, figure, titled
 
 
 def longbench_section(comparison: Comparison) -> Section:
     """What the scores are, the paper's table, a figure, then a table of categories and one of tasks."""
     result = comparison.runs[0].results.tasks["longbench"]
     rows = [row for row in comparison.rows if row.task == "longbench"]
+    cuts = limits(result)
     name = "LongBench-E" if result.settings["e"] else "LongBench"
     kinds = {
-        "LongBench by category": [row for row in rows if _is_category(row)],
+        "LongBench by category": [row for row in rows if row.metric.key.startswith(("logo:", "all:"))],
         f"{name} by task": [row for row in rows if row.metric.key.startswith("task:") and not row.slice],
         f"{name} by task and length": [row for row in rows if row.metric.key.startswith("task:") and row.slice],
         f"{name} by length, all tasks": [row for row in rows if row.metric.key == "e" and row.slice],
@@ -26,7 +27,7 @@ def longbench_section(comparison: Comparison) -> Section:
     tables = [measures_table(comparison, members, title) for title, members in kinds.items() if members]
     paper = paper_table(comparison)
     body = join(
-        *(tag("p", tag("strong", f"Not the whole benchmark: {text}."), class_="limit") for text in _cuts(comparison)),
+        *(tag("p", tag("strong", f"Not the whole benchmark: {text}."), class_="limit") for text in cuts),
         tag(
             "p",
             f"{len(result.samples):,} samples of {len(result.settings['tasks'])} of the benchmark's tasks, with its "
@@ -35,20 +36,11 @@ def longbench_section(comparison: Comparison) -> Section:
         ),
         tag("ul", *(tag("li", note) for note in result.notes), class_="small"),
         _paper(*paper) if paper else raw(""),
-        _figure(comparison, rows),
+        _figure(comparison, rows, " (a sample)" if cuts else ""),
         *(_part(table, len(comparison.runs)) for table in tables),
     )
-    return Section(
-        f"{name}: questions, summaries and code over long texts", body, [*([paper[0]] if paper else []), *tables]
-    )
-
-
-def _cuts(comparison: Comparison) -> list[str]:
-    return limits(comparison.runs[0].results.tasks["longbench"])
-
-
-def _is_category(row: Row) -> bool:
-    return row.metric.key.startswith(("logo:", "all:"))
+    title = f"{name}: questions, summaries and code over long texts"
+    return Section(title, body, [*([paper[0]] if paper else []), *tables])
 
 
 def _paper(table: Table, notes: list[str]) -> Html:
@@ -64,7 +56,7 @@ def _paper(table: Table, notes: list[str]) -> Html:
     )
 
 
-def _figure(comparison: Comparison, rows: list[Row]) -> Html:
+def _figure(comparison: Comparison, rows: list[Row], cut: str) -> Html:
     """Marks with intervals by category of the paper's table, or of all tasks; else by task."""
     whole = [row for row in rows if not row.slice]
     for prefix in ("logo:", "all:", "task:"):
@@ -77,24 +69,14 @@ def _figure(comparison: Comparison, rows: list[Row]) -> Html:
     for average in ("logo", "e") if prefix != "all:" else ("all",):
         found = [row for row in whole if row.metric.key == average]
         shown, names = shown + found, names + ["average"] * len(found)
-    lines = [
-        [(row.values[number].value, row.values[number].low, row.values[number].high) for row in shown]
-        for number in range(len(comparison.runs))
-    ]
-    labels = [run.label for run in comparison.runs]
-    cut = " (a sample)" if _cuts(comparison) else ""
-    drawing = figures.interval_rows(names, lines, x_label=f"LongBench score{cut}", of=", ".join(labels))
+    lines = [[row.values[number] for row in shown] for number in range(len(comparison.runs))]
+    drawing = figures.interval_rows(names, lines, x_label=f"LongBench score{cut}", of=", ".join(comparison.labels))
     what = {"logo:": "English tasks by category", "all:": "All tasks by category", "task:": "Task by task"}[prefix]
-    return tag(
-        "figure",
-        figure_style.key(labels),
-        tag("div", drawing, class_="panels"),
-        tag(
-            "figcaption",
-            f"{what}: marks are means, bars 95 % intervals of each run by itself. Two bars that overlap can "
-            "still differ clearly, since the runs answer the same questions: the tables pair them.",
-        ),
+    caption = (
+        f"{what}: marks are means, bars 95 % intervals of each run by itself. Two bars that overlap can still differ "
+        "clearly, since the runs answer the same questions: the tables pair them."
     )
+    return figure([drawing], caption, key=figure_style.key(comparison.labels))
 
 
 def _part(table: Table, num_runs: int) -> Html:

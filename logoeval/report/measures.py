@@ -29,7 +29,7 @@ def measures_table(comparison: Comparison, rows: Sequence[Row], title: str, *, e
         title: name of the table.
         explain: add to each metric its explanation and what its task leaves out.
     """
-    first, *others = (run.label for run in comparison.runs)
+    first, *others = comparison.labels
     two = len(others) == 1
     changes = ["difference [95 %]", "verdict"] if two else []
     cuts = all_limits(comparison)
@@ -56,12 +56,6 @@ def _explained(row: Row, limits: Sequence[str]) -> Cell:
     return Cell(row.label, row.metric.explanation + better, "; ".join(limits), "limit")
 
 
-def markdown_table(comparison: Comparison) -> str:
-    """Return all rows of a comparison as a Markdown table, without the cells of maps."""
-    rows = [row for row in comparison.rows if not is_cell(row.slice)]
-    return measures_table(comparison, rows, "All measures").markdown()
-
-
 def headline_rows(comparison: Comparison) -> list[Row]:
     """Return the rows of the first table of a report: headline metrics over all samples."""
     return [row for row in comparison.rows if row.metric.headline and not row.slice]
@@ -72,13 +66,14 @@ def terminal_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
     if len(comparison.runs) == 2:
         return measures_table(comparison, rows, "Measures")
     lines: list[list[str | Cell]] = []
+    first, *others = comparison.labels
     for row in rows:
         lines.append([row.label, show_count(row, comparison.runs[0].results.tasks[row.task]), "", "", ""])
-        lines.append([f"  {comparison.runs[0].label}", "", row.metric.show(row.values[0].value), "", ""])
-        for run, value, difference in zip(comparison.runs[1:], row.values[1:], row.differences, strict=True):
+        lines.append([f"  {first}", "", row.metric.show(row.values[0].value), "", ""])
+        for label, value, difference in zip(others, row.values[1:], row.differences, strict=True):
             shown, change = row.metric.show(value.value), show_change(row, difference.change)
-            lines.append([f"  {run.label}", "", shown, change, difference.verdict])
-    head = ["measure", "n", "mean", f"change from {comparison.runs[0].label} [95 %]", "verdict"]
+            lines.append([f"  {label}", "", shown, change, difference.verdict])
+    head = ["measure", "n", "mean", f"change from {first} [95 %]", "verdict"]
     return Table("Measures", head, lines, text_columns={4})
 
 

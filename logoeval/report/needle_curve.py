@@ -7,10 +7,11 @@ from pathlib import Path
 
 from logodata.common.errors import UserError
 from logodata.common.markup import Html, join, tag
+from logoeval.compare.compare import differing
 from logoeval.compare.labels import label_folders
 from logoeval.records import Curve, Metric, read_results
 from logoeval.report import figure_style, figures
-from logoeval.report.tables import Cell, Section, Table, details, panels
+from logoeval.report.tables import Cell, Section, Table, details, figure
 
 
 def read_curves(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Curve]:
@@ -23,21 +24,18 @@ def read_curves(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Curve
     curves = {label: _read(folder) for label, folder in labelled.items()}
     first = next(iter(curves), "")
     for other in curves:
-        for key in sorted(curves[first].settings.keys() | curves[other].settings.keys()):
-            if (old := curves[first].settings.get(key)) != (new := curves[other].settings.get(key)):
-                raise UserError(
-                    f"niah: {key} is {old!r} in one curve and {new!r} in the other",
-                    where=f"{labelled[first]} and {labelled[other]}",
-                    mend="measure both with the same recipe",
-                )
+        for key, old, new in differing(curves[first].settings, curves[other].settings):
+            raise UserError(
+                f"niah: {key} is {old!r} in one curve and {new!r} in the other",
+                where=f"{labelled[first]} and {labelled[other]}",
+                mend="measure both with the same recipe",
+            )
     return curves
 
 
 def curve_section(curves: Mapping[str, Curve]) -> Section:
     """A panel a metric with a line a run, and the numbers."""
-    labels = list(curves)
-    first = curves[labels[0]]
-    drawn = [_panel(metric, curves) for metric in first.shown]
+    drawn = [_panel(metric, curves) for metric in next(iter(curves.values())).shown]
     tables = [_table(label, curve) for label, curve in curves.items()]
     body = join(
         tag(
@@ -45,7 +43,7 @@ def curve_section(curves: Mapping[str, Curve]) -> Section:
             "The same needle test at each checkpoint, step 0 being the base model. Bars are 95 % intervals over the "
             "prompts; since every step answers the same prompts, changes are told by the table, which pairs them.",
         ),
-        tag("figure", figure_style.key(labels, first=1), panels(drawn)),
+        figure(drawn, key=figure_style.key(list(curves), first=1)),
         *(details(table, table.title) for table in tables),
     )
     return Section("Needles over training", body, tables)
@@ -63,15 +61,7 @@ def _read(folder: Path) -> Curve:
 
 
 def _panel(metric: Metric, curves: Mapping[str, Curve]) -> Html:
-    lines = []
-    for curve in curves.values():
-        values = [next(value for value in point.values if value.metric == metric.key) for point in curve.points]
-        lines.append(
-            [
-                (point.step, value.value, value.low, value.high)
-                for point, value in zip(curve.points, values, strict=True)
-            ]
-        )
+    lines = [[(point.step, point.of(metric)) for point in curve.points] for curve in curves.values()]
     return figures.step_intervals(metric.label, list(curves), lines)
 
 
@@ -80,13 +70,8 @@ def _table(label: str, curve: Curve) -> Table:
     for point in curve.points:
         cells: list[str | Cell] = [str(point.step)]
         for metric in curve.shown:
-            value = next(value for value in point.values if value.metric == metric.key)
-            change = ""
-            if point.step:
-                change = metric.show_difference(value.change)
-                if value.change_low is not None and value.change_high is not None:
-                    low, high = metric.show_difference(value.change_low), metric.show_difference(value.change_high)
-                    change += f" [{low}, {high}]"
+            value = point.of(metric)
+            change = metric.show_change(value.change, value.change_low, value.change_high) if point.step else ""
             cells.append(Cell(metric.show(value.value), change))
         body.append(cells)
     title = f"{label}: every step, and below or in brackets its change from the base model in points"

@@ -12,7 +12,7 @@ from logoeval.compare.compare import Comparison, Row, show_change
 from logoeval.records import SampleRow
 from logoeval.report import figures
 from logoeval.report.measures import changes_table
-from logoeval.report.tables import Section, all_points, panels
+from logoeval.report.tables import Section, all_points, figure
 from logoeval.tasks.needles.scores import DEPTH_BINS, depth_scores
 
 KeyT = TypeVar("KeyT")
@@ -56,9 +56,8 @@ def _maps(comparison: Comparison, settings: dict[str, Any]) -> list[Html]:
     drawn = []
     for name in settings["haystacks"]:
 
-        def score(sample: SampleRow, depth: int, name: str = name) -> float | None:
-            here = (sample.facts["haystack"], sample.facts["depth"]) == (name, depth)
-            return sample.scores["recall"] if here else None
+        def scores(sample: SampleRow, name: str = name) -> dict[int, float]:
+            return {sample.facts["depth"]: sample.scores["recall"]} if sample.facts["haystack"] == name else {}
 
         mean = _mean_row(comparison, name)
         caption = (
@@ -68,12 +67,11 @@ def _maps(comparison: Comparison, settings: dict[str, Any]) -> list[Html]:
         titles = [
             f"{run.label}: mean {mean.metric.show(mean.values[i].value)}" for i, run in enumerate(comparison.runs)
         ]
-        drawn.append(_figure(comparison, settings, rows, score, "depth of the needle", caption, titles))
+        drawn.append(_figure(comparison, settings, rows, scores, "depth of the needle", caption, titles))
     return drawn
 
 
 def _mean_row(comparison: Comparison, haystack: str) -> Row:
-    """The mean over a map."""
     rows = {str(row.slice): row for row in comparison.rows if row.task == "niah" and row.metric.key == "recall"}
     return rows.get(str({"haystack": haystack}), rows["{}"])  # one haystack is no slice
 
@@ -82,7 +80,7 @@ def _means(comparison: Comparison, row: Row) -> str:
     """The mean over a map for each run, and the paired difference; of more than two runs the tables tell it."""
     if len(comparison.runs) > 2:
         return ""
-    first, *others = (run.label for run in comparison.runs)
+    first, *others = comparison.labels
     text = f" Mean: {first} {row.metric.show(row.values[0].value)}"
     for label, value, difference in zip(others, row.values[1:], row.differences, strict=True):
         change = show_change(row, difference.change).replace("-", "\N{MINUS SIGN}")
@@ -93,22 +91,21 @@ def _means(comparison: Comparison, row: Row) -> str:
 def _random_depths(comparison: Comparison, settings: dict[str, Any]) -> list[Html]:
     """Two figures: haystack by length, and depth by length over all haystacks."""
 
-    def of_haystack(sample: SampleRow, name: str) -> float | None:
-        return sample.scores["recall"] if sample.facts["haystack"] == name else None
+    def of_haystack(sample: SampleRow) -> dict[str, float]:
+        return {sample.facts["haystack"]: sample.scores["recall"]}
 
-    def of_depth(sample: SampleRow, low: int) -> float | None:
-        return depth_scores(sample.facts["depths"], sample.facts["found"]).get(f"recall@{low}")
+    def of_depth(sample: SampleRow) -> dict[str, float]:
+        return depth_scores(sample.facts["depths"], sample.facts["found"])
 
     names = {name: name for name in settings["haystacks"]}
-    bins = {low: f"{low} to {min(high, 100)} %" for low, high in DEPTH_BINS}
+    bins = {f"recall@{low}": f"{low} to {min(high, 100)} %" for low, high in DEPTH_BINS}
     by_depth = (
         "Recall in percent, by where in the text a number stood: 0 % is the beginning. A cell is the mean over the "
         "prompts that hide a number there."
     )
+    by_haystack = "Recall in percent, by haystack and prompt length."
     return [
-        _figure(
-            comparison, settings, names, of_haystack, "haystack", "Recall in percent, by haystack and prompt length."
-        ),
+        _figure(comparison, settings, names, of_haystack, "haystack", by_haystack),
         _figure(comparison, settings, bins, of_depth, "depth of the needle", by_depth),
     ]
 
@@ -117,21 +114,20 @@ def _figure(
     comparison: Comparison,
     settings: dict[str, Any],
     rows: Mapping[KeyT, str],
-    score: Callable[[SampleRow, KeyT], float | None],
+    scores: Callable[[SampleRow], Mapping[KeyT, float]],
     row_label: str,
     caption: str,
     titles: Sequence[str] = (),
 ) -> Html:
-    """A map a run: the mean of ``score(sample, key)`` by key of the row and length; None: no sample of that row. Over
-    the maps stand ``titles``, or else the runs' labels."""
+    """A map a run: the mean of the samples' ``scores`` by their keys, those of ``rows``, and by length. Over the maps
+    stand ``titles``, or else the runs' labels."""
     maps = []
     columns = figures.token_labels(settings["lengths"])
-    for run, title in zip(comparison.runs, titles or [run.label for run in comparison.runs], strict=True):
+    for run, title in zip(comparison.runs, titles or comparison.labels, strict=True):
         cells: dict[tuple[KeyT, int], list[float]] = {}
         for sample in run.results.tasks["niah"].samples:
-            for key in rows:
-                if (value := score(sample, key)) is not None:
-                    cells.setdefault((key, sample.facts["length"]), []).append(value)
+            for key, value in scores(sample).items():
+                cells.setdefault((key, sample.facts["length"]), []).append(value)
         grid = [[float(np.mean(cells.get((key, length), [np.nan]))) for length in settings["lengths"]] for key in rows]
         maps.append(figures.heat_map(title, list(rows.values()), columns, grid, row_label=row_label))
-    return tag("figure", panels(maps), tag("figcaption", caption))
+    return figure(maps, caption)

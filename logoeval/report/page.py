@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from logodata.common.files import make_folder_of, write_atomic, write_json
-from logodata.common.markup import Html, page, tag
+from logodata.common.markup import page, tag
 from logoeval.compare.compare import Comparison
 from logoeval.records import Curve
 from logoeval.report.frame import headline, provenance_section, title
@@ -91,10 +91,7 @@ def report_sections(
 
 def _page(comparison: Comparison, sections: Sequence[Section]) -> str:
     style = resources.files("logoeval.report").joinpath("page.css").read_text(encoding="utf-8")
-    contents = [_contents(sections)] if len(sections) >= _FEWEST_LISTED else []
-    return page(title(comparison), style, headline(comparison), *contents, *(section.html() for section in sections))
-
-
-def _contents(sections: Sequence[Section]) -> Html:
     links = (tag("li", tag("a", section.title, href=f"#{section.anchor}")) for section in sections)
-    return tag("nav", tag("p", "In this report"), tag("ol", *links), aria_label="In this report")
+    contents = tag("nav", tag("p", "In this report"), tag("ol", *links), aria_label="In this report")
+    listed = [contents] if len(sections) >= _FEWEST_LISTED else []
+    return page(title(comparison), style, headline(comparison), *listed, *(section.html() for section in sections))

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from logodata.common.markup import Html, join, raw, tag
 from logodata.dataset.samples import read_samples
-from logoeval.compare.compare import Comparison, Run
+from logoeval.compare.compare import Comparison
 from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures
-from logoeval.report.tables import Section, panels
+from logoeval.report.tables import Section, figure
 from logoeval.report.worked_samples import held_out_samples, worked_samples
 
 
 def pairs_section(comparison: Comparison, data: Path | None) -> Section:
     """Distribution of the margin, and three held-out questions as text."""
-    columns = [_scores(run, "pairs", "margin") for run in comparison.runs]
-    labels = [run.label for run in comparison.runs]
+    results = [run.results.tasks["pairs"] for run in comparison.runs]
+    columns = [[sample.scores["margin"] for sample in result.samples] for result in results]
+    origins = Counter(row.facts["origin"] for row in results[0].samples)
+    live, cached = origins["live"], origins["cache"]
+    labels = comparison.labels
     several = len(labels) > 2
     margins = [figures.margin_histogram(labels, columns, number, titled=several) for number in range(1, len(labels))]
     changes = []
@@ -37,28 +40,18 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Section:
             "token. Training works on this number directly, so a larger margin shows that training did what it "
             "does; whether answers got better is for the measures that begin with “Answer”.",
         ),
-        *(
-            tag("p", tag("strong", f"Measured: {text}."), class_="limit")
-            for text in limits(comparison.runs[0].results.tasks["pairs"])
-        ),
-        tag("p", _origin(comparison)),
+        *(tag("p", tag("strong", f"Measured: {text}."), class_="limit") for text in limits(results[0])),
+        tag("p", f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from a cache."),
         _overlap(comparison, data),
-        tag(
-            "figure",
-            figure_style.key(labels),
-            panels(margins if several else [*margins, *changes]),
-            tag("figcaption", caption if several else f"{caption} Second: how far each pair moved."),
+        figure(
+            margins if several else [*margins, *changes],
+            caption if several else f"{caption} Second: how far each pair moved.",
+            key=figure_style.key(labels),
         ),
-        tag("details", tag("summary", "how far each pair moved"), tag("figure", panels(changes))) if several else "",
+        tag("details", tag("summary", "how far each pair moved"), figure(changes)) if several else "",
         worked_samples(comparison),
     )
     return Section("Held-out pairs: what the model would rather say", body)
-
-
-def _origin(comparison: Comparison) -> str:
-    origins = Counter(row.facts["origin"] for row in comparison.runs[0].results.tasks["pairs"].samples)
-    live, cached = origins["live"], origins["cache"]
-    return f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from a cache."
 
 
 def _overlap(comparison: Comparison, data: Path | None) -> Html:
@@ -75,7 +68,3 @@ def _overlap(comparison: Comparison, data: Path | None) -> Html:
         tag("strong", f"{shared} of {len(held_out)} held-out contexts hold a document that the training data hold too"),
         ": what is measured on them is partly memory.",
     )
-
-
-def _scores(run: Run, task: str, key: str) -> list[float]:
-    return [sample.scores[key] for sample in run.results.tasks[task].samples]

@@ -28,7 +28,7 @@ def published() -> dict[str, Any]:
 
 def own_rows(comparison: Comparison) -> list[list[Value | None]]:
     """Return, for each run, the five category means and their average as shares; None if a category lacks tasks."""
-    rows = {row.metric.key: row for row in comparison.rows if row.task == "longbench" and not row.slice}
+    rows = comparison.whole("longbench")
     return [
         [rows[key].values[number] if key in rows else None for key in _LOGO_KEYS]
         for number in range(len(comparison.runs))

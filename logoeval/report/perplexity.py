@@ -6,15 +6,14 @@ from logodata.common.markup import join, tag
 from logoeval.compare.compare import Comparison
 from logoeval.report import figure_style, figures
 from logoeval.report.measures import changes_table
-from logoeval.report.tables import Section, all_points, panels
+from logoeval.report.tables import Section, all_points, figure
 
 
 def perplexity_section(comparison: Comparison) -> Section:
     """The curve, with the change of two runs written in, its protocol, and its table."""
     settings = comparison.runs[0].results.tasks["ppl"].settings
     lengths, slides = settings["lengths"], settings.get("protocol") == "sliding"
-    rows = {row.metric.key: row for row in comparison.rows if row.task == "ppl" and not row.slice}
-    labels = [run.label for run in comparison.runs]
+    rows, labels = comparison.whole("ppl"), comparison.labels
     two = len(labels) == 2
     drawn = []
     titles = {"ppl": "perplexity of the first L tokens", "tail": "perplexity of tokens L/2 to L"}
@@ -50,12 +49,7 @@ def perplexity_section(comparison: Comparison) -> Section:
             f"How surprised the model is by real text: {protocol} Training on preferences should leave this alone; a "
             f"rise means that something was forgotten.{written}",
         ),
-        tag(
-            "figure",
-            figure_style.key(labels),
-            panels(drawn),
-            tag("figcaption", f"{caption} Dashed: {labels[0]}."),
-        ),
+        figure(drawn, f"{caption} Dashed: {labels[0]}.", key=figure_style.key(labels)),
         all_points(table),
     )
     return Section("Perplexity: whether the language model suffered", body, [table] if table else [])

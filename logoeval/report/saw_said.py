@@ -18,7 +18,7 @@ def retrieval_section(comparison: Comparison) -> Section | None:
     settings = comparison.runs[0].results.tasks["niah"].settings
     if "retrieval_heads" not in settings:
         return None
-    rows = {row.metric.key: row for row in comparison.rows if row.task == "niah" and not row.slice}
+    rows = comparison.whole("niah")
     tables = [_table(rows, number, run) for number, run in enumerate(comparison.runs)]
     gap = measures_table(comparison, [rows["said_minus_saw"]], "Share said less share seen")
     body = join(
@@ -57,7 +57,7 @@ def _gap(row: Row, comparison: Comparison) -> str:
     for number, run in enumerate(comparison.runs):
         value = row.values[number]
         interval = "" if value.low is None else f" [{row.metric.show_interval(value.low, value.high)}]"
-        parts.append(f"{run.label} " + _minus(f"{row.metric.show(value.value)}{interval}"))
+        parts.append(f"{run.label} {_minus(row.metric.show(value.value) + interval)}")
     for run, difference in zip(comparison.runs[1:], row.differences, strict=True):
         change = _minus(show_change(row, difference.change))
         parts.append(f"change in {run.label} {change}, {difference.verdict}")

@@ -45,10 +45,7 @@ class Table:
 
     def html(self) -> Html:
         """Return the table as an HTML element that scrolls separately."""
-        head = [
-            tag("th", text, scope="col", **({} if self._is_text(number) else {"class_": "n"}))
-            for number, text in enumerate(self.head)
-        ]
+        head = [tag("th", text, scope="col", **self._aligned(number)) for number, text in enumerate(self.head)]
         table = tag(
             "table",
             tag("thead", tag("tr", *head)) if any(self.head) else "",
@@ -66,14 +63,14 @@ class Table:
         cells = [tag("th", *_lines(name), scope="row")]
         for number, cell in enumerate(others, 1):
             name_of = {"data_name": self.head[number]} if self.head[number] else {}
-            if self._is_text(number):
-                cells.append(tag("td", *_lines(cell), **name_of))
-            else:
-                cells.append(tag("td", *_lines(cell, minus=True), class_="n", **name_of))
+            cells.append(tag("td", *_lines(cell, minus=not self._is_text(number)), **self._aligned(number), **name_of))
         return tag("tr", *cells, **({"class_": style} if style else {}))
 
     def _is_text(self, column: int) -> bool:
         return column == 0 or column in self.text_columns
+
+    def _aligned(self, column: int) -> dict[str, str]:
+        return {} if self._is_text(column) else {"class_": "n"}
 
     def markdown(self) -> str:
         """Return the table in Markdown."""
@@ -96,8 +93,7 @@ class Table:
 
 
 def _lines(cell: str | Cell, *, minus: bool = False) -> list[str]:
-    if not isinstance(cell, Cell):
-        cell = Cell(cell)
+    cell = cell if isinstance(cell, Cell) else Cell(cell)
 
     def number(text: str) -> str:
         return text.replace("-", "\N{MINUS SIGN}") if minus else text
@@ -152,6 +148,11 @@ def titled(table: Table) -> Html:
 def panels(drawings: Sequence[Html]) -> Html:
     """Return panels side by side. More than two may be wider than the text."""
     return tag("div", *drawings, class_="panels wide" if len(drawings) > 2 else "panels")
+
+
+def figure(drawings: Sequence[Html], caption: str = "", *, key: str = "") -> Html:
+    """Return drawings side by side, below their legend and above their caption."""
+    return tag("figure", key, panels(drawings), tag("figcaption", caption) if caption else "")
 
 
 def all_points(table: Table | None) -> Html:

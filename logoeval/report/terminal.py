@@ -59,12 +59,9 @@ def show_curve(results: Results, folder: Path) -> None:
     assert curve is not None
     table = Table("step", *(f"{metric.label} [95 %]" for metric in curve.shown), box=None, pad_edge=False)
     for point in curve.points:
-        values = {value.metric: value for value in point.values}
-        cells = []
-        for metric in curve.shown:
-            here = values[metric.key]
-            cells.append(Text(f"{metric.show(here.value)} [{metric.show_interval(here.low, here.high)}]"))
-        table.add_row(str(point.step), *cells)
+        values = [(metric, point.of(metric)) for metric in curve.shown]
+        cells = (f"{metric.show(here.value)} [{metric.show_interval(here.low, here.high)}]" for metric, here in values)
+        table.add_row(str(point.step), *map(Text, cells))
     console.print(table)
     say(f"wrote {folder / 'results.json'}")
 

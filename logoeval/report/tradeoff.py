@@ -5,11 +5,11 @@ from __future__ import annotations
 from string import ascii_lowercase
 
 from logodata.common.markup import join, tag
-from logoeval.compare.compare import Comparison, Row
+from logoeval.compare.compare import Comparison
 from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures
 from logoeval.report.paper_table import published
-from logoeval.report.tables import Section, Table, details
+from logoeval.report.tables import Section, Table, details, figure
 
 
 def tradeoff_section(comparison: Comparison) -> Section | None:
@@ -23,7 +23,7 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
         return None
     longest = tasks["ppl"].settings["lengths"][-1]
     kind = "sliding" if tasks["ppl"].settings.get("protocol") == "sliding" else "ppl"
-    average, perplexity = _row(comparison, "longbench", "logo"), _row(comparison, "ppl", f"{kind}@{longest}")
+    average, perplexity = comparison.whole("longbench").get("logo"), comparison.whole("ppl").get(f"{kind}@{longest}")
     if average is None or perplexity is None:
         return None
     paper = published()["ablation"]
@@ -31,19 +31,20 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
     for run, x, y in zip(comparison.runs, perplexity.values, average.values, strict=True):
         low, high = (None if bound is None else 100 * bound for bound in (y.low, y.high))
         points.append(figures.Point(run.label, (x.value, x.low, x.high), (100 * y.value, low, high)))
+    lettered = list(zip(ascii_lowercase, paper["points"], strict=False))
     theirs = [
         figures.Point(letter, (point["perplexity"], None, None), (point["longbench"], None, None))
-        for letter, point in zip(ascii_lowercase, paper["points"], strict=False)
+        for letter, point in lettered
     ]
     cut = limits(tasks["longbench"])
     y_label = "LongBench average" + (" (a sample)" if cut else "")
-    title = f"Published: LOGO paper, {paper['where']}"
+    title, their_label = f"Published: LOGO paper, {paper['where']}", f"perplexity, {paper['perplexity_of']}"
     table = Table(
         title,
-        ["", "setting", f"perplexity, {paper['perplexity_of']}", "LongBench average"],
+        ["", "setting", their_label, "LongBench average"],
         [
             [letter, point["setting"], f"{point['perplexity']:.2f}", f"{point['longbench']:.1f}"]
-            for letter, point in zip(ascii_lowercase, paper["points"], strict=False)
+            for letter, point in lettered
         ],
         text_columns={1},
     )
@@ -54,32 +55,15 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
             "up and to the right.",
         ),
         *(tag("p", tag("strong", f"LongBench: {text}."), class_="limit") for text in cut),
-        tag(
-            "figure",
-            figure_style.key([run.label for run in comparison.runs]),
-            tag(
-                "div",
+        figure(
+            [
                 figures.scatter("This report's runs", points, x_label=perplexity.label.lower(), y_label=y_label),
-                figures.scatter(
-                    title,
-                    theirs,
-                    x_label=f"perplexity, {paper['perplexity_of']}",
-                    y_label="LongBench average",
-                    published=True,
-                ),
-                class_="panels",
-            ),
-            tag(
-                "figcaption",
-                "First: a mark a run, bars are 95 % intervals. Second, in grey: the paper's ablations, not measured "
-                "here, on axes of their own: another model, another text, so only the shapes compare.",
-            ),
+                figures.scatter(title, theirs, x_label=their_label, y_label="LongBench average", published=True),
+            ],
+            "First: a mark a run, bars are 95 % intervals. Second, in grey: the paper's ablations, not measured here, "
+            "on axes of their own: another model, another text, so only the shapes compare.",
+            key=figure_style.key(comparison.labels),
         ),
         details(table, "the paper's points by letter"),
     )
     return Section("LongBench against perplexity: what the gain cost", body, [table])
-
-
-def _row(comparison: Comparison, task: str, key: str) -> Row | None:
-    found = [row for row in comparison.rows if (row.task, row.metric.key, row.slice) == (task, key, {})]
-    return found[0] if found else None

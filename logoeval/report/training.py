@@ -11,7 +11,7 @@ from logodata.common.files import read_json
 from logodata.common.json_files import json_objects
 from logodata.common.markup import join, tag
 from logoeval.report import figures
-from logoeval.report.tables import Section, panels
+from logoeval.report.tables import Section, figure
 
 
 class _Objective(BaseModel):
@@ -71,19 +71,13 @@ def training_section(folder: Path) -> Section:
             f"{steps[-1]} steps of {recipe.samples_per_step} samples; objective {recipe.objective.name} ({settings}); "
             f"{trained}, peak learning rate {recipe.optimizer.lr:g}.",
         ),
-        tag(
-            "figure",
-            panels(
-                [
-                    figures.step_curve("loss", steps, loss),
-                    *([figures.step_curve("margin, nats per token", steps, margin)] if margin else []),
-                ]
-            ),
-            tag(
-                "figcaption",
-                "Each step sees other samples, so within the first pass the curve also follows which of them are "
-                "hard. What changed is better read off the held-out pairs above.",
-            ),
+        figure(
+            [
+                figures.step_curve("loss", steps, loss),
+                *([figures.step_curve("margin, nats per token", steps, margin)] if margin else []),
+            ],
+            "Each step sees other samples, so within the first pass the curve also follows which of them are hard. "
+            "What changed is better read off the held-out pairs above.",
         ),
     )
     return Section("The training run", body)

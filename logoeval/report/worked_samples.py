@@ -12,8 +12,8 @@ from logodata.common.words import content_stems
 from logodata.contract import PreferenceSample, Response
 from logodata.dataset.inspect_page import chunk_view
 from logodata.dataset.samples import read_samples
-from logoeval.compare.compare import Comparison, Run
-from logoeval.records import PREDICTIONS_DIR, SampleRow
+from logoeval.compare.compare import Comparison
+from logoeval.records import PREDICTIONS_DIR
 from logoeval.tasks.pairs import sample_hash
 
 
@@ -29,19 +29,23 @@ def held_out_samples(comparison: Comparison) -> list[PreferenceSample]:
 
 def worked_samples(comparison: Comparison) -> Html:
     """The held-out questions whose margin rose least, middling and most, with every answer and the whole context."""
-    labels = [run.label for run in comparison.runs]
-    first, second = ({row.id: row.scores["margin"] for row in _rows(run)} for run in comparison.runs[:2])
+    labels, results = comparison.labels, [run.results.tasks["pairs"] for run in comparison.runs]
+    margins = [{row.id: row.scores["margin"] for row in result.samples} for result in results]
+    first, second = margins[:2]
     order = sorted(first, key=lambda sample_id: second[sample_id] - first[sample_id])
     picked = {order[0]: "Least gain", order[len(order) // 2]: "Median gain", order[-1]: "Largest gain"}
     samples = {sample.id: sample for sample in held_out_samples(comparison)}
     answers = [AppendLog(run.folder / PREDICTIONS_DIR / "pairs.jsonl") for run in comparison.runs]
-    shown = [
-        _worked_sample(comparison, samples[sample_id], [records[sample_id] for records in answers], which)
-        for sample_id, which in picked.items()
-        if sample_id in samples and all(sample_id in records for records in answers)
-    ]
+    shown = []
+    for sample_id, which in picked.items():
+        if sample_id in samples and all(sample_id in records for records in answers):
+            moved = ", ".join(
+                f"{label} {margin[sample_id]:+.2f}" for label, margin in zip(labels, margins, strict=True)
+            )
+            lead = f"{which} in margin: {moved} nats per token."
+            shown.append(_worked_sample(lead, labels, samples[sample_id], [records[sample_id] for records in answers]))
     if not shown:
-        folder = comparison.runs[0].results.tasks["pairs"].sources["data"]
+        folder = results[0].sources["data"]
         return tag("p", f"No questions are shown: {folder} or the predictions are not there any more.", class_="note")
     return join(
         tag("h3", "Three of the questions" if len(shown) == 3 else "Some of the questions"),
@@ -55,7 +59,7 @@ def worked_samples(comparison: Comparison) -> Html:
 
 
 def _worked_sample(
-    comparison: Comparison, sample: PreferenceSample, answers: Sequence[dict[str, Any]], which: str
+    lead: str, labels: Sequence[str], sample: PreferenceSample, answers: Sequence[dict[str, Any]]
 ) -> Html:
     stems = {part for answer in sample.answers for part in content_stems(answer)}
     entries = [
@@ -64,17 +68,13 @@ def _worked_sample(
         ("preferred", _response(sample.chosen)),
         *(("dis-preferred", _response(response)) for response in sample.rejected),
     ]
-    for run, answer in zip(comparison.runs, answers, strict=True):
-        ended = "ended by itself" if answer["ended"] else "cut at the length cap"
-        measures = f"reference words {100 * answer['word_share']:.0f} %, F1 {100 * answer['token_f1']:.0f} %, {ended}"
-        entries.append(
-            (f"{run.label} answers", tag("dd", answer["response"].strip(), tag("span", measures, class_="measures")))
-        )
-    moved = ", ".join(f"{run.label} {_margin(run, sample.id):+.2f}" for run in comparison.runs)
+    for label, answer in zip(labels, answers, strict=True):
+        words, f1 = f"reference words {100 * answer['word_share']:.0f} %", f"F1 {100 * answer['token_f1']:.0f} %"
+        entries.append((f"{label} answers", _said(answer["response"], f"{words}, {f1}, {_ended(answer['ended'])}")))
     critical = sum(chunk.critical for chunk in sample.chunks)
     return tag(
         "div",
-        tag("p", f"{which} in margin: {moved} nats per token.", class_="small"),
+        tag("p", lead, class_="small"),
         tag("dl", *(join(tag("dt", name), entry) for name, entry in entries)),
         tag("p", f"The context, {len(sample.chunks)} chunks, {critical} of them critical (open):", class_="small"),
         *(chunk_view(chunk, stems) for chunk in sample.chunks),
@@ -82,16 +82,15 @@ def _worked_sample(
     )
 
 
-def _margin(run: Run, sample_id: str) -> float:
-    return next(row.scores["margin"] for row in _rows(run) if row.id == sample_id)
-
-
-def _rows(run: Run) -> list[SampleRow]:
-    return run.results.tasks["pairs"].samples
-
-
 def _response(response: Response) -> Html:
-    ended = "ended by itself" if response.ended else "cut at the length cap"
     cached = ", from a cache" if response.origin == "cache" else ""
-    measures = f"{response.strategy}; reference words {100 * response.word_share:.0f} %, {ended}{cached}"
-    return tag("dd", response.text.strip(), tag("span", measures, class_="measures"))
+    words = f"{response.strategy}; reference words {100 * response.word_share:.0f} %"
+    return _said(response.text, f"{words}, {_ended(response.ended)}{cached}")
+
+
+def _ended(by_itself: bool) -> str:
+    return "ended by itself" if by_itself else "cut at the length cap"
+
+
+def _said(text: str, measures: str) -> Html:
+    return tag("dd", text.strip(), tag("span", measures, class_="measures"))

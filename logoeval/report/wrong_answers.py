@@ -36,10 +36,15 @@ def errors_section(comparison: Comparison) -> Section | None:
         return Section(_TITLE, notes) if analysis.notes else None
     whole = [group for group in analysis.groups if group.part is None]
     parts = [group for group in analysis.groups if group.part is not None]
-    labels = [run.label for run in analysis.comparison.runs]
+    labels = analysis.comparison.labels
     shares = _shares_table("Right and wrong answers", whole, labels)
-    lengths = _lengths_table(analysis, labels)
+    medians = [[title, *cells] for title, cells in length_rows(analysis)]
+    lengths = Table("Median length of a wrong answer, in words", ["", *labels], medians, style="stacks")
     by_task = _shares_table("Right and wrong answers by task of LongBench", parts, labels)
+    about_pairs = (
+        "Held-out pairs are questions that the model they were built with answered wrong from a poorer context, so "
+        "they are hard for it; compare runs on them, but take no share for that of questions in general."
+    )
     body = join(
         tag(
             "p",
@@ -54,7 +59,7 @@ def errors_section(comparison: Comparison) -> Section | None:
             "reference, which is how the training data are judged too. It is not LongBench’s F1: that takes a right "
             "answer in a whole sentence for a wrong one.",
         ),
-        _about_pairs(whole),
+        tag("p", about_pairs, class_="note") if any(group.task == "pairs" for group in whole) else "",
         notes,
         tag(
             "figure",
@@ -75,27 +80,12 @@ def errors_section(comparison: Comparison) -> Section | None:
     return Section(_TITLE, body, [shares, lengths, *([by_task] if parts else [])])
 
 
-def _about_pairs(groups: Sequence[Group]) -> Html:
-    if not any(group.task == "pairs" for group in groups):
-        return raw("")
-    return tag(
-        "p",
-        "Held-out pairs are questions that the model they were built with answered wrong from a poorer context, so "
-        "they are hard for it; compare runs on them, but take no share for that of questions in general.",
-        class_="note",
-    )
-
-
 def _bars(group: Group, labels: Sequence[str]) -> Html:
-    rows = [
-        (label, [group.rows[outcome].values[number].value for outcome in OUTCOMES])
-        for number, label in enumerate(labels)
-    ]
+    rows = [(label, [row.values[i].value for row in group.rows.values()]) for i, label in enumerate(labels)]
     return figures.stacked_bars(group.title, list(OUTCOMES.values()), rows, unit=f"of {group.num_answers:,} answers")
 
 
 def _shares_table(title: str, groups: Sequence[Group], labels: Sequence[str]) -> Table:
-    """Shares and their differences with intervals."""
     first, *others = labels
     rows: list[list[str]] = []
     for group in groups:
@@ -110,17 +100,13 @@ def _shares_table(title: str, groups: Sequence[Group], labels: Sequence[str]) ->
 
 def interval(value: Value, show: Callable[[float], str]) -> str:
     """A share or a difference of shares. Where every resample gives the same there is no interval to speak of."""
-    texts = [
-        None if share is None else show(share).removesuffix(" %") for share in (value.value, value.low, value.high)
-    ]
+
+    def shown(share: float) -> str:
+        return show(share).removesuffix(" %")
+
     if value.low is None or value.high is None or value.low == value.high:
-        return f"{texts[0]}"
-    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
-
-
-def _lengths_table(analysis: Analysis, labels: Sequence[str]) -> Table:
-    rows = [[title, *cells] for title, cells in length_rows(analysis)]
-    return Table("Median length of a wrong answer, in words", ["", *labels], rows, style="stacks")
+        return shown(value.value)
+    return f"{shown(value.value)} [{shown(value.low)}, {shown(value.high)}]"
 
 
 def length_rows(analysis: Analysis) -> Iterator[tuple[str, list[str]]]:
@@ -140,14 +126,10 @@ def _by_task(parts: Sequence[Group], table: Table, labels: Sequence[str]) -> Htm
 def _examples(analysis: Analysis) -> Iterator[Html]:
     for run, answers in zip(analysis.comparison.runs, analysis.answers, strict=True):
         for pattern in PATTERNS:
-            if answers[pattern]:
-                yield _drawn_examples(run, pattern, answers[pattern])
-
-
-def _drawn_examples(run: Run, pattern: Outcome, answers: Sequence[Answer]) -> Html:
-    shown = draw_examples(answers, _EXAMPLES)
-    title = examples_title(run, pattern, len(shown), len(answers))
-    return tag("details", tag("summary", title), *(_example(answer) for answer in shown))
+            shown = draw_examples(answers[pattern], _EXAMPLES)
+            title = examples_title(run, pattern, len(shown), len(answers[pattern]))
+            if shown:
+                yield tag("details", tag("summary", title), *map(_example, shown))
 
 
 def examples_title(run: Run, pattern: Outcome, num_shown: int, num_found: int) -> str:
@@ -156,17 +138,9 @@ def examples_title(run: Run, pattern: Outcome, num_shown: int, num_found: int) -
 
 
 def _example(answer: Answer) -> Html:
-    entries = {
-        "question": answer.question,
-        "reference": " / ".join(answer.references),
-        "answer": answer.response.strip(),
-    }
-    return tag(
-        "div",
-        tag("p", answer_name(answer), class_="small"),
-        tag("dl", *(join(tag("dt", name), tag("dd", text)) for name, text in entries.items())),
-        class_="sample",
-    )
+    said = {"question": answer.question, "reference": " / ".join(answer.references), "answer": answer.response.strip()}
+    entries = (join(tag("dt", name), tag("dd", text)) for name, text in said.items())
+    return tag("div", tag("p", answer_name(answer), class_="small"), tag("dl", *entries), class_="sample")
 
 
 def answer_name(answer: Answer) -> str:

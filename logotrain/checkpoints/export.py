@@ -51,18 +51,15 @@ def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, na
         whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
     def write() -> None:
-        if adapter is not None:
-            adapter.write(scratch)
-        else:
-            _write_model(model, whole, name, scratch, dtype)
-
-    def replace() -> None:
         with explained_writes(folder):
             shutil.rmtree(scratch, ignore_errors=True)
-            write()
+            if adapter is not None:
+                adapter.write(scratch)
+            else:
+                _write_model(model, whole, name, scratch, dtype)
             seal(scratch, folder)
 
-    world.on_main(replace)
+    world.on_main(write)
 
 
 @dataclass(frozen=True, slots=True)

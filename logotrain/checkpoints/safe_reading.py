@@ -25,24 +25,14 @@ from logodata.common.errors import UserError, pass_on
 
 _MEND = "continue your own runs only; delete this checkpoint if the run is yours, the one before it is used then"
 
+_IN_TABLE = """BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta TensorProperties
+TensorStorageMetadata _MEM_FORMAT_ENCODING"""
 _CLASSES = {
     ("pathlib", "PosixPath"),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    *(
-        (table.__name__, name)
-        for name in (
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        )
-    ),
+    *((table.__name__, name) for name in _IN_TABLE.split()),
 }
 """The classes that torch 2.11 to 2.13 write into a table of contents, besides dtypes."""
 

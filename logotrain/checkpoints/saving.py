@@ -80,18 +80,13 @@ class CheckpointWriter:
             self._world.on_main(lambda: _make_empty(scratch))
             adapter = Adapter.of(model, self._world)
             state = _state(model, optimizer)
-            alone = self._world.size == 1
-            written: Future[Any] | None = None
             _quiet_alone()
-            if self._settings.asynchronous:
-                written = save_in_background(  # type: ignore[assignment]
-                    state, checkpoint_id=scratch, process_group=self._group, no_dist=alone
-                )
-            else:
-                save_distributed(state, checkpoint_id=scratch, process_group=self._group, no_dist=alone)
+            save = save_in_background if self._settings.asynchronous else save_distributed
+            alone = self._world.size == 1
+            written: Any = save(state, checkpoint_id=scratch, process_group=self._group, no_dist=alone)
 
         def finish() -> None:
-            if written is not None:
+            if self._settings.asynchronous:
                 written.result()
             if self._world.is_main:
                 self._finish(scratch, step, adapter)

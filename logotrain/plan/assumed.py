@@ -108,34 +108,13 @@ def planned_data(
 
 
 def _sample(prompt_tokens: int, response_tokens: int, num_rejected: int, chunk_tokens: int) -> PreferenceSample:
-    """A sample of these lengths, of zeros; its chunks fill the prompt."""
-    starts = range(0, prompt_tokens, chunk_tokens)
-    response = Response(
-        strategy="assumed", text="", token_ids=[0] * response_tokens, ended=True, word_share=0.0, token_f1=0.0
-    )
-    return PreferenceSample(
+    """A sample of these lengths, of zeros, with what a plan reads of a sample; its chunks fill the prompt."""
+    ends = {start: min(start + chunk_tokens, prompt_tokens) for start in range(0, prompt_tokens, chunk_tokens)}
+    response = Response.model_construct(strategy="assumed", token_ids=[0] * response_tokens)
+    return PreferenceSample.model_construct(
         id="assumed",
-        doc_id="assumed",
-        question_id="assumed",
-        kind="other",
-        question="",
-        answers=[],
         prompt_ids=[0] * prompt_tokens,
-        chunks=[
-            ContextChunk(
-                doc_id="assumed",
-                index=number,
-                start=start,
-                end=start + 1,
-                token_start=start,
-                token_end=min(start + chunk_tokens, prompt_tokens),
-                score=0.0,
-                critical=False,
-                text="",
-            )
-            for number, start in enumerate(starts)
-        ],
+        chunks=[ContextChunk.model_construct(token_start=start, token_end=end) for start, end in ends.items()],
         chosen=response,
         rejected=[response] * num_rejected,
-        answer_in_critical=False,
     )

@@ -41,11 +41,6 @@ class Card:
     datasheet_flops: float | None
     measured_share: float = 0.8
 
-    @property
-    def expected_flops(self) -> float | None:
-        """FLOP/s of a training step."""
-        return None if self.datasheet_flops is None else self.datasheet_flops * self.measured_share * USED_SHARE
-
 
 _GIB = 2**30
 
@@ -109,8 +104,9 @@ def _flops(
 
 def step_seconds(card: Card, flops_per_row: float, num_rows: int, num_gpus: int) -> float | None:
     """Expected seconds of a step whose rows are shared by ``num_gpus``; None where the card has no rate."""
-    rate = card.expected_flops
-    return None if rate is None else math.ceil(num_rows / num_gpus) * flops_per_row / rate
+    if card.datasheet_flops is None:
+        return None
+    return math.ceil(num_rows / num_gpus) * flops_per_row / (card.datasheet_flops * card.measured_share * USED_SHARE)
 
 
 def check_strategy(recipe: TrainRecipe, world_size: int) -> None:

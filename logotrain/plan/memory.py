@@ -71,7 +71,7 @@ def estimate_memory(step: StepPlan) -> MemoryEstimate:
         "last norm": formulas.at_last_norm(),
         "backward of a layer": formulas.in_layer(),
         "end of backward": formulas.at_end(),
-        "optimizer step": formulas.in_optimizer(),
+        "optimizer step": formulas.moment(0, formulas.gradients, 0, 0),  # the fused update works in place
     }
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     parts = {name: int(size) for name, size in {**formulas.states(), **moments[moment]}.items() if size}
@@ -129,14 +129,14 @@ class _Formulas:
         return self.b * self.shape.layer_parameters + 4 * self.trained.adapters / self.shape.num_layers
 
     @property
-    def _gradients(self) -> float:
+    def gradients(self) -> float:
         """All gradients of a process: whole, but for full tuning under sharding."""
         return 4 * self.trained.total / (self.step.world_size if self.sharded and self.full else 1)
 
     @property
     def _earlier(self) -> float:
         """Gradients of the step's rows before this one."""
-        return self._gradients if self.step.num_rows > 1 else 0
+        return self.gradients if self.step.num_rows > 1 else 0
 
     # What is kept from forward to backward.
 
@@ -197,7 +197,7 @@ class _Formulas:
 
     # What comes on top at each moment.
 
-    def _moment(self, gathered: float, gradients: float, kept: float, working: float) -> dict[str, float]:
+    def moment(self, gathered: float, gradients: float, kept: float, working: float) -> dict[str, float]:
         return {
             "gathered weights": gathered,
             "gradients": gradients,
@@ -207,7 +207,7 @@ class _Formulas:
 
     def at_gathering(self) -> dict[str, float]:
         """The root's weights twice: as they arrive, and each by itself."""
-        return self._moment(2 * self._root + self.sharded * self._layer_weights, self._earlier, 0, 0)
+        return self.moment(2 * self._root + self.sharded * self._layer_weights, self._earlier, 0, 0)
 
     @cached_property
     def _head_weight(self) -> float:
@@ -226,7 +226,7 @@ class _Formulas:
         several = logits > CHUNK_ELEMENTS
         working = max(12 * chunk + several * weight, self.b * chunk + (1 + 2 * several) * weight)
         states = self.b * self.scored * self.shape.hidden
-        return self._moment(self._gathered, self._earlier, self.kept, working + states)
+        return self.moment(self._gathered, self._earlier, self.kept, working + states)
 
     @property
     def _head_gradient(self) -> float:
@@ -236,7 +236,7 @@ class _Formulas:
 
     def at_last_norm(self) -> dict[str, float]:
         """A norm's backward pass holds five float32 copies of its input."""
-        return self._moment(self._gathered, self._earlier, self.kept, 20 * self.nd + self._head_gradient)
+        return self.moment(self._gathered, self._earlier, self.kept, 20 * self.nd + self._head_gradient)
 
     def in_layer(self) -> dict[str, float]:
         """The layer whose MLP runs backward, with the others kept."""
@@ -255,7 +255,7 @@ class _Formulas:
             working += max(0, 4 * shape.layer_parameters - self.kept_layer)
         if self.recipe.tuning == "qlora":
             working += b * max(linear.weights for linear in shape.linears)
-        return self._moment(self._gathered, self._earlier, self.kept - self._last_norm, working + self._head_gradient)
+        return self.moment(self._gathered, self._earlier, self.kept - self._last_norm, working + self._head_gradient)
 
     def at_end(self) -> dict[str, float]:
         """The embedding's gradient, dense, beside the one of earlier rows; under sharding whole, and again in float32
@@ -266,11 +266,7 @@ class _Formulas:
             working, gathered = (self.b + 4) * root, 0
         elif self.trained.embedding:
             working = 4 * self.nd + 4 * shape.embedding_parameters * (self.step.num_rows > 1)
-        return self._moment(gathered, self._gradients, 0, working)
-
-    def in_optimizer(self) -> dict[str, float]:
-        """Nothing but states and gradients: the fused update works in place."""
-        return self._moment(0, self._gradients, 0, 0)
+        return self.moment(gathered, self.gradients, 0, working)
 
 
 def gigabytes(size: float) -> str:

@@ -122,12 +122,13 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
         )
     width = head_dim(text)
     query_width, key_width = num_heads * width, (_size(text, "num_key_value_heads") or num_heads) * width
-    named_widths = dict.fromkeys(("q_norm", "q_layernorm"), query_width) | dict.fromkeys(
-        ("k_norm", "k_layernorm"), key_width
-    )
+    named_widths = {"q_norm": query_width, "q_layernorm": query_width, "k_norm": key_width, "k_layernorm": key_width}
     modules = [(path, module) for path, module in layers[0].named_modules() if path]
     linears = tuple(
-        Linear(path.rpartition(".")[2], _input_of(path), *_sides(module))
+        # A linear layer's weight is [outputs, inputs]; the Conv1D of GPT-2 keeps it the other way round.
+        Linear(
+            path.rpartition(".")[2], _input_of(path), *module.weight.shape[:: 1 if isinstance(module, Conv1D) else -1]
+        )
         for path, module in modules
         if isinstance(module, nn.Linear | Conv1D)
     )
@@ -174,16 +175,6 @@ def _equal_layers(model: PreTrainedModel) -> list[nn.Module]:
         "expert" in path or weight.ndim > _MATRIX for layer in layers for path, weight in layer.named_parameters()
     )
     return [] if chooses or len({_count(layer) for layer in layers}) != 1 else list(layers)
-
-
-def _sides(module: Any) -> tuple[int, int]:
-    """Inputs and outputs; the Conv1D of GPT-2 keeps its weight the other way round."""
-    from torch import nn
-
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    inputs, outputs = module.weight.shape
-    return inputs, outputs
 
 
 def _count(module: nn.Module) -> int:

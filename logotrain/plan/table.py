@@ -297,13 +297,13 @@ def render(plan: RunPlan) -> Group:
         run.add_row("time", f"{plan.total_steps} steps of {plan.seconds_per_step:.1f} s: {plan.hours:.2f} h, at {rate}")
 
     memory = Table("memory of a device", *plan.memory, title_justify="left")
-    names = dict.fromkeys(name for estimate in plan.memory.values() for name in estimate.parts)
-    for name in names:
-        memory.add_row(name, *(gigabytes(estimate.parts.get(name, 0)) for estimate in plan.memory.values()))
-    memory.add_row("context, fragments", *(gigabytes(estimate.reserve) for estimate in plan.memory.values()))
+    estimates = plan.memory.values()
+    for name in dict.fromkeys(name for estimate in estimates for name in estimate.parts):
+        memory.add_row(name, *(gigabytes(estimate.parts.get(name, 0)) for estimate in estimates))
+    memory.add_row("context, fragments", *(gigabytes(estimate.reserve) for estimate in estimates))
     memory.add_section()
-    memory.add_row("total", *(gigabytes(estimate.total) for estimate in plan.memory.values()))
-    memory.add_row("fullest at", *(estimate.moment for estimate in plan.memory.values()))
+    memory.add_row("total", *(gigabytes(estimate.total) for estimate in estimates))
+    memory.add_row("fullest at", *(estimate.moment for estimate in estimates))
     if card.memory_bytes is None:
         return Group(run, memory)
 

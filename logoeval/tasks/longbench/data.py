@@ -13,8 +13,8 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -33,6 +33,7 @@ _DAMAGED = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.B
 """The exceptions of zipfile for a damaged archive: RuntimeError for encryption and packing, ValueError for names."""
 
 _A_LINE = "write one JSON object a line"
+_AS_THEY_ARE = "give LongBench's rows as they are"
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
 
 
@@ -59,12 +60,8 @@ class Row:
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """The path of a file inside data.zip or the folder, and its records, each with its place."""
-
-    path: PurePosixPath
-    records: Callable[[], Iterator[tuple[str, Any]]]
+_Records = Callable[[], Iterator[tuple[str, Any]]]
+"""Yields the records of a file, each with its place."""
 
 
 @lru_cache(maxsize=1)  # the settings of a run and the run itself both need these 200 MB of text
@@ -80,11 +77,11 @@ def read_rows(data: Path, tasks: tuple[str, ...] | None, e: bool) -> dict[str, t
         UserError: there are no rows, a task is missing, or a row cannot be used.
     """
     found: dict[str, list[Row]] = {}
-    for file in _files(data):
-        hinted, hinted_e = _hint(file.path)
+    for path, records in _files(data):
+        hinted, hinted_e = _hint(path)
         if hinted is not None and (hinted_e != e or (tasks is not None and hinted.name not in tasks)):
             continue
-        for where, record in file.records():
+        for where, record in records():
             task, is_e = _task_of(record, hinted, hinted_e, where)
             if is_e == e and (tasks is None or task.name in tasks):
                 rows = found.setdefault(task.name, [])
@@ -107,7 +104,8 @@ def fingerprint(rows: dict[str, tuple[Row, ...]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _files(data: Path) -> Iterator[_File]:
+def _files(data: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
+    """Yield the path of each file inside data.zip or the folder, and what reads it."""
     if not data.exists():
         raise UserError("no such file or folder", where=str(data), mend=_HOW)
     if data.is_dir():
@@ -123,18 +121,18 @@ def _files(data: Path) -> Iterator[_File]:
     yield from _one_file(data, PurePosixPath(data.name))
 
 
-def _one_file(path: Path, inner: PurePosixPath) -> Iterator[_File]:
+def _one_file(path: Path, inner: PurePosixPath) -> Iterator[tuple[PurePosixPath, _Records]]:
     if path.suffix.lower() == ".zip":
         yield from _archive(path)
     elif path.suffix.lower() == ".jsonl":
-        yield _File(inner, lambda: read_lines(path))
+        yield inner, partial(read_lines, path)
     elif path.suffix.lower() == ".parquet":
-        yield _File(inner, lambda: _parquet(path))
+        yield inner, partial(_parquet, path)
     else:
         raise UserError("not an archive or file of rows", where=str(path), mend=_HOW)
 
 
-def _archive(path: Path) -> Iterator[_File]:
+def _archive(path: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
     try:
         with zipfile.ZipFile(path) as archive:
             named = ((info, PurePosixPath(info.filename)) for info in archive.infolist())
@@ -161,7 +159,7 @@ def _archive(path: Path) -> Iterator[_File]:
             raise UserError(f"cannot read: {error}", where=f"{path}:{name}", mend="download it again") from error
 
     for name in names:
-        yield _File(PurePosixPath(name), lambda name=name: records(name))  # type: ignore[misc]
+        yield PurePosixPath(name), partial(records, name)
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -227,7 +225,7 @@ def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
     context, question = record.get("context"), record.get("input", record.get("question"))
     if not isinstance(context, str) or not isinstance(question, str):
         missing = "context" if not isinstance(context, str) else "input"
-        raise UserError(f"no text under {missing!r}", where=where, mend="give LongBench's rows as they are")
+        raise UserError(f"no text under {missing!r}", where=where, mend=_AS_THEY_ARE)
     return Row(
         id=str(record.get("_id") or f"{task.name}-{number}"),
         input=question,
@@ -258,7 +256,7 @@ def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | Non
         return None
     found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (None,)
     if not all(isinstance(text, str) for text in found):
-        raise UserError(f"{key!r} is not a list of texts", where=where, mend="give LongBench's rows as they are")
+        raise UserError(f"{key!r} is not a list of texts", where=where, mend=_AS_THEY_ARE)
     return found or None
 
 
@@ -275,10 +273,7 @@ def _checked(task: Task, rows: Sequence[Row]) -> tuple[Row, ...]:
         check_answers(task, row.answers, row.all_classes or classes, row.where)
         seen[row.id] = row
     # All rows of a task have the same classes, but mirrors lack them in some rows.
-    return tuple(
-        Row(row.id, row.input, row.context, row.answers, row.length, row.all_classes or classes, row.where)
-        for row in rows
-    )
+    return tuple(replace(row, all_classes=row.all_classes or classes) for row in rows)
 
 
 def check_answers(task: Task, answers: Sequence[str], all_classes: Sequence[str] | None, where: str) -> None:
@@ -288,7 +283,7 @@ def check_answers(task: Task, answers: Sequence[str], all_classes: Sequence[str]
         UserError: there is no answer, or a paragraph number or the list of classes is missing.
     """
     if not answers:
-        raise UserError("no gold answers", where=where, mend="give LongBench's rows as they are")
+        raise UserError("no gold answers", where=where, mend=_AS_THEY_ARE)
     mark = {"retrieval": "Paragraph ", "retrieval_zh": "段落"}.get(task.metric)
     for answer in answers:
         place = answer.find(mark) if mark else 0
@@ -299,4 +294,4 @@ def check_answers(task: Task, answers: Sequence[str], all_classes: Sequence[str]
                 mend="is this a row of another task?",
             )
     if task.metric == "classification" and not all_classes:
-        raise UserError(f"{task.name} needs all_classes", where=where, mend="give LongBench's rows as they are")
+        raise UserError(f"{task.name} needs all_classes", where=where, mend=_AS_THEY_ARE)

@@ -157,15 +157,8 @@ def _hundredths(line: str, gold: str, ratio: Callable[[], float]) -> float:
 
 
 METRICS: dict[str, Metric] = {
-    "qa_f1": qa_f1,
-    "qa_f1_zh": qa_f1_zh,
-    "rouge": rouge,
-    "rouge_zh": rouge_zh,
-    "classification": classification,
-    "retrieval": retrieval,
-    "retrieval_zh": retrieval_zh,
-    "count": count,
-    "code_sim": code_sim,
+    metric.__name__: metric
+    for metric in (qa_f1, qa_f1_zh, rouge, rouge_zh, classification, retrieval, retrieval_zh, count, code_sim)
 }
 """The metrics by name. ``code_sim`` is rapidfuzz's; :data:`CODE_SIM` has both back ends."""
 

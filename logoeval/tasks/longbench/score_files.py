@@ -48,21 +48,15 @@ def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tup
         UserError: there is nothing to score, or a line cannot be scored.
     """
     predictions, is_e = read_predictions(source, e=e)
-    tasks = [TASKS[name] for name in predictions]
     samples = [
         _scored(TASKS[name], number, prediction, code_sim)
         for name, members in predictions.items()
         for number, prediction in enumerate(members)
     ]
-    known = any(sample.truncated is not None for sample in samples)
-    reported = metrics(tasks, e=is_e, truncation=known)
-    outcome = Outcome(
-        reported,
-        sample_rows(samples, reported, e=is_e),
-        list(notes(samples, e=is_e, code_sim=code_sim)),
-        {"predictions": str(source.resolve())},
-    )
-    return outcome, is_e
+    cuts_known = any(sample.truncated is not None for sample in samples)
+    reported = metrics([TASKS[name] for name in predictions], e=is_e, truncation=cuts_known)
+    rows, found = sample_rows(samples, reported, e=is_e), list(notes(samples, e=is_e, code_sim=code_sim))
+    return Outcome(reported, rows, found, {"predictions": str(source.resolve())}), is_e
 
 
 def record(outcome: Outcome, *, e: bool, code_sim: CodeSimBackend) -> dict[str, Any]:
@@ -186,10 +180,11 @@ def _check(task: Task, members: list[Prediction], *, e: bool) -> None:
     if 0 < len(seen) < len(members):
         where = next(prediction.where for prediction in members if prediction.id is None)
         raise UserError(f"{task.name}: a line has no id, others have one", where=where, mend="drop it")
-    if not seen and len(members) % 2 == 0 and _doubled(members):
+    half, keys = len(members) // 2, [(member.answers, member.length) for member in members]
+    if not seen and half >= 10 and keys[:half] == keys[half:]:  # a few rows can be equal by chance
         raise UserError(
             f"{task.name}: the second half of {len(members)} lines answers the same samples as the first",
-            where=members[len(members) // 2].where,
+            where=members[half].where,
             mend="keep one run's lines",
         )
     if not e and len(members) > task.num_rows:
@@ -198,9 +193,3 @@ def _check(task: Task, members: list[Prediction], *, e: bool) -> None:
             where=members[task.num_rows].where,
             mend="keep one line a sample; for predictions of LongBench-E give -e",
         )
-
-
-def _doubled(members: list[Prediction]) -> bool:
-    half = len(members) // 2
-    keys = [(member.answers, member.length) for member in members]
-    return half >= 10 and keys[:half] == keys[half:]  # a few rows can be equal by chance

@@ -70,15 +70,8 @@ def sample_rows(samples: Sequence[Scored], reported: Sequence[Metric], *, e: boo
         facts = {"task": sample.task.name, "category": sample.task.category, "length": sample.length}
         if e:
             facts["words"] = "unknown length" if sample.length is None else f"{bucket(sample.length)} words"
-        rows.append(
-            SampleRow(
-                id=f"{sample.task.name}/{sample.id}",
-                cluster=sample.cluster,
-                prompt_hash=sample.prompt_hash,
-                scores=scores,
-                facts=facts,
-            )
-        )
+        name, prompt = f"{sample.task.name}/{sample.id}", sample.prompt_hash
+        rows.append(SampleRow(id=name, cluster=sample.cluster, prompt_hash=prompt, scores=scores, facts=facts))
     return rows
 
 
@@ -100,7 +93,7 @@ def metrics(tasks: Sequence[Task], *, e: bool, truncation: bool) -> list[Metric]
     names = {task.name for task in tasks}
     averages = list(_e_average(names) if e else _averages(names))
     shown = [
-        _metric(
+        Metric.share(
             f"task:{task.name}",
             f"LongBench {task.name}{E_SUFFIX if e else ''}",
             f"{task.category}, {task.metric}: mean over samples of the best score over the gold answers.",
@@ -110,11 +103,11 @@ def metrics(tasks: Sequence[Task], *, e: bool, truncation: bool) -> list[Metric]
         for task in TASKS.values()
         if task.name in names
     ]
-    cut = Metric(
-        key="truncated",
-        label="LongBench prompts cut in the middle",
-        explanation="Share of the prompts that were longer than what the window leaves them.",
-        kind="share",
+    cut = Metric.share(
+        "truncated",
+        "LongBench prompts cut in the middle",
+        "Share of the prompts that were longer than what the window leaves them.",
+        None,
         headline=False,
         slice_by=["task"],
     )
@@ -124,16 +117,16 @@ def metrics(tasks: Sequence[Task], *, e: bool, truncation: bool) -> list[Metric]
 def _averages(names: set[str]) -> Iterator[Metric]:
     if {task.name for task in _LOGO} <= names:
         text = "Mean of the five category means over the 14 English tasks without code, as in the LOGO paper's table."
-        yield _metric("logo", "LongBench, LOGO's table", text, mean_of=["category", "task"])
+        yield Metric.share("logo", "LongBench, LOGO's table", text, mean_of=["category", "task"])
     if TASKS.keys() <= names:
         text = "Mean of the six category means over all 21 tasks, Chinese and code among them."
-        yield _metric("all", "LongBench, all tasks", text, mean_of=["category", "task"])
+        yield Metric.share("all", "LongBench, all tasks", text, mean_of=["category", "task"])
 
 
 def _e_average(names: set[str]) -> Iterator[Metric]:
     if {task.name for task in _E} <= names:
         text = f"Mean of the means of LongBench-E's {len(_E)} tasks."
-        yield _metric("e", "LongBench-E", text, mean_of=["task"], slice_by=["words"])
+        yield Metric.share("e", "LongBench-E", text, mean_of=["task"], slice_by=["words"])
 
 
 def _categories(names: set[str]) -> Iterator[Metric]:
@@ -142,30 +135,8 @@ def _categories(names: set[str]) -> Iterator[Metric]:
             members = [task.name for task in pool if task.category == category]
             if members and names.issuperset(members):
                 text = f"Mean over {', '.join(members)}."
-                yield _metric(
-                    f"{kind}:{category}", f"LongBench {category}, {title}", text, mean_of=["task"], headline=False
-                )
-
-
-def _metric(
-    key: str,
-    label: str,
-    explanation: str,
-    *,
-    mean_of: Sequence[str] = (),
-    slice_by: Sequence[str] = (),
-    headline: bool = True,
-) -> Metric:
-    return Metric(
-        key=key,
-        label=label,
-        explanation=explanation,
-        kind="share",
-        better="higher",
-        headline=headline,
-        slice_by=list(slice_by),
-        mean_of=list(mean_of),
-    )
+                label = f"LongBench {category}, {title}"
+                yield Metric.share(f"{kind}:{category}", label, text, mean_of=["task"], headline=False)
 
 
 def notes(samples: Sequence[Scored], *, e: bool, code_sim: CodeSimBackend) -> Iterator[str]:

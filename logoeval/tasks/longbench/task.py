@@ -61,8 +61,8 @@ def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Out
     if shortened:
         found.append(f"{shortened} answers were allowed fewer tokens than officially: the window ends there")
     reported = metrics(tasks, e=settings.e, truncation=True)
-    rows_of_samples = sample_rows(samples, reported, e=settings.e)
-    return Outcome(reported, rows_of_samples, found, {"data": str(settings.data.resolve())})
+    scored = sample_rows(samples, reported, e=settings.e)
+    return Outcome(reported, scored, found, {"data": str(settings.data.resolve())})
 
 
 def _item(task: Task, row: Row, builder: PromptBuilder, window: int) -> PromptItem:
@@ -86,12 +86,13 @@ def _answer(
     folder: Path,
 ) -> Iterator[Scored]:
     by_id = {row.id: row for row in rows}
+    name = task.name + (E_SUFFIX if settings.e else "")
 
     def fields(response: str, result: GenerationResult) -> dict[str, Any]:
         row = by_id[result.id]
         score, overflow = best_score(task, response, row.answers, row.all_classes, settings.code_sim)
         return {
-            "task": task.name + (E_SUFFIX if settings.e else ""),
+            "task": name,
             "score": score,
             "overflow": overflow,
             "question": row.input,
@@ -106,7 +107,7 @@ def _answer(
         session.tokenizer,
         items,
         sampling=_sampling(task, session),
-        path=folder / f"{task.name}{E_SUFFIX if settings.e else ''}.jsonl",
+        path=folder / f"{name}.jsonl",
         fields=fields,
         label=f"longbench: {task.name}",
     )

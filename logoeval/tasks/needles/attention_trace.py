@@ -58,6 +58,7 @@ def trace_answers(
     """
     check_model(model.config, stateful=model._is_stateful)
     check_ids(vocabulary_size(model.config), prompt_ids, *answers, where="prompt or answer")
+    num_layers, num_heads = head_grid(model.config)
     cache = DynamicCache(config=model.config)
     body = model.base_model  # without the output head: logits of 64K positions over 128K tokens would be 33 GB
     row = torch.tensor([list(prompt_ids)], device=model.device)
@@ -65,20 +66,21 @@ def trace_answers(
     traces = []
     for answer in answers:
         queries = [prompt_ids[-1], *answer[:-1]] if answer else []
-        size = _steps_together(model.config, len(prompt_ids) + len(answer))
+        # The mask of a pass, one row per query and head, must not be larger than a tile.
+        size = max(1, min(_MOST_STEPS, _HELD // (num_heads * (len(prompt_ids) + len(answer)))))
         layers: list[Tensor] = []
         parts = []
         with replaced_attention(model, _ATTENTION, _recording_attention(layers)):
             for start in range(0, len(queries), size):
                 block = torch.tensor([queries[start : start + size]], device=model.device)
                 body(input_ids=block, past_key_values=cache, use_cache=True)
-                if len(layers) != head_grid(model.config)[0]:
+                if len(layers) != num_layers:
                     raise UserError(f"{type(model).__name__} does not let its attention be replaced", mend=_MEND)
                 parts.append(torch.stack(layers).permute(2, 0, 1).cpu().numpy())  # [steps, layers, heads]
                 layers.clear()
         if queries:
             cache.crop(-len(queries))
-        traces.append(np.concatenate(parts) if parts else np.zeros((0, *head_grid(model.config)), dtype=np.int64))
+        traces.append(np.concatenate(parts) if parts else np.zeros((0, num_layers, num_heads), dtype=np.int64))
     return traces
 
 
@@ -120,9 +122,8 @@ def most_attended(query: Tensor, key: Tensor) -> Tensor:
     for start in range(0, positions, width):
         tile = key[:, start : start + width].float()
         scores = grouped @ tile.mT
-        scores.masked_fill_(
-            torch.arange(start, start + tile.shape[1], device=key.device) > last[:, None], float("-inf")
-        )
+        place = torch.arange(start, start + tile.shape[1], device=key.device)
+        scores.masked_fill_(place > last[:, None], float("-inf"))
         highest, index = scores.max(dim=-1)
         where = torch.where(highest > best, index + start, where)
         best = torch.maximum(best, highest)
@@ -132,11 +133,6 @@ def most_attended(query: Tensor, key: Tensor) -> Tensor:
 def _last_seen(groups: int, queries: int, positions: int, device: torch.device) -> Tensor:
     """Return the last position that each query of a group of heads sees, [groups * queries]."""
     return torch.arange(positions - queries, positions, device=device).repeat(groups)
-
-
-def _steps_together(config: PreTrainedConfig, positions: int) -> int:
-    """Return the number of steps of one pass. The mask, one row per query and head, must not be larger than a tile."""
-    return max(1, min(_MOST_STEPS, _HELD // (head_grid(config)[1] * positions)))
 
 
 def _recording_attention(layers: list[Tensor]) -> Callable[..., tuple[Tensor, None]]:
@@ -159,10 +155,8 @@ def _recording_attention(layers: list[Tensor]) -> Callable[..., tuple[Tensor, No
         groups, positions = heads // key.shape[1], key.shape[2]
         mask = None
         if queries > 1:
-            mask = (
-                torch.arange(positions, device=key.device)
-                <= _last_seen(groups, queries, positions, key.device)[:, None]
-            )
+            last = _last_seen(groups, queries, positions, key.device)
+            mask = torch.arange(positions, device=key.device) <= last[:, None]
         # The heads of a group are passed as queries, so that the cache is not copied for each head.
         output = torch.nn.functional.scaled_dot_product_attention(
             query.reshape(1, key.shape[1], groups * queries, size), key, value, attn_mask=mask, scale=scaling

@@ -79,9 +79,8 @@ class SampleBuilder:
         self._format = PromptFormat(tokenizer, self._wording.template)
         self._unit_tokens: dict[int, int] = {}
         self._same: dict[int, int] = {}
-        self.template = hashlib.sha256((self._format.fingerprint + self._wording.answer_prefix).encode()).hexdigest()[
-            :16
-        ]
+        frame = self._format.fingerprint + self._wording.answer_prefix
+        self.template = hashlib.sha256(frame.encode()).hexdigest()[:16]
 
     def build(self, length: int, index: int, depth: int | None = None) -> NiahSample:
         """Build sample ``index`` with as many units of the haystack as fit into ``length`` tokens.

@@ -30,7 +30,6 @@ from logoeval.session import Session, adapter_fingerprint
 from logoeval.tasks.needles.heads import (
     HEADS_FILE,
     MIN_SCORE,
-    Copies,
     Head,
     Heads,
     choose_heads,
@@ -51,83 +50,61 @@ CALIBRATION_SEED_OFFSET = 7_919_000
 
 _SLICES = ["haystack", "length"]
 METRICS = [
-    Metric(
-        key="retrieval",
-        label="Needle retrieval",
-        explanation="Share of a hidden number's tokens that a retrieval head looks at in the text as the model's own "
-        "answer says them, mean over the ten best heads (LOGO, Eq. 5).",
-        kind="share",
-        better="higher",
+    Metric.share(
+        "retrieval",
+        "Needle retrieval",
+        "Share of a hidden number's tokens that a retrieval head looks at in the text as the model's own answer says "
+        "them, mean over the ten best heads (LOGO, Eq. 5).",
         slice_by=_SLICES,
     ),
-    Metric(
-        key="retrieval_forced",
-        label="Needle retrieval, right answer fed",
-        explanation="The same while the right answer is fed to the model, so that every model answers the same steps.",
-        kind="share",
-        better="higher",
+    Metric.share(
+        "retrieval_forced",
+        "Needle retrieval, right answer fed",
+        "The same while the right answer is fed to the model, so that every model answers the same steps.",
         slice_by=_SLICES,
     ),
-    Metric(
-        key="retrieval_own",
-        label="Needle retrieval, this model's own heads",
-        explanation="The same as “Needle retrieval”, with heads found on the measured model itself.",
-        kind="share",
-        better="higher",
+    Metric.share(
+        "retrieval_own",
+        "Needle retrieval, this model's own heads",
+        "The same as “Needle retrieval”, with heads found on the measured model itself.",
         headline=False,
     ),
-    Metric(
-        key="retrieval_forced_own",
-        label="Needle retrieval, right answer fed, this model's own heads",
-        explanation="The same with the right answer fed, with heads found on the measured model itself.",
-        kind="share",
-        better="higher",
+    Metric.share(
+        "retrieval_forced_own",
+        "Needle retrieval, right answer fed, this model's own heads",
+        "The same with the right answer fed, with heads found on the measured model itself.",
         headline=False,
     ),
-    Metric(
-        key="saw",
-        label="Numbers seen",
-        explanation="Share of the numbers at whose beginning one of the ten heads looks when the right answer, fed to "
-        "the model, comes to them.",
-        kind="share",
-        better="higher",
+    Metric.share(
+        "saw",
+        "Numbers seen",
+        "Share of the numbers at whose beginning one of the ten heads looks when the right answer, fed to the model, "
+        "comes to them.",
         headline=False,
     ),
-    Metric(
-        key="saw_and_said",
-        label="Numbers seen and said",
-        explanation="Share of the numbers both seen and said.",
-        kind="share",
-        better="higher",
+    Metric.share("saw_and_said", "Numbers seen and said", "Share of the numbers both seen and said.", headline=False),
+    Metric.share(
+        "saw_only", "Numbers seen, not said", "Share of the numbers seen that the answer lacks.", None, headline=False
+    ),
+    Metric.share(
+        "said_only",
+        "Numbers said, not seen",
+        "Share of the numbers said that the heads were not seen to find.",
+        None,
         headline=False,
     ),
-    Metric(
-        key="saw_only",
-        label="Numbers seen, not said",
-        explanation="Share of the numbers seen that the answer lacks.",
-        kind="share",
+    Metric.share(
+        "neither",
+        "Numbers neither seen nor said",
+        "Share of the numbers neither seen nor said.",
+        "lower",
         headline=False,
     ),
-    Metric(
-        key="said_only",
-        label="Numbers said, not seen",
-        explanation="Share of the numbers said that the heads were not seen to find.",
-        kind="share",
-        headline=False,
-    ),
-    Metric(
-        key="neither",
-        label="Numbers neither seen nor said",
-        explanation="Share of the numbers neither seen nor said.",
-        kind="share",
-        better="lower",
-        headline=False,
-    ),
-    Metric(
-        key="said_minus_saw",
-        label="Said minus saw",
-        explanation="Share of the numbers said less the share seen: below zero, the model finds more than it says.",
-        kind="share",
+    Metric.share(
+        "said_minus_saw",
+        "Said minus saw",
+        "Share of the numbers said less the share seen: below zero, the model finds more than it says.",
+        None,
         headline=False,
     ),
 ]
@@ -218,22 +195,13 @@ def extend(
 
     records = _trace(session, items, predictions / "niah-retrieval.jsonl", own_answer=True)
     rows = [
-        _extended(
-            row,
-            said=row.facts["found"],
-            copies={kind: decode_copies(record[kind], grid, record["sizes"]) for kind in ("own", "gold")},
-            sizes=record["sizes"],
-            heads=heads.best,
-            own_heads=own.best,
-        )
-        for row, record in zip(outcome.samples, records, strict=True)
+        _extended(row, record, grid, heads.best, own.best) for row, record in zip(outcome.samples, records, strict=True)
     ]
-    notes = [*outcome.notes, *_notes(own, given, settings.heads), *_unlike(records)]
     return replace(
         outcome,
         metrics=[*outcome.metrics, *METRICS],
         samples=rows,
-        notes=notes,
+        notes=[*outcome.notes, *_notes(own, given, settings.heads), *_unlike(records)],
         settings={**outcome.settings, "retrieval_heads": heads.fingerprint},
     )
 
@@ -255,11 +223,8 @@ def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answ
     }
     for item_id, expected in hashes.items():
         if item_id in log and not expected.items() <= log[item_id].items():
-            raise UserError(
-                f"record {item_id!r} traces another prompt or answer",
-                where=str(path),
-                mend="evaluate into another folder",
-            )
+            fault = f"record {item_id!r} traces another prompt or answer"
+            raise UserError(fault, where=str(path), mend="evaluate into another folder")
     waiting = [item for item in items if item.id not in log]
     if waiting:
         label = "retrieval" if own_answer else "retrieval heads"
@@ -291,28 +256,23 @@ def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answ
 
 
 def _extended(
-    row: SampleRow,
-    *,
-    said: Sequence[bool],
-    copies: dict[str, Copies],
-    sizes: Sequence[int],
-    heads: Sequence[Head],
-    own_heads: Sequence[Head],
+    row: SampleRow, record: dict[str, Any], grid: tuple[int, int], heads: Sequence[Head], own_heads: Sequence[Head]
 ) -> SampleRow:
-    forced = score_sample(copies["gold"], sizes, heads)
-    table = saw_said(forced.seen, said)
+    sizes = record["sizes"]
+    own, gold = (decode_copies(record[kind], grid, sizes) for kind in ("own", "gold"))
+    forced = score_sample(gold, sizes, heads)
+    table = saw_said(forced.seen, row.facts["found"])
     scores = {
-        "retrieval": score_sample(copies["own"], sizes, heads).score,
+        "retrieval": score_sample(own, sizes, heads).score,
         "retrieval_forced": forced.score,
-        "retrieval_own": score_sample(copies["own"], sizes, own_heads).score,
-        "retrieval_forced_own": score_sample(copies["gold"], sizes, own_heads).score,
+        "retrieval_own": score_sample(own, sizes, own_heads).score,
+        "retrieval_forced_own": score_sample(gold, sizes, own_heads).score,
         "saw": sum(forced.seen) / len(sizes),
         **{key: count / len(sizes) for key, count in table.items()},
         "said_minus_saw": (table["said_only"] - table["saw_only"]) / len(sizes),
     }
-    return row.model_copy(
-        update={"scores": {**row.scores, **scores}, "facts": {**row.facts, "seen": list(forced.seen)}}
-    )
+    facts = {**row.facts, "seen": list(forced.seen)}
+    return row.model_copy(update={"scores": {**row.scores, **scores}, "facts": facts})
 
 
 def saw_said(saw: Sequence[bool], said: Sequence[bool]) -> dict[str, int]:
@@ -327,11 +287,10 @@ def saw_said(saw: Sequence[bool], said: Sequence[bool]) -> dict[str, int]:
 
 
 def _notes(own: Heads, given: Heads | None, path: Path | None) -> Iterator[str]:
-    count, best = len(own.retrieval_heads), own.best
+    best = ", ".join(f"{head.layer}.{head.head} {head.score:.2f}" for head in own.best) or "none"
     yield (
-        f"retrieval heads: {count} of {own.num_layers * own.num_heads} reach {MIN_SCORE} on "
-        f"{len(own.calibration)} calibration samples; the best (layer.head score): "
-        + (", ".join(f"{head.layer}.{head.head} {head.score:.2f}" for head in best) or "none")
+        f"retrieval heads: {len(own.retrieval_heads)} of {own.num_layers * own.num_heads} reach {MIN_SCORE} on "
+        f"{len(own.calibration)} calibration samples; the best (layer.head score): {best}"
     )
     used = given or own
     if given is not None:

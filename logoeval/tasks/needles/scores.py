@@ -12,20 +12,16 @@ DEPTH_BINS = ((0, 20), (20, 40), (40, 60), (60, 80), (80, 101))
 """The depth ranges, in percent with the lower end included, by which needles at random depths are reported."""
 
 METRICS = [
-    Metric(
-        key="recall",
-        label="Needle recall",
-        explanation="Share of the hidden numbers that occur in the response, inside longer numbers too.",
-        kind="share",
-        better="higher",
+    Metric.share(
+        "recall",
+        "Needle recall",
+        "Share of the hidden numbers that occur in the response, inside longer numbers too.",
         slice_by=["haystack", "length"],
     ),
-    Metric(
-        key="precision",
-        label="Needle precision",
-        explanation="Share of the distinct numbers in the response that are hidden ones; 0 where it gives no number.",
-        kind="share",
-        better="higher",
+    Metric.share(
+        "precision",
+        "Needle precision",
+        "Share of the distinct numbers in the response that are hidden ones; 0 where it gives no number.",
     ),
     Metric(
         key="distinct_values",
@@ -68,12 +64,10 @@ def metrics(variant: NiahVariant) -> list[Metric]:
         by_depth = [["haystack"], ["haystack", "depth"], ["haystack", "length", "depth"]]
         return [recall.model_copy(update={"also_by": by_depth}), *others]
     bins = [
-        Metric(
-            key=f"recall@{low}",
-            label=f"Needle recall, depth {low} to {min(high, 100)} %",
-            explanation="Share found of a prompt's numbers that stand in this part of the text, mean over prompts.",
-            kind="share",
-            better="higher",
+        Metric.share(
+            f"recall@{low}",
+            f"Needle recall, depth {low} to {min(high, 100)} %",
+            "Share found of a prompt's numbers that stand in this part of the text, mean over prompts.",
             headline=False,
             slice_by=["haystack", "length"],
         )

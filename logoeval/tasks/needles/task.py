@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from operator import eq
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from logoeval.tasks.needles.haystacks import BUILT_IN, haystacks
 from logoeval.tasks.needles.samples import NiahSample, SampleBuilder
 from logoeval.tasks.needles.saw_said import CALIBRATION_SEED_OFFSET, TraceItem, check, describe_heads, extend
 from logoeval.tasks.needles.scores import depth_scores, metrics, score_response
-from logoeval.tasks.needles.settings import NiahSettings
+from logoeval.tasks.needles.settings import NiahSettings, NiahVariant
 from logoeval.tasks.texts import text_files
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
         fields=fields,
         label="niah",
     )
-    single = settings.variant == "single"
-    rows = [_row(record, samples[record["id"]].cluster, single) for record in records]
+    rows = [_row(record, samples[record["id"]].cluster, settings.variant) for record in records]
     outcome = Outcome(metrics(settings.variant), rows, list(_notes([sample for sample, _ in built])))
     if settings.retrieval is None:
         return outcome
@@ -128,21 +128,13 @@ def shared_prefix_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
 
     That order walks the prefix tree, so no other order shares more, and a cache needs to hold one prompt only.
     """
-    ordered = sorted(prompts)
-    return sum(_num_common(first, second) for first, second in pairwise(ordered))
+    return sum(sum(takewhile(bool, map(eq, first, second))) for first, second in pairwise(sorted(prompts)))
 
 
-def _num_common(first: Sequence[int], second: Sequence[int]) -> int:
-    return next(
-        (place for place, (one, other) in enumerate(zip(first, second, strict=False)) if one != other),
-        min(len(first), len(second)),
-    )
-
-
-def _row(record: dict[str, Any], cluster: str, single: bool) -> SampleRow:
+def _row(record: dict[str, Any], cluster: str, variant: NiahVariant) -> SampleRow:
     facts = {fact: record[fact] for fact in ("haystack", "length", "depths", "found")}
     scores = {key: record[key] for key in ("recall", "precision", "distinct_values")}
-    if single:
+    if variant == "single":
         facts["depth"] = record["depths"][0]
     else:
         scores.update(depth_scores(record["depths"], record["found"]))

@@ -76,8 +76,8 @@ def quiet() -> Iterator[None]:
     datasets.disable_progress_bars()
     # Neither can be asked for: a bar for every task's prompts, and a report on this machine that takes seconds.
     bar, report = lm_eval.api.task.tqdm, lm_eval.evaluator.add_env_info
-    lm_eval.api.task.tqdm = _no_bar
-    lm_eval.evaluator.add_env_info = _no_report
+    lm_eval.api.task.tqdm = lambda items, **_: items
+    lm_eval.evaluator.add_env_info = lambda _: None
     try:
         with redirect_stdout(io.StringIO()):
             yield
@@ -101,14 +101,6 @@ class _Warnings(logging.Handler):
         if place not in self._said and not any(part in text for part in _CHATTER):
             self._said.add(place)
             note(f"lm-eval: {text[:300]}")
-
-
-def _no_bar(items: Any, **_: object) -> Any:
-    return items
-
-
-def _no_report(_: dict[str, Any]) -> None:
-    return
 
 
 def open_manager(settings: ShortSettings, model: str) -> Any:

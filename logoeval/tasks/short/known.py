@@ -12,9 +12,9 @@ class Known:
     title: str
     shots: int
     metric: str
-    measure: str
-    """The metric in a reader's words."""
     explanation: str
+    measure: str = "accuracy"
+    """The metric in a reader's words."""
 
 
 KNOWN = {
@@ -22,36 +22,29 @@ KNOWN = {
         "MMLU",
         5,
         "acc",
-        "accuracy",
         "Share of four-way questions of 57 school and university subjects answered right; chance is 25 %.",
     ),
     "arc_easy": Known(
         "ARC easy",
         25,
         "acc_norm",
-        "accuracy",
         "Share of easy school science questions whose right answer is the likeliest per character.",
     ),
     "arc_challenge": Known(
         "ARC challenge",
         25,
         "acc_norm",
-        "accuracy",
         "Share of hard school science questions whose right answer is the likeliest per character.",
     ),
     "truthfulqa_mc1": Known(
-        "TruthfulQA MC1",
-        0,
-        "acc",
-        "accuracy",
-        "Share of questions about common misbeliefs whose one true answer is the likeliest.",
+        "TruthfulQA MC1", 0, "acc", "Share of questions about common misbeliefs whose one true answer is the likeliest."
     ),
     "truthfulqa_mc2": Known(
         "TruthfulQA MC2",
         0,
         "acc",
-        "truth",
         "Share of the probability of all listed answers that falls on the true ones.",
+        "truth",
     ),
 }
 """In the order a report shows them. Shots and metrics: those of the leaderboards that the LOGO paper follows."""

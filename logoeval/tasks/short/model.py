@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
@@ -110,7 +111,8 @@ class HarnessModel(HFLM):
         if kind == "loglikelihood":
             check_finite({"log-likelihood of an answer": answer[0]}, where=self.label)
         key = _key(kind, args)
-        found = next(name for name in _numbered(key) if name not in self._answers and name not in self._fresh)
+        names = (_numbered(key, number) for number in count())
+        found = next(name for name in names if name not in self._answers and name not in self._fresh)
         self._fresh[found] = {"id": found, "answer": answer, "cut": self._excess.get(key, 0)}
         self._tracker.advance()
         if len(self._fresh) >= _SAVE_EVERY or time.monotonic() - self._saved_at > _SAVE_EVERY_S:
@@ -153,13 +155,9 @@ def _key(kind: str, args: Sequence[Any]) -> str:
     return text_fingerprint(json.dumps([kind, *args], ensure_ascii=False, sort_keys=True, default=str))
 
 
-def _numbered(key: str) -> Iterable[str]:
-    """Names for equal requests: a task that samples asks the same thing several times."""
-    yield key
-    number = 1
-    while True:
-        yield f"{key}-{number}"
-        number += 1
+def _numbered(key: str, number: int) -> str:
+    """The name of one of several equal requests: a task that samples asks the same thing several times."""
+    return f"{key}-{number}" if number else key
 
 
 def _names(kind: str, requests: Sequence[Any]) -> list[str]:
@@ -167,6 +165,6 @@ def _names(kind: str, requests: Sequence[Any]) -> list[str]:
     names = []
     for request in requests:
         key = _key(kind, request.args)
-        names.append(f"{key}-{seen[key]}" if seen[key] else key)
+        names.append(_numbered(key, seen[key]))
         seen[key] += 1
     return names

@@ -38,16 +38,16 @@ def collect(unit: Unit, results: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
         UserError: the harness's number is not the mean of its samples.
     """
-    records = []
+    records, numbers = [], results["results"][unit.name]
     for name in unit.metrics:
-        key = _key(unit, name, results["results"][unit.name])
+        key = _key(unit, name, numbers)
         better = results["higher_is_better"].get(unit.name, {}).get(name)
-        stderr = results["results"][unit.name].get(f"{name}_stderr,{key.partition(',')[2]}")
+        stderr = numbers.get(f"{name}_stderr,{key.partition(',')[2]}")
         record = {
             "name": unit.name,
             "asked": unit.asked.name,
             "metric": key,
-            "value": float(results["results"][unit.name][key]),
+            "value": float(numbers[key]),
             "stderr": float(stderr) if isinstance(stderr, int | float) else None,
             "better": None if better is None else "higher" if better else "lower",
             "shots": sorted({results["n-shot"][task] for task in unit.parts}),
@@ -127,22 +127,21 @@ def metric_key(record: dict[str, Any]) -> str:
 def _metric(record: dict[str, Any], limit: int | None) -> Metric:
     name, measure = record["name"], record["metric"].partition(",")[0]
     known = KNOWN.get(name)
-    as_known = known is not None and known.metric == measure
+    as_published = known if known and known.metric == measure else None
     title = known.title if known else name
     if is_own_longbench(name):
         title = f"{name} (lm-eval's own, not LongBench's official score)"
     shots = "-".join(str(number) for number in record["shots"])
-    words = known.measure if known and as_known else MEASURES.get(measure, measure)
-    words = f"{words} at {int(measure):,} tokens" if measure.isdigit() else words
-    label = f"{title}, {shots}-shot {words}" if not measure.isdigit() else f"{title} at {int(measure):,} tokens"
+    words = as_published.measure if as_published else MEASURES.get(measure, measure)
+    label = f"{title} at {int(measure):,} tokens" if measure.isdigit() else f"{title}, {shots}-shot {words}"
     num_parts = len({sample["part"] for sample in record["samples"]})
     partial = record["num_measured"] < record["num_all"]
     scores = [sample["score"] for sample in record["samples"]]
     return Metric(
         key=metric_key(record),
         label=f"{label} {_PARTIAL} first {limit} of each task)" if partial else label,
-        explanation=known.explanation
-        if known and as_known
+        explanation=as_published.explanation
+        if as_published
         else f"lm-evaluation-harness's {name}, metric {record['metric'].removesuffix(',none')}"
         + (", mean of its tasks' means." if record["by_task"] else "."),
         kind="share" if min(scores) >= 0 and max(scores) <= 1 else "count",

@@ -80,6 +80,8 @@ def _measure(
     answers: AppendLog,
 ) -> None:
     """Read all data and check all that can be checked, then load the model, then call the harness."""
+    from lm_eval import simple_evaluate
+
     manager = open_manager(settings, resolve_model(session.settings.model))
     plans = {call: _plan(manager, tasks, settings) for call, tasks in waiting.items()}
     planned = [unit for _, found in plans.values() for unit in found]
@@ -89,7 +91,15 @@ def _measure(
     model = _open_model(settings, session, answers)
     for call, (objects, found) in plans.items():
         model.count_from_zero(f"short: {call}")
-        results = _call(model, manager, objects, waiting[call][0].shots, settings)
+        results = simple_evaluate(
+            model=model,
+            tasks=objects,
+            num_fewshot=waiting[call][0].shots,
+            limit=settings.limit,
+            bootstrap_iters=2,  # means have a formula; what is bootstrapped here is not reported
+            apply_chat_template=settings.apply_chat_template,
+            task_manager=manager,
+        )
         finished.append(
             {
                 "id": call,
@@ -105,7 +115,7 @@ def _measure(
 def _plan(manager: Any, tasks: Sequence[ShortTask], settings: ShortSettings) -> tuple[list[Any], list[Unit]]:
     """The harness's objects of one call, and what will be reported of them."""
     loaded = load(manager, [task.name for task in tasks])
-    found = [unit for task in tasks for unit in units(task, loaded[task.name], settings)]
+    found = [unit for task in tasks for item in loaded[task.name] for unit in units(task, item, settings)]
     return [item for task in tasks for item in loaded[task.name]], found
 
 
@@ -114,11 +124,8 @@ def _check_disjoint(found: Sequence[Unit]) -> None:
     for unit in found:
         for task in unit.parts:
             if task in asked:
-                raise UserError(
-                    f"{task} is part of {asked[task]!r} and of {unit.asked.name!r}",
-                    where="short.tasks",
-                    mend="drop one of them",
-                )
+                fault = f"{task} is part of {asked[task]!r} and of {unit.asked.name!r}"
+                raise UserError(fault, where="short.tasks", mend="drop one of them")
             asked[task] = unit.asked.name
 
 
@@ -130,7 +137,7 @@ def _open_model(settings: ShortSettings, session: Session, answers: AppendLog) -
     tokenizer = load_tokenizer(recipe.model, recipe.chat_template, needs_template=settings.apply_chat_template)
     model = session.model
     # The harness ties the head to the embeddings again, which a merged adapter may have parted.
-    model.tie_weights = _leave_weights  # type: ignore[method-assign]
+    model.tie_weights = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         return HarnessModel(
             model,
@@ -142,27 +149,6 @@ def _open_model(settings: ShortSettings, session: Session, answers: AppendLog) -
         )
     finally:
         del model.tie_weights
-
-
-def _leave_weights(*_: object, **__: object) -> None:
-    return
-
-
-def _call(
-    model: HarnessModel, manager: Any, objects: Sequence[Any], shots: int | None, settings: ShortSettings
-) -> dict[str, Any]:
-    from lm_eval import simple_evaluate
-
-    results: dict[str, Any] = simple_evaluate(
-        model=model,
-        tasks=list(objects),
-        num_fewshot=shots,
-        limit=settings.limit,
-        bootstrap_iters=2,  # means have a formula; what is bootstrapped here is not reported
-        apply_chat_template=settings.apply_chat_template,
-        task_manager=manager,
-    )
-    return results
 
 
 def limits(result: TaskResult) -> Iterator[str]:

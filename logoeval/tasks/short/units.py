@@ -24,23 +24,19 @@ class Unit:
     """Whether each task of the group counts the same, whatever its size."""
 
 
-def units(asked: ShortTask, objects: Sequence[Any], settings: ShortSettings) -> list[Unit]:
-    """The units that a name of the recipe stands for: a group that aggregates the metric is one, of others each member
-    is.
+def units(asked: ShortTask, item: Any, settings: ShortSettings) -> Iterator[Unit]:
+    """Yield the units of one of the harness's tasks or groups: a group that aggregates the metric is one, of others
+    each member is.
 
     Args:
         asked: the recipe's entry.
-        objects: the harness's tasks and groups of that name.
+        item: a task or group of that name.
         settings: of the run.
 
     Raises:
         UserError: a task has no such metric, or one that is no mean over samples; it is multimodal, runs code that
             models write, or its shots are fixed.
     """
-    return [unit for item in objects for unit in _units(asked, item, settings)]
-
-
-def _units(asked: ShortTask, item: Any, settings: ShortSettings) -> Iterator[Unit]:
     if not hasattr(item, "get_all_tasks"):
         _check_task(asked, item)
         name = item.task_name
@@ -50,7 +46,7 @@ def _units(asked: ShortTask, item: Any, settings: ShortSettings) -> Iterator[Uni
     metrics = _metrics(asked, list(combined), settings) if combined else ()
     if not metrics or not set(metrics) <= combined.keys():
         for child in item:
-            yield from _units(asked, child, settings)
+            yield from units(asked, child, settings)
         return
     for task in item.get_all_tasks():
         _check_task(asked, task)
