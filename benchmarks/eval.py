@@ -36,7 +36,7 @@ from logodata.engines.settings import EngineSettings
 from logodata.models.loading import resolve_model
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.session import Session
-from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS, Task
+from logoeval.tasks.longbench.task_table import E_SUFFIX, TASKS, Task
 from logoeval.tasks.needles.settings import NiahSettings
 from logoeval.tasks.needles.task import build_samples, shared_prefix_tokens
 from logoeval.tasks.perplexity import PerplexitySettings, documents, token_nlls

@@ -147,7 +147,7 @@ def _ray_options(executor: str, ray_address: str | None, workers: int | None) ->
 @json_option()
 def merge(folders: Sequence[Path], output: Path, as_json: bool) -> None:
     """Put the shards of a build (--shard i/n) together, in any order."""
-    from logodata.build.merge import merge
+    from logodata.build.join_shards import merge
 
     _say_built(merge(folders, output), output, as_json)
 
@@ -247,7 +247,7 @@ def stats(folders: Sequence[Path], as_json: bool, log_probs: bool, **scoring: An
     for name, value in scoring.items():
         if value is not None:
             raise UserError(f"--{name} says how to score responses", mend="add --log-probs, or leave it out")
-    from logodata.dataset.stats import print_stats
+    from logodata.dataset.stats_table import print_stats
 
     print_stats(folders, as_json=as_json)
 

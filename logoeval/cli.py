@@ -242,7 +242,7 @@ def compare(runs: Sequence[str], data: Path | None, run: Path | None, curve: Seq
     from logodata.common.files import check_apart
     from logoeval.compare.compare import compare
     from logoeval.compare.labels import parse_folders
-    from logoeval.report.frame import unfinished
+    from logoeval.report.headline import unfinished
     from logoeval.report.measures import headline_rows
     from logoeval.report.page import write_report
     from logoeval.report.terminal import say, show_rows

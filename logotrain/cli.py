@@ -197,6 +197,6 @@ def merge(adapter: Path, model: str, dtype: Any, output: Path) -> None:
 
     quiet_transformers()  # before PEFT is imported
     from logodata.common.console import result
-    from logotrain.checkpoints.merge import merge
+    from logotrain.checkpoints.merged_model import merge
 
     result(merge(model, adapter, output, dtype))

@@ -1,8 +1,8 @@
 """A build from beginning to end: documents, chunks, scores, contexts, responses, judge, data set.
 
-Every response is on disk as soon as it is there (:mod:`logodata.engines.answered`), and so is what became of a question
-(``work/outcomes.jsonl``). A build that was killed prepares the undecided questions again, finds the responses it has,
-generates the rest, and ends in the same data set as one that was not.
+Every response is on disk as soon as it is there (:mod:`logodata.engines.response_log`), and so is what became of a
+question (``work/outcomes.jsonl``). A build that was killed prepares the undecided questions again, finds the responses
+it has, generates the rest, and ends in the same data set as one that was not.
 """
 
 from __future__ import annotations

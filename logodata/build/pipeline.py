@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from logodata.build.answering import Responses
 from logodata.build.preparing import Pool, Prepared, PreparedQuestion, QuestionPreparer, UnusableQuestion
+from logodata.build.responses import Responses
 from logodata.common.console import Tracker
 from logodata.common.words import without_reasoning
 from logodata.contexts.scores import Evaluator, open_evaluator

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath
-from logodata.common.words import content_stems
 
 
 class EvaluatorSettings(RecipeModel):
@@ -63,37 +62,14 @@ def open_evaluator(settings: EvaluatorSettings) -> Evaluator:
 
         return EmbeddingEvaluator(resolve_embedding_model(settings.embedding_model), settings.batch_size)
     if settings.name == "lexical":
+        from logodata.contexts.lexical import LexicalEvaluator
+
         return LexicalEvaluator()
     if settings.name == "fused":
         return FusedEvaluator([open_evaluator(settings.model_copy(update={"name": name})) for name in MEMBERS])
     from logodata.contexts.entity import EntityEvaluator, open_entities
 
     return EntityEvaluator(open_entities(settings.entity_model))
-
-
-K1, B = 1.5, 0.75
-"""BM25's parameters: how soon repeats of a word stop counting, and how much long chunks are held back. All chunks but a
-document's last are about equally long, so ``B`` hardly matters."""
-
-
-class LexicalEvaluator:
-    """Scores a chunk by BM25 against the question (Lucene's form: no negative idf). A document's chunks are the
-    collection.
-
-    Unlike the count of shared entities, it weighs words: a word that is in every chunk tells nothing.
-    """
-
-    def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
-        """Return scores, float64 [len(queries), len(chunks)]; 0 where no word is shared."""
-        import bm25s
-
-        words = [list(content_stems(chunk)) for chunk in chunks]
-        if not any(words):
-            return np.zeros((len(queries), len(chunks)))
-        index = bm25s.BM25(k1=K1, b=B, method="lucene")
-        index.index(words, show_progress=False)
-        ids = [index.get_tokens_ids(list(content_stems(query))) for query in queries]
-        return np.stack([index.get_scores_from_ids(row) for row in ids]).astype(np.float64)
 
 
 MEMBERS: tuple[Literal["lexical", "entity", "embedding"], ...] = ("lexical", "entity", "embedding")

@@ -10,7 +10,7 @@ from pathlib import Path
 from logodata.common.console import Tracker
 from logodata.contract import ModelVerdict
 from logodata.engines import Engine, GenerationRequest, Sampling
-from logodata.engines.answered import CachedEngine, ResponseLog
+from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import EngineSettings, ModelSettings, engine_window, open_engine
 from logodata.judge.decisions import Decision
 from logodata.judge.settings import ModelJudgeSettings

@@ -24,7 +24,7 @@ from logodata.common.words import without_reasoning, words
 from logodata.contexts.chunking import chunk_text
 from logodata.contract import Document
 from logodata.engines import GenerationRequest, Sampling
-from logodata.engines.answered import CachedEngine, ResponseLog
+from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import engine_window, open_engine
 from logodata.judge.measures import word_share
 from logodata.models.facts import model_eos_ids, model_fingerprint

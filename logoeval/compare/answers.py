@@ -18,8 +18,8 @@ from logodata.common.errors import UserError
 from logodata.common.words import without_reasoning
 from logoeval.compare.compare import Run
 from logoeval.records import PREDICTIONS_DIR, SampleRow, read_results
-from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS
 from logoeval.tasks.longbench.task import FOLDER as LONGBENCH_FOLDER
+from logoeval.tasks.longbench.task_table import E_SUFFIX, TASKS
 
 ANSWERING_TASKS: tuple[str, ...] = ("longbench", "qa", "pairs")
 

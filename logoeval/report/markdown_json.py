@@ -10,7 +10,7 @@ from logoeval.compare.compare import Comparison
 from logoeval.compare.limits import all_limits
 from logoeval.intervals import is_cell
 from logoeval.records import Curve
-from logoeval.report.frame import HOW_TO_READ, describe, notes, summary, title, unfinished
+from logoeval.report.headline import HOW_TO_READ, describe, notes, summary, title, unfinished
 from logoeval.report.measures import headline_rows, measures_table
 from logoeval.report.paper_table import own_rows, published
 from logoeval.report.tables import Section

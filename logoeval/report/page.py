@@ -10,20 +10,20 @@ from logodata.common.files import make_folder_of, write_atomic, write_json
 from logodata.common.markup import page, tag
 from logoeval.compare.compare import Comparison
 from logoeval.records import Curve
-from logoeval.report.frame import headline, provenance_section, title
-from logoeval.report.longbench import longbench_section
+from logoeval.report.headline import headline, provenance_section, title
 from logoeval.report.markdown_json import markdown, record
-from logoeval.report.needle_curve import curve_section, read_curves
-from logoeval.report.needles import niah_section
-from logoeval.report.pairs import pairs_section
-from logoeval.report.perplexity import perplexity_section
-from logoeval.report.saw_said import retrieval_section
-from logoeval.report.short import short_section
+from logoeval.report.sections.longbench import longbench_section
+from logoeval.report.sections.needle_curve import curve_section, read_curves
+from logoeval.report.sections.needles import niah_section
+from logoeval.report.sections.pairs import pairs_section
+from logoeval.report.sections.perplexity import perplexity_section
+from logoeval.report.sections.saw_said import retrieval_section
+from logoeval.report.sections.short import short_section
+from logoeval.report.sections.tradeoff import tradeoff_section
+from logoeval.report.sections.training import training_section
+from logoeval.report.sections.training_data import data_section
+from logoeval.report.sections.wrong_answers import errors_section
 from logoeval.report.tables import Section
-from logoeval.report.tradeoff import tradeoff_section
-from logoeval.report.training import training_section
-from logoeval.report.training_data import data_section
-from logoeval.report.wrong_answers import errors_section
 
 _FEWEST_LISTED = 4  # sections, below which a page needs no list of them
 

@@ -11,7 +11,7 @@ from typing import Any
 from logoeval.compare.compare import Comparison, Value
 from logoeval.compare.limits import limits
 from logoeval.report.tables import Cell, Table
-from logoeval.tasks.longbench.rules import CATEGORIES
+from logoeval.tasks.longbench.task_table import CATEGORIES
 
 MISSING = "\N{EN DASH}"
 _LOGO_KEYS = (*(f"logo:{category}" for category in CATEGORIES if category != "code"), "logo")

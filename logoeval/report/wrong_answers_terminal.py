@@ -23,7 +23,7 @@ from logoeval.compare.wrong_answers import (
     read_and_analyse,
     record,
 )
-from logoeval.report.wrong_answers import answer_name, examples_title, interval, length_rows
+from logoeval.report.sections.wrong_answers import answer_name, examples_title, interval, length_rows
 
 
 def show_errors(

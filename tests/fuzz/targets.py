@@ -30,8 +30,8 @@ from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings, read_source
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.tasks.longbench.data import read_rows
-from logoeval.tasks.longbench.rules import TASKS
 from logoeval.tasks.longbench.score_files import record, score_predictions
+from logoeval.tasks.longbench.task_table import TASKS
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.positions import draw_positions
 

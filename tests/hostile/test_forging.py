@@ -31,9 +31,9 @@ from logodata.prompts import (
 )
 from logoeval.tasks.longbench.data import Row
 from logoeval.tasks.longbench.prompts import PromptBuilder
-from logoeval.tasks.longbench.rules import TASKS
+from logoeval.tasks.longbench.task_table import TASKS
 from logoeval.tasks.needles.haystacks import Haystack
-from logoeval.tasks.needles.samples import SampleBuilder
+from logoeval.tasks.needles.placement import SampleBuilder
 from tests.conftest import make_tokenizer
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|user|>", "<|end|>", "<tool_call>", "[INST]", "<s>", "</s>"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from logodata.build import answering
+from logodata.build import responses
 from logodata.cli import main as logodata
 from logodata.common.errors import UserError
 from logodata.common.files import damage, write_json
@@ -107,7 +107,7 @@ def test_folders_and_files_whose_names_are_not_utf8(
     """They are read and written; where text names them, their bytes are spelled."""
     odd, model = tmp_path / os.fsdecode(b"caf\xe9"), str(tiny_model_dir)
     odd.mkdir()
-    monkeypatch.setattr(answering, "open_engine", lambda *_: ScriptedEngine(tiny_model_dir))
+    monkeypatch.setattr(responses, "open_engine", lambda *_: ScriptedEngine(tiny_model_dir))
     documents = write_facts(tmp_path)
     options = [*SMALL, "--model", model]
     build = ["build", str(documents), *options]

@@ -27,8 +27,8 @@ from logodata.common.errors import UserError
 from logodata.common.files import read_json
 from logodata.common.json_files import json_objects, parse_json
 from logodata.dataset.files import iterate_decisions
-from logodata.engines.answered import _read_cache
 from logodata.engines.openai_engine import OpenAIEngine
+from logodata.engines.response_log import _read_cache
 from logodata.sources import SourceSettings, read_source
 from logoeval.tasks.longbench.data import read_lines, read_rows
 from tests.data_sets import recipe_json

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import logodata.build.answering
+import logodata.build.responses
 from logodata.cli import main as logodata_main
 from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
@@ -327,7 +327,7 @@ def test_a_build_carries_its_template_and_ignores_strangers(
     (here / "model" / "chat_template.jinja").unlink()
     (here / "chat.jinja").write_bytes(MARK + text.encode())
     write_documents(here)
-    monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_: ScriptedEngine(tiny_model_dir))
+    monkeypatch.setattr(logodata.build.responses, "open_engine", lambda *_: ScriptedEngine(tiny_model_dir))
     monkeypatch.chdir(here)
     assert run_build(Path("my.jsonl"), Path("model"), Path("data"), "chat_template=chat.jinja") == 0
     assert run_build(Path("my.jsonl"), tiny_model_dir, Path("plain")) == 0

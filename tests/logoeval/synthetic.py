@@ -27,9 +27,9 @@ from logoeval.records import (
     TaskResult,
     write_results,
 )
-from logoeval.tasks.longbench.rules import TASKS
 from logoeval.tasks.longbench.summary import Scored, notes, sample_rows
 from logoeval.tasks.longbench.summary import metrics as longbench_metrics
+from logoeval.tasks.longbench.task_table import TASKS
 from logoeval.tasks.needles import saw_said, scores
 from logoeval.tasks.pairs import METRICS as PAIRS_METRICS
 from logoeval.tasks.perplexity import PerplexitySettings

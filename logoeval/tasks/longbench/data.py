@@ -23,7 +23,7 @@ from logodata.common.foreign_files import note_left_out
 from logodata.common.json_files import numbered_lines, parse_json
 from logodata.common.parquet import parquet_rows
 from logodata.common.user_files import is_hidden, visible_files
-from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS, Task, split_name
+from logoeval.tasks.longbench.task_table import E_SUFFIX, TASKS, Task, split_name
 
 MAX_ARCHIVE_BYTES = 4 * 2**30
 """An archive that unpacks to more is refused, because its rows are held in memory."""

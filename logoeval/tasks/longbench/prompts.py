@@ -15,7 +15,7 @@ from logodata.common.chat_template import render_chat
 from logodata.common.errors import UserError
 from logodata.prompts import PromptFormat, decode_text, text_tokenizer
 from logoeval.tasks.longbench.data import Row
-from logoeval.tasks.longbench.rules import Task
+from logoeval.tasks.longbench.task_table import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

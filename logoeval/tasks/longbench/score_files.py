@@ -13,9 +13,9 @@ from logoeval.intervals import summarise
 from logoeval.records import PREDICTIONS_DIR, Outcome
 from logoeval.tasks.longbench.data import check_answers, length_of, read_lines, texts
 from logoeval.tasks.longbench.metrics import CodeSimBackend
-from logoeval.tasks.longbench.rules import TASKS, Task, split_name
 from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
 from logoeval.tasks.longbench.task import FOLDER
+from logoeval.tasks.longbench.task_table import TASKS, Task, split_name
 
 _HOW = 'a line is {"pred", "answers", "all_classes", "length"}, a file is named after its task'
 

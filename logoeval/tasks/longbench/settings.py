@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from logodata.common.errors import did_you_mean
 from logodata.common.recipes.reading import RecipeModel
 from logoeval.tasks.longbench.metrics import CodeSimBackend
-from logoeval.tasks.longbench.rules import TASKS
+from logoeval.tasks.longbench.task_table import TASKS
 from logoeval.tasks.texts import Length
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from logoeval.records import Metric, SampleRow
 from logoeval.tasks.longbench.metrics import CODE_SIM, METRICS, CodeSimBackend, rouge_overflows
-from logoeval.tasks.longbench.rules import BUCKETS, CATEGORIES, E_SUFFIX, TASKS, Task, bucket, official_rows
+from logoeval.tasks.longbench.task_table import BUCKETS, CATEGORIES, E_SUFFIX, TASKS, Task, bucket, official_rows
 
 _LOGO = [task for task in TASKS.values() if task.in_logo_table]
 _E = [task for task in TASKS.values() if task.in_e]

@@ -14,9 +14,9 @@ from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.generate import PromptItem, complete
 from logoeval.tasks.longbench.data import Row, fingerprint, read_rows
 from logoeval.tasks.longbench.prompts import RESERVED_TOKENS, PromptBuilder
-from logoeval.tasks.longbench.rules import E_SUFFIX, TASKS, Task, official_rows
 from logoeval.tasks.longbench.settings import LongBenchSettings
 from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
+from logoeval.tasks.longbench.task_table import E_SUFFIX, TASKS, Task, official_rows
 from logoeval.tasks.texts import text_fingerprint
 
 if TYPE_CHECKING:

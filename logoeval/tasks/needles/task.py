@@ -15,7 +15,7 @@ from logoeval.records import Outcome, SampleRow
 from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.generate import PromptItem, complete
 from logoeval.tasks.needles.haystacks import BUILT_IN, haystacks
-from logoeval.tasks.needles.samples import NiahSample, SampleBuilder
+from logoeval.tasks.needles.placement import NiahSample, SampleBuilder
 from logoeval.tasks.needles.saw_said import CALIBRATION_SEED_OFFSET, TraceItem, check, describe_heads, extend
 from logoeval.tasks.needles.scores import depth_scores, metrics, score_response
 from logoeval.tasks.needles.settings import NiahSettings, NiahVariant

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-import logodata.build.answering
+import logodata.build.responses
 import logodata.common.json_files
 import logodata.engines.openai_engine
 from logodata.cli import main
@@ -367,7 +367,7 @@ def test_bad_input(
         monkeypatch.setattr(logodata.engines.openai_engine, "OpenAIEngine", quick)
         check_server(build, new_server, name, lasts=kind == "server lasting")
         return
-    monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_: Engine(tiny_model_dir))
+    monkeypatch.setattr(logodata.build.responses, "open_engine", lambda *_: Engine(tiny_model_dir))
     if kind == "refused":
         write, place, what = REFUSED[name]
         if name == "a gigantic line":

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import logodata.build.answering
 import logodata.build.pipeline
+import logodata.build.responses
 from logodata.build.preparing import Pool, Prepared, QuestionPreparer
 from logodata.cli import main
 from logodata.common.recipes.reading import shipped_recipes
@@ -75,7 +75,7 @@ class ScriptedEngine:
 @pytest.fixture
 def scripted(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     engine = ScriptedEngine(tiny_model_dir)
-    monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_: engine)
+    monkeypatch.setattr(logodata.build.responses, "open_engine", lambda *_: engine)
     return engine
 
 
@@ -144,7 +144,7 @@ def test_an_interrupted_build_ends_in_the_same_data(
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     first, second, uninterrupted = (ScriptedEngine(tiny_model_dir, n) for n in (stop_after, None, None))
     for output, engine, code in [(whole, uninterrupted, 0), (broken, first, 130), (broken, second, 0)]:
-        monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_, engine=engine: engine)
+        monkeypatch.setattr(logodata.build.responses, "open_engine", lambda *_, engine=engine: engine)
         assert run_build(documents, tiny_model_dir, output) == code
     assert sorted(first.asked + second.asked) == sorted(uninterrupted.asked), "nothing is generated twice"
     for name in ("data/train-00000-of-00001.parquet", "stats.json", "rejected.jsonl", "README.md", "manifest.json"):
@@ -341,7 +341,7 @@ def test_a_bare_reference_is_the_last_choice(
                     request.id, tuple(self._tokenizer.encode(text, add_special_tokens=False)), "stop"
                 )
 
-    monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_: Terse(tiny_model_dir))
+    monkeypatch.setattr(logodata.build.responses, "open_engine", lambda *_: Terse(tiny_model_dir))
     overrides = ["generation.preferred=guided", "generation.num_candidates=2", f"judge.keep_bare_reference={keep}"]
     assert run_build(write_documents(tmp_path), tiny_model_dir, tmp_path / "out", *overrides) == 0
     chosen = {sample.id: sample.chosen.text for sample in read_samples(tmp_path / "out")}
@@ -403,7 +403,7 @@ def test_a_build_stopped_before_its_first_outcome_binds_nothing(
     documents, out = write_documents(tmp_path), tmp_path / "out"
     first, second = ScriptedEngine(tiny_model_dir, 2), ScriptedEngine(tiny_model_dir)
     for engine, code, override in ((first, 130, "judge.keep_bare_reference=true"), (second, 0, "seed=5")):
-        monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_, engine=engine: engine)
+        monkeypatch.setattr(logodata.build.responses, "open_engine", lambda *_, engine=engine: engine)
         assert run_build(documents, tiny_model_dir, out, override) == code
         (out / "work" / "settings.json").write_text('{"recipe"')
     assert not set(first.asked) & set(second.asked)
@@ -423,7 +423,7 @@ def test_a_build_goes_on_under_the_same_prompts_only(
         (f"Be terse.{text}", ScriptedEngine(tiny_model_dir), 2),
     ):
         template.write_text(words)
-        monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_, engine=engine: engine)
+        monkeypatch.setattr(logodata.build.responses, "open_engine", lambda *_, engine=engine: engine)
         assert run_build(documents, tiny_model_dir, out, *options) == code
         assert ("prompt_fingerprints.answer=" in capsys.readouterr().err) == (code == 2)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import logodata.build.answering
+import logodata.build.responses
 from logodata.cli import main
 
 SIZES = ["chunking.chunk_tokens=48", "contexts.num_chunks=4", "generation.max_new_tokens=8"]
@@ -42,7 +42,7 @@ def warning(
     documents: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *overrides: str
 ) -> str:
     """What the build says of losses until it would generate, or finds that there is nothing to generate."""
-    monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_: NoEngine())
+    monkeypatch.setattr(logodata.build.responses, "open_engine", lambda *_: NoEngine())
     output = documents.parent / f"out{len(list(documents.parent.iterdir()))}"
     code = main(["build", str(documents), *SIZES, *overrides, "--model", str(model), "-o", str(output)])
     lines = capsys.readouterr().err.splitlines()

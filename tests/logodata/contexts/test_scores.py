@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import load_recipe
 from logodata.common.words import content_stems
-from logodata.contexts.scores import K1, B, Evaluator, EvaluatorSettings, FusedEvaluator, fuse, open_evaluator
+from logodata.contexts.lexical import K1, B
+from logodata.contexts.scores import Evaluator, EvaluatorSettings, FusedEvaluator, fuse, open_evaluator
 from logodata.recipe.settings import BuildRecipe
 
 CHUNKS = [

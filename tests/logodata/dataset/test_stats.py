@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import logodata.build.answering
+import logodata.build.responses
 from logodata.cli import main
 from logodata.contract import file_of
 from logodata.dataset.samples import read_samples
@@ -40,7 +40,7 @@ class Engine:
 
 @pytest.fixture(autouse=True)
 def scripted(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_: Engine(tiny_model_dir))
+    monkeypatch.setattr(logodata.build.responses, "open_engine", lambda *_: Engine(tiny_model_dir))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from logodata.common.console import Tracker
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
-from logodata.engines.answered import CachedEngine, ResponseLog
+from logodata.engines.response_log import CachedEngine, ResponseLog
 
 REQUESTS = [GenerationRequest(f"r{number}", (number, 1), Sampling(4, (0,))) for number in range(4)]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import logodata.build.answering
+import logodata.build.responses
 import logodata.judge.model
 import logodata.models.loading
 from logodata.cli import main
@@ -102,7 +102,7 @@ def build(documents: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> Engine:
         engine = Engine(tiny_model_dir, says, fails_after)
         for_build, for_judge = engines or [lambda *_: engine] * 2
-        monkeypatch.setattr(logodata.build.answering, "open_engine", for_build)
+        monkeypatch.setattr(logodata.build.responses, "open_engine", for_build)
         monkeypatch.setattr(logodata.judge.model, "open_engine", for_judge)
         settings = ["chunking.chunk_tokens=48", "contexts.num_chunks=4", "contexts.critical_threshold=null"]
         settings += ["contexts.critical_top=2", "generation.max_new_tokens=8", *overrides]

@@ -19,7 +19,7 @@ from logoeval.compare.answers import LONGBENCH_TASKS
 from logoeval.compare.compare import Comparison, compare
 from logoeval.compare.wrong_answers import OUTCOMES, PATTERNS, Outcome, classify, draw_examples, read_and_analyse
 from logoeval.records import Metric, Provenance, Results, SampleRow, TaskResult, write_results
-from logoeval.report.wrong_answers import errors_section
+from logoeval.report.sections.wrong_answers import errors_section
 from logoeval.run import evaluate
 from logoeval.session import Session
 from tests.logoeval.conftest import FakeEngine

@@ -21,7 +21,7 @@ from logoeval.report.markdown_json import SCHEMA_VERSION
 from logoeval.report.measures import headline_rows, terminal_table
 from logoeval.report.page import render
 from logoeval.report.paper_table import paper_table, published
-from logoeval.report.tradeoff import tradeoff_section
+from logoeval.report.sections.tradeoff import tradeoff_section
 from tests.logoeval import synthetic
 from tests.logoeval.report.test_report import Reader
 

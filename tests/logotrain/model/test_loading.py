@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from logodata.common.errors import UserError
 from logodata.models.loading import load_model
 from logotrain.checkpoints.export import copy_tokenizer, export
-from logotrain.checkpoints.merge import merge
+from logotrain.checkpoints.merged_model import merge
 from logotrain.model.adapters import add_adapters
 from logotrain.model.loading import load_trainable
 from logotrain.parallel import World

@@ -22,10 +22,10 @@ from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.longbench.data import read_rows
 from logoeval.tasks.longbench.prompts import PromptBuilder
-from logoeval.tasks.longbench.rules import CATEGORIES, TASKS, bucket, official_rows
 from logoeval.tasks.longbench.score_files import score_predictions
 from logoeval.tasks.longbench.settings import LongBenchSettings
 from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
+from logoeval.tasks.longbench.task_table import CATEGORIES, TASKS, bucket, official_rows
 from tests.logoeval.conftest import FakeEngine
 from tests.logoeval.synthetic import task_result
 

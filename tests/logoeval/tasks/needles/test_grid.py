@@ -25,7 +25,7 @@ from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.needles.haystacks import Haystack
-from logoeval.tasks.needles.samples import NiahSample, SampleBuilder
+from logoeval.tasks.needles.placement import NiahSample, SampleBuilder
 from logoeval.tasks.needles.scores import depth_scores
 from logoeval.tasks.needles.settings import NiahSettings
 from logoeval.tasks.needles.task import build_samples, shared_prefix_tokens

@@ -36,7 +36,7 @@ from logoeval.tasks.needles.heads import (
     score_sample,
     shares,
 )
-from logoeval.tasks.needles.samples import SampleBuilder
+from logoeval.tasks.needles.placement import SampleBuilder
 from logoeval.tasks.needles.saw_said import gold_answer, saw_said
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from tests.conftest import make_model

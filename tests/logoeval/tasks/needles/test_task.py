@@ -12,7 +12,7 @@ import pytest
 from logodata.common.errors import UserError
 from logodata.prompts import encode_text
 from logoeval.tasks.needles.haystacks import Haystack, haystacks
-from logoeval.tasks.needles.samples import DEPTHS, SampleBuilder
+from logoeval.tasks.needles.placement import DEPTHS, SampleBuilder
 from logoeval.tasks.needles.scores import METRICS, score_response
 from logoeval.tasks.needles.settings import NiahSettings
 from logoeval.tasks.needles.task import run

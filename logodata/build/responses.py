@@ -11,7 +11,7 @@ from logodata.build.preparing import PreparedQuestion
 from logodata.common.console import Tracker
 from logodata.contract import Question, Reason, Response, ResponseOrigin
 from logodata.engines import Engine, GenerationRequest, GenerationResult
-from logodata.engines.answered import CachedEngine, ResponseLog
+from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import open_engine
 from logodata.judge.decisions import Decision
 from logodata.judge.rules import Measurer, preferred_fault, rejected_fault

@@ -10,8 +10,8 @@ from logodata.dataset.samples import read_samples
 from logoeval.compare.compare import Comparison
 from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures
+from logoeval.report.sections.worked_samples import held_out_samples, worked_samples
 from logoeval.report.tables import Section, figure
-from logoeval.report.worked_samples import held_out_samples, worked_samples
 
 
 def pairs_section(comparison: Comparison, data: Path | None) -> Section:

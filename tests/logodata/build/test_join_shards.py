@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import logodata.build.answering
+import logodata.build.responses
 from logodata.build.shards import BuildShard
 from logodata.cli import main
 from logodata.common.errors import UserError
@@ -39,7 +39,7 @@ class Engine:
 
 @pytest.fixture(autouse=True)
 def scripted(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logodata.build.answering, "open_engine", lambda *_: Engine(tiny_model_dir))
+    monkeypatch.setattr(logodata.build.responses, "open_engine", lambda *_: Engine(tiny_model_dir))
 
 
 @pytest.fixture
