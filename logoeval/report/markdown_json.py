@@ -8,10 +8,9 @@ from typing import Any
 from logodata.common.printable import markdown_text
 from logoeval.compare.compare import Comparison
 from logoeval.compare.limits import all_limits
-from logoeval.intervals import is_cell
 from logoeval.records import Curve
 from logoeval.report.headline import HOW_TO_READ, describe, notes, summary, title, unfinished
-from logoeval.report.measures import headline_rows, measures_table
+from logoeval.report.measures import headline_rows, markdown_table
 from logoeval.report.paper_table import own_rows, published
 from logoeval.report.tables import Section
 
@@ -23,7 +22,7 @@ it."""
 def markdown(comparison: Comparison, sections: Sequence[Section]) -> str:
     """Runs, all measures, what each measure is, then the tables of every section."""
     first, *others = comparison.runs
-    headline, shown = headline_rows(comparison), [row for row in comparison.rows if not is_cell(row.slice)]
+    headline = headline_rows(comparison)
     metrics = {row.metric.label: row.metric for row in comparison.rows}
     limits = [f"- **{task}: {'; '.join(found)}**" for task, found in all_limits(comparison).items()]
     found_notes = [f"- {markdown_text(note)}" for note in notes(comparison)]
@@ -39,7 +38,7 @@ def markdown(comparison: Comparison, sections: Sequence[Section]) -> str:
             f"{summary([(row, row.differences[number]) for row in headline])}."
             for number, other in enumerate(others)
         ),
-        measures_table(comparison, shown, "All measures").markdown(),
+        markdown_table(comparison),
         HOW_TO_READ,
         *(section.markdown() for section in sections),
         "\n".join(["## Notes", "", *found_notes]) if found_notes else "",

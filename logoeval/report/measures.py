@@ -56,6 +56,12 @@ def _explained(row: Row, limits: Sequence[str]) -> Cell:
     return Cell(row.label, row.metric.explanation + better, "; ".join(limits), "limit")
 
 
+def markdown_table(comparison: Comparison) -> str:
+    """Return all rows of a comparison as a Markdown table, without the cells of maps."""
+    rows = [row for row in comparison.rows if not is_cell(row.slice)]
+    return measures_table(comparison, rows, "All measures").markdown()
+
+
 def headline_rows(comparison: Comparison) -> list[Row]:
     """Return the rows of the first table of a report: headline metrics over all samples."""
     return [row for row in comparison.rows if row.metric.headline and not row.slice]

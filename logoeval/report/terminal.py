@@ -73,9 +73,8 @@ def show_rows(comparison: Comparison, rows: Sequence[Row]) -> None:
     for row in shown.rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
-    tasks = {row.task for row in rows}
     for task, limits in all_limits(comparison).items():
-        if task in tasks:
+        if any(row.task == task for row in rows):
             say(f"{task}: {'; '.join(limits)}")
 
 

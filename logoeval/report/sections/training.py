@@ -53,7 +53,13 @@ def training_section(folder: Path) -> Section:
     Raises:
         UserError: no ``metrics.jsonl`` or no recipe in the folder, or not what logotrain writes there.
     """
-    recipe = _read_recipe(folder / "recipe.resolved.json")
+    path = folder / "recipe.resolved.json"
+    try:
+        recipe = _Recipe.model_validate(read_json(path))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"])) or "the recipe"
+        raise UserError(f"damaged: {place}: {fault['msg']}", where=str(path), mend=_NO_RUN) from error
     path = folder / "metrics.jsonl"
     try:
         records = [_Step.model_validate(record) for _, record in json_objects(path, mend=_NO_RUN)]
@@ -81,12 +87,3 @@ def training_section(folder: Path) -> Section:
         ),
     )
     return Section("The training run", body)
-
-
-def _read_recipe(path: Path) -> _Recipe:
-    try:
-        return _Recipe.model_validate(read_json(path))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"])) or "the recipe"
-        raise UserError(f"damaged: {place}: {fault['msg']}", where=str(path), mend=_NO_RUN) from error
