@@ -237,9 +237,13 @@ class QuestionOutcome(Record):
     rejected: RejectedQuestion | None = ABSENT
 
     @model_validator(mode="after")
-    def _is_one_of_two(self) -> Self:
-        if (self.sample is None) == (self.rejected is None):
-            raise ValueError("holds neither a sample nor a reason, or both")
+    def _is_whole(self) -> Self:
+        if self.sample is None and self.rejected is None:
+            raise ValueError("neither a sample nor a reason why there is none")
+        if self.sample is not None and self.rejected is not None:
+            raise ValueError("a sample and a reason why there is none")
+        if self.sample is not None and not self.decisions:
+            raise ValueError("a sample without its decisions")
         return self
 
     @property
@@ -304,7 +308,7 @@ class GroupStats(Record):
 
 
 class EvaluatorChoice(Record):
-    """By what chunks were scored."""
+    """The evaluator that scored chunks, and what it compared them with."""
 
     name: str
     query: str

@@ -49,11 +49,11 @@ def build(
     """
     check_outside(recipe.source, output)
     check_inputs(recipe, recipe.source, output)
-    documents = SourceFile(path=recipe.source.path, sha256=source_fingerprint(recipe.source))
+    source_file = SourceFile(path=recipe.source.path, sha256=source_fingerprint(recipe.source))
     pipeline = Pipeline(recipe, model_fingerprint(recipe.model), output / "work" / "responses.jsonl")
     settings = {
         "recipe": recipe.binding(),
-        "source_fingerprint": documents.sha256,
+        "source_fingerprint": source_file.sha256,
         **pipeline.identity.to_json(),
         **({"shard": str(shard)} if shard else {}),
     }
@@ -68,14 +68,14 @@ def build(
         if source is None:
             note(f"{output} is finished already")
             return read_stats(output)
-        return _build(recipe, pipeline, source, documents, output, shard, cluster)
+        return _build(recipe, pipeline, source, source_file, output, shard, cluster)
 
 
 def _build(
     recipe: BuildRecipe,
     pipeline: Pipeline,
     source: Source,
-    documents: SourceFile,
+    source_file: SourceFile,
     output: Path,
     shard: BuildShard | None,
     cluster: RayOptions | None,
@@ -114,23 +114,21 @@ def _build(
     rejected = [row for row in source.rejected if shard is None or shard.owns(row.doc_id)]
     if shard is not None:
         write_json(output / SHARD_FILE, shard_record(shard, source, [*(row.id for row in rejected), *order]).to_json())
-    nothing = {"engine": "none: every response was there already", "judge_engine": "none: nothing was asked"}
-    names = {key: ", ".join(log) or nothing[key] for key, log in engines.items()}
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         logo_align=__version__,
         model=recipe.model,
         **dict(identity),
-        engine=names["engine"],
-        judge_engine=names["judge_engine"] if recipe.judge.model else None,
-        source=documents,
+        engine=", ".join(engines["engine"]) or "none: every response was there already",
+        judge_engine=(", ".join(engines["judge_engine"]) or "none: nothing was asked") if recipe.judge.model else None,
+        source=source_file,
         recipe=recipe.model_dump(mode="json"),
         # Its text, since the file is found from the folder of the build command only.
         chat_template=pipeline.preparer.tokenizer.chat_template if recipe.chat_template else None,
         samples=0,
     )
 
-    def ends() -> Iterator[QuestionOutcome]:
+    def all_outcomes() -> Iterator[QuestionOutcome]:
         for row in rejected:
             yield QuestionOutcome(id=row.id, decisions=[], rejected=row)
         for question_id in order:
@@ -140,7 +138,7 @@ def _build(
                 mend="delete this file and run the same command again: responses are kept",
             )
 
-    return write_data_set(output, ends(), manifest, recipe, may_be_empty=shard is not None)
+    return write_data_set(output, all_outcomes(), manifest, recipe, may_be_empty=shard is not None)
 
 
 def _pools(preparer: QuestionPreparer, source: Source, shard: BuildShard | None) -> tuple[Iterable[Pool], int]:

@@ -80,17 +80,16 @@ def _outcomes(shards: Sequence[_Folder]) -> Iterator[QuestionOutcome]:
         rows = [row for _, row in entries]
         samples = [row for row in rows if isinstance(row, PreferenceSample)]
         rejected = [row for row in rows if isinstance(row, RejectedQuestion)]
-        if len(samples) + len(rejected) != 1:
-            what = f"sample {rows[0].id!r} is in two shards"
-            if len(samples) < 2:
-                what = f"the shards do not tell what became of question {rows[0].id!r}"
-            raise UserError(what, mend="build the shards again, each into a folder of its own")
-        yield QuestionOutcome(
-            id=rows[0].id,
-            decisions=[row for row in rows if isinstance(row, DecisionRow)],
-            sample=next(iter(samples), None),
-            rejected=next(iter(rejected), None),
-        )
+        mend = "build the shards again, each into a folder of its own"
+        if len(samples) > 1 or len(rejected) > 1:
+            raise UserError(f"question {rows[0].id!r} is in two shards", mend=mend)
+        outcome = {
+            "id": rows[0].id,
+            "decisions": [row for row in rows if isinstance(row, DecisionRow)],
+            "sample": next(iter(samples), None),
+            "rejected": next(iter(rejected), None),
+        }
+        yield QuestionOutcome.from_json(outcome, where=f"question {rows[0].id!r}", mend=mend)
 
 
 def _placed(shard: _Folder) -> Iterator[Iterator[tuple[tuple[bool, int], _Row]]]:

@@ -20,8 +20,8 @@ ABSENT: Any = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Record(BaseModel):
-    """Base of what is written: fields stand in the order in which they are declared, those of a base class before those
-    of the class, those of the last base first."""
+    """Base of what is written. Fields stand in the order in which they are declared. Those of base classes come first,
+    and of several bases those of the last one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True)
 
@@ -55,7 +55,8 @@ def _describe(error: ValidationError) -> str:
         return f"lacks {field!r}"
     if fault["type"] == "extra_forbidden":
         return f"has an unknown {field!r}"
-    said = "not a JSON object" if fault["type"] == "model_type" else fault["msg"].lower()
+    said = "not a JSON object" if fault["type"] == "model_type" else fault["msg"].removeprefix("Value error, ")
+    said = said[:1].lower() + said[1:]
     return f"{field!r}: {said}" if field else said
 
 

@@ -27,6 +27,7 @@ from logodata.dataset.statistics import Statistics
 from logodata.recipe.settings import BuildRecipe
 
 DATA_FILE = Path("data") / "train-00000-of-00001.parquet"
+SHARD_FILE = "shard.json"
 _MEND = "build the data set again"
 
 
@@ -131,6 +132,3 @@ def read_recipe(folder: Path) -> BuildRecipe:
         return BuildRecipe.model_validate(read_json(path)["recipe"])
     except (KeyError, TypeError, ValidationError) as error:
         raise UserError("holds no recipe that this version knows", where=str(path), mend=_MEND) from error
-
-
-SHARD_FILE = "shard.json"

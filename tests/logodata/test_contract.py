@@ -10,7 +10,7 @@ from pydantic import Field
 
 from logodata.common.errors import UserError
 from logodata.common.records import ABSENT, Int32, Record, arrow_schema
-from logodata.contract import PreferenceSample
+from logodata.contract import PreferenceSample, QuestionOutcome
 
 
 def schema_by_hand() -> pa.Schema:
@@ -116,3 +116,9 @@ def test_a_damaged_record_is_one_line(value: object, fault: str) -> None:
     with pytest.raises(UserError) as raised:
         _Note.from_json(value, where="notes.jsonl:3", mend="write it again")
     assert str(raised.value) == f"notes.jsonl:3: damaged: {fault} (write it again)"
+
+
+def test_an_outcome_is_a_sample_or_a_reason() -> None:
+    for value, fault in (({}, "neither a sample nor a reason"), ({"decisions": 3}, "'decisions': input should be")):
+        with pytest.raises(UserError, match=f"damaged: {fault}"):
+            QuestionOutcome.from_json({"id": "q", "decisions": [], **value}, where="", mend="")

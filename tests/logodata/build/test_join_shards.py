@@ -99,10 +99,10 @@ def test_a_sample_in_two_shards_is_refused(
     samples = [*read_samples(first)[:1], *read_samples(second)]
     write_samples(next((second / "data").glob("*.parquet")), samples)
     assert main(["merge", str(first), str(second), "-o", str(tmp_path / "merged")]) == 2
-    assert f"sample '{samples[0].id}' is in two shards" in " ".join(capsys.readouterr().err.split())
+    assert f"question '{samples[0].id}' is in two shards" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_question_without_an_end_is_refused(
+def test_a_question_without_an_outcome_is_refused(
     tmp_path: Path, tiny_model_dir: Path, documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Somebody deleted the reason why a question gave no sample; its decisions are still there."""
@@ -111,7 +111,7 @@ def test_a_question_without_an_end_is_refused(
         assert run_build(documents, tiny_model_dir, shard, "--shard", f"{number}/2") == 0
     (shards[1] / "rejected.jsonl").write_text("")
     assert main(["merge", *map(str, shards), "-o", str(tmp_path / "merged")]) == 2
-    assert "the shards do not tell what became of question 'mill" in capsys.readouterr().err
+    assert "damaged: neither a sample nor a reason why there is none (build the shards" in capsys.readouterr().err
 
 
 def test_documents_are_dealt_by_their_id() -> None:
