@@ -201,7 +201,7 @@ def test_all_choices_are_those_of_the_code() -> None:
         (
             "logoeval niah",
             ["niah.lengths=[1,2]", "--recipe embedded", "seed=1", "--retrieval", "-o a=b"],
-            {"recipe_option": Path("embedded"), "recipe": None, "retrieval": True, "output": Path("a=b")},
+            {"recipe_option": Path("embedded"), "recipe": None, "option_0": True, "output": Path("a=b")},
         ),
         (
             "logodata questions",

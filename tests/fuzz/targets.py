@@ -226,7 +226,7 @@ def _read_source(path: Path, content: bytes, **settings: Any) -> None:
     for document in found.documents:
         document.text.encode("utf-8")
         assert all(question.question for question in document.questions)
-    json.dumps(found.faults, ensure_ascii=False).encode("utf-8")
+    json.dumps([row.to_json() for row in found.rejected], ensure_ascii=False).encode("utf-8")
 
 
 @cache
