@@ -30,5 +30,5 @@ def test_intervals_are_those_of_the_evaluation() -> None:
     values = [(f"d{number % 7}", float(rng.normal() + number % 7)) for number in range(24)]
     found = _estimate(values)
     expected = estimate_mean([value for _, value in values], [doc_id for doc_id, _ in values])
-    assert found["mean"] == pytest.approx(expected.value)
-    assert found["interval"] == pytest.approx(expected.interval, abs=0.1)  # other draws, and far in the tail
+    assert found.mean == pytest.approx(expected.value)
+    assert found.interval == pytest.approx(expected.interval, abs=0.1)  # other draws, and far in the tail
