@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,8 @@ class Pipeline:
             self.model_judge = ModelJudge(
                 recipe, recipe.judge.model, model_fingerprint, verdicts, self.responses.engine
             )
-        self._evaluator: Evaluator | None = None
 
-    @property
+    @cached_property
     def identity(self) -> BuildIdentity:
         """What a build follows from besides recipe and source: its folder is bound to it, and ``manifest.json`` says
         it.
@@ -92,12 +92,10 @@ class Pipeline:
         }
         return identity.model_copy(update=judged)
 
-    @property
+    @cached_property
     def evaluator(self) -> Evaluator:
         """The recipe's, opened when it is first asked for."""
-        if self._evaluator is None:
-            self._evaluator = open_evaluator(self._recipe.evaluator)
-        return self._evaluator
+        return open_evaluator(self._recipe.evaluator)
 
     def prepare(self, pool: Pool) -> Iterator[Prepared]:
         """Score a pool once for all its questions, and prepare each."""

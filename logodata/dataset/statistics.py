@@ -76,7 +76,7 @@ class Statistics:
     """Gathers :class:`~logodata.contract.Stats`, one question after the other.
 
     Args:
-        evaluator: by what chunks were scored.
+        evaluator: the evaluator that scored the chunks.
     """
 
     def __init__(self, evaluator: EvaluatorChoice) -> None:
@@ -88,7 +88,7 @@ class Statistics:
         self._verdicts: Counter[tuple[ModelVerdict, ModelVerdict | None]] = Counter()
         self._patterns: Counter[ErrorPattern | Literal["right"]] = Counter(dict.fromkeys(get_args(ErrorPattern), 0))
         self._prompt_lengths: Counter[int] = Counter()
-        self._responses: dict[Role, _Responses] = {"preferred": _Responses(), "rejected": _Responses()}
+        self._preferred, self._dispreferred = _Responses(), _Responses()
         self._num_answered = self._num_single_critical = 0
         self._dispreferred_per_sample: int | None = None
 
@@ -108,16 +108,16 @@ class Statistics:
         self._prompt_lengths[len(sample.prompt_ids)] += 1
         self._num_answered += sample.answer_in_critical
         self._num_single_critical += sum(chunk.critical for chunk in sample.chunks) == 1
-        self._responses["preferred"].add(sample.chosen)
+        self._preferred.add(sample.chosen)
         for response in sample.rejected:
-            self._responses["rejected"].add(response)
+            self._dispreferred.add(response)
             # ``right`` are those that a judge which was switched off let through.
             self._patterns[error_kind(response, sample.question)] += 1
 
     def result(self) -> Stats:
         """The statistics of all questions so far."""
         kinds = Counter({kind: group.num_kept for kind, group in self._by_kind.items() if group.num_kept})
-        preferred, dispreferred = self._responses["preferred"], self._responses["rejected"]
+        preferred, dispreferred = self._preferred, self._dispreferred
         return Stats(
             **dict(self._all.result()),
             kept_by_kind=dict(kinds.most_common()),
