@@ -63,7 +63,7 @@ class Pipeline:
         if recipe.judge.model is not None:
             verdicts = None if log is None else log.with_name("verdicts.jsonl")
             self.model_judge = ModelJudge(
-                recipe, recipe.judge.model, model_fingerprint, verdicts, self.responses.engine
+                recipe, recipe.judge.model, model_fingerprint, verdicts, lambda: self.responses.engine.open()
             )
 
     @cached_property
@@ -104,15 +104,15 @@ class Pipeline:
     @property
     def engine_names(self) -> dict[str, str]:
         """What answered (``engine``) and judged (``judge_engine``) by now, without those that had nothing to do."""
-        judge = self.model_judge.engine_name if self.model_judge else None
-        names = {"engine": self.responses.engine_name, "judge_engine": judge}
+        judge = self.model_judge.engine.name if self.model_judge else None
+        names = {"engine": self.responses.engine.name, "judge_engine": judge}
         return {key: name for key, name in names.items() if name}
 
     def forget(self) -> None:
         """Drop responses and replies that are in memory only."""
-        self.responses.forget()
+        self.responses.engine.forget()
         if self.model_judge:
-            self.model_judge.forget()
+            self.model_judge.engine.forget()
 
     def answer(self, questions: Sequence[Prepared], tracker: Tracker) -> list[QuestionOutcome]:
         """Generate and judge: what became of each question, in order."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from logodata.build.preparing import PreparedQuestion
 from logodata.common.console import Tracker
 from logodata.contract import Question, Reason, Response, ResponseOrigin
-from logodata.engines import Engine, GenerationRequest, GenerationResult
+from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import open_engine
 from logodata.judge.decisions import Decision
@@ -46,27 +46,15 @@ class Responses:
         self._measurer = Measurer(recipe.judge)
 
     @cached_property
-    def _engine(self) -> CachedEngine:
+    def engine(self) -> CachedEngine:
+        """The build's engine behind its log of responses; the log is opened when the engine is first asked."""
         recipe = self._recipe
         log = ResponseLog(self._path, self._fingerprint, recipe.generation.cache)
         return CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model))
 
-    @property
-    def engine_name(self) -> str | None:
-        """What generated; None if nothing had to be."""
-        return self._engine.name
-
-    def engine(self) -> Engine:
-        """The build's engine, opened now if it is not open."""
-        return self._engine.open()
-
-    def forget(self) -> None:
-        """Drop the responses that are in memory only."""
-        self._engine.forget()
-
     def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
         """Have the engine answer the requests that the log does not answer; the engine is opened for the first."""
-        self._engine.generate(requests, tracker, "responses")
+        self.engine.generate(requests, tracker, "responses")
 
     def preferred(self, prepared: PreparedQuestion) -> list[Decision]:
         """All candidates for the preferred response, with what the rules say of each."""
@@ -75,9 +63,7 @@ class Responses:
             ids = tuple(encode_text(self._tokenizer, question.answers[0]))
             found = [self._response(question, strategy, GenerationResult(question.id, ids, "stop"), "live")]
         else:
-            found = [
-                self._response(question, strategy, *self._engine.answer(request)) for request in prepared.preferred
-            ]
+            found = [self._response(question, strategy, *self.engine.answer(request)) for request in prepared.preferred]
 
         def fault(response: Response) -> Reason | None:
             guided = strategy == "guided"
@@ -88,7 +74,7 @@ class Responses:
     def rejected(self, prepared: PreparedQuestion, chosen: Response) -> list[Decision]:
         """The dis-preferred responses, with what the rules say of each beside the chosen one."""
         question, asked = prepared.question, prepared.rejected
-        found = [self._response(question, name, *self._engine.answer(request)) for name, request in asked.items()]
+        found = [self._response(question, name, *self.engine.answer(request)) for name, request in asked.items()]
 
         def fault(response: Response) -> Reason | None:
             return rejected_fault(response, chosen, self._recipe.judge)

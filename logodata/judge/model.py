@@ -60,17 +60,9 @@ class ModelJudge:
         self._open: Callable[[], Engine] = build_engine if shared else lambda: open_engine(engine, name)
 
     @cached_property
-    def _engine(self) -> CachedEngine:
+    def engine(self) -> CachedEngine:
+        """The judge's engine behind its log of replies; the log is opened when the engine is first asked."""
         return CachedEngine(ResponseLog(self._path, self.fingerprint), self._open)
-
-    @property
-    def engine_name(self) -> str | None:
-        """What replied; None if nothing had to be asked."""
-        return self._engine.name
-
-    def forget(self) -> None:
-        """Drop the replies that are in memory only."""
-        self._engine.forget()
 
     def judge(self, decisions: Sequence[Decision], tracker: Tracker) -> None:
         """Ask for the verdict on each response, and for a second one where it is judged again."""
@@ -78,7 +70,7 @@ class ModelJudge:
         first = {decision.id: self._request(decision, "first") for decision in decisions}
         second = {decision.id: self._request(decision, "second") for decision in again}
         requests = [request for request in (*first.values(), *second.values()) if self._fits(request)]
-        self._engine.generate(requests, tracker, "verdicts")
+        self.engine.generate(requests, tracker, "verdicts")
         for decision in decisions:
             decision.model_verdict = self._verdict(first[decision.id])
         for decision in again:
@@ -98,7 +90,7 @@ class ModelJudge:
     def _verdict(self, request: GenerationRequest) -> ModelVerdict:
         if not self._fits(request):
             return "exceeds_window"
-        result, _ = self._engine.answer(request)
+        result, _ = self.engine.answer(request)
         return parse_verdict(decode_text(self._tokenizer, result.token_ids), ended=result.finish_reason == "stop")
 
 
