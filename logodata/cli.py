@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,11 +181,11 @@ def questions(corpus: str, overrides: Sequence[str], model: str, output: Path, d
     says why others were not kept. An interrupted command goes on when it is run again.
     """
     from logodata.common.console import console
-    from logodata.common.recipes.reading import load_recipe
+    from logodata.common.recipes.reading import as_overrides, load_recipe
     from logodata.questions.settings import QuestionsRecipe
     from logodata.questions.writing import describe_questions, write_questions
 
-    given = [f"source.path={json.dumps(corpus)}", f"model={json.dumps(model)}"]
+    given = as_overrides({"source.path": corpus, "model": model})
     recipe = load_recipe(QuestionsRecipe, "build", None, [*given, *overrides])
     if dry_run:
         print_recipe(recipe.model_dump(mode="json"))

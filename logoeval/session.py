@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from logodata.common.errors import UserError
+from logodata.common.files import file_sha256
 from logodata.engines import Engine
 from logodata.engines.settings import EngineSettings, ModelSettings, open_engine
 from logodata.engines.vllm_engine import VllmEngine
@@ -176,6 +177,5 @@ def adapter_fingerprint(adapter: Path | None) -> str | None:
     digest = hashlib.sha256()
     for file in (adapter / name for name in (*ADAPTER_FILES, BASE_CONFIG)):
         if file.is_file():  # adapters of other trainers have no base config
-            with open(file, "rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
+            digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from logodata.common.errors import UserError
 from logodata.common.recipes.files import find_recipe, nearest_recipes, no_recipe, shipped_recipes
-from logodata.common.recipes.reading import RecipeModel, load_recipe
+from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
 from logodata.common.recipes.types import OrPath, Tokens
 from logodata.contexts.chunking import ChunkingSettings
 from logodata.contexts.draw import ContextSettings
@@ -124,8 +123,7 @@ def load_build_recipe(
         UserError: there are no documents, no model or two recipes; or see
             :func:`logodata.common.recipes.reading.load_recipe`.
     """
-    if model:
-        overrides = [f"model={json.dumps(model)}", *overrides]
+    overrides = [*as_overrides({"model": model or None}), *overrides]
     if source is None and file is None:
         raise UserError("no source given", mend="give a recipe.yaml or a file documents.jsonl")
     if source is None or _names_recipe(source):
@@ -133,7 +131,7 @@ def load_build_recipe(
             mend = "with --recipe, SOURCE is a .jsonl file"
             raise UserError("two recipes given", where=f"{source}, {file}", mend=mend)
         return load_recipe(BuildRecipe, "build", file if source is None else Path(source), overrides)
-    overrides = [f"source.path={json.dumps(source)}", *overrides]
+    overrides = [*as_overrides({"source.path": source}), *overrides]
     embedded = shipped_recipes() / "embedded.yaml"
     path = file and (find_recipe(file) or file)
     if path is None and model == "embedded":

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, create_model
 
 from logodata.common.recipes.files import shipped_recipes
-from logodata.common.recipes.reading import RecipeModel, load_recipe
+from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
 from logoeval.recipe.foreign_names import NAMES, VALUES
 from logoeval.session import SessionSettings
 from logoeval.tasks.table import TASKS, task_names
@@ -63,13 +62,13 @@ def load_eval_recipe(
     Raises:
         UserError: see :func:`logodata.common.recipes.reading.load_recipe`.
     """
-    given = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in fields.items() if value is not None)]
+    given = [*overrides, *as_overrides(fields)]
     if file is None and fields["model"] == "embedded":
         file = shipped_recipes() / "embedded.yaml"
     if task is None:
         return load_recipe(EvalRecipe, "eval", file, given)
     given += [f"{other}=null" for other in task_names() if other != task]
     recipe = load_recipe(EvalRecipe, "eval", file, given)
-    return (
-        recipe if getattr(recipe, task) is not None else load_recipe(EvalRecipe, "eval", file, [f"{task}={{}}", *given])
-    )
+    if recipe.section(task) is None:
+        recipe = load_recipe(EvalRecipe, "eval", file, [f"{task}={{}}", *given])
+    return recipe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from logodata.common.recipes.files import shipped_recipes
-from logodata.common.recipes.reading import RecipeModel, load_recipe
+from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
 from logodata.common.recipes.types import OrPath, Tokens
 from logotrain.recipe.foreign_names import NAMES, VALUES
 
@@ -351,8 +350,7 @@ def load_train_recipe(
     from logodata.common.console import note
     from logotrain.recipe.defaults import without_recipe
 
-    given = {"model": model, **fields}
-    overrides = [*overrides, *(f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None)]
+    overrides = [*overrides, *as_overrides({"model": model, **fields})]
     if file is None and model == "embedded":
         file = shipped_recipes() / "embedded.yaml"
         note("--model embedded: settings of recipes/embedded.yaml (model=embedded alone takes the defaults)")

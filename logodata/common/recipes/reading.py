@@ -116,6 +116,11 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
     return recipe
 
 
+def as_overrides(fields: Mapping[str, object]) -> list[str]:
+    """Return what options say of fields, by dotted key, as overrides; None says nothing."""
+    return [f"{key}={json.dumps(value)}" for key, value in fields.items() if value is not None]
+
+
 def recipe_schema(cls: type[RecipeModel]) -> str:
     """Return the JSON schema of a section, for editors."""
     return json.dumps(cls.model_json_schema(), indent=2)
