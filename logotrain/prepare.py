@@ -15,15 +15,15 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.models.loading import load_config
 from logodata.models.text_config import head_dim, text_config
-from logotrain.attention.shared_prefix import Backend, choose_backend
+from logotrain.attention.shared_prefix import choose_backend
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import load_trainable
-from logotrain.model.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
+from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
 from logotrain.parallel import World, shard
-from logotrain.plan.choices import check_strategy, choose_recompute, choose_strategy
+from logotrain.plan.choices import check_recompute, check_strategy, choose_recompute, choose_strategy
 from logotrain.plan.shape import layer_weights, model_shape
-from logotrain.plan.step import StepPlan, Strategy
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.plan.step import StepPlan
+from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import SharedPrefixLayout
 from logotrain.rows.packing import attention_share, largest_row

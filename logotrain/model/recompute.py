@@ -8,7 +8,7 @@ nothing, because the graph break at the attention makes it skip the whole call.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from logodata.common.errors import UserError
-from logotrain.attention.shared_prefix import Backend
-
-Recompute = Literal["none", "selective", "full"]
+from logotrain.recipe.settings import Recompute
 
 _KEPT_OPERATORS = frozenset(
     {
@@ -83,20 +81,6 @@ def checkpoint_layers(model: nn.Module, choice: Recompute) -> None:
                 layer.forward = wrap(forward)
             case "selective":
                 layer.forward = wrap(forward, context_fn=partial(create_selective_checkpoint_contexts, _policy))
-
-
-def check_recompute(choice: Recompute, backend: Backend) -> None:
-    """Refuse a choice that would not do what it says.
-
-    Raises:
-        UserError: selective recompute with FlexAttention, whose compiled kernel is no operator that could be kept: all
-            would be computed again.
-    """
-    if choice == "selective" and backend == "flex":
-        raise UserError(
-            "recompute=selective cannot keep what FlexAttention computed",
-            mend="set recompute=full, or attention=flash or sdpa",
-        )
 
 
 def _policy(_context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:

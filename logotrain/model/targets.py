@@ -11,12 +11,7 @@ from logotrain.recipe.settings import ALL_LINEAR, LoraSettings
 
 @dataclass(frozen=True, slots=True)
 class AdapterTargets:
-    """What is trained of a model with adapters.
-
-    Attributes:
-        modules: names of the linear layers that get an adapter.
-        embedding: whether the token embedding is trained, whole, beside them.
-    """
+    """The names of the linear layers that get an adapter, and whether the whole token embedding is trained too."""
 
     modules: tuple[str, ...]
     embedding: bool
@@ -28,18 +23,18 @@ def adapter_targets(
     """Decide which layers get an adapter, and whether the token embedding is trained.
 
     Args:
-        settings: what is asked for; ``all-linear`` and ``auto`` are resolved here.
-        linears: names of the linear layers of the decoder.
-        head: name of the output head.
+        settings: its ``all-linear`` and ``auto`` are resolved here.
+        linears: names of the decoder's linear layers that can get an adapter.
+        head: name of the output head's layer.
         tied: whether the token embedding and the output head are one weight.
         where: name of the model, for messages.
 
     Raises:
-        UserError: a layer that is asked for is not in the model, or the output head would get an adapter and be
-            trained whole, because it is tied to an embedding that is trained.
+        UserError: the model has no layer that is asked for, or none at all. Or the output head would get an adapter and
+            be trained whole, because it is tied to an embedding that is trained.
     """
     wanted = dict.fromkeys(settings.target_modules)
-    if ALL_LINEAR in wanted:
+    if ALL_LINEAR in wanted and linears:
         wanted |= dict.fromkeys(sorted(linears))
         del wanted[ALL_LINEAR]
     there = {*linears, head}

@@ -6,21 +6,17 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from logodata.common.errors import UserError
 from logotrain.parallel import under_torchrun
 from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
 from logotrain.plan.shape import trained_weights
-from logotrain.plan.step import StepPlan, Strategy
+from logotrain.plan.step import StepPlan
 from logotrain.recipe.defaults import has_gpu
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe
 from logotrain.rows.layout import SharedPrefixLayout
 from logotrain.rows.packing import attention_share, row_cost
-
-if TYPE_CHECKING:
-    from logotrain.attention.shared_prefix import Backend
-    from logotrain.model.recompute import Recompute
 
 USED_SHARE = 0.5
 """Share of a card's measured matrix-product rate that a whole step is expected to reach. An assumption: the best
@@ -123,6 +119,27 @@ def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
         )
 
 
+def recompute_choices(backend: Backend) -> tuple[Recompute, ...]:
+    """Return the choices of recompute that an attention back end allows, from the fastest to the smallest.
+
+    FlexAttention's compiled kernel is no operator whose result could be kept, so ``selective`` would compute all again.
+    """
+    return ("none", "full") if backend == "flex" else get_args(Recompute)
+
+
+def check_recompute(choice: Recompute, backend: Backend) -> None:
+    """Refuse a choice that is not among :func:`recompute_choices`.
+
+    Raises:
+        UserError: it would recompute more than it says.
+    """
+    if choice not in recompute_choices(backend):
+        raise UserError(
+            "recompute=selective cannot keep what FlexAttention computed",
+            mend="set recompute=full, or attention=flash or sdpa",
+        )
+
+
 def choose_strategy(step: StepPlan) -> tuple[Strategy, str]:
     """Who holds which weights, and why: ``shard`` for full tuning and for what one device cannot hold.
 
@@ -169,15 +186,6 @@ def choose_recompute(step: StepPlan) -> tuple[Recompute, str]:
 def memory_by_recompute(step: StepPlan) -> dict[Recompute, MemoryEstimate]:
     """Memory of the step under each choice of recompute that the back end allows."""
     return {choice: estimate_memory(replace(step, recompute=choice)) for choice in recompute_choices(step.backend)}
-
-
-def recompute_choices(backend: Backend) -> tuple[Recompute, ...]:
-    """From the fastest to the smallest; what FlexAttention computed cannot be kept (see
-    :func:`logotrain.model.recompute.check_recompute`)."""
-    from logotrain.model.recompute import Recompute
-
-    choices: tuple[Recompute, ...] = get_args(Recompute)
-    return tuple(choice for choice in choices if (choice, backend) != ("selective", "flex"))
 
 
 def this_machine() -> tuple[str, int]:

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 from logotrain.plan.shape import ModelShape
-from logotrain.recipe.settings import TrainRecipe, scores_prompt
+from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe, scores_prompt
 from logotrain.rows.layout import RowLayout
-
-if TYPE_CHECKING:
-    from logotrain.attention.shared_prefix import Backend
-    from logotrain.model.recompute import Recompute
-
-Strategy = Literal["replicate", "shard"]
 
 
 @dataclass(frozen=True, slots=True)

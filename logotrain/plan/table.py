@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from rich.console import Group
 from rich.table import Table
 
 from logodata.common.errors import UserError
-from logotrain.attention.shared_prefix import Backend
-from logotrain.model.recompute import Recompute
+from logotrain.attention.shared_prefix import choose_backend
 from logotrain.plan.assumed import PlannedData
 from logotrain.plan.choices import (
     CARDS,
     USED_SHARE,
+    check_recompute,
     choose_recompute,
     choose_strategy,
     memory_by_recompute,
@@ -26,8 +27,8 @@ from logotrain.plan.choices import (
 )
 from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
 from logotrain.plan.shape import model_shape, trained_weights
-from logotrain.plan.step import StepPlan, Strategy
-from logotrain.recipe.settings import TrainRecipe, uses_rejected
+from logotrain.plan.step import StepPlan
+from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe, uses_rejected
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import largest_row, pack_rows
@@ -152,18 +153,21 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     layouts = [collator.layout(sample) for sample in planned.data.samples]
     samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
     rows_per_step = max(1, math.ceil(samples_per_step / _samples_per_row(layouts, recipe.row_tokens)))
+    device = torch.device("cpu" if card == "cpu" else "cuda")
+    backend, _ = choose_backend(recipe.attention, device, getattr(torch, recipe.dtype), here=False)
     step = StepPlan(
         shape=shape,
         recipe=recipe,
         row=largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple),
         world_size=num_gpus,
-        backend=_backend(recipe, card),
+        backend=backend,
         num_rows=math.ceil(rows_per_step / num_gpus),
         device_bytes=CARDS[card].memory_bytes,
     )
     strategy, strategy_reason = choose_strategy(step)
     step = replace(step, strategy=strategy)
     recompute, recompute_reason = choose_recompute(step)
+    check_recompute(recompute, step.backend)
     step = replace(step, recompute=recompute)
 
     memory = memory_by_recompute(step)
@@ -243,15 +247,6 @@ def _samples_per_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | No
     if len(layouts) > 1:
         return len(layouts) / len(pack_rows(layouts, row_tokens))
     return max(1, (row_tokens or 0) // layouts[0].total_length)
-
-
-def _backend(recipe: TrainRecipe, card: str) -> Backend:
-    """The back end that :func:`logotrain.attention.shared_prefix.choose_backend` will take on the card."""
-    if recipe.attention != "auto":
-        return recipe.attention
-    if card == "cpu":
-        return "sdpa"
-    return "flash" if recipe.dtype == "bfloat16" else "flex"
 
 
 def _fits(step: StepPlan, response: int) -> list[Fit]:

@@ -13,6 +13,15 @@ from logodata.common.recipes.reading import RecipeModel, as_overrides, load_reci
 from logodata.common.recipes.types import OrPath, Tokens
 from logotrain.recipe.foreign_names import NAMES, VALUES
 
+Backend = Literal["flash", "flex", "sdpa"]
+"""What computes the attention."""
+
+Recompute = Literal["none", "selective", "full"]
+"""What the backward pass of a layer computes again, from the fastest choice to the smallest."""
+
+Strategy = Literal["replicate", "shard"]
+"""Whether each process holds all weights or a share of them."""
+
 ALL_LINEAR = "all-linear"
 """The entry of ``lora.target_modules`` that means all linear layers, as in PEFT."""
 
@@ -190,7 +199,7 @@ class OptimizerSettings(RecipeModel):
 class ParallelSettings(RecipeModel):
     """How the processes that torchrun started share the work."""
 
-    strategy: Literal["auto", "replicate", "shard"] = "auto"
+    strategy: Literal["auto", Strategy] = "auto"
     """``replicate``: every process holds the model, and gradients are summed once per step. ``shard``: FSDP2 splits
     weights, gradients and optimizer state. ``auto`` shards a model that one device cannot hold, and all full tuning."""
 
@@ -287,10 +296,10 @@ class TrainRecipe(RecipeModel):
     """Samples share a row of up to this many tokens; a longer sample is refused. With null each sample has its own row,
     of any length."""
 
-    attention: Literal["auto", "flash", "flex", "sdpa"] = "auto"
+    attention: Literal["auto", Backend] = "auto"
     """Back end that computes the attention. ``auto`` takes flash, else flex, on a GPU, and sdpa elsewhere."""
 
-    recompute: Literal["auto", "none", "selective", "full"] = "auto"
+    recompute: Literal["auto", Recompute] = "auto"
     """What the backward pass recomputes: nothing (``none``), all but the attention (``selective``), or all (``full``,
     one more forward pass and the least memory). Gradients are equal. ``auto`` takes the first of these that fits the
     device's memory."""
