@@ -1,33 +1,36 @@
-"""Check whether a model can be trained: its config and its code before weights are read, then its loaded weights.
+"""Find out how a model can be trained: on a small copy of it before weights are read, then on its loaded weights.
 
-The model's own layers must compute a row of several responses over one prompt, through the shared-prefix attention, as
-a function of the row alone.
+Lists of models and of their settings would be out of date with each release of transformers. So a small copy with random
+weights is asked: whether responses over a shared prompt get the log-probabilities of separate rows, and what else
+training depends on.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, first_line, pass_on
+from logodata.models.facts import length_dependent_rope
 from logodata.models.loading import empty_model, load_config
+from logodata.models.logprobs import token_logprobs
 from logodata.models.text_config import config_name, text_config
 from logotrain.attention.kernels import forget_rows
-from logotrain.attention.shared_prefix import check_config, counted_attention, use_shared_prefix
+from logotrain.attention.shared_prefix import recorded_features, use_shared_prefix
+from logotrain.attention.variants import Feature
 from logotrain.loss.logprobs import LogprobModel
-from logotrain.model.recompute import decoder_layers
 from logotrain.model.rope import scaled_config
+from logotrain.model.tiny import VOCABULARY, small_configs
 from logotrain.parallel import World, without_backward
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Row
@@ -36,14 +39,33 @@ from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 _SEEDS = 64
 """Number of seeds tried to find rare noise, such as a layer that is skipped one time in ten."""
 
-_PRODUCTS = ("mm", "addmm", "bmm", "linear", "matmul")
-_MOVES = frozenset(
-    {"_to_copy", "_unsafe_view", "alias", "clone", "detach", "device", "expand", "index", "permute", "select", "slice"}
-    | {"squeeze", "t", "transpose", "unsqueeze", "view"}
-)
-"""Operators that compute no new values; they only move values or change their dtype."""
+_TOLERANCE = 1e-3
+"""Largest difference, in nats, of log-probabilities that count as equal. In float64, of which attention and norms do
+parts in float32, equal ones differ by less than 1e-4; what a model does otherwise, such as a cap on scores, shows from
+1e-2 on."""
 
-_MEND = "use a model with plain attention, such as Llama or Qwen"
+_MOST_WEIGHTS = 200_000_000
+"""Weights of the largest small copy that is tried."""
+
+_GAIN = 3.0
+"""Standard deviation of a linear layer's output on inputs of standard deviation 1, with the random weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What training depends on in a model.
+
+    Attributes:
+        obstacle: why responses cannot share their prompt; empty if they can.
+        features: the variants of attention that its layers ask for.
+        separate: the attention of transformers that computes rows without sharing.
+        uses_positions: whether results depend on position ids.
+    """
+
+    obstacle: str
+    features: frozenset[Feature] = frozenset()
+    separate: Literal["sdpa", "eager"] = "eager"
+    uses_positions: bool = True
 
 
 def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTrainedConfig:
@@ -54,82 +76,161 @@ def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTr
         shapes_only: see :func:`logodata.models.loading.load_config`.
 
     Raises:
-        UserError: there is no such model, or it cannot be trained with any settings.
+        UserError: there is no such model, it cannot be trained (see :func:`read_traits`), or not with these settings:
+            they share prompts or make gaps between positions, and the model does not take that.
     """
     config = load_config(recipe.model, shapes_only=shapes_only)
-    check_trainable(config)
+    traits = read_traits(config)
+    where = config_name(config)
+    if recipe.sharing == "prompt" and traits.obstacle:
+        raise UserError(f"its prompts cannot be shared: {traits.obstacle}", where=where, mend="set sharing=auto")
+    if not traits.uses_positions and recipe.positions.mode != "natural":
+        raise UserError("the model takes no position ids", where=where, mend="set positions.mode=natural")
     return scaled_config(config, recipe.rope)
 
 
-def check_trainable(config: PreTrainedConfig) -> None:
-    """Refuse a model whose config or code shows that it cannot compute a shared-prefix row.
-
-    The code runs on fake tensors, which takes a second and no memory. If the code needs data (a loop over the chosen
-    experts), only :func:`check_weights` can check it later.
+def read_traits(config: PreTrainedConfig) -> Traits:
+    """Return what training depends on in a model, from a small copy of it.
 
     Raises:
-        UserError: see :func:`logotrain.attention.shared_prefix.check_config`; or transformers has no such text model,
-            its layers do not call the attention function that is set, they fail on such a row, or the model computes
-            more around its output head than one product.
+        UserError: transformers has no such text model, its tokens depend on later tokens, or it draws random numbers.
     """
-    check_config(config)
-    name = config_name(config)
+    return _read_traits(config.__class__, json.dumps(config.to_dict(), sort_keys=True, default=str), _Hashed(config))
+
+
+class _Hashed:
+    """A config as an argument of a cached function that knows it by its other arguments."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.config = config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=4)
+def _read_traits(_kind: type[PreTrainedConfig], _fields: str, hashed: _Hashed) -> Traits:
+    config = hashed.config
+    where = config_name(config)
+    with _own_random_state(), torch.no_grad():
+        found = _small_model(config, where)
+        if isinstance(found, str):
+            return Traits(f"no small copy of it could be tried ({found})")
+        model, truth = found
+        scorer, row = LogprobModel(model), _probe_row(VOCABULARY)
+        _check_function(scorer, row, truth, where)
+        plain = replace(row, position_ids=_positions(row.layout, gap=0))
+        uses_positions = not _equal(scorer(plain), truth)
+        try:
+            model.set_attn_implementation("sdpa")
+            separate: Literal["sdpa", "eager"] = "sdpa" if _equal(scorer(row), truth) else "eager"
+        except Exception as error:
+            pass_on(error)
+            separate = "eager"
+        obstacle, features = _try_sharing(scorer, row, truth)
+    if rope := length_dependent_rope(config):
+        obstacle = f"RoPE type {rope!r} changes with the length of the row"
+    return Traits(obstacle, features, separate, uses_positions)
+
+
+def _small_model(config: PreTrainedConfig, where: str) -> tuple[PreTrainedModel, Tensor] | str:
+    """Return a small copy that runs, in float64 with random weights, and its log-probabilities of :func:`_probe_row` in
+    separate rows; or why there is none."""
+    reason = ""
+    for small in small_configs(config):
+        try:
+            with torch.device("meta"):
+                size = empty_model(small, where).num_parameters()
+            if size > _MOST_WEIGHTS:
+                reason = reason or f"it would have {size:,} weights"
+                continue
+            model = empty_model(
+                small, where, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
+            )
+            _draw_weights(model.eval())
+            return model, _own_logprobs(model, _probe_row(VOCABULARY))
+        except Exception as error:
+            pass_on(error)
+            if isinstance(error, UserError) and "no causal language model" in error.what:
+                raise
+            reason = reason or f"{type(error).__name__} {first_line(error)}"
+    return reason
+
+
+def _own_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
+    """Return the log-probabilities of a row's targets, [T], by the model's own forward of each response."""
+    found: list[Tensor] = []
+    for indices, scored in row.separate():
+        ids = row.input_ids[:, indices]
+        output = model(
+            input_ids=ids,
+            position_ids=row.position_ids[:, indices],
+            attention_mask=torch.ones_like(ids),
+            use_cache=False,
+        )
+        found.append(output.logits[0, scored])
+    return token_logprobs(torch.cat(found), row.targets)
+
+
+def _draw_weights(model: PreTrainedModel) -> None:
+    _seed(0)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=_GAIN * weight.shape[-1] ** -0.5)
+
+
+def _check_function(scorer: LogprobModel, row: Row, truth: Tensor, where: str) -> None:
+    """Refuse a model whose log-probabilities are no function of the tokens before."""
+    kind = type(scorer.causal_lm).__name__
+    first, at = [], 0
+    for counts in row.num_targets:
+        first.append([truth[at := at + (0 if not n else counts[n])] for n in range(len(counts) - 1)])
+        at += counts[-1]
+    if any(not _equal(value, values[0]) for values in first for value in values):
+        raise UserError(
+            f"{kind} lets tokens depend on later ones, so it does not predict the next token",
+            where=where,
+            mend="use a causal language model",
+        )
+    _seed(1)
+    if not _equal(_own_logprobs(scorer.causal_lm, row), truth):
+        raise _random(kind, where)
+    if not _equal(scorer(row), truth):
+        raise UserError(
+            f"{kind} gives other log-probabilities than its decoder and its head one after the other",
+            where=where,
+            mend="use a model that writes text and nothing else, such as Llama or Qwen",
+        )
+
+
+def _try_sharing(scorer: LogprobModel, row: Row, truth: Tensor) -> tuple[str, frozenset[Feature]]:
+    """Return why the responses of a row cannot share its prompts, empty if they can, and the features they need."""
     forget_rows()
     try:
-        with _quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta"), torch.no_grad():
-            # The other implementations of experts do not run on fake tensors.
-            base = empty_model(copy.deepcopy(config), name, dtype=torch.bfloat16, experts_implementation="batched_mm")
-            if text_config(base.config) is not base.config:
-                raise _unfit(f"{type(base).__name__} reads more than text: only text models can be trained", name)
-            row = _probe_row(1)
-            with use_shared_prefix(base), counted_attention() as calls, _explained(base, name):
-                LogprobModel(base)(row)
-            layers = len(decoder_layers(base.get_decoder()))
-            with use_shared_prefix(base), _AroundHead(base) as around, _explained(base, name):
-                base(input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, shared_prefix=row.layout)
-    except UserError as error:
-        if isinstance(error.__cause__, RuntimeError):  # torch raises it for an operator that needs data
-            return
-        raise
-    finally:
-        forget_rows()
-    if len(calls) < layers:
-        missed, kind = layers - len(calls), type(base).__name__
-        raise _unfit(f"{kind} does not let its attention be replaced, in {missed} of {layers} layers", name)
-    if around.found:
-        found = ", ".join(around.found)
-        raise _unfit(f"{type(base).__name__} changes what goes into or comes out of its output head ({found})", name)
+        with use_shared_prefix(scorer.causal_lm, "dense"), recorded_features() as features:
+            shared = scorer(row)
+    except Exception as error:
+        pass_on(error)
+        return first_line(error), frozenset()
+    if not _equal(shared, truth):
+        difference = (shared - truth).abs().max().item()
+        return f"their log-probabilities would differ, in a small copy by up to {difference:.1g} nats", frozenset()
+    return "", frozenset(features)
 
 
-class _AroundHead(TorchDispatchMode):
-    """Records what a model's forward computes between its decoder and its logits besides one matrix product.
+def _equal(values: Tensor, truth: Tensor) -> bool:
+    return torch.allclose(values, truth, rtol=0, atol=_TOLERANCE)
 
-    Attributes:
-        found: names of these operators, each once.
-    """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self._products: int | None = None  # None until the decoder has ended
-        self._vocabulary = model.get_output_embeddings().weight.shape[0]
-        model.get_decoder().register_forward_hook(self._decoder_ended)
-
-    def _decoder_ended(self, *_: Any) -> None:
-        self._products = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if self._products is not None and isinstance(result, Tensor) and name not in _MOVES:
-            # After the head, results that are not logits do not matter, such as the loss of a router.
-            logits = result.shape[-1:] == (self._vocabulary,)
-            by_one = name in ("mul", "div") and args[1] == 1
-            if name in _PRODUCTS and not self._products:
-                self._products = 1
-            elif (logits or not self._products) and not by_one and name not in self.found:
-                self.found.append(name)
-        return result
+def _random(kind: str, where: str) -> UserError:
+    return UserError(
+        f"{kind} gives different results for the same row, with dropout and jitter off",
+        where=where,
+        mend="use a model that draws no random numbers",
+    )
 
 
 def check_weights(model: LogprobModel, world: World, name: str) -> None:
@@ -152,57 +253,43 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
     with _own_random_state(), without_backward(model), torch.compiler.set_stance("force_eager"):
         _seed(0)
         before = _random_state()
-        with _explained(model.causal_lm, name):
-            first: Tensor = model(row)
+        first: Tensor = model(row)
         drawn = _random_state() != before
         # If no random number was drawn, one more pass on a CPU is enough; accelerators may sum in another order.
         for seed in range(1, _SEEDS if drawn else 2 if device.type == "cpu" else 1):
             _seed(seed)
             noisy |= not torch.equal(first.nan_to_num(), model(row).nan_to_num())  # training itself reports NaN
     if world.any(noisy):
-        raise UserError(
-            f"{type(model.causal_lm).__name__} gives different results for the same row, with dropout and jitter off",
-            where=name,
-            mend="use a model that draws no random numbers",
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence torch's log, which gets a traceback for each operator that needs data."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
-
-
-@contextmanager
-def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Turn an exception of a model's code into a UserError of one line."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
-        reason = f"{type(error).__name__} {next(iter(str(error).splitlines()), '')}"
-        raise _unfit(f"{type(model).__name__} cannot compute responses over a shared prompt: {reason}", name) from error
-
-
-def _unfit(what: str, name: str) -> UserError:
-    return UserError(what, where=name, mend=_MEND)
+        raise _random(type(model.causal_lm).__name__, name)
 
 
 def _probe_row(vocabulary: int) -> Row:
-    """Two responses over one prompt."""
-    layout = SharedPrefixLayout(16, (5, 4))
-    positions = [*range(16), *range(16, 21), *range(16, 20)]
-    index = [15, *range(16, 20), 15, *range(21, 24)]
-    ids = torch.arange(layout.total_length) % vocabulary
-    targets = torch.cat([ids[16:21], ids[21:25]])
-    row = RowLayout((layout,))
-    return Row(("probe",), ids[None], torch.tensor([positions]), torch.tensor(index), targets, ((0, 5, 4),), row)
+    """Two samples and padding, with gaps between positions. All responses of a sample begin with the same token."""
+    layout = RowLayout((SharedPrefixLayout(17, (6, 4, 5)), SharedPrefixLayout(9, (3, 5))), padding=3)
+    ids = torch.arange(layout.total_length) * 7 % vocabulary
+    gathered: list[Tensor] = []
+    for start, starts, sample in zip(layout.sample_starts, layout.response_starts, layout.samples, strict=True):
+        last = start + sample.prompt_length - 1
+        for first, length in zip(starts, sample.response_lengths, strict=True):
+            ids[first] = ids[last]
+            gathered.append(torch.tensor([last, *range(first, first + length - 1)]))
+    targets = torch.cat(
+        [
+            ids[first : first + n]
+            for first, n in zip(sum(layout.response_starts, ()), layout.response_lengths, strict=True)
+        ]
+    )
+    counts = tuple((0, *sample.response_lengths) for sample in layout.samples)
+    return Row(("probe",) * 2, ids[None], _positions(layout, gap=3), torch.cat(gathered), targets, counts, layout)
+
+
+def _positions(layout: RowLayout, *, gap: int) -> Tensor:
+    """Return the positions of a row, [1, N], with a gap shortly before the end of each prompt."""
+    positions: list[int] = []
+    for sample in layout.samples:
+        for piece in sample.places:
+            positions += [place + gap * (place > sample.prompt_length - 3) for place in piece]
+    return torch.tensor([positions + list(range(layout.padding))])
 
 
 def _seed(seed: int) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -23,14 +30,15 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
     return -cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
 
 
-def head_logprobs(head: nn.Module, states: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:
+def head_logprobs(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:
     """:func:`token_logprobs` of the logits that an output head gives, a chunk of tokens at a time.
 
     Each chunk's logits are computed again in the backward pass. So memory does not depend on the number of tokens: all
     logits of 64K tokens over a vocabulary of 128K would take 33 GB.
 
     Args:
-        head: called as a module: under FSDP its weight, read from outside, is a shard.
+        head: gives the logits [T, V] of states; a module, or :func:`head_logits` of a model. Under FSDP a weight that is
+            read from outside of its module is a shard.
         states: [T, d], the last hidden states.
         targets: int64 [T], the token that each of them predicts.
         chunk_tokens: tokens whose logits are in memory at once.
@@ -44,5 +52,45 @@ def head_logprobs(head: nn.Module, states: Tensor, targets: Tensor, chunk_tokens
     )
 
 
-def _head_logprobs(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+def _head_logprobs(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> Tensor:
     return token_logprobs(head(states), targets)
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a causal language model that gives its last hidden states."""
+    decoder: PreTrainedModel = model.get_decoder()
+    return decoder if decoder is model or decoder.get_decoder() is decoder else decoder_of(decoder)
+
+
+class _States(BaseModelOutputWithPast):
+    """Last hidden states in place of a decoder's output. What else a model's forward asks for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Return the logits that a model's forward makes of its decoder's last hidden states.
+
+    The forward itself makes them, with its decoder replaced by the states. Some models scale or cap their logits beside
+    the head, each under another name in its config.
+
+    Args:
+        model: a causal language model, without PEFT around it.
+        states: [T, d].
+
+    Returns:
+        [T, V].
+    """
+    decoder = decoder_of(model)
+    replaced = decoder.__dict__.get("forward")
+    decoder.forward = lambda *_, **__: _States(last_hidden_state=states[None])
+    try:
+        logits: Tensor = model(input_ids=states.new_zeros(1, 1, dtype=torch.int64), use_cache=False).logits
+    finally:
+        if replaced is None:
+            del decoder.forward
+        else:
+            decoder.forward = replaced
+    return logits[0]

@@ -1,7 +1,8 @@
 """Three kernels for the attention of a shared-prefix row. They differ in speed, not in result.
 
 A prompt token attends to its prompt up to itself. A response token attends to the whole prompt of its sample and to its
-own response up to itself.
+own response up to itself. Where a layer has a window or chunks (:class:`logotrain.attention.variants.Reach`), it
+sees only those of these tokens that are in reach.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -19,17 +20,21 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad
+from torch.nn.functional import scaled_dot_product_attention as _sdpa
 
-from logotrain.rows.layout import RowLayout
+from logotrain.attention.variants import FULL, PLAIN, Reach, Variant
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
-Attention = Callable[[Tensor, Tensor, Tensor, RowLayout, float | None], Tensor]
-"""``attention(query [H, N, D], key [H_kv, N, D], value [H_kv, N, D_v], layout, scaling)``: [H, N, D_v]. One row of N
-tokens, heads first, as transformers' layers hand it over; ``scaling`` multiplies the scores, None is D ** -0.5."""
+Attention = Callable[[Tensor, Tensor, Tensor, RowLayout, float | None, Variant], Tensor]
+"""``attention(query [H, N, D], key [H_kv, N, D], value [H_kv, N, D_v], layout, scaling, variant)``: [H, N, D_v]. One
+row of N tokens, heads first, as transformers' layers hand it over; ``scaling`` multiplies the scores, None is
+D ** -0.5."""
 
-Varlen = Callable[[Tensor, Tensor, Tensor, "Sequences", float | None], Tensor]
-"""``kernel(query [T_q, H, D], key [T_k, H_kv, D], value, sequences, scaling)``: [T_q, H, D], causal within each pair of
-sequences, the last query aligned with the last key."""
+Varlen = Callable[[Tensor, Tensor, Tensor, "Sequences", float | None, int | None], Tensor]
+"""``kernel(query [T_q, H, D], key [T_k, H_kv, D], value [T_k, H_kv, D], sequences, scaling, window)``: [T_q, H, D],
+causal within each pair of sequences, the last query aligned with the last key. Each query sees at most the last
+``window`` keys; None is all of them."""
 
 _BLOCK = 128
 """Queries and keys in one block of the FlexAttention mask. This is FlexAttention's default."""
@@ -37,12 +42,14 @@ _BLOCK = 128
 
 def forget_rows() -> None:
     """Clear the masks and sequences cached for the layers of a row, so that fake tensors do not mix with real ones."""
-    for kept in (_response_masks, _sequences):
+    for kept in (_masks, _sequences):
         kept.cache_clear()
 
 
 # SDPA: any device.
-def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None) -> Tensor:
+def sdpa_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None, variant: Variant = PLAIN
+) -> Tensor:
     """Compute the attention of a row with torch's ``scaled_dot_product_attention``, sample by sample.
 
     The prompt needs only the causal flag. All responses of a sample together attend to the whole sample under one
@@ -55,41 +62,72 @@ def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout,
         value: [H_kv, N, D_v].
         layout: layout of the row.
         scaling: factor on the scores; None is D ** -0.5.
+        variant: any reach, with or without sinks; scores cannot be capped.
 
     Returns:
         [H, N, D_v].
     """
-    query = query.unflatten(0, (key.shape[0], -1))  # [H_kv, H / H_kv, N, D]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    groups = (key.shape[0], query.shape[0] // key.shape[0])
+    query = query.unflatten(0, groups)  # [H_kv, H / H_kv, N, D]
     key, value = (states[:, None].expand(*query.shape[:3], -1) for states in (key, value))
+    if variant.sinks is not None:
+        query, key = _with_sink_scores(query, key, variant.sinks.view(*groups, 1, 1) / scaling)
     lengths = [*(sample.total_length for sample in layout.samples), layout.padding]
     *samples, padding = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
+    masks = _masks(layout, variant.reach, variant.sinks is not None, query.device)
     outputs: list[Tensor] = []
-    for sample, mask, (q, k, v) in zip(layout.samples, _response_masks(layout, query.device), samples, strict=True):
+    for sample, (prompt_mask, response_mask), (q, k, v) in zip(layout.samples, masks, samples, strict=True):
         end = sample.prompt_length
-        outputs.append(_causal(q[:, :, :end], k[:, :, :end], v[:, :, :end], scaling))
-        outputs.append(scaled_dot_product_attention(q[:, :, end:], k, v, attn_mask=mask, scale=scaling))
+        prompt_queries, response_queries = q.split([end, q.shape[2] - end], dim=2)
+        for queries, count, mask in ((prompt_queries, end, prompt_mask), (response_queries, k.shape[2], response_mask)):
+            keys, values = k[:, :, :count], v[:, :, :count]
+            if variant.sinks is not None:
+                keys, values = _with_sink_key(keys, values)
+            outputs.append(_sdpa(queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling))
     if layout.padding:
-        q, k, v = padding
-        outputs.append(_causal(q, k, v, scaling))
+        outputs.append(_sdpa(*padding, is_causal=True, scale=scaling))
     return torch.cat(outputs, dim=2).flatten(0, 1)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+def _with_sink_scores(query: Tensor, key: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Add a feature to queries and keys, so that the key of :func:`_with_sink_key` gets the score of its head's sink.
+
+    A mask of floats would hold [H, N, N + 1] numbers for the same.
+    """
+    zeros = key.new_zeros(()).expand(*key.shape[:-1], 1)
+    return torch.cat([query, scores.to(query.dtype).expand(*query.shape[:-1], 1)], -1), torch.cat([key, zeros], -1)
 
 
-@lru_cache(maxsize=4)  # every layer of a row asks for the same ones
-def _response_masks(layout: RowLayout, device: torch.device) -> tuple[Tensor, ...]:
-    """Return, for each sample, a bool mask [sum R, N_s] of the tokens that each response token attends to."""
-    masks: list[Tensor] = []
+def _with_sink_key(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Add a key that has only the feature of sinks, with a value of zeros."""
+    sink = torch.zeros_like(key[:, :, :1])
+    sink[..., -1] = 1
+    return torch.cat([key, sink], 2), torch.cat([value, torch.zeros_like(value[:, :, :1])], 2)
+
+
+@lru_cache(maxsize=8)  # every layer of a row asks for the same ones, and a model has at most a few kinds of layers
+def _masks(
+    layout: RowLayout, reach: Reach, sinks: bool, device: torch.device
+) -> tuple[tuple[Tensor | None, Tensor], ...]:
+    """Return two bool masks for each sample: [P, P] of its prompt, where causality is not all, and [sum R, N_s] of the
+    tokens that each response token attends to. With ``sinks`` a last column stands for the sink."""
+    found: list[tuple[Tensor | None, Tensor]] = []
     for sample in layout.samples:
-        mask = torch.zeros(sum(sample.response_lengths), sample.total_length, dtype=torch.bool)
-        mask[:, : sample.prompt_length] = True
-        for start, length in zip(sample.response_starts, sample.response_lengths, strict=True):
-            row = start - sample.prompt_length
-            mask[row : row + length, start : start + length] = torch.ones(length, length, dtype=torch.bool).tril()
-        masks.append(mask.to(device))
-    return tuple(masks)
+        end = sample.prompt_length
+        prompt, responses = _mask(sample, reach, slice(end))[:, :end], _mask(sample, reach, slice(end, None))
+        if sinks:
+            prompt, responses = (pad(mask, (0, 1), value=True) for mask in (prompt, responses))
+        found.append((None if reach == FULL and not sinks else prompt.to(device), responses.to(device)))
+    return tuple(found)
+
+
+def _mask(sample: SharedPrefixLayout, reach: Reach, queries: slice) -> Tensor:
+    """Return which tokens of a sample the tokens ``queries`` attend to, bool [queries, N_s]."""
+    index = torch.tensor([place for piece in sample.places for place in piece])
+    part = torch.tensor([number for number, piece in enumerate(sample.places) for _ in piece])
+    query, own = index[queries, None], part[queries, None]
+    return (index <= query) & ((part == 0) | (part == own)) & reach.visible(query, index)
 
 
 # Flash: CUDA, bfloat16 or float16.
@@ -122,22 +160,29 @@ def flash_attention(
     value: Tensor,
     layout: RowLayout,
     scaling: float | None,
+    variant: Variant = PLAIN,
     varlen: Varlen | None = None,
 ) -> Tensor:
     """Compute the attention of a row with two calls of a variable-length kernel, without a mask.
 
     The first call cuts the row into prompts, responses and padding. Its result is right for prompts and padding; the
     responses see only themselves there, and this small part is thrown away. In the second call each response has R_j
-    queries, and P + R_j keys and values.
+    queries, and P + R_j keys and values. A window needs no more than its length, since the kernel aligns the last query
+    with the last key. Values that are narrower than keys, as in multi-head latent attention (DeepSeek V2, arXiv
+    2405.04434), are widened by zeros, because the kernels take one width.
 
-    ``varlen`` is the kernel; None takes the one that :func:`varlen_kernel` found.
+    ``variant`` may have a window, and nothing else. ``varlen`` is the kernel; None takes the one that
+    :func:`varlen_kernel` found.
     """
     kernel = varlen or varlen_kernel()
     if kernel is None:
         raise ValueError("no variable-length attention kernel here")
+    window = variant.reach.size if variant.reach.kind == "sliding" else None
+    value_width = value.shape[-1]
+    value = pad(value, (0, key.shape[-1] - value_width))
     query, key, value = (states.transpose(0, 1).contiguous() for states in (query, key, value))  # [N, H, D]
     alone, answering = _sequences(layout, query.device)
-    outputs = list(kernel(query, key, value, alone, scaling).split(layout.pieces))
+    outputs = list(kernel(query, key, value, alone, scaling, window).split(layout.pieces))
     # The parts are split and concatenated, not indexed, so that gradients are summed in a fixed order.
     queries, keys, values = (states.split(layout.pieces) for states in (query, key, value))
     answers = kernel(
@@ -146,10 +191,11 @@ def flash_attention(
         torch.cat([values[piece] for pair in layout.pairs for piece in pair]),
         answering,
         scaling,
+        window,
     )
     for (_, response), states in zip(layout.pairs, answers.split(layout.response_lengths), strict=True):
         outputs[response] = states
-    return torch.cat(outputs).transpose(0, 1)
+    return torch.cat(outputs)[..., :value_width].transpose(0, 1)
 
 
 @lru_cache(maxsize=4)
@@ -167,8 +213,10 @@ def varlen_kernel() -> Varlen | None:
     return _flash_attn_varlen if find_spec("flash_attn") else None
 
 
-def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None) -> Tensor:
-    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}  # causal
+def _torch_varlen(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None, window: int | None
+) -> Tensor:
+    options: dict[str, Any] = {"scale": scaling, "window_size": _window_size(window)}
     if "enable_gqa" in signature(varlen_attn).parameters:  # torch 2.11 has no such option and always groups heads
         options["enable_gqa"] = True
     output = varlen_attn(query, key, value, *sequences, **options)
@@ -177,15 +225,25 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Sequence
 
 
 def _flash_attn_varlen(
-    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None, window: int | None
 ) -> Tensor:
     kernel = import_module("flash_attn").flash_attn_varlen_func
-    return kernel(query, key, value, *sequences, softmax_scale=scaling, causal=True)
+    options: dict[str, Any] = {"softmax_scale": scaling, "causal": True, "window_size": _window_size(window)}
+    return kernel(query, key, value, *sequences, **options)
+
+
+def _window_size(window: int | None) -> tuple[int, int]:
+    """Return the numbers of keys before and after a query's own that it sees; -1 is all."""
+    return (-1 if window is None else window - 1, 0)
 
 
 # FlexAttention: CUDA. On a CPU it has no backward pass.
-def flex_row_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None) -> Tensor:
+def flex_row_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None, variant: Variant = PLAIN
+) -> Tensor:
     """Compute the attention of a row with one call of FlexAttention and a block mask, in any float type.
+
+    A sink takes a share of each softmax. The log-sum-exp of the call says how large it is, so the output is scaled.
 
     Args:
         query: [H, N, D].
@@ -193,13 +251,29 @@ def flex_row_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLay
         value: [H_kv, N, D_v].
         layout: layout of the row.
         scaling: factor on the scores; None is D ** -0.5.
+        variant: any.
 
     Returns:
         [H, N, D_v].
     """
     attention: Any = _compiled_flex_attention() if query.is_cuda else flex_attention
-    mask = block_mask(layout, query.device)
-    return attention(query[None], key[None], value[None], block_mask=mask, scale=scaling, enable_gqa=True)[0]
+    options: dict[str, Any] = {"block_mask": block_mask(layout, query.device, variant.reach), "scale": scaling}
+    if variant.softcap is not None:
+        options["score_mod"] = _capped(variant.softcap)
+    states = (query[None], key[None], value[None])
+    if variant.sinks is None:
+        return attention(*states, **options, enable_gqa=True)[0]
+    output, log_sums = attention(*states, **options, enable_gqa=True, return_lse=True)
+    share = torch.sigmoid(log_sums[0] - variant.sinks.float()[:, None])  # of the keys; the sink has the rest
+    return output[0] * share[..., None].to(output.dtype)
+
+
+@lru_cache(maxsize=4)  # one function, so that it is compiled once
+def _capped(limit: float) -> Callable[..., Tensor]:
+    def cap(score: Tensor, *_: Tensor) -> Tensor:
+        return limit * torch.tanh(score / limit)
+
+    return cap
 
 
 @cache
@@ -207,13 +281,13 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
     return torch.compile(flex_attention)
 
 
-@lru_cache(maxsize=4)
-def block_mask(layout: RowLayout, device: torch.device) -> BlockMask:
+@lru_cache(maxsize=8)
+def block_mask(layout: RowLayout, device: torch.device, reach: Reach = FULL) -> BlockMask:
     """Return the FlexAttention mask of a row, computed for one block of queries at a time.
 
     Torch's ``create_block_mask`` holds several [N, N] tensors at once; each takes 1 GB at 32K tokens.
     """
-    attends = mask_mod(layout, device)
+    attends = mask_mod(layout, device, reach)
     blocks = ceil(layout.total_length / _BLOCK)
     tokens = torch.arange(blocks * _BLOCK, device=device)
     some: list[Tensor] = []
@@ -242,24 +316,48 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return counts[None, None], order[None, None]
 
 
-def mask_mod(layout: RowLayout, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def mask_mod(
+    layout: RowLayout, device: torch.device, reach: Reach = FULL
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Return ``attends(batch, head, query, key)``, which says whether token ``query`` attends to token ``key``.
 
     ``query`` and ``key`` are tensors of indices into the row, which broadcast; ``batch`` and ``head`` are not used.
     """
-    size = ceil(layout.total_length / _BLOCK) * _BLOCK  # the kernels read whole blocks
-    sample_of, part_of = [torch.full((size,), -1, dtype=torch.int32) for _ in range(2)]
-    bounds = [*layout.sample_starts, layout.used_length, layout.total_length]
-    for number, (start, end) in enumerate(pairwise(bounds)):
-        sample_of[start:end] = number
-        part_of[start:end] = 0
-    for starts, sample in zip(layout.response_starts, layout.samples, strict=True):
-        for number, (start, length) in enumerate(zip(starts, sample.response_lengths, strict=True)):
-            part_of[start : start + length] = 1 + number
-    sample_of, part_of = sample_of.to(device), part_of.to(device)
+    blocks = ceil(layout.total_length / _BLOCK)  # the kernels read whole blocks
+    pieces = [
+        (number, part, piece)
+        for number, sample in enumerate(layout.samples)
+        for part, piece in enumerate(sample.places)
+    ]
+    pieces.append((len(layout.samples), 0, range(layout.padding)))
+    pieces.append((-1, 0, range(blocks * _BLOCK - layout.total_length)))
+    triples = [(number, part, index) for number, part, piece in pieces for index in piece]
+    sample_of, part_of, index_of = torch.tensor(triples, dtype=torch.int32, device=device).unbind(1)
 
     def attends(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         in_prompt_or_own_response = (part_of[key] == 0) | (part_of[key] == part_of[query])
-        return (sample_of[key] == sample_of[query]) & in_prompt_or_own_response & (key <= query)
+        in_reach = reach.visible(index_of[query], index_of[key])
+        return (sample_of[key] == sample_of[query]) & in_prompt_or_own_response & (key <= query) & in_reach
 
     return attends
+
+
+# The formula: any device, for small rows.
+def dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None, variant: Variant = PLAIN
+) -> Tensor:
+    """Compute the attention of a row as the formula says, with all [H, N, N] scores in memory, in any variant.
+
+    A small copy of a model is tried with it, and the other kernels are tested against it.
+    """
+    index = torch.arange(layout.total_length, device=query.device)
+    mask = mask_mod(layout, query.device, variant.reach)(index, index, index[:, None], index[None])
+    key, value = (states.repeat_interleave(query.shape[0] // key.shape[0], 0) for states in (key, value))
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if variant.softcap is not None:
+        scores = _capped(variant.softcap)(scores)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if variant.sinks is not None:
+        sinks = variant.sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:2], 1)
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1] @ value
+    return scores.softmax(-1) @ value

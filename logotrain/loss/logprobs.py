@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from logodata.models.logprobs import head_logprobs
+from logodata.models.logprobs import decoder_of, head_logits, head_logprobs
 from logodata.models.text_config import text_config
+from logotrain.attention.shared_prefix import shares_prompt
 from logotrain.rows.collate import Row
+from logotrain.rows.layout import RowLayout
 
 CHUNK_ELEMENTS = 2**25
 """Logits in memory at once: 128 MiB in float32, 261 tokens over a vocabulary of 128K."""
@@ -36,7 +39,7 @@ class SampleLogprobs:
 class LogprobModel(nn.Module):
     """A causal language model whose forward gives the log-probabilities of a row's targets.
 
-    The decoder runs over the whole row, the head over the scored positions only
+    The model without its head runs over the whole row, the head over the scored positions only
     (:func:`logodata.models.logprobs.head_logprobs`), inside this forward: elsewhere FSDP would give it a shard of its
     weight, and gradients would be lost.
 
@@ -45,15 +48,19 @@ class LogprobModel(nn.Module):
     reference and the model that is used later must be one function.
 
     Args:
-        model: with or without adapters, inside :func:`logotrain.attention.shared_prefix.use_shared_prefix` when called.
+        model: with or without adapters.
         autocast: type in which float32 adapters on a narrower base compute, as they would once merged; None: every
             weight computes in its own. PEFT would otherwise keep a float32 copy of each target's input.
+
+    Attributes:
+        min_passes: forward passes that a row takes at least, where each response is a row of its own.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.model = model
         self._autocast_dtype = autocast
+        self.min_passes = 0
         if autocast is not None:
             for module in model.modules():
                 if isinstance(module, BaseTunerLayer):
@@ -68,17 +75,47 @@ class LogprobModel(nn.Module):
     def forward(self, row: Row) -> Tensor:
         """Log-probability of each of ``row.targets``, [T], float32 or float64.
 
+        Inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix` the prompt is computed once for all
+        responses. Elsewhere each response is computed after its prompt as a row of its own, by the model's own
+        attention; the values are equal.
+
         Args:
             row: on the model's device.
         """
-        causal_lm = self.causal_lm
-        head = causal_lm.get_output_embeddings()
-        chunk_tokens = max(1, CHUNK_ELEMENTS // text_config(causal_lm.config).vocab_size)
         with self._autocast(row.input_ids.device):
-            hidden: Tensor = causal_lm.get_decoder()(
-                input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, shared_prefix=row.layout
-            ).last_hidden_state[0, row.gather_index]
-            return head_logprobs(head, hidden, row.targets, chunk_tokens)
+            if shares_prompt(self.causal_lm):
+                states = self._states(row.input_ids, row.position_ids, shared_prefix=row.layout)[row.gather_index]
+            else:
+                states = self._separate_states(row)
+            chunk_tokens = max(1, CHUNK_ELEMENTS // text_config(self.causal_lm.config).vocab_size)
+            return head_logprobs(partial(head_logits, self.causal_lm), states, row.targets, chunk_tokens)
+
+    def _states(self, input_ids: Tensor, position_ids: Tensor, **layout: RowLayout) -> Tensor:
+        """Return the last hidden states of a row, [N, d]."""
+        output = decoder_of(self.causal_lm)(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            # Without a mask transformers takes gaps between positions for borders of packed documents.
+            attention_mask=torch.ones_like(input_ids),
+            use_cache=False,
+            **layout,
+        )
+        states: Tensor = output.last_hidden_state
+        return states[0]
+
+    def _separate_states(self, row: Row) -> Tensor:
+        """Return the hidden states that predict ``row.targets``, [T, d], from a row for each response."""
+        found: list[Tensor] = []
+        separate = row.separate()
+        for indices, scored in separate:
+            found.append(self._states(row.input_ids[:, indices], row.position_ids[:, indices])[scored])
+        states = torch.cat(found)
+        indices, _ = separate[0]
+        for _ in range(self.min_passes - len(separate)):
+            # Sharded processes must all run equally often, forward and backward.
+            more = self._states(row.input_ids[:, indices], row.position_ids[:, indices])
+            states = states + 0 * more[:1]
+        return states
 
     def generate(self, prompt_ids: Tensor, *, max_new_tokens: int) -> Tensor:
         """Greedy continuation of one prompt.

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from logodata.common.console import note, progress
 from logodata.models.loading import load_config, load_model
-from logotrain.attention.shared_prefix import check_config
 from logotrain.model.adapters import add_adapters
 from logotrain.model.rope import scaled_config
 from logotrain.recipe.settings import TrainRecipe
@@ -29,7 +28,6 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
         UserError: the model cannot be loaded, its attention cannot be shared, or a target module is not in it.
     """
     config = scaled_config(load_config(recipe.model), recipe.rope)
-    check_config(config)  # before gigabytes of weights are read
     dtype = "float32" if recipe.tuning == "full" else recipe.dtype
     with progress("weights read", 1) as bar:
         base = load_model(

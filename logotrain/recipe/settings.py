@@ -296,6 +296,11 @@ class TrainRecipe(RecipeModel):
     """Samples share a row of up to this many tokens; a longer sample is refused. With null each sample has its own row,
     of any length."""
 
+    sharing: Literal["auto", "prompt", "none"] = "auto"
+    """Whether the responses of a sample share one computation of their prompt (``prompt``), or each is computed after
+    its prompt in a row of its own (``none``). Both are exact. ``auto`` shares wherever a small copy of the model gets
+    the same log-probabilities both ways."""
+
     attention: Literal["auto", Backend] = "auto"
     """Back end that computes the attention. ``auto`` takes flash, else flex, on a GPU, and sdpa elsewhere."""
 

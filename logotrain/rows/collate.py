@@ -53,6 +53,27 @@ class Row:
         }
         return replace(self, **tensors)
 
+    def separate(self) -> list[tuple[Tensor, Tensor]]:
+        """Return a row of its own for each response, after its prompt, in the order of ``targets``.
+
+        Returns:
+            for each response, int64 [P + R], the indices of its tokens into this row; and int64 [t], the indices of the
+            scored tokens' predecessors into those. The first response of a sample has the scored tokens of the prompt.
+        """
+        device = self.input_ids.device
+        found: list[tuple[Tensor, Tensor]] = []
+        for start, sample, counts in zip(self.layout.sample_starts, self.layout.samples, self.num_targets, strict=True):
+            prompt = torch.arange(start, start + sample.prompt_length, device=device)
+            scored_before = counts[0]
+            for first, length in zip(sample.response_starts, sample.response_lengths, strict=True):
+                response = torch.arange(start + first, start + first + length, device=device)
+                end = sample.prompt_length + length - 1
+                found.append(
+                    (torch.cat([prompt, response]), torch.arange(end - length - scored_before, end, device=device))
+                )
+                scored_before = 0
+        return found
+
 
 def row_responses(sample: PreferenceSample, *, rejected: bool) -> list[list[int]]:
     """Return the token ids of the preferred response and, if ``rejected``, of the dis-preferred ones after it."""

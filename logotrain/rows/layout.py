@@ -27,6 +27,13 @@ class SharedPrefixLayout:
         return (self.prompt_length, *self.response_lengths)
 
     @property
+    def places(self) -> tuple[range, ...]:
+        """The indices of the tokens of the prompt, and of each response, in a sequence of the prompt and that response
+        alone."""
+        prompt = self.prompt_length
+        return (range(prompt), *(range(prompt, prompt + length) for length in self.response_lengths))
+
+    @property
     def response_starts(self) -> tuple[int, ...]:
         """The index of each response's first token in the sample."""
         return tuple(accumulate(self.lengths))[:-1]
