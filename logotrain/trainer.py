@@ -27,8 +27,8 @@ from logotrain.guards import RepetitionGuard, check_chosen, no_gradient_lost
 from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
 from logotrain.loss.logprobs import LogprobModel, SampleLogprobs, split_logprobs
 from logotrain.loss.objective import sample_loss
-from logotrain.loss.reference import ReferenceLogprobs, cut_half_line
-from logotrain.metrics import Metrics, MetricsLog, StepRecord, mean_metrics
+from logotrain.loss.reference import ReferenceLogprobs
+from logotrain.metrics import Metrics, MetricsLog, StepRecord, cut_half_line, mean_metrics
 from logotrain.parallel import World
 from logotrain.prepare import Prepared, prepare
 from logotrain.recipe.settings import (
@@ -38,6 +38,7 @@ from logotrain.recipe.settings import (
     SimpoSettings,
     TrainRecipe,
     scores_prompt,
+    uses_reference,
 )
 from logotrain.rows.collate import Collator, Draw
 from logotrain.rows.packing import share_rows
@@ -75,11 +76,7 @@ class _Run:
 def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> Path:
     """Train to the last step, from the newest intact checkpoint in ``out/checkpoints`` if there is one.
 
-    Args:
-        recipe: the recipe of the run.
-        data: the checked samples.
-        out: the folder of the run; the caller holds its lock.
-        world: the processes of the run; all call this with equal arguments.
+    All processes call this with equal arguments. The caller holds the lock of ``out``.
 
     Returns:
         ``out/final``, an adapter or, after full tuning, a model.
@@ -96,8 +93,10 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     optimizer = _make_optimizer(model, recipe.optimizer)
     schedule = Schedule(recipe, len(data.samples))
     writer = CheckpointWriter(out / "checkpoints", recipe.checkpoint, world)
+    for name in ("metrics.jsonl", "reference.jsonl"):
+        world.on_main(partial(cut_half_line, out / name))
     log = MetricsLog(out / "metrics.jsonl")
-    logged = world.on_main(log.num_steps)
+    logged = world.on_main(lambda: len(log.steps()))
     done = saved = restore(out / "checkpoints", model.model, optimizer, world, logged=logged)
     if done:
         note(f"continuing after step {done} of {schedule.total_steps}")
@@ -108,8 +107,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         )
     world.on_main(partial(log.cut, done))
     reference = None
-    if recipe.objective.name == "dpo":
-        world.on_main(partial(cut_half_line, out / "reference.jsonl"))
+    if uses_reference(recipe.objective):
         reference = ReferenceLogprobs(out / "reference.jsonl", untrained=done == 0)
     run = _Run(recipe, world, prepared, optimizer, collator, reference)
 
@@ -199,14 +197,9 @@ def _trained(model: LogprobModel) -> list[nn.Parameter]:
 def _train_step(
     run: _Run, draws: Sequence[Draw], *, step: int, lr: float, stop: StopFlag
 ) -> tuple[Metrics, float] | None:
-    """Update number ``step`` (from 1), from the mean loss of ``draws`` over all processes.
+    """Make update number ``step`` (from 1), and return its metrics and gradient norm.
 
-    Returns:
-        The step's metrics and the norm of its gradient; None if the run was asked to stop before the step's end, and
-        then nothing has changed.
-
-    Raises:
-        UserError: a metric of a sample or the gradient norm is not finite; raised on all processes.
+    None means that the run was asked to stop before the end of the step; then nothing has changed.
     """
     world, sharded = run.world, run.prepared.sharded
     run.optimizer.zero_grad(set_to_none=True)
@@ -254,7 +247,7 @@ def _train_step(
 def _sample_loss(
     sample: PreferenceSample, logprobs: SampleLogprobs, settings: ObjectiveSettings, reference: Tensor | None
 ) -> tuple[Tensor, Metrics]:
-    """The loss of one sample, a scalar with gradients, and its figures."""
+    """Return the loss of one sample, a scalar with gradients, and its metrics."""
     prompt = logprobs.prompt if scores_prompt(settings) else None
     terms = sample_loss(settings, logprobs.responses, prompt=prompt, reference=reference)
     chosen = logprobs.responses[0].mean().item()
@@ -274,11 +267,7 @@ def _sample_loss(
 
 
 def _check_weights(run: _Run, step: int) -> None:
-    """Refuse weights that the update of ``step`` made infinite or NaN, because a run cannot continue from them.
-
-    Raises:
-        UserError: a weight is not finite; raised on all processes.
-    """
+    """Refuse weights that the update of ``step`` made infinite or NaN, because a run cannot continue from them."""
     own = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in _trained(run.model))
     # aminmax returns NaN if there is one. Unlike isfinite it needs no memory, and full tuning has none to spare.
     extremes = [extreme for weight in own if weight.numel() for extreme in torch.aminmax(weight.detach())]
@@ -297,7 +286,7 @@ def _not_finite(what: str, where: str, *, untrained: bool = False) -> UserError:
 
 
 def _report_base(metrics: Metrics, settings: ObjectiveSettings, num_samples: int) -> None:
-    """Say how far apart the base model holds the responses: ones that it finds absurd teach only their style."""
+    """Tell how far apart the base model holds the responses. Those that it finds absurd teach only their style."""
     if metrics.margin is None or not isinstance(settings, LogoSettings | SimpoSettings):
         return
     scaled = settings.beta * metrics.margin
