@@ -33,9 +33,9 @@ def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], ma
     Under sharding all processes must call this together; all get the same value.
 
     Args:
-        model: the model, also inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`; it is not changed.
-        prompts: the token ids of each prompt; at least one prompt.
-        max_new_tokens: length of each continuation.
+        model: it is not changed, and may be inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
+        prompts: token ids of each prompt; at least one prompt.
+        max_new_tokens: length of each continuation, in tokens.
     """
     device = next(model.parameters()).device
     rates = []
@@ -90,9 +90,9 @@ class RepetitionGuard:
     Args:
         settings: the ``collapse`` section of the recipe.
         model: the model that is trained.
-        prompts: the token ids of each prompt; without prompts nothing is measured.
+        prompts: token ids of each prompt; without prompts nothing is measured.
         world: the processes of the run.
-        path: file for the untrained model's rate and how it was measured, which a continued run reads.
+        path: the file that keeps the untrained model's rate, and how it was measured, for a continued run.
         untrained: whether no step has been trained yet; then the rate is measured now.
 
     Raises:
@@ -121,13 +121,12 @@ class RepetitionGuard:
         self._base: float = world.on_main(lambda: _base_rate(path, how))
 
     def measure(self, step: int, *, last: bool) -> float | None:
-        """The rate at the steps where it is due, and at the last one: what that did shows nowhere else."""
-        if not self._prompts or (step % self._settings.every_steps and not last):
-            return None
-        return self._rate()
+        """Return the rate at the steps where it is due and at the last one, whose effect shows nowhere else."""
+        due = last or step % self._settings.every_steps == 0
+        return self._rate() if self._prompts and due else None
 
     def check(self, rate: float | None, step: int) -> None:
-        """Stop if the rate was measured and has risen too far.
+        """Stop the run if a measured rate has risen too far.
 
         Raises:
             UserError: see :func:`check_repetition`.

@@ -1,4 +1,4 @@
-"""Write checkpoints that a stopped run continues from, and export the finished model.
+"""Write the checkpoints that a stopped run continues from, and read them again.
 
 A checkpoint is a folder ``step-N/``. It holds the trained weights and the optimizer state in torch's distributed
 checkpoint format, and ``adapter/`` as PEFT writes it. It is sealed (:mod:`logodata.common.files`), so it is complete or
@@ -49,14 +49,9 @@ _POLL_S = 0.2
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run, one at a time; in the background if ``settings.asynchronous``.
+    """Writes the checkpoints ``step-N/`` of one run into a folder, one at a time.
 
-    Every process makes one writer and calls the same methods.
-
-    Args:
-        folder: the folder that holds ``step-N/``.
-        settings: the ``checkpoint`` section of the recipe.
-        world: the processes of the run.
+    They are written in the background if ``settings.asynchronous``. All processes call the same methods.
     """
 
     def __init__(self, folder: Path, settings: CheckpointSettings, world: World) -> None:
@@ -66,7 +61,7 @@ class CheckpointWriter:
         self._commands: list[tuple[subprocess.Popen[bytes], Path]] = []
         # Background writes have their own group, so that their messages do not mix with those of training.
         self._group = None if world.size == 1 else distributed.new_group(backend="gloo")
-        world.on_main(lambda: _remove_scratch(folder))
+        world.on_main(self._remove_scratch)
 
     def save(self, step: int, model: PreTrainedModel | PeftModel, optimizer: Optimizer) -> None:
         """Wait for the write that is still running, then copy the state after ``step`` steps and write it.
@@ -77,7 +72,7 @@ class CheckpointWriter:
         self.wait()
         scratch = _scratch(self._folder, step)
         with explained_writes(scratch):
-            self._world.on_main(lambda: _make_empty(scratch))
+            self._world.on_main(lambda: scratch.mkdir(parents=True))
             adapter = Adapter.of(model, self._world)
             state = _state(model, optimizer)
             _quiet_alone()
@@ -149,6 +144,11 @@ class CheckpointWriter:
         if self._settings.command is not None:
             self._start_command(self._settings.command, target, step)
 
+    def _remove_scratch(self) -> None:
+        """Delete the folders that a killed process was writing or deleting."""
+        for path in self._folder.glob(".step-*.tmp"):
+            shutil.rmtree(path)
+
     def _remove_old(self) -> None:
         if self._settings.keep is not None:
             for old in _newest_first(self._folder)[self._settings.keep :]:
@@ -187,20 +187,11 @@ def restore(
     *,
     logged: int | None = None,
 ) -> int:
-    """Load the newest intact checkpoint into ``model`` and ``optimizer``. All processes call this.
+    """Load the newest intact ``step-N/`` of ``folder`` into ``model`` and ``optimizer``, and return N, or 0 without one.
 
-    Damaged checkpoints are renamed to ``step-N.damaged`` and noted.
-
-    Args:
-        folder: the folder that holds ``step-N/``.
-        model: the model that gets the weights.
-        optimizer: the optimizer that gets its state.
-        world: the processes of the run.
-        logged: number of steps in the metrics log. A checkpoint after more steps counts as damaged, because the metrics
-            of these steps would be missing.
-
-    Returns:
-        The number of steps done, 0 if there is no checkpoint.
+    All processes call this. Damaged checkpoints are renamed to ``step-N.damaged`` and noted. If ``logged``, the number
+    of steps in the metrics log, is given, a checkpoint after more steps counts as damaged, because the metrics of these
+    steps would be missing.
 
     Raises:
         UserError: the checkpoint is intact but was not written by a run like this one.
@@ -230,17 +221,6 @@ def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 def _quiet_alone() -> None:
     """Silence torch's warning that there is no process group, in all threads: one process needs none."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-
-
-def _remove_scratch(folder: Path) -> None:
-    """Delete the folders that a killed process was writing or deleting."""
-    for path in folder.glob(".step-*.tmp"):
-        shutil.rmtree(path)
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
 
 
 def _path(folder: Path, step: int) -> Path:
