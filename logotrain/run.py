@@ -139,10 +139,7 @@ _METRICS = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen
 def summary(steps: Sequence[StepRecord], recipe: TrainRecipe, out: Path) -> list[str]:
     """Return the lines that are printed at the end of a run: what was trained, and the next commands.
 
-    Args:
-        steps: the lines of ``metrics.jsonl``, in order; the first has the metrics of the untrained model.
-        recipe: the recipe of the run.
-        out: the folder of the run, with ``final/``.
+    The metrics of the first of ``steps`` are those of the untrained model.
     """
     return [_trained(steps), *_next(recipe, out)]
 

@@ -102,10 +102,6 @@ def use_shared_prefix(model: PreTrainedModel, backend: Backend = "sdpa") -> Iter
     Its forward then needs ``shared_prefix=row_layout``; a call without it raises ValueError. Forward and backward pass
     both belong in the block, because recomputation runs the attention again.
 
-    Args:
-        model: the causal language model, plain or inside PEFT.
-        backend: see :func:`choose_backend`; ``sdpa`` runs on any device.
-
     Raises:
         UserError: the model's attention or position embedding cannot be shared (see :func:`check_config`).
     """

@@ -187,7 +187,7 @@ def restore(
     *,
     logged: int | None = None,
 ) -> int:
-    """Load the newest intact ``step-N/`` of ``folder`` into ``model`` and ``optimizer``, and return N, or 0 without one.
+    """Load the newest intact checkpoint of ``folder`` into ``model`` and ``optimizer``, and return its step, else 0.
 
     All processes call this. Damaged checkpoints are renamed to ``step-N.damaged`` and noted. If ``logged``, the number
     of steps in the metrics log, is given, a checkpoint after more steps counts as damaged, because the metrics of these

@@ -74,9 +74,7 @@ def coverage(draws: Iterable[NDArray[np.int64]], target_length: int, bins: int) 
     Raises:
         ValueError: a position lies outside.
     """
-    counts = np.zeros(bins, dtype=np.int64)
-    for positions in draws:
-        if positions.size and not 0 <= positions.min() <= positions.max() < target_length:
-            raise ValueError(f"positions reach from {positions.min()} to {positions.max()}, beyond {target_length}")
-        counts += np.bincount(positions * bins // target_length, minlength=bins)
-    return counts
+    positions = np.concatenate([np.zeros(0, dtype=np.int64), *draws])
+    if positions.size and not 0 <= positions.min() <= positions.max() < target_length:
+        raise ValueError(f"positions reach from {positions.min()} to {positions.max()}, beyond {target_length}")
+    return np.bincount(positions * bins // target_length, minlength=bins)

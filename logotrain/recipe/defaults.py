@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from logodata.common.files import read_json
 from logotrain.recipe.settings import TrainRecipe
@@ -13,8 +12,6 @@ ADAPTER_LR = 5e-6
 
 It is ten times the paper's 5e-7, which full tuning takes. In alignment-handbook too, zephyr-7b-dpo-qlora has ten times
 the rate of zephyr-7b-dpo-full."""
-
-_ON_CPU: Literal["float32"] = "float32"
 
 
 def without_recipe(recipe: TrainRecipe) -> TrainRecipe:
@@ -29,17 +26,14 @@ def with_dtype(recipe: TrainRecipe, *, gpu: bool) -> TrainRecipe:
 
     In bfloat16 a step takes minutes on most CPUs.
     """
-    return recipe if gpu or "dtype" in recipe.model_fields_set else recipe.model_copy(update={"dtype": _ON_CPU})
+    return recipe if gpu or "dtype" in recipe.model_fields_set else recipe.model_copy(update={"dtype": "float32"})
 
 
 def dtype_of_run(recipe: TrainRecipe, bound: Path | None) -> tuple[TrainRecipe, str]:
     """Return ``recipe`` with the dtype of the run, and the reason if that differs from the recipe's, else "".
 
     The recipe's dtype is taken if it sets one, else the dtype with which the run began, else the one for this machine.
-
-    Args:
-        recipe: the recipe of the run.
-        bound: JSON file of the recipe that the run is bound to; None before its first step.
+    ``bound`` is the JSON file of the recipe that the run is bound to; None before its first step.
     """
     if "dtype" in recipe.model_fields_set:
         return recipe, ""

@@ -341,17 +341,16 @@ class TrainRecipe(RecipeModel):
 def load_train_recipe(
     file: Path | None, model: str | None, overrides: Sequence[str], **fields: object
 ) -> tuple[TrainRecipe, Path | None]:
-    """Read the recipe of a training from its file, options and overrides.
+    """Read the recipe of a training, and return it with the file that it was read from.
+
+    Without a file ``--model embedded`` takes the shipped embedded.yaml, and any other model the defaults, with a
+    learning rate for what is trained.
 
     Args:
-        file: a recipe; without one ``--model embedded`` takes the shipped embedded.yaml, and any other model the
-            defaults, with a learning rate for what is trained.
-        model: the model to train.
+        file: the recipe.
+        model: the value of ``--model``.
         overrides: ``key=value``; options hold over them.
-        fields: what other options say, by dotted key; None says nothing.
-
-    Returns:
-        the recipe, and the file that it was read from.
+        fields: the values of other options, by dotted key; None if an option is not given.
 
     Raises:
         UserError: see :func:`logodata.common.recipes.reading.load_recipe`.
