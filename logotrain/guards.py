@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.files import read_json, write_json
+from logotrain.attention.shared_prefix import attention_of
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.parallel import World, without_backward
 from logotrain.recipe.settings import CollapseSettings
@@ -39,24 +39,13 @@ def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], ma
     """
     device = next(model.parameters()).device
     rates = []
-    with _generating(model), without_backward(model):
+    # Plain attention generates, uncompiled because shapes change with every token.
+    plain, eager = attention_of(model.causal_lm, "sdpa"), torch.compiler.set_stance("force_eager")
+    with plain, eager, without_backward(model):
         for prompt in prompts:
             ids = torch.tensor([list(prompt)], device=device)
             rates.append(repetition_rate(model.generate(ids, max_new_tokens=max_new_tokens).tolist()))
     return sum(rates) / len(rates)
-
-
-@contextmanager
-def _generating(model: LogprobModel) -> Iterator[None]:
-    """Use plain attention within the block, uncompiled because shapes change with every token."""
-    causal_lm: PreTrainedModel = model.causal_lm
-    attention = causal_lm.config._attn_implementation
-    causal_lm.set_attn_implementation("sdpa")
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        causal_lm.set_attn_implementation(attention)
 
 
 @contextmanager

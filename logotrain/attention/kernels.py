@@ -25,7 +25,7 @@ from logotrain.rows.layout import RowLayout
 
 Attention = Callable[[Tensor, Tensor, Tensor, RowLayout, float | None], Tensor]
 """``attention(query [H, N, D], key [H_kv, N, D], value [H_kv, N, D_v], layout, scaling)`` returns [H, N, D_v]. It
-computes a row of N tokens, heads first, as in transformers. ``scaling`` is a factor on the scores; None is D ** -0.5."""
+computes a row of N tokens, heads first as in transformers. ``scaling`` is a factor on the scores; None is D ** -0.5."""
 
 Varlen = Callable[[Tensor, Tensor, Tensor, "Sequences", float | None], Tensor]
 """``kernel(query [T_q, H, D], key [T_k, H_kv, D], value, sequences, scaling)`` returns [T_q, H, D]. It is causal within

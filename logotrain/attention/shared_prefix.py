@@ -111,13 +111,20 @@ def use_shared_prefix(model: PreTrainedModel, backend: Backend = "sdpa") -> Iter
             f"{type(model).__name__} carries a state from token to token, through responses",
             mend="use a model with full attention only",
         )
+    with attention_of(model, _INTERFACE_NAMES[backend]):
+        if model.config._attn_implementation != _INTERFACE_NAMES[backend]:
+            raise UserError(
+                f"{type(model).__name__} does not let its attention be replaced",
+                mend="use a model built on transformers' attention interface",
+            )
+        yield
+
+
+@contextmanager
+def attention_of(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Make a model use another of transformers' attention implementations within the block."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(_INTERFACE_NAMES[backend])
-    if model.config._attn_implementation != _INTERFACE_NAMES[backend]:
-        raise UserError(
-            f"{type(model).__name__} does not let its attention be replaced",
-            mend="use a model built on transformers' attention interface",
-        )
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:
