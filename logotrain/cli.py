@@ -97,7 +97,7 @@ def run(
 
 
 def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> None:
-    """The resolved recipe on stdout, as a file that can be run again; the data's lengths and the plan on stderr."""
+    """Print the resolved recipe, which can be run again, on stdout, the data's lengths and the plan on stderr."""
     from logodata.common.console import note, show
     from logotrain.inputs import check_inputs
     from logotrain.plan.choices import this_machine

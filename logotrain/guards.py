@@ -30,12 +30,8 @@ def repetition_rate(token_ids: Sequence[int]) -> float:
 def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> float:
     """Return the mean :func:`repetition_rate` of greedy continuations of ``prompts``, at natural positions.
 
-    Under sharding all processes must call this together; all get the same value.
-
-    Args:
-        model: it is not changed, and may be inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
-        prompts: token ids of each prompt; at least one prompt.
-        max_new_tokens: length of each continuation, in tokens.
+    Under sharding all processes must call this together; all get the same value. The model is not changed, and may be
+    inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
     """
     device = next(model.parameters()).device
     rates = []
@@ -74,12 +70,12 @@ def check_chosen(settings: CollapseSettings, chosen_logp: float, step: int) -> N
 class RepetitionGuard:
     """Measures how much the model repeats itself when it continues fixed prompts, and stops the run if it is too much.
 
-    All processes call the same methods.
+    All processes call the same methods. Without prompts nothing is measured.
 
     Args:
         settings: the ``collapse`` section of the recipe.
         model: the model that is trained.
-        prompts: token ids of each prompt; without prompts nothing is measured.
+        prompts: token ids of each prompt.
         world: the processes of the run.
         path: the file that keeps the untrained model's rate, and how it was measured, for a continued run.
         untrained: whether no step has been trained yet; then the rate is measured now.

@@ -58,10 +58,6 @@ class _Run:
     collator: Collator
     reference: ReferenceLogprobs | None
 
-    @property
-    def model(self) -> LogprobModel:
-        return self.prepared.model
-
     def rows(self, draws: Sequence[Draw]) -> list[tuple[list[int], bool]]:
         """Return this process's rows of a step, each as indices into ``draws`` and whether the row counts."""
         return share_rows(
@@ -133,45 +129,34 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                 )
             prompts = [sample.prompt_ids for sample in data.samples[: recipe.collapse.num_prompts]]
             repetition = RepetitionGuard(recipe.collapse, model, prompts, world, out / "base.json", untrained=done == 0)
-            with progress("train", schedule.total_steps, done) as bar:
-                try:
-                    while done < schedule.total_steps:
-                        started = time.perf_counter()
-                        batch, lr = draws(done), schedule.learning_rate(done)
-                        updated = _train_step(run, batch, step=done + 1, lr=lr, stop=stop)
-                        if updated is None:
-                            if done > saved:
-                                save(done)
-                            raise Stopped
-                        done += 1
-                        metrics, grad_norm = updated
-                        if done == 1:  # no update had been made yet: these are the base model's figures
-                            _report_base(metrics, recipe.objective, len(batch))
-                        record = StepRecord(
-                            **metrics.model_dump(),
-                            step=done,
-                            grad_norm=grad_norm,
-                            repetition=repetition.measure(done, last=done == schedule.total_steps),
-                            lr=lr,
-                            seconds=round(time.perf_counter() - started, 3),
-                        )
-                        world.on_main(partial(log.append, record))
-                        bar.advance(1, loss=record.loss, **({} if record.margin is None else {"margin": record.margin}))
-                        check_chosen(recipe.collapse, record.chosen_logp, step=done)
-                        repetition.check(record.repetition, step=done)
-                        if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
+            with writer.closing(stop), progress("train", schedule.total_steps, done) as bar:
+                while done < schedule.total_steps:
+                    started = time.perf_counter()
+                    batch, lr = draws(done), schedule.learning_rate(done)
+                    updated = _train_step(run, batch, step=done + 1, lr=lr, stop=stop)
+                    if updated is None:
+                        if done > saved:
                             save(done)
-                            saved = done
-                except (UserError, Stopped):
-                    # All processes raise these together, so they can wait for the last write together. A second Ctrl-C
-                    # may reach only one process; then it must not wait for the others.
-                    writer.close()
-                    writer.end_commands(stop)
-                    raise
-                except BaseException:
-                    writer.abandon()
-                    raise
-        writer.close()
+                        raise Stopped
+                    done += 1
+                    metrics, grad_norm = updated
+                    if done == 1:  # no update had been made yet: these are the base model's figures
+                        _report_base(metrics, recipe.objective, len(batch))
+                    record = StepRecord(
+                        **metrics.model_dump(),
+                        step=done,
+                        grad_norm=grad_norm,
+                        repetition=repetition.measure(done, last=done == schedule.total_steps),
+                        lr=lr,
+                        seconds=round(time.perf_counter() - started, 3),
+                    )
+                    world.on_main(partial(log.append, record))
+                    bar.advance(1, loss=record.loss, **({} if record.margin is None else {"margin": record.margin}))
+                    check_chosen(recipe.collapse, record.chosen_logp, step=done)
+                    repetition.check(record.repetition, step=done)
+                    if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
+                        save(done)
+                        saved = done
         final = out / "final"
         export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
         # Last: they may take hours, and no process waits for ever for the main one to export.
@@ -201,7 +186,7 @@ def _train_step(
 
     None means that the run was asked to stop before the end of the step; then nothing has changed.
     """
-    world, sharded = run.world, run.prepared.sharded
+    world, model, sharded = run.world, run.prepared.model, run.prepared.sharded
     run.optimizer.zero_grad(set_to_none=True)
     found: list[tuple[int, Metrics]] = []
     rows = run.rows(draws)
@@ -211,11 +196,11 @@ def _train_step(
         if sharded:
             # Unsharded gradients of full tuning are too large to keep until the last row.
             last = number == len(rows) - 1 or run.recipe.tuning == "full"
-            run.model.set_requires_gradient_sync(last)  # type: ignore[operator]  # FSDP adds it
+            model.set_requires_gradient_sync(last)  # type: ignore[operator]  # FSDP adds it
         batch = [draws[index] for index in indices]
         row = run.collator(batch).to(world.device)
         losses = []
-        for index, draw, logprobs in zip(indices, batch, split_logprobs(run.model(row), row), strict=True):
+        for index, draw, logprobs in zip(indices, batch, split_logprobs(model(row), row), strict=True):
             reference = None if run.reference is None else run.reference.of(draw, world.device)
             loss, metrics = _sample_loss(draw[1], logprobs, run.recipe.objective, reference)
             losses.append(loss)
@@ -228,7 +213,7 @@ def _train_step(
     for index, metrics in everything:
         if metrics.fault is not None:
             raise _not_finite(metrics.fault, f"step {step}, sample {draws[index][1].id}", untrained=step == 1)
-    parameters = _trained(run.model)
+    parameters = _trained(model)
     if not sharded:
         world.add_gradients(parameters)
     for group in run.optimizer.param_groups:
@@ -268,7 +253,7 @@ def _sample_loss(
 
 def _check_weights(run: _Run, step: int) -> None:
     """Refuse weights that the update of ``step`` made infinite or NaN, because a run cannot continue from them."""
-    own = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in _trained(run.model))
+    own = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in _trained(run.prepared.model))
     # aminmax returns NaN if there is one. Unlike isfinite it needs no memory, and full tuning has none to spare.
     extremes = [extreme for weight in own if weight.numel() for extreme in torch.aminmax(weight.detach())]
     if run.world.any(not all(math.isfinite(extreme.item()) for extreme in extremes)):

@@ -210,12 +210,10 @@ def shared_prefix_attention(
     Args:
         module: the attention layer.
         query: [1, H, N, D].
-        key: [1, H_kv, N, D].
-        value: [1, H_kv, N, D].
-        attention_mask: must be None; padding is part of the layout.
+        key, value: [1, H_kv, N, D].
+        attention_mask, dropout: must be None and 0; padding is part of the layout.
         backend: the back end that computes the attention.
         scaling: factor on the scores; None is D ** -0.5.
-        dropout: must be 0.
         shared_prefix: layout of the row.
         kwargs: other keywords of the model; those that ask for a variant of attention are refused.
 

@@ -31,15 +31,8 @@ from logotrain.parallel import World
 def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, name: str, dtype: torch.dtype) -> None:
     """Write the finished model to ``folder``, completely or not at all. All processes call this; the main one writes.
 
-    It is an adapter that PEFT and vLLM load, with ``base_config.json``; or, after full tuning, a model folder with its
-    tokenizer.
-
-    Args:
-        model: the trained model.
-        folder: the folder to write.
-        world: the processes of the run.
-        name: the model that the recipe names; its tokenizer is copied.
-        dtype: dtype of the weights in a model folder; those of an adapter are float32.
+    It is an adapter in float32 that PEFT and vLLM load, with ``base_config.json``. After full tuning it is a model
+    folder with weights in ``dtype`` and the tokenizer of ``name``, the model that the recipe names.
 
     Raises:
         UserError: the folder cannot be written.
@@ -149,11 +142,7 @@ def _contradiction(generation: GenerationConfig) -> str:
 
 
 def copy_tokenizer(name: str, folder: Path) -> None:
-    """Write the tokenizer of the model ``name`` into ``folder``.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Write the tokenizer of the model ``name`` into ``folder``; a failed write raises OSError."""
     tokenizer = load_tokenizer(name, needs_template=False)
     try:
         tokenizer.save_pretrained(folder)

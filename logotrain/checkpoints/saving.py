@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import time
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import damage, put_aside, seal
 from logotrain.checkpoints.export import Adapter, explained_writes, trained_parameters
 from logotrain.checkpoints.safe_reading import load_checkpoint
-from logotrain.interrupt import StopFlag
+from logotrain.interrupt import StopFlag, Stopped
 from logotrain.parallel import World
 from logotrain.recipe.settings import CheckpointSettings
 
@@ -83,19 +85,22 @@ class CheckpointWriter:
         def finish() -> None:
             if self._settings.asynchronous:
                 written.result()
-            if self._world.is_main:
-                self._finish(scratch, step, adapter)
+            if not self._world.is_main:
+                return
+            if adapter is not None:
+                adapter.write(scratch / _ADAPTER)
+            target = _path(self._folder, step)
+            seal(scratch, target)
+            self._remove_old()
+            if self._settings.command is not None:
+                self._start_command(self._settings.command, target, step)
 
         self._pending = self._thread.submit(finish)
         if not self._settings.asynchronous:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until no checkpoint is being written.
-
-        Raises:
-            UserError: a write failed on any process.
-        """
+        """Wait until no checkpoint is being written. A write that failed on any process raises UserError on all."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -115,13 +120,23 @@ class CheckpointWriter:
         self._thread.shutdown()
         self._world.on_main(self._remove_old)  # a run that was killed at its end left one checkpoint too many
 
-    def abandon(self) -> None:
-        """Wait for a running write and ignore its outcome: the next owner of the folder may write the same checkpoint.
-
-        With several processes this waits for nothing, because the others may be gone.
-        """
-        if self._world.size == 1:
-            self._thread.shutdown()
+    @contextmanager
+    def closing(self, stop: StopFlag) -> Iterator[None]:
+        """Close the writer at the end of the block. If the run fails or stops within it, end its commands too."""
+        try:
+            yield
+        except (UserError, Stopped):
+            # All processes raise these together, so they can wait for the last write together.
+            self.close()
+            self.end_commands(stop)
+            raise
+        except BaseException:
+            # A second Ctrl-C may reach only one process, which must not wait for the others. One process waits for a
+            # running write, because the next owner of the folder may write the same checkpoint.
+            if self._world.size == 1:
+                self._thread.shutdown()
+            raise
+        self.close()
 
     def end_commands(self, stop: StopFlag) -> None:
         """Wait for the checkpoint commands. If the run is asked to stop, note the running ones and leave them.
@@ -133,16 +148,7 @@ class CheckpointWriter:
                 time.sleep(_POLL_S)
             if command.poll() is None:
                 note(f"checkpoint.command is left running, its output goes to {log}")
-            _note_failure(command, command.poll())
-
-    def _finish(self, scratch: Path, step: int, adapter: Adapter | None) -> None:
-        if adapter is not None:
-            adapter.write(scratch / _ADAPTER)
-        target = _path(self._folder, step)
-        seal(scratch, target)
-        self._remove_old()
-        if self._settings.command is not None:
-            self._start_command(self._settings.command, target, step)
+            _note_failure(command)
 
     def _remove_scratch(self) -> None:
         """Delete the folders that a killed process was writing or deleting."""
@@ -160,7 +166,7 @@ class CheckpointWriter:
     def _start_command(self, template: str, target: Path, step: int) -> None:
         """Run the user's command beside training and write its output to a file."""
         for running, _ in self._commands:
-            _note_failure(running, running.poll())
+            _note_failure(running)
         self._commands = [(running, log) for running, log in self._commands if running.poll() is None]
         command = template
         for name, value in (("checkpoint", target), ("adapter", target / _ADAPTER), ("step", step)):
@@ -259,6 +265,6 @@ def _environment_without_launcher() -> dict[str, str]:
     }
 
 
-def _note_failure(command: subprocess.Popen[bytes], code: int | None) -> None:
-    if code:
+def _note_failure(command: subprocess.Popen[bytes]) -> None:
+    if code := command.poll():
         note(f"checkpoint.command ended with {code}: {command.args!r}; its output is beside the checkpoints")

@@ -59,7 +59,7 @@ def row_flops(step: StepPlan) -> float:
     A frozen weight costs 2 a token forward and 2 backward, a trained one 4 backward. Attention costs 2.5 times as much
     backward as forward, because flash kernels compute the scores again. The head's logits are computed twice.
     """
-    return _flops(step, step.row.samples, step.scored_positions, step.recompute, head_again=True)
+    return _flops(step, step.row.samples, step.scored_positions, head_again=True)
 
 
 def reference_flops(step: StepPlan) -> float:
@@ -72,17 +72,10 @@ def reference_flops(step: StepPlan) -> float:
         for sample in step.row.samples
         for length in sample.response_lengths
     ]
-    return _flops(step, rows, sum(row.total_length for row in rows), "full", head_again=False)
+    return _flops(replace(step, recompute="full"), rows, sum(row.total_length for row in rows), head_again=False)
 
 
-def _flops(
-    step: StepPlan,
-    samples: Sequence[SharedPrefixLayout],
-    head_positions: int,
-    recompute: Recompute,
-    *,
-    head_again: bool,
-) -> float:
+def _flops(step: StepPlan, samples: Sequence[SharedPrefixLayout], head_positions: int, *, head_again: bool) -> float:
     shape, full, trained = step.shape, step.recipe.tuning == "full", trained_weights(step.shape, step.recipe)
     tokens = sum(sample.total_length for sample in samples)
     layer_weights = sum(linear.weights for linear in shape.linears)
@@ -91,11 +84,11 @@ def _flops(
     attention = 2.0 * weights * (row_cost(samples, attention_share(shape.query_width, layer_weights)) - tokens)
     adapters = 2.0 * trained.adapters * tokens
     head = 2.0 * shape.head_parameters * head_positions
-    again = {"none": 0, "selective": 1, "full": 1}[recompute]
+    again = step.recompute != "none"
     return (
         linear * (1 + again + 1 + full)
         + adapters * (1 + again + 2)
-        + attention * (1 + (recompute == "full") + 2.5)
+        + attention * (1 + (step.recompute == "full") + 2.5)
         + head * (1 + head_again + 1 + (full or (shape.tied and trained.embedding)))
     )
 

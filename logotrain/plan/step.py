@@ -34,7 +34,7 @@ class StepPlan:
     @property
     def scored_positions(self) -> int:
         """The number of positions of the row that the output head reads."""
-        scored = sum(sum(sample.response_lengths) for sample in self.row.samples)
+        scored = sum(self.row.response_lengths)
         if scores_prompt(self.recipe.objective):
             scored += sum(sample.prompt_length - 1 for sample in self.row.samples)
         return scored

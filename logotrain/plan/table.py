@@ -109,11 +109,10 @@ class RunPlan:
             UserError: the run does not fit; the message says what would.
         """
         if self.misfit:
-            alone = f"each of these fits: {'; '.join(self.remedies)}"
-            together = (
-                "no single change helps: take shorter prompts, more GPUs with parallel.strategy=shard, tuning=qlora"
-            )
-            raise UserError(f"does not fit: {self.misfit}", where=self.model, mend=alone if self.remedies else together)
+            mend = "no single change helps: take shorter prompts, more GPUs with parallel.strategy=shard, tuning=qlora"
+            if self.remedies:
+                mend = f"each of these fits: {'; '.join(self.remedies)}"
+            raise UserError(f"does not fit: {self.misfit}", where=self.model, mend=mend)
 
     @property
     def hours(self) -> float | None:

@@ -96,7 +96,7 @@ class Collator:
         return SharedPrefixLayout(len(sample.prompt_ids), tuple(map(len, self._responses(sample))))
 
     def __call__(self, draws: Sequence[Draw]) -> Row:
-        """The row of these draws, each with the positions that belong to this seed and its epoch.
+        """Return the row of these draws, each with the positions that belong to this seed and its epoch.
 
         The positions of a sample depend on the seed, the epoch and the sample alone, not on the other samples of the
         row or the number of processes.
