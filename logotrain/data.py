@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -49,13 +49,15 @@ class TrainingData:
         """Return a table of the lengths of prompts, computed responses and rows, in tokens."""
         title = f"{len(self.samples)} samples, positions under {self.target_length}"
         table = Table("tokens", "shortest", "median", "longest", title=title)
-        _add_row(table, "prompt", (len(sample.prompt_ids) for sample in self.samples))
-        _add_row(table, "preferred response", (len(sample.chosen.token_ids) for sample in self.samples))
-        responses = [row_responses(sample, rejected=self.uses_rejected) for sample in self.samples]
+        prompts = [len(sample.prompt_ids) for sample in self.samples]
+        responses = [[*map(len, row_responses(sample, rejected=self.uses_rejected))] for sample in self.samples]
+        lengths = {"prompt": prompts, "preferred response": [chosen for chosen, *_ in responses]}
         if self.uses_rejected:
-            _add_row(table, "dis-preferred responses", (len(ids) for _, *rejected in responses for ids in rejected))
-        rows = zip(self.samples, responses, strict=True)
-        _add_row(table, "row", (len(sample.prompt_ids) + sum(map(len, ids)) for sample, ids in rows))
+            lengths["dis-preferred responses"] = [length for _, *rejected in responses for length in rejected]
+        lengths["row"] = [prompt + sum(others) for prompt, others in zip(prompts, responses, strict=True)]
+        for name, values in lengths.items():
+            ordered = sorted(values)
+            table.add_row(name, *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)))
         return table
 
 
@@ -190,8 +192,3 @@ def _warn_of_equal_responses(samples: Sequence[PreferenceSample]) -> None:
             f"warning: {len(equal)} of {len(samples)} samples, the first is {equal[0]}, have a dis-preferred response "
             "equal to the preferred one: there is no preference to learn; build with judge.enabled=true"
         )
-
-
-def _add_row(table: Table, name: str, lengths: Iterable[int]) -> None:
-    ordered = sorted(lengths)
-    table.add_row(name, *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)))

@@ -73,10 +73,7 @@ class RepetitionGuard:
     All processes call the same methods. Without prompts nothing is measured.
 
     Args:
-        settings: the ``collapse`` section of the recipe.
-        model: the model that is trained.
         prompts: token ids of each prompt.
-        world: the processes of the run.
         path: the file that keeps the untrained model's rate, and how it was measured, for a continued run.
         untrained: whether no step has been trained yet; then the rate is measured now.
 

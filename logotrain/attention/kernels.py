@@ -87,10 +87,8 @@ class Sequences(NamedTuple):
     """Pairs of query and key sequences laid end to end, in the order in which variable-length kernels take it.
 
     Attributes:
-        query_ends: int32 [S + 1], 0 and the end of each sequence of queries.
-        key_ends: int32 [S + 1], 0 and the end of each sequence of keys.
-        max_query: length of the longest sequence of queries.
-        max_key: length of the longest sequence of keys.
+        query_ends, key_ends: int32 [S + 1], 0 and the end of each sequence.
+        max_query, max_key: length of the longest sequence.
     """
 
     query_ends: Tensor

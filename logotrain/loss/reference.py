@@ -74,8 +74,6 @@ class ReferenceLogprobs:
         Args:
             draws: all draws that training will need.
             model: the untrained model; under sharding, this process's part of it.
-            collator: makes the rows of training.
-            world: the processes of the run.
             share: returns this process's rows of a block of draws, as indices into the block.
             block: number of draws between two writes.
             stop: checked after each write.
