@@ -241,13 +241,12 @@ class _Formulas:
         if self.step.recompute != "none":
             working += self.layer - (self._attention_outputs if self.step.recompute == "selective" else 0)
             working -= nd * 4 * (b == 4)  # without a cast the first norm keeps the layer's input itself
-        if self.full:
+        if self.full or self.recipe.tuning == "qlora":
+            # The gradient of a weight, or a 4-bit weight unpacked.
             working += b * max(linear.weights for linear in shape.linears)
         if self.full and self.sharded:
             # Gradients of the layer before on their way to their owners; that layer's activations are gone.
             working += max(0, 4 * shape.layer_parameters - self.kept_layer)
-        if self.recipe.tuning == "qlora":
-            working += b * max(linear.weights for linear in shape.linears)
         return self.moment(self._gathered, self._earlier, self.kept - self._last_norm, working + self._head_gradient)
 
     def at_end(self) -> dict[str, float]:
