@@ -71,9 +71,7 @@ class Traits:
 def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTrainedConfig:
     """Return the config of the model to train, its window scaled as ``recipe.rope`` says. No weights are read.
 
-    Args:
-        recipe: the recipe of the run.
-        shapes_only: see :func:`logodata.models.loading.load_config`.
+    For ``shapes_only`` see :func:`logodata.models.loading.load_config`.
 
     Raises:
         UserError: there is no such model, it cannot be trained (see :func:`read_traits`), or not with these settings:
@@ -237,12 +235,8 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
     """Refuse a loaded model whose layers fail on a row, or give another result under another random seed.
 
     Policy and reference must be functions of the row, and a backward pass that recomputes layers must get the values of
-    the forward pass. Evaluation mode turns noise off; this check finds layers that ignore evaluation mode.
-
-    Args:
-        model: the model as it trains, inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
-        world: the processes of the run; all call this together.
-        name: name of the model, for messages.
+    the forward pass. Evaluation mode turns noise off; this check finds layers that ignore evaluation mode. All
+    processes call it together, inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
 
     Raises:
         UserError: the model fails on a row, or its results differ.

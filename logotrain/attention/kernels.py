@@ -135,10 +135,8 @@ class Sequences(NamedTuple):
     """Pairs of query and key sequences laid end to end, in the order in which variable-length kernels take it.
 
     Attributes:
-        query_ends: int32 [S + 1], 0 and the end of each sequence of queries.
-        key_ends: int32 [S + 1], 0 and the end of each sequence of keys.
-        max_query: length of the longest sequence of queries.
-        max_key: length of the longest sequence of keys.
+        query_ends, key_ends: int32 [S + 1], 0 and the end of each sequence.
+        max_query, max_key: length of the longest sequence.
     """
 
     query_ends: Tensor
@@ -163,7 +161,7 @@ def flash_attention(
     variant: Variant = PLAIN,
     varlen: Varlen | None = None,
 ) -> Tensor:
-    """Compute the attention of a row with two calls of a variable-length kernel, without a mask.
+    """Compute an :data:`Attention` with two calls of a variable-length kernel, without a mask.
 
     The first call cuts the row into prompts, responses and padding. Its result is right for prompts and padding; the
     responses see only themselves there, and this small part is thrown away. In the second call each response has R_j

@@ -126,20 +126,11 @@ def use_shared_prefix(model: PreTrainedModel, backend: Kernel = "sdpa") -> Itera
     Its forward then needs ``shared_prefix=row_layout``; a call without it raises ValueError. Forward and backward pass
     both belong in the block, because recomputation runs the attention again.
 
-    Args:
-        model: the causal language model, plain or inside PEFT.
-        backend: see :func:`choose_backend`; ``sdpa`` runs on any device.
-
     Raises:
         UserError: the model does not let its attention be replaced.
     """
     before = model.config._attn_implementation
-    model.set_attn_implementation(_INTERFACE_NAMES[backend])
-    if model.config._attn_implementation != _INTERFACE_NAMES[backend]:
-        raise UserError(
-            f"{type(model).__name__} does not let its attention be replaced",
-            mend="use a model built on transformers' attention interface",
-        )
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:
@@ -192,7 +183,6 @@ def shared_prefix_attention(
             None is full. Padding is part of the layout.
         backend: the back end that computes the attention.
         scaling: factor on the scores; None is D ** -0.5.
-        dropout: must be 0.
         shared_prefix: layout of the row.
         softcap: see :class:`logotrain.attention.variants.Variant`.
         s_aux: [H], the sinks of the heads.

@@ -1,26 +1,17 @@
-"""What adapters change of a model. It is decided here alone, from names of layers, for plans and for training."""
+"""Decide from the names of a model's layers which of them get an adapter, for plans and for training."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from logodata.common.errors import UserError
 from logotrain.recipe.settings import ALL_LINEAR, LoraSettings
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterTargets:
-    """The names of the linear layers that get an adapter, and whether the whole token embedding is trained too."""
-
-    modules: tuple[str, ...]
-    embedding: bool
-
-
 def adapter_targets(
     settings: LoraSettings, linears: Collection[str], head: str, *, tied: bool, where: str
-) -> AdapterTargets:
-    """Decide which layers get an adapter, and whether the token embedding is trained.
+) -> tuple[list[str], bool]:
+    """Return the names of the layers that get an adapter, and whether the whole token embedding is trained beside them.
 
     Args:
         settings: its ``all-linear`` and ``auto`` are resolved here.
@@ -51,4 +42,4 @@ def adapter_targets(
             where=where,
             mend=f"leave {head} out of lora.target_modules, or set lora.train_embeddings=false",
         )
-    return AdapterTargets(tuple(wanted), not tied if settings.train_embeddings == "auto" else settings.train_embeddings)
+    return list(wanted), not tied if settings.train_embeddings == "auto" else settings.train_embeddings

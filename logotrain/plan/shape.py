@@ -213,7 +213,7 @@ def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
     if recipe.tuning == "full":
         return Trained((), 0, True, shape.parameters)
     names = {linear.name for linear in shape.linears if linear.adaptable}
-    chosen = adapter_targets(recipe.lora, names, shape.head, tied=shape.tied, where=recipe.model)
-    targets = tuple(linear for linear in shape.linears if linear.name in chosen.modules)
+    chosen, embedding = adapter_targets(recipe.lora, names, shape.head, tied=shape.tied, where=recipe.model)
+    targets = tuple(linear for linear in shape.linears if linear.name in chosen)
     adapters = shape.num_layers * recipe.lora.rank * sum(linear.inputs + linear.outputs for linear in targets)
-    return Trained(targets, adapters, chosen.embedding, adapters + chosen.embedding * shape.embedding_parameters)
+    return Trained(targets, adapters, embedding, adapters + embedding * shape.embedding_parameters)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
-from logodata.common.recipes.files import shipped_recipes
-from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
+from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, Tokens
 from logotrain.recipe.foreign_names import NAMES, VALUES
 
@@ -341,39 +339,6 @@ class TrainRecipe(RecipeModel):
     def narrow_adapters(self) -> bool:
         """Whether float32 adapters compute in bfloat16, as their base model does."""
         return self.tuning != "full" and self.dtype == "bfloat16"
-
-
-def load_train_recipe(
-    file: Path | None, model: str | None, overrides: Sequence[str], **fields: object
-) -> tuple[TrainRecipe, Path | None]:
-    """Read the recipe of a training from its file, options and overrides.
-
-    Args:
-        file: a recipe; without one ``--model embedded`` takes the shipped embedded.yaml, and any other model the
-            defaults, with a learning rate for what is trained.
-        model: the model to train.
-        overrides: ``key=value``; options hold over them.
-        fields: what other options say, by dotted key; None says nothing.
-
-    Returns:
-        the recipe, and the file that it was read from.
-
-    Raises:
-        UserError: see :func:`logodata.common.recipes.reading.load_recipe`.
-    """
-    from logodata.common.console import note
-    from logotrain.recipe.defaults import without_recipe
-
-    overrides = [*overrides, *as_overrides({"model": model, **fields})]
-    if file is None and model == "embedded":
-        file = shipped_recipes() / "embedded.yaml"
-        note("--model embedded: settings of recipes/embedded.yaml (model=embedded alone takes the defaults)")
-    recipe = load_recipe(TrainRecipe, "train", file, overrides)
-    if file is None:
-        recipe = without_recipe(recipe)
-        rate = f"optimizer.lr={recipe.optimizer.lr:g} for tuning={recipe.tuning}"
-        note(f"no recipe: the paper's settings for Llama-3-8B, and {rate}; --dry-run shows them all")
-    return recipe, file
 
 
 def uses_rejected(settings: ObjectiveSettings) -> bool:

@@ -30,7 +30,8 @@ from logotrain.parallel import World
 from logotrain.plan import choices
 from logotrain.plan.choices import CARDS
 from logotrain.recipe import defaults
-from logotrain.recipe.settings import LoraSettings, TrainRecipe, load_train_recipe
+from logotrain.recipe.defaults import load_train_recipe
+from logotrain.recipe.settings import LoraSettings, TrainRecipe
 from logotrain.run import _settled, duration, run, summary
 
 Recipes = Callable[..., TrainRecipe]
