@@ -36,7 +36,7 @@ def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], ma
     device = next(model.parameters()).device
     rates = []
     # Plain attention generates, uncompiled because shapes change with every token.
-    plain, eager = attention_of(model.causal_lm, "sdpa"), torch.compiler.set_stance("force_eager")
+    plain, eager = attention_of(model.causal_lm, model.plain_attention), torch.compiler.set_stance("force_eager")
     with plain, eager, without_backward(model):
         for prompt in prompts:
             ids = torch.tensor([list(prompt)], device=device)

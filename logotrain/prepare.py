@@ -15,7 +15,6 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.models.loading import load_config
 from logodata.models.text_config import head_dim, text_config
-from logotrain.attention.shared_prefix import choose_backend
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
@@ -23,10 +22,11 @@ from logotrain.parallel import World, shard
 from logotrain.plan.choices import check_recompute, check_strategy, choose_recompute, choose_strategy
 from logotrain.plan.shape import layer_weights, model_shape
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe
+from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import SharedPrefixLayout
 from logotrain.rows.packing import attention_share, largest_row
+from logotrain.trainable import AttentionChoice, choose_attention, read_traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Prepared:
 
     model: LogprobModel
     sharded: bool
-    backend: Backend
+    attention: AttentionChoice
     attention_share: float
 
 
@@ -58,10 +58,13 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         UserError: what the recipe asks for does not run here, or the model cannot be trained.
     """
     check_strategy(recipe, world.size)
-    backend, reason = choose_backend(recipe.attention, world.device, getattr(torch, recipe.dtype))
-    note(f"attention: {backend} ({reason})")
-    strategy, recompute = _decide(recipe, world, collator, layouts, backend)
-    check_recompute(recompute, backend)
+    traits = read_traits(load_config(recipe.model))
+    attention = choose_attention(
+        traits, world.device, getattr(torch, recipe.dtype), sharing=recipe.sharing, wanted=recipe.attention
+    )
+    note(f"attention: {attention}")
+    strategy, recompute = _decide(recipe, world, collator, layouts, attention)
+    check_recompute(recompute, attention.by)
     # One process has nothing to share; only FSDP's mixed precision keeps float32 weights and computes in bfloat16.
     sharded = recipe.mixed_precision or (world.size > 1 and strategy == "shard")
     if sharded and recipe.tuning == "qlora":
@@ -70,7 +73,10 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     model = LogprobModel(
         load_trainable(recipe, torch.device("cpu") if sharded else world.device),
         autocast=torch.bfloat16 if recipe.narrow_adapters else None,
+        plain_attention=traits.separate,
     )
+    if sharded and not attention.shared:
+        model.min_passes = max(len(layout.response_lengths) for layout in layouts) if layouts else 0
     layers = decoder_layers(model)
     config = text_config(model.causal_lm.config)
     weights = sum(map(layer_weights, layers)) // len(layers)
@@ -82,11 +88,15 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         shard(model, recipe, world)
     else:
         world.same_start(parameter for parameter in model.parameters() if parameter.requires_grad)
-    return Prepared(model, sharded, backend, share)
+    return Prepared(model, sharded, attention, share)
 
 
 def _decide(
-    recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequence[SharedPrefixLayout], backend: Backend
+    recipe: TrainRecipe,
+    world: World,
+    collator: Collator,
+    layouts: Sequence[SharedPrefixLayout],
+    attention: AttentionChoice,
 ) -> tuple[Strategy, Recompute]:
     if not layouts:
         return "replicate", "none"
@@ -98,7 +108,8 @@ def _decide(
         recipe=recipe,
         row=largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple),
         world_size=world.size,
-        backend=backend,
+        backend=attention.by,
+        shared=attention.shared,
         num_rows=math.ceil(recipe.samples_per_step / world.size),
         device_bytes=min(world.gather(_device_bytes(world))),
     )

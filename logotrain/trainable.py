@@ -1,19 +1,17 @@
 """Find out how a model can be trained: on a small copy of it before weights are read, then on its loaded weights.
 
-Lists of models and of their settings would be out of date with each release of transformers. So a small copy with random
-weights is asked: whether responses over a shared prompt get the log-probabilities of separate rows, and what else
-training depends on.
+Lists of models and of their settings would be out of date with each release of transformers. So a small copy with
+random weights is asked: whether responses over a shared prompt get the log-probabilities of separate rows, and what
+else training depends on.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,13 +24,13 @@ from logodata.models.loading import empty_model, load_config
 from logodata.models.logprobs import token_logprobs
 from logodata.models.text_config import config_name, text_config
 from logotrain.attention.kernels import forget_rows
-from logotrain.attention.shared_prefix import recorded_features, use_shared_prefix
+from logotrain.attention.shared_prefix import attention_of, choose_backend, recorded_features, use_shared_prefix
 from logotrain.attention.variants import Feature
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.rope import scaled_config
 from logotrain.model.tiny import VOCABULARY, small_configs
 from logotrain.parallel import World, without_backward
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.recipe.settings import Backend, Implementation, TrainRecipe
 from logotrain.rows.collate import Row
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
@@ -44,7 +42,7 @@ _TOLERANCE = 1e-3
 parts in float32, equal ones differ by less than 1e-4; what a model does otherwise, such as a cap on scores, shows from
 1e-2 on."""
 
-_MOST_WEIGHTS = 200_000_000
+_MOST_WEIGHTS = 120_000_000
 """Weights of the largest small copy that is tried."""
 
 _GAIN = 3.0
@@ -93,30 +91,22 @@ def read_traits(config: PreTrainedConfig) -> Traits:
     Raises:
         UserError: transformers has no such text model, its tokens depend on later tokens, or it draws random numbers.
     """
-    return _read_traits(config.__class__, json.dumps(config.to_dict(), sort_keys=True, default=str), _Hashed(config))
+    key = config.to_json_string(use_diff=False)
+    if key not in _known:
+        _known[key] = _find_traits(config)
+    return _known[key]
 
 
-class _Hashed:
-    """A config as an argument of a cached function that knows it by its other arguments."""
-
-    def __init__(self, config: PreTrainedConfig) -> None:
-        self.config = config
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashed)
-
-    def __hash__(self) -> int:
-        return 0
+_known: dict[str, Traits] = {}
+"""The traits found by this process, by the JSON of the config: a command asks more than once."""
 
 
-@lru_cache(maxsize=4)
-def _read_traits(_kind: type[PreTrainedConfig], _fields: str, hashed: _Hashed) -> Traits:
-    config = hashed.config
+def _find_traits(config: PreTrainedConfig) -> Traits:
     where = config_name(config)
     with _own_random_state(), torch.no_grad():
         found = _small_model(config, where)
         if isinstance(found, str):
-            return Traits(f"no small copy of it could be tried ({found})")
+            return Traits(f"no small copy of it could be tried ({found})", separate="sdpa")
         model, truth = found
         scorer, row = LogprobModel(model), _probe_row(VOCABULARY)
         _check_function(scorer, row, truth, where)
@@ -178,6 +168,68 @@ def _draw_weights(model: PreTrainedModel) -> None:
     for weight in model.parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, std=_GAIN * weight.shape[-1] ** -0.5)
+
+
+class AttentionChoice(NamedTuple):
+    """How the attention of a model is computed while it trains.
+
+    Attributes:
+        shared: whether the responses of a sample share one computation of their prompt.
+        by: the back end of shared rows, or transformers' implementation for separate ones.
+        reason: why.
+    """
+
+    shared: bool
+    by: Implementation
+    reason: str
+
+    def __str__(self) -> str:
+        if self.shared:
+            return f"{self.by} ({self.reason})"
+        return f"{self.by}, a row for each response, which computes its prompt again ({self.reason})"
+
+    @contextmanager
+    def of(self, model: PreTrainedModel) -> Iterator[None]:
+        """Make a model, plain or inside PEFT, compute its attention so within the block."""
+        with use_shared_prefix(model, self.by) if self.by != "eager" and self.shared else attention_of(model, self.by):
+            yield
+
+
+def choose_attention(
+    traits: Traits,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    sharing: Literal["auto", "prompt", "none"] = "auto",
+    wanted: Literal["auto", Backend] = "auto",
+    here: bool = True,
+) -> AttentionChoice:
+    """Choose how the attention of a model is computed on a device.
+
+    Args:
+        traits: of the model.
+        device: where it is computed.
+        dtype: of queries, keys and values.
+        sharing: see :class:`logotrain.recipe.settings.TrainRecipe`.
+        wanted: the back end that is asked for.
+        here: see :func:`logotrain.attention.shared_prefix.choose_backend`.
+
+    Raises:
+        UserError: what is asked for cannot be computed.
+    """
+    obstacle = traits.obstacle or ("as asked for" if sharing == "none" else "")
+    if not obstacle:
+        try:
+            return AttentionChoice(True, *choose_backend(wanted, device, dtype, features=traits.features, here=here))
+        except UserError as error:
+            if wanted != "auto" or sharing == "prompt":
+                raise
+            obstacle = error.what
+    if wanted in ("flash", "flex"):
+        raise UserError(
+            f"attention={wanted} is for shared prompts, and there are none: {obstacle}", mend="set attention=auto"
+        )
+    return AttentionChoice(False, traits.separate, obstacle)
 
 
 def _check_function(scorer: LogprobModel, row: Row, truth: Tensor, where: str) -> None:
@@ -258,23 +310,21 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
 
 
 def _probe_row(vocabulary: int) -> Row:
-    """Two samples and padding, with gaps between positions. All responses of a sample begin with the same token."""
+    """Return two samples and padding, with gaps between positions. A sample's responses begin with the same token."""
     layout = RowLayout((SharedPrefixLayout(17, (6, 4, 5)), SharedPrefixLayout(9, (3, 5))), padding=3)
     ids = torch.arange(layout.total_length) * 7 % vocabulary
     gathered: list[Tensor] = []
-    for start, starts, sample in zip(layout.sample_starts, layout.response_starts, layout.samples, strict=True):
+    targets: list[Tensor] = []
+    for start, firsts, sample in zip(layout.sample_starts, layout.response_starts, layout.samples, strict=True):
         last = start + sample.prompt_length - 1
-        for first, length in zip(starts, sample.response_lengths, strict=True):
+        for first, length in zip(firsts, sample.response_lengths, strict=True):
             ids[first] = ids[last]
             gathered.append(torch.tensor([last, *range(first, first + length - 1)]))
-    targets = torch.cat(
-        [
-            ids[first : first + n]
-            for first, n in zip(sum(layout.response_starts, ()), layout.response_lengths, strict=True)
-        ]
-    )
+            targets.append(ids[first : first + length])
     counts = tuple((0, *sample.response_lengths) for sample in layout.samples)
-    return Row(("probe",) * 2, ids[None], _positions(layout, gap=3), torch.cat(gathered), targets, counts, layout)
+    return Row(
+        ("probe",) * 2, ids[None], _positions(layout, gap=3), torch.cat(gathered), torch.cat(targets), counts, layout
+    )
 
 
 def _positions(layout: RowLayout, *, gap: int) -> Tensor:

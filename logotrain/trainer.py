@@ -19,7 +19,6 @@ from logodata.common.console import note, progress
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logodata.dataset.log_probs import FAR_BEHIND
-from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.checkpoints.export import export
 from logotrain.checkpoints.saving import CheckpointWriter, restore
 from logotrain.data import TrainingData
@@ -115,7 +114,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         writer.save(step, model.model, optimizer)
 
     with stop_on_signal() as stop:
-        with use_shared_prefix(model.causal_lm, prepared.backend), no_gradient_lost():
+        with prepared.attention.of(model.causal_lm), no_gradient_lost():
             check_weights(model, world, recipe.model)
             if reference is not None:
                 reference.complete(

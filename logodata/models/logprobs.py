@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -37,8 +37,8 @@ def head_logprobs(head: Callable[[Tensor], Tensor], states: Tensor, targets: Ten
     logits of 64K tokens over a vocabulary of 128K would take 33 GB.
 
     Args:
-        head: gives the logits [T, V] of states; a module, or :func:`head_logits` of a model. Under FSDP a weight that is
-            read from outside of its module is a shard.
+        head: gives the logits [T, V] of states: a module, or :func:`head_logits` of a model. Under FSDP a weight that
+            is read from outside of its module is a shard.
         states: [T, d], the last hidden states.
         targets: int64 [T], the token that each of them predicts.
         chunk_tokens: tokens whose logits are in memory at once.
@@ -57,9 +57,15 @@ def _head_logprobs(head: Callable[[Tensor], Tensor], states: Tensor, targets: Te
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the part of a causal language model that gives its last hidden states."""
-    decoder: PreTrainedModel = model.get_decoder()
-    return decoder if decoder is model or decoder.get_decoder() is decoder else decoder_of(decoder)
+    """Return the part of a causal language model that gives its last hidden states.
+
+    In a model that also sees or hears it is the text decoder, which may be wrapped more than once.
+    """
+    decoder: Any = model.get_decoder()
+    if decoder is model and model.get_output_embeddings() is not None:
+        # Some models do not know the part's name (Llama 4 in transformers 5.19).
+        decoder = next(child for child in model.children() if hasattr(child, "get_decoder"))
+    return model if decoder is model else decoder_of(decoder)
 
 
 class _States(BaseModelOutputWithPast):
@@ -85,7 +91,8 @@ def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
     """
     decoder = decoder_of(model)
     replaced = decoder.__dict__.get("forward")
-    decoder.forward = lambda *_, **__: _States(last_hidden_state=states[None])
+    given: Any = states[None]
+    decoder.forward = lambda *_, **__: _States(last_hidden_state=given)
     try:
         logits: Tensor = model(input_ids=states.new_zeros(1, 1, dtype=torch.int64), use_cache=False).logits
     finally:

@@ -112,13 +112,12 @@ def _score(samples: Sequence[PreferenceSample], session: Session, predictions: P
             )
     waiting = [sample for sample in samples if sample.id not in log]
     if waiting:
-        from logotrain.attention.shared_prefix import choose_backend, use_shared_prefix
         from logotrain.loss.logprobs import LogprobModel
+        from logotrain.trainable import choose_attention, read_traits
 
-        backend, _ = choose_backend("auto", session.model.device, session.model.dtype)
-
+        attention = choose_attention(read_traits(session.model.config), session.model.device, session.model.dtype)
         with (
-            use_shared_prefix(session.model, backend),
+            attention.of(session.model),
             progress("pairs: log-probabilities", len(samples), len(samples) - len(waiting)) as tracker,
         ):
             for sample in waiting:

@@ -86,7 +86,8 @@ def sdpa_attention(
                 keys, values = _with_sink_key(keys, values)
             outputs.append(_sdpa(queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling))
     if layout.padding:
-        outputs.append(_sdpa(*padding, is_causal=True, scale=scaling))
+        q, k, v = padding
+        outputs.append(_sdpa(q, k, v, is_causal=True, scale=scaling))
     return torch.cat(outputs, dim=2).flatten(0, 1)
 
 

@@ -87,8 +87,7 @@ def choose_backend(
         "sdpa": "",
     }
     for backend, obstacle in obstacles.items():
-        missing = sorted({*features} - _COMPUTES[backend])
-        if missing and not obstacle:
+        if not obstacle and (missing := sorted({*features} - _COMPUTES[backend])):
             obstacles[backend] = f"{backend} does not compute {', '.join(missing)}"
     if wanted != "auto":
         if obstacles[wanted]:
@@ -129,6 +128,18 @@ def use_shared_prefix(model: PreTrainedModel, backend: Kernel = "sdpa") -> Itera
     Raises:
         UserError: the model does not let its attention be replaced.
     """
+    with attention_of(model, _INTERFACE_NAMES[backend]):
+        if model.config._attn_implementation != _INTERFACE_NAMES[backend]:
+            raise UserError(
+                f"{type(model).__name__} does not let its attention be replaced",
+                mend="use a model built on transformers' attention interface",
+            )
+        yield
+
+
+@contextmanager
+def attention_of(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Make a model use another of transformers' attention implementations within the block."""
     before = model.config._attn_implementation
     model.set_attn_implementation(implementation)
     try:

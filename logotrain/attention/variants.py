@@ -71,7 +71,7 @@ class Variant(NamedTuple):
 PLAIN = Variant()
 
 
-def layer_reach(*, mask_function: Callable[..., Tensor], local_size: int | None = None, **_: Any) -> Reach:
+def layer_reach(*, mask_function: Callable[..., Any], local_size: int | None = None, **_: Any) -> Reach:
     """Return the reach that a mask of transformers gives; transformers calls it in place of making the mask.
 
     A mask function says which tokens attend to which. It is compared with the reaches of ``local_size`` at the indices

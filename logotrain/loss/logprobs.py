@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -52,15 +52,22 @@ class LogprobModel(nn.Module):
         autocast: type in which float32 adapters on a narrower base compute, as they would once merged; None: every
             weight computes in its own. PEFT would otherwise keep a float32 copy of each target's input.
 
+        plain_attention: the implementation of transformers' attention that generates.
+
     Attributes:
         min_passes: forward passes that a row takes at least, where each response is a row of its own.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        autocast: torch.dtype | None = None,
+        plain_attention: Literal["sdpa", "eager"] = "sdpa",
+    ) -> None:
         super().__init__()
         self.model = model
+        self.plain_attention, self.min_passes = plain_attention, 0
         self._autocast_dtype = autocast
-        self.min_passes = 0
         if autocast is not None:
             for module in model.modules():
                 if isinstance(module, BaseTunerLayer):

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from logodata.common.errors import UserError
+from logodata.models.logprobs import decoder_of
 from logotrain.recipe.settings import Recompute
 
 _KEPT_OPERATORS = frozenset(
@@ -38,6 +40,8 @@ def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
     Raises:
         UserError: the model is not built of transformers' layers.
     """
+    causal_lm = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    model = model if causal_lm is None else decoder_of(causal_lm)  # not what sees and hears
     layers: list[GradientCheckpointingLayer] = []
     inside: set[nn.Module] = set()
     for module in model.modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -16,11 +17,14 @@ WINDOW = 6
 
 VOCABULARY = 128
 
-_WIDTH, _HEAD_WIDTH, _INNER_WIDTH = 512, 16, 32
+_HEADS, _HEAD_WIDTH, _INNER_WIDTH, _EXPERTS = 4, 16, 32, 16
 _MOST_LAYERS = 6
 
 _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
 _INNER = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "n_inner")
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_GROUPS = {"n_group": 2, "topk_group": 2, "num_experts_per_tok": 4}
+_HEAD_COUNTS = re.compile("num_(?!.*(linear|mamba|ssm)).*heads")
 _IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -31,18 +35,27 @@ def small_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     A copy has :data:`VOCABULARY` tokens, windows and chunks of :data:`WINDOW` tokens, and one layer of each kind that
     the model has, at least two layers.
     """
-    heads = _field(text_config(config), "num_attention_heads")
+    inner = dict.fromkeys(_INNER, _INNER_WIDTH)
+    narrow_heads = {"head_dim": _HEAD_WIDTH, "rotary_dim": _HEAD_WIDTH}
+    text = text_config(config)
+    heads = _field(text, "num_attention_heads")
     if isinstance(heads, int):
-        # Some models need a width of an even number of features for each head.
-        width = heads * min(_HEAD_WIDTH, max(4, _WIDTH // heads // 2 * 2))
-        narrow = {"hidden_size": width, **dict.fromkeys(_INNER, _INNER_WIDTH)}
-        yield _changed(config, narrow | {"head_dim": _HEAD_WIDTH}, fewer_layers=True)
-        yield _changed(config, narrow, fewer_layers=True)
-        yield _changed(config, narrow, fewer_layers=False)
-    yield _changed(config, dict.fromkeys(_INNER, _INNER_WIDTH), fewer_layers=True)
+        fewer = max(1, heads // _HEADS)
+        counts = {
+            name: value for name, value in vars(text).items() if isinstance(value, int) and _HEAD_COUNTS.match(name)
+        }
+        few = {name: max(1, value // fewer) for name, value in counts.items()}
+        few |= {"hidden_size": heads // fewer * _HEAD_WIDTH, **dict.fromkeys(_EXPERT_COUNTS, _EXPERTS), **_GROUPS}
+        width = {"hidden_size": heads * _HEAD_WIDTH}
+        yield _changed(config, inner | few | narrow_heads)
+        yield _changed(config, inner | few)
+        yield _changed(config, inner | width | narrow_heads)
+        yield _changed(config, inner | width)
+        yield _changed(config, inner | width, fewer_layers=False)
+    yield _changed(config, inner)
 
 
-def _changed(config: PreTrainedConfig, sizes: Mapping[str, int], *, fewer_layers: bool) -> PreTrainedConfig:
+def _changed(config: PreTrainedConfig, sizes: Mapping[str, int], *, fewer_layers: bool = True) -> PreTrainedConfig:
     small = copy.deepcopy(config)
     text = text_config(small)
     for other in vars(small).values():  # what sees and hears

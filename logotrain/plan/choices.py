@@ -14,7 +14,7 @@ from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
 from logotrain.plan.shape import trained_weights
 from logotrain.plan.step import StepPlan
 from logotrain.recipe.defaults import has_gpu
-from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe
+from logotrain.recipe.settings import Implementation, Recompute, Strategy, TrainRecipe
 from logotrain.rows.layout import SharedPrefixLayout
 from logotrain.rows.packing import attention_share, row_cost
 
@@ -59,7 +59,7 @@ def row_flops(step: StepPlan) -> float:
     A frozen weight costs 2 a token forward and 2 backward, a trained one 4 backward. Attention costs 2.5 times as much
     backward as forward, because flash kernels compute the scores again. The head's logits are computed twice.
     """
-    return _flops(step, step.row.samples, step.scored_positions, head_again=True)
+    return _flops(step, step.computed.samples, step.scored_positions, head_again=True)
 
 
 def reference_flops(step: StepPlan) -> float:
@@ -67,12 +67,8 @@ def reference_flops(step: StepPlan) -> float:
 
     Each response has a row of its own, with logits at every position, and all but the head is computed again.
     """
-    rows = [
-        SharedPrefixLayout(sample.prompt_length, (length,))
-        for sample in step.row.samples
-        for length in sample.response_lengths
-    ]
-    return _flops(replace(step, recompute="full"), rows, sum(row.total_length for row in rows), head_again=False)
+    rows = step.row.separate
+    return _flops(replace(step, recompute="full"), rows.samples, rows.total_length, head_again=False)
 
 
 def _flops(step: StepPlan, samples: Sequence[SharedPrefixLayout], head_positions: int, *, head_again: bool) -> float:
@@ -114,15 +110,15 @@ def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
         )
 
 
-def recompute_choices(backend: Backend) -> tuple[Recompute, ...]:
+def recompute_choices(backend: Implementation) -> tuple[Recompute, ...]:
     """Return the choices of recompute that an attention back end allows, from the fastest to the smallest.
 
     FlexAttention's compiled kernel is no operator whose result could be kept, so ``selective`` would compute all again.
     """
-    return ("none", "full") if backend == "flex" else get_args(Recompute)
+    return ("none", "full") if backend in ("flex", "eager") else get_args(Recompute)
 
 
-def check_recompute(choice: Recompute, backend: Backend) -> None:
+def check_recompute(choice: Recompute, backend: Implementation) -> None:
     """Refuse a choice that is not among :func:`recompute_choices`.
 
     Raises:

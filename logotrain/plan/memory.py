@@ -15,6 +15,8 @@ h is the number of query heads, b the number of bytes of an activation.
   and 4 N f for down: 27 GiB more for Llama-3-8B at 8K with adapters everywhere.
 - rotary embedding, residual sums, scaling: nothing.
 
+Without sharing, N counts the prompt once for each response.
+
 ``selective`` recompute keeps of a layer its input b N d and the attention's output and log-sum-exp, ``full`` the input
 only; both have the rest of one layer at a time in the backward pass. torch.compile keeps less than this: its
 recomputation is not modelled, and the estimate is an upper bound there.
@@ -83,9 +85,9 @@ class _Formulas:
         # Without FSDP's mixed precision float32 weights compute in float32.
         narrow = step.recipe.dtype == "bfloat16" and (self.sharded or not self.full)
         self.b = 2 if narrow else 4
-        self.n = step.row.total_length
+        self.n = step.computed.total_length
         self.nd = self.n * step.shape.hidden
-        self.responses = sum(step.row.response_lengths)
+        self.responses = sum(step.computed.response_lengths)
         self.scored = step.scored_positions
 
     # What is held all the time.
@@ -157,14 +159,19 @@ class _Formulas:
     def _attention_extra(self) -> float:
         """What a back end keeps of a layer beside queries, keys, values, outputs."""
         shape, b = self.shape, self.b
+        if self.step.backend == "eager":
+            # Scores, and probabilities in float32 and in the type of activations.
+            return (2 * b + 4) * shape.num_heads * sum(row.total_length**2 for row in self.step.computed.samples)
+        if not self.step.shared:
+            return 0
         if self.step.backend == "flash":
             # The second call takes the responses' queries, and each response's keys and values after its prompt's.
             keys = self.responses
-            keys += sum(sample.prompt_length * len(sample.response_lengths) for sample in self.step.row.samples)
+            keys += sum(sample.prompt_length * len(sample.response_lengths) for sample in self.step.computed.samples)
             return b * (self.responses * shape.query_width + keys * 2 * shape.key_width)
         if self.step.backend == "sdpa":
             # The mask of each sample's responses is kept as floats.
-            return sum(b * sum(sample.response_lengths) * sample.total_length for sample in self.step.row.samples)
+            return sum(b * sum(sample.response_lengths) * sample.total_length for sample in self.step.computed.samples)
         return 0
 
     @cached_property

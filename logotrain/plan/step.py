@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from logotrain.plan.shape import ModelShape
-from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe, scores_prompt
+from logotrain.recipe.settings import Implementation, Recompute, Strategy, TrainRecipe, scores_prompt
 from logotrain.rows.layout import RowLayout
 
 
@@ -19,6 +19,7 @@ class StepPlan:
         num_rows: number of rows of one process in a step. From the second one on, gradients are in memory before the
             forward pass.
         device_bytes: memory of one device; None if no limit is known.
+        shared: whether the responses of a sample share one computation of their prompt.
     """
 
     shape: ModelShape
@@ -27,9 +28,15 @@ class StepPlan:
     recompute: Recompute = "none"
     strategy: Strategy = "replicate"
     world_size: int = 1
-    backend: Backend = "flash"
+    backend: Implementation = "flash"
     num_rows: int = 2
     device_bytes: int | None = None
+    shared: bool = True
+
+    @property
+    def computed(self) -> RowLayout:
+        """The row as it is computed: without sharing, each response after a prompt of its own."""
+        return self.row if self.shared else self.row.separate
 
     @property
     def scored_positions(self) -> int:

@@ -12,7 +12,6 @@ from rich.console import Group
 from rich.table import Table
 
 from logodata.common.errors import UserError
-from logotrain.attention.shared_prefix import choose_backend
 from logotrain.plan.assumed import PlannedData
 from logotrain.plan.choices import (
     CARDS,
@@ -28,11 +27,12 @@ from logotrain.plan.choices import (
 from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
 from logotrain.plan.shape import model_shape, trained_weights
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe, uses_rejected
+from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe, uses_rejected
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import largest_row, pack_rows
 from logotrain.schedule import Schedule
+from logotrain.trainable import choose_attention, read_traits
 
 _CONTEXTS = (4096, 8192, 16384, 32768, 65536)
 _NUM_REJECTED = tuple(range(1, 9))
@@ -83,7 +83,7 @@ class RunPlan:
     model: str
     card: str
     num_gpus: int
-    attention: Backend
+    attention: str
     assumption: str
     parameters: Parameters
     largest_row: int
@@ -140,13 +140,21 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
     rows_per_step = max(1, math.ceil(samples_per_step / _samples_per_row(layouts, recipe.row_tokens)))
     device = torch.device("cpu" if card == "cpu" else "cuda")
-    backend, _ = choose_backend(recipe.attention, device, getattr(torch, recipe.dtype), here=False)
+    attention = choose_attention(
+        read_traits(planned.config),
+        device,
+        getattr(torch, recipe.dtype),
+        sharing=recipe.sharing,
+        wanted=recipe.attention,
+        here=False,
+    )
     step = StepPlan(
         shape=shape,
         recipe=recipe,
         row=largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple),
         world_size=num_gpus,
-        backend=backend,
+        backend=attention.by,
+        shared=attention.shared,
         num_rows=math.ceil(rows_per_step / num_gpus),
         device_bytes=CARDS[card].memory_bytes,
     )
@@ -169,7 +177,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         model=recipe.model,
         card=card,
         num_gpus=num_gpus,
-        attention=step.backend,
+        attention=str(attention),
         assumption=planned.assumption,
         parameters=Parameters(shape.parameters, trained.total, shape.head_parameters),
         largest_row=step.row.total_length,

@@ -14,6 +14,9 @@ from logotrain.recipe.foreign_names import NAMES, VALUES
 Backend = Literal["flash", "flex", "sdpa"]
 """What computes the attention."""
 
+Implementation = Literal[Backend, "eager"]
+"""What computes the attention of shared or separate rows. ``eager`` is transformers' own, with all scores in memory."""
+
 Recompute = Literal["none", "selective", "full"]
 """What the backward pass of a layer computes again, from the fastest choice to the smallest."""
 

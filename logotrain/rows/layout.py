@@ -63,6 +63,12 @@ class RowLayout:
             raise ValueError(f"a row needs a sample and padding that is not negative, got {self}")
 
     @property
+    def separate(self) -> RowLayout:
+        """The same responses, each after a prompt of its own, without padding."""
+        alone = [(sample.prompt_length, length) for sample in self.samples for length in sample.response_lengths]
+        return RowLayout(tuple(SharedPrefixLayout(prompt, (length,)) for prompt, length in alone))
+
+    @property
     def sample_starts(self) -> tuple[int, ...]:
         """The index of each sample's first token in the row."""
         return (0, *accumulate(sample.total_length for sample in self.samples))[:-1]

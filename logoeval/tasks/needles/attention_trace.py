@@ -22,7 +22,7 @@ from logodata.models.facts import limited_attention
 from logodata.models.loading import replaced_attention
 from logodata.models.text_config import config_name, text_config
 from logodata.models.vocabulary import check_ids, vocabulary_size
-from logotrain.attention.shared_prefix import ATTENTION_VARIANTS
+from logotrain.attention.shared_prefix import UNKNOWN_VARIANTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,7 +147,7 @@ def _recording_attention(layers: list[Tensor]) -> Callable[..., tuple[Tensor, No
         scaling: float | None = None,
         **rest: Any,
     ) -> tuple[Tensor, None]:
-        for name in ATTENTION_VARIANTS:
+        for name in ("sliding_window", "softcap", "s_aux", *UNKNOWN_VARIANTS):
             if rest.get(name) is not None:
                 raise UserError(f"{type(module).__name__} computes its attention with {name}", mend=_MEND)
         layers.append(most_attended(query[0], key[0]))
