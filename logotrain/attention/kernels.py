@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import pad
 from torch.nn.functional import scaled_dot_product_attention as _sdpa
@@ -262,8 +262,8 @@ def flex_row_attention(
     states = (query[None], key[None], value[None])
     if variant.sinks is None:
         return attention(*states, **options, enable_gqa=True)[0]
-    output, log_sums = attention(*states, **options, enable_gqa=True, return_lse=True)
-    share = torch.sigmoid(log_sums[0] - variant.sinks.float()[:, None])  # of the keys; the sink has the rest
+    output, more = attention(*states, **options, enable_gqa=True, return_aux=AuxRequest(lse=True))
+    share = torch.sigmoid(more.lse[0] - variant.sinks.float()[:, None])  # of the keys; the sink has the rest
     return output[0] * share[..., None].to(output.dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from logotrain.attention import kernels
 from logotrain.attention.kernels import (
     Sequences,
     block_mask,
+    dense_attention,
     flash_attention,
     flex_row_attention,
     mask_mod,
     sdpa_attention,
 )
+from logotrain.attention.variants import Reach, Variant
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 CPU = torch.device("cpu")
@@ -73,7 +76,9 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sc
     return scores.softmax(dim=-1) @ value
 
 
-def reference_varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None) -> Tensor:
+def reference_varlen(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None, window: int | None
+) -> Tensor:
     """What a variable-length kernel promises: [T, H, D], each pair of sequences alone, last query sees the last key."""
     outputs = []
     assert scaling is not None
@@ -86,6 +91,8 @@ def reference_varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Seque
         q = query[at_query : at_query + queries].transpose(0, 1)
         k, v = (states[at_key : at_key + keys].transpose(0, 1) for states in (key, value))
         mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        if window is not None:
+            mask &= torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries - window + 1)
         outputs.append(masked_attention(q, k, v, mask, scaling).transpose(0, 1))
         at_query, at_key = at_query + queries, at_key + keys
     assert (at_query, at_key) == (query.shape[0], key.shape[0])
@@ -99,19 +106,21 @@ def torch_kernel_on_cpu() -> None:
     @torch_varlen._varlen_attn.register_kernel("cpu")
     def _(query: Tensor, key: Tensor, value: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         cu_seq_q, cu_seq_k, max_q, max_k, is_causal, scale, window = args[:7]
-        assert is_causal
-        assert list(window) == [-1, 0]
-        output = reference_varlen(query, key, value, Sequences(cu_seq_q, cu_seq_k, max_q, max_k), scale)
+        before, after = window
+        assert after == 0
+        assert is_causal == (before == -1)  # else the window says it
+        sequences, keys_seen = Sequences(cu_seq_q, cu_seq_k, max_q, max_k), None if before == -1 else before + 1
+        output = reference_varlen(query, key, value, sequences, scale, keys_seen)
         return output, torch.zeros(query.shape[1], query.shape[0]), torch.zeros(2, dtype=torch.uint64)
 
     @torch_varlen._varlen_attn_backward.register_kernel("cpu")
     def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        _out, _lse, cu_seq_q, cu_seq_k, max_q, max_k, is_causal, _rng, scale, _window = args
-        assert is_causal
+        _out, _lse, cu_seq_q, cu_seq_k, max_q, max_k, _causal, _rng, scale, (before, _) = args
+        sequences, keys_seen = Sequences(cu_seq_q, cu_seq_k, max_q, max_k), None if before == -1 else before + 1
 
         def gradients() -> tuple[Tensor, ...]:
             inputs = [states.detach().requires_grad_() for states in (query, key, value)]
-            output = reference_varlen(*inputs, Sequences(cu_seq_q, cu_seq_k, max_q, max_k), scale)
+            output = reference_varlen(*inputs, sequences, scale, keys_seen)
             return torch.autograd.grad(output, inputs, grad)
 
         with ThreadPoolExecutor(1) as thread:  # inside an operator, autograd is off for the thread it runs in
@@ -142,19 +151,121 @@ def test_values_and_gradients_are_the_definitions(backend: str, layout: RowLayou
     def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if backend == "sdpa":
             return sdpa_attention(query, key, value, layout, scaling)
-        return flash_attention(query, key, value, layout, scaling, kernel)
+        return flash_attention(query, key, value, layout, scaling, varlen=kernel)
 
     expected = values_and_gradients(lambda q, k, v: masked_attention(q, k, v, mask, scaling), inputs, weights)
     for found, wanted in zip(values_and_gradients(ours, inputs, weights), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_values_may_be_narrower_than_keys() -> None:
+@pytest.mark.parametrize("backend", ["sdpa", "flash", "dense"])
+def test_values_may_be_narrower_than_keys(backend: str) -> None:
     layout = LAYOUTS[2]
     query, key, value = states(layout)
     value = value[:, :, :5]
-    found = sdpa_attention(query, key, value, layout, 0.3)
+    kernel = {
+        "sdpa": sdpa_attention,
+        "flash": partial(flash_attention, varlen=reference_varlen),
+        "dense": dense_attention,
+    }
+    found = kernel[backend](query, key, value, layout, 0.3)
     torch.testing.assert_close(found, masked_attention(query, key, value, definition(layout), 0.3))
+
+
+def in_reach(layout: RowLayout, reach: Reach) -> Tensor:
+    """Bool [N, N], by the places of tokens in the sequence of a prompt and one response, written out."""
+    places: list[int] = []
+    for sample in layout.samples:
+        places += range(sample.prompt_length)
+        for length in sample.response_lengths:
+            places += range(sample.prompt_length, sample.prompt_length + length)
+    places += range(layout.padding)
+
+    def sees(at: int, before: int) -> bool:
+        if reach.kind == "sliding":
+            return at - before < reach.size
+        return reach.kind == "full" or at // reach.size == before // reach.size
+
+    return torch.tensor([[sees(at, before) for before in places] for at in places])
+
+
+def varied_attention(
+    query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, mask: Tensor, scaling: float, variant: Variant
+) -> Tensor:
+    """[H, N, D], scores and softmax written out."""
+    group = query.shape[0] // key.shape[0]
+    key, value = key.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)
+    scores = query @ key.transpose(1, 2) * scaling
+    if variant.softcap is not None:
+        scores = variant.softcap * (scores / variant.softcap).tanh()
+    weights = scores.exp() * mask
+    total = weights.sum(-1, keepdim=True)
+    if variant.sinks is not None:
+        total = total + sinks.exp()[:, None, None]
+    return weights / total @ value
+
+
+FULL_REACH, WINDOW, CHUNKS = Reach(), Reach("sliding", 5), Reach("chunked", 6)
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    "sdpa": sdpa_attention,
+    "dense": dense_attention,
+    "flash": partial(flash_attention, varlen=reference_varlen),
+    "flash with torch's operator": partial(flash_attention, varlen=kernels._torch_varlen),
+}
+CASES = [
+    *(
+        (name, reach, None, sinks)
+        for name in ("sdpa", "dense")
+        for reach in (FULL_REACH, WINDOW, CHUNKS)
+        for sinks in (False, True)
+    ),
+    *((name, WINDOW, None, False) for name in ("flash", "flash with torch's operator")),
+    *(("dense", reach, 0.7, sinks) for reach in (FULL_REACH, WINDOW) for sinks in (False, True)),
+]
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS[:3], random_layout(0)], ids=str)
+@pytest.mark.parametrize(("name", "reach", "softcap", "sinks"), CASES)
+@pytest.mark.usefixtures("torch_kernel_on_cpu")
+def test_values_and_gradients_of_variants_are_the_definitions(
+    name: str, reach: Reach, softcap: float | None, sinks: bool, layout: RowLayout
+) -> None:
+    """Of queries, keys, values and sinks. What padding gets does not matter."""
+    drawn = torch.linspace(-2, 2, 6, dtype=torch.float64, requires_grad=True)
+    inputs = [*states(layout), drawn]
+    mask = definition(layout) & in_reach(layout, reach)
+    weights = torch.randn(6, layout.total_length, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights[:, layout.used_length :] = 0
+
+    def variant(scores: Tensor) -> Variant:
+        return Variant(reach, softcap, scores if sinks else None)
+
+    def ours(query: Tensor, key: Tensor, value: Tensor, scores: Tensor) -> Tensor:
+        return KERNELS[name](query, key, value, layout, 0.3, variant(scores)) + 0 * scores.sum()
+
+    def theirs(query: Tensor, key: Tensor, value: Tensor, scores: Tensor) -> Tensor:
+        return varied_attention(query, key, value, scores, mask, 0.3, variant(scores)) + 0 * scores.sum()
+
+    found, expected = (values_and_gradients(function, inputs, weights) for function in (ours, theirs))
+    torch.testing.assert_close(found[0][:, : layout.used_length], expected[0][:, : layout.used_length])
+    for gradient, wanted in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("softcap", [None, 0.7])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("reach", [FULL_REACH, WINDOW, CHUNKS])
+def test_flex_values_of_variants_on_cpu(reach: Reach, sinks: bool, softcap: float | None) -> None:
+    layout = LAYOUTS[3]
+    mask = definition(layout) & in_reach(layout, reach)
+    scores = torch.linspace(-2, 2, 6)
+    variant = Variant(reach, softcap, scores if sinks else None)
+    with torch.no_grad():
+        query, key, value = (drawn.detach().float() for drawn in states(layout))
+        found = flex_row_attention(query, key, value, layout, 0.3, variant)
+        expected = varied_attention(query, key, value, scores, mask, 0.3, variant)
+    torch.testing.assert_close(found[:, : layout.used_length], expected[:, : layout.used_length], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, *map(random_layout, range(4))], ids=str)

@@ -10,36 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
-    Cohere2Config,
-    CohereConfig,
-    FalconH1Config,
-    Gemma2Config,
-    Gemma3Config,
-    Gemma3TextConfig,
+    AutoConfig,
+    AutoModelForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
-    GptOssConfig,
-    GraniteConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    Mamba2Config,
     MistralConfig,
     MistralForCausalLM,
-    NanoChatConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
-    VaultGemmaConfig,
 )
 
 from logodata.common.errors import UserError
 from logotrain.attention import kernels
 from logotrain.attention.kernels import Sequences
-from logotrain.attention.shared_prefix import check_config, choose_backend, use_shared_prefix
+from logotrain.attention.shared_prefix import Kernel, choose_backend, use_shared_prefix
+from logotrain.loss.logprobs import LogprobModel
 from logotrain.recipe.settings import Backend
+from logotrain.rows.collate import Row as CollatedRow
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 VOCABULARY = 61
@@ -130,7 +122,9 @@ def random_row(layout: RowLayout) -> Row:
 
 def logits(model: PreTrainedModel, row: Row) -> Tensor:
     """[N, V]; inside use_shared_prefix."""
-    return model(input_ids=row.ids, position_ids=row.positions, use_cache=False, shared_prefix=row.layout).logits[0]
+    mask = torch.ones_like(row.ids)  # without it transformers takes gaps in the positions for borders of documents
+    inputs = {"input_ids": row.ids, "position_ids": row.positions, "attention_mask": mask, "use_cache": False}
+    return model(**inputs, shared_prefix=row.layout).logits[0]
 
 
 def response_logprobs(logits: Tensor, row: Row) -> list[Tensor]:
@@ -161,13 +155,18 @@ def gradients(model: PreTrainedModel, logprobs: list[Tensor]) -> dict[str, Tenso
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def varlen(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None) -> Tensor:
+def varlen(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, scaling: float | None, window: int | None
+) -> Tensor:
     """A variable-length kernel for CPU."""
+    assert query.shape[-1] == key.shape[-1] == value.shape[-1]  # as the real ones want it
     queries = query.tensor_split(sequences.query_ends[1:-1].tolist())
     keys, values = (states.tensor_split(sequences.key_ends[1:-1].tolist()) for states in (key, value))
     outputs = []
     for q, k, v in zip(queries, keys, values, strict=True):
         mask = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+        if window is not None:
+            mask &= torch.ones_like(mask).triu(len(k) - len(q) - window + 1)
         heads = (states.transpose(0, 1) for states in (q, k, v))
         outputs.append(scaled_dot_product_attention(*heads, attn_mask=mask, scale=scaling, enable_gqa=True))
     return torch.cat(outputs, dim=1).transpose(0, 1)
@@ -263,87 +262,146 @@ def test_a_plain_call_raises_instead_of_attending_wrongly() -> None:
         with pytest.raises(ValueError, match="shared_prefix=layout"):
             model(input_ids=ids)
         with pytest.raises(ValueError, match="mask"):
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), shared_prefix=layout)
-        with pytest.raises(ValueError, match="mask"):
             model(input_ids=ids, attention_mask=causal, shared_prefix=layout)
         with pytest.raises(ValueError, match="one row of 24 tokens"):
             model(input_ids=ids[:, :-1], shared_prefix=layout)
         with pytest.raises(ValueError, match="one row"):
             model(input_ids=ids.repeat(2, 1), shared_prefix=layout)
-        with pytest.raises(ValueError, match="softcap"):
-            model(input_ids=ids, shared_prefix=layout, softcap=30.0)
         with pytest.raises(ValueError, match="is_causal=False"):
             model(input_ids=ids, shared_prefix=layout, is_causal=False)
     assert model.config._attn_implementation == before
     assert model(input_ids=ids).logits.shape[1] == ids.shape[1]
 
 
-def rope(kind: str, **more: object) -> LlamaConfig:
-    return LlamaConfig(rope_parameters={"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, **more})
+VARIANTS: dict[str, tuple[dict[str, object], set[Kernel]]] = {
+    "mistral": ({"sliding_window": 6}, {"sdpa", "flash", "dense"}),
+    "gemma2": ({"head_dim": 16, "sliding_window": 6, "attn_logit_softcapping": 3.0}, {"dense"}),
+    "gemma3_text": (
+        {"head_dim": 16, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+        {"sdpa", "flash", "dense"},
+    ),
+    "gpt_oss": ({"head_dim": 16, "sliding_window": 6, "num_local_experts": 4}, {"sdpa", "dense"}),
+    "llama4_text": (
+        {
+            "attention_chunk_size": 7,
+            "layer_types": ["chunked_attention", "full_attention"],
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+            "head_dim": 8,
+        },
+        {"sdpa", "dense"},
+    ),
+    "cohere2": (
+        {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+        {"sdpa", "flash", "dense"},
+    ),
+    "deepseek_v3": (
+        {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 6,
+            "first_k_dense_replace": 2,
+        },
+        {"sdpa", "flash", "dense"},
+    ),
+    "granite": ({"logits_scaling": 8.0}, {"sdpa", "flash", "dense"}),
+}
+"""Kinds of models whose attention or head is not plain, their fields, and the back ends that compute them."""
 
 
 @pytest.mark.parametrize(
-    ("config", "what"),
-    [
-        (MistralConfig(sliding_window=64), "sliding_window=64"),
-        (
-            Qwen2Config(use_sliding_window=True, sliding_window=64, max_window_layers=1, num_hidden_layers=2),
-            "sliding_attention",
-        ),
-        (Gemma2Config(), "sliding_attention"),
-        (Gemma3TextConfig(), "sliding_attention"),
-        (Gemma3Config(), "sliding_attention"),  # the text model is inside
-        (GptOssConfig(), "sliding_attention"),  # sinks too
-        (FalconH1Config(), "not all layers attend"),
-        (Mamba2Config(), "not all layers attend"),
-        (Gemma2Config(layer_types=["full_attention"] * 26), "attn_logit_softcapping=50"),
-        (VaultGemmaConfig(layer_types=["full_attention"] * 26), "attn_logit_softcapping=50"),
-        (
-            Gemma3TextConfig(layer_types=["full_attention"] * 26, final_logit_softcapping=30.0),
-            "final_logit_softcapping=30",
-        ),
-        (NanoChatConfig(), "final_logit_softcapping=15"),
-        (GraniteConfig(logits_scaling=8.0), "logits_scaling=8"),
-        (CohereConfig(), "logit_scale=0.0625"),
-        (Cohere2Config(layer_types=["full_attention"] * 40), "logit_scale=0.0625"),
-        (rope("dynamic"), "'dynamic'"),
-        (
-            rope(
-                "longrope",
-                short_factor=[1.0] * 64,
-                long_factor=[1.0] * 64,
-                original_max_position_embeddings=1024,
-            ),
-            "'longrope'",
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+    ("kind", "kernel"), [(kind, kernel) for kind, (_, them) in VARIANTS.items() for kernel in sorted(them)]
 )
-def test_refuses_what_cannot_be_shared(config: PreTrainedConfig, what: str) -> None:
-    with pytest.raises(UserError, match=what) as error:
-        check_config(config)
-    assert "\n" not in str(error.value)
+def test_variants_of_attention_and_heads_equal_the_models_own_forward(
+    kind: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows, chunks, sinks, capped scores, values narrower than keys, scaled logits: of the logits and gradients."""
+    monkeypatch.setattr(kernels, "varlen_kernel", lambda: varlen)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": None,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**sizes, **VARIANTS[kind][0]})
+    model = (
+        AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+        .double()
+        .eval()
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    scorer = LogprobModel(model)
+    sample = SharedPrefixLayout(17, (9, 4, 8))
+    row = collated(RowLayout((sample, SharedPrefixLayout(8, (3, 5))), padding=4))
+    expected_values, expected = scored(scorer, row)
+    with use_shared_prefix(model, kernel):
+        values, found = scored(scorer, row)
+    torch.testing.assert_close(values, expected_values, rtol=0, atol=2e-5)  # transformers' softmax is in float32
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        *(config(**extra) for _, config, extra in FAMILIES.values()),
-        rope("yarn"),
-        GraniteConfig(logits_scaling=1.0),
-        CohereConfig(logit_scale=None),
-    ],
-    ids=lambda config: type(config).__name__,
-)
-def test_accepts_full_attention_and_a_plain_head(config: PreTrainedConfig) -> None:
-    check_config(config)
+def collated(layout: RowLayout) -> CollatedRow:
+    row = random_row(layout)
+    index, num_targets = [], []
+    for start, firsts, sample in zip(layout.sample_starts, layout.response_starts, layout.samples, strict=True):
+        last = start + sample.prompt_length - 1
+        for first, length in zip(firsts, sample.response_lengths, strict=True):
+            index += [last, *range(first, first + length - 1)]
+        num_targets.append((0, *sample.response_lengths))
+    targets = [
+        token
+        for firsts, sample in zip(layout.response_starts, layout.samples, strict=True)
+        for first, length in zip(firsts, sample.response_lengths, strict=True)
+        for token in row.ids[0, first : first + length].tolist()
+    ]
+    return CollatedRow(
+        ("a",) * len(layout.samples),
+        row.ids,
+        row.positions,
+        torch.tensor(index),
+        torch.tensor(targets),
+        tuple(num_targets),
+        layout,
+    )
 
 
-def test_refuses_a_model_with_a_running_state() -> None:
-    model = random_model("llama")
-    model._is_stateful = True
-    with pytest.raises(UserError, match="LlamaForCausalLM carries a state"), use_shared_prefix(model):
-        pass
+def scored(scorer: LogprobModel, row: CollatedRow) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probabilities, and gradients of a sum with weights that no two tokens share."""
+    scorer.zero_grad()
+    values = scorer(row)
+    (values * torch.linspace(0.5, 1.5, len(values))).sum().backward()
+    return values.detach(), {
+        name: weight.grad.clone() for name, weight in scorer.named_parameters() if weight.grad is not None
+    }
+
+
+def test_a_back_end_that_cannot_compute_a_variant_is_not_chosen(ampere: pytest.MonkeyPatch) -> None:
+    assert choose_backend("auto", CUDA, torch.bfloat16, features={"sliding"})[0] == "flash"
+    for feature in ("chunked", "softcap", "sinks"):
+        backend, reason = choose_backend("auto", CUDA, torch.bfloat16, features={feature})
+        assert (backend, reason) == ("flex", f"no flash: flash does not compute {feature}")
+        with pytest.raises(UserError, match=f"attention=flash: flash does not compute {feature}"):
+            choose_backend("flash", CUDA, torch.bfloat16, features={feature})
+    assert choose_backend("auto", CPU, torch.float32, features={"sinks", "chunked"})[0] == "sdpa"
+    with pytest.raises(UserError, match="sdpa does not compute softcap"):
+        choose_backend("auto", CPU, torch.float32, features={"softcap"})
+
+
+def test_a_kernel_refuses_a_variant_instead_of_ignoring_it() -> None:
+    model, row = random_model("llama"), random_row(LAYOUTS[0])
+    with use_shared_prefix(model), pytest.raises(ValueError, match="sdpa does not compute attention with softcap"):
+        model(input_ids=row.ids, shared_prefix=row.layout, softcap=30.0)
+    with use_shared_prefix(model), pytest.raises(ValueError, match="a window of 7 tokens, and its mask has none"):
+        model(input_ids=row.ids, shared_prefix=row.layout, sliding_window=7)
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
