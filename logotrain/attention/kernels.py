@@ -105,12 +105,7 @@ class Sequences(NamedTuple):
 
 
 def flash_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: RowLayout,
-    scaling: float | None,
-    varlen: Varlen | None = None,
+    query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None, varlen: Varlen | None = None
 ) -> Tensor:
     """Compute an :data:`Attention` with two calls of a variable-length kernel, without a mask.
 
