@@ -82,7 +82,8 @@ class MetricsLog:
         """Remove the lines after the first ``last_step``, because those steps are done again."""
         if self._path.exists():
             lines = self._path.read_bytes().splitlines(keepends=True)
-            os.truncate(self._path, sum(map(len, lines[:last_step])))
+            if len(lines) > last_step:
+                os.truncate(self._path, sum(map(len, lines[:last_step])))
 
     def append(self, record: StepRecord) -> None:
         """Write one line and wait until it is on disk."""
@@ -93,4 +94,5 @@ def cut_half_line(path: Path) -> None:
     """Remove the last line of a log if a kill or a power failure left it incomplete. Its record is made again."""
     if path.exists():
         content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)

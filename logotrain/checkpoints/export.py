@@ -68,7 +68,10 @@ class Adapter:
 
     @staticmethod
     def of(model: PreTrainedModel | PeftModel, world: World) -> Adapter | None:
-        """Copy the adapter of ``model``. All processes call this; the others, and a model without one, get None."""
+        """Return the copy on the main process, and None on the others and for a model without an adapter.
+
+        All processes call this together.
+        """
         if not isinstance(model, PeftModel):
             return None
         copies: dict[str, Tensor] = {}
@@ -112,10 +115,10 @@ def _write_model(
 
 
 def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
-    """Call ``save_pretrained``, which refuses a ``generation_config.json`` whose fields contradict each other.
+    """Call ``save_pretrained`` with a ``generation_config.json`` that it accepts.
 
-    Sampling fields without ``do_sample`` are common; they are written with it. Of any other such file only the special
-    tokens are written.
+    It refuses one whose fields contradict each other. Sampling fields without ``do_sample`` are common, and are written
+    with it. Of any other such file only the special tokens are written.
 
     Raises:
         OSError, SafetensorError: the folder cannot be written.

@@ -186,12 +186,7 @@ class CheckpointWriter:
 
 
 def restore(
-    folder: Path,
-    model: PreTrainedModel | PeftModel,
-    optimizer: Optimizer,
-    world: World,
-    *,
-    logged: int | None = None,
+    folder: Path, model: PreTrainedModel | PeftModel, optimizer: Optimizer, world: World, *, logged: int | None = None
 ) -> int:
     """Load the newest intact checkpoint of ``folder`` into ``model`` and ``optimizer``, and return its step, else 0.
 

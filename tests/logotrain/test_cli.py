@@ -383,7 +383,7 @@ def test_a_tied_head_is_not_adapted_and_trained() -> None:
     with pytest.raises(UserError, match="'lm_head' is tied to the token embedding"):
         adapter_targets(settings, {"q_proj"}, "lm_head", tied=True, where="m")
     found = adapter_targets(settings, {"q_proj"}, "lm_head", tied=False, where="m")
-    assert found.modules == ("q_proj", "lm_head")
+    assert found == (["q_proj", "lm_head"], True)
 
 
 def test_commas_too_many_are_no_names() -> None:
