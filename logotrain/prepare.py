@@ -78,9 +78,7 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     if sharded and not attention.shared:
         model.min_passes = max(len(layout.response_lengths) for layout in layouts) if layouts else 0
     layers = decoder_layers(model)
-    config = text_config(model.causal_lm.config)
-    weights = sum(map(layer_weights, layers)) // len(layers)
-    share = attention_share(config.num_attention_heads * head_dim(config), weights)
+    share = attention_share(_query_width(model), sum(map(layer_weights, layers)) // len(layers))
     if recipe.compile:
         compile_layers(model)
     checkpoint_layers(model, recompute)
@@ -89,6 +87,16 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     else:
         world.same_start(parameter for parameter in model.parameters() if parameter.requires_grad)
     return Prepared(model, sharded, attention, share)
+
+
+def _query_width(model: LogprobModel) -> int:
+    """Return the width of a layer's query heads. It is 0 where layers differ or have none; then rows are balanced by
+    their tokens alone."""
+    config = text_config(model.causal_lm.config)
+    try:
+        return int(config.num_attention_heads * head_dim(config))
+    except (AttributeError, TypeError, ValueError):
+        return 0
 
 
 def _decide(
@@ -103,8 +111,13 @@ def _decide(
     strategy = "replicate" if world.size == 1 else recipe.parallel.strategy  # one process has nothing to share
     if strategy != "auto" and recipe.recompute != "auto":
         return strategy, recipe.recompute
+    try:
+        shape = model_shape(load_config(recipe.model))
+    except UserError as error:
+        note(f"recompute: full (memory is not estimated: {error.what})")
+        return "shard" if recipe.tuning == "full" and world.size > 1 else "replicate", "full"
     plan = StepPlan(
-        shape=model_shape(load_config(recipe.model)),
+        shape=shape,
         recipe=recipe,
         row=largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple),
         world_size=world.size,

@@ -85,7 +85,8 @@ class Adapter:
         weights = get_peft_model_state_dict(model, state_dict=copies, save_embedding_layers=False)
         config: Any = copy.deepcopy(model.peft_config["default"])
         config.inference_mode = True
-        config.target_modules = sorted(config.target_modules)  # PEFT writes a set in the order of this process's hashes
+        if not isinstance(config.target_modules, str):
+            config.target_modules = sorted(config.target_modules)  # PEFT writes a set in the order of its hashes
         return Adapter(weights, config, model.get_base_model().config)
 
     def write(self, folder: Path) -> None:

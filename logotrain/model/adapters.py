@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from logodata.common.console import note
+from logodata.models.logprobs import decoder_of
 from logotrain.model.targets import adapter_targets
 from logotrain.recipe.settings import LoraSettings
 
@@ -21,11 +23,8 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
     """
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     dtype, tied = embedding.weight.dtype, embedding.weight is head.weight
-    linears = {
-        path.rpartition(".")[2]
-        for path, module in base.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+    decoder = decoder_of(base)
+    linears = {path for path, module in decoder.named_modules() if isinstance(module, nn.Linear) and module is not head}
     targets, train_embedding = adapter_targets(settings, linears, _name_of(base, head), tied=tied, where=name)
     if settings.train_embeddings == "auto":
         reason = "it is tied to the output head" if tied else "as in the paper"
@@ -34,7 +33,7 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         task_type=TaskType.CAUSAL_LM,
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=targets,
+        target_modules=_in_decoder(targets, base, decoder),
         modules_to_save=[_name_of(base, embedding)] if train_embedding else None,
         ensure_weight_tying=train_embedding and tied,
     )
@@ -52,6 +51,20 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         if tied:
             model.get_output_embeddings().register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
     return model
+
+
+def _in_decoder(targets: list[str], base: PreTrainedModel, decoder: PreTrainedModel) -> list[str] | str:
+    """Return the targets for PEFT, as a pattern if parts of the model that see or hear have layers of these names."""
+    prefix = next(path for path, module in base.named_modules() if module is decoder)
+    elsewhere = {
+        path.rpartition(".")[2]
+        for path, module in base.named_modules()
+        if isinstance(module, nn.Linear) and not path.startswith(f"{prefix}.")
+    }
+    if elsewhere.isdisjoint(targets):
+        return targets
+    names = "|".join(re.escape(name) for name in targets)
+    return rf"{re.escape(prefix)}\.(?:.*\.)?(?:{names})"
 
 
 def _name_of(base: nn.Module, wanted: nn.Module) -> str:

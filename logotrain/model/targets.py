@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from logodata.common.errors import UserError
-from logotrain.recipe.settings import ALL_LINEAR, LoraSettings
+from logotrain.recipe.settings import ALL_LINEAR, ATTENTION, LoraSettings
 
 
 def adapter_targets(
@@ -14,8 +15,8 @@ def adapter_targets(
     """Return the names of the layers that get an adapter, and whether the whole token embedding is trained beside them.
 
     Args:
-        settings: its ``all-linear`` and ``auto`` are resolved here.
-        linears: names of the decoder's linear layers that can get an adapter.
+        settings: its ``attention``, ``all-linear`` and ``auto`` are resolved here.
+        linears: paths of the decoder's linear layers that can get an adapter, such as ``self_attn.q_proj``.
         head: name of the output head's layer.
         tied: whether the token embedding and the output head are one weight.
         where: name of the model, for messages.
@@ -24,10 +25,12 @@ def adapter_targets(
         UserError: the model has no layer that is asked for, or none at all. Or the output head would get an adapter and
             be trained whole, because it is tied to an embedding that is trained.
     """
-    wanted = dict.fromkeys(settings.target_modules)
-    if ALL_LINEAR in wanted and linears:
-        wanted |= dict.fromkeys(sorted(linears))
-        del wanted[ALL_LINEAR]
+    names = sorted({path.rpartition(".")[2] for path in linears})
+    groups = {ALL_LINEAR: names, ATTENTION: _attention(linears)}
+    wanted: dict[str, None] = {}
+    for target in settings.target_modules:
+        wanted |= dict.fromkeys(groups.get(target) or [target])
+    linears = names
     there = {*linears, head}
     missing = [target for target in wanted if target not in there]
     if missing:
@@ -43,3 +46,14 @@ def adapter_targets(
             mend=f"leave {head} out of lora.target_modules, or set lora.train_embeddings=false",
         )
     return list(wanted), not tied if settings.train_embeddings == "auto" else settings.train_embeddings
+
+
+def _attention(linears: Collection[str]) -> list[str]:
+    """Return the names of the linear layers inside of attention blocks and nowhere else; the paper's if it has them."""
+    inside = {path.rpartition(".")[2] for path in linears if _BLOCK.search(path.rpartition(".")[0])}
+    outside = {path.rpartition(".")[2] for path in linears if not _BLOCK.search(path.rpartition(".")[0])}
+    return list(_PAPERS) if inside.issuperset(_PAPERS) else sorted(inside - outside)
+
+
+_BLOCK = re.compile("attn|attention")
+_PAPERS = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -22,15 +22,21 @@ class Linear:
     """One linear layer of a decoder layer.
 
     Attributes:
+        path: its name in the decoder layer, such as ``self_attn.q_proj``.
         group: name of its input; layers of one group read the same tensor.
         adaptable: whether it can get an adapter. The Conv1D of GPT-2 cannot.
     """
 
-    name: str
+    path: str
     group: str
     inputs: int
     outputs: int
     adaptable: bool
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rpartition(".")[2]
 
     @property
     def weights(self) -> int:
@@ -129,7 +135,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
             plain = isinstance(module, nn.Linear)
             # A linear layer's weight is [outputs, inputs]; a Conv1D keeps it the other way round.
             inputs, outputs = module.weight.shape[:: -1 if plain else 1]
-            linears.append(Linear(path.rpartition(".")[2], _input_of(path), inputs, outputs, adaptable=plain))
+            linears.append(Linear(path, _input_of(path), inputs, outputs, adaptable=plain))
     return ModelShape(
         num_layers=len(layers),
         hidden=hidden,
@@ -212,8 +218,8 @@ def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
     """
     if recipe.tuning == "full":
         return Trained((), 0, True, shape.parameters)
-    names = {linear.name for linear in shape.linears if linear.adaptable}
-    chosen, embedding = adapter_targets(recipe.lora, names, shape.head, tied=shape.tied, where=recipe.model)
+    paths = [linear.path for linear in shape.linears if linear.adaptable]
+    chosen, embedding = adapter_targets(recipe.lora, paths, shape.head, tied=shape.tied, where=recipe.model)
     targets = tuple(linear for linear in shape.linears if linear.name in chosen)
     adapters = shape.num_layers * recipe.lora.rank * sum(linear.inputs + linear.outputs for linear in targets)
     return Trained(targets, adapters, embedding, adapters + embedding * shape.embedding_parameters)

@@ -26,6 +26,9 @@ Strategy = Literal["replicate", "shard"]
 ALL_LINEAR = "all-linear"
 """The entry of ``lora.target_modules`` that means all linear layers, as in PEFT."""
 
+ATTENTION = "attention"
+"""The entry of ``lora.target_modules`` that means the projections of attention, whatever the model calls them."""
+
 
 class DataSettings(RecipeModel):
     path: Path | None = None
@@ -155,8 +158,9 @@ class LoraSettings(RecipeModel):
     alpha: float = Field(default=16, gt=0)
     """Adapters are scaled by alpha / rank."""
 
-    target_modules: tuple[str, ...] = Field(default=("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1)
-    """Names of the linear layers that get an adapter; ``all-linear`` means all of the decoder, not the output head."""
+    target_modules: tuple[str, ...] = Field(default=(ATTENTION,), min_length=1)
+    """Names of the linear layers that get an adapter. ``attention`` means the projections of attention, whatever the
+    model calls them, as in the paper; ``all-linear`` all linear layers of the decoder, not the output head."""
 
     train_embeddings: bool | Literal["auto"] = "auto"
     """Train the token embedding too, as the paper does. ``auto`` does so unless the output head is tied to it.

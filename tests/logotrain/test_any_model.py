@@ -1,0 +1,205 @@
+"""Models of all kinds train, stop, go on and merge through the command line, and what they compute is their own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from logodata.dataset.samples import read_samples
+from logodata.models.loading import load_model
+from logotrain.cli import main
+from logotrain.loss.logprobs import LogprobModel
+from logotrain.recipe.settings import PositionSettings
+from logotrain.rows.collate import Collator, Row
+from logotrain.trainable import choose_attention, read_traits
+
+Make = Callable[..., str]
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 269,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
+SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+MLA = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 6,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+
+MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "gemma3": ("gemma3", {"text_config": {**SIZES, **SLIDING}, "vision_config": VISION}, "shared"),
+    "gpt_oss": ("gpt_oss", {**SIZES, **SLIDING, **EXPERTS}, "shared"),
+    "qwen3_5": ("qwen3_5_text", {**SIZES, **LINEAR}, "separate"),
+    "olmo3": ("olmo3", {**SIZES, **SLIDING}, "shared"),
+    "granite": ("granite", {**SIZES, "logits_scaling": 8.0, "attention_multiplier": 0.3}, "shared"),
+    "cohere2": ("cohere2", {**SIZES, **SLIDING}, "shared"),
+    "seed_oss": ("seed_oss", SIZES, "shared"),
+    "llama4": (
+        "llama4_text",
+        {**SIZES, **EXPERTS, "attention_chunk_size": 8, "intermediate_size_mlp": 48, "no_rope_layers": [1, 0]},
+        "shared",
+    ),
+    "falcon_h1": ("falcon_h1", {**SIZES, **MAMBA}, "separate"),
+    "deepseek_v3": ("deepseek_v3", {**SIZES, **MLA}, "shared"),
+    "gemma2": ("gemma2", {**SIZES, **SLIDING}, "separate"),  # no kernel on a CPU caps scores
+    "mixtral": ("mixtral", {**SIZES, **EXPERTS, "sliding_window": None}, "shared"),
+    "stablelm": ("stablelm", SIZES, "separate"),
+    "bloom": (
+        "bloom",
+        {"vocab_size": 269, "hidden_size": 32, "n_layer": 2, "n_head": 4, "seq_length": 256},
+        "separate",
+    ),
+}
+"""The kind of config, its fields, and how it trains on a CPU."""
+
+
+@pytest.fixture
+def make_model_dir(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Make:
+    def make(name: str) -> str:
+        kind, fields, _ = MODELS[name]
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+def own_logprobs(model: PreTrainedModel, row: Row) -> torch.Tensor:
+    """Of the row's targets, by the model's own forward of each response after its prompt, one by one."""
+    found = []
+    for start, firsts, sample in zip(
+        row.layout.sample_starts, row.layout.response_starts, row.layout.samples, strict=True
+    ):
+        prompt = list(range(start, start + sample.prompt_length))
+        for first, length in zip(firsts, sample.response_lengths, strict=True):
+            indices = [*prompt, *range(first, first + length)]
+            ids, positions = row.input_ids[:, indices], row.position_ids[:, indices]
+            with torch.no_grad():
+                output = model(input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids))
+            at = torch.arange(len(prompt) - 1, len(indices) - 1)
+            found.append(output.logits[0].float().log_softmax(-1)[at, ids[0, len(prompt) :]])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_trains_stops_goes_on_and_merges(
+    name: str, make_model_dir: Make, build_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first loss is that of the model's own forward; a stopped run ends as an uninterrupted one."""
+    folder, how = make_model_dir(name), MODELS[name][2]
+    positions = "natural" if name == "bloom" else "mixed"
+    settings = [
+        "dtype=float32",
+        "samples_per_step=3",
+        "epochs=2",
+        "optimizer.lr=2e-3",
+        "lora.rank=4",
+        "collapse.max_new_tokens=5",
+        f"positions.mode={positions}",
+        "checkpoint.every_steps=1",
+    ]
+    train = ["run", "--model", folder, "--data", str(build_dir), *settings]
+    assert main([*train, "-o", str(tmp_path / "whole")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("a row for each response" in said) == (how == "separate")
+    assert main([*train, "-o", str(tmp_path / "halves"), "--max-steps", "2"]) == 0
+    whole, halves = (
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("whole", "halves")
+    )
+    assert len(whole) == 4
+    assert [line["loss"] for line in halves][:1] == [line["loss"] for line in whole][:1]
+
+    model = load_model(folder, dtype="float32")
+    samples = read_samples(build_dir)
+    collator = Collator(PositionSettings(mode=positions), 256, seed=0)
+    margins = []
+    for sample in samples:
+        row = collator([(0, sample)])
+        means = [values.mean() for values in own_logprobs(model, row).split(list(row.num_targets[0][1:]))]
+        margins.append(float(means[0] - torch.stack(means[1:]).mean()))
+    trained = {line["step"]: line for line in whole}
+    assert trained[1]["margin"] in [pytest.approx(sum(pick) / 3, abs=1e-4) for pick in _triples(margins)]
+
+    merged = tmp_path / "merged"
+    assert main(["merge", str(tmp_path / "whole" / "final"), "--model", folder, "-o", str(merged)]) == 0
+    one = load_model(str(merged), dtype="float32")
+    other = PeftModel.from_pretrained(load_model(folder, dtype="float32"), str(tmp_path / "whole" / "final"))
+    ids = torch.tensor([samples[0].prompt_ids])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            one(input_ids=ids).logits, other(input_ids=ids).logits, rtol=0, atol=2e-4, check_dtype=False
+        )
+
+
+def _triples(values: list[float]) -> list[list[float]]:
+    return [[values[a], values[b], values[c]] for a in range(len(values)) for b in range(a) for c in range(b)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_are_those_of_the_models_own_forward(name: str, make_model_dir: Make, build_dir: Path) -> None:
+    """In float32, as the run computes them on this device; also without sharing."""
+    folder, how = make_model_dir(name), MODELS[name][2]
+    model = load_model(folder, dtype="float32")
+    traits = read_traits(model.config)
+    choice = choose_attention(traits, torch.device("cpu"), torch.float32)
+    assert choice.shared == (how == "shared")
+    scorer = LogprobModel(model, plain_attention=traits.separate)
+    mode = "mixed" if traits.uses_positions else "natural"
+    row = Collator(PositionSettings(mode=mode), 256, seed=0)([(0, sample) for sample in read_samples(build_dir)[:2]])
+    model.set_attn_implementation(traits.separate)
+    expected = own_logprobs(model, row)
+    with torch.no_grad():
+        torch.testing.assert_close(scorer(row), expected, rtol=0, atol=1e-4)
+        with choice.of(model):
+            torch.testing.assert_close(scorer(row), expected, rtol=0, atol=1e-4)
+    assert math.isfinite(float(expected.sum()))
