@@ -23,8 +23,8 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
     """
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
     dtype, tied = embedding.weight.dtype, embedding.weight is head.weight
-    decoder = decoder_of(base)
-    linears = {path for path, module in decoder.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    modules = decoder_of(base).named_modules()
+    linears = {path for path, module in modules if isinstance(module, nn.Linear) and module is not head}
     targets, train_embedding = adapter_targets(settings, linears, _name_of(base, head), tied=tied, where=name)
     if settings.train_embeddings == "auto":
         reason = "it is tied to the output head" if tied else "as in the paper"
@@ -33,7 +33,7 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         task_type=TaskType.CAUSAL_LM,
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=_in_decoder(targets, base, decoder),
+        target_modules=_in_decoder(targets, base),
         modules_to_save=[_name_of(base, embedding)] if train_embedding else None,
         ensure_weight_tying=train_embedding and tied,
     )
@@ -53,18 +53,20 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
     return model
 
 
-def _in_decoder(targets: list[str], base: PreTrainedModel, decoder: PreTrainedModel) -> list[str] | str:
+def _in_decoder(targets: list[str], base: PreTrainedModel) -> list[str] | str:
     """Return the targets for PEFT, as a pattern if parts of the model that see or hear have layers of these names."""
-    prefix = next(path for path, module in base.named_modules() if module is decoder)
-    elsewhere = {
+    paths = {module: path for path, module in base.named_modules()}
+    decoder, head = paths[decoder_of(base)], paths[base.get_output_embeddings()]
+    ours = re.compile(rf"(?:{re.escape(decoder)}\..*|{re.escape(head)})")
+    others = {
         path.rpartition(".")[2]
-        for path, module in base.named_modules()
-        if isinstance(module, nn.Linear) and not path.startswith(f"{prefix}.")
+        for module, path in paths.items()
+        if isinstance(module, nn.Linear) and not ours.fullmatch(path)
     }
-    if elsewhere.isdisjoint(targets):
+    if others.isdisjoint(targets):
         return targets
     names = "|".join(re.escape(name) for name in targets)
-    return rf"{re.escape(prefix)}\.(?:.*\.)?(?:{names})"
+    return rf"(?:{re.escape(decoder)}\.(?:.*\.)?)?(?:{names})"
 
 
 def _name_of(base: nn.Module, wanted: nn.Module) -> str:

@@ -89,7 +89,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "stablelm": ("stablelm", SIZES, "separate"),
     "bloom": (
         "bloom",
-        {"vocab_size": 269, "hidden_size": 32, "n_layer": 2, "n_head": 4, "seq_length": 256},
+        {"vocab_size": 269, "hidden_size": 32, "n_layer": 2, "n_head": 4, "max_position_embeddings": 256},
         "separate",
     ),
 }

@@ -33,9 +33,9 @@ def test_chunks_do_not_change_values_or_gradients(
     monkeypatch.setattr("logotrain.loss.logprobs.CHUNK_ELEMENTS", rows_a_chunk * tiny_model.config.vocab_size)
     weights = torch.randn(len(row.targets), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with use_shared_prefix(tiny_model):
-        logits = tiny_model(
-            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, shared_prefix=row.layout
-        ).logits[0, row.gather_index]
+        mask = torch.ones_like(row.input_ids)
+        inputs = {"input_ids": row.input_ids, "position_ids": row.position_ids, "attention_mask": mask}
+        logits = tiny_model(**inputs, use_cache=False, shared_prefix=row.layout).logits[0, row.gather_index]
         expected = logits.log_softmax(-1).gather(1, row.targets[:, None])[:, 0]
         expected_gradients = torch.autograd.grad((expected * weights).sum(), list(tiny_model.parameters()))
         found = model(row)
@@ -49,7 +49,7 @@ def test_the_head_sees_as_many_positions_for_a_long_prompt_as_for_a_short_one(
     tiny_model: LlamaForCausalLM, make_sample: Samples
 ) -> None:
     seen: list[int] = []
-    tiny_model.lm_head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[0]))
+    tiny_model.lm_head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].shape[1]))
     for chunk_length in (4, 300):
         row = Collator(PositionSettings(), 2000, seed=0)([(0, make_sample("a", chunk_length=chunk_length))])
         with use_shared_prefix(tiny_model), torch.no_grad():

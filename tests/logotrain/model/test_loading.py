@@ -121,15 +121,6 @@ def test_refuses_a_target_module_that_is_not_there(tiny_model: LlamaForCausalLM)
         add_adapters(tiny_model, LoraSettings(target_modules=("q_proj", "c_attn")), name="tiny")
 
 
-def test_refuses_before_the_weights_are_read(make_recipe: Recipes, tiny_model_dir: Path, tmp_path: Path) -> None:
-    """A model folder with only a config: the refusal must come first."""
-    config = LlamaConfig.from_pretrained(tiny_model_dir)
-    config.logits_scaling = 2.0
-    config.save_pretrained(tmp_path / "config-only")
-    with pytest.raises(UserError, match="logits_scaling"):
-        load_trainable(make_recipe(model=str(tmp_path / "config-only")), CPU)
-
-
 @pytest.fixture
 def wide_model_dir(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Path:
     """Wider than the tiny model: bitsandbytes quantises in blocks of 64 values."""

@@ -21,6 +21,7 @@ from logotrain.parallel import World
 from logotrain.prepare import Prepared
 from logotrain.recipe.settings import PositionSettings, TrainRecipe
 from logotrain.rows.collate import Collator
+from logotrain.trainable import AttentionChoice
 from tests.conftest import make_model
 from tests.logotrain.conftest import VOCABULARY, sample_of
 
@@ -47,7 +48,7 @@ def gradient(samples: Sequence[Any], world_size: int, row_tokens: int | None) ->
     """Of one step, summed over the processes, and the mean of the losses that they report."""
     recipe = TrainRecipe(model="tiny", row_tokens=row_tokens, samples_per_step=len(samples))
     collator = Collator(PositionSettings(), 2000, seed=0)
-    prepared = Prepared(model(), sharded=False, backend="sdpa", attention_share=1e-3)
+    prepared = Prepared(model(), sharded=False, attention=AttentionChoice(True, "sdpa", ""), attention_share=1e-3)
     parameters = list(model().parameters())
     total = [torch.zeros_like(parameter) for parameter in parameters]
     losses: list[float] = []
