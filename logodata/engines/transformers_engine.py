@@ -20,6 +20,7 @@ from logodata.common.errors import UserError
 from logodata.common.finite import DAMAGED
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import PrefixGroup, check_requests, plan_batches, request_seed
+from logodata.engines.settings import EngineSettings
 from logodata.models.facts import length_dependent_rope, limited_attention
 from logodata.models.loading import replaced_attention
 from logodata.models.text_config import config_window, text_config
@@ -39,26 +40,16 @@ class TransformersEngine:
 
     Args:
         model: A causal language model with full attention in every layer, in evaluation mode.
-        max_batch_tokens: The most padded prompt tokens of a batch, all rows together; a longer prompt runs alone.
-        max_batch_rows: The most rows of a batch.
-        max_model_len: The most tokens of prompt and response; None takes the model's window.
+        settings: The limits of batches and of the window; None takes the defaults.
 
     Raises:
         UserError: The model has attention other than full (such as sliding), or a RoPE that depends on the batch's
             length.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        max_batch_tokens: int = 16384,
-        max_batch_rows: int = 32,
-        max_model_len: int | None = None,
-    ) -> None:
-        self._model = model
-        self._max_batch_tokens, self._max_batch_rows = max_batch_tokens, max_batch_rows
-        self._window = max_model_len or config_window(model.config)
+    def __init__(self, model: PreTrainedModel, settings: EngineSettings | None = None) -> None:
+        self._model, self._settings = model, settings or EngineSettings()
+        self._window = self._settings.max_model_len or config_window(model.config)
         check_supported(model.config)
 
     @property
@@ -75,8 +66,9 @@ class TransformersEngine:
             UserError: See :func:`logodata.engines.batching.check_requests`; raised before anything runs.
         """
         check_requests(requests, self._window, vocabulary_size(self._model.config))
+        tokens, rows = self._settings.max_batch_tokens, self._settings.max_batch_rows
         with _grouped_attention(self._model):
-            for batch in plan_batches(requests, max_tokens=self._max_batch_tokens, max_rows=self._max_batch_rows):
+            for batch in plan_batches(requests, max_tokens=tokens, max_rows=rows):
                 yield from self._run(batch)
 
     def _run(self, batch: list[PrefixGroup]) -> Iterator[GenerationResult]:
