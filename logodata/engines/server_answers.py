@@ -45,11 +45,7 @@ class Fault(Exception):
 
 class Body:
     """The body of an answer while it arrives. It must be uncompressed, as :data:`HEADERS` ask: a few kilobytes could
-    stand for gigabytes.
-
-    Args:
-        response: The head of the answer.
-    """
+    stand for gigabytes."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response, self._parts, self._size = response, list[bytes](), 0
@@ -76,11 +72,7 @@ class Body:
 
 
 class Reader:
-    """Reads answers, and keeps our key out of all messages (some servers repeat it).
-
-    Args:
-        api_key: The key, if there is one.
-    """
+    """Reads answers, and keeps our key out of all messages (some servers repeat it)."""
 
     def __init__(self, api_key: str | None) -> None:
         self._api_key = api_key
@@ -96,7 +88,7 @@ class Reader:
 
         Raises:
             Fault: Another try may help.
-            UserError: The server refuses. The error has ``where`` and ``mend``.
+            UserError: The server refuses.
         """
         status = response.status_code
         said = f"HTTP {status}: {self._shorten(response.text)}"

@@ -58,7 +58,7 @@ class Server:
     stretch: deque[GenerationRequest] = field(default_factory=deque)
 
     def rate_wait_s(self, request: GenerationRequest, now: float) -> float:
-        """Seconds until the rate limits let this request go."""
+        """Return the seconds until the rate limits let this request go."""
         limits = ((self.requests, 1), (self.tokens, request.max_total_tokens))
         return max((limit.wait_s(cost, now) for limit, cost in limits if limit), default=0.0)
 
@@ -71,11 +71,11 @@ class Server:
 
 
 class Schedule:
-    """Deals the requests of one call out to servers.
+    """Deals the requests of one call out to servers, whose stretches it fills and whose faults they keep.
 
     Args:
         requests: The requests to answer.
-        servers: The servers that may answer. Their stretches are filled, and their faults are remembered.
+        servers: The servers that may answer.
         max_retries: Tries after the first one.
         first_wait_s: Seconds of the first wait. Each wait is twice the one before, less a random part.
     """
@@ -208,9 +208,6 @@ class RateLimit:
 
     A cost larger than the bucket may be taken when the bucket is full, and is paid back before the next. So no minute
     sees more than the limit plus the larger of a bucket and one request.
-
-    Args:
-        per_minute: Units per minute.
     """
 
     def __init__(self, per_minute: float) -> None:

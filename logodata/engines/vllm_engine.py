@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from logodata.common.errors import UserError, pass_on
+from logodata.common.errors import UserError, first_line, pass_on
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import cache_order, check_requests, finish, request_seed
 from logodata.models.adapters import ADAPTER_FILES, read_adapter_config
@@ -81,12 +81,8 @@ class VllmEngine:
             )
         except (RuntimeError, ValueError) as error:
             pass_on(error)
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UserError(
-                f"vLLM does not start: {reason}",
-                where=model,
-                mend="VLLM_LOGGING_LEVEL=INFO shows more",
-            ) from error
+            what = f"vLLM does not start: {first_line(error)}"
+            raise UserError(what, where=model, mend="VLLM_LOGGING_LEVEL=INFO shows more") from error
         self.name = f"vllm {vllm.__version__}"
         self._window = int(self._llm.model_config.max_model_len)
         self._vocabulary = vocabulary_size(load_config(model))

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from logodata.common.console import note
 from logodata.common.errors import UserError, pass_on
 from logodata.common.files import read_json, write_atomic
 
@@ -72,31 +73,21 @@ def trained_on(folder: Path) -> str | None:
 def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Put the layers of an adapter into the model, beside its weights, and fill them with the adapter's tensors.
 
-    Args:
-        model: The model, which is changed.
-        folder: The folder of the adapter.
-
     Raises:
         UserError: The adapter is damaged, or of a kind that is more than layers. Or its file lacks a tensor, holds one
             that the model has no place for, or one of another shape.
     """
     config, tensors = read_peft_config(folder), _read_tensors(folder)
     with _as_user_error(folder):
-        wrapped = _wrap(model, config)
-        _fill(wrapped, tensors, folder)
-    return wrapped.eval()
+        return _attach(model, config, tensors, folder).eval()
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Return the model with the adapter merged into its weights.
+    """Return the model, which is changed, with the adapter merged into its weights.
 
     The adapter stays beside quantised weights, because merging would round them again. A weight that an adapted layer
     shares with another one, such as the output head with the token embedding, is copied first: the adapter changes one
     of them.
-
-    Args:
-        model: The model, which is changed and returned.
-        folder: The folder of the adapter.
 
     Raises:
         UserError: See :func:`attach_adapter`; or the adapter does not change weights.
@@ -111,11 +102,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def check_adapter_shapes(skeleton: PreTrainedModel, folder: Path) -> list[str]:
     """Refuse what :func:`merge_adapter` would refuse, before weights are read.
 
-    The few kinds that compute with weights when they are created cannot be checked this way.
-
-    Args:
-        skeleton: The model on torch's device ``meta``, which is changed.
-        folder: The folder of the adapter.
+    ``skeleton`` is the model on torch's device ``meta``, and is changed. The few kinds that compute with weights when
+    they are created cannot be checked this way.
 
     Returns:
         Names of weights that the adapter changes and another layer shares.
@@ -128,14 +116,12 @@ def check_adapter_shapes(skeleton: PreTrainedModel, folder: Path) -> list[str]:
     config, tensors = read_peft_config(folder), _read_tensors(folder)
     unknown = sorted(name for name, value in read_adapter_config(folder).items() if value and not hasattr(config, name))
     if unknown:
-        from logodata.common.console import note
-
         note(f"{folder}: this version of PEFT does not know {', '.join(unknown)} in the config, and ignores it")
     shared: list[str] = []
     with _as_user_error(folder), torch.device("meta"):
         try:
-            wrapped = _wrap(skeleton, config, low_cpu_mem_usage=True)
-            _fill(wrapped, {name: tensor.to("meta") for name, tensor in tensors.items()}, folder)
+            tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            wrapped = _attach(skeleton, config, tensors, folder, low_cpu_mem_usage=True)
             shared = sorted(weight.path for weight in _adapted(wrapped))
             _merge(wrapped, folder)
         except RuntimeError as error:
@@ -195,23 +181,16 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _wrap(model: PreTrainedModel, config: PeftConfig, **options: Any) -> PeftModel:
-    from peft import PeftModel
+def _attach(
+    model: PreTrainedModel, config: PeftConfig, tensors: dict[str, Tensor], folder: Path, **options: Any
+) -> PeftModel:
+    """Give the model the adapter's layers, filled with its tensors. A tensor that the model with this adapter would
+    save, and that is not filled, is missing, whatever names an older PEFT wrote."""
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.mapping_func import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
     kind: Any = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     wrapped: PeftModel = kind(model, config, **options)
-    return wrapped
-
-
-def _fill(wrapped: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Load the tensors into the adapter's layers.
-
-    A tensor that the model with this adapter would save, and that is not filled, is missing, whatever names an older
-    PEFT wrote.
-    """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
     try:
         result = set_peft_model_state_dict(wrapped, tensors)
     except KeyError as error:
@@ -224,6 +203,7 @@ def _fill(wrapped: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
     faults = {"its file lacks": missing, "the model has no place for": result.unexpected_keys}
     if missing or result.unexpected_keys:
         raise _does_not_fit(folder, "; ".join(f"{what} {some(names)}" for what, names in faults.items() if names))
+    return wrapped
 
 
 def some(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from logodata.common.console import note, quiet_transformers
 from logodata.common.errors import UserError
 from logodata.common.files import file_sha256, write_json
 
@@ -75,8 +76,6 @@ def _converted() -> Path:
 def _convert_gguf(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from logodata.common.console import note, quiet_transformers
 
     note("converting the embedded model from GGUF, once (about 20 s)")
     quiet_transformers()

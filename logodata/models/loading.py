@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from logodata.common.console import quiet_transformers
+from logodata.common.console import note, quiet_transformers
 from logodata.common.errors import UserError, first_line, pass_on
 from logodata.common.user_files import MARK, read_text
 from logodata.models.adapters import (
@@ -41,10 +41,10 @@ _MAX_TEMPLATE_BYTES = 2**20
 
 
 def resolve_model(name: str) -> str:
-    """Turn the value of ``--model`` into something that ``from_pretrained`` takes.
+    """Return what ``from_pretrained`` takes for a value of ``--model``.
 
-    ``embedded`` gives the converted embedded model. A folder is checked for a ``config.json``. Any other name that does
-    not look like a path is a hub name and is returned unchanged.
+    For ``embedded`` it is the folder of the converted model. A folder must hold a ``config.json``. Any other name that
+    does not look like a path is a hub name and is returned unchanged.
 
     Raises:
         UserError: There is no such folder, it holds no model, or it holds an adapter beside the model.
@@ -96,7 +96,7 @@ def model_folder(name: str) -> Path | None:
 
 
 def _reachable(name: str) -> str:
-    """Call :func:`resolve_model`. Before a hub name is looked up, check whether the hub answers."""
+    """Call :func:`resolve_model`. Check whether the hub answers before a hub name is looked up."""
     resolved = resolve_model(name)
     if not Path(resolved).is_dir():
         _reach_hub()
@@ -110,8 +110,6 @@ def _reach_hub() -> None:
     import httpx
     from huggingface_hub import constants
 
-    from logodata.common.console import note
-
     if constants.HF_HUB_OFFLINE:
         return
     try:
@@ -122,11 +120,9 @@ def _reach_hub() -> None:
 
 
 def resolve_embedding_model(name: str) -> str:
-    """Turn the name of a sentence-embedding model into a folder or hub name. ``embedded`` is all-MiniLM-L6-v2 from the
-    package index."""
-    if name != EMBEDDED:
-        return name
-    return str(package_folder(EMBEDDING_PACKAGE) / "model")
+    """Return the folder or hub name of a sentence-embedding model. ``embedded`` is all-MiniLM-L6-v2 from the package
+    index."""
+    return name if name != EMBEDDED else str(package_folder(EMBEDDING_PACKAGE) / "model")
 
 
 def load_tokenizer(
@@ -134,10 +130,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
 
-    Args:
-        name: The model, as :func:`resolve_model` takes it.
-        chat_template: A file with a chat template, or its text; by default the tokenizer's own.
-        needs_template: Whether the tokenizer must have a chat template.
+    ``chat_template`` is a file with a chat template, or its text; by default it is the tokenizer's own.
 
     Raises:
         UserError: The tokenizer cannot be loaded, or it has no chat template and none is given. None is ever guessed.
@@ -171,12 +164,9 @@ def read_template(path: Path) -> str:
 def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = False) -> PreTrainedConfig:
     """Load the config of a model, with the RoPE and window that ``adapter`` (if any) was trained with.
 
-    Args:
-        name: The model, as :func:`resolve_model` takes it.
-        adapter: The folder of an adapter.
-        shapes_only: The config only serves to count weights, memory and positions, and never meets weights or a
-            tokenizer. Only then may a hand-written table (:mod:`logodata.models.known_shapes`) replace a hub that
-            cannot be reached.
+    With ``shapes_only`` the config serves to count weights, memory and positions, and never meets weights or a
+    tokenizer. Only then may a hand-written table (:mod:`logodata.models.known_shapes`) replace a hub that cannot be
+    reached.
 
     Raises:
         UserError: There is no such model or adapter, or the config cannot be read.
@@ -187,7 +177,6 @@ def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = F
         with _loading("the model's config", name):
             config: PreTrainedConfig = AutoConfig.from_pretrained(_reachable(name), trust_remote_code=False)
     except UserError as error:
-        from logodata.common.console import note
         from logodata.models.known_shapes import known_shapes
 
         known = known_shapes(name) if shapes_only and isinstance(error.__cause__, OSError) else None
@@ -229,8 +218,6 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
-
-    from logodata.common.console import note
 
     quiet_transformers()
     _check_device(device)
@@ -278,12 +265,7 @@ def _check_device(device: str) -> None:
 
 def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrainedModel:
     """Return the model that a config describes, with meaningless weights. On torch's device ``meta`` it takes no
-    memory.
-
-    Args:
-        config: The config, as :func:`load_config` returns it.
-        name: The name of the model, for messages.
-        options: Options of transformers' ``from_config``.
+    memory. Messages call it ``name``, and ``options`` go to transformers' ``from_config``.
 
     Raises:
         UserError: The config does not describe a causal language model that transformers knows.
