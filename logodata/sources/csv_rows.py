@@ -11,12 +11,11 @@ import csv
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from logodata.common import json_files
 from logodata.common.errors import UserError
-from logodata.common.json_files import numbered_lines, too_long
-from logodata.common.user_files import AS_UTF8, decode_utf8
+from logodata.common.json_files import placed_lines, too_long
+from logodata.common.user_files import decode_at
 from logodata.sources.conversations import COLUMNS, TURN_FIELDS
 from logodata.sources.fields import PARTS, aliases, column_of, names_of, spelt
 from logodata.sources.json_rows import Row
@@ -31,12 +30,8 @@ _QUOTING = "put cells that hold the delimiter or an end of line into double quot
 
 
 def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row]:
-    """Yield the rows of a table, with the names of the header row as keys.
-
-    Args:
-        file: The file to read.
-        shown: Its name in messages.
-        columns: The table's own columns for our fields.
+    """Yield the rows of a table, with the names of the header row as keys. Messages call the file ``shown``, and
+    ``columns`` are the table's own columns for our fields.
 
     Raises:
         UserError: The file is not UTF-8, has no header, has a row with more or fewer cells than the header, a quote
@@ -44,7 +39,7 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
     """
     csv.field_size_limit(json_files.MAX_JSON_BYTES)
     with open(file, "rb") as handle:
-        lines = _decoded(handle, shown)
+        lines = (decode_at(line, where) for where, line in placed_lines(handle, shown))
         header, delimiter, num_lines = _header(lines, shown, file.suffix.lower() == ".tsv")
         _check_header(header, columns, shown)
         lists = {name for name in header if name and _holds_lists(name, columns)}
@@ -70,15 +65,6 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
                     for name, cell in zip(header, cells, strict=True)
                 },
             )
-
-
-def _decoded(handle: BinaryIO, shown: str) -> Iterator[str]:
-    for number, line in numbered_lines(handle, shown):
-        try:
-            text = decode_utf8(line)
-        except ValueError as error:
-            raise UserError(f"not UTF-8: {error}", where=f"{shown}:{number}", mend=AS_UTF8) from error
-        yield text
 
 
 def _header(lines: Iterator[str], shown: str, tabs: bool) -> tuple[list[str], str, int]:

@@ -42,11 +42,7 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     A row is a document with ``questions`` (a list of ``{question, answers, id?, kind?, evidence?}``), or one question,
     with ``question`` and ``answers`` beside ``context``. Rows with equal ``doc_id``, or without one and with equal
     context, make one document with several questions. ``settings.questions`` adds the questions of a second file.
-
-    Args:
-        settings: The source.
-        needs_questions: Whether a row without questions is an error, unless questions come from a second file. False
-            where they are yet to be written.
+    Without one, a row without questions is an error if the caller ``needs_questions``.
 
     Raises:
         UserError: There is a structural fault, or the selection (``kinds``, ``max_documents``) leaves no question.
@@ -180,7 +176,7 @@ class _Reader:
             "empty_question": not question["question"],
             "no_reference_answer": not question["answers"],
         }
-        if reason := next((reason for reason, holds in unusable.items() if holds), None):
+        if reason := next((reason for reason, holds in unusable.items() if holds), ""):
             if taken:  # else the settings leave it out anyway
                 self.reject(question, doc_id, where, reason)
             return
@@ -226,13 +222,8 @@ class Entry:
 
 
 class Documents(Sequence[Document]):
-    """Documents in the order of their first rows. Indexing reads the source up to that document.
-
-    Args:
-        rows: Reads the source from its start.
-        fields: Reads ``doc_id`` and ``context`` from a row.
-        entries: The usable documents, by ``doc_id``.
-    """
+    """The usable documents of a source in the order of their first rows. Indexing reads the source up to that
+    document."""
 
     def __init__(self, rows: Callable[[], Iterator[Row]], fields: Fields, entries: dict[str, Entry]) -> None:
         self._rows, self._fields, self._entries = rows, fields, entries

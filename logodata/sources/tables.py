@@ -1,4 +1,4 @@
-"""Read rows of parquet files and hub data sets in small batches."""
+"""Read rows of hub data sets, and of data sets in a local folder."""
 
 from __future__ import annotations
 
@@ -6,27 +6,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from logodata.common import parquet as common
 from logodata.common.errors import UserError, first_line, pass_on
 from logodata.sources.json_rows import Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-def parquet_rows(file: Path, shown: str, wanted: Collection[str]) -> Iterator[Row]:
-    """Yield the rows of a parquet file.
-
-    Args:
-        file: The file to read.
-        shown: Its name in messages.
-        wanted: Columns that a reader may ask for. Others are not read, unless the file has none of these.
-
-    Raises:
-        UserError: The file is damaged, or not a parquet file.
-    """
-    rows = common.parquet_rows(file, shown, mend="write the file again", wanted=wanted)
-    return ((f"{shown}:row {number}", row) for number, row in rows)
 
 
 def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset, str]:
