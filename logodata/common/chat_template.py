@@ -1,4 +1,4 @@
-"""Chat templates: programs that come with models and write a conversation as one text.
+"""Render chat templates, the programs that come with models and write a conversation as one text.
 
 transformers renders them in Jinja's sandbox, which hides the machine from them. Here they also get a bound on the texts
 that they make, and one on their time.
@@ -33,15 +33,11 @@ _MAX_BITS = 2**16
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | None = None) -> str:
-    """Write a conversation as ``tokenizer.apply_chat_template`` does, always on the same day.
-
-    Args:
-        tokenizer: must have a chat template.
-        user: the user's message.
-        assistant: the assistant's answer. Without it the text ends where that answer begins.
+    """Write a conversation as ``tokenizer.apply_chat_template`` does, always on the same day. Without the assistant's
+    answer the text ends where that answer begins.
 
     Raises:
-        UserError: the template fails, takes more than ten seconds, or adds more than a million characters.
+        UserError: The template fails, takes more than ten seconds, or adds more than a million characters.
     """
     messages = [{"role": "user", "content": user}]
     if assistant is not None:

@@ -103,9 +103,7 @@ def check_place(path: Path) -> None:
 def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
     """Refuse an output inside an input, or around it: results would be read as input, or kept and deleted with it.
 
-    Args:
-        output: The file or folder to write.
-        inputs: What each input is, for the message, and its file or folder. None and missing files are skipped.
+    An input is what messages call it, and its file or folder. None and missing files are skipped.
 
     Raises:
         UserError: It names both.
@@ -199,14 +197,9 @@ def bind_settings(
 ) -> None:
     """Bind ``folder`` to ``settings``: write them to ``folder/name`` the first time, and compare them from then on.
 
-    Results made under different settings must not be mixed.
-
-    Args:
-        folder: The folder of the run.
-        name: The name of the file.
-        settings: What the results depend on.
-        free: Keys of ``settings`` that results do not depend on. They may change, and the file keeps the newest values.
-        started: Whether any result was made. A run that was refused or stopped before that binds nothing.
+    Results made under different settings must not be mixed. The keys ``free`` may change, because results do not depend
+    on them, and the file keeps their newest values. A run that was refused or stopped before it was ``started``, which
+    means before any result was made, binds nothing.
 
     Raises:
         UserError: The settings differ. It names the first difference.
@@ -282,13 +275,8 @@ def damage(folder: Path) -> str:
 
 
 def put_aside(path: Path, fault: str, instead: str) -> None:
-    """Rename a damaged file or folder to ``NAME.damaged``, in place of an earlier one, and print a note.
-
-    Args:
-        path: The file or folder.
-        fault: What is wrong with it.
-        instead: What is done now, such as ``"it is written again"``.
-    """
+    """Rename a damaged file or folder to ``NAME.damaged``, in place of an earlier one, and print a note with its
+    ``fault`` and what is done ``instead``, such as ``"it is written again"``."""
     aside = path.with_name(f"{path.name}.damaged")
     if aside.is_dir():
         shutil.rmtree(aside)

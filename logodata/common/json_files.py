@@ -22,10 +22,8 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 def parse_json(text: bytes, *, finite: bool = False) -> Any:
     """Return the value of a JSON text in UTF-8, with or without a byte order mark.
 
-    Args:
-        text: The text to parse.
-        finite: Refuse ``NaN`` and ``Infinity``, which are not JSON. Our own files never hold them; those of others may,
-            because pandas writes them.
+    ``finite`` refuses ``NaN`` and ``Infinity``, which are not JSON. Our own files never hold them; those of others may,
+    because pandas writes them.
 
     Raises:
         ValueError: It is not JSON, is nested too deeply, or has an unpaired surrogate (which no tokenizer and no file

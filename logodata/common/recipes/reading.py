@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from logodata.common.console import note
 from logodata.common.errors import UserError, did_you_mean
 from logodata.common.printable import encodable, without_passwords
 from logodata.common.recipes.fields import Values, follow, merge, move_paths, places_of, takes_list, variant
@@ -88,11 +89,8 @@ RecipeT = TypeVar("RecipeT", bound=RecipeModel)
 def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrides: Sequence[str] = ()) -> RecipeT:
     """Read one section of a recipe file, apply ``key.key=value`` overrides, and check the result.
 
-    Args:
-        cls: The section's model.
-        section: The section of the file that ``cls`` describes.
-        path: The YAML file, or the name of a shipped recipe; None takes the defaults of ``cls``.
-        overrides: YAML values by dotted key, relative to the section.
+    ``path`` is a YAML file or the name of a shipped recipe; None takes the defaults of ``cls``. The values of overrides
+    are YAML, and their dotted keys begin in the section.
 
     Raises:
         UserError: A file cannot be read, a key is unknown (the nearest one is named), or a value is out of range.
@@ -119,11 +117,6 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
 def as_overrides(fields: Mapping[str, object]) -> list[str]:
     """Return what options say of fields, by dotted key, as overrides; None says nothing."""
     return [f"{key}={json.dumps(value)}" for key, value in fields.items() if value is not None]
-
-
-def recipe_schema(cls: type[RecipeModel]) -> str:
-    """Return the JSON schema of a section, for editors."""
-    return json.dumps(cls.model_json_schema(), indent=2)
 
 
 def _read_layers(
@@ -280,8 +273,6 @@ def _overlay(overrides: Sequence[str]) -> Values:
 
 
 def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
-    from logodata.common.console import note
-
     for key, field in cls.model_fields.items():
         old, new = values.get(key), merged.get(key)
         if isinstance(old, dict) and isinstance(new, dict) and variant(field, old) != variant(field, new):
@@ -291,9 +282,7 @@ def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
 
 
 def _warn_of_embedded_settings(cls: type[RecipeModel], path: Path | None, values: Values, merged: Values) -> None:
-    """Say which settings of the embedded model another model gets: what suits 135M weights seldom suits others."""
-    from logodata.common.console import note
-
+    """Print which settings of the embedded model another model gets: what suits 135M weights seldom suits others."""
     kept = [
         f"{key}={'null' if value is None else value}"
         for key, value in _flat(values)
@@ -338,35 +327,33 @@ def _explain(
     if unknown:
         return _unknown(list(unknown.values()))
     fault = faults[0]
+    kind, value = fault["type"], fault["input"]
     keys, _, variants = follow(cls, fault["loc"])
-    if fault["type"].startswith("union_tag") and isinstance(fault["input"], dict):
-        keys = (*keys, "name")
+    is_unknown_name = kind.startswith("union_tag") and isinstance(value, dict)
+    if is_unknown_name:
+        keys, value = (*keys, "name"), value["name"]
     dotted = ".".join(keys)
     secret = bool(keys) and keys[-1] in _SECRETS
     where = _where(keys, section, path, places, () if secret else overrides)
-    if fault["type"] == "string_unicode":
+    if kind == "string_unicode":
         return UserError(f"{dotted!r} is not UTF-8", where=where, mend="rename the file or folder")
-    if fault["type"] == "missing":
+    if kind == "missing":
         return UserError(f"{dotted!r} is missing", where=where, mend=f"set {dotted}=...")
-    if fault["type"].startswith("union_tag"):
-        known = ", ".join(variants)
-        if keys[-1] != "name":
-            mend = _hint_for_value(dotted, fault["input"], cls) or f"set {dotted}.name, one of {known}"
-            return UserError(f"{dotted!r} is not a mapping", where=where, mend=mend)
-        name = fault["input"]["name"]
-        mend = _hint_for_value(dotted, name, cls) or f"known: {known}"
-        return UserError(f"{dotted!r}: there is no {name!r}", where=where, mend=mend)
-    if fault["type"] == "model_type":
+    if is_unknown_name:
+        what, mend = f"{dotted!r}: there is no {value!r}", f"known: {', '.join(variants)}"
+    elif kind.startswith("union_tag"):
+        what, mend = f"{dotted!r} is not a mapping", f"set {dotted}.name, one of {', '.join(variants)}"
+    elif kind == "model_type":
         inside = ", ".join(follow(cls, (*fault["loc"], "")).model.model_fields)
-        mend = _hint_for_value(dotted, fault["input"], cls) or f"set {dotted}.KEY=..., one of {inside}"
-        return UserError(f"{dotted!r} is not a mapping", where=where, mend=mend)
-    # For a union of types pydantic reports one fault for each.
-    messages = dict.fromkeys(other["msg"] for other in faults if follow(cls, other["loc"]).keys == keys)
-    reasons = " or ".join(message[:1].lower() + message[1:] for message in messages)
-    # The content of a whole section does not show what is wrong in it.
-    got = "" if secret or isinstance(fault["input"], dict) else f", got {_shown(fault['input'])}"
-    mend = _hint_for_value(dotted, fault["input"], cls) or "see the field's description with --schema"
-    return UserError(f"{dotted!r}: {reasons}{got}", where=where, mend=mend)
+        what, mend = f"{dotted!r} is not a mapping", f"set {dotted}.KEY=..., one of {inside}"
+    else:
+        # For a union of types pydantic reports one fault for each.
+        messages = dict.fromkeys(other["msg"] for other in faults if follow(cls, other["loc"]).keys == keys)
+        reasons = " or ".join(message[:1].lower() + message[1:] for message in messages)
+        # The content of a whole section does not show what is wrong in it.
+        got = "" if secret or isinstance(value, dict) else f", got {_shown(value)}"
+        what, mend = f"{dotted!r}: {reasons}{got}", "see the field's description with --schema"
+    return UserError(what, where=where, mend=_hint_for_value(dotted, value, cls) or mend)
 
 
 class _Unknown(NamedTuple):
@@ -378,7 +365,7 @@ class _Unknown(NamedTuple):
 
 
 def _unknown(found: Sequence[_Unknown]) -> UserError:
-    """Return all of them as one line, or the first few: a file of another program has dozens."""
+    """Return the error for all of them, or for the first few: a file of another program has dozens."""
     shown = found[:_SHOWN_KEYS]
     where = ", ".join(dict.fromkeys(key.where for key in shown))
     if len(found) == 1:
