@@ -172,8 +172,7 @@ class _PreallocatedLayer(DynamicLayer):
         if not self._buffers:
             self._buffers = [self._allocate(state, len(state)) for state in states]
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-        self._write(states, start)
-        return self.keys, self.values
+        return self._write(states, start)
 
     def select_rows(self, rows: Sequence[int], capacity: int) -> None:
         """Keep ``rows`` of the batch (a row may occur several times), in new buffers of ``capacity`` positions."""
@@ -186,11 +185,13 @@ class _PreallocatedLayer(DynamicLayer):
         self._buffers = [self._allocate(buffer, len(rows)) for buffer in taken]
         self._write(taken, 0)
 
-    def _write(self, states: Sequence[Tensor], start: int) -> None:
+    def _write(self, states: Sequence[Tensor], start: int) -> tuple[Tensor, Tensor]:
         end = start + states[0].shape[-2]
         for buffer, state in zip(self._buffers, states, strict=True):
             buffer[:, :, start:end] = state
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        keys, values = (buffer[:, :, :end] for buffer in self._buffers)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def _allocate(self, like: Tensor, rows: int) -> Tensor:
         return like.new_empty(rows, like.shape[1], self.capacity, like.shape[3])

@@ -159,6 +159,12 @@ def column_of(row: Mapping[str, Any], name: str) -> str | None:
     return next((key for key in row if isinstance(key, str) and key.strip().lower() == folded), None)
 
 
+def value_of(row: Mapping[str, Any], *names: str) -> Any:
+    """Return the value under the first of some names that a row has one for; None if all are absent or null."""
+    keys = (column_of(row, name) for name in names)
+    return next((row[key] for key in keys if key is not None and row[key] is not None), None)
+
+
 def names_of(row: Mapping[str, Any]) -> str:
     """Format the keys of a row for a message. They are shortened: a first line taken for a header may be a whole
     document."""

@@ -133,10 +133,8 @@ def _spelled(found: Sequence[Word], first: int, last: int, digits: str, is_ordin
 
 
 def combine(found: Sequence[Word], text: str) -> Iterator[Word]:
-    """Yield the words of a text, with those that belong together joined, and interpreted by their neighbours."""
-    reader = _Reader(found, text)
-    while (word := reader.next()) is not None:
-        yield word
+    """Return the words of a text, with those that belong together joined, and interpreted by their neighbours."""
+    return iter(_Reader(found, text).next, None)
 
 
 _LEADS = frozenset([*_ARTICLES, "half", "quarter", *_SIGNS, *_VERSIONS])
