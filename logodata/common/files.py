@@ -146,15 +146,13 @@ def read_json(path: Path) -> Any:
             raise too_long(str(path), "a JSON file")
         return parse_json(path.read_bytes(), finite=True)
     except FileNotFoundError as error:
-        raise UserError(
-            "no such file", where=str(path), mend="check the folder's name, or run the command that writes it"
-        ) from error
+        mend = "check the folder's name, or run the command that writes it"
+        raise UserError("no such file", where=str(path), mend=mend) from error
     except OSError as error:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
     except ValueError as error:
-        raise UserError(
-            f"not valid JSON: {error}", where=str(path), mend="delete it and run the command again"
-        ) from error
+        mend = "delete it and run the command again"
+        raise UserError(f"not valid JSON: {error}", where=str(path), mend=mend) from error
 
 
 @contextmanager
@@ -167,21 +165,16 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the length of the run
     except OSError as error:
-        raise UserError(
-            f"cannot use this folder: {error.strerror}", where=str(folder), mend="choose another -o"
-        ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.close()
-        raise UserError(
-            "another process is writing here", where=str(folder), mend="wait for it, or choose another -o"
-        ) from error
-    try:
+        mend = "choose another -o"
+        raise UserError(f"cannot use this folder: {error.strerror}", where=str(folder), mend=mend) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            mend = "wait for it, or choose another -o"
+            raise UserError("another process is writing here", where=str(folder), mend=mend) from error
         _remove_leftovers(folder)
         yield
-    finally:
-        handle.close()
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -216,11 +209,8 @@ def bind_settings(
     if found:
         key, old, new = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise UserError(
-            f"this folder was started with {key}={old!r}, now it is {new!r}{more}",
-            where=str(path),
-            mend="use the same settings to continue, or another -o to start afresh",
-        )
+        what = f"this folder was started with {key}={old!r}, now it is {new!r}{more}"
+        raise UserError(what, where=str(path), mend="use the same settings to continue, or another -o to start afresh")
     if before != settings:
         write_json(path, settings)
 

@@ -51,11 +51,8 @@ def check_requests(requests: Sequence[GenerationRequest], window: int | None, vo
         if not request.prompt_ids:
             raise UserError("the prompt is empty", where=where, mend="give at least one token")
         if sampling.max_new_tokens < 1 or sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
-            raise UserError(
-                f"sampling settings out of range: {sampling}",
-                where=where,
-                mend="max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1",
-            )
+            mend = "max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1"
+            raise UserError(f"sampling settings out of range: {sampling}", where=where, mend=mend)
         if vocabulary is not None:
             check_ids(vocabulary, request.prompt_ids, sampling.stop_ids, where=where)
         if window is not None and request.max_total_tokens > window:
@@ -84,11 +81,8 @@ def finish(request: GenerationRequest, token_ids: Sequence[int], reason: str | N
     if reason not in ("stop", "length"):
         raise UserError(f"generation ended with {reason!r}", where=place, mend="see the engine's log")
     if (ended and (not token_ids or token_ids[-1] not in stops)) or any(token in stops for token in kept):
-        raise UserError(
-            "the response does not end at its stop token",
-            where=place,
-            mend="the engine must heed stop_token_ids and ignore_eos, as vLLM does",
-        )
+        mend = "the engine must heed stop_token_ids and ignore_eos, as vLLM does"
+        raise UserError("the response does not end at its stop token", where=place, mend=mend)
     finished: FinishReason = "stop" if ended else "length"
     return GenerationResult(request.id, kept, finished)
 

@@ -121,10 +121,8 @@ class OpenAIEngine:
         answers = [self._find_model(server) for server in self._servers]
         cards = [answer for answer in answers if not isinstance(answer, Fault)]
         if not cards:
-            raise UserError(
-                "; ".join(f"{server.url}: {server.fault}" for server in self._servers),
-                mend="start it, or mend engine.base_urls",
-            )
+            mend = "start it, or mend engine.base_urls"
+            raise UserError("; ".join(f"{server.url}: {server.fault}" for server in self._servers), mend=mend)
         for server in self._servers:
             if not server.is_checked:
                 note_down(server)
@@ -146,11 +144,8 @@ class OpenAIEngine:
         limit = self._settings.tokens_per_minute
         for request in requests:
             if limit and request.max_total_tokens > limit:
-                raise UserError(
-                    f"{request.max_total_tokens} tokens exceed tokens_per_minute {limit}",
-                    where=f"request {request.id!r}",
-                    mend="shorten the context or max_new_tokens",
-                )
+                what = f"{request.max_total_tokens} tokens exceed tokens_per_minute {limit}"
+                raise UserError(what, where=f"request {request.id!r}", mend="shorten the context or max_new_tokens")
         retries = self._settings.max_retries
         call = _Call(
             Schedule(requests, self._servers, max_retries=retries, first_wait_s=self._first_wait_s),

@@ -140,11 +140,8 @@ def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:
         else Path(cache)
     )
     if not path.is_file():
-        raise UserError(
-            "no such cache of responses",
-            where=str(path),
-            mend="set generation.cache=null, or give the work/responses.jsonl of a build",
-        )
+        mend = "set generation.cache=null, or give the work/responses.jsonl of a build"
+        raise UserError("no such cache of responses", where=str(path), mend=mend)
     records: dict[str, dict[str, Any]] = {}
     for where, record in json_objects(path, mend="delete this line"):
         key, token_ids, reason = (record.get(name) for name in ("key", "token_ids", "finish_reason"))

@@ -164,11 +164,8 @@ class Schedule:
             self._tries[request.id] += 1
             tries = self._tries[request.id]
             if tries > self._max_retries:
-                raise UserError(
-                    f"failed {tries} times, at last: {fault.text}",
-                    where=f"{server.url}, request {request.id!r}",
-                    mend=_ASK_AGAIN,
-                )
+                what = f"failed {tries} times, at last: {fault.text}"
+                raise UserError(what, where=f"{server.url}, request {request.id!r}", mend=_ASK_AGAIN)
             wait_s = self._backoff_s(tries)
         heapq.heappush(self._later, (now + wait_s, next(self._number), request))
 

@@ -129,11 +129,8 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
     from logodata.engines.openai_engine import OpenAIEngine
 
     if adapter is not None and settings.served_model is None:
-        raise UserError(
-            "an adapter must be served by the server",
-            where=str(adapter),
-            mend=f"start it with --enable-lora --lora-modules NAME={adapter} and set engine.served_model=NAME",
-        )
+        mend = f"start it with --enable-lora --lora-modules NAME={adapter} and set engine.served_model=NAME"
+        raise UserError("an adapter must be served by the server", where=str(adapter), mend=mend)
     return OpenAIEngine(
         settings,
         settings.served_model or resolve_model(model),
@@ -150,9 +147,7 @@ def _api_key(variable: str | None) -> str | None:
     if not key:
         # Some people write the key itself there, so only what looks like a name is repeated.
         name = variable if variable.isupper() else "NAME"
-        raise UserError(
-            "this environment variable is not set",
-            where=name if variable.isupper() else "engine.api_key_env",
-            mend=f"export {name}=... or drop engine.api_key_env",
-        )
+        what = "this environment variable is not set"
+        mend = f"export {name}=... or drop engine.api_key_env"
+        raise UserError(what, where=name if variable.isupper() else "engine.api_key_env", mend=mend)
     return key

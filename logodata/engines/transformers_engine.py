@@ -170,7 +170,7 @@ class _PreallocatedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         states, start = (key_states, value_states), self.get_seq_length()
         if not self._buffers:
-            self._buffers = [self._allocate(state, len(state)) for state in states]
+            self._buffers = [self._allocate(state) for state in states]
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
         return self._write(states, start)
 
@@ -182,7 +182,7 @@ class _PreallocatedLayer(DynamicLayer):
         length = self.get_seq_length()
         index = torch.tensor(rows, device=self.device)
         taken = [buffer[:, :, :length].index_select(0, index) for buffer in self._buffers]
-        self._buffers = [self._allocate(buffer, len(rows)) for buffer in taken]
+        self._buffers = [self._allocate(buffer) for buffer in taken]
         self._write(taken, 0)
 
     def _write(self, states: Sequence[Tensor], start: int) -> tuple[Tensor, Tensor]:
@@ -193,8 +193,8 @@ class _PreallocatedLayer(DynamicLayer):
         self.keys, self.values = keys, values
         return keys, values
 
-    def _allocate(self, like: Tensor, rows: int) -> Tensor:
-        return like.new_empty(rows, like.shape[1], self.capacity, like.shape[3])
+    def _allocate(self, like: Tensor) -> Tensor:
+        return like.new_empty(*like.shape[:2], self.capacity, like.shape[3])
 
 
 class _PreallocatedCache(Cache):
@@ -286,14 +286,9 @@ def check_supported(config: PreTrainedConfig) -> None:
         UserError: The model has attention other than full (such as sliding), or a RoPE that depends on the batch's
             length.
     """
-    other = limited_attention(config)
-    if other:
-        raise UserError(
-            f"the transformers engine is tested with full attention only, this model has {', '.join(other)}",
-            mend="use engine.kind=vllm",
-        )
-    rope_type = length_dependent_rope(config)
-    if rope_type:
-        raise UserError(
-            f"RoPE of type {rope_type!r} depends on the longest row of a batch", mend="use engine.kind=vllm"
-        )
+    mend = "use engine.kind=vllm"
+    if other := limited_attention(config):
+        what = f"the transformers engine is tested with full attention only, this model has {', '.join(other)}"
+        raise UserError(what, mend=mend)
+    if rope_type := length_dependent_rope(config):
+        raise UserError(f"RoPE of type {rope_type!r} depends on the longest row of a batch", mend=mend)

@@ -160,9 +160,6 @@ def _lora_rank(adapter: Path) -> int:
         raise UserError(f"its rank is {rank!r}", where=str(adapter / ADAPTER_FILES[0]), mend="copy the adapter again")
     fitting = [allowed for allowed in _LORA_RANKS if allowed >= rank]
     if not fitting:
-        raise UserError(
-            f"rank {rank} is above vLLM's limit of {_LORA_RANKS[-1]}",
-            where=str(adapter),
-            mend="merge the adapter: logotrain merge",
-        )
+        mend = "merge the adapter: logotrain merge"
+        raise UserError(f"rank {rank} is above vLLM's limit of {_LORA_RANKS[-1]}", where=str(adapter), mend=mend)
     return fitting[0]

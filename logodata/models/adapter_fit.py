@@ -47,11 +47,8 @@ def check_served_whole(name: str, adapter: Path) -> None:
     shared = check_adapter_fits(name, adapter)
     more = [*_beyond_plain_lora(read_peft_config(adapter)), *(f"{weight}, which two layers share" for weight in shared)]
     if more:
-        raise UserError(
-            f"vLLM applies plain LoRA only; this adapter has more: {', '.join(more)}",
-            where=str(adapter),
-            mend="merge it (logotrain merge), or use engine.kind=transformers",
-        )
+        what = f"vLLM applies plain LoRA only; this adapter has more: {', '.join(more)}"
+        raise UserError(what, where=str(adapter), mend="merge it (logotrain merge), or use engine.kind=transformers")
 
 
 def _beyond_plain_lora(config: PeftConfig) -> list[str]:

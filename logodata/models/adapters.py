@@ -37,11 +37,8 @@ def check_adapter(folder: Path) -> None:
     """Raise a :class:`UserError` unless ``folder`` holds an adapter (config and safetensors)."""
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing == [ADAPTER_FILES[1]] and (folder / _PICKLE).is_file():
-        raise UserError(
-            f"no {ADAPTER_FILES[1]}, and {_PICKLE} is a pickle, which can run code and is never read",
-            where=str(folder),
-            mend=f"{_SAVE} as safetensors: PEFT's save_pretrained does",
-        )
+        what = f"no {ADAPTER_FILES[1]}, and {_PICKLE} is a pickle, which can run code and is never read"
+        raise UserError(what, where=str(folder), mend=f"{_SAVE} as safetensors: PEFT's save_pretrained does")
     if missing:
         mend = "give RUN/final of a finished logotrain run"
         raise UserError(f"holds no adapter (no {missing[0]})", where=str(folder), mend=mend)
@@ -150,11 +147,9 @@ def read_peft_config(folder: Path) -> PeftConfig:
         raise _no_weights(folder, config)
     start = str(getattr(config, "init_lora_weights", ""))
     if "_niter_" in start:
-        raise UserError(
-            f"init_lora_weights={start} removes another random part of the model's weights at each loading",
-            where=str(folder),
-            mend=f"{_SAVE} with PEFT's path_initial_model_for_weight_conversion, which makes it plain LoRA",
-        )
+        what = f"init_lora_weights={start} removes another random part of the model's weights at each loading"
+        mend = f"{_SAVE} with PEFT's path_initial_model_for_weight_conversion, which makes it plain LoRA"
+        raise UserError(what, where=str(folder), mend=mend)
     config.inference_mode = True
     return config
 

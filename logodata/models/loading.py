@@ -54,18 +54,14 @@ def resolve_model(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(
-                "holds no model (no config.json)",
-                where=name,
-                mend="give a Hugging Face model folder; an adapter goes to --adapter, or into one by logotrain merge",
-            )
+            mend = "give a Hugging Face model folder; an adapter goes to --adapter, or into one by logotrain merge"
+            raise UserError("holds no model (no config.json)", where=name, mend=mend)
         if (path / ADAPTER_FILES[0]).is_file():
             raise _with_adapter(name)
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(
-            "no such model folder", where=name, mend="give a folder, a hub name such as org/model, or 'embedded'"
-        )
+        mend = "give a folder, a hub name such as org/model, or 'embedded'"
+        raise UserError("no such model folder", where=name, mend=mend)
     return name
 
 
@@ -258,9 +254,8 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         pass_on(error)
-        raise UserError(
-            f"cannot use the device {device!r}: {first_line(error)}", mend="give cpu, cuda, cuda:1 or auto"
-        ) from error
+        mend = "give cpu, cuda, cuda:1 or auto"
+        raise UserError(f"cannot use the device {device!r}: {first_line(error)}", mend=mend) from error
 
 
 def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrainedModel:
@@ -333,9 +328,8 @@ def _four_bits(dtype: DType) -> Any:
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "bitsandbytes is not installed, which 4-bit weights need", mend="pip install 'logo-align[qlora]'"
-        )
+        mend = "pip install 'logo-align[qlora]'"
+        raise UserError("bitsandbytes is not installed, which 4-bit weights need", mend=mend)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -177,11 +177,8 @@ def check_outside(settings: SourceSettings, output: Path) -> None:
         UserError: ``output`` is the source's folder, or lies inside it.
     """
     if settings.file.is_dir() and output.resolve().is_relative_to(settings.file.resolve()):
-        raise UserError(
-            "-o is inside the source's folder, and would be read as documents",
-            where=str(output),
-            mend=f"give an -o outside of {settings.path}",
-        )
+        what = "-o is inside the source's folder, and would be read as documents"
+        raise UserError(what, where=str(output), mend=f"give an -o outside of {settings.path}")
 
 
 def source_file(path: str) -> Path:

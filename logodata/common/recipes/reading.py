@@ -133,9 +133,8 @@ def _read_layers(
         raise UserError("'extends' is not a file name", where=where, mend="write extends: other.yaml")
     base_path = find_recipe(name, path.parent)
     if base_path is None:
-        raise UserError(
-            f"extends {path.parent / name}: no such recipe", where=where, mend="give a path relative to this file"
-        )
+        mend = "give a path relative to this file"
+        raise UserError(f"extends {path.parent / name}: no such recipe", where=where, mend=mend)
     chain = (*above, path.resolve())
     if base_path.resolve() in chain:
         files = " -> ".join(file.name for file in (*chain, base_path))
@@ -174,9 +173,8 @@ def _read_file(path: Path, section: Section, cls: type[BaseModel]) -> tuple[Valu
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(
-            f"not valid YAML: {getattr(error, 'problem', error)}", where=where, mend="check indentation and quotes"
-        ) from error
+        mend = "check indentation and quotes"
+        raise UserError(f"not valid YAML: {getattr(error, 'problem', error)}", where=where, mend=mend) from error
     if not isinstance(document, dict):
         raise UserError("a recipe is a YAML mapping", where=str(path), mend="see recipes/embedded.yaml")
     places: Places = {}
