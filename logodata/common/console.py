@@ -191,6 +191,8 @@ def quiet_transformers() -> None:
     """
     import logging
 
+    from logodata.common import verbosity
+
     if verbosity.level == "verbose":
         return
     from transformers.utils import logging as transformers_logging

@@ -265,8 +265,13 @@ def damage(folder: Path) -> str:
 
 
 def put_aside(path: Path, fault: str, instead: str) -> None:
-    """Rename a damaged file or folder to ``NAME.damaged``, in place of an earlier one, and print a note with its
-    ``fault`` and what is done ``instead``, such as ``"it is written again"``."""
+    """Rename a damaged file or folder to ``NAME.damaged``, in place of an earlier one, and print a note.
+
+    Args:
+        path: The file or folder.
+        fault: What is wrong with it.
+        instead: What is done now, such as ``"it is written again"``.
+    """
     aside = path.with_name(f"{path.name}.damaged")
     if aside.is_dir():
         shutil.rmtree(aside)

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from logodata.common.console import note
 from logodata.common.errors import UserError, pass_on
 from logodata.common.files import read_json, write_atomic
 
@@ -113,6 +112,8 @@ def check_adapter_shapes(skeleton: PreTrainedModel, folder: Path) -> list[str]:
     config, tensors = read_peft_config(folder), _read_tensors(folder)
     unknown = sorted(name for name, value in read_adapter_config(folder).items() if value and not hasattr(config, name))
     if unknown:
+        from logodata.common.console import note
+
         note(f"{folder}: this version of PEFT does not know {', '.join(unknown)} in the config, and ignores it")
     shared: list[str] = []
     with _as_user_error(folder), torch.device("meta"):

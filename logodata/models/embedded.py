@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from logodata.common.console import note, quiet_transformers
 from logodata.common.errors import UserError
 from logodata.common.files import file_sha256, write_json
 
@@ -76,6 +75,8 @@ def _converted() -> Path:
 def _convert_gguf(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from logodata.common.console import note, quiet_transformers
 
     note("converting the embedded model from GGUF, once (about 20 s)")
     quiet_transformers()

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from logodata.common.console import note, quiet_transformers
+from logodata.common.console import quiet_transformers
 from logodata.common.errors import UserError, first_line, pass_on
 from logodata.common.user_files import MARK, read_text
 from logodata.models.adapters import (
@@ -106,6 +106,8 @@ def _reach_hub() -> None:
     import httpx
     from huggingface_hub import constants
 
+    from logodata.common.console import note
+
     if constants.HF_HUB_OFFLINE:
         return
     try:
@@ -173,6 +175,7 @@ def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = F
         with _loading("the model's config", name):
             config: PreTrainedConfig = AutoConfig.from_pretrained(_reachable(name), trust_remote_code=False)
     except UserError as error:
+        from logodata.common.console import note
         from logodata.models.known_shapes import known_shapes
 
         known = known_shapes(name) if shapes_only and isinstance(error.__cause__, OSError) else None
@@ -214,6 +217,8 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
+
+    from logodata.common.console import note
 
     quiet_transformers()
     _check_device(device)

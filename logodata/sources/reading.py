@@ -8,11 +8,11 @@ anything is written. Faults of content (an empty text, a question without answer
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, overload
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -221,9 +221,8 @@ class Entry:
     questions: list[Question] = field(default_factory=list)
 
 
-class Documents(Sequence[Document]):
-    """The usable documents of a source in the order of their first rows. Indexing reads the source up to that
-    document."""
+class Documents:
+    """The usable documents of a source in the order of their first rows. Each iteration reads the source again."""
 
     def __init__(self, rows: Callable[[], Iterator[Row]], fields: Fields, entries: dict[str, Entry]) -> None:
         self._rows, self._fields, self._entries = rows, fields, entries
@@ -251,17 +250,6 @@ class Documents(Sequence[Document]):
         if waiting:
             where = next(iter(waiting.values())).where
             raise UserError("was changed while it was read", where=where, mend="run the same command again")
-
-    @overload
-    def __getitem__(self, index: int) -> Document: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Document]: ...
-    def __getitem__(self, index: int | slice) -> Document | list[Document]:
-        if isinstance(index, slice):
-            return list(self)[index]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return next(islice(iter(self), index % len(self), None))
 
 
 def identify(fields: Fields, row: dict[str, object], where: str) -> tuple[str, str]:

@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from logodata.common.console import note
 from logodata.common.errors import UserError, did_you_mean
 from logodata.common.printable import encodable, without_passwords
 from logodata.common.recipes.fields import Values, follow, merge, move_paths, places_of, takes_list, variant
@@ -271,6 +270,8 @@ def _overlay(overrides: Sequence[str]) -> Values:
 
 
 def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
+    from logodata.common.console import note
+
     for key, field in cls.model_fields.items():
         old, new = values.get(key), merged.get(key)
         if isinstance(old, dict) and isinstance(new, dict) and variant(field, old) != variant(field, new):
@@ -281,6 +282,8 @@ def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
 
 def _warn_of_embedded_settings(cls: type[RecipeModel], path: Path | None, values: Values, merged: Values) -> None:
     """Print which settings of the embedded model another model gets: what suits 135M weights seldom suits others."""
+    from logodata.common.console import note
+
     kept = [
         f"{key}={'null' if value is None else value}"
         for key, value in _flat(values)
