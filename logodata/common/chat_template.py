@@ -58,10 +58,8 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | 
 
 @lru_cache
 def _compiled(text: str) -> Any:
-    """Compile a template in transformers' own environment, in which operators look at the size of their result first.
-
-    Jinja's sandbox bounds ``range`` by itself. Filters and methods such as ``center`` it leaves unbounded.
-    """
+    """Compile a template in transformers' own environment, where operators look at the size of their result first."""
+    # Jinja's sandbox bounds ``range`` by itself. It leaves filters and methods such as ``center`` unbounded.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     sandbox = _compile_jinja_template("").environment.overlay()
@@ -105,8 +103,7 @@ def _join(parts: Iterable[str]) -> str:
 
 @contextmanager
 def _limited_time(seconds: float) -> Iterator[None]:
-    """Raise ``TimeoutError`` inside the block after so many seconds. It holds on the main thread, which alone gets
-    signals."""
+    """Raise ``TimeoutError`` inside the block after some seconds, on the main thread, which alone gets signals."""
     with raised_by(signal.SIGALRM, lambda: TimeoutError(f"it takes more than {seconds:g} s")) as is_main:
         if is_main:
             signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -168,8 +168,7 @@ class Reader:
 
 
 def _retry_after_s(response: httpx.Response) -> float:
-    """Return the seconds that ``Retry-After`` asks for, a number or a date (RFC 9110 section 10.2.3); 0 if it asks for
-    none."""
+    """Return the seconds that ``Retry-After`` asks for, by a number or a date (RFC 9110 section 10.2.3); else 0."""
     value = response.headers.get("Retry-After", "")
     try:
         wait_s = float(value)

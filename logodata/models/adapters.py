@@ -284,8 +284,7 @@ def _copy(weights: Iterable[_Shared]) -> None:
 
 
 def _needs_values(error: Exception) -> bool:
-    """Whether an error comes from a computation on the device ``meta`` that has no result there. torch has no type for
-    it."""
+    """Whether an error says that the device ``meta`` has no values to compute with. torch has no type for it."""
     return isinstance(error, RuntimeError) and "meta" in str(error).lower()
 
 

@@ -101,8 +101,7 @@ def _reachable(name: str) -> str:
 
 @cache
 def _reach_hub() -> None:
-    """Use cached files only if the hub does not answer. huggingface_hub would try for half a minute per file, and then
-    do so."""
+    """Use only cached files if the hub does not answer. huggingface_hub would first try each for half a minute."""
     import httpx
     from huggingface_hub import constants
 
@@ -287,8 +286,7 @@ def skeleton(config: PreTrainedConfig, name: str) -> PreTrainedModel:
 
 @contextmanager
 def _loading(what: str, name: str) -> Iterator[None]:
-    """Turn any error of transformers about a folder's files into one line. Strangers write these files, and
-    transformers raises a different exception for each fault."""
+    """Turn any error of transformers about files, which strangers write, into a :class:`UserError`."""
     try:
         yield
     except UserError:

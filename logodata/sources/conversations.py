@@ -186,8 +186,7 @@ def from_conversation(row: Mapping[str, Any], where: str, kind: str = "other") -
 
 
 def _document(system: str, asked: Sequence[str]) -> tuple[str, str | None, str]:
-    """Return the document of a conversation (empty if none is found), the first question and the title. The question is
-    None if the first user turn is the document."""
+    """Return the document (or ""), the first question (None if the first user turn is the document) and the title."""
     context, question, title, is_known = split_message(asked[0])
     if is_known:
         return context, question, title
@@ -221,8 +220,7 @@ def split_message(message: str) -> tuple[str, str, str, bool]:
 
 
 def _labelled(message: str) -> tuple[str, str] | None:
-    """Return the document and the question under their labels, in either order; None if the message has no such
-    labels."""
+    """Return the document and the question that stand under labels, in either order; None if there are none."""
     labels = [(match.lastgroup, match.start(), match.end()) for match in _LABEL.finditer(message)]
     if not labels or labels[0][1] > _LABEL_WITHIN:
         return None
@@ -277,8 +275,7 @@ def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
 
 
 def _prompted(row: Mapping[str, Any]) -> list[Any] | None:
-    """Return the turns in ``prompt`` and ``completion``, each a text, a list of texts or a list of turns; None if one
-    is missing."""
+    """Return the turns in ``prompt`` and ``completion``, each one text or several, or turns; None if one is missing."""
     turns: list[Any] = []
     for value, role in ((value_of(row, "prompt"), "user"), (value_of(row, *_COMPLETIONS), "assistant")):
         if value is None:

@@ -68,8 +68,7 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
 
 
 def _header(lines: Iterator[str], shown: str, tabs: bool) -> tuple[list[str], str, int]:
-    """Return the column names, the delimiter (the one that gives most columns) and the number of lines that were
-    read."""
+    """Return the column names, the delimiter (the one that gives most columns) and the number of lines read."""
     first = next(lines, "")
     named = _SEPARATOR_LINE.fullmatch(first.strip())
     if named:

@@ -67,8 +67,7 @@ def _line_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
 
 
 def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
-    """Yield the elements of a JSON list (``listed``), or consecutive objects, each as soon as the text read so far
-    holds it."""
+    """Yield the elements of a JSON list (``listed``), or consecutive objects, each as soon as it is read."""
     reader = io.TextIOWrapper(handle, encoding="utf-8", newline="")
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     text, at, line = "", 0, 1

@@ -121,8 +121,7 @@ def as_overrides(fields: Mapping[str, object]) -> list[str]:
 def _read_layers(
     path: Path, section: Section, cls: type[BaseModel], above: tuple[Path, ...], models: list[Any]
 ) -> tuple[Values, Places]:
-    """Read a recipe file over those that it extends. ``above`` holds the files that led here, and ``models`` receives
-    the model that each file names."""
+    """Read a recipe over those that it extends. ``above`` are the files that led here, ``models`` gets their models."""
     document, places = _read_file(path, section, cls)
     models += [document.get("model"), (document.get(section) or {}).get("model")]
     if "extends" not in document:
@@ -157,8 +156,7 @@ def _holds(values: Any, keys: tuple[str, ...]) -> bool:
 
 
 def _read_file(path: Path, section: Section, cls: type[BaseModel]) -> tuple[Values, Places]:
-    """Read one file: check that its keys are known and its sections are mappings or empty, and resolve paths in
-    ``section``."""
+    """Read one file, check that its keys are known and its sections are mappings, and resolve paths in ``section``."""
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise UserError("too large for a recipe", where=str(path), mend="is this file a recipe?")
@@ -196,11 +194,7 @@ def _read_file(path: Path, section: Section, cls: type[BaseModel]) -> tuple[Valu
 
 
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
-    """Return the node and the value of a YAML text, without tags that make Python objects.
-
-    Raises:
-        yaml.YAMLError: The text is not valid, or holds too much.
-    """
+    """Return the node and the value of a YAML text. The only error is ``YAMLError``, also where it holds too much."""
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -220,8 +214,7 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values that a node stands for, every alias written out. ``known`` holds the counts of nodes met before,
-    by id."""
+    """Count the values that a node stands for, every alias written out. ``known`` has the counts of nodes by id."""
     if id(node) not in known:
         known[id(node)] = _MAX_RECIPE_VALUES + 1  # holds for a node that contains itself
         below: list[yaml.Node] = []
@@ -379,8 +372,7 @@ def _unknown(found: Sequence[_Unknown]) -> UserError:
 
 
 def _hint_for_key(key: str, cls: type[BaseModel], prefix: str = "", but: str = "") -> str:
-    """Return where a key belongs that is another program's, or stands at another place here than ``but``; empty if not
-    known."""
+    """Return where a key of another program, or of another place than ``but``, belongs; empty if that is not known."""
     found = answer(key, cls.foreign_names) if issubclass(cls, RecipeModel) else None
     if found is not None:
         return str(found._replace(fields=tuple(prefix + field for field in found.fields)))

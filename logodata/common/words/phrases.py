@@ -46,8 +46,7 @@ _SUBJECTS = _words("""
 a all an he her his i it my our she that the their these they this those we you your also be god have not
 """)
 _LABELS = _words("""
-amount average cost costs distance gpa height magnitude price rate ratio score sum temperature total value
-weight
+amount average cost costs distance gpa height magnitude price rate ratio score sum temperature total value weight
 """)
 _NUMBERED = _words("""
 war type part chapter book volume act scene phase stage class title article section schedule level grade
@@ -184,8 +183,7 @@ class _Reader:
         return self._found[self._at - 2] if self._at > 1 else None
 
     def _gap(self, ahead: int = 0) -> str:
-        """Return the text before the next word (or one further ahead), or the rest of the text if there is no such
-        word."""
+        """Return the text before the next word (or one further ahead), or the rest of the text if there is none."""
         index = self._at + ahead
         end = self._found[index].start if index < len(self._found) else len(self._text)
         return self._text[self._found[index - 1].end : end]
@@ -201,8 +199,7 @@ class _Reader:
         return True
 
     def _phrase(self, word: Word) -> Word | None:
-        """Return a number that begins with a word: "half a million", "a third of it", "minus seven", "version 2.1";
-        else None."""
+        """Return a number that begins with a word ("half a million", "minus seven", "version 2.1"); else None."""
         text = word.text
         if text in _SIGNS and self._follow(_is_number):
             return negated(self._quantity(self._take()))._replace(start=word.start)
@@ -233,8 +230,7 @@ class _Reader:
         return self._quantity(number(Fraction(1, _PARTS[word.text]), word.start, word.end))._replace(start=word.start)
 
     def _article_number(self, article: Word) -> Word | None:
-        """Return the number that begins with an article: "a dozen", "a third of", "an hour and a half"; None if there
-        is none."""
+        """Return the number that begins with an article ("a dozen", "a third of", "an hour and a half"); else None."""
         if self._follow(tuple(_GROUPS)):
             group = self._take()
             return self._quantity(number(Fraction(_GROUPS[group.text]), article.start, group.end, literal=group.text))
@@ -365,8 +361,7 @@ class _Reader:
         return run._replace(telling=False) if is_counter and run.text not in _SCALE_SIGNS else run
 
     def _capitalised(self, word: Word) -> Word:
-        """Interpret a word with capitals by its neighbours: numerals, letters that name something, and the month of
-        May."""
+        """Interpret a word with capitals by its neighbours: numerals, letters that name something, the month of May."""
         before, literal = self._before, word.literal
         begins = before is None or any(mark in self._gap(-1) for mark in ".!?:\"\n'“‘—-")
         named = before is not None and not begins and before.literal[:1].isupper() and before.telling
@@ -389,8 +384,7 @@ class _Reader:
         return word
 
     def _letter(self, word: Word, begins: bool) -> Word:
-        """Interpret a capital letter that stands alone. It names something, unless it is an initial, the article or the
-        pronoun."""
+        """Interpret a capital letter alone. It names something, unless it is an initial, the article or the pronoun."""
         before, letter = self._before, word.literal
         gap = self._gap()
         following = self._found[self._at] if self._at < len(self._found) else None
