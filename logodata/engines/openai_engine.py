@@ -214,7 +214,7 @@ class OpenAIEngine:
                     call.wake()
 
     async def _ask(self, client: httpx.AsyncClient, url: str, request: GenerationRequest) -> GenerationResult:
-        """Try a request once. Raises Fault or UserError."""
+        """Send a request once. What is wrong with the answer is a Fault or a UserError."""
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 response = await _send(client, "POST", f"{url}/completions", self._body(request))

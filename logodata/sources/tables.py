@@ -27,7 +27,7 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
 
     folder = Path(path).expanduser()
     try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+        if _is_saved(folder):
             if subset is not None:
                 raise UserError("a saved data set has no subsets", where=path, mend="drop source.subset")
             saved = datasets.load_from_disk(str(folder))
@@ -49,7 +49,7 @@ def hub_files(folder: Path) -> list[Path]:
     ``save_to_disk``."""
     import datasets
 
-    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+    if _is_saved(folder):
         return []
     files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
     return [Path(file) for names in files.values() for file in names]
@@ -60,6 +60,10 @@ def hub_rows(dataset: Dataset, shown: str, wanted: Collection[str]) -> Iterator[
     names = [name for name in dataset.column_names if name in wanted]
     for number, row in enumerate(dataset.select_columns(names) if names else dataset, 1):
         yield f"{shown}:row {number}", row
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file()
 
 
 def _choose(path: str, splits: list[str], split: str | None) -> str:
