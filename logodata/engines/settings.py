@@ -146,8 +146,7 @@ def _api_key(variable: str | None) -> str | None:
     key = os.environ.get(variable)
     if not key:
         # Some people write the key itself there, so only what looks like a name is repeated.
-        name = variable if variable.isupper() else "NAME"
-        what = "this environment variable is not set"
+        where, name = (variable, variable) if variable.isupper() else ("engine.api_key_env", "NAME")
         mend = f"export {name}=... or drop engine.api_key_env"
-        raise UserError(what, where=name if variable.isupper() else "engine.api_key_env", mend=mend)
+        raise UserError("this environment variable is not set", where=where, mend=mend)
     return key

@@ -300,16 +300,13 @@ def _as_user_error(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         pass_on(error)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        mismatch = _MISMATCH.search(str(error))
-        if mismatch:
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        if mismatch := _MISMATCH.search(str(error)):
             name = mismatch["name"].replace(".default", "")
-            raise _does_not_fit(
-                folder, f"{name} has shape {mismatch['found']}, the model's {mismatch['wanted']}"
-            ) from error
-        if isinstance(error, RuntimeError | ValueError):
-            raise _does_not_fit(folder, lines[0]) from error
-        what = f"cannot load the adapter: {type(error).__name__} {lines[0]}"
+            said = f"{name} has shape {mismatch['found']}, the model's {mismatch['wanted']}"
+        if mismatch or isinstance(error, RuntimeError | ValueError):
+            raise _does_not_fit(folder, said) from error
+        what = f"cannot load the adapter: {type(error).__name__} {said}"
         raise UserError(what, where=str(folder), mend="copy the adapter again") from error
 
 

@@ -291,15 +291,16 @@ class _Reader:
 
     def _add_fraction(self, word: Word, of: Fraction | int) -> Word:
         """Add the fraction of ``of`` that follows, as in "and a half" or "and three quarters"."""
-        if word.value is not None and self._follow(("and",), _is_number, lambda w: (w.literal or w.text).endswith("s")):
-            count, part = self._found[self._at + 1], self._found[self._at + 2]
-            if count.value is not None and _is_part(part):
-                end = self._take(3).end
-                return number(word.value + of * count.value / _denominator(part), word.start, end, word.unit)
-        if word.value is None or not self._follow(("and",), _ARTICLES, _is_part):
+        if word.value is None:
+            return word
+        if self._follow(("and",), lambda w: w.value is not None, lambda w: _is_part(w) and _written(w).endswith("s")):
+            count = self._found[self._at + 1].value or Fraction(0)
+        elif self._follow(("and",), _ARTICLES, _is_part):
+            count = Fraction(1)
+        else:
             return word
         part = self._take(3)
-        return number(word.value + Fraction(of) / _denominator(part), word.start, part.end, word.unit)
+        return number(word.value + of * count / _denominator(part), word.start, part.end, word.unit)
 
     def _fraction(self, word: Word) -> Word | None:
         """Return a fraction in words, such as "two thirds" or "one half"; None if there is none."""
@@ -307,8 +308,7 @@ class _Reader:
         if value is None or value.denominator != 1 or word.unit or not self._follow(_is_part):
             return None
         part = self._next()
-        plural = (part.literal or part.text).endswith("s")
-        if plural == (value == 1):
+        if _written(part).endswith("s") == (value == 1):
             return None
         self._take()
         return number(value / _denominator(part), word.start, part.end)
@@ -406,6 +406,10 @@ def _names_a_version(name: Word, word: Word) -> bool:
     return is_name and name.text not in _LABELS and name.text not in _MONTHS and word.literal.count(".") == 1
 
 
+def _written(word: Word) -> str:
+    return word.literal or word.text
+
+
 def _is_number(word: Word) -> bool:
     return word.kind == "number"
 
@@ -449,7 +453,7 @@ def _temperature_scale(word: Word) -> str:
 
 
 def _unit(word: Word) -> str:
-    return units.unit(word.literal or word.text) if word.kind == "word" else ""
+    return units.unit(_written(word)) if word.kind == "word" else ""
 
 
 def _is_unit(word: Word) -> bool:
