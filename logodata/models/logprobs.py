@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the log-softmax of ``logits`` at ``targets``, in nats, in float32 or better.
+    """Log-softmax of ``logits`` at ``targets``, in nats, in float32 or better.
 
     In bfloat16 the mean over a response would carry an error of up to 0.17 on the loss's argument at beta 10.
 
@@ -24,23 +24,25 @@ def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def head_logprobs(head: nn.Module, states: Tensor, targets: Tensor, chunk_tokens: int) -> Tensor:
-    """Return :func:`token_logprobs` of the logits that an output head gives, a chunk of tokens at a time.
+    """:func:`token_logprobs` of the logits that an output head gives, a chunk of tokens at a time.
 
     Each chunk's logits are computed again in the backward pass. So memory does not depend on the number of tokens: all
     logits of 64K tokens over a vocabulary of 128K would take 33 GB.
 
     Args:
-        head: It is called as a module: under FSDP its weight, read from outside, is a shard.
+        head: called as a module: under FSDP its weight, read from outside, is a shard.
         states: [T, d], the last hidden states.
         targets: int64 [T], the token that each of them predicts.
-        chunk_tokens: The number of tokens whose logits are in memory at once.
+        chunk_tokens: tokens whose logits are in memory at once.
 
     Returns:
         [T], nats, float32 or float64.
     """
-
-    def logprobs(states: Tensor, targets: Tensor) -> Tensor:
-        return token_logprobs(head(states), targets)
-
     chunks = zip(states.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
-    return torch.cat([checkpoint(logprobs, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
+    return torch.cat(
+        [checkpoint(_head_logprobs, head, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    )
+
+
+def _head_logprobs(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+    return token_logprobs(head(states), targets)
