@@ -29,8 +29,7 @@ _ARCHIVES = {
     b"7z\xbc\xaf": "7z",
 }
 _OFFICE = {
-    ".docx": "a Word document",
-    ".doc": "a Word document",
+    **dict.fromkeys((".docx", ".doc"), "a Word document"),
     ".epub": "an EPUB book",
     ".odt": "an OpenDocument text",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "a workbook"),

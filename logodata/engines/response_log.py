@@ -134,16 +134,13 @@ class CachedEngine:
 
 
 def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:
-    path = (
-        Path(str(resources.files("logodata.sources"))) / "embedded" / "responses.jsonl"
-        if cache == "embedded"
-        else Path(cache)
-    )
-    if not path.is_file():
+    if cache == "embedded":
+        cache = Path(str(resources.files("logodata.sources"))) / "embedded" / "responses.jsonl"
+    if not cache.is_file():
         mend = "set generation.cache=null, or give the work/responses.jsonl of a build"
-        raise UserError("no such cache of responses", where=str(path), mend=mend)
+        raise UserError("no such cache of responses", where=str(cache), mend=mend)
     records: dict[str, dict[str, Any]] = {}
-    for where, record in json_objects(path, mend="delete this line"):
+    for where, record in json_objects(cache, mend="delete this line"):
         key, token_ids, reason = (record.get(name) for name in ("key", "token_ids", "finish_reason"))
         if (
             not isinstance(key, str)

@@ -59,15 +59,16 @@ class Server:
 
     def rate_wait_s(self, request: GenerationRequest, now: float) -> float:
         """Return the seconds until the rate limits let this request go."""
-        limits = ((self.requests, 1), (self.tokens, request.max_total_tokens))
-        return max((limit.wait_s(cost, now) for limit, cost in limits if limit), default=0.0)
+        return max((limit.wait_s(cost, now) for limit, cost in self._limits(request)), default=0.0)
 
     def count(self, request: GenerationRequest, now: float) -> None:
         """Count a request that is sent towards the rate limits."""
-        if self.requests:
-            self.requests.take(1, now)
-        if self.tokens:
-            self.tokens.take(request.max_total_tokens, now)
+        for limit, cost in self._limits(request):
+            limit.take(cost, now)
+
+    def _limits(self, request: GenerationRequest) -> list[tuple[RateLimit, int]]:
+        both = ((self.requests, 1), (self.tokens, request.max_total_tokens))
+        return [(limit, cost) for limit, cost in both if limit]
 
 
 class Schedule:

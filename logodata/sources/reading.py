@@ -91,14 +91,13 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             f"warning: {settings.path}: no document is found for {num_without} questions of its {opened.shape}; "
             f"{UNDERSTOOD}"
         )
-    source = Source(
-        Documents(opened.rows, fields, usable), [row for row in reader.rejected if row.doc_id not in left_out]
-    )
-    if needs_questions and not source.documents.num_questions and not source.rejected:
+    documents = Documents(opened.rows, fields, usable)
+    rejected = [row for row in reader.rejected if row.doc_id not in left_out]
+    if needs_questions and not documents.num_questions and not rejected:
         found = ", ".join(f"{kind} {count}" for kind, count in reader.kinds.most_common()) or "none"
         mend = "see to source.kinds and source.max_documents"
         raise UserError(f"no question is left; kinds found: {found}", where=settings.path, mend=mend)
-    return source
+    return Source(documents, rejected)
 
 
 class _Reader:
@@ -170,7 +169,10 @@ class _Reader:
         entry.num_asked += 1
         question = self._fields.question(row, f"{doc_id}-{entry.num_asked:02d}", where)
         self._check_id(question["id"], where)
-        taken = self._takes(entry, question)
+        settings, kind = self._settings, question["kind"]
+        self.kinds[kind] += 1
+        most = settings.max_questions_per_document
+        taken = (settings.kinds is None or kind in settings.kinds) and (most is None or len(entry.questions) < most)
         unusable = {
             "empty_document": entry.blank,
             "empty_question": not question["question"],
@@ -192,13 +194,6 @@ class _Reader:
             self.reject(question, doc_id, where, "evidence_outside_document")
             return
         entry.questions.append(checked)
-
-    def _takes(self, entry: Entry, question: dict[str, Any]) -> bool:
-        """Whether the settings select this question of a document, as far as its own row tells."""
-        settings, kind = self._settings, question["kind"]
-        self.kinds[kind] += 1
-        most = settings.max_questions_per_document
-        return (settings.kinds is None or kind in settings.kinds) and (most is None or len(entry.questions) < most)
 
     def _check_id(self, question_id: str, where: str) -> None:
         if question_id in self._question_places:
