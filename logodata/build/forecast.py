@@ -8,7 +8,7 @@ prepared again each time: what is advised has been tried on them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -39,7 +39,7 @@ Changes = dict[str, Any]
 
 
 def warn_of_losses(
-    recipe: BuildRecipe, preparer: QuestionPreparer, documents: Sequence[Document], evaluator: Evaluator
+    recipe: BuildRecipe, preparer: QuestionPreparer, documents: Iterable[Document], evaluator: Evaluator
 ) -> None:
     """Prepare the first questions. If few of them can become samples, say so, with the settings under which most can.
 
@@ -80,7 +80,7 @@ def warn_of_losses(
     )
 
 
-def _first(recipe: BuildRecipe, preparer: QuestionPreparer, documents: Sequence[Document]) -> Iterator[Document]:
+def _first(recipe: BuildRecipe, preparer: QuestionPreparer, documents: Iterable[Document]) -> Iterator[Document]:
     """Documents of the first contexts, enough to ask many questions and to join some documents."""
     share = 1 if recipe.evaluator.name in ("entity", "lexical") else _LESS
     num_questions = num_chunks = 0

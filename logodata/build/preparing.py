@@ -7,7 +7,7 @@ same again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -99,7 +99,7 @@ class QuestionPreparer:
         """A preparer for another recipe of the same model."""
         return QuestionPreparer(recipe, self.tokenizer, self.window)
 
-    def pools(self, documents: Sequence[Document]) -> Iterator[Pool]:
+    def pools(self, documents: Iterable[Document]) -> Iterator[Pool]:
         """Chunk documents and join them, in order, until a pool holds ``source.join_tokens``; what is left joins the
         last pool."""
         least = self._recipe.source.join_tokens or 1

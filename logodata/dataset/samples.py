@@ -51,11 +51,10 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
     """
     places: dict[str, str] = {}
     for file in sample_files(folder):
-        for number, row in parquet_rows(file, str(file), mend=_MEND):
+        for where, row in parquet_rows(file, str(file), mend=_MEND):
             if (found := row.get("schema_version")) != SCHEMA_VERSION:
                 what = f"schema version {found}, this program reads {SCHEMA_VERSION}"
                 raise UserError(what, where=str(file), mend=_MEND)
-            where = f"{file}:row {number}"
             sample = PreferenceSample.from_json(row, where=where, mend=_MEND)
             if sample.id in places:
                 raise UserError(

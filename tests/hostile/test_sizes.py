@@ -29,6 +29,7 @@ from logodata.common.json_files import json_objects, parse_json
 from logodata.dataset.files import iterate_decisions
 from logodata.engines.openai_engine import OpenAIEngine
 from logodata.engines.response_log import _read_cache
+from logodata.engines.settings import EngineSettings
 from logodata.sources import SourceSettings, read_source
 from logoeval.tasks.longbench.data import read_lines, read_rows
 from tests.data_sets import recipe_json
@@ -199,10 +200,10 @@ def server() -> Iterator[StubServer]:
 
 def test_an_answer_without_end(server: StubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.cards[0]["owned_by"] = "x" * 3000
-    OpenAIEngine([server.url], "m")
+    OpenAIEngine(EngineSettings(base_urls=(server.url,)), "m")
     monkeypatch.setattr(logodata.engines.server_answers, "MAX_ANSWER_BYTES", 2000)
     with pytest.raises(UserError, match=r"/v1/models: an answer of more than 0 MiB"):
-        OpenAIEngine([server.url], "m")
+        OpenAIEngine(EngineSettings(base_urls=(server.url,)), "m")
 
 
 def test_a_compressed_answer_is_not_unpacked(server: StubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +217,7 @@ def test_a_compressed_answer_is_not_unpacked(server: StubServer, monkeypatch: py
     server.models = "bomb"
     tracemalloc.start()
     with pytest.raises(UserError, match="the answer is not JSON"):
-        OpenAIEngine([server.url], "m")
+        OpenAIEngine(EngineSettings(base_urls=(server.url,)), "m")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
 
