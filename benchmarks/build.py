@@ -37,9 +37,8 @@ import numpy as np
 from evidence import pools_of
 from logodata.build.preparing import Pool, PreparedQuestion, QuestionPreparer
 from logodata.common.errors import UserError, run_command
-from logodata.contexts.chunking import ChunkingSettings
-from logodata.contexts.draw import ContextSettings
-from logodata.contexts.scores import EvaluatorSettings, open_evaluator
+from logodata.contexts.scores import open_evaluator
+from logodata.contexts.settings import ChunkingSettings, ContextSettings, EvaluatorSettings
 from logodata.contract import Document
 from logodata.engines import GenerationRequest
 from logodata.models.facts import model_window

@@ -14,8 +14,8 @@ from typing import Any
 
 from logodata.build.preparing import QuestionPreparer, UnusableQuestion
 from logodata.common.console import note
-from logodata.contexts.draw import ContextSettings
 from logodata.contexts.scores import Evaluator
+from logodata.contexts.settings import ContextSettings
 from logodata.contract import Document
 from logodata.recipe.settings import BuildRecipe
 

@@ -6,20 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from logodata.common.recipes.reading import RecipeModel
-from logodata.common.recipes.types import Tokens
 from logodata.contract import Chunk
 from logodata.prompts import text_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class ChunkingSettings(RecipeModel):
-    """How a document is cut into chunks."""
-
-    chunk_tokens: Tokens = 512
-    """Tokens per chunk (paper: 512). The last chunk of a document is shorter."""
 
 
 def chunk_text(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int) -> list[Chunk]:

@@ -6,53 +6,11 @@ The functions are pure and seeded (paper section 3.2). Chunks always stand in do
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
-from logodata.common.recipes.reading import RecipeModel
-
-
-class ContextSettings(RecipeModel):
-    """Which chunks are critical, and how chunks form contexts."""
-
-    num_chunks: int = Field(default=16, ge=2)
-    """The number of chunks in a context, N (paper: 16)."""
-    critical_threshold: float | None = None
-    """A chunk with a score above this is critical. It replaces ``critical_top`` (paper: 6 shared entities, for
-    512-token chunks; on other data few questions share as many)."""
-    critical_top: int | None = Field(default=4, gt=0)
-    """The number of best-scored chunks that are critical, if their score is above 0. Null where ``critical_threshold``
-    is set."""
-    mixed_ratios: tuple[float, ...] = (0.5,)
-    """Each ratio gives one dis-preferred response, from a context that keeps this share of the critical chunks. With
-    the response from irrelevant chunks alone, there are M = 1 + len(mixed_ratios) dis-preferred responses. At least one
-    critical chunk is kept. With a single critical chunk, every mixed context is the training context itself;
-    ``stats.json`` counts such samples (``single_critical_chunk``)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _threshold_alone(cls, values: Any) -> Any:
-        """Drop the default of ``critical_top`` where a threshold is set."""
-        if isinstance(values, dict) and values.get("critical_threshold") is not None:
-            return {"critical_top": None, **values}
-        return values
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> ContextSettings:
-        if (self.critical_threshold is None) == (self.critical_top is None):
-            raise ValueError("set exactly one of critical_threshold and critical_top (the other to null)")
-        if self.critical_top is not None and self.critical_top > self.num_chunks:
-            raise ValueError(f"critical_top={self.critical_top} exceeds num_chunks={self.num_chunks}")
-        if not all(0 < ratio < 1 for ratio in self.mixed_ratios):
-            raise ValueError("mixed_ratios must lie between 0 and 1")
-        names = [f"{ratio:g}" for ratio in self.mixed_ratios]
-        if len(set(names)) < len(names):
-            # These names identify responses: of two with one name, the first would be lost.
-            raise ValueError(f"mixed_ratios must differ, also when they are printed: {', '.join(names)}")
-        return self
+from logodata.contexts.settings import ContextSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,22 +70,6 @@ class Measurer:
         return "half_right" if settings.match_numbers and lacks_number else "right"
 
 
-def verdict(response: str, references: Sequence[str], settings: JudgeSettings | None = None) -> RuleVerdict:
-    """What the rules say of a response beside the references: ``right``, ``half_right`` or ``wrong``.
-
-    Args:
-        response: as the model wrote it; reasoning before the answer is taken off.
-        references: answers each of which is right.
-        settings: what decides, and from where on; the defaults of a recipe where None.
-
-    Raises:
-        UserError: the embedding model, which long references need, cannot be loaded.
-    """
-    found = Measurer(settings or JudgeSettings()).measure(response, references).verdict
-    assert found is not None
-    return found
-
-
 def is_long(answers: Sequence[str], limit: int) -> bool:
     """Whether the shortest reference has more content words than ``limit``."""
     return min((sum(1 for _ in content_stems(answer)) for answer in answers), default=0) > limit

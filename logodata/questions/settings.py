@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from logodata.common.recipes.types import OrPath, Tokens
-from logodata.contexts.chunking import ChunkingSettings
+from logodata.contexts.settings import ChunkingSettings
 from logodata.engines.settings import ModelSettings
 from logodata.recipe.foreign_names import ENGINE_VALUES, QUESTION_NAMES
 from logodata.sources import SourceSettings

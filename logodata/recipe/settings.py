@@ -12,9 +12,7 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.files import find_recipe, nearest_recipes, no_recipe, shipped_recipes
 from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
 from logodata.common.recipes.types import OrPath, Tokens
-from logodata.contexts.chunking import ChunkingSettings
-from logodata.contexts.draw import ContextSettings
-from logodata.contexts.scores import EvaluatorSettings
+from logodata.contexts.settings import ChunkingSettings, ContextSettings, EvaluatorSettings
 from logodata.engines.settings import ModelSettings
 from logodata.judge.settings import JudgeSettings
 from logodata.recipe.foreign_names import ENGINE_VALUES, NAMES
