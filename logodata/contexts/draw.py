@@ -39,24 +39,20 @@ def draw_contexts(scores: NDArray[np.float64], settings: ContextSettings, rng: n
     Returns:
         The contexts, or the reason why there are none: ``no_critical_chunk`` or ``too_few_irrelevant_chunks``.
     """
-    ranked = np.argsort(-scores, kind="stable")
-    if settings.critical_top is not None:
-        above = ranked[: settings.critical_top][scores[ranked[: settings.critical_top]] > 0]
+    ranked, n, top = np.argsort(-scores, kind="stable").tolist(), settings.num_chunks, settings.critical_top
+    if top is not None:
+        critical = [i for i in ranked[:top] if scores[i] > 0]
         # Chunks that score as much as a critical one are not safely irrelevant.
-        irrelevant_pool = [
-            int(i) for i in ranked[settings.critical_top :] if len(above) and scores[i] < scores[above[-1]]
-        ]
+        irrelevant = [i for i in ranked[top:] if critical and scores[i] < scores[critical[-1]]]
     else:
         assert settings.critical_threshold is not None
-        above = ranked[scores[ranked] > settings.critical_threshold]
-        irrelevant_pool = [int(i) for i in ranked[scores[ranked] <= settings.critical_threshold]]
-    critical = [int(i) for i in above[: settings.num_chunks]]
+        critical = [i for i in ranked if scores[i] > settings.critical_threshold][:n]
+        irrelevant = [i for i in ranked if scores[i] <= settings.critical_threshold]
     if not critical:
         return "no_critical_chunk"
-    if len(irrelevant_pool) < settings.num_chunks:
+    if len(irrelevant) < n:
         return "too_few_irrelevant_chunks"
-    shuffled = [irrelevant_pool[i] for i in rng.permutation(len(irrelevant_pool))]
-    n = settings.num_chunks
+    shuffled = [irrelevant[i] for i in rng.permutation(len(irrelevant))]
     mixed = []
     for ratio in settings.mixed_ratios:
         # At least one critical chunk stays, and at least one goes if there are several.

@@ -186,6 +186,8 @@ def test_engines_that_do_not_fit_are_refused(
 def test_workers_get_absolute_paths(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").symlink_to(tiny_model_dir)
     monkeypatch.chdir(tmp_path)
+    for name in ("old.jsonl", "chat.jinja"):
+        (tmp_path / name).touch()
     server = ("engine.kind=openai", 'engine.base_urls=["http://h:1/v1"]')
     sent = portable(recipe(Path("model"), "generation.cache=old.jsonl", "chat_template=chat.jinja", *server))
     assert (sent.model, sent.generation.cache) == (str(tmp_path / "model"), tmp_path / "old.jsonl")
