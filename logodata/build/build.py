@@ -36,8 +36,6 @@ def build(
     """Make a data set in the folder ``output``. Continue a build that was interrupted; leave one that is finished.
 
     Args:
-        recipe: The recipe.
-        output: The folder.
         shard: The shard to build, for ``logodata merge``. A shard may keep no sample. By default everything is built.
         cluster: The Ray cluster to run on; by default the build runs in this process.
 

@@ -26,6 +26,13 @@ from logodata.dataset.samples import iterate_samples, read_manifest
 
 _NOTHING_GENERATED = "none:"
 """The begin of the name of an engine that had nothing to do."""
+_MAY_DIFFER: Any = {
+    "engine": True,
+    "judge_engine": True,
+    "samples": True,
+    "recipe": {"engine": True, "judge": {"model": {"engine": True}}},
+}
+"""Fields of manifests that may differ between shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,27 +132,14 @@ def _check_complete(shards: Sequence[_Folder]) -> None:
 
 def _check_alike(shards: Sequence[_Folder]) -> None:
     """Refuse shards of another source, recipe, model or version than the first one's."""
-    expected = _identity(shards[0].manifest)
-    for shard in shards[1:]:
-        for key, old, new in differences(expected, _identity(shard.manifest)):
+    expected, *others = (shard.manifest.model_dump(mode="json", exclude=_MAY_DIFFER) for shard in shards)
+    for shard, found in zip(shards[1:], others, strict=True):
+        for key, old, new in differences(expected, found):
             raise UserError(
                 f"{key}={new!r}, but {old!r} in {shards[0].path}",
                 where=str(shard.path / "manifest.json"),
                 mend="build all shards with the same recipe, source, model and version",
             )
-
-
-def _identity(manifest: Manifest) -> dict[str, Any]:
-    """Return what must be equal: everything but engines and counts."""
-    return manifest.model_dump(
-        mode="json",
-        exclude={
-            "engine": True,
-            "judge_engine": True,
-            "samples": True,
-            "recipe": {"engine": True, "judge": {"model": {"engine": True}}},
-        },
-    )
 
 
 def _engines(names: Sequence[str]) -> str:

@@ -6,12 +6,12 @@ Results depend on no state of a stage. So any number of processes can share out 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from logodata.build.preparing import Pool, Prepared, PreparedQuestion, QuestionPreparer, UnusableQuestion
 from logodata.build.responses import Responses
@@ -37,6 +37,8 @@ from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.recipe.settings import BuildRecipe
 
+T = TypeVar("T")
+
 Asked = tuple[Pool, frozenset[str]]
 """A pool, and the ids of its undecided questions."""
 
@@ -45,14 +47,10 @@ Decided = tuple[Sequence[QuestionOutcome], dict[str, str]]
 
 
 class Pipeline:
-    """Prepares and answers questions under one recipe. Evaluator, engine and logs are opened when they are first
-    needed.
+    """Prepares and answers questions under one recipe. Evaluator, engine and logs are opened when they are needed.
 
-    Args:
-        recipe: The build recipe.
-        model_fingerprint: The fingerprint of its model, under which responses are filed.
-        log: The log of responses. The replies of a model judge go to ``verdicts.jsonl`` beside it. None keeps both in
-            memory only.
+    Responses are filed in ``log`` under the fingerprint of the model, and the replies of a model judge in
+    ``verdicts.jsonl`` beside it. Without a log both are in memory only.
     """
 
     def __init__(self, recipe: BuildRecipe, model_fingerprint: str, log: Path | None = None) -> None:
@@ -195,6 +193,18 @@ def _rejected(prepared: Prepared, decisions: list[DecisionRow], reason: str, **d
 
 def _texts(decisions: Sequence[Decision]) -> list[str]:
     return [without_reasoning(decision.response.text) for decision in decisions]
+
+
+def in_groups(items: Iterable[T], size: Callable[[T], int], least: int) -> Iterator[list[T]]:
+    """Group items in order, until their sizes in a group add up to ``least``. The last group may have less."""
+    group: list[T] = []
+    for item in items:
+        group.append(item)
+        if sum(map(size, group)) >= least:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def decide_here(pipeline: Pipeline, pools: Iterable[Asked], group_size: int, tracker: Tracker) -> Generator[Decided]:

@@ -5,7 +5,6 @@ Everything here is a pure function of the recipe and the documents, so an interr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +19,8 @@ from logodata.contract import Chunk, Document, Question
 from logodata.engines import GenerationRequest, Sampling
 from logodata.models.facts import model_eos_ids
 from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, Prompt, PromptFormat, turn_end_ids
-from logodata.recipe.settings import BuildRecipe, GenerationSettings
+from logodata.recipe.settings import BuildRecipe
+from logodata.sources.fields import text_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,7 +112,7 @@ class QuestionPreparer:
     def _prepare(self, pool: Pool, document: Document, question: Question, scores: NDArray[np.float64]) -> Prepared:
         recipe = self._recipe
         contexts = draw_contexts(
-            scores, recipe.contexts, np.random.default_rng([recipe.seed, _stable_hash(question.id)])
+            scores, recipe.contexts, np.random.default_rng([recipe.seed, int(text_digest(question.id)[:16], 16)])
         )
         if isinstance(contexts, str):
             return UnusableQuestion(pool, document, question, contexts)
@@ -125,10 +125,8 @@ class QuestionPreparer:
         wordings = self.guided_formats[: recipe.generation.num_candidates] if guided else (self.answer_format,)
         preferred = [prompt(contexts.critical, form) for form in wordings]
         training = prompt(contexts.training, self.answer_format)
-        strategies = {"irrelevant": contexts.irrelevant}
-        strategies |= {
-            f"mixed-{r:g}": indices for r, indices in zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
-        }
+        mixed = zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
+        strategies = {"irrelevant": contexts.irrelevant, **{f"mixed-{ratio:g}": indices for ratio, indices in mixed}}
         prompts = {name: prompt(indices, self.answer_format) for name, indices in strategies.items()}
         longest = max(len(p.ids) for p in (*preferred, training, *prompts.values()))
         new = recipe.generation.max_new_tokens
@@ -148,7 +146,7 @@ class QuestionPreparer:
 
     def _preferred_requests(self, question_id: str, prompts: Sequence[Prompt]) -> tuple[GenerationRequest, ...]:
         """Each wording greedily, then sampled ones in turn."""
-        settings: GenerationSettings = self._recipe.generation
+        settings = self._recipe.generation
         if settings.preferred == "reference":
             return ()
         return tuple(
@@ -166,7 +164,3 @@ class QuestionPreparer:
             seed=self._recipe.seed,
         )
         return GenerationRequest(request_id, prompt.ids, sampling)
-
-
-def _stable_hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")

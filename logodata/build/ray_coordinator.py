@@ -70,11 +70,8 @@ class Coordinator:
         return State(results, self._num_offered - len(self._fetched), finished)
 
     def run(self, this: ActorHandle) -> None:
-        """Run Ray Data until every group is decided, or one has a fault. ``this`` is the actor's handle, for workers.
-
-        Raises:
-            Exception: Run after run decided nothing; the error is Ray's.
-        """
+        """Run Ray Data until every group is decided, or one has a fault. If run after run decides nothing, the error of
+        Ray is raised. ``this`` is the handle of this actor, for the workers."""
         fruitless = 0
         while numbers := [number for number in range(self._bound) if number not in self._decided]:
             before, error = len(self._decided), None
@@ -146,8 +143,7 @@ def worker_size(recipe: BuildRecipe, nodes: Sequence[dict[str, float]], count: i
     one engine, because ``engine.concurrency`` and the rate limits are those of one.
 
     Args:
-        recipe: The recipe, whose engine section decides.
-        nodes: ``CPU`` and ``GPU`` of each node.
+        nodes: The number of ``CPU`` and ``GPU`` of each node.
         count: The number of engines instead.
 
     Raises:

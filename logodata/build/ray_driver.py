@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from logodata.build.pipeline import Asked, Decided
+from logodata.build.pipeline import Asked, Decided, in_groups
 from logodata.build.ray_coordinator import Coordinator, State, worker_size
 from logodata.build.ray_workers import POLL_S, Job, portable
 from logodata.common.console import Tracker
@@ -63,13 +63,7 @@ def decide_on_ray(
 ) -> Generator[Decided]:
     """Prepare and answer questions on a cluster, in any order.
 
-    Args:
-        recipe: The build recipe.
-        model_fingerprint: The fingerprint of its model.
-        pools: The pools to decide, which are read as workers ask for more.
-        num_questions: The number of undecided questions in ``pools``.
-        options: The cluster.
-        tracker: Shows how many engines are at work.
+    ``pools`` are read as workers ask for more, and hold ``num_questions`` undecided questions.
 
     Raises:
         UserError: Ray is not installed, the cluster cannot be reached or is too small, or a worker met such an error.
@@ -92,7 +86,7 @@ def decide_on_ray(
         )
         running = coordinator.run.remote(coordinator)
         tracker.advance(0, workers=workers.count)
-        groups = enumerate(group_pools(pools, size))
+        groups = enumerate(in_groups(pools, lambda asked: len(asked[1]), size))
         more = True
         while True:
             state: State = ray.get(coordinator.collect.remote())
@@ -118,18 +112,6 @@ def decide_on_ray(
         ) from error
     finally:
         ray.shutdown()
-
-
-def group_pools(pools: Iterable[Asked], size: int) -> Iterator[list[Asked]]:
-    """Group whole pools, in order. A group has at least ``size`` undecided questions; the last one may have fewer."""
-    group: list[Asked] = []
-    for asked in pools:
-        group.append(asked)
-        if sum(len(ids) for _, ids in group) >= size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 @contextmanager

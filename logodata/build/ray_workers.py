@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,11 +49,8 @@ class Result:
 
 
 def prepare_group(batch: pa.Table, job: Job, coordinator: ActorHandle) -> pa.Table:
-    """The first stage: fetch a group by its number and prepare it.
-
-    Returns:
-        A row ``data``: a pickled (number, prepared questions), or a :class:`Result` with a fault.
-    """
+    """The first stage: fetch a group by its number and prepare it. The row ``data`` of the result holds a pickled
+    (number, prepared questions), or a :class:`Result` with a fault."""
     import ray
 
     number: int = batch["number"][0].as_py()
@@ -71,7 +68,10 @@ class Answerer:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._pipeline: Pipeline | None = None
+
+    @cached_property
+    def _pipeline(self) -> Pipeline:
+        return _open(self._job)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Answer a group, and return a row ``data`` with a pickled :class:`Result`."""
@@ -81,10 +81,9 @@ class Answerer:
         number, questions = prepared
         try:
             # Faults are results: an error in an actor would be one line among tracebacks in Ray's logs.
-            pipeline = self._pipeline = self._pipeline or _open(self._job)
-            outcomes = pipeline.answer(questions, Tracker("", len(questions)))
-            pipeline.forget()
-            return _row(Result(number, outcomes, pipeline.engine_names))
+            outcomes = self._pipeline.answer(questions, Tracker("", len(questions)))
+            self._pipeline.forget()
+            return _row(Result(number, outcomes, self._pipeline.engine_names))
         except Exception as error:
             return _row(Result(number, fault=_fault(error)))
 

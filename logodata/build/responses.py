@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 class Responses:
     """Responses of a build, with what the rules say of them.
 
-    Args:
-        recipe: The recipe, with its engine and its judge.
-        model_fingerprint: The fingerprint of the recipe's model, under which responses are filed.
-        log: The log of earlier responses, to which new ones are added at once; None keeps them in memory only.
-        tokenizer: The tokenizer that turns responses into the text that is judged.
-        turn_end: The token at the end of a response that ended by itself.
+    They are filed in ``log`` under the fingerprint of the model, or in memory only if it is None. ``turn_end`` is the
+    token at the end of a response that ended by itself.
     """
 
     def __init__(

@@ -7,7 +7,6 @@ place of each question there. Shards share out the scoring and the generation.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from logodata.common.files import read_json
 from logodata.contract import ShardRecord
 from logodata.dataset.files import SHARD_FILE
 from logodata.sources import Source
+from logodata.sources.fields import text_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,7 @@ class BuildShard:
 
     @classmethod
     def parse(cls, text: str) -> BuildShard:
-        """Read ``"2/8"`` as the second of eight shards.
-
-        Raises:
-            UserError: The text has another form.
-        """
+        """Read ``"2/8"`` as the second of eight shards. Text of another form is a :class:`UserError`."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(f"--shard {text!r} is no shard", mend="write i/n with i from 1 to n, e.g. 1/8")
@@ -43,9 +39,8 @@ class BuildShard:
         return f"{self.number}/{self.total}"
 
     def owns(self, doc_id: str) -> bool:
-        """Whether a document belongs to this shard, by the sha256 of its id modulo the number of shards."""
-        digest = hashlib.sha256(doc_id.encode("utf-8")).digest()
-        return int.from_bytes(digest[:8], "big") % self.total == self.number - 1
+        """Whether a document belongs to this shard, by the hash of its id modulo the number of shards."""
+        return int(text_digest(doc_id)[:16], 16) % self.total == self.number - 1
 
 
 def shard_record(shard: BuildShard, source: Source, question_ids: Sequence[str]) -> ShardRecord:
@@ -59,11 +54,7 @@ def shard_record(shard: BuildShard, source: Source, question_ids: Sequence[str])
 
 
 def read_shard_record(folder: Path) -> ShardRecord:
-    """Read ``shard.json`` of a folder.
-
-    Raises:
-        UserError: The folder holds no finished shard, or a damaged one.
-    """
+    """Read ``shard.json`` of a folder. A folder without a finished shard is a :class:`UserError`."""
     if not (folder / "manifest.json").is_file():
         state = "holds no finished shard" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend="run its logodata build ... --shard i/n to the end")

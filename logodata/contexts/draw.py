@@ -33,7 +33,6 @@ def draw_contexts(scores: NDArray[np.float64], settings: ContextSettings, rng: n
 
     Args:
         scores: The importance of each chunk for the question, float64 [C].
-        settings: The rule for critical chunks, and the sizes.
         rng: Draws the irrelevant chunks, and the critical chunks that a mixed context keeps.
 
     Returns:

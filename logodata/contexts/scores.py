@@ -45,11 +45,7 @@ RANK_OFFSET = 60
 
 
 class FusedEvaluator:
-    """Scores a chunk by the sum over the members of 1 / (60 + its rank). The score orders chunks and has no scale.
-
-    Args:
-        members: Evaluators that each analyse the chunks once.
-    """
+    """Scores a chunk by the sum over the members of 1 / (60 + its rank). The score orders chunks and has no scale."""
 
     def __init__(self, members: Sequence[Evaluator]) -> None:
         self._members = members
@@ -62,10 +58,8 @@ class FusedEvaluator:
 def fuse(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return the sum of ``1 / (60 + rank)`` over the members, float64 [Q, C]; the best chunk of a row has rank 1.
 
-    Equal scores share the mean of their ranks: counts are often equal, and the order of the document must not decide.
-
-    Args:
-        scores: The scores of each member, [Q, C].
+    Each member's scores are [Q, C]. Equal scores share the mean of their ranks, because counts are often equal and the
+    order of the document must not decide.
     """
     from scipy.stats import rankdata
 

@@ -53,7 +53,6 @@ def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = 
     """Write a data set as text, or in the format of another trainer.
 
     Args:
-        data: The folder of the data set.
         form: A format of this module's table.
         output: The ``.parquet`` or ``.jsonl`` file to write. For ``llama-factory`` it is a folder, which may hold a
             ``dataset_info.json`` already.
@@ -168,11 +167,9 @@ def _forges(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample, token_
 
 
 def _trl_row(tokenizer: PreTrainedTokenizerBase, prompt: str, chosen: Response, rejected: Response) -> _Row:
-    """Return a row for ``DPOTrainer`` of TRL 1.16: an explicit prompt and standard (not conversational) text.
-
-    It tokenises the prompt and prompt + response as they are, and appends the eos token to a response that does not end
-    with it (trl/trainer/dpo_trainer.py, ``_prepare_dataset``).
-    """
+    """Return a row for ``DPOTrainer`` of TRL 1.16: an explicit prompt and standard (not conversational) text."""
+    # It tokenises the prompt and prompt + response as they are, and appends the eos token to a response that does not
+    # end with it (trl/trainer/dpo_trainer.py, ``_prepare_dataset``).
     return {
         "prompt": prompt,
         "chosen": _decode(tokenizer, chosen.token_ids),
@@ -190,11 +187,9 @@ def _llama_factory_row(_: PreTrainedTokenizerBase, prompt: str, chosen: Response
 
 
 def _openrlhf_row(_: PreTrainedTokenizerBase, prompt: str, chosen: Response, rejected: Response) -> _Row:
-    """Return a row for OpenRLHF (github.com/OpenRLHF/OpenRLHF, openrlhf/datasets/reward_dataset.py) with
-    ``--data.apply_chat_template --data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected``.
-
-    Its ``RewardDataset`` concatenates lists of messages, renders them, and tokenises the text without special tokens.
-    """
+    """Return a row for OpenRLHF (github.com/OpenRLHF/OpenRLHF, openrlhf/datasets/reward_dataset.py)."""
+    # For --data.apply_chat_template --data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected:
+    # ``RewardDataset`` concatenates lists of messages, renders them, and tokenises the text without special tokens.
     return {
         "prompt": [{"role": "user", "content": prompt}],
         "chosen": [{"role": "assistant", "content": chosen.text}],

@@ -41,12 +41,7 @@ def write_data_set(
 ) -> Stats:
     """Write all files of a data set, and ``manifest.json`` last, because it says that the build is finished.
 
-    Args:
-        output: The folder.
-        outcomes: The outcomes of all questions, in order. They are read once.
-        manifest: The manifest. Its number of samples is counted here.
-        recipe: The recipe of the manifest.
-        may_be_empty: Whether the set may hold no sample, as a shard may.
+    ``outcomes`` are read once, in the order of the questions. Their samples are counted for the manifest.
 
     Raises:
         UserError: No sample was kept, and the set may not be empty.
@@ -91,32 +86,22 @@ RowT = TypeVar("RowT", RejectedQuestion, DecisionRow)
 
 
 def iterate_rows(folder: Path, record: type[RowT]) -> Iterator[RowT]:
-    """Yield the rows of ``rejected.jsonl`` or ``decisions.jsonl`` of a build, whichever file holds such records.
-
-    Raises:
-        UserError: The file does not exist, or is damaged.
-    """
+    """Yield the rows of ``rejected.jsonl`` or ``decisions.jsonl`` of a build, whichever file holds such records. A file
+    that is missing or damaged is a :class:`UserError`."""
     name = "rejected.jsonl" if record is RejectedQuestion else "decisions.jsonl"
     for where, row in json_objects(folder / name, mend=_MEND):
         yield record.from_json(row, where=where, mend=_MEND)
 
 
 def read_stats(folder: Path) -> Stats:
-    """Read ``stats.json`` of a build.
-
-    Raises:
-        UserError: The file does not exist, or is damaged.
-    """
+    """Read ``stats.json`` of a build. A file that is missing or damaged is a :class:`UserError`."""
     path = folder / "stats.json"
     return Stats.from_json(read_json(path), where=str(path), mend=_MEND)
 
 
 def read_recipe(folder: Path) -> BuildRecipe:
-    """Read the recipe of a build. A build in which no pair was kept does not tell its engine.
-
-    Raises:
-        UserError: The folder holds no recipe.
-    """
+    """Read the recipe of a build. A build in which no pair was kept does not tell its engine. A folder without a recipe
+    is a :class:`UserError`."""
     path = folder / "manifest.json"
     path = path if path.is_file() else folder / "work" / "settings.json"
     try:

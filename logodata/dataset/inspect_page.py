@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -27,7 +27,6 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
 
     Args:
         data: The folder of a build, which may have kept no pair.
-        path: The page.
         question_id: The only question to show; by default all are shown.
         count: The most samples, and the most questions of each reason; by default 50 and 5.
 
@@ -47,10 +46,8 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
             mend = "ids are in data/*.parquet and rejected.jsonl"
             raise UserError(f"no question {question_id!r}", where=str(data), mend=mend)
     shown = samples[: _NUM_SAMPLES if count is None else count]
-    groups: dict[str, list[RejectedQuestion]] = defaultdict(list)
-    for row in rejected:
-        groups[row.reason].append(row)
-    by_count = sorted(groups.items(), key=lambda group: -len(group[1]))
+    counts = Counter(row.reason for row in rejected).most_common()
+    by_count = [(reason, [row for row in rejected if row.reason == reason]) for reason, _ in counts]
     limit = _NUM_PER_REASON if count is None else count
     unkept = [row.id for _, rows in by_count for row in rows[:limit]]
     decisions, judge = read_decisions(data, {*unkept, *(sample.id for sample in shown)}), read_recipe(data).judge
@@ -64,8 +61,7 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
     )
     make_folder_of(path)
     write_atomic(path, html)
-    told = sum(min(len(rows), limit) for _, rows in by_count)
-    return f"{len(shown)} of {len(samples)} samples and {told} of {len(rejected)} questions without one"
+    return f"{len(shown)} of {len(samples)} samples and {len(unkept)} of {len(rejected)} questions without one"
 
 
 def chunk_view(chunk: ContextChunk, stems: set[str]) -> Html:

@@ -26,15 +26,13 @@ def print_samples(folder: Path, question_id: str | None, count: int) -> None:
     Raises:
         UserError: The folder holds no data set, or there is no such question.
     """
-    if question_id is not None:
-        row = next((row for row in read_rejected(folder) if row.id == question_id), None)
-        if row is not None:
-            _print_unkept(row, read_decisions(folder, {question_id})[question_id], folder)
-            return
     samples = iterate_samples(folder)
     if question_id is not None:
-        samples = (sample for sample in samples if sample.id == question_id)
-        count = 1
+        for row in read_rejected(folder):
+            if row.id == question_id:
+                _print_unkept(row, read_decisions(folder, {question_id})[question_id], folder)
+                return
+        samples, count = (sample for sample in samples if sample.id == question_id), 1
     shown = list(islice(samples, count))
     if question_id is not None and not shown:
         mend = "ids are in data/*.parquet and rejected.jsonl"

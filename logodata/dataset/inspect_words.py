@@ -15,11 +15,7 @@ from logodata.judge.settings import JudgeSettings
 
 
 def read_rejected(folder: Path) -> list[RejectedQuestion]:
-    """Return the questions of a build that gave no sample.
-
-    Raises:
-        UserError: The folder holds no build, or a damaged one.
-    """
+    """Return the questions of a build that gave no sample. A folder without a build is a :class:`UserError`."""
     if not (folder / "rejected.jsonl").is_file():
         sample_files(folder)  # says what the folder is instead
     return list(iterate_rows(folder, RejectedQuestion))

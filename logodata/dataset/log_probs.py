@@ -8,7 +8,6 @@ natural here, and training spreads them.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -33,6 +32,7 @@ from logodata.models.logprobs import token_logprobs
 from logodata.models.text_config import config_window
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logodata.prompts import encode_text
+from logodata.sources.fields import text_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,10 +105,7 @@ def response_logprobs(
     where nothing attends under causal attention. Logits of the prompt are computed at one position only. Log-softmax is
     taken in float32 (float64 for a float64 model), and means in float64.
 
-    Args:
-        model: A causal language model whose RoPE does not depend on the length of the row.
-        prompt_ids: At least two tokens.
-        responses: At least one token each.
+    The prompt has two tokens at least, and a response one. The model's RoPE must not depend on the length of the row.
     """
     prompt = torch.tensor([prompt_ids], device=model.device)
     width = max(map(len, responses))
@@ -126,17 +123,11 @@ def response_logprobs(
 
 
 def measure(
-    folder: Path,
-    *,
-    model: str | None = None,
-    num_samples: int = 50,
-    dtype: DType | None = None,
-    device: str = "auto",
+    folder: Path, *, model: str | None = None, num_samples: int = 50, dtype: DType | None = None, device: str = "auto"
 ) -> LogProbs:
     """Measure the log-probabilities of the responses of a data set under the model that it was built for.
 
     Args:
-        folder: The folder of the data set.
         model: The model of the build, where it is now; by default the name in ``manifest.json``.
         num_samples: The number of samples to score. Those with the smallest hashes of ids are taken, so that builds of
             the same questions are compared on the same samples.
@@ -162,7 +153,7 @@ def measure(
             where=name,
             mend="leave --log-probs out",
         )
-    samples = heapq.nsmallest(num_samples, iterate_samples(folder), key=_digest)
+    samples = heapq.nsmallest(num_samples, iterate_samples(folder), key=lambda sample: text_digest(sample.id))
     if not samples:
         raise UserError("holds no samples", where=str(folder), mend="see its rejected.jsonl for the reasons")
     if device == "auto":
@@ -190,7 +181,7 @@ def measure(
     estimates, gaps = _summary(samples, scored)
     return LogProbs(
         model=name,
-        model_fingerprint=manifest.model_fingerprint,
+        model_fingerprint=built,
         dtype=dtype,
         samples=len(samples),
         responses=estimates,
@@ -217,15 +208,10 @@ def _bare_references(samples: Sequence[PreferenceSample], model: str, window: in
     return found
 
 
-def _digest(sample: PreferenceSample) -> bytes:
-    return hashlib.sha256(sample.id.encode("utf-8")).digest()
-
-
 def _summary(
     samples: Sequence[PreferenceSample], scored: Sequence[Sequence[float]]
 ) -> tuple[list[StrategyEstimate], dict[str, Gap]]:
-    """Return estimates by strategy, and the paired gaps. ``scored`` holds the numbers of the preferred response, of the
-    dis-preferred ones, and of the bare reference if there is one."""
+    """Return estimates by strategy, and the paired gaps. Numbers of bare references stand at the end of ``scored``."""
     groups: dict[tuple[_Role, str], list[tuple[str, float]]] = defaultdict(list)
     gaps: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for sample, (chosen, *others) in zip(samples, scored, strict=True):
@@ -263,8 +249,8 @@ def _starts(gaps: Iterable[tuple[str, float]]) -> list[Start]:
 
 
 def _estimate(values: Sequence[tuple[str, float]]) -> Estimate:
-    """Return the mean of pairs (doc_id, value) with its 95 % bootstrap interval. Documents are drawn
-    (:mod:`logodata.common.resampling`), because questions about one document are not independent."""
+    """Return the mean of pairs (doc_id, value) with its 95 % bootstrap interval."""
+    # Documents are drawn, because questions about one document are not independent.
     doc_ids, numbers = zip(*values, strict=True)
     [sums], counts = cluster_sums(np.array([numbers]), doc_ids)
     interval = None

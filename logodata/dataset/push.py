@@ -32,7 +32,6 @@ def push(folder: Path, repository: str, *, private: bool = False, revision: str 
     """Upload a finished build to a data set repository, and return the address. Earlier files under ``data/`` go.
 
     Args:
-        folder: The folder of the build.
         repository: The repository, ``org/name``, which is created if it does not exist.
         private: Whether the repository must be private.
         revision: The branch, which is created if it does not exist.
@@ -153,9 +152,9 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:
-    """Return a JSON value with ``names`` at the begin of its strings, also of ``path:line`` and ``path[split]``. Text
-    that only mentions a path stays as it is."""
+    """Return a JSON value with ``names`` in place of the paths at the begin of its strings."""
     if isinstance(value, str):
+        # As in ``path:line`` and ``path[split]``; text that only mentions a path stays as it is.
         for path, short in names.items():
             if value == path or value.startswith((f"{path}/", f"{path}:", f"{path}[")):
                 return short + value[len(path) :]

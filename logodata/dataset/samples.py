@@ -18,8 +18,7 @@ _MEND = "build the data set again"
 
 
 def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
-    """Write samples to a parquet file, atomically, and return their number. Equal samples give equal bytes, and one row
-    group is in memory at a time."""
+    """Write samples to a parquet file, atomically, and return their number. Equal samples give equal bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -82,10 +81,6 @@ def sample_files(folder: Path) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read ``manifest.json`` of a data set.
-
-    Raises:
-        UserError: The file does not exist, or is damaged.
-    """
+    """Read ``manifest.json`` of a data set. A file that is missing or damaged is a :class:`UserError`."""
     path = folder / "manifest.json"
     return Manifest.from_json(read_json(path), where=str(path), mend=_MEND)

@@ -24,11 +24,7 @@ _MEANING = f"\nPreferred, dis-preferred: responses judged right / half right / w
 
 
 def print_stats(folders: Sequence[Path], *, as_json: bool) -> None:
-    """Print the statistics of one data set, or of several side by side.
-
-    Raises:
-        UserError: A folder holds no statistics, or is named twice.
-    """
+    """Print the statistics of one data set, or of several side by side. Each folder is named once."""
     found = {str(folder): read_stats(folder) for folder in folders}
     if len(found) < len(folders):
         raise UserError("a folder is named twice", where=", ".join(map(str, folders)), mend="name each once")

@@ -14,6 +14,7 @@ from logodata.contract import ModelJudgeStats, ModelVerdict
 Verdicts = Mapping[tuple[ModelVerdict, ModelVerdict | None], int]
 """The number of responses by their verdicts: the first one, and the second one if they were judged again."""
 
+_COMPARED: tuple[ModelVerdict, ...] = ("correct", "wrong")
 _Z95 = 1.959964
 _RESAMPLES = 2000
 
@@ -23,14 +24,12 @@ def verdict_statistics(verdicts: Verdicts) -> ModelJudgeStats:
 
     The interval of kappa comes from 2000 bootstrap resamples of the responses, without those that have no kappa.
     """
-    first, second, pairs = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
+    first, second = Counter[str](), Counter[str]()
     for (one, two), count in verdicts.items():
         first[one] += count
         if two is not None:
             second[two] += count
-            if {one, two} <= {"correct", "wrong"}:
-                pairs[one, two] += count
-    table = np.array([[pairs[one, two] for two in ("correct", "wrong")] for one in ("correct", "wrong")])
+    table = np.array([[verdicts.get((one, two), 0) for two in _COMPARED] for one in _COMPARED])
     compared, equal = int(table.sum()), int(table.trace())
     kappa = float(_kappa(table))
     defined = not np.isnan(kappa)

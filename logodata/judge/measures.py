@@ -75,12 +75,12 @@ _NO_UNIT = "none"
 
 
 def _readings(number: Word) -> Iterator[tuple[str, str]]:
-    """Yield the forms in which a reference may ask for a number: its value or its text ("3.10"), with or without a
-    unit, and a time also with a point."""
+    """Yield the forms in which a reference may ask for a number: value or text ("3.10"), with or without a unit."""
     texts = {number.text}
     if number.literal[:1].isdigit():
         texts.add(number.literal)
     if ":" in number.text:
+        # A time may be written with a point, or without its minutes.
         texts |= {form.replace(":", ".") for form in texts} | {form.removesuffix(":00") for form in texts}
     if number.unit == ORDINAL:
         return product(texts, (ORDINAL,))
@@ -175,8 +175,8 @@ def contains_reference(response: str, answers: Sequence[str]) -> bool:
 
 
 def _line(text: str, *, open_ended: bool = False) -> str:
-    """Return the words of a text between spaces. With ``open_ended`` a run of a script without spaces at an end has no
-    space there, because it may stand within a longer one."""
+    """Return the words of a text between spaces."""
+    # A run of a script without spaces may stand within a longer one, so an open end has no space.
     kept = [word for word in read(text) if word.text not in _ARTICLES]
     line = " ".join(" ".join(filter(None, (word.text, word.unit))) for word in kept)
     left = "" if open_ended and kept and kept[0].kind == "run" else " "
@@ -187,10 +187,8 @@ def _line(text: str, *, open_ended: bool = False) -> str:
 class Similarity:
     """Computes the cosine between sentence embeddings of response and reference.
 
-    The model is loaded for the first texts. A text longer than the model reads is the mean of its parts.
-
-    Args:
-        model: The model, as :func:`logodata.models.loading.resolve_embedding_model` takes it.
+    The model is named as :func:`logodata.models.loading.resolve_embedding_model` takes it, and loaded for the first
+    texts. A text longer than the model reads is the mean of its parts.
     """
 
     def __init__(self, model: str) -> None:
@@ -204,11 +202,7 @@ class Similarity:
         return SentenceEmbedder(resolve_embedding_model(self._name), 8, "judge.embedding_model")
 
     def best(self, response: str, answers: Sequence[str]) -> float:
-        """Return the largest cosine over the references, in [-1, 1]; 0 without references.
-
-        Raises:
-            UserError: The model cannot be loaded.
-        """
+        """Return the largest cosine over the references, in [-1, 1]; 0 without references."""
         vector = self._vector(response)
         return max((float(vector @ self._vector(answer)) for answer in answers), default=0.0)
 

@@ -22,18 +22,12 @@ from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text, turn_en
 class ModelJudge:
     """Fills in the verdicts of decisions. It is greedy, so the same question has the same verdict in every build.
 
+    ``name`` and ``fingerprint`` are those of the model that judges. ``formats`` holds its prompts in the ``first`` and
+    in the ``second`` wording, and ``window`` is the most tokens of a prompt with its reply.
+
     Args:
-        build: The model and the engine of the build.
-        settings: The ``judge.model`` section of its recipe.
-        build_fingerprint: The fingerprint of the build's model.
         log: The log of replies; None keeps them in memory only.
         build_engine: Returns the build's engine. It judges if the judge is the same model under the same settings.
-
-    Attributes:
-        name: The model that judges.
-        fingerprint: The fingerprint of this model.
-        formats: The prompts in the ``first`` and in the ``second`` wording.
-        window: The most tokens of a prompt with its reply.
     """
 
     def __init__(

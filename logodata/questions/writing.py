@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.build.inputs import check_inputs
+from logodata.build.pipeline import in_groups
 from logodata.common.console import Tracker, note, progress
 from logodata.common.errors import UserError
 from logodata.common.files import append_lines, bind_settings, locked, write_atomic
@@ -100,14 +101,8 @@ class Writer:
     def _writing_request(self, draft: Draft) -> GenerationRequest:
         recipe = self._recipe
         prompt = self._forms[draft.kind].encode([chunk.token_ids for chunk in draft.chunks], question=draft.subject)
-        greedy = recipe.temperature == 0
-        sampling = Sampling(
-            max_new_tokens=recipe.max_new_tokens,
-            stop_ids=self._stop_ids,
-            temperature=recipe.temperature,
-            top_p=1.0 if greedy else recipe.top_p,
-            seed=recipe.seed,
-        )
+        top_p = recipe.top_p if recipe.temperature else 1.0
+        sampling = Sampling(recipe.max_new_tokens, self._stop_ids, recipe.temperature, top_p, recipe.seed)
         return GenerationRequest(draft.id, prompt.ids, sampling)
 
     def _closed_book_request(self, written: Written) -> GenerationRequest:
@@ -169,7 +164,7 @@ def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: 
     write_atomic(parts["documents"], "")
     write_atomic(parts["rejected"], "".join(_line(row.to_json()) for row in source.rejected))
     with progress("questions", len(source.documents)) as tracker:
-        for group in _groups((writer.drafts(document) for document in source.documents), recipe.group_size):
+        for group in in_groups(map(writer.drafts, source.documents), len, recipe.group_size):
             kept, rows = writer.write([draft for drafts in group for draft in drafts], tracker)
             documents = (_document_row(drafts[0].document, kept, recipe.model, fingerprint) for drafts in group)
             append_lines(parts["documents"], "".join(map(_line, documents)))
@@ -199,18 +194,7 @@ def describe_questions(stats: dict[str, Any]) -> str:
     """Return a line with the number of questions that were kept, and why the others were not."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in stats["rejected_by_reason"].items())
     line = f"{stats['kept']} questions on {stats['documents']} documents"
-    return line + (f"; not kept: {reasons}" if reasons else "")
-
-
-def _groups(items: Iterable[list[Draft]], least: int) -> Iterator[list[list[Draft]]]:
-    group: list[list[Draft]] = []
-    for drafts in items:
-        group.append(drafts)
-        if sum(map(len, group)) >= least:
-            yield group
-            group = []
-    if group:
-        yield group
+    return f"{line}; not kept: {reasons}" if reasons else line
 
 
 def _document_row(document: Document, kept: Sequence[Written], model: str, fingerprint: str) -> dict[str, Any]:

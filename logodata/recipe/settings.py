@@ -109,13 +109,11 @@ _OF_EMBEDDED_DOCUMENTS = (
 def load_build_recipe(
     source: str | None, file: Path | None, model: str | None, overrides: Sequence[str]
 ) -> BuildRecipe:
-    """Read the recipe of a build.
+    """Read the recipe of a build. ``overrides`` (``key=value``) hold over everything else.
 
     Args:
         source: Documents, or a recipe that names its documents: a YAML file, or the name of a shipped one.
         file: A recipe for the documents of ``source``. Without ``source`` it names its documents.
-        model: The model that will be trained.
-        overrides: ``key=value``, which hold over everything else.
 
     Raises:
         UserError: There are no documents, no model or two recipes; or see
