@@ -25,7 +25,7 @@ from logodata.dataset.files import iterate_rows, read_recipe, write_data_set
 from logodata.dataset.samples import iterate_samples, read_manifest
 
 _NOTHING_GENERATED = "none:"
-"""The begin of the name of an engine that had nothing to do."""
+"""The beginning of the name of an engine that had nothing to do."""
 _MAY_DIFFER: Any = {
     "engine": True,
     "judge_engine": True,

@@ -37,7 +37,7 @@ from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.recipe.settings import BuildRecipe
 
-T = TypeVar("T")
+ItemT = TypeVar("ItemT")
 
 Asked = tuple[Pool, frozenset[str]]
 """A pool, and the ids of its undecided questions."""
@@ -69,7 +69,7 @@ class Pipeline:
     def identity(self) -> BuildIdentity:
         """What decides a build besides its recipe and its source. Its folder is bound to it.
 
-        Two chat templates may have one name, and differ in what they render.
+        It holds fingerprints of prompts, because chat templates of one name may differ in what they render.
         """
         preparer, judge = self.preparer, self.model_judge
         identity = BuildIdentity(
@@ -195,9 +195,9 @@ def _texts(decisions: Sequence[Decision]) -> list[str]:
     return [without_reasoning(decision.response.text) for decision in decisions]
 
 
-def in_groups(items: Iterable[T], size: Callable[[T], int], least: int) -> Iterator[list[T]]:
-    """Group items in order, until their sizes in a group add up to ``least``. The last group may have less."""
-    group: list[T] = []
+def in_groups(items: Iterable[ItemT], size: Callable[[ItemT], int], least: int) -> Iterator[list[ItemT]]:
+    """Group items in order, until their sizes in a group add up to ``least``. The last group may be smaller."""
+    group: list[ItemT] = []
     for item in items:
         group.append(item)
         if sum(map(size, group)) >= least:
@@ -266,8 +266,7 @@ class Judgement:
 
     @property
     def reason(self) -> Reason | None:
-        """Why the pair is not kept; None if it is. Of several candidates, the first of those that came furthest says
-        it."""
+        """The reason why the pair is not kept; None if it is. It is that of the first candidate that came furthest."""
         if self.chosen is None:
             return self.eligible[0].objection if self.eligible else self.preferred[0].rule
         return self.rule_against_rejected or next(filter(None, (d.objection for d in self.rejected)), None)

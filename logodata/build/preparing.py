@@ -145,7 +145,7 @@ class QuestionPreparer:
         )
 
     def _preferred_requests(self, question_id: str, prompts: Sequence[Prompt]) -> tuple[GenerationRequest, ...]:
-        """Each wording greedily, then sampled ones in turn."""
+        """Return a greedy request for each wording, then sampled ones in turn."""
         settings = self._recipe.generation
         if settings.preferred == "reference":
             return ()

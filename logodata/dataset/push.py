@@ -29,7 +29,7 @@ _JSON_LINES = ("rejected.jsonl", "decisions.jsonl")
 
 
 def push(folder: Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Upload a finished build to a data set repository, and return the address. Earlier files under ``data/`` go.
+    """Upload a finished build to a data set repository, and return the address. Earlier data files are removed.
 
     Args:
         repository: The repository, ``org/name``, which is created if it does not exist.
@@ -152,7 +152,7 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:
-    """Return a JSON value with ``names`` in place of the paths at the begin of its strings."""
+    """Return a JSON value with ``names`` in place of the paths at the beginning of its strings."""
     if isinstance(value, str):
         # As in ``path:line`` and ``path[split]``; text that only mentions a path stays as it is.
         for path, short in names.items():

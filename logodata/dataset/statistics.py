@@ -34,11 +34,6 @@ def source_group(file: str) -> str:
     return f"{PurePath(file).parent}/" if PurePath(file).suffix.lower() in SUFFIXES else file
 
 
-def error_kind(response: Response, question: str) -> ErrorPattern | Literal["right"]:
-    """Return ``right`` for a response that is right or half right, or how it goes wrong."""
-    return "right" if response.verdict in ("right", "half_right") else error_pattern(response.text, question)
-
-
 @dataclass(slots=True)
 class _Group:
     """Counts over questions that have something in common, such as their source file."""
@@ -108,7 +103,8 @@ class Statistics:
         for response in sample.rejected:
             self._dispreferred.add(response)
             # A judge that was switched off lets right ones through.
-            self._patterns[error_kind(response, sample.question)] += 1
+            is_right = response.verdict in ("right", "half_right")
+            self._patterns["right" if is_right else error_pattern(response.text, sample.question)] += 1
 
     def result(self) -> Stats:
         """Return the statistics of all questions so far."""

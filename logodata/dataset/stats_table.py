@@ -110,14 +110,11 @@ def _print_side_by_side(found: dict[str, Stats]) -> None:
         table.add_section()
         for key in dict.fromkeys(key for stats in all_stats for key, _ in largest_groups(stats.groups[name])[0]):
             groups = [stats.groups[name].get(key) for stats in all_stats]
-            row(f"{name} {key}: kept", (_kept_of(group) if group else "-" for group in groups))
+            kept = (f"{g.kept} of {g.questions} ({show_percent(g.yield_)})" if g else "-" for g in groups)
+            row(f"{name} {key}: kept", kept)
             row("  purity", (show_percent(group.purity) if group else "-" for group in groups))
     console.print(table)
     _print_lines(_MEANING, *_compared([Path(name) for name in found]))
-
-
-def _kept_of(group: GroupStats) -> str:
-    return f"{group.kept} of {group.questions} ({show_percent(group.yield_)})"
 
 
 def _evaluator(stats: Stats) -> str:
@@ -125,7 +122,7 @@ def _evaluator(stats: Stats) -> str:
 
 
 def _compared(folders: Sequence[Path]) -> Iterator[str]:
-    """Say how the settings of the data sets differ, because only then their statistics can be compared."""
+    """Yield lines that say how the documents and settings of the data sets differ."""
     manifests = [read_manifest(folder) if (folder / "manifest.json").is_file() else None for folder in folders]
     first = manifests[0]
     for folder, other in zip(folders[1:], manifests[1:], strict=True):
