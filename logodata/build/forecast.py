@@ -8,7 +8,7 @@ So the advice has been tried on them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -38,7 +38,7 @@ _Changes = dict[str, Any]
 
 
 def warn_of_losses(
-    recipe: BuildRecipe, preparer: QuestionPreparer, documents: Sequence[Document], evaluator: Evaluator
+    recipe: BuildRecipe, preparer: QuestionPreparer, documents: Iterable[Document], evaluator: Evaluator
 ) -> None:
     """Prepare the first questions. If few can become samples, say so, with the settings under which most can."""
     sample = list(_first(recipe, preparer, documents))
@@ -72,7 +72,7 @@ def warn_of_losses(
     )
 
 
-def _first(recipe: BuildRecipe, preparer: QuestionPreparer, documents: Sequence[Document]) -> Iterator[Document]:
+def _first(recipe: BuildRecipe, preparer: QuestionPreparer, documents: Iterable[Document]) -> Iterator[Document]:
     """Yield documents of the first contexts, enough to ask many questions and to join some documents."""
     share = 1 if recipe.evaluator.name in ("entity", "lexical") else _LESS
     num_questions = num_chunks = 0
@@ -85,7 +85,7 @@ def _first(recipe: BuildRecipe, preparer: QuestionPreparer, documents: Sequence[
 
 
 def _unusable(
-    preparer: QuestionPreparer, documents: Sequence[Document], evaluator: Evaluator
+    preparer: QuestionPreparer, documents: Iterable[Document], evaluator: Evaluator
 ) -> list[UnusableQuestion]:
     prepared = (one for pool in preparer.pools(documents) for one in preparer.prepare_pool(pool, evaluator))
     return [one for one in prepared if isinstance(one, UnusableQuestion)]

@@ -5,7 +5,7 @@ Everything here is a pure function of the recipe and the documents, so an interr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,7 +82,7 @@ class QuestionPreparer:
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
 
-    def pools(self, documents: Sequence[Document]) -> Iterator[Pool]:
+    def pools(self, documents: Iterable[Document]) -> Iterator[Pool]:
         """Chunk the documents and join them, in order, until a pool holds ``source.join_tokens`` tokens. Documents that
         are left at the end join the last pool."""
         least = self._recipe.source.join_tokens or 1
