@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from logodata.common import json_files
-from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.json_files import parse_json, strict_dumps, too_long
 from logodata.common.printable import encodable
@@ -272,6 +271,8 @@ def put_aside(path: Path, fault: str, instead: str) -> None:
         fault: What is wrong with it.
         instead: What is done now, such as ``"it is written again"``.
     """
+    from logodata.common.console import note
+
     aside = path.with_name(f"{path.name}.damaged")
     if aside.is_dir():
         shutil.rmtree(aside)

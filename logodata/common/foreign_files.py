@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 
-from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.user_files import visible_files
 
@@ -128,4 +127,6 @@ def note_empty(folder: Path, empty: Collection[Path], total: int) -> None:
 @cache
 def _note_once(text: str) -> None:
     """Print a note once, because folders are read more than once."""
+    from logodata.common.console import note
+
     note(text)

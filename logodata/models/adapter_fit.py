@@ -6,8 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from logodata.common.console import quiet_transformers
 from logodata.common.errors import UserError
+from logodata.common.verbosity import quiet_transformers
 from logodata.models.adapters import check_adapter_shapes, read_peft_config
 from logodata.models.loading import load_config, skeleton
 

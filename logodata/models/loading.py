@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from logodata.common.console import quiet_transformers
 from logodata.common.errors import UserError, first_line, pass_on
 from logodata.common.user_files import MARK, read_text
+from logodata.common.verbosity import quiet_transformers
 from logodata.models.adapters import (
     ADAPTER_FILES,
     BASE_CONFIG,

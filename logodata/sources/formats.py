@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.files import file_sha256
 from logodata.common.foreign_files import check_is_text, count_endings, how_to_convert, is_beside_data, note_left_out
@@ -60,6 +59,8 @@ def open_source(settings: SourceSettings) -> Opened:
     Raises:
         UserError: There is no such source, or its format is not supported.
     """
+    from logodata.common.console import note
+
     container = _container(settings)
     if container != "hub":
         for name in ("split", "subset"):

@@ -16,7 +16,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import is_page
 from logodata.contract import Document, Question, RejectedQuestion, file_of
@@ -47,6 +46,8 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     Raises:
         UserError: There is a structural fault, or the selection (``kinds``, ``max_documents``) leaves no question.
     """
+    from logodata.common.console import note
+
     opened = open_source(settings)
     if opened.container == "text" and needs_questions and settings.questions is None:
         mend = "have them written by 'logodata questions', or give source.questions=FILE"

@@ -26,7 +26,8 @@ from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
 from logodata.common.json_files import json_objects, parse_json
-from logodata.dataset.files import iterate_decisions
+from logodata.contract import DecisionRow
+from logodata.dataset.files import iterate_rows
 from logodata.engines.openai_engine import OpenAIEngine
 from logodata.engines.response_log import _read_cache
 from logodata.engines.settings import EngineSettings
@@ -101,7 +102,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "predictions": lambda path: list(read_lines(path)),
     "log": lambda path: AppendLog(path),
     "cache": _read_cache,
-    "decisions": lambda path: list(iterate_decisions(_folder_with("decisions.jsonl")(path))),
+    "decisions": lambda path: list(iterate_rows(_folder_with("decisions.jsonl")(path), DecisionRow)),
     "json": read_json,
 }
 
