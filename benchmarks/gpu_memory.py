@@ -18,13 +18,13 @@ from logotrain.attention.shared_prefix import choose_backend, use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.loss.objective import sample_loss
 from logotrain.model.adapters import add_adapters
-from logotrain.model.recompute import Recompute, checkpoint_layers
+from logotrain.model.recompute import checkpoint_layers
 from logotrain.parallel import World, lone_group, shard
 from logotrain.plan.choices import CARDS, choose_recompute, recompute_choices, row_flops
 from logotrain.plan.memory import MemoryEstimate, estimate_memory
 from logotrain.plan.shape import model_shape
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.recipe.settings import Recompute, TrainRecipe
 from logotrain.rows.collate import Collator, Row
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from shape import Shape, make_sample, model_config, random_llama

@@ -16,8 +16,9 @@ from torch import Tensor
 from gpu_part import Bench, gib
 from logodata.common.errors import UserError
 from logotrain.attention.kernels import flash_attention, flex_row_attention, sdpa_attention
-from logotrain.attention.shared_prefix import Backend, choose_backend
+from logotrain.attention.shared_prefix import choose_backend
 from logotrain.loss.objective import sample_loss
+from logotrain.recipe.settings import Backend
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from measure import Stepper
 from patterns import shared_prefix

@@ -22,8 +22,8 @@ from transformers import LlamaConfig
 from benchmarks.simulate import simulate_step
 from logotrain.plan.memory import estimate_memory
 from logotrain.plan.shape import model_shape
-from logotrain.plan.step import StepPlan, Strategy
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.plan.step import StepPlan
+from logotrain.recipe.settings import Strategy, TrainRecipe
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from shape import CUDA_SHAPE, LORA_TARGETS, model_config
 

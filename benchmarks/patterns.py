@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from logodata.contract import PreferenceSample
 from logotrain.attention.shared_prefix import choose_backend, use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
-from logotrain.model.recompute import Recompute, checkpoint_layers, compile_layers
-from logotrain.recipe.settings import CpoSettings, DpoSettings, TrainRecipe
+from logotrain.model.recompute import checkpoint_layers, compile_layers
+from logotrain.recipe.settings import CpoSettings, DpoSettings, Recompute, TrainRecipe
 from logotrain.rows.collate import Collator
 from shape import BOS, EOS, UNKNOWN
 

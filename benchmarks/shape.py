@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from logodata.contract import ContextChunk, PreferenceSample, Response
 from logotrain.model.adapters import add_adapters
-from logotrain.model.recompute import Recompute
-from logotrain.recipe.settings import LoraSettings
+from logotrain.recipe.settings import LoraSettings, Recompute
 
 UNKNOWN, BOS, EOS = 0, 1, 2
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -27,14 +27,14 @@ from transformers import PreTrainedConfig
 
 from logodata.models.loading import empty_model
 from logotrain.attention import kernels
-from logotrain.attention.shared_prefix import Backend, use_shared_prefix
+from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.loss.objective import sample_loss
 from logotrain.model.adapters import add_adapters
 from logotrain.model.recompute import checkpoint_layers
 from logotrain.parallel import World, shard
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import TrainRecipe, scores_prompt
+from logotrain.recipe.settings import Backend, TrainRecipe, scores_prompt
 from logotrain.rows.collate import Row
 from logotrain.rows.layout import RowLayout
 

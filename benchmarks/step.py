@@ -45,9 +45,8 @@ from logodata.common.errors import UserError, run_command
 from logodata.contract import PreferenceSample
 from logotrain.attention.shared_prefix import choose_backend
 from logotrain.loss.objective import sample_loss
-from logotrain.model.recompute import Recompute
 from logotrain.plan.choices import recompute_choices
-from logotrain.recipe.settings import CpoSettings, DpoSettings, LogoSettings
+from logotrain.recipe.settings import CpoSettings, DpoSettings, LogoSettings, Recompute
 from measure import Found, Meter, Stepper, Variant, examine, time_rounds
 from patterns import (
     Attention,

@@ -82,7 +82,7 @@ def run(
 
     The same command continues a run that was stopped. RUN/final is an adapter for PEFT and vLLM.
     """
-    from logotrain.recipe.settings import load_train_recipe
+    from logotrain.recipe.defaults import load_train_recipe
 
     settings, file = load_train_recipe(recipe, model, overrides, **{"data.path": data, "max_steps": max_steps})
     if dry_run:
@@ -97,7 +97,7 @@ def run(
 
 
 def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> None:
-    """The resolved recipe on stdout, as a file that can be run again; the data's lengths and the plan on stderr."""
+    """Print the resolved recipe, which can be run again, on stdout, the data's lengths and the plan on stderr."""
     from logodata.common.console import note, show
     from logotrain.inputs import check_inputs
     from logotrain.plan.choices import this_machine
@@ -156,8 +156,7 @@ def plan(
     from logodata.common.files import write_json
     from logotrain.inputs import check_inputs
     from logotrain.plan.choices import CARDS, check_strategy
-    from logotrain.recipe.defaults import with_dtype
-    from logotrain.recipe.settings import load_train_recipe
+    from logotrain.recipe.defaults import load_train_recipe, with_dtype
 
     if card not in CARDS:
         raise UserError(f"unknown card {card!r}", where="--card", mend=f"one of {', '.join(CARDS)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -28,7 +28,6 @@ class TrainingData:
     """The checked samples of a run.
 
     Attributes:
-        samples: the samples, in the order of the data set.
         target_length: all positions are below this length, in tokens.
         uses_rejected: whether the objective computes dis-preferred responses.
     """
@@ -50,13 +49,15 @@ class TrainingData:
         """Return a table of the lengths of prompts, computed responses and rows, in tokens."""
         title = f"{len(self.samples)} samples, positions under {self.target_length}"
         table = Table("tokens", "shortest", "median", "longest", title=title)
-        _add_row(table, "prompt", (len(sample.prompt_ids) for sample in self.samples))
-        _add_row(table, "preferred response", (len(sample.chosen.token_ids) for sample in self.samples))
-        responses = [row_responses(sample, rejected=self.uses_rejected) for sample in self.samples]
+        prompts = [len(sample.prompt_ids) for sample in self.samples]
+        responses = [[*map(len, row_responses(sample, rejected=self.uses_rejected))] for sample in self.samples]
+        lengths = {"prompt": prompts, "preferred response": [chosen for chosen, *_ in responses]}
         if self.uses_rejected:
-            _add_row(table, "dis-preferred responses", (len(ids) for _, *rejected in responses for ids in rejected))
-        rows = zip(self.samples, responses, strict=True)
-        _add_row(table, "row", (len(sample.prompt_ids) + sum(map(len, ids)) for sample, ids in rows))
+            lengths["dis-preferred responses"] = [length for _, *rejected in responses for length in rejected]
+        lengths["row"] = [prompt + sum(others) for prompt, others in zip(prompts, responses, strict=True)]
+        for name, values in lengths.items():
+            ordered = sorted(values)
+            table.add_row(name, *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)))
         return table
 
 
@@ -98,18 +99,14 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     compares = uses_rejected(recipe.objective)
     for sample in samples:
         responses = row_responses(sample, rejected=compares)
-        _check(sample, responses, target_length, recipe.row_tokens, vocab_size, where=f"{where}: sample {sample.id}")
+        _check(sample, responses, target_length, recipe.row_tokens, vocab_size, f"{where}: sample {sample.id}")
     if compares:
         _warn_of_equal_responses(samples)
     return TrainingData(samples, target_length, compares)
 
 
 def checked_target_length(recipe: TrainRecipe, config: PreTrainedConfig) -> int:
-    """Return the length, in tokens, below which all positions lie: ``positions.target_length`` or the model's window.
-
-    Args:
-        recipe: the recipe of the run.
-        config: config of the model, its window scaled as ``recipe.rope`` says.
+    """Return the length below which all positions lie: ``positions.target_length`` or the scaled model's window.
 
     Raises:
         UserError: the target length is larger than the window.
@@ -154,41 +151,36 @@ def _check(
     target_length: int,
     row_tokens: int | None,
     vocab_size: int,
-    *,
     where: str,
 ) -> None:
+    def fault(what: str, mend: str = "build the data set again") -> UserError:
+        return UserError(what, where=where, mend=mend)
+
     if not sample.prompt_ids:
-        raise UserError("empty prompt", where=where, mend="build the data set again")
+        raise fault("empty prompt")
     following = 0
     for chunk in sample.chunks:  # draw_positions needs them in order and without overlap
         start, end = chunk.token_start, chunk.token_end
         if not following <= start < end <= len(sample.prompt_ids):
-            raise UserError(
+            raise fault(
                 f"a chunk spans tokens {start} to {end}, the chunk before it ends at {following}, the prompt has "
-                f"{len(sample.prompt_ids)} tokens",
-                where=where,
-                mend="build the data set again",
+                f"{len(sample.prompt_ids)} tokens"
             )
         following = end
     for number, response in enumerate(responses):
         if not response:  # the mean log-probability of an empty response is 0/0
             which = "preferred" if number == 0 else f"dis-preferred {number}"
-            raise UserError(
-                f"empty {which} response", where=where, mend="build the data set again; the judge drops empty responses"
-            )
+            raise fault(f"empty {which} response", "build the data set again; the judge drops empty responses")
     prompt, longest = len(sample.prompt_ids), max(map(len, responses))
     if prompt + longest > target_length:
-        raise UserError(
+        raise fault(
             f"prompt of {prompt} tokens and response of {longest} do not fit under {target_length} positions",
-            where=where,
-            mend="raise positions.target_length or build shorter contexts",
+            "raise positions.target_length or build shorter contexts",
         )
     check_ids(vocab_size, sample.prompt_ids, *responses, where=where, mend="build the data set again with this model")
     row = prompt + sum(map(len, responses))
     if row_tokens is not None and row > row_tokens:
-        raise UserError(
-            f"{row} tokens exceed row_tokens={row_tokens}", where=where, mend=f"set row_tokens={row} or more, or null"
-        )
+        raise fault(f"{row} tokens exceed row_tokens={row_tokens}", f"set row_tokens={row} or more, or null")
 
 
 def _warn_of_equal_responses(samples: Sequence[PreferenceSample]) -> None:
@@ -200,8 +192,3 @@ def _warn_of_equal_responses(samples: Sequence[PreferenceSample]) -> None:
             f"warning: {len(equal)} of {len(samples)} samples, the first is {equal[0]}, have a dis-preferred response "
             "equal to the preferred one: there is no preference to learn; build with judge.enabled=true"
         )
-
-
-def _add_row(table: Table, name: str, lengths: Iterable[int]) -> None:
-    ordered = sorted(lengths)
-    table.add_row(name, *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)))

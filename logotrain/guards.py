@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.files import read_json, write_json
+from logotrain.attention.shared_prefix import attention_of
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.parallel import World, without_backward
 from logotrain.recipe.settings import CollapseSettings
@@ -30,33 +30,18 @@ def repetition_rate(token_ids: Sequence[int]) -> float:
 def measure_repetition(model: LogprobModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> float:
     """Return the mean :func:`repetition_rate` of greedy continuations of ``prompts``, at natural positions.
 
-    Under sharding all processes must call this together; all get the same value.
-
-    Args:
-        model: the model, also inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`; it is not changed.
-        prompts: the token ids of each prompt; at least one prompt.
-        max_new_tokens: length of each continuation.
+    Under sharding all processes must call this together; all get the same value. The model is not changed, and may be
+    inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
     """
     device = next(model.parameters()).device
     rates = []
-    with _generating(model), without_backward(model):
+    # Plain attention generates, uncompiled because shapes change with every token.
+    plain, eager = attention_of(model.causal_lm, "sdpa"), torch.compiler.set_stance("force_eager")
+    with plain, eager, without_backward(model):
         for prompt in prompts:
             ids = torch.tensor([list(prompt)], device=device)
             rates.append(repetition_rate(model.generate(ids, max_new_tokens=max_new_tokens).tolist()))
     return sum(rates) / len(rates)
-
-
-@contextmanager
-def _generating(model: LogprobModel) -> Iterator[None]:
-    """Use plain attention within the block, uncompiled because shapes change with every token."""
-    causal_lm: PreTrainedModel = model.causal_lm
-    attention = causal_lm.config._attn_implementation
-    causal_lm.set_attn_implementation("sdpa")
-    try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        causal_lm.set_attn_implementation(attention)
 
 
 @contextmanager
@@ -85,14 +70,11 @@ def check_chosen(settings: CollapseSettings, chosen_logp: float, step: int) -> N
 class RepetitionGuard:
     """Measures how much the model repeats itself when it continues fixed prompts, and stops the run if it is too much.
 
-    All processes call the same methods.
+    All processes call the same methods. Without prompts nothing is measured.
 
     Args:
-        settings: the ``collapse`` section of the recipe.
-        model: the model that is trained.
-        prompts: the token ids of each prompt; without prompts nothing is measured.
-        world: the processes of the run.
-        path: file for the untrained model's rate and how it was measured, which a continued run reads.
+        prompts: token ids of each prompt.
+        path: the file that keeps the untrained model's rate, and how it was measured, for a continued run.
         untrained: whether no step has been trained yet; then the rate is measured now.
 
     Raises:
@@ -121,13 +103,12 @@ class RepetitionGuard:
         self._base: float = world.on_main(lambda: _base_rate(path, how))
 
     def measure(self, step: int, *, last: bool) -> float | None:
-        """The rate at the steps where it is due, and at the last one: what that did shows nowhere else."""
-        if not self._prompts or (step % self._settings.every_steps and not last):
-            return None
-        return self._rate()
+        """Return the rate at the steps where it is due and at the last one, whose effect shows nowhere else."""
+        due = last or step % self._settings.every_steps == 0
+        return self._rate() if self._prompts and due else None
 
     def check(self, rate: float | None, step: int) -> None:
-        """Stop if the rate was measured and has risen too far.
+        """Stop the run if a measured rate has risen too far.
 
         Raises:
             UserError: see :func:`check_repetition`.

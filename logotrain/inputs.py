@@ -13,11 +13,7 @@ from logotrain.recipe.settings import TrainRecipe
 
 
 def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
-    """Check that the data set and the model exist, and that no output lies inside of them.
-
-    Args:
-        recipe: the recipe; ``data.path`` may be missing, as in ``logotrain plan``.
-        outputs: files or folders to write; None is skipped.
+    """Check that the data set, if there is one, and the model exist, and that no output lies inside of them.
 
     Raises:
         UserError: the data set or the model does not exist or is not one, or an output lies inside of one.

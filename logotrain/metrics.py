@@ -6,22 +6,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
-from logodata.common.errors import UserError
 from logodata.common.files import append_lines
 from logodata.common.finite import not_finite
-from logodata.common.json_files import parse_json, strict_dumps
+from logodata.common.json_files import json_objects, strict_dumps
+from logodata.common.records import Record
+
+_MEND = "delete the line, then run the same command again"
 
 
-class Metrics(BaseModel):
+class Metrics(Record):
     """What is measured of one sample, or means over the samples of a step, whose ``tokens`` are summed.
 
     Log-probabilities are means over a response's tokens, in nats; ``rejected_*`` are means over the M responses. None
     stands for what an objective does not compute.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     loss: float
     preference_loss: float
@@ -55,52 +53,46 @@ class StepRecord(Metrics):
 
 
 def mean_metrics(samples: Sequence[Metrics]) -> Metrics:
-    """Means over a step's samples; ``tokens`` is their sum."""
+    """Return the means over a step's samples. ``tokens`` is their sum."""
     rows = [sample.model_dump(exclude_none=True) for sample in samples]
     sums = {name: sum(row[name] for row in rows) for name in rows[0]}
     return Metrics(**{name: value if name == "tokens" else value / len(rows) for name, value in sums.items()})
 
 
 class MetricsLog:
-    """``metrics.jsonl``. A line is on disk before the step's checkpoint is: no checkpoint lacks its lines."""
+    """``metrics.jsonl``. A step's line is on disk before its checkpoint, so no checkpoint lacks its lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def num_steps(self) -> int:
-        """Steps whose lines are there, whole, from the first one on without a gap."""
-        return len(self.steps())
-
     def steps(self) -> list[StepRecord]:
-        """The lines of these steps.
+        """Return the records of all steps from the first one on, up to a gap if there is one.
 
         Raises:
             UserError: a line is damaged.
         """
-        records = [_read(line, self._path) for line in self._whole_lines()]
+        if not self._path.exists():
+            return []
+        lines = json_objects(self._path, mend=_MEND)
+        records = [StepRecord.from_json(value, where=where, mend=_MEND) for where, value in lines]
         gap = next((number for number, record in enumerate(records) if record.step != number + 1), len(records))
         return records[:gap]
 
     def cut(self, last_step: int) -> None:
-        """Remove the lines after the first ``last_step``, and half a line: those steps are done again."""
-        size = sum(map(len, self._whole_lines()[:last_step]))
-        if self._path.exists() and self._path.stat().st_size > size:
-            os.truncate(self._path, size)
-
-    def _whole_lines(self) -> list[bytes]:
-        if not self._path.exists():
-            return []
-        return [line for line in self._path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        """Remove the lines after the first ``last_step``, because those steps are done again."""
+        if self._path.exists():
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            if len(lines) > last_step:
+                os.truncate(self._path, sum(map(len, lines[:last_step])))
 
     def append(self, record: StepRecord) -> None:
         """Write one line and wait until it is on disk."""
         append_lines(self._path, strict_dumps({"step": record.step, **record.model_dump(exclude_none=True)}) + "\n")
 
 
-def _read(line: bytes, path: Path) -> StepRecord:
-    try:
-        return StepRecord.model_validate(parse_json(line))
-    except ValueError as error:
-        raise UserError(
-            "damaged record", where=str(path), mend="delete the line, then run the same command again"
-        ) from error
+def cut_half_line(path: Path) -> None:
+    """Remove the last line of a log if a kill or a power failure left it incomplete. Its record is made again."""
+    if path.exists():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)

@@ -15,15 +15,15 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.models.loading import load_config
 from logodata.models.text_config import head_dim, text_config
-from logotrain.attention.shared_prefix import Backend, choose_backend
+from logotrain.attention.shared_prefix import choose_backend
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import load_trainable
-from logotrain.model.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
+from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
 from logotrain.parallel import World, shard
-from logotrain.plan.choices import check_strategy, choose_recompute, choose_strategy
+from logotrain.plan.choices import check_recompute, check_strategy, choose_recompute, choose_strategy
 from logotrain.plan.shape import layer_weights, model_shape
-from logotrain.plan.step import StepPlan, Strategy
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.plan.step import StepPlan
+from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import SharedPrefixLayout
 from logotrain.rows.packing import attention_share, largest_row
@@ -34,10 +34,9 @@ class Prepared:
     """A model to train.
 
     Attributes:
-        model: on this process's device, or this process's part of it.
+        model: the model on this process's device, or this process's part of it.
         sharded: whether its weights are split over the processes.
-        backend: what computes its attention.
-        attention_share: FLOPs of attending one token over those of one token's linear layers.
+        attention_share: see :func:`logotrain.rows.packing.attention_share`.
     """
 
     model: LogprobModel
@@ -47,13 +46,13 @@ class Prepared:
 
 
 def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequence[SharedPrefixLayout]) -> Prepared:
-    """Decide and say how the model is computed, and load it.
+    """Decide how the model is computed where the recipe says ``auto``, note it, and load the model.
 
     Args:
-        recipe: its ``auto`` fields are decided here.
-        world: the processes.
+        recipe: the recipe of the run.
+        world: the processes of the run.
         collator: makes the rows.
-        layouts: the samples that will be trained on; none if nothing will.
+        layouts: layout of each sample to train on; none if nothing is trained.
 
     Raises:
         UserError: what the recipe asks for does not run here, or the model cannot be trained.
@@ -112,7 +111,7 @@ def _decide(
 
 
 def _device_bytes(world: World) -> int:
-    """Memory of the device; on a CPU what the machine has left, shared among the processes on it."""
+    """Return the memory of the device; on a CPU what the machine has left, divided among the processes on it."""
     if world.device.type == "cuda":
         return torch.cuda.get_device_properties(world.device).total_memory
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

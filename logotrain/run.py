@@ -139,10 +139,7 @@ _METRICS = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen
 def summary(steps: Sequence[StepRecord], recipe: TrainRecipe, out: Path) -> list[str]:
     """Return the lines that are printed at the end of a run: what was trained, and the next commands.
 
-    Args:
-        steps: the lines of ``metrics.jsonl``, in order; the first has the metrics of the untrained model.
-        recipe: the recipe of the run.
-        out: the folder of the run, with ``final/``.
+    The metrics of the first of ``steps`` are those of the untrained model.
     """
     return [_trained(steps), *_next(recipe, out)]
 
@@ -150,19 +147,17 @@ def summary(steps: Sequence[StepRecord], recipe: TrainRecipe, out: Path) -> list
 def _trained(steps: Sequence[StepRecord]) -> str:
     if not steps:
         return "no step was trained (epochs=0)"
-    first, last = steps[0], steps[-1]
+    first, last = _metrics(steps[0]), _metrics(steps[-1])
     took = duration(sum(step.seconds for step in steps))
     if len(steps) == 1:
-        return f"trained 1 step in {took}; before it: {', '.join(_metrics(first))}"
-    changes = (
-        f"{before} -> {after.partition(' ')[2]}" for before, after in zip(_metrics(first), _metrics(last), strict=True)
-    )
-    return f"trained {len(steps)} steps in {took}; first to last step: {', '.join(changes)}"
+        return f"trained 1 step in {took}; before it: {', '.join(f'{name} {value}' for name, value in first.items())}"
+    changes = ", ".join(f"{name} {value} -> {last[name]}" for name, value in first.items())
+    return f"trained {len(steps)} steps in {took}; first to last step: {changes}"
 
 
-def _metrics(step: StepRecord) -> list[str]:
+def _metrics(step: StepRecord) -> dict[str, str]:
     values = {name: getattr(step, name) for name in _METRICS}
-    return [f"{name} {_METRICS[name].format(value)}" for name, value in values.items() if value is not None]
+    return {name: _METRICS[name].format(value) for name, value in values.items() if value is not None}
 
 
 def _next(recipe: TrainRecipe, out: Path) -> list[str]:

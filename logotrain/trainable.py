@@ -49,9 +49,7 @@ _MEND = "use a model with plain attention, such as Llama or Qwen"
 def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTrainedConfig:
     """Return the config of the model to train, its window scaled as ``recipe.rope`` says. No weights are read.
 
-    Args:
-        recipe: the recipe of the run.
-        shapes_only: see :func:`logodata.models.loading.load_config`.
+    For ``shapes_only`` see :func:`logodata.models.loading.load_config`.
 
     Raises:
         UserError: there is no such model, or it cannot be trained with any settings.
@@ -102,11 +100,7 @@ def check_trainable(config: PreTrainedConfig) -> None:
 
 
 class _AroundHead(TorchDispatchMode):
-    """Records what a model's forward computes between its decoder and its logits besides one matrix product.
-
-    Attributes:
-        found: names of these operators, each once.
-    """
+    """Records in ``found`` the operators between a model's decoder and its logits, except for one matrix product."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -136,12 +130,8 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
     """Refuse a loaded model whose layers fail on a row, or give another result under another random seed.
 
     Policy and reference must be functions of the row, and a backward pass that recomputes layers must get the values of
-    the forward pass. Evaluation mode turns noise off; this check finds layers that ignore evaluation mode.
-
-    Args:
-        model: the model as it trains, inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
-        world: the processes of the run; all call this together.
-        name: name of the model, for messages.
+    the forward pass. Evaluation mode turns noise off; this check finds layers that ignore evaluation mode. All
+    processes call it together, inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
 
     Raises:
         UserError: the model fails on a row, or its results differ.
@@ -195,7 +185,7 @@ def _unfit(what: str, name: str) -> UserError:
 
 
 def _probe_row(vocabulary: int) -> Row:
-    """Two responses over one prompt."""
+    """Return a row of two responses over one prompt."""
     layout = SharedPrefixLayout(16, (5, 4))
     positions = [*range(16), *range(16, 21), *range(16, 20)]
     index = [15, *range(16, 20), 15, *range(21, 24)]

@@ -27,8 +27,8 @@ from logotrain.guards import RepetitionGuard, check_chosen, no_gradient_lost
 from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
 from logotrain.loss.logprobs import LogprobModel, SampleLogprobs, split_logprobs
 from logotrain.loss.objective import sample_loss
-from logotrain.loss.reference import ReferenceLogprobs, cut_half_line
-from logotrain.metrics import Metrics, MetricsLog, StepRecord, mean_metrics
+from logotrain.loss.reference import ReferenceLogprobs
+from logotrain.metrics import Metrics, MetricsLog, StepRecord, cut_half_line, mean_metrics
 from logotrain.parallel import World
 from logotrain.prepare import Prepared, prepare
 from logotrain.recipe.settings import (
@@ -38,6 +38,7 @@ from logotrain.recipe.settings import (
     SimpoSettings,
     TrainRecipe,
     scores_prompt,
+    uses_reference,
 )
 from logotrain.rows.collate import Collator, Draw
 from logotrain.rows.packing import share_rows
@@ -57,10 +58,6 @@ class _Run:
     collator: Collator
     reference: ReferenceLogprobs | None
 
-    @property
-    def model(self) -> LogprobModel:
-        return self.prepared.model
-
     def rows(self, draws: Sequence[Draw]) -> list[tuple[list[int], bool]]:
         """Return this process's rows of a step, each as indices into ``draws`` and whether the row counts."""
         return share_rows(
@@ -75,11 +72,7 @@ class _Run:
 def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> Path:
     """Train to the last step, from the newest intact checkpoint in ``out/checkpoints`` if there is one.
 
-    Args:
-        recipe: the recipe of the run.
-        data: the checked samples.
-        out: the folder of the run; the caller holds its lock.
-        world: the processes of the run; all call this with equal arguments.
+    All processes call this with equal arguments. The caller holds the lock of ``out``.
 
     Returns:
         ``out/final``, an adapter or, after full tuning, a model.
@@ -96,8 +89,10 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     optimizer = _make_optimizer(model, recipe.optimizer)
     schedule = Schedule(recipe, len(data.samples))
     writer = CheckpointWriter(out / "checkpoints", recipe.checkpoint, world)
+    for name in ("metrics.jsonl", "reference.jsonl"):
+        world.on_main(partial(cut_half_line, out / name))
     log = MetricsLog(out / "metrics.jsonl")
-    logged = world.on_main(log.num_steps)
+    logged = world.on_main(lambda: len(log.steps()))
     done = saved = restore(out / "checkpoints", model.model, optimizer, world, logged=logged)
     if done:
         note(f"continuing after step {done} of {schedule.total_steps}")
@@ -108,8 +103,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         )
     world.on_main(partial(log.cut, done))
     reference = None
-    if recipe.objective.name == "dpo":
-        world.on_main(partial(cut_half_line, out / "reference.jsonl"))
+    if uses_reference(recipe.objective):
         reference = ReferenceLogprobs(out / "reference.jsonl", untrained=done == 0)
     run = _Run(recipe, world, prepared, optimizer, collator, reference)
 
@@ -135,45 +129,34 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                 )
             prompts = [sample.prompt_ids for sample in data.samples[: recipe.collapse.num_prompts]]
             repetition = RepetitionGuard(recipe.collapse, model, prompts, world, out / "base.json", untrained=done == 0)
-            with progress("train", schedule.total_steps, done) as bar:
-                try:
-                    while done < schedule.total_steps:
-                        started = time.perf_counter()
-                        batch, lr = draws(done), schedule.learning_rate(done)
-                        updated = _train_step(run, batch, step=done + 1, lr=lr, stop=stop)
-                        if updated is None:
-                            if done > saved:
-                                save(done)
-                            raise Stopped
-                        done += 1
-                        metrics, grad_norm = updated
-                        if done == 1:  # no update had been made yet: these are the base model's figures
-                            _report_base(metrics, recipe.objective, len(batch))
-                        record = StepRecord(
-                            **metrics.model_dump(),
-                            step=done,
-                            grad_norm=grad_norm,
-                            repetition=repetition.measure(done, last=done == schedule.total_steps),
-                            lr=lr,
-                            seconds=round(time.perf_counter() - started, 3),
-                        )
-                        world.on_main(partial(log.append, record))
-                        bar.advance(1, loss=record.loss, **({} if record.margin is None else {"margin": record.margin}))
-                        check_chosen(recipe.collapse, record.chosen_logp, step=done)
-                        repetition.check(record.repetition, step=done)
-                        if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
+            with writer.closing(stop), progress("train", schedule.total_steps, done) as bar:
+                while done < schedule.total_steps:
+                    started = time.perf_counter()
+                    batch, lr = draws(done), schedule.learning_rate(done)
+                    updated = _train_step(run, batch, step=done + 1, lr=lr, stop=stop)
+                    if updated is None:
+                        if done > saved:
                             save(done)
-                            saved = done
-                except (UserError, Stopped):
-                    # All processes raise these together, so they can wait for the last write together. A second Ctrl-C
-                    # may reach only one process; then it must not wait for the others.
-                    writer.close()
-                    writer.end_commands(stop)
-                    raise
-                except BaseException:
-                    writer.abandon()
-                    raise
-        writer.close()
+                        raise Stopped
+                    done += 1
+                    metrics, grad_norm = updated
+                    if done == 1:  # no update had been made yet: these are the base model's figures
+                        _report_base(metrics, recipe.objective, len(batch))
+                    record = StepRecord(
+                        **metrics.model_dump(),
+                        step=done,
+                        grad_norm=grad_norm,
+                        repetition=repetition.measure(done, last=done == schedule.total_steps),
+                        lr=lr,
+                        seconds=round(time.perf_counter() - started, 3),
+                    )
+                    world.on_main(partial(log.append, record))
+                    bar.advance(1, loss=record.loss, **({} if record.margin is None else {"margin": record.margin}))
+                    check_chosen(recipe.collapse, record.chosen_logp, step=done)
+                    repetition.check(record.repetition, step=done)
+                    if done % recipe.checkpoint.every_steps == 0 or done == schedule.total_steps:
+                        save(done)
+                        saved = done
         final = out / "final"
         export(model.model, final, world, name=recipe.model, dtype=getattr(torch, recipe.dtype))
         # Last: they may take hours, and no process waits for ever for the main one to export.
@@ -199,16 +182,11 @@ def _trained(model: LogprobModel) -> list[nn.Parameter]:
 def _train_step(
     run: _Run, draws: Sequence[Draw], *, step: int, lr: float, stop: StopFlag
 ) -> tuple[Metrics, float] | None:
-    """Update number ``step`` (from 1), from the mean loss of ``draws`` over all processes.
+    """Make update number ``step`` (from 1), and return its metrics and gradient norm.
 
-    Returns:
-        The step's metrics and the norm of its gradient; None if the run was asked to stop before the step's end, and
-        then nothing has changed.
-
-    Raises:
-        UserError: a metric of a sample or the gradient norm is not finite; raised on all processes.
+    None means that the run was asked to stop before the end of the step; then nothing has changed.
     """
-    world, sharded = run.world, run.prepared.sharded
+    world, model, sharded = run.world, run.prepared.model, run.prepared.sharded
     run.optimizer.zero_grad(set_to_none=True)
     found: list[tuple[int, Metrics]] = []
     rows = run.rows(draws)
@@ -218,11 +196,11 @@ def _train_step(
         if sharded:
             # Unsharded gradients of full tuning are too large to keep until the last row.
             last = number == len(rows) - 1 or run.recipe.tuning == "full"
-            run.model.set_requires_gradient_sync(last)  # type: ignore[operator]  # FSDP adds it
+            model.set_requires_gradient_sync(last)  # type: ignore[operator]  # FSDP adds it
         batch = [draws[index] for index in indices]
         row = run.collator(batch).to(world.device)
         losses = []
-        for index, draw, logprobs in zip(indices, batch, split_logprobs(run.model(row), row), strict=True):
+        for index, draw, logprobs in zip(indices, batch, split_logprobs(model(row), row), strict=True):
             reference = None if run.reference is None else run.reference.of(draw, world.device)
             loss, metrics = _sample_loss(draw[1], logprobs, run.recipe.objective, reference)
             losses.append(loss)
@@ -235,7 +213,7 @@ def _train_step(
     for index, metrics in everything:
         if metrics.fault is not None:
             raise _not_finite(metrics.fault, f"step {step}, sample {draws[index][1].id}", untrained=step == 1)
-    parameters = _trained(run.model)
+    parameters = _trained(model)
     if not sharded:
         world.add_gradients(parameters)
     for group in run.optimizer.param_groups:
@@ -254,7 +232,7 @@ def _train_step(
 def _sample_loss(
     sample: PreferenceSample, logprobs: SampleLogprobs, settings: ObjectiveSettings, reference: Tensor | None
 ) -> tuple[Tensor, Metrics]:
-    """The loss of one sample, a scalar with gradients, and its figures."""
+    """Return the loss of one sample, a scalar with gradients, and its metrics."""
     prompt = logprobs.prompt if scores_prompt(settings) else None
     terms = sample_loss(settings, logprobs.responses, prompt=prompt, reference=reference)
     chosen = logprobs.responses[0].mean().item()
@@ -274,12 +252,8 @@ def _sample_loss(
 
 
 def _check_weights(run: _Run, step: int) -> None:
-    """Refuse weights that the update of ``step`` made infinite or NaN, because a run cannot continue from them.
-
-    Raises:
-        UserError: a weight is not finite; raised on all processes.
-    """
-    own = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in _trained(run.model))
+    """Refuse weights that the update of ``step`` made infinite or NaN, because a run cannot continue from them."""
+    own = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in _trained(run.prepared.model))
     # aminmax returns NaN if there is one. Unlike isfinite it needs no memory, and full tuning has none to spare.
     extremes = [extreme for weight in own if weight.numel() for extreme in torch.aminmax(weight.detach())]
     if run.world.any(not all(math.isfinite(extreme.item()) for extreme in extremes)):
@@ -297,7 +271,7 @@ def _not_finite(what: str, where: str, *, untrained: bool = False) -> UserError:
 
 
 def _report_base(metrics: Metrics, settings: ObjectiveSettings, num_samples: int) -> None:
-    """Say how far apart the base model holds the responses: ones that it finds absurd teach only their style."""
+    """Tell how far apart the base model holds the responses. Those that it finds absurd teach only their style."""
     if metrics.margin is None or not isinstance(settings, LogoSettings | SimpoSettings):
         return
     scaled = settings.beta * metrics.margin

@@ -24,12 +24,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from logotrain.rows.layout import RowLayout
 
 Attention = Callable[[Tensor, Tensor, Tensor, RowLayout, float | None], Tensor]
-"""``attention(query [H, N, D], key [H_kv, N, D], value [H_kv, N, D_v], layout, scaling)``: [H, N, D_v]. One row of N
-tokens, heads first, as transformers' layers hand it over; ``scaling`` multiplies the scores, None is D ** -0.5."""
+"""``attention(query [H, N, D], key [H_kv, N, D], value [H_kv, N, D_v], layout, scaling)`` returns [H, N, D_v]. It
+computes a row of N tokens, heads first as in transformers. ``scaling`` is a factor on the scores; None is D ** -0.5."""
 
 Varlen = Callable[[Tensor, Tensor, Tensor, "Sequences", float | None], Tensor]
-"""``kernel(query [T_q, H, D], key [T_k, H_kv, D], value, sequences, scaling)``: [T_q, H, D], causal within each pair of
-sequences, the last query aligned with the last key."""
+"""``kernel(query [T_q, H, D], key [T_k, H_kv, D], value, sequences, scaling)`` returns [T_q, H, D]. It is causal within
+each pair of sequences, whose last query is aligned with the last key."""
 
 _BLOCK = 128
 """Queries and keys in one block of the FlexAttention mask. This is FlexAttention's default."""
@@ -43,21 +43,11 @@ def forget_rows() -> None:
 
 # SDPA: any device.
 def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None) -> Tensor:
-    """Compute the attention of a row with torch's ``scaled_dot_product_attention``, sample by sample.
+    """Compute an :data:`Attention` with torch's ``scaled_dot_product_attention``, sample by sample.
 
     The prompt needs only the causal flag. All responses of a sample together attend to the whole sample under one
     [sum R, N_s] mask. This is 20-25 % faster than one dense mask. Query heads are grouped by the key head that they
     share; the grouping makes views and copies no keys.
-
-    Args:
-        query: [H, N, D].
-        key: [H_kv, N, D].
-        value: [H_kv, N, D_v].
-        layout: layout of the row.
-        scaling: factor on the scores; None is D ** -0.5.
-
-    Returns:
-        [H, N, D_v].
     """
     query = query.unflatten(0, (key.shape[0], -1))  # [H_kv, H / H_kv, N, D]
     key, value = (states[:, None].expand(*query.shape[:3], -1) for states in (key, value))
@@ -97,10 +87,8 @@ class Sequences(NamedTuple):
     """Pairs of query and key sequences laid end to end, in the order in which variable-length kernels take it.
 
     Attributes:
-        query_ends: int32 [S + 1], 0 and the end of each sequence of queries.
-        key_ends: int32 [S + 1], 0 and the end of each sequence of keys.
-        max_query: length of the longest sequence of queries.
-        max_key: length of the longest sequence of keys.
+        query_ends, key_ends: int32 [S + 1], 0 and the end of each sequence.
+        max_query, max_key: length of the longest sequence.
     """
 
     query_ends: Tensor
@@ -117,14 +105,9 @@ class Sequences(NamedTuple):
 
 
 def flash_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: RowLayout,
-    scaling: float | None,
-    varlen: Varlen | None = None,
+    query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None, varlen: Varlen | None = None
 ) -> Tensor:
-    """Compute the attention of a row with two calls of a variable-length kernel, without a mask.
+    """Compute an :data:`Attention` with two calls of a variable-length kernel, without a mask.
 
     The first call cuts the row into prompts, responses and padding. Its result is right for prompts and padding; the
     responses see only themselves there, and this small part is thrown away. In the second call each response has R_j
@@ -185,18 +168,7 @@ def _flash_attn_varlen(
 
 # FlexAttention: CUDA. On a CPU it has no backward pass.
 def flex_row_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scaling: float | None) -> Tensor:
-    """Compute the attention of a row with one call of FlexAttention and a block mask, in any float type.
-
-    Args:
-        query: [H, N, D].
-        key: [H_kv, N, D].
-        value: [H_kv, N, D_v].
-        layout: layout of the row.
-        scaling: factor on the scores; None is D ** -0.5.
-
-    Returns:
-        [H, N, D_v].
-    """
+    """Compute an :data:`Attention` with one call of FlexAttention and a block mask, in any float type."""
     attention: Any = _compiled_flex_attention() if query.is_cuda else flex_attention
     mask = block_mask(layout, query.device)
     return attention(query[None], key[None], value[None], block_mask=mask, scale=scaling, enable_gqa=True)[0]

@@ -20,9 +20,8 @@ from logodata.common.errors import UserError
 from logodata.models.facts import length_dependent_rope
 from logodata.models.text_config import config_name, text_config
 from logotrain.attention.kernels import Attention, flash_attention, flex_row_attention, sdpa_attention, varlen_kernel
+from logotrain.recipe.settings import Backend
 from logotrain.rows.layout import RowLayout
-
-Backend = Literal["flash", "flex", "sdpa"]
 
 _BACKENDS: dict[Backend, Attention] = {
     "flash": flash_attention,
@@ -54,7 +53,7 @@ _HEAD_FIELDS = (
 
 
 def choose_backend(
-    wanted: Literal["auto", "flash", "flex", "sdpa"], device: torch.device, dtype: torch.dtype
+    wanted: Literal["auto", Backend], device: torch.device, dtype: torch.dtype, *, here: bool = True
 ) -> tuple[Backend, str]:
     """Choose the attention back end for ``device``, and return it with the reason.
 
@@ -62,11 +61,14 @@ def choose_backend(
         wanted: ``auto`` takes flash, else flex, on CUDA, and sdpa elsewhere.
         device: device of the model.
         dtype: dtype of queries, keys and values.
+        here: whether this machine has the device. If not, a GPU is taken to be new enough for flash, and its kernels to
+            be installed.
 
     Raises:
         UserError: the back end ``wanted`` does not run on ``device``.
     """
-    no_flash, no_flex = _why_not_flash(device, dtype), _why_not_flex(device)
+    no_flash = _why_not_flash(device, dtype, here=here)
+    no_flex = "" if device.type == "cuda" else f"FlexAttention has no backward pass on {device.type}"
     if wanted == "auto":
         if not no_flash:
             return "flash", f"CUDA and {_name(dtype)}"
@@ -77,20 +79,16 @@ def choose_backend(
     return wanted, "as asked for"
 
 
-def _why_not_flash(device: torch.device, dtype: torch.dtype) -> str:
+def _why_not_flash(device: torch.device, dtype: torch.dtype, *, here: bool) -> str:
     if device.type != "cuda":
         return f"its kernels need CUDA, the device is {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"its kernels compute in bfloat16 or float16, not {_name(dtype)}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    if here and torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is older than its kernels (compute capability 8.0)"
-    if varlen_kernel() is None:
+    if here and varlen_kernel() is None:
         return "torch was built without it and flash-attn is not installed"
     return ""
-
-
-def _why_not_flex(device: torch.device) -> str:
-    return "" if device.type == "cuda" else f"FlexAttention has no backward pass on {device.type}"
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -104,10 +102,6 @@ def use_shared_prefix(model: PreTrainedModel, backend: Backend = "sdpa") -> Iter
     Its forward then needs ``shared_prefix=row_layout``; a call without it raises ValueError. Forward and backward pass
     both belong in the block, because recomputation runs the attention again.
 
-    Args:
-        model: the causal language model, plain or inside PEFT.
-        backend: see :func:`choose_backend`; ``sdpa`` runs on any device.
-
     Raises:
         UserError: the model's attention or position embedding cannot be shared (see :func:`check_config`).
     """
@@ -117,13 +111,20 @@ def use_shared_prefix(model: PreTrainedModel, backend: Backend = "sdpa") -> Iter
             f"{type(model).__name__} carries a state from token to token, through responses",
             mend="use a model with full attention only",
         )
+    with attention_of(model, _INTERFACE_NAMES[backend]):
+        if model.config._attn_implementation != _INTERFACE_NAMES[backend]:
+            raise UserError(
+                f"{type(model).__name__} does not let its attention be replaced",
+                mend="use a model built on transformers' attention interface",
+            )
+        yield
+
+
+@contextmanager
+def attention_of(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Make a model use another of transformers' attention implementations within the block."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(_INTERFACE_NAMES[backend])
-    if model.config._attn_implementation != _INTERFACE_NAMES[backend]:
-        raise UserError(
-            f"{type(model).__name__} does not let its attention be replaced",
-            mend="use a model built on transformers' attention interface",
-        )
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:
@@ -209,12 +210,10 @@ def shared_prefix_attention(
     Args:
         module: the attention layer.
         query: [1, H, N, D].
-        key: [1, H_kv, N, D].
-        value: [1, H_kv, N, D].
-        attention_mask: must be None; padding is part of the layout.
+        key, value: [1, H_kv, N, D].
+        attention_mask, dropout: must be None and 0; padding is part of the layout.
         backend: the back end that computes the attention.
         scaling: factor on the scores; None is D ** -0.5.
-        dropout: must be 0.
         shared_prefix: layout of the row.
         kwargs: other keywords of the model; those that ask for a variant of attention are refused.
 

@@ -29,17 +29,10 @@ from logotrain.parallel import World
 
 
 def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, name: str, dtype: torch.dtype) -> None:
-    """Write the finished model, complete or not at all.
+    """Write the finished model to ``folder``, completely or not at all. All processes call this; the main one writes.
 
-    An adapter as PEFT does, which PEFT and vLLM load as it is, with ``base_config.json``; or, after full tuning, a
-    model folder with its tokenizer.
-
-    Args:
-        model: trained.
-        folder: to write.
-        world: all processes call this; the main one writes.
-        name: the model that the recipe names; its tokenizer is copied.
-        dtype: of a model folder's weights; an adapter's are float32.
+    It is an adapter in float32 that PEFT and vLLM load, with ``base_config.json``. After full tuning it is a model
+    folder with weights in ``dtype`` and the tokenizer of ``name``, the model that the recipe names.
 
     Raises:
         UserError: the folder cannot be written.
@@ -75,7 +68,10 @@ class Adapter:
 
     @staticmethod
     def of(model: PreTrainedModel | PeftModel, world: World) -> Adapter | None:
-        """Every process calls this, the main one gets the copy. None for a model without adapter."""
+        """Return the copy on the main process, and None on the others and for a model without an adapter.
+
+        All processes call this together.
+        """
         if not isinstance(model, PeftModel):
             return None
         copies: dict[str, Tensor] = {}
@@ -87,8 +83,9 @@ class Adapter:
             return None
         # The vocabulary is never resized; "auto" would ask the hub about it.
         weights = get_peft_model_state_dict(model, state_dict=copies, save_embedding_layers=False)
-        config = copy.deepcopy(model.peft_config["default"])
+        config: Any = copy.deepcopy(model.peft_config["default"])
         config.inference_mode = True
+        config.target_modules = sorted(config.target_modules)  # PEFT writes a set in the order of this process's hashes
         return Adapter(weights, config, model.get_base_model().config)
 
     def write(self, folder: Path) -> None:
@@ -102,14 +99,14 @@ class Adapter:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that are trained, by name; one that is tied stands under each of its names."""
+    """Return the parameters that are trained, by name. A tied one stands under each of its names."""
     return {name: value for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
 
 
 def _write_model(
     model: PreTrainedModel, weights: dict[str, Tensor], name: str, folder: Path, dtype: torch.dtype
 ) -> None:
-    # Names of one tied weight: the file holds the first.
+    # A tied weight has several names; the file holds the first.
     names = {key for key, _ in model.named_parameters()} | {key for key, _ in model.named_buffers()}
     save_model(model, folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
     config = read_json(folder / "config.json")
@@ -118,15 +115,10 @@ def _write_model(
 
 
 def save_model(model: PreTrainedModel, folder: Path, **options: Any) -> None:
-    """``save_pretrained``, which no ``generation_config.json`` of the base model can stop.
+    """Call ``save_pretrained`` with a ``generation_config.json`` that it accepts.
 
-    transformers reads one whose fields contradict each other, and refuses to write it. Sampling fields without
-    ``do_sample`` are common: they are written with it. Of any other such file the special tokens are kept.
-
-    Args:
-        model: to write.
-        folder: for its files.
-        options: of ``save_pretrained``.
+    It refuses one whose fields contradict each other. Sampling fields without ``do_sample`` are common, and are written
+    with it. Of any other such file only the special tokens are written.
 
     Raises:
         OSError, SafetensorError: the folder cannot be written.
@@ -153,11 +145,7 @@ def _contradiction(generation: GenerationConfig) -> str:
 
 
 def copy_tokenizer(name: str, folder: Path) -> None:
-    """Write the tokenizer of the model ``name`` into ``folder``.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Write the tokenizer of the model ``name`` into ``folder``; a failed write raises OSError."""
     tokenizer = load_tokenizer(name, needs_template=False)
     try:
         tokenizer.save_pretrained(folder)
@@ -169,10 +157,10 @@ def copy_tokenizer(name: str, folder: Path) -> None:
 
 @contextmanager
 def explained_writes(target: Path) -> Iterator[None]:
-    """Within the block a file or folder that cannot be written is a fault of the user's disk.
+    """Turn a failed write within the block into an error of one line.
 
     Raises:
-        UserError: it names ``target``, and what the system said.
+        UserError: it names ``target`` and what the system said.
     """
     try:
         yield
@@ -184,7 +172,7 @@ def explained_writes(target: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """torch reports a traceback of every process: what the first of them met."""
+    """Return what the system said. torch reports a traceback of every process; the first one's cause is taken."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return error.strerror if isinstance(error, OSError) and error.strerror else f"{error}".splitlines()[0]

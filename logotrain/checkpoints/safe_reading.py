@@ -38,12 +38,9 @@ _CLASSES = {
 
 
 def load_checkpoint(state: dict[str, Any], folder: Path, *, alone: bool) -> None:
-    """Fill ``state`` from a checkpoint, in place.
+    """Copy the values of a checkpoint into ``state``, a state dict of the shape that was saved.
 
-    Args:
-        state: a state dict of the shape that was saved, with tensors to copy into.
-        folder: the folder of the checkpoint.
-        alone: whether there is only one process, and no process group.
+    ``alone`` says that there is one process and no process group.
 
     Raises:
         UserError: the files are not a checkpoint of logotrain, or they do not fit ``state``.

@@ -1,4 +1,4 @@
-"""Write checkpoints that a stopped run continues from, and export the finished model.
+"""Write the checkpoints that a stopped run continues from, and read them again.
 
 A checkpoint is a folder ``step-N/``. It holds the trained weights and the optimizer state in torch's distributed
 checkpoint format, and ``adapter/`` as PEFT writes it. It is sealed (:mod:`logodata.common.files`), so it is complete or
@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import time
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import damage, put_aside, seal
 from logotrain.checkpoints.export import Adapter, explained_writes, trained_parameters
 from logotrain.checkpoints.safe_reading import load_checkpoint
-from logotrain.interrupt import StopFlag
+from logotrain.interrupt import StopFlag, Stopped
 from logotrain.parallel import World
 from logotrain.recipe.settings import CheckpointSettings
 
@@ -49,14 +51,9 @@ _POLL_S = 0.2
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run, one at a time; in the background if ``settings.asynchronous``.
+    """Writes the checkpoints ``step-N/`` of one run into a folder, one at a time.
 
-    Every process makes one writer and calls the same methods.
-
-    Args:
-        folder: the folder that holds ``step-N/``.
-        settings: the ``checkpoint`` section of the recipe.
-        world: the processes of the run.
+    They are written in the background if ``settings.asynchronous``. All processes call the same methods.
     """
 
     def __init__(self, folder: Path, settings: CheckpointSettings, world: World) -> None:
@@ -66,7 +63,7 @@ class CheckpointWriter:
         self._commands: list[tuple[subprocess.Popen[bytes], Path]] = []
         # Background writes have their own group, so that their messages do not mix with those of training.
         self._group = None if world.size == 1 else distributed.new_group(backend="gloo")
-        world.on_main(lambda: _remove_scratch(folder))
+        world.on_main(self._remove_scratch)
 
     def save(self, step: int, model: PreTrainedModel | PeftModel, optimizer: Optimizer) -> None:
         """Wait for the write that is still running, then copy the state after ``step`` steps and write it.
@@ -77,7 +74,7 @@ class CheckpointWriter:
         self.wait()
         scratch = _scratch(self._folder, step)
         with explained_writes(scratch):
-            self._world.on_main(lambda: _make_empty(scratch))
+            self._world.on_main(lambda: scratch.mkdir(parents=True))
             adapter = Adapter.of(model, self._world)
             state = _state(model, optimizer)
             _quiet_alone()
@@ -88,19 +85,22 @@ class CheckpointWriter:
         def finish() -> None:
             if self._settings.asynchronous:
                 written.result()
-            if self._world.is_main:
-                self._finish(scratch, step, adapter)
+            if not self._world.is_main:
+                return
+            if adapter is not None:
+                adapter.write(scratch / _ADAPTER)
+            target = _path(self._folder, step)
+            seal(scratch, target)
+            self._remove_old()
+            if self._settings.command is not None:
+                self._start_command(self._settings.command, target, step)
 
         self._pending = self._thread.submit(finish)
         if not self._settings.asynchronous:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until no checkpoint is being written.
-
-        Raises:
-            UserError: a write failed on any process.
-        """
+        """Wait until no checkpoint is being written. A write that failed on any process raises UserError on all."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -120,13 +120,23 @@ class CheckpointWriter:
         self._thread.shutdown()
         self._world.on_main(self._remove_old)  # a run that was killed at its end left one checkpoint too many
 
-    def abandon(self) -> None:
-        """Wait for a running write and ignore its outcome: the next owner of the folder may write the same checkpoint.
-
-        With several processes this waits for nothing, because the others may be gone.
-        """
-        if self._world.size == 1:
-            self._thread.shutdown()
+    @contextmanager
+    def closing(self, stop: StopFlag) -> Iterator[None]:
+        """Close the writer at the end of the block. If the run fails or stops within it, end its commands too."""
+        try:
+            yield
+        except (UserError, Stopped):
+            # All processes raise these together, so they can wait for the last write together.
+            self.close()
+            self.end_commands(stop)
+            raise
+        except BaseException:
+            # A second Ctrl-C may reach only one process, which must not wait for the others. One process waits for a
+            # running write, because the next owner of the folder may write the same checkpoint.
+            if self._world.size == 1:
+                self._thread.shutdown()
+            raise
+        self.close()
 
     def end_commands(self, stop: StopFlag) -> None:
         """Wait for the checkpoint commands. If the run is asked to stop, note the running ones and leave them.
@@ -138,16 +148,12 @@ class CheckpointWriter:
                 time.sleep(_POLL_S)
             if command.poll() is None:
                 note(f"checkpoint.command is left running, its output goes to {log}")
-            _note_failure(command, command.poll())
+            _note_failure(command)
 
-    def _finish(self, scratch: Path, step: int, adapter: Adapter | None) -> None:
-        if adapter is not None:
-            adapter.write(scratch / _ADAPTER)
-        target = _path(self._folder, step)
-        seal(scratch, target)
-        self._remove_old()
-        if self._settings.command is not None:
-            self._start_command(self._settings.command, target, step)
+    def _remove_scratch(self) -> None:
+        """Delete the folders that a killed process was writing or deleting."""
+        for path in self._folder.glob(".step-*.tmp"):
+            shutil.rmtree(path)
 
     def _remove_old(self) -> None:
         if self._settings.keep is not None:
@@ -160,7 +166,7 @@ class CheckpointWriter:
     def _start_command(self, template: str, target: Path, step: int) -> None:
         """Run the user's command beside training and write its output to a file."""
         for running, _ in self._commands:
-            _note_failure(running, running.poll())
+            _note_failure(running)
         self._commands = [(running, log) for running, log in self._commands if running.poll() is None]
         command = template
         for name, value in (("checkpoint", target), ("adapter", target / _ADAPTER), ("step", step)):
@@ -180,27 +186,13 @@ class CheckpointWriter:
 
 
 def restore(
-    folder: Path,
-    model: PreTrainedModel | PeftModel,
-    optimizer: Optimizer,
-    world: World,
-    *,
-    logged: int | None = None,
+    folder: Path, model: PreTrainedModel | PeftModel, optimizer: Optimizer, world: World, *, logged: int | None = None
 ) -> int:
-    """Load the newest intact checkpoint into ``model`` and ``optimizer``. All processes call this.
+    """Load the newest intact checkpoint of ``folder`` into ``model`` and ``optimizer``, and return its step, else 0.
 
-    Damaged checkpoints are renamed to ``step-N.damaged`` and noted.
-
-    Args:
-        folder: the folder that holds ``step-N/``.
-        model: the model that gets the weights.
-        optimizer: the optimizer that gets its state.
-        world: the processes of the run.
-        logged: number of steps in the metrics log. A checkpoint after more steps counts as damaged, because the metrics
-            of these steps would be missing.
-
-    Returns:
-        The number of steps done, 0 if there is no checkpoint.
+    All processes call this. Damaged checkpoints are renamed to ``step-N.damaged`` and noted. If ``logged``, the number
+    of steps in the metrics log, is given, a checkpoint after more steps counts as damaged, because the metrics of these
+    steps would be missing.
 
     Raises:
         UserError: the checkpoint is intact but was not written by a run like this one.
@@ -230,17 +222,6 @@ def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 def _quiet_alone() -> None:
     """Silence torch's warning that there is no process group, in all threads: one process needs none."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-
-
-def _remove_scratch(folder: Path) -> None:
-    """Delete the folders that a killed process was writing or deleting."""
-    for path in folder.glob(".step-*.tmp"):
-        shutil.rmtree(path)
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
 
 
 def _path(folder: Path, step: int) -> Path:
@@ -279,6 +260,6 @@ def _environment_without_launcher() -> dict[str, str]:
     }
 
 
-def _note_failure(command: subprocess.Popen[bytes], code: int | None) -> None:
-    if code:
+def _note_failure(command: subprocess.Popen[bytes]) -> None:
+    if code := command.poll():
         note(f"checkpoint.command ended with {code}: {command.args!r}; its output is beside the checkpoints")

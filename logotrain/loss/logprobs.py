@@ -25,8 +25,8 @@ class SampleLogprobs:
     """Log-probabilities of one sample's tokens, in nats, float32 (float64 for a float64 model).
 
     Attributes:
-        prompt: [P - 1], of the prompt's tokens but the first; [0] unless prompts are scored.
-        responses: [R_j] each, the preferred one first.
+        prompt: [P - 1], those of the prompt's tokens after the first; [0] unless prompts are scored.
+        responses: [R_j] for each response, the preferred one first.
     """
 
     prompt: Tensor
@@ -45,9 +45,10 @@ class LogprobModel(nn.Module):
     reference and the model that is used later must be one function.
 
     Args:
-        model: with or without adapters, inside :func:`logotrain.attention.shared_prefix.use_shared_prefix` when called.
-        autocast: type in which float32 adapters on a narrower base compute, as they would once merged; None: every
-            weight computes in its own. PEFT would otherwise keep a float32 copy of each target's input.
+        model: with or without adapters; it is called inside
+            :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
+        autocast: dtype in which float32 adapters on a narrower base compute, as they would once merged. PEFT would
+            keep a float32 copy of each target's input. With None every weight computes in its own dtype.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, autocast: torch.dtype | None = None) -> None:
@@ -62,15 +63,11 @@ class LogprobModel(nn.Module):
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """transformers' model: without PEFT around it, with the adapters in it."""
+        """The model of transformers without PEFT around it; the adapters are in it."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     def forward(self, row: Row) -> Tensor:
-        """Log-probability of each of ``row.targets``, [T], float32 or float64.
-
-        Args:
-            row: on the model's device.
-        """
+        """Return the log-probability of each of ``row.targets``, [T], float32 or float64."""
         causal_lm = self.causal_lm
         head = causal_lm.get_output_embeddings()
         chunk_tokens = max(1, CHUNK_ELEMENTS // text_config(causal_lm.config).vocab_size)
@@ -81,14 +78,9 @@ class LogprobModel(nn.Module):
             return head_logprobs(head, hidden, row.targets, chunk_tokens)
 
     def generate(self, prompt_ids: Tensor, *, max_new_tokens: int) -> Tensor:
-        """Greedy continuation of one prompt.
+        """Return the new tokens, int64 [n], of the greedy continuation of one prompt, int64 [1, P].
 
-        Args:
-            prompt_ids: int64 [1, P].
-            max_new_tokens: it may end earlier, with an end-of-sequence token.
-
-        Returns:
-            int64 [n], the new tokens.
+        It has ``max_new_tokens`` tokens, or fewer if it ends with an end-of-sequence token.
         """
         generate: Any = self.model.generate
         with self._autocast(prompt_ids.device):
@@ -108,7 +100,7 @@ class LogprobModel(nn.Module):
 
 
 def split_logprobs(logprobs: Tensor, row: Row) -> list[SampleLogprobs]:
-    """The values of :meth:`LogprobModel.forward`, [T], by sample and response."""
+    """Split the values of :meth:`LogprobModel.forward`, [T], by sample and response."""
     pieces = iter(logprobs.split([count for counts in row.num_targets for count in counts]))
     result = []
     for counts in row.num_targets:

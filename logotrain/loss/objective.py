@@ -50,14 +50,7 @@ def logo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float, sft_wei
     """Return the LOGO loss (paper Eq. 2 and 3), which needs no reference model.
 
     ``L = -log sigmoid(beta * r(y_w) - beta / M * sum_j r(y_l^j) - gamma) - lambda * r(y_w)``. With M = 1 and lambda = 0
-    it equals SimPO.
-
-    Args:
-        chosen: [B], r(y_w).
-        rejected: [B, M], r(y_l^1..M).
-        beta: scale.
-        gamma: target margin.
-        sft_weight: lambda.
+    it equals SimPO. ``chosen`` [B] and ``rejected`` [B, M] are r(y_w) and r(y_l^1..M), ``sft_weight`` is lambda.
     """
     margin = _margin(chosen, rejected)
     preference = -logsigmoid(beta * margin - gamma)
@@ -68,11 +61,7 @@ def logo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float, sft_wei
 def simpo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float) -> PreferenceLoss:
     """Return the SimPO loss (arXiv 2405.14734): ``L = -log sigmoid(beta * (r(y_w) - r(y_l)) - gamma)``.
 
-    Args:
-        chosen: [B], r(y_w).
-        rejected: [B, M], r(y_l^1..M).
-        beta: scale.
-        gamma: target margin.
+    ``chosen`` [B] and ``rejected`` [B, M] are r(y_w) and r(y_l^1..M).
     """
     preference = -logsigmoid(beta * (chosen[:, None] - rejected) - gamma).mean(dim=1)
     return PreferenceLoss(loss=preference, preference=preference, sft=-chosen, margin=_margin(chosen, rejected))
@@ -91,13 +80,8 @@ def cpo(
 
     ``L = -log sigmoid(beta * (log p(y_w) - log p(y_l))) - lambda * r(y_w)``.
 
-    Args:
-        chosen: [B], log p(y_w).
-        rejected: [B, M], log p(y_l^1..M).
-        chosen_lengths: [B], in tokens.
-        rejected_lengths: [B, M], in tokens; only the margin needs them.
-        beta: scale.
-        sft_weight: lambda. The likelihood term is a mean per token, as in the code of the authors and of TRL.
+    ``chosen`` [B] and ``rejected`` [B, M] are log p(y_w) and log p(y_l^1..M); lengths are in tokens. ``sft_weight`` is
+    lambda. The likelihood term is a mean per token, as in the code of the authors and of TRL.
     """
     preference = -logsigmoid(beta * (chosen[:, None] - rejected)).mean(dim=1)
     sft = -chosen / chosen_lengths
@@ -119,14 +103,8 @@ def dpo(
 
     ``L = -log sigmoid(beta * (log p/p_ref(y_w) - log p/p_ref(y_l)))``.
 
-    Args:
-        chosen: [B], log p(y_w).
-        rejected: [B, M], log p(y_l^1..M).
-        reference_chosen: [B], log p_ref(y_w), without gradient.
-        reference_rejected: [B, M], log p_ref(y_l^1..M), without gradient.
-        chosen_lengths: [B], in tokens; only ``margin`` and ``sft`` need the lengths.
-        rejected_lengths: [B, M], in tokens.
-        beta: scale.
+    ``chosen`` [B] and ``rejected`` [B, M] are log p(y_w) and log p(y_l^1..M); those of the reference have no gradient.
+    The lengths are in tokens; only ``margin`` and ``sft`` need them.
     """
     ratio_chosen, ratio_rejected = chosen - reference_chosen, rejected - reference_rejected
     preference = -logsigmoid(beta * (ratio_chosen[:, None] - ratio_rejected)).mean(dim=1)
@@ -136,11 +114,7 @@ def dpo(
 
 
 def sft(chosen: Tensor) -> PreferenceLoss:
-    """Return the loss of instruct tuning (paper Table 1): the negative mean log-probability of the trained tokens.
-
-    Args:
-        chosen: [B], mean log-probability of the trained tokens.
-    """
+    """Return the loss of instruct tuning (paper Table 1): minus the mean log-probability ``chosen`` [B] of a text."""
     return PreferenceLoss(loss=-chosen, preference=torch.zeros_like(chosen), sft=-chosen, margin=None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,21 @@ from logodata.common.errors import UserError
 from logodata.common.files import append_lines
 from logodata.common.finite import check_responses
 from logodata.common.json_files import json_objects, strict_dumps
+from logodata.common.records import Record
 from logotrain.interrupt import StopFlag, Stopped
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.parallel import World, without_backward
 from logotrain.rows.collate import Collator, Draw
 
 _START_AGAIN = "training has begun, so they cannot be computed again; start again in another -o"
+
+
+class _Line(Record):
+    """A line of ``reference.jsonl``: the sum over each response's tokens, in nats, the preferred response first."""
+
+    id: str
+    epoch: int
+    logprobs: list[float]
 
 
 class ReferenceLogprobs:
@@ -41,11 +49,9 @@ class ReferenceLogprobs:
         mend = "delete the line, then run the same command again" if untrained else _START_AGAIN
         self._values: dict[tuple[str, int], list[float]] = {}
         if path.exists():
-            for where, record in json_objects(path, mend=mend):
-                try:
-                    self._values[record["id"], record["epoch"]] = record["logprobs"]
-                except (KeyError, TypeError) as error:
-                    raise UserError("damaged record", where=where, mend=mend) from error
+            for where, value in json_objects(path, mend=mend):
+                line = _Line.from_json(value, where=where, mend=mend)
+                self._values[line.id, line.epoch] = line.logprobs
 
     def of(self, draw: Draw, device: torch.device) -> Tensor:
         """Return the summed log-probabilities of a draw's responses, [1 + M], in nats."""
@@ -68,8 +74,6 @@ class ReferenceLogprobs:
         Args:
             draws: all draws that training will need.
             model: the untrained model; under sharding, this process's part of it.
-            collator: the collator that makes the rows of training.
-            world: the processes that share the work.
             share: returns this process's rows of a block of draws, as indices into the block.
             block: number of draws between two writes.
             stop: checked after each write.
@@ -103,20 +107,9 @@ class ReferenceLogprobs:
                 for (name, _), (chosen, *rejected) in everything.items():
                     check_responses(chosen, rejected, name)
                 self._values.update(everything)
-                lines = (
-                    strict_dumps({"id": name, "epoch": epoch, "logprobs": value}) + "\n"
-                    for (name, epoch), value in everything.items()
-                )
-                world.on_main(partial(append_lines, self._path, "".join(lines)))
+                lines = (_Line(id=name, epoch=epoch, logprobs=value) for (name, epoch), value in everything.items())
+                text = "".join(strict_dumps(line.to_json()) + "\n" for line in lines)
+                world.on_main(partial(append_lines, self._path, text))
                 bar.advance(len(part))
                 if world.any(bool(stop)):
                     raise Stopped
-
-
-def cut_half_line(path: Path) -> None:
-    """Remove the incomplete last line that a kill or a power failure left. Its draws are computed again."""
-    if path.exists():
-        content = path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            os.truncate(path, end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from logodata.common.console import note
@@ -14,54 +14,44 @@ from logotrain.recipe.settings import LoraSettings
 
 
 def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) -> PeftModel:
-    """Freeze ``base`` and put float32 adapters into it.
-
-    Args:
-        base: becomes part of the result.
-        settings: which adapters.
-        name: what the saved adapter will call its base model.
+    """Freeze ``base`` and put float32 adapters into it, whose config calls the base model ``name``.
 
     Raises:
         UserError: see :func:`logotrain.model.targets.adapter_targets`.
     """
     embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
-    tied = embedding.weight is head.weight
+    dtype, tied = embedding.weight.dtype, embedding.weight is head.weight
     linears = {
         path.rpartition(".")[2]
         for path, module in base.named_modules()
         if isinstance(module, nn.Linear) and module is not head
     }
-    targets = adapter_targets(settings, linears, _name_of(base, head), tied=tied, where=name)
+    targets, train_embedding = adapter_targets(settings, linears, _name_of(base, head), tied=tied, where=name)
     if settings.train_embeddings == "auto":
         reason = "it is tied to the output head" if tied else "as in the paper"
-        note(f"token embedding {'trained' if targets.embedding else 'frozen'}: {reason} (lora.train_embeddings=auto)")
+        note(f"token embedding {'trained' if train_embedding else 'frozen'}: {reason} (lora.train_embeddings=auto)")
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=list(targets.modules),
-        modules_to_save=[_name_of(base, embedding)] if targets.embedding else None,
-        ensure_weight_tying=targets.embedding and tied,
+        target_modules=targets,
+        modules_to_save=[_name_of(base, embedding)] if train_embedding else None,
+        ensure_weight_tying=train_embedding and tied,
     )
-    dtype = embedding.weight.dtype
     with warnings.catch_warnings():
-        # Of merging into tied weights: they are parted first.
+        # PEFT warns of merging into tied weights. They are parted before that.
         warnings.filterwarnings("ignore", message=".*(tied|tying)", category=UserWarning)
         model = get_peft_model(base, config)
     model.peft_config["default"].base_model_name_or_path = name  # get_peft_model puts the resolved folder here
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if targets.embedding:
-        # A float32 embedding among bfloat16 layers: cast where it hands over.
+    if train_embedding:
+        # The embedding is float32 and the layers may be bfloat16: its output is cast, and the input of a tied head.
         model.get_input_embeddings().register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
         if tied:
-            model.get_output_embeddings().register_forward_pre_hook(_to_weight_dtype)
+            model.get_output_embeddings().register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
     return model
-
-
-def _to_weight_dtype(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].float(),)
 
 
 def _name_of(base: nn.Module, wanted: nn.Module) -> str:

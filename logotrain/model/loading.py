@@ -20,10 +20,10 @@ from logotrain.recipe.settings import TrainRecipe
 
 
 def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel | PeftModel:
-    """The model as training starts: with fresh adapters, which change nothing yet, or with all its weights trained.
+    """Load the model as training starts: with fresh adapters, which change nothing yet, or with all weights trained.
 
-    Trained weights are float32; frozen ones have ``recipe.dtype``. It is in evaluation mode and stays there
-    (:class:`logotrain.loss.logprobs.LogprobModel`); what that turns off is said.
+    Trained weights are float32, frozen ones have ``recipe.dtype``. The model is in evaluation mode and stays there (see
+    :class:`logotrain.loss.logprobs.LogprobModel`); a note tells what that turns off.
 
     Raises:
         UserError: the model cannot be loaded, its attention cannot be shared, or a target module is not in it.
@@ -50,11 +50,9 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
 
 
 def _keep_differentiable(base: PreTrainedModel) -> None:
-    """Keep weights of 4 bits in the layout that has a backward pass.
-
-    On a CPU with AVX512-BF16 bitsandbytes packs them anew at the first forward in evaluation mode, such as a look at
-    what the model generates, and for good: gradients of all later steps end there, and only a warning says so.
-    """
+    """Keep 4-bit weights in the layout that has a backward pass."""
+    # On a CPU with AVX512-BF16 bitsandbytes packs them anew, for good, at the first forward pass in evaluation mode.
+    # Gradients of all later steps would end there, and only a warning says so.
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]  # bitsandbytes adds it
@@ -64,8 +62,10 @@ _NOISE = re.compile("drop|jitter|noise")
 
 
 def noise_settings(model: PreTrainedModel) -> dict[str, float]:
-    """Every dropout, jitter and noise that is asked for, by name: of the config, at any depth, and of modules whose
-    value no field of the config has. For the reader; what training does not depend on this list."""
+    """Return every dropout, jitter and noise above 0, by name, for a note to the user; training does not depend on it.
+
+    They are the fields of the config at any depth, and of modules those whose value no field of the config has.
+    """
     fields = {name: value for name, value in _numbers(model.config.to_dict()) if value and _NOISE.search(name)}
     found: dict[str, float] = {}
     for path, module in model.named_modules():
@@ -78,7 +78,7 @@ def noise_settings(model: PreTrainedModel) -> dict[str, float]:
 
 
 def _numbers(values: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The floating-point fields of a config as nested dicts, by their path."""
+    """Yield the path and the value of each floating-point field of a config, a dict of dicts."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _numbers(value, f"{prefix}{key}.")

@@ -1,14 +1,14 @@
-"""What is done to each decoder layer before training: compiled, and what its backward pass computes again.
+"""Compile each decoder layer, and set what its backward pass computes again.
 
-Both replace ``layer.forward``, so parameters keep their names, and ``fully_shard(layer)`` may follow: its hooks lie
-outside. Compiling comes first: of a checkpointed forward, ``layer.compile()`` compiles nothing (torch 2.13) and says
-nothing, because the graph break at the attention makes it skip the whole call.
+Both replace ``layer.forward``, so parameters keep their names, and ``fully_shard(layer)``, whose hooks lie outside, may
+follow. Compiling comes first. ``layer.compile()`` of a checkpointed forward compiles nothing and says nothing (torch
+2.13), because the graph break at the attention makes it skip the whole call.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +16,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from logodata.common.errors import UserError
-from logotrain.attention.shared_prefix import Backend
-
-Recompute = Literal["none", "selective", "full"]
+from logotrain.recipe.settings import Recompute
 
 _KEPT_OPERATORS = frozenset(
     {
@@ -31,11 +29,11 @@ _KEPT_OPERATORS = frozenset(
         "flash_attn::_flash_attn_varlen_forward",
     }
 )
-"""Attention as autograd sees it, under each of its kernels' names."""
+"""The names of the attention kernels, as autograd sees them."""
 
 
 def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
-    """The model's layers in order, plain or inside PEFT.
+    """Return the decoder layers of a model, plain or inside PEFT, in order.
 
     Raises:
         UserError: the model is not built of transformers' layers.
@@ -55,9 +53,9 @@ def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile each layer's forward; the attention stays outside, so a row's layout does not matter.
+    """Compile each layer's forward pass. The attention stays outside, so that a row's layout does not matter.
 
-    The second row length is compiled anew, for all lengths. Layers share what is compiled.
+    The second length of a row compiles it once more, for all lengths. Layers share what is compiled.
     """
     for layer in decoder_layers(model):
         if isinstance(layer.forward, partial):
@@ -66,11 +64,9 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def checkpoint_layers(model: nn.Module, choice: Recompute) -> None:
-    """Set what the backward pass of each layer computes again; gradients are the same bit for bit.
+    """Set what the backward pass of each layer computes again, in place of an earlier choice.
 
-    Args:
-        model: plain or inside PEFT, compiled or not.
-        choice: ``none``; all but the attention (``selective``); all (``full``). Replaces an earlier choice.
+    It is nothing (``none``), all but the attention (``selective``) or all (``full``). Gradients are equal bit for bit.
     """
     # Nothing in the forward is random, so random states need not be kept for the second one.
     wrap = partial(partial, checkpoint, use_reentrant=False, preserve_rng_state=False)
@@ -83,20 +79,6 @@ def checkpoint_layers(model: nn.Module, choice: Recompute) -> None:
                 layer.forward = wrap(forward)
             case "selective":
                 layer.forward = wrap(forward, context_fn=partial(create_selective_checkpoint_contexts, _policy))
-
-
-def check_recompute(choice: Recompute, backend: Backend) -> None:
-    """Refuse a choice that would not do what it says.
-
-    Raises:
-        UserError: selective recompute with FlexAttention, whose compiled kernel is no operator that could be kept: all
-            would be computed again.
-    """
-    if choice == "selective" and backend == "flex":
-        raise UserError(
-            "recompute=selective cannot keep what FlexAttention computed",
-            mend="set recompute=full, or attention=flash or sdpa",
-        )
 
 
 def _policy(_context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:

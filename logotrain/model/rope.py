@@ -14,17 +14,20 @@ from logotrain.recipe.settings import RopeSettings
 
 
 def scaled_config(config: PreTrainedConfig, rope: RopeSettings | None) -> PreTrainedConfig:
-    """A copy of ``config``, the window of its text part ``rope.factor`` times as long, its frequencies scaled to fit.
+    """Return a copy of ``config`` whose text part has a window ``rope.factor`` times as long, its frequencies scaled.
 
-    With base theta, rotary dimension d and factor s, frequency i of the d / 2 is theta ** (-2i / d), and becomes:
-    *linear*: 1 / s of it, which interpolates positions; *ntk*: that of the base theta * s ** (d / (d - 2)), so that the
-    highest stays and the lowest is 1 / s of what it was (static: it does not depend on the row's length); *yarn*:
-    frequencies that turn more than 32 times within the old window stay, those that turn less than once are
-    interpolated, those between are mixed, and cos and sin are multiplied by 0.1 ln s + 1. transformers computes the
-    first and the last from ``rope_parameters``; the ntk base is computed here.
+    With base theta, rotary dimension d and factor s, frequency i of the d / 2 is theta ** (-2i / d). It becomes:
+
+    - *linear*: 1 / s of it, which interpolates positions.
+    - *ntk*: the frequency of the base theta * s ** (d / (d - 2)). The highest frequency stays, the lowest becomes 1 / s
+      of what it was. The scaling is static: it does not depend on the row's length.
+    - *yarn*: frequencies that turn more than 32 times within the old window stay, those that turn less than once are
+      interpolated, those between are mixed. cos and sin are multiplied by 0.1 ln s + 1.
+
+    The ntk base is computed here, transformers computes the others from ``rope_parameters``.
 
     Raises:
-        UserError: the model has no plain RoPE over whole heads, or is scaled already, or the factor gives no whole
+        UserError: the model has no plain RoPE over whole heads, it is scaled already, or the factor gives no whole
             number of positions.
     """
     scaled = copy.deepcopy(config)
@@ -54,7 +57,7 @@ def scaled_config(config: PreTrainedConfig, rope: RopeSettings | None) -> PreTra
 
 
 def _plain_theta(config: PreTrainedConfig, where: str) -> float:
-    """The base of a RoPE that nothing scales yet and that turns whole heads, the same in every layer."""
+    """Return the base of the RoPE; refuse one that is scaled already, turns part of a head, or differs by layer."""
     parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind != "default":

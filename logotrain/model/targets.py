@@ -1,45 +1,31 @@
-"""What adapters change of a model. It is decided here alone, from names of layers, for plans and for training."""
+"""Decide from the names of a model's layers which of them get an adapter, for plans and for training."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from logodata.common.errors import UserError
 from logotrain.recipe.settings import ALL_LINEAR, LoraSettings
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterTargets:
-    """What is trained of a model with adapters.
-
-    Attributes:
-        modules: names of the linear layers that get an adapter.
-        embedding: whether the token embedding is trained, whole, beside them.
-    """
-
-    modules: tuple[str, ...]
-    embedding: bool
-
-
 def adapter_targets(
     settings: LoraSettings, linears: Collection[str], head: str, *, tied: bool, where: str
-) -> AdapterTargets:
-    """Decide which layers get an adapter, and whether the token embedding is trained.
+) -> tuple[list[str], bool]:
+    """Return the names of the layers that get an adapter, and whether the whole token embedding is trained beside them.
 
     Args:
-        settings: what is asked for; ``all-linear`` and ``auto`` are resolved here.
-        linears: names of the linear layers of the decoder.
-        head: name of the output head.
+        settings: its ``all-linear`` and ``auto`` are resolved here.
+        linears: names of the decoder's linear layers that can get an adapter.
+        head: name of the output head's layer.
         tied: whether the token embedding and the output head are one weight.
         where: name of the model, for messages.
 
     Raises:
-        UserError: a layer that is asked for is not in the model, or the output head would get an adapter and be
-            trained whole, because it is tied to an embedding that is trained.
+        UserError: the model has no layer that is asked for, or none at all. Or the output head would get an adapter and
+            be trained whole, because it is tied to an embedding that is trained.
     """
     wanted = dict.fromkeys(settings.target_modules)
-    if ALL_LINEAR in wanted:
+    if ALL_LINEAR in wanted and linears:
         wanted |= dict.fromkeys(sorted(linears))
         del wanted[ALL_LINEAR]
     there = {*linears, head}
@@ -56,4 +42,4 @@ def adapter_targets(
             where=where,
             mend=f"leave {head} out of lora.target_modules, or set lora.train_embeddings=false",
         )
-    return AdapterTargets(tuple(wanted), not tied if settings.train_embeddings == "auto" else settings.train_embeddings)
+    return list(wanted), not tied if settings.train_embeddings == "auto" else settings.train_embeddings

@@ -36,13 +36,13 @@ class _BuildLengths(RecipeModel):
 
 @dataclass(frozen=True, slots=True)
 class PlannedData:
-    """What a run would read.
+    """The data that a run would read.
 
     Attributes:
-        data: the samples; one stands for all where they are assumed.
-        num_samples: how many there are.
+        data: the samples; if they are assumed, one stands for all.
+        num_samples: number of samples of the run.
         assumption: what was assumed in place of data; empty if nothing was.
-        config: of the model, its window scaled.
+        config: config of the model, its window scaled as the recipe says.
     """
 
     data: TrainingData
@@ -60,26 +60,25 @@ def planned_data(
     num_rejected: int | None = None,
     num_samples: int | None = None,
 ) -> PlannedData:
-    """The samples of ``recipe.data.path``, or a sample as long as ``build`` of the same recipe makes them at most.
+    """Return the samples of ``recipe.data.path``, or one that is as long as ``build`` makes samples at most.
 
     Args:
         recipe: the ``train`` section.
-        path: the recipe file, for its ``build`` section; None: the paper's values.
-        prompt_tokens, response_tokens, num_rejected, num_samples: instead of what the recipe leads to.
+        path: the recipe file, whose ``build`` section is read; without one the paper's values are taken.
+        prompt_tokens, response_tokens, num_rejected, num_samples: values to take instead of the recipe's.
 
     Raises:
         UserError: data and lengths are both given, the data cannot be trained on, or the lengths do not fit the model.
     """
-    given = {
-        "--prompt-tokens": prompt_tokens,
-        "--response-tokens": response_tokens,
-        "--num-rejected": num_rejected,
-        "--num-samples": num_samples,
-    }
     config = trainable_config(recipe, shapes_only=True)
-    options = [name for name, value in given.items() if value is not None]
     if recipe.data.path is not None:
-        if options:
+        given = {
+            "--prompt-tokens": prompt_tokens,
+            "--response-tokens": response_tokens,
+            "--num-rejected": num_rejected,
+            "--num-samples": num_samples,
+        }
+        if options := [name for name, value in given.items() if value is not None]:
             raise UserError(
                 f"{options[0]} with data, which have lengths of their own",
                 where=str(recipe.data.path),
@@ -107,7 +106,7 @@ def planned_data(
 
 
 def _sample(prompt_tokens: int, response_tokens: int, num_rejected: int, chunk_tokens: int) -> PreferenceSample:
-    """A sample of these lengths, of zeros, with what a plan reads of a sample; its chunks fill the prompt."""
+    """Return a sample of zeros of these lengths, with the fields that a plan reads; its chunks fill the prompt."""
     ends = {start: min(start + chunk_tokens, prompt_tokens) for start in range(0, prompt_tokens, chunk_tokens)}
     response = Response.model_construct(strategy="assumed", token_ids=[0] * response_tokens)
     return PreferenceSample.model_construct(

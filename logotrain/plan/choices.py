@@ -1,4 +1,4 @@
-"""What a training run will need, before it runs: work, time on a card; and the choices that depend on memory."""
+"""The work and the time of a training run before it runs, and the choices that depend on memory."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from logodata.common.errors import UserError
 from logotrain.parallel import under_torchrun
 from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
 from logotrain.plan.shape import trained_weights
-from logotrain.plan.step import StepPlan, Strategy
+from logotrain.plan.step import StepPlan
 from logotrain.recipe.defaults import has_gpu
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe
 from logotrain.rows.layout import SharedPrefixLayout
 from logotrain.rows.packing import attention_share, row_cost
 
-if TYPE_CHECKING:
-    from logotrain.attention.shared_prefix import Backend
-    from logotrain.model.recompute import Recompute
-
 USED_SHARE = 0.5
-"""Share of a card's measured matrix-product rate that a whole step is expected to reach. An assumption: the best
-published LoRA trainers reach 0.50 to 0.55."""
+"""The share of a card's measured matrix-product rate that a whole step is expected to reach. This is an assumption: the
+best published LoRA trainers reach 0.50 to 0.55."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +28,9 @@ class Card:
     """An accelerator.
 
     Attributes:
-        memory_bytes: what its driver reports; None: no limit.
-        datasheet_flops: dense bfloat16 rate, in FLOP/s; None where no time is estimated.
-        measured_share: of that rate, what a large matrix product reaches.
+        memory_bytes: the memory that its driver reports; None if there is no limit.
+        datasheet_flops: its dense bfloat16 rate, in FLOP/s; None if no time is estimated.
+        measured_share: the share of that rate that a large matrix product reaches.
     """
 
     memory_bytes: int | None
@@ -54,37 +50,32 @@ CARDS = {
     "rtx4090-24gb": Card(int(23.5 * _GIB), 165e12),
     "cpu": Card(None, None),
 }
-"""By name, as ``logotrain plan --card`` takes it."""
+"""The cards by the name that ``logotrain plan --card`` takes."""
 
 
 def row_flops(step: StepPlan) -> float:
-    """FLOPs of the step's row, forward, recomputation and backward.
+    """Return the FLOPs of the step's row: forward pass, recomputation and backward pass.
 
     A frozen weight costs 2 a token forward and 2 backward, a trained one 4 backward. Attention costs 2.5 times as much
     backward as forward, because flash kernels compute the scores again. The head's logits are computed twice.
     """
-    return _flops(step, step.row.samples, step.scored_positions, step.recompute, head_again=True)
+    return _flops(step, step.row.samples, step.scored_positions, head_again=True)
 
 
 def reference_flops(step: StepPlan) -> float:
-    """FLOPs of the same samples in the reference code's pattern: a row of its own for each response, logits at every
-    position, all recomputed but the head."""
+    """Return the FLOPs of the same samples in the pattern of the reference code.
+
+    Each response has a row of its own, with logits at every position, and all but the head is computed again.
+    """
     rows = [
         SharedPrefixLayout(sample.prompt_length, (length,))
         for sample in step.row.samples
         for length in sample.response_lengths
     ]
-    return _flops(step, rows, sum(row.total_length for row in rows), "full", head_again=False)
+    return _flops(replace(step, recompute="full"), rows, sum(row.total_length for row in rows), head_again=False)
 
 
-def _flops(
-    step: StepPlan,
-    samples: Sequence[SharedPrefixLayout],
-    head_positions: int,
-    recompute: Recompute,
-    *,
-    head_again: bool,
-) -> float:
+def _flops(step: StepPlan, samples: Sequence[SharedPrefixLayout], head_positions: int, *, head_again: bool) -> float:
     shape, full, trained = step.shape, step.recipe.tuning == "full", trained_weights(step.shape, step.recipe)
     tokens = sum(sample.total_length for sample in samples)
     layer_weights = sum(linear.weights for linear in shape.linears)
@@ -93,27 +84,27 @@ def _flops(
     attention = 2.0 * weights * (row_cost(samples, attention_share(shape.query_width, layer_weights)) - tokens)
     adapters = 2.0 * trained.adapters * tokens
     head = 2.0 * shape.head_parameters * head_positions
-    again = {"none": 0, "selective": 1, "full": 1}[recompute]
+    again = step.recompute != "none"
     return (
         linear * (1 + again + 1 + full)
         + adapters * (1 + again + 2)
-        + attention * (1 + (recompute == "full") + 2.5)
+        + attention * (1 + (step.recompute == "full") + 2.5)
         + head * (1 + head_again + 1 + (full or (shape.tied and trained.embedding)))
     )
 
 
 def step_seconds(card: Card, flops_per_row: float, num_rows: int, num_gpus: int) -> float | None:
-    """Expected seconds of a step whose rows are shared by ``num_gpus``; None where the card has no rate."""
+    """Return the expected seconds of a step whose rows are shared by ``num_gpus``; None if the card has no rate."""
     if card.datasheet_flops is None:
         return None
     return math.ceil(num_rows / num_gpus) * flops_per_row / (card.datasheet_flops * card.measured_share * USED_SHARE)
 
 
 def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
-    """Refuse what would have to be done otherwise than the recipe says.
+    """Refuse to replicate full tuning in bfloat16 on several processes, because only sharding computes it.
 
     Raises:
-        UserError: all weights are to be replicated on several processes in bfloat16, which only sharding computes.
+        UserError: the recipe asks for it.
     """
     if recipe.mixed_precision and recipe.parallel.strategy == "replicate" and world_size > 1:
         raise UserError(
@@ -123,10 +114,31 @@ def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
         )
 
 
-def choose_strategy(step: StepPlan) -> tuple[Strategy, str]:
-    """Who holds which weights, and why: ``shard`` for full tuning and for what one device cannot hold.
+def recompute_choices(backend: Backend) -> tuple[Recompute, ...]:
+    """Return the choices of recompute that an attention back end allows, from the fastest to the smallest.
 
-    The step's own strategy is not looked at, nor its recompute.
+    FlexAttention's compiled kernel is no operator whose result could be kept, so ``selective`` would compute all again.
+    """
+    return ("none", "full") if backend == "flex" else get_args(Recompute)
+
+
+def check_recompute(choice: Recompute, backend: Backend) -> None:
+    """Refuse a choice that is not among :func:`recompute_choices`.
+
+    Raises:
+        UserError: it would recompute more than it says.
+    """
+    if choice not in recompute_choices(backend):
+        raise UserError(
+            "recompute=selective cannot keep what FlexAttention computed",
+            mend="set recompute=full, or attention=flash or sdpa",
+        )
+
+
+def choose_strategy(step: StepPlan) -> tuple[Strategy, str]:
+    """Choose who holds which weights, and return it with the reason.
+
+    Full tuning and what one device cannot hold is sharded. The step's own strategy and recompute are not read.
     """
     recipe = step.recipe
     if recipe.mixed_precision:
@@ -148,9 +160,9 @@ def choose_strategy(step: StepPlan) -> tuple[Strategy, str]:
 
 
 def choose_recompute(step: StepPlan) -> tuple[Recompute, str]:
-    """What to compute again, and why: nothing if that fits the device, else all but attention, else all.
+    """Choose what the backward pass computes again, and return it with the reason.
 
-    The step's own recompute is not looked at.
+    It is the fastest choice that fits the device. The step's own recompute is not read.
     """
     if step.recipe.recompute != "auto":
         return step.recipe.recompute, "as asked for"
@@ -167,22 +179,15 @@ def choose_recompute(step: StepPlan) -> tuple[Recompute, str]:
 
 
 def memory_by_recompute(step: StepPlan) -> dict[Recompute, MemoryEstimate]:
-    """Memory of the step under each choice of recompute that the back end allows."""
+    """Return the memory of the step under each choice of recompute that the back end allows."""
     return {choice: estimate_memory(replace(step, recompute=choice)) for choice in recompute_choices(step.backend)}
 
 
-def recompute_choices(backend: Backend) -> tuple[Recompute, ...]:
-    """From the fastest to the smallest; what FlexAttention computed cannot be kept (see
-    :func:`logotrain.model.recompute.check_recompute`)."""
-    from logotrain.model.recompute import Recompute
-
-    choices: tuple[Recompute, ...] = get_args(Recompute)
-    return tuple(choice for choice in choices if (choice, backend) != ("selective", "flex"))
-
-
 def this_machine() -> tuple[str, int]:
-    """Name of this machine's card among :data:`logotrain.plan.choices.CARDS`, where one that is not there is entered
-    with its memory and no rate; and how many processes of this run use one."""
+    """Return the name of this machine's card in :data:`CARDS`, and how many processes of this run use one.
+
+    A card that is not in ``CARDS`` is entered there with its memory and without a rate.
+    """
     processes = int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
     if not has_gpu():
         return "cpu", processes

@@ -16,11 +16,11 @@ from logotrain.rows.collate import Collator
 
 _BINS = 128
 _MAX_DRAWS = 512
-"""Enough for an even picture; its title says how many there are."""
+"""The most draws of a picture. They are enough for an even one, and its title says how many there are."""
 
 
 def plot_coverage(recipe: TrainRecipe, planned: PlannedData, path: Path) -> None:
-    """Write a PNG of two panels: how often each stretch of [0, target) is drawn, and how wide gaps are.
+    """Write a PNG with two panels: how often each stretch of [0, target) is drawn, and how wide the gaps are.
 
     Raises:
         UserError: the recipe trains nothing, or the file cannot be written.
@@ -55,7 +55,7 @@ def plot_coverage(recipe: TrainRecipe, planned: PlannedData, path: Path) -> None
 
 
 def draws(recipe: TrainRecipe, planned: PlannedData) -> list[NDArray[np.int64]]:
-    """Positions of the first samples' prompts in every epoch, as training draws them; one array a draw."""
+    """Return the positions of the first samples' prompts in every epoch, as training draws them, one array a draw."""
     collator = Collator.of(recipe, planned.data.target_length)
     samples = planned.data.samples
     if planned.assumption:  # one sample stands for all; its name decides its draw
@@ -66,17 +66,15 @@ def draws(recipe: TrainRecipe, planned: PlannedData) -> list[NDArray[np.int64]]:
 
 
 def coverage(draws: Iterable[NDArray[np.int64]], target_length: int, bins: int) -> NDArray[np.int64]:
-    """How often the positions of ``draws`` fall into each of ``bins`` equal stretches of [0, target_length).
+    """Count the positions of ``draws`` in each of ``bins`` equal stretches of [0, target_length).
 
     Returns:
-        int64 array [bins]; its sum is the number of positions.
+        int64 array [bins].
 
     Raises:
         ValueError: a position lies outside.
     """
-    counts = np.zeros(bins, dtype=np.int64)
-    for positions in draws:
-        if positions.size and not 0 <= positions.min() <= positions.max() < target_length:
-            raise ValueError(f"positions reach from {positions.min()} to {positions.max()}, beyond {target_length}")
-        counts += np.bincount(positions * bins // target_length, minlength=bins)
-    return counts
+    positions = np.concatenate([np.zeros(0, dtype=np.int64), *draws])
+    if positions.size and not 0 <= positions.min() <= positions.max() < target_length:
+        raise ValueError(f"positions reach from {positions.min()} to {positions.max()}, beyond {target_length}")
+    return np.bincount(positions * bins // target_length, minlength=bins)

@@ -1,7 +1,8 @@
-"""Memory of a training step before it runs, by formula.
+"""The memory of a training step before it runs, by formula.
 
-What autograd keeps of one decoder layer between forward and backward, in bytes. N tokens of the row, d hidden size, f
-intermediate size, q and k the widths of all query and of all key heads, h query heads, b bytes of an activation:
+This is what autograd keeps of one decoder layer between the forward and the backward pass, in bytes. N is the number of
+tokens of the row, d the hidden size, f the intermediate size, q and k are the widths of all query and of all key heads,
+h is the number of query heads, b the number of bytes of an activation.
 
 - each norm: its input in float32, 4 N d, and 4 N of inverse roots (transformers computes norms in float32); in full
   tuning the normalised input too, b N d, for the norm's weight.
@@ -28,24 +29,18 @@ from logotrain.plan.shape import trained_weights
 from logotrain.plan.step import StepPlan
 
 CONTEXT_BYTES = 1 << 30
-"""CUDA context, cuBLAS and NCCL buffers. An assumption."""
+"""The CUDA context and the buffers of cuBLAS and NCCL. This is an assumption."""
 
 WASTE = 0.03
-"""Share of the peak that the caching allocator loses to fragments. An assumption."""
+"""The share of the peak that the caching allocator loses to fragments. This is an assumption."""
 
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in four bits: the number, and its block's scale, itself quantised (QLoRA, arXiv 2305.14314)."""
+"""The bytes of a 4-bit weight: its number, and its part of the block's quantised scale (QLoRA, arXiv 2305.14314)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Memory of one process at its fullest moment, in bytes.
-
-    Attributes:
-        moment: when that is.
-        parts: what is held then, by name; their sum is what torch reports as allocated.
-        reserve: context and fragments on top.
-    """
+    """The memory of one process at its fullest moment, in bytes: the parts by name, and context and fragments."""
 
     moment: str
     parts: dict[str, int]
@@ -53,17 +48,17 @@ class MemoryEstimate:
 
     @property
     def allocated(self) -> int:
-        """What ``torch.cuda.max_memory_allocated`` will say."""
+        """The bytes that ``torch.cuda.max_memory_allocated`` will report."""
         return sum(self.parts.values())
 
     @property
     def total(self) -> int:
-        """What the device must have."""
+        """The bytes that the device must have."""
         return self.allocated + self.reserve
 
 
 def estimate_memory(step: StepPlan) -> MemoryEstimate:
-    """Memory of a process that computes the step."""
+    """Estimate the memory of a process that computes the step."""
     formulas = _Formulas(step)
     moments = {
         "gathering weights": formulas.at_gathering(),
@@ -160,17 +155,15 @@ class _Formulas:
 
     @cached_property
     def _attention_extra(self) -> float:
-        """What a back end keeps of a layer beside queries, keys, values, outputs.
-
-        flash: a second call over the responses, with their queries, and for each response a copy of its prompt's keys
-        and values before its own. sdpa: the mask of each sample's responses, as floats.
-        """
+        """What a back end keeps of a layer beside queries, keys, values, outputs."""
         shape, b = self.shape, self.b
         if self.step.backend == "flash":
+            # The second call takes the responses' queries, and each response's keys and values after its prompt's.
             keys = self.responses
             keys += sum(sample.prompt_length * len(sample.response_lengths) for sample in self.step.row.samples)
             return b * (self.responses * shape.query_width + keys * 2 * shape.key_width)
         if self.step.backend == "sdpa":
+            # The mask of each sample's responses is kept as floats.
             return sum(b * sum(sample.response_lengths) * sample.total_length for sample in self.step.row.samples)
         return 0
 
@@ -248,13 +241,12 @@ class _Formulas:
         if self.step.recompute != "none":
             working += self.layer - (self._attention_outputs if self.step.recompute == "selective" else 0)
             working -= nd * 4 * (b == 4)  # without a cast the first norm keeps the layer's input itself
-        if self.full:
+        if self.full or self.recipe.tuning == "qlora":
+            # The gradient of a weight, or a 4-bit weight unpacked.
             working += b * max(linear.weights for linear in shape.linears)
         if self.full and self.sharded:
             # Gradients of the layer before on their way to their owners; that layer's activations are gone.
             working += max(0, 4 * shape.layer_parameters - self.kept_layer)
-        if self.recipe.tuning == "qlora":
-            working += b * max(linear.weights for linear in shape.linears)
         return self.moment(self._gathered, self._earlier, self.kept - self._last_norm, working + self._head_gradient)
 
     def at_end(self) -> dict[str, float]:
@@ -270,5 +262,5 @@ class _Formulas:
 
 
 def gigabytes(size: float) -> str:
-    """``12.3 GiB``; below a tenth of one ``45 MiB``."""
+    """Format bytes for people: ``12.3 GiB``, or ``45 MiB`` below a tenth of a GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"

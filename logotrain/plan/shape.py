@@ -16,45 +16,44 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_MATRIX = 2
-"""Dimensions of a linear layer's weight; the experts of a mixture are stacked in three."""
-
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """One linear layer of a decoder layer. ``group`` names its input: layers of one group read the same tensor."""
+    """One linear layer of a decoder layer.
+
+    Attributes:
+        group: name of its input; layers of one group read the same tensor.
+        adaptable: whether it can get an adapter. The Conv1D of GPT-2 cannot.
+    """
 
     name: str
     group: str
     inputs: int
     outputs: int
+    adaptable: bool
 
     @property
     def weights(self) -> int:
-        """Without bias."""
+        """The number of weights without the bias."""
         return self.inputs * self.outputs
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a dense decoder of equal layers.
+    """Sizes of a dense decoder of equal layers. ``linears`` and ``layer_parameters`` are those of one decoder layer.
 
     Attributes:
-        num_layers: decoder layers.
         hidden: width of the residual stream, d.
-        query_width: of all query heads together, q.
-        key_width: of all key heads together, k.
-        num_heads: query heads, h.
-        vocabulary: tokens, V.
+        query_width: width of all query heads together, q.
+        key_width: width of all key heads together, k.
+        num_heads: number of query heads, h.
+        vocabulary: number of tokens, V.
         head: name of the output head's layer.
-        tied: whether embedding and head are one weight.
+        tied: whether the token embedding and the head are one weight.
         gated: whether the MLP multiplies two branches.
         intermediate: width of the MLP, f.
-        norm_widths: features that each norm of a decoder layer reads a token.
-        linears: of a decoder layer.
-        layer_parameters: of a decoder layer.
-        embedding_parameters: of the token embedding.
-        other_parameters: last norm, and an untied head.
+        norm_widths: for each norm of a decoder layer, the number of features that it reads of a token.
+        other_parameters: weights of the last norm, and of a head that is not tied.
     """
 
     num_layers: int
@@ -75,17 +74,17 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Weights of the model."""
+        """The number of weights of the model."""
         return self.num_layers * self.layer_parameters + self.embedding_parameters + self.other_parameters
 
     @property
     def head_parameters(self) -> int:
-        """Weights of the output head, tied or not."""
+        """The number of weights of the output head, tied or not."""
         return self.vocabulary * self.hidden
 
 
 def layer_weights(layer: nn.Module) -> int:
-    """Weights of the matrices that a decoder layer multiplies a token with, packed to 4 bits or not; no adapters."""
+    """Return how many weights the matrices of a decoder layer have, packed to 4 bits or not, without adapters."""
     from torch import nn
 
     return sum(
@@ -98,10 +97,10 @@ def layer_weights(layer: nn.Module) -> int:
 
 
 def model_shape(config: PreTrainedConfig) -> ModelShape:
-    """Sizes of the model that ``config`` describes, read off the model itself, built without memory.
+    """Return the sizes of the model that ``config`` describes. They are read off the model, built without memory.
 
     Raises:
-        UserError: not a dense decoder of equal layers with one embedding and one head.
+        UserError: the model is not a dense decoder of equal layers with one embedding and one head.
     """
     import torch
     from torch import nn
@@ -124,14 +123,13 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
     query_width, key_width = num_heads * width, (_size(text, "num_key_value_heads") or num_heads) * width
     named_widths = {"q_norm": query_width, "q_layernorm": query_width, "k_norm": key_width, "k_layernorm": key_width}
     modules = [(path, module) for path, module in layers[0].named_modules() if path]
-    linears = tuple(
-        # A linear layer's weight is [outputs, inputs]; the Conv1D of GPT-2 keeps it the other way round.
-        Linear(
-            path.rpartition(".")[2], _input_of(path), *module.weight.shape[:: 1 if isinstance(module, Conv1D) else -1]
-        )
-        for path, module in modules
-        if isinstance(module, nn.Linear | Conv1D)
-    )
+    linears: list[Linear] = []
+    for path, module in modules:
+        if isinstance(module, nn.Linear | Conv1D):
+            plain = isinstance(module, nn.Linear)
+            # A linear layer's weight is [outputs, inputs]; a Conv1D keeps it the other way round.
+            inputs, outputs = module.weight.shape[:: -1 if plain else 1]
+            linears.append(Linear(path.rpartition(".")[2], _input_of(path), inputs, outputs, adaptable=plain))
     return ModelShape(
         num_layers=len(layers),
         hidden=hidden,
@@ -152,7 +150,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
             for path, module in modules
             if type(module).__name__.endswith("Norm")
         ),
-        linears=linears,
+        linears=tuple(linears),
         layer_parameters=_count(layers[0]),
         embedding_parameters=embedding.weight.numel(),
         other_parameters=model.num_parameters() - embedding.weight.numel() - sum(map(_count, layers)),
@@ -160,19 +158,21 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
 
 
 def _size(config: PreTrainedConfig, name: str) -> int:
-    """A field of a config, 0 where it has none."""
+    """Return a field of a config, 0 where it has none."""
     return getattr(config, name, None) or 0
 
 
 def _equal_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder's layers, if they are of one size and none chooses among experts; else none."""
+    """Return the decoder's layers if they are of one size and none chooses among experts, else none."""
     from logotrain.model.recompute import decoder_layers
 
     if getattr(text_config(model.config), "is_heterogeneous", False):
         return []  # such a config raises where a size of its layers is asked for
     layers = decoder_layers(model.get_decoder())
     chooses = any(
-        "expert" in path or weight.ndim > _MATRIX for layer in layers for path, weight in layer.named_parameters()
+        "expert" in path or weight.ndim > 2  # experts are stacked
+        for layer in layers
+        for path, weight in layer.named_parameters()
     )
     return [] if chooses or len({_count(layer) for layer in layers}) != 1 else list(layers)
 
@@ -182,20 +182,20 @@ def _count(module: nn.Module) -> int:
 
 
 def _input_of(path: str) -> str:
-    """Name of the tensor that a linear layer reads: what enters its block, or for the last one of a block its own."""
+    """Return a name for the tensor that a linear layer reads: that of its block, or its own for the last of a block."""
     block, _, name = path.rpartition(".")
     return path if name in ("o_proj", "out_proj", "dense", "down_proj", "c_proj", "fc2") else block
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a recipe trains of a model, in weights.
+    """What a recipe trains of a model.
 
     Attributes:
-        targets: linear layers of a decoder layer with an adapter.
-        adapters: weights of all adapters.
-        embedding: whether the token embedding is trained beside them.
-        total: weights that get gradients.
+        targets: the linear layers of one decoder layer that get an adapter.
+        adapters: number of weights of all adapters.
+        embedding: whether the token embedding is trained.
+        total: number of weights that get gradients.
     """
 
     targets: tuple[Linear, ...]
@@ -205,15 +205,15 @@ class Trained:
 
 
 def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
-    """What ``recipe`` trains of a model of this shape.
+    """Return what ``recipe`` trains of a model of this shape.
 
     Raises:
         UserError: see :func:`logotrain.model.targets.adapter_targets`.
     """
     if recipe.tuning == "full":
         return Trained((), 0, True, shape.parameters)
-    names = {linear.name for linear in shape.linears}
-    chosen = adapter_targets(recipe.lora, names, shape.head, tied=shape.tied, where=recipe.model)
-    targets = tuple(linear for linear in shape.linears if linear.name in chosen.modules)
+    names = {linear.name for linear in shape.linears if linear.adaptable}
+    chosen, embedding = adapter_targets(recipe.lora, names, shape.head, tied=shape.tied, where=recipe.model)
+    targets = tuple(linear for linear in shape.linears if linear.name in chosen)
     adapters = shape.num_layers * recipe.lora.rank * sum(linear.inputs + linear.outputs for linear in targets)
-    return Trained(targets, adapters, chosen.embedding, adapters + chosen.embedding * shape.embedding_parameters)
+    return Trained(targets, adapters, embedding, adapters + embedding * shape.embedding_parameters)

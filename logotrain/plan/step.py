@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 from logotrain.plan.shape import ModelShape
-from logotrain.recipe.settings import TrainRecipe, scores_prompt
+from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe, scores_prompt
 from logotrain.rows.layout import RowLayout
-
-if TYPE_CHECKING:
-    from logotrain.attention.shared_prefix import Backend
-    from logotrain.model.recompute import Recompute
-
-Strategy = Literal["replicate", "shard"]
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What memory and work of a step follow from. ``dataclasses.replace`` asks what another choice would need.
+    """All that the memory and the work of a step follow from.
 
     Attributes:
-        shape: sizes of the model.
-        recipe: what is trained, and how.
-        row: the largest row.
-        recompute: what the backward pass computes again.
-        strategy: who holds which weights.
+        row: the largest row of the run.
         world_size: number of processes.
-        backend: what computes the attention.
-        num_rows: rows of a process in a step; from the second one on gradients are there before the forward pass.
-        device_bytes: memory of a device; None: no limit is known.
+        num_rows: number of rows of one process in a step. From the second one on, gradients are in memory before the
+            forward pass.
+        device_bytes: memory of one device; None if no limit is known.
     """
 
     shape: ModelShape
@@ -44,8 +33,8 @@ class StepPlan:
 
     @property
     def scored_positions(self) -> int:
-        """Positions of the row that the output head reads."""
-        scored = sum(sum(sample.response_lengths) for sample in self.row.samples)
+        """The number of positions of the row that the output head reads."""
+        scored = sum(self.row.response_lengths)
         if scores_prompt(self.recipe.objective):
             scored += sum(sample.prompt_length - 1 for sample in self.row.samples)
         return scored

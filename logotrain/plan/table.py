@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from rich.console import Group
 from rich.table import Table
 
 from logodata.common.errors import UserError
-from logotrain.attention.shared_prefix import Backend
-from logotrain.model.recompute import Recompute
+from logotrain.attention.shared_prefix import choose_backend
 from logotrain.plan.assumed import PlannedData
 from logotrain.plan.choices import (
     CARDS,
     USED_SHARE,
+    check_recompute,
     choose_recompute,
     choose_strategy,
     memory_by_recompute,
@@ -26,8 +27,8 @@ from logotrain.plan.choices import (
 )
 from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
 from logotrain.plan.shape import model_shape, trained_weights
-from logotrain.plan.step import StepPlan, Strategy
-from logotrain.recipe.settings import TrainRecipe, uses_rejected
+from logotrain.plan.step import StepPlan
+from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe, uses_rejected
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import largest_row, pack_rows
@@ -49,12 +50,12 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Whether the card holds a row of one sample.
+    """Whether the card holds a row of one sample, whose responses are all as long as the longest of the data.
 
     Attributes:
-        prompt: tokens of its prompt.
-        num_rejected: dis-preferred responses; all responses are as long as the longest of the data.
-        recompute: the fastest choice that fits; None for none.
+        prompt: length of the prompt, in tokens.
+        num_rejected: number of dis-preferred responses.
+        recompute: the fastest choice that fits; None if none does.
         total: bytes that each choice needs.
     """
 
@@ -66,30 +67,17 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """Estimates of a run. Sizes in bytes, work in FLOPs.
+    """Estimates of a run. Work is in FLOPs, and includes what is computed again. Values per step or sample are means.
 
     Attributes:
-        model: its name.
-        card: the name of the device.
-        num_gpus: how many of them.
-        attention: what computes the attention.
         assumption: what was assumed in place of data; empty if nothing was.
-        parameters: weights of the model.
-        largest_row: its tokens.
-        tokens_per_step: mean over steps.
-        total_steps: of the run.
-        flops_per_sample: mean, with what is computed again.
-        reference_flops_per_sample: of a row a response with all logits, all computed again.
-        flops_per_step: mean.
-        strategy: who holds which weights.
-        strategy_reason: why.
-        recompute: what the backward pass computes again.
-        recompute_reason: why.
-        memory: of one process, by choice of recompute.
+        largest_row: length of the longest row, in tokens.
+        reference_flops_per_sample: see :func:`logotrain.plan.choices.reference_flops`.
+        memory: memory of one process under each choice of recompute.
         fits: what fits the card, by length of the prompt and number of dis-preferred responses.
-        misfit: what is needed and what is there, where the largest row does not fit the card; empty if it fits.
-        remedies: changes to recipe or options that each make it fit.
-        seconds_per_step: expected; None where the card has no rate, or the run does not fit it.
+        misfit: if the largest row does not fit the card, what it needs and what the card has; else empty.
+        remedies: changes to recipe or options, each of which makes it fit.
+        seconds_per_step: None if the card has no known rate, or the run does not fit it.
     """
 
     model: str
@@ -118,22 +106,21 @@ class RunPlan:
         """Refuse a run that the card cannot hold.
 
         Raises:
-            UserError: it does not fit; says what would.
+            UserError: the run does not fit; the message says what would.
         """
         if self.misfit:
-            alone = f"each of these fits: {'; '.join(self.remedies)}"
-            together = (
-                "no single change helps: take shorter prompts, more GPUs with parallel.strategy=shard, tuning=qlora"
-            )
-            raise UserError(f"does not fit: {self.misfit}", where=self.model, mend=alone if self.remedies else together)
+            mend = "no single change helps: take shorter prompts, more GPUs with parallel.strategy=shard, tuning=qlora"
+            if self.remedies:
+                mend = f"each of these fits: {'; '.join(self.remedies)}"
+            raise UserError(f"does not fit: {self.misfit}", where=self.model, mend=mend)
 
     @property
     def hours(self) -> float | None:
-        """Hours that the whole run takes; None where a step's seconds are not known."""
+        """The hours that the whole run takes; None if the seconds of a step are not known."""
         return None if self.seconds_per_step is None else self.seconds_per_step * self.total_steps / 3600
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for other programs."""
+        """Return all fields as JSON values, for other programs."""
         values = asdict(self)
         for choice, estimate in self.memory.items():
             values["memory"][choice] |= {"allocated": estimate.allocated, "total": estimate.total}
@@ -144,7 +131,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     """Estimate the run of ``recipe`` on ``num_gpus`` devices of the kind ``card``, a name of ``CARDS``.
 
     Raises:
-        UserError: the model cannot be trained or estimated, or an adapter's target is not in it.
+        UserError: the model cannot be trained or estimated, or the card does not run what the recipe asks for.
     """
     shape = model_shape(planned.config)
     trained = trained_weights(shape, recipe)
@@ -152,18 +139,21 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     layouts = [collator.layout(sample) for sample in planned.data.samples]
     samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
     rows_per_step = max(1, math.ceil(samples_per_step / _samples_per_row(layouts, recipe.row_tokens)))
+    device = torch.device("cpu" if card == "cpu" else "cuda")
+    backend, _ = choose_backend(recipe.attention, device, getattr(torch, recipe.dtype), here=False)
     step = StepPlan(
         shape=shape,
         recipe=recipe,
         row=largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple),
         world_size=num_gpus,
-        backend=_backend(recipe, card),
+        backend=backend,
         num_rows=math.ceil(rows_per_step / num_gpus),
         device_bytes=CARDS[card].memory_bytes,
     )
     strategy, strategy_reason = choose_strategy(step)
     step = replace(step, strategy=strategy)
     recompute, recompute_reason = choose_recompute(step)
+    check_recompute(recompute, step.backend)
     step = replace(step, recompute=recompute)
 
     memory = memory_by_recompute(step)
@@ -201,7 +191,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
 
 
 def _remedies(step: StepPlan, fits: Sequence[Fit]) -> list[str]:
-    """Single changes under which the step's row, or one of a shorter prompt, fits."""
+    """Return single changes under which the step's row, or one with a shorter prompt, fits."""
     recipe = step.recipe
     asked = None if recipe.recompute == "auto" else recipe.recompute
     smallest = replace(step, recompute=asked or "full")
@@ -235,27 +225,20 @@ def _remedies(step: StepPlan, fits: Sequence[Fit]) -> list[str]:
         for fit in fits
         if fit.num_rejected == num_rejected and fit.total[asked or "full"] <= (step.device_bytes or 0)
     ]
-    return [*found, *([f"prompts of {max(prompts)} tokens"] if prompts else [])]
+    if prompts:
+        found.append(f"prompts of {max(prompts)} tokens")
+    return found
 
 
 def _samples_per_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> float:
-    """Mean over the rows of a step."""
+    """Return the mean number of samples of a row."""
     if len(layouts) > 1:
         return len(layouts) / len(pack_rows(layouts, row_tokens))
     return max(1, (row_tokens or 0) // layouts[0].total_length)
 
 
-def _backend(recipe: TrainRecipe, card: str) -> Backend:
-    """The back end that :func:`logotrain.attention.shared_prefix.choose_backend` will take on the card."""
-    if recipe.attention != "auto":
-        return recipe.attention
-    if card == "cpu":
-        return "sdpa"
-    return "flash" if recipe.dtype == "bfloat16" else "flex"
-
-
 def _fits(step: StepPlan, response: int) -> list[Fit]:
-    """What fits with one sample a row and responses of ``response`` tokens; nothing is said where there is no limit."""
+    """Return what fits with one sample a row and responses of ``response`` tokens; nothing if memory has no limit."""
     if step.device_bytes is None:
         return []
     found = []
@@ -269,7 +252,7 @@ def _fits(step: StepPlan, response: int) -> list[Fit]:
 
 
 def render(plan: RunPlan) -> Group:
-    """Tables for a person."""
+    """Return the plan as tables for the terminal."""
     card = CARDS[plan.card]
     run = Table("run", "", title=f"{plan.model} on {plan.num_gpus} x {plan.card}", title_justify="left")
     parameters = plan.parameters
@@ -298,7 +281,7 @@ def render(plan: RunPlan) -> Group:
 
     memory = Table("memory of a device", *plan.memory, title_justify="left")
     estimates = plan.memory.values()
-    for name in dict.fromkeys(name for estimate in estimates for name in estimate.parts):
+    for name in dict.fromkeys(part for estimate in estimates for part in estimate.parts):
         memory.add_row(name, *(gigabytes(estimate.parts.get(name, 0)) for estimate in estimates))
     memory.add_row("context, fragments", *(gigabytes(estimate.reserve) for estimate in estimates))
     memory.add_section()

@@ -1,11 +1,14 @@
-"""Defaults that depend on the run: the learning rate without a recipe, and the dtype for the device."""
+"""Read the recipe of a run, and take the defaults that depend on the run: the learning rate and the dtype."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
+from logodata.common.console import note
 from logodata.common.files import read_json
+from logodata.common.recipes.files import shipped_recipes
+from logodata.common.recipes.reading import as_overrides, load_recipe
 from logotrain.recipe.settings import TrainRecipe
 
 ADAPTER_LR = 5e-6
@@ -14,14 +17,35 @@ ADAPTER_LR = 5e-6
 It is ten times the paper's 5e-7, which full tuning takes. In alignment-handbook too, zephyr-7b-dpo-qlora has ten times
 the rate of zephyr-7b-dpo-full."""
 
-_ON_CPU: Literal["float32"] = "float32"
 
+def load_train_recipe(
+    file: Path | None, model: str | None, overrides: Sequence[str], **fields: object
+) -> tuple[TrainRecipe, Path | None]:
+    """Read the recipe of a training, and return it with the file that it was read from.
 
-def without_recipe(recipe: TrainRecipe) -> TrainRecipe:
-    """Return ``recipe`` with :data:`ADAPTER_LR` if it trains adapters and sets no learning rate."""
-    if recipe.tuning == "full" or "lr" in recipe.optimizer.model_fields_set:
-        return recipe
-    return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": ADAPTER_LR})})
+    Without a file ``--model embedded`` takes the shipped embedded.yaml, and any other model the defaults, with a
+    learning rate for what is trained.
+
+    Args:
+        file: the recipe.
+        model: the value of ``--model``.
+        overrides: ``key=value``; options hold over them.
+        fields: the values of other options, by dotted key; None if an option is not given.
+
+    Raises:
+        UserError: see :func:`logodata.common.recipes.reading.load_recipe`.
+    """
+    overrides = [*overrides, *as_overrides({"model": model, **fields})]
+    if file is None and model == "embedded":
+        file = shipped_recipes() / "embedded.yaml"
+        note("--model embedded: settings of recipes/embedded.yaml (model=embedded alone takes the defaults)")
+    recipe = load_recipe(TrainRecipe, "train", file, overrides)
+    if file is None:
+        if recipe.tuning != "full" and "lr" not in recipe.optimizer.model_fields_set:
+            recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": ADAPTER_LR})})
+        rate = f"optimizer.lr={recipe.optimizer.lr:g} for tuning={recipe.tuning}"
+        note(f"no recipe: the paper's settings for Llama-3-8B, and {rate}; --dry-run shows them all")
+    return recipe, file
 
 
 def with_dtype(recipe: TrainRecipe, *, gpu: bool) -> TrainRecipe:
@@ -29,17 +53,14 @@ def with_dtype(recipe: TrainRecipe, *, gpu: bool) -> TrainRecipe:
 
     In bfloat16 a step takes minutes on most CPUs.
     """
-    return recipe if gpu or "dtype" in recipe.model_fields_set else recipe.model_copy(update={"dtype": _ON_CPU})
+    return recipe if gpu or "dtype" in recipe.model_fields_set else recipe.model_copy(update={"dtype": "float32"})
 
 
 def dtype_of_run(recipe: TrainRecipe, bound: Path | None) -> tuple[TrainRecipe, str]:
     """Return ``recipe`` with the dtype of the run, and the reason if that differs from the recipe's, else "".
 
     The recipe's dtype is taken if it sets one, else the dtype with which the run began, else the one for this machine.
-
-    Args:
-        recipe: the recipe of the run.
-        bound: JSON file of the recipe that the run is bound to; None before its first step.
+    ``bound`` is the JSON file of the recipe that the run is bound to; None before its first step.
     """
     if "dtype" in recipe.model_fields_set:
         return recipe, ""

@@ -191,53 +191,37 @@ _ANSWERS = {
 
 NAMES = by_name(_ANSWERS)
 
-VALUES = {
+_VALUES = {
     "dtype": {
-        "bf16": "bfloat16",
-        "fp32": "float32",
-        "float": "float32",
-        "torch.bfloat16": "bfloat16",
-        "torch.float32": "float32",
-        "fp16": "bfloat16 or float32; float16 is not trained in",
-        "float16": "bfloat16 or float32; float16 is not trained in",
-        "half": "bfloat16 or float32; float16 is not trained in",
-        "auto": "left out: bfloat16 on a GPU, float32 on a CPU",
+        "bfloat16": "bf16 torch.bfloat16",
+        "float32": "fp32 float torch.float32",
+        "bfloat16 or float32; float16 is not trained in": "fp16 float16 half",
+        "left out: bfloat16 on a GPU, float32 on a CPU": "auto",
     },
-    "optimizer": dict.fromkeys(
-        ("adamw", "adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"),
-        "AdamW always, its state float32; set optimizer.lr and its other fields",
-    ),
-    "max_steps": {"-1": "null: all epochs"},
-    "data.max_samples": {"-1": "null: all"},
-    "checkpoint.keep": {"-1": "null: all", "0": "null: all"},
+    "optimizer": {
+        "AdamW always, its state float32; set optimizer.lr and its other fields": (
+            "adamw adamw_torch adamw_torch_fused adamw_hf adamw_8bit adamw_bnb_8bit paged_adamw_8bit"
+        ),
+    },
+    "max_steps": {"null: all epochs": "-1"},
+    "data.max_samples": {"null: all": "-1"},
+    "checkpoint.keep": {"null: all": "-1 0"},
     "objective.name": {
-        "sigmoid": "dpo",
-        "orpo": ": simpo and cpo are its neighbours without a reference model",
-        "ipo": ": dpo is its neighbour",
-        "hinge": ": dpo is its neighbour",
-        "kto": ": the data are pairs, dpo takes them",
+        "dpo": "sigmoid",
+        ": simpo and cpo are its neighbours without a reference model": "orpo",
+        ": dpo is its neighbour": "ipo hinge",
+        ": the data are pairs, dpo takes them": "kto",
     },
-    "tuning": {"none": "full", "peft": "lora", "full_finetuning": "full", "qdora": "qlora", "dora": "lora"},
+    "tuning": {"full": "none full_finetuning", "lora": "peft dora", "qlora": "qdora"},
     "attention": {
-        "flash_attention_2": "flash",
-        "flash_attention_3": "flash",
-        "flash_attn": "flash",
-        "fa2": "flash",
-        "flex_attention": "flex",
-        "eager": "sdpa",
+        "flash": "flash_attention_2 flash_attention_3 flash_attn fa2",
+        "flex": "flex_attention",
+        "sdpa": "eager",
     },
-    "recompute": {"True": "full", "False": "none", "unsloth": "full"},
-    "optimizer.schedule": {
-        "constant_with_warmup": "constant",
-        "cosine_with_restarts": "cosine, without restarts",
-    },
-    "parallel.strategy": {
-        "fsdp": "shard",
-        "fsdp2": "shard",
-        "zero3": "shard",
-        "deepspeed": "shard",
-        "ddp": "replicate",
-        "full_shard": "shard",
-    },
-    "rope.type": {"dynamic": "ntk, of a fixed factor: a prompt is shared, whatever the length of the row"},
+    "recompute": {"full": "True unsloth", "none": "False"},
+    "optimizer.schedule": {"constant": "constant_with_warmup", "cosine, without restarts": "cosine_with_restarts"},
+    "parallel.strategy": {"shard": "fsdp fsdp2 zero3 deepspeed full_shard", "replicate": "ddp"},
+    "rope.type": {"ntk, of a fixed factor: a prompt is shared, whatever the length of the row": "dynamic"},
 }
+
+VALUES = {field: by_name(answers) for field, answers in _VALUES.items()}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
-from logodata.common.recipes.files import shipped_recipes
-from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
+from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, Tokens
 from logotrain.recipe.foreign_names import NAMES, VALUES
+
+Backend = Literal["flash", "flex", "sdpa"]
+"""What computes the attention."""
+
+Recompute = Literal["none", "selective", "full"]
+"""What the backward pass of a layer computes again, from the fastest choice to the smallest."""
+
+Strategy = Literal["replicate", "shard"]
+"""Whether each process holds all weights or a share of them."""
 
 ALL_LINEAR = "all-linear"
 """The entry of ``lora.target_modules`` that means all linear layers, as in PEFT."""
@@ -190,7 +197,7 @@ class OptimizerSettings(RecipeModel):
 class ParallelSettings(RecipeModel):
     """How the processes that torchrun started share the work."""
 
-    strategy: Literal["auto", "replicate", "shard"] = "auto"
+    strategy: Literal["auto", Strategy] = "auto"
     """``replicate``: every process holds the model, and gradients are summed once per step. ``shard``: FSDP2 splits
     weights, gradients and optimizer state. ``auto`` shards a model that one device cannot hold, and all full tuning."""
 
@@ -287,10 +294,10 @@ class TrainRecipe(RecipeModel):
     """Samples share a row of up to this many tokens; a longer sample is refused. With null each sample has its own row,
     of any length."""
 
-    attention: Literal["auto", "flash", "flex", "sdpa"] = "auto"
+    attention: Literal["auto", Backend] = "auto"
     """Back end that computes the attention. ``auto`` takes flash, else flex, on a GPU, and sdpa elsewhere."""
 
-    recompute: Literal["auto", "none", "selective", "full"] = "auto"
+    recompute: Literal["auto", Recompute] = "auto"
     """What the backward pass recomputes: nothing (``none``), all but the attention (``selective``), or all (``full``,
     one more forward pass and the least memory). Gradients are equal. ``auto`` takes the first of these that fits the
     device's memory."""
@@ -327,39 +334,6 @@ class TrainRecipe(RecipeModel):
     def narrow_adapters(self) -> bool:
         """Whether float32 adapters compute in bfloat16, as their base model does."""
         return self.tuning != "full" and self.dtype == "bfloat16"
-
-
-def load_train_recipe(
-    file: Path | None, model: str | None, overrides: Sequence[str], **fields: object
-) -> tuple[TrainRecipe, Path | None]:
-    """Read the recipe of a training from its file, options and overrides.
-
-    Args:
-        file: a recipe; without one ``--model embedded`` takes the shipped embedded.yaml, and any other model the
-            defaults, with a learning rate for what is trained.
-        model: the model to train.
-        overrides: ``key=value``; options hold over them.
-        fields: what other options say, by dotted key; None says nothing.
-
-    Returns:
-        the recipe, and the file that it was read from.
-
-    Raises:
-        UserError: see :func:`logodata.common.recipes.reading.load_recipe`.
-    """
-    from logodata.common.console import note
-    from logotrain.recipe.defaults import without_recipe
-
-    overrides = [*overrides, *as_overrides({"model": model, **fields})]
-    if file is None and model == "embedded":
-        file = shipped_recipes() / "embedded.yaml"
-        note("--model embedded: settings of recipes/embedded.yaml (model=embedded alone takes the defaults)")
-    recipe = load_recipe(TrainRecipe, "train", file, overrides)
-    if file is None:
-        recipe = without_recipe(recipe)
-        rate = f"optimizer.lr={recipe.optimizer.lr:g} for tuning={recipe.tuning}"
-        note(f"no recipe: the paper's settings for Llama-3-8B, and {rate}; --dry-run shows them all")
-    return recipe, file
 
 
 def uses_rejected(settings: ObjectiveSettings) -> bool:

@@ -28,14 +28,12 @@ class Row:
     """A row of N tokens: ``[prompt | chosen | rejected 1 | ... | rejected M]`` for each of its samples, then padding.
 
     Attributes:
-        sample_ids: ids of the samples, for messages.
         input_ids: int64 [1, N].
         position_ids: int64 [1, N]; each response continues from its prompt's last position.
         gather_index: int64 [T], indices into the row. The hidden state at ``gather_index[t]`` predicts ``targets[t]``.
         targets: int64 [T], ids of the tokens that are scored.
         num_targets: for each sample, the number of targets in its prompt (0 unless prompts are scored) and in each
             response.
-        layout: where prompts, responses and padding lie in the row.
     """
 
     sample_ids: tuple[str, ...]
@@ -64,9 +62,7 @@ class Collator:
     """Makes rows from samples.
 
     Attributes:
-        positions: how positions are drawn for the prompts.
         target_length: all positions are below this length, in tokens.
-        seed: seed of the position draws.
         uses_rejected: whether rows hold the dis-preferred responses; SFT needs none.
         scores_prompt: whether the prompt's tokens, all but the first, are targets too (SFT over the whole sequence).
         pad_to_multiple: rows are padded to a multiple of this many tokens.
@@ -96,7 +92,7 @@ class Collator:
         return SharedPrefixLayout(len(sample.prompt_ids), tuple(map(len, self._responses(sample))))
 
     def __call__(self, draws: Sequence[Draw]) -> Row:
-        """The row of these draws, each with the positions that belong to this seed and its epoch.
+        """Return the row of these draws, each with the positions that belong to this seed and its epoch.
 
         The positions of a sample depend on the seed, the epoch and the sample alone, not on the other samples of the
         row or the number of processes.

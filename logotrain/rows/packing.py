@@ -11,22 +11,13 @@ from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 def attention_share(query_width: int, layer_weights: int) -> float:
     """Return the FLOPs of attending to one token, divided by the FLOPs of one token's linear layers.
 
-    Attention costs 4 FLOPs for each query feature, a linear layer 2 for each weight.
-
-    Args:
-        query_width: width of all query heads of one layer together.
-        layer_weights: number of weights in the matrices of one layer.
+    Attention costs 4 FLOPs for each feature of a layer's query heads, a linear layer 2 for each of its weights.
     """
     return 2 * query_width / layer_weights
 
 
 def row_cost(layouts: Sequence[SharedPrefixLayout], attention_share: float) -> float:
-    """Return the cost of a row, where the linear layers of one token cost 1.
-
-    Args:
-        layouts: samples of the row.
-        attention_share: cost of attending to one token, see :func:`attention_share`.
-    """
+    """Return the cost of a row, where the linear layers of one token cost 1 (see :func:`attention_share`)."""
     total = 0.0
     for layout in layouts:
         prompt = layout.prompt_length
@@ -38,17 +29,14 @@ def row_cost(layouts: Sequence[SharedPrefixLayout], attention_share: float) -> f
 def pack_rows(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> list[list[int]]:
     """Return the indices of the samples of each row, packed by first-fit decreasing.
 
-    The samples of a row are in the order of ``layouts``, and so are the rows, by their first samples.
-
-    Args:
-        layouts: layout of each sample.
-        row_tokens: largest number of tokens in a row; None gives every sample its own row.
+    The samples of a row are in the order of ``layouts``, and so are the rows, by their first samples. A row has at most
+    ``row_tokens`` tokens; None gives every sample its own row.
     """
     if row_tokens is None:
         return [[index] for index in range(len(layouts))]
     rows: list[list[int]] = []
     free: list[int] = []
-    for index in sorted(range(len(layouts)), key=lambda at: (-layouts[at].total_length, at)):
+    for index in sorted(range(len(layouts)), key=lambda at: -layouts[at].total_length):
         length = layouts[index].total_length
         row = next((number for number, room in enumerate(free) if room >= length), None)
         if row is None:
@@ -65,15 +53,11 @@ def assign_rows(costs: Sequence[float], world_size: int) -> list[list[int]]:
 
     The rows are assigned from the most expensive to the cheapest, each to the process with the lowest cost so far. No
     process gets more than ``ceil(rows / world_size)``, because sharded processes must all run equally many rows.
-
-    Args:
-        costs: cost of each row.
-        world_size: number of processes.
     """
     most = math.ceil(len(costs) / world_size)
     assigned: list[list[int]] = [[] for _ in range(world_size)]
     load = [0.0] * world_size
-    for index in sorted(range(len(costs)), key=lambda at: (-costs[at], at)):
+    for index in sorted(range(len(costs)), key=lambda at: -costs[at]):
         rank = min((rank for rank in range(world_size) if len(assigned[rank]) < most), key=lambda rank: load[rank])
         assigned[rank].append(index)
         load[rank] += costs[index]

@@ -49,8 +49,6 @@ def draw_positions(
         chunk_spans: ``[start, end)`` of each chunk in the prompt, in order, without overlap; read by the paper's modes.
         target_length: all positions are below this length, K.
         reserve: number of positions kept free after the prompt, for the longest response.
-        mode: how gaps are placed.
-        rng: source of the biases.
 
     Returns:
         An int64 array [P], strictly increasing, its last element below ``target_length - reserve``.

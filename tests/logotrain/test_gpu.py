@@ -16,8 +16,8 @@ from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.transformers_engine import TransformersEngine
 from logoeval.tasks.needles.attention_trace import trace_answers
 from logoeval.tasks.perplexity import token_nlls
-from logotrain.attention.shared_prefix import Backend, use_shared_prefix
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.attention.shared_prefix import use_shared_prefix
+from logotrain.recipe.settings import Backend, TrainRecipe
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.run import run
 

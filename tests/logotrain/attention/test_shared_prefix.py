@@ -38,7 +38,8 @@ from transformers import (
 from logodata.common.errors import UserError
 from logotrain.attention import kernels
 from logotrain.attention.kernels import Sequences
-from logotrain.attention.shared_prefix import Backend, check_config, choose_backend, use_shared_prefix
+from logotrain.attention.shared_prefix import check_config, choose_backend, use_shared_prefix
+from logotrain.recipe.settings import Backend
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 VOCABULARY = 61

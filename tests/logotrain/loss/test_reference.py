@@ -114,7 +114,7 @@ def test_what_is_lost_after_the_first_step_is_not_computed_with_the_trained_mode
     whole = path.read_text()
     lines = whole.splitlines(keepends=True)
     path.write_text("".join([*lines[:-1], "{}\n"]))
-    with pytest.raises(UserError, match=r"reference\.jsonl:12: damaged record \(.*another -o\)") as caught:
+    with pytest.raises(UserError, match=r"reference\.jsonl:12: damaged: lacks 'id' \(.*another -o\)") as caught:
         run(recipe, path.parent)
     assert "delete the line" not in str(caught.value)
     path.write_text("".join(lines[:-1]))

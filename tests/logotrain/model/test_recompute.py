@@ -22,7 +22,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from logodata.common.errors import UserError
 from logotrain.attention import kernels
 from logotrain.attention.shared_prefix import use_shared_prefix
-from logotrain.model.recompute import Recompute, check_recompute, checkpoint_layers, compile_layers, decoder_layers
+from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
+from logotrain.recipe.settings import Recompute
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 CHOICES: tuple[Recompute, ...] = ("none", "selective", "full")
@@ -180,13 +181,7 @@ def test_layers_are_the_outermost_ones(model: nn.Module) -> None:
         decoder_layers(nn.Linear(2, 2))
 
 
-def test_refuses_what_would_not_do_what_it_says(tiny_model: LlamaForCausalLM) -> None:
-    for choice in CHOICES:
-        check_recompute(choice, "sdpa")
-        check_recompute(choice, "flash")
-    check_recompute("full", "flex")
-    with pytest.raises(UserError, match=r"recompute=selective.*FlexAttention.*recompute=full"):
-        check_recompute("selective", "flex")
+def test_compiling_comes_first(tiny_model: LlamaForCausalLM) -> None:
     checkpoint_layers(tiny_model, "full")
     with pytest.raises(ValueError, match="before checkpoint_layers"):
         compile_layers(tiny_model)

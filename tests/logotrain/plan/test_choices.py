@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 from logodata.common.errors import UserError
 from logotrain.plan.choices import (
     CARDS,
+    check_recompute,
     check_strategy,
     choose_recompute,
     choose_strategy,
@@ -93,7 +94,15 @@ def test_recompute_is_the_first_that_fits() -> None:
     assert choose(recipe, selective - 1) == ("replicate", "full")
     assert choose(recipe, full - 1) == ("replicate", "full")
     assert choose(recipe_of(recompute="none"), 1) == ("replicate", "none")
-    assert "selective" not in recompute_choices("flex")
+
+
+def test_flex_attention_has_nothing_to_keep() -> None:
+    assert recompute_choices("sdpa") == recompute_choices("flash") == ("none", "selective", "full")
+    assert recompute_choices("flex") == ("none", "full")
+    check_recompute("selective", "flash")
+    check_recompute("full", "flex")
+    with pytest.raises(UserError, match=r"recompute=selective.*FlexAttention.*recompute=full"):
+        check_recompute("selective", "flex")
 
 
 def test_what_one_device_cannot_hold_is_shared() -> None:

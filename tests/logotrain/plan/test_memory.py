@@ -9,13 +9,11 @@ import torch
 from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from benchmarks.simulate import Simulated, simulate_step
-from logotrain.attention.shared_prefix import Backend
 from logotrain.loss import logprobs
-from logotrain.model.recompute import Recompute
 from logotrain.plan.memory import estimate_memory
 from logotrain.plan.shape import model_shape, trained_weights
-from logotrain.plan.step import StepPlan, Strategy
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.plan.step import StepPlan
+from logotrain.recipe.settings import Backend, Recompute, Strategy, TrainRecipe
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -13,7 +13,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from logodata.common.errors import UserError
-from logotrain.plan.shape import ModelShape, model_shape
+from logotrain.model.adapters import add_adapters
+from logotrain.plan.shape import ModelShape, model_shape, trained_weights
+from logotrain.recipe.settings import TrainRecipe
 
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "word_embed_proj_dim"), 32),
@@ -90,3 +92,14 @@ def test_a_shape_is_that_of_the_model_or_one_line(family: str) -> None:
         assert sum(linear.weights for linear in shape.linears) <= shape.layer_parameters
         assert shape.query_width == 32
         assert 8 <= shape.key_width <= 32
+
+
+@pytest.mark.parametrize("target", ["c_attn", "all-linear"])
+def test_what_takes_no_adapter_is_refused_by_plan_and_training_in_one_line(target: str) -> None:
+    config = tiny("gpt2")  # its Conv1D are no linear layers
+    recipe = TrainRecipe.model_validate({"model": "m", "lora": {"target_modules": [target]}})
+    with pytest.raises(UserError, match=f"no layer '{target}' in the model") as planned:
+        trained_weights(model_shape(config), recipe)
+    with pytest.raises(UserError) as trained:
+        add_adapters(AutoModelForCausalLM.from_config(config), recipe.lora, name="m")
+    assert str(planned.value) == str(trained.value)
