@@ -37,9 +37,8 @@ import numpy as np
 from evidence import pools_of
 from logodata.build.preparing import Pool, PreparedQuestion, QuestionPreparer
 from logodata.common.errors import UserError, run_command
-from logodata.contexts.chunking import ChunkingSettings
-from logodata.contexts.draw import ContextSettings
-from logodata.contexts.scores import EvaluatorSettings, open_evaluator
+from logodata.contexts.scores import open_evaluator
+from logodata.contexts.settings import ChunkingSettings, ContextSettings, EvaluatorSettings
 from logodata.contract import Document
 from logodata.engines import GenerationRequest
 from logodata.models.facts import model_window
@@ -178,7 +177,13 @@ def plan_requests(arguments: argparse.Namespace, preferred: str) -> list[list[Ge
         every = [one for pool in preparer.pools([few]) for one in preparer.prepare_pool(pool, evaluator)]
         whole = [one for one in every if isinstance(one, PreparedQuestion)]
         if len(whole) == arguments.questions_per_document:
-            found.append([replace(r, id=f"{preferred}/{r.id}") for one in whole for r in one.requests])
+            found.append(
+                [
+                    replace(r, id=f"{preferred}/{r.id}")
+                    for one in whole
+                    for r in (*one.preferred, *one.rejected.values())
+                ]
+            )
         if len(found) == arguments.generation_documents:
             return found
     raise UserError(f"only {len(found)} documents have enough questions and chunks", mend="see --generation-documents")

@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 
 from logodata.build.preparing import Pool, QuestionPreparer
 from logodata.common.errors import UserError, run_command
-from logodata.contexts.chunking import ChunkingSettings
-from logodata.contexts.scores import MEMBERS, Evaluator, EvaluatorSettings, fuse, open_evaluator
+from logodata.contexts.scores import MEMBERS, Evaluator, fuse, open_evaluator
+from logodata.contexts.settings import ChunkingSettings, EvaluatorSettings
 from logodata.contract import Document, Question
 from logodata.models.facts import model_window
 from logodata.models.loading import load_tokenizer

@@ -45,6 +45,7 @@ from fault_proxy import IN_VAIN, Counts, FaultProxy, Plan, draw_faults, outside,
 from logodata.common.errors import UserError, run_command
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.openai_engine import OpenAIEngine
+from logodata.engines.settings import EngineSettings
 from logodata.models.loading import load_tokenizer, resolve_model
 from logodata.prompts import encode_text, turn_end_ids
 from process_state import anonymous_mib
@@ -333,7 +334,7 @@ def assess(
 def measure_requests(arguments: argparse.Namespace, vllm: Vllm, model: str) -> dict[str, Any]:
     """Against vLLM."""
     requests = draw_requests(arguments.requests, arguments.seed)
-    engine = OpenAIEngine([vllm.proxy.url], model, first_wait_s=1.0, **ENGINE)
+    engine = OpenAIEngine(EngineSettings(base_urls=(vllm.proxy.url,), **ENGINE), model)
     plan = make_plan(arguments.seed, len(requests), {KILL_AT: vllm.kill_and_restart})
     lives: list[list[dict[str, Any]]] = []
 
@@ -363,7 +364,7 @@ def measure_paced(arguments: argparse.Namespace) -> dict[str, Any]:
             proxy.come_up()
             proxy.counts.outages.append((began, time.monotonic()))
 
-        engine = OpenAIEngine([proxy.url], "stub", first_wait_s=1.0, **ENGINE)
+        engine = OpenAIEngine(EngineSettings(base_urls=(proxy.url,), **ENGINE), "stub")
         plan = make_plan(arguments.seed, len(requests), {KILL_AT: be_down})
         return assess(run_three(engine, requests, proxy, plan, lambda: None), requests, [])
 

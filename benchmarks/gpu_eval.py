@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from gpu_part import Bench, gib
 from logodata.engines import GenerationRequest, Sampling
+from logodata.engines.settings import EngineSettings
 from logodata.engines.transformers_engine import TransformersEngine
 from logoeval.tasks.needles.attention_trace import trace_answers
 from logoeval.tasks.perplexity import token_nlls
@@ -80,7 +81,7 @@ def generate(bench: Bench) -> dict[str, Any]:
     tokens: dict[str, dict[str, tuple[int, ...]]] = {}
 
     def run(name: str, parts: list[list[GenerationRequest]], **settings: int) -> None:
-        engine = TransformersEngine(model, **settings)
+        engine = TransformersEngine(model, EngineSettings(**settings))
         list(engine.generate([GenerationRequest("warm", requests[0].prompt_ids, Sampling(2, (EOS,)))]))
         started = time.perf_counter()
         found = [item for part in parts for item in engine.generate(part)]

@@ -196,8 +196,9 @@ def time_orders(model: str, requests: Sequence[GenerationRequest], rounds: int) 
     """Seconds, cached prompt tokens and token ids of one submission in the order of the prompts' tokens, and in the
     order given, in one vLLM engine. They take turns; the prefix cache is emptied before each."""
     from logodata.engines import vllm_engine
+    from logodata.engines.settings import EngineSettings
 
-    engine = vllm_engine.VllmEngine(model, dtype="float32")
+    engine = vllm_engine.VllmEngine(model, EngineSettings())
     cached = _count_cached(engine)
     orders = {"sorted": vllm_engine.cache_order, "random": list}
     list(engine.generate(requests[:2]))  # what is loaded on first use
@@ -227,9 +228,10 @@ def time_ways(model: str, documents: Sequence[Sequence[GenerationRequest]]) -> d
     """
     import torch
 
+    from logodata.engines.settings import EngineSettings
     from logodata.engines.vllm_engine import VllmEngine
 
-    engine = VllmEngine(model, dtype="float32")
+    engine = VllmEngine(model, EngineSettings())
     cached = _count_cached(engine)
 
     def run(way: str, requests: Sequence[GenerationRequest]) -> dict[str, list[int]]:

@@ -89,21 +89,20 @@ class Document(Record):
 
     @property
     def source(self) -> str:
-        """The file it stands in."""
+        """The file in which the document stands."""
         return file_of(self.where)
 
 
 def file_of(where: str) -> str:
-    """The file of a place: ``my.jsonl`` of ``my.jsonl:12``, ``org/name[train]`` of ``org/name[train]:row 3``; a text
-    file is its own place."""
+    """Return the file of a place: ``my.jsonl`` of ``my.jsonl:12``, ``org/name[train]`` of ``org/name[train]:row 3``. A
+    text file is its own place."""
     match = _PLACE.fullmatch(where)
     return match[1] if match else where
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """``token_ids`` of ``document.text[start:end]``; the chunks of a document follow each other without gap or
-    overlap."""
+    """A part ``document.text[start:end]`` of a document. Its chunks follow each other without gap or overlap."""
 
     index: int
     start: int
@@ -184,9 +183,9 @@ class PreferenceSample(Record):
 class RejectedQuestion(Record):
     """A question that gave no sample: a row of ``rejected.jsonl``.
 
-    ``where`` is the place of its document or of its own row, ``source`` the file that it counts under. ``stage`` says
-    who turned it down, ``reason`` why, and ``detail`` with which numbers. ``preferred`` and ``rejected`` are the texts
-    that were generated for it by then.
+    ``where`` is the place of its document or of its own row, and ``source`` the file that it counts under. ``stage``
+    says who rejected it, and ``detail`` with which numbers. ``preferred`` and ``rejected`` are the texts that were
+    generated for it by then.
     """
 
     id: str
@@ -213,11 +212,10 @@ class _DecisionHead(Record):
 
 
 class DecisionRow(Measures, _DecisionHead):
-    """What was decided on a response to the question ``id``: a row of ``decisions.jsonl``.
+    """The decision on a response to the question ``id``: a row of ``decisions.jsonl``.
 
-    ``rule`` is what the rules have against the response in its role. ``model_verdict`` and ``second_model_verdict`` are
-    a model judge's, None where it was not asked; the second one decides nothing. ``kept`` says whether the response
-    stands in the data set.
+    ``rule`` is what the rules have against the response in its role. The verdicts of a model judge are None where it
+    was not asked, and the second one decides nothing. ``kept`` says whether the response stands in the data set.
     """
 
     origin: ResponseOrigin
@@ -228,8 +226,8 @@ class DecisionRow(Measures, _DecisionHead):
 
 
 class QuestionOutcome(Record):
-    """What became of a question: a sample, or a row with the reason why there is none; and a decision on each response
-    that was judged."""
+    """The end of a question: a sample, or a row with the reason why there is none, and a decision on each response that
+    was judged."""
 
     id: str
     decisions: list[DecisionRow]
@@ -315,7 +313,7 @@ class EvaluatorChoice(Record):
 
 
 class Stats(GroupStats):
-    """What a build says of itself: ``stats.json``. It is the same for the same data, however they were built.
+    """The statistics of a build: ``stats.json``. They are the same for the same data, however they were built.
 
     Token counts and means are those of the kept samples, None where there is none.
     """
@@ -355,7 +353,7 @@ class PromptFingerprints(Record):
 
 
 class BuildIdentity(Record):
-    """What a build follows from besides its recipe and its source. The fields of the judge are those of a model
+    """All that a build follows from besides its recipe and its source. The fields of the judge are those of a model
     judge."""
 
     model_fingerprint: str
@@ -382,11 +380,10 @@ class _ManifestHead(Record):
 
 
 class Manifest(BuildIdentity, _ManifestHead):
-    """How a data set was made: ``manifest.json``, which is written last.
+    """The origin of a data set: ``manifest.json``, which is written last.
 
-    ``engine`` and ``judge_engine`` name what generated. ``recipe`` is the recipe as JSON
-    (:func:`logodata.dataset.files.read_recipe` reads it). ``chat_template`` is the text of the template that the recipe
-    names.
+    :func:`logodata.dataset.files.read_recipe` reads ``recipe``, which is the recipe as JSON. ``chat_template`` is the
+    text of the template that the recipe names.
     """
 
     engine: str
@@ -398,8 +395,8 @@ class Manifest(BuildIdentity, _ManifestHead):
 
 
 class ShardRecord(Record):
-    """Which shard of a build a folder holds: ``shard.json``. ``places`` gives for the id of each question that came to
-    an end here its number among all questions of the build, with the rejected ones of the source first."""
+    """The shard of a build that a folder holds: ``shard.json``. ``places`` gives, for the id of each question that came
+    to an end here, its number among all questions of the build, with the rejected ones of the source first."""
 
     number: int
     total: int

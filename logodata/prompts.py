@@ -87,9 +87,7 @@ class Prompt:
 class PromptFormat:
     """One template inside a tokenizer's chat template. It encodes prompts piece by piece.
 
-    Args:
-        tokenizer: The tokenizer, which must have a chat template.
-        template: Text with some of ``{context}``, ``{question}``, ``{reference}``, ``{response}``.
+    The template is a text with some of ``{context}``, ``{question}``, ``{reference}`` and ``{response}``.
 
     Raises:
         UserError: The chat template fails, or drops or repeats the user's message.
@@ -112,14 +110,8 @@ class PromptFormat:
     def encode(
         self, chunks: Sequence[Sequence[int]], *, question: str, reference: str = "", response: str = ""
     ) -> Prompt:
-        """Return the token ids of the whole prompt, up to where the model's turn begins.
-
-        Args:
-            chunks: The token ids of each chunk of the context.
-            question: The text for ``{question}``.
-            reference: The text for ``{reference}``.
-            response: The text for ``{response}``.
-        """
+        """Return the token ids of the whole prompt, up to where the model's turn begins. ``chunks`` are the token ids
+        of each chunk of the context."""
         texts = {"question": question, "reference": reference, "response": response}
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
@@ -154,13 +146,11 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
     if tokenizer not in _text_tokenizers:
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         unmarked = [token for token in added if not token.special and _CONTROL.fullmatch(token.content)]
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if unmarked and backend is not None:
+        hiding = None
+        if unmarked and getattr(tokenizer, "backend_tokenizer", None) is not None:
             hiding = copy.deepcopy(tokenizer)
             hiding.backend_tokenizer.add_special_tokens(unmarked)
-            _text_tokenizers[tokenizer] = hiding
-        else:
-            _text_tokenizers[tokenizer] = None
+        _text_tokenizers[tokenizer] = hiding
     return _text_tokenizers[tokenizer] or tokenizer
 
 
@@ -177,10 +167,7 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, model_eos_ids: Sequence[int
 
     The first is appended to responses that are trained on. It is found by rendering an assistant's turn, since some
     families (Llama-3) end turns with a token other than the eos. They may still emit the eos, and must then stop too.
-
-    Args:
-        tokenizer: The tokenizer, with its chat template.
-        model_eos_ids: See :func:`logodata.models.facts.model_eos_ids`.
+    :func:`logodata.models.facts.model_eos_ids` returns the model's own.
 
     Raises:
         UserError: No token ends a turn.
@@ -190,9 +177,7 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, model_eos_ids: Sequence[int
     after = tokenizer.encode(rendered.rpartition(mark)[2], add_special_tokens=False)
     special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
     ends = [token for token in after[:1] if token in special]
-    for token in (tokenizer.eos_token_id, *model_eos_ids):
-        if token is not None and token not in ends:
-            ends.append(token)
+    ends += [token for token in (tokenizer.eos_token_id, *model_eos_ids) if token is not None]
     if not ends:
         raise UserError("the chat template ends no turn and the tokenizer has no eos token", mend=ANOTHER_TEMPLATE)
-    return tuple(ends)
+    return tuple(dict.fromkeys(ends))

@@ -134,12 +134,7 @@ class Session:
         from logodata.engines.transformers_engine import TransformersEngine, check_supported
 
         check_supported(self.config)  # before gigabytes of weights are read
-        return TransformersEngine(
-            self.model,
-            max_batch_tokens=engine.max_batch_tokens,
-            max_batch_rows=engine.max_batch_rows,
-            max_model_len=engine.max_model_len,
-        )
+        return TransformersEngine(self.model, engine)
 
     def close(self) -> None:
         """Stop the engine, if one was started: a second vLLM has no room beside it."""

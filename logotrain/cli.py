@@ -192,7 +192,7 @@ def merge(adapter: Path, model: str, dtype: Any, output: Path) -> None:
     from logotrain.inputs import check_merge
 
     check_merge(model, adapter, output)  # torch takes seconds to import
-    from logodata.common.console import quiet_transformers
+    from logodata.common.verbosity import quiet_transformers
 
     quiet_transformers()  # before PEFT is imported
     from logodata.common.console import result

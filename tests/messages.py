@@ -93,8 +93,11 @@ def _texts(node: ast.expr, function: ast.AST, tree: ast.Module, known: frozenset
 def _values(name: str, function: ast.AST, tree: ast.Module) -> Iterator[ast.expr]:
     """What is assigned to a name in a function, or given to its parameter of this name in the same module."""
     for node in ast.walk(function):
-        if isinstance(node, ast.Assign) and any(isinstance(it, ast.Name) and it.id == name for it in node.targets):
-            yield node.value
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                several = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+                pairs = zip(target.elts, node.value.elts, strict=False) if several else [(target, node.value)]
+                yield from (value for it, value in pairs if isinstance(it, ast.Name) and it.id == name)
     if isinstance(function, ast.FunctionDef):
         names = [argument.arg for argument in function.args.args]
         if name in names:

@@ -13,6 +13,7 @@ import pytest
 
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.openai_engine import OpenAIEngine
+from logodata.engines.settings import EngineSettings
 from tests.logodata.engines.stub_server import STOP, StubServer
 
 REQUESTS = [GenerationRequest(f"r{n}", (*range(3, 8 + n % 5), n + 10), Sampling(4, (STOP,))) for n in range(200)]
@@ -42,7 +43,8 @@ def proxy(faulty_server: ModuleType, stub: StubServer) -> Iterator[Any]:
 
 
 def make_engine(proxy: Any, **options: Any) -> OpenAIEngine:
-    return OpenAIEngine([proxy.url], "m", **{"first_wait_s": 0.002, "concurrency": 8, "max_retries": 20, **options})
+    settings = EngineSettings(base_urls=(proxy.url,), **{"concurrency": 8, "max_retries": 20, **options})
+    return OpenAIEngine(settings, "m", first_wait_s=0.002)
 
 
 def test_every_fault_and_storm_is_survived_and_counted(faulty_server: ModuleType, proxy: Any, stub: StubServer) -> None:

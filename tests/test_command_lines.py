@@ -341,7 +341,7 @@ def test_verbose_shows_what_an_error_came_of_but_no_secrets(capsys: pytest.Captu
 def test_libraries_speak_where_they_are_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.utils import logging
 
-    from logodata.common.console import quiet_transformers
+    from logodata.common.verbosity import quiet_transformers
 
     before = logging.get_verbosity()
     try:

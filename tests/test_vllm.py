@@ -263,7 +263,12 @@ def test_the_same_five_samples_through_every_engine(tmp_path: Path, model: PreTr
     preparer = QuestionPreparer(recipe, load_tokenizer(MODEL), model.config.max_position_embeddings)
     pools = preparer.pools(read_source(recipe.source).documents)
     prepared = [one for pool in pools for one in preparer.prepare_pool(pool, open_evaluator(recipe.evaluator))]
-    requests = [request for one in prepared if isinstance(one, PreparedQuestion) for request in one.requests]
+    requests = [
+        request
+        for one in prepared
+        if isinstance(one, PreparedQuestion)
+        for request in (*one.preferred, *one.rejected.values())
+    ]
     assert len(requests) == 24
     assert_same_tokens(model, ours, offline, requests)
     assert_same_tokens(model, ours, server, requests)

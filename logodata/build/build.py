@@ -1,13 +1,13 @@
 """A build from beginning to end: documents, chunks, scores, contexts, responses, judge, data set.
 
-Every response is on disk as soon as it is there (:mod:`logodata.engines.response_log`), and so is what became of a
-question (``work/outcomes.jsonl``). A build that was killed prepares the undecided questions again, finds the responses
-it has, generates the rest, and ends in the same data set as one that was not.
+Responses (:mod:`logodata.engines.response_log`) and the outcomes of questions (``work/outcomes.jsonl``) are on disk at
+once. A killed build prepares the undecided questions again, finds its responses, and generates the rest. It ends in
+the same data set as a build that was never killed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -33,19 +33,14 @@ _OUTCOMES = Path("work") / "outcomes.jsonl"
 def build(
     recipe: BuildRecipe, output: Path, shard: BuildShard | None = None, cluster: RayOptions | None = None
 ) -> Stats:
-    """Make a data set in ``output``; continue one that was interrupted; do nothing to one that is finished.
+    """Make a data set in the folder ``output``. Continue a build that was interrupted; leave one that is finished.
 
     Args:
-        recipe: how.
-        output: folder.
-        shard: build this shard of it only, for ``logodata merge``; a shard in which no sample was kept is no error.
-        cluster: run on Ray; by default in this process.
-
-    Returns:
-        the statistics.
+        shard: The shard to build, for ``logodata merge``. A shard may keep no sample. By default everything is built.
+        cluster: The Ray cluster to run on; by default the build runs in this process.
 
     Raises:
-        UserError: the source is at fault, ``output`` holds a build with other settings, or no sample was kept.
+        UserError: The source has a fault, ``output`` holds a build with other settings, or no sample was kept.
     """
     check_outside(recipe.source, output)
     check_inputs(recipe, recipe.source, output)
@@ -60,9 +55,9 @@ def build(
     with locked(output):
         (output / "work").mkdir(exist_ok=True)
         finished = read_if_whole(output / "manifest.json") is not None
-        # A source with a fault does not bind the folder: mended, it may be built there.
+        # A source with a fault does not bind the folder, so that it may be built there once it is mended.
         source = None if finished else read_source(recipe.source)
-        # Responses alone bind nothing: each is filed under the settings that it depends on.
+        # Responses alone bind nothing, because each is filed under the settings that it depends on.
         started = finished or (output / _OUTCOMES).exists()
         bind_settings(output, "work/settings.json", settings, started=started)
         if source is None:
@@ -83,18 +78,21 @@ def _build(
     identity = pipeline.identity
     outcomes = AppendLog(output / _OUTCOMES)
     engines = {key: AppendLog(output / "work" / f"{key}s.jsonl", key="name") for key in ("engine", "judge_engine")}
-    pools, total = _pools(pipeline.preparer, source, shard)
+    total = source.documents.num_questions
+    if shard is not None:
+        owned = (document for pool in _pools(pipeline.preparer, source, shard) for document in pool.documents)
+        total = sum(len(document.questions) for document in owned)
     order: list[str] = []
     num_kept = sum("sample" in outcome for outcome in outcomes.values())
 
     def undecided() -> Iterator[Asked]:
-        for pool in pools:
+        for pool in _pools(pipeline.preparer, source, shard):
             asked = [question.id for document in pool.documents for question in document.questions]
             order.extend(asked)
             if ids := frozenset(question_id for question_id in asked if question_id not in outcomes):
                 yield pool, ids
 
-    # Of a cluster's machines this one may have no room for the evaluator's model.
+    # With a cluster, this machine may have no room for the evaluator's model.
     if not outcomes and (cluster is None or recipe.evaluator.name in ("entity", "lexical")):
         warn_of_losses(recipe, pipeline.preparer, source.documents, pipeline.evaluator)
     with progress("build", total, len(outcomes)) as tracker:
@@ -123,7 +121,7 @@ def _build(
         judge_engine=(", ".join(engines["judge_engine"]) or "none: nothing was asked") if recipe.judge.model else None,
         source=source_file,
         recipe=recipe.model_dump(mode="json"),
-        # Its text, since the file is found from the folder of the build command only.
+        # The text, because the file is found from the folder of the build command only.
         chat_template=pipeline.preparer.tokenizer.chat_template if recipe.chat_template else None,
         samples=0,
     )
@@ -141,13 +139,8 @@ def _build(
     return write_data_set(output, all_outcomes(), manifest, recipe, may_be_empty=shard is not None)
 
 
-def _pools(preparer: QuestionPreparer, source: Source, shard: BuildShard | None) -> tuple[Iterable[Pool], int]:
-    """The pools to build, and how many questions they hold. A shard owns a pool by the pool's first document, so that
-    pools are those of the unsharded build also where documents are joined."""
-    if shard is None:
-        return preparer.pools(source.documents), source.documents.num_questions
-
-    def own() -> Iterator[Pool]:
-        return (pool for pool in preparer.pools(source.documents) if shard.owns(pool.documents[0].doc_id))
-
-    return own(), sum(len(document.questions) for pool in own() for document in pool.documents)
+def _pools(preparer: QuestionPreparer, source: Source, shard: BuildShard | None) -> Iterator[Pool]:
+    # The first document decides who owns a pool: documents are joined as they are without shards.
+    for pool in preparer.pools(source.documents):
+        if shard is None or shard.owns(pool.documents[0].doc_id):
+            yield pool

@@ -1,87 +1,79 @@
-"""What a build will make of its questions, said before anything is generated.
+"""Warn of questions that cannot become samples, before anything is generated.
 
-Whether a question has the chunks for a sample follows from scores alone, which are cheap. Where most of the first
-questions have not, the settings that stand in their way are changed one after the other, and the same questions are
-prepared again each time: what is advised has been tried on them.
+Scores alone decide whether a question has the chunks for a sample, and scores are cheap. If most of the first questions
+do not have them, the settings in their way are changed one after the other, and the same questions are prepared again.
+So the advice has been tried on them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
 from logodata.build.preparing import QuestionPreparer, UnusableQuestion
 from logodata.common.console import note
-from logodata.contexts.draw import ContextSettings
 from logodata.contexts.scores import Evaluator
+from logodata.contexts.settings import ContextSettings
 from logodata.contract import Document
 from logodata.recipe.settings import BuildRecipe
 
 _QUESTIONS, _CHUNKS, _MOST_CHUNKS = 64, 128, 2048
-"""Whole contexts are looked at until they hold so many questions and so many chunks, or the most chunks."""
+"""Whole contexts are read until they hold so many questions and so many chunks, or the most chunks."""
 
 _LESS = 4
-"""By what all of these are divided where a model scores the chunks: it takes a second for a few."""
+"""The divisor of these numbers if a model scores the chunks, because it takes a second for a few of them."""
 
 _FEW, _MOST, _STEPS = 0.5, 0.9, 5
-"""Below this share of usable questions a warning is given; from this share on, or after so many changes, no further
-setting is changed."""
+"""The share of usable questions below which the user is warned, the share that is good enough, and the most changes."""
 
 _TOP = 4
 _LEAST_CHUNK_TOKENS = 32
 _SPARE = 1.5
-"""Chunks that a context's document should have, over those it needs: some tie with critical ones and are neither."""
+"""How many times the chunks that a context needs its document should have. Some chunks score as critical ones do, and
+are neither critical nor irrelevant."""
 
-Changes = dict[str, Any]
-"""Settings by dotted key."""
+_Changes = dict[str, Any]
 
 
 def warn_of_losses(
-    recipe: BuildRecipe, preparer: QuestionPreparer, documents: Sequence[Document], evaluator: Evaluator
+    recipe: BuildRecipe, preparer: QuestionPreparer, documents: Iterable[Document], evaluator: Evaluator
 ) -> None:
-    """Prepare the first questions. If few of them can become samples, say so, with the settings under which most can.
-
-    Args:
-        recipe: the build recipe.
-        preparer: for it.
-        documents: of the source; only the first ones are read.
-        evaluator: the recipe's.
-    """
+    """Prepare the first questions. If few can become samples, say so, with the settings under which most can."""
     sample = list(_first(recipe, preparer, documents))
-    if not sample:
-        return
-    usable, lost = _prepare(preparer, sample, evaluator)
-    total, unusable = usable + len(lost), lost
+    total = sum(len(document.questions) for document in sample)
+    lost = unusable = _unusable(preparer, sample, evaluator)
+    usable = best = total - len(lost)
     if usable >= _FEW * total:
         return
-    changes: Changes = {}
-    best, advised = usable, changes
+    changes: _Changes = {}
+    advised = changes
     for _ in range(_STEPS):
         step = _cure(_changed(recipe, changes), unusable)
         if not step:
             break
         changes = {**changes, **step}
-        trial = preparer.under(_changed(recipe, changes))
-        count, unusable = _prepare(trial, sample, evaluator)
-        if count > best:
-            best, advised = count, changes
+        trial = QuestionPreparer(_changed(recipe, changes), preparer.tokenizer, preparer.window)
+        unusable = _unusable(trial, sample, evaluator)
+        if total - len(unusable) > best:
+            best, advised = total - len(unusable), changes
         if best >= _MOST * total:
             break
     counts = Counter(question.reason for question in lost).most_common()
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
     cure = "the settings tried change little: see 'No pair was kept' in docs/build.md"
     if advised:
-        cure = f"{best} would with {_as_overrides(advised)}"
+        settings = " ".join(f"{key}={'null' if value is None else value}" for key, value in advised.items())
+        cure = f"{best} would with {settings}"
     note(
         f"warning: {usable} of the first {total} questions ({usable / total:.0%}) have the chunks for a sample "
         f"({reasons}); {cure}"
     )
 
 
-def _first(recipe: BuildRecipe, preparer: QuestionPreparer, documents: Sequence[Document]) -> Iterator[Document]:
-    """Documents of the first contexts, enough to ask many questions and to join some documents."""
+def _first(recipe: BuildRecipe, preparer: QuestionPreparer, documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield documents of the first contexts, enough to ask many questions and to join some documents."""
     share = 1 if recipe.evaluator.name in ("entity", "lexical") else _LESS
     num_questions = num_chunks = 0
     for pool in preparer.pools(documents):
@@ -92,23 +84,15 @@ def _first(recipe: BuildRecipe, preparer: QuestionPreparer, documents: Sequence[
             return
 
 
-def _prepare(
-    preparer: QuestionPreparer, documents: Sequence[Document], evaluator: Evaluator
-) -> tuple[int, list[UnusableQuestion]]:
-    """How many questions have contexts, and the others."""
-    num_usable, unusable = 0, []
-    for pool in preparer.pools(documents):
-        for document, question, scores in preparer.scored(pool, evaluator):
-            prepared = preparer.prepare(pool, document, question, scores)
-            if isinstance(prepared, UnusableQuestion):
-                unusable.append(prepared)
-            else:
-                num_usable += 1
-    return num_usable, unusable
+def _unusable(
+    preparer: QuestionPreparer, documents: Iterable[Document], evaluator: Evaluator
+) -> list[UnusableQuestion]:
+    prepared = (one for pool in preparer.pools(documents) for one in preparer.prepare_pool(pool, evaluator))
+    return [one for one in prepared if isinstance(one, UnusableQuestion)]
 
 
-def _cure(recipe: BuildRecipe, unusable: Sequence[UnusableQuestion]) -> Changes:
-    """What to change against the commonest of the reasons; nothing where it is changed already, or cannot be."""
+def _cure(recipe: BuildRecipe, unusable: Sequence[UnusableQuestion]) -> _Changes:
+    """Return changes against the commonest reason; none if nothing can be changed, or it is changed already."""
     reason = Counter(question.reason for question in unusable).most_common(1)[0][0]
     found = [question for question in unusable if question.reason == reason]
     contexts, size = recipe.contexts, recipe.chunking.chunk_tokens
@@ -136,19 +120,15 @@ def _cure(recipe: BuildRecipe, unusable: Sequence[UnusableQuestion]) -> Changes:
     return {}
 
 
-def _fewer_chunks(contexts: ContextSettings, num_chunks: int) -> Changes:
+def _fewer_chunks(contexts: ContextSettings, num_chunks: int) -> _Changes:
     top = contexts.critical_top
     fewer = {"contexts.critical_top": num_chunks} if top is not None and top > num_chunks else {}
     return {"contexts.num_chunks": num_chunks, **fewer}
 
 
-def _changed(recipe: BuildRecipe, changes: Changes) -> BuildRecipe:
+def _changed(recipe: BuildRecipe, changes: _Changes) -> BuildRecipe:
     values = recipe.model_dump()
     for key, value in changes.items():
         section, name = key.split(".")
         values[section][name] = value
     return BuildRecipe.model_validate(values)
-
-
-def _as_overrides(changes: Changes) -> str:
-    return " ".join(f"{key}={'null' if value is None else value}" for key, value in changes.items())

@@ -1,4 +1,4 @@
-"""What can be told of a build's inputs in a moment: before torch is imported, and before a folder is made."""
+"""Check a build's inputs in a moment, before torch is imported and before a folder is made."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from logodata.sources import SourceSettings
 
 
 def check_inputs(recipe: ModelSettings, source: SourceSettings, output: Path) -> None:
-    """Check that models and files are there, and that no output lies among them; the source is checked as it is read.
+    """Check that models and files exist and that the output does not lie among them. The source is checked when it is
+    read.
 
     Raises:
-        UserError: something is not there, or is no model.
+        UserError: A file does not exist, a folder holds no model, or the output lies in an input.
     """
     models, cache = [recipe.model], None
     if isinstance(recipe, BuildRecipe):

@@ -1,5 +1,4 @@
-"""Shards of a build (:mod:`logodata.build.shards`) put together: the data set that one unsharded build would have
-made."""
+"""Join the shards of a build (:mod:`logodata.build.shards`) into the data set that an unsharded build would make."""
 
 from __future__ import annotations
 
@@ -22,10 +21,18 @@ from logodata.contract import (
     ShardRecord,
     Stats,
 )
-from logodata.dataset.files import iterate_decisions, iterate_rejected, read_recipe, write_data_set
+from logodata.dataset.files import iterate_rows, read_recipe, write_data_set
 from logodata.dataset.samples import iterate_samples, read_manifest
 
-_NOTHING_GENERATED = "none:"  # how the name of an engine begins that had nothing to do
+_NOTHING_GENERATED = "none:"
+"""The beginning of the name of an engine that had nothing to do."""
+_MAY_DIFFER: Any = {
+    "engine": True,
+    "judge_engine": True,
+    "samples": True,
+    "recipe": {"engine": True, "judge": {"model": {"engine": True}}},
+}
+"""Fields of manifests that may differ between shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +43,13 @@ class _Folder:
 
 
 def merge(folders: Sequence[Path], output: Path) -> Stats:
-    """Put all shards of a build together in ``output``; every file equals that of the unsharded build.
+    """Join all shards of a build in the new folder ``output``. Every file equals that of the unsharded build.
 
-    Engines may differ between shards, since they are asked the same and ``manifest.json`` names them all; the recipe's
-    engine sections are then those of the first shard.
-
-    Args:
-        folders: of all shards, in any order.
-        output: a new folder.
-
-    Returns:
-        the statistics.
+    Engines may differ between shards, because all are asked the same. ``manifest.json`` names them all, and its recipe
+    has the engine sections of the first shard.
 
     Raises:
-        UserError: a shard is missing, given twice, unfinished or of another recipe, source, model or version;
+        UserError: A shard is missing, given twice, unfinished, or of another recipe, source, model or version; or
             ``output`` is in use.
     """
     check_apart(output, *(("a shard", folder) for folder in folders))
@@ -74,7 +74,7 @@ _Row = PreferenceSample | RejectedQuestion | DecisionRow
 
 
 def _outcomes(shards: Sequence[_Folder]) -> Iterator[QuestionOutcome]:
-    """What became of each question, in the order of their places; within a file of a shard, rows are in this order."""
+    """Yield the outcome of each question in the order of their places, which is that of the rows in each file."""
     found = heapq.merge(*(rows for shard in shards for rows in _placed(shard)), key=lambda entry: entry[0])
     for _, entries in groupby(found, key=lambda entry: entry[0]):
         rows = [row for _, row in entries]
@@ -93,20 +93,23 @@ def _outcomes(shards: Sequence[_Folder]) -> Iterator[QuestionOutcome]:
 
 
 def _placed(shard: _Folder) -> Iterator[Iterator[tuple[tuple[bool, int], _Row]]]:
-    """The rows of each file of a shard with their order. Rejected questions of the source come first, and a document's
-    may have the id of a question."""
+    """Yield the rows of each file of a shard, each row after its place."""
     folder = shard.path
 
     def order(row: _Row) -> tuple[bool, int]:
-        is_of_source = isinstance(row, RejectedQuestion) and row.stage == "source"
-        return not is_of_source, _place(shard.record.places, row.id, folder)
+        place = shard.record.places.get(row.id)
+        if place is None:
+            what = f"question {row.id!r} is not in shard.json"
+            raise UserError(what, where=str(folder), mend="build this shard again")
+        # Rejected rows of the source come first: the id of such a document may be that of a question.
+        return not (isinstance(row, RejectedQuestion) and row.stage == "source"), place
 
-    for rows in (iterate_samples(folder), iterate_rejected(folder), iterate_decisions(folder)):
+    for rows in (iterate_samples(folder), iterate_rows(folder, RejectedQuestion), iterate_rows(folder, DecisionRow)):
         yield ((order(row), row) for row in rows)
 
 
 def _check_complete(shards: Sequence[_Folder]) -> None:
-    """Every shard of one total is there, once."""
+    """Refuse shards of several builds, a shard that is given twice, and one that is missing."""
     first = shards[0]
     for before, shard in pairwise(shards):
         if shard.record.total != first.record.total:
@@ -116,11 +119,8 @@ def _check_complete(shards: Sequence[_Folder]) -> None:
                 mend=f"merge the shards of one build: {first.path} is one of {first.record.total}",
             )
         if shard.record.number == before.record.number:
-            raise UserError(
-                f"shard {shard.record} is in {before.path} too",
-                where=str(shard.path),
-                mend="give each shard once",
-            )
+            what = f"shard {shard.record} is in {before.path} too"
+            raise UserError(what, where=str(shard.path), mend="give each shard once")
     there = {shard.record.number for shard in shards}
     missing = [str(number) for number in range(1, first.record.total + 1) if number not in there]
     if missing:
@@ -131,10 +131,10 @@ def _check_complete(shards: Sequence[_Folder]) -> None:
 
 
 def _check_alike(shards: Sequence[_Folder]) -> None:
-    """All shards were made of the same source, by the same recipe, model and version."""
-    expected = _identity(shards[0].manifest)
-    for shard in shards[1:]:
-        for key, old, new in differences(expected, _identity(shard.manifest)):
+    """Refuse shards of another source, recipe, model or version than the first one's."""
+    expected, *others = (shard.manifest.model_dump(mode="json", exclude=_MAY_DIFFER) for shard in shards)
+    for shard, found in zip(shards[1:], others, strict=True):
+        for key, old, new in differences(expected, found):
             raise UserError(
                 f"{key}={new!r}, but {old!r} in {shards[0].path}",
                 where=str(shard.path / "manifest.json"),
@@ -142,28 +142,7 @@ def _check_alike(shards: Sequence[_Folder]) -> None:
             )
 
 
-def _identity(manifest: Manifest) -> dict[str, Any]:
-    """What must be equal: all but engines and counts."""
-    return manifest.model_dump(
-        mode="json",
-        exclude={
-            "engine": True,
-            "judge_engine": True,
-            "samples": True,
-            "recipe": {"engine": True, "judge": {"model": {"engine": True}}},
-        },
-    )
-
-
 def _engines(names: Sequence[str]) -> str:
-    """The engines that generated something, each once."""
+    """Return the engines that generated something, each once."""
     at_work = dict.fromkeys(name for name in names if not name.startswith(_NOTHING_GENERATED))
     return ", ".join(at_work) or names[0]
-
-
-def _place(places: dict[str, int], question_id: str, folder: Path) -> int:
-    if question_id not in places:
-        raise UserError(
-            f"question {question_id!r} is not in shard.json", where=str(folder), mend="build this shard again"
-        )
-    return places[question_id]

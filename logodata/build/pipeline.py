@@ -1,17 +1,17 @@
-"""The stages of a build: prepare the questions of a pool, then generate, judge, and say what became of each.
+"""The stages of a build: prepare the questions of a pool, generate responses, judge them, and decide every question.
 
-A stage keeps no state that its results depend on, so any number of processes can run it over any split of the pools
-(:mod:`logodata.build.ray_driver`); one process does in :func:`decide_here`.
+Results depend on no state of a stage. So any number of processes can share out the pools
+(:mod:`logodata.build.ray_driver`), and :func:`decide_here` uses one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from logodata.build.preparing import Pool, Prepared, PreparedQuestion, QuestionPreparer, UnusableQuestion
 from logodata.build.responses import Responses
@@ -37,21 +37,20 @@ from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.recipe.settings import BuildRecipe
 
+ItemT = TypeVar("ItemT")
+
 Asked = tuple[Pool, frozenset[str]]
-"""A pool, and the ids of its questions that are undecided."""
+"""A pool, and the ids of its undecided questions."""
 
 Decided = tuple[Sequence[QuestionOutcome], dict[str, str]]
-"""What became of some questions, and :attr:`Pipeline.engine_names`."""
+"""The outcomes of some questions, and :attr:`Pipeline.engine_names`."""
 
 
 class Pipeline:
-    """Prepares and answers questions under one recipe. What is heavy (evaluator, engine, logs) is opened when it is
-    first needed.
+    """Prepares and answers questions under one recipe. Evaluator, engine and logs are opened when they are needed.
 
-    Args:
-        recipe: the build recipe.
-        model_fingerprint: of its model; responses are filed under it.
-        log: of responses, and beside it ``verdicts.jsonl`` of a model judge's replies; None keeps them in memory only.
+    Responses are filed in ``log`` under the fingerprint of the model, and the replies of a model judge in
+    ``verdicts.jsonl`` beside it. Without a log both are in memory only.
     """
 
     def __init__(self, recipe: BuildRecipe, model_fingerprint: str, log: Path | None = None) -> None:
@@ -68,10 +67,9 @@ class Pipeline:
 
     @cached_property
     def identity(self) -> BuildIdentity:
-        """What a build follows from besides recipe and source: its folder is bound to it, and ``manifest.json`` says
-        it.
+        """What decides a build besides its recipe and its source. Its folder is bound to it.
 
-        A chat template is a file, or comes with the tokenizer: what it renders tells two apart that have one name.
+        It holds fingerprints of prompts, because chat templates of one name may differ in what they render.
         """
         preparer, judge = self.preparer, self.model_judge
         identity = BuildIdentity(
@@ -94,54 +92,59 @@ class Pipeline:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """The recipe's, opened when it is first asked for."""
+        """The evaluator of the recipe."""
         return open_evaluator(self._recipe.evaluator)
 
-    def prepare(self, pool: Pool) -> Iterator[Prepared]:
-        """Score a pool once for all its questions, and prepare each."""
-        yield from self.preparer.prepare_pool(pool, self.evaluator)
+    def prepare(self, pools: Iterable[Asked]) -> Iterator[Prepared]:
+        """Prepare the undecided questions of pools. A pool is scored once, for all its questions."""
+        for pool, undecided in pools:
+            prepared = self.preparer.prepare_pool(pool, self.evaluator)
+            yield from (one for one in prepared if one.question.id in undecided)
 
     @property
     def engine_names(self) -> dict[str, str]:
-        """What answered (``engine``) and judged (``judge_engine``) by now, without those that had nothing to do."""
+        """The engines that have answered (``engine``) and judged (``judge_engine``) so far."""
         judge = self.model_judge.engine.name if self.model_judge else None
         names = {"engine": self.responses.engine.name, "judge_engine": judge}
         return {key: name for key, name in names.items() if name}
 
     def forget(self) -> None:
-        """Drop responses and replies that are in memory only."""
+        """Drop the responses and replies that are in memory only."""
         self.responses.engine.forget()
         if self.model_judge:
             self.model_judge.engine.forget()
 
     def answer(self, questions: Sequence[Prepared], tracker: Tracker) -> list[QuestionOutcome]:
-        """Generate and judge: what became of each question, in order."""
-        responses = self.responses
+        """Generate and judge, and return the outcome of each question, in order."""
+        responses, keep_bare = self.responses, self._recipe.judge.keep_bare_reference
         prepared = [question for question in questions if isinstance(question, PreparedQuestion)]
-        responses.generate([request for question in prepared for request in question.preferred], tracker)
-        judgements = [self._judgement(question) for question in prepared]
+        first = [request for question in prepared for request in question.preferred]
+        responses.engine.generate(first, tracker, "responses")
+        judgements = []
+        for question in prepared:
+            preferred = responses.preferred(question)
+            judgements.append(Judgement(question, preferred, eligible(preferred, keep_bare_reference=keep_bare)))
         self._choose(judgements, tracker)
-        # Dis-preferred responses only where there is something to prefer to them.
+        # Dis-preferred responses are generated only if there is something to prefer to them.
         worthwhile = [judgement for judgement in judgements if judgement.chosen]
-        responses.generate([r for judgement in worthwhile for r in judgement.prepared.rejected.values()], tracker)
+        second = [request for judgement in worthwhile for request in judgement.prepared.rejected.values()]
+        responses.engine.generate(second, tracker, "responses")
         for judgement in worthwhile:
             assert judgement.chosen is not None
             judgement.rejected = responses.rejected(judgement.prepared, judgement.chosen.response)
         by_the_rules = [judgement for judgement in worthwhile if not judgement.rule_against_rejected]
         self._ask([decision for judgement in by_the_rules for decision in judgement.rejected], tracker)
         judged = iter(judgements)
-        return [_outcome(next(judged)) if isinstance(q, PreparedQuestion) else _unusable(q) for q in questions]
-
-    def _judgement(self, prepared: PreparedQuestion) -> Judgement:
-        preferred = self.responses.preferred(prepared)
-        bare = self._recipe.judge.keep_bare_reference
-        return Judgement(prepared, preferred, eligible(preferred, keep_bare_reference=bare))
+        return [
+            _rejected(question, [], question.reason, stage="contexts", detail=question.detail)
+            if isinstance(question, UnusableQuestion)
+            else _outcome(next(judged))
+            for question in questions
+        ]
 
     def _choose(self, judgements: Sequence[Judgement], tracker: Tracker) -> None:
-        """Choose for each question the first eligible response that the model judge, if there is one, finds correct.
-
-        All first ones are judged together, then the second ones of those questions whose first was not correct, ...
-        """
+        """Choose for each question the first eligible response to which a model judge does not object."""
+        # The first ones of all questions are judged together, then the second ones where the first was not chosen.
         for attempt in range(max((len(judgement.eligible) for judgement in judgements), default=0)):
             waiting = [j for j in judgements if j.chosen is None and attempt < len(j.eligible)]
             self._ask([judgement.eligible[attempt] for judgement in waiting], tracker)
@@ -154,35 +157,28 @@ class Pipeline:
             self.model_judge.judge(decisions, tracker)
 
 
-def _unusable(prepared: UnusableQuestion) -> QuestionOutcome:
-    return QuestionOutcome(
-        id=prepared.question.id,
-        decisions=[],
-        rejected=_rejected(prepared, prepared.reason, stage="contexts", detail=prepared.detail),
-    )
-
-
 def _outcome(judgement: Judgement) -> QuestionOutcome:
-    """A sample, or a row with the reason and what was generated; and all decisions."""
     prepared, chosen, reason = judgement.prepared, judgement.chosen, judgement.reason
-    decisions = list(judgement.rows())
+    source, is_kept = prepared.document.source, reason is None
+    decisions = [decision.row(source, kept=is_kept and decision is chosen) for decision in judgement.preferred]
+    decisions += [decision.row(source, kept=is_kept) for decision in judgement.rejected]
     if reason is None:
         assert chosen is not None
         sample = _sample(prepared, chosen.response, [decision.response for decision in judgement.rejected])
         return QuestionOutcome(id=prepared.question.id, decisions=decisions, sample=sample)
-    rejected = _rejected(
+    return _rejected(
         prepared,
+        decisions,
         reason,
         stage="judge",
         answers=prepared.question.answers,
         preferred=_texts([chosen] if chosen else judgement.preferred),
         rejected=_texts(judgement.rejected) if chosen else None,
     )
-    return QuestionOutcome(id=prepared.question.id, decisions=decisions, rejected=rejected)
 
 
-def _rejected(prepared: Prepared, reason: str, **details: Any) -> RejectedQuestion:
-    return RejectedQuestion(
+def _rejected(prepared: Prepared, decisions: list[DecisionRow], reason: str, **details: Any) -> QuestionOutcome:
+    rejected = RejectedQuestion(
         id=prepared.question.id,
         doc_id=prepared.document.doc_id,
         where=prepared.document.where,
@@ -192,21 +188,34 @@ def _rejected(prepared: Prepared, reason: str, **details: Any) -> RejectedQuesti
         reason=reason,
         **details,
     )
+    return QuestionOutcome(id=rejected.id, decisions=decisions, rejected=rejected)
 
 
 def _texts(decisions: Sequence[Decision]) -> list[str]:
     return [without_reasoning(decision.response.text) for decision in decisions]
 
 
+def in_groups(items: Iterable[ItemT], size: Callable[[ItemT], int], least: int) -> Iterator[list[ItemT]]:
+    """Group items in order, until their sizes in a group add up to ``least``. The last group may be smaller."""
+    group: list[ItemT] = []
+    for item in items:
+        group.append(item)
+        if sum(map(size, group)) >= least:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
 def decide_here(pipeline: Pipeline, pools: Iterable[Asked], group_size: int, tracker: Tracker) -> Generator[Decided]:
-    """Prepare and answer in this process, in order, ``group_size`` questions at a time."""
-    prepared = (one for pool, ids in pools for one in pipeline.prepare(pool) if one.question.id in ids)
+    """Prepare and answer questions in this process, in order, ``group_size`` at a time."""
+    prepared = pipeline.prepare(pools)
     while group := list(islice(prepared, group_size)):
         yield pipeline.answer(group, tracker), pipeline.engine_names
 
 
 def _sample(prepared: PreparedQuestion, chosen: Response, rejected: Sequence[Response]) -> PreferenceSample:
-    pool, critical = prepared.pool, set(prepared.contexts.critical)
+    pool, question, critical = prepared.pool, prepared.question, prepared.contexts.critical
 
     def chunks() -> Iterator[ContextChunk]:
         for index, (start, end) in zip(prepared.contexts.training, prepared.prompt.chunk_spans, strict=True):
@@ -224,31 +233,25 @@ def _sample(prepared: PreparedQuestion, chosen: Response, rejected: Sequence[Res
             )
 
     return PreferenceSample(
-        id=prepared.question.id,
+        id=question.id,
         doc_id=prepared.document.doc_id,
-        question_id=prepared.question.id,
-        kind=prepared.question.kind,
-        question=prepared.question.question,
-        answers=prepared.question.answers,
+        question_id=question.id,
+        kind=question.kind,
+        question=question.question,
+        answers=question.answers,
         prompt_ids=list(prepared.prompt.ids),
         chunks=list(chunks()),
         chosen=chosen,
         rejected=list(rejected),
-        answer_in_critical=word_share(
-            " ".join(pool.text(i) for i in prepared.contexts.critical), prepared.question.answers
-        )
-        == 1.0,
+        answer_in_critical=word_share(" ".join(map(pool.text, critical)), question.answers) == 1.0,
     )
 
 
 @dataclass(slots=True, eq=False)
 class Judgement:
-    """All decisions on a question.
-
-    ``preferred`` are the candidates for the preferred response, in the order they were tried; ``eligible`` those that
-    the rules allow, in the order in which they are to be preferred; ``chosen`` the one that is; ``rejected`` the
-    dis-preferred responses beside it.
-    """
+    """All decisions on a question. ``preferred`` holds the candidates for the preferred response, as they were tried,
+    and ``eligible`` those that the rules allow, as they are to be preferred. ``rejected`` holds the dis-preferred
+    responses beside the ``chosen`` one."""
 
     prepared: PreparedQuestion
     preferred: Sequence[Decision]
@@ -258,21 +261,12 @@ class Judgement:
 
     @property
     def rule_against_rejected(self) -> Reason | None:
-        """The rules' first fault of a dis-preferred response."""
+        """The first fault that the rules find in a dis-preferred response."""
         return next((decision.rule for decision in self.rejected if decision.rule), None)
 
     @property
     def reason(self) -> Reason | None:
-        """Why the pair is not kept; None if it is. Of several preferred candidates the first that came furthest is
-        named."""
+        """The reason why the pair is not kept; None if it is. It is that of the first candidate that came furthest."""
         if self.chosen is None:
             return self.eligible[0].objection if self.eligible else self.preferred[0].rule
         return self.rule_against_rejected or next(filter(None, (d.objection for d in self.rejected)), None)
-
-    def rows(self) -> Iterator[DecisionRow]:
-        """Rows of ``decisions.jsonl``."""
-        source, pair_kept = self.prepared.document.source, self.reason is None
-        for decision in self.preferred:
-            yield decision.row(source, kept=pair_kept and decision is self.chosen)
-        for decision in self.rejected:
-            yield decision.row(source, kept=pair_kept)

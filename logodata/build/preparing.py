@@ -1,13 +1,11 @@
-"""From documents to requests: pools of chunks, scored once, and for every question its contexts and prompts.
+"""Turn documents into requests: score pools of chunks, and make contexts and prompts for every question.
 
-Everything here is a pure function of recipe and documents, so a build that was interrupted prepares exactly the
-same again.
+Everything here is a pure function of the recipe and the documents, so an interrupted build prepares the same again.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +19,8 @@ from logodata.contract import Chunk, Document, Question
 from logodata.engines import GenerationRequest, Sampling
 from logodata.models.facts import model_eos_ids
 from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, Prompt, PromptFormat, turn_end_ids
-from logodata.recipe.settings import BuildRecipe, GenerationSettings
+from logodata.recipe.settings import BuildRecipe
+from logodata.sources.fields import text_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,24 +28,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Documents that make one long context: their chunks in order, each with its document."""
+    """Documents that make one long context, and their chunks in order, each with its document."""
 
-    documents: tuple[Document, ...]
-    chunks: tuple[tuple[Document, Chunk], ...]
+    documents: tuple[Document, ...] = ()
+    chunks: tuple[tuple[Document, Chunk], ...] = ()
+
+    def __add__(self, other: Pool) -> Pool:
+        return Pool(self.documents + other.documents, self.chunks + other.chunks)
 
     def text(self, index: int) -> str:
-        """Text of a chunk."""
+        """Return the text of a chunk."""
         document, chunk = self.chunks[index]
         return document.text[chunk.start : chunk.end]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedQuestion:
-    """A question with its contexts and prompts, on its way to becoming a preference sample.
-
-    ``preferred`` are requests for the preferred response, tried in order; ``rejected`` maps a strategy to its request;
-    ``prompt`` is the training prompt.
-    """
+    """A question with its contexts and its training prompt. ``preferred`` holds the requests for the preferred
+    response, which are tried in order. ``rejected`` holds a request for each strategy."""
 
     pool: Pool
     document: Document
@@ -57,16 +56,10 @@ class PreparedQuestion:
     preferred: tuple[GenerationRequest, ...]
     rejected: dict[str, GenerationRequest]
 
-    @property
-    def requests(self) -> tuple[GenerationRequest, ...]:
-        """All that must be generated."""
-        return (*self.preferred, *self.rejected.values())
-
 
 @dataclass(frozen=True, slots=True)
 class UnusableQuestion:
-    """A question that cannot become a sample, and why. ``excess_tokens``: how many its longest prompt is beyond the
-    window."""
+    """A question that cannot become a sample. ``excess_tokens`` is how far its longest prompt exceeds the window."""
 
     pool: Pool
     document: Document
@@ -77,17 +70,11 @@ class UnusableQuestion:
 
 
 Prepared = PreparedQuestion | UnusableQuestion
-"""What becomes of a question when it is prepared."""
 
 
 class QuestionPreparer:
-    """Draws contexts and makes prompts of questions, under one recipe and tokenizer.
-
-    Args:
-        recipe: the build recipe.
-        tokenizer: the model's, with its chat template.
-        window: tokens that a prompt with its response may have.
-    """
+    """Draws contexts and makes prompts for questions, under one recipe and tokenizer. ``window`` is the most tokens of
+    a prompt with its response."""
 
     def __init__(self, recipe: BuildRecipe, tokenizer: PreTrainedTokenizerBase, window: int) -> None:
         self._recipe, self.tokenizer, self.window = recipe, tokenizer, window
@@ -95,41 +82,24 @@ class QuestionPreparer:
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
 
-    def under(self, recipe: BuildRecipe) -> QuestionPreparer:
-        """A preparer for another recipe of the same model."""
-        return QuestionPreparer(recipe, self.tokenizer, self.window)
-
-    def pools(self, documents: Sequence[Document]) -> Iterator[Pool]:
-        """Chunk documents and join them, in order, until a pool holds ``source.join_tokens``; what is left joins the
-        last pool."""
+    def pools(self, documents: Iterable[Document]) -> Iterator[Pool]:
+        """Chunk the documents and join them, in order, until a pool holds ``source.join_tokens`` tokens. Documents that
+        are left at the end join the last pool."""
         least = self._recipe.source.join_tokens or 1
-        complete: Pool | None = None
-        waiting: list[Document] = []
-        chunks: list[tuple[Document, Chunk]] = []
+        complete, growing = Pool(), Pool()
         for document in documents:
-            waiting.append(document)
-            chunks += [
-                (document, c) for c in chunk_text(self.tokenizer, document.text, self._recipe.chunking.chunk_tokens)
-            ]
-            if sum(len(chunk.token_ids) for _, chunk in chunks) >= least:
-                if complete is not None:
+            chunks = chunk_text(self.tokenizer, document.text, self._recipe.chunking.chunk_tokens)
+            growing += Pool((document,), tuple((document, chunk) for chunk in chunks))
+            if sum(len(chunk.token_ids) for _, chunk in growing.chunks) >= least:
+                if complete.documents:
                     yield complete
-                complete, waiting, chunks = Pool(tuple(waiting), tuple(chunks)), [], []
-        if complete is None:
-            if waiting:
-                yield Pool(tuple(waiting), tuple(chunks))
-        elif waiting:
-            yield Pool((*complete.documents, *waiting), (*complete.chunks, *chunks))
-        else:
-            yield complete
+                complete, growing = growing, Pool()
+        last = complete + growing
+        if last.documents:
+            yield last
 
     def prepare_pool(self, pool: Pool, evaluator: Evaluator) -> Iterator[Prepared]:
         """Score a pool once for all its questions, then prepare each question."""
-        for document, question, scores in self.scored(pool, evaluator):
-            yield self.prepare(pool, document, question, scores)
-
-    def scored(self, pool: Pool, evaluator: Evaluator) -> Iterator[tuple[Document, Question, NDArray[np.float64]]]:
-        """Every question of a pool with its scores, float64 [C]."""
         asked = [(document, question) for document in pool.documents for question in document.questions]
         if not asked:
             return
@@ -137,13 +107,12 @@ class QuestionPreparer:
         queries = [f"{q.question} {q.answers[0]}" if with_answer else q.question for _, q in asked]
         scores = evaluator.score([pool.text(i) for i in range(len(pool.chunks))], queries)
         for (document, question), row in zip(asked, scores, strict=True):
-            yield document, question, row
+            yield self._prepare(pool, document, question, row)
 
-    def prepare(self, pool: Pool, document: Document, question: Question, scores: NDArray[np.float64]) -> Prepared:
-        """Contexts and prompts of a question, or why there are none."""
+    def _prepare(self, pool: Pool, document: Document, question: Question, scores: NDArray[np.float64]) -> Prepared:
         recipe = self._recipe
         contexts = draw_contexts(
-            scores, recipe.contexts, np.random.default_rng([recipe.seed, _stable_hash(question.id)])
+            scores, recipe.contexts, np.random.default_rng([recipe.seed, int(text_digest(question.id)[:16], 16)])
         )
         if isinstance(contexts, str):
             return UnusableQuestion(pool, document, question, contexts)
@@ -156,10 +125,8 @@ class QuestionPreparer:
         wordings = self.guided_formats[: recipe.generation.num_candidates] if guided else (self.answer_format,)
         preferred = [prompt(contexts.critical, form) for form in wordings]
         training = prompt(contexts.training, self.answer_format)
-        strategies = {"irrelevant": contexts.irrelevant}
-        strategies |= {
-            f"mixed-{r:g}": indices for r, indices in zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
-        }
+        mixed = zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
+        strategies = {"irrelevant": contexts.irrelevant, **{f"mixed-{ratio:g}": indices for ratio, indices in mixed}}
         prompts = {name: prompt(indices, self.answer_format) for name, indices in strategies.items()}
         longest = max(len(p.ids) for p in (*preferred, training, *prompts.values()))
         new = recipe.generation.max_new_tokens
@@ -178,8 +145,8 @@ class QuestionPreparer:
         )
 
     def _preferred_requests(self, question_id: str, prompts: Sequence[Prompt]) -> tuple[GenerationRequest, ...]:
-        """Each wording greedily, then sampled ones in turn."""
-        settings: GenerationSettings = self._recipe.generation
+        """Return a greedy request for each wording, then sampled ones in turn."""
+        settings = self._recipe.generation
         if settings.preferred == "reference":
             return ()
         return tuple(
@@ -197,7 +164,3 @@ class QuestionPreparer:
             seed=self._recipe.seed,
         )
         return GenerationRequest(request_id, prompt.ids, sampling)
-
-
-def _stable_hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big")

@@ -1,4 +1,4 @@
-"""The actor between the process that reads the source and the workers: it runs Ray Data until all is decided."""
+"""The actor between the process that reads the source and the workers. It runs Ray Data until all is decided."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FRUITLESS_RUNS = 3
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the coordinator has to say: new results, how many groups wait to be fetched, whether all are decided."""
+    """The state of a coordinator: new results, the number of groups not fetched yet, and whether all are decided."""
 
     results: Sequence[Result]
     waiting: int
@@ -28,12 +28,9 @@ class State:
 
 
 class Coordinator:
-    """Runs Ray Data over numbers of groups, keeps the groups until they are decided, and hands on what became of them.
+    """Runs Ray Data over the numbers of groups, keeps the groups until they are decided, and hands on the results.
 
-    Args:
-        job: for the workers.
-        workers: how many.
-        bound: of the number of groups, which is known when :meth:`close` is called.
+    There are at most ``bound`` groups. Their number is known when :meth:`close` is called.
     """
 
     def __init__(self, job: Job, workers: Workers, bound: int) -> None:
@@ -46,26 +43,26 @@ class Coordinator:
         self._results: queue.Queue[Result] = queue.Queue(maxsize=4)
 
     def offer(self, number: int, group: bytes) -> None:
-        """A pickled group, for :meth:`take`."""
+        """Keep a pickled group for :meth:`take`."""
         import ray
 
         self._offered[number] = ray.put(group)
         self._num_offered += 1
 
     def close(self) -> None:
-        """There are no more groups."""
+        """Take note that there are no more groups."""
         self._bound, self._closed = self._num_offered, True
 
     def take(self, number: int) -> list[Any] | None:
-        """Reference to a group, in a list so that Ray does not resolve it; [] if there is nothing to do any more, None
-        if the group is not there yet."""
+        """Return the reference to a group, in a list so that Ray does not resolve it. The list is empty if nothing is
+        left to do. None means that the group is not there yet."""
         if number in self._offered:
             self._fetched.add(number)
             return [self._offered[number]]
         return [] if number in self._decided or (self._closed and number >= self._bound) else None
 
     def collect(self) -> State:
-        """What is new."""
+        """Return the state, and hand over the new results."""
         finished = self._closed and len(self._decided) == self._bound
         results = []
         while not self._results.empty():
@@ -73,14 +70,8 @@ class Coordinator:
         return State(results, self._num_offered - len(self._fetched), finished)
 
     def run(self, this: ActorHandle) -> None:
-        """Run Ray Data until every group is decided, or one has a fault.
-
-        Args:
-            this: handle of this actor, for the workers.
-
-        Raises:
-            Exception: Ray's, if run after run decides nothing.
-        """
+        """Run Ray Data until every group is decided, or one has a fault. If run after run decides nothing, the error of
+        Ray is raised. ``this`` is the handle of this actor, for the workers."""
         fruitless = 0
         while numbers := [number for number in range(self._bound) if number not in self._decided]:
             before, error = len(self._decided), None
@@ -100,19 +91,19 @@ class Coordinator:
                 raise error or RuntimeError(f"Ray lost {len(numbers)} groups {fruitless} times; its log says why")
 
     def _execute(self, numbers: Sequence[int], this: ActorHandle) -> Iterator[Result]:
-        """One run of Ray Data over these groups, in any order; what was lost on the way is not among the results."""
+        """Run Ray Data once over these groups, in any order. What is lost on the way is not among the results."""
         import ray.data
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        context.max_errored_blocks = -1  # only what is lost is an error here: faults are results
+        context.max_errored_blocks = -1  # faults are results, so an error is only what is lost
         context.execution_no_progress_timeout_s = -1  # a group of long answers may take any time
-        workers, given = self._workers, {"job": self._job}
+        workers = self._workers
         rows = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
-        # Preparing claims no CPUs: beside engines that were started again on fewer nodes there may be none left.
+        # Preparing claims no CPUs, because engines that were started again on fewer nodes may leave none.
         prepared = rows.map_batches(
             prepare_group,
-            fn_kwargs={**given, "coordinator": this},
+            fn_kwargs={"job": self._job, "coordinator": this},
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.TaskPoolStrategy(size=workers.preparers),
@@ -120,7 +111,7 @@ class Coordinator:
         )
         results = prepared.map_batches(
             Answerer,
-            fn_constructor_kwargs=given,
+            fn_constructor_kwargs={"job": self._job},
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers.count),
@@ -136,7 +127,7 @@ class Coordinator:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How many engines, what each holds, and how many processes prepare."""
+    """The number of engines, what each of them holds, and the number of processes that prepare."""
 
     count: int
     cpus: int
@@ -145,19 +136,18 @@ class Workers:
 
 
 def worker_size(recipe: BuildRecipe, nodes: Sequence[dict[str, float]], count: int | None) -> Workers:
-    """How many engines to run on nodes with these resources, and what each takes.
+    """Decide how many engines run on some nodes, and what each of them holds.
 
-    On GPUs as many as fit, each ``engine.tensor_parallel_size`` of them for vLLM and one for transformers. On CPUs one
-    a node, with half of its CPUs; the others prepare. One that asks servers, since ``engine.concurrency`` and the rate
-    limits are those of one.
+    As many engines run as the GPUs hold. vLLM takes ``engine.tensor_parallel_size`` GPUs for each, and transformers
+    one. Without GPUs each node has one engine, on half of its CPUs, and the other half prepares. Servers are asked by
+    one engine, because ``engine.concurrency`` and the rate limits are those of one.
 
     Args:
-        recipe: its engine section decides.
-        nodes: ``CPU`` and ``GPU`` of each node.
-        count: of engines, instead.
+        nodes: The number of ``CPU`` and ``GPU`` of each node.
+        count: The number of engines instead.
 
     Raises:
-        UserError: they do not fit, or the recipe names one GPU by number.
+        UserError: The engines do not fit, or the recipe names one GPU by its number.
     """
     engine = recipe.engine
     per_node = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes if node.get("CPU", 0) >= 1]

@@ -1,17 +1,16 @@
 """The stages of a build on a Ray cluster: any number of processes prepare, and any number of engines answer.
 
-Three parties. This process reads the source, hands out groups of pools a few at a time, and writes down
-what became of them. A coordinator, an actor beside it (``ray_coordinator``), runs Ray Data over the numbers of the
-groups. Workers (``ray_workers``) fetch a group by its number, prepare it (a task on CPUs) and answer it (an actor that
-holds an engine), so memory holds what is under way and not the corpus, here and there.
+There are three parties. This process reads the source, hands out a few groups of pools at a time, and writes down the
+outcomes. A coordinator, an actor beside it (``ray_coordinator``), runs Ray Data over the numbers of the groups. Workers
+(``ray_workers``) fetch a group by its number. A task on CPUs prepares it, and an actor that holds an engine answers it.
+So memory holds what is under way and not the corpus.
 
-What a node takes with it when it is lost is prepared or answered again: a group counts as decided once its outcomes are
-with the coordinator, and the coordinator runs Ray Data until all are. Ray starts a lost actor again where there is
-room. A task that was in the actor is not tried again with it (Ray Data's default), since it would wait for ever where
-there is none, as with the GPUs of a node that is gone.
+The groups of a lost node are prepared or answered again. A group is decided once the coordinator has its outcomes, and
+the coordinator runs Ray Data until all groups are decided. Ray starts a lost actor again where there is room. It does
+not try the actor's task again, because the task would wait for ever where there is no room.
 
-All nodes need the same environment, the model (and its cache of responses, if any) under the same path, and the
-environment variables that the recipe names.
+All nodes need the same environment, the model and its cache of responses under the same path, and the environment
+variables that the recipe names.
 """
 
 from __future__ import annotations
@@ -21,30 +20,33 @@ import pickle
 import signal
 import socket
 import threading
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from logodata.build.pipeline import Asked, Decided
+from logodata.build.pipeline import Asked, Decided, in_groups
 from logodata.build.ray_coordinator import Coordinator, State, worker_size
 from logodata.build.ray_workers import POLL_S, Job, portable
 from logodata.common.console import Tracker
 from logodata.common.errors import UserError
 from logodata.recipe.settings import BuildRecipe
 
-_STARTS = 3  # of Ray on this machine
-_GROUPS_AHEAD = 4  # offered and not fetched yet
-_GROUPS_PER_WORKER = 4  # at least, where there are questions enough: the last groups should end at about the same time
+_STARTS = 3
+_GROUPS_AHEAD = 4
+"""The most groups that are offered and not fetched yet."""
+_GROUPS_PER_WORKER = 4
+"""The least groups of a worker, if there are questions enough. The last groups should end at about the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class RayOptions:
-    """Which cluster, and how many engines on it.
+    """The cluster, and the number of engines on it.
 
-    ``address``: None starts Ray on this machine; ``auto``, ``HOST:PORT`` and ``ray://HOST:PORT`` name a running
-    cluster. ``workers``: engines; None makes as many as fit (:func:`worker_size`).
+    Without an ``address`` Ray is started on this machine; ``auto``, ``HOST:PORT`` and ``ray://HOST:PORT`` name a
+    running cluster. Without ``workers`` as many engines run as fit (:func:`worker_size`).
     """
 
     address: str | None = None
@@ -59,22 +61,15 @@ def decide_on_ray(
     options: RayOptions,
     tracker: Tracker,
 ) -> Generator[Decided]:
-    """Prepare and answer on a cluster; as :func:`logodata.build.pipeline.decide_here`, but in any order.
+    """Prepare and answer questions on a cluster, in any order.
 
-    Args:
-        recipe: the build recipe.
-        model_fingerprint: of its model.
-        pools: what to decide; read as workers ask for more.
-        num_questions: how many are undecided in ``pools``.
-        options: which cluster.
-        tracker: shows how many engines are at work.
+    ``pools`` are read as workers ask for more, and hold ``num_questions`` undecided questions.
 
     Raises:
-        UserError: Ray is not installed, the cluster cannot be reached or is too small, or what a worker met.
+        UserError: Ray is not installed, the cluster cannot be reached or is too small, or a worker met such an error.
     """
     if not num_questions:
-        for _ in pools:  # its reader keeps the order of the source
-            pass
+        deque(pools, maxlen=0)  # its reader keeps the order of the source
         return
     with _kept_sigterm():
         ray = _connect(options.address)
@@ -91,7 +86,7 @@ def decide_on_ray(
         )
         running = coordinator.run.remote(coordinator)
         tracker.advance(0, workers=workers.count)
-        groups = enumerate(group_pools(pools, size))
+        groups = enumerate(in_groups(pools, lambda asked: len(asked[1]), size))
         more = True
         while True:
             state: State = ray.get(coordinator.collect.remote())
@@ -119,21 +114,9 @@ def decide_on_ray(
         ray.shutdown()
 
 
-def group_pools(pools: Iterable[Asked], size: int) -> Iterator[list[Asked]]:
-    """Whole pools in order, in groups of ``size`` undecided questions or a few more; the last may have fewer."""
-    group: list[Asked] = []
-    for asked in pools:
-        group.append(asked)
-        if sum(len(ids) for _, ids in group) >= size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
 @contextmanager
 def _kept_sigterm() -> Iterator[None]:
-    """Ray sets a handler of its own, which ends the process with code 1 where ours says how to go on."""
+    """Keep our handler: Ray sets its own, which ends the process with code 1 where ours says how to go on."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -143,11 +126,7 @@ def _kept_sigterm() -> Iterator[None]:
 
 
 def _connect(address: str | None) -> Any:
-    """Ray, connected; its logs, bars and telemetry off.
-
-    Raises:
-        UserError: it is not installed, or no cluster answers.
-    """
+    """Return Ray, connected, without its logs, bars and telemetry."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         import ray
@@ -174,7 +153,7 @@ def _connect(address: str | None) -> Any:
 
 
 def _start_here(ray: Any, options: dict[str, Any]) -> None:
-    """Ray gives its own processes 30 s to start, which a busy machine may exceed."""
+    """Start Ray. It gives its own processes 30 s, which a busy machine may exceed."""
     for left in reversed(range(_STARTS)):
         try:
             # One CPU for the engine and one to prepare at least.
@@ -191,7 +170,7 @@ def _start_here(ray: Any, options: dict[str, Any]) -> None:
 
 
 def _reach(address: str) -> None:
-    """Ray itself tries for two minutes, and says so in its own words."""
+    """Find out now whether the address answers: Ray tries for two minutes, and then says so in its own words."""
     place = urlsplit(address if "://" in address else f"//{address}")
     if place.hostname is None or place.port is None:
         raise ValueError("no address, write auto, HOST:PORT or ray://HOST:PORT")

@@ -1,16 +1,14 @@
-"""Responses of a build: generated where they are missing, and judged by the rules."""
+"""Responses of a build: the engine generates what is missing, and the rules judge it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logodata.build.preparing import PreparedQuestion
-from logodata.common.console import Tracker
-from logodata.contract import Question, Reason, Response, ResponseOrigin
-from logodata.engines import GenerationRequest, GenerationResult
+from logodata.contract import Question, Response, ResponseOrigin
+from logodata.engines import GenerationResult
 from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import open_engine
 from logodata.judge.decisions import Decision
@@ -23,14 +21,10 @@ if TYPE_CHECKING:
 
 
 class Responses:
-    """Responses of a build: generated where they are missing, then judged.
+    """Responses of a build, with what the rules say of them.
 
-    Args:
-        recipe: names engine and judge.
-        model_fingerprint: of the recipe's model; responses are filed under it.
-        log: what was generated before; new responses go there at once. None keeps them in memory only.
-        tokenizer: turns tokens into the text that is judged.
-        turn_end: the token that an ended response is trained with.
+    They are filed in ``log`` under the fingerprint of the model, or in memory only if it is None. ``turn_end`` is the
+    token at the end of a response that ended by itself.
     """
 
     def __init__(
@@ -47,39 +41,29 @@ class Responses:
 
     @cached_property
     def engine(self) -> CachedEngine:
-        """The build's engine behind its log of responses; the log is opened when the engine is first asked."""
+        """The engine of the build behind the log of its responses. The log is opened when the engine is first asked."""
         recipe = self._recipe
         log = ResponseLog(self._path, self._fingerprint, recipe.generation.cache)
         return CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model))
 
-    def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker) -> None:
-        """Have the engine answer the requests that the log does not answer; the engine is opened for the first."""
-        self.engine.generate(requests, tracker, "responses")
-
     def preferred(self, prepared: PreparedQuestion) -> list[Decision]:
-        """All candidates for the preferred response, with what the rules say of each."""
+        """Return all candidates for the preferred response, with what the rules say of each."""
         strategy, question, judge = self._recipe.generation.preferred, prepared.question, self._recipe.judge
+        guided = strategy == "guided"
         if strategy == "reference":
             ids = tuple(encode_text(self._tokenizer, question.answers[0]))
             found = [self._response(question, strategy, GenerationResult(question.id, ids, "stop"), "live")]
         else:
             found = [self._response(question, strategy, *self.engine.answer(request)) for request in prepared.preferred]
-
-        def fault(response: Response) -> Reason | None:
-            guided = strategy == "guided"
-            return preferred_fault(response, question.question, question.answers, judge, guided=guided)
-
-        return [Decision(question, "preferred", n, response, fault(response)) for n, response in enumerate(found)]
+        faults = (preferred_fault(r, question.question, question.answers, judge, guided=guided) for r in found)
+        pairs = zip(found, faults, strict=True)
+        return [Decision(question, "preferred", n, response, fault) for n, (response, fault) in enumerate(pairs)]
 
     def rejected(self, prepared: PreparedQuestion, chosen: Response) -> list[Decision]:
-        """The dis-preferred responses, with what the rules say of each beside the chosen one."""
-        question, asked = prepared.question, prepared.rejected
+        """Return the dis-preferred responses, with what the rules say of each beside the chosen one."""
+        question, asked, judge = prepared.question, prepared.rejected, self._recipe.judge
         found = [self._response(question, name, *self.engine.answer(request)) for name, request in asked.items()]
-
-        def fault(response: Response) -> Reason | None:
-            return rejected_fault(response, chosen, self._recipe.judge)
-
-        return [Decision(question, "rejected", n, response, fault(response)) for n, response in enumerate(found)]
+        return [Decision(question, "rejected", n, r, rejected_fault(r, chosen, judge)) for n, r in enumerate(found)]
 
     def _response(
         self, question: Question, strategy: str, result: GenerationResult, origin: ResponseOrigin

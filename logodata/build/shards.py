@@ -1,13 +1,12 @@
-"""A build in shards, for batch schedulers: ``--shard i/n`` deals the documents, ``logodata merge`` joins them.
+"""A build in shards, for batch schedulers. ``--shard i/n`` deals out documents, and ``logodata merge`` joins shards.
 
-A document belongs to a shard by the hash of its ``doc_id``, so adding or reordering documents moves no other one. Every
-shard reads and cuts the whole file: it joins the same documents as the unsharded build, and knows at which place of it
-each question stands. Scoring and generation are what is shared out.
+The hash of its ``doc_id`` decides to which shard a document belongs, so adding or reordering documents moves no other
+one. Every shard reads and cuts the whole file. So it joins the same documents as the unsharded build, and knows the
+place of each question there. Shards share out the scoring and the generation.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from logodata.common.files import read_json
 from logodata.contract import ShardRecord
 from logodata.dataset.files import SHARD_FILE
 from logodata.sources import Source
+from logodata.sources.fields import text_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,7 @@ class BuildShard:
 
     @classmethod
     def parse(cls, text: str) -> BuildShard:
-        """``"2/8"`` is the second of eight shards.
-
-        Raises:
-            UserError: it is something else.
-        """
+        """Read ``"2/8"`` as the second of eight shards. Text of another form is a :class:`UserError`."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(f"--shard {text!r} is no shard", mend="write i/n with i from 1 to n, e.g. 1/8")
@@ -43,38 +39,26 @@ class BuildShard:
         return f"{self.number}/{self.total}"
 
     def owns(self, doc_id: str) -> bool:
-        """Whether a document belongs to this shard: sha256 of its id, modulo the number of shards."""
-        digest = hashlib.sha256(doc_id.encode("utf-8")).digest()
-        return int.from_bytes(digest[:8], "big") % self.total == self.number - 1
-
-
-def question_places(source: Source) -> dict[str, int]:
-    """The order in which an unsharded build comes to the questions: faults of the source, then document by document."""
-    ids = [row.id for row in source.rejected]
-    ids += [question.id for document in source.documents for question in document.questions]
-    return {question_id: place for place, question_id in enumerate(ids)}
+        """Whether a document belongs to this shard, by the hash of its id modulo the number of shards."""
+        return int(text_digest(doc_id)[:16], 16) % self.total == self.number - 1
 
 
 def shard_record(shard: BuildShard, source: Source, question_ids: Sequence[str]) -> ShardRecord:
-    """What to write to ``shard.json`` of a shard in which these questions came to an end."""
-    places = question_places(source)
-    return ShardRecord(
-        number=shard.number,
-        total=shard.total,
-        places={question_id: places[question_id] for question_id in question_ids},
-    )
+    """Return the record for ``shard.json`` of a shard that decided these questions."""
+    # An unsharded build writes the faults of the source first, then document by document.
+    ids = [row.id for row in source.rejected]
+    ids += [question.id for document in source.documents for question in document.questions]
+    places = {question_id: place for place, question_id in enumerate(ids)}
+    own = {question_id: places[question_id] for question_id in question_ids}
+    return ShardRecord(number=shard.number, total=shard.total, places=own)
 
 
 def read_shard_record(folder: Path) -> ShardRecord:
-    """``shard.json`` of a folder.
-
-    Raises:
-        UserError: the folder holds no finished shard.
-    """
-    if (folder / "manifest.json").is_file() and not (folder / SHARD_FILE).is_file():
-        raise UserError("a whole data set, not a shard", where=str(folder), mend="merge what --shard i/n wrote")
+    """Read ``shard.json`` of a folder. A folder without a finished shard is a :class:`UserError`."""
     if not (folder / "manifest.json").is_file():
         state = "holds no finished shard" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend="run its logodata build ... --shard i/n to the end")
     path = folder / SHARD_FILE
+    if not path.is_file():
+        raise UserError("a whole data set, not a shard", where=str(folder), mend="merge what --shard i/n wrote")
     return ShardRecord.from_json(read_json(path), where=str(path), mend="build this shard again")

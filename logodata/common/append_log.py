@@ -9,27 +9,22 @@ from typing import Any
 
 from logodata.common.errors import UserError
 from logodata.common.files import append_lines
-from logodata.common.json_files import numbered_lines, parse_json, strict_dumps
+from logodata.common.json_files import parse_json, placed_lines, strict_dumps
 
 
 class AppendLog(Mapping[str, dict[str, Any]]):
-    """An append-only file of JSON records, each with a unique ``id``; a mapping from ids to records.
+    """An append-only file of JSON records, and a mapping from ids to records. The field ``key`` of a record is its id.
 
-    A record is complete once its line ends in a newline. A process killed while it wrote leaves at most one
-    unfinished line, which the next opening cuts off; the record is then done again. Memory holds ids and places,
-    records are read from the file.
-
-    Args:
-        path: the file; it is created with the first record.
-        key: name of the field that identifies a record.
+    The file is created with the first record. A record is complete once its line ends in a newline. A process killed
+    while it wrote leaves at most one unfinished line, which the next opening cuts off; the record is then done again.
+    Memory holds ids and places, and records are read from the file.
 
     Raises:
-        UserError: a line is no record.
+        UserError: A line is no record.
     """
 
     def __init__(self, path: Path, key: str = "id") -> None:
         self.path, self.key = path, key
-        self._mend()
         self._offsets = dict(self._scan())
 
     def __getitem__(self, record_id: str) -> dict[str, Any]:
@@ -60,38 +55,22 @@ class AppendLog(Mapping[str, dict[str, Any]]):
             self._offsets[record_id] = end
             end += len(line.encode("utf-8"))
 
-    def _mend(self) -> None:
-        if not self.path.exists():
-            return
-        with open(self.path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            end = size
-            while end > 0:  # from the end, block by block, to the last newline
-                start = max(end - 65536, 0)
-                file.seek(start)
-                newline = file.read(end - start).rfind(b"\n")
-                if newline >= 0:
-                    end = start + newline + 1
-                    break
-                end = start
-        if end < size:
-            os.truncate(self.path, end)
-
     def _scan(self) -> Iterator[tuple[str, int]]:
+        """Yield the id and the offset of each record, and cut off an unfinished line."""
         if not self.path.exists():
             return
         offset = 0
         with open(self.path, "rb") as file:
-            for number, line in numbered_lines(file, str(self.path)):
+            for where, line in placed_lines(file, str(self.path)):
+                if not line.endswith((b"\n", b"\r")):
+                    os.truncate(self.path, offset)
+                    return
                 try:
                     record_id = parse_json(line, finite=True)[self.key]
                     if not isinstance(record_id, str):
                         raise TypeError(f"an id is {record_id!r}")
                 except (ValueError, KeyError, TypeError, IndexError) as error:
-                    raise UserError(
-                        "damaged record",
-                        where=f"{self.path}:{number}",
-                        mend="delete this line; its record is made again",
-                    ) from error
+                    mend = "delete this line; its record is made again"
+                    raise UserError("damaged record", where=where, mend=mend) from error
                 yield record_id, offset
                 offset += len(line)

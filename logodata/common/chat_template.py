@@ -1,4 +1,4 @@
-"""Chat templates: programs that come with models and write a conversation as one text.
+"""Render chat templates, the programs that come with models and write a conversation as one text.
 
 transformers renders them in Jinja's sandbox, which hides the machine from them. Here they also get a bound on the texts
 that they make, and one on their time.
@@ -33,15 +33,11 @@ _MAX_BITS = 2**16
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | None = None) -> str:
-    """Write a conversation as ``tokenizer.apply_chat_template`` does, always on the same day.
-
-    Args:
-        tokenizer: must have a chat template.
-        user: the user's message.
-        assistant: the assistant's answer. Without it the text ends where that answer begins.
+    """Write a conversation as ``tokenizer.apply_chat_template`` does, always on the same day. Without the assistant's
+    answer the text ends where that answer begins.
 
     Raises:
-        UserError: the template fails, takes more than ten seconds, or adds more than a million characters.
+        UserError: The template fails, takes more than ten seconds, or adds more than a million characters.
     """
     messages = [{"role": "user", "content": user}]
     if assistant is not None:
@@ -62,10 +58,8 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | 
 
 @lru_cache
 def _compiled(text: str) -> Any:
-    """Compile a template in transformers' own environment, in which operators look at the size of their result first.
-
-    Jinja's sandbox bounds ``range`` by itself. Filters and methods such as ``center`` it leaves unbounded.
-    """
+    """Compile a template in transformers' own environment, where operators look at the size of their result first."""
+    # Jinja's sandbox bounds ``range`` by itself. It leaves filters and methods such as ``center`` unbounded.
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     sandbox = _compile_jinja_template("").environment.overlay()
@@ -109,8 +103,7 @@ def _join(parts: Iterable[str]) -> str:
 
 @contextmanager
 def _limited_time(seconds: float) -> Iterator[None]:
-    """Raise ``TimeoutError`` inside the block after so many seconds. It holds on the main thread, which alone gets
-    signals."""
+    """Raise ``TimeoutError`` inside the block after some seconds, on the main thread, which alone gets signals."""
     with raised_by(signal.SIGALRM, lambda: TimeoutError(f"it takes more than {seconds:g} s")) as is_main:
         if is_main:
             signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,4 +1,4 @@
-"""The command lines of all three programs: what they add to click.
+"""Add to click what the command lines of all three programs have in common.
 
 A :class:`Program` has commands of type :class:`Command`, and :func:`run_program` runs it. Modules that take long to
 import are imported inside the commands, so that ``--help`` and shell completion answer at once.
@@ -45,7 +45,7 @@ class Command(click.Command):
             early_flag(spelling, text, GENERAL, act)(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Name an option that takes several words again before each: click's take one at a time."""
+        """Repeat an option that takes several words before each of them: click's options take one at a time."""
         several = [name for it in self.params if isinstance(it, Option) and it.several for name in it.opts]
         words: list[str] = []
         current = None
@@ -62,11 +62,11 @@ class Command(click.Command):
             raise
 
     def get_short_help_str(self, _limit: int = 0) -> str:
-        """The first sentence of the help."""
+        """Return the first sentence of the help."""
         return cleandoc(self.help or "").partition(".\n")[0].partition(". ")[0].removesuffix(".").replace("\n", " ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands of a program, then options by their groups."""
+        """Write the commands of a program, then the options by their groups."""
         if isinstance(self, click.Group):
             self.format_commands(ctx, formatter)
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -79,7 +79,7 @@ class Command(click.Command):
                 formatter.write_dl(groups[name])
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The examples, line by line as they are."""
+        """Write the examples, line by line as they are."""
         if self.examples:
             with formatter.section("Examples"):
                 formatter.write("".join(f"  {line}".rstrip() + "\n" for line in self.examples.splitlines()))
@@ -95,19 +95,17 @@ class Program(Command, click.Group):
         early_flag("--version", "show the version and exit", GENERAL, _show_version)(self)
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        """Their names."""
+        """Return the names of the commands."""
         return list(self.commands)
 
 
 def run_program(program: click.Command, argv: Sequence[str] | None = None) -> int:
     """Run a command line, or answer a shell that completes one.
 
-    Args:
-        program: must have a name.
-        argv: the words after the program's name; None takes those of the process.
+    ``argv`` holds the words after the program's name; None takes those of the process.
 
     Returns:
-        the exit code (:func:`logodata.common.errors.run_command`).
+        The exit code (see :func:`logodata.common.errors.run_command`).
     """
     name, words = str(program.name), list(sys.argv[1:] if argv is None else argv)
     try:
@@ -188,7 +186,7 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter) -> None:
 
 
 def _as_user_error(error: click.UsageError) -> UserError:
-    """What click says of a command line, as one line."""
+    """Return what click says of a command line, as one line."""
     ctx = error.ctx
     assert ctx is not None
     where, see = command_name(ctx), f"see {help_command(ctx)}"

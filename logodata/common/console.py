@@ -182,22 +182,3 @@ def _shows_notes() -> bool:
 
 def _is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def quiet_transformers() -> None:
-    """Silence progress bars and advice of transformers and of what it imports, unless ``-v`` asks for them.
-
-    Errors still appear.
-    """
-    import logging
-
-    from logodata.common import verbosity
-
-    if verbosity.level == "verbose":
-        return
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    # PEFT imports bitsandbytes if it is installed, which then asks for a package that is not needed here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -46,8 +46,8 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or else its type."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return the first line of what an error says that is not blank, or else its type."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:

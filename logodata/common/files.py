@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from logodata.common import json_files
-from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.json_files import parse_json, strict_dumps, too_long
 from logodata.common.printable import encodable
@@ -103,9 +102,7 @@ def check_place(path: Path) -> None:
 def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
     """Refuse an output inside an input, or around it: results would be read as input, or kept and deleted with it.
 
-    Args:
-        output: The file or folder to write.
-        inputs: What each input is, for the message, and its file or folder. None and missing files are skipped.
+    An input is what messages call it, and its file or folder. None and missing files are skipped.
 
     Raises:
         UserError: It names both.
@@ -148,15 +145,13 @@ def read_json(path: Path) -> Any:
             raise too_long(str(path), "a JSON file")
         return parse_json(path.read_bytes(), finite=True)
     except FileNotFoundError as error:
-        raise UserError(
-            "no such file", where=str(path), mend="check the folder's name, or run the command that writes it"
-        ) from error
+        mend = "check the folder's name, or run the command that writes it"
+        raise UserError("no such file", where=str(path), mend=mend) from error
     except OSError as error:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
     except ValueError as error:
-        raise UserError(
-            f"not valid JSON: {error}", where=str(path), mend="delete it and run the command again"
-        ) from error
+        mend = "delete it and run the command again"
+        raise UserError(f"not valid JSON: {error}", where=str(path), mend=mend) from error
 
 
 @contextmanager
@@ -169,21 +164,16 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the length of the run
     except OSError as error:
-        raise UserError(
-            f"cannot use this folder: {error.strerror}", where=str(folder), mend="choose another -o"
-        ) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.close()
-        raise UserError(
-            "another process is writing here", where=str(folder), mend="wait for it, or choose another -o"
-        ) from error
-    try:
+        mend = "choose another -o"
+        raise UserError(f"cannot use this folder: {error.strerror}", where=str(folder), mend=mend) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            mend = "wait for it, or choose another -o"
+            raise UserError("another process is writing here", where=str(folder), mend=mend) from error
         _remove_leftovers(folder)
         yield
-    finally:
-        handle.close()
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -199,14 +189,9 @@ def bind_settings(
 ) -> None:
     """Bind ``folder`` to ``settings``: write them to ``folder/name`` the first time, and compare them from then on.
 
-    Results made under different settings must not be mixed.
-
-    Args:
-        folder: The folder of the run.
-        name: The name of the file.
-        settings: What the results depend on.
-        free: Keys of ``settings`` that results do not depend on. They may change, and the file keeps the newest values.
-        started: Whether any result was made. A run that was refused or stopped before that binds nothing.
+    Results made under different settings must not be mixed. The keys ``free`` may change, because results do not depend
+    on them, and the file keeps their newest values. A run that was refused or stopped before it was ``started``, which
+    means before any result was made, binds nothing.
 
     Raises:
         UserError: The settings differ. It names the first difference.
@@ -223,11 +208,8 @@ def bind_settings(
     if found:
         key, old, new = found[0]
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise UserError(
-            f"this folder was started with {key}={old!r}, now it is {new!r}{more}",
-            where=str(path),
-            mend="use the same settings to continue, or another -o to start afresh",
-        )
+        what = f"this folder was started with {key}={old!r}, now it is {new!r}{more}"
+        raise UserError(what, where=str(path), mend="use the same settings to continue, or another -o to start afresh")
     if before != settings:
         write_json(path, settings)
 
@@ -289,6 +271,8 @@ def put_aside(path: Path, fault: str, instead: str) -> None:
         fault: What is wrong with it.
         instead: What is done now, such as ``"it is written again"``.
     """
+    from logodata.common.console import note
+
     aside = path.with_name(f"{path.name}.damaged")
     if aside.is_dir():
         shutil.rmtree(aside)

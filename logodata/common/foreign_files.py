@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 
-from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.user_files import visible_files
 
@@ -29,8 +28,7 @@ _ARCHIVES = {
     b"7z\xbc\xaf": "7z",
 }
 _OFFICE = {
-    ".docx": "a Word document",
-    ".doc": "a Word document",
+    **dict.fromkeys((".docx", ".doc"), "a Word document"),
     ".epub": "an EPUB book",
     ".odt": "an OpenDocument text",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "a workbook"),
@@ -55,12 +53,9 @@ _BESIDE = re.compile(
 
 
 def check_is_text(file: Path, shown: str, *, markup: bool = False) -> None:
-    """Refuse a file that is not plain text, judged by how it begins.
+    """Refuse a file that is not plain text, judged by how it begins. Messages call it ``shown``.
 
-    Args:
-        file: The file to check.
-        shown: Its name in messages.
-        markup: Accept HTML and XML, for a reader that reports them as its own faults.
+    ``markup`` accepts HTML and XML, for a reader that reports them as its own faults.
 
     Raises:
         UserError: It is compressed, a document of a word processor, a page or a binary file.
@@ -69,29 +64,23 @@ def check_is_text(file: Path, shown: str, *, markup: bool = False) -> None:
         head = handle.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
     suffix = file.suffix.lower()
     if suffix in _OFFICE and head.startswith((b"PK", _OLD_OFFICE)):
-        raise _not_text(_OFFICE[suffix], suffix, shown)
-    for magic, name in _ARCHIVES.items():
-        if head.startswith(magic):
-            raise UserError(f"is compressed ({name})", where=shown, mend="unpack it first")
-    if head.startswith(b"%PDF-"):
-        raise _not_text("a PDF file", ".pdf", shown)
-    if head.startswith(b"{\\rtf"):
-        raise _not_text("an RTF document", ".rtf", shown)
-    if head.startswith(_BINARY):
-        raise _not_text("a binary file", "", shown)
-    if markup:
+        kind, ending = _OFFICE[suffix], suffix
+    elif archive := next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), None):
+        raise UserError(f"is compressed ({archive})", where=shown, mend="unpack it first")
+    elif head.startswith(b"%PDF-"):
+        kind, ending = "a PDF file", ".pdf"
+    elif head.startswith(b"{\\rtf"):
+        kind, ending = "an RTF document", ".rtf"
+    elif head.startswith(_BINARY):
+        kind, ending = "a binary file", ""
+    elif not markup and _HTML.match(head):
+        kind, ending = "an HTML page", ".html"
+    elif not markup and _XML.match(head):
+        kind, ending = "an XML file", ""
+    else:
         return
-    if _HTML.match(head):
-        raise _not_text("an HTML page", ".html", shown)
-    if _XML.match(head):
-        raise _not_text("an XML file", "", shown)
-
-
-def _not_text(kind: str, ending: str, shown: str) -> UserError:
-    mend = "give plain text, without tags"
-    if ending in _CONVERTERS:
-        mend = f"turn it into text first: {_CONVERTERS[ending]}"
-    return UserError(f"{kind}, not plain text", where=shown, mend=mend)
+    mend = f"turn it into text first: {_CONVERTERS[ending]}" if ending else "give plain text, without tags"
+    raise UserError(f"{kind}, not plain text", where=shown, mend=mend)
 
 
 def is_page(text: str) -> bool:
@@ -116,14 +105,8 @@ def count_endings(files: Iterable[Path]) -> str:
 
 
 def note_left_out(folder: Path, taken: Collection[Path], read: str) -> None:
-    """Print a note, once, on the files of a folder and its subfolders that are not read. Hidden files, and those beside
-    data, are not mentioned.
-
-    Args:
-        folder: The folder that is read.
-        taken: The files of it that are read.
-        read: What is read, e.g. ``.txt and .md files``.
-    """
+    """Print a note, once, on the files of a folder and its subfolders that are not ``taken``. Hidden files, and those
+    beside data, are not mentioned. ``read`` says what is read, such as ``.txt and .md files``."""
     places = {file.resolve() for file in taken}
     left = [file for file in visible_files(folder) if file.resolve() not in places and not is_beside_data(file)]
     if left:
@@ -144,4 +127,6 @@ def note_empty(folder: Path, empty: Collection[Path], total: int) -> None:
 @cache
 def _note_once(text: str) -> None:
     """Print a note once, because folders are read more than once."""
+    from logodata.common.console import note
+
     note(text)

@@ -22,10 +22,8 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 def parse_json(text: bytes, *, finite: bool = False) -> Any:
     """Return the value of a JSON text in UTF-8, with or without a byte order mark.
 
-    Args:
-        text: The text to parse.
-        finite: Refuse ``NaN`` and ``Infinity``, which are not JSON. Our own files never hold them; those of others may,
-            because pandas writes them.
+    ``finite`` refuses ``NaN`` and ``Infinity``, which are not JSON. Our own files never hold them; those of others may,
+    because pandas writes them.
 
     Raises:
         ValueError: It is not JSON, is nested too deeply, or has an unpaired surrogate (which no tokenizer and no file
@@ -50,13 +48,9 @@ def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def numbered_lines(handle: IO[bytes], shown: str) -> Iterator[tuple[int, bytes]]:
-    """Yield every line of a file with its number, from 1 on. A carriage return also ends a line: in JSON it has no
-    other meaning.
-
-    Args:
-        handle: The file to read.
-        shown: Its name in messages.
+def placed_lines(handle: IO[bytes], shown: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the place (``shown:1``) and the content of each line of a file. A carriage return also ends a line: in JSON
+    it has no other meaning.
 
     Raises:
         UserError: A line is longer than :data:`MAX_JSON_BYTES`.
@@ -67,7 +61,7 @@ def numbered_lines(handle: IO[bytes], shown: str) -> Iterator[tuple[int, bytes]]
             raise too_long(f"{shown}:{number + 1}")
         for part in line.splitlines(keepends=True):
             number += 1
-            yield number, part
+            yield f"{shown}:{number}", part
 
 
 def json_objects(path: Path, *, mend: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -78,8 +72,7 @@ def json_objects(path: Path, *, mend: str) -> Iterator[tuple[str, dict[str, Any]
     """
     try:
         with open(path, "rb") as file:
-            for number, line in numbered_lines(file, str(path)):
-                where = f"{path}:{number}"
+            for where, line in placed_lines(file, str(path)):
                 try:
                     value = parse_json(line)
                 except ValueError as error:

@@ -30,13 +30,8 @@ def join(*children: str) -> Html:
 
 
 def page(title: str, style: str, *body: str) -> str:
-    """Return a whole document that loads nothing from elsewhere and fits a phone.
-
-    Args:
-        title: The title in the browser's tab.
-        style: Rules of this page, which follow those of ``page.css`` that every page shares.
-        body: The content.
-    """
+    """Return a whole document that loads nothing from elsewhere and fits a phone. The rules of ``style`` follow those
+    of ``page.css``, which every page shares."""
     shared = resources.files("logodata.common").joinpath("page.css").read_text(encoding="utf-8")
     head = join(
         tag("title", title),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -38,8 +39,8 @@ class Option(click.Option):
 class Overrides(click.Argument):
     """The ``KEY=VALUE`` words of a command line, which stand anywhere among its other words.
 
-    It is processed before the command's other argument and deals out the words: those with ``=`` before any ``/`` are
-    overrides. A path that has one is written ``./a=b``.
+    Words with ``=`` before any ``/`` are overrides, and a path that has one is written ``./a=b``. The parameter is
+    processed before the command's other arguments, and gives them the words that are theirs.
     """
 
     def __init__(self, *arguments: Any, section: Section, **attributes: Any) -> None:
@@ -47,10 +48,10 @@ class Overrides(click.Argument):
         self.section = section
 
     def handle_parse_result(self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]) -> Any:
-        """Give each argument its words.
+        """Hand out the words of the command line: the overrides to this parameter, the others to the other arguments.
 
         Raises:
-            UserError: a word is left over.
+            UserError: There are more other words than arguments.
         """
         values = cast(dict[str, Any], opts)
         words: list[str] = []
@@ -68,14 +69,14 @@ class Overrides(click.Argument):
         return super().handle_parse_result(ctx, opts, args)
 
     def complete_keys(self, incomplete: str) -> list[CompletionItem[str]]:
-        """Keys of the recipe section that begin so."""
+        """Return the keys of the recipe section that begin with a text."""
         from logodata.common.recipes.fields import leaves
 
         keys = () if "=" in incomplete else dict.fromkeys(f"{'.'.join(key)}=" for key in leaves(self.section()))
         return [CompletionItem(key) for key in keys if key.startswith(incomplete)]
 
     def shell_complete(self, _ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
-        """Keys; what begins none may be a file, as may the value of a key."""
+        """Return the keys that begin with a text. What begins none may be a file, as may the value of a key."""
         return self.complete_keys(incomplete) or [CompletionItem(incomplete, "file")]
 
 
@@ -86,7 +87,8 @@ class RecipeName(click.Path):
         super().__init__(readable=False, **attributes)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-        """Names of shipped recipes and, of an argument, keys of overrides, which may stand there too; else files."""
+        """Return names of shipped recipes and, for an argument, keys of overrides, which may stand there too; else
+        files."""
         from logodata.common.recipes.files import recipe_names
 
         found = [CompletionItem(name) for name in recipe_names() if name.startswith(incomplete)]
@@ -97,13 +99,13 @@ class RecipeName(click.Path):
 
 
 class Choice(click.Choice[str]):
-    """One of several words; a typo names the nearest."""
+    """One of several words. The error for another word names the nearest one."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check it.
+        """Return a value that is one of the words.
 
         Raises:
-            UserError: it is none of the words.
+            UserError: It is none of them.
         """
         if value in self.choices:
             return str(value)
@@ -119,7 +121,7 @@ class PositiveNumber(click.ParamType[int]):
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read its digits."""
+        """Return the number that the digits of a value spell."""
         text = str(value)
         if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) > 0):
             self.fail(f"{text!r} is no positive number", param, ctx)
@@ -132,7 +134,7 @@ class TokenCount(PositiveNumber):
     name = "tokens"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it as recipes do."""
+        """Return the number of tokens, which is spelt as in a recipe."""
         from logodata.common.recipes.types import token_count
 
         try:
@@ -147,14 +149,14 @@ POSITIVE = PositiveNumber()
 def option(
     spelling: str, text: str, group: str = "Options", *, name: str | None = None, **attributes: Any
 ) -> Callable[[Function], Function]:
-    """Give a command an option.
+    """Return a decorator that gives a command an option.
 
     Args:
-        spelling: as the help page shows it: ``-n, --num N``. Without a metavar and without a type it is a flag.
-        text: what it means.
-        group: the part of the help page where it stands.
-        name: the command's parameter; by default the long name.
-        attributes: those of :class:`Option`.
+        spelling: How the help page shows it: ``-n, --num N``. Without a metavar and without a type it is a flag.
+        text: Its description.
+        group: The part of the help page where it stands.
+        name: The command's parameter; by default the long name.
+        attributes: Attributes of :class:`Option`.
     """
     words = spelling.replace(",", " ").split()
     names = [word for word in words if word.startswith("-")] + ([name] if name else [])
@@ -166,7 +168,7 @@ def option(
 def early_flag(
     spelling: str, text: str, group: str, act: Callable[[click.Context, click.Parameter], None]
 ) -> Callable[[Function], Function]:
-    """A flag that is obeyed before the rest of the line is understood: nothing that the command needs is asked for."""
+    """Return a decorator for a flag that is obeyed before the rest of the line is read, whatever that lacks."""
 
     def callback(ctx: click.Context, parameter: click.Parameter, given: bool) -> None:
         if given and not ctx.resilient_parsing:
@@ -176,7 +178,7 @@ def early_flag(
 
 
 def output_option(text: str, metavar: str = "DIR", *, required: bool = False) -> Callable[[Function], Function]:
-    """``-o``: where the command writes."""
+    """Return the option ``-o``: the file or folder that the command writes."""
     spelling = f"-o, --output, --out {metavar}"
     return option(spelling, text, OUTPUT, name="output", type=FILE, required=required)
 
@@ -184,37 +186,35 @@ def output_option(text: str, metavar: str = "DIR", *, required: bool = False) ->
 def model_option(
     text: str = "folder, hub name or 'embedded'; same as model=NAME", *, required: bool = False
 ) -> Callable[[Function], Function]:
-    """``--model``: which model."""
+    """Return the option ``--model``: a folder or a name."""
     return option("--model NAME", text, INPUT, type=PATH_OR_NAME, required=required)
 
 
 def data_option(text: str, metavar: str = "DIR") -> Callable[[Function], Function]:
-    """``--data``: which data."""
+    """Return the option ``--data``: a file, a folder or a name."""
     return option(f"--data {metavar}", text, INPUT, type=PATH_OR_NAME)
 
 
 def dtype_option(text: str, group: str) -> Callable[[Function], Function]:
-    """``--dtype``: of weights (:data:`logodata.models.loading.DType`)."""
+    """Return the option ``--dtype``: the dtype of weights (:data:`logodata.models.loading.DType`)."""
     return option("--dtype", text, group, type=Choice(("float32", "bfloat16", "float16")))
 
 
 def dry_run_option(text: str = "print the resolved recipe and touch nothing") -> Callable[[Function], Function]:
-    """``--dry-run``: what the command would do."""
+    """Return the flag ``--dry-run``: the command prints what it would do."""
     return option("--dry-run", text, OUTPUT)
 
 
 def json_option(text: str = "print the statistics as JSON, and nothing else") -> Callable[[Function], Function]:
-    """``--json``: for programs that read the output."""
+    """Return the flag ``--json``: the command writes for programs that read its output."""
     return option("--json", text, OUTPUT, name="as_json")
 
 
 def overrides_argument(section: Section, example: str) -> Callable[[Function], Function]:
-    """``[KEY=VALUE]...`` anywhere on the line, and ``--schema``, which prints what they may be."""
+    """Return a decorator for ``[KEY=VALUE]...`` anywhere on the line, and for ``--schema``, which prints the keys."""
 
     def print_schema(ctx: click.Context, _parameter: click.Parameter) -> None:
-        from logodata.common.recipes.reading import recipe_schema
-
-        print(recipe_schema(section()))
+        print(json.dumps(section().model_json_schema(), indent=2))
         ctx.exit()
 
     def decorate(function: Function) -> Function:
@@ -228,7 +228,8 @@ def overrides_argument(section: Section, example: str) -> Callable[[Function], F
 
 
 def recipe_argument(default: str) -> Callable[[Function], Function]:
-    """``[RECIPE]``, which may also be given as ``--recipe RECIPE``: one parameter ``recipe`` of the command."""
+    """Return a decorator for ``[RECIPE]``, which may also be given as ``--recipe RECIPE``. The command gets one
+    parameter ``recipe``."""
 
     def decorate(function: Function) -> Function:
         @wraps(function)
@@ -246,15 +247,15 @@ def recipe_argument(default: str) -> Callable[[Function], Function]:
 
 
 def command_name(ctx: click.Context) -> str:
-    """The command's name; empty on the level of the program."""
+    """Return the command's name; empty on the level of the program."""
     return ctx.command_path.partition(" ")[2]
 
 
 def help_command(ctx: click.Context) -> str:
-    """What shows the command's help page."""
+    """Return the command line that shows the command's help page."""
     return f"{ctx.command_path} --help"
 
 
 def parameter_name(parameter: click.Parameter) -> str:
-    """What a user calls it."""
+    """Return the name by which a user knows a parameter."""
     return max(parameter.opts, key=len) if isinstance(parameter, click.Option) else parameter.human_readable_name

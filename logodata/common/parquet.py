@@ -1,4 +1,4 @@
-"""Rows of parquet files, which strangers may have written.
+"""Read rows of parquet files, which strangers may have written.
 
 A value that stands once in a parquet file can stand for any number of values, so its size says nothing of the memory
 that its rows take. pyarrow tells that only when a row is read, and has no limit of its own. Rows are therefore read one
@@ -20,17 +20,13 @@ from logodata.common.json_files import too_long
 
 def parquet_rows(
     file: Path, shown: str, *, mend: str, wanted: Collection[str] = ()
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a parquet file with their numbers, from 1 on.
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place (``shown:row 1``) and the content of each row of a parquet file.
 
-    Args:
-        file: to read.
-        shown: its name in messages.
-        mend: what to do about a file that cannot be read.
-        wanted: columns that a reader may ask for; others are not read, unless none of these is there.
+    Only the ``wanted`` columns are read, unless the file has none of them.
 
     Raises:
-        UserError: not a parquet file, or a damaged one; a row has more than
+        UserError: The file is damaged or not a parquet file (``mend`` says what to do about it), or a row has more than
             :data:`logodata.common.json_files.MAX_JSON_BYTES`.
     """
     import pyarrow as pa
@@ -40,13 +36,12 @@ def parquet_rows(
         # As bytes: pyarrow takes no name that is not UTF-8.
         with pa.OSFile(os.fsencode(file)) as source, pq.ParquetFile(source) as table:
             names = [name for name in table.schema_arrow.names if name in wanted]
-            number = 0
-            for batch in table.iter_batches(batch_size=1, columns=names or None, use_threads=False):
-                number += len(batch)
+            batches = table.iter_batches(batch_size=1, columns=names or None, use_threads=False)
+            for number, batch in enumerate(batches, 1):
+                where = f"{shown}:row {number}"
                 if batch.nbytes > json_files.MAX_JSON_BYTES:
-                    raise too_long(f"{shown}:row {number}", "a row")
-                for row in batch.to_pylist():
-                    yield number, row
+                    raise too_long(where, "a row")
+                yield from ((where, row) for row in batch.to_pylist())
     # Which of these says that a file is damaged depends on where it is: OverflowError on a date, for example.
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         raise UserError(f"cannot read as parquet: {first_line(error)}", where=shown, mend=mend) from error

@@ -23,11 +23,7 @@ def encodable(text: str, backslash: str = "\\") -> str:
     """Return the text in a form that UTF-8 can encode.
 
     Python reads a byte of a file name that is not UTF-8 as an unpaired surrogate. It becomes ``\\xe9``; any other
-    unpaired surrogate becomes the replacement character.
-
-    Args:
-        text: Any text.
-        backslash: How a backslash is written where the text goes.
+    unpaired surrogate becomes the replacement character. ``backslash`` says how one is written where the text goes.
     """
 
     def shown(half: re.Match[str]) -> str:
@@ -43,7 +39,7 @@ def printable(text: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """The text without the user and password of any address in it."""
+    """Return the text without the user and password of any address in it."""
     return _PASSWORD.sub("//***@", text)
 
 

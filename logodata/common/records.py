@@ -1,4 +1,4 @@
-"""Records that commands write to disk and read again: typed, and checked when they are read."""
+"""Define records that commands write to disk and read again: typed, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -27,15 +27,10 @@ class Record(BaseModel):
 
     @classmethod
     def from_json(cls, value: object, *, where: str, mend: str) -> Self:
-        """The record that a JSON value holds.
-
-        Args:
-            value: a JSON object.
-            where: the value stands, for the message.
-            mend: what to do about a damaged one.
+        """Return the record that a JSON object, which stands at ``where``, holds.
 
         Raises:
-            UserError: a field is missing, unknown or of another type.
+            UserError: A field is missing, unknown or of another type. ``mend`` says what to do about it.
         """
         try:
             return cls.model_validate(value)
@@ -43,12 +38,12 @@ class Record(BaseModel):
             raise UserError(f"damaged: {_describe(error)}", where=where, mend=mend) from error
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object that is written."""
+        """Return the JSON object that is written."""
         return self.model_dump(mode="json")
 
 
 def _describe(error: ValidationError) -> str:
-    """The first fault of a record, in words."""
+    """Return the first fault of a record, in words."""
     fault = error.errors()[0]
     field = ".".join(map(str, fault["loc"]))
     if fault["type"] == "missing":
@@ -61,8 +56,8 @@ def _describe(error: ValidationError) -> str:
 
 
 def arrow_schema(record: type[Record]) -> pa.Schema:
-    """The parquet schema of a record: a column for each field, a struct for a record, a list for a list. A field that
-    may be None has the type of what else it may be, since every column of parquet may hold nulls."""
+    """Return the parquet schema of a record: a column for each field, a struct for a record, a list for a list. A field
+    that may be None has the type of what else it may be, since every column of parquet may hold nulls."""
     import pyarrow as pa
 
     return pa.schema(_arrow_fields(record))

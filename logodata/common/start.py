@@ -4,11 +4,8 @@ import sys
 
 
 def start(package: str) -> int:
-    """Run the program of a package with the command line of the process.
-
-    Returns:
-        the exit code (:func:`logodata.common.errors.run_command`).
-    """
+    """Run the program of a package with the command line of the process, and return the exit code (see
+    :func:`logodata.common.errors.run_command`)."""
     try:
         from importlib import import_module
 

@@ -13,8 +13,6 @@ MARK = "\ufeff"
 _OTHER_ENCODINGS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _HEAD = 1024
 _SYSTEM_FILES = ("__macosx", "thumbs.db", "desktop.ini")
-AS_UTF8 = "save it as UTF-8, e.g. with iconv -f ENCODING -t UTF-8"
-"""How to mend a text that is not UTF-8."""
 
 
 def decode_utf8(data: bytes) -> str:
@@ -37,25 +35,32 @@ def decode_utf8(data: bytes) -> str:
         raise ValueError(f"byte {error.start}" + (f", line {line}" if line > 1 else "")) from error
 
 
+def decode_at(data: bytes, where: str) -> str:
+    """Return :func:`decode_utf8` of a text that stands at ``where``.
+
+    Raises:
+        UserError: It has another encoding.
+    """
+    try:
+        return decode_utf8(data)
+    except ValueError as error:
+        mend = "save it as UTF-8, e.g. with iconv -f ENCODING -t UTF-8"
+        raise UserError(f"not UTF-8: {error}", where=where, mend=mend) from error
+
+
 def read_text(path: Path, *, most_bytes: int, mend: str) -> str:
     """Return the text of a file, with ``\\n`` at the ends of lines, whichever system wrote it.
 
-    Args:
-        path: The file to read.
-        most_bytes: A larger file is refused.
-        mend: What to do about a file that is missing, unreadable or too large.
-
     Raises:
-        UserError: The file cannot be read, is too large, or is not UTF-8.
+        UserError: The file cannot be read or has more than ``most_bytes`` (``mend`` says what to do about it), or it is
+            not UTF-8.
     """
     try:
         if path.stat().st_size > most_bytes:
             raise UserError(f"more than {most_bytes // 2**20} MiB", where=str(path), mend=mend)
-        text = decode_utf8(path.read_bytes())
+        text = decode_at(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend=mend) from error
-    except ValueError as error:
-        raise UserError(f"not UTF-8: {error}", where=str(path), mend=AS_UTF8) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -68,10 +73,8 @@ def is_hidden(path: PurePath) -> bool:
 def visible_files(folder: Path, suffixes: Collection[str] = (), *, below: bool = True) -> Iterator[Path]:
     """Yield the files of a folder that are not hidden (:func:`is_hidden`), in no order.
 
-    Args:
-        folder: The folder to search.
-        suffixes: Extensions to take, in lower case; empty takes every file.
-        below: Whether to include the files of its subfolders.
+    ``suffixes`` are the extensions to take, in lower case; empty takes every file. ``below`` includes the files of
+    subfolders.
     """
     for file in folder.rglob("*") if below else folder.glob("*"):
         wanted = not suffixes or file.suffix.lower() in suffixes

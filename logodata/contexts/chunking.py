@@ -1,13 +1,10 @@
-"""Cut documents into token chunks that reassemble exactly (paper section 3.2: the context is split into equal
-chunks)."""
+"""Cut documents into token chunks that reassemble exactly (paper section 3.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from logodata.common.recipes.reading import RecipeModel
-from logodata.common.recipes.types import Tokens
 from logodata.contract import Chunk
 from logodata.prompts import text_tokenizer
 
@@ -15,20 +12,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class ChunkingSettings(RecipeModel):
-    """How a document is cut into chunks."""
-
-    chunk_tokens: Tokens = 512
-    """Tokens per chunk (paper: 512). The last chunk of a document is shorter."""
-
-
 def chunk_text(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int) -> list[Chunk]:
     """Cut a text into chunks of ``chunk_tokens`` tokens. Control tokens that occur in the text stay text.
 
-    The text is tokenised once, as a whole. The chunks' ids joined are the document's ids, and their ``text[start:end]``
-    joined are the text, character for character. Byte-level tokenizers spread a character over several tokens; a border
-    inside a character moves back to its start, so a chunk may be a few tokens shorter. A character of more than
-    ``chunk_tokens`` tokens stays whole.
+    The text is tokenised once, as a whole. The joined ids of the chunks are those of the document, and their joined
+    ``text[start:end]`` are the text, character for character. Byte-level tokenizers spread a character over several
+    tokens. A border inside a character moves back to its start, so a chunk may be a few tokens shorter. A character of
+    more than ``chunk_tokens`` tokens stays whole.
     """
     encoded = text_tokenizer(tokenizer)(
         text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True

@@ -11,14 +11,9 @@ from logodata.common.errors import UserError, first_line
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model that reads texts of any length, in parts.
+    """A sentence-transformers model that reads texts of any length, in parts. ``setting`` is the field that names it.
 
     Sentence-embedding models read 256 or 512 tokens and silently drop the rest, so a longer text is cut.
-
-    Args:
-        model: A folder or hub name.
-        batch_size: The number of texts encoded at a time; sentence-transformers sorts them by length.
-        setting: The recipe's field that names the model, for messages.
 
     Raises:
         UserError: The model cannot be loaded.
@@ -54,12 +49,7 @@ class SentenceEmbedder:
 
 
 class EmbeddingEvaluator:
-    """Scores a chunk by the largest cosine between the query and the parts of the chunk.
-
-    Args:
-        model: A folder or hub name of a sentence-transformers model.
-        batch_size: The number of texts encoded at a time.
-    """
+    """Scores a chunk by the largest cosine between the query and the parts of the chunk."""
 
     def __init__(self, model: str, batch_size: int) -> None:
         self._embedder = SentenceEmbedder(model, batch_size, "evaluator.embedding_model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +25,7 @@ _KEPT_POS = ("NOUN", "PROPN", "VERB")
 
 
 class EntityEvaluator:
-    """Scores a chunk by the number of distinct entities that it shares with the question.
-
-    Args:
-        entities: Finds the entities of chunks and questions.
-    """
+    """Scores a chunk by the number of distinct entities that it shares with the question."""
 
     def __init__(self, entities: Entities) -> None:
         self._entities = entities
@@ -54,7 +51,7 @@ def open_entities(model: str) -> Entities:
         UserError: spaCy is not installed, or the pipeline cannot be loaded or finds no entities.
     """
     if model == "auto":
-        model = _installed_pipeline() or "builtin"
+        model = next((name for name in _SPACY_MODELS if all(map(importlib.util.find_spec, ("spacy", name)))), "builtin")
         note(f"entities: {model}")
     return word_entities if model == "builtin" else spacy_entities(model)
 
@@ -65,9 +62,6 @@ def spacy_entities(model: str) -> Entities:
     The paper speaks of entities alone; the published code adds lemmas of nouns and verbs. With entities alone, two
     questions in five share nothing with any chunk and none exceeds the paper's threshold (``benchmarks/LOG.md``). A
     pipeline without tagger and lemmatizer adds no lemmas.
-
-    Args:
-        model: The name of an installed package, or a folder.
     """
     pipeline = _load_pipeline(model)
 
@@ -106,9 +100,3 @@ def _load_pipeline(model: str) -> Language:
     # spaCy refuses longer texts to limit its memory; chunks are short, but a recipe may ask for any length.
     pipeline.max_length = max(pipeline.max_length, 10**9)
     return pipeline
-
-
-def _installed_pipeline() -> str | None:
-    from importlib.util import find_spec
-
-    return next((name for name in _SPACY_MODELS if find_spec("spacy") and find_spec(name)), None)

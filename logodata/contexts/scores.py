@@ -3,47 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from logodata.common.recipes.reading import RecipeModel
-from logodata.common.recipes.types import OrPath
-
-
-class EvaluatorSettings(RecipeModel):
-    """How a chunk's importance for a question is scored."""
-
-    name: Literal["entity", "lexical", "embedding", "fused"] = "entity"
-    """``entity`` counts shared entities; ``lexical`` is BM25 over content words; ``embedding`` is the cosine of
-    sentence embeddings; ``fused`` adds the reciprocal ranks of these three."""
-    query: Literal["question", "question_and_answer"] = "question"
-    """The text that a chunk is compared with. The paper compares with the question, its published code with question
-    and answer."""
-    entity_model: Annotated[str, Field(min_length=1), OrPath("builtin", "auto")] = "builtin"
-    """How ``entity`` and ``fused`` find entities. ``builtin`` takes names, numbers and content words by stem, without a
-    model. A spaCy pipeline, as a package or a folder, gives its entities and its lemmas of nouns and verbs. ``auto``
-    takes an installed ``en_core_web_*``, else ``builtin``; the log says which, and another machine may score
-    differently."""
-    embedding_model: Annotated[str, OrPath("embedded")] = "embedded"
-    """A sentence-transformers model for ``embedding`` and ``fused``, as a folder or a hub name; ``embedded`` is
-    all-MiniLM-L6-v2."""
-    batch_size: int = Field(default=64, gt=0)
-    """The number of chunks that ``embedding`` and ``fused`` encode at a time."""
-
-    def threshold_fault(self, threshold: float) -> str | None:
-        """Return why this evaluator's scores cannot be compared with ``threshold``; None if they can."""
-        if self.name == "fused":
-            return "the fused score orders chunks and measures nothing"
-        if self.name == "lexical":
-            return "BM25 has no scale: its scores depend on the document's other chunks"
-        if self.name == "embedding" and not -1 < threshold < 1:
-            return "a cosine lies between -1 and 1"
-        if self.name == "entity" and threshold < 0:
-            return "a count of shared entities is never below 0"
-        return None
+from logodata.contexts.settings import EvaluatorSettings
 
 
 class Evaluator(Protocol):
@@ -80,11 +45,7 @@ RANK_OFFSET = 60
 
 
 class FusedEvaluator:
-    """Scores a chunk by the sum over the members of 1 / (60 + its rank). The score orders chunks and has no scale.
-
-    Args:
-        members: Evaluators that each analyse the chunks once.
-    """
+    """Scores a chunk by the sum over the members of 1 / (60 + its rank). The score orders chunks and has no scale."""
 
     def __init__(self, members: Sequence[Evaluator]) -> None:
         self._members = members
@@ -97,10 +58,8 @@ class FusedEvaluator:
 def fuse(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Return the sum of ``1 / (60 + rank)`` over the members, float64 [Q, C]; the best chunk of a row has rank 1.
 
-    Equal scores share the mean of their ranks: counts are often equal, and the order of the document must not decide.
-
-    Args:
-        scores: The scores of each member, [Q, C].
+    Each member's scores are [Q, C]. Equal scores share the mean of their ranks, because counts are often equal and the
+    order of the document must not decide.
     """
     from scipy.stats import rankdata
 

@@ -1,4 +1,4 @@
-"""What a build says of itself in words: the line in the terminal, the dataset card."""
+"""Describe a build in words: the line in the terminal, and the dataset card."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PURITY = (
 _MOST_GROUPS = 20
 
 _THRESHOLDS = {"entity": "more than {:g} shared entities", "embedding": "a cosine above {:g}"}
-"""What a threshold means, by evaluator; those that are not here take none."""
+"""The meaning of a threshold, for each evaluator that takes one."""
 
 
 def describe(stats: Stats) -> str:
-    """One line: how many were kept, where they came from, why the others were not."""
+    """Return a line with the questions that were kept, where their responses came from, and why the others were not."""
     origins = stats.kept_by_origin
     cached = origins.get("cache", 0)
     source = f" ({origins.get('live', 0)} built live, {cached} with responses from the cache)" if cached else ""
@@ -32,7 +32,7 @@ def describe(stats: Stats) -> str:
 
 
 def describe_patterns(stats: Stats) -> str:
-    """One line: how the dis-preferred responses go wrong."""
+    """Return a line on how the dis-preferred responses go wrong."""
     meanings: dict[ErrorPattern | Literal["right"], str] = {
         "hallucination": "speak of the question's entities and are wrong (hallucination)",
         "instruction_unfollowing": "share no entity with the question (instruction unfollowing)",
@@ -45,7 +45,7 @@ def describe_patterns(stats: Stats) -> str:
 
 
 def dataset_card(manifest: Manifest, recipe: BuildRecipe, stats: Stats) -> str:
-    """README.md of the data set, with the header that ``datasets.load_dataset`` reads."""
+    """Return README.md of the data set, with the header that ``datasets.load_dataset`` reads."""
     generation, contexts, evaluator = recipe.generation, recipe.contexts, recipe.evaluator
     critical = (
         _THRESHOLDS[evaluator.name].format(contexts.critical_threshold)
@@ -106,7 +106,7 @@ Each row of `rejected.jsonl` is a question that gave no sample, with its reason;
 
 
 def named_values(stats: Stats) -> Iterator[tuple[str, Any]]:
-    """The statistics of all questions together, as JSON, each with its name in words."""
+    """Yield the statistics of all questions together, as JSON, each after its name in words."""
     groupings = [f"by_{name}" for name in stats.groups]
     for name, value in stats.to_json().items():
         if name not in groupings:
@@ -116,14 +116,15 @@ def named_values(stats: Stats) -> Iterator[tuple[str, Any]]:
 def _mixed(ratios: Sequence[float], stats: Stats) -> str:
     if not ratios:
         return ""
+    shares = " and ".join(f"{ratio:.0%}" for ratio in ratios)
     return (
-        f", and from contexts that keep {_percent(ratios)} of the critical chunks, one at least: in the "
+        f", and from contexts that keep {shares} of the critical chunks, one at least: in the "
         f"{stats.single_critical_chunk} samples with a single critical chunk such a context is the prompt's own"
     )
 
 
 def _grouped(stats: Stats) -> str:
-    """Yield and purity by source file and kind of question, as a table of a card."""
+    """Return yield and purity by source file and kind of question, as a table in Markdown."""
     lines = ["| questions | asked | kept | purity | not kept |", "| --- | --- | --- | --- | --- |"]
     for name, all_groups in stats.groups.items():
         groups, num_more = largest_groups(all_groups)
@@ -138,7 +139,7 @@ def _grouped(stats: Stats) -> str:
 
 
 def largest_groups(groups: Mapping[str, GroupStats]) -> tuple[list[tuple[str, GroupStats]], int]:
-    """Of the groups by source or kind those with the most questions, in their order, and how many others there are."""
+    """Return the groups with the most questions, in their order, and the number of the others."""
     largest = set(sorted(groups, key=lambda key: -groups[key].questions)[:_MOST_GROUPS])
     return [(key, group) for key, group in groups.items() if key in largest], len(groups) - len(largest)
 
@@ -172,12 +173,8 @@ def _describe_judge(judge: JudgeSettings) -> str:
     return f"{'on' if judge.enabled else 'OFF'}; {rule}{added}"
 
 
-def _percent(values: Sequence[float]) -> str:
-    return " and ".join(f"{value:.0%}" for value in values)
-
-
 def show_value(value: Any) -> str:
-    """A statistic as people read it."""
+    """Return a statistic for people to read."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {show_value(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list):
@@ -186,10 +183,10 @@ def show_value(value: Any) -> str:
 
 
 def show_percent(share: float | None) -> str:
-    """A share as people read it; a dash where there is none."""
+    """Return a share in percent, or a dash if it is None."""
     return "-" if share is None else f"{100 * share:.3g}%"
 
 
 def show_share(count: int, share: float | None) -> str:
-    """A count with its share."""
+    """Return a count with its share in percent."""
     return f"{count} ({show_percent(share)})"

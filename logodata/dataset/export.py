@@ -1,7 +1,7 @@
-"""The same data as text: to read, and in other trainers' formats.
+"""Export a data set as text: to read, and in the formats of other trainers.
 
-Those trainers tokenise again. Each prompt is therefore tokenised here the way the trainer will do it, and compared with
-the ids the model saw: what differs is counted and said; a sample whose text would become control tokens is left out.
+Those trainers tokenise again. So each prompt is tokenised here as the trainer will do it, and compared with the ids
+that the model saw. What differs is counted and told, and a sample whose text would become control tokens is left out.
 For LOGO itself, with all dis-preferred responses over one prompt and positions by chunk, use ``logotrain``.
 
 | format | file | a row | prompt |
@@ -12,7 +12,7 @@ For LOGO itself, with all dis-preferred responses over one prompt and positions 
 | ``llama-factory`` | a folder | a pair | the user's message; LLaMA-Factory's ``template`` is applied by it |
 | ``openrlhf`` | one .parquet or .jsonl | a pair | the user's message; OpenRLHF applies its template |
 
-The three trainers end every response, also one that met the length cap in the build.
+The three trainers end every response, even one that reached the length cap in the build.
 """
 
 from __future__ import annotations
@@ -43,33 +43,24 @@ _Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was written: ``rows``, and ``notes`` on what the text does not carry."""
+    """The number of rows that were written, and notes on what the text does not carry."""
 
     rows: int
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Rendered:
-    """A prompt as a trainer takes it, and the ids that the trainer will make of it."""
-
-    prompt: Any
-    token_ids: list[int]
-
-
 def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = None) -> Export:
-    """Write a data set as text, or in another trainer's format.
+    """Write a data set as text, or in the format of another trainer.
 
     Args:
-        data: folder of the data set.
-        form: see the table of this module.
-        output: the file to write (``.parquet`` or ``.jsonl``); for ``llama-factory`` a folder, which may hold a
+        form: A format of this module's table.
+        output: The ``.parquet`` or ``.jsonl`` file to write. For ``llama-factory`` it is a folder, which may hold a
             ``dataset_info.json`` already.
-        model: where the build's model is now; by default the name in ``manifest.json``.
+        model: The model of the build, where it is now; by default the name in ``manifest.json``.
 
     Raises:
-        UserError: no data set there, its tokenizer cannot be loaded or is another one, the prompt is worded otherwise
-            now, no sample can be told as text, or ``output`` cannot be written.
+        UserError: There is no data set, its tokenizer cannot be loaded or has changed, the wording of prompts has
+            changed, every sample would forge control tokens, or ``output`` cannot be written.
     """
     _check_output(form, output)
     check_apart(output, ("the data set", data))
@@ -95,19 +86,19 @@ def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = 
     render = _user_message if chat else _prompt_text
     rows: list[_Row] = []
     counts = Counter[str]()
-    moved: list[int] = []  # for each prompt that tokenises otherwise, how many of its tokens are gone
+    moved: list[int] = []  # for each prompt that tokenises otherwise, the number of its tokens that are gone
     for sample in samples:
-        rendered = render(tokenizer, sample)
-        if _forges(tokenizer, sample, rendered):
+        prompt, token_ids = render(tokenizer, sample)
+        if _forges(tokenizer, sample, token_ids):
             counts["forged"] += 1
             continue
-        if rendered.token_ids != sample.prompt_ids:
-            moved.append((Counter(sample.prompt_ids) - Counter(rendered.token_ids)).total())
-            counts["reworded"] += _decode(tokenizer, rendered.token_ids) != _decode(tokenizer, sample.prompt_ids)
+        if token_ids != sample.prompt_ids:
+            moved.append((Counter(sample.prompt_ids) - Counter(token_ids)).total())
+            counts["reworded"] += _decode(tokenizer, token_ids) != _decode(tokenizer, sample.prompt_ids)
         taken = sample.rejected[:1] if form == "trl" else sample.rejected
         counts["left"] += len(sample.rejected) - len(taken)
         counts["cut"] += sum(not response.ended for response in (sample.chosen, *taken))
-        rows += _ROWS[form](tokenizer, rendered.prompt, sample.chosen, taken)
+        rows += [_ROWS[form](tokenizer, prompt, sample.chosen, response) for response in taken]
     if not rows:
         raise UserError(
             "every sample holds control tokens as text: none can be exported",
@@ -122,7 +113,7 @@ def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = 
 
 
 def _text_row(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Row:
-    """For people, and for programs that take texts: nothing is left out, and control tokens of the frame are shown."""
+    """Return the whole sample as text, with the control tokens of the prompt's frame."""
     return {
         "id": sample.id,
         "doc_id": sample.doc_id,
@@ -137,20 +128,20 @@ def _text_row(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _
     }
 
 
-def _prompt_text(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Rendered:
-    """The whole prompt as text, without what the tokenizer puts before every text (else the BOS would stand twice)."""
+def _prompt_text(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> tuple[str, list[int]]:
+    """Return the prompt as text, and its ids. What the tokenizer puts before every text, such as BOS, is left out."""
     automatic = list(tokenizer("")["input_ids"])
     ids = sample.prompt_ids[len(automatic) :] if sample.prompt_ids[: len(automatic)] == automatic else sample.prompt_ids
     text = _decode(tokenizer, ids)
-    return _Rendered(text, list(tokenizer(text)["input_ids"]))
+    return text, list(tokenizer(text)["input_ids"])
 
 
-def _user_message(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Rendered:
-    """The user's message; its ids are those under the tokenizer's own chat template."""
+def _user_message(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> tuple[str, list[int]]:
+    """Return the user's message, and the ids that the tokenizer's own chat template makes of it."""
     context = "".join(chunk.text + CHUNK_SEPARATOR for chunk in sample.chunks)
     content = ANSWER_TEMPLATE.format(context=context, question=sample.question)
     text = render_chat(tokenizer, content)
-    return _Rendered(content, list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return content, list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
@@ -159,14 +150,14 @@ def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str
     return text
 
 
-def _forges(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample, rendered: _Rendered) -> bool:
-    """Whether text that looks like control tokens would become such: a document could then end the user's turn."""
+def _forges(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample, token_ids: Sequence[int]) -> bool:
+    """Whether text would become control tokens, with which a document could end the user's turn."""
     control = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
 
     def controls(ids: Sequence[int]) -> list[int]:
         return [token for token in ids if token in control]
 
-    if controls(rendered.token_ids) != controls(sample.prompt_ids):
+    if controls(token_ids) != controls(sample.prompt_ids):
         return True
     return any(
         controls(tokenizer(_decode(tokenizer, response.token_ids), add_special_tokens=False)["input_ids"])
@@ -175,56 +166,42 @@ def _forges(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample, render
     )
 
 
-def _trl_rows(
-    tokenizer: PreTrainedTokenizerBase, prompt: Any, chosen: Response, rejected: Sequence[Response]
-) -> Iterator[_Row]:
-    """TRL 1.16, ``DPOTrainer``, explicit prompt, standard (not conversational) text: it tokenises prompt and
-    prompt + response as they stand and appends the eos token where a response does not end with it
-    (trl/trainer/dpo_trainer.py, ``_prepare_dataset``)."""
-    for response in rejected:
-        yield {
-            "prompt": prompt,
-            "chosen": _decode(tokenizer, chosen.token_ids),
-            "rejected": _decode(tokenizer, response.token_ids),
-        }
+def _trl_row(tokenizer: PreTrainedTokenizerBase, prompt: str, chosen: Response, rejected: Response) -> _Row:
+    """Return a row for ``DPOTrainer`` of TRL 1.16: an explicit prompt and standard (not conversational) text."""
+    # It tokenises the prompt and prompt + response as they are, and appends the eos token to a response that does not
+    # end with it (trl/trainer/dpo_trainer.py, ``_prepare_dataset``).
+    return {
+        "prompt": prompt,
+        "chosen": _decode(tokenizer, chosen.token_ids),
+        "rejected": _decode(tokenizer, rejected.token_ids),
+    }
 
 
-def _llama_factory_rows(
-    _: PreTrainedTokenizerBase, prompt: Any, chosen: Response, rejected: Sequence[Response]
-) -> Iterator[_Row]:
-    """LLaMA-Factory's preference data in sharegpt format (github.com/hiyouga/LLaMA-Factory, data/README.md)."""
-    for response in rejected:
-        yield {
-            "conversations": [{"from": "human", "value": prompt}],
-            "chosen": {"from": "gpt", "value": chosen.text},
-            "rejected": {"from": "gpt", "value": response.text},
-        }
+def _llama_factory_row(_: PreTrainedTokenizerBase, prompt: str, chosen: Response, rejected: Response) -> _Row:
+    """Return LLaMA-Factory's preference data in sharegpt format (github.com/hiyouga/LLaMA-Factory, data/README.md)."""
+    return {
+        "conversations": [{"from": "human", "value": prompt}],
+        "chosen": {"from": "gpt", "value": chosen.text},
+        "rejected": {"from": "gpt", "value": rejected.text},
+    }
 
 
-def _openrlhf_rows(
-    _: PreTrainedTokenizerBase, prompt: Any, chosen: Response, rejected: Sequence[Response]
-) -> Iterator[_Row]:
-    """OpenRLHF's ``RewardDataset`` (github.com/OpenRLHF/OpenRLHF, openrlhf/datasets/reward_dataset.py) with
-    ``--data.apply_chat_template --data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected``.
-
-    It takes lists of messages, concatenates them, renders them, and tokenises the text without special tokens."""
-
-    def answer(response: Response) -> list[dict[str, str]]:
-        return [{"role": "assistant", "content": response.text}]
-
-    for response in rejected:
-        yield {
-            "prompt": [{"role": "user", "content": prompt}],
-            "chosen": answer(chosen),
-            "rejected": answer(response),
-        }
+def _openrlhf_row(_: PreTrainedTokenizerBase, prompt: str, chosen: Response, rejected: Response) -> _Row:
+    """Return a row for OpenRLHF (github.com/OpenRLHF/OpenRLHF, openrlhf/datasets/reward_dataset.py)."""
+    # For --data.apply_chat_template --data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected:
+    # ``RewardDataset`` concatenates lists of messages, renders them, and tokenises the text without special tokens.
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": chosen.text}],
+        "rejected": [{"role": "assistant", "content": rejected.text}],
+    }
 
 
-_ROWS: dict[str, Callable[[PreTrainedTokenizerBase, Any, Response, Sequence[Response]], Iterator[_Row]]] = {
-    "trl": _trl_rows,
-    "trl-exploded": _trl_rows,
-    "llama-factory": _llama_factory_rows,
-    "openrlhf": _openrlhf_rows,
+_ROWS: dict[str, Callable[[PreTrainedTokenizerBase, str, Response, Response], _Row]] = {
+    "trl": _trl_row,
+    "trl-exploded": _trl_row,
+    "llama-factory": _llama_factory_row,
+    "openrlhf": _openrlhf_row,
 }
 
 
@@ -249,7 +226,7 @@ def _notes(counts: Counter[str], moved: Sequence[int], total: int) -> Iterator[s
 
 
 def _write_llama_factory(folder: Path, name: str, rows: Sequence[_Row]) -> None:
-    """``NAME.jsonl`` and its entry in ``dataset_info.json``, beside the entries that are there already."""
+    """Write ``NAME.jsonl``, and add its entry to ``dataset_info.json``."""
     info_file = folder / "dataset_info.json"
     info = read_json(info_file) if info_file.exists() else {}
     if not isinstance(info, dict):

@@ -1,10 +1,10 @@
-"""The files of a data set, written and read row by row: memory does not grow with the number of samples."""
+"""Write and read the files of a data set row by row, so that memory does not grow with the number of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from pydantic import ValidationError
 
@@ -39,25 +39,17 @@ def write_data_set(
     *,
     may_be_empty: bool = False,
 ) -> Stats:
-    """Write all files of a data set, ``manifest.json`` last, since it says that the build is finished.
+    """Write all files of a data set, and ``manifest.json`` last, because it says that the build is finished.
 
-    Args:
-        output: the folder.
-        outcomes: of all questions, in order; they are read once.
-        manifest: the manifest; its number of samples is counted here.
-        recipe: the recipe of the manifest.
-        may_be_empty: whether it is right that no sample was kept, as in a shard.
-
-    Returns:
-        the statistics.
+    ``outcomes`` are read once, in the order of the questions. Their samples are counted for the manifest.
 
     Raises:
-        UserError: no sample was kept, unless the set may be empty.
+        UserError: No sample was kept, and the set may not be empty.
     """
     statistics = Statistics(EvaluatorChoice(name=recipe.evaluator.name, query=recipe.evaluator.query))
 
     def kept(rejected: BinaryIO, decisions: BinaryIO) -> Iterator[PreferenceSample]:
-        """The samples; what else the outcomes hold is written on the way."""
+        """Yield the samples. What else the outcomes hold is written on the way."""
         for outcome in outcomes:
             statistics.add(outcome)
             for row in outcome.decisions:
@@ -90,42 +82,26 @@ def _write_row(file: BinaryIO, row: Record) -> None:
     file.write((strict_dumps(row.to_json()) + "\n").encode("utf-8"))
 
 
-def iterate_rejected(folder: Path) -> Iterator[RejectedQuestion]:
-    """The questions of a build that gave no sample, from ``rejected.jsonl``.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
-    for where, row in json_objects(folder / "rejected.jsonl", mend=_MEND):
-        yield RejectedQuestion.from_json(row, where=where, mend=_MEND)
+RowT = TypeVar("RowT", RejectedQuestion, DecisionRow)
 
 
-def iterate_decisions(folder: Path) -> Iterator[DecisionRow]:
-    """What was decided on each response that was judged, from ``decisions.jsonl``.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
-    for where, row in json_objects(folder / "decisions.jsonl", mend=_MEND):
-        yield DecisionRow.from_json(row, where=where, mend=_MEND)
+def iterate_rows(folder: Path, record: type[RowT]) -> Iterator[RowT]:
+    """Yield the rows of ``rejected.jsonl`` or ``decisions.jsonl`` of a build, whichever file holds such records. A file
+    that is missing or damaged is a :class:`UserError`."""
+    name = "rejected.jsonl" if record is RejectedQuestion else "decisions.jsonl"
+    for where, row in json_objects(folder / name, mend=_MEND):
+        yield record.from_json(row, where=where, mend=_MEND)
 
 
 def read_stats(folder: Path) -> Stats:
-    """``stats.json`` of a build.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
+    """Read ``stats.json`` of a build. A file that is missing or damaged is a :class:`UserError`."""
     path = folder / "stats.json"
     return Stats.from_json(read_json(path), where=str(path), mend=_MEND)
 
 
 def read_recipe(folder: Path) -> BuildRecipe:
-    """The recipe of a build, also of one in which no pair was kept; that one tells no engine.
-
-    Raises:
-        UserError: nothing there says it.
-    """
+    """Read the recipe of a build. A build in which no pair was kept does not tell its engine. A folder without a recipe
+    is a :class:`UserError`."""
     path = folder / "manifest.json"
     path = path if path.is_file() else folder / "work" / "settings.json"
     try:

@@ -1,8 +1,8 @@
-"""Samples as a page to look at: what was asked, what was preferred to what, and what was not kept, and why."""
+"""Show samples as an HTML page: what was asked, what was preferred to what, what was not kept, and why."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -23,19 +23,15 @@ _NUM_PER_REASON = 5
 
 
 def write_page(data: Path, path: Path, question_id: str | None = None, count: int | None = None) -> str:
-    """Write a self-contained HTML page of a data set. All text from data is escaped; nothing is loaded from elsewhere.
+    """Write a self-contained HTML page of a data set, with all text escaped, and return in words what it shows.
 
     Args:
-        data: folder of a build; one in which no pair was kept shows what was not.
-        path: the page.
-        question_id: show this question only.
-        count: samples, and questions of each reason, at most; 50 and 5 if None.
-
-    Returns:
-        what is on it, in words.
+        data: The folder of a build, which may have kept no pair.
+        question_id: The only question to show; by default all are shown.
+        count: The most samples, and the most questions of each reason; by default 50 and 5.
 
     Raises:
-        UserError: no build there, no such question, or ``path`` cannot be written.
+        UserError: The folder holds no build, there is no such question, or ``path`` cannot be written.
     """
     check_place(path)
     check_apart(path, ("the data set", data))
@@ -47,14 +43,11 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
         samples = [sample for sample in samples if sample.id == question_id]
         rejected = [row for row in rejected if row.id == question_id]
         if not samples and not rejected:
-            raise UserError(
-                f"no question {question_id!r}", where=str(data), mend="ids are in data/*.parquet and rejected.jsonl"
-            )
+            mend = "ids are in data/*.parquet and rejected.jsonl"
+            raise UserError(f"no question {question_id!r}", where=str(data), mend=mend)
     shown = samples[: _NUM_SAMPLES if count is None else count]
-    groups: dict[str, list[RejectedQuestion]] = defaultdict(list)
-    for row in rejected:
-        groups[row.reason].append(row)
-    by_count = sorted(groups.items(), key=lambda group: -len(group[1]))
+    counts = Counter(row.reason for row in rejected).most_common()
+    by_count = [(reason, [row for row in rejected if row.reason == reason]) for reason, _ in counts]
     limit = _NUM_PER_REASON if count is None else count
     unkept = [row.id for _, rows in by_count for row in rows[:limit]]
     decisions, judge = read_decisions(data, {*unkept, *(sample.id for sample in shown)}), read_recipe(data).judge
@@ -68,12 +61,11 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
     )
     make_folder_of(path)
     write_atomic(path, html)
-    told = sum(min(len(rows), limit) for _, rows in by_count)
-    return f"{len(shown)} of {len(samples)} samples and {told} of {len(rejected)} questions without one"
+    return f"{len(shown)} of {len(samples)} samples and {len(unkept)} of {len(rejected)} questions without one"
 
 
 def chunk_view(chunk: ContextChunk, stems: set[str]) -> Html:
-    """A chunk to open and close; a critical one is open, with the words of these stems marked."""
+    """Return a chunk to open and close. A critical one is open, and words with these stems are marked in it."""
     name = f"{chunk.doc_id}, chunk {chunk.index}{', critical' if chunk.critical else ''}, score {chunk.score:g}"
     text = _mark_words(chunk.text.strip(), stems) if chunk.critical else chunk.text.strip()
     body = join(tag("summary", name), tag("div", text, class_="chunk"))
@@ -81,7 +73,6 @@ def chunk_view(chunk: ContextChunk, stems: set[str]) -> Html:
 
 
 def _mark_words(text: str, stems: set[str]) -> Html:
-    """The text with the words of these stems marked."""
     return join(*(tag("mark", part) if is_wanted else part for part, is_wanted in marked(text, stems)))
 
 
@@ -151,9 +142,9 @@ def _answer(
     judge: JudgeSettings,
     num_tokens: int | None = None,
 ) -> Html:
-    """A response with what was decided on it; ``preferred`` is what one of that role is called here."""
+    """Show a response with the decision on it. ``preferred`` is the title of one that was meant to be preferred."""
     title = preferred if row.role == "preferred" else "dis-preferred"
-    role = "unused" if title not in ("preferred", "dis-preferred") else title
+    role = title if title in ("preferred", "dis-preferred") else "unused"
     measures = f"{make_up(row, num_tokens)}; F1 {100 * row.token_f1:.0f} %"
     return tag(
         "div",
@@ -173,7 +164,7 @@ def _reason(
     decisions: Mapping[str, Sequence[DecisionRow]],
     judge: JudgeSettings,
 ) -> Html:
-    """The questions that one reason kept out."""
+    """Show the questions that one reason kept out."""
     shown = rows[:limit]
     some = "" if len(shown) == len(rows) else f", the first {len(shown)}"
     return tag(
@@ -186,8 +177,8 @@ def _reason(
 def _unkept(row: RejectedQuestion, decisions: Sequence[DecisionRow], judge: JudgeSettings) -> Html:
     answers = row.answers or []
     stems = _stems(answers)
-    cards = [_answer(decision, "candidate for the preferred", row.question, stems, judge) for decision in decisions]
     detail = f": {row.detail}" if row.detail else ""
+    cards = [_answer(decision, "candidate for the preferred", row.question, stems, judge) for decision in decisions]
     return tag(
         "div",
         tag("p", f"{row.id}, {row.where}, {in_words(row.reason)}{detail}", class_="small facts"),

@@ -1,4 +1,4 @@
-"""Samples as text in the terminal: ``logodata inspect``."""
+"""Show samples as text in the terminal: ``logodata inspect``."""
 
 from __future__ import annotations
 
@@ -20,26 +20,23 @@ from logodata.judge.settings import JudgeSettings
 
 
 def print_samples(folder: Path, question_id: str | None, count: int) -> None:
-    """Print what became of a question, or the first ``count`` samples: context with critical chunks marked, question,
-    responses with the judge's verdicts.
+    """Print one question, or the first ``count`` samples: the context with critical chunks marked, the question, and
+    the responses with the judge's verdicts.
 
     Raises:
-        UserError: no data set there, or no such question.
+        UserError: The folder holds no data set, or there is no such question.
     """
-    if question_id is not None:
-        row = next((row for row in read_rejected(folder) if row.id == question_id), None)
-        if row is not None:
-            _print_unkept(row, read_decisions(folder, {question_id})[question_id], folder)
-            return
     samples = iterate_samples(folder)
     if question_id is not None:
-        samples = (sample for sample in samples if sample.id == question_id)
-        count = 1
+        for row in read_rejected(folder):
+            if row.id == question_id:
+                _print_unkept(row, read_decisions(folder, {question_id})[question_id], folder)
+                return
+        samples, count = (sample for sample in samples if sample.id == question_id), 1
     shown = list(islice(samples, count))
     if question_id is not None and not shown:
-        raise UserError(
-            f"no question {question_id!r}", where=str(folder), mend="ids are in data/*.parquet and rejected.jsonl"
-        )
+        mend = "ids are in data/*.parquet and rejected.jsonl"
+        raise UserError(f"no question {question_id!r}", where=str(folder), mend=mend)
     decisions, judge = read_decisions(folder, {sample.id for sample in shown}), read_recipe(folder).judge
     for sample in shown:
         if reader_left():
@@ -60,9 +57,8 @@ def _print_sample(sample: PreferenceSample, responses: Sequence[tuple[DecisionRo
 
 
 def _print_unkept(row: RejectedQuestion, decisions: Sequence[DecisionRow], folder: Path) -> None:
-    detail = f": {row.detail}" if row.detail else ""
-    reason = f"not kept, {in_words(row.reason)}{detail}"
-    console.print(f"{row.id} ({row.where}): {reason}", style="bold", markup=False, soft_wrap=True)
+    reason = in_words(row.reason) + (f": {row.detail}" if row.detail else "")
+    console.print(f"{row.id} ({row.where}): not kept, {reason}", style="bold", markup=False, soft_wrap=True)
     _print_question(row.question, row.answers or [])
     judge = read_recipe(folder).judge
     for decision in decisions:

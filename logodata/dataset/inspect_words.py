@@ -1,4 +1,4 @@
-"""What was decided on a response, in words: the verdict, the measure it rests on, the rule, a model's verdict."""
+"""Say in words what was decided on a response: the verdict, its measure, the rule, and the verdict of a model judge."""
 
 from __future__ import annotations
 
@@ -8,41 +8,33 @@ from pathlib import Path
 
 from logodata.common.errors import UserError
 from logodata.contract import DecisionRow, Measures, PreferenceSample, RejectedQuestion
-from logodata.dataset.files import iterate_decisions, iterate_rejected
+from logodata.dataset.files import iterate_rows
 from logodata.dataset.samples import sample_files
 from logodata.judge.rules import error_pattern
 from logodata.judge.settings import JudgeSettings
 
 
 def read_rejected(folder: Path) -> list[RejectedQuestion]:
-    """The questions of a build that gave no sample.
-
-    Raises:
-        UserError: the folder holds no build, or a damaged one.
-    """
+    """Return the questions of a build that gave no sample. A folder without a build is a :class:`UserError`."""
     if not (folder / "rejected.jsonl").is_file():
         sample_files(folder)  # says what the folder is instead
-    return list(iterate_rejected(folder))
+    return list(iterate_rows(folder, RejectedQuestion))
 
 
 def read_decisions(folder: Path, question_ids: Collection[str]) -> dict[str, list[DecisionRow]]:
-    """The decisions on these questions.
-
-    Raises:
-        UserError: the folder has no ``decisions.jsonl``, or a damaged one.
-    """
+    """Return the decisions on these questions, by the id of the question."""
     found: dict[str, list[DecisionRow]] = defaultdict(list)
-    for row in iterate_decisions(folder):
+    for row in iterate_rows(folder, DecisionRow):
         if row.id in question_ids:
             found[row.id].append(row)
     return found
 
 
 def kept_responses(sample: PreferenceSample, decisions: Sequence[DecisionRow]) -> list[tuple[DecisionRow, int]]:
-    """The decision on each response of a sample with the tokens of that response, the preferred one first.
+    """Return the decision on each response of a sample with its number of tokens, the preferred one first.
 
     Raises:
-        UserError: ``decisions`` keep other responses.
+        UserError: The decisions keep another number of responses.
     """
     responses, kept = (sample.chosen, *sample.rejected), [row for row in decisions if row.kept]
     if len(kept) != len(responses):
@@ -55,8 +47,8 @@ def kept_responses(sample: PreferenceSample, decisions: Sequence[DecisionRow]) -
 
 
 def ruling(row: DecisionRow, question: str, judge: JudgeSettings) -> str:
-    """``wrong: 20 % of the reference's words (right from 60 %); hallucination; no rule against it``, and what a model
-    judge said."""
+    """Return the decision on a response, such as ``wrong: 20 % of the reference's words (right from 60 %);
+    hallucination; no rule against it``, with the verdict of a model judge."""
     parts = [f"{in_words(str(row.verdict))}: {_grounds(row, judge)}"]
     if row.verdict == "wrong":
         parts.append(in_words(error_pattern(row.text, question)))
@@ -71,7 +63,7 @@ def ruling(row: DecisionRow, question: str, judge: JudgeSettings) -> str:
 
 
 def make_up(row: DecisionRow, num_tokens: int | None = None) -> str:
-    """How long a response is (where that is known), how it ended and where it came from."""
+    """Return the length of a response, how it ended, and whether it came from the cache."""
     parts = [] if num_tokens is None else [f"{num_tokens} tokens"]
     parts.append("ended by itself" if row.ended else "cut at the length cap")
     parts += ["from the cache"] if row.origin == "cache" else []
@@ -79,8 +71,7 @@ def make_up(row: DecisionRow, num_tokens: int | None = None) -> str:
 
 
 def _grounds(measures: Measures, judge: JudgeSettings) -> str:
-    """The measure that decided (:class:`logodata.judge.rules.Measurer`), its value and from where on a response is
-    right."""
+    """Return the measure that decided (:class:`logodata.judge.rules.Measurer`), its value, and its limit."""
     if measures.similarity is not None:
         limits = f"right from {judge.similar_at:g}, wrong below {judge.dissimilar_below:g}"
         return f"similarity to the reference {measures.similarity:.2f} ({limits})"
@@ -101,5 +92,5 @@ def _percent(share: float) -> str:
 
 
 def in_words(name: str) -> str:
-    """A reason or a verdict as people read it."""
+    """Return a reason or a verdict for people to read."""
     return name.replace("_", " ")

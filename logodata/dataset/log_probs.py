@@ -1,14 +1,13 @@
-"""How likely a model finds the responses of a data set: ``logodata stats --log-probs``.
+"""Log-probabilities of the responses of a data set under its model: ``logodata stats --log-probs``.
 
 LOGO trains the gap between r(preferred) and the mean of r(dis-preferred), where r is a response's mean log-probability
 per token under the training prompt (paper, Eq. 2). A preferred response that the model would never word that way starts
-far behind, and the loss is saturated before the first step; here one sees it before training. Positions are natural;
-training spreads them.
+far behind, and the loss is saturated before the first step. This command shows it before training. Positions are
+natural here, and training spreads them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,7 @@ from logodata.common.errors import UserError
 from logodata.common.finite import check_finite, check_responses
 from logodata.common.records import Record
 from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
-from logodata.contract import Manifest, PreferenceSample
+from logodata.contract import PreferenceSample
 from logodata.dataset.files import read_recipe
 from logodata.dataset.samples import iterate_samples, read_manifest
 from logodata.models.facts import length_dependent_rope, model_fingerprint
@@ -33,25 +32,25 @@ from logodata.models.logprobs import token_logprobs
 from logodata.models.text_config import config_window
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logodata.prompts import encode_text
+from logodata.sources.fields import text_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BARE_REFERENCE = "bare reference"
-"""The reference answer as a response, scored for comparison."""
+"""The name of the reference answer as a response, which is scored for comparison."""
 
 PAPER_OBJECTIVES = ((10.0, 3.0), (2.5, 0.25))
-"""(beta, gamma): the paper's for Llama-3, and what ``recipes/embedded.yaml`` takes for a small model."""
+"""(beta, gamma) of the paper for Llama-3, and of ``recipes/embedded.yaml`` for a small model."""
 
 FAR_BEHIND = -10.0
-"""Below this value of beta * gap the loss is saturated and every gradient clipped; ``logotrain`` warns there too."""
-
+"""The value of beta * gap below which the loss is saturated and every gradient is clipped. ``logotrain`` warns too."""
 
 _Role = Literal["preferred", "dis-preferred", "for comparison"]
 
 
 class Estimate(Record):
-    """The mean of some values in nats a token, with its 95 % interval; None where all values are of one document."""
+    """A mean in nats a token with its 95 % interval, which is None if all values come from one document."""
 
     mean: float
     interval: tuple[float, float] | None
@@ -65,12 +64,12 @@ class _StrategyHead(Record):
 
 
 class StrategyEstimate(Estimate, _StrategyHead):
-    """How likely the responses of one strategy are."""
+    """The mean log-probability of the responses of one strategy."""
 
 
 class Start(Record):
-    """Where a loss starts: ``argument`` is the mean argument of its sigmoid, beta * gap - gamma, and ``saturated`` the
-    share of samples where the loss is saturated."""
+    """The start of a loss. ``argument`` is the mean argument of its sigmoid, beta * gap - gamma. ``saturated`` is the
+    share of samples where it is saturated."""
 
     beta: float
     gamma: float
@@ -80,14 +79,14 @@ class Start(Record):
 
 
 class Gap(Estimate):
-    """How far responses are above the mean of the dis-preferred ones, and what the paper's objectives make of it."""
+    """The mean distance of responses above the mean of the dis-preferred ones, and the losses that start there."""
 
     objectives: list[Start]
 
 
 class LogProbs(Record):
-    """Log-probabilities of a data set's responses: ``gaps`` are those of the preferred responses, and of the bare
-    references if they stood in their place."""
+    """Log-probabilities of the responses of a data set. ``gaps`` holds that of the preferred responses, and that of the
+    bare references in their place."""
 
     model: str
     model_fingerprint: str
@@ -100,22 +99,17 @@ class LogProbs(Record):
 def response_logprobs(
     model: PreTrainedModel, prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]
 ) -> list[float]:
-    """r(y) of each response: its mean log-probability per token after the prompt, in nats.
+    """Return r(y) of each response: its mean log-probability per token after the prompt, in nats.
 
-    The prompt runs once; then all responses as one batch against its keys and values, padded at the end, where under
-    causal attention nothing looks. Of the prompt only one position's logits are ever computed.
+    The prompt runs once. Then all responses run as one batch against its keys and values. They are padded at the end,
+    where nothing attends under causal attention. Logits of the prompt are computed at one position only. Log-softmax is
+    taken in float32 (float64 for a float64 model), and means in float64.
 
-    Args:
-        model: a causal language model whose RoPE does not depend on the length of the row.
-        prompt_ids: at least two tokens.
-        responses: at least one token each.
-
-    Returns:
-        one number a response; log-softmax is taken in float32 (float64 for a float64 model), means in float64.
+    The prompt has two tokens at least, and a response one. The model's RoPE must not depend on the length of the row.
     """
     prompt = torch.tensor([prompt_ids], device=model.device)
     width = max(map(len, responses))
-    # The last token of the prompt comes with the responses: its logits predict their first tokens.
+    # The logits of the prompt's last token predict the first tokens of the responses, so it runs with them.
     rows = torch.tensor(
         [[prompt_ids[-1], *ids[:-1], *[0] * (width - len(ids))] for ids in responses], device=model.device
     )
@@ -129,71 +123,23 @@ def response_logprobs(
 
 
 def measure(
-    folder: Path,
-    *,
-    model: str | None = None,
-    num_samples: int = 50,
-    dtype: DType | None = None,
-    device: str = "auto",
+    folder: Path, *, model: str | None = None, num_samples: int = 50, dtype: DType | None = None, device: str = "auto"
 ) -> LogProbs:
-    """Log-probabilities of a data set's responses under the model that it was built for.
+    """Measure the log-probabilities of the responses of a data set under the model that it was built for.
 
     Args:
-        folder: of a build.
-        model: where its model is now; by default the name in ``manifest.json``. Its fingerprint must be the build's.
-        num_samples: how many are scored: those whose ids have the smallest hashes, so that builds of the same questions
-            are compared on the same ones.
-        dtype: of the weights; by default as in the build, but float32 on a CPU.
-        device: ``auto`` is CUDA where there is one.
+        model: The model of the build, where it is now; by default the name in ``manifest.json``.
+        num_samples: The number of samples to score. Those with the smallest hashes of ids are taken, so that builds of
+            the same questions are compared on the same samples.
+        dtype: The dtype of the weights; by default that of the build, but float32 on a CPU.
+        device: The device; ``auto`` is CUDA if there is one.
 
     Raises:
-        UserError: no finished build there, another model, or one that gives no numbers.
+        UserError: The folder holds no finished build, the model is another one, or it computes no finite numbers.
     """
     manifest = read_manifest(folder)
     name = model or manifest.model
     config = load_config(name)
-    _check_model(name, manifest, folder)
-    if rope_type := length_dependent_rope(config):
-        raise UserError(
-            f"RoPE of type {rope_type!r} depends on the length of the row: a prompt cannot be computed once",
-            where=name,
-            mend="leave --log-probs out",
-        )
-    samples = heapq.nsmallest(num_samples, iterate_samples(folder), key=lambda sample: _digest(sample.id))
-    if not samples:
-        raise UserError("holds no samples", where=str(folder), mend="see its rejected.jsonl for the reasons")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    references = _bare_references(samples, name, config_window(config))
-    if dtype is None:
-        built = read_recipe(folder).engine.dtype
-        dtype = "float32" if device == "cpu" else built
-        if dtype != built:
-            note(f"dtype: float32, on a CPU; the build's was {built} (--dtype {built} asks for it)")
-    loaded = load_model(name, config=config, dtype=dtype, device=device)
-    scored, size = [], vocabulary_size(config)
-    with progress("log-probabilities", len(samples)) as tracker:
-        for sample in samples:
-            texts = [response.token_ids for response in (sample.chosen, *sample.rejected)]
-            check_ids(size, sample.prompt_ids, *texts, *references.get(sample.id, []), where=f"sample {sample.id}")
-            found = response_logprobs(loaded, sample.prompt_ids, texts + references.get(sample.id, []))
-            check_responses(found[0], found[1 : len(texts)], sample.id)
-            for value in found[len(texts) :]:
-                check_finite({f"log-probability of the {BARE_REFERENCE}": value}, where=f"sample {sample.id}")
-            scored.append(found)
-            tracker.advance()
-    estimates, gaps = _summary(samples, scored)
-    return LogProbs(
-        model=name,
-        model_fingerprint=manifest.model_fingerprint,
-        dtype=dtype,
-        samples=len(samples),
-        responses=estimates,
-        gaps=gaps,
-    )
-
-
-def _check_model(name: str, manifest: Manifest, folder: Path) -> None:
     found, built = model_fingerprint(name), manifest.model_fingerprint
     if found != built:
         raise UserError(
@@ -201,35 +147,71 @@ def _check_model(name: str, manifest: Manifest, folder: Path) -> None:
             where=str(folder),
             mend="give the build's own model with --model; a copy must have the same config and weights",
         )
+    if rope_type := length_dependent_rope(config):
+        raise UserError(
+            f"RoPE of type {rope_type!r} depends on the length of the row: a prompt cannot be computed once",
+            where=name,
+            mend="leave --log-probs out",
+        )
+    samples = heapq.nsmallest(num_samples, iterate_samples(folder), key=lambda sample: text_digest(sample.id))
+    if not samples:
+        raise UserError("holds no samples", where=str(folder), mend="see its rejected.jsonl for the reasons")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    references = _bare_references(samples, name, config_window(config))
+    if dtype is None:
+        of_build = read_recipe(folder).engine.dtype
+        dtype = "float32" if device == "cpu" else of_build
+        if dtype != of_build:
+            note(f"dtype: float32, on a CPU; the build's was {of_build} (--dtype {of_build} asks for it)")
+    loaded = load_model(name, config=config, dtype=dtype, device=device)
+    scored, size = [], vocabulary_size(config)
+    with progress("log-probabilities", len(samples)) as tracker:
+        for sample in samples:
+            where, num_responses = f"sample {sample.id}", 1 + len(sample.rejected)
+            texts = [response.token_ids for response in (sample.chosen, *sample.rejected)]
+            texts += references.get(sample.id, [])
+            check_ids(size, sample.prompt_ids, *texts, where=where)
+            values = response_logprobs(loaded, sample.prompt_ids, texts)
+            check_responses(values[0], values[1:num_responses], sample.id)
+            for value in values[num_responses:]:
+                check_finite({f"log-probability of the {BARE_REFERENCE}": value}, where=where)
+            scored.append(values)
+            tracker.advance()
+    estimates, gaps = _summary(samples, scored)
+    return LogProbs(
+        model=name,
+        model_fingerprint=built,
+        dtype=dtype,
+        samples=len(samples),
+        responses=estimates,
+        gaps=gaps,
+    )
 
 
 def _bare_references(samples: Sequence[PreferenceSample], model: str, window: int) -> dict[str, list[list[int]]]:
-    """For each sample's id a list of the reference as a response, as ``generation.preferred=reference`` makes it."""
+    """Return for the id of a sample a list with its reference, as ``generation.preferred=reference`` makes it."""
     responses = (response for sample in samples for response in (sample.chosen, *sample.rejected))
     ends = [response.token_ids[-1] for response in responses if response.ended]
     if not ends:
         note("no response ended: the bare references are left out, for nothing says how a turn ends")
         return {}
     tokenizer = load_tokenizer(model, needs_template=False)
-    found = {sample.id: [[*encode_text(tokenizer, sample.answers[0]), ends[0]]] for sample in samples if sample.answers}
-    fitting = {
-        sample.id: found[sample.id]
-        for sample in samples
-        if sample.id in found and len(sample.prompt_ids) + len(found[sample.id][0]) <= window
-    }
-    if len(fitting) < len(samples):
-        note(f"{len(samples) - len(fitting)} samples have no reference, or one beyond the window: left out")
-    return fitting
-
-
-def _digest(sample_id: str) -> bytes:
-    return hashlib.sha256(sample_id.encode("utf-8")).digest()
+    found: dict[str, list[list[int]]] = {}
+    for sample in samples:
+        if sample.answers:
+            reference = [*encode_text(tokenizer, sample.answers[0]), ends[0]]
+            if len(sample.prompt_ids) + len(reference) <= window:
+                found[sample.id] = [reference]
+    if len(found) < len(samples):
+        note(f"{len(samples) - len(found)} samples have no reference, or one beyond the window: left out")
+    return found
 
 
 def _summary(
     samples: Sequence[PreferenceSample], scored: Sequence[Sequence[float]]
 ) -> tuple[list[StrategyEstimate], dict[str, Gap]]:
-    """By strategy, and the paired gaps. ``scored``: preferred, dis-preferred ones, and the bare reference if any."""
+    """Return estimates by strategy, and the paired gaps. Numbers of bare references stand at the end of ``scored``."""
     groups: dict[tuple[_Role, str], list[tuple[str, float]]] = defaultdict(list)
     gaps: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for sample, (chosen, *others) in zip(samples, scored, strict=True):
@@ -252,7 +234,7 @@ def _summary(
 
 
 def _starts(gaps: Iterable[tuple[str, float]]) -> list[Start]:
-    """What the paper's objectives make of the gaps."""
+    """Return where the paper's objectives start with these gaps."""
     values = np.array([gap for _, gap in gaps])
     return [
         Start(
@@ -267,8 +249,8 @@ def _starts(gaps: Iterable[tuple[str, float]]) -> list[Start]:
 
 
 def _estimate(values: Sequence[tuple[str, float]]) -> Estimate:
-    """Mean of (doc_id, value) with its 95 % bootstrap interval. Questions about one document are not
-    independent: documents are drawn (:mod:`logodata.common.resampling`); of a single one there is no interval."""
+    """Return the mean of pairs (doc_id, value) with its 95 % bootstrap interval."""
+    # Documents are drawn, because questions about one document are not independent.
     doc_ids, numbers = zip(*values, strict=True)
     [sums], counts = cluster_sums(np.array([numbers]), doc_ids)
     interval = None
@@ -281,7 +263,7 @@ def _estimate(values: Sequence[tuple[str, float]]) -> Estimate:
 
 
 def show(report: LogProbs) -> None:
-    """Print the report of :func:`measure` as people read it."""
+    """Print the result of :func:`measure` for people."""
     table = Table("", "", box=None)
     for heading in ("nats a token", "95 %"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -301,7 +283,7 @@ def _numbers(estimate: Estimate) -> tuple[str, str]:
 
 
 def advice(starts: Iterable[Start]) -> list[str]:
-    """Lines under the table: where the loss starts, and a warning where it starts saturated."""
+    """Return lines that say where the loss starts, with a warning if it starts saturated."""
     lines = []
     for start in starts:
         lines.append(

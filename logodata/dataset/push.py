@@ -1,8 +1,8 @@
-"""A data set to the hub: ``logodata push``.
+"""Upload a data set to the hub: ``logodata push``.
 
-Names of this machine stay here. ``manifest.json``, the card and ``rejected.jsonl`` say where documents, model and cache
-lay; an upload cannot be taken back, other machines have no use for such a path, and fingerprints say what the file was.
-So every path that is absolute or leads up (``../``) goes up as its last part, and the servers of all engines without
+Names of this machine are not uploaded. ``manifest.json``, the card and ``rejected.jsonl`` tell where documents, model
+and cache were. An upload cannot be taken back, other machines have no use for such a path, and fingerprints say what
+the file was. So every path that is absolute or leads up (``../``) is uploaded as its last part, and servers without
 their addresses.
 """
 
@@ -23,27 +23,22 @@ from logodata.dataset.files import SHARD_FILE
 from logodata.dataset.samples import read_manifest, sample_files
 from logodata.sources.text_files import SUFFIXES
 
-_TEXTS = ("README.md",)
+_CARD = "README.md"
 _JSON_FILES = ("manifest.json", "stats.json")
 _JSON_LINES = ("rejected.jsonl", "decisions.jsonl")
-"""What goes up beside ``data/*.parquet``, as far as it is there."""
 
 
 def push(folder: Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Upload a finished build as a data set repository; what it held under ``data/`` before is replaced.
+    """Upload a finished build to a data set repository, and return the address. Earlier data files are removed.
 
     Args:
-        folder: of the build.
-        repository: ``org/name``; made if there is none.
-        private: make it private.
-        revision: branch; made if there is none.
-
-    Returns:
-        its address.
+        repository: The repository, ``org/name``, which is created if it does not exist.
+        private: Whether the repository must be private.
+        revision: The branch, which is created if it does not exist.
 
     Raises:
-        UserError: no finished build there, or a shard of one; nobody is logged in; the hub cannot be reached or
-            refuses; ``private`` is asked of a repository that is public.
+        UserError: The folder holds no finished build, or a shard of one; nobody is logged in; the hub cannot be reached
+            or refuses; or the repository is public and should be private.
     """
     manifest = _check_finished(folder)
     from huggingface_hub import HfApi, errors, get_token
@@ -73,7 +68,7 @@ def push(folder: Path, repository: str, *, private: bool = False, revision: str 
                 folder_path=staged,
                 revision=revision,
                 allow_patterns=files,
-                # Of an earlier build in more files: load_dataset would read them too.
+                # An earlier build may have had more files, which load_dataset would read too.
                 delete_patterns="data/*.parquet",
                 commit_message=f"LOGO preference data, {manifest.samples} samples",
             )
@@ -108,24 +103,19 @@ def _check_finished(folder: Path) -> Manifest:
 
 
 def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
-    """Fill ``staged`` with what goes up: data as links, the rest with ``names`` in place of paths; the files in it."""
-    for file in (
-        *sample_files(folder),
-        *(folder / name for name in (*_TEXTS, *_JSON_FILES, *_JSON_LINES)),
-    ):
-        # A link in a folder of somebody else's may lead to anything of ours, and an upload cannot be taken back.
+    """Fill ``staged`` with data as links and the rest with ``names`` in place of paths, and return the files in it."""
+    for file in (*sample_files(folder), *(folder / name for name in (_CARD, *_JSON_FILES, *_JSON_LINES))):
+        # In a folder of somebody else, a link may lead to any file of the user, and an upload cannot be taken back.
         if not file.resolve().is_relative_to(folder.resolve()):
             raise UserError("is a link out of the data set's folder", where=str(file), mend="put the file itself there")
     (staged / "data").mkdir()
     for file in sample_files(folder):
         (staged / "data" / file.name).symlink_to(file.resolve())
-    for name in _TEXTS:
-        text = (folder / name).read_text(encoding="utf-8")
-        for path, short in names.items():
-            # In code as it is, in tables with its signs escaped.
-            for written, shown in ((path, short), (markdown_cell(path), markdown_cell(short))):
-                text = text.replace(written, shown)
-        (staged / name).write_text(text, encoding="utf-8")
+    text = (folder / _CARD).read_text(encoding="utf-8")
+    for path, short in names.items():
+        # Code holds the path as it is, and a table holds it with its signs escaped.
+        text = text.replace(path, short).replace(markdown_cell(path), markdown_cell(short))
+    (staged / _CARD).write_text(text, encoding="utf-8")
     for name in _JSON_FILES:
         write_json(staged / name, _renamed(read_json(folder / name), names))
     for name in filter(lambda name: (folder / name).exists(), _JSON_LINES):
@@ -136,13 +126,12 @@ def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
 
 
 def _local_names(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Paths in the manifest that are absolute or lead up, as written and spelled out, with their last parts, and the
-    folder of a text file, under which its questions count, as ``.``; longest first, since one may begin another. Then
-    addresses of servers, of any engine, with what stands in their place."""
+    """Yield names of this machine, each with what is uploaded instead: paths, longest first, then servers."""
     found = {text for _, text in _strings(manifest) if text.startswith(("/", "~", "../"))}
     found |= {str(Path(text).expanduser()) for text in found}
     names = {path: Path(path).name for path in found}
     texts = (Path(path) for path in found if path[0] != "~" and Path(path).suffix.lower() in SUFFIXES)
+    # The questions on a text file count under its folder.
     names |= {str(file.parent): "." for file in texts if str(file.parent) not in names}
     named = (path for path in names if Path(path).name.strip("."))  # no root, and no bare `..`
     yield from ((path, names[path]) for path in sorted(named, key=len, reverse=True))
@@ -151,7 +140,7 @@ def _local_names(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value, after the key that it stands under."""
+    """Yield every text in a JSON value, each after the key above it."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):
@@ -163,9 +152,9 @@ def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:
-    """A JSON value whose strings that begin with one of the paths, alone or as in ``path:line`` and ``path[split]``,
-    begin with its name; text that merely mentions one stays as it is."""
+    """Return a JSON value with ``names`` in place of the paths at the beginning of its strings."""
     if isinstance(value, str):
+        # As in ``path:line`` and ``path[split]``; text that only mentions a path stays as it is.
         for path, short in names.items():
             if value == path or value.startswith((f"{path}/", f"{path}:", f"{path}[")):
                 return short + value[len(path) :]

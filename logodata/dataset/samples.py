@@ -1,4 +1,4 @@
-"""The samples of a data set and its manifest: what the trainer and the evaluator read."""
+"""The samples of a data set and its manifest, which the trainer and the evaluator read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ _MEND = "build the data set again"
 
 
 def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
-    """Write samples to one parquet file, atomically; equal samples give equal bytes. Holds one row group in memory.
-
-    Returns:
-        how many there were.
-    """
+    """Write samples to a parquet file, atomically, and return their number. Equal samples give equal bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -35,27 +31,24 @@ def write_samples(path: Path, samples: Iterable[PreferenceSample]) -> int:
 
 
 def read_samples(folder: Path) -> list[PreferenceSample]:
-    """All samples of a build's folder, in file order; see :func:`iterate_samples`."""
+    """Return all samples of a data set, as :func:`iterate_samples` reads them."""
     return list(iterate_samples(folder))
 
 
 def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
-    """The samples of a build's folder, in file order, a few at a time.
+    """Yield the samples of a data set in file order, a few in memory at a time.
 
-    Each has an id of its own in all files of the folder: positions, reference log-probabilities and answers are kept by
-    it.
+    Ids are unique, because positions, reference log-probabilities and answers are filed under them.
 
     Raises:
-        UserError: no such folder, no finished build in it, another schema version, a damaged row, or an id that stands
-            there twice.
+        UserError: The folder holds no finished build, another schema version, a damaged row, or an id twice.
     """
     places: dict[str, str] = {}
     for file in sample_files(folder):
-        for number, row in parquet_rows(file, str(file), mend=_MEND):
+        for where, row in parquet_rows(file, str(file), mend=_MEND):
             if (found := row.get("schema_version")) != SCHEMA_VERSION:
                 what = f"schema version {found}, this program reads {SCHEMA_VERSION}"
                 raise UserError(what, where=str(file), mend=_MEND)
-            where = f"{file}:row {number}"
             sample = PreferenceSample.from_json(row, where=where, mend=_MEND)
             if sample.id in places:
                 raise UserError(
@@ -68,10 +61,10 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
 
 
 def sample_files(folder: Path) -> list[Path]:
-    """The parquet files of a build's folder, in order; none is opened.
+    """Return the parquet files of a data set, in order, without opening them.
 
     Raises:
-        UserError: no such folder, or no finished build in it.
+        UserError: The folder does not exist, or holds no finished build.
     """
     files = sorted(visible_files(folder / "data", (".parquet",), below=False))
     if not files:
@@ -87,10 +80,6 @@ def sample_files(folder: Path) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """``manifest.json`` of a data set.
-
-    Raises:
-        UserError: there is no such file, or it is damaged.
-    """
+    """Read ``manifest.json`` of a data set. A file that is missing or damaged is a :class:`UserError`."""
     path = folder / "manifest.json"
     return Manifest.from_json(read_json(path), where=str(path), mend=_MEND)

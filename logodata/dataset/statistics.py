@@ -1,4 +1,4 @@
-"""Yield, purity and make-up of a data set, gathered question by question: memory does not grow with their number."""
+"""Gather yield, purity and make-up of a data set, question by question, so that memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,13 @@ from logodata.sources.text_files import SUFFIXES
 
 
 def source_group(file: str) -> str:
-    """What a file counts under: itself, or for a text file, which is one document, its folder."""
+    """Return the name that a file counts under: its own, or that of the folder for a text file of one document."""
     return f"{PurePath(file).parent}/" if PurePath(file).suffix.lower() in SUFFIXES else file
-
-
-def error_kind(response: Response, question: str) -> ErrorPattern | Literal["right"]:
-    """``right`` (or half right), or how the response goes wrong."""
-    return "right" if response.verdict in ("right", "half_right") else error_pattern(response.text, question)
 
 
 @dataclass(slots=True)
 class _Group:
-    """Questions that have something in common, such as their source file."""
+    """Counts over questions that have something in common, such as their source file."""
 
     num_kept: int = 0
     num_pure: int = 0
@@ -73,11 +68,7 @@ class _Group:
 
 
 class Statistics:
-    """Gathers :class:`~logodata.contract.Stats`, one question after the other.
-
-    Args:
-        evaluator: the evaluator that scored the chunks.
-    """
+    """Gathers :class:`~logodata.contract.Stats`, one question after the other."""
 
     def __init__(self, evaluator: EvaluatorChoice) -> None:
         self._evaluator = evaluator
@@ -93,7 +84,7 @@ class Statistics:
         self._dispreferred_per_sample: int | None = None
 
     def add(self, outcome: QuestionOutcome) -> None:
-        """Count what became of a question."""
+        """Count the outcome of a question."""
         for group in (self._all, self._by_source[source_group(outcome.source)], self._by_kind[outcome.kind]):
             group.add(outcome)
         for decision in outcome.decisions:
@@ -111,11 +102,12 @@ class Statistics:
         self._preferred.add(sample.chosen)
         for response in sample.rejected:
             self._dispreferred.add(response)
-            # ``right`` are those that a judge which was switched off let through.
-            self._patterns[error_kind(response, sample.question)] += 1
+            # A judge that was switched off lets right ones through.
+            is_right = response.verdict in ("right", "half_right")
+            self._patterns["right" if is_right else error_pattern(response.text, sample.question)] += 1
 
     def result(self) -> Stats:
-        """The statistics of all questions so far."""
+        """Return the statistics of all questions so far."""
         kinds = Counter({kind: group.num_kept for kind, group in self._by_kind.items() if group.num_kept})
         preferred, dispreferred = self._preferred, self._dispreferred
         return Stats(
@@ -144,7 +136,7 @@ class Statistics:
 
 @dataclass(slots=True)
 class _Responses:
-    """The kept responses of one role."""
+    """Counts over the kept responses of one role."""
 
     lengths: Counter[int] = field(default_factory=Counter)
     sums: Counter[str] = field(default_factory=Counter)

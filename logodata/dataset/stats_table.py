@@ -1,4 +1,4 @@
-"""``logodata stats``: yield and purity by source file and kind of question; of several data sets, side by side."""
+"""``logodata stats``: yield and purity by source file and kind of question, of several data sets side by side."""
 
 from __future__ import annotations
 
@@ -12,28 +12,19 @@ from logodata.common.errors import UserError
 from logodata.common.files import differences
 from logodata.common.json_files import strict_dumps
 from logodata.contract import GroupStats, RuleVerdict, Stats
-from logodata.dataset.card import (
-    PURITY,
-    describe,
-    largest_groups,
-    named_values,
-    show_percent,
-    show_share,
-    show_value,
-)
+from logodata.dataset.card import PURITY, describe, largest_groups, named_values, show_percent, show_share, show_value
 from logodata.dataset.files import read_stats
 from logodata.dataset.samples import read_manifest
 
 _NOT_COMPARED = ("engine", "judge.model.engine", "source.path", "source.questions")
-"""Fields of a recipe that :func:`_compared` leaves out: answers do not depend on engines, and documents have a line."""
+"""Fields of a recipe that :func:`_compared` leaves out. Answers do not depend on engines, and documents have a line of
+their own."""
+
+_MEANING = f"\nPreferred, dis-preferred: responses judged right / half right / wrong. {PURITY}\n"
 
 
 def print_stats(folders: Sequence[Path], *, as_json: bool) -> None:
-    """Print the statistics of one data set, or of several side by side.
-
-    Raises:
-        UserError: no statistics there, or a folder is named twice.
-    """
+    """Print the statistics of one data set, or of several side by side. Each folder is named once."""
     found = {str(folder): read_stats(folder) for folder in folders}
     if len(found) < len(folders):
         raise UserError("a folder is named twice", where=", ".join(map(str, folders)), mend="name each once")
@@ -46,9 +37,13 @@ def print_stats(folders: Sequence[Path], *, as_json: bool) -> None:
         _print_side_by_side(found)
 
 
+def _print_lines(*lines: str) -> None:
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
 def _print_one(stats: Stats) -> None:
-    console.print(describe(stats), markup=False, soft_wrap=True)
-    console.print(f"evaluator: {_evaluator(stats)}\n", markup=False, soft_wrap=True)
+    _print_lines(describe(stats), f"evaluator: {_evaluator(stats)}\n")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", overflow="fold")
     for heading in ("asked", "kept", "purity", "preferred", "dis-preferred"):
@@ -70,7 +65,7 @@ def _print_one(stats: Stats) -> None:
     if reasons.row_count:
         console.print()
         console.print(reasons)
-    _print_meaning()
+    _print_lines(_MEANING)
     shown = ("questions", "kept", "yield", "rejected by reason", "purity", "preferred judged", "dispreferred judged")
     rest = Table(show_header=False, box=None, pad_edge=False)
     for name, value in named_values(stats):
@@ -89,14 +84,6 @@ def _cells(group: GroupStats) -> Iterator[str]:
 
 def _judged(counts: dict[RuleVerdict, int]) -> str:
     return " / ".join(map(str, counts.values()))
-
-
-def _print_meaning() -> None:
-    console.print(
-        f"\nPreferred, dis-preferred: responses judged right / half right / wrong. {PURITY}\n",
-        markup=False,
-        soft_wrap=True,
-    )
 
 
 def _print_side_by_side(found: dict[str, Stats]) -> None:
@@ -123,16 +110,11 @@ def _print_side_by_side(found: dict[str, Stats]) -> None:
         table.add_section()
         for key in dict.fromkeys(key for stats in all_stats for key, _ in largest_groups(stats.groups[name])[0]):
             groups = [stats.groups[name].get(key) for stats in all_stats]
-            row(f"{name} {key}: kept", (_kept_of(group) if group else "-" for group in groups))
+            kept = (f"{g.kept} of {g.questions} ({show_percent(g.yield_)})" if g else "-" for g in groups)
+            row(f"{name} {key}: kept", kept)
             row("  purity", (show_percent(group.purity) if group else "-" for group in groups))
     console.print(table)
-    _print_meaning()
-    for line in _compared([Path(name) for name in found]):
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def _kept_of(group: GroupStats) -> str:
-    return f"{group.kept} of {group.questions} ({show_percent(group.yield_)})"
+    _print_lines(_MEANING, *_compared([Path(name) for name in found]))
 
 
 def _evaluator(stats: Stats) -> str:
@@ -140,7 +122,7 @@ def _evaluator(stats: Stats) -> str:
 
 
 def _compared(folders: Sequence[Path]) -> Iterator[str]:
-    """In what else than their pairs the data sets differ: without that, a difference says nothing of the evaluator."""
+    """Yield lines that say how the documents and settings of the data sets differ."""
     manifests = [read_manifest(folder) if (folder / "manifest.json").is_file() else None for folder in folders]
     first = manifests[0]
     for folder, other in zip(folders[1:], manifests[1:], strict=True):

@@ -39,7 +39,8 @@ class GenerationRequest:
 
     @property
     def max_total_tokens(self) -> int:
-        """Tokens of the prompt and of the longest response that it may get: they must fit the model's window."""
+        """The number of tokens of the prompt and of the longest response that it may get. They must fit the model's
+        window."""
         return len(self.prompt_ids) + self.sampling.max_new_tokens
 
 

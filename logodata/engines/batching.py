@@ -35,10 +35,8 @@ class PrefixGroup:
 def check_requests(requests: Sequence[GenerationRequest], window: int | None, vocabulary: int | None) -> None:
     """Refuse requests that no engine may run.
 
-    Args:
-        requests: The requests to check.
-        window: The most tokens of prompt and response together; None if not known.
-        vocabulary: The number of tokens that the model knows; None if not known.
+    ``window`` is the most tokens of prompt and response together, and ``vocabulary`` the number of tokens that the
+    model knows. None means that it is not known.
 
     Raises:
         UserError: Two requests have one id, a prompt is empty, a setting is out of range, prompt and response together
@@ -53,11 +51,8 @@ def check_requests(requests: Sequence[GenerationRequest], window: int | None, vo
         if not request.prompt_ids:
             raise UserError("the prompt is empty", where=where, mend="give at least one token")
         if sampling.max_new_tokens < 1 or sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
-            raise UserError(
-                f"sampling settings out of range: {sampling}",
-                where=where,
-                mend="max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1",
-            )
+            mend = "max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1"
+            raise UserError(f"sampling settings out of range: {sampling}", where=where, mend=mend)
         if vocabulary is not None:
             check_ids(vocabulary, request.prompt_ids, sampling.stop_ids, where=where)
         if window is not None and request.max_total_tokens > window:
@@ -86,11 +81,8 @@ def finish(request: GenerationRequest, token_ids: Sequence[int], reason: str | N
     if reason not in ("stop", "length"):
         raise UserError(f"generation ended with {reason!r}", where=place, mend="see the engine's log")
     if (ended and (not token_ids or token_ids[-1] not in stops)) or any(token in stops for token in kept):
-        raise UserError(
-            "the response does not end at its stop token",
-            where=place,
-            mend="the engine must heed stop_token_ids and ignore_eos, as vLLM does",
-        )
+        mend = "the engine must heed stop_token_ids and ignore_eos, as vLLM does"
+        raise UserError("the response does not end at its stop token", where=place, mend=mend)
     finished: FinishReason = "stop" if ended else "length"
     return GenerationResult(request.id, kept, finished)
 
@@ -121,23 +113,18 @@ def share_prefixes(requests: Sequence[GenerationRequest], *, max_tokens: int, ma
     gets cheaper. One token of every prompt stays out of the prefix: its logits begin the response.
     """
     groups: list[PrefixGroup] = []
-    members: list[GenerationRequest] = []
-    prefix = 0
     for request in cache_order(requests):
-        length, count = len(request.prompt_ids), len(members)
-        shared = min(prefix, common_prefix(members[-1].prompt_ids, request.prompt_ids)) if members else 0
-        widest = max(len(member.prompt_ids) for member in (*members, request))
-        fits = count < max_rows and (count + 1) * widest <= max_tokens
-        # A group of n costs prefix + sum(length - prefix); with one more it costs shared + sum(length - shared).
-        if fits and 2 * shared >= length and count * shared > (count - 1) * prefix:
-            members.append(request)
-            prefix = shared
-        else:
-            if members:
-                groups.append(PrefixGroup(prefix, tuple(members)))
-            members, prefix = [request], length - 1
-    if members:
-        groups.append(PrefixGroup(prefix, tuple(members)))
+        length = len(request.prompt_ids)
+        if groups:
+            prefix, members = groups[-1].prefix_length, groups[-1].requests
+            count, shared = len(members), min(prefix, common_prefix(members[-1].prompt_ids, request.prompt_ids))
+            widest = max(len(member.prompt_ids) for member in (*members, request))
+            fits = count < max_rows and (count + 1) * widest <= max_tokens
+            # A group of n costs prefix + sum(length - prefix); with one more it costs shared + sum(length - shared).
+            if fits and 2 * shared >= length and count * shared > (count - 1) * prefix:
+                groups[-1] = PrefixGroup(shared, (*members, request))
+                continue
+        groups.append(PrefixGroup(length - 1, (request,)))
     return groups
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -26,6 +26,9 @@ from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.batching import check_requests, request_seed
 from logodata.engines.server_answers import HEADERS, Body, Fault, Reader
 from logodata.engines.server_schedule import RateLimit, Schedule, Server, note_down
+
+if TYPE_CHECKING:
+    from logodata.engines.settings import EngineSettings
 
 _CHECK_S = 30.0  # a server that takes longer to connect, or to list its models, counts as down
 
@@ -79,18 +82,13 @@ class OpenAIEngine:
     ``max_position_embeddings`` of the adapter's ``base_config.json``, or serve the merged model (``logotrain merge``).
 
     Args:
-        base_urls: The servers, such as ``http://127.0.0.1:8000/v1``; the ``/v1`` may be missing.
+        settings: The servers (the ``/v1`` of an address may be missing), and how they are asked. The servers' own
+            limits hold as well.
         model: The model's name on the servers.
         needs_adapter: Require that the name stands for an adapter, not for its base model.
         api_key: The key, sent as bearer token and never printed.
-        max_model_len: The most tokens of prompt and response. The servers' own limits hold as well.
         vocabulary: The number of tokens that the model knows; None if not known. No request is sent with other tokens.
-        concurrency: Requests in flight per server.
-        timeout_s: Seconds to wait for one answer.
-        max_retries: Tries after the first one, of a request and of a server that gives no answer at all.
         first_wait_s: Seconds before the first retry. Each wait is twice the one before, less a random part.
-        requests_per_minute: A server's limit; None means no limit.
-        tokens_per_minute: A server's limit of prompt tokens and ``max_new_tokens`` together; None means no limit.
 
     Raises:
         UserError: No server can be reached, or one that can be reached does not serve ``model``.
@@ -98,46 +96,37 @@ class OpenAIEngine:
 
     def __init__(
         self,
-        base_urls: Sequence[str],
+        settings: EngineSettings,
         model: str,
         *,
         needs_adapter: bool = False,
         api_key: str | None = None,
-        max_model_len: int | None = None,
         vocabulary: int | None = None,
-        concurrency: int = 32,
-        timeout_s: float = 600.0,
-        max_retries: int = 6,
         first_wait_s: float = 1.0,
-        requests_per_minute: int | None = None,
-        tokens_per_minute: int | None = None,
     ) -> None:
         if api_key and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
             raise UserError("the API key holds white space, or characters that no header can carry", mend="set it anew")
         self._servers = [
             Server(
                 url.rstrip("/").removesuffix("/v1") + "/v1",
-                RateLimit(requests_per_minute) if requests_per_minute else None,
-                RateLimit(tokens_per_minute) if tokens_per_minute else None,
+                RateLimit(settings.requests_per_minute) if settings.requests_per_minute else None,
+                RateLimit(settings.tokens_per_minute) if settings.tokens_per_minute else None,
             )
-            for url in base_urls
+            for url in settings.base_urls
         ]
-        self._model, self._needs_adapter, self._reader = model, needs_adapter, Reader(api_key)
-        self._vocabulary = vocabulary
-        self._concurrency, self._timeout_s, self._tokens_per_minute = concurrency, timeout_s, tokens_per_minute
-        self._max_retries, self._first_wait_s = max_retries, first_wait_s
+        self._settings, self._model, self._needs_adapter = settings, model, needs_adapter
+        self._reader, self._vocabulary, self._first_wait_s = Reader(api_key), vocabulary, first_wait_s
+        self._check_s = min(settings.timeout_s, _CHECK_S)
         self._headers = {**HEADERS, **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
         answers = [self._find_model(server) for server in self._servers]
         cards = [answer for answer in answers if not isinstance(answer, Fault)]
         if not cards:
-            raise UserError(
-                "; ".join(f"{server.url}: {server.fault}" for server in self._servers),
-                mend="start it, or mend engine.base_urls",
-            )
+            mend = "start it, or mend engine.base_urls"
+            raise UserError("; ".join(f"{server.url}: {server.fault}" for server in self._servers), mend=mend)
         for server in self._servers:
             if not server.is_checked:
                 note_down(server)
-        windows = (*(card.get("max_model_len") for card in cards), max_model_len)
+        windows = (*(card.get("max_model_len") for card in cards), settings.max_model_len)
         self._window = min((window for window in windows if window), default=None)
         self.name = f"openai ({self._server_version(cards[0])})"
 
@@ -152,16 +141,15 @@ class OpenAIEngine:
                 yielded first.
         """
         check_requests(requests, self._window, self._vocabulary)
+        limit = self._settings.tokens_per_minute
         for request in requests:
-            if self._tokens_per_minute and request.max_total_tokens > self._tokens_per_minute:
-                raise UserError(
-                    f"{request.max_total_tokens} tokens exceed tokens_per_minute {self._tokens_per_minute}",
-                    where=f"request {request.id!r}",
-                    mend="shorten the context or max_new_tokens",
-                )
+            if limit and request.max_total_tokens > limit:
+                what = f"{request.max_total_tokens} tokens exceed tokens_per_minute {limit}"
+                raise UserError(what, where=f"request {request.id!r}", mend="shorten the context or max_new_tokens")
+        retries = self._settings.max_retries
         call = _Call(
-            Schedule(requests, self._servers, max_retries=self._max_retries, first_wait_s=self._first_wait_s),
-            num_workers=min(self._concurrency, len(requests)),
+            Schedule(requests, self._servers, max_retries=retries, first_wait_s=self._first_wait_s),
+            num_workers=min(self._settings.concurrency, len(requests)),
         )
         loop = asyncio.new_event_loop()
         task = loop.create_task(self._answer_all(call))
@@ -202,7 +190,7 @@ class OpenAIEngine:
     def _new_client(self, num_connections: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections)
         # The whole answer has a time limit (see _ask); httpx only limits the time between two packets.
-        timeout = httpx.Timeout(None, connect=min(self._timeout_s, _CHECK_S))
+        timeout = httpx.Timeout(None, connect=self._check_s)
         return httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, verify=_ssl_context())
 
     async def _work(self, client: httpx.AsyncClient, call: _Call, server: Server) -> None:
@@ -226,12 +214,12 @@ class OpenAIEngine:
                     call.wake()
 
     async def _ask(self, client: httpx.AsyncClient, url: str, request: GenerationRequest) -> GenerationResult:
-        """Try a request once. Raises Fault or UserError."""
+        """Send a request once. What is wrong with the answer is a Fault or a UserError."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s):
                 response = await _send(client, "POST", f"{url}/completions", self._body(request))
         except TimeoutError as error:
-            raise Fault(f"no answer within {self._timeout_s:g} s") from error
+            raise Fault(f"no answer within {self._settings.timeout_s:g} s") from error
         except httpx.RequestError as error:
             raise self._reader.transport_fault(error) from error
         where, mend = f"{url}, request {request.id!r}", "the server refuses this request; its log says more"
@@ -262,10 +250,10 @@ class OpenAIEngine:
     async def _check(self, client: httpx.AsyncClient, url: str) -> None:
         """Check that a server that was down serves the model. If not, it stays down, because others may be at work."""
         try:
-            async with asyncio.timeout(min(self._timeout_s, _CHECK_S)):
+            async with asyncio.timeout(self._check_s):
                 card = self._read_card(await _send(client, "GET", f"{url}/models"), url)
         except TimeoutError as error:
-            raise Fault(f"no answer within {min(self._timeout_s, _CHECK_S):g} s", of_server=True) from error
+            raise Fault(f"no answer within {self._check_s:g} s", of_server=True) from error
         except httpx.RequestError as error:
             raise self._reader.transport_fault(error) from error
         except UserError as error:
@@ -287,13 +275,12 @@ class OpenAIEngine:
         return fault
 
     def _get(self, url: str) -> httpx.Response:
-        timeout = min(self._timeout_s, _CHECK_S)
-        with httpx.stream("GET", url, headers=self._headers, timeout=timeout, verify=_ssl_context()) as response:
-            body, end = Body(response), time.monotonic() + timeout
+        with httpx.stream("GET", url, headers=self._headers, timeout=self._check_s, verify=_ssl_context()) as response:
+            body, end = Body(response), time.monotonic() + self._check_s
             for part in response.iter_raw():
                 body.add(part)
                 if time.monotonic() > end:  # httpx only limits the time between two packets
-                    raise httpx.ReadTimeout(f"no answer within {timeout:g} s")
+                    raise httpx.ReadTimeout(f"no answer within {self._check_s:g} s")
         return body.whole()
 
     def _read_card(self, response: httpx.Response, url: str) -> dict[str, Any]:

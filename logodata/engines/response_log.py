@@ -23,7 +23,8 @@ from logodata.engines import Engine, GenerationRequest, GenerationResult
 
 
 def request_key(request: GenerationRequest, model: str) -> str:
-    """Identity of a request: greedy ones by model and prompt, sampled ones by seed and request id too."""
+    """Return the hash that identifies a request: of the model, the prompt and the length limits, and for a sampled
+    response also of the sampling settings and the request's id."""
     sampling = request.sampling
     identity: list[Any] = [model, list(request.prompt_ids), sampling.max_new_tokens, list(sampling.stop_ids)]
     if sampling.temperature > 0:
@@ -34,12 +35,13 @@ def request_key(request: GenerationRequest, model: str) -> str:
 
 
 class ResponseLog:
-    """Responses of one model, on disk as they come, backed by an optional read-only cache.
+    """The responses of one model. They are on disk as soon as they come, and a cache that is only read stands behind
+    them.
 
     Args:
-        path: the command's own log; None keeps responses in memory, until :meth:`forget`.
-        model: fingerprint of the model that answers.
-        cache: a log of an earlier build.
+        path: The command's own log; None keeps responses in memory, until :meth:`forget`.
+        model: The fingerprint of the model that answers.
+        cache: The log of an earlier build.
     """
 
     def __init__(self, path: Path | None, model: str, cache: Path | Literal["embedded"] | None = None) -> None:
@@ -49,7 +51,7 @@ class ResponseLog:
         self._cached: dict[str, dict[str, Any]] = {} if cache is None else _read_cache(cache)
 
     def get(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin] | None:
-        """The response to this request and where it came from, if there is one."""
+        """Return the response to a request and where it came from; None if there is none."""
         key = request_key(request, self._model)
         own: Mapping[str, dict[str, Any]] = self._memory if self._log is None else self._log
         origin: ResponseOrigin = "live" if key in own else "cache"
@@ -59,7 +61,7 @@ class ResponseLog:
         return GenerationResult(request.id, tuple(record["token_ids"]), record["finish_reason"]), origin
 
     def add(self, request: GenerationRequest, result: GenerationResult) -> None:
-        """Keep a response."""
+        """Store a response."""
         key = request_key(request, self._model)
         record = {
             "key": key,
@@ -73,17 +75,13 @@ class ResponseLog:
             self._log.append(record)
 
     def forget(self) -> None:
-        """Drop what is in memory only."""
+        """Drop the responses that are only in memory."""
         self._memory.clear()
 
 
 class CachedEngine:
-    """An engine that is asked only what its log does not answer, and opened for the first such request.
-
-    Args:
-        log: what was answered before; new responses go there at once.
-        open_engine: opens the engine, or gives one that is open.
-    """
+    """An engine that is asked only what its log does not answer, and that is opened for the first such request. New
+    responses go to the log at once."""
 
     def __init__(self, log: ResponseLog, open_engine: Callable[[], Engine]) -> None:
         self._log, self._open_engine = log, open_engine
@@ -93,11 +91,11 @@ class CachedEngine:
 
     @property
     def name(self) -> str | None:
-        """What generated; None if nothing had to be."""
+        """The name of the engine that generated; None if it generated nothing."""
         return self._engine.name if self._engine and self._num_responses else None
 
     def open(self) -> Engine:
-        """The engine, opened now if it is not open."""
+        """Return the engine, which is opened now if it is not open."""
         if self._engine is None:
             self._engine = self._open_engine()
         return self._engine
@@ -105,10 +103,8 @@ class CachedEngine:
     def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker, noun: str) -> None:
         """Have the engine answer the requests that the log does not answer.
 
-        Args:
-            requests: ids must be unique.
-            tracker: shows how many responses were generated, and how many tokens a second were read and written.
-            noun: what the tracker calls the responses.
+        The tracker shows, under the name ``noun``, how many responses were generated, and how many tokens were read and
+        written in a second.
         """
         missing = {request.id: request for request in requests if self._log.get(request) is None}
         if not missing:
@@ -126,31 +122,25 @@ class CachedEngine:
             tracker.advance(0, **{noun: f"{self._num_responses} at {rate}"})
 
     def answer(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin]:
-        """The response to a request that :meth:`generate` was given, and where it came from."""
+        """Return the response to a request that :meth:`generate` was given, and where it came from."""
         found = self._log.get(request)
         if found is None:
             raise RuntimeError(f"the engine gave no response to request {request.id}")
         return found
 
     def forget(self) -> None:
-        """Drop the responses that are in memory only."""
+        """Drop the responses that are only in memory."""
         self._log.forget()
 
 
 def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:
-    path = (
-        Path(str(resources.files("logodata.sources"))) / "embedded" / "responses.jsonl"
-        if cache == "embedded"
-        else Path(cache)
-    )
-    if not path.is_file():
-        raise UserError(
-            "no such cache of responses",
-            where=str(path),
-            mend="set generation.cache=null, or give the work/responses.jsonl of a build",
-        )
+    if cache == "embedded":
+        cache = Path(str(resources.files("logodata.sources"))) / "embedded" / "responses.jsonl"
+    if not cache.is_file():
+        mend = "set generation.cache=null, or give the work/responses.jsonl of a build"
+        raise UserError("no such cache of responses", where=str(cache), mend=mend)
     records: dict[str, dict[str, Any]] = {}
-    for where, record in json_objects(path, mend="delete this line"):
+    for where, record in json_objects(cache, mend="delete this line"):
         key, token_ids, reason = (record.get(name) for name in ("key", "token_ids", "finish_reason"))
         if (
             not isinstance(key, str)

@@ -45,11 +45,7 @@ class Fault(Exception):
 
 class Body:
     """The body of an answer while it arrives. It must be uncompressed, as :data:`HEADERS` ask: a few kilobytes could
-    stand for gigabytes.
-
-    Args:
-        response: The head of the answer.
-    """
+    stand for gigabytes."""
 
     def __init__(self, response: httpx.Response) -> None:
         self._response, self._parts, self._size = response, list[bytes](), 0
@@ -63,11 +59,8 @@ class Body:
         self._parts.append(part)
         self._size += len(part)
         if self._size > MAX_ANSWER_BYTES:
-            raise UserError(
-                f"an answer of more than {MAX_ANSWER_BYTES // 2**20} MiB",
-                where=str(self._response.url),
-                mend=_IS_IT_ONE,
-            )
+            what = f"an answer of more than {MAX_ANSWER_BYTES // 2**20} MiB"
+            raise UserError(what, where=str(self._response.url), mend=_IS_IT_ONE)
 
     def whole(self) -> httpx.Response:
         """Return the answer, read to its end."""
@@ -76,11 +69,7 @@ class Body:
 
 
 class Reader:
-    """Reads answers, and keeps our key out of all messages (some servers repeat it).
-
-    Args:
-        api_key: The key, if there is one.
-    """
+    """Reads answers, and keeps our key out of all messages (some servers repeat it)."""
 
     def __init__(self, api_key: str | None) -> None:
         self._api_key = api_key
@@ -96,7 +85,7 @@ class Reader:
 
         Raises:
             Fault: Another try may help.
-            UserError: The server refuses. The error has ``where`` and ``mend``.
+            UserError: The server refuses.
         """
         status = response.status_code
         said = f"HTTP {status}: {self._shorten(response.text)}"
@@ -124,26 +113,20 @@ class Reader:
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise UserError(f"the answer holds no choice: {self._shorten(answer)}", where=where, mend=_IS_IT_ONE)
         if len(choices) > 1:
-            raise UserError(
-                f"{len(choices)} choices, one was asked for", where=where, mend="the server must leave n at 1"
-            )
+            mend = "the server must leave n at 1"
+            raise UserError(f"{len(choices)} choices, one was asked for", where=where, mend=mend)
         token_ids, reason = choices[0].get("token_ids"), choices[0].get("finish_reason")
         if reason == "abort":
             raise Fault("the server aborted the response")
         if not isinstance(token_ids, list):
-            raise UserError(
-                "the server returns no token ids, and tokenising its text again would be a guess",
-                where=where,
-                mend="use a server that knows return_token_ids, such as vLLM 0.10 or newer",
-            )
+            what = "the server returns no token ids, and tokenising its text again would be a guess"
+            mend = "use a server that knows return_token_ids, such as vLLM 0.10 or newer"
+            raise UserError(what, where=where, mend=mend)
         if wrong := [token for token in token_ids if type(token) is not int or token < 0]:
             raise UserError(f"{self._shorten(repr(wrong[0]))} is not a token id", where=where, mend=_IS_IT_ONE)
         if len(token_ids) > max_new_tokens or (reason == "length" and len(token_ids) < max_new_tokens):
-            raise UserError(
-                f"{len(token_ids)} tokens that end with {reason!r}, where at most {max_new_tokens} were asked for",
-                where=where,
-                mend="the server must heed max_tokens; it may have a limit of its own",
-            )
+            what = f"{len(token_ids)} tokens that end with {reason!r}, where at most {max_new_tokens} were asked for"
+            raise UserError(what, where=where, mend="the server must heed max_tokens; it may have a limit of its own")
         return finish(request, token_ids, reason if reason is None else self._shorten(reason), where=url)
 
     def version(self, card: dict[str, Any], answer: Any) -> str:
@@ -166,20 +149,15 @@ class Reader:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError("the answer is not a list of models", where=f"{url}/models", mend=_IS_IT_ONE) from error
         if model not in cards:
-            raise UserError(
-                f"serves {self._shorten(', '.join(cards)) if cards else 'nothing'}, not {model}",
-                where=url,
-                mend="start it with this model, or set engine.served_model to its name there",
-            )
+            what = f"serves {self._shorten(', '.join(cards)) if cards else 'nothing'}, not {model}"
+            mend = "start it with this model, or set engine.served_model to its name there"
+            raise UserError(what, where=url, mend=mend)
         window = cards[model].get("max_model_len")
         if window is not None and type(window) is not int:
             raise UserError(f"max_model_len is {self._shorten(repr(window))}", where=f"{url}/models", mend=_IS_IT_ONE)
         if needs_adapter and not cards[model].get("parent"):
-            raise UserError(
-                f"{model} is a base model there, not an adapter",
-                where=url,
-                mend="name the adapter in engine.served_model",
-            )
+            mend = "name the adapter in engine.served_model"
+            raise UserError(f"{model} is a base model there, not an adapter", where=url, mend=mend)
         return cards[model]
 
     def _shorten(self, said: Any) -> str:
@@ -190,8 +168,7 @@ class Reader:
 
 
 def _retry_after_s(response: httpx.Response) -> float:
-    """Return the seconds that ``Retry-After`` asks for, a number or a date (RFC 9110 section 10.2.3); 0 if it asks for
-    none."""
+    """Return the seconds that ``Retry-After`` asks for, by a number or a date (RFC 9110 section 10.2.3); else 0."""
     value = response.headers.get("Retry-After", "")
     try:
         wait_s = float(value)

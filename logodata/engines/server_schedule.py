@@ -58,24 +58,25 @@ class Server:
     stretch: deque[GenerationRequest] = field(default_factory=deque)
 
     def rate_wait_s(self, request: GenerationRequest, now: float) -> float:
-        """Seconds until the rate limits let this request go."""
-        limits = ((self.requests, 1), (self.tokens, request.max_total_tokens))
-        return max((limit.wait_s(cost, now) for limit, cost in limits if limit), default=0.0)
+        """Return the seconds until the rate limits let this request go."""
+        return max((limit.wait_s(cost, now) for limit, cost in self._limits(request)), default=0.0)
 
     def count(self, request: GenerationRequest, now: float) -> None:
         """Count a request that is sent towards the rate limits."""
-        if self.requests:
-            self.requests.take(1, now)
-        if self.tokens:
-            self.tokens.take(request.max_total_tokens, now)
+        for limit, cost in self._limits(request):
+            limit.take(cost, now)
+
+    def _limits(self, request: GenerationRequest) -> list[tuple[RateLimit, int]]:
+        both = ((self.requests, 1), (self.tokens, request.max_total_tokens))
+        return [(limit, cost) for limit, cost in both if limit]
 
 
 class Schedule:
-    """Deals the requests of one call out to servers.
+    """Deals the requests of one call out to servers, whose stretches it fills and whose faults they keep.
 
     Args:
         requests: The requests to answer.
-        servers: The servers that may answer. Their stretches are filled, and their faults are remembered.
+        servers: The servers that may answer.
         max_retries: Tries after the first one.
         first_wait_s: Seconds of the first wait. Each wait is twice the one before, less a random part.
     """
@@ -164,11 +165,8 @@ class Schedule:
             self._tries[request.id] += 1
             tries = self._tries[request.id]
             if tries > self._max_retries:
-                raise UserError(
-                    f"failed {tries} times, at last: {fault.text}",
-                    where=f"{server.url}, request {request.id!r}",
-                    mend=_ASK_AGAIN,
-                )
+                what = f"failed {tries} times, at last: {fault.text}"
+                raise UserError(what, where=f"{server.url}, request {request.id!r}", mend=_ASK_AGAIN)
             wait_s = self._backoff_s(tries)
         heapq.heappush(self._later, (now + wait_s, next(self._number), request))
 
@@ -208,9 +206,6 @@ class RateLimit:
 
     A cost larger than the bucket may be taken when the bucket is full, and is paid back before the next. So no minute
     sees more than the limit plus the larger of a bucket and one request.
-
-    Args:
-        per_minute: Units per minute.
     """
 
     def __init__(self, per_minute: float) -> None:

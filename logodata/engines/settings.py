@@ -99,11 +99,8 @@ class ModelSettings(RecipeModel):
 def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> Engine:
     """Load the model, or connect to its servers.
 
-    Args:
-        settings: The engine.
-        model: ``embedded``, a folder or a hub name, as :func:`logodata.models.loading.resolve_model` takes it.
-        adapter: The folder of a LoRA adapter. With ``openai`` the server must serve it, as ``served_model``, with the
-            RoPE that it was trained with (see :class:`logodata.engines.openai_engine.OpenAIEngine`).
+    ``adapter`` is the folder of a LoRA adapter. With ``openai`` the server must serve it, as ``served_model``, with the
+    RoPE that it was trained with (see :class:`logodata.engines.openai_engine.OpenAIEngine`).
 
     Raises:
         UserError: The model cannot be loaded, vLLM is not installed, a server does not serve this model, or the adapter
@@ -120,45 +117,26 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return TransformersEngine(
-            load_model(model, adapter=adapter, config=config, dtype=settings.dtype, device=device),
-            max_batch_tokens=settings.max_batch_tokens,
-            max_batch_rows=settings.max_batch_rows,
-            max_model_len=settings.max_model_len,
+            load_model(model, adapter=adapter, config=config, dtype=settings.dtype, device=device), settings
         )
     if adapter is not None:
         check_served_whole(model, adapter)
     if settings.kind == "vllm":
         from logodata.engines.vllm_engine import VllmEngine
 
-        return VllmEngine(
-            resolve_model(model),
-            adapter=adapter,
-            dtype=settings.dtype,
-            max_model_len=settings.max_model_len,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            tensor_parallel_size=settings.tensor_parallel_size,
-        )
+        return VllmEngine(resolve_model(model), settings, adapter=adapter)
     assert settings.kind == "openai", settings.kind
     from logodata.engines.openai_engine import OpenAIEngine
 
     if adapter is not None and settings.served_model is None:
-        raise UserError(
-            "an adapter must be served by the server",
-            where=str(adapter),
-            mend=f"start it with --enable-lora --lora-modules NAME={adapter} and set engine.served_model=NAME",
-        )
+        mend = f"start it with --enable-lora --lora-modules NAME={adapter} and set engine.served_model=NAME"
+        raise UserError("an adapter must be served by the server", where=str(adapter), mend=mend)
     return OpenAIEngine(
-        settings.base_urls,
+        settings,
         settings.served_model or resolve_model(model),
         needs_adapter=adapter is not None,
         api_key=_api_key(settings.api_key_env),
-        max_model_len=settings.max_model_len,
         vocabulary=vocabulary_size(load_config(model)),
-        concurrency=settings.concurrency,
-        timeout_s=settings.timeout_s,
-        max_retries=settings.max_retries,
-        requests_per_minute=settings.requests_per_minute,
-        tokens_per_minute=settings.tokens_per_minute,
     )
 
 
@@ -168,10 +146,7 @@ def _api_key(variable: str | None) -> str | None:
     key = os.environ.get(variable)
     if not key:
         # Some people write the key itself there, so only what looks like a name is repeated.
-        name = variable if variable.isupper() else "NAME"
-        raise UserError(
-            "this environment variable is not set",
-            where=name if variable.isupper() else "engine.api_key_env",
-            mend=f"export {name}=... or drop engine.api_key_env",
-        )
+        where, name = (variable, variable) if variable.isupper() else ("engine.api_key_env", "NAME")
+        mend = f"export {name}=... or drop engine.api_key_env"
+        raise UserError("this environment variable is not set", where=where, mend=mend)
     return key

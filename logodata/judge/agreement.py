@@ -1,4 +1,4 @@
-"""Statistics of a model judge's verdicts: how often each was given, and how far two wordings of one question agree."""
+"""Count the verdicts of a model judge, and measure how far its two wordings agree."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ import numpy as np
 from logodata.contract import ModelJudgeStats, ModelVerdict
 
 Verdicts = Mapping[tuple[ModelVerdict, ModelVerdict | None], int]
-"""How often a response had these verdicts: the first, and the second where it was judged again."""
+"""The number of responses by their verdicts: the first one, and the second one if they were judged again."""
 
+_COMPARED: tuple[ModelVerdict, ...] = ("correct", "wrong")
 _Z95 = 1.959964
 _RESAMPLES = 2000
 
 
 def verdict_statistics(verdicts: Verdicts) -> ModelJudgeStats:
-    """What a model judge said, and how far its two wordings agree. The interval of kappa comes from 2000 bootstrap
-    resamples of the responses; those without a kappa are left out."""
-    first, second, pairs = Counter[str](), Counter[str](), Counter[tuple[str, str]]()
+    """Return the verdicts of a model judge, and the agreement of its two wordings.
+
+    The interval of kappa comes from 2000 bootstrap resamples of the responses, without those that have no kappa.
+    """
+    first, second = Counter[str](), Counter[str]()
     for (one, two), count in verdicts.items():
         first[one] += count
         if two is not None:
             second[two] += count
-            if {one, two} <= {"correct", "wrong"}:
-                pairs[one, two] += count
-    table = np.array([[pairs[one, two] for two in ("correct", "wrong")] for one in ("correct", "wrong")])
+    table = np.array([[verdicts.get((one, two), 0) for two in _COMPARED] for one in _COMPARED])
     compared, equal = int(table.sum()), int(table.trace())
     kappa = float(_kappa(table))
     defined = not np.isnan(kappa)
@@ -50,7 +51,7 @@ def verdict_statistics(verdicts: Verdicts) -> ModelJudgeStats:
 
 
 def describe_verdicts(stats: ModelJudgeStats) -> str:
-    """What a dataset card says of a model judge."""
+    """Return what a dataset card says of a model judge."""
     text = f"of {stats.judged} responses {stats.correct} were correct, {stats.wrong} wrong"
     text += f", {stats.malformed} had a malformed reply" if stats.malformed else ""
     text += f", {stats.exceeds_window} did not fit the judge's window" if stats.exceeds_window else ""
@@ -66,7 +67,7 @@ def describe_verdicts(stats: ModelJudgeStats) -> str:
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
+    """Return the 95 % interval of a share (Wilson 1927)."""
     share, spread = successes / total, _Z95**2 / total
     centre = (share + spread / 2) / (1 + spread)
     half = _Z95 * sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
@@ -74,7 +75,7 @@ def wilson_interval(successes: int, total: int) -> tuple[float, float]:
 
 
 def _kappa(tables: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Cohen's kappa (1960) of 2 x 2 tables of counts [..., 2, 2]; NaN where both always say the same one thing."""
+    """Return Cohen's kappa (1960) of tables of counts [..., 2, 2]. It is NaN if only one verdict was ever given."""
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = tables / tables.sum(axis=(-2, -1), keepdims=True)
         observed = shares[..., 0, 0] + shares[..., 1, 1]

@@ -1,4 +1,4 @@
-"""What is decided on the responses to a question: faults by the rules, verdicts of a model, and what is kept."""
+"""Decisions on the responses to a question: faults by the rules, verdicts of a model, and what is kept."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _UNDECIDED: dict[ModelVerdict, Reason] = {
 class Decision:
     """A response to ``question``, the ``number``-th of its role, and what speaks against it.
 
-    ``rule`` is the rules' fault. ``model_verdict`` and ``second_model_verdict`` are a model's, None where it was not
-    asked; the second one decides nothing.
+    ``rule`` is the fault that the rules find. The verdicts are those of a model judge, None if it was not asked. The
+    second one decides nothing.
     """
 
     question: Question
@@ -37,23 +37,18 @@ class Decision:
 
     @property
     def id(self) -> str:
-        """Unique in a build."""
+        """The id of the decision, unique in a build."""
         return f"{self.question.id}/{self.role}-{self.number}"
 
     @property
     def objection(self) -> Reason | None:
-        """What the model's verdict has against it; None if nothing, or if no model was asked."""
+        """The model's objection to the response; None if it has none, or was not asked."""
         if self.model_verdict is None:
             return None
         return _AGAINST.get((self.role, self.model_verdict)) or _UNDECIDED.get(self.model_verdict)
 
     def row(self, source: str, *, kept: bool) -> DecisionRow:
-        """The row of ``decisions.jsonl``.
-
-        Args:
-            source: the file of the question's document.
-            kept: whether the response stands in the data set.
-        """
+        """Return the row of ``decisions.jsonl`` for a question on a document in the file ``source``."""
         return DecisionRow(
             id=self.question.id,
             source=source,
@@ -67,14 +62,13 @@ class Decision:
 
 
 def contradicts(row: DecisionRow) -> bool:
-    """Whether a verdict on a response says the opposite of its role: that of the rules, or a model's in either
-    wording."""
+    """Whether a verdict on a response contradicts its role: that of the rules, or a model's in either wording."""
     verdicts = (row.model_verdict, row.second_model_verdict)
     return row.verdict != _AGREES[row.role] or any((row.role, verdict) in _AGAINST for verdict in verdicts)
 
 
 def eligible(preferred: Sequence[Decision], *, keep_bare_reference: bool) -> list[Decision]:
-    """Candidates that can be preferred by the rules, in their order; a bare reference comes last, if it may at all."""
+    """Return the candidates that the rules allow, in their order. A bare reference comes last if it is allowed."""
     allowed = [decision for decision in preferred if decision.rule is None]
     bare = [decision for decision in preferred if decision.rule == "preferred_is_bare_reference"]
     return allowed + (bare[:1] if keep_bare_reference else [])

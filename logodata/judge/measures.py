@@ -1,15 +1,16 @@
-"""How near a response comes to a reference answer: one number a measure, no decision. Pure functions of two texts.
+"""Measures of how near a response comes to a reference answer: pure functions of two texts, without a decision.
 
-Which of them suits depends on the length of the reference. Short ones (a name, a number, a phrase): the share of the
-reference's words, since a chatty right answer scores 0.4 in token F1. Long ones (a paragraph): cosine of sentence
-embeddings (:class:`Similarity`), since a right answer in other words shares few of them. Measured on answers of
-SmolLM2-135M to FairytaleQA and QMSum; see ``benchmarks/LOG.md``.
+The length of the reference decides which measure suits. For a short one (a name, a number, a phrase) it is the share of
+the reference's words, because a chatty right answer scores 0.4 in token F1. For a long one (a paragraph) it is the
+cosine of sentence embeddings (:class:`Similarity`), because a right answer in other words shares few of them. This was
+measured on answers of SmolLM2-135M to FairytaleQA and QMSum; see ``benchmarks/LOG.md``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,7 @@ _ARTICLES = ("a", "an", "the")
 
 
 class _Said:
-    """What a response says: stems of its words, values of its numbers with their units, its runs of scripts without
-    spaces."""
+    """What a response says: stems of words, values of numbers with their units, and runs of scripts without spaces."""
 
     def __init__(self, response: str) -> None:
         found = read(response)
@@ -39,12 +39,11 @@ class _Said:
         self._numbers = {(text, unit) for word in found if word.kind == "number" for text, unit in _readings(word)}
 
     def counts_otherwise(self, number: Word, places: set[tuple[str, str]]) -> bool:
-        """Whether another number stands where "one" or "first" stands in a reference."""
+        """Whether the response has another number where a reference has "one" or "first"."""
         return bool(places & self._counted[number.unit == ORDINAL]) and not self.has_number(number)
 
     def hits(self, word: Word) -> tuple[int, int]:
-        """How many of the characters of a run are said, in parts long enough to tell, and of how many; for any other
-        word whether it is said, of one."""
+        """Return how many characters of a run are said, and how many it has; for another word 0 or 1, and 1."""
         if word.kind == "run":
             return _covered(word.text, self._runs), len(characters(word.text))
         if word.kind == "number":
@@ -52,8 +51,7 @@ class _Said:
         return int(stems(word)[0] in self._stems), 1
 
     def has_number(self, number: Word) -> bool:
-        """Whether a number is said, in the same unit where both have one. An ordinal is no count: the third is not
-        three."""
+        """Whether a number is said, in the same unit if both have one. An ordinal is no count: third is not three."""
         units = (number.unit, _NO_UNIT) if number.unit not in ("", ORDINAL) else (number.unit,)
         hour = number.text.removesuffix(":00")  # "at 8" says 8:00
         return (hour != number.text and (hour, _NO_UNIT) in self._numbers) or any(
@@ -62,7 +60,7 @@ class _Said:
 
 
 def _counting(found: Sequence[Word]) -> Iterator[tuple[Word, set[tuple[str, str]]]]:
-    """The numbers of a text, each with the unit or the words beside it: what it counts."""
+    """Yield the numbers of a text, each with what it counts: the unit or the words beside it."""
     for index, word in enumerate(found):
         if word.kind == "number":
             places = {("unit", word.unit)} if word.unit not in ("", ORDINAL) else set()
@@ -77,12 +75,12 @@ _NO_UNIT = "none"
 
 
 def _readings(number: Word) -> Iterator[tuple[str, str]]:
-    """The forms in which a reference may ask for a number: its value or what is written ("3.10"), with and without its
-    unit; a time also with a point."""
+    """Yield the forms in which a reference may ask for a number: value or text ("3.10"), with or without a unit."""
     texts = {number.text}
     if number.literal[:1].isdigit():
         texts.add(number.literal)
     if ":" in number.text:
+        # A time may be written with a point, or without its minutes.
         texts |= {form.replace(":", ".") for form in texts} | {form.removesuffix(":00") for form in texts}
     if number.unit == ORDINAL:
         return product(texts, (ORDINAL,))
@@ -97,7 +95,7 @@ def _readings(number: Word) -> Iterator[tuple[str, str]]:
 
 
 def _covered(run: str, said: str) -> int:
-    """How many characters of a run stand in a part of it that is said."""
+    """Return how many characters of a run stand in a part of it that is said."""
     shown, size = characters(run), part_size(run)
     covered: set[int] = set()
     for start in range(max(1, len(shown) - size + 1)):
@@ -107,11 +105,12 @@ def _covered(run: str, said: str) -> int:
 
 
 def word_share(response: str, answers: Sequence[str]) -> float:
-    """Share of a reference's distinct content words that occur in the response, best over the references; in [0, 1].
+    """Return the share of a reference's distinct content words that occur in the response, in [0, 1].
 
-    Numbers are compared as values. A run of a script without spaces (Chinese, Japanese, Thai, ...) counts a word a
-    character, and a character is found with its neighbours or not at all. A reference without content words ("yes",
-    "the other one") is compared by all its words, one without words ("★") by its characters. 0 without references.
+    The best reference counts, and without references the share is 0. Numbers are compared as values. In a script
+    without spaces (Chinese, Japanese, Thai, ...) each character counts as a word, found only with its neighbours. A
+    reference without content words ("yes", "the other one") is compared by all its words, and one without words ("★")
+    by its characters.
     """
     said = _Said(response)
     return max((_share(said, response, answer) for answer in answers), default=0.0)
@@ -129,8 +128,7 @@ def _share(said: _Said, response: str, answer: str) -> float:
 
 
 def token_f1(response: str, answers: Sequence[str]) -> float:
-    """Multiset word F1 after lower-casing and removing punctuation and articles, best over the references; in [0,
-    1]."""
+    """Return the F1 of words with the best reference, in [0, 1]. Case, punctuation and articles do not count."""
     return max((_f1(response, answer) for answer in answers), default=0.0)
 
 
@@ -144,21 +142,18 @@ def _f1(response: str, answer: str) -> float:
 
 
 def repetition(text: str) -> float:
-    """Share of word trigrams that occurred before in the text; 0 for texts under three words."""
+    """Return the share of word trigrams that occurred before in the text; 0 for a text of less than three words."""
     tokens = words(text)
     trigrams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
     return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
 
 
-def numbers(text: str) -> set[str]:
-    """The values of a text's numbers, in digits: ``12``, ``1,200`` as 1200, ``forty-two`` as 42. "One" and "first" are
-    none, they mostly mean something else."""
-    return {word.text for word in read(text) if word.kind == "number" and word.exact}
-
-
 def number_share(response: str, answers: Sequence[str]) -> float | None:
-    """Share of a reference's numbers that the response holds, best over the references; None if one of them holds
-    none. "One" and "first" are numbers where the response has another one in their place: World War One, and Two."""
+    """Return the share of a reference's numbers that the response holds, for the best reference.
+
+    It is None if a reference holds no number. "One" and "first" count as numbers only if the response has another
+    number in their place, as in World War One and World War Two.
+    """
     said = _Said(response)
     wanted = [
         {
@@ -174,16 +169,14 @@ def number_share(response: str, answers: Sequence[str]) -> float | None:
 
 
 def contains_reference(response: str, answers: Sequence[str]) -> bool:
-    """Whether the words of a reference, articles left out, stand in the response one after the other."""
+    """Whether the response holds the words of a reference one after the other, articles left out."""
     said = _line(response)
     return any(wanted in said for answer in answers if (wanted := _line(answer, open_ended=True)).strip())
 
 
 def _line(text: str, *, open_ended: bool = False) -> str:
-    """The words of a text in one line, a space before and after each but for runs of scripts without spaces.
-
-    ``open_ended``: a run at an end may stand within a longer one.
-    """
+    """Return the words of a text between spaces."""
+    # A run of a script without spaces may stand within a longer one, so an open end has no space.
     kept = [word for word in read(text) if word.text not in _ARTICLES]
     line = " ".join(" ".join(filter(None, (word.text, word.unit))) for word in kept)
     left = "" if open_ended and kept and kept[0].kind == "run" else " "
@@ -192,32 +185,27 @@ def _line(text: str, *, open_ended: bool = False) -> str:
 
 
 class Similarity:
-    """Cosine between sentence embeddings of response and reference. The model is loaded with the first texts.
+    """Computes the cosine between sentence embeddings of response and reference.
 
-    A text longer than the model reads is the mean of its parts.
-
-    Args:
-        model: as :func:`logodata.models.loading.resolve_embedding_model` takes it.
+    The model is named as :func:`logodata.models.loading.resolve_embedding_model` takes it, and loaded for the first
+    texts. A text longer than the model reads is the mean of its parts.
     """
 
     def __init__(self, model: str) -> None:
         self._name = model
-        self._embedder: SentenceEmbedder | None = None
+
+    @cached_property
+    def _embedder(self) -> SentenceEmbedder:
+        from logodata.contexts.embedding import SentenceEmbedder
+        from logodata.models.loading import resolve_embedding_model
+
+        return SentenceEmbedder(resolve_embedding_model(self._name), 8, "judge.embedding_model")
 
     def best(self, response: str, answers: Sequence[str]) -> float:
-        """The largest cosine over the references, in [-1, 1]; 0 without references.
-
-        Raises:
-            UserError: the model cannot be loaded.
-        """
+        """Return the largest cosine over the references, in [-1, 1]; 0 without references."""
         vector = self._vector(response)
         return max((float(vector @ self._vector(answer)) for answer in answers), default=0.0)
 
     def _vector(self, text: str) -> NDArray[np.float32]:
-        if self._embedder is None:
-            from logodata.contexts.embedding import SentenceEmbedder
-            from logodata.models.loading import resolve_embedding_model
-
-            self._embedder = SentenceEmbedder(resolve_embedding_model(self._name), 8, "judge.embedding_model")
         mean = self._embedder.encode(self._embedder.parts(text)).mean(axis=0)
         return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)

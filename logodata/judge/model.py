@@ -1,4 +1,4 @@
-"""A model that says of each response whether it answers the question as the reference does."""
+"""A model judge: it says of each response whether it answers the question as the reference does."""
 
 from __future__ import annotations
 
@@ -20,21 +20,14 @@ from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text, turn_en
 
 
 class ModelJudge:
-    """Fills in the verdicts of decisions. Greedy, so the same question has the same verdict in every build.
+    """Fills in the verdicts of decisions. It is greedy, so the same question has the same verdict in every build.
+
+    ``name`` and ``fingerprint`` are those of the model that judges. ``formats`` holds its prompts in the ``first`` and
+    in the ``second`` wording, and ``window`` is the most tokens of a prompt with its reply.
 
     Args:
-        build: the model and engine of the build.
-        settings: its ``judge.model`` section.
-        build_fingerprint: of the build's model.
-        log: of replies; None keeps them in memory only.
-        build_engine: opens the build's engine, or gives it if it is open; taken where the judge is the same model under
-            the same settings.
-
-    Attributes:
-        name: the model that judges.
-        fingerprint: of that model.
-        formats: its prompts, in the ``first`` wording and in the ``second``.
-        window: tokens that a prompt with its reply may have.
+        log: The log of replies; None keeps them in memory only.
+        build_engine: Returns the build's engine. It judges if the judge is the same model under the same settings.
     """
 
     def __init__(
@@ -61,11 +54,11 @@ class ModelJudge:
 
     @cached_property
     def engine(self) -> CachedEngine:
-        """The judge's engine behind its log of replies; the log is opened when the engine is first asked."""
+        """The engine of the judge behind the log of its replies. The log is opened when the engine is first asked."""
         return CachedEngine(ResponseLog(self._path, self.fingerprint), self._open)
 
     def judge(self, decisions: Sequence[Decision], tracker: Tracker) -> None:
-        """Ask for the verdict on each response, and for a second one where it is judged again."""
+        """Ask for the verdict on each response, and for a second one on those that are judged again."""
         again = [decision for decision in decisions if self._settings.judges_again(decision.id)]
         first = {decision.id: self._request(decision, "first") for decision in decisions}
         second = {decision.id: self._request(decision, "second") for decision in again}
@@ -77,7 +70,7 @@ class ModelJudge:
             decision.second_model_verdict = self._verdict(second[decision.id])
 
     def _request(self, decision: Decision, which: str) -> GenerationRequest:
-        # Any one reference will do, as it does for the rules.
+        # A response is right if it agrees with any one reference, as under the rules.
         reference = "\nor: ".join(dict.fromkeys(decision.question.answers))
         prompt = self.formats[which].encode(
             [], question=decision.question.question, reference=reference, response=decision.response.text.strip()
@@ -95,8 +88,8 @@ class ModelJudge:
 
 
 def judge_engine(build: ModelSettings, settings: ModelJudgeSettings) -> EngineSettings:
-    """What runs the model that judges: its own section, else the build's. Of another model than the build's, servers
-    know that one's name, not the judge's."""
+    """Return the settings of the judge's engine: its own section, or that of the build. For another model than the
+    build's, the build's name on the servers does not hold."""
     if settings.engine is not None:
         return settings.engine
     if settings.name in (None, build.model):
@@ -104,7 +97,7 @@ def judge_engine(build: ModelSettings, settings: ModelJudgeSettings) -> EngineSe
     return build.engine.model_copy(update={"served_model": None})
 
 
-# The last line is the verdict; a model may reason before it, but not give two.
+# The last line is the verdict. A model may reason before it, but may not give two.
 _REPLY = re.compile(
     r"(?:(?![ \t]*verdict[ \t]*:)[^\n]*\n)*[ \t]*verdict: (?P<verdict>correct|wrong)\.?\s*",
     re.IGNORECASE,
@@ -112,9 +105,11 @@ _REPLY = re.compile(
 
 
 def parse_verdict(reply: str, *, ended: bool) -> ModelVerdict:
-    """The verdict of a reply: its last line is ``Verdict: correct`` or ``Verdict: wrong``, in any case of letters and
-    perhaps with a full stop, and no line before it begins with ``Verdict:``. Anything else, and any reply that met its
-    length cap, is malformed."""
+    """Return the verdict of a reply.
+
+    Its last line must be ``Verdict: correct`` or ``Verdict: wrong``, in any case and perhaps with a full stop, and no
+    other line may begin with ``Verdict:``. Any other reply is malformed, and so is one that reached the length cap.
+    """
     match = _REPLY.fullmatch(reply)
     if match is None or not ended:
         return "malformed"

@@ -1,7 +1,7 @@
-"""Keep a pair or say why not: the preferred response must be right, every dis-preferred one wrong.
+"""Rules that keep a pair, or say why not: the preferred response must be right, and every dis-preferred one wrong.
 
-How right is measured depends on the reference's length (:mod:`logodata.judge.measures`). Between right and wrong there
-may be responses that are neither: they are not preferred to anything, and nothing is preferred to them.
+The measure depends on the length of the reference (:mod:`logodata.judge.measures`). A response may be neither right nor
+wrong. Then it is not preferred to anything, and nothing is preferred to it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from logodata.contract import ErrorPattern, Measures, Reason, Response, RuleVerd
 from logodata.judge.measures import Similarity, contains_reference, number_share, repetition, token_f1, word_share
 from logodata.judge.settings import JudgeSettings
 
-# Phrases by which a model shows that it was told the answer; they would be learned.
+# By these phrases a model shows that it was told the answer, and they would be learned.
 _HINT_PHRASES = (
     "the answer is",
     "correct answer",
@@ -26,19 +26,14 @@ _HINT_PHRASES = (
 
 
 class Measurer:
-    """Measures responses under one set of settings.
-
-    Args:
-        settings: which measure decides, and from where on.
-    """
+    """Measures responses under one set of settings."""
 
     def __init__(self, settings: JudgeSettings) -> None:
         self._settings = settings
         self._similarity = Similarity(settings.embedding_model)
 
     def measure(self, response: str, answers: Sequence[str]) -> Measures:
-        """All measures of a response, best over the references. What the model reasoned before it answered does not
-        count."""
+        """Return all measures of a response, for the best reference. Reasoning before the answer does not count."""
         response = without_reasoning(response)
         by_similarity = self._settings.measure == "similarity" or (
             self._settings.measure == "auto" and is_long(answers, self._settings.long_answer_words)
@@ -70,29 +65,13 @@ class Measurer:
         return "half_right" if settings.match_numbers and lacks_number else "right"
 
 
-def verdict(response: str, references: Sequence[str], settings: JudgeSettings | None = None) -> RuleVerdict:
-    """What the rules say of a response beside the references: ``right``, ``half_right`` or ``wrong``.
-
-    Args:
-        response: as the model wrote it; reasoning before the answer is taken off.
-        references: answers each of which is right.
-        settings: what decides, and from where on; the defaults of a recipe where None.
-
-    Raises:
-        UserError: the embedding model, which long references need, cannot be loaded.
-    """
-    found = Measurer(settings or JudgeSettings()).measure(response, references).verdict
-    assert found is not None
-    return found
-
-
 def is_long(answers: Sequence[str], limit: int) -> bool:
     """Whether the shortest reference has more content words than ``limit``."""
     return min((sum(1 for _ in content_stems(answer)) for answer in answers), default=0) > limit
 
 
 def _only_repeats(text: str, answers: Sequence[str]) -> bool:
-    """Whether a response adds fewer than two words to a reference: not the model's own words, and unlikely under it."""
+    """Whether a response adds less than two words to a reference. It is unlikely under the model then."""
     said = Counter(words(text))
     return any((said - Counter(words(answer)) - Counter(("a", "an", "the"))).total() < 2 for answer in answers)
 
@@ -100,7 +79,7 @@ def _only_repeats(text: str, answers: Sequence[str]) -> bool:
 def preferred_fault(
     response: Response, question: str, answers: Sequence[str], settings: JudgeSettings, *, guided: bool
 ) -> Reason | None:
-    """Why this response cannot be the preferred one; None if it can."""
+    """Return why this response cannot be the preferred one; None if it can."""
     text = without_reasoning(response.text)
     if not text.strip():
         return "preferred_empty"
@@ -122,13 +101,13 @@ def preferred_fault(
 
 
 def added_words(text: str, question: str, answers: Sequence[str]) -> int:
-    """Distinct content words, by stem, that stand in neither the question nor a reference."""
+    """Return the number of distinct content words, by stem, that stand in neither the question nor a reference."""
     known = {found for source in (question, *answers) for found in content_stems(source)}
     return len(set(content_stems(without_reasoning(text))) - known)
 
 
 def rejected_fault(response: Response, preferred: Response, settings: JudgeSettings) -> Reason | None:
-    """Why this response cannot be a dis-preferred one beside ``preferred``; None if it can."""
+    """Return why this response cannot be a dis-preferred one beside ``preferred``; None if it can."""
     text = without_reasoning(response.text)
     if not text.strip():
         return "rejected_empty"
@@ -140,11 +119,11 @@ def rejected_fault(response: Response, preferred: Response, settings: JudgeSetti
 
 
 def error_pattern(wrong_response: str, question: str) -> ErrorPattern:
-    """How a wrong response goes wrong (paper, Appendix C).
+    """Return how a wrong response goes wrong (paper, Appendix C).
 
-    ``instruction_unfollowing``: none of its entities is an entity of the question, it speaks of something else.
-    ``hallucination``: they share entities, and what it says of them is wrong. Entities are those of the built-in
-    evaluator: names, numbers and content words by their stems.
+    With ``instruction_unfollowing`` it shares no entity with the question, and speaks of something else. With
+    ``hallucination`` it shares entities, and is wrong about them. Entities are names, numbers and content words by
+    their stems, as the built-in evaluator finds them.
     """
     shared = set(content_stems(without_reasoning(wrong_response))) & set(content_stems(question))
     return "hallucination" if shared else "instruction_unfollowing"

@@ -1,4 +1,4 @@
-"""The settings of the judge."""
+"""The settings of the judge, and of a model judge."""
 
 from __future__ import annotations
 
@@ -17,67 +17,67 @@ class ModelJudgeSettings(RecipeModel):
     """A model that judges what the rules let through."""
 
     name: Annotated[str, Field(min_length=1), OrPath("embedded")] | None = None
-    """The judge: ``embedded``, a folder, or a hub name; by default the build's own model. Take a strong one: the
-    embedded model never replies in the form asked for. Its tokenizer is loaded here whatever the engine."""
+    """The judge: ``embedded``, a folder, or a hub name; by default the build's own model. Take a strong one, because
+    the embedded model never replies in the form that is asked for. Its tokenizer is loaded here under every engine."""
     engine: EngineSettings | None = None
-    """What runs it; by default as the build's ``engine`` section says. The same model under equal settings is loaded
-    once."""
+    """The engine of the judge; by default that of the build. The same model under equal settings is loaded once."""
     chat_template: Path | None = None
-    """A Jinja file, for judges whose tokenizer has no chat template; by default the build's, for its own model."""
+    """A Jinja file, for judges whose tokenizer has no chat template; by default the build's, for the build's model."""
     max_new_tokens: Tokens = 32
-    """Length cap of a reply. One that meets it is malformed: give a judge that reasons first enough room."""
+    """The maximum length of a reply. A reply that reaches it is malformed, so give a judge that reasons enough room."""
     rejudge_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of the judged responses that are judged again in another wording, to report how far both agree. The second
-    verdict decides nothing."""
+    """The share of the judged responses that are judged again in another wording, to report how far both agree. The
+    second verdict decides nothing."""
     seed: int = Field(default=0, ge=0)
-    """Draws the responses that are judged again."""
+    """The seed that draws the responses that are judged again."""
 
     def judges_again(self, decision_id: str) -> bool:
-        """Whether the response is judged again; by its id alone, whatever else is in the build."""
+        """Whether the response is judged again, by its id alone."""
         digest = hashlib.sha256(f"{self.seed}/{decision_id}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.rejudge_share * 2**64
 
 
 RIGHT_AT = 0.6
-"""Share of the reference's content words from which on a response is right, where a recipe says nothing else."""
+"""The default share of the reference's content words from which on a response is right."""
 
 
 class JudgeSettings(RecipeModel):
     """When a response counts as right."""
 
     enabled: bool = True
-    """Off keeps every pair whose responses are neither empty nor identical (the published code's behaviour, for
-    ablations)."""
+    """Whether the rules decide. Without them every pair is kept whose responses are neither empty nor identical, as in
+    the published code (for ablations)."""
     measure: Literal["auto", "word_share", "token_f1", "containment", "similarity"] = "auto"
-    """What decides. ``word_share``: the share of the reference's content words; ``token_f1``; ``containment``: the
-    reference stands in the response word for word; ``similarity``: cosine of sentence embeddings. ``auto``: similarity
-    for references of more than ``long_answer_words`` content words, else word share."""
+    """The measure that decides. ``word_share`` is the share of the reference's content words. ``token_f1`` is the F1 of
+    words. ``containment`` asks whether the response holds the reference word for word. ``similarity`` is the cosine of
+    sentence embeddings. ``auto`` takes similarity for references of more than ``long_answer_words`` content words, and
+    word share for others."""
     right_at: float = Field(default=RIGHT_AT, gt=0, le=1)
-    """From this word share or token F1 on a response is right, below it is wrong."""
+    """The word share or token F1 from which on a response is right. Below it a response is wrong."""
     match_numbers: bool = True
     """Whether a short answer that lacks a number of the reference is half right at most (not with ``similarity``)."""
     long_answer_words: int = Field(default=20, ge=0)
-    """For ``auto``: content words up to which a reference is short."""
+    """The most content words of a short reference, for ``auto``."""
     similar_at: float = Field(default=0.85, gt=0, le=1)
-    """From this similarity on a response is right."""
+    """The similarity from which on a response is right."""
     dissimilar_below: float = Field(default=0.75, gt=0, le=1)
-    """Below this similarity a response is wrong. Answers that only repeat the question come up to 0.72 on QMSum."""
+    """The similarity below which a response is wrong. Answers that only repeat the question reach 0.72 on QMSum."""
     embedding_model: Annotated[str, OrPath("embedded")] = "embedded"
-    """For similarity: a sentence-transformers model, as a folder or a hub name; ``embedded`` is all-MiniLM-L6-v2."""
+    """A sentence-transformers model for similarity, as a folder or a hub name; ``embedded`` is all-MiniLM-L6-v2."""
     require_ended: bool = True
     """Whether a preferred response must have ended by itself within the length cap."""
     keep_bare_reference: bool = True
-    """Whether a guided response that adds nothing to the reference is preferred where no other candidate is right. Such
-    responses are unlikely under the model and raise the margin that training can gain cheaply."""
+    """Whether a guided response that adds nothing to the reference is preferred if no other candidate is right. Such
+    responses are unlikely under the model, and raise the margin that training can gain cheaply."""
     max_added_words: int | None = Field(default=None, ge=0)
-    """Content words that a preferred response may hold beyond those of question and reference; null: any number. Small
-    models add what is false: of 47 kept answers of SmolLM2-135M 38 were right, of those that add nothing 27 of 27
-    (``benchmarks/judge.py``). A strong model's own answers add what is true; leave it open for them."""
+    """The most content words of a preferred response beyond those of question and reference; null allows any number.
+    Small models add what is false: 38 of 47 kept answers of SmolLM2-135M were right, and 27 of the 27 that add nothing
+    (``benchmarks/judge.py``). A strong model adds what is true, so allow it any number."""
     max_repetition: float = Field(default=0.5, gt=0, le=1)
-    """Largest share of repeated word trigrams in a preferred response."""
+    """The largest share of repeated word trigrams in a preferred response."""
     model: ModelJudgeSettings | None = None
-    """A model that judges what these rules let through: the preferred response must be correct, every other one wrong.
-    Off by default."""
+    """A model that judges what these rules let through. The preferred response must be correct, and every other one
+    wrong. By default no model judges."""
 
     @model_validator(mode="after")
     def _model_comes_after_the_rules(self) -> JudgeSettings:

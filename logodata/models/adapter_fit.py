@@ -6,24 +6,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from logodata.common.console import quiet_transformers
 from logodata.common.errors import UserError
+from logodata.common.verbosity import quiet_transformers
 from logodata.models.adapters import check_adapter_shapes, read_peft_config
 from logodata.models.loading import load_config, skeleton
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-_VLLM_FIELDS = {
-    *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform"),
-    "layers_pattern",
-}
-"""Fields of a LoRA config that vLLM reads, or that the adapter's tensors show as well."""
-_TRAINING_FIELDS = {
+_PLAIN_FIELDS = {
+    # vLLM reads these, or the adapter's tensors show them as well.
+    *("r", "lora_alpha", "use_rslora", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    # These mean nothing once the adapter is trained.
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "lora_dropout"),
 }
-"""Fields that mean nothing once the adapter is trained."""
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` that leave the model's own weights as they are. PiSSA and others remove a part of
 them."""
@@ -32,15 +29,7 @@ them."""
 def check_adapter_fits(name: str, adapter: Path) -> list[str]:
     """Refuse an adapter that is damaged, lacks a tensor, holds one too many, or cannot be merged.
 
-    Args:
-        name: The model, as :func:`logodata.models.loading.resolve_model` takes it.
-        adapter: The folder of the adapter.
-
-    Returns:
-        Names of weights that the adapter changes and another layer shares.
-
-    Raises:
-        UserError: See :func:`logodata.models.adapters.check_adapter_shapes`.
+    It returns and raises what :func:`logodata.models.adapters.check_adapter_shapes` does.
     """
     quiet_transformers()
     return check_adapter_shapes(skeleton(load_config(name), name), adapter)
@@ -52,21 +41,14 @@ def check_served_whole(name: str, adapter: Path) -> None:
     vLLM adds the product of two matrices to a layer's weight, scaled by one number for all layers. It ignores whatever
     else the config says.
 
-    Args:
-        name: The name of the model.
-        adapter: The folder of the adapter.
-
     Raises:
         UserError: See :func:`check_adapter_fits`; or the adapter has parts that vLLM ignores.
     """
     shared = check_adapter_fits(name, adapter)
     more = [*_beyond_plain_lora(read_peft_config(adapter)), *(f"{weight}, which two layers share" for weight in shared)]
     if more:
-        raise UserError(
-            f"vLLM applies plain LoRA only; this adapter has more: {', '.join(more)}",
-            where=str(adapter),
-            mend="merge it (logotrain merge), or use engine.kind=transformers",
-        )
+        what = f"vLLM applies plain LoRA only; this adapter has more: {', '.join(more)}"
+        raise UserError(what, where=str(adapter), mend="merge it (logotrain merge), or use engine.kind=transformers")
 
 
 def _beyond_plain_lora(config: PeftConfig) -> list[str]:
@@ -76,7 +58,7 @@ def _beyond_plain_lora(config: PeftConfig) -> list[str]:
         return [f"kind {getattr(config.peft_type, 'value', config.peft_type)}"]
     plain = LoraConfig()
     found = []
-    for name in sorted({field.name for field in fields(config)} - _VLLM_FIELDS - _TRAINING_FIELDS):
+    for name in sorted({field.name for field in fields(config)} - _PLAIN_FIELDS):
         value, default = getattr(config, name), getattr(plain, name)
         if name == "init_lora_weights":
             if value not in _PLAIN_INITS:

@@ -36,11 +36,8 @@ def check_adapter(folder: Path) -> None:
     """Raise a :class:`UserError` unless ``folder`` holds an adapter (config and safetensors)."""
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing == [ADAPTER_FILES[1]] and (folder / _PICKLE).is_file():
-        raise UserError(
-            f"no {ADAPTER_FILES[1]}, and {_PICKLE} is a pickle, which can run code and is never read",
-            where=str(folder),
-            mend=f"{_SAVE} as safetensors: PEFT's save_pretrained does",
-        )
+        what = f"no {ADAPTER_FILES[1]}, and {_PICKLE} is a pickle, which can run code and is never read"
+        raise UserError(what, where=str(folder), mend=f"{_SAVE} as safetensors: PEFT's save_pretrained does")
     if missing:
         mend = "give RUN/final of a finished logotrain run"
         raise UserError(f"holds no adapter (no {missing[0]})", where=str(folder), mend=mend)
@@ -72,31 +69,21 @@ def trained_on(folder: Path) -> str | None:
 def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """Put the layers of an adapter into the model, beside its weights, and fill them with the adapter's tensors.
 
-    Args:
-        model: The model, which is changed.
-        folder: The folder of the adapter.
-
     Raises:
         UserError: The adapter is damaged, or of a kind that is more than layers. Or its file lacks a tensor, holds one
             that the model has no place for, or one of another shape.
     """
     config, tensors = read_peft_config(folder), _read_tensors(folder)
     with _as_user_error(folder):
-        wrapped = _wrap(model, config)
-        _fill(wrapped, tensors, folder)
-    return wrapped.eval()
+        return _attach(model, config, tensors, folder).eval()
 
 
 def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Return the model with the adapter merged into its weights.
+    """Return the model, which is changed, with the adapter merged into its weights.
 
     The adapter stays beside quantised weights, because merging would round them again. A weight that an adapted layer
     shares with another one, such as the output head with the token embedding, is copied first: the adapter changes one
     of them.
-
-    Args:
-        model: The model, which is changed and returned.
-        folder: The folder of the adapter.
 
     Raises:
         UserError: See :func:`attach_adapter`; or the adapter does not change weights.
@@ -111,11 +98,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def check_adapter_shapes(skeleton: PreTrainedModel, folder: Path) -> list[str]:
     """Refuse what :func:`merge_adapter` would refuse, before weights are read.
 
-    The few kinds that compute with weights when they are created cannot be checked this way.
-
-    Args:
-        skeleton: The model on torch's device ``meta``, which is changed.
-        folder: The folder of the adapter.
+    ``skeleton`` is the model on torch's device ``meta``, and is changed. The few kinds that compute with weights when
+    they are created cannot be checked this way.
 
     Returns:
         Names of weights that the adapter changes and another layer shares.
@@ -134,8 +118,8 @@ def check_adapter_shapes(skeleton: PreTrainedModel, folder: Path) -> list[str]:
     shared: list[str] = []
     with _as_user_error(folder), torch.device("meta"):
         try:
-            wrapped = _wrap(skeleton, config, low_cpu_mem_usage=True)
-            _fill(wrapped, {name: tensor.to("meta") for name, tensor in tensors.items()}, folder)
+            tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
+            wrapped = _attach(skeleton, config, tensors, folder, low_cpu_mem_usage=True)
             shared = sorted(weight.path for weight in _adapted(wrapped))
             _merge(wrapped, folder)
         except RuntimeError as error:
@@ -164,11 +148,9 @@ def read_peft_config(folder: Path) -> PeftConfig:
         raise _no_weights(folder, config)
     start = str(getattr(config, "init_lora_weights", ""))
     if "_niter_" in start:
-        raise UserError(
-            f"init_lora_weights={start} removes another random part of the model's weights at each loading",
-            where=str(folder),
-            mend=f"{_SAVE} with PEFT's path_initial_model_for_weight_conversion, which makes it plain LoRA",
-        )
+        what = f"init_lora_weights={start} removes another random part of the model's weights at each loading"
+        mend = f"{_SAVE} with PEFT's path_initial_model_for_weight_conversion, which makes it plain LoRA"
+        raise UserError(what, where=str(folder), mend=mend)
     config.inference_mode = True
     return config
 
@@ -195,23 +177,16 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _wrap(model: PreTrainedModel, config: PeftConfig, **options: Any) -> PeftModel:
-    from peft import PeftModel
+def _attach(
+    model: PreTrainedModel, config: PeftConfig, tensors: dict[str, Tensor], folder: Path, **options: Any
+) -> PeftModel:
+    """Give the model the adapter's layers, filled with its tensors. A tensor that the model with this adapter would
+    save, and that is not filled, is missing, whatever names an older PEFT wrote."""
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
     from peft.mapping_func import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
     kind: Any = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     wrapped: PeftModel = kind(model, config, **options)
-    return wrapped
-
-
-def _fill(wrapped: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Load the tensors into the adapter's layers.
-
-    A tensor that the model with this adapter would save, and that is not filled, is missing, whatever names an older
-    PEFT wrote.
-    """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
     try:
         result = set_peft_model_state_dict(wrapped, tensors)
     except KeyError as error:
@@ -224,6 +199,7 @@ def _fill(wrapped: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
     faults = {"its file lacks": missing, "the model has no place for": result.unexpected_keys}
     if missing or result.unexpected_keys:
         raise _does_not_fit(folder, "; ".join(f"{what} {some(names)}" for what, names in faults.items() if names))
+    return wrapped
 
 
 def some(names: Sequence[str]) -> str:
@@ -308,8 +284,7 @@ def _copy(weights: Iterable[_Shared]) -> None:
 
 
 def _needs_values(error: Exception) -> bool:
-    """Whether an error comes from a computation on the device ``meta`` that has no result there. torch has no type for
-    it."""
+    """Whether an error says that the device ``meta`` has no values to compute with. torch has no type for it."""
     return isinstance(error, RuntimeError) and "meta" in str(error).lower()
 
 
@@ -325,16 +300,13 @@ def _as_user_error(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         pass_on(error)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        mismatch = _MISMATCH.search(str(error))
-        if mismatch:
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        if mismatch := _MISMATCH.search(str(error)):
             name = mismatch["name"].replace(".default", "")
-            raise _does_not_fit(
-                folder, f"{name} has shape {mismatch['found']}, the model's {mismatch['wanted']}"
-            ) from error
-        if isinstance(error, RuntimeError | ValueError):
-            raise _does_not_fit(folder, lines[0]) from error
-        what = f"cannot load the adapter: {type(error).__name__} {lines[0]}"
+            said = f"{name} has shape {mismatch['found']}, the model's {mismatch['wanted']}"
+        if mismatch or isinstance(error, RuntimeError | ValueError):
+            raise _does_not_fit(folder, said) from error
+        what = f"cannot load the adapter: {type(error).__name__} {said}"
         raise UserError(what, where=str(folder), mend="copy the adapter again") from error
 
 

@@ -76,7 +76,8 @@ def _convert_gguf(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from logodata.common.console import note, quiet_transformers
+    from logodata.common.console import note
+    from logodata.common.verbosity import quiet_transformers
 
     note("converting the embedded model from GGUF, once (about 20 s)")
     quiet_transformers()

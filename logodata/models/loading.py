@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from logodata.common.console import quiet_transformers
 from logodata.common.errors import UserError, first_line, pass_on
 from logodata.common.user_files import MARK, read_text
+from logodata.common.verbosity import quiet_transformers
 from logodata.models.adapters import (
     ADAPTER_FILES,
     BASE_CONFIG,
@@ -41,10 +41,10 @@ _MAX_TEMPLATE_BYTES = 2**20
 
 
 def resolve_model(name: str) -> str:
-    """Turn the value of ``--model`` into something that ``from_pretrained`` takes.
+    """Return what ``from_pretrained`` takes for a value of ``--model``.
 
-    ``embedded`` gives the converted embedded model. A folder is checked for a ``config.json``. Any other name that does
-    not look like a path is a hub name and is returned unchanged.
+    For ``embedded`` it is the folder of the converted model. A folder must hold a ``config.json``. Any other name that
+    does not look like a path is a hub name and is returned unchanged.
 
     Raises:
         UserError: There is no such folder, it holds no model, or it holds an adapter beside the model.
@@ -54,18 +54,14 @@ def resolve_model(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(
-                "holds no model (no config.json)",
-                where=name,
-                mend="give a Hugging Face model folder; an adapter goes to --adapter, or into one by logotrain merge",
-            )
+            mend = "give a Hugging Face model folder; an adapter goes to --adapter, or into one by logotrain merge"
+            raise UserError("holds no model (no config.json)", where=name, mend=mend)
         if (path / ADAPTER_FILES[0]).is_file():
             raise _with_adapter(name)
         return str(path)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(
-            "no such model folder", where=name, mend="give a folder, a hub name such as org/model, or 'embedded'"
-        )
+        mend = "give a folder, a hub name such as org/model, or 'embedded'"
+        raise UserError("no such model folder", where=name, mend=mend)
     return name
 
 
@@ -96,7 +92,7 @@ def model_folder(name: str) -> Path | None:
 
 
 def _reachable(name: str) -> str:
-    """Call :func:`resolve_model`. Before a hub name is looked up, check whether the hub answers."""
+    """Call :func:`resolve_model`. Check whether the hub answers before a hub name is looked up."""
     resolved = resolve_model(name)
     if not Path(resolved).is_dir():
         _reach_hub()
@@ -105,8 +101,7 @@ def _reachable(name: str) -> str:
 
 @cache
 def _reach_hub() -> None:
-    """Use cached files only if the hub does not answer. huggingface_hub would try for half a minute per file, and then
-    do so."""
+    """Use only cached files if the hub does not answer. huggingface_hub would first try each for half a minute."""
     import httpx
     from huggingface_hub import constants
 
@@ -122,11 +117,9 @@ def _reach_hub() -> None:
 
 
 def resolve_embedding_model(name: str) -> str:
-    """Turn the name of a sentence-embedding model into a folder or hub name. ``embedded`` is all-MiniLM-L6-v2 from the
-    package index."""
-    if name != EMBEDDED:
-        return name
-    return str(package_folder(EMBEDDING_PACKAGE) / "model")
+    """Return the folder or hub name of a sentence-embedding model. ``embedded`` is all-MiniLM-L6-v2 from the package
+    index."""
+    return name if name != EMBEDDED else str(package_folder(EMBEDDING_PACKAGE) / "model")
 
 
 def load_tokenizer(
@@ -134,10 +127,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
 
-    Args:
-        name: The model, as :func:`resolve_model` takes it.
-        chat_template: A file with a chat template, or its text; by default the tokenizer's own.
-        needs_template: Whether the tokenizer must have a chat template.
+    ``chat_template`` is a file with a chat template, or its text; by default it is the tokenizer's own.
 
     Raises:
         UserError: The tokenizer cannot be loaded, or it has no chat template and none is given. None is ever guessed.
@@ -171,12 +161,9 @@ def read_template(path: Path) -> str:
 def load_config(name: str, *, adapter: Path | None = None, shapes_only: bool = False) -> PreTrainedConfig:
     """Load the config of a model, with the RoPE and window that ``adapter`` (if any) was trained with.
 
-    Args:
-        name: The model, as :func:`resolve_model` takes it.
-        adapter: The folder of an adapter.
-        shapes_only: The config only serves to count weights, memory and positions, and never meets weights or a
-            tokenizer. Only then may a hand-written table (:mod:`logodata.models.known_shapes`) replace a hub that
-            cannot be reached.
+    With ``shapes_only`` the config serves to count weights, memory and positions, and never meets weights or a
+    tokenizer. Only then may a hand-written table (:mod:`logodata.models.known_shapes`) replace a hub that cannot be
+    reached.
 
     Raises:
         UserError: There is no such model or adapter, or the config cannot be read.
@@ -271,19 +258,13 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         pass_on(error)
-        raise UserError(
-            f"cannot use the device {device!r}: {first_line(error)}", mend="give cpu, cuda, cuda:1 or auto"
-        ) from error
+        mend = "give cpu, cuda, cuda:1 or auto"
+        raise UserError(f"cannot use the device {device!r}: {first_line(error)}", mend=mend) from error
 
 
 def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrainedModel:
     """Return the model that a config describes, with meaningless weights. On torch's device ``meta`` it takes no
-    memory.
-
-    Args:
-        config: The config, as :func:`load_config` returns it.
-        name: The name of the model, for messages.
-        options: Options of transformers' ``from_config``.
+    memory. Messages call it ``name``, and ``options`` go to transformers' ``from_config``.
 
     Raises:
         UserError: The config does not describe a causal language model that transformers knows.
@@ -305,8 +286,7 @@ def skeleton(config: PreTrainedConfig, name: str) -> PreTrainedModel:
 
 @contextmanager
 def _loading(what: str, name: str) -> Iterator[None]:
-    """Turn any error of transformers about a folder's files into one line. Strangers write these files, and
-    transformers raises a different exception for each fault."""
+    """Turn any error of transformers about files, which strangers write, into a :class:`UserError`."""
     try:
         yield
     except UserError:
@@ -351,9 +331,8 @@ def _four_bits(dtype: DType) -> Any:
     from transformers import BitsAndBytesConfig
 
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "bitsandbytes is not installed, which 4-bit weights need", mend="pip install 'logo-align[qlora]'"
-        )
+        mend = "pip install 'logo-align[qlora]'"
+        raise UserError("bitsandbytes is not installed, which 4-bit weights need", mend=mend)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -22,11 +22,8 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
     try:
         return config.get_text_config(decoder=True)
     except ValueError as error:
-        raise UserError(
-            "the model's config holds several text models",
-            where=config_name(config),
-            mend="take a model that writes text, such as Llama or Qwen",
-        ) from error
+        mend = "take a model that writes text, such as Llama or Qwen"
+        raise UserError("the model's config holds several text models", where=config_name(config), mend=mend) from error
 
 
 def config_name(config: PreTrainedConfig) -> str:
@@ -43,11 +40,8 @@ def config_window(config: PreTrainedConfig) -> int:
     """
     window = getattr(text_config(config), "max_position_embeddings", None)
     if not isinstance(window, int):
-        raise UserError(
-            "the model's config does not give its window (max_position_embeddings)",
-            where=config_name(config),
-            mend="take a model that writes text, or add it to config.json",
-        )
+        what = "the model's config does not give its window (max_position_embeddings)"
+        raise UserError(what, where=config_name(config), mend="take a model that writes text, or add it to config.json")
     return window
 
 

@@ -27,13 +27,7 @@ def check_ids(size: int, *sequences: Sequence[int], where: str, mend: str = ENLA
     """Refuse token ids that the model has no row for.
 
     Ids are checked instead of tokenizers: surplus tokens that no text becomes do no harm, and some published models
-    have them.
-
-    Args:
-        size: The number of rows, as :func:`vocabulary_size` returns it.
-        sequences: Sequences of token ids.
-        where: The place of the ids, for the message.
-        mend: What to do about it.
+    have them. ``size`` is the number of rows, as :func:`vocabulary_size` returns it.
 
     Raises:
         UserError: It names the first such id.

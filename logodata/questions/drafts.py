@@ -1,6 +1,6 @@
-"""Questions to be written: which chunks each is written from, what the model's reply says, and what is wrong with it.
+"""Questions to be written: choose the chunks of each, read the model's reply, and say what is wrong with it.
 
-All pure: :mod:`logodata.questions.writing` has the model write and asks it again without context.
+All functions are pure. :mod:`logodata.questions.writing` asks the model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import get_args
 import numpy as np
 
 from logodata.common.words import words
-from logodata.contract import Chunk, Document
+from logodata.contract import Chunk, Document, Question
 from logodata.judge.measures import word_share
 from logodata.questions.settings import QuestionsRecipe, WrittenKind
 from logodata.sources.fields import text_digest
@@ -25,14 +25,14 @@ _REPLY = re.compile(
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 _FORM = re.compile(r"\byour (?:question|answer)\s*:", re.IGNORECASE)
-"""What small models repeat of the form that they are shown."""
+"""The part of the form that small models repeat."""
 
-# Such a question means nothing to who reads the whole document.
+# Such a question means nothing to a reader of the whole document.
 _EXCERPT = re.compile(
     r"\b(?:this|the|above|given|following|provided) (?:text|passage|excerpt|paragraph|context|snippet)s?\b",
     re.IGNORECASE,
 )
-# Capitalised words inside a sentence: no model, and good enough to find whom a document is about.
+# Capitalised words inside a sentence need no model, and are good enough to find whom a document is about.
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+(?: [A-Z][a-z]+)*")
 _CALENDAR = """
 January February March April May June July August September October November December
@@ -43,7 +43,7 @@ _NO_NAMES = frozenset(_CALENDAR.split())
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A question to be written: its chunks, or the reason why there are none."""
+    """A question to be written, with its chunks or the reason why there are none."""
 
     id: str
     kind: WrittenKind
@@ -54,29 +54,36 @@ class Draft:
 
     @property
     def evidence(self) -> list[tuple[int, int]]:
-        """Spans of the chunks, in characters of the document."""
+        """The spans of the chunks, in characters of the document."""
         return [(chunk.start, chunk.end) for chunk in self.chunks]
 
     @property
     def text(self) -> str:
-        """Text of the chunks."""
+        """The text of the chunks."""
         return "\n".join(self.document.text[start:end] for start, end in self.evidence)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What the model wrote for a draft."""
+    """The question and the answer that the model wrote for a draft."""
 
     draft: Draft
     question: str
     answer: str
 
+    def as_question(self) -> Question:
+        """Return the question as a document holds it."""
+        draft = self.draft
+        return Question(
+            id=draft.id, question=self.question, answers=[self.answer], kind=draft.kind, evidence=draft.evidence
+        )
+
 
 def draw_drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe) -> list[Draft]:
-    """Choose chunks for each question of a document; seeded by recipe and ``doc_id``, whatever came before.
+    """Choose chunks for each question of a document, seeded by the recipe and by ``doc_id`` alone.
 
-    Numbers of questions that an earlier run left in the document are passed over, with what they drew: ids stay unique,
-    and the next ones are about something else.
+    The numbers of questions that an earlier run left in the document are passed over, with what they drew. So ids stay
+    unique, and new questions are about something else.
     """
     form = re.compile(rf"{re.escape(document.doc_id)}-(?:{'|'.join(get_args(WrittenKind))})-(\d+)")
     taken = {int(match[1]) for question in document.questions if (match := form.fullmatch(question.id))}
@@ -85,7 +92,7 @@ def draw_drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRe
 
 
 def _drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe) -> Iterator[Draft]:
-    """As many as are taken."""
+    """Yield drafts without end."""
     rng = np.random.default_rng([recipe.seed, int(text_digest(document.doc_id)[:16], 16)])
     names: list[tuple[str, list[int]]] = []
     if "biography" in recipe.kinds:
@@ -114,7 +121,7 @@ def _drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe
 
 
 def recurring_names(texts: Sequence[str]) -> list[tuple[str, list[int]]]:
-    """Names that occur in two texts at least, with the indices of these; the most widespread first."""
+    """Return the names that occur in two texts or more, with the indices of the texts, the most widespread first."""
     places: dict[str, list[int]] = {}
     for index, text in enumerate(texts):
         for name in sorted(set(_NAME.findall(text)) - _NO_NAMES):
@@ -124,7 +131,7 @@ def recurring_names(texts: Sequence[str]) -> list[tuple[str, list[int]]]:
 
 
 def parse_reply(reply: str) -> tuple[str, str] | None:
-    """Question and answer of the form asked for; of several the first; None if there is none."""
+    """Return the first question with its answer in a reply; None if the reply has another form."""
     match = _REPLY.search(reply)
     if match is None or len(words(match["question"])) < 3 or not words(match["answer"]):
         return None
@@ -135,7 +142,7 @@ def parse_reply(reply: str) -> tuple[str, str] | None:
 
 
 def written_fault(written: Written, right_at: float) -> str:
-    """What is wrong with a question and its answer, before the model is asked without context; empty if nothing."""
+    """Return what is wrong with a question and its answer; empty if nothing is."""
     if _EXCERPT.search(written.question):
         return "question_speaks_of_the_excerpt"
     if word_share(written.question, [written.answer]) == 1.0:

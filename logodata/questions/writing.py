@@ -1,21 +1,22 @@
-"""Questions on raw documents, written by a model (paper section 4: questions to RedPajama by Qwen2-70B-Instruct).
+"""Have a model write questions on raw documents (paper section 4: Qwen2-70B-Instruct on RedPajama).
 
-For each question a group of chunks is drawn; the model writes question and answer from it; the chunks are the evidence.
-A question is kept if it has the form asked for, its answer rests on the evidence, and the model does not answer it
-without any context. Every other one is a row of the rejected file, with its reason.
+For each question chunks are drawn as its evidence, and the model writes question and answer from them. A question is
+kept if it has the form that was asked for, its answer rests on the evidence, and the model does not answer it without
+context. Every other one is a row of the rejected file, with its reason.
 
-As in a build, planning and checking are pure and run again on every start; what the model wrote is on disk as it came.
+As in a build, planning and checking are pure and run again on every start. What the model writes is on disk at once.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.build.inputs import check_inputs
+from logodata.build.pipeline import in_groups
 from logodata.common.console import Tracker, note, progress
 from logodata.common.errors import UserError
 from logodata.common.files import append_lines, bind_settings, locked, write_atomic
@@ -39,12 +40,7 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """Writes and checks questions, a group of documents at a time.
-
-    Args:
-        recipe: what to write, and with which model.
-        log: what the model wrote before; new replies go there at once.
-    """
+    """Writes and checks questions, a group of documents at a time. ``log`` holds what the model wrote before."""
 
     def __init__(self, recipe: QuestionsRecipe, log: ResponseLog) -> None:
         self._recipe = recipe
@@ -56,30 +52,24 @@ class Writer:
         self._closed_book = PromptFormat(self._tokenizer, CLOSED_BOOK_TEMPLATE)
 
     def drafts(self, document: Document) -> list[Draft]:
-        """Questions to be written on a document."""
+        """Return the questions to be written on a document."""
         chunks = chunk_text(self._tokenizer, document.text, self._recipe.chunking.chunk_tokens)
         return draw_drafts(document, chunks, self._recipe)
 
     def write(self, drafts: Sequence[Draft], tracker: Tracker) -> tuple[list[Written], list[dict[str, Any]]]:
-        """Have questions written and checked.
-
-        Returns:
-            the questions to keep, and a row for every other one.
-        """
+        """Have questions written and checked, and return those to keep, and a row for every other one."""
         rejected = [_row(draft, draft.reason) for draft in drafts if draft.reason]
-        requests = {draft.id: self._writing_request(draft) for draft in drafts if not draft.reason}
-        by_id = {draft.id: draft for draft in drafts}
-        for draft_id in [i for i, request in requests.items() if not self._fits(request)]:
-            rejected.append(_row(by_id[draft_id], "prompt_exceeds_window"))
-            del requests[draft_id]
-        self._engine.generate(list(requests.values()), tracker, "replies")
+        asked = [(draft, self._writing_request(draft)) for draft in drafts if not draft.reason]
+        rejected += [_row(draft, "prompt_exceeds_window") for draft, request in asked if not self._fits(request)]
+        asked = [(draft, request) for draft, request in asked if self._fits(request)]
+        self._engine.generate([request for _, request in asked], tracker, "replies")
 
         candidates: list[Written] = []
         seen: set[tuple[str, tuple[str, ...]]] = {
             (draft.document.doc_id, tuple(words(q.question))) for draft in drafts for q in draft.document.questions
         }
-        for draft_id, request in requests.items():
-            draft, (reply, ended) = by_id[draft_id], self._reply(request)
+        for draft, request in asked:
+            reply, ended = self._reply(request)
             parsed = parse_reply(reply)
             if parsed is None or not ended:
                 rejected.append(_row(draft, "malformed" if parsed is None else "not_ended", reply=reply))
@@ -93,14 +83,14 @@ class Writer:
             seen.add(key)
             candidates.append(written)
 
-        checks = {written.draft.id: self._closed_book_request(written) for written in candidates}
-        self._engine.generate([request for request in checks.values() if self._fits(request)], tracker, "replies")
+        checks = [(written, self._closed_book_request(written)) for written in candidates]
+        self._engine.generate([request for _, request in checks if self._fits(request)], tracker, "replies")
         kept = []
-        for written in candidates:
-            if not self._fits(checks[written.draft.id]):
+        for written, request in checks:
+            if not self._fits(request):
                 rejected.append(_row(written.draft, "question_exceeds_window", question=written.question))
                 continue
-            reply, _ = self._reply(checks[written.draft.id])
+            reply, _ = self._reply(request)
             if word_share(reply, [written.answer]) >= self._recipe.right_at:
                 details = {"question": written.question, "answer": written.answer, "reply": reply}
                 rejected.append(_row(written.draft, "answered_without_context", **details))
@@ -111,14 +101,8 @@ class Writer:
     def _writing_request(self, draft: Draft) -> GenerationRequest:
         recipe = self._recipe
         prompt = self._forms[draft.kind].encode([chunk.token_ids for chunk in draft.chunks], question=draft.subject)
-        greedy = recipe.temperature == 0
-        sampling = Sampling(
-            max_new_tokens=recipe.max_new_tokens,
-            stop_ids=self._stop_ids,
-            temperature=recipe.temperature,
-            top_p=1.0 if greedy else recipe.top_p,
-            seed=recipe.seed,
-        )
+        top_p = recipe.top_p if recipe.temperature else 1.0
+        sampling = Sampling(recipe.max_new_tokens, self._stop_ids, recipe.temperature, top_p, recipe.seed)
         return GenerationRequest(draft.id, prompt.ids, sampling)
 
     def _closed_book_request(self, written: Written) -> GenerationRequest:
@@ -135,14 +119,15 @@ class Writer:
 
 
 def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
-    """Write ``output``, JSON lines of documents with questions that ``logodata build`` reads; beside it
-    ``NAME.rejected.jsonl``, and ``NAME.work`` to continue from. Does nothing to a finished file.
+    """Write documents with questions, as ``logodata build`` reads them, to the JSON Lines file ``output``.
+
+    Beside it are ``NAME.rejected.jsonl``, and ``NAME.work`` to continue from. A finished file is left alone.
 
     Returns:
-        counts: documents, written, kept, and rejected by reason. Empty if the file was finished already.
+        Counts of documents, kept questions, and rejected ones by reason; empty if the file was finished already.
 
     Raises:
-        UserError: the source is at fault, the file is somebody else's, or no question was kept.
+        UserError: The source has a fault, the file is not this command's, or no question was kept.
     """
     if output.suffix != ".jsonl":
         raise UserError("not a .jsonl file", where=str(output), mend="give -o NAME.jsonl")
@@ -165,7 +150,7 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
             bind_settings(work, "settings.json", settings)
             note(f"{output} is finished already")
             return {}
-        # Before the folder is bound to it: a source that must be mended first would be another one then.
+        # A source with a fault does not bind the folder, so that it may be used there once it is mended.
         source = read_source(recipe.source, needs_questions=False)
         bind_settings(work, "settings.json", settings)
         return _write_all(recipe, source, fingerprint, work, output)
@@ -179,7 +164,7 @@ def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: 
     write_atomic(parts["documents"], "")
     write_atomic(parts["rejected"], "".join(_line(row.to_json()) for row in source.rejected))
     with progress("questions", len(source.documents)) as tracker:
-        for group in _groups((writer.drafts(document) for document in source.documents), recipe.group_size):
+        for group in in_groups(map(writer.drafts, source.documents), len, recipe.group_size):
             kept, rows = writer.write([draft for drafts in group for draft in drafts], tracker)
             documents = (_document_row(drafts[0].document, kept, recipe.model, fingerprint) for drafts in group)
             append_lines(parts["documents"], "".join(map(_line, documents)))
@@ -206,42 +191,20 @@ def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: 
 
 
 def describe_questions(stats: dict[str, Any]) -> str:
-    """One line: how many were kept, why the others were not."""
+    """Return a line with the number of questions that were kept, and why the others were not."""
     reasons = ", ".join(f"{reason} {count}" for reason, count in stats["rejected_by_reason"].items())
     line = f"{stats['kept']} questions on {stats['documents']} documents"
-    return line + (f"; not kept: {reasons}" if reasons else "")
-
-
-def _groups(items: Iterable[list[Draft]], least: int) -> Iterator[list[list[Draft]]]:
-    group: list[list[Draft]] = []
-    for drafts in items:
-        group.append(drafts)
-        if sum(map(len, group)) >= least:
-            yield group
-            group = []
-    if group:
-        yield group
+    return f"{line}; not kept: {reasons}" if reasons else line
 
 
 def _document_row(document: Document, kept: Sequence[Written], model: str, fingerprint: str) -> dict[str, Any]:
-    given = [question.model_dump() for question in document.questions]
-    new = [
-        {
-            "id": written.draft.id,
-            "question": written.question,
-            "answers": [written.answer],
-            "kind": written.draft.kind,
-            "evidence": written.draft.evidence,
-        }
-        for written in kept
-        if written.draft.document.doc_id == document.doc_id
-    ]
+    new = [written.as_question() for written in kept if written.draft.document.doc_id == document.doc_id]
     return {
         "doc_id": document.doc_id,
         "title": document.title,
         "written_by": f"{model} ({fingerprint})",
         "context": document.text,
-        "questions": [*given, *new],
+        "questions": [question.model_dump() for question in (*document.questions, *new)],
     }
 
 

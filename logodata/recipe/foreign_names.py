@@ -1,5 +1,4 @@
-"""Names that other programs have for the fields of a ``build`` section (:mod:`logodata.common.recipes.foreign`): vLLM
-and OpenAI's clients, transformers, and tools that cut and search documents."""
+"""Names that other programs have for fields of a ``build`` section (:mod:`logodata.common.recipes.foreign`)."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ ENGINE = by_name(
         ": the folder is the option -o DIR": "output_dir output_path output",
     }
 )
-"""Names for what runs a model. All programs that open an engine share them."""
+"""Names for fields of what runs a model, which all programs that open an engine share."""
 
 ENGINE_VALUES = {
     "engine.dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},

@@ -1,4 +1,4 @@
-"""The ``build`` section of a recipe. Defaults are the paper's, except for which chunks are critical (``contexts``)."""
+"""The ``build`` section of a recipe. Its defaults are the paper's, except for the rule for critical chunks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.files import find_recipe, nearest_recipes, no_recipe, shipped_recipes
 from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
 from logodata.common.recipes.types import OrPath, Tokens
-from logodata.contexts.chunking import ChunkingSettings
-from logodata.contexts.draw import ContextSettings
-from logodata.contexts.scores import EvaluatorSettings
+from logodata.contexts.settings import ChunkingSettings, ContextSettings, EvaluatorSettings
 from logodata.engines.settings import ModelSettings
 from logodata.judge.settings import JudgeSettings
 from logodata.recipe.foreign_names import ENGINE_VALUES, NAMES
@@ -105,22 +103,20 @@ _OF_EMBEDDED_DOCUMENTS = (
     "generation.cache=null",
     "judge.keep_bare_reference=true",
 )
-"""Undoes choices of the shipped embedded.yaml that belong to its own documents."""
+"""Overrides that undo the choices of the shipped embedded.yaml for its own documents."""
 
 
 def load_build_recipe(
     source: str | None, file: Path | None, model: str | None, overrides: Sequence[str]
 ) -> BuildRecipe:
-    """Read the recipe of a build, which may be given in two ways.
+    """Read the recipe of a build. ``overrides`` (``key=value``) hold over everything else.
 
     Args:
-        source: documents, or a recipe with documents of its own: a YAML file, or a shipped one's name.
-        file: a recipe, for the documents of ``source`` or, without ``source``, its own.
-        model: the model that will be trained.
-        overrides: ``key=value``; they hold over everything else.
+        source: Documents, or a recipe that names its documents: a YAML file, or the name of a shipped one.
+        file: A recipe for the documents of ``source``. Without ``source`` it names its documents.
 
     Raises:
-        UserError: there are no documents, no model or two recipes; or see
+        UserError: There are no documents, no model or two recipes; or see
             :func:`logodata.common.recipes.reading.load_recipe`.
     """
     overrides = [*as_overrides({"model": model or None}), *overrides]
@@ -139,16 +135,12 @@ def load_build_recipe(
     if path is None and not model:
         raise UserError("no model given", mend="add --model NAME, a folder, or 'embedded'")
     if path is not None and path.resolve() == embedded.resolve():
-        overrides = [*_OF_EMBEDDED_DOCUMENTS, *overrides]  # a recipe of the user's means what it says
+        overrides = [*_OF_EMBEDDED_DOCUMENTS, *overrides]  # a recipe of the user means what it says
     return load_recipe(BuildRecipe, "build", path, overrides)
 
 
 def _names_recipe(source: str) -> bool:
-    """Whether SOURCE is a recipe: a YAML file, or the name of a shipped one where nothing else has that name.
-
-    Raises:
-        UserError: nothing has that name, and it is nearly a shipped recipe's.
-    """
+    """Whether SOURCE is a recipe: a YAML file, or the name of a shipped one. A file of that name comes first."""
     if source.endswith((".yaml", ".yml")):
         return True
     if Path(source).expanduser().exists() or ":" in source:

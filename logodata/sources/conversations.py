@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from logodata.common.errors import UserError
-from logodata.sources.fields import ALIASES, PARTS, aliases, column_of, names_of
+from logodata.sources.fields import ALIASES, PARTS, aliases, column_of, names_of, value_of
 
 Shape = Literal["plain", "longalpaca", "conversations", "squad"]
 
@@ -21,16 +21,8 @@ _INSTRUCTIONS = ("instruction", "input", "file")
 _COMPLETIONS = ("completion", "response", "chosen", "output", "answer", "answers")
 COLUMNS = (
     *(name for field in ALIASES for name in aliases(field)),
-    *TURN_FIELDS,
-    *_INSTRUCTIONS,
-    *_COMPLETIONS,
-    "prompt",
-    "system",
-    "data",
-    *PARTS,
-    "options",
-    "choices",
-    *("gold_label", "choice_A", "choice_B", "choice_C", "choice_D"),
+    *(*TURN_FIELDS, *_INSTRUCTIONS, *_COMPLETIONS, "prompt", "system", "data"),
+    *(*PARTS, "options", "choices", "gold_label", "choice_A", "choice_B", "choice_C", "choice_D"),
 )
 """Columns that are read: those of our own fields, and of the rows that are converted."""
 
@@ -118,12 +110,9 @@ def columns_of(row: Mapping[str, Any]) -> dict[str, str]:
     """Return a plain row's columns for our fields, where the lists of aliases cannot tell them. ``input`` is the
     document if another column holds the question (L-Eval, BABILong)."""
     asks = [*(name for name in aliases("question") if name != "input"), *aliases("questions")]
-    is_document = (
-        column_of(row, "input") is not None
-        and not any(column_of(row, name) for name in (*aliases("context"), *PARTS))
-        and any(column_of(row, name) for name in asks)
-    )
-    return {"context": "input"} if is_document else {}
+    has_document = any(column_of(row, name) for name in (*aliases("context"), *PARTS))
+    is_asked = any(column_of(row, name) for name in asks)
+    return {"context": "input"} if column_of(row, "input") and is_asked and not has_document else {}
 
 
 def kind_of(path: str) -> str:
@@ -197,14 +186,13 @@ def from_conversation(row: Mapping[str, Any], where: str, kind: str = "other") -
 
 
 def _document(system: str, asked: Sequence[str]) -> tuple[str, str | None, str]:
-    """Return the document of a conversation (empty if none is found), the first question and the title. The question is
-    None if the first user turn is the document."""
+    """Return the document (or ""), the first question (None if the first user turn is the document) and the title."""
     context, question, title, is_known = split_message(asked[0])
     if is_known:
         return context, question, title
-    inside = next((form["context"] for form in (_TAGGED.fullmatch(system),) if form), system)
     if len(system) >= max(_LEAST_CHARACTERS, _LONGER * max(map(len, asked))):
-        return inside, asked[0], ""
+        tagged = _TAGGED.fullmatch(system)
+        return tagged["context"] if tagged else system, asked[0], ""
     context, question = _at_last_paragraph(asked[0])
     is_prose = len(question) >= _PROSE and not _QUESTION.search(question)
     if len(asked) > 1 and len(asked[0]) >= _LEAST_CHARACTERS and is_prose:
@@ -232,8 +220,7 @@ def split_message(message: str) -> tuple[str, str, str, bool]:
 
 
 def _labelled(message: str) -> tuple[str, str] | None:
-    """Return the document and the question under their labels, in either order; None if the message has no such
-    labels."""
+    """Return the document and the question that stand under labels, in either order; None if there are none."""
     labels = [(match.lastgroup, match.start(), match.end()) for match in _LABEL.finditer(message)]
     if not labels or labels[0][1] > _LABEL_WITHIN:
         return None
@@ -268,13 +255,14 @@ def _at_last_paragraph(message: str) -> tuple[str, str]:
 
 def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
     """Yield the role and the text of each turn."""
-    field = next((key for name in TURN_FIELDS if (key := column_of(row, name)) and row[key] is not None), None)
-    turns = row[field] if field else _prompted(row)
+    turns = value_of(row, *TURN_FIELDS)
+    if turns is None:
+        turns = _prompted(row)
     if not isinstance(turns, list) or not turns:
         mend = "write {conversations: [{role: user, content: ...}, {role: assistant, content: ...}]}"
         raise UserError(f"no list of turns in 'conversations' (fields: {names_of(row)})", where=where, mend=mend)
-    if (system := column_of(row, "system")) and isinstance(row[system], str):
-        yield "system", row[system]
+    if isinstance(system := value_of(row, "system"), str):
+        yield "system", system
     for turn in turns:
         if not isinstance(turn, dict):
             raise UserError(f"a turn is {type(turn).__name__}, not an object", where=where, mend="correct this row")
@@ -287,21 +275,14 @@ def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
 
 
 def _prompted(row: Mapping[str, Any]) -> list[Any] | None:
-    """Return the turns in ``prompt`` and ``completion``, each a text, a list of texts or a list of turns; None if one
-    is missing."""
-    prompt = column_of(row, "prompt")
-    completion = next((key for name in _COMPLETIONS if (key := column_of(row, name)) and row[key] is not None), None)
+    """Return the turns in ``prompt`` and ``completion``, each one text or several, or turns; None if one is missing."""
     turns: list[Any] = []
-    for key, role in ((prompt, "user"), (completion, "assistant")):
-        value = None if key is None else row[key]
+    for value, role in ((value_of(row, "prompt"), "user"), (value_of(row, *_COMPLETIONS), "assistant")):
         if value is None:
             return None
-        several = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        turns += (
-            value
-            if isinstance(value, list) and not several
-            else [{"role": role, "content": item} for item in (value if several else [value])]
-        )
+        items = value if isinstance(value, list) else [value]
+        has_turns = items is value and not all(isinstance(item, str) for item in items)
+        turns += items if has_turns else [{"role": role, "content": item} for item in items]
     return turns
 
 
@@ -324,8 +305,7 @@ def _without_instruction(question: str) -> str:
 
 
 def _text(row: Mapping[str, Any], name: str, where: str, default: str | None = None) -> str:
-    key = column_of(row, name)
-    value = None if key is None else row[key]
+    value = value_of(row, name)
     if value is None and default is not None:
         return default
     if not isinstance(value, str):

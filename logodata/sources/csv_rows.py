@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 from logodata.common import json_files
 from logodata.common.errors import UserError
-from logodata.common.json_files import numbered_lines, too_long
-from logodata.common.user_files import AS_UTF8, decode_utf8
+from logodata.common.json_files import placed_lines, too_long
+from logodata.common.user_files import decode_at
 from logodata.sources.conversations import COLUMNS, TURN_FIELDS
 from logodata.sources.fields import PARTS, aliases, column_of, names_of, spelt
 from logodata.sources.json_rows import Row
@@ -31,12 +30,8 @@ _QUOTING = "put cells that hold the delimiter or an end of line into double quot
 
 
 def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row]:
-    """Yield the rows of a table, with the names of the header row as keys.
-
-    Args:
-        file: The file to read.
-        shown: Its name in messages.
-        columns: The table's own columns for our fields.
+    """Yield the rows of a table, with the names of the header row as keys. Messages call the file ``shown``, and
+    ``columns`` are the table's own columns for our fields.
 
     Raises:
         UserError: The file is not UTF-8, has no header, has a row with more or fewer cells than the header, a quote
@@ -44,9 +39,8 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
     """
     csv.field_size_limit(json_files.MAX_JSON_BYTES)
     with open(file, "rb") as handle:
-        lines = _decoded(handle, shown)
-        header, delimiter, num_lines = _header(lines, shown, file.suffix.lower() == ".tsv")
-        _check_header(header, columns, shown)
+        lines = (decode_at(line, where) for where, line in placed_lines(handle, shown))
+        header, delimiter, num_lines = _header(lines, f"{shown}:1", file.suffix.lower() == ".tsv", columns)
         lists = {name for name in header if name and _holds_lists(name, columns)}
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
@@ -63,57 +57,37 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
                 continue
             if len(cells) != len(header):
                 raise UserError(f"{len(cells)} cells, the header has {len(header)}", where=where, mend=_QUOTING)
-            yield (
-                where,
-                {
-                    name: (spelt(cell) if name in lists else cell) if cell.strip() else None
-                    for name, cell in zip(header, cells, strict=True)
-                },
-            )
+            values = (cell if cell.strip() else None for cell in cells)
+            named = dict(zip(header, values, strict=True))
+            yield where, {name: spelt(value) if name in lists else value for name, value in named.items()}
 
 
-def _decoded(handle: BinaryIO, shown: str) -> Iterator[str]:
-    for number, line in numbered_lines(handle, shown):
-        try:
-            text = decode_utf8(line)
-        except ValueError as error:
-            raise UserError(f"not UTF-8: {error}", where=f"{shown}:{number}", mend=AS_UTF8) from error
-        yield text
-
-
-def _header(lines: Iterator[str], shown: str, tabs: bool) -> tuple[list[str], str, int]:
-    """Return the column names, the delimiter (the one that gives most columns) and the number of lines that were
-    read."""
+def _header(lines: Iterator[str], where: str, tabs: bool, columns: Mapping[str, str]) -> tuple[list[str], str, int]:
+    """Return the column names, the delimiter (the one that gives most columns) and the number of lines read."""
     first = next(lines, "")
-    named = _SEPARATOR_LINE.fullmatch(first.strip())
-    if named:
+    separator = _SEPARATOR_LINE.fullmatch(first.strip())
+    if separator:
         first = next(lines, "")
-    delimiters = ("\t",) if tabs else (named[1],) if named else _DELIMITERS
+    delimiters = ("\t",) if tabs else (separator[1],) if separator else _DELIMITERS
     try:
         found = {sign: next(csv.reader([first], delimiter=sign, strict=True), []) for sign in delimiters}
     except csv.Error as error:
-        raise _not_csv(error, f"{shown}:1") from error
+        raise _not_csv(error, where) from error
     delimiter = max(found, key=lambda sign: len(found[sign]))
     header = [name.strip() for name in found[delimiter]]
     doubled = next((name for name in header if name and header.count(name) > 1), None)
     if doubled is not None:
-        raise UserError(f"two columns are called {doubled!r}", where=f"{shown}:1", mend="rename one")
-    return header, delimiter, 2 if named else 1
+        raise UserError(f"two columns are called {doubled!r}", where=where, mend="rename one")
+    named = dict.fromkeys(header)
+    if not any(column_of(named, name) for name in (*columns.values(), *COLUMNS)):
+        what = "the first row has no known column name: is the header row missing?"
+        example = "write one, e.g. context,question,answers, or map your names: source.columns.context=NAME"
+        raise UserError(what, where=where, mend=f"{example}; found: {names_of(named)}")
+    return header, delimiter, 2 if separator else 1
 
 
 def _not_csv(error: csv.Error, where: str) -> UserError:
     return UserError(f"not valid CSV in the row that begins here: {error}", where=where, mend=_QUOTING)
-
-
-def _check_header(header: Collection[str], columns: Mapping[str, str], shown: str) -> None:
-    named = dict.fromkeys(header)
-    if not any(column_of(named, name) for name in (*columns.values(), *COLUMNS)):
-        raise UserError(
-            "the first row has no known column name: is the header row missing?",
-            where=f"{shown}:1",
-            mend="write one, e.g. context,question,answers, or map your names: source.columns.context=NAME; "
-            f"found: {names_of(named)}",
-        )
 
 
 def _holds_lists(column: str, columns: Mapping[str, str]) -> bool:

@@ -26,23 +26,14 @@ _NAMES_SHOWN, _NAME_CHARACTERS = 20, 40
 
 
 class Fields:
-    """Reads fields from rows.
-
-    Args:
-        columns: The source's own columns for our fields.
-    """
+    """Reads fields from rows. ``columns`` are the source's own columns for our fields."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self._columns = columns
         self._unseen = {column: name for name, column in columns.items()}
 
     def get(
-        self,
-        row: Mapping[str, Any],
-        name: str,
-        where: str,
-        kind: type | tuple[type, ...],
-        default: Any = _REQUIRED,
+        self, row: Mapping[str, Any], name: str, where: str, kind: type | tuple[type, ...], default: Any = _REQUIRED
     ) -> Any:
         """Return the field ``name`` of a row, or ``default`` if it is absent or null.
 
@@ -168,6 +159,12 @@ def column_of(row: Mapping[str, Any], name: str) -> str | None:
     return next((key for key in row if isinstance(key, str) and key.strip().lower() == folded), None)
 
 
+def value_of(row: Mapping[str, Any], *names: str) -> Any:
+    """Return the value under the first of some names that a row has one for; None if all are absent or null."""
+    keys = (column_of(row, name) for name in names)
+    return next((row[key] for key in keys if key is not None and row[key] is not None), None)
+
+
 def names_of(row: Mapping[str, Any]) -> str:
     """Format the keys of a row for a message. They are shortened: a first line taken for a header may be a whole
     document."""
@@ -177,7 +174,6 @@ def names_of(row: Mapping[str, Any]) -> str:
 
 
 def _wrong_type(key: str, value: object, kind: type | tuple[type, ...], where: str) -> UserError:
-    """Return the error for a field that has another type."""
     wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
     return _fault(f"field {key!r} is {type(value).__name__}, not {wanted}", where)
 

@@ -8,14 +8,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.files import file_sha256
 from logodata.common.foreign_files import check_is_text, count_endings, how_to_convert, is_beside_data, note_left_out
+from logodata.common.parquet import parquet_rows
 from logodata.common.user_files import visible_files
 from logodata.sources.conversations import (
     COLUMNS,
@@ -31,7 +30,7 @@ from logodata.sources.csv_rows import SUFFIXES as CSV_SUFFIXES
 from logodata.sources.csv_rows import csv_rows
 from logodata.sources.fields import EMBEDDED_PREFIX, SourceSettings, aliases, column_of
 from logodata.sources.json_rows import Row, json_rows
-from logodata.sources.tables import hub_files, hub_rows, load_hub, parquet_rows
+from logodata.sources.tables import hub_files, hub_rows, load_hub
 from logodata.sources.text_files import SUFFIXES, files_of, text_rows
 
 Container = Literal["jsonl", "csv", "parquet", "text", "hub"]
@@ -40,6 +39,7 @@ _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 _TABLE_SUFFIXES = (".parquet", *_JSON_SUFFIXES, *CSV_SUFFIXES, ".arrow")
 _SUFFIXES: Mapping[str, tuple[str, ...]] = {"text": SUFFIXES, "csv": CSV_SUFFIXES}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_WRITE_AGAIN = "write the file again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ def open_source(settings: SourceSettings) -> Opened:
     Raises:
         UserError: There is no such source, or its format is not supported.
     """
+    from logodata.common.console import note
+
     container = _container(settings)
     if container != "hub":
         for name in ("split", "subset"):
@@ -67,7 +69,7 @@ def open_source(settings: SourceSettings) -> Opened:
                 raise UserError(f"a source of format {container} has no {name}", where=settings.path, mend=mend)
     rows = _raw_rows(settings, container)
     _note_left_out(settings, container)
-    first = next(islice(rows(), 1), None)
+    first = next(rows(), None)
     shape: Shape = "plain"
     if settings.format in ("longalpaca", "conversations"):
         shape = settings.format
@@ -99,7 +101,7 @@ def _shaped(rows: Callable[[], Iterator[Row]], shape: Shape, kind: str) -> Calla
 
 
 def _column_note(row: Mapping[str, object], columns: Mapping[str, str]) -> str:
-    """Say which column each field is read from, where the name differs, and which other columns it could have been."""
+    """Return from which column each field is read, where the name differs, and which other columns it could be."""
     taken = []
     used = set(columns.values())
     for field in ("context", "question", "questions", "answers"):
@@ -133,7 +135,7 @@ def open_questions(settings: SourceSettings) -> Callable[[], Iterator[Row]]:
     if not file.is_file():
         raise UserError("no such file", where=shown, mend="source.questions is a JSON, CSV or parquet file")
     if _is_parquet(file):
-        return lambda: parquet_rows(file, shown, ())
+        return lambda: parquet_rows(file, shown, mend=_WRITE_AGAIN)
     check_is_text(file, shown, markup=True)
     if file.suffix.lower() in CSV_SUFFIXES:
         return lambda: csv_rows(file, shown, settings.columns)
@@ -176,11 +178,8 @@ def check_outside(settings: SourceSettings, output: Path) -> None:
         UserError: ``output`` is the source's folder, or lies inside it.
     """
     if settings.file.is_dir() and output.resolve().is_relative_to(settings.file.resolve()):
-        raise UserError(
-            "-o is inside the source's folder, and would be read as documents",
-            where=str(output),
-            mend=f"give an -o outside of {settings.path}",
-        )
+        what = "-o is inside the source's folder, and would be read as documents"
+        raise UserError(what, where=str(output), mend=f"give an -o outside of {settings.path}")
 
 
 def source_file(path: str) -> Path:
@@ -271,7 +270,7 @@ def _raw_rows(settings: SourceSettings, container: Container) -> Callable[[], It
         shown = {file: path if len(files) == 1 else str(file) for file in files}
         return lambda: (row for file in files for row in csv_rows(file, shown[file], settings.columns))
     if container == "parquet":
-        return lambda: parquet_rows(settings.file, path, wanted)
+        return lambda: parquet_rows(settings.file, path, mend=_WRITE_AGAIN, wanted=wanted)
     if container == "text":
         return lambda: text_rows(settings.file)
     dataset, split = load_hub(path, settings.subset, settings.split)

@@ -10,22 +10,20 @@ from typing import Any, BinaryIO
 
 from logodata.common import json_files
 from logodata.common.errors import UserError
-from logodata.common.json_files import numbered_lines, too_long
-from logodata.common.user_files import AS_UTF8, decode_utf8
+from logodata.common.json_files import placed_lines, too_long
+from logodata.common.user_files import decode_at, decode_utf8
 
 Row = tuple[str, dict[str, Any]]
 """The place of a row, as ``file:line``, and the row."""
 
+_A_LINE = "write one JSON object a line"
 _BLOCK = 2**20
 _SPACE = " \t\r\n\ufeff"
 
 
 def json_rows(file: Path, shown: str) -> Iterator[Row]:
-    """Yield every object of a file of JSON lines, of one list of objects, or of objects over several lines.
-
-    Args:
-        file: The file to read.
-        shown: Its name in messages.
+    """Yield every object of a file of JSON lines, of one list of objects, or of objects over several lines. Messages
+    call the file ``shown``.
 
     Raises:
         UserError: A line is not UTF-8, not JSON, not an object or too long, or an object has a key twice.
@@ -43,7 +41,7 @@ def json_rows(file: Path, shown: str) -> Iterator[Row]:
 
 def _continues(handle: BinaryIO, shown: str) -> bool:
     """Whether the first object of a file continues after its first line, as indented ones do."""
-    lines = (line for _, line in numbered_lines(handle, shown) if line.strip())
+    lines = (line for _, line in placed_lines(handle, shown) if line.strip())
     try:
         json.loads(text := decode_utf8(next(lines, b"{}")).rstrip())
     except json.JSONDecodeError as error:
@@ -54,31 +52,22 @@ def _continues(handle: BinaryIO, shown: str) -> bool:
 
 
 def _line_rows(handle: BinaryIO, shown: str) -> Iterator[Row]:
-    for number, raw in numbered_lines(handle, shown):
-        where = f"{shown}:{number}"
+    for where, raw in placed_lines(handle, shown):
         if not raw.strip():
             continue
+        text = decode_at(raw, where)
         try:
-            text = decode_utf8(raw)
-        except ValueError as error:
-            raise UserError(f"not UTF-8: {error}", where=where, mend=AS_UTF8) from error
-        yield where, _object(_parse(text, where), where)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"not valid JSON: {error.msg} at column {error.colno}", where=where, mend="write one JSON object a line"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not valid JSON: {error}", where=where, mend="correct this line") from error
+            value = json.loads(text, object_pairs_hook=_unique_keys)
+        except json.JSONDecodeError as error:
+            what = f"not valid JSON: {error.msg} at column {error.colno}"
+            raise UserError(what, where=where, mend=_A_LINE) from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"not valid JSON: {error}", where=where, mend="correct this line") from error
+        yield where, _object(value, where)
 
 
 def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
-    """Yield the elements of a JSON list (``listed``), or consecutive objects, each as soon as the text read so far
-    holds it."""
+    """Yield the elements of a JSON list (``listed``), or consecutive objects, each as soon as it is read."""
     reader = io.TextIOWrapper(handle, encoding="utf-8", newline="")
     decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
     text, at, line = "", 0, 1
@@ -157,9 +146,7 @@ def _value_rows(handle: BinaryIO, shown: str, listed: bool) -> Iterator[Row]:
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(
-            f"a JSON {type(value).__name__}, not an object", where=where, mend="write one JSON object a line"
-        )
+        raise UserError(f"a JSON {type(value).__name__}, not an object", where=where, mend=_A_LINE)
     return value
 
 

@@ -8,15 +8,14 @@ anything is written. Faults of content (an empty text, a question without answer
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePath
-from typing import Any, overload
+from typing import Any
 
 from pydantic import ValidationError
 
-from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import is_page
 from logodata.contract import Document, Question, RejectedQuestion, file_of
@@ -42,15 +41,13 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     A row is a document with ``questions`` (a list of ``{question, answers, id?, kind?, evidence?}``), or one question,
     with ``question`` and ``answers`` beside ``context``. Rows with equal ``doc_id``, or without one and with equal
     context, make one document with several questions. ``settings.questions`` adds the questions of a second file.
-
-    Args:
-        settings: The source.
-        needs_questions: Whether a row without questions is an error, unless questions come from a second file. False
-            where they are yet to be written.
+    Without one, a row without questions is an error if the caller ``needs_questions``.
 
     Raises:
         UserError: There is a structural fault, or the selection (``kinds``, ``max_documents``) leaves no question.
     """
+    from logodata.common.console import note
+
     opened = open_source(settings)
     if opened.container == "text" and needs_questions and settings.questions is None:
         mend = "have them written by 'logodata questions', or give source.questions=FILE"
@@ -95,14 +92,13 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             f"warning: {settings.path}: no document is found for {num_without} questions of its {opened.shape}; "
             f"{UNDERSTOOD}"
         )
-    source = Source(
-        Documents(opened.rows, fields, usable), [row for row in reader.rejected if row.doc_id not in left_out]
-    )
-    if needs_questions and not source.documents.num_questions and not source.rejected:
+    documents = Documents(opened.rows, fields, usable)
+    rejected = [row for row in reader.rejected if row.doc_id not in left_out]
+    if needs_questions and not documents.num_questions and not rejected:
         found = ", ".join(f"{kind} {count}" for kind, count in reader.kinds.most_common()) or "none"
         mend = "see to source.kinds and source.max_documents"
         raise UserError(f"no question is left; kinds found: {found}", where=settings.path, mend=mend)
-    return source
+    return Source(documents, rejected)
 
 
 class _Reader:
@@ -174,13 +170,16 @@ class _Reader:
         entry.num_asked += 1
         question = self._fields.question(row, f"{doc_id}-{entry.num_asked:02d}", where)
         self._check_id(question["id"], where)
-        taken = self._takes(entry, question)
+        settings, kind = self._settings, question["kind"]
+        self.kinds[kind] += 1
+        most = settings.max_questions_per_document
+        taken = (settings.kinds is None or kind in settings.kinds) and (most is None or len(entry.questions) < most)
         unusable = {
             "empty_document": entry.blank,
             "empty_question": not question["question"],
             "no_reference_answer": not question["answers"],
         }
-        if reason := next((reason for reason, holds in unusable.items() if holds), None):
+        if reason := next((reason for reason, holds in unusable.items() if holds), ""):
             if taken:  # else the settings leave it out anyway
                 self.reject(question, doc_id, where, reason)
             return
@@ -196,13 +195,6 @@ class _Reader:
             self.reject(question, doc_id, where, "evidence_outside_document")
             return
         entry.questions.append(checked)
-
-    def _takes(self, entry: Entry, question: dict[str, Any]) -> bool:
-        """Whether the settings select this question of a document, as far as its own row tells."""
-        settings, kind = self._settings, question["kind"]
-        self.kinds[kind] += 1
-        most = settings.max_questions_per_document
-        return (settings.kinds is None or kind in settings.kinds) and (most is None or len(entry.questions) < most)
 
     def _check_id(self, question_id: str, where: str) -> None:
         if question_id in self._question_places:
@@ -225,14 +217,8 @@ class Entry:
     questions: list[Question] = field(default_factory=list)
 
 
-class Documents(Sequence[Document]):
-    """Documents in the order of their first rows. Indexing reads the source up to that document.
-
-    Args:
-        rows: Reads the source from its start.
-        fields: Reads ``doc_id`` and ``context`` from a row.
-        entries: The usable documents, by ``doc_id``.
-    """
+class Documents:
+    """The usable documents of a source in the order of their first rows. Each iteration reads the source again."""
 
     def __init__(self, rows: Callable[[], Iterator[Row]], fields: Fields, entries: dict[str, Entry]) -> None:
         self._rows, self._fields, self._entries = rows, fields, entries
@@ -260,17 +246,6 @@ class Documents(Sequence[Document]):
         if waiting:
             where = next(iter(waiting.values())).where
             raise UserError("was changed while it was read", where=where, mend="run the same command again")
-
-    @overload
-    def __getitem__(self, index: int) -> Document: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Document]: ...
-    def __getitem__(self, index: int | slice) -> Document | list[Document]:
-        if isinstance(index, slice):
-            return list(self)[index]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return next(islice(iter(self), index % len(self), None))
 
 
 def identify(fields: Fields, row: dict[str, object], where: str) -> tuple[str, str]:

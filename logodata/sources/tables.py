@@ -1,4 +1,4 @@
-"""Read rows of parquet files and hub data sets in small batches."""
+"""Read rows of hub data sets, and of data sets in a local folder."""
 
 from __future__ import annotations
 
@@ -6,27 +6,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from logodata.common import parquet as common
 from logodata.common.errors import UserError, first_line, pass_on
 from logodata.sources.json_rows import Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-def parquet_rows(file: Path, shown: str, wanted: Collection[str]) -> Iterator[Row]:
-    """Yield the rows of a parquet file.
-
-    Args:
-        file: The file to read.
-        shown: Its name in messages.
-        wanted: Columns that a reader may ask for. Others are not read, unless the file has none of these.
-
-    Raises:
-        UserError: The file is damaged, or not a parquet file.
-    """
-    rows = common.parquet_rows(file, shown, mend="write the file again", wanted=wanted)
-    return ((f"{shown}:row {number}", row) for number, row in rows)
 
 
 def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset, str]:
@@ -43,7 +27,7 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
 
     folder = Path(path).expanduser()
     try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+        if _is_saved(folder):
             if subset is not None:
                 raise UserError("a saved data set has no subsets", where=path, mend="drop source.subset")
             saved = datasets.load_from_disk(str(folder))
@@ -65,7 +49,7 @@ def hub_files(folder: Path) -> list[Path]:
     ``save_to_disk``."""
     import datasets
 
-    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+    if _is_saved(folder):
         return []
     files = datasets.load_dataset_builder(str(folder)).config.data_files or {}
     return [Path(file) for names in files.values() for file in names]
@@ -76,6 +60,10 @@ def hub_rows(dataset: Dataset, shown: str, wanted: Collection[str]) -> Iterator[
     names = [name for name in dataset.column_names if name in wanted]
     for number, row in enumerate(dataset.select_columns(names) if names else dataset, 1):
         yield f"{shown}:row {number}", row
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file()
 
 
 def _choose(path: str, splits: list[str], split: str | None) -> str:

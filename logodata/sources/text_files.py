@@ -32,9 +32,8 @@ def text_rows(path: Path) -> Iterator[Row]:
         place = file.relative_to(path) if path.is_dir() else Path(file.name)
         doc_id = encodable(place.with_suffix("").as_posix())
         if doc_id in seen:
-            raise UserError(
-                f"doc_id {doc_id!r} is already that of {seen[doc_id].name}", where=str(file), mend="rename one of them"
-            )
+            mend = "rename one of them"
+            raise UserError(f"doc_id {doc_id!r} is already that of {seen[doc_id].name}", where=str(file), mend=mend)
         seen[doc_id] = file
         check_is_text(file, str(file))
         text = read_text(file, most_bytes=MAX_JSON_BYTES, mend="split it into documents")

@@ -10,8 +10,7 @@ from pydantic import ConfigDict
 
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel, load_recipe
-from logodata.contexts.chunking import ChunkingSettings
-from logodata.contexts.draw import ContextSettings
+from logodata.contexts.settings import ChunkingSettings, ContextSettings
 from logodata.contract import ContextChunk, PreferenceSample, Response
 from logodata.recipe.settings import GenerationSettings
 from logotrain.data import TrainingData, checked_target_length, load_data

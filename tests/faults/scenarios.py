@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logodata.common.console import quiet_transformers
+from logodata.common.verbosity import quiet_transformers
 from tests.conftest import make_model, make_tokenizer
 
 Records = Counter[str]

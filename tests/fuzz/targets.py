@@ -20,7 +20,8 @@ from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import load_recipe
 from logodata.contexts.chunking import chunk_text
-from logodata.contexts.draw import ContextSettings, draw_contexts
+from logodata.contexts.draw import draw_contexts
+from logodata.contexts.settings import ContextSettings
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.server_answers import Fault, Reader
 from logodata.judge.model import parse_verdict

@@ -26,9 +26,11 @@ from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
 from logodata.common.json_files import json_objects, parse_json
-from logodata.dataset.files import iterate_decisions
+from logodata.contract import DecisionRow
+from logodata.dataset.files import iterate_rows
 from logodata.engines.openai_engine import OpenAIEngine
 from logodata.engines.response_log import _read_cache
+from logodata.engines.settings import EngineSettings
 from logodata.sources import SourceSettings, read_source
 from logoeval.tasks.longbench.data import read_lines, read_rows
 from tests.data_sets import recipe_json
@@ -100,7 +102,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "predictions": lambda path: list(read_lines(path)),
     "log": lambda path: AppendLog(path),
     "cache": _read_cache,
-    "decisions": lambda path: list(iterate_decisions(_folder_with("decisions.jsonl")(path))),
+    "decisions": lambda path: list(iterate_rows(_folder_with("decisions.jsonl")(path), DecisionRow)),
     "json": read_json,
 }
 
@@ -199,10 +201,10 @@ def server() -> Iterator[StubServer]:
 
 def test_an_answer_without_end(server: StubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.cards[0]["owned_by"] = "x" * 3000
-    OpenAIEngine([server.url], "m")
+    OpenAIEngine(EngineSettings(base_urls=(server.url,)), "m")
     monkeypatch.setattr(logodata.engines.server_answers, "MAX_ANSWER_BYTES", 2000)
     with pytest.raises(UserError, match=r"/v1/models: an answer of more than 0 MiB"):
-        OpenAIEngine([server.url], "m")
+        OpenAIEngine(EngineSettings(base_urls=(server.url,)), "m")
 
 
 def test_a_compressed_answer_is_not_unpacked(server: StubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +218,7 @@ def test_a_compressed_answer_is_not_unpacked(server: StubServer, monkeypatch: py
     server.models = "bomb"
     tracemalloc.start()
     with pytest.raises(UserError, match="the answer is not JSON"):
-        OpenAIEngine([server.url], "m")
+        OpenAIEngine(EngineSettings(base_urls=(server.url,)), "m")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
 

@@ -165,7 +165,7 @@ def test_vllm(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     with pytest.raises(UserError, match=r"request 'r': token id 269 is outside"):
-        list(VllmEngine(str(wide)).generate([GenerationRequest("r", (5, ROWS), Sampling(2, (2,)))]))
+        list(VllmEngine(str(wide), EngineSettings()).generate([GenerationRequest("r", (5, ROWS), Sampling(2, (2,)))]))
 
 
 def test_an_unused_token_is_no_fault(wide: Path) -> None:

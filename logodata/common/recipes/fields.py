@@ -75,24 +75,17 @@ def merge(base: Values, layer: Values, model: type[BaseModel] | None) -> Values:
     """Return ``base`` with ``layer`` over it. Mappings merge at every depth; anything else is replaced.
 
     A mapping that gives another ``name`` replaces the one below it whole: beta of another loss means something else.
-
-    Args:
-        base: The values below.
-        layer: The values above.
-        model: The model that the mappings describe. None if it is not known: then no variants are told apart.
+    Where the ``model`` that the mappings describe is not known, no variants are told apart.
     """
     merged = dict(base)
     for key, value in layer.items():
         old = merged.get(key)
-        if not (isinstance(old, dict) and isinstance(value, dict)):
-            merged[key] = value
-            continue
         field = model.model_fields.get(key) if model else None
-        name = variant(field, {**old, **value}) if field else None
-        if field and name != variant(field, old):
-            merged[key] = value
-        else:
-            merged[key] = merge(old, value, nested_models(field).get(name or "") if field else None)
+        merged[key] = value
+        if isinstance(old, dict) and isinstance(value, dict):
+            name = variant(field, {**old, **value}) if field else None
+            if field is None or name == variant(field, old):
+                merged[key] = merge(old, value, nested_models(field).get(name or "") if field else None)
     return merged
 
 
@@ -142,14 +135,12 @@ def move_paths(values: Values, model: type[BaseModel], move: Callable[[str], str
 
 def _words_beside_paths(field: FieldInfo) -> tuple[str, ...] | None:
     """Return the words that a field takes besides paths; None for a field that takes no path."""
-    words: list[str] = []
-    found = False
-    for option, metadata in _options(field.annotation, tuple(field.metadata)):
-        marks = [mark for mark in metadata if isinstance(mark, OrPath)]
-        found = found or option is Path or bool(marks)
-        words += [word for mark in marks for word in mark.words]
-        words += get_args(option) if get_origin(option) is Literal else ()
-    return tuple(words) if found else None
+    options = list(_options(field.annotation, tuple(field.metadata)))
+    marks = [mark for _, metadata in options for mark in metadata if isinstance(mark, OrPath)]
+    if not marks and Path not in [option for option, _ in options]:
+        return None
+    words = [word for mark in marks for word in mark.words]
+    return (*words, *(word for option, _ in options if get_origin(option) is Literal for word in get_args(option)))
 
 
 def _options(annotation: Any, metadata: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...]]]:

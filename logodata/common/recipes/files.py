@@ -36,12 +36,8 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: Path | str, folder: Path = Path()) -> Path | None:
-    """Return the file of a recipe; None if there is none.
-
-    Args:
-        name: A path or a shipped recipe's name, with or without ``.yaml``.
-        folder: The folder where relative paths begin.
-    """
+    """Return the file of a recipe; None if there is none. ``name`` is a path (a relative one begins in ``folder``) or
+    the name of a shipped recipe, with or without ``.yaml``."""
     given = Path(name).expanduser()
     places = [Path(os.path.normpath(folder / given))]
     if not given.is_absolute():

@@ -26,7 +26,8 @@ class Answer(NamedTuple):
 
 
 def by_name(answers: Mapping[str, str]) -> dict[str, str]:
-    """The table of names, from one that gives each answer once, with all names that it is for, spaces between them."""
+    """Return the table of names, from one that gives each answer once, with all names that it is for, spaces between
+    them."""
     pairs = [(name, answer) for answer, names in answers.items() for name in names.split()]
     assert len(dict(pairs)) == len(pairs), "a name has two answers"
     return dict(pairs)

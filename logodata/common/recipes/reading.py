@@ -88,11 +88,8 @@ RecipeT = TypeVar("RecipeT", bound=RecipeModel)
 def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrides: Sequence[str] = ()) -> RecipeT:
     """Read one section of a recipe file, apply ``key.key=value`` overrides, and check the result.
 
-    Args:
-        cls: The section's model.
-        section: The section of the file that ``cls`` describes.
-        path: The YAML file, or the name of a shipped recipe; None takes the defaults of ``cls``.
-        overrides: YAML values by dotted key, relative to the section.
+    ``path`` is a YAML file or the name of a shipped recipe; None takes the defaults of ``cls``. The values of overrides
+    are YAML, and their dotted keys begin in the section.
 
     Raises:
         UserError: A file cannot be read, a key is unknown (the nearest one is named), or a value is out of range.
@@ -121,16 +118,10 @@ def as_overrides(fields: Mapping[str, object]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in fields.items() if value is not None]
 
 
-def recipe_schema(cls: type[RecipeModel]) -> str:
-    """Return the JSON schema of a section, for editors."""
-    return json.dumps(cls.model_json_schema(), indent=2)
-
-
 def _read_layers(
     path: Path, section: Section, cls: type[BaseModel], above: tuple[Path, ...], models: list[Any]
 ) -> tuple[Values, Places]:
-    """Read a recipe file over those that it extends. ``above`` holds the files that led here, and ``models`` receives
-    the model that each file names."""
+    """Read a recipe over those that it extends. ``above`` are the files that led here, ``models`` gets their models."""
     document, places = _read_file(path, section, cls)
     models += [document.get("model"), (document.get(section) or {}).get("model")]
     if "extends" not in document:
@@ -140,9 +131,8 @@ def _read_layers(
         raise UserError("'extends' is not a file name", where=where, mend="write extends: other.yaml")
     base_path = find_recipe(name, path.parent)
     if base_path is None:
-        raise UserError(
-            f"extends {path.parent / name}: no such recipe", where=where, mend="give a path relative to this file"
-        )
+        mend = "give a path relative to this file"
+        raise UserError(f"extends {path.parent / name}: no such recipe", where=where, mend=mend)
     chain = (*above, path.resolve())
     if base_path.resolve() in chain:
         files = " -> ".join(file.name for file in (*chain, base_path))
@@ -166,8 +156,7 @@ def _holds(values: Any, keys: tuple[str, ...]) -> bool:
 
 
 def _read_file(path: Path, section: Section, cls: type[BaseModel]) -> tuple[Values, Places]:
-    """Read one file: check that its keys are known and its sections are mappings or empty, and resolve paths in
-    ``section``."""
+    """Read one file, check that its keys are known and its sections are mappings, and resolve paths in ``section``."""
     try:
         if path.stat().st_size > _MAX_RECIPE_BYTES:
             raise UserError("too large for a recipe", where=str(path), mend="is this file a recipe?")
@@ -181,9 +170,8 @@ def _read_file(path: Path, section: Section, cls: type[BaseModel]) -> tuple[Valu
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(
-            f"not valid YAML: {getattr(error, 'problem', error)}", where=where, mend="check indentation and quotes"
-        ) from error
+        mend = "check indentation and quotes"
+        raise UserError(f"not valid YAML: {getattr(error, 'problem', error)}", where=where, mend=mend) from error
     if not isinstance(document, dict):
         raise UserError("a recipe is a YAML mapping", where=str(path), mend="see recipes/embedded.yaml")
     places: Places = {}
@@ -206,11 +194,7 @@ def _read_file(path: Path, section: Section, cls: type[BaseModel]) -> tuple[Valu
 
 
 def _parse(text: str) -> tuple[yaml.Node | None, Any]:
-    """Return the node and the value of a YAML text, without tags that make Python objects.
-
-    Raises:
-        yaml.YAMLError: The text is not valid, or holds too much.
-    """
+    """Return the node and the value of a YAML text. The only error is ``YAMLError``, also where it holds too much."""
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -230,8 +214,7 @@ def _parse(text: str) -> tuple[yaml.Node | None, Any]:
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """Count the values that a node stands for, every alias written out. ``known`` holds the counts of nodes met before,
-    by id."""
+    """Count the values that a node stands for, every alias written out. ``known`` has the counts of nodes by id."""
     if id(node) not in known:
         known[id(node)] = _MAX_RECIPE_VALUES + 1  # holds for a node that contains itself
         below: list[yaml.Node] = []
@@ -291,7 +274,7 @@ def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
 
 
 def _warn_of_embedded_settings(cls: type[RecipeModel], path: Path | None, values: Values, merged: Values) -> None:
-    """Say which settings of the embedded model another model gets: what suits 135M weights seldom suits others."""
+    """Print which settings of the embedded model another model gets: what suits 135M weights seldom suits others."""
     from logodata.common.console import note
 
     kept = [
@@ -338,35 +321,33 @@ def _explain(
     if unknown:
         return _unknown(list(unknown.values()))
     fault = faults[0]
+    kind, value = fault["type"], fault["input"]
     keys, _, variants = follow(cls, fault["loc"])
-    if fault["type"].startswith("union_tag") and isinstance(fault["input"], dict):
-        keys = (*keys, "name")
+    is_unknown_name = kind.startswith("union_tag") and isinstance(value, dict)
+    if is_unknown_name:
+        keys, value = (*keys, "name"), value["name"]
     dotted = ".".join(keys)
     secret = bool(keys) and keys[-1] in _SECRETS
     where = _where(keys, section, path, places, () if secret else overrides)
-    if fault["type"] == "string_unicode":
+    if kind == "string_unicode":
         return UserError(f"{dotted!r} is not UTF-8", where=where, mend="rename the file or folder")
-    if fault["type"] == "missing":
+    if kind == "missing":
         return UserError(f"{dotted!r} is missing", where=where, mend=f"set {dotted}=...")
-    if fault["type"].startswith("union_tag"):
-        known = ", ".join(variants)
-        if keys[-1] != "name":
-            mend = _hint_for_value(dotted, fault["input"], cls) or f"set {dotted}.name, one of {known}"
-            return UserError(f"{dotted!r} is not a mapping", where=where, mend=mend)
-        name = fault["input"]["name"]
-        mend = _hint_for_value(dotted, name, cls) or f"known: {known}"
-        return UserError(f"{dotted!r}: there is no {name!r}", where=where, mend=mend)
-    if fault["type"] == "model_type":
+    if is_unknown_name:
+        what, mend = f"{dotted!r}: there is no {value!r}", f"known: {', '.join(variants)}"
+    elif kind.startswith("union_tag"):
+        what, mend = f"{dotted!r} is not a mapping", f"set {dotted}.name, one of {', '.join(variants)}"
+    elif kind == "model_type":
         inside = ", ".join(follow(cls, (*fault["loc"], "")).model.model_fields)
-        mend = _hint_for_value(dotted, fault["input"], cls) or f"set {dotted}.KEY=..., one of {inside}"
-        return UserError(f"{dotted!r} is not a mapping", where=where, mend=mend)
-    # For a union of types pydantic reports one fault for each.
-    messages = dict.fromkeys(other["msg"] for other in faults if follow(cls, other["loc"]).keys == keys)
-    reasons = " or ".join(message[:1].lower() + message[1:] for message in messages)
-    # The content of a whole section does not show what is wrong in it.
-    got = "" if secret or isinstance(fault["input"], dict) else f", got {_shown(fault['input'])}"
-    mend = _hint_for_value(dotted, fault["input"], cls) or "see the field's description with --schema"
-    return UserError(f"{dotted!r}: {reasons}{got}", where=where, mend=mend)
+        what, mend = f"{dotted!r} is not a mapping", f"set {dotted}.KEY=..., one of {inside}"
+    else:
+        # For a union of types pydantic reports one fault for each.
+        messages = dict.fromkeys(other["msg"] for other in faults if follow(cls, other["loc"]).keys == keys)
+        reasons = " or ".join(message[:1].lower() + message[1:] for message in messages)
+        # The content of a whole section does not show what is wrong in it.
+        got = "" if secret or isinstance(value, dict) else f", got {_shown(value)}"
+        what, mend = f"{dotted!r}: {reasons}{got}", "see the field's description with --schema"
+    return UserError(what, where=where, mend=_hint_for_value(dotted, value, cls) or mend)
 
 
 class _Unknown(NamedTuple):
@@ -378,7 +359,7 @@ class _Unknown(NamedTuple):
 
 
 def _unknown(found: Sequence[_Unknown]) -> UserError:
-    """Return all of them as one line, or the first few: a file of another program has dozens."""
+    """Return the error for all of them, or for the first few: a file of another program has dozens."""
     shown = found[:_SHOWN_KEYS]
     where = ", ".join(dict.fromkeys(key.where for key in shown))
     if len(found) == 1:
@@ -391,8 +372,7 @@ def _unknown(found: Sequence[_Unknown]) -> UserError:
 
 
 def _hint_for_key(key: str, cls: type[BaseModel], prefix: str = "", but: str = "") -> str:
-    """Return where a key belongs that is another program's, or stands at another place here than ``but``; empty if not
-    known."""
+    """Return where a key of another program, or of another place than ``but``, belongs; empty if that is not known."""
     found = answer(key, cls.foreign_names) if issubclass(cls, RecipeModel) else None
     if found is not None:
         return str(found._replace(fields=tuple(prefix + field for field in found.fields)))

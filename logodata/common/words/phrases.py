@@ -46,8 +46,7 @@ _SUBJECTS = _words("""
 a all an he her his i it my our she that the their these they this those we you your also be god have not
 """)
 _LABELS = _words("""
-amount average cost costs distance gpa height magnitude price rate ratio score sum temperature total value
-weight
+amount average cost costs distance gpa height magnitude price rate ratio score sum temperature total value weight
 """)
 _NUMBERED = _words("""
 war type part chapter book volume act scene phase stage class title article section schedule level grade
@@ -133,10 +132,8 @@ def _spelled(found: Sequence[Word], first: int, last: int, digits: str, is_ordin
 
 
 def combine(found: Sequence[Word], text: str) -> Iterator[Word]:
-    """Yield the words of a text, with those that belong together joined, and interpreted by their neighbours."""
-    reader = _Reader(found, text)
-    while (word := reader.next()) is not None:
-        yield word
+    """Return the words of a text, with those that belong together joined, and interpreted by their neighbours."""
+    return iter(_Reader(found, text).next, None)
 
 
 _LEADS = frozenset([*_ARTICLES, "half", "quarter", *_SIGNS, *_VERSIONS])
@@ -186,8 +183,7 @@ class _Reader:
         return self._found[self._at - 2] if self._at > 1 else None
 
     def _gap(self, ahead: int = 0) -> str:
-        """Return the text before the next word (or one further ahead), or the rest of the text if there is no such
-        word."""
+        """Return the text before the next word (or one further ahead), or the rest of the text if there is none."""
         index = self._at + ahead
         end = self._found[index].start if index < len(self._found) else len(self._text)
         return self._text[self._found[index - 1].end : end]
@@ -203,8 +199,7 @@ class _Reader:
         return True
 
     def _phrase(self, word: Word) -> Word | None:
-        """Return a number that begins with a word: "half a million", "a third of it", "minus seven", "version 2.1";
-        else None."""
+        """Return a number that begins with a word ("half a million", "minus seven", "version 2.1"); else None."""
         text = word.text
         if text in _SIGNS and self._follow(_is_number):
             return negated(self._quantity(self._take()))._replace(start=word.start)
@@ -235,8 +230,7 @@ class _Reader:
         return self._quantity(number(Fraction(1, _PARTS[word.text]), word.start, word.end))._replace(start=word.start)
 
     def _article_number(self, article: Word) -> Word | None:
-        """Return the number that begins with an article: "a dozen", "a third of", "an hour and a half"; None if there
-        is none."""
+        """Return the number that begins with an article ("a dozen", "a third of", "an hour and a half"); else None."""
         if self._follow(tuple(_GROUPS)):
             group = self._take()
             return self._quantity(number(Fraction(_GROUPS[group.text]), article.start, group.end, literal=group.text))
@@ -297,15 +291,16 @@ class _Reader:
 
     def _add_fraction(self, word: Word, of: Fraction | int) -> Word:
         """Add the fraction of ``of`` that follows, as in "and a half" or "and three quarters"."""
-        if word.value is not None and self._follow(("and",), _is_number, lambda w: (w.literal or w.text).endswith("s")):
-            count, part = self._found[self._at + 1], self._found[self._at + 2]
-            if count.value is not None and _is_part(part):
-                end = self._take(3).end
-                return number(word.value + of * count.value / _denominator(part), word.start, end, word.unit)
-        if word.value is None or not self._follow(("and",), _ARTICLES, _is_part):
+        if word.value is None:
+            return word
+        if self._follow(("and",), lambda w: w.value is not None, lambda w: _is_part(w) and _written(w).endswith("s")):
+            count = self._found[self._at + 1].value or Fraction(0)
+        elif self._follow(("and",), _ARTICLES, _is_part):
+            count = Fraction(1)
+        else:
             return word
         part = self._take(3)
-        return number(word.value + Fraction(of) / _denominator(part), word.start, part.end, word.unit)
+        return number(word.value + of * count / _denominator(part), word.start, part.end, word.unit)
 
     def _fraction(self, word: Word) -> Word | None:
         """Return a fraction in words, such as "two thirds" or "one half"; None if there is none."""
@@ -313,8 +308,7 @@ class _Reader:
         if value is None or value.denominator != 1 or word.unit or not self._follow(_is_part):
             return None
         part = self._next()
-        plural = (part.literal or part.text).endswith("s")
-        if plural == (value == 1):
+        if _written(part).endswith("s") == (value == 1):
             return None
         self._take()
         return number(value / _denominator(part), word.start, part.end)
@@ -367,8 +361,7 @@ class _Reader:
         return run._replace(telling=False) if is_counter and run.text not in _SCALE_SIGNS else run
 
     def _capitalised(self, word: Word) -> Word:
-        """Interpret a word with capitals by its neighbours: numerals, letters that name something, and the month of
-        May."""
+        """Interpret a word with capitals by its neighbours: numerals, letters that name something, the month of May."""
         before, literal = self._before, word.literal
         begins = before is None or any(mark in self._gap(-1) for mark in ".!?:\"\n'“‘—-")
         named = before is not None and not begins and before.literal[:1].isupper() and before.telling
@@ -391,8 +384,7 @@ class _Reader:
         return word
 
     def _letter(self, word: Word, begins: bool) -> Word:
-        """Interpret a capital letter that stands alone. It names something, unless it is an initial, the article or the
-        pronoun."""
+        """Interpret a capital letter alone. It names something, unless it is an initial, the article or the pronoun."""
         before, letter = self._before, word.literal
         gap = self._gap()
         following = self._found[self._at] if self._at < len(self._found) else None
@@ -412,6 +404,10 @@ def _names_a_version(name: Word, word: Word) -> bool:
     """Whether a decimal behind a name is a version: Python 3.10 is not Python 3.1, but a price of 3.10 is 3.1."""
     is_name = name.kind == "word" and name.telling and name.literal[:1].isupper()
     return is_name and name.text not in _LABELS and name.text not in _MONTHS and word.literal.count(".") == 1
+
+
+def _written(word: Word) -> str:
+    return word.literal or word.text
 
 
 def _is_number(word: Word) -> bool:
@@ -457,7 +453,7 @@ def _temperature_scale(word: Word) -> str:
 
 
 def _unit(word: Word) -> str:
-    return units.unit(word.literal or word.text) if word.kind == "word" else ""
+    return units.unit(_written(word)) if word.kind == "word" else ""
 
 
 def _is_unit(word: Word) -> bool:

@@ -99,8 +99,7 @@ def read(text: str) -> tuple[Word, ...]:
 
 
 def _lexed(match: regex.Match[str], all_capitals: bool) -> Iterator[Word]:
-    """Yield the words of a match. ``all_capitals`` says that the whole text is in capitals, so that they tell
-    nothing."""
+    """Yield the words of a match. Where the whole text is in capitals, they tell nothing."""
     start, end = match.span()
     if (word := match["plain"] or match["word"]) is not None:
         yield _word(word, start, end, all_capitals, is_contraction=match["contraction"] is not None)

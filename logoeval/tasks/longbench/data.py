@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import note_left_out
-from logodata.common.json_files import numbered_lines, parse_json
+from logodata.common.json_files import parse_json, placed_lines
 from logodata.common.parquet import parquet_rows
 from logodata.common.user_files import is_hidden, visible_files
 from logoeval.tasks.longbench.task_table import E_SUFFIX, TASKS, Task, split_name
@@ -127,7 +127,7 @@ def _one_file(path: Path, inner: PurePosixPath) -> Iterator[tuple[PurePosixPath,
     elif path.suffix.lower() == ".jsonl":
         yield inner, partial(read_lines, path)
     elif path.suffix.lower() == ".parquet":
-        yield inner, partial(_parquet, path)
+        yield inner, partial(parquet_rows, path, str(path), mend="download it again")
     else:
         raise UserError("not an archive or file of rows", where=str(path), mend=_HOW)
 
@@ -176,10 +176,9 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
-    for number, line in numbered_lines(file, name):
+    for where, line in placed_lines(file, name):
         if not line.strip():
             continue
-        where = f"{name}:{number}"
         try:
             record = parse_json(line)
         except ValueError as error:
@@ -187,11 +186,6 @@ def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
         if not isinstance(record, dict):
             raise UserError(f"a JSON {type(record).__name__}, not an object", where=where, mend=_A_LINE)
         yield where, record
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, record in parquet_rows(path, str(path), mend="download it again"):
-        yield f"{path}:row {number}", record
 
 
 def _hint(path: PurePosixPath) -> tuple[Task | None, bool]:

@@ -483,7 +483,7 @@ def test_odd_text_stays_as_it_is(tmp_path: Path, name: str, container: str) -> N
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     for name, data in (("a.jsonl", json.dumps(QA)), ("b.json", json.dumps([QA]))):
         settings = files({name: b"\xef\xbb\xbf" + data.encode()}, name)(tmp_path)
-        assert read_source(settings).documents[0].text == "T"
+        assert next(iter(read_source(settings).documents)).text == "T"
 
 
 @pytest.mark.parametrize("columns", [{"contxt": "body"}, {"answer": "gold"}])

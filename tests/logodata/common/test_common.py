@@ -37,6 +37,14 @@ def test_imports_stay_light(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["logodata.recipe.settings", "logodata.questions.settings"])
+def test_settings_import_little_more_than_pydantic(module: str) -> None:
+    heavy = ["numpy", "scipy", "pyarrow", "regex", "rich", "text_to_num", "torch"]
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         raise UserError("two\nlines", where="file:1", mend="do this")

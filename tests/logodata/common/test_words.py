@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logodata.common.words import content_stems, marked, read, stem, without_reasoning, words
+from logodata.judge import verdict
 from logodata.judge.measures import contains_reference, number_share, token_f1, word_share
-from logodata.judge.rules import error_pattern, verdict
+from logodata.judge.rules import error_pattern
 from logodata.judge.settings import JudgeSettings
 
 SAME = {

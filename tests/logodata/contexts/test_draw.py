@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from logodata.contexts.draw import Contexts, ContextSettings, draw_contexts
+from logodata.contexts.draw import Contexts, draw_contexts
+from logodata.contexts.settings import ContextSettings
 
 SCORES = np.array([0, 3, 0, 9, 1, 7, 0, 2, 8, 0, 1, 0], dtype=np.float64)
 

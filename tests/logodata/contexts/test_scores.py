@@ -14,7 +14,8 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import load_recipe
 from logodata.common.words import content_stems
 from logodata.contexts.lexical import K1, B
-from logodata.contexts.scores import Evaluator, EvaluatorSettings, FusedEvaluator, fuse, open_evaluator
+from logodata.contexts.scores import Evaluator, FusedEvaluator, fuse, open_evaluator
+from logodata.contexts.settings import EvaluatorSettings
 from logodata.recipe.settings import BuildRecipe
 
 CHUNKS = [

@@ -154,7 +154,7 @@ def test_greedy_equals_full_forwards(tiny_model: LlamaForCausalLM, limits: tuple
     expected = {request.id: reference_greedy(tiny_model, request) for request in requests}
     assert {result.finish_reason for result in expected.values()} == {"stop", "length"}
     tiny_model.set_attn_implementation(attention)
-    engine = TransformersEngine(tiny_model, max_batch_tokens=limits[0], max_batch_rows=limits[1])
+    engine = TransformersEngine(tiny_model, EngineSettings(max_batch_tokens=limits[0], max_batch_rows=limits[1]))
     assert by_id(engine.generate(requests)) == expected
 
 
@@ -162,7 +162,7 @@ def test_sampled_results_do_not_depend_on_the_batch(tiny_model: LlamaForCausalLM
     requests = make_requests(LENGTHS, Sampling(10, (STOP,), temperature=0.9, top_p=0.9, seed=3), shared=20)
     requests += [replace(request, id=f"again-{request.id}") for request in requests]
     together = by_id(TransformersEngine(tiny_model).generate(requests))
-    backwards = by_id(TransformersEngine(tiny_model, max_batch_rows=3).generate(requests[::-1]))
+    backwards = by_id(TransformersEngine(tiny_model, EngineSettings(max_batch_rows=3)).generate(requests[::-1]))
     alone = {r.id: next(TransformersEngine(tiny_model).generate([r])) for r in requests}
     assert together == backwards == alone
     # Another id or another seed draws other numbers.
@@ -213,7 +213,7 @@ def test_finished_rows_leave_the_batch(tiny_model: LlamaForCausalLM, monkeypatch
 
 def test_the_model_keeps_its_attention(tiny_model: LlamaForCausalLM) -> None:
     requests = make_requests([10, 12], Sampling(4, ()))
-    results = TransformersEngine(tiny_model, max_batch_rows=1).generate(requests)
+    results = TransformersEngine(tiny_model, EngineSettings(max_batch_rows=1)).generate(requests)
     next(results)
     results.close()
     assert tiny_model.config._attn_implementation == "sdpa"
@@ -226,7 +226,7 @@ def test_window_is_refused_before_anything_runs(tiny_model: LlamaForCausalLM, mo
         next(TransformersEngine(tiny_model).generate(requests))
     assert not shapes
     with pytest.raises(UserError, match="window 18"):
-        next(TransformersEngine(tiny_model, max_model_len=18).generate(requests))
+        next(TransformersEngine(tiny_model, EngineSettings(max_model_len=18)).generate(requests))
 
 
 @pytest.mark.parametrize(

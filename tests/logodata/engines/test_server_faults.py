@@ -17,6 +17,7 @@ from logodata.cli import main
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.openai_engine import OpenAIEngine
+from logodata.engines.settings import EngineSettings
 from tests.logodata.engines.stub_server import KEY, STOP, StubServer, free_url, make_answer, write_documents
 
 
@@ -27,7 +28,9 @@ def server(new_server: Callable[..., StubServer]) -> StubServer:
 
 def make_engine(*servers: StubServer | str, **options: Any) -> OpenAIEngine:
     urls = [server if isinstance(server, str) else server.url for server in servers]
-    return OpenAIEngine(urls, "m", **{"first_wait_s": 0.002, "timeout_s": 5.0, "api_key": KEY, **options})
+    own = {name: options.pop(name) for name in ("api_key", "needs_adapter") if name in options}
+    settings = EngineSettings(base_urls=urls, **{"timeout_s": 5.0, **options})
+    return OpenAIEngine(settings, "m", **{"first_wait_s": 0.002, "api_key": KEY, **own})
 
 
 def make_requests(count: int) -> list[GenerationRequest]:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from logodata.common.words import read
 from logodata.contract import Measures, Response
-from logodata.judge.measures import contains_reference, number_share, numbers, repetition, token_f1, word_share
+from logodata.judge.measures import contains_reference, number_share, repetition, token_f1, word_share
 from logodata.judge.rules import Measurer, added_words, error_pattern, preferred_fault, rejected_fault
 from logodata.judge.settings import JudgeSettings
 
@@ -130,7 +131,7 @@ def test_error_patterns(response: str, pattern: str) -> None:
     ],
 )
 def test_numbers(text: str, found: set[str]) -> None:
-    assert numbers(text) == found
+    assert {word.text for word in read(text) if word.kind == "number" and word.exact} == found
 
 
 def test_a_short_answer_with_another_number_is_half_right() -> None:

@@ -137,14 +137,14 @@ def test_vllm_gets_the_rope_of_the_adapter(
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    VllmEngine(str(tiny_model_dir), adapter=adapter)
+    VllmEngine(str(tiny_model_dir), EngineSettings(), adapter=adapter)
     assert not started["hf_overrides"]
     assert started["max_model_len"] is None
     write_base_config(adapter, scaled(tiny_model_dir, kind))
-    VllmEngine(str(tiny_model_dir), adapter=adapter)
+    VllmEngine(str(tiny_model_dir), EngineSettings(), adapter=adapter)
     assert started["hf_overrides"] == {"rope_parameters": ROPES[kind], "max_position_embeddings": WINDOW}
     assert started["max_model_len"] == WINDOW
-    VllmEngine(str(tiny_model_dir), adapter=adapter, max_model_len=100)
+    VllmEngine(str(tiny_model_dir), EngineSettings(max_model_len=100), adapter=adapter)
     assert started["max_model_len"] == 100
 
 
