@@ -299,7 +299,8 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
     with _own_random_state(), without_backward(model), torch.compiler.set_stance("force_eager"):
         _seed(0)
         before = _random_state()
-        first: Tensor = model(row)
+        with _explained(model.causal_lm, name):
+            first: Tensor = model(row)
         drawn = _random_state() != before
         # If no random number was drawn, one more pass on a CPU is enough; accelerators may sum in another order.
         for seed in range(1, _SEEDS if drawn else 2 if device.type == "cpu" else 1):
@@ -307,6 +308,18 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
             noisy |= not torch.equal(first.nan_to_num(), model(row).nan_to_num())  # training itself reports NaN
     if world.any(noisy):
         raise _random(type(model.causal_lm).__name__, name)
+
+
+@contextmanager
+def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Turn an exception of a model's code into a UserError of one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+        what = f"{type(model).__name__} cannot compute a row: {type(error).__name__} {first_line(error)}"
+        raise UserError(what, where=name, mend="use another model, such as Llama or Qwen") from error
 
 
 def _probe_row(vocabulary: int) -> Row:

@@ -7,6 +7,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +20,16 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BloomConfig,
-    CTRLConfig,
-    DogeConfig,
-    FalconConfig,
-    Gemma2Config,
-    Gemma3Config,
-    Gemma4Config,
-    GitConfig,
     GPT2Config,
-    GPTJConfig,
-    GPTNeoXConfig,
-    GptOssConfig,
-    Llama4Config,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
-    MambaConfig,
-    MiniMaxM2Config,
-    Mistral3Config,
     MixtralConfig,
-    MptConfig,
-    NemotronConfig,
-    OlmoeConfig,
     OPTConfig,
-    PersimmonConfig,
     PhimoeConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
-    Qwen2_5_VLConfig,
-    Qwen3_5Config,
-    Qwen3MoeConfig,
     SeedOssConfig,
-    SiglipVisionConfig,
-    StableLmConfig,
     Starcoder2Config,
 )
 from transformers.models.llama.modeling_llama import LlamaMLP
@@ -67,7 +45,7 @@ from logotrain.model.rope import scaled_config
 from logotrain.parallel import World
 from logotrain.recipe.settings import RopeSettings, TrainRecipe
 from logotrain.run import run
-from logotrain.trainable import check_trainable, check_weights
+from logotrain.trainable import _own_logprobs, _probe_row, check_weights, read_traits, trainable_config
 
 Recipes = Callable[..., TrainRecipe]
 SIZES: dict[str, Any] = {
@@ -276,58 +254,11 @@ def test_noise_is_named_at_any_depth_and_by_module() -> None:
     }
 
 
-VISION = SiglipVisionConfig(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
-)
-TEXT = {**SIZES, "layer_types": ["full_attention"] * 2}
-
 REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
-    "bloom": (
-        BloomConfig(vocab_size=269, hidden_size=32, n_layer=2, n_head=4),
-        "does not let its attention be replaced",
-    ),
-    "falcon": (FalconConfig(**WITHOUT_GROUPS), "does not let its attention be replaced"),
-    "gpt-j": (
-        GPTJConfig(vocab_size=269, n_embd=32, n_layer=2, n_head=4, rotary_dim=8),
-        "does not let its attention be replaced",
-    ),
-    "mpt": (MptConfig(vocab_size=269, d_model=32, n_layers=2, n_heads=4), "does not let its attention be replaced"),
-    "stablelm": (of(StableLmConfig), "StableLmForCausalLM cannot compute responses over a shared prompt"),
-    "nemotron": (of(NemotronConfig), "NemotronForCausalLM cannot compute responses over a shared prompt"),
-    "doge": (of(DogeConfig), "DogeForCausalLM cannot compute responses over a shared prompt"),
-    "bert": (BertConfig(**WITHOUT_GROUPS), "BertLMHeadModel cannot compute responses"),
-    "bert, a decoder": (
-        BertConfig(**WITHOUT_GROUPS, is_decoder=True),
-        r"BertLMHeadModel changes what goes into or comes out of its output head \(addmm\)",
-    ),
-    "ctrl": (CTRLConfig(vocab_size=269, n_embd=32, n_layer=2, n_head=4, dff=48), "no decoder layers found"),
-    "git": (
-        GitConfig(**WITHOUT_GROUPS, vision_config={**WITHOUT_GROUPS, "num_hidden_layers": 1}),
-        "GitForCausalLM does not let its attention be replaced, in .* layers",
-    ),
-    "gpt-oss": (of(GptOssConfig, num_local_experts=4), r"not all layers attend the whole context \(sliding_attention"),
-    "gemma 2": (of(Gemma2Config), "not all layers attend"),
-    "mamba": (MambaConfig(vocab_size=269, hidden_size=32, num_hidden_layers=2), "not all layers attend"),
-    "gemma 3, windows": (Gemma3Config(text_config=SIZES, vision_config=VISION), "not all layers attend"),
-    "gemma 3, no windows": (
-        Gemma3Config(text_config=TEXT, vision_config=VISION),
-        "Gemma3ForConditionalGeneration reads more than text",
-    ),
-    "gemma 4, no windows": (Gemma4Config(text_config=TEXT), "the layers differ in .*head_dim"),
-    "gemma 4": (Gemma4Config(text_config=SIZES), "not all layers attend"),
-    "llama 4": (Llama4Config(text_config=SIZES), "not all layers attend"),
-    "qwen 3.5": (Qwen3_5Config(text_config=SIZES), "not all layers attend"),
-    "mistral 3": (
-        Mistral3Config(text_config={"model_type": "mistral", **SIZES, "sliding_window": None}),
-        "transformers has no causal language model for a Mistral3Config",
-    ),
+    "bert": (BertConfig(**WITHOUT_GROUPS), "BertLMHeadModel lets tokens depend on later ones"),
     "llava": (
         LlavaConfig(text_config={"model_type": "llama", **SIZES}),
         "transformers has no causal language model for a LlavaConfig",
-    ),
-    "qwen 2.5 vl": (
-        Qwen2_5_VLConfig(text_config={**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
-        "transformers has no causal language model for a Qwen2_5_VLConfig",
     ),
 }
 
@@ -351,53 +282,71 @@ def test_what_cannot_be_trained_is_refused_first(
     assert re.search(reason, said_by(capsys))
 
 
-@pytest.mark.parametrize("change", [lambda logits: logits * 1.5, torch.tanh, lambda logits: logits - 1])
-def test_a_head_that_is_not_all_is_refused_whatever_its_config_calls_it(
-    change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+def test_settings_that_a_model_does_not_take_are_refused(
+    make_recipe: Recipes, make_model_dir: Callable[..., str]
 ) -> None:
-    config, plain = LlamaConfig(**SIZES), LlamaForCausalLM.forward
+    bloom = BloomConfig(vocab_size=269, hidden_size=32, n_layer=2, n_head=4, max_position_embeddings=256)
+    folder = make_model_dir(bloom, "bloom", weights=False)
+    with pytest.raises(UserError, match=r"takes no position ids \(set positions.mode=natural\)"):
+        trainable_config(make_recipe(model=folder))
+    natural = {"positions.mode": "natural"}
+    with pytest.raises(UserError, match="cannot be shared: BloomForCausalLM does not let its attention be replaced"):
+        trainable_config(make_recipe(model=folder, sharing="prompt", **natural))
+    trainable_config(make_recipe(model=folder, **natural))
+
+
+@pytest.mark.parametrize(
+    ("fields", "obstacle"),
+    [
+        ({}, ""),
+        ({"rope_type": "yarn", "factor": 2.0}, ""),
+        ({"rope_type": "dynamic", "factor": 2.0}, "RoPE type 'dynamic' changes with the length of the row"),
+        (
+            {
+                "rope_type": "longrope",
+                "factor": 2.0,
+                "short_factor": [1.0] * 4,
+                "long_factor": [1.0] * 4,
+                "original_max_position_embeddings": 128,
+            },
+            "RoPE type 'longrope' changes with the length of the row",
+        ),
+    ],
+)
+def test_a_rope_that_depends_on_the_row_is_not_shared(fields: dict[str, Any], obstacle: str) -> None:
+    config = LlamaConfig(**SIZES, rope_parameters={"rope_theta": 1e4, "rope_type": "default", **fields})
+    assert read_traits(config).obstacle == obstacle
+
+
+def test_a_model_that_nobody_has_seen_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens also depend on the tokens that stand before them in the row, past its attention."""
+    plain = LlamaMLP.forward
+    monkeypatch.setattr(
+        LlamaMLP,
+        "forward",
+        lambda self, hidden: plain(self, hidden) + functional.pad(hidden, (0, 0, 1, 0))[:, :-1] * 0.1,
+    )
+    traits = read_traits(LlamaConfig(**SIZES, rms_norm_eps=1e-3))
+    assert "their log-probabilities would differ" in traits.obstacle
+
+
+@pytest.mark.parametrize("change", [lambda logits: logits * 1.5, torch.tanh, lambda logits: logits - logits[..., :1]])
+def test_what_a_model_does_to_its_logits_is_done(
+    change: Callable[[Tensor], Tensor], tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = LlamaForCausalLM.forward
 
     def forward(self: LlamaForCausalLM, **inputs: Any) -> Any:
         output = plain(self, **inputs)
         return dataclasses.replace(output, logits=change(output.logits))
 
-    check_trainable(config)
     monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
-    with pytest.raises(UserError, match=r"changes what goes into or comes out of its output head \(\w+\)"):
-        check_trainable(config)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        *(make(**noise) for make, noise, _ in NOISY.values()),
-        GPTNeoXConfig(**WITHOUT_GROUPS),
-        PersimmonConfig(**WITHOUT_GROUPS),
-        of(OlmoeConfig, num_experts=4, num_experts_per_tok=2),
-        of(Qwen3MoeConfig, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
-        of(MiniMaxM2Config, **EXPERTS),
-    ],
-    ids=lambda config: type(config).__name__,
-)
-def test_what_can_be_trained_is_not_refused_and_its_row_is_right(config: PreTrainedConfig) -> None:
-    """The row of several responses equals the model's own forward on separate rows."""
-    check_trainable(config)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    from logotrain.trainable import _probe_row
-
     row = _probe_row(269)
-    row = dataclasses.replace(row, position_ids=row.position_ids * 2)
-    separate = [[*range(16), *range(16, 21)], [*range(16), *range(21, 25)]]
-    expected = []
     with torch.no_grad():
-        for indices in separate:
-            ids, positions = row.input_ids[:, indices], row.position_ids[:, indices]
-            mask = torch.ones_like(ids)
-            logits = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits[0]
-            expected.append(logits.log_softmax(-1)[15:-1].gather(1, ids[0, 16:, None])[:, 0])
-        with use_shared_prefix(model):
-            torch.testing.assert_close(LogprobModel(model)(row), torch.cat(expected), rtol=0, atol=1e-5)
+        expected = _own_logprobs(tiny_model, row)
+        for shared in (nullcontext(), use_shared_prefix(tiny_model)):
+            with shared:
+                torch.testing.assert_close(LogprobModel(tiny_model)(row), expected, rtol=0, atol=1e-5)
 
 
 def test_a_model_whose_layers_fail_on_a_row_ends_in_one_line(
@@ -410,7 +359,7 @@ def test_a_model_whose_layers_fail_on_a_row_ends_in_one_line(
 
     monkeypatch.setattr(LlamaMLP, "forward", fails)
     load_data(make_recipe())
-    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot compute .* KeyError 'no such expert'"):
+    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot compute a row: KeyError 'no such expert'"):
         run(make_recipe(), tmp_path / "run")
 
 
