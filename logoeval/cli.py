@@ -194,7 +194,7 @@ def score(predictions: Path, e: bool, code_sim: Any, output: Path | None) -> Non
     outcome, e = score_predictions(predictions, e=e, code_sim=code_sim)
     show_scores(outcome)
     if output is not None:
-        write_json(output, record(outcome, e=e, code_sim=code_sim))
+        write_json(output, record(outcome, e=e, code_sim=code_sim).to_json())
         say(f"wrote {output}")
 
 

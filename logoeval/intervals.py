@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -139,7 +138,7 @@ def _means(sums: Array, counts: Array, rng: np.random.Generator) -> Array:
     return np.concatenate(blocks)
 
 
-def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[SampleRow]]]:
+def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, object], list[SampleRow]]]:
     """Yield all samples that have the metric, then the samples of each of its slices.
 
     Bands of lengths (``words``) are in order from short to long, other slices in order of first appearance. A slice
@@ -150,7 +149,7 @@ def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[
         return
     yield {}, scored
     for names in (metric.slice_by, *metric.also_by):
-        parts: dict[tuple[Any, ...], list[SampleRow]] = {}
+        parts: dict[tuple[object, ...], list[SampleRow]] = {}
         for sample in scored:
             parts.setdefault(tuple(sample.facts[fact] for fact in names), []).append(sample)
         if "words" in names:
@@ -159,19 +158,19 @@ def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[
             yield from ((dict(zip(names, key, strict=True)), members) for key, members in parts.items())
 
 
-def _band(key: tuple[Any, ...]) -> float:
+def _band(key: tuple[object, ...]) -> float:
     """Return the lower end of a band of lengths. A band without a number comes last."""
     begin = re.match(r"\d+", str(key[0]))
     return float(begin[0]) if begin else math.inf
 
 
-def slice_label(where: dict[str, Any]) -> str:
+def slice_label(where: Mapping[str, object]) -> str:
     """Return a slice in words, such as ``essay, 4,096 tokens, depth 22 %``."""
     words = {"length": "{:,} tokens", "depth": "depth {} %"}
     return ", ".join(words.get(fact, "{}").format(value) for fact, value in where.items())
 
 
-def is_cell(where: dict[str, Any]) -> bool:
+def is_cell(where: Mapping[str, object]) -> bool:
     """Return whether a slice is one cell of a map of lengths and depths.
 
     There are hundreds of cells, so tables leave them to the map and to ``results.json``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from logoeval.records import (
     Results,
     TaskResult,
     continue_results,
+    has_predictions,
     write_results,
 )
 from logoeval.session import Session, adapter_fingerprint
@@ -67,7 +68,7 @@ def evaluate(
         for task in tasks:
             evaluator, section = find_task(task).evaluator, recipe.section(task)
             settings = _settings(recipe, evaluator, section)
-            started = task in results.tasks or _has_predictions(predictions, task)
+            started = task in results.tasks or has_predictions(predictions, task)
             bind_settings(predictions, f"{task}.json", settings, started=started)
             if task in results.tasks:
                 note(f"{task}: finished already")
@@ -90,10 +91,6 @@ def evaluate(
         return results
 
 
-def _has_predictions(predictions: Path, task: str) -> bool:
-    return any(predictions.glob(f"{task}*.jsonl")) or any(predictions.glob(f"{task}/*.jsonl"))
-
-
 def _adapter_notes(recipe: EvalRecipe) -> list[str]:
     """Models of one family have equal shapes: what else tells that an adapter is measured on another one."""
     base = None if recipe.adapter is None else trained_on(recipe.adapter)
@@ -102,7 +99,7 @@ def _adapter_notes(recipe: EvalRecipe) -> list[str]:
     return [f"the adapter was trained on {base}, and is measured on {recipe.model}"]
 
 
-def _settings(recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeModel | None) -> dict[str, Any]:
+def _settings(recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeModel | None) -> dict[str, object]:
     template = recipe.chat_template and text_fingerprint(read_template(recipe.chat_template))
     return {
         "task_version": evaluator.version,
@@ -113,7 +110,7 @@ def _settings(recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeMode
     }
 
 
-def _provenance(session: Session, measured: dict[str, Any], engine: str | None, seconds: float) -> Provenance:
+def _provenance(session: Session, measured: Mapping[str, Any], engine: str | None, seconds: float) -> Provenance:
     return Provenance(
         **measured,
         adapter=str(session.settings.adapter) if session.settings.adapter else None,

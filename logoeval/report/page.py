@@ -53,7 +53,7 @@ def write_report(
     make_folder_of(path)
     write_atomic(path, _page(comparison, sections))
     write_atomic(path.with_suffix(".md"), markdown(comparison, sections))
-    write_json(path.with_suffix(".json"), record(comparison, sections, found))
+    write_json(path.with_suffix(".json"), record(comparison, sections, found).to_json())
 
 
 def render(

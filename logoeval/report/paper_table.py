@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
 
+from logodata.common.records import ABSENT, Record
 from logoeval.compare.compare import Comparison, Value
 from logoeval.compare.limits import limits
 from logoeval.report.tables import Cell, Table
+from logoeval.tasks.longbench.task import is_e
 from logoeval.tasks.longbench.task_table import CATEGORIES
 
 MISSING = "\N{EN DASH}"
 _LOGO_KEYS = (*(f"logo:{category}" for category in CATEGORIES if category != "code"), "logo")
 
 
+class PublishedRow(Record):
+    """A row of the table: scores in percent, as printed."""
+
+    model: str
+    scores: list[float]
+    note: str | None = ABSENT
+
+
+class PublishedTable(Record):
+    """The paper's LongBench table."""
+
+    where: str
+    columns: list[str]
+    rows: list[PublishedRow]
+
+
+class AblationPoint(Record):
+    """A point of the paper's figure: the LongBench average in percent, and the perplexity."""
+
+    setting: str
+    longbench: float
+    perplexity: float
+
+
+class Ablation(Record):
+    """The paper's figure of LongBench against perplexity."""
+
+    where: str
+    perplexity_of: str
+    points: list[AblationPoint]
+
+
+class Published(Record):
+    """The paper's numbers: ``published.json``."""
+
+    source: str
+    longbench: PublishedTable
+    ablation: Ablation
+
+
 @cache
-def published() -> dict[str, Any]:
+def published() -> Published:
     """Return the paper's numbers, from ``logoeval/report/published.json``."""
-    content: dict[str, Any] = json.loads(
-        resources.files("logoeval.report").joinpath("published.json").read_text(encoding="utf-8")
-    )
-    return content
+    return Published.model_validate_json(resources.files("logoeval.report").joinpath("published.json").read_bytes())
 
 
 def own_rows(comparison: Comparison) -> list[list[Value | None]]:
@@ -42,22 +79,22 @@ def paper_table(comparison: Comparison) -> tuple[Table, list[str]] | None:
     """
     result = comparison.runs[0].results.tasks["longbench"]
     ours = own_rows(comparison)
-    if result.settings["e"] or all(value is None for value in ours[0]):
+    if is_e(result) or all(value is None for value in ours[0]):
         return None
-    paper = published()["longbench"]
+    paper = published().longbench
     notes, lines = [], []
-    for row in paper["rows"]:
-        scores = [f"{score:.1f}" for score in row["scores"]]
-        if "note" in row:
-            notes.append(f"* {row['model']}: {row['note']}.")
+    for row in paper.rows:
+        scores = [f"{score:.1f}" for score in row.scores]
+        if row.note:
+            notes.append(f"* {row.model}: {row.note}.")
             scores[-1] += "*"
-        lines.append([row["model"], *scores])
-    missing = [name for name, value in zip(paper["columns"], ours[0], strict=True) if value is None]
+        lines.append([row.model, *scores])
+    missing = [name for name, value in zip(paper.columns, ours[0], strict=True) if value is None]
     if missing:
         notes.append(f"{MISSING} not all tasks of {', '.join(missing)} were measured.")
     heading = Cell("This report; brackets: 95 % intervals", mark="; ".join(limits(result)), style="limit")
     rows: list[Sequence[str | Cell]] = [
-        [f"Published, not measured here: Tang et al. 2025, {paper['where']}"],
+        [f"Published, not measured here: Tang et al. 2025, {paper.where}"],
         *lines,
         [heading],
         *([run.label, *map(_cell, values)] for run, values in zip(comparison.runs, ours, strict=True)),
@@ -65,7 +102,7 @@ def paper_table(comparison: Comparison) -> tuple[Table, list[str]] | None:
     styles = {
         number: "published derived" if line[0].startswith("+") else "published" for number, line in enumerate(lines, 1)
     }
-    head = ["model", *paper["columns"]]
+    head = ["model", *paper.columns]
     return Table("LOGO's LongBench table", head, rows, style="paper", row_styles=styles), notes
 
 

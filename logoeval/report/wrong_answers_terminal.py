@@ -53,7 +53,7 @@ def show_errors(
                 _print_example(answer)
     if out is not None:
         make_folder_of(out)
-        write_json(out, record(analysis, num_examples))
+        write_json(out, record(analysis, num_examples).to_json())
         console.print(f"wrote {out}", markup=False, soft_wrap=True)
 
 

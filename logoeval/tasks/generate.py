@@ -1,21 +1,18 @@
-"""Generation that survives a kill: one prediction record a sample, on disk as soon as it is there, resumed by id."""
+"""Generation that survives a kill: one record a prompt, on disk as soon as it is there, resumed by id."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
-from logodata.common.append_log import AppendLog
 from logodata.common.console import progress
 from logodata.common.errors import UserError
-from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
+from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.prompts import decode_text
 from logoeval.records import hash_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from logoeval.session import Session
+from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,72 +27,76 @@ class PromptItem:
     max_new_tokens: int | None = None
 
 
+class Completion(Prediction):
+    """What is kept of every response; a task adds its scores."""
+
+    template: str
+    truncated: bool
+    num_prompt_tokens: int
+    stop_ids: tuple[int, ...]
+    engine: str
+    response: str
+    num_response_tokens: int
+    finish_reason: FinishReason
+
+
+CompletionT = TypeVar("CompletionT", bound=Completion)
+
+
 def complete(
-    engine: Engine,
-    tokenizer: PreTrainedTokenizerBase,
+    session: Session,
     items: Sequence[PromptItem],
+    file: RecordFile[CompletionT],
     *,
     sampling: Sampling,
-    path: Path,
-    fields: Callable[[str, GenerationResult], dict[str, Any]],
+    record: Callable[[Completion, GenerationResult], CompletionT],
     label: str,
-) -> list[dict[str, Any]]:
-    """Answer every prompt once and return the prediction records in the order of ``items``.
+) -> list[CompletionT]:
+    """Answer every prompt once, and return the records in the order of ``items``.
 
     Args:
-        engine: completes the prompts.
-        tokenizer: decodes the responses.
+        session: its engine completes the prompts.
         items: ids must be unique.
+        file: records that are in it are kept, not made again.
         sampling: the same for all, but for ``max_new_tokens`` of an item.
-        path: the JSON-lines file; records already in it are kept, not made again.
-        fields: what the task adds to a record, from the response text and the result.
+        record: adds the fields of the task.
         label: of the progress bar.
 
     Raises:
         UserError: a record on disk answers another prompt than the one that now has its id, or another engine made it.
     """
-    log = AppendLog(path)
+    engine = session.engine
     hashes = {item.id: hash_ids(item.prompt_ids) for item in items}
-    for record_id, prompt_hash in hashes.items():
-        if record_id in log:
-            _check_kept(log[record_id], prompt_hash, engine.name, path)
-    waiting = {item.id: item for item in items if item.id not in log}
-    requests = [GenerationRequest(item.id, item.prompt_ids, _sampling(item, sampling)) for item in waiting.values()]
-    if requests:
+    check_kept(file, hashes)
+    waiting = {item.id: item for item in items if item.id not in file}
+    for item in items:
+        # Results name one engine, and compare refuses two: answers of both in one task would pass as one's.
+        if item.id in file and file[item.id].engine != engine.name:
+            raise UserError(
+                f"record {item.id!r} was made by engine {file[item.id].engine!r}, now it is {engine.name!r}",
+                where=str(file.path),
+                mend="continue with that engine, or choose another -o",
+            )
+    if waiting:
+        requests = [GenerationRequest(item.id, item.prompt_ids, _sampling(item, sampling)) for item in waiting.values()]
         with progress(label, len(items), len(items) - len(requests)) as tracker:
             for result in engine.generate(requests):
                 item = waiting[result.id]
-                response = decode_text(tokenizer, result.token_ids)
-                record = {
-                    "id": item.id,
-                    "prompt_hash": hashes[item.id],
-                    "template": item.template,
-                    "truncated": item.truncated,
-                    "num_prompt_tokens": len(item.prompt_ids),
-                    "stop_ids": list(sampling.stop_ids),
-                    "engine": engine.name,
-                    "response": response,
-                    "num_response_tokens": len(result.token_ids),
-                    "finish_reason": result.finish_reason,
-                    **fields(response, result),
-                }
-                log.append(record)
+                made = Completion(
+                    id=item.id,
+                    prompt_hash=hashes[item.id],
+                    template=item.template,
+                    truncated=item.truncated,
+                    num_prompt_tokens=len(item.prompt_ids),
+                    stop_ids=sampling.stop_ids,
+                    engine=engine.name,
+                    response=decode_text(session.tokenizer, result.token_ids),
+                    num_response_tokens=len(result.token_ids),
+                    finish_reason=result.finish_reason,
+                )
+                file.append(record(made, result))
                 tracker.advance()
-    return [log[item.id] for item in items]
-
-
-def _check_kept(record: dict[str, Any], prompt_hash: str, engine: str, path: Path) -> None:
-    if record["prompt_hash"] != prompt_hash:
-        raise UserError(
-            f"record {record['id']!r} answers another prompt", where=str(path), mend="evaluate into another folder"
-        )
-    # Results name one engine, and compare refuses two: answers of both in one task would pass as one's.
-    if record["engine"] != engine:
-        raise UserError(
-            f"record {record['id']!r} was made by engine {record['engine']!r}, now it is {engine!r}",
-            where=str(path),
-            mend="continue with that engine, or choose another -o",
-        )
+    return [file[item.id] for item in items]
 
 
 def _sampling(item: PromptItem, sampling: Sampling) -> Sampling:

@@ -66,6 +66,9 @@ class Task:
     examples: tuple[str, ...]
     """Whole command lines."""
     options: tuple[Option, ...] = ()
+    answers: str = ""
+    """The name of its answers where wrong ones are counted (:mod:`logoeval.compare.wrong_answers`); empty where it asks
+    no questions with short texts as references."""
     over_checkpoints: bool = False
     """Whether ``--checkpoints`` measures it at every checkpoint of a training run (:mod:`logoeval.checkpoints`)."""
 
@@ -91,6 +94,7 @@ TASKS: tuple[Task, ...] = (
             Option("--tasks", "tasks", kind="names", metavar="A,B"),
             Option("-e", "e", "LongBench-E", "switch"),
         ),
+        answers="LongBench QA",
     ),
     Task(
         "niah",
@@ -124,6 +128,7 @@ TASKS: tuple[Task, ...] = (
         "qa.max_samples=100",
         ("logoeval qa --model embedded --adapter runs/logo/final --with-base --data runs/questions -o runs/qa",),
         (_BUILD,),
+        answers="Held-out questions",
     ),
     Task(
         "pairs",
@@ -133,6 +138,7 @@ TASKS: tuple[Task, ...] = (
         "pairs.max_samples=16",
         ("logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after",),
         (_BUILD,),
+        answers="Held-out pairs",
     ),
     Task(
         "ppl",

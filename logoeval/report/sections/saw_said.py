@@ -9,6 +9,7 @@ from logoeval.compare.compare import Comparison, Row, Run, show_change
 from logoeval.report.measures import measures_table
 from logoeval.report.tables import Cell, Section, Table
 from logoeval.tasks.needles.saw_said import saw_said
+from logoeval.tasks.needles.scores import NiahFacts
 
 _CELLS = (("said", "saw_and_said", "said_only"), ("not said", "saw_only", "neither"))
 
@@ -39,7 +40,8 @@ def _table(rows: dict[str, Row], number: int, run: Run) -> Table:
     """Counts of values, and shares with their intervals."""
     counts: Counter[str] = Counter()
     for sample in run.results.tasks["niah"].samples:
-        counts.update(saw_said(sample.facts["seen"], sample.facts["found"]))
+        facts = NiahFacts.model_validate(sample.facts)
+        counts.update(saw_said(facts.seen or (), facts.found))
     body: list[list[str | Cell]] = []
     for name, *keys in _CELLS:
         body.append([name, *(_cell(rows[key], number, counts[key]) for key in keys)])

@@ -10,6 +10,7 @@ from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures
 from logoeval.report.paper_table import published
 from logoeval.report.tables import Section, Table, details, figure
+from logoeval.tasks.perplexity import settings_of
 
 
 def tradeoff_section(comparison: Comparison) -> Section | None:
@@ -21,31 +22,29 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
     tasks = comparison.runs[0].results.tasks
     if not {"longbench", "ppl"} <= tasks.keys():
         return None
-    longest = tasks["ppl"].settings["lengths"][-1]
-    kind = "sliding" if tasks["ppl"].settings.get("protocol") == "sliding" else "ppl"
-    average, perplexity = comparison.whole("longbench").get("logo"), comparison.whole("ppl").get(f"{kind}@{longest}")
+    settings = settings_of(tasks["ppl"])
+    kind = "sliding" if settings.protocol == "sliding" else "ppl"
+    average = comparison.whole("longbench").get("logo")
+    perplexity = comparison.whole("ppl").get(f"{kind}@{settings.lengths[-1]}")
     if average is None or perplexity is None:
         return None
-    paper = published()["ablation"]
+    paper = published().ablation
     points = []
     for run, x, y in zip(comparison.runs, perplexity.values, average.values, strict=True):
         low, high = (None if bound is None else 100 * bound for bound in (y.low, y.high))
         points.append(figures.Point(run.label, (x.value, x.low, x.high), (100 * y.value, low, high)))
-    lettered = list(zip(ascii_lowercase, paper["points"], strict=False))
+    lettered = list(zip(ascii_lowercase, paper.points, strict=False))
     theirs = [
-        figures.Point(letter, (point["perplexity"], None, None), (point["longbench"], None, None))
+        figures.Point(letter, (point.perplexity, None, None), (point.longbench, None, None))
         for letter, point in lettered
     ]
     cut = limits(tasks["longbench"])
     y_label = "LongBench average" + (" (a sample)" if cut else "")
-    title, their_label = f"Published: LOGO paper, {paper['where']}", f"perplexity, {paper['perplexity_of']}"
+    title, their_label = f"Published: LOGO paper, {paper.where}", f"perplexity, {paper.perplexity_of}"
     table = Table(
         title,
         ["", "setting", their_label, "LongBench average"],
-        [
-            [letter, point["setting"], f"{point['perplexity']:.2f}", f"{point['longbench']:.1f}"]
-            for letter, point in lettered
-        ],
+        [[letter, point.setting, f"{point.perplexity:.2f}", f"{point.longbench:.1f}"] for letter, point in lettered],
         text_columns={1},
     )
     body = join(

@@ -12,11 +12,11 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import note_left_out
@@ -37,18 +37,14 @@ _AS_THEY_ARE = "give LongBench's rows as they are"
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
 
 
+JsonObject = Mapping[str, object]
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A question with its context.
+    """A question with its context and gold answers.
 
-    Attributes:
-        id: unique within its task.
-        input: the question.
-        context: the text that it is about.
-        answers: the gold answers.
-        length: length that LongBench gives the row, in words; None if unknown.
-        all_classes: the classes of a classification task.
-        where: file and line of the row, for messages.
+    ``length`` is the one that LongBench gives the row, in words, None if unknown; ``where`` its file and line.
     """
 
     id: str
@@ -60,7 +56,7 @@ class Row:
     where: str
 
 
-_Records = Callable[[], Iterator[tuple[str, Any]]]
+_Records = Callable[[], Iterator[tuple[str, JsonObject]]]
 """Yields the records of a file, each with its place."""
 
 
@@ -151,7 +147,7 @@ def _archive(path: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
             mend="download LongBench's data.zip again",
         )
 
-    def records(name: str) -> Iterator[tuple[str, Any]]:
+    def records(name: str) -> Iterator[tuple[str, JsonObject]]:
         try:
             with zipfile.ZipFile(path) as archive, archive.open(name) as file:
                 yield from _parsed(file, f"{path}:{name}")
@@ -162,7 +158,7 @@ def _archive(path: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
         yield PurePosixPath(name), partial(records, name)
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+def read_lines(path: Path) -> Iterator[tuple[str, JsonObject]]:
     """Yield ``(file:line, record)`` for each line of a JSON-lines file that is not empty.
 
     Raises:
@@ -175,7 +171,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
 
 
-def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
+def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, JsonObject]]:
     for number, line in numbered_lines(file, name):
         if not line.strip():
             continue
@@ -189,7 +185,7 @@ def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
         yield where, record
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+def _parquet(path: Path) -> Iterator[tuple[str, JsonObject]]:
     for number, record in parquet_rows(path, str(path), mend="download it again"):
         yield f"{path}:row {number}", record
 
@@ -203,7 +199,7 @@ def _hint(path: PurePosixPath) -> tuple[Task | None, bool]:
     return None, False
 
 
-def _task_of(record: dict[str, Any], hinted: Task | None, hinted_e: bool, where: str) -> tuple[Task, bool]:
+def _task_of(record: JsonObject, hinted: Task | None, hinted_e: bool, where: str) -> tuple[Task, bool]:
     name = record.get("dataset")
     task, is_e = split_name(name) if isinstance(name, str) else (None, False)
     if hinted is not None and (name is None or task is hinted):
@@ -221,7 +217,7 @@ def _task_of(record: dict[str, Any], hinted: Task | None, hinted_e: bool, where:
     return task, is_e
 
 
-def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
+def _row(record: JsonObject, task: Task, number: int, where: str) -> Row:
     context, question = record.get("context"), record.get("input", record.get("question"))
     if not isinstance(context, str) or not isinstance(question, str):
         missing = "context" if not isinstance(context, str) else "input"
@@ -237,7 +233,7 @@ def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
     )
 
 
-def length_of(record: dict[str, Any]) -> int | None:
+def length_of(record: JsonObject) -> int | None:
     """Return the length that LongBench gives a row, in words, or None if there is no valid number."""
     value = record.get("length")
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -245,7 +241,7 @@ def length_of(record: dict[str, Any]) -> int | None:
     return int(value) if 0 <= value < _MOST_WORDS else None
 
 
-def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | None:
+def texts(record: JsonObject, key: str, where: str) -> tuple[str, ...] | None:
     """Return the strings under ``key``, which may be a list or one string; None if there are none.
 
     Raises:
@@ -254,8 +250,9 @@ def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | Non
     value = record.get(key)
     if value is None:
         return None
-    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (None,)
-    if not all(isinstance(text, str) for text in found):
+    given = value if isinstance(value, list | tuple) else [value]
+    found = tuple(text for text in given if isinstance(text, str))
+    if len(found) < len(given):
         raise UserError(f"{key!r} is not a list of texts", where=where, mend=_AS_THEY_ARE)
     return found or None
 

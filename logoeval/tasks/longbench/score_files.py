@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import note_left_out
 from logodata.common.user_files import visible_files
 from logoeval.intervals import summarise
-from logoeval.records import PREDICTIONS_DIR, Outcome
-from logoeval.tasks.longbench.data import check_answers, length_of, read_lines, texts
+from logoeval.records import PREDICTIONS_DIR, Metric, Outcome, SummaryRow, VersionedRecord
+from logoeval.tasks.longbench.data import JsonObject, check_answers, length_of, read_lines, texts
 from logoeval.tasks.longbench.metrics import CodeSimBackend
 from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
 from logoeval.tasks.longbench.task import FOLDER
@@ -59,17 +59,27 @@ def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tup
     return Outcome(reported, rows, found, {"predictions": str(source.resolve())}), is_e
 
 
-def record(outcome: Outcome, *, e: bool, code_sim: CodeSimBackend) -> dict[str, Any]:
-    """Return the JSON record that ``logoeval score -o FILE`` writes."""
-    return {
-        "schema_version": 1,
-        "benchmark": "LongBench-E" if e else "LongBench",
-        "code_sim": code_sim,
-        "sources": outcome.sources,
-        "notes": outcome.notes,
-        "metrics": [metric.model_dump() for metric in outcome.metrics],
-        "summary": [row.model_dump() for row in summarise(outcome.metrics, outcome.samples)],
-    }
+class ScoreRecord(VersionedRecord):
+    """What ``logoeval score -o FILE`` writes."""
+
+    benchmark: Literal["LongBench", "LongBench-E"]
+    code_sim: CodeSimBackend
+    sources: dict[str, str]
+    notes: list[str]
+    metrics: list[Metric]
+    summary: list[SummaryRow]
+
+
+def record(outcome: Outcome, *, e: bool, code_sim: CodeSimBackend) -> ScoreRecord:
+    """Return the scores as they are written."""
+    return ScoreRecord(
+        benchmark="LongBench-E" if e else "LongBench",
+        code_sim=code_sim,
+        sources=outcome.sources,
+        notes=outcome.notes,
+        metrics=outcome.metrics,
+        summary=summarise(outcome.metrics, outcome.samples),
+    )
 
 
 def _scored(task: Task, number: int, prediction: Prediction, code_sim: CodeSimBackend) -> Scored:
@@ -130,7 +140,7 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def _task(content: dict[str, Any], hinted: Task | None, hinted_e: bool, where: str) -> tuple[Task, bool]:
+def _task(content: JsonObject, hinted: Task | None, hinted_e: bool, where: str) -> tuple[Task, bool]:
     name = content.get("task", content.get("dataset"))
     task, is_e = split_name(name) if isinstance(name, str) else (None, False)
     if hinted is not None and (name is None or task is hinted):
@@ -144,7 +154,7 @@ def _task(content: dict[str, Any], hinted: Task | None, hinted_e: bool, where: s
     return task, is_e
 
 
-def _prediction(content: dict[str, Any], task: Task, where: str) -> Prediction:
+def _prediction(content: JsonObject, task: Task, where: str) -> Prediction:
     response = content.get("pred", content.get("response"))
     if not isinstance(response, str):
         raise UserError("no text under 'pred'", where=where, mend=_HOW)

@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from logodata.common.errors import UserError
-from logodata.common.files import read_json, write_json
+from logodata.common.files import read_json
+from logodata.common.records import Record
+from logoeval.records import VersionedRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 HEADS_FILE = "heads.json"
 MIN_SCORE = 0.1
 MOST_HEADS = 10
-
-_SCHEMA_VERSION = 1
 
 Copies = NDArray[np.bool_]
 """bool [layers, heads, tokens of all needles]: whether each head copied each needle token."""
@@ -151,22 +150,17 @@ def decode_copies(record: Mapping[str, str], grid: tuple[int, int], sizes: Seque
     return copies
 
 
-class Head(BaseModel):
+class Head(Record):
     """An attention head and its mean score on the calibration samples. Layers and heads count from 0."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     layer: int
     head: int
     score: float
 
 
-class Heads(BaseModel):
+class Heads(VersionedRecord):
     """The content of ``heads.json``: the retrieval heads of a model, found on samples that are not measured."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: int = _SCHEMA_VERSION
     model: str
     model_fingerprint: str
     adapter_fingerprint: str | None
@@ -188,10 +182,6 @@ class Heads(BaseModel):
         names = sorted((head.layer, head.head) for head in self.best)
         return hashlib.sha256(repr((self.num_layers, self.num_heads, names)).encode()).hexdigest()[:16]
 
-    def write(self, path: Path) -> None:
-        """Write the file atomically."""
-        write_json(path, self.model_dump(mode="json"))
-
     @classmethod
     def read(cls, path: Path, grid: tuple[int, int] | None = None) -> Self:
         """Read the file and check that its model has ``grid`` (layers, heads), if that is given.
@@ -200,18 +190,7 @@ class Heads(BaseModel):
             UserError: the file does not exist, it is damaged, or its model has another number of layers or heads.
         """
         mend = f"give the {HEADS_FILE} of a run with --retrieval"
-        try:
-            heads = cls.model_validate(read_json(path))
-        except ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(str(part) for part in fault["loc"])
-            raise UserError(f"not a file of heads: {place}: {fault['msg']}", where=str(path), mend=mend) from error
-        if heads.schema_version != _SCHEMA_VERSION:
-            raise UserError(
-                f"schema version {heads.schema_version}, this program reads {_SCHEMA_VERSION}",
-                where=str(path),
-                mend=mend,
-            )
+        heads = cls.from_json(read_json(path), where=str(path), mend=mend)
         if grid is not None and (heads.num_layers, heads.num_heads) != grid:
             raise UserError(
                 f"heads of a model with {heads.num_layers} layers of {heads.num_heads}, this one has {grid[0]} of "

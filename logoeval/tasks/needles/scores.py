@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from logodata.common.records import ABSENT, Record
 from logoeval.records import Metric
 from logoeval.tasks.needles.settings import NiahVariant
 
@@ -31,6 +32,18 @@ METRICS = [
         better="higher",
     ),
 ]
+
+
+class NiahFacts(Record):
+    """The facts of a sample of a needle test. ``depths`` are those of its needles in percent, ``found`` and ``seen``
+    have one entry a needle; ``depth`` is that of a single needle."""
+
+    haystack: str
+    length: int
+    depths: list[int]
+    found: list[bool]
+    depth: int | None = ABSENT
+    seen: list[bool] | None = ABSENT
 
 
 def score_response(response: str, values: Sequence[str]) -> dict[str, float]:

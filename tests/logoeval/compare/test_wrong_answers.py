@@ -279,10 +279,10 @@ def _page(folders: list[Path]) -> str:
     ("change", "message"),
     [
         (lambda lines: lines[:-1], "lacks the answer to 'q1', which results.json counts"),
-        (lambda lines: [{**line, "question": None} for line in lines], "lacks its question"),
+        (lambda lines: [{**line, "question": None} for line in lines], "pairs.jsonl: q0: damaged: 'question': input"),
         (
             lambda lines: [{key: line[key] for key in ("id", "response")} for line in lines],
-            "lacks its question",
+            "pairs.jsonl: q0: damaged: lacks 'question'",
         ),
     ],
 )
