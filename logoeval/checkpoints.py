@@ -50,12 +50,8 @@ def find_adapters(checkpoints: Path) -> dict[int, Path]:
 
 
 def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) -> Results:
-    """Run the recipe's needle test at every step and write ``folder/step-N/`` and the curve in ``folder/results.json``.
-
-    Args:
-        recipe: names the base model and has settings for niah.
-        checkpoints: of a logotrain run.
-        folder: of the results.
+    """Run the recipe's needle test at every step of a training run's ``checkpoints``, and write ``folder/step-N/`` and
+    the curve in ``folder/results.json``.
 
     Raises:
         UserError: see :func:`find_adapters` and :func:`logoeval.run.evaluate`; or an adapter does not fit the model, or

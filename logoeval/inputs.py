@@ -14,12 +14,8 @@ from logoeval.tasks.table import find_task
 
 
 def check_inputs(recipe: EvalRecipe, out: Path, checkpoints: Path | None = None) -> None:
-    """Check that what a recipe reads is there, of all of its tasks, and that no output lies among it.
-
-    Args:
-        recipe: with the tasks that will run.
-        out: folder of the results.
-        checkpoints: of ``--checkpoints``.
+    """Check that everything is there that the tasks of a recipe read, and that the folder ``out`` of the results does
+    not lie among it.
 
     Raises:
         UserError: something is not there, or holds no model, adapter, build or text.

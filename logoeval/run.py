@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -56,7 +56,7 @@ def evaluate(
         results = continue_results(folder)
         predictions = folder / PREDICTIONS_DIR
         predictions.mkdir(exist_ok=True)
-        measured = {
+        measured: dict[str, Any] = {
             "model": recipe.model,
             "model_fingerprint": model_fingerprint(recipe.model),
             "adapter_fingerprint": adapter_fingerprint(recipe.adapter),
@@ -75,13 +75,24 @@ def evaluate(
                 continue
             start = time.monotonic()
             outcome = evaluator.run(section, session, predictions)
-            engine = session.engine.name if evaluator.generates else None
             result = TaskResult(
                 task=task,
                 settings={**settings, **outcome.settings},
                 notes=[*outcome.notes, *notes],
                 sources=outcome.sources,
-                provenance=_provenance(session, measured, engine, time.monotonic() - start),
+                provenance=Provenance(
+                    **measured,
+                    adapter=str(recipe.adapter) if recipe.adapter else None,
+                    logo_align=__version__,
+                    python=platform.python_version(),
+                    torch=version("torch"),
+                    transformers=version("transformers"),
+                    engine=session.engine.name if evaluator.generates else None,
+                    device=session.device,
+                    tokenizer_fingerprint=tokenizer_fingerprint(session.bare_tokenizer),
+                    date=datetime.now(UTC).isoformat(timespec="seconds"),
+                    seconds=round(time.monotonic() - start, 1),
+                ),
                 metrics=outcome.metrics,
                 summary=summarise(outcome.metrics, outcome.samples),
                 samples=outcome.samples,
@@ -108,19 +119,3 @@ def _settings(recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeMode
         "chat_template": template,
         **evaluator.describe(section, recipe.engine),
     }
-
-
-def _provenance(session: Session, measured: Mapping[str, Any], engine: str | None, seconds: float) -> Provenance:
-    return Provenance(
-        **measured,
-        adapter=str(session.settings.adapter) if session.settings.adapter else None,
-        logo_align=__version__,
-        python=platform.python_version(),
-        torch=version("torch"),
-        transformers=version("transformers"),
-        engine=engine,
-        device=session.device,
-        tokenizer_fingerprint=tokenizer_fingerprint(session.bare_tokenizer),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(seconds, 1),
-    )

@@ -50,10 +50,11 @@ class Weights:
         self._base: PreTrainedModel | None = None
 
     def load(self, settings: SessionSettings, config: PreTrainedConfig, device: str) -> PreTrainedModel:
-        """The model, with the adapter merged if ``settings`` name one; what was returned before must be done with.
+        """Return the model, with the adapter merged if ``settings`` name one. What was returned before must not be used
+        any more.
 
         Args:
-            settings: name the model, always the same one, the adapter and the data type.
+            settings: always of the same model.
             config: of the model, with RoPE and window as the adapter was trained with.
             device: where the weights go.
 
@@ -74,12 +75,8 @@ class Weights:
 
 
 class Session:
-    """What the tasks of one evaluation share.
-
-    Args:
-        settings: name model, adapter, dtype and engine.
-        weights: shared with sessions before and after this one.
-    """
+    """The model of ``settings``, for the tasks of one evaluation. ``weights`` are shared with sessions before and after
+    this one."""
 
     def __init__(self, settings: SessionSettings, weights: Weights | None = None) -> None:
         self.settings = settings
@@ -150,7 +147,7 @@ class Session:
         """Refuse work that would leave the model's window, before it begins.
 
         Raises:
-            UserError: it would; ``what`` names the setting.
+            UserError: it needs more positions; ``what`` names the setting.
         """
         if num_tokens > self.window:
             raise UserError(
@@ -166,10 +163,10 @@ def rope_and_window(config: PreTrainedConfig) -> tuple[Any, int]:
 
 
 def adapter_fingerprint(adapter: Path | None) -> str | None:
-    """Hash of an adapter's config and weights, and of the RoPE it was trained with.
+    """Return a hash of an adapter's config and weights, and of the RoPE it was trained with.
 
     Raises:
-        UserError: there is none in the folder.
+        UserError: there is no adapter in the folder.
     """
     if adapter is None:
         return None

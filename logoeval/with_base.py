@@ -37,17 +37,10 @@ BASE, ADAPTER = "base", "adapter"
 
 
 def evaluate_with_base(recipe: EvalRecipe, tasks: Sequence[str], folder: Path) -> tuple[Path, Path]:
-    """Run ``tasks`` on the recipe's model without its adapter and with it.
+    """Run ``tasks`` on the recipe's model without its adapter and with it, and return the folders of the results,
+    ``folder/base`` and ``folder/adapter``.
 
     Where the retrieval score is measured, the base model's heads are measured on both, unless the recipe names others.
-
-    Args:
-        recipe: names an adapter.
-        tasks: that have settings in it.
-        folder: of both folders of results.
-
-    Returns:
-        the folders of the results, ``folder/base`` and ``folder/adapter``.
 
     Raises:
         UserError: the adapter does not fit the model, or base and adapter could not be compared, both before any work;

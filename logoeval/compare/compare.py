@@ -53,14 +53,19 @@ class Value(Record):
     """A mean with its 95 % interval, which is None if all samples are of one cluster."""
 
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
     @classmethod
     def of(cls, found: Estimate) -> Self:
         """Make a value from an estimate."""
         low, high = found.interval or (None, None)
         return cls(value=found.value, low=low, high=high)
+
+    def percent(self) -> Value:
+        """Return a share in percent."""
+        low, high = (None if end is None else 100 * end for end in (self.low, self.high))
+        return Value(value=100 * self.value, low=low, high=high)
 
 
 class Difference(Record):
@@ -110,10 +115,7 @@ class Comparison:
 
 
 def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
-    """Compare each run with the first.
-
-    Args:
-        folders: the folders of the runs, or a mapping from label to folder.
+    """Compare each run with the first. ``folders`` may be given by label.
 
     Raises:
         UserError: a folder holds no results, or runs differ in tasks, settings, engine or prompts; the message names

@@ -10,9 +10,8 @@ from logodata.common.errors import UserError
 
 
 def parse_folders(arguments: Sequence[str]) -> dict[str, Path]:
-    """Return folders by label, from arguments ``DIR`` or ``LABEL=DIR``.
-
-    An argument that is the name of a folder with a ``=`` is read as ``DIR``.
+    """Return folders by label, from arguments ``DIR`` or ``LABEL=DIR``. An argument that is the name of a folder with a
+    ``=`` is read as ``DIR``.
 
     Raises:
         UserError: two folders have the same label, or a folder is given twice without labels.

@@ -62,11 +62,8 @@ _SEED = "How answers go wrong"  # of the order in which examples are taken
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Answers that are counted together: all of a task (``part`` is None), or one part of it.
-
-    ``median_words`` holds for each of :data:`PATTERNS` the median length of such answers in words, by run (None where a
-    run has none).
-    """
+    """Answers that are counted together: all of a task (``part`` is None), or one part of it. ``median_words`` holds
+    for each of :data:`PATTERNS` the median length of such answers in words, by run (None where a run has none)."""
 
     task: str
     part: str | None
@@ -136,11 +133,7 @@ def read_and_analyse(folders: Sequence[Path] | Mapping[str, Path], wrong_below: 
 
 def analyse(runs: Sequence[Run], wrong_below: float = RIGHT_AT) -> Analysis:
     """Count the outcomes of all answers to questions, each with its interval, and the paired differences from the first
-    run.
-
-    Args:
-        runs: that may be compared. One whose prediction files are gone is left out, and a note says so.
-        wrong_below: see :func:`classify`.
+    run. A run whose prediction files are gone is left out, and a note says so.
 
     Raises:
         UserError: see :func:`logoeval.compare.answers.read_answers`.

@@ -19,16 +19,9 @@ def judged(row: Row, difference: Difference) -> str:
 
 
 def measures_table(comparison: Comparison, rows: Sequence[Row], title: str, *, explain: bool = False) -> Table:
-    """Return a table with a line for each of ``rows``.
-
-    With two runs the difference has its own columns; with more, each run's difference stands in the cell of its value.
-
-    Args:
-        comparison: the comparison.
-        rows: the rows of the comparison to show.
-        title: name of the table.
-        explain: add to each metric its explanation and what its task leaves out.
-    """
+    """Return a table with a line for each of ``rows``. With two runs the difference has its own columns; with more,
+    each run's difference stands in the cell of its value. ``explain`` adds to each metric its explanation and what its
+    task leaves out."""
     first, *others = comparison.labels
     two = len(others) == 1
     changes = ["difference [95 %]", "verdict"] if two else []

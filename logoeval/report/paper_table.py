@@ -73,10 +73,8 @@ def own_rows(comparison: Comparison) -> list[list[Value | None]]:
 
 
 def paper_table(comparison: Comparison) -> tuple[Table, list[str]] | None:
-    """Return a table of the published rows and the runs' rows, and its footnotes.
-
-    Return None if no category of the paper was measured completely, or for LongBench-E, which has other rows.
-    """
+    """Return a table of the published rows and the runs' rows, and its footnotes; None if no category of the paper was
+    measured completely, or for LongBench-E, which has other rows."""
     result = comparison.runs[0].results.tasks["longbench"]
     ours = own_rows(comparison)
     if is_e(result) or all(value is None for value in ours[0]):
@@ -109,7 +107,5 @@ def paper_table(comparison: Comparison) -> tuple[Table, list[str]] | None:
 def _cell(value: Value | None) -> str | Cell:
     if value is None:
         return MISSING
-    shown = f"{100 * value.value:.1f}"
-    if value.low is None or value.high is None:
-        return shown
-    return Cell(shown, f"[{100 * value.low:.1f}, {100 * value.high:.1f}]")
+    percent = value.percent()
+    return Cell(f"{percent.value:.1f}", "" if percent.low is None else f"[{percent.low:.1f}, {percent.high:.1f}]")

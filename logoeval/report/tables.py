@@ -27,7 +27,7 @@ class Cell(NamedTuple):
 
 
 class TableRecord(Record):
-    """The text of a table, for JSON."""
+    """A table as text."""
 
     title: str
     head: list[str]
@@ -35,7 +35,7 @@ class TableRecord(Record):
 
 
 class SectionRecord(Record):
-    """The tables of a section, for JSON."""
+    """The tables of a section."""
 
     title: str
     tables: list[TableRecord]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from logodata.common.console import console
 from logoeval.compare.compare import Comparison, Row, compare
@@ -19,7 +18,7 @@ from logoeval.report.measures import terminal_table
 
 def say(text: str) -> None:
     """Print a line as it is, however long."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def show_results(results: Results, tasks: Sequence[str], folder: Path) -> None:
@@ -61,7 +60,7 @@ def show_curve(results: Results, folder: Path) -> None:
     for point in curve.points:
         values = [(metric, point.of(metric)) for metric in curve.shown]
         cells = (f"{metric.show(here.value)} [{metric.show_interval(here.low, here.high)}]" for metric, here in values)
-        table.add_row(str(point.step), *map(Text, cells))
+        table.add_row(str(point.step), *cells)
     console.print(table)
     say(f"wrote {folder / 'results.json'}")
 
@@ -71,7 +70,7 @@ def show_rows(comparison: Comparison, rows: Sequence[Row]) -> None:
     shown = terminal_table(comparison, rows)
     table = Table(*shown.head, box=None, pad_edge=False)
     for row in shown.rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*map(str, row))
     console.print(table)
     for task, limits in all_limits(comparison).items():
         if any(row.task == task for row in rows):
@@ -88,5 +87,5 @@ def _print_means(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]])
             metric = by_key[row.metric]
             label = f"  {slice_label(row.slice)}" if row.slice else metric.label
             interval = metric.show_interval(row.low, row.high)
-            table.add_row(Text(label), metric.show(row.value), interval, str(row.num_samples))
+            table.add_row(label, metric.show(row.value), interval, str(row.num_samples))
     console.print(table)

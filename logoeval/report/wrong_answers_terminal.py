@@ -24,15 +24,16 @@ from logoeval.compare.wrong_answers import (
     record,
 )
 from logoeval.report.sections.wrong_answers import answer_name, examples_title, interval, length_rows
+from logoeval.report.terminal import say
 
 
 def show_errors(
     folders: Sequence[Path] | Mapping[str, Path], *, wrong_below: float, num_examples: int, out: Path | None
 ) -> None:
-    """``logoeval errors``: a table of shares, the lengths of wrong answers, examples; the same as JSON into ``out``.
+    """Print a table of shares, the lengths of wrong answers, and examples, and write the same as JSON into ``out``.
 
     Raises:
-        UserError: see :func:`logoeval.compare.wrong_answers.read_and_analyse`; or a count of examples below 0.
+        UserError: see :func:`logoeval.compare.wrong_answers.read_and_analyse`; or the number of examples is below 0.
     """
     if num_examples < 0:
         raise UserError(f"--examples is {num_examples}", mend="give 0 for none")
@@ -42,7 +43,7 @@ def show_errors(
     console.print(_lengths(analysis))
     console.print()
     for text in (describe_rule(wrong_below), *analysis.notes, CAUTION):
-        console.print(text, markup=False, soft_wrap=True)
+        say(text)
     for run, answers in zip(analysis.comparison.runs, analysis.answers, strict=True):
         for pattern in PATTERNS:
             shown = draw_examples(answers[pattern], num_examples)
@@ -54,7 +55,7 @@ def show_errors(
     if out is not None:
         make_folder_of(out)
         write_json(out, record(analysis, num_examples).to_json())
-        console.print(f"wrote {out}", markup=False, soft_wrap=True)
+        say(f"wrote {out}")
 
 
 def _shares(analysis: Analysis) -> Table:
@@ -71,10 +72,10 @@ def _shares(analysis: Analysis) -> Table:
         rows = list(group.rows.values())
         for number, label in enumerate(labels):
             values = [_points(row.values[number], "") for row in rows]
-            table.add_row(Text(f"{indent}  {label}"), *(Text(value) for value in values))
+            table.add_row(f"{indent}  {label}", *values)
             if number:
                 changes = [_points(row.differences[number - 1].change, "+") for row in rows]
-                table.add_row(Text(f"{indent}    - {labels[0]}"), *(Text(change) for change in changes))
+                table.add_row(f"{indent}    - {labels[0]}", *changes)
     return table
 
 
@@ -85,9 +86,9 @@ def _points(value: Value, sign: str) -> str:
 def _lengths(analysis: Analysis) -> Table:
     table = Table("words of a wrong answer, median", box=None, pad_edge=False)
     for run in analysis.comparison.runs:
-        table.add_column(Text(run.label), justify="right")
+        table.add_column(run.label, justify="right")
     for title, cells in length_rows(analysis):
-        table.add_row(Text(title), *cells)
+        table.add_row(title, *cells)
     return table
 
 
@@ -102,13 +103,5 @@ def _print_example(answer: Answer) -> None:
     grid.add_column(width=9)
     grid.add_column(overflow="fold")
     for name, text in entries:
-        grid.add_row(name, Text(_one_line(text), style="" if name else "dim"))
+        grid.add_row(name, Text(" ".join(text.split()), style="" if name else "dim"))
     console.print(grid)
-
-
-def _one_line(text: str) -> str:
-    """White space collapsed, and what a terminal would obey written out: a response may hold escape sequences."""
-    flat = " ".join(text.split())
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in flat
-    )

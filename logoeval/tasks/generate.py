@@ -52,10 +52,10 @@ def complete(
     record: Callable[[Completion, GenerationResult], CompletionT],
     label: str,
 ) -> list[CompletionT]:
-    """Answer every prompt once, and return the records in the order of ``items``.
+    """Answer every prompt once with the engine of ``session``, and return the records in the order of ``items``.
 
     Args:
-        session: its engine completes the prompts.
+        session: the model of the evaluation.
         items: ids must be unique.
         file: records that are in it are kept, not made again.
         sampling: the same for all, but for ``max_new_tokens`` of an item.
@@ -63,7 +63,7 @@ def complete(
         label: of the progress bar.
 
     Raises:
-        UserError: a record on disk answers another prompt than the one that now has its id, or another engine made it.
+        UserError: a record is of another prompt than the one that now has its id, or another engine made it.
     """
     engine = session.engine
     hashes = {item.id: hash_ids(item.prompt_ids) for item in items}
@@ -78,7 +78,14 @@ def complete(
                 mend="continue with that engine, or choose another -o",
             )
     if waiting:
-        requests = [GenerationRequest(item.id, item.prompt_ids, _sampling(item, sampling)) for item in waiting.values()]
+        requests = [
+            GenerationRequest(
+                item.id,
+                item.prompt_ids,
+                replace(sampling, max_new_tokens=item.max_new_tokens or sampling.max_new_tokens),
+            )
+            for item in waiting.values()
+        ]
         with progress(label, len(items), len(items) - len(requests)) as tracker:
             for result in engine.generate(requests):
                 item = waiting[result.id]
@@ -97,7 +104,3 @@ def complete(
                 file.append(record(made, result))
                 tracker.advance()
     return [file[item.id] for item in items]
-
-
-def _sampling(item: PromptItem, sampling: Sampling) -> Sampling:
-    return sampling if item.max_new_tokens is None else replace(sampling, max_new_tokens=item.max_new_tokens)

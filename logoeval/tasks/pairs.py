@@ -75,12 +75,8 @@ def sample_hash(sample: PreferenceSample) -> str:
 
 def mean_logprobs(model: LogprobModel, sample: PreferenceSample, window: int) -> list[float]:
     """Return the mean log-probability per token in nats, r(y) in the paper, of the preferred response and then of each
-    dis-preferred one.
-
-    Args:
-        model: inside :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
-        sample: its positions are natural, without gaps.
-        window: positions the model was made for.
+    dis-preferred one, at natural positions. The model must be inside
+    :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
 
     Raises:
         UserError: the sample does not fit the window.

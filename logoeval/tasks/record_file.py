@@ -50,11 +50,8 @@ class RecordFile(Generic[RecordT]):
 
 
 def check_kept(file: RecordFile[PredictionT], hashes: Mapping[str, str]) -> None:
-    """Refuse a file with records of other prompts or texts than those that have their ids now.
-
-    Args:
-        file: the records.
-        hashes: :attr:`Prediction.input_hash` by id.
+    """Refuse a file with records of other prompts or texts than those that have their ids now. ``hashes`` are
+    :attr:`Prediction.input_hash` by id.
 
     Raises:
         UserError: the file holds such a record.

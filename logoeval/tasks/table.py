@@ -171,7 +171,7 @@ def task_names() -> list[str]:
 
 
 def find_task(name: str) -> Task:
-    """The task of this name.
+    """Return the task of this name.
 
     Raises:
         KeyError: there is none.

@@ -15,7 +15,7 @@ from logoeval.report.tables import Cell, Section, Table, details, figure
 
 
 def read_curves(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Curve]:
-    """Curves by label.
+    """Return the curves in some folders, by label.
 
     Raises:
         UserError: a folder holds no curve, or the curves were measured under other settings.

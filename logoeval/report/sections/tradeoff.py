@@ -5,7 +5,7 @@ from __future__ import annotations
 from string import ascii_lowercase
 
 from logodata.common.markup import join, tag
-from logoeval.compare.compare import Comparison
+from logoeval.compare.compare import Comparison, Value
 from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures
 from logoeval.report.paper_table import published
@@ -14,11 +14,9 @@ from logoeval.tasks.perplexity import settings_of
 
 
 def tradeoff_section(comparison: Comparison) -> Section | None:
-    """Return a section with a plot of the runs and a plot of the paper's points; None if either number is missing.
-
-    The two plots do not share axes: the paper's perplexity is of another model on another text, and the LongBench
-    average of the runs may be over a sample of the rows.
-    """
+    """Return a section with a plot of the runs and a plot of the paper's points; None if either number is missing. The
+    two plots do not share axes: the paper's perplexity is of another model on another text, and the LongBench average
+    of the runs may be over a sample of the rows."""
     tasks = comparison.runs[0].results.tasks
     if not {"longbench", "ppl"} <= tasks.keys():
         return None
@@ -29,14 +27,13 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
     if average is None or perplexity is None:
         return None
     paper = published().ablation
-    points = []
-    for run, x, y in zip(comparison.runs, perplexity.values, average.values, strict=True):
-        low, high = (None if bound is None else 100 * bound for bound in (y.low, y.high))
-        points.append(figures.Point(run.label, (x.value, x.low, x.high), (100 * y.value, low, high)))
+    points = [
+        figures.Point(label, x, y.percent())
+        for label, x, y in zip(comparison.labels, perplexity.values, average.values, strict=True)
+    ]
     lettered = list(zip(ascii_lowercase, paper.points, strict=False))
     theirs = [
-        figures.Point(letter, (point.perplexity, None, None), (point.longbench, None, None))
-        for letter, point in lettered
+        figures.Point(letter, Value(value=point.perplexity), Value(value=point.longbench)) for letter, point in lettered
     ]
     cut = limits(tasks["longbench"])
     y_label = "LongBench average" + (" (a sample)" if cut else "")

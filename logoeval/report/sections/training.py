@@ -51,7 +51,7 @@ def training_section(folder: Path) -> Section:
     """Return the section.
 
     Raises:
-        UserError: no ``metrics.jsonl`` or no recipe in the folder, or not what logotrain writes there.
+        UserError: the folder lacks ``metrics.jsonl`` or the recipe, or they are not what logotrain writes.
     """
     path = folder / "recipe.resolved.json"
     recipe = _Recipe.from_json(read_json(path), where=str(path), mend=_NO_RUN)

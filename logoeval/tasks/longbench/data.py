@@ -42,10 +42,8 @@ JsonObject = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A question with its context and gold answers.
-
-    ``length`` is the one that LongBench gives the row, in words, None if unknown; ``where`` its file and line.
-    """
+    """A question with its context and gold answers. ``length`` is the one that LongBench gives the row, in words, None
+    if unknown; ``where`` is its file and line."""
 
     id: str
     input: str
@@ -74,11 +72,11 @@ def read_rows(data: Path, tasks: tuple[str, ...] | None, e: bool) -> dict[str, t
     """
     found: dict[str, list[Row]] = {}
     for path, records in _files(data):
-        hinted, hinted_e = _hint(path)
+        hinted, hinted_e = hint = _hint(path)
         if hinted is not None and (hinted_e != e or (tasks is not None and hinted.name not in tasks)):
             continue
         for where, record in records():
-            task, is_e = _task_of(record, hinted, hinted_e, where)
+            task, is_e = task_of(record.get("dataset"), hint, where)
             if is_e == e and (tasks is None or task.name in tasks):
                 rows = found.setdefault(task.name, [])
                 rows.append(_row(record, task, len(rows), where))
@@ -199,21 +197,22 @@ def _hint(path: PurePosixPath) -> tuple[Task | None, bool]:
     return None, False
 
 
-def _task_of(record: JsonObject, hinted: Task | None, hinted_e: bool, where: str) -> tuple[Task, bool]:
-    name = record.get("dataset")
+def task_of(name: object, hinted: tuple[Task | None, bool], where: str) -> tuple[Task, bool]:
+    """Return the task of a line, and whether it is LongBench-E's, from the ``name`` in the line (None if there is none)
+    and from what the name of its file says (``hinted``, see :func:`split_name`).
+
+    Raises:
+        UserError: neither names a task, or they name two.
+    """
     task, is_e = split_name(name) if isinstance(name, str) else (None, False)
-    if hinted is not None and (name is None or task is hinted):
-        return hinted, hinted_e or is_e
-    if hinted is not None:
-        raise UserError(
-            f"a row of {name!r} in a file of {hinted.name!r}", where=where, mend="rename the file, or drop the row"
-        )
+    file_task, file_e = hinted
+    if file_task is not None and (name is None or task is file_task):
+        return file_task, file_e or is_e
+    mend = "name the file after its task, such as qasper.jsonl or qasper_e.jsonl"
+    if file_task is not None:
+        raise UserError(f"a line of {name!r} in a file of {file_task.name!r}", where=where, mend=mend)
     if task is None:
-        raise UserError(
-            f"not a LongBench task: dataset is {name!r}",
-            where=where,
-            mend="name the file after its task, or write the task into 'dataset'",
-        )
+        raise UserError(f"not a LongBench task: {name!r}", where=where, mend=mend)
     return task, is_e
 
 

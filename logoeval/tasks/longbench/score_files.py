@@ -11,7 +11,7 @@ from logodata.common.foreign_files import note_left_out
 from logodata.common.user_files import visible_files
 from logoeval.intervals import summarise
 from logoeval.records import PREDICTIONS_DIR, Metric, Outcome, SummaryRow, VersionedRecord
-from logoeval.tasks.longbench.data import JsonObject, check_answers, length_of, read_lines, texts
+from logoeval.tasks.longbench.data import JsonObject, check_answers, length_of, read_lines, task_of, texts
 from logoeval.tasks.longbench.metrics import CodeSimBackend
 from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
 from logoeval.tasks.longbench.task import FOLDER
@@ -34,15 +34,8 @@ class Prediction:
 
 
 def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tuple[Outcome, bool]:
-    """Score a file, a folder of files, or the folder of a logoeval run.
-
-    Args:
-        source: the file or folder.
-        e: whether files without ``_e`` in their names are LongBench-E's, as the official script writes them.
-        code_sim: back end of the code tasks' metric.
-
-    Returns:
-        The scores, and whether they are LongBench-E's.
+    """Score a file, a folder of files, or the folder of a logoeval run. With ``e`` files without ``_e`` in their names
+    are LongBench-E's, as the official script writes them. Return the scores, and whether they are LongBench-E's.
 
     Raises:
         UserError: there is nothing to score, or a line cannot be scored.
@@ -106,9 +99,9 @@ def read_predictions(source: Path, *, e: bool) -> tuple[dict[str, list[Predictio
     found: dict[str, list[Prediction]] = {}
     kinds: dict[bool, str] = {}
     for path in _files(source):
-        hinted, hinted_e = split_name(path.stem)
+        hinted = split_name(path.stem)
         for where, content in read_lines(path):
-            task, is_e = _task(content, hinted, hinted_e, where)
+            task, is_e = task_of(content.get("task", content.get("dataset")), hinted, where)
             kinds.setdefault(is_e or e, where)
             found.setdefault(task.name, []).append(_prediction(content, task, where))
     if not found:
@@ -138,20 +131,6 @@ def _files(source: Path) -> list[Path]:
     if not ours.is_dir():
         note_left_out(source, files, ".jsonl files, without subfolders,")
     return files
-
-
-def _task(content: JsonObject, hinted: Task | None, hinted_e: bool, where: str) -> tuple[Task, bool]:
-    name = content.get("task", content.get("dataset"))
-    task, is_e = split_name(name) if isinstance(name, str) else (None, False)
-    if hinted is not None and (name is None or task is hinted):
-        return hinted, hinted_e or is_e
-    if hinted is not None or task is None:
-        raise UserError(
-            f"a prediction of {name!r} in a file of {hinted.name!r}" if hinted else "not a LongBench task",
-            where=where,
-            mend="name the file after its task, such as qasper.jsonl or qasper_e.jsonl",
-        )
-    return task, is_e
 
 
 def _prediction(content: JsonObject, task: Task, where: str) -> Prediction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from logodata.common.errors import UserError
@@ -77,15 +78,15 @@ def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Out
 
 
 def _item(task: Task, row: Row, builder: PromptBuilder, window: int) -> PromptItem:
-    prompt = builder.build(task, row)
-    room = window - len(prompt.ids)
-    if room < 1:
+    item = builder.build(task, row)
+    taken = len(item.prompt_ids)
+    if taken >= window:
         raise UserError(
-            f"longbench: the prompt takes {len(prompt.ids)} tokens with its chat template, the window has {window}",
+            f"longbench: the prompt takes {taken} tokens with its chat template, the window has {window}",
             where=row.where,
             mend="lower longbench.max_prompt_tokens",
         )
-    return PromptItem(row.id, prompt.ids, builder.template(task), prompt.truncated, min(task.max_new_tokens, room))
+    return replace(item, max_new_tokens=min(task.max_new_tokens, window - taken))
 
 
 def _answer(

@@ -31,12 +31,9 @@ KEYS, DISTRACTOR_KEYS = _PAIRS[::8], [pair for number, pair in enumerate(_PAIRS)
 
 
 class Haystack:
-    """A text to hide needles in.
-
-    Args:
-        name: ``noise`` (RULER's line of five sentences, repeated), ``distractors`` (RULER's needle haystack: sentences
-            like the needles, but of other keys), ``essay`` (prose of Python's documentation), or the path of a ``.txt``
-            file or a folder of them.
+    """A text to hide needles in: ``noise`` (RULER's line of five sentences, repeated), ``distractors`` (RULER's needle
+    haystack: sentences like the needles, but of other keys), ``essay`` (prose of Python's documentation), or the
+    ``.txt`` files under a path.
 
     Raises:
         UserError: there is no text under the path.

@@ -23,7 +23,6 @@ answer is fed, the ten heads of SmolLM2-135M copy half of the tokens of every va
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import read_json
 from logodata.common.records import Record
 from logoeval.records import VersionedRecord
+from logoeval.tasks.texts import text_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,11 +53,9 @@ Copies = NDArray[np.bool_]
 class Needles:
     """The positions of the needles' values in one prompt.
 
-    Attributes:
-        places: maps a prompt position to the number of the needle token at it. If a value occurs several times, its
-            tokens have the same numbers each time.
-        token_ids: id of each needle token, [tokens of all needles].
-        sizes: number of tokens of each needle, in order.
+    ``places`` maps a prompt position to the number of the needle token at it; if a value occurs several times, its
+    tokens have the same numbers each time. ``token_ids`` has the id of each needle token, ``sizes`` the number of
+    tokens of each needle.
     """
 
     places: Mapping[int, int]
@@ -102,17 +100,9 @@ def find_needles(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], 
 
 
 def copied_tokens(most_attended: NDArray[np.int64], answer_ids: Sequence[int], needles: Needles) -> Copies:
-    """Return the needle tokens that each head copies into an answer.
-
-    Args:
-        most_attended: int64 [steps, layers, heads], see
-            :func:`logoeval.tasks.needles.attention_trace.trace_answers`.
-        answer_ids: the token that each step generates, [steps].
-        needles: the needles of the prompt.
-
-    Raises:
-        ValueError: the numbers of steps and tokens differ.
-    """
+    """Return the needle tokens that each head copies into an answer, given the most attended positions, int64 [steps,
+    layers, heads] (:func:`logoeval.tasks.needles.attention_trace.trace_answers`), and the token that each step
+    generates."""
     steps, layers, heads = most_attended.shape
     if steps != len(answer_ids):
         raise ValueError(f"{steps} steps for {len(answer_ids)} tokens")
@@ -130,10 +120,8 @@ def shares(copies: Copies, sizes: Sequence[int]) -> NDArray[np.float64]:
 
 
 def encode_copies(copies: Copies, sizes: Sequence[int]) -> dict[str, str]:
-    """Encode copies for a JSON record: ``{"layer.head": "1101 0000"}``, one digit per needle token.
-
-    Heads that copied nothing are left out.
-    """
+    """Encode copies for a JSON record: ``{"layer.head": "1101 0000"}``, one digit per needle token. Heads that copied
+    nothing are left out."""
     cuts = np.cumsum(sizes)[:-1]
     return {
         f"{layer}.{head}": " ".join("".join(map(str, part)) for part in np.split(copies[layer, head].astype(int), cuts))
@@ -180,7 +168,7 @@ class Heads(VersionedRecord):
     def fingerprint(self) -> str:
         """A hash of the heads in :attr:`best`. Runs with equal fingerprints are measured on the same heads."""
         names = sorted((head.layer, head.head) for head in self.best)
-        return hashlib.sha256(repr((self.num_layers, self.num_heads, names)).encode()).hexdigest()[:16]
+        return text_fingerprint(repr((self.num_layers, self.num_heads, names)))
 
     @classmethod
     def read(cls, path: Path, grid: tuple[int, int] | None = None) -> Self:
@@ -202,10 +190,8 @@ class Heads(VersionedRecord):
 
 
 def choose_heads(scores: NDArray[np.float64]) -> list[Head]:
-    """Return the heads whose mean ``scores`` [layers, heads] are 0.1 or more, the best first.
-
-    Heads with equal scores are in order of layer and head.
-    """
+    """Return the heads whose mean ``scores`` [layers, heads] are 0.1 or more, the best first, and equal ones in order
+    of layer and head."""
     found = [
         Head(layer=layer, head=head, score=round(float(scores[layer, head]), 6))
         for layer, head in np.argwhere(scores >= MIN_SCORE).tolist()

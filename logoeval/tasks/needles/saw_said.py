@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -51,65 +51,52 @@ if TYPE_CHECKING:
 CALIBRATION_SEED_OFFSET = 7_919_000
 """Added to the recipe's seed: calibration samples are none of those that a run with a small seed measures."""
 
-_SLICES = ["haystack", "length"]
+_SHARES: list[tuple[str, str, str, Literal["higher", "lower"] | None]] = [
+    (
+        "retrieval_own",
+        "Needle retrieval, this model's own heads",
+        "The same as “Needle retrieval”, with heads found on the measured model itself.",
+        "higher",
+    ),
+    (
+        "retrieval_forced_own",
+        "Needle retrieval, right answer fed, this model's own heads",
+        "The same with the right answer fed, with heads found on the measured model itself.",
+        "higher",
+    ),
+    (
+        "saw",
+        "Numbers seen",
+        "Share of the numbers at whose beginning one of the ten heads looks when the right answer, fed to the model, "
+        "comes to them.",
+        "higher",
+    ),
+    ("saw_and_said", "Numbers seen and said", "Share of the numbers both seen and said.", "higher"),
+    ("saw_only", "Numbers seen, not said", "Share of the numbers seen that the answer lacks.", None),
+    ("said_only", "Numbers said, not seen", "Share of the numbers said that the heads were not seen to find.", None),
+    ("neither", "Numbers neither seen nor said", "Share of the numbers neither seen nor said.", "lower"),
+    (
+        "said_minus_saw",
+        "Said minus saw",
+        "Share of the numbers said less the share seen: below zero, the model finds more than it says.",
+        None,
+    ),
+]
 METRICS = [
     Metric.share(
         "retrieval",
         "Needle retrieval",
         "Share of a hidden number's tokens that a retrieval head looks at in the text as the model's own answer says "
         "them, mean over the ten best heads (LOGO, Eq. 5).",
-        slice_by=_SLICES,
+        slice_by=["haystack", "length"],
     ),
     Metric.share(
         "retrieval_forced",
         "Needle retrieval, right answer fed",
         "The same while the right answer is fed to the model, so that every model answers the same steps.",
-        slice_by=_SLICES,
+        slice_by=["haystack", "length"],
     ),
-    Metric.share(
-        "retrieval_own",
-        "Needle retrieval, this model's own heads",
-        "The same as “Needle retrieval”, with heads found on the measured model itself.",
-        headline=False,
-    ),
-    Metric.share(
-        "retrieval_forced_own",
-        "Needle retrieval, right answer fed, this model's own heads",
-        "The same with the right answer fed, with heads found on the measured model itself.",
-        headline=False,
-    ),
-    Metric.share(
-        "saw",
-        "Numbers seen",
-        "Share of the numbers at whose beginning one of the ten heads looks when the right answer, fed to the model, "
-        "comes to them.",
-        headline=False,
-    ),
-    Metric.share("saw_and_said", "Numbers seen and said", "Share of the numbers both seen and said.", headline=False),
-    Metric.share(
-        "saw_only", "Numbers seen, not said", "Share of the numbers seen that the answer lacks.", None, headline=False
-    ),
-    Metric.share(
-        "said_only",
-        "Numbers said, not seen",
-        "Share of the numbers said that the heads were not seen to find.",
-        None,
-        headline=False,
-    ),
-    Metric.share(
-        "neither",
-        "Numbers neither seen nor said",
-        "Share of the numbers neither seen nor said.",
-        "lower",
-        headline=False,
-    ),
-    Metric.share(
-        "said_minus_saw",
-        "Said minus saw",
-        "Share of the numbers said less the share seen: below zero, the model finds more than it says.",
-        None,
-        headline=False,
-    ),
+    *(Metric.share(key, label, text, better, headline=False) for key, label, text, better in _SHARES),
 ]
 
 
@@ -158,8 +145,7 @@ def check(session: Session) -> None:
     """Refuse, before any work, what cannot be traced.
 
     Raises:
-        UserError: the engine does not show the attention; or see
-        :func:`logoeval.tasks.needles.attention_trace.check_model`.
+        UserError: the engine does not show the attention, or the model has layers with limited attention.
     """
     from logoeval.tasks.needles.attention_trace import check_model
 
@@ -192,8 +178,8 @@ def extend(
         calibration: the samples that find the heads.
 
     Raises:
-        UserError: the model's attention cannot be traced, a file of heads does not fit, or a record on disk is of
-            another prompt or answer.
+        UserError: the model's attention cannot be traced, a file of heads does not fit, or a record is of another
+            prompt or answer.
     """
     from logoeval.tasks.needles.attention_trace import head_grid
 

@@ -68,10 +68,8 @@ def depth_scores(depths: Sequence[int], found: Sequence[bool]) -> dict[str, floa
 
 
 def metrics(variant: NiahVariant) -> list[Metric]:
-    """Return the metrics of a variant.
-
-    Recall by depth is a slice if a sample has one depth, and separate metrics if its needles have several depths.
-    """
+    """Return the metrics of a variant. Recall by depth is a slice if a sample has one depth, and separate metrics if
+    its needles have several depths."""
     recall, *others = METRICS
     if variant == "single":
         by_depth = [["haystack"], ["haystack", "depth"], ["haystack", "length", "depth"]]

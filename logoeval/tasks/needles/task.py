@@ -139,10 +139,8 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
 
 def shared_prefix_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
     """Return how many prompt tokens need not be computed twice: those that a prompt shares, from its beginning on, with
-    the one before it in the order of their tokens.
-
-    That order walks the prefix tree, so no other order shares more, and a cache needs to hold one prompt only.
-    """
+    the one before it in the order of their tokens. That order walks the prefix tree, so no other order shares more, and
+    a cache needs to hold one prompt only."""
     return sum(sum(takewhile(bool, map(eq, first, second))) for first, second in pairwise(sorted(prompts)))
 
 

@@ -47,7 +47,7 @@ class HarnessModel(HFLM):
         window: tokens that a prompt with its answer may have.
         batch_size: rows of a forward pass.
         truncate: cut longer prompts on the left, as the harness does by itself.
-        answers: what was computed before; new answers are added.
+        answers: the answers that are there already; new ones are added.
     """
 
     def __init__(

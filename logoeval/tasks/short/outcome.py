@@ -80,11 +80,7 @@ def is_partial(metric: Metric) -> bool:
 
 
 def collect(unit: Unit, results: Mapping[str, Any]) -> list[HarnessScore]:
-    """Return a record for each metric of a unit.
-
-    Args:
-        unit: what was asked for.
-        results: what ``simple_evaluate`` returned.
+    """Return a record for each metric of a unit, from what ``simple_evaluate`` returned.
 
     Raises:
         UserError: the harness's number is not the mean of its samples.

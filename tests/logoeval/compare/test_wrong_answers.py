@@ -331,7 +331,7 @@ def test_terminal_and_json(make_answers: MakeRun, tmp_path: Path, capsys: pytest
     assert re.search(r"^    - before +\+17 \[", printed, re.MULTILINE)
     assert "before, instruction unfollowing: 1 of 1 answers, drawn by chance" in printed
     assert "\x1b" not in printed
-    assert "\\x1b[31m[bold]<script>alert(1)</script> & bread" in printed
+    assert "\N{SYMBOL FOR ESCAPE}[31m[bold]<script>alert(1)</script> & bread" in printed
     assert "--wrong-below" not in printed
     assert "under 60 % of a reference's content words" in printed
     written = json.loads(out.read_text(encoding="utf-8"))

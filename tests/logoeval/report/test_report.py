@@ -19,13 +19,13 @@ from logodata.dataset.samples import read_samples, write_samples
 from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe
-from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.needles.settings import NiahSettings
 from logoeval.tasks.pairs import PairsSettings
 from logoeval.tasks.perplexity import PerplexitySettings
 from tests.logoeval.conftest import FakeEngine, write_build
+from tests.logoeval.pages import render
 
 EVIL = "<script>alert('mill')</script> \"bridge\" & more. "
 VOID = {"meta"}

@@ -19,10 +19,10 @@ from logoeval.compare.compare import Comparison, Row, compare
 from logoeval.records import Results, read_results, write_results
 from logoeval.report.markdown_json import ReportRecord
 from logoeval.report.measures import headline_rows, terminal_table
-from logoeval.report.page import render
 from logoeval.report.paper_table import paper_table, published
 from logoeval.report.sections.tradeoff import tradeoff_section
 from tests.logoeval import synthetic
+from tests.logoeval.pages import render
 from tests.logoeval.report.test_report import Reader
 
 SIX = ["base", "yarn", "sft-full", "sft-partial", "logo-lambda-0", "logo"]

@@ -19,13 +19,13 @@ from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import TaskResult, read_results
-from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.tasks.record_file import RecordFile
 from logoeval.tasks.short.harness import quiet
 from logoeval.tasks.short.outcome import OWN_LONGBENCH_NOTE, HarnessSample, HarnessScore, metric, notes
 from logoeval.tasks.short.settings import ShortSettings, ShortTask
 from tests.conftest import make_model
+from tests.logoeval.pages import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

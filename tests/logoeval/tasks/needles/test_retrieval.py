@@ -19,7 +19,6 @@ from logodata.prompts import encode_text
 from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe
-from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.needles import attention_trace, heads
@@ -42,6 +41,7 @@ from logoeval.tasks.needles.saw_said import gold_answer, saw_said
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from tests.conftest import make_model
 from tests.logoeval.conftest import FakeEngine
+from tests.logoeval.pages import render
 
 VOCABULARY = 300
 
