@@ -212,7 +212,7 @@ def errors(runs: Sequence[str], examples: int, wrong_below: float | None, output
     from logodata.common.files import check_apart
     from logodata.judge.settings import RIGHT_AT
     from logoeval.compare.labels import parse_folders
-    from logoeval.report.wrong_answers_terminal import show_errors
+    from logoeval.report.terminal import show_errors
 
     folders = parse_folders(runs)
     if output is not None:

@@ -81,25 +81,25 @@ class Metric(Record):
 
     @property
     def transform(self) -> Callable[[Array], Array]:
-        """From the mean of the stored scores to what is shown."""
+        """The function that turns the mean of the stored scores into what is shown."""
         return np.exp if self.kind == "perplexity" else np.asarray
 
     def show(self, value: float) -> str:
-        """A value as people read it."""
+        """Return a value as people read it."""
         return f"{100 * value:.1f} %" if self.kind == "share" else f"{value:.2f}"
 
     def show_interval(self, low: float | None, high: float | None) -> str:
-        """An interval as people read it; a dash where there is none."""
+        """Return an interval as people read it, or a dash if there is none."""
         return "-" if low is None or high is None else f"{self.show(low)} to {self.show(high)}"
 
     def show_difference(self, value: float) -> str:
-        """A difference with its sign; of shares in percentage points."""
+        """Return a difference with its sign. Those of shares are in percentage points."""
         digits = {"share": 1, "perplexity": 3}.get(self.kind, 2)
         rounded = round(100 * value if self.kind == "share" else value, digits) + 0.0  # no minus sign on a zero
         return f"{rounded:+.{digits}f}"
 
     def show_change(self, change: float, low: float | None, high: float | None) -> str:
-        """A difference with its interval, such as ``+3.1 [+0.4, +5.9]``."""
+        """Return a difference with its interval, such as ``+3.1 [+0.4, +5.9]``."""
         ends = "" if low is None or high is None else f" [{self.show_difference(low)}, {self.show_difference(high)}]"
         return self.show_difference(change) + ends
 
@@ -218,7 +218,7 @@ class Curve(Record):
 
     @property
     def shown(self) -> list[Metric]:
-        """What a reader is shown: recall, and retrieval where it was measured."""
+        """The metrics that a reader is shown: recall, and retrieval if it was measured."""
         wanted = ("recall", "retrieval", "retrieval_forced", "said_minus_saw")
         return [metric for key in wanted for metric in self.metrics if metric.key == key]
 
@@ -267,7 +267,7 @@ def write_results(folder: Path, results: Results) -> None:
 
 
 def data_fingerprint(folder: Path) -> str:
-    """Hash of the samples that ``logodata build`` wrote into a folder, wherever it lies."""
+    """Return a hash of the samples that ``logodata build`` wrote into a folder, wherever it lies."""
     digest = hashlib.sha256()
     for file in sample_files(folder):
         digest.update(file.read_bytes())
@@ -275,7 +275,7 @@ def data_fingerprint(folder: Path) -> str:
 
 
 def hash_ids(*sequences: Sequence[int]) -> str:
-    """Hash of sequences of token ids, borders included."""
+    """Return a hash of sequences of token ids, borders included."""
     digest = hashlib.sha256()
     for sequence in sequences:
         digest.update(len(sequence).to_bytes(8, "little"))

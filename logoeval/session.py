@@ -84,7 +84,7 @@ class Session:
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """Of the model, with RoPE and window as its adapter was trained with."""
+        """The config of the model, with RoPE and window as its adapter was trained with."""
         return load_config(self.settings.model, adapter=self.settings.adapter)
 
     @property
@@ -94,7 +94,7 @@ class Session:
 
     @cached_property
     def device(self) -> str:
-        """Where the weights go."""
+        """The device where the weights go."""
         import torch
 
         wanted = self.settings.engine.device
@@ -104,27 +104,27 @@ class Session:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """With its chat template."""
+        """The tokenizer, which must have a chat template."""
         return load_tokenizer(self.settings.model, self.settings.chat_template)
 
     @cached_property
     def bare_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its vocabulary: also of a model without chat template, which some tasks do not need."""
+        """The tokenizer, perhaps without a chat template, which some tasks do not need."""
         return load_tokenizer(self.settings.model, self.settings.chat_template, needs_template=False)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a response."""
+        """The ids that end a response."""
         return turn_end_ids(self.tokenizer, model_eos_ids(self.settings.model))
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """In transformers, the adapter merged."""
+        """The model in transformers, with the adapter merged."""
         return self.weights.load(self.settings, self.config, self.device)
 
     @cached_property
     def engine(self) -> Engine:
-        """What generates; the transformers engine shares the weights of :attr:`model`."""
+        """The engine that generates. That of transformers shares the weights of :attr:`model`."""
         engine = self.settings.engine
         if engine.kind != "transformers":
             return open_engine(engine, self.settings.model, adapter=self.settings.adapter)
@@ -158,7 +158,7 @@ class Session:
 
 
 def rope_and_window(config: PreTrainedConfig) -> tuple[Any, int]:
-    """What of a config an adapter may have been trained with otherwise."""
+    """Return the RoPE and the window of a config. An adapter may have been trained with others."""
     return getattr(text_config(config), "rope_parameters", None), config_window(config)
 
 

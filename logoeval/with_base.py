@@ -83,7 +83,7 @@ class _BaseSession(Session):
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the base model's numbers should know."""
+        """The notes that a reader of the base model's numbers needs."""
         if not self.has_other_rope:
             return []
         return [
@@ -93,7 +93,7 @@ class _BaseSession(Session):
 
     @cached_property
     def engine(self) -> Engine:
-        """What generates, without the adapter."""
+        """The engine, without the adapter."""
         kind = self.settings.engine.kind
         if kind == "transformers" or (kind == "vllm" and self.has_other_rope):
             return super().engine
@@ -102,7 +102,7 @@ class _BaseSession(Session):
         return engine.without_adapter() if isinstance(engine, VllmEngine) else super().engine
 
     def check_window(self, num_tokens: int, what: str) -> None:
-        """See the base class; the adapter's window may be larger."""
+        """Refuse work that would leave the window, as the base class does; the adapter's window may be larger."""
         trained = self._adapted.window
         if self.window < num_tokens <= trained:
             raise UserError(

@@ -13,7 +13,7 @@ from logodata.common.records import ABSENT, Record
 from logoeval.compare.labels import label_folders
 from logoeval.intervals import Estimate, estimate, estimate_difference, groups, slice_label, slices
 from logoeval.records import PREDICTIONS_DIR, Metric, Provenance, Results, SampleRow, read_results
-from logoeval.tasks.table import task_names
+from logoeval.tasks.table import find_task, task_names
 
 Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]
 
@@ -108,6 +108,13 @@ class Comparison:
     def labels(self) -> list[str]:
         """The labels of the runs."""
         return [run.label for run in self.runs]
+
+    @property
+    def limits(self) -> dict[str, list[str]]:
+        """In what some tasks were cut short, by task. All runs have this in common."""
+        tasks = self.runs[0].results.tasks.items()
+        found = {task: list(find_task(task).evaluator.limits(result)) for task, result in tasks}
+        return {task: limits for task, limits in found.items() if limits}
 
     def whole(self, task: str) -> dict[str, Row]:
         """The rows of a task over all samples, by the keys of their metrics."""

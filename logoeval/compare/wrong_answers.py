@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -32,7 +31,7 @@ from logoeval.compare.answers import (
     missing_file,
     read_answers,
 )
-from logoeval.compare.compare import Comparison, Difference, Row, Run, RunRecord, Value, measured_rows, read_runs
+from logoeval.compare.compare import Difference, Row, Run, RunRecord, Value, measured_rows, read_runs
 from logoeval.compare.labels import label_folders
 from logoeval.records import Metric, SampleRow, VersionedRecord
 
@@ -60,29 +59,34 @@ _LONGEST_REFERENCE = JudgeSettings().long_answer_words
 _SEED = "How answers go wrong"  # of the order in which examples are taken
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Answers that are counted together: all of a task (``part`` is None), or one part of it. ``median_words`` holds
-    for each of :data:`PATTERNS` the median length of such answers in words, by run (None where a run has none)."""
+class Counts(Record):
+    """The answers of one outcome. All but ``differences`` have an entry for each run, ``differences`` one for each run
+    but the first; ``values`` and ``differences`` are shares. For :data:`PATTERNS` there is the median length of such
+    answers in words, None where a run has none."""
+
+    counts: list[int]
+    values: list[Value]
+    differences: list[Difference]
+    median_words: list[int | float | None] | None = ABSENT
+
+
+class Group(Record):
+    """Answers that are counted together: all of a task (``part`` is None), or one part of it."""
 
     task: str
     part: str | None
     title: str
-    rows: dict[Outcome, Row]
-    median_words: dict[Outcome, list[float | None]]
-
-    @property
-    def num_answers(self) -> int:
-        """The number of answers of each run."""
-        return self.rows["right"].num_samples
+    num_answers: int
+    num_clusters: int
+    outcomes: dict[Outcome, Counts]
 
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What was counted. ``comparison`` holds the runs whose answers are there, and the rows of all groups; ``answers``
-    holds for each run the answers by outcome; ``notes`` say what a reader must know."""
+    """What was counted in ``runs``, those whose answers are there. ``answers`` holds for each run the answers by
+    outcome; ``notes`` say what a reader must know."""
 
-    comparison: Comparison
+    runs: list[Run]
     groups: list[Group]
     answers: list[dict[Outcome, list[Answer]]]
     wrong_below: float
@@ -168,8 +172,7 @@ def analyse(runs: Sequence[Run], wrong_below: float = RIGHT_AT) -> Analysis:
         for found, column in zip(answers, judged, strict=True):
             for answer, outcome in column:
                 found[outcome].append(answer)
-    rows = [row for group in groups for row in group.rows.values()]
-    return Analysis(Comparison(kept, rows), groups, answers, wrong_below, notes)
+    return Analysis(kept, groups, answers, wrong_below, notes)
 
 
 def _groups(task: str, judged: Sequence[Sequence[tuple[Answer, Outcome]]]) -> Iterator[Group]:
@@ -177,24 +180,30 @@ def _groups(task: str, judged: Sequence[Sequence[tuple[Answer, Outcome]]]) -> It
     parts = {answer.part for answer, _ in judged[0]}
     title = f"LongBench {next(iter(parts))}" if task == "longbench" and len(parts) == 1 else ANSWERING_TASKS[task]
     samples = [[_sample(*pair) for pair in column] for column in judged]
-    by_part: dict[str | None, dict[Outcome, Row]] = {}
-    for outcome, name in OUTCOMES.items():
-        metric = Metric.share(
-            outcome,
-            f"{title}: {name}",
-            f"Share of the answers that are counted as {name}.",
-            "higher" if outcome == "right" else "lower",
-            slice_by=["part"],
-        )
-        for row in measured_rows(task, [metric], samples):
-            by_part.setdefault(str(row.slice["part"]) if row.slice else None, {})[outcome] = row
+    metrics = [Metric.share(outcome, name, "", slice_by=["part"]) for outcome, name in OUTCOMES.items()]
+    by_part: dict[str | None, list[Row]] = {}
+    for row in measured_rows(task, metrics, samples):
+        by_part.setdefault(str(row.slice["part"]) if row.slice else None, []).append(row)
     for part, rows in by_part.items():
         members = [[pair for pair in column if part in (None, pair[0].part)] for column in judged]
-        lengths: dict[Outcome, list[float | None]] = {pattern: [] for pattern in PATTERNS}
-        for pattern, column in product(PATTERNS, members):
-            found = [len(words(answer.response)) for answer, outcome in column if outcome == pattern]
-            lengths[pattern].append(median(found) if found else None)
-        yield Group(task, part, part or title, rows, lengths)
+        yield Group(
+            task=task,
+            part=part,
+            title=part or title,
+            num_answers=rows[0].num_samples,
+            num_clusters=rows[0].num_clusters,
+            outcomes={
+                outcome: Counts(
+                    counts=[round(value.value * row.num_samples) for value in row.values],
+                    values=row.values,
+                    differences=row.differences,
+                    median_words=[_median_words(column, outcome) for column in members]
+                    if outcome in PATTERNS
+                    else None,
+                )
+                for outcome, row in zip(OUTCOMES, rows, strict=True)
+            },
+        )
 
 
 def _sample(answer: Answer, outcome: Outcome) -> SampleRow:
@@ -205,6 +214,11 @@ def _sample(answer: Answer, outcome: Outcome) -> SampleRow:
         scores={name: float(name == outcome) for name in OUTCOMES},
         facts={"part": answer.part},
     )
+
+
+def _median_words(judged: Sequence[tuple[Answer, Outcome]], wanted: Outcome) -> int | float | None:
+    lengths = [len(words(answer.response)) for answer, outcome in judged if outcome == wanted]
+    return median(lengths) if lengths else None
 
 
 def draw_examples(answers: Sequence[Answer], count: int) -> list[Answer]:
@@ -226,27 +240,6 @@ class Example(Answer, _Of):
     """An answer of a run that was counted as ``outcome``."""
 
 
-class OutcomeRecord(Record):
-    """What was counted of an outcome; ``counts``, ``values`` and ``median_words`` have an entry for each run,
-    ``differences`` one for each run but the first."""
-
-    counts: list[int]
-    values: list[Value]
-    differences: list[Difference]
-    median_words: list[int | float | None] | None = ABSENT
-
-
-class GroupRecord(Record):
-    """The counts of a :class:`Group`."""
-
-    task: str
-    part: str | None
-    title: str
-    num_answers: int
-    num_clusters: int
-    outcomes: dict[Outcome, OutcomeRecord]
-
-
 class AnalysisRecord(VersionedRecord):
     """What ``logoeval errors -o FILE`` writes."""
 
@@ -254,13 +247,12 @@ class AnalysisRecord(VersionedRecord):
     rule: str
     notes: list[str]
     runs: list[RunRecord]
-    groups: list[GroupRecord]
+    groups: list[Group]
     examples: list[Example]
 
 
 def record(analysis: Analysis, num_examples: int) -> AnalysisRecord:
     """Return the counts and ``num_examples`` of each kind and run, for JSON."""
-    runs = analysis.comparison.runs
     return AnalysisRecord(
         wrong_below=analysis.wrong_below,
         rule=describe_rule(analysis.wrong_below),
@@ -271,32 +263,13 @@ def record(analysis: Analysis, num_examples: int) -> AnalysisRecord:
                 folder=str(run.folder),
                 tasks={task: result.provenance for task, result in run.results.tasks.items()},
             )
-            for run in runs
+            for run in analysis.runs
         ],
-        groups=[_group_record(group) for group in analysis.groups],
+        groups=analysis.groups,
         examples=[
             Example(run=run.label, outcome=pattern, **dict(answer))
-            for run, answers in zip(runs, analysis.answers, strict=True)
+            for run, answers in zip(analysis.runs, analysis.answers, strict=True)
             for pattern in PATTERNS
             for answer in draw_examples(answers[pattern], num_examples)
         ],
-    )
-
-
-def _group_record(group: Group) -> GroupRecord:
-    return GroupRecord(
-        task=group.task,
-        part=group.part,
-        title=group.title,
-        num_answers=group.num_answers,
-        num_clusters=group.rows["right"].num_clusters,
-        outcomes={
-            outcome: OutcomeRecord(
-                counts=[round(value.value * row.num_samples) for value in row.values],
-                values=row.values,
-                differences=row.differences,
-                median_words=group.median_words.get(outcome),
-            )
-            for outcome, row in group.rows.items()
-        },
     )

@@ -37,7 +37,7 @@ class EvalRecipe(_WithTasks):
     foreign_values = VALUES
 
     def section(self, task: str) -> RecipeModel | None:
-        """The settings of a task, by its name."""
+        """Return the settings of a task."""
         settings: RecipeModel | None = getattr(self, task)
         return settings
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
 
 _MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 6
 _NARROWEST_WRITTEN = 0.07  # share of a bar that is wide enough for two digits
-
-
-class Point(NamedTuple):
-    """A point of :func:`scatter`."""
-
-    name: str
-    x: Value
-    y: Value
 
 
 def margin_histogram(
@@ -83,7 +75,9 @@ def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Value]], *, x_la
         return svg_of(axes, f"{x_label} of {of}, with 95 % intervals: the numbers are in the tables.")
 
 
-def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str, published: bool = False) -> Html:
+def scatter(
+    title: str, points: Sequence[tuple[str, Value, Value]], *, x_label: str, y_label: str, published: bool = False
+) -> Html:
     """Draw points with intervals, in the marks of the runs. Published points are grey, each with its letter."""
     with panel(2.7) as axes:
         for number, (name, x, y) in enumerate(points):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from logodata.common.printable import markdown_text
 from logodata.common.records import Record
 from logoeval.compare.compare import Comparison, Row, RunRecord, Value
-from logoeval.compare.limits import all_limits
 from logoeval.records import Curve, VersionedRecord
 from logoeval.report.headline import HOW_TO_READ, describe, notes, summary, title, unfinished
 from logoeval.report.measures import headline_rows, markdown_table
@@ -17,11 +16,11 @@ from logoeval.tasks.longbench.task import is_e
 
 
 def markdown(comparison: Comparison, sections: Sequence[Section]) -> str:
-    """Runs, all measures, what each measure is, then the tables of every section."""
+    """Return the runs, all measures, what each measure is, and the tables of every section, in Markdown."""
     first, *others = comparison.runs
     headline = headline_rows(comparison)
     metrics = {row.metric.label: row.metric for row in comparison.rows}
-    limits = [f"- **{task}: {'; '.join(found)}**" for task, found in all_limits(comparison).items()]
+    limits = [f"- **{task}: {'; '.join(found)}**" for task, found in comparison.limits.items()]
     found_notes = [f"- {markdown_text(note)}" for note in notes(comparison)]
     explanations = [
         f"- **{markdown_text(label)}**: {markdown_text(metric.explanation)}" for label, metric in metrics.items()
@@ -92,7 +91,7 @@ def record(comparison: Comparison, sections: Sequence[Section], curves: Mapping[
             for run in comparison.runs
         ],
         settings={task: comparison.runs[0].results.tasks[task].settings for task in tasks},
-        limits=all_limits(comparison),
+        limits=comparison.limits,
         rows=comparison.rows,
         longbench_table=_longbench_table(comparison),
         curves=dict(curves),
@@ -109,7 +108,7 @@ def _longbench_table(comparison: Comparison) -> LongBenchTable | None:
         return None
     paper = published()
     return LongBenchTable(
-        columns=paper.longbench.columns,
-        published=PublishedRows(source=f"{paper.source}, {paper.longbench.where}", rows=paper.longbench.rows),
+        columns=paper.columns,
+        published=PublishedRows(source=f"{paper.source}, {paper.table}", rows=paper.rows),
         runs=dict(zip(comparison.labels, own_rows(comparison), strict=True)),
     )

@@ -8,7 +8,6 @@ from importlib import resources
 
 from logodata.common.records import ABSENT, Record
 from logoeval.compare.compare import Comparison, Value
-from logoeval.compare.limits import limits
 from logoeval.report.tables import Cell, Table
 from logoeval.tasks.longbench.task import is_e
 from logoeval.tasks.longbench.task_table import CATEGORIES
@@ -25,36 +24,24 @@ class PublishedRow(Record):
     note: str | None = ABSENT
 
 
-class PublishedTable(Record):
-    """The paper's LongBench table."""
-
-    where: str
-    columns: list[str]
-    rows: list[PublishedRow]
-
-
 class AblationPoint(Record):
-    """A point of the paper's figure: the LongBench average in percent, and the perplexity."""
+    """A point of the figure: the LongBench average in percent, and the perplexity."""
 
     setting: str
     longbench: float
     perplexity: float
 
 
-class Ablation(Record):
-    """The paper's figure of LongBench against perplexity."""
-
-    where: str
-    perplexity_of: str
-    points: list[AblationPoint]
-
-
 class Published(Record):
-    """The paper's numbers: ``published.json``."""
+    """The paper's numbers: its LongBench table, and the figure of LongBench against perplexity."""
 
     source: str
-    longbench: PublishedTable
-    ablation: Ablation
+    table: str
+    columns: list[str]
+    rows: list[PublishedRow]
+    figure: str
+    perplexity_of: str
+    points: list[AblationPoint]
 
 
 @cache
@@ -79,7 +66,7 @@ def paper_table(comparison: Comparison) -> tuple[Table, list[str]] | None:
     ours = own_rows(comparison)
     if is_e(result) or all(value is None for value in ours[0]):
         return None
-    paper = published().longbench
+    paper = published()
     notes, lines = [], []
     for row in paper.rows:
         scores = [f"{score:.1f}" for score in row.scores]
@@ -90,9 +77,11 @@ def paper_table(comparison: Comparison) -> tuple[Table, list[str]] | None:
     missing = [name for name, value in zip(paper.columns, ours[0], strict=True) if value is None]
     if missing:
         notes.append(f"{MISSING} not all tasks of {', '.join(missing)} were measured.")
-    heading = Cell("This report; brackets: 95 % intervals", mark="; ".join(limits(result)), style="limit")
+    heading = Cell(
+        "This report; brackets: 95 % intervals", mark="; ".join(comparison.limits.get("longbench", ())), style="limit"
+    )
     rows: list[Sequence[str | Cell]] = [
-        [f"Published, not measured here: Tang et al. 2025, {paper.where}"],
+        [f"Published, not measured here: Tang et al. 2025, {paper.table}"],
         *lines,
         [heading],
         *([run.label, *map(_cell, values)] for run, values in zip(comparison.runs, ours, strict=True)),

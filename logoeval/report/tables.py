@@ -158,14 +158,11 @@ def titled(table: Table) -> Html:
     return join(tag("h3", table.title), table.html())
 
 
-def panels(drawings: Sequence[Html]) -> Html:
-    """Return panels side by side. More than two may be wider than the text."""
-    return tag("div", *drawings, class_="panels wide" if len(drawings) > 2 else "panels")
-
-
 def figure(drawings: Sequence[Html], caption: str = "", *, key: str = "") -> Html:
-    """Return drawings side by side, below their legend and above their caption."""
-    return tag("figure", key, panels(drawings), tag("figcaption", caption) if caption else "")
+    """Return drawings side by side, below their legend and above their caption. More than two may be wider than the
+    text."""
+    panels = tag("div", *drawings, class_="panels wide" if len(drawings) > 2 else "panels")
+    return tag("figure", key, panels, tag("figcaption", caption) if caption else "")
 
 
 def all_points(table: Table | None) -> Html:

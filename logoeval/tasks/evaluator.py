@@ -15,10 +15,6 @@ from logoeval.session import Session
 SettingsT = TypeVar("SettingsT", bound=RecipeModel)
 
 
-def _nothing(_: object) -> tuple[()]:
-    return ()
-
-
 @dataclass(frozen=True, slots=True)
 class Evaluator(Generic[SettingsT]):
     """What measures one task."""
@@ -35,11 +31,11 @@ class Evaluator(Generic[SettingsT]):
     made again."""
     generates: bool = True
     """Whether the engine writes responses. Else the model's weights are asked for log-probabilities alone."""
-    inputs: Callable[[SettingsT], Iterable[tuple[str, Path]]] = _nothing
+    inputs: Callable[[SettingsT], Iterable[tuple[str, Path]]] = lambda _: ()
     """The paths that the task reads, each with its name in messages. It raises a ``UserError`` where one does not hold
     what the task needs, as far as a moment can tell."""
-    limits: Callable[[TaskResult], Iterable[str]] = _nothing
+    limits: Callable[[TaskResult], Iterable[str]] = lambda _: ()
     """In what a result covers less than the whole task, so that a part never looks like the whole."""
-    total: Callable[[TaskResult, Sequence[SampleRow], Mapping[str, object]], int | None] | None = None
+    total: Callable[[TaskResult, Sequence[SampleRow], Mapping[str, object]], int | None] = lambda *_: None
     """How many samples the benchmark has of what these samples of a result, a slice of it, are of; None where that is
     not known."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from logodata.common.console import progress
 from logodata.common.errors import UserError
-from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
+from logodata.engines import FinishReason, GenerationRequest, GenerationResult
 from logodata.prompts import decode_text
 from logoeval.records import hash_ids
 from logoeval.session import Session
@@ -16,15 +16,11 @@ from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
 
 
 @dataclass(frozen=True, slots=True)
-class PromptItem:
-    """A prompt to answer: ``template`` is the fingerprint of the template that wrote it; ``max_new_tokens`` overrides
-    the sampling's."""
+class PromptItem(GenerationRequest):
+    """A prompt to answer. ``template`` is the fingerprint of the template that wrote it."""
 
-    id: str
-    prompt_ids: tuple[int, ...]
     template: str
     truncated: bool = False
-    max_new_tokens: int | None = None
 
 
 class Completion(Prediction):
@@ -48,7 +44,6 @@ def complete(
     items: Sequence[PromptItem],
     file: RecordFile[CompletionT],
     *,
-    sampling: Sampling,
     record: Callable[[Completion, GenerationResult], CompletionT],
     label: str,
 ) -> list[CompletionT]:
@@ -58,7 +53,6 @@ def complete(
         session: the model of the evaluation.
         items: ids must be unique.
         file: records that are in it are kept, not made again.
-        sampling: the same for all, but for ``max_new_tokens`` of an item.
         record: adds the fields of the task.
         label: of the progress bar.
 
@@ -78,16 +72,8 @@ def complete(
                 mend="continue with that engine, or choose another -o",
             )
     if waiting:
-        requests = [
-            GenerationRequest(
-                item.id,
-                item.prompt_ids,
-                replace(sampling, max_new_tokens=item.max_new_tokens or sampling.max_new_tokens),
-            )
-            for item in waiting.values()
-        ]
-        with progress(label, len(items), len(items) - len(requests)) as tracker:
-            for result in engine.generate(requests):
+        with progress(label, len(items), len(items) - len(waiting)) as tracker:
+            for result in engine.generate(list(waiting.values())):
                 item = waiting[result.id]
                 made = Completion(
                     id=item.id,
@@ -95,7 +81,7 @@ def complete(
                     template=item.template,
                     truncated=item.truncated,
                     num_prompt_tokens=len(item.prompt_ids),
-                    stop_ids=sampling.stop_ids,
+                    stop_ids=item.sampling.stop_ids,
                     engine=engine.name,
                     response=decode_text(session.tokenizer, result.token_ids),
                     num_response_tokens=len(result.token_ids),

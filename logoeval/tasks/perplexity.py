@@ -12,9 +12,9 @@ a point has the same length, so RoPE types that depend on it need no care.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
@@ -242,13 +242,6 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
 
 
-class _Part(NamedTuple):
-    """What makes one record on disk: some points of the curve of one document."""
-
-    document: str
-    lengths: tuple[int, ...]
-
-
 def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Outcome:
     """Score all documents; a row is a document.
 
@@ -262,15 +255,18 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
     rope_type = length_dependent_rope(session.config)
     if rope_type and settings.protocol == "one_pass":
         notes[0] = f"RoPE type {rope_type!r} depends on the total length: each length was run by itself"
-    parts = _parts(settings, found, together=settings.protocol == "one_pass" and not rope_type)
+    # A record holds the scores of a document at all lengths that one pass gives. By its id: the document, the lengths.
+    parts: dict[str, tuple[str, tuple[int, ...]]] = {name: (name, settings.lengths) for name in found}
+    if rope_type or settings.protocol == "sliding":
+        parts = {f"{name}@{length}": (name, (length,)) for name in found for length in settings.lengths}
     hashes = {name: hash_ids(ids) for name, ids in found.items()}
     file = RecordFile(predictions / "ppl.jsonl", PointScores)
-    check_kept(file, {record_id: hashes[part.document] for record_id, part in parts.items()})
+    check_kept(file, {record_id: hashes[name] for record_id, (name, _) in parts.items()})
     waiting = {record_id: part for record_id, part in parts.items() if record_id not in file}
     if waiting:
         num_begin = len(begin_ids(session.bare_tokenizer))
         check_logits(session.model, next(iter(found.values()))[:8])
-        total, left = (sum(_work(settings, part) for part in some.values()) for some in (parts, waiting))
+        total, left = (sum(_work(settings, lengths) for _, lengths in some.values()) for some in (parts, waiting))
         with progress("ppl: tokens read", total, total - left) as tracker:
             for record_id, (name, lengths) in waiting.items():
                 scores = _measure(settings, session.model, found[name], lengths, num_begin, tracker.advance)
@@ -284,8 +280,8 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
                 file.append(PointScores(id=record_id, prompt_hash=hashes[name], num_tokens=len(found[name]), **scores))
     wanted = metrics(settings)
     points: dict[str, dict[str, float]] = {name: {} for name in found}
-    for record_id, part in parts.items():
-        points[part.document] |= file[record_id].__pydantic_extra__
+    for record_id, (name, _) in parts.items():
+        points[name] |= file[record_id].__pydantic_extra__
     rows = [
         SampleRow(
             id=name,
@@ -298,16 +294,9 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
     return Outcome(wanted, rows, notes)
 
 
-def _parts(settings: PerplexitySettings, names: Iterable[str], *, together: bool) -> dict[str, _Part]:
-    """By the id of the record: one a document where one pass gives all its points (``together``), else one a point."""
-    if together:
-        return {name: _Part(name, settings.lengths) for name in names}
-    return {f"{name}@{length}": _Part(name, (length,)) for name in names for length in settings.lengths}
-
-
-def _work(settings: PerplexitySettings, part: _Part) -> int:
-    """Tokens of all passes of a part."""
-    longest = part.lengths[-1]
+def _work(settings: PerplexitySettings, lengths: tuple[int, ...]) -> int:
+    """Tokens of all passes that give the scores of one record."""
+    longest = lengths[-1]
     if settings.document_tokens is None or settings.stride is None:
         return longest
     return sum(min(end, longest) for end, _ in sliding_windows(settings.document_tokens, longest, settings.stride))
@@ -338,11 +327,7 @@ def _measure(
 
 
 def inputs(settings: PerplexitySettings) -> Iterator[tuple[str, Path]]:
-    """Yield the path of a text of one's own.
-
-    Raises:
-        UserError: see :func:`logoeval.tasks.texts.text_files`.
-    """
+    """Yield the path of a text of one's own, which must be there."""
     if settings.text != PYDOC:
         text_files(Path(settings.text))
         yield "a text", Path(settings.text)

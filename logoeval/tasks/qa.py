@@ -146,6 +146,7 @@ def answer(
     """Return the model's greedy answer to the prompt of each sample, in order. They are kept in ``path``."""
     by_id = {sample.id: sample for sample in samples}
     template = read_manifest(settings.data).prompt_fingerprints.answer
+    sampling = Sampling(settings.max_new_tokens, session.stop_ids)
 
     def record(made: Completion, _: GenerationResult) -> QaAnswer:
         sample = by_id[made.id]
@@ -161,20 +162,15 @@ def answer(
 
     return complete(
         session,
-        [PromptItem(sample.id, tuple(sample.prompt_ids), template) for sample in samples],
+        [PromptItem(sample.id, tuple(sample.prompt_ids), sampling, template) for sample in samples],
         RecordFile(path, QaAnswer),
-        sampling=Sampling(settings.max_new_tokens, session.stop_ids),
         record=record,
         label=label,
     )
 
 
 def inputs(settings: HeldOutSettings) -> Iterator[tuple[str, Path]]:
-    """Yield the folder of the held-out samples.
-
-    Raises:
-        UserError: it holds none.
-    """
+    """Yield the folder of the held-out samples, which must hold some."""
     sample_files(settings.data)
     yield "the data set", settings.data
 

@@ -37,13 +37,13 @@ class Option:
     """Another option, without which this one means nothing."""
 
     def describe(self, task: str) -> str:
-        """The help text for the command of ``task``."""
+        """Return the help text for the command of ``task``."""
         shown = {"switch": json.dumps(self.value), "names": f"[{self.metavar}]"}.get(self.kind, self.metavar)
         same = f"same as {task}.{self.field}={shown}"
         return f"{self.help}; {same}" if self.help else same
 
     def setting(self, given: Any) -> object:
-        """The value of the field where the option was given as ``given``."""
+        """Return the value of the field where the option was given as ``given``."""
         if self.kind == "names":
             return [name.strip() for name in given.split(",")]
         return self.value if self.kind == "switch" else given
@@ -74,7 +74,7 @@ class Task:
 
     @property
     def evaluator(self) -> Evaluator[Any]:
-        """What measures it; its module is imported at the first use."""
+        """The evaluator that measures it. Its module is imported at the first use."""
         evaluator: Evaluator[Any] = import_module(self.module).EVALUATOR
         return evaluator
 
@@ -166,7 +166,7 @@ TASKS: tuple[Task, ...] = (
 
 
 def task_names() -> list[str]:
-    """The names of all tasks, in the order of the table."""
+    """Return the names of all tasks, in the order of the table."""
     return [task.name for task in TASKS]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from logodata.common.markup import Html, join, raw, tag
 from logoeval.compare.compare import Comparison, Row
-from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures
 from logoeval.report.measures import measures_table
 from logoeval.report.paper_table import paper_table
@@ -13,10 +12,10 @@ from logoeval.tasks.longbench.task import is_e
 
 
 def longbench_section(comparison: Comparison) -> Section:
-    """What the scores are, the paper's table, a figure, then a table of categories and one of tasks."""
+    """Return the section: the scores, the paper's table, a figure, a table of categories and one of tasks."""
     result = comparison.runs[0].results.tasks["longbench"]
     rows = [row for row in comparison.rows if row.task == "longbench"]
-    cuts = limits(result)
+    cuts = comparison.limits.get("longbench", ())
     name = "LongBench-E" if is_e(result) else "LongBench"
     kinds = {
         "LongBench by category": [row for row in rows if row.metric.key.startswith(("logo:", "all:"))],

@@ -11,7 +11,7 @@ from logoeval.tasks.perplexity import settings_of
 
 
 def perplexity_section(comparison: Comparison) -> Section:
-    """The curve, with the change of two runs written in, its protocol, and its table."""
+    """Return the section: the curve, with the change of two runs written in, its protocol, and its table."""
     settings = settings_of(comparison.runs[0].results.tasks["ppl"])
     lengths, slides = settings.lengths, settings.protocol == "sliding"
     rows, labels = comparison.whole("ppl"), comparison.labels

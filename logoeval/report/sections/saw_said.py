@@ -15,7 +15,8 @@ _CELLS = (("said", "saw_and_said", "said_only"), ("not said", "saw_only", "neith
 
 
 def retrieval_section(comparison: Comparison) -> Section | None:
-    """A table of saw and said for each run, and its gap; None where retrieval was not measured."""
+    """Return the section: a table of saw and said for each run, and its gap. It is None if retrieval was not
+    measured."""
     settings = comparison.runs[0].results.tasks["niah"].settings
     if "retrieval_heads" not in settings:
         return None

@@ -6,7 +6,6 @@ from string import ascii_lowercase
 
 from logodata.common.markup import join, tag
 from logoeval.compare.compare import Comparison, Value
-from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures
 from logoeval.report.paper_table import published
 from logoeval.report.tables import Section, Table, details, figure
@@ -26,18 +25,16 @@ def tradeoff_section(comparison: Comparison) -> Section | None:
     perplexity = comparison.whole("ppl").get(f"{kind}@{settings.lengths[-1]}")
     if average is None or perplexity is None:
         return None
-    paper = published().ablation
+    paper = published()
     points = [
-        figures.Point(label, x, y.percent())
+        (label, x, y.percent())
         for label, x, y in zip(comparison.labels, perplexity.values, average.values, strict=True)
     ]
     lettered = list(zip(ascii_lowercase, paper.points, strict=False))
-    theirs = [
-        figures.Point(letter, Value(value=point.perplexity), Value(value=point.longbench)) for letter, point in lettered
-    ]
-    cut = limits(tasks["longbench"])
+    theirs = [(letter, Value(value=point.perplexity), Value(value=point.longbench)) for letter, point in lettered]
+    cut = comparison.limits.get("longbench", ())
     y_label = "LongBench average" + (" (a sample)" if cut else "")
-    title, their_label = f"Published: LOGO paper, {paper.where}", f"perplexity, {paper.perplexity_of}"
+    title, their_label = f"Published: LOGO paper, {paper.figure}", f"perplexity, {paper.perplexity_of}"
     table = Table(
         title,
         ["", "setting", their_label, "LongBench average"],

@@ -18,7 +18,7 @@ from logoeval.tasks.record_file import RecordFile
 
 
 def held_out_samples(comparison: Comparison) -> list[PreferenceSample]:
-    """The held-out samples that were measured; empty where their folder is gone or has other contents now."""
+    """Return the held-out samples that were measured, or none if their folder is gone or has other contents now."""
     result = comparison.runs[0].results.tasks["pairs"]
     folder = Path(result.sources["data"])
     if not (folder / "data").is_dir():
@@ -28,7 +28,8 @@ def held_out_samples(comparison: Comparison) -> list[PreferenceSample]:
 
 
 def worked_samples(comparison: Comparison) -> Html:
-    """The held-out questions whose margin rose least, middling and most, with every answer and the whole context."""
+    """Return the held-out questions whose margin rose least, middling and most, with every answer and the whole
+    context."""
     labels, results = comparison.labels, [run.results.tasks["pairs"] for run in comparison.runs]
     margins = [{row.id: row.scores["margin"] for row in result.samples} for result in results]
     first, second = margins[:2]

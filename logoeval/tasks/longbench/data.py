@@ -12,9 +12,9 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -54,8 +54,8 @@ class Row:
     where: str
 
 
-_Records = Callable[[], Iterator[tuple[str, JsonObject]]]
-"""Yields the records of a file, each with its place."""
+_Records = Iterator[tuple[str, JsonObject]]
+"""The records of a file, each with its place; the file is read when the first one is taken."""
 
 
 @lru_cache(maxsize=1)  # the settings of a run and the run itself both need these 200 MB of text
@@ -75,7 +75,7 @@ def read_rows(data: Path, tasks: tuple[str, ...] | None, e: bool) -> dict[str, t
         hinted, hinted_e = hint = _hint(path)
         if hinted is not None and (hinted_e != e or (tasks is not None and hinted.name not in tasks)):
             continue
-        for where, record in records():
+        for where, record in records:
             task, is_e = task_of(record.get("dataset"), hint, where)
             if is_e == e and (tasks is None or task.name in tasks):
                 rows = found.setdefault(task.name, [])
@@ -119,9 +119,10 @@ def _one_file(path: Path, inner: PurePosixPath) -> Iterator[tuple[PurePosixPath,
     if path.suffix.lower() == ".zip":
         yield from _archive(path)
     elif path.suffix.lower() == ".jsonl":
-        yield inner, partial(read_lines, path)
+        yield inner, read_lines(path)
     elif path.suffix.lower() == ".parquet":
-        yield inner, partial(_parquet, path)
+        rows = parquet_rows(path, str(path), mend="download it again")
+        yield inner, ((f"{path}:row {number}", record) for number, record in rows)
     else:
         raise UserError("not an archive or file of rows", where=str(path), mend=_HOW)
 
@@ -145,7 +146,7 @@ def _archive(path: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
             mend="download LongBench's data.zip again",
         )
 
-    def records(name: str) -> Iterator[tuple[str, JsonObject]]:
+    def records(name: str) -> _Records:
         try:
             with zipfile.ZipFile(path) as archive, archive.open(name) as file:
                 yield from _parsed(file, f"{path}:{name}")
@@ -153,10 +154,10 @@ def _archive(path: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
             raise UserError(f"cannot read: {error}", where=f"{path}:{name}", mend="download it again") from error
 
     for name in names:
-        yield PurePosixPath(name), partial(records, name)
+        yield PurePosixPath(name), records(name)
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, JsonObject]]:
+def read_lines(path: Path) -> _Records:
     """Yield ``(file:line, record)`` for each line of a JSON-lines file that is not empty.
 
     Raises:
@@ -169,7 +170,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, JsonObject]]:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
 
 
-def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, JsonObject]]:
+def _parsed(file: IO[bytes], name: str) -> _Records:
     for number, line in numbered_lines(file, name):
         if not line.strip():
             continue
@@ -181,11 +182,6 @@ def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, JsonObject]]:
         if not isinstance(record, dict):
             raise UserError(f"a JSON {type(record).__name__}, not an object", where=where, mend=_A_LINE)
         yield where, record
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    for number, record in parquet_rows(path, str(path), mend="download it again"):
-        yield f"{path}:row {number}", record
 
 
 def _hint(path: PurePosixPath) -> tuple[Task | None, bool]:

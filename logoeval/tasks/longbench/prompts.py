@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from logodata.common.chat_template import render_chat
 from logodata.common.errors import UserError
 from logodata.prompts import PromptFormat, decode_text, text_tokenizer
-from logoeval.tasks.generate import PromptItem
 from logoeval.tasks.longbench.data import Row
 from logoeval.tasks.longbench.task_table import Task
 from logoeval.tasks.texts import text_fingerprint
@@ -50,8 +49,9 @@ class PromptBuilder:
                 mend="give a larger window, or drop the task with --tasks",
             )
 
-    def build(self, task: Task, row: Row) -> PromptItem:
-        """Return the prompt of a row, up to the beginning of the response."""
+    def build(self, task: Task, row: Row) -> tuple[tuple[int, ...], bool]:
+        """Return the token ids of the prompt of a row, up to the beginning of the response, and whether its middle was
+        cut out."""
         text = task.prompt.format(context=row.context, input=row.input)
         ids = self._encode(text)
         truncated = len(ids) > self._limit
@@ -59,10 +59,8 @@ class PromptBuilder:
             half = self._limit // 2
             text = decode_text(self._tokenizer, ids[:half]) + decode_text(self._tokenizer, ids[-half:])
         if task.chat:
-            prompt_ids = self._frame.encode([], question=text.strip() if self._strips else text).ids
-        else:
-            prompt_ids = tuple(self._encode(text) if truncated else ids)
-        return PromptItem(row.id, prompt_ids, self.template(task), truncated, task.max_new_tokens)
+            return self._frame.encode([], question=text.strip() if self._strips else text).ids, truncated
+        return tuple(self._encode(text) if truncated else ids), truncated
 
     def _encode(self, text: str) -> list[int]:
         """Tokenise a text with the special tokens that the tokenizer adds (beginning of sequence), as ``pred.py``."""

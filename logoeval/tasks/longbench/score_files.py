@@ -41,15 +41,17 @@ def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tup
         UserError: there is nothing to score, or a line cannot be scored.
     """
     predictions, is_e = read_predictions(source, e=e)
-    samples = [
-        _scored(TASKS[name], number, prediction, code_sim)
-        for name, members in predictions.items()
-        for number, prediction in enumerate(members)
-    ]
+    samples = []
+    for task, members in ((TASKS[name], members) for name, members in predictions.items()):
+        for number, found in enumerate(members):
+            name = found.id or str(number)
+            score, overflow = best_score(task, found.response, found.answers, found.all_classes, code_sim)
+            cluster = f"{task.name}/{name}"  # the file does not hold the document
+            samples.append(Scored(name, task, cluster, "", score, overflow, found.length, found.truncated))
     cuts_known = any(sample.truncated is not None for sample in samples)
     reported = metrics([TASKS[name] for name in predictions], e=is_e, truncation=cuts_known)
-    rows, found = sample_rows(samples, reported, e=is_e), list(notes(samples, e=is_e, code_sim=code_sim))
-    return Outcome(reported, rows, found, {"predictions": str(source.resolve())}), is_e
+    rows, said = sample_rows(samples, reported, e=is_e), list(notes(samples, e=is_e, code_sim=code_sim))
+    return Outcome(reported, rows, said, {"predictions": str(source.resolve())}), is_e
 
 
 class ScoreRecord(VersionedRecord):
@@ -72,21 +74,6 @@ def record(outcome: Outcome, *, e: bool, code_sim: CodeSimBackend) -> ScoreRecor
         notes=outcome.notes,
         metrics=outcome.metrics,
         summary=summarise(outcome.metrics, outcome.samples),
-    )
-
-
-def _scored(task: Task, number: int, prediction: Prediction, code_sim: CodeSimBackend) -> Scored:
-    score, overflow = best_score(task, prediction.response, prediction.answers, prediction.all_classes, code_sim)
-    sample_id = prediction.id or str(number)
-    return Scored(
-        id=sample_id,
-        task=task,
-        cluster=f"{task.name}/{sample_id}",  # the file does not hold the document
-        prompt_hash="",
-        score=score,
-        overflow=overflow,
-        length=prediction.length,
-        truncated=prediction.truncated,
     )
 
 

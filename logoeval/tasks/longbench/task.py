@@ -66,8 +66,9 @@ def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Out
     samples: list[Scored] = []
     shortened = 0
     for task in tasks:
-        items = [_item(task, row, builder, window) for row in rows[task.name]]
-        shortened += sum(item.max_new_tokens != task.max_new_tokens for item in items)
+        sampling = _sampling(task, session)
+        items = [_item(task, row, builder, window, sampling) for row in rows[task.name]]
+        shortened += sum(item.sampling != sampling for item in items)
         samples += _answer(task, rows[task.name], items, settings, session, folder)
     found = list(notes(samples, e=settings.e, code_sim=settings.code_sim))
     if shortened:
@@ -77,16 +78,17 @@ def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Out
     return Outcome(reported, scored, found, {"data": str(settings.data.resolve())})
 
 
-def _item(task: Task, row: Row, builder: PromptBuilder, window: int) -> PromptItem:
-    item = builder.build(task, row)
-    taken = len(item.prompt_ids)
-    if taken >= window:
+def _item(task: Task, row: Row, builder: PromptBuilder, window: int, sampling: Sampling) -> PromptItem:
+    prompt_ids, truncated = builder.build(task, row)
+    room = window - len(prompt_ids)
+    if room < 1:
         raise UserError(
-            f"longbench: the prompt takes {taken} tokens with its chat template, the window has {window}",
+            f"longbench: the prompt takes {len(prompt_ids)} tokens with its chat template, the window has {window}",
             where=row.where,
             mend="lower longbench.max_prompt_tokens",
         )
-    return replace(item, max_new_tokens=min(task.max_new_tokens, window - taken))
+    sampling = replace(sampling, max_new_tokens=min(task.max_new_tokens, room))
+    return PromptItem(row.id, prompt_ids, sampling, builder.template(task), truncated)
 
 
 def _answer(
@@ -119,7 +121,6 @@ def _answer(
         session,
         items,
         RecordFile(folder / f"{name}.jsonl", LongBenchAnswer),
-        sampling=_sampling(task, session),
         record=record,
         label=f"longbench: {task.name}",
     )

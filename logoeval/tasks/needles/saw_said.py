@@ -129,18 +129,6 @@ class Trace(Prediction):
         return self.prompt_hash + self.answer_hash
 
 
-def describe_heads(settings: RetrievalSettings | None) -> dict[str, str | None]:
-    """Return which heads are measured, wherever their file lies. None stands for the model's own, which the work will
-    find.
-
-    Raises:
-        UserError: no file of heads.
-    """
-    if settings is None:
-        return {}
-    return {"retrieval_heads": Heads.read(settings.heads).fingerprint if settings.heads is not None else None}
-
-
 def check(session: Session) -> None:
     """Refuse, before any work, what cannot be traced.
 

@@ -15,8 +15,9 @@ from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.generate import Completion, PromptItem, complete
 from logoeval.tasks.needles.haystacks import BUILT_IN, haystacks
+from logoeval.tasks.needles.heads import Heads
 from logoeval.tasks.needles.placement import NiahSample, SampleBuilder
-from logoeval.tasks.needles.saw_said import CALIBRATION_SEED_OFFSET, TraceItem, check, describe_heads, extend
+from logoeval.tasks.needles.saw_said import CALIBRATION_SEED_OFFSET, TraceItem, check, extend
 from logoeval.tasks.needles.scores import NiahFacts, depth_scores, metrics, score_response
 from logoeval.tasks.needles.settings import NiahSettings, NiahVariant
 from logoeval.tasks.record_file import RecordFile
@@ -27,7 +28,12 @@ def describe(settings: NiahSettings, _: EngineSettings) -> dict[str, object]:
     """Return what two comparable runs have in common; folders by name and contents, wherever they lie."""
     texts = {haystack.name: haystack.fingerprint for haystack in haystacks(settings)}
     dump = settings.model_dump(mode="json", exclude={"haystacks": True, "retrieval": {"heads"}})
-    return {**dump, "haystacks": texts, **describe_heads(settings.retrieval)}
+    described = {**dump, "haystacks": texts}
+    if settings.retrieval is not None:
+        # None stands for the model's own heads, which the work will find.
+        given = settings.retrieval.heads
+        described["retrieval_heads"] = None if given is None else Heads.read(given).fingerprint
+    return described
 
 
 def build_samples(
@@ -39,6 +45,7 @@ def build_samples(
         UserError: a length leaves the model's window, or has no room for the needles.
     """
     _check_window(settings, session)
+    sampling = Sampling(settings.max_new_tokens, session.stop_ids)
     samples = []
     for haystack in haystacks(settings):
         builder = SampleBuilder(
@@ -52,7 +59,7 @@ def build_samples(
             for depth in settings.depths or (None,):
                 for index in range(settings.num_samples):
                     sample = builder.build(length, index, depth)
-                    samples.append((sample, PromptItem(sample.id, sample.prompt_ids, builder.template)))
+                    samples.append((sample, PromptItem(sample.id, sample.prompt_ids, sampling, builder.template)))
     return samples
 
 
@@ -112,7 +119,6 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
         session,
         [item for _, item in built],
         RecordFile(predictions / "niah.jsonl", NiahAnswer),
-        sampling=Sampling(settings.max_new_tokens, session.stop_ids),
         record=record,
         label="niah",
     )
@@ -185,11 +191,7 @@ def _notes(samples: Sequence[NiahSample]) -> Iterator[str]:
 
 
 def inputs(settings: NiahSettings) -> Iterator[tuple[str, Path]]:
-    """Yield the paths of texts of one's own, and of a file of heads.
-
-    Raises:
-        UserError: see :func:`logoeval.tasks.texts.text_files`.
-    """
+    """Yield the paths of texts of one's own, which must be there, and of a file of heads."""
     for name in settings.haystacks:
         if name not in BUILT_IN:
             text_files(Path(name))

@@ -84,11 +84,12 @@ class HarnessModel(HFLM):
         self.label, self.num_requests, self.num_cut = label, 0, 0
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:  # noqa: ARG002 - the harness passes it
-        """Of each continuation after its context: its log-likelihood in nats, and whether greedy decoding writes it."""
+        """Return the log-likelihood in nats of each continuation after its context, and whether greedy decoding writes
+        it."""
         return self._answered("loglikelihood", requests, super().loglikelihood)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:  # noqa: ARG002
-        """A response to each prompt."""
+        """Return a response to each prompt."""
         return self._answered("generate_until", requests, self._generate)
 
     def _generate(self, requests: Sequence[Any], disable_tqdm: bool) -> None:
@@ -117,7 +118,7 @@ class HarnessModel(HFLM):
         return answers
 
     def add_partial(self, kind: str, args: Sequence[Any], answer: Any) -> None:
-        """The harness's hook: one request is answered."""
+        """Keep the answer to one request: a hook that the harness calls."""
         if kind == "loglikelihood":
             check_finite({"log-likelihood of an answer": answer[0]}, where=self.label)
         key = _key(kind, args)

@@ -178,13 +178,13 @@ def test_prompts_that_fit_are_the_official_text(tiny_tokenizer: Any, whole: Path
     rows = read_rows(whole, None, False)
     builder = PromptBuilder(tiny_tokenizer, 4000)
     for name, task in TASKS.items():
-        made = builder.build(task, rows[name][0])
+        made, truncated = builder.build(task, rows[name][0])
         text = task.prompt.format(context=rows[name][0].context, input=rows[name][0].input)
         whole_text = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" if task.chat else text
-        assert tiny_tokenizer.decode(made.prompt_ids) == whole_text
-        assert not made.truncated
+        assert tiny_tokenizer.decode(made) == whole_text
+        assert not truncated
         # The document's own <|im_end|> is text: the frame's is the only one.
-        assert made.prompt_ids.count(2) == int(task.chat)
+        assert made.count(2) == int(task.chat)
 
 
 def test_long_prompts_lose_their_middle_before_the_chat_template(tiny_tokenizer: Any, whole: Path) -> None:
@@ -194,12 +194,12 @@ def test_long_prompts_lose_their_middle_before_the_chat_template(tiny_tokenizer:
         task.prompt.format(context=source.context, input=source.input), split_special_tokens=True
     )
     for limit in (401, len(ids) - 1):
-        made = PromptBuilder(tiny_tokenizer, limit).build(task, source)
+        made, truncated = PromptBuilder(tiny_tokenizer, limit).build(task, source)
         half = limit // 2
         kept = tiny_tokenizer.decode(ids[:half]) + tiny_tokenizer.decode(ids[-half:])
-        assert made.truncated
-        assert tiny_tokenizer.decode(made.prompt_ids) == f"<|im_start|>user\n{kept}<|im_end|>\n<|im_start|>assistant\n"
-    assert not PromptBuilder(tiny_tokenizer, len(ids)).build(task, source).truncated
+        assert truncated
+        assert tiny_tokenizer.decode(made) == f"<|im_start|>user\n{kept}<|im_end|>\n<|im_start|>assistant\n"
+    assert not PromptBuilder(tiny_tokenizer, len(ids)).build(task, source)[1]
 
 
 def test_a_template_that_strips_is_followed(whole: Path) -> None:
@@ -207,10 +207,10 @@ def test_a_template_that_strips_is_followed(whole: Path) -> None:
 
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHATML.replace("message['content']", "message['content'] | trim")
-    made = PromptBuilder(tokenizer, 4000).build(
+    made, _ = PromptBuilder(tokenizer, 4000).build(
         TASKS["passage_count"], read_rows(whole, None, False)["passage_count"][0]
     )
-    assert "The final answer is:<|im_end|>" in tokenizer.decode(made.prompt_ids)
+    assert "The final answer is:<|im_end|>" in tokenizer.decode(made)
 
 
 # -- a run -------------------------------------------------------------------------------------------------------------
