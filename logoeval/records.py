@@ -39,11 +39,7 @@ class VersionedRecord(Record):
 
     @classmethod
     def from_json(cls, value: object, *, where: str, mend: str) -> Self:
-        """Return the record that a JSON value holds.
-
-        Raises:
-            UserError: the value is of another version, or damaged.
-        """
+        """Return the record that a JSON value holds. One of another version raises a ``UserError``."""
         found = value.get("schema_version") if isinstance(value, dict) else None
         known = cls.model_fields["schema_version"].default
         if found != known:
@@ -231,11 +227,8 @@ class Results(VersionedRecord):
 
 
 def read_results(folder: Path, *, missing_ok: bool = False) -> Results:
-    """Return the results of a folder.
-
-    Raises:
-        UserError: there are none (unless ``missing_ok``), or they are damaged or of another schema version.
-    """
+    """Return the results of a folder. Damaged ones, ones of another version, or none (unless ``missing_ok``) raise a
+    ``UserError``."""
     path = folder / RESULTS_FILE
     if path.exists():
         return Results.from_json(read_json(path), where=str(path), mend=_MEND)
@@ -246,11 +239,7 @@ def read_results(folder: Path, *, missing_ok: bool = False) -> Results:
 
 def continue_results(folder: Path) -> Results:
     """Return the results of a folder that a run goes on with; there may be none yet. A file that was cut is put aside,
-    and made again from the predictions.
-
-    Raises:
-        UserError: they are damaged, or of another schema version.
-    """
+    and made again from the predictions. Ones of another version raise a ``UserError``."""
     path = folder / RESULTS_FILE
     content = read_if_whole(path)
     return Results() if content is None else Results.from_json(content, where=str(path), mend=_MEND)

@@ -51,12 +51,7 @@ class Weights:
 
     def load(self, settings: SessionSettings, config: PreTrainedConfig, device: str) -> PreTrainedModel:
         """Return the model, with the adapter merged if ``settings`` name one. What was returned before must not be used
-        any more.
-
-        Args:
-            settings: always of the same model.
-            config: of the model, with RoPE and window as the adapter was trained with.
-            device: where the weights go.
+        any more. ``config`` has RoPE and window as the adapter was trained with.
 
         Raises:
             UserError: the model or the adapter cannot be loaded, or the adapter does not fit.
@@ -144,11 +139,8 @@ class Session:
             self.engine.close()
 
     def check_window(self, num_tokens: int, what: str) -> None:
-        """Refuse work that would leave the model's window, before it begins.
-
-        Raises:
-            UserError: it needs more positions; ``what`` names the setting.
-        """
+        """Raise a ``UserError`` if work needs more positions than the model's window has. ``what`` names the
+        setting."""
         if num_tokens > self.window:
             raise UserError(
                 f"{what} needs {num_tokens} positions, the model has {self.window}",

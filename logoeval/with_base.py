@@ -114,11 +114,8 @@ class _BaseSession(Session):
         super().check_window(num_tokens, what)
 
     def check_prompts_agree(self) -> None:
-        """Refuse two windows that cut LongBench's prompts to other lengths: there would be nothing to compare.
-
-        Raises:
-            UserError: the adapter was trained with another window, and no limit of the engine is below both.
-        """
+        """Raise a ``UserError`` if the adapter was trained with another window and no limit of the engine is below
+        both: LongBench's prompts would be cut to other lengths, and there would be nothing to compare."""
         before, after = self.window, self._adapted.window
         lower, limit = min(before, after), self.settings.engine.max_model_len
         if before != after and (limit is None or limit > lower):

@@ -57,11 +57,8 @@ class _Prediction(Excerpt):
 
 
 def check_finished(folder: Path) -> None:
-    """Refuse a folder with an unfinished task, because the first answers of a task are not a fair sample of it.
-
-    Raises:
-        UserError: there are answers to a task that is not in ``results.json``.
-    """
+    """Raise a ``UserError`` if a folder holds answers to a task that is not finished, because the first answers of a
+    task are not a fair sample of it."""
     finished = read_results(folder, missing_ok=True).tasks
     for task in ANSWERING_TASKS:
         if task not in finished and has_predictions(folder / PREDICTIONS_DIR, task):

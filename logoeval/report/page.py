@@ -36,14 +36,8 @@ def write_report(
     run: Path | None = None,
     curves: Sequence[Path] | Mapping[str, Path] = (),
 ) -> None:
-    """Write ``path`` (HTML), and beside it the same with ``.md`` and ``.json``.
-
-    Args:
-        comparison: the runs and their differences.
-        path: the ``.html`` file.
-        data: folder of the training data, to tell how they were built.
-        run: folder of the training run, for its curve.
-        curves: folders of needle tests over checkpoints, perhaps by label.
+    """Write ``path`` (HTML), and beside it the same with ``.md`` and ``.json``. ``data`` is the folder of the training
+    data, ``run`` that of the training run; ``curves`` are those of needle tests over checkpoints, perhaps by label.
 
     Raises:
         UserError: a folder does not hold what it should, or a file cannot be written.

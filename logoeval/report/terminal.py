@@ -12,6 +12,7 @@ from rich.text import Text
 from logodata.common.console import console
 from logodata.common.errors import UserError
 from logodata.common.files import make_folder_of, write_json
+from logodata.common.printable import printable
 from logoeval.compare.answers import Answer
 from logoeval.compare.compare import Comparison, Row, Value, compare
 from logoeval.compare.wrong_answers import (
@@ -26,6 +27,7 @@ from logoeval.compare.wrong_answers import (
 )
 from logoeval.intervals import is_cell, slice_label, summarise
 from logoeval.records import Metric, Outcome, Results, SummaryRow
+from logoeval.report.headline import notes
 from logoeval.report.measures import terminal_table
 from logoeval.report.sections.wrong_answers import answer_name, examples_title, interval, length_rows
 
@@ -55,12 +57,8 @@ def show_change(base: Path, adapter: Path, tasks: Sequence[str]) -> None:
     """Print what the adapter changes, sample by sample, and how to make a page of it."""
     comparison = compare([base, adapter])
     show_rows(comparison, [row for row in comparison.rows if row.task in tasks and not row.slice])
-    for task in tasks:
-        notes = {run.label: run.results.tasks[task].notes for run in comparison.runs}
-        for text in dict.fromkeys(text for texts in notes.values() for text in texts):
-            whose = [label for label, texts in notes.items() if text in texts]
-            of = "" if len(whose) == len(notes) else f", {whose[0]}"
-            say(f"{task}{of}: {text}")
+    for text in notes(comparison, tasks):
+        say(text)
     report = shlex.join(["logoeval", "compare", str(base), str(adapter), "-o", str(base.parent / "report.html")])
     say(f"wrote {base / 'results.json'} and {adapter / 'results.json'}")
     say(f"for a page: {report}")
@@ -105,9 +103,7 @@ def _print_means(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]])
     console.print(table)
 
 
-def show_errors(
-    folders: Sequence[Path] | Mapping[str, Path], *, wrong_below: float, num_examples: int, out: Path | None
-) -> None:
+def show_errors(folders: Mapping[str, Path], *, wrong_below: float, num_examples: int, out: Path | None) -> None:
     """Print a table of shares, the lengths of wrong answers, and examples, and write the same as JSON into ``out``.
 
     Raises:
@@ -181,5 +177,5 @@ def _print_example(answer: Answer) -> None:
     grid.add_column(width=9)
     grid.add_column(overflow="fold")
     for name, text in entries:
-        grid.add_row(name, Text(" ".join(text.split()), style="" if name else "dim"))
+        grid.add_row(name, Text(printable(" ".join(text.split())), style="" if name else "dim"))
     console.print(grid)

@@ -47,14 +47,8 @@ def complete(
     record: Callable[[Completion, GenerationResult], CompletionT],
     label: str,
 ) -> list[CompletionT]:
-    """Answer every prompt once with the engine of ``session``, and return the records in the order of ``items``.
-
-    Args:
-        session: the model of the evaluation.
-        items: ids must be unique.
-        file: records that are in it are kept, not made again.
-        record: adds the fields of the task.
-        label: of the progress bar.
+    """Answer every prompt once with the engine of ``session``, and return the records in the order of ``items``, whose
+    ids are unique. What is in ``file`` is not made again. ``record`` adds the fields of the task.
 
     Raises:
         UserError: a record is of another prompt than the one that now has its id, or another engine made it.

@@ -50,12 +50,8 @@ class RecordFile(Generic[RecordT]):
 
 
 def check_kept(file: RecordFile[PredictionT], hashes: Mapping[str, str]) -> None:
-    """Refuse a file with records of other prompts or texts than those that have their ids now. ``hashes`` are
-    :attr:`Prediction.input_hash` by id.
-
-    Raises:
-        UserError: the file holds such a record.
-    """
+    """Raise a ``UserError`` if a file holds records of other prompts or texts than those that have their ids now.
+    ``hashes`` are :attr:`Prediction.input_hash` by id."""
     for record_id, expected in hashes.items():
         if record_id in file and file[record_id].input_hash != expected:
             raise UserError(

@@ -171,9 +171,5 @@ def task_names() -> list[str]:
 
 
 def find_task(name: str) -> Task:
-    """Return the task of this name.
-
-    Raises:
-        KeyError: there is none.
-    """
+    """Return the task of this name."""
     return {task.name: task for task in TASKS}[name]

@@ -97,11 +97,8 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
 
 
 def text_files(source: Path) -> list[Path]:
-    """Return one ``.txt`` file, or all ``.txt`` files in a folder in order of name, without opening them.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """Return one ``.txt`` file, or all ``.txt`` files in a folder in order of name, without opening them. If there is
+    none, a ``UserError`` is raised."""
     files = sorted(visible_files(source, (".txt",), below=False)) if source.is_dir() else [source]
     if source.is_file() and source.suffix.lower() not in _SUFFIXES and not how_to_convert([source.suffix.lower()]):
         raise UserError(f"a {source.suffix} file is not plain text", where=str(source), mend=_HOW)

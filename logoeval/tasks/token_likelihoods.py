@@ -78,12 +78,8 @@ def sliding_nlls(
 
 
 def check_logits(model: PreTrainedModel, ids: Sequence[int]) -> None:
-    """Refuse a model that does more to its logits than apply the head: scaled or capped ones would be missed here. It
-    is tried on a few ``ids``.
-
-    Raises:
-        UserError: the model changes its logits, or gives no numbers.
-    """
+    """Raise a ``UserError`` if a model gives no numbers, or does more to its logits than apply the head: scaled or
+    capped ones would be missed here. It is tried on a few ``ids``."""
     import torch
 
     probe = torch.tensor([list(ids)], device=model.device)

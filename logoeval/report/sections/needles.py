@@ -66,12 +66,13 @@ def niah_section(comparison: Comparison) -> Section:
 def _maps(comparison: Comparison, grid: _Grid) -> Iterator[Html]:
     """A figure a haystack: depth by length, run beside run."""
     rows = {depth: f"{depth} %" for depth in grid.depths}
+    means = {str(row.slice): row for row in comparison.rows if row.task == "niah" and row.metric.key == "recall"}
     for name in grid.haystacks:
 
         def scores(facts: NiahFacts, recall: float, name: str = name) -> dict[int, float]:
             return {facts.depth: recall} if facts.haystack == name and facts.depth is not None else {}
 
-        mean = _mean_row(comparison, name)
+        mean = means.get(str({"haystack": name}), means["{}"])  # one haystack is no slice
         caption = (
             f"Haystack {name}: recall in percent by where in the text the number stood (0 % is the beginning) and "
             f"prompt length.{_means(comparison, mean)}"
@@ -80,11 +81,6 @@ def _maps(comparison: Comparison, grid: _Grid) -> Iterator[Html]:
             f"{run.label}: mean {mean.metric.show(mean.values[i].value)}" for i, run in enumerate(comparison.runs)
         ]
         yield _figure(comparison, grid.lengths, rows, scores, "depth of the needle", caption, titles)
-
-
-def _mean_row(comparison: Comparison, haystack: str) -> Row:
-    rows = {str(row.slice): row for row in comparison.rows if row.task == "niah" and row.metric.key == "recall"}
-    return rows.get(str({"haystack": haystack}), rows["{}"])  # one haystack is no slice
 
 
 def _means(comparison: Comparison, row: Row) -> str:

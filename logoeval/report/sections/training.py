@@ -4,38 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ConfigDict
-
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
 from logodata.common.json_files import json_objects
 from logodata.common.markup import join, tag
-from logodata.common.records import Record
 from logoeval.records import Excerpt
 from logoeval.report import figures
 from logoeval.report.tables import Section, figure
-
-
-class _Objective(Record):
-    model_config = ConfigDict(extra="allow")  # its settings, by name
-
-    name: str
-
-
-class _Lora(Excerpt):
-    rank: int
-
-
-class _Optimizer(Excerpt):
-    lr: float
+from logotrain.recipe.settings import LoraSettings, ObjectiveSettings, OptimizerSettings
 
 
 class _Recipe(Excerpt):
-    objective: _Objective
+    objective: ObjectiveSettings
     tuning: str
-    lora: _Lora
+    lora: LoraSettings
     samples_per_step: int
-    optimizer: _Optimizer
+    optimizer: OptimizerSettings
 
 
 class _Step(Excerpt):
@@ -61,7 +45,7 @@ def training_section(folder: Path) -> Section:
     margin = [record.margin for record in records if record.margin is not None]
     if not steps:
         raise UserError("holds no training step", where=str(path), mend="run logotrain again")
-    settings = ", ".join(f"{field} {value}" for field, value in (recipe.objective.model_extra or {}).items())
+    settings = ", ".join(f"{field} {value}" for field, value in recipe.objective.model_dump(exclude={"name"}).items())
     trained = "all weights" if recipe.tuning == "full" else f"LoRA rank {recipe.lora.rank}"
     body = join(
         tag(

@@ -43,6 +43,8 @@ def errors_section(comparison: Comparison) -> Section | None:
     medians = [[title, *cells] for title, cells in length_rows(analysis)]
     lengths = Table("Median length of a wrong answer, in words", ["", *labels], medians, style="stacks")
     by_task = _shares_table("Right and wrong answers by task of LongBench", parts, labels)
+    bars = tag("figure", tag("div", *(_bars(group, labels) for group in parts), class_="panels"))
+    summary = tag("summary", f"each of LongBench’s {len(parts)} tasks")
     about_pairs = (
         "Held-out pairs are questions that the model they were built with answered wrong from a poorer context, so "
         "they are hard for it; compare runs on them, but take no share for that of questions in general."
@@ -76,7 +78,7 @@ def errors_section(comparison: Comparison) -> Section | None:
             "fewer words moves from one kind of error to the other without knowing more or less.",
             class_="note",
         ),
-        _by_task(parts, by_task, labels) if parts else "",
+        tag("details", summary, bars, by_task.html()) if parts else "",
         *_examples(analysis),
     )
     return Section(_TITLE, body, [shares, lengths, *([by_task] if parts else [])])
@@ -119,11 +121,6 @@ def length_rows(analysis: Analysis) -> Iterator[tuple[str, list[str]]]:
                 medians = group.outcomes[pattern].median_words or ()
                 cells = ["-" if value is None else f"{value:g}" for value in medians]
                 yield f"{group.title}: {OUTCOMES[pattern]}", cells
-
-
-def _by_task(parts: Sequence[Group], table: Table, labels: Sequence[str]) -> Html:
-    bars = tag("figure", tag("div", *(_bars(group, labels) for group in parts), class_="panels"))
-    return tag("details", tag("summary", f"each of LongBench’s {len(parts)} tasks"), bars, table.html())
 
 
 def _examples(analysis: Analysis) -> Iterator[Html]:

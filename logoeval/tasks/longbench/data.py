@@ -60,12 +60,9 @@ _Records = Iterator[tuple[str, JsonObject]]
 
 @lru_cache(maxsize=1)  # the settings of a run and the run itself both need these 200 MB of text
 def read_rows(data: Path, tasks: tuple[str, ...] | None, e: bool) -> dict[str, tuple[Row, ...]]:
-    """Read the rows of each task (named without ``_e``), in the order of the published tables.
-
-    Args:
-        data: an archive, a folder or a file.
-        tasks: names of the tasks to read, without ``_e``; None reads all tasks found.
-        e: read LongBench-E's files instead of LongBench's.
+    """Read the rows of each task (named without ``_e``), in the order of the published tables, from an archive, a
+    folder or a file. Without ``tasks`` all that are found are read; with ``e`` LongBench-E's files are read instead of
+    LongBench's.
 
     Raises:
         UserError: there are no rows, a task is missing, or a row cannot be used.
@@ -158,11 +155,8 @@ def _archive(path: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
 
 
 def read_lines(path: Path) -> _Records:
-    """Yield ``(file:line, record)`` for each line of a JSON-lines file that is not empty.
-
-    Raises:
-        UserError: the file cannot be read, or a line is not a JSON object.
-    """
+    """Yield ``(file:line, record)`` for each line of a JSON-lines file that is not empty. A line that is no JSON object
+    raises a ``UserError``."""
     try:
         with open(path, "rb") as file:
             yield from _parsed(file, str(path))
@@ -237,11 +231,8 @@ def length_of(record: JsonObject) -> int | None:
 
 
 def texts(record: JsonObject, key: str, where: str) -> tuple[str, ...] | None:
-    """Return the strings under ``key``, which may be a list or one string; None if there are none.
-
-    Raises:
-        UserError: the value is neither a string nor a list of strings.
-    """
+    """Return the strings under ``key``, which may be a list or one string; None if there are none. Anything else raises
+    a ``UserError``."""
     value = record.get(key)
     if value is None:
         return None
@@ -269,11 +260,8 @@ def _checked(task: Task, rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def check_answers(task: Task, answers: Sequence[str], all_classes: Sequence[str] | None, where: str) -> None:
-    """Refuse gold answers that the metric of the task cannot use.
-
-    Raises:
-        UserError: there is no answer, or a paragraph number or the list of classes is missing.
-    """
+    """Raise a ``UserError`` if the metric of the task cannot use the gold answers: there is none, or a paragraph number
+    or the list of classes is missing."""
     if not answers:
         raise UserError("no gold answers", where=where, mend=_AS_THEY_ARE)
     mark = {"retrieval": "Paragraph ", "retrieval_zh": "段落"}.get(task.metric)

@@ -36,11 +36,7 @@ class PromptBuilder:
         return text_fingerprint(f"{frame}\n{task.prompt}")
 
     def check(self, task: Task) -> None:
-        """Refuse a limit that is smaller than the prompt without context and input.
-
-        Raises:
-            UserError: the limit is too small.
-        """
+        """Raise a ``UserError`` if the limit is smaller than the prompt without context and input."""
         fixed = len(self._encode(task.prompt.format(context="", input="")))
         if fixed > self._limit:
             raise UserError(

@@ -83,11 +83,8 @@ def head_grid(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def check_model(config: PreTrainedConfig, *, stateful: bool = False) -> None:
-    """Refuse models in which a head cannot attend to every position.
-
-    Raises:
-        UserError: some layers have sliding or linear attention, or carry a state from token to token.
-    """
+    """Raise a ``UserError`` if a head cannot attend to every position: some layers have sliding or linear attention, or
+    carry a state from token to token."""
     kinds = limited_attention(config) or (["a state from token to token"] if stateful else [])
     if kinds:
         raise UserError(

@@ -68,11 +68,8 @@ def _distractors() -> list[str]:
 
 
 def haystacks(settings: NiahSettings) -> list[Haystack]:
-    """Return the haystacks of a recipe.
-
-    Raises:
-        UserError: one cannot be read, or two folders have the same name, so that sample ids would clash.
-    """
+    """Return the haystacks of a recipe. One that cannot be read raises a ``UserError``, and so do two folders of the
+    same name, since sample ids would clash."""
     found = [Haystack(entry) for entry in settings.haystacks]
     names = [haystack.name for haystack in found]
     if len(set(names)) < len(names):

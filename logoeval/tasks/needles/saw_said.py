@@ -130,11 +130,8 @@ class Trace(Prediction):
 
 
 def check(session: Session) -> None:
-    """Refuse, before any work, what cannot be traced.
-
-    Raises:
-        UserError: the engine does not show the attention, or the model has layers with limited attention.
-    """
+    """Raise a ``UserError``, before any work, if the engine does not show the attention, or the model has layers with
+    limited attention."""
     from logoeval.tasks.needles.attention_trace import check_model
 
     kind = session.settings.engine.kind
@@ -155,15 +152,9 @@ def extend(
     items: Sequence[TraceItem],
     calibration: Sequence[TraceItem],
 ) -> Outcome:
-    """Return ``outcome`` with the retrieval scores of its samples, and write ``heads.json`` beside ``predictions``.
-
-    Args:
-        outcome: its rows are in the order of ``items`` and have :class:`NiahFacts`.
-        settings: name the heads.
-        session: its engine is transformers.
-        predictions: the folder of the records.
-        items: the samples, with their answers.
-        calibration: the samples that find the heads.
+    """Return ``outcome`` with the retrieval scores of its samples, and write ``heads.json`` beside ``predictions``. The
+    rows of ``outcome`` have :class:`NiahFacts`; ``items`` are their samples in the same order, with the answers, and
+    ``calibration`` the samples that find the heads.
 
     Raises:
         UserError: the model's attention cannot be traced, a file of heads does not fit, or a record is of another
@@ -228,20 +219,21 @@ def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answ
                 session.check_window(longest, "the longest of niah.lengths with an answer")
                 traces = trace_answers(session.model, item.prompt_ids, answers)
                 copies = [
-                    encode_copies(copied_tokens(trace, ids, needles), needles.sizes)
-                    for ids, trace in zip(answers, traces, strict=True)
+                    encode_copies(copied_tokens(attended, ids, needles), needles.sizes)
+                    for ids, attended in zip(answers, traces, strict=True)
                 ]
                 prompt_hash, answer_hash = hashes[item.id]
-                trace = Trace(
-                    id=item.id,
-                    prompt_hash=prompt_hash,
-                    answer_hash=answer_hash,
-                    sizes=list(needles.sizes),
-                    unlike=sum(token not in gold for token in needles.token_ids),
-                    gold=copies[0],
-                    own=copies[1] if own_answer else None,
+                file.append(
+                    Trace(
+                        id=item.id,
+                        prompt_hash=prompt_hash,
+                        answer_hash=answer_hash,
+                        sizes=list(needles.sizes),
+                        unlike=sum(token not in gold for token in needles.token_ids),
+                        gold=copies[0],
+                        own=copies[1] if own_answer else None,
+                    )
                 )
-                file.append(trace)
                 tracker.advance()
     return [file[item.id] for item in items]
 

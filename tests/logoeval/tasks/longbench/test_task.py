@@ -478,7 +478,7 @@ def test_scores_that_can_be_written_nowhere_are_not_computed(
             [{**official("qasper", ["x"])[0], "_id": "a"}, *official("qasper", ["x"])],
             "has no id, others",
         ),
-        ("qasper.jsonl", [{**official("qasper", ["x"])[0], "task": "hotpotqa"}], "a prediction of 'hotpotqa'"),
+        ("qasper.jsonl", [{**official("qasper", ["x"])[0], "task": "hotpotqa"}], "a line of 'hotpotqa'"),
         ("qasper.jsonl", [{"answers": ["x"]}], "no text under 'pred'"),
         ("musique_e.jsonl", official("musique", ["x"]), "not a LongBench task"),
         ("unknown.jsonl", official("qasper", ["x"]), "not a LongBench task"),
