@@ -145,8 +145,8 @@ def report(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.mkdir()
     write_json(
         run / "recipe.resolved.json",
-        # Where numbers are wanted, a text is refused.
-        {"objective": {"name": EVIL, EVIL: EVIL}, "tuning": "lora", "lora": {"rank": 8}, "samples_per_step": 2}
+        # Where numbers or names of objectives are wanted, another text is refused.
+        {"objective": {"name": "logo"}, "tuning": EVIL, "lora": {"rank": 8}, "samples_per_step": 2, EVIL: EVIL}
         | {"optimizer": {"lr": 1.0}},
     )
     (run / "metrics.jsonl").write_text(
