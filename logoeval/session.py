@@ -11,6 +11,7 @@ from pydantic import Field
 
 from logodata.common.errors import UserError
 from logodata.common.files import file_sha256
+from logodata.common.turn_end import turn_end_ids
 from logodata.engines import Engine
 from logodata.engines.settings import EngineSettings, ModelSettings, open_engine
 from logodata.engines.vllm_engine import VllmEngine
@@ -19,7 +20,6 @@ from logodata.models.adapters import ADAPTER_FILES, BASE_CONFIG, check_adapter, 
 from logodata.models.facts import model_eos_ids
 from logodata.models.loading import load_config, load_model, load_tokenizer
 from logodata.models.text_config import config_window, text_config
-from logodata.prompts import turn_end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -21,7 +21,7 @@ from logodata.contract import (
     Role,
 )
 from logodata.dataset.files import write_data_set
-from logodata.judge.decisions import Decision
+from logodata.judge.judged_response import Decision
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings
 from logoeval.cli import main as logoeval
