@@ -43,11 +43,12 @@ from typing import Any
 from evidence import environment
 from fault_proxy import IN_VAIN, Counts, FaultProxy, Plan, draw_faults, outside, seconds, union
 from logodata.common.errors import UserError, run_command
+from logodata.common.turn_end import turn_end_ids
 from logodata.engines import GenerationRequest, Sampling
 from logodata.engines.openai_engine import OpenAIEngine
 from logodata.engines.settings import EngineSettings
 from logodata.models.loading import load_tokenizer, resolve_model
-from logodata.prompts import encode_text, turn_end_ids
+from logodata.prompts import encode_text
 from process_state import anonymous_mib
 from recovery import compare, finished_requests
 from serving import end_group, start_vllm, stub_server

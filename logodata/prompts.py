@@ -159,25 +159,3 @@ def decode_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) ->
     text = tokenizer.decode(list(token_ids), skip_special_tokens=True)
     assert isinstance(text, str)
     return text
-
-
-def turn_end_ids(tokenizer: PreTrainedTokenizerBase, model_eos_ids: Sequence[int] = ()) -> tuple[int, ...]:
-    """Return the ids that end the assistant's turn: the one that the chat template writes, the tokenizer's eos, the
-    model's own.
-
-    The first is appended to responses that are trained on. It is found by rendering an assistant's turn, since some
-    families (Llama-3) end turns with a token other than the eos. They may still emit the eos, and must then stop too.
-    :func:`logodata.models.facts.model_eos_ids` returns the model's own.
-
-    Raises:
-        UserError: No token ends a turn.
-    """
-    mark = f"{_MARK}answer{_MARK}"
-    rendered = render_chat(tokenizer, "q", mark)
-    after = tokenizer.encode(rendered.rpartition(mark)[2], add_special_tokens=False)
-    special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
-    ends = [token for token in after[:1] if token in special]
-    ends += [token for token in (tokenizer.eos_token_id, *model_eos_ids) if token is not None]
-    if not ends:
-        raise UserError("the chat template ends no turn and the tokenizer has no eos token", mend=ANOTHER_TEMPLATE)
-    return tuple(dict.fromkeys(ends))

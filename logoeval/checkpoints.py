@@ -9,14 +9,13 @@ numbers of a step are those of its adapter in a run of its own.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.common.files import locked
 from logodata.models.adapter_fit import check_adapter_fits
 from logodata.models.adapters import ADAPTER_FILES
-from logoeval.intervals import estimate_difference, groups
+from logoeval.compare.compare import Row, measured_rows
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import Curve, CurvePoint, CurveValue, Results, TaskResult, continue_results, write_results
 from logoeval.run import evaluate
@@ -29,7 +28,7 @@ NIAH = "niah"
 
 
 def find_adapters(checkpoints: Path) -> dict[int, Path]:
-    """The adapter of each ``step-N`` of a training run's ``checkpoints`` folder, by step.
+    """Return the adapter of each ``step-N`` of a training run's ``checkpoints`` folder, by step.
 
     Raises:
         UserError: there are none, or a checkpoint holds no adapter.
@@ -51,12 +50,8 @@ def find_adapters(checkpoints: Path) -> dict[int, Path]:
 
 
 def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) -> Results:
-    """Run the recipe's needle test at every step and write ``folder/step-N/`` and the curve in ``folder/results.json``.
-
-    Args:
-        recipe: names the base model and has settings for niah.
-        checkpoints: of a logotrain run.
-        folder: of the results.
+    """Run the recipe's needle test at every step of a training run's ``checkpoints``, and write ``folder/step-N/`` and
+    the curve in ``folder/results.json``.
 
     Raises:
         UserError: see :func:`find_adapters` and :func:`logoeval.run.evaluate`; or an adapter does not fit the model, or
@@ -86,56 +81,41 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
 
 
 def at_adapter(recipe: EvalRecipe, adapter: Path | None, base_heads: Path) -> EvalRecipe:
-    """The recipe with an adapter (None: without), and with the base model's heads unless others are given."""
-    changes: dict[str, Any] = {"adapter": adapter}
+    """Return the recipe with an adapter (None: without), and with the base model's heads unless others are given."""
     niah = recipe.section(NIAH)
     assert niah is None or isinstance(niah, NiahSettings)
     if adapter is not None and niah is not None and niah.retrieval is not None and niah.retrieval.heads is None:
         retrieval = niah.retrieval.model_copy(update={"heads": base_heads})
-        changes[NIAH] = niah.model_copy(update={"retrieval": retrieval})
-    return recipe.model_copy(update=changes)
+        niah = niah.model_copy(update={"retrieval": retrieval})
+    return recipe.model_copy(update={"adapter": adapter, NIAH: niah})
 
 
 def _curve(found: dict[int, TaskResult], checkpoints: Path) -> Curve:
+    """Means over all samples of each step, and their paired differences from the base model, which is step 0."""
     base = found[0]
+    whole = [metric.model_copy(update={"slice_by": [], "also_by": []}) for metric in base.metrics]
+    rows = list(measured_rows(NIAH, whole, [base.samples, *(result.samples for result in found.values())]))
     points = [
-        CurvePoint(step=step, adapter_fingerprint=result.provenance.adapter_fingerprint, values=_values(base, result))
-        for step, result in found.items()
+        CurvePoint(
+            step=step,
+            adapter_fingerprint=result.provenance.adapter_fingerprint,
+            values=[_value(row, number) for row in rows],
+        )
+        for number, (step, result) in enumerate(found.items())
     ]
     # The settings of the steps: the base model's heads are its own, theirs are given, and they are the same.
     return Curve(checkpoints=str(checkpoints), settings=base.settings, metrics=base.metrics, points=points)
 
 
-def _values(base: TaskResult, result: TaskResult) -> list[CurveValue]:
-    """Means over all samples, and their paired differences from the base model."""
-    values = []
-    for row in result.summary:
-        if row.slice:
-            continue
-        metric = next(metric for metric in result.metrics if metric.key == row.metric)
-        pairs = [
-            (before, after)
-            for before, after in zip(base.samples, result.samples, strict=True)
-            if metric.key in after.scores
-        ]
-        change = estimate_difference(
-            [before.scores[metric.key] for before, _ in pairs],
-            [after.scores[metric.key] for _, after in pairs],
-            [after.cluster for _, after in pairs],
-            groups=groups(metric, [after for _, after in pairs]),
-            transform=metric.transform,
-        )
-        low, high = change.interval or (None, None)
-        values.append(
-            CurveValue(
-                metric=metric.key,
-                value=row.value,
-                low=row.low,
-                high=row.high,
-                change=change.value,
-                change_low=low,
-                change_high=high,
-                num_samples=row.num_samples,
-            )
-        )
-    return values
+def _value(row: Row, number: int) -> CurveValue:
+    value, change = row.values[number + 1], row.differences[number].change
+    return CurveValue(
+        metric=row.metric.key,
+        value=value.value,
+        low=value.low,
+        high=value.high,
+        change=change.value,
+        change_low=change.low,
+        change_high=change.high,
+        num_samples=row.num_samples,
+    )

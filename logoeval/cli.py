@@ -194,7 +194,7 @@ def score(predictions: Path, e: bool, code_sim: Any, output: Path | None) -> Non
     outcome, e = score_predictions(predictions, e=e, code_sim=code_sim)
     show_scores(outcome)
     if output is not None:
-        write_json(output, record(outcome, e=e, code_sim=code_sim))
+        write_json(output, record(outcome, e=e, code_sim=code_sim).to_json())
         say(f"wrote {output}")
 
 
@@ -212,7 +212,7 @@ def errors(runs: Sequence[str], examples: int, wrong_below: float | None, output
     from logodata.common.files import check_apart
     from logodata.judge.settings import RIGHT_AT
     from logoeval.compare.labels import parse_folders
-    from logoeval.report.wrong_answers_terminal import show_errors
+    from logoeval.report.terminal import show_errors
 
     folders = parse_folders(runs)
     if output is not None:

@@ -14,16 +14,8 @@ from logoeval.tasks.table import find_task
 
 
 def check_inputs(recipe: EvalRecipe, out: Path, checkpoints: Path | None = None) -> None:
-    """Check that what a recipe reads is there, of all of its tasks, and that no output lies among it.
-
-    Args:
-        recipe: with the tasks that will run.
-        out: folder of the results.
-        checkpoints: of ``--checkpoints``.
-
-    Raises:
-        UserError: something is not there, or holds no model, adapter, build or text.
-    """
+    """Raise a ``UserError`` if something is not there that the tasks of a recipe read, or holds no model, adapter,
+    build or text, or if the folder ``out`` of the results lies among it."""
     check_model(recipe.model)
     if recipe.adapter is not None and checkpoints is None:  # which refuse one
         check_adapter(recipe.adapter)

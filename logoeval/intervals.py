@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,15 +23,8 @@ _BLOCK_ELEMENTS = 4_000_000  # number of draws in memory at a time, 32 MB of int
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean, or a function of it, with its 95 % interval.
-
-    Attributes:
-        value: the mean, or the function of it.
-        interval: lower and upper end; None if a group has only one cluster.
-        num_samples: number of samples.
-        num_clusters: number of clusters, summed over groups.
-        fewest_clusters: number of clusters of the smallest group.
-    """
+    """A mean, or a function of it, with its 95 % interval, which is None if a group has only one cluster. Clusters are
+    counted over all groups, and in the group that has the fewest."""
 
     value: float
     interval: tuple[float, float] | None
@@ -58,7 +50,7 @@ def estimate_mean(
             (category, task). The result is then a mean of means: over the samples of each innermost group, then over
             the groups of each outer name. Each group is resampled separately.
         transform: an elementwise monotone function; ``np.exp`` turns a mean negative log-likelihood into a perplexity.
-        seed: seed of the resampling.
+        seed: of the resampling.
 
     Raises:
         ValueError: there are no values, or not as many as clusters.
@@ -75,11 +67,9 @@ def estimate_difference(
     transform: Callable[[Array], Array] = np.asarray,
     seed: int = _SEED,
 ) -> Estimate:
-    """Return ``transform(mean(after)) - transform(mean(before))`` over the same samples, with its paired interval.
-
-    Both runs are resampled with the same draws, so the variation that both runs share cancels. For the arguments see
-    :func:`estimate_mean`.
-    """
+    """Return ``transform(mean(after)) - transform(mean(before))`` over the same samples, with its paired interval. Both
+    are resampled with the same draws, so the variation that they share cancels. For the arguments see
+    :func:`estimate_mean`."""
     both = np.stack([np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)])
     return _estimate(both, clusters, groups, transform, seed)
 
@@ -139,18 +129,16 @@ def _means(sums: Array, counts: Array, rng: np.random.Generator) -> Array:
     return np.concatenate(blocks)
 
 
-def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, Any], list[SampleRow]]]:
-    """Yield all samples that have the metric, then the samples of each of its slices.
-
-    Bands of lengths (``words``) are in order from short to long, other slices in order of first appearance. A slice
-    that holds all samples is left out.
-    """
+def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[str, object], list[SampleRow]]]:
+    """Yield all samples that have the metric, then the samples of each of its slices. Bands of lengths (``words``) are
+    in order from short to long, other slices in order of first appearance. A slice that holds all samples is left
+    out."""
     scored = [sample for sample in samples if metric.key in sample.scores]
     if not scored:
         return
     yield {}, scored
     for names in (metric.slice_by, *metric.also_by):
-        parts: dict[tuple[Any, ...], list[SampleRow]] = {}
+        parts: dict[tuple[object, ...], list[SampleRow]] = {}
         for sample in scored:
             parts.setdefault(tuple(sample.facts[fact] for fact in names), []).append(sample)
         if "words" in names:
@@ -159,23 +147,21 @@ def slices(metric: Metric, samples: Sequence[SampleRow]) -> Iterator[tuple[dict[
             yield from ((dict(zip(names, key, strict=True)), members) for key, members in parts.items())
 
 
-def _band(key: tuple[Any, ...]) -> float:
+def _band(key: tuple[object, ...]) -> float:
     """Return the lower end of a band of lengths. A band without a number comes last."""
     begin = re.match(r"\d+", str(key[0]))
     return float(begin[0]) if begin else math.inf
 
 
-def slice_label(where: dict[str, Any]) -> str:
+def slice_label(where: Mapping[str, object]) -> str:
     """Return a slice in words, such as ``essay, 4,096 tokens, depth 22 %``."""
     words = {"length": "{:,} tokens", "depth": "depth {} %"}
     return ", ".join(words.get(fact, "{}").format(value) for fact, value in where.items())
 
 
-def is_cell(where: dict[str, Any]) -> bool:
-    """Return whether a slice is one cell of a map of lengths and depths.
-
-    There are hundreds of cells, so tables leave them to the map and to ``results.json``.
-    """
+def is_cell(where: Mapping[str, object]) -> bool:
+    """Return whether a slice is one cell of a map of lengths and depths. There are hundreds of them, so tables leave
+    them to the map and to ``results.json``."""
     return {"length", "depth"} <= where.keys()
 
 

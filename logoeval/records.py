@@ -7,30 +7,47 @@ Scores are kept by sample, not only as means, so that two runs can be compared p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, Field
 
 from logodata.common.errors import UserError
 from logodata.common.files import read_if_whole, read_json, write_json
+from logodata.common.records import Record
 from logodata.common.resampling import Array
 from logodata.dataset.samples import sample_files
 
-SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 PREDICTIONS_DIR = "predictions"
+_MEND = "evaluate again into another folder"
 
 
-class _Record(BaseModel):
-    # A number that may not be finite is refused where it is measured, with its place: see logodata.common.finite.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Excerpt(Record):
+    """The fields of a JSON object that are needed; it may have others."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
-class Metric(_Record):
+class VersionedRecord(Record):
+    """The content of a file that says in which version of its format it is written."""
+
+    schema_version: int = 1
+
+    @classmethod
+    def from_json(cls, value: object, *, where: str, mend: str) -> Self:
+        """Return the record that a JSON value holds. One of another version raises a ``UserError``."""
+        found = value.get("schema_version") if isinstance(value, dict) else None
+        known = cls.model_fields["schema_version"].default
+        if found != known:
+            raise UserError(f"schema version {found}, this program reads {known}", where=where, mend=mend)
+        return super().from_json(value, where=where, mend=mend)
+
+
+class Metric(Record):
     """One number a sample gets, and how its mean is read."""
 
     key: str
@@ -44,11 +61,11 @@ class Metric(_Record):
     """Which direction is an improvement; None where neither is."""
     headline: bool = True
     """Whether the first table of a report shows it."""
-    slice_by: list[str] = []
+    slice_by: list[str] = Field(default_factory=list)
     """Facts by which the metric is also reported, besides over all samples."""
-    also_by: list[list[str]] = []
+    also_by: list[list[str]] = Field(default_factory=list)
     """Further lists of facts, each reported like ``slice_by``."""
-    mean_of: list[str] = []
+    mean_of: list[str] = Field(default_factory=list)
     """Facts, outer first, such as category and task: the mean is taken in each group, then over groups."""
 
     @classmethod
@@ -60,46 +77,49 @@ class Metric(_Record):
 
     @property
     def transform(self) -> Callable[[Array], Array]:
-        """From the mean of the stored scores to what is shown."""
+        """The function that turns the mean of the stored scores into what is shown."""
         return np.exp if self.kind == "perplexity" else np.asarray
 
     def show(self, value: float) -> str:
-        """A value as people read it."""
+        """Return a value as people read it."""
         return f"{100 * value:.1f} %" if self.kind == "share" else f"{value:.2f}"
 
     def show_interval(self, low: float | None, high: float | None) -> str:
-        """An interval as people read it; a dash where there is none."""
+        """Return an interval as people read it, or a dash if there is none."""
         return "-" if low is None or high is None else f"{self.show(low)} to {self.show(high)}"
 
     def show_difference(self, value: float) -> str:
-        """A difference with its sign; of shares in percentage points."""
+        """Return a difference with its sign. Those of shares are in percentage points."""
         digits = {"share": 1, "perplexity": 3}.get(self.kind, 2)
         rounded = round(100 * value if self.kind == "share" else value, digits) + 0.0  # no minus sign on a zero
         return f"{rounded:+.{digits}f}"
 
     def show_change(self, change: float, low: float | None, high: float | None) -> str:
-        """A difference with its interval, such as ``+3.1 [+0.4, +5.9]``."""
+        """Return a difference with its interval, such as ``+3.1 [+0.4, +5.9]``."""
         ends = "" if low is None or high is None else f" [{self.show_difference(low)}, {self.show_difference(high)}]"
         return self.show_difference(change) + ends
 
 
-class SampleRow(_Record):
+class SampleRow(Record):
     """Scores of one sample. ``cluster`` names what it shares with others (its document); resampling draws whole
     clusters."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     id: str
     cluster: str
     prompt_hash: str
     scores: dict[str, float]
-    facts: dict[str, Any] = {}
+    facts: Mapping[str, object] = Field(default_factory=dict)
+    """What is known of the sample, by name: metrics are also reported by them (:attr:`Metric.slice_by`)."""
 
 
-class SummaryRow(_Record):
+class SummaryRow(Record):
     """The mean of a metric over the samples whose facts match ``slice``, with its 95 % interval (none for one
     cluster)."""
 
     metric: str
-    slice: dict[str, Any]
+    slice: Mapping[str, object]
     value: float
     low: float | None
     high: float | None
@@ -107,7 +127,7 @@ class SummaryRow(_Record):
     num_clusters: int
 
 
-class Provenance(_Record):
+class Provenance(Record):
     """What produced a result."""
 
     logo_align: str
@@ -128,16 +148,16 @@ class Provenance(_Record):
     """Time this command spent on the task; a resumed task counts its last part only."""
 
 
-class TaskResult(_Record):
+class TaskResult(Record):
     """One task's entry of ``results.json``."""
 
     task: str
     """Its name in :data:`logoeval.tasks.table.TASKS`."""
-    settings: dict[str, Any]
+    settings: Mapping[str, object]
     """What two comparable runs must have in common; the model and the adapter are under ``provenance``."""
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     """What a reader of the numbers should know, such as a haystack that had to be repeated."""
-    sources: dict[str, str] = {}
+    sources: dict[str, str] = Field(default_factory=dict)
     """Folders that were read, by name; not compared, since contents are."""
     provenance: Provenance
     metrics: list[Metric]
@@ -153,11 +173,11 @@ class Outcome:
     samples: list[SampleRow]
     notes: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     """What comparable runs must have in common and only the work shows, such as the heads that were measured."""
 
 
-class CurveValue(_Record):
+class CurveValue(Record):
     """The mean of a metric at one step, and its paired change from the base model, with 95 % intervals (none for one
     cluster)."""
 
@@ -171,7 +191,7 @@ class CurveValue(_Record):
     num_samples: int
 
 
-class CurvePoint(_Record):
+class CurvePoint(Record):
     """One checkpoint, measured in the folder ``step-N`` beside ``results.json``; step 0 is the base model."""
 
     step: int
@@ -183,81 +203,60 @@ class CurvePoint(_Record):
         return next(value for value in self.values if value.metric == metric.key)
 
 
-class Curve(_Record):
+class Curve(Record):
     """A needle test over the checkpoints of a training run."""
 
     checkpoints: str
     """The run's folder of checkpoints; not compared."""
-    settings: dict[str, Any]
+    settings: Mapping[str, object]
     metrics: list[Metric]
     points: list[CurvePoint]
 
     @property
     def shown(self) -> list[Metric]:
-        """What a reader is shown: recall, and retrieval where it was measured."""
+        """The metrics that a reader is shown: recall, and retrieval if it was measured."""
         wanted = ("recall", "retrieval", "retrieval_forced", "said_minus_saw")
         return [metric for key in wanted for metric in self.metrics if metric.key == key]
 
 
-class Results(_Record):
+class Results(VersionedRecord):
     """``results.json``: tasks accumulate, each under its name."""
 
-    schema_version: int = SCHEMA_VERSION
-    tasks: dict[str, TaskResult] = {}
+    tasks: dict[str, TaskResult] = Field(default_factory=dict)
     curve: Curve | None = None
 
 
 def read_results(folder: Path, *, missing_ok: bool = False) -> Results:
-    """The results of a folder.
-
-    Raises:
-        UserError: there are none (unless ``missing_ok``), or they are damaged or of another schema version.
-    """
+    """Return the results of a folder. Damaged ones, ones of another version, or none (unless ``missing_ok``) raise a
+    ``UserError``."""
     path = folder / RESULTS_FILE
-    if not path.exists():
-        if missing_ok:
-            return Results()
-        raise UserError("holds no results", where=str(folder), mend=f"run: logoeval run RECIPE -o {folder}")
-    return _parse(read_json(path), path)
+    if path.exists():
+        return Results.from_json(read_json(path), where=str(path), mend=_MEND)
+    if missing_ok:
+        return Results()
+    raise UserError("holds no results", where=str(folder), mend=f"run: logoeval run RECIPE -o {folder}")
 
 
 def continue_results(folder: Path) -> Results:
-    """The same for a run that goes on: none if there are none yet. A file that was cut is put aside, and made again
-    from the predictions.
-
-    Raises:
-        UserError: they are of another schema version.
-    """
+    """Return the results of a folder that a run goes on with; there may be none yet. A file that was cut is put aside,
+    and made again from the predictions. Ones of another version raise a ``UserError``."""
     path = folder / RESULTS_FILE
     content = read_if_whole(path)
-    return Results() if content is None else _parse(content, path)
+    return Results() if content is None else Results.from_json(content, where=str(path), mend=_MEND)
 
 
-def _parse(content: Any, path: Path) -> Results:
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            f"schema version {version}, this program reads {SCHEMA_VERSION}",
-            where=str(path),
-            mend="evaluate again into another folder",
-        )
-    try:
-        return Results.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        raise UserError(
-            f"damaged: {place}: {fault['msg']}", where=str(path), mend="evaluate again into another folder"
-        ) from error
+def has_predictions(predictions: Path, task: str) -> bool:
+    """Return whether a folder of predictions holds some of a task."""
+    return any(predictions.glob(f"{task}*.jsonl")) or any(predictions.glob(f"{task}/*.jsonl"))
 
 
 def write_results(folder: Path, results: Results) -> None:
     """Write ``results.json``, atomically."""
-    write_json(folder / RESULTS_FILE, results.model_dump(mode="json"))
+    write_json(folder / RESULTS_FILE, results.to_json())
 
 
 def data_fingerprint(folder: Path) -> str:
-    """Hash of the samples that ``logodata build`` wrote into a folder, wherever it lies."""
+    """Return a hash of the samples that ``logodata build`` wrote into a folder, wherever it lies."""
     digest = hashlib.sha256()
     for file in sample_files(folder):
         digest.update(file.read_bytes())
@@ -265,7 +264,7 @@ def data_fingerprint(folder: Path) -> str:
 
 
 def hash_ids(*sequences: Sequence[int]) -> str:
-    """Hash of sequences of token ids, borders included."""
+    """Return a hash of sequences of token ids, borders included."""
     digest = hashlib.sha256()
     for sequence in sequences:
         digest.update(len(sequence).to_bytes(8, "little"))

@@ -26,6 +26,7 @@ from logoeval.records import (
     Results,
     TaskResult,
     continue_results,
+    has_predictions,
     write_results,
 )
 from logoeval.session import Session, adapter_fingerprint
@@ -55,7 +56,7 @@ def evaluate(
         results = continue_results(folder)
         predictions = folder / PREDICTIONS_DIR
         predictions.mkdir(exist_ok=True)
-        measured = {
+        measured: dict[str, Any] = {
             "model": recipe.model,
             "model_fingerprint": model_fingerprint(recipe.model),
             "adapter_fingerprint": adapter_fingerprint(recipe.adapter),
@@ -67,20 +68,31 @@ def evaluate(
         for task in tasks:
             evaluator, section = find_task(task).evaluator, recipe.section(task)
             settings = _settings(recipe, evaluator, section)
-            started = task in results.tasks or _has_predictions(predictions, task)
+            started = task in results.tasks or has_predictions(predictions, task)
             bind_settings(predictions, f"{task}.json", settings, started=started)
             if task in results.tasks:
                 note(f"{task}: finished already")
                 continue
             start = time.monotonic()
             outcome = evaluator.run(section, session, predictions)
-            engine = session.engine.name if evaluator.generates else None
             result = TaskResult(
                 task=task,
                 settings={**settings, **outcome.settings},
                 notes=[*outcome.notes, *notes],
                 sources=outcome.sources,
-                provenance=_provenance(session, measured, engine, time.monotonic() - start),
+                provenance=Provenance(
+                    **measured,
+                    adapter=str(recipe.adapter) if recipe.adapter else None,
+                    logo_align=__version__,
+                    python=platform.python_version(),
+                    torch=version("torch"),
+                    transformers=version("transformers"),
+                    engine=session.engine.name if evaluator.generates else None,
+                    device=session.device,
+                    tokenizer_fingerprint=tokenizer_fingerprint(session.bare_tokenizer),
+                    date=datetime.now(UTC).isoformat(timespec="seconds"),
+                    seconds=round(time.monotonic() - start, 1),
+                ),
                 metrics=outcome.metrics,
                 summary=summarise(outcome.metrics, outcome.samples),
                 samples=outcome.samples,
@@ -88,10 +100,6 @@ def evaluate(
             results = results.model_copy(update={"tasks": {**results.tasks, task: result}})
             write_results(folder, results)
         return results
-
-
-def _has_predictions(predictions: Path, task: str) -> bool:
-    return any(predictions.glob(f"{task}*.jsonl")) or any(predictions.glob(f"{task}/*.jsonl"))
 
 
 def _adapter_notes(recipe: EvalRecipe) -> list[str]:
@@ -102,7 +110,7 @@ def _adapter_notes(recipe: EvalRecipe) -> list[str]:
     return [f"the adapter was trained on {base}, and is measured on {recipe.model}"]
 
 
-def _settings(recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeModel | None) -> dict[str, Any]:
+def _settings(recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeModel | None) -> dict[str, object]:
     template = recipe.chat_template and text_fingerprint(read_template(recipe.chat_template))
     return {
         "task_version": evaluator.version,
@@ -111,19 +119,3 @@ def _settings(recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeMode
         "chat_template": template,
         **evaluator.describe(section, recipe.engine),
     }
-
-
-def _provenance(session: Session, measured: dict[str, Any], engine: str | None, seconds: float) -> Provenance:
-    return Provenance(
-        **measured,
-        adapter=str(session.settings.adapter) if session.settings.adapter else None,
-        logo_align=__version__,
-        python=platform.python_version(),
-        torch=version("torch"),
-        transformers=version("transformers"),
-        engine=engine,
-        device=session.device,
-        tokenizer_fingerprint=tokenizer_fingerprint(session.bare_tokenizer),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(seconds, 1),
-    )

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from logodata.common.errors import UserError
 from logodata.common.files import file_sha256
+from logodata.common.turn_end import turn_end_ids
 from logodata.engines import Engine
 from logodata.engines.settings import EngineSettings, ModelSettings, open_engine
 from logodata.engines.vllm_engine import VllmEngine
@@ -19,7 +20,6 @@ from logodata.models.adapters import ADAPTER_FILES, BASE_CONFIG, check_adapter, 
 from logodata.models.facts import model_eos_ids
 from logodata.models.loading import load_config, load_model, load_tokenizer
 from logodata.models.text_config import config_window, text_config
-from logodata.prompts import turn_end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -50,12 +50,8 @@ class Weights:
         self._base: PreTrainedModel | None = None
 
     def load(self, settings: SessionSettings, config: PreTrainedConfig, device: str) -> PreTrainedModel:
-        """The model, with the adapter merged if ``settings`` name one; what was returned before must be done with.
-
-        Args:
-            settings: name the model, always the same one, the adapter and the data type.
-            config: of the model, with RoPE and window as the adapter was trained with.
-            device: where the weights go.
+        """Return the model, with the adapter merged if ``settings`` name one. What was returned before must not be used
+        any more. ``config`` has RoPE and window as the adapter was trained with.
 
         Raises:
             UserError: the model or the adapter cannot be loaded, or the adapter does not fit.
@@ -74,12 +70,8 @@ class Weights:
 
 
 class Session:
-    """What the tasks of one evaluation share.
-
-    Args:
-        settings: name model, adapter, dtype and engine.
-        weights: shared with sessions before and after this one.
-    """
+    """The model of ``settings``, for the tasks of one evaluation. ``weights`` are shared with sessions before and after
+    this one."""
 
     def __init__(self, settings: SessionSettings, weights: Weights | None = None) -> None:
         self.settings = settings
@@ -87,7 +79,7 @@ class Session:
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """Of the model, with RoPE and window as its adapter was trained with."""
+        """The config of the model, with RoPE and window as its adapter was trained with."""
         return load_config(self.settings.model, adapter=self.settings.adapter)
 
     @property
@@ -97,7 +89,7 @@ class Session:
 
     @cached_property
     def device(self) -> str:
-        """Where the weights go."""
+        """The device where the weights go."""
         import torch
 
         wanted = self.settings.engine.device
@@ -107,27 +99,27 @@ class Session:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """With its chat template."""
+        """The tokenizer, which must have a chat template."""
         return load_tokenizer(self.settings.model, self.settings.chat_template)
 
     @cached_property
     def bare_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its vocabulary: also of a model without chat template, which some tasks do not need."""
+        """The tokenizer, perhaps without a chat template, which some tasks do not need."""
         return load_tokenizer(self.settings.model, self.settings.chat_template, needs_template=False)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a response."""
+        """The ids that end a response."""
         return turn_end_ids(self.tokenizer, model_eos_ids(self.settings.model))
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """In transformers, the adapter merged."""
+        """The model in transformers, with the adapter merged."""
         return self.weights.load(self.settings, self.config, self.device)
 
     @cached_property
     def engine(self) -> Engine:
-        """What generates; the transformers engine shares the weights of :attr:`model`."""
+        """The engine that generates. That of transformers shares the weights of :attr:`model`."""
         engine = self.settings.engine
         if engine.kind != "transformers":
             return open_engine(engine, self.settings.model, adapter=self.settings.adapter)
@@ -142,11 +134,8 @@ class Session:
             self.engine.close()
 
     def check_window(self, num_tokens: int, what: str) -> None:
-        """Refuse work that would leave the model's window, before it begins.
-
-        Raises:
-            UserError: it would; ``what`` names the setting.
-        """
+        """Raise a ``UserError`` if work needs more positions than the model's window has. ``what`` names the
+        setting."""
         if num_tokens > self.window:
             raise UserError(
                 f"{what} needs {num_tokens} positions, the model has {self.window}",
@@ -156,15 +145,15 @@ class Session:
 
 
 def rope_and_window(config: PreTrainedConfig) -> tuple[Any, int]:
-    """What of a config an adapter may have been trained with otherwise."""
+    """Return the RoPE and the window of a config. An adapter may have been trained with others."""
     return getattr(text_config(config), "rope_parameters", None), config_window(config)
 
 
 def adapter_fingerprint(adapter: Path | None) -> str | None:
-    """Hash of an adapter's config and weights, and of the RoPE it was trained with.
+    """Return a hash of an adapter's config and weights, and of the RoPE it was trained with.
 
     Raises:
-        UserError: there is none in the folder.
+        UserError: there is no adapter in the folder.
     """
     if adapter is None:
         return None

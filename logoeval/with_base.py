@@ -37,17 +37,10 @@ BASE, ADAPTER = "base", "adapter"
 
 
 def evaluate_with_base(recipe: EvalRecipe, tasks: Sequence[str], folder: Path) -> tuple[Path, Path]:
-    """Run ``tasks`` on the recipe's model without its adapter and with it.
+    """Run ``tasks`` on the recipe's model without its adapter and with it, and return the folders of the results,
+    ``folder/base`` and ``folder/adapter``.
 
     Where the retrieval score is measured, the base model's heads are measured on both, unless the recipe names others.
-
-    Args:
-        recipe: names an adapter.
-        tasks: that have settings in it.
-        folder: of both folders of results.
-
-    Returns:
-        the folders of the results, ``folder/base`` and ``folder/adapter``.
 
     Raises:
         UserError: the adapter does not fit the model, or base and adapter could not be compared, both before any work;
@@ -90,7 +83,7 @@ class _BaseSession(Session):
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the base model's numbers should know."""
+        """The notes that a reader of the base model's numbers needs."""
         if not self.has_other_rope:
             return []
         return [
@@ -100,7 +93,7 @@ class _BaseSession(Session):
 
     @cached_property
     def engine(self) -> Engine:
-        """What generates, without the adapter."""
+        """The engine, without the adapter."""
         kind = self.settings.engine.kind
         if kind == "transformers" or (kind == "vllm" and self.has_other_rope):
             return super().engine
@@ -109,7 +102,7 @@ class _BaseSession(Session):
         return engine.without_adapter() if isinstance(engine, VllmEngine) else super().engine
 
     def check_window(self, num_tokens: int, what: str) -> None:
-        """See the base class; the adapter's window may be larger."""
+        """Refuse work that would leave the window, as the base class does; the adapter's window may be larger."""
         trained = self._adapted.window
         if self.window < num_tokens <= trained:
             raise UserError(
@@ -121,11 +114,8 @@ class _BaseSession(Session):
         super().check_window(num_tokens, what)
 
     def check_prompts_agree(self) -> None:
-        """Refuse two windows that cut LongBench's prompts to other lengths: there would be nothing to compare.
-
-        Raises:
-            UserError: the adapter was trained with another window, and no limit of the engine is below both.
-        """
+        """Raise a ``UserError`` if the adapter was trained with another window and no limit of the engine is below
+        both: LongBench's prompts would be cut to other lengths, and there would be nothing to compare."""
         before, after = self.window, self._adapted.window
         lower, limit = min(before, after), self.settings.engine.max_model_len
         if before != after and (limit is None or limit > lower):

@@ -90,7 +90,7 @@ def _needles(outcomes: Outcomes, path: Path) -> None:
     """Draw recall as a map of rows by lengths, in the form of Figure 3."""
     rows = _main(outcomes, RECALL)
     samples = outcomes.results(rows[0])[0].tasks["niah"].samples
-    lengths = sorted({sample.facts["length"] for sample in samples})
+    lengths = sorted({int(str(sample.facts["length"])) for sample in samples})
     cells = [[Measure("niah", "recall", "", "share", 1, (("length", length),)) for length in lengths] for _ in rows]
     grid = np.asarray(
         [[outcomes.level(one, cell).value for cell in line] for one, line in zip(rows, cells, strict=True)]

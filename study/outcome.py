@@ -22,6 +22,7 @@ from logoeval.compare.compare import read_runs
 from logoeval.compare.wrong_answers import OUTCOMES, Outcome, classify
 from logoeval.intervals import Array, Estimate, estimate_difference, estimate_mean
 from logoeval.records import PREDICTIONS_DIR, Curve, Results, SampleRow, read_results
+from logoeval.tasks.perplexity import settings_of
 from study.jobs import Study
 from study.rows import ROWS, Row
 
@@ -147,8 +148,7 @@ class Outcomes:
     @property
     def lengths(self) -> list[int]:
         """The lengths of the perplexity curve, in tokens."""
-        found: list[int] = self.results(ROWS[0])[0].tasks["ppl"].settings["lengths"]
-        return found
+        return list(settings_of(self.results(ROWS[0])[0].tasks["ppl"]).lengths)
 
     def has(self, row: Row, measure: Measure) -> bool:
         """Return whether the measure was taken on this row."""

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from logodata.common.recipes.reading import load_recipe, shipped_recipes
-from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, turn_end_ids
+from logodata.common.turn_end import turn_end_ids
+from logodata.prompts import ANSWER_TEMPLATE, PromptFormat
 from logodata.recipe.settings import BuildRecipe
 from logoeval.recipe.settings import EvalRecipe
 from logotrain.cli import main

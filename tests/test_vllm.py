@@ -23,6 +23,7 @@ import torch
 from logodata.build.preparing import PreparedQuestion, QuestionPreparer
 from logodata.common.append_log import AppendLog
 from logodata.common.recipes.reading import load_recipe, shipped_recipes
+from logodata.common.turn_end import turn_end_ids
 from logodata.contexts.scores import open_evaluator
 from logodata.dataset.samples import read_samples
 from logodata.engines import Engine, GenerationRequest, GenerationResult, Sampling
@@ -31,7 +32,7 @@ from logodata.engines.transformers_engine import TransformersEngine
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.models.adapters import write_base_config
 from logodata.models.loading import load_config, load_model, load_tokenizer, resolve_model
-from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text, turn_end_ids
+from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import read_source
 

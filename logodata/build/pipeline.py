@@ -30,7 +30,7 @@ from logodata.contract import (
     Response,
 )
 from logodata.engines.settings import engine_window
-from logodata.judge.decisions import Decision, eligible
+from logodata.judge.judged_response import Decision, eligible
 from logodata.judge.measures import word_share
 from logodata.judge.model import ModelJudge
 from logodata.models.facts import tokenizer_fingerprint

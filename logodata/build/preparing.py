@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from logodata.common.turn_end import turn_end_ids
 from logodata.contexts.chunking import chunk_text
 from logodata.contexts.draw import Contexts, draw_contexts
 from logodata.contexts.scores import Evaluator
 from logodata.contract import Chunk, Document, Question
 from logodata.engines import GenerationRequest, Sampling
 from logodata.models.facts import model_eos_ids
-from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, Prompt, PromptFormat, turn_end_ids
+from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, Prompt, PromptFormat
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources.fields import text_digest
 

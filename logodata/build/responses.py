@@ -11,7 +11,7 @@ from logodata.contract import Question, Response, ResponseOrigin
 from logodata.engines import GenerationResult
 from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import open_engine
-from logodata.judge.decisions import Decision
+from logodata.judge.judged_response import Decision
 from logodata.judge.rules import Measurer, preferred_fault, rejected_fault
 from logodata.prompts import decode_text, encode_text
 from logodata.recipe.settings import BuildRecipe

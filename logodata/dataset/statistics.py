@@ -24,7 +24,7 @@ from logodata.contract import (
     Stats,
 )
 from logodata.judge.agreement import verdict_statistics
-from logodata.judge.decisions import contradicts
+from logodata.judge.judged_response import contradicts
 from logodata.judge.rules import error_pattern
 from logodata.sources.text_files import SUFFIXES
 

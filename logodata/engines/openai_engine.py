@@ -1,7 +1,7 @@
 """Generate with OpenAI-compatible servers: ``/v1/completions`` with token ids as the prompt, and token ids back.
 
 It is tested with vLLM. A server that returns only text is refused: tokenising the text need not give the same tokens.
-:mod:`logodata.engines.server_answers` decides which faults are retried, :mod:`logodata.engines.server_schedule` which
+:mod:`logodata.engines.server_answers` decides which faults are retried, :mod:`logodata.engines.server_retries` which
 server gets a request, and when.
 """
 
@@ -25,7 +25,7 @@ from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.batching import check_requests, request_seed
 from logodata.engines.server_answers import HEADERS, Body, Fault, Reader
-from logodata.engines.server_schedule import RateLimit, Schedule, Server, note_down
+from logodata.engines.server_retries import RateLimit, Schedule, Server, note_down
 
 if TYPE_CHECKING:
     from logodata.engines.settings import EngineSettings

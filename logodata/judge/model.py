@@ -8,15 +8,16 @@ from functools import cached_property
 from pathlib import Path
 
 from logodata.common.console import Tracker
+from logodata.common.turn_end import turn_end_ids
 from logodata.contract import ModelVerdict
 from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import EngineSettings, ModelSettings, engine_window, open_engine
-from logodata.judge.decisions import Decision
+from logodata.judge.judged_response import Decision
 from logodata.judge.settings import ModelJudgeSettings
 from logodata.models.facts import model_eos_ids, model_fingerprint
 from logodata.models.loading import load_tokenizer
-from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text, turn_end_ids
+from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text
 
 
 class ModelJudge:

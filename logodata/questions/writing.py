@@ -21,6 +21,7 @@ from logodata.common.console import Tracker, note, progress
 from logodata.common.errors import UserError
 from logodata.common.files import append_lines, bind_settings, locked, write_atomic
 from logodata.common.json_files import strict_dumps
+from logodata.common.turn_end import turn_end_ids
 from logodata.common.words import without_reasoning, words
 from logodata.contexts.chunking import chunk_text
 from logodata.contract import Document
@@ -30,7 +31,7 @@ from logodata.engines.settings import engine_window, open_engine
 from logodata.judge.measures import word_share
 from logodata.models.facts import model_eos_ids, model_fingerprint
 from logodata.models.loading import load_tokenizer
-from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text, turn_end_ids
+from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text
 from logodata.questions.drafts import Draft, Written, draw_drafts, parse_reply, written_fault
 from logodata.questions.settings import QuestionsRecipe
 from logodata.sources import Source, check_outside, read_source, source_fingerprint

@@ -10,52 +10,58 @@ have no such question.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from logodata.common.append_log import AppendLog
+from pydantic import Field
+
 from logodata.common.errors import UserError
+from logodata.common.records import Record
 from logodata.common.words import without_reasoning
 from logoeval.compare.compare import Run
-from logoeval.records import PREDICTIONS_DIR, SampleRow, read_results
+from logoeval.records import PREDICTIONS_DIR, Excerpt, SampleRow, has_predictions, read_results
 from logoeval.tasks.longbench.task import FOLDER as LONGBENCH_FOLDER
-from logoeval.tasks.longbench.task_table import E_SUFFIX, TASKS
+from logoeval.tasks.longbench.task import is_e
+from logoeval.tasks.longbench.task_table import E_SUFFIX
+from logoeval.tasks.longbench.task_table import TASKS as LONGBENCH
+from logoeval.tasks.record_file import RecordFile
+from logoeval.tasks.table import TASKS
 
-ANSWERING_TASKS: tuple[str, ...] = ("longbench", "qa", "pairs")
+ANSWERING_TASKS = {task.name: task.answers for task in TASKS if task.answers}
+"""The tasks whose answers are read, with the names of their answers."""
 
 LONGBENCH_TASKS = tuple(
-    name for name, task in TASKS.items() if task.language == "en" and task.category in ("single-doc QA", "multi-doc QA")
+    name
+    for name, task in LONGBENCH.items()
+    if task.language == "en" and task.category in ("single-doc QA", "multi-doc QA")
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Record):
     """One answer of one run. ``part`` is ``qa``, ``pairs``, or LongBench's task, with ``_e`` for LongBench-E."""
 
     task: str
     part: str
     id: str
-    cluster: str
+    cluster: str = Field(exclude=True)
     question: str
     references: tuple[str, ...]
     response: str
 
 
-def check_finished(folder: Path) -> None:
-    """Refuse a folder with an unfinished task, because the first answers of a task are not a fair sample of it.
+class _Prediction(Excerpt):
+    """What the prediction records of all answering tasks have in common."""
 
-    Raises:
-        UserError: there are answers to a task that is not in ``results.json``.
-    """
+    question: str
+    answers: tuple[str, ...]
+    response: str
+
+
+def check_finished(folder: Path) -> None:
+    """Raise a ``UserError`` if a folder holds answers to a task that is not finished, because the first answers of a
+    task are not a fair sample of it."""
     finished = read_results(folder, missing_ok=True).tasks
-    predictions = folder / PREDICTIONS_DIR
-    files = {
-        "longbench": predictions.glob(f"{LONGBENCH_FOLDER}/*.jsonl"),
-        "qa": predictions.glob("qa*.jsonl"),
-        "pairs": predictions.glob("pairs*.jsonl"),
-    }
-    for task, found in files.items():
-        if task not in finished and any(found):
+    for task in ANSWERING_TASKS:
+        if task not in finished and has_predictions(folder / PREDICTIONS_DIR, task):
             mend = f"run the same logoeval command with -o {folder} again to finish it"
             raise UserError(f"{task} is not finished", where=str(folder), mend=mend)
 
@@ -70,28 +76,29 @@ def read_answers(run: Run, task: str) -> Iterator[Answer]:
     """Yield the answers of a task, in the order of its samples.
 
     Raises:
-        UserError: a file lacks an answer that ``results.json`` counts, or lacks the question of an answer.
+        UserError: a file lacks an answer that ``results.json`` counts, or an answer is damaged.
     """
-    logs: dict[Path, AppendLog] = {}
+    files: dict[Path, RecordFile[_Prediction]] = {}
     for row in _counted(run, task):
         path, record_id, part = _place(run, task, row)
-        if path not in logs:
-            logs[path] = AppendLog(path)
-        if record_id not in logs[path]:
+        if path not in files:
+            files[path] = RecordFile(path, _Prediction)
+        if record_id not in files[path]:
             raise UserError(
                 f"lacks the answer to {record_id!r}, which results.json counts",
                 where=str(path),
                 mend="evaluate again into another folder",
             )
-        record = logs[path][record_id]
-        question, references, response = (record.get(key) for key in ("question", "answers", "response"))
-        if not isinstance(question, str) or not isinstance(references, list) or not isinstance(response, str):
-            raise UserError(
-                f"the answer to {record_id!r} lacks its question",
-                where=str(path),
-                mend="it was made by an earlier version: evaluate again into another folder",
-            )
-        yield Answer(task, part, row.id, row.cluster, question, tuple(references), without_reasoning(response))
+        found = files[path][record_id]
+        yield Answer(
+            task=task,
+            part=part,
+            id=row.id,
+            cluster=row.cluster,
+            question=found.question,
+            references=found.answers,
+            response=without_reasoning(found.response),
+        )
 
 
 def _counted(run: Run, task: str) -> Iterator[SampleRow]:
@@ -107,5 +114,5 @@ def _place(run: Run, task: str, row: SampleRow) -> tuple[Path, str, str]:
     if task != "longbench":
         return predictions / f"{task}.jsonl", row.id, task
     name = str(row.facts["task"])
-    part = name + (E_SUFFIX if run.results.tasks[task].settings["e"] else "")
+    part = name + (E_SUFFIX if is_e(run.results.tasks[task]) else "")
     return predictions / LONGBENCH_FOLDER / f"{part}.jsonl", row.id.removeprefix(f"{name}/"), part

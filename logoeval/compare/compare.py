@@ -6,15 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Self
-
-from pydantic import BaseModel, ConfigDict
+from typing import Literal, Self
 
 from logodata.common.errors import UserError
+from logodata.common.records import ABSENT, Record
 from logoeval.compare.labels import label_folders
 from logoeval.intervals import Estimate, estimate, estimate_difference, groups, slice_label, slices
-from logoeval.records import PREDICTIONS_DIR, Metric, Results, SampleRow, read_results
-from logoeval.tasks.table import task_names
+from logoeval.records import PREDICTIONS_DIR, Metric, Provenance, Results, SampleRow, read_results
+from logoeval.tasks.table import find_task, task_names
 
 Verdict = Literal["rose", "fell", "no clear change", "too few to tell"]
 
@@ -40,16 +39,22 @@ class Run:
         return [task for task in task_names() if task in begun and task not in self.results.tasks]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class RunRecord(Record):
+    """A run in a JSON file: its folder, and by task what produced its results and what its notes say."""
+
+    label: str
+    folder: str
+    unfinished: list[str] | None = ABSENT
+    tasks: dict[str, Provenance]
+    notes: dict[str, list[str]] | None = ABSENT
 
 
-class Value(_Record):
+class Value(Record):
     """A mean with its 95 % interval, which is None if all samples are of one cluster."""
 
     value: float
-    low: float | None
-    high: float | None
+    low: float | None = None
+    high: float | None = None
 
     @classmethod
     def of(cls, found: Estimate) -> Self:
@@ -57,20 +62,25 @@ class Value(_Record):
         low, high = found.interval or (None, None)
         return cls(value=found.value, low=low, high=high)
 
+    def percent(self) -> Value:
+        """Return a share in percent."""
+        low, high = (None if end is None else 100 * end for end in (self.low, self.high))
+        return Value(value=100 * self.value, low=low, high=high)
 
-class Difference(_Record):
+
+class Difference(Record):
     """The difference of a run from the first one over the same samples, and the verdict that its interval allows."""
 
     change: Value
     verdict: Verdict
 
 
-class Row(_Record):
+class Row(Record):
     """One metric, or one slice of it, of all runs: a value per run and a difference per run but the first."""
 
     task: str
     metric: Metric
-    slice: dict[str, Any]
+    slice: Mapping[str, object]
     num_samples: int
     num_clusters: int
     values: list[Value]
@@ -99,16 +109,20 @@ class Comparison:
         """The labels of the runs."""
         return [run.label for run in self.runs]
 
+    @property
+    def limits(self) -> dict[str, list[str]]:
+        """In what some tasks were cut short, by task. All runs have this in common."""
+        tasks = self.runs[0].results.tasks.items()
+        found = {task: list(find_task(task).evaluator.limits(result)) for task, result in tasks}
+        return {task: limits for task, limits in found.items() if limits}
+
     def whole(self, task: str) -> dict[str, Row]:
         """The rows of a task over all samples, by the keys of their metrics."""
         return {row.metric.key: row for row in self.rows if row.task == task and not row.slice}
 
 
 def compare(folders: Sequence[Path] | Mapping[str, Path]) -> Comparison:
-    """Compare each run with the first.
-
-    Args:
-        folders: the folders of the runs, or a mapping from label to folder.
+    """Compare each run with the first. ``folders`` may be given by label.
 
     Raises:
         UserError: a folder holds no results, or runs differ in tasks, settings, engine or prompts; the message names
@@ -185,7 +199,7 @@ def _check_comparable(first: Run, other: Run) -> None:
                 raise UserError(f"{task}: sample {old_sample.id!r} has different prompts", where=where, mend=mend)
 
 
-def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def differing(before: Mapping[str, object], after: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
     """Yield the keys under which two records differ, in alphabetical order, with both values."""
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):

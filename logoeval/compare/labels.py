@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,8 @@ from logodata.common.errors import UserError
 
 
 def parse_folders(arguments: Sequence[str]) -> dict[str, Path]:
-    """Return folders by label, from arguments ``DIR`` or ``LABEL=DIR``.
-
-    An argument that is the name of a folder with a ``=`` is read as ``DIR``.
+    """Return folders by label, from arguments ``DIR`` or ``LABEL=DIR``. An argument that is the name of a folder with a
+    ``=`` is read as ``DIR``.
 
     Raises:
         UserError: two folders have the same label, or a folder is given twice without labels.
@@ -42,11 +42,8 @@ def _split(argument: str) -> tuple[str | None, Path]:
 
 
 def label_folders(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Path]:
-    """Return folders by label. Folders without labels get their short names.
-
-    Raises:
-        UserError: a folder is given twice without labels.
-    """
+    """Return folders by label. Folders without labels get their short names; one that is given twice raises a
+    ``UserError``."""
     if isinstance(folders, Mapping):
         return dict(folders)
     return dict(zip(_short_names(folders), folders, strict=True))
@@ -55,11 +52,8 @@ def label_folders(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Pat
 def _short_names(folders: Sequence[Path]) -> list[str]:
     """Return the names of the folders, with as many of their parents as make them different."""
     parts = [folder.resolve().parts for folder in folders]
-    for count in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    if not parts:
-        return []
-    twice = next(folder for number, folder in enumerate(folders) if parts[number] in parts[:number])
-    raise UserError("the folder is given twice", where=str(twice), mend="give folders of different runs")
+    for number, folder in enumerate(folders):
+        if parts[number] in parts[:number]:
+            raise UserError("the folder is given twice", where=str(folder), mend="give folders of different runs")
+    names = (["/".join(part[-count:]) for part in parts] for count in itertools.count(1))
+    return next(found for found in names if len(set(found)) == len(found))

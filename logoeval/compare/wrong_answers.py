@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from logodata.common.errors import UserError
+from logodata.common.records import ABSENT, Record
 from logodata.common.words import without_reasoning, words
 from logodata.judge.measures import word_share
 from logodata.judge.rules import error_pattern, is_long
@@ -31,11 +31,9 @@ from logoeval.compare.answers import (
     missing_file,
     read_answers,
 )
-from logoeval.compare.compare import Comparison, Row, Run, measured_rows, read_runs
+from logoeval.compare.compare import Difference, Row, Run, RunRecord, Value, measured_rows, read_runs
 from logoeval.compare.labels import label_folders
-from logoeval.records import Metric, SampleRow
-
-SCHEMA_VERSION = 1
+from logoeval.records import Metric, SampleRow, VersionedRecord
 
 Outcome = Literal["right", "hallucination", "instruction_unfollowing", "empty"]
 
@@ -57,37 +55,38 @@ CAUTION = (
     "change of these shares read the lengths"
 )
 
-_TITLES: dict[str, str] = {"longbench": "LongBench QA", "qa": "Held-out questions", "pairs": "Held-out pairs"}
 _LONGEST_REFERENCE = JudgeSettings().long_answer_words
 _SEED = "How answers go wrong"  # of the order in which examples are taken
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Answers that are counted together: all of a task (``part`` is None), or one part of it.
+class Counts(Record):
+    """The answers of one outcome. All but ``differences`` have an entry for each run, ``differences`` one for each run
+    but the first; ``values`` and ``differences`` are shares. For :data:`PATTERNS` there is the median length of such
+    answers in words, None where a run has none."""
 
-    ``rows`` has one for each of :data:`OUTCOMES`; ``median_words``, [runs], one list for each of :data:`PATTERNS`, the
-    length of such answers in words (None where a run has none).
-    """
+    counts: list[int]
+    values: list[Value]
+    differences: list[Difference]
+    median_words: list[int | float | None] | None = ABSENT
+
+
+class Group(Record):
+    """Answers that are counted together: all of a task (``part`` is None), or one part of it."""
 
     task: str
     part: str | None
     title: str
-    rows: dict[Outcome, Row]
-    median_words: dict[Outcome, list[float | None]]
-
-    @property
-    def num_answers(self) -> int:
-        """Of each run."""
-        return self.rows["right"].num_samples
+    num_answers: int
+    num_clusters: int
+    outcomes: dict[Outcome, Counts]
 
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What was counted. ``comparison`` holds the runs that could be (none where no run keeps its answers) and the rows
-    of all groups; ``answers``, [runs], one list for each of :data:`OUTCOMES`; ``notes``: what a reader must know."""
+    """What was counted in ``runs``, those whose answers are there. ``answers`` holds for each run the answers by
+    outcome; ``notes`` say what a reader must know."""
 
-    comparison: Comparison
+    runs: list[Run]
     groups: list[Group]
     answers: list[dict[Outcome, list[Answer]]]
     wrong_below: float
@@ -95,7 +94,8 @@ class Analysis:
 
 
 def classify(response: str, question: str, references: Sequence[str], wrong_below: float = RIGHT_AT) -> Outcome:
-    """What becomes of one answer: ``right`` from ``wrong_below`` of a reference's content words on."""
+    """Return what becomes of one answer. It is ``right`` if it has at least the share ``wrong_below`` of a reference's
+    content words."""
     response = without_reasoning(response)
     if word_share(response, references) >= wrong_below:
         return "right"
@@ -105,7 +105,7 @@ def classify(response: str, question: str, references: Sequence[str], wrong_belo
 
 
 def describe_rule(wrong_below: float) -> str:
-    """One sentence: what is counted as what."""
+    """Return what is counted as what, in one sentence."""
     return (
         f"wrong: an answer with under {100 * wrong_below:g} % of a reference's content words; of the wrong ones, "
         "hallucination shares a content word with the question, instruction unfollowing shares none, empty has no "
@@ -114,18 +114,18 @@ def describe_rule(wrong_below: float) -> str:
 
 
 def read_and_analyse(folders: Sequence[Path] | Mapping[str, Path], wrong_below: float) -> Analysis:
-    """:func:`analyse` of folders.
+    """Read the results of folders and analyse them (:func:`analyse`).
 
     Raises:
-        UserError: a threshold that decides nothing, a folder without results, a task that is not finished, runs that
-            may not be compared, or no answers to questions at all; see also :func:`analyse`.
+        UserError: the threshold decides nothing, a folder has no results, a task is not finished, the runs may not be
+            compared, or there are no answers to questions at all; see also :func:`analyse`.
     """
     if not 0 < wrong_below <= 1:
         raise UserError(f"--wrong-below {wrong_below:g} is no share of words", mend="give one above 0, up to 1")
     labelled = label_folders(folders)
     for folder in labelled.values():
         check_finished(folder)
-    analysis = analyse(read_runs(labelled, ANSWERING_TASKS), wrong_below)
+    analysis = analyse(read_runs(labelled, list(ANSWERING_TASKS)), wrong_below)
     if not analysis.groups:
         raise UserError(
             "; ".join(analysis.notes) or "holds no answers to questions",
@@ -137,71 +137,73 @@ def read_and_analyse(folders: Sequence[Path] | Mapping[str, Path], wrong_below: 
 
 def analyse(runs: Sequence[Run], wrong_below: float = RIGHT_AT) -> Analysis:
     """Count the outcomes of all answers to questions, each with its interval, and the paired differences from the first
-    run.
-
-    Args:
-        runs: that may be compared. One whose prediction files are gone is left out, and a note says so.
-        wrong_below: see :func:`classify`.
+    run. A run whose prediction files are gone is left out, and a note says so.
 
     Raises:
         UserError: see :func:`logoeval.compare.answers.read_answers`.
     """
-    missing = {run.label: missing_file(run) for run in runs}
-    kept = [run for run in runs if missing[run.label] is None]
-    gone = {label: path for label, path in missing.items() if path is not None}
-    notes = [f"{label} is left out: its answers are not there any more ({path})" for label, path in gone.items()]
+    missing = [(run, missing_file(run)) for run in runs]
+    kept = [run for run, path in missing if path is None]
+    notes = [
+        f"{run.label} is left out: its answers are not there any more ({path})"
+        for run, path in missing
+        if path is not None
+    ]
     groups: list[Group] = []
     answers: list[dict[Outcome, list[Answer]]] = [{outcome: [] for outcome in OUTCOMES} for _ in kept]
-    for task in ANSWERING_TASKS if kept else ():
+    for task, name in ANSWERING_TASKS.items() if kept else ():
         columns = [list(read_answers(run, task)) for run in kept]
-        decided = [
-            [answer for answer in column if not is_long(answer.references, _LONGEST_REFERENCE)] for column in columns
+        judged = [
+            [
+                (answer, classify(answer.response, answer.question, answer.references, wrong_below))
+                for answer in column
+                if not is_long(answer.references, _LONGEST_REFERENCE)
+            ]
+            for column in columns
         ]
-        left_out = len(columns[0]) - len(decided[0])
+        left_out = len(columns[0]) - len(judged[0])
         if left_out:
             notes.append(
-                f"{_TITLES[task]}: {left_out} of {len(columns[0])} answers are not counted, their references have more "
-                f"than {_LONGEST_REFERENCE} content words; a right answer need not hold the same ones"
+                f"{name}: {left_out} of {len(columns[0])} answers are not counted, their references have more than "
+                f"{_LONGEST_REFERENCE} content words; a right answer need not hold the same ones"
             )
-        if not decided[0]:
-            continue
-        judged = [
-            [(answer, classify(answer.response, answer.question, answer.references, wrong_below)) for answer in column]
-            for column in decided
-        ]
-        groups += _groups(task, judged)
+        if judged[0]:
+            groups += _groups(task, judged)
         for found, column in zip(answers, judged, strict=True):
             for answer, outcome in column:
                 found[outcome].append(answer)
-    rows = [row for group in groups for row in group.rows.values()]
-    return Analysis(Comparison(kept, rows), groups, answers, wrong_below, notes)
+    return Analysis(kept, groups, answers, wrong_below, notes)
 
 
 def _groups(task: str, judged: Sequence[Sequence[tuple[Answer, Outcome]]]) -> Iterator[Group]:
     """All answers of a task, then each of its parts if there are several."""
     parts = {answer.part for answer, _ in judged[0]}
-    title = f"LongBench {next(iter(parts))}" if task == "longbench" and len(parts) == 1 else _TITLES[task]
-    metrics = [
-        Metric.share(
-            outcome,
-            f"{title}: {name}",
-            f"Share of the answers that are counted as {name}.",
-            "higher" if outcome == "right" else "lower",
-            slice_by=["part"],
-        )
-        for outcome, name in OUTCOMES.items()
-    ]
-    by_part: dict[str | None, dict[Outcome, Row]] = {}
-    for row in measured_rows(task, metrics, [[_sample(*pair) for pair in column] for column in judged]):
-        (outcome,) = (name for name in OUTCOMES if name == row.metric.key)
-        by_part.setdefault(row.slice.get("part"), {})[outcome] = row
+    title = f"LongBench {next(iter(parts))}" if task == "longbench" and len(parts) == 1 else ANSWERING_TASKS[task]
+    samples = [[_sample(*pair) for pair in column] for column in judged]
+    metrics = [Metric.share(outcome, name, "", slice_by=["part"]) for outcome, name in OUTCOMES.items()]
+    by_part: dict[str | None, list[Row]] = {}
+    for row in measured_rows(task, metrics, samples):
+        by_part.setdefault(str(row.slice["part"]) if row.slice else None, []).append(row)
     for part, rows in by_part.items():
         members = [[pair for pair in column if part in (None, pair[0].part)] for column in judged]
-        lengths: dict[Outcome, list[float | None]] = {pattern: [] for pattern in PATTERNS}
-        for pattern, column in product(PATTERNS, members):
-            found = [len(words(answer.response)) for answer, outcome in column if outcome == pattern]
-            lengths[pattern].append(median(found) if found else None)
-        yield Group(task, part, part or title, rows, lengths)
+        yield Group(
+            task=task,
+            part=part,
+            title=part or title,
+            num_answers=rows[0].num_samples,
+            num_clusters=rows[0].num_clusters,
+            outcomes={
+                outcome: Counts(
+                    counts=[round(value.value * row.num_samples) for value in row.values],
+                    values=row.values,
+                    differences=row.differences,
+                    median_words=[_median_words(column, outcome) for column in members]
+                    if outcome in PATTERNS
+                    else None,
+                )
+                for outcome, row in zip(OUTCOMES, rows, strict=True)
+            },
+        )
 
 
 def _sample(answer: Answer, outcome: Outcome) -> SampleRow:
@@ -214,66 +216,60 @@ def _sample(answer: Answer, outcome: Outcome) -> SampleRow:
     )
 
 
+def _median_words(judged: Sequence[tuple[Answer, Outcome]], wanted: Outcome) -> int | float | None:
+    lengths = [len(words(answer.response)) for answer, outcome in judged if outcome == wanted]
+    return median(lengths) if lengths else None
+
+
 def draw_examples(answers: Sequence[Answer], count: int) -> list[Answer]:
-    """``count`` of the answers, not chosen by hand: the first in an order that hangs on ids alone, so that runs which
-    fail at the same question show it both."""
-    return sorted(answers, key=_drawn)[:count]
+    """Return ``count`` of the answers, not chosen by hand: the first in an order that depends on ids alone, so that two
+    runs that fail at the same question both show it."""
+
+    def drawn(answer: Answer) -> bytes:
+        return hashlib.sha256(f"{_SEED} {answer.task} {answer.id}".encode()).digest()
+
+    return sorted(answers, key=drawn)[:count]
 
 
-def _drawn(answer: Answer) -> bytes:
-    return hashlib.sha256(f"{_SEED} {answer.task} {answer.id}".encode()).digest()
+class _Of(Record):
+    run: str
+    outcome: Outcome
 
 
-def record(analysis: Analysis, num_examples: int) -> dict[str, Any]:
-    """What ``logoeval errors -o FILE`` writes; ``counts``, ``values`` and ``median_words`` have one a run,
-    ``differences`` one for each run but the first."""
-    runs = analysis.comparison.runs
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "wrong_below": analysis.wrong_below,
-        "rule": describe_rule(analysis.wrong_below),
-        "notes": [*analysis.notes, CAUTION],
-        "runs": [
-            {
-                "label": run.label,
-                "folder": str(run.folder),
-                "tasks": {task: result.provenance.model_dump() for task, result in run.results.tasks.items()},
-            }
-            for run in runs
+class Example(Answer, _Of):
+    """An answer of a run that was counted as ``outcome``."""
+
+
+class AnalysisRecord(VersionedRecord):
+    """What ``logoeval errors -o FILE`` writes."""
+
+    wrong_below: float
+    rule: str
+    notes: list[str]
+    runs: list[RunRecord]
+    groups: list[Group]
+    examples: list[Example]
+
+
+def record(analysis: Analysis, num_examples: int) -> AnalysisRecord:
+    """Return the counts and ``num_examples`` of each kind and run, for JSON."""
+    return AnalysisRecord(
+        wrong_below=analysis.wrong_below,
+        rule=describe_rule(analysis.wrong_below),
+        notes=[*analysis.notes, CAUTION],
+        runs=[
+            RunRecord(
+                label=run.label,
+                folder=str(run.folder),
+                tasks={task: result.provenance for task, result in run.results.tasks.items()},
+            )
+            for run in analysis.runs
         ],
-        "groups": [_group_record(group) for group in analysis.groups],
-        "examples": [
-            {
-                "run": run.label,
-                "outcome": pattern,
-                "task": answer.task,
-                "part": answer.part,
-                "id": answer.id,
-                "question": answer.question,
-                "references": list(answer.references),
-                "response": answer.response,
-            }
-            for run, answers in zip(runs, analysis.answers, strict=True)
+        groups=analysis.groups,
+        examples=[
+            Example(run=run.label, outcome=pattern, **dict(answer))
+            for run, answers in zip(analysis.runs, analysis.answers, strict=True)
             for pattern in PATTERNS
             for answer in draw_examples(answers[pattern], num_examples)
         ],
-    }
-
-
-def _group_record(group: Group) -> dict[str, Any]:
-    return {
-        "task": group.task,
-        "part": group.part,
-        "title": group.title,
-        "num_answers": group.num_answers,
-        "num_clusters": group.rows["right"].num_clusters,
-        "outcomes": {
-            outcome: {
-                "counts": [round(value.value * row.num_samples) for value in row.values],
-                "values": [value.model_dump() for value in row.values],
-                "differences": [difference.model_dump() for difference in row.differences],
-                **({"median_words": group.median_words[outcome]} if outcome in PATTERNS else {}),
-            }
-            for outcome, row in group.rows.items()
-        },
-    }
+    )

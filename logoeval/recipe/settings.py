@@ -37,7 +37,7 @@ class EvalRecipe(_WithTasks):
     foreign_values = VALUES
 
     def section(self, task: str) -> RecipeModel | None:
-        """The settings of a task, by its name."""
+        """Return the settings of a task."""
         settings: RecipeModel | None = getattr(self, task)
         return settings
 
@@ -53,11 +53,10 @@ def load_eval_recipe(
     """Read the recipe of an evaluation from its file, options and overrides.
 
     Args:
-        file: a recipe; without one the model ``embedded`` takes the shipped embedded.yaml.
-        task: the recipe's other tasks are dropped, and its defaults serve where the file does not have it; None keeps
-            the tasks of the recipe.
-        fields: what options say, by dotted key; None says nothing.
-        overrides: ``key=value``; options hold over them.
+        file: the recipe; without one the model ``embedded`` takes the shipped embedded.yaml.
+        task: the only task that is kept, with its defaults where the file does not have it; None keeps all tasks.
+        fields: what options say, by dotted key; None says nothing. They hold over ``overrides``.
+        overrides: ``key=value``.
 
     Raises:
         UserError: see :func:`logodata.common.recipes.reading.load_recipe`.

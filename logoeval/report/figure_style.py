@@ -79,12 +79,8 @@ def mark_style(number: int) -> dict[str, Any]:
 
 
 def key(labels: Sequence[str], *, first: int = 0) -> Html:
-    """Return the legend of lines and marks. It stands above the panels, where there is room for long labels.
-
-    Args:
-        labels: labels of the runs.
-        first: number of the first of these runs.
-    """
+    """Return the legend of lines and marks of some runs, of which ``first`` is the number of the first. It stands above
+    the panels, where there is room for long labels."""
     entries = (tag("li", swatch(number), tag("span", label)) for number, label in enumerate(labels, first))
     return tag("ul", *entries, class_="key")
 

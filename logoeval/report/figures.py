@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,31 +19,12 @@ if TYPE_CHECKING:
 _MOST_WRITTEN_COLUMNS, _MOST_COLUMN_LABELS = 9, 6
 _NARROWEST_WRITTEN = 0.07  # share of a bar that is wide enough for two digits
 
-Interval = tuple[float, float | None, float | None]
-"""A value and the ends of its interval, which are None if there is no interval."""
-
-
-class Point(NamedTuple):
-    """A point of :func:`scatter`."""
-
-    name: str
-    x: Interval
-    y: Interval
-
 
 def margin_histogram(
     labels: Sequence[str], margins: Sequence[Sequence[float]], number: int, *, titled: bool = False
 ) -> Html:
-    """Draw the distributions of the reward margin of the first run, as an outline, and of run ``number``.
-
-    Triangles mark the means.
-
-    Args:
-        labels: labels of all runs.
-        margins: margins of all runs, so that every panel has the same scale.
-        number: number of the run that the panel shows.
-        titled: write the label of the run above the panel.
-    """
+    """Draw the distributions of the reward margin of the first run, as an outline, and of run ``number``. Triangles
+    mark the means. All runs' ``margins`` are needed, so that every panel has the same scale."""
     with panel(2.35) as axes:
         bins = _bins(np.concatenate([np.asarray(column) for column in margins]), len(margins[0]))
         for run in (0, number):
@@ -71,14 +52,8 @@ def change_histogram(label: str, changes: Sequence[float], number: int) -> Html:
 
 
 def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Value]], *, x_label: str, of: str) -> Html:
-    """Draw shares as marks with bars for their intervals. Each row has one mark per run.
-
-    Args:
-        rows: names of the rows, from the top down.
-        lines: for each run, the value of each row.
-        x_label: label of the axis.
-        of: name of what has these values, for readers who do not see the figure.
-    """
+    """Draw shares as marks with bars for their intervals, a row for each name in ``rows`` and in it a mark for each
+    run, whose values are in ``lines``. ``of`` names what has these values, for readers who do not see the figure."""
     runs = len(lines)
     gap = min(0.22, 0.74 / runs)
     with panel(0.62 + len(rows) * max(0.3, 0.09 * (runs + 1))) as axes:
@@ -100,32 +75,32 @@ def interval_rows(rows: Sequence[str], lines: Sequence[Sequence[Value]], *, x_la
         return svg_of(axes, f"{x_label} of {of}, with 95 % intervals: the numbers are in the tables.")
 
 
-def scatter(title: str, points: Sequence[Point], *, x_label: str, y_label: str, published: bool = False) -> Html:
+def scatter(
+    title: str, points: Sequence[tuple[str, Value, Value]], *, x_label: str, y_label: str, published: bool = False
+) -> Html:
     """Draw points with intervals, in the marks of the runs. Published points are grey, each with its letter."""
     with panel(2.7) as axes:
-        for number, point in enumerate(points):
-            x, y = point.x[0], point.y[0]
+        for number, (name, x, y) in enumerate(points):
             if published:
-                axes.plot(x, y, marker="o", markersize=4, color=MUTED, linestyle="none")
-                axes.annotate(point.name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=8.5, color=MUTED)
+                axes.plot(x.value, y.value, marker="o", markersize=4, color=MUTED, linestyle="none")
+                place = (x.value, y.value)
+                axes.annotate(name, place, xytext=(4, 3), textcoords="offset points", fontsize=8.5, color=MUTED)
                 continue
-            colour = SERIES[number % len(SERIES)]
-            if point.x[1] is not None and point.x[2] is not None:
-                axes.hlines(y, point.x[1], point.x[2], color=colour, linewidth=0.9, alpha=0.55)
-            if point.y[1] is not None and point.y[2] is not None:
-                axes.vlines(x, point.y[1], point.y[2], color=colour, linewidth=0.9, alpha=0.55)
-            axes.plot(x, y, linestyle="none", zorder=3, **mark_style(number))
+            style: dict[str, Any] = {"color": SERIES[number % len(SERIES)], "linewidth": 0.9, "alpha": 0.55}
+            if x.low is not None and x.high is not None:
+                axes.hlines(y.value, x.low, x.high, **style)
+            if y.low is not None and y.high is not None:
+                axes.vlines(x.value, y.low, y.high, **style)
+            axes.plot(x.value, y.value, linestyle="none", zorder=3, **mark_style(number))
         axes.set(title=title, xlabel=x_label, ylabel=y_label)
         axes.margins(x=0.12, y=0.12)
-        shown = "; ".join(f"{point.name} {point.x[0]:.2f} and {point.y[0]:.1f}" for point in points)
+        shown = "; ".join(f"{name} {x.value:.2f} and {y.value:.1f}" for name, x, y in points)
         return svg_of(axes, f"{title}, {x_label} and {y_label}: {shown}.")
 
 
 def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: ArrayLike, *, row_label: str) -> Html:
-    """Draw shares in [0, 1] as a grid of colours from light to dark. A NaN means that a cell has no sample.
-
-    Percentages are written into the cells if there are few columns, so that they can be read on a telephone.
-    """
+    """Draw shares in [0, 1] as a grid of colours from light to dark. A NaN means that a cell has no sample. Percentages
+    are written into the cells if there are few columns, so that they can be read on a telephone."""
     from matplotlib.colors import LinearSegmentedColormap
 
     grid = np.asarray(values, dtype=float)
@@ -196,10 +171,8 @@ def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Htm
 
 
 def step_intervals(title: str, labels: Sequence[str], lines: Sequence[Sequence[tuple[int, CurveValue]]]) -> Html:
-    """Draw shares over training steps, one line per run of steps and values, with bars for their intervals.
-
-    The runs get the styles from number 1 on, because the style of number 0 is the base model's.
-    """
+    """Draw shares over training steps, one line per run of steps and values, with bars for their intervals. The style
+    of number 0 is the base model's, so the runs have those from number 1 on."""
     with panel(2.5) as axes:
         for number, points in enumerate(lines, 1):
             style = series_style(number)
@@ -220,14 +193,8 @@ def token_labels(lengths: Sequence[float]) -> list[str]:
 
 
 def stacked_bars(title: str, parts: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]], *, unit: str) -> Html:
-    """Draw shares that add up to one: a bar per row under its label, with the parts in the same order in all rows.
-
-    Args:
-        title: title above the bars.
-        parts: names of the parts, at most four.
-        rows: label of each row, and its share of each part.
-        unit: what the shares are of.
-    """
+    """Draw shares that add up to one: a bar for each row under its label, with the same ``parts`` (at most four) in the
+    same order. ``unit`` says what the shares are of."""
     from matplotlib.patches import Patch
 
     # Fill, opacity, edge, and the text colour on it. Neighbours differ most in lightness, so that they can be

@@ -116,10 +116,10 @@ def provenance_section(comparison: Comparison) -> Section:
     return Section("Where the numbers come from", body, [table])
 
 
-def notes(comparison: Comparison) -> list[str]:
-    """Return the notes of the tasks about their numbers. A note that all runs have stands once."""
+def notes(comparison: Comparison, tasks: Sequence[str] | None = None) -> list[str]:
+    """Return the notes of some tasks, or of all, about their numbers. A note that all runs have stands once."""
     found = []
-    for task in comparison.tasks:
+    for task in comparison.tasks if tasks is None else tasks:
         by_run = {run.label: run.results.tasks[task].notes for run in comparison.runs}
         for note in dict.fromkeys(note for said in by_run.values() for note in said):
             holders = [label for label, said in by_run.items() if note in said]

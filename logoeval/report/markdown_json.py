@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from logodata.common.printable import markdown_text
-from logoeval.compare.compare import Comparison
-from logoeval.compare.limits import all_limits
-from logoeval.records import Curve
+from logodata.common.records import Record
+from logoeval.compare.compare import Comparison, Row, RunRecord, Value
+from logoeval.records import Curve, VersionedRecord
 from logoeval.report.headline import HOW_TO_READ, describe, notes, summary, title, unfinished
 from logoeval.report.measures import headline_rows, markdown_table
-from logoeval.report.paper_table import own_rows, published
-from logoeval.report.tables import Section
-
-SCHEMA_VERSION = 2
-"""Of the JSON file. 2: labels, limits, notes, the LongBench table, curves over training and the sections' tables are in
-it."""
+from logoeval.report.paper_table import PublishedRow, own_rows, published
+from logoeval.report.tables import Section, SectionRecord
+from logoeval.tasks.longbench.task import is_e
 
 
 def markdown(comparison: Comparison, sections: Sequence[Section]) -> str:
-    """Runs, all measures, what each measure is, then the tables of every section."""
+    """Return the runs, all measures, what each measure is, and the tables of every section, in Markdown."""
     first, *others = comparison.runs
     headline = headline_rows(comparison)
     metrics = {row.metric.label: row.metric for row in comparison.rows}
-    limits = [f"- **{task}: {'; '.join(found)}**" for task, found in all_limits(comparison).items()]
+    limits = [f"- **{task}: {'; '.join(found)}**" for task, found in comparison.limits.items()]
     found_notes = [f"- {markdown_text(note)}" for note in notes(comparison)]
     explanations = [
         f"- **{markdown_text(label)}**: {markdown_text(metric.explanation)}" for label, metric in metrics.items()
@@ -47,58 +43,72 @@ def markdown(comparison: Comparison, sections: Sequence[Section]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def record(comparison: Comparison, sections: Sequence[Section], curves: Mapping[str, Curve]) -> dict[str, Any]:
-    """The report as JSON. Shares lie in [0, 1], perplexities are perplexities, an interval that is not there is null.
+class PublishedRows(Record):
+    """Rows of the paper, in percent as printed."""
 
-    Keys:
-        schema_version: :data:`SCHEMA_VERSION`.
-        runs: for each run its ``label``, ``folder``, ``unfinished`` tasks, and by task its provenance (``tasks``) and
-            ``notes``.
-        settings: by task, what the runs have in common.
-        limits: by task, in what it was cut short; tasks that were not are absent.
-        rows: every measure and slice, cells of maps too, in the order of the tables: ``values`` one a run,
-            ``differences`` one for each run but the first (:class:`logoeval.compare.compare.Row`).
-        longbench_table: ``columns``, ``published`` rows (percent, as printed) with their ``source``, and ``runs``: by
-            label a value with its interval for each column, null where tasks are missing. Null without LongBench v1.
-        curves: by label a curve over training (:class:`logoeval.records.Curve`).
-        sections: by heading the tables of the page as text: ``title``, ``head``, ``rows``.
-    """
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "runs": [
-            {
-                "label": run.label,
-                "folder": str(run.folder),
-                "unfinished": run.unfinished,
-                "tasks": {task: run.results.tasks[task].provenance.model_dump() for task in comparison.tasks},
-                "notes": {task: run.results.tasks[task].notes for task in comparison.tasks},
-            }
+    source: str
+    rows: list[PublishedRow]
+
+
+class LongBenchTable(Record):
+    """The paper's LongBench table. ``runs`` holds by label a value for each column, None where tasks are missing."""
+
+    columns: list[str]
+    published: PublishedRows
+    runs: dict[str, list[Value | None]]
+
+
+class ReportRecord(VersionedRecord):
+    """The report as JSON. Shares lie in [0, 1], and perplexities are perplexities."""
+
+    schema_version: int = 2
+    runs: list[RunRecord]
+    settings: dict[str, Mapping[str, object]]
+    """What the runs have in common, by task."""
+    limits: dict[str, list[str]]
+    """In what a task was cut short, for the tasks that were."""
+    rows: list[Row]
+    """Every measure and slice, cells of maps too, in the order of the tables."""
+    longbench_table: LongBenchTable | None
+    """None without LongBench v1."""
+    curves: dict[str, Curve]
+    """Curves over training, by label."""
+    sections: list[SectionRecord]
+
+
+def record(comparison: Comparison, sections: Sequence[Section], curves: Mapping[str, Curve]) -> ReportRecord:
+    """Return the report as it is written as JSON."""
+    tasks = comparison.tasks
+    return ReportRecord(
+        runs=[
+            RunRecord(
+                label=run.label,
+                folder=str(run.folder),
+                unfinished=run.unfinished,
+                tasks={task: run.results.tasks[task].provenance for task in tasks},
+                notes={task: run.results.tasks[task].notes for task in tasks},
+            )
             for run in comparison.runs
         ],
-        "settings": {task: comparison.runs[0].results.tasks[task].settings for task in comparison.tasks},
-        "limits": all_limits(comparison),
-        "rows": [row.model_dump() for row in comparison.rows],
-        "longbench_table": _longbench_table(comparison),
-        "curves": {label: curve.model_dump(mode="json") for label, curve in curves.items()},
-        "sections": [
-            {"title": section.title, "tables": [table.record() for table in section.tables]} for section in sections
+        settings={task: comparison.runs[0].results.tasks[task].settings for task in tasks},
+        limits=comparison.limits,
+        rows=comparison.rows,
+        longbench_table=_longbench_table(comparison),
+        curves=dict(curves),
+        sections=[
+            SectionRecord(title=section.title, tables=[table.record() for table in section.tables])
+            for section in sections
         ],
-    }
+    )
 
 
-def _longbench_table(comparison: Comparison) -> dict[str, Any] | None:
+def _longbench_table(comparison: Comparison) -> LongBenchTable | None:
     result = comparison.runs[0].results.tasks.get("longbench")
-    if result is None or result.settings["e"]:
+    if result is None or is_e(result):
         return None
     paper = published()
-    return {
-        "columns": paper["longbench"]["columns"],
-        "published": {
-            "source": f"{paper['source']}, {paper['longbench']['where']}",
-            "rows": paper["longbench"]["rows"],
-        },
-        "runs": {
-            run.label: [value and value.model_dump() for value in values]
-            for run, values in zip(comparison.runs, own_rows(comparison), strict=True)
-        },
-    }
+    return LongBenchTable(
+        columns=paper.columns,
+        published=PublishedRows(source=f"{paper.source}, {paper.table}", rows=paper.rows),
+        runs=dict(zip(comparison.labels, own_rows(comparison), strict=True)),
+    )

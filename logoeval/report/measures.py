@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from logoeval.compare.compare import Comparison, Difference, Row, show_change
-from logoeval.compare.limits import all_limits, show_count
 from logoeval.intervals import is_cell
+from logoeval.records import TaskResult
 from logoeval.report.tables import Cell, Table
+from logoeval.tasks.table import find_task
 
 
 def judged(row: Row, difference: Difference) -> str:
@@ -19,24 +20,17 @@ def judged(row: Row, difference: Difference) -> str:
 
 
 def measures_table(comparison: Comparison, rows: Sequence[Row], title: str, *, explain: bool = False) -> Table:
-    """Return a table with a line for each of ``rows``.
-
-    With two runs the difference has its own columns; with more, each run's difference stands in the cell of its value.
-
-    Args:
-        comparison: the comparison.
-        rows: the rows of the comparison to show.
-        title: name of the table.
-        explain: add to each metric its explanation and what its task leaves out.
-    """
+    """Return a table with a line for each of ``rows``. With two runs the difference has its own columns; with more,
+    each run's difference stands in the cell of its value. ``explain`` adds to each metric its explanation and what its
+    task leaves out."""
     first, *others = comparison.labels
     two = len(others) == 1
     changes = ["difference [95 %]", "verdict"] if two else []
-    cuts = all_limits(comparison)
+    cuts = comparison.limits
     lines: list[list[str | Cell]] = []
     for row in rows:
         name = _explained(row, cuts.get(row.task, [])) if explain else row.label
-        count = show_count(row, comparison.runs[0].results.tasks[row.task])
+        count = _show_count(row, comparison.runs[0].results.tasks[row.task])
         line: list[str | Cell] = [name, count, row.metric.show(row.values[0].value)]
         for value, difference in zip(row.values[1:], row.differences, strict=True):
             shown, change = row.metric.show(value.value), show_change(row, difference.change)
@@ -49,6 +43,17 @@ def measures_table(comparison: Comparison, rows: Sequence[Row], title: str, *, e
     head = ["measure", "n", first, *others, *changes]
     style = "stacks compared" if two else "stacks compared many"
     return Table(title, head, lines, text_columns={len(head) - 1} if two else (), style=style, wide=not two)
+
+
+def _show_count(row: Row, result: TaskResult) -> str:
+    """The number of samples; where the benchmark has more of them, out of how many."""
+    members = [
+        sample
+        for sample in result.samples
+        if row.metric.key in sample.scores and row.slice.items() <= sample.facts.items()
+    ]
+    total = find_task(row.task).evaluator.total(result, members, row.slice)
+    return f"{row.num_samples:,}" if total in (None, row.num_samples) else f"{row.num_samples:,} of {total:,}"
 
 
 def _explained(row: Row, limits: Sequence[str]) -> Cell:
@@ -74,7 +79,7 @@ def terminal_table(comparison: Comparison, rows: Sequence[Row]) -> Table:
     lines: list[list[str | Cell]] = []
     first, *others = comparison.labels
     for row in rows:
-        lines.append([row.label, show_count(row, comparison.runs[0].results.tasks[row.task]), "", "", ""])
+        lines.append([row.label, _show_count(row, comparison.runs[0].results.tasks[row.task]), "", "", ""])
         lines.append([f"  {first}", "", row.metric.show(row.values[0].value), "", ""])
         for label, value, difference in zip(others, row.values[1:], row.differences, strict=True):
             shown, change = row.metric.show(value.value), show_change(row, difference.change)

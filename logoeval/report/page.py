@@ -36,14 +36,8 @@ def write_report(
     run: Path | None = None,
     curves: Sequence[Path] | Mapping[str, Path] = (),
 ) -> None:
-    """Write ``path`` (HTML), and beside it the same with ``.md`` and ``.json``.
-
-    Args:
-        comparison: what to tell.
-        path: the ``.html`` file.
-        data: folder of the training data, to tell how they were built.
-        run: folder of the training run, for its curve.
-        curves: folders of needle tests over checkpoints, perhaps by label.
+    """Write ``path`` (HTML), and beside it the same with ``.md`` and ``.json``. ``data`` is the folder of the training
+    data, ``run`` that of the training run; ``curves`` are those of needle tests over checkpoints, perhaps by label.
 
     Raises:
         UserError: a folder does not hold what it should, or a file cannot be written.
@@ -51,26 +45,15 @@ def write_report(
     found = read_curves(curves)
     sections = report_sections(comparison, data=data, run=run, curves=found)
     make_folder_of(path)
-    write_atomic(path, _page(comparison, sections))
+    write_atomic(path, report_page(comparison, sections))
     write_atomic(path.with_suffix(".md"), markdown(comparison, sections))
-    write_json(path.with_suffix(".json"), record(comparison, sections, found))
-
-
-def render(
-    comparison: Comparison,
-    *,
-    data: Path | None = None,
-    run: Path | None = None,
-    curves: Sequence[Path] | Mapping[str, Path] = (),
-) -> str:
-    """The HTML page. All text from data is escaped; nothing is loaded from elsewhere."""
-    return _page(comparison, report_sections(comparison, data=data, run=run, curves=read_curves(curves)))
+    write_json(path.with_suffix(".json"), record(comparison, sections, found).to_json())
 
 
 def report_sections(
     comparison: Comparison, *, data: Path | None, run: Path | None, curves: Mapping[str, Curve]
 ) -> list[Section]:
-    """What follows the headline, in order. A section whose numbers are not there is None, and left out."""
+    """Return what follows the headline, in order. A section whose numbers are not there is left out."""
     tasks = comparison.tasks
     sections = [
         longbench_section(comparison) if "longbench" in tasks else None,
@@ -89,7 +72,8 @@ def report_sections(
     return [section for section in sections if section is not None]
 
 
-def _page(comparison: Comparison, sections: Sequence[Section]) -> str:
+def report_page(comparison: Comparison, sections: Sequence[Section]) -> str:
+    """Return the HTML page. All text from data is escaped; nothing is loaded from elsewhere."""
     style = resources.files("logoeval.report").joinpath("page.css").read_text(encoding="utf-8")
     links = (tag("li", tag("a", section.title, href=f"#{section.anchor}")) for section in sections)
     contents = tag("nav", tag("p", "In this report"), tag("ol", *links), aria_label="In this report")

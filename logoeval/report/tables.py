@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from logodata.common.markup import Html, join, raw, tag
 from logodata.common.printable import markdown_text
+from logodata.common.records import Record
 
 
 class Cell(NamedTuple):
@@ -23,6 +24,21 @@ class Cell(NamedTuple):
         """Return the cell in one line."""
         added = ", ".join(part for part in (self.hint, self.mark) if part)
         return f"{self.text} ({added})" if self.text and added else self.text or added
+
+
+class TableRecord(Record):
+    """A table as text."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+class SectionRecord(Record):
+    """The tables of a section."""
+
+    title: str
+    tables: list[TableRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +99,10 @@ class Table:
         ]
         return "\n".join(f"| {' | '.join(line)} |" for line in ([*map(_one_line, self.head)], rule, *rows))
 
-    def record(self) -> dict[str, Any]:
-        """Return the text of the table, for JSON."""
-        return {
-            "title": self.title,
-            "head": list(self.head),
-            "rows": [[str(cell) for cell in row] for row in self.rows],
-        }
+    def record(self) -> TableRecord:
+        """Return the text of the table."""
+        rows = [[str(cell) for cell in row] for row in self.rows]
+        return TableRecord(title=self.title, head=list(self.head), rows=rows)
 
 
 def _lines(cell: str | Cell, *, minus: bool = False) -> list[str]:
@@ -145,14 +158,11 @@ def titled(table: Table) -> Html:
     return join(tag("h3", table.title), table.html())
 
 
-def panels(drawings: Sequence[Html]) -> Html:
-    """Return panels side by side. More than two may be wider than the text."""
-    return tag("div", *drawings, class_="panels wide" if len(drawings) > 2 else "panels")
-
-
 def figure(drawings: Sequence[Html], caption: str = "", *, key: str = "") -> Html:
-    """Return drawings side by side, below their legend and above their caption."""
-    return tag("figure", key, panels(drawings), tag("figcaption", caption) if caption else "")
+    """Return drawings side by side, below their legend and above their caption. More than two may be wider than the
+    text."""
+    panels = tag("div", *drawings, class_="panels wide" if len(drawings) > 2 else "panels")
+    return tag("figure", key, panels, tag("figcaption", caption) if caption else "")
 
 
 def all_points(table: Table | None) -> Html:

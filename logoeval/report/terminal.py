@@ -1,25 +1,40 @@
-"""What the commands of ``logoeval`` print: tables of means, of changes, and of a curve."""
+"""What the commands of ``logoeval`` print: tables of means, of changes, of a curve, and of wrong answers."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from logodata.common.console import console
-from logoeval.compare.compare import Comparison, Row, compare
-from logoeval.compare.limits import all_limits
+from logodata.common.errors import UserError
+from logodata.common.files import make_folder_of, write_json
+from logodata.common.printable import printable
+from logoeval.compare.answers import Answer
+from logoeval.compare.compare import Comparison, Row, Value, compare
+from logoeval.compare.wrong_answers import (
+    CAUTION,
+    OUTCOMES,
+    PATTERNS,
+    Analysis,
+    describe_rule,
+    draw_examples,
+    read_and_analyse,
+    record,
+)
 from logoeval.intervals import is_cell, slice_label, summarise
 from logoeval.records import Metric, Outcome, Results, SummaryRow
+from logoeval.report.headline import notes
 from logoeval.report.measures import terminal_table
+from logoeval.report.sections.wrong_answers import answer_name, examples_title, interval, length_rows
 
 
 def say(text: str) -> None:
     """Print a line as it is, however long."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
 
 
 def show_results(results: Results, tasks: Sequence[str], folder: Path) -> None:
@@ -42,12 +57,8 @@ def show_change(base: Path, adapter: Path, tasks: Sequence[str]) -> None:
     """Print what the adapter changes, sample by sample, and how to make a page of it."""
     comparison = compare([base, adapter])
     show_rows(comparison, [row for row in comparison.rows if row.task in tasks and not row.slice])
-    for task in tasks:
-        notes = {run.label: run.results.tasks[task].notes for run in comparison.runs}
-        for text in dict.fromkeys(text for texts in notes.values() for text in texts):
-            whose = [label for label, texts in notes.items() if text in texts]
-            of = "" if len(whose) == len(notes) else f", {whose[0]}"
-            say(f"{task}{of}: {text}")
+    for text in notes(comparison, tasks):
+        say(text)
     report = shlex.join(["logoeval", "compare", str(base), str(adapter), "-o", str(base.parent / "report.html")])
     say(f"wrote {base / 'results.json'} and {adapter / 'results.json'}")
     say(f"for a page: {report}")
@@ -61,7 +72,7 @@ def show_curve(results: Results, folder: Path) -> None:
     for point in curve.points:
         values = [(metric, point.of(metric)) for metric in curve.shown]
         cells = (f"{metric.show(here.value)} [{metric.show_interval(here.low, here.high)}]" for metric, here in values)
-        table.add_row(str(point.step), *map(Text, cells))
+        table.add_row(str(point.step), *cells)
     console.print(table)
     say(f"wrote {folder / 'results.json'}")
 
@@ -71,9 +82,9 @@ def show_rows(comparison: Comparison, rows: Sequence[Row]) -> None:
     shown = terminal_table(comparison, rows)
     table = Table(*shown.head, box=None, pad_edge=False)
     for row in shown.rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*map(str, row))
     console.print(table)
-    for task, limits in all_limits(comparison).items():
+    for task, limits in comparison.limits.items():
         if any(row.task == task for row in rows):
             say(f"{task}: {'; '.join(limits)}")
 
@@ -88,5 +99,83 @@ def _print_means(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]])
             metric = by_key[row.metric]
             label = f"  {slice_label(row.slice)}" if row.slice else metric.label
             interval = metric.show_interval(row.low, row.high)
-            table.add_row(Text(label), metric.show(row.value), interval, str(row.num_samples))
+            table.add_row(label, metric.show(row.value), interval, str(row.num_samples))
     console.print(table)
+
+
+def show_errors(folders: Mapping[str, Path], *, wrong_below: float, num_examples: int, out: Path | None) -> None:
+    """Print a table of shares, the lengths of wrong answers, and examples, and write the same as JSON into ``out``.
+
+    Raises:
+        UserError: see :func:`logoeval.compare.wrong_answers.read_and_analyse`; or the number of examples is below 0.
+    """
+    if num_examples < 0:
+        raise UserError(f"--examples is {num_examples}", mend="give 0 for none")
+    analysis = read_and_analyse(folders, wrong_below)
+    console.print(_shares(analysis))
+    console.print()
+    console.print(_lengths(analysis))
+    console.print()
+    for text in (describe_rule(wrong_below), *analysis.notes, CAUTION):
+        say(text)
+    for run, answers in zip(analysis.runs, analysis.answers, strict=True):
+        for pattern in PATTERNS:
+            shown = draw_examples(answers[pattern], num_examples)
+            if shown:
+                console.print()
+                console.print(Text(examples_title(run, pattern, len(shown), len(answers[pattern])), style="bold"))
+            for answer in shown:
+                _print_example(answer)
+    if out is not None:
+        make_folder_of(out)
+        write_json(out, record(analysis, num_examples).to_json())
+        say(f"wrote {out}")
+
+
+def _shares(analysis: Analysis) -> Table:
+    """A row a run, and one for its difference from the first; whole points, which 80 columns hold and the intervals
+    allow. The exact ones are in the JSON."""
+    labels = [run.label for run in analysis.runs]
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("percent [95 %]", overflow="fold")
+    for name in OUTCOMES.values():
+        table.add_column(name, justify="right")
+    for group in analysis.groups:
+        indent = "" if group.part is None else "  "
+        table.add_row(Text(f"{indent}{group.title}, {group.num_answers:,}", style="bold"))
+        rows = list(group.outcomes.values())
+        for number, label in enumerate(labels):
+            values = [_points(row.values[number], "") for row in rows]
+            table.add_row(f"{indent}  {label}", *values)
+            if number:
+                changes = [_points(row.differences[number - 1].change, "+") for row in rows]
+                table.add_row(f"{indent}    - {labels[0]}", *changes)
+    return table
+
+
+def _points(value: Value, sign: str) -> str:
+    return interval(value, lambda share: f"{round(100 * share):{sign}d}")
+
+
+def _lengths(analysis: Analysis) -> Table:
+    table = Table("words of a wrong answer, median", box=None, pad_edge=False)
+    for run in analysis.runs:
+        table.add_column(run.label, justify="right")
+    for title, cells in length_rows(analysis):
+        table.add_row(title, *cells)
+    return table
+
+
+def _print_example(answer: Answer) -> None:
+    entries = (
+        ("", answer_name(answer)),
+        ("question", answer.question),
+        ("reference", " / ".join(answer.references)),
+        ("answer", answer.response),
+    )
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=9)
+    grid.add_column(overflow="fold")
+    for name, text in entries:
+        grid.add_row(name, Text(printable(" ".join(text.split())), style="" if name else "dim"))
+    console.print(grid)

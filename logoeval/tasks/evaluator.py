@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from logodata.common.recipes.reading import RecipeModel
+from logodata.engines.settings import EngineSettings
 from logoeval.records import Outcome, SampleRow, TaskResult
-
-if TYPE_CHECKING:
-    from logodata.engines.settings import EngineSettings
-    from logoeval.session import Session
+from logoeval.session import Session
 
 SettingsT = TypeVar("SettingsT", bound=RecipeModel)
-
-
-def _nothing(_: object) -> tuple[()]:
-    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +23,7 @@ class Evaluator(Generic[SettingsT]):
     """The model of the task's section of a recipe."""
     version: int
     """Raised when prompts or scores change their meaning: results of two versions are not compared."""
-    describe: Callable[[SettingsT, EngineSettings], dict[str, Any]]
+    describe: Callable[[SettingsT, EngineSettings], Mapping[str, object]]
     """What two comparable runs have in common besides model, data type and seed; texts and data by their contents,
     wherever they lie."""
     run: Callable[[SettingsT, Session, Path], Outcome]
@@ -37,11 +31,11 @@ class Evaluator(Generic[SettingsT]):
     made again."""
     generates: bool = True
     """Whether the engine writes responses. Else the model's weights are asked for log-probabilities alone."""
-    inputs: Callable[[SettingsT], Iterable[tuple[str, Path]]] = _nothing
+    inputs: Callable[[SettingsT], Iterable[tuple[str, Path]]] = lambda _: ()
     """The paths that the task reads, each with its name in messages. It raises a ``UserError`` where one does not hold
     what the task needs, as far as a moment can tell."""
-    limits: Callable[[TaskResult], Iterable[str]] = _nothing
+    limits: Callable[[TaskResult], Iterable[str]] = lambda _: ()
     """In what a result covers less than the whole task, so that a part never looks like the whole."""
-    total: Callable[[TaskResult, Sequence[SampleRow], Mapping[str, Any]], int | None] | None = None
+    total: Callable[[TaskResult, Sequence[SampleRow], Mapping[str, object]], int | None] = lambda *_: None
     """How many samples the benchmark has of what these samples of a result, a slice of it, are of; None where that is
     not known."""

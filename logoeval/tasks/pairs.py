@@ -8,25 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from logodata.common.append_log import AppendLog
 from logodata.common.console import progress
-from logodata.common.errors import UserError
 from logodata.common.finite import check_responses
 from logodata.contract import PreferenceSample
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logoeval.records import Metric, Outcome, SampleRow, hash_ids
+from logoeval.session import Session
 from logoeval.tasks import qa
 from logoeval.tasks.evaluator import Evaluator
+from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
 
 if TYPE_CHECKING:
-    from logoeval.session import Session
     from logotrain.loss.logprobs import LogprobModel
 
 
 class PairsSettings(qa.HeldOutSettings):
     """Held-out preference pairs: their log-probabilities, and the model's own answer to the same prompt."""
+
+
+class PairLogprobs(Prediction):
+    """The mean log-probability per token in nats of each response of a pair: a line of ``pairs_logprobs.jsonl``."""
+
+    chosen: float
+    rejected: list[float]
 
 
 _BUILD = "build the data set again with this model"
@@ -40,12 +46,10 @@ METRICS = [
         kind="nats",
         better="higher",
     ),
-    Metric(
-        key="prefers_chosen",
-        label="Pairs with a positive margin",
-        explanation="Share of held-out questions where the preferred response is likelier, token for token.",
-        kind="share",
-        better="higher",
+    Metric.share(
+        "prefers_chosen",
+        "Pairs with a positive margin",
+        "Share of held-out questions where the preferred response is likelier, token for token.",
     ),
     Metric(
         key="chosen",
@@ -65,17 +69,14 @@ METRICS = [
 
 
 def sample_hash(sample: PreferenceSample) -> str:
-    """Hash of all token ids of a sample: what its scores depend on."""
+    """Return a hash of all token ids of a sample, on which its scores depend."""
     return hash_ids(sample.prompt_ids, sample.chosen.token_ids, *(response.token_ids for response in sample.rejected))
 
 
 def mean_logprobs(model: LogprobModel, sample: PreferenceSample, window: int) -> list[float]:
-    """r(y), the mean log-probability per token in nats, of the preferred response and then of each dis-preferred one.
-
-    Args:
-        model: inside :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
-        sample: its positions are natural, without gaps.
-        window: positions the model was made for.
+    """Return the mean log-probability per token in nats, r(y) in the paper, of the preferred response and then of each
+    dis-preferred one, at natural positions. The model must be inside
+    :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
 
     Raises:
         UserError: the sample does not fit the window.
@@ -93,24 +94,19 @@ def mean_logprobs(model: LogprobModel, sample: PreferenceSample, window: int) ->
 
 
 def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome:
-    """Score all pairs and answer their prompts; a row a sample."""
+    """Score all pairs and answer their prompts; a row is a sample."""
     samples = qa.load_samples(settings, session, "pairs")
     answers = qa.answer(samples, settings, session, predictions / "pairs.jsonl", label="pairs: answers")
-    scores = _score(samples, session, predictions)
-    rows = [_row(sample, scores[sample.id], answer) for sample, answer in zip(samples, answers, strict=True)]
+    scored = _score(samples, session, predictions / "pairs_logprobs.jsonl")
+    rows = [_row(*columns) for columns in zip(samples, scored, answers, strict=True)]
     return Outcome(METRICS, rows, sources={"data": str(settings.data.resolve())})
 
 
-def _score(samples: Sequence[PreferenceSample], session: Session, predictions: Path) -> dict[str, dict[str, Any]]:
-    log = AppendLog(predictions / "pairs_logprobs.jsonl")
-    for sample in samples:
-        if sample.id in log and log[sample.id]["prompt_hash"] != sample_hash(sample):
-            raise UserError(
-                f"record {sample.id!r} scores another sample",
-                where=str(log.path),
-                mend="evaluate into another folder",
-            )
-    waiting = [sample for sample in samples if sample.id not in log]
+def _score(samples: Sequence[PreferenceSample], session: Session, path: Path) -> list[PairLogprobs]:
+    file = RecordFile(path, PairLogprobs)
+    hashes = {sample.id: sample_hash(sample) for sample in samples}
+    check_kept(file, hashes)
+    waiting = [sample for sample in samples if sample.id not in file]
     if waiting:
         from logotrain.loss.logprobs import LogprobModel
         from logotrain.trainable import choose_attention, read_traits
@@ -125,26 +121,24 @@ def _score(samples: Sequence[PreferenceSample], session: Session, predictions: P
                 check_ids(vocabulary_size(session.model.config), *texts, where=f"sample {sample.id}", mend=_BUILD)
                 chosen, *rejected = mean_logprobs(LogprobModel(session.model), sample, session.window)
                 check_responses(chosen, rejected, sample.id)
-                log.append(
-                    {"id": sample.id, "prompt_hash": sample_hash(sample), "chosen": chosen, "rejected": rejected}
-                )
+                file.append(PairLogprobs(id=sample.id, prompt_hash=hashes[sample.id], chosen=chosen, rejected=rejected))
                 tracker.advance()
-    return dict(log)
+    return [file[sample.id] for sample in samples]
 
 
-def _row(sample: PreferenceSample, logprobs: dict[str, Any], answer: dict[str, Any]) -> SampleRow:
-    rejected = sum(logprobs["rejected"]) / len(logprobs["rejected"])
-    margin = logprobs["chosen"] - rejected
+def _row(sample: PreferenceSample, logprobs: PairLogprobs, answer: qa.QaAnswer) -> SampleRow:
+    rejected = sum(logprobs.rejected) / len(logprobs.rejected)
+    margin = logprobs.chosen - rejected
     return SampleRow(
         id=sample.id,
         cluster=sample.doc_id,
-        prompt_hash=logprobs["prompt_hash"],
+        prompt_hash=logprobs.prompt_hash,
         scores={
             "margin": margin,
             "prefers_chosen": float(margin > 0),
-            "chosen": logprobs["chosen"],
+            "chosen": logprobs.chosen,
             "rejected": rejected,
-            **qa.scores(answer),
+            **answer.scores,
         },
         facts={"origin": sample.origin, "kind": sample.kind},
     )

@@ -12,13 +12,12 @@ a point has the same length, so RoPE types that depend on it need no care.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-from logodata.common.append_log import AppendLog
 from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.finite import DAMAGED
@@ -28,8 +27,10 @@ from logodata.engines.settings import EngineSettings
 from logodata.models.facts import length_dependent_rope
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logodata.prompts import encode_text
-from logoeval.records import Metric, Outcome, SampleRow, hash_ids
+from logoeval.records import Metric, Outcome, SampleRow, TaskResult, hash_ids
+from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
+from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
 from logoeval.tasks.texts import (
     PYDOC,
     Length,
@@ -42,13 +43,7 @@ from logoeval.tasks.texts import (
 from logoeval.tasks.token_likelihoods import check_logits, reset_rope, sliding_nlls, sliding_windows, token_nlls
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from logoeval.session import Session
-
-PerplexityProtocol = Literal["one_pass", "sliding"]
 
 _STRIDE = 256
 
@@ -66,7 +61,7 @@ def _document_tokens(settings: dict[str, Any]) -> int | None:
 class PerplexitySettings(RecipeModel):
     """Perplexity of long documents, by the number of tokens that the model may look back on."""
 
-    protocol: PerplexityProtocol = "one_pass"
+    protocol: Literal["one_pass", "sliding"] = "one_pass"
     """``one_pass``: a document is read once, and a point is the perplexity of its first L tokens. ``sliding``: a point
     is a window of L tokens that slides over the whole document and scores each token once (Press et al. 2021, as in
     LOGO's curves on PG-19); all points score the same tokens."""
@@ -115,59 +110,65 @@ _MOST_NATS = 700.0
 """exp of more is no number in float64."""
 
 
+class PointScores(Prediction):
+    """The scores of one document: a line of ``ppl.jsonl``. Further fields are the mean negative log-likelihoods in nats
+    of points of the curve, by the keys of their metrics."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+
+    num_tokens: int
+
+
 def metrics(settings: PerplexitySettings) -> list[Metric]:
-    """``one_pass``: two metrics a length, over the first L tokens, and over the second half of them, which have read
-    the most. ``sliding``: one a window."""
-    if settings.protocol == "sliding":
-        assert settings.stride is not None
-        return [
-            _metric(
-                settings,
-                f"sliding@{window}",
-                f"Perplexity, window of {window:,} tokens",
-                f"How surprised the model is by real text, each token predicted from the {window - settings.stride:,} "
-                f"to {window - 1:,} tokens before it (fewer where the document begins).",
-                window,
-            )
-            for window in settings.lengths
-        ]
+    """Return the metrics of the curve: for ``one_pass`` two a length, over the first L tokens and over the second half
+    of them, which have read the most; for ``sliding`` one a window."""
     return [
-        _metric(settings, f"{kind}@{length}", f"Perplexity, {label}", explanation, length)
-        for length in settings.lengths
-        for kind, label, explanation in (
-            (
-                "ppl",
-                f"first {length:,} tokens",
-                f"How surprised the model is by real text, over the first {length:,} tokens of each document.",
-            ),
-            (
-                "tail",
-                f"tokens {length // 2:,} to {length:,}",
-                f"The same over the tokens after the first {length // 2:,}, which have the most text before them.",
-            ),
+        Metric(
+            key=f"{kind}@{length}",
+            label=f"Perplexity, {label}",
+            explanation=explanation,
+            kind="perplexity",
+            better="lower",
+            headline=length == settings.lengths[-1],
         )
+        for length in settings.lengths
+        for kind, label, explanation in _kinds(length, settings.stride)
     ]
 
 
-def _metric(settings: PerplexitySettings, key: str, label: str, explanation: str, length: int) -> Metric:
-    return Metric(
-        key=key,
-        label=label,
-        explanation=explanation,
-        kind="perplexity",
-        better="lower",
-        headline=length == settings.lengths[-1],
+def _kinds(length: int, stride: int | None) -> Iterator[tuple[str, str, str]]:
+    surprised = "How surprised the model is by real text"
+    if stride is not None:
+        yield (
+            "sliding",
+            f"window of {length:,} tokens",
+            f"{surprised}, each token predicted from the {length - stride:,} to {length - 1:,} tokens before it (fewer "
+            "where the document begins).",
+        )
+        return
+    yield "ppl", f"first {length:,} tokens", f"{surprised}, over the first {length:,} tokens of each document."
+    yield (
+        "tail",
+        f"tokens {length // 2:,} to {length:,}",
+        f"The same over the tokens after the first {length // 2:,}, which have the most text before them.",
     )
 
 
-def describe(settings: PerplexitySettings, _: EngineSettings) -> dict[str, Any]:
-    """What two comparable runs have in common; the text by its contents, wherever it lies."""
-    text = "\n\n".join(text for _, text in _sources(settings))
+def describe(settings: PerplexitySettings, _: EngineSettings) -> dict[str, object]:
+    """Return what two comparable runs have in common; the text by its contents, wherever it lies."""
     return {
         **settings.model_dump(mode="json"),
         "text": settings.text if settings.text == PYDOC else Path(settings.text).name,
-        "text_fingerprint": text_fingerprint(text),
+        "text_fingerprint": text_fingerprint("\n\n".join(text for _, text in _sources(settings))),
     }
+
+
+def settings_of(result: TaskResult) -> PerplexitySettings:
+    """Return the settings of a result. Of a text of one's own they hold only the name."""
+    return PerplexitySettings.model_validate(
+        {name: value for name, value in result.settings.items() if name in PerplexitySettings.model_fields}
+    )
 
 
 def _sources(settings: PerplexitySettings) -> tuple[tuple[str, str], ...]:
@@ -177,7 +178,8 @@ def _sources(settings: PerplexitySettings) -> tuple[tuple[str, str], ...]:
 def documents(
     settings: PerplexitySettings, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, list[int]], list[str]]:
-    """Token ids of each document, cut to what is scored of it, and notes on how they are read and what was left out.
+    """Return the token ids of each document, cut to what is scored of it, and notes on how the documents are read and
+    what was left out.
 
     A beginning-of-sequence token comes first if and only if the tokenizer writes one by itself; it counts as a token.
     It is part of every window that slides over the document.
@@ -235,20 +237,13 @@ def _grouped(
 
 
 def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-sequence token, if the tokenizer writes one by itself."""
+    """Return the beginning-of-sequence token, if the tokenizer writes one by itself."""
     ids = tokenizer.encode("a", add_special_tokens=True)
     return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
 
 
-class _Part(NamedTuple):
-    """What makes one record on disk: some points of the curve of one document."""
-
-    document: str
-    lengths: tuple[int, ...]
-
-
 def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Outcome:
-    """Score all documents; a row a document.
+    """Score all documents; a row is a document.
 
     Raises:
         UserError: a document is beyond the window, or the model gives no numbers on it.
@@ -260,19 +255,18 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
     rope_type = length_dependent_rope(session.config)
     if rope_type and settings.protocol == "one_pass":
         notes[0] = f"RoPE type {rope_type!r} depends on the total length: each length was run by itself"
-    parts = _parts(settings, found, together=settings.protocol == "one_pass" and not rope_type)
+    # A record holds the scores of a document at all lengths that one pass gives. By its id: the document, the lengths.
+    parts: dict[str, tuple[str, tuple[int, ...]]] = {name: (name, settings.lengths) for name in found}
+    if rope_type or settings.protocol == "sliding":
+        parts = {f"{name}@{length}": (name, (length,)) for name in found for length in settings.lengths}
     hashes = {name: hash_ids(ids) for name, ids in found.items()}
-    log = AppendLog(predictions / "ppl.jsonl")
-    for record_id, part in parts.items():
-        if record_id in log and log[record_id]["prompt_hash"] != hashes[part.document]:
-            raise UserError(
-                f"record {record_id!r} scores another text", where=str(log.path), mend="evaluate into another folder"
-            )
-    waiting = {record_id: part for record_id, part in parts.items() if record_id not in log}
+    file = RecordFile(predictions / "ppl.jsonl", PointScores)
+    check_kept(file, {record_id: hashes[name] for record_id, (name, _) in parts.items()})
+    waiting = {record_id: part for record_id, part in parts.items() if record_id not in file}
     if waiting:
         num_begin = len(begin_ids(session.bare_tokenizer))
         check_logits(session.model, next(iter(found.values()))[:8])
-        total, left = (sum(_work(settings, part) for part in some.values()) for some in (parts, waiting))
+        total, left = (sum(_work(settings, lengths) for _, lengths in some.values()) for some in (parts, waiting))
         with progress("ppl: tokens read", total, total - left) as tracker:
             for record_id, (name, lengths) in waiting.items():
                 scores = _measure(settings, session.model, found[name], lengths, num_begin, tracker.advance)
@@ -283,33 +277,26 @@ def run(settings: PerplexitySettings, session: Session, predictions: Path) -> Ou
                             where=f"document {name}",
                             mend=DAMAGED,
                         )
-                log.append({"id": record_id, "prompt_hash": hashes[name], "num_tokens": len(found[name]), **scores})
+                file.append(PointScores(id=record_id, prompt_hash=hashes[name], num_tokens=len(found[name]), **scores))
     wanted = metrics(settings)
-    records: dict[str, dict[str, Any]] = {name: {} for name in found}
-    for record_id, part in parts.items():
-        records[part.document].update(log[record_id])
+    points: dict[str, dict[str, float]] = {name: {} for name in found}
+    for record_id, (name, _) in parts.items():
+        points[name] |= file[record_id].__pydantic_extra__
     rows = [
         SampleRow(
             id=name,
             cluster=name,
             prompt_hash=hashes[name],
-            scores={metric.key: record[metric.key] for metric in wanted},
+            scores={metric.key: points[name][metric.key] for metric in wanted},
         )
-        for name, record in records.items()
+        for name in found
     ]
     return Outcome(wanted, rows, notes)
 
 
-def _parts(settings: PerplexitySettings, names: Iterable[str], *, together: bool) -> dict[str, _Part]:
-    """By the id of the record: one a document where one pass gives all its points (``together``), else one a point."""
-    if together:
-        return {name: _Part(name, settings.lengths) for name in names}
-    return {f"{name}@{length}": _Part(name, (length,)) for name in names for length in settings.lengths}
-
-
-def _work(settings: PerplexitySettings, part: _Part) -> int:
-    """Tokens of all passes of a part."""
-    longest = part.lengths[-1]
+def _work(settings: PerplexitySettings, lengths: tuple[int, ...]) -> int:
+    """Tokens of all passes that give the scores of one record."""
+    longest = lengths[-1]
     if settings.document_tokens is None or settings.stride is None:
         return longest
     return sum(min(end, longest) for end, _ in sliding_windows(settings.document_tokens, longest, settings.stride))
@@ -323,7 +310,8 @@ def _measure(
     num_begin: int,
     on_pass: Callable[[int], None],
 ) -> dict[str, float]:
-    """Means in nats over the tokens of each point."""
+    """Means in nats over the tokens of each point. ``nlls[i]`` belongs to token i + 1, so the first L tokens hold L - 1
+    predictions."""
     reset_rope(model)
     if settings.stride is not None:
         (window,) = lengths
@@ -331,11 +319,6 @@ def _measure(
         return {f"sliding@{window}": float(nlls.mean())}
     nlls = token_nlls(model, ids[: lengths[-1]])
     on_pass(lengths[-1])
-    return _scores(nlls, lengths)
-
-
-def _scores(nlls: NDArray[np.float64], lengths: Sequence[int]) -> dict[str, float]:
-    """Means in nats. ``nlls[i]`` belongs to token i + 1, so the first L tokens hold L - 1 predictions."""
     scores = {}
     for length in lengths:
         scores[f"ppl@{length}"] = float(nlls[: length - 1].mean())
@@ -344,11 +327,7 @@ def _scores(nlls: NDArray[np.float64], lengths: Sequence[int]) -> dict[str, floa
 
 
 def inputs(settings: PerplexitySettings) -> Iterator[tuple[str, Path]]:
-    """A text of one's own.
-
-    Raises:
-        UserError: see :func:`logoeval.tasks.texts.text_files`.
-    """
+    """Yield the path of a text of one's own, which must be there."""
     if settings.text != PYDOC:
         text_files(Path(settings.text))
         yield "a text", Path(settings.text)

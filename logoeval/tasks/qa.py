@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -24,12 +23,11 @@ from logodata.engines import GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings
 from logodata.judge.measures import token_f1, word_share
 from logodata.models.facts import tokenizer_fingerprint
-from logoeval.records import Metric, Outcome, SampleRow, TaskResult, data_fingerprint, hash_ids
+from logoeval.records import Metric, Outcome, SampleRow, TaskResult, data_fingerprint
+from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
-from logoeval.tasks.generate import PromptItem, complete
-
-if TYPE_CHECKING:
-    from logoeval.session import Session
+from logoeval.tasks.generate import Completion, PromptItem, complete
+from logoeval.tasks.record_file import RecordFile
 
 
 class HeldOutSettings(RecipeModel):
@@ -48,29 +46,41 @@ class QaSettings(HeldOutSettings):
     which keeps all questions."""
 
 
+class QaAnswer(Completion):
+    """The model's answer to a question, with its scores: a line of ``qa.jsonl`` and ``pairs.jsonl``."""
+
+    question: str
+    answers: list[str]
+    word_share: float
+    token_f1: float
+    ended: bool
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores by the keys of :func:`metrics`."""
+        return {
+            "word_share": self.word_share,
+            "token_f1": self.token_f1,
+            "ended": float(self.ended),
+            "answer_tokens": float(self.num_response_tokens),
+        }
+
+
 def metrics(what: str) -> list[Metric]:
-    """What is measured of an answer; labels begin with ``what``."""
+    """Return what is measured of an answer. Labels begin with ``what``."""
     return [
-        Metric(
-            key="word_share",
-            label=f"{what}: reference words",
-            explanation="Share of the reference's content words in the model's own greedy answer; long ones find more.",
-            kind="share",
-            better="higher",
+        Metric.share(
+            "word_share",
+            f"{what}: reference words",
+            "Share of the reference's content words in the model's own greedy answer; long ones find more.",
         ),
-        Metric(
-            key="token_f1",
-            label=f"{what}: word F1",
-            explanation="Overlap of the greedy answer's words with the reference; missing and needless ones both cost.",
-            kind="share",
-            better="higher",
+        Metric.share(
+            "token_f1",
+            f"{what}: word F1",
+            "Overlap of the greedy answer's words with the reference; missing and needless ones both cost.",
         ),
-        Metric(
-            key="ended",
-            label=f"{what}: ended by itself",
-            explanation="Share of greedy answers that the model ended before the length cap.",
-            kind="share",
-            better="higher",
+        Metric.share(
+            "ended", f"{what}: ended by itself", "Share of greedy answers that the model ended before the length cap."
         ),
         Metric(
             key="answer_tokens",
@@ -84,21 +94,21 @@ def metrics(what: str) -> list[Metric]:
 METRICS = metrics("Held-out answer")
 
 
-def describe(settings: HeldOutSettings, _: EngineSettings) -> dict[str, Any]:
-    """What two comparable runs have in common; the data by their contents, wherever they lie."""
+def describe(settings: HeldOutSettings, _: EngineSettings) -> dict[str, object]:
+    """Return what two comparable runs have in common; the data by their contents, wherever they lie."""
     return {**settings.model_dump(mode="json", exclude={"data"}), "data_fingerprint": data_fingerprint(settings.data)}
 
 
 def run(settings: QaSettings, session: Session, predictions: Path) -> Outcome:
-    """Answer all questions; a row a question."""
+    """Answer all questions; a row is a question."""
     samples = load_samples(settings, session, "qa")
     answers = answer(samples, settings, session, predictions / "qa.jsonl", label="qa")
     rows = [
         SampleRow(
             id=sample.id,
             cluster=sample.doc_id,
-            prompt_hash=hash_ids(sample.prompt_ids),
-            scores=scores(record),
+            prompt_hash=record.prompt_hash,
+            scores=record.scores,
             facts={"kind": sample.kind},
         )
         for sample, record in zip(samples, answers, strict=True)
@@ -107,15 +117,11 @@ def run(settings: QaSettings, session: Session, predictions: Path) -> Outcome:
 
 
 def load_samples(settings: HeldOutSettings, session: Session, task: str) -> list[PreferenceSample]:
-    """The samples of a build that a task is measured on, checked against the model.
-
-    Args:
-        settings: of the task.
-        session: of the model; its tokenizer must be the data's, and its window hold every prompt with an answer.
-        task: its name, for messages.
+    """Return the samples of a build that ``task`` is measured on, checked against the model.
 
     Raises:
-        UserError: no build there, one with another tokenizer, or prompts that do not fit.
+        UserError: there is no build, it was made with another tokenizer, or the window does not hold a prompt with an
+            answer.
     """
     samples = read_samples(settings.data)
     if settings.max_samples is not None and settings.max_samples < len(samples):
@@ -135,60 +141,42 @@ def load_samples(settings: HeldOutSettings, session: Session, task: str) -> list
 
 
 def answer(
-    samples: Sequence[PreferenceSample],
-    settings: HeldOutSettings,
-    session: Session,
-    path: Path,
-    *,
-    label: str,
-) -> list[dict[str, Any]]:
-    """The model's greedy answer to the prompt of each sample: prediction records, in order, kept in ``path``."""
+    samples: Sequence[PreferenceSample], settings: HeldOutSettings, session: Session, path: Path, *, label: str
+) -> list[QaAnswer]:
+    """Return the model's greedy answer to the prompt of each sample, in order. They are kept in ``path``."""
     by_id = {sample.id: sample for sample in samples}
     template = read_manifest(settings.data).prompt_fingerprints.answer
+    sampling = Sampling(settings.max_new_tokens, session.stop_ids)
 
-    def fields(response: str, result: GenerationResult) -> dict[str, Any]:
-        sample = by_id[result.id]
-        return {
-            "question": sample.question,
-            "answers": sample.answers,
-            "word_share": word_share(without_reasoning(response), sample.answers),
-            "token_f1": token_f1(without_reasoning(response), sample.answers),
-            "ended": result.finish_reason == "stop",
-        }
+    def record(made: Completion, _: GenerationResult) -> QaAnswer:
+        sample = by_id[made.id]
+        said = without_reasoning(made.response)
+        return QaAnswer(
+            **dict(made),
+            question=sample.question,
+            answers=sample.answers,
+            word_share=word_share(said, sample.answers),
+            token_f1=token_f1(said, sample.answers),
+            ended=made.finish_reason == "stop",
+        )
 
     return complete(
-        session.engine,
-        session.tokenizer,
-        [PromptItem(sample.id, tuple(sample.prompt_ids), template) for sample in samples],
-        sampling=Sampling(settings.max_new_tokens, session.stop_ids),
-        path=path,
-        fields=fields,
+        session,
+        [PromptItem(sample.id, tuple(sample.prompt_ids), sampling, template) for sample in samples],
+        RecordFile(path, QaAnswer),
+        record=record,
         label=label,
     )
 
 
-def scores(record: dict[str, Any]) -> dict[str, float]:
-    """The :func:`metrics` of a prediction record."""
-    return {
-        "word_share": record["word_share"],
-        "token_f1": record["token_f1"],
-        "ended": float(record["ended"]),
-        "answer_tokens": float(record["num_response_tokens"]),
-    }
-
-
 def inputs(settings: HeldOutSettings) -> Iterator[tuple[str, Path]]:
-    """The folder of the held-out samples.
-
-    Raises:
-        UserError: it holds none.
-    """
+    """Yield the folder of the held-out samples, which must hold some."""
     sample_files(settings.data)
     yield "the data set", settings.data
 
 
 def limits(result: TaskResult) -> Iterator[str]:
-    """Whether ``max_samples`` left samples out."""
+    """Say whether ``max_samples`` left samples out."""
     most = result.settings.get("max_samples")
     if most is not None and most == len(result.samples):  # fewer: there were no more
         what = "questions" if result.task == "qa" else "pairs"

@@ -37,13 +37,13 @@ class Option:
     """Another option, without which this one means nothing."""
 
     def describe(self, task: str) -> str:
-        """The help text for the command of ``task``."""
+        """Return the help text for the command of ``task``."""
         shown = {"switch": json.dumps(self.value), "names": f"[{self.metavar}]"}.get(self.kind, self.metavar)
         same = f"same as {task}.{self.field}={shown}"
         return f"{self.help}; {same}" if self.help else same
 
     def setting(self, given: Any) -> object:
-        """The value of the field where the option was given as ``given``."""
+        """Return the value of the field where the option was given as ``given``."""
         if self.kind == "names":
             return [name.strip() for name in given.split(",")]
         return self.value if self.kind == "switch" else given
@@ -66,12 +66,15 @@ class Task:
     examples: tuple[str, ...]
     """Whole command lines."""
     options: tuple[Option, ...] = ()
+    answers: str = ""
+    """The name of its answers where wrong ones are counted (:mod:`logoeval.compare.wrong_answers`); empty where it asks
+    no questions with short texts as references."""
     over_checkpoints: bool = False
     """Whether ``--checkpoints`` measures it at every checkpoint of a training run (:mod:`logoeval.checkpoints`)."""
 
     @property
     def evaluator(self) -> Evaluator[Any]:
-        """What measures it; its module is imported at the first use."""
+        """The evaluator that measures it. Its module is imported at the first use."""
         evaluator: Evaluator[Any] = import_module(self.module).EVALUATOR
         return evaluator
 
@@ -91,6 +94,7 @@ TASKS: tuple[Task, ...] = (
             Option("--tasks", "tasks", kind="names", metavar="A,B"),
             Option("-e", "e", "LongBench-E", "switch"),
         ),
+        answers="LongBench QA",
     ),
     Task(
         "niah",
@@ -124,6 +128,7 @@ TASKS: tuple[Task, ...] = (
         "qa.max_samples=100",
         ("logoeval qa --model embedded --adapter runs/logo/final --with-base --data runs/questions -o runs/qa",),
         (_BUILD,),
+        answers="Held-out questions",
     ),
     Task(
         "pairs",
@@ -133,6 +138,7 @@ TASKS: tuple[Task, ...] = (
         "pairs.max_samples=16",
         ("logoeval pairs --model embedded --adapter runs/logo/final --data runs/heldout -o runs/after",),
         (_BUILD,),
+        answers="Held-out pairs",
     ),
     Task(
         "ppl",
@@ -160,14 +166,10 @@ TASKS: tuple[Task, ...] = (
 
 
 def task_names() -> list[str]:
-    """The names of all tasks, in the order of the table."""
+    """Return the names of all tasks, in the order of the table."""
     return [task.name for task in TASKS]
 
 
 def find_task(name: str) -> Task:
-    """The task of this name.
-
-    Raises:
-        KeyError: there is none.
-    """
+    """Return the task of this name."""
     return {task.name: task for task in TASKS}[name]

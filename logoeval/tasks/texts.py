@@ -18,6 +18,7 @@ from logodata.common.recipes.types import token_count
 from logodata.common.user_files import read_text, visible_files
 
 _SUFFIXES = (".txt", ".md", "")
+_HOW = "give a folder of UTF-8 .txt files, or one such file"
 
 # RULER's noise haystack repeats this line.
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -88,9 +89,7 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
         else:
             empty.append(file)
     if not documents:
-        raise UserError(
-            "the text is empty", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
-        )
+        raise UserError("the text is empty", where=str(source), mend=_HOW)
     if source.is_dir():
         note_left_out(source, files, ".txt files, without subfolders,")
     note_empty(source, empty, len(files))
@@ -98,31 +97,19 @@ def read_documents(source: Path) -> tuple[tuple[str, str], ...]:
 
 
 def text_files(source: Path) -> list[Path]:
-    """Return one ``.txt`` file, or all ``.txt`` files in a folder in order of name, without opening them.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """Return one ``.txt`` file, or all ``.txt`` files in a folder in order of name, without opening them. If there is
+    none, a ``UserError`` is raised."""
     files = sorted(visible_files(source, (".txt",), below=False)) if source.is_dir() else [source]
     if source.is_file() and source.suffix.lower() not in _SUFFIXES and not how_to_convert([source.suffix.lower()]):
-        raise UserError(
-            f"a {source.suffix} file is not plain text",
-            where=str(source),
-            mend="give a folder of UTF-8 .txt files, or one such file",
-        )
+        raise UserError(f"a {source.suffix} file is not plain text", where=str(source), mend=_HOW)
     if not files or not files[0].is_file():
-        raise UserError(
-            "no .txt file here", where=str(source), mend="give a folder of UTF-8 .txt files, or one such file"
-        )
+        raise UserError("no .txt file here", where=str(source), mend=_HOW)
     return files
 
 
 def split_sentences(text: str) -> list[str]:
-    """Split a text into sentences. They are not empty and have single spaces inside.
-
-    The end of a paragraph is a border too. There is no border after common abbreviations and initials, because a needle
-    inside "Mr. Smith" would stand out.
-    """
+    """Split a text into sentences, not empty and with single spaces inside. The end of a paragraph is a border too.
+    There is no border after common abbreviations and initials, because a needle inside "Mr. Smith" would stand out."""
     sentences: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
         start = 0

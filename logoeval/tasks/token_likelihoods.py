@@ -18,16 +18,8 @@ _SLICE_TOKENS = 512  # whose logits are in memory at once: 0.26 GB in float32 fo
 
 
 def token_nlls(model: PreTrainedModel, ids: Sequence[int], num_scored: int | None = None) -> NDArray[np.float64]:
-    """Negative log-likelihood of the last ``num_scored`` of ``ids``, each given all of ``ids`` before it.
-
-    Args:
-        model: see :func:`check_logits`.
-        ids: read in one pass, at positions 0, 1, ...
-        num_scored: less than ``len(ids)``; by default all but the first.
-
-    Returns:
-        nats, [num_scored].
-    """
+    """Return the negative log-likelihoods in nats of the last ``num_scored`` of ``ids`` (by default all but the first),
+    each given all of ``ids`` before it, [num_scored]. The text is read in one pass, at positions 0, 1, ..."""
     import torch
 
     from logodata.models.logprobs import head_logprobs
@@ -41,21 +33,17 @@ def token_nlls(model: PreTrainedModel, ids: Sequence[int], num_scored: int | Non
 
 
 def sliding_windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
-    """The passes of a sliding window over ``num_tokens`` tokens, each as (end, how many of its last tokens it scores).
+    """Yield the passes of a sliding window over ``num_tokens`` tokens, each as (end, how many of its last tokens it
+    scores).
 
     The first pass reads the first ``window`` tokens and scores all but the first of them. Each further one ends
     ``stride`` tokens later (the last may move by less, to the end of the text) and scores the tokens that are new in
-    it. So every token but the first is scored exactly once; token i (from 0) has i tokens before it if i < window,
-    else between window - stride and window - 1, and with a stride of 1 always min(i, window - 1).
+    it. So every token but the first is scored exactly once; token i (from 0) has i tokens before it if i < window, else
+    between window - stride and window - 1, and with a stride of 1 always min(i, window - 1).
 
     This is the strided sliding window of Press, Smith and Lewis ("Shortformer", ACL 2021; "Train Short, Test Long",
-    ICLR 2022), by which LOGO measured its curves on PG-19. Where the text ends within a stride, the last
-    pass here is as long as the others; scripts that start windows at multiples of the stride read less there.
-
-    Args:
-        num_tokens: of the text.
-        window: tokens that one pass reads, those that it scores included.
-        stride: less than ``window``.
+    ICLR 2022), by which LOGO measured its curves on PG-19. Where the text ends within a stride, the last pass here is
+    as long as the others; scripts that start windows at multiples of the stride read less there.
     """
     end = min(window, num_tokens)
     yield end, end - 1
@@ -74,19 +62,12 @@ def sliding_nlls(
     num_begin: int = 0,
     on_pass: Callable[[int], None] = lambda _: None,
 ) -> NDArray[np.float64]:
-    """Negative log-likelihood of every token but the first under :func:`sliding_windows`.
+    """Return the negative log-likelihood in nats of every token but the first under :func:`sliding_windows`, [len(ids)
+    - 1].
 
-    Args:
-        model: see :func:`check_logits`.
-        ids: of the whole text.
-        window: tokens of a pass.
-        stride: tokens by which it moves.
-        num_begin: how many of the first ``ids`` are the tokenizer's beginning of a sequence. Every pass begins with
-            them and reads so many tokens of text less, since models attend to them wherever they are.
-        on_pass: told how many tokens each pass has read.
-
-    Returns:
-        nats, [len(ids) - 1].
+    Every pass begins with the first ``num_begin`` of ``ids``, the tokenizer's beginning of a sequence, and reads so
+    many tokens of text less, since models attend to them wherever they are. ``on_pass`` is told how many tokens each
+    pass has read.
     """
     parts = []
     for end, scored in sliding_windows(len(ids), window, stride):
@@ -97,15 +78,8 @@ def sliding_nlls(
 
 
 def check_logits(model: PreTrainedModel, ids: Sequence[int]) -> None:
-    """Refuse a model that does more to its logits than apply the head: scaled or capped ones would be missed here.
-
-    Args:
-        model: of the evaluation.
-        ids: a few tokens to try it on.
-
-    Raises:
-        UserError: it does, or gives no numbers.
-    """
+    """Raise a ``UserError`` if a model gives no numbers, or does more to its logits than apply the head: scaled or
+    capped ones would be missed here. It is tried on a few ``ids``."""
     import torch
 
     probe = torch.tensor([list(ids)], device=model.device)
@@ -122,8 +96,8 @@ def check_logits(model: PreTrainedModel, ids: Sequence[int]) -> None:
 
 
 def reset_rope(model: PreTrainedModel) -> None:
-    """Forget the lengths read before: frequencies of type ``dynamic`` stay at those of the longest row so far until a
-    row within the original window comes."""
+    """Forget the lengths that were read before. Frequencies of type ``dynamic`` stay at those of the longest row so far
+    until a row within the original window comes."""
     import torch
 
     with torch.inference_mode():

@@ -144,7 +144,7 @@ def test_prompts_of_longbench(tokenizer: PreTrainedTokenizerBase, context: str, 
 
         def controls(row_context: str, row_input: str) -> list[int]:
             row = Row("r", row_input, row_context, ("a",), None, None, "here")
-            ids = builder.build(TASKS[name], row).ids  # noqa: B023 - called at once
+            ids = builder.build(TASKS[name], row)[0]  # noqa: B023 - called at once
             return control_ids(tokenizer, ids)
 
         assert controls(context * 20, asked) == controls("x", "x")

@@ -21,7 +21,7 @@ from logodata.contract import (
     Role,
 )
 from logodata.dataset.files import write_data_set
-from logodata.judge.decisions import Decision
+from logodata.judge.judged_response import Decision
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings
 from logoeval.cli import main as logoeval
@@ -145,8 +145,8 @@ def report(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.mkdir()
     write_json(
         run / "recipe.resolved.json",
-        # Where numbers are wanted, a text is refused.
-        {"objective": {"name": EVIL, EVIL: EVIL}, "tuning": "lora", "lora": {"rank": 8}, "samples_per_step": 2}
+        # Where numbers or names of objectives are wanted, another text is refused.
+        {"objective": {"name": "logo"}, "tuning": EVIL, "lora": {"rank": 8}, "samples_per_step": 2, EVIL: EVIL}
         | {"optimizer": {"lr": 1.0}},
     )
     (run / "metrics.jsonl").write_text(

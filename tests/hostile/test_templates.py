@@ -13,8 +13,9 @@ import logodata.common.chat_template
 from logodata.cli import main
 from logodata.common.chat_template import render_chat
 from logodata.common.errors import UserError
+from logodata.common.turn_end import turn_end_ids
 from logodata.models.loading import load_tokenizer
-from logodata.prompts import PromptFormat, turn_end_ids
+from logodata.prompts import PromptFormat
 from tests.conftest import CHATML, make_tokenizer
 
 OUT = "{{ messages[0]['content'] }}"

@@ -8,9 +8,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from logodata.common.chat_template import TEMPLATE_ARGUMENTS, render_chat
 from logodata.common.errors import UserError
+from logodata.common.turn_end import turn_end_ids
 from logodata.models.facts import model_eos_ids
 from logodata.models.loading import load_tokenizer
-from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, PromptFormat, encode_text, turn_end_ids
+from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, PromptFormat, encode_text
 
 TEMPLATES = Path(__file__).parents[2] / "recipes" / "templates"
 

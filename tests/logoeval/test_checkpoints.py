@@ -20,11 +20,11 @@ from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import Results, read_results, write_results
-from logoeval.report.page import render
 from logoeval.session import Session, Weights
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from tests.conftest import make_model
 from tests.logoeval.conftest import FakeEngine
+from tests.logoeval.pages import render
 
 IDS = torch.arange(3, 43)[None]
 

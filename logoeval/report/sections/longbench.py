@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from logodata.common.markup import Html, join, raw, tag
 from logoeval.compare.compare import Comparison, Row
-from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures
 from logoeval.report.measures import measures_table
 from logoeval.report.paper_table import paper_table
 from logoeval.report.tables import Section, Table, details, figure, titled
+from logoeval.tasks.longbench.task import is_e
 
 
 def longbench_section(comparison: Comparison) -> Section:
-    """What the scores are, the paper's table, a figure, then a table of categories and one of tasks."""
+    """Return the section: the scores, the paper's table, a figure, a table of categories and one of tasks."""
     result = comparison.runs[0].results.tasks["longbench"]
     rows = [row for row in comparison.rows if row.task == "longbench"]
-    cuts = limits(result)
-    name = "LongBench-E" if result.settings["e"] else "LongBench"
+    cuts = comparison.limits.get("longbench", ())
+    name = "LongBench-E" if is_e(result) else "LongBench"
     kinds = {
         "LongBench by category": [row for row in rows if row.metric.key.startswith(("logo:", "all:"))],
         f"{name} by task": [row for row in rows if row.metric.key.startswith("task:") and not row.slice],
@@ -26,11 +26,12 @@ def longbench_section(comparison: Comparison) -> Section:
     }
     tables = [measures_table(comparison, members, title) for title, members in kinds.items() if members]
     paper = paper_table(comparison)
+    num_tasks = len({sample.facts["task"] for sample in result.samples})
     body = join(
         *(tag("p", tag("strong", f"Not the whole benchmark: {text}."), class_="limit") for text in cuts),
         tag(
             "p",
-            f"{len(result.samples):,} samples of {len(result.settings['tasks'])} of the benchmark's tasks, with its "
+            f"{len(result.samples):,} samples of {num_tasks} of the benchmark's tasks, with its "
             "prompts and its scores: the best over the gold answers of each sample, averaged over samples, then over "
             "tasks, then over categories. Prompts that the window does not hold lose their middle.",
         ),

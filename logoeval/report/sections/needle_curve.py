@@ -6,22 +6,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.common.markup import Html, join, tag
+from logodata.common.markup import join, tag
 from logoeval.compare.compare import differing
 from logoeval.compare.labels import label_folders
-from logoeval.records import Curve, Metric, read_results
+from logoeval.records import Curve, read_results
 from logoeval.report import figure_style, figures
 from logoeval.report.tables import Cell, Section, Table, details, figure
 
 
 def read_curves(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Curve]:
-    """Curves by label.
+    """Return the curves in some folders, by label.
 
     Raises:
         UserError: a folder holds no curve, or the curves were measured under other settings.
     """
     labelled = label_folders(folders)
-    curves = {label: _read(folder) for label, folder in labelled.items()}
+    curves: dict[str, Curve] = {}
+    for label, folder in labelled.items():
+        curve = read_results(folder).curve
+        if curve is None:
+            raise UserError(
+                "holds no curve over checkpoints",
+                where=str(folder),
+                mend="run: logoeval niah --checkpoints RUN/checkpoints -o DIR",
+            )
+        curves[label] = curve
     first = next(iter(curves), "")
     for other in curves:
         for key, old, new in differing(curves[first].settings, curves[other].settings):
@@ -34,8 +43,11 @@ def read_curves(folders: Sequence[Path] | Mapping[str, Path]) -> dict[str, Curve
 
 
 def curve_section(curves: Mapping[str, Curve]) -> Section:
-    """A panel a metric with a line a run, and the numbers."""
-    drawn = [_panel(metric, curves) for metric in next(iter(curves.values())).shown]
+    """Return the section: a panel for each metric, with a line for each run, and the numbers."""
+    drawn = []
+    for metric in next(iter(curves.values())).shown:
+        lines = [[(point.step, point.of(metric)) for point in curve.points] for curve in curves.values()]
+        drawn.append(figures.step_intervals(metric.label, list(curves), lines))
     tables = [_table(label, curve) for label, curve in curves.items()]
     body = join(
         tag(
@@ -47,22 +59,6 @@ def curve_section(curves: Mapping[str, Curve]) -> Section:
         *(details(table, table.title) for table in tables),
     )
     return Section("Needles over training", body, tables)
-
-
-def _read(folder: Path) -> Curve:
-    curve = read_results(folder).curve
-    if curve is None:
-        raise UserError(
-            "holds no curve over checkpoints",
-            where=str(folder),
-            mend="run: logoeval niah --checkpoints RUN/checkpoints -o DIR",
-        )
-    return curve
-
-
-def _panel(metric: Metric, curves: Mapping[str, Curve]) -> Html:
-    lines = [[(point.step, point.of(metric)) for point in curve.points] for curve in curves.values()]
-    return figures.step_intervals(metric.label, list(curves), lines)
 
 
 def _table(label: str, curve: Curve) -> Table:

@@ -8,14 +8,13 @@ from pathlib import Path
 from logodata.common.markup import Html, join, raw, tag
 from logodata.dataset.samples import read_samples
 from logoeval.compare.compare import Comparison
-from logoeval.compare.limits import limits
 from logoeval.report import figure_style, figures
 from logoeval.report.sections.worked_samples import held_out_samples, worked_samples
 from logoeval.report.tables import Section, figure
 
 
 def pairs_section(comparison: Comparison, data: Path | None) -> Section:
-    """Distribution of the margin, and three held-out questions as text."""
+    """Return the section: the distribution of the margin, and three held-out questions as text."""
     results = [run.results.tasks["pairs"] for run in comparison.runs]
     columns = [[sample.scores["margin"] for sample in result.samples] for result in results]
     origins = Counter(row.facts["origin"] for row in results[0].samples)
@@ -40,7 +39,7 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Section:
             "token. Training works on this number directly, so a larger margin shows that training did what it "
             "does; whether answers got better is for the measures that begin with “Answer”.",
         ),
-        *(tag("p", tag("strong", f"Measured: {text}."), class_="limit") for text in limits(results[0])),
+        *(tag("p", tag("strong", f"Measured: {text}."), class_="limit") for text in comparison.limits.get("pairs", ())),
         tag("p", f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from a cache."),
         _overlap(comparison, data),
         figure(

@@ -7,12 +7,13 @@ from logoeval.compare.compare import Comparison
 from logoeval.report import figure_style, figures
 from logoeval.report.measures import changes_table
 from logoeval.report.tables import Section, all_points, figure
+from logoeval.tasks.perplexity import settings_of
 
 
 def perplexity_section(comparison: Comparison) -> Section:
-    """The curve, with the change of two runs written in, its protocol, and its table."""
-    settings = comparison.runs[0].results.tasks["ppl"].settings
-    lengths, slides = settings["lengths"], settings.get("protocol") == "sliding"
+    """Return the section: the curve, with the change of two runs written in, its protocol, and its table."""
+    settings = settings_of(comparison.runs[0].results.tasks["ppl"])
+    lengths, slides = settings.lengths, settings.protocol == "sliding"
     rows, labels = comparison.whole("ppl"), comparison.labels
     two = len(labels) == 2
     drawn = []
@@ -26,8 +27,8 @@ def perplexity_section(comparison: Comparison) -> Section:
     documents = next(iter(rows.values())).num_samples
     if slides:
         protocol = (
-            f"{documents} documents of {settings['document_tokens']:,} tokens. For each point a window slides over "
-            f"them by {settings['stride']:,} tokens at a time, and every token is scored once, with as much before it "
+            f"{documents} documents of {settings.document_tokens:,} tokens. For each point a window slides over "
+            f"them by {settings.stride:,} tokens at a time, and every token is scored once, with as much before it "
             "as the window holds (Press et al. 2021, as in the LOGO paper). All points score the same tokens."
         )
         caption = "A curve that falls to the right: the model makes use of what lies further back."

@@ -9,12 +9,14 @@ from logoeval.compare.compare import Comparison, Row, Run, show_change
 from logoeval.report.measures import measures_table
 from logoeval.report.tables import Cell, Section, Table
 from logoeval.tasks.needles.saw_said import saw_said
+from logoeval.tasks.needles.scores import NiahFacts
 
 _CELLS = (("said", "saw_and_said", "said_only"), ("not said", "saw_only", "neither"))
 
 
 def retrieval_section(comparison: Comparison) -> Section | None:
-    """A table of saw and said for each run, and its gap; None where retrieval was not measured."""
+    """Return the section: a table of saw and said for each run, and its gap. It is None if retrieval was not
+    measured."""
     settings = comparison.runs[0].results.tasks["niah"].settings
     if "retrieval_heads" not in settings:
         return None
@@ -39,7 +41,8 @@ def _table(rows: dict[str, Row], number: int, run: Run) -> Table:
     """Counts of values, and shares with their intervals."""
     counts: Counter[str] = Counter()
     for sample in run.results.tasks["niah"].samples:
-        counts.update(saw_said(sample.facts["seen"], sample.facts["found"]))
+        facts = NiahFacts.model_validate(sample.facts)
+        counts.update(saw_said(facts.seen or (), facts.found))
     body: list[list[str | Cell]] = []
     for name, *keys in _CELLS:
         body.append([name, *(_cell(rows[key], number, counts[key]) for key in keys)])

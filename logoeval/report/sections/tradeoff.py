@@ -5,47 +5,40 @@ from __future__ import annotations
 from string import ascii_lowercase
 
 from logodata.common.markup import join, tag
-from logoeval.compare.compare import Comparison
-from logoeval.compare.limits import limits
+from logoeval.compare.compare import Comparison, Value
 from logoeval.report import figure_style, figures
 from logoeval.report.paper_table import published
 from logoeval.report.tables import Section, Table, details, figure
+from logoeval.tasks.perplexity import settings_of
 
 
 def tradeoff_section(comparison: Comparison) -> Section | None:
-    """Return a section with a plot of the runs and a plot of the paper's points; None if either number is missing.
-
-    The two plots do not share axes: the paper's perplexity is of another model on another text, and the LongBench
-    average of the runs may be over a sample of the rows.
-    """
+    """Return a section with a plot of the runs and a plot of the paper's points; None if either number is missing. The
+    two plots do not share axes: the paper's perplexity is of another model on another text, and the LongBench average
+    of the runs may be over a sample of the rows."""
     tasks = comparison.runs[0].results.tasks
     if not {"longbench", "ppl"} <= tasks.keys():
         return None
-    longest = tasks["ppl"].settings["lengths"][-1]
-    kind = "sliding" if tasks["ppl"].settings.get("protocol") == "sliding" else "ppl"
-    average, perplexity = comparison.whole("longbench").get("logo"), comparison.whole("ppl").get(f"{kind}@{longest}")
+    settings = settings_of(tasks["ppl"])
+    kind = "sliding" if settings.protocol == "sliding" else "ppl"
+    average = comparison.whole("longbench").get("logo")
+    perplexity = comparison.whole("ppl").get(f"{kind}@{settings.lengths[-1]}")
     if average is None or perplexity is None:
         return None
-    paper = published()["ablation"]
-    points = []
-    for run, x, y in zip(comparison.runs, perplexity.values, average.values, strict=True):
-        low, high = (None if bound is None else 100 * bound for bound in (y.low, y.high))
-        points.append(figures.Point(run.label, (x.value, x.low, x.high), (100 * y.value, low, high)))
-    lettered = list(zip(ascii_lowercase, paper["points"], strict=False))
-    theirs = [
-        figures.Point(letter, (point["perplexity"], None, None), (point["longbench"], None, None))
-        for letter, point in lettered
+    paper = published()
+    points = [
+        (label, x, y.percent())
+        for label, x, y in zip(comparison.labels, perplexity.values, average.values, strict=True)
     ]
-    cut = limits(tasks["longbench"])
+    lettered = list(zip(ascii_lowercase, paper.points, strict=False))
+    theirs = [(letter, Value(value=point.perplexity), Value(value=point.longbench)) for letter, point in lettered]
+    cut = comparison.limits.get("longbench", ())
     y_label = "LongBench average" + (" (a sample)" if cut else "")
-    title, their_label = f"Published: LOGO paper, {paper['where']}", f"perplexity, {paper['perplexity_of']}"
+    title, their_label = f"Published: LOGO paper, {paper.figure}", f"perplexity, {paper.perplexity_of}"
     table = Table(
         title,
         ["", "setting", their_label, "LongBench average"],
-        [
-            [letter, point["setting"], f"{point['perplexity']:.2f}", f"{point['longbench']:.1f}"]
-            for letter, point in lettered
-        ],
+        [[letter, point.setting, f"{point.perplexity:.2f}", f"{point.longbench:.1f}"] for letter, point in lettered],
         text_columns={1},
     )
     body = join(

@@ -4,41 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from logodata.common.errors import UserError
 from logodata.common.files import read_json
 from logodata.common.json_files import json_objects
 from logodata.common.markup import join, tag
+from logoeval.records import Excerpt
 from logoeval.report import figures
 from logoeval.report.tables import Section, figure
+from logotrain.recipe.settings import LoraSettings, ObjectiveSettings, OptimizerSettings
 
 
-class _Objective(BaseModel):
-    model_config = ConfigDict(extra="allow")  # its settings, by name
-
-    name: str
-
-
-class _Lora(BaseModel):
-    rank: int
-
-
-class _Optimizer(BaseModel):
-    lr: float
-
-
-class _Recipe(BaseModel):
-    """What the section tells of a training run's recipe, perhaps of another version: not all that is in it."""
-
-    objective: _Objective
+class _Recipe(Excerpt):
+    objective: ObjectiveSettings
     tuning: str
-    lora: _Lora
+    lora: LoraSettings
     samples_per_step: int
-    optimizer: _Optimizer
+    optimizer: OptimizerSettings
 
 
-class _Step(BaseModel):
+class _Step(Excerpt):
     step: int
     loss: float
     margin: float | None = None  # SFT computes none
@@ -48,28 +32,20 @@ _NO_RUN = "give the folder of a logotrain run"
 
 
 def training_section(folder: Path) -> Section:
-    """Loss and margin by step.
+    """Return the section.
 
     Raises:
-        UserError: no ``metrics.jsonl`` or no recipe in the folder, or not what logotrain writes there.
+        UserError: the folder lacks ``metrics.jsonl`` or the recipe, or they are not what logotrain writes.
     """
     path = folder / "recipe.resolved.json"
-    try:
-        recipe = _Recipe.model_validate(read_json(path))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"])) or "the recipe"
-        raise UserError(f"damaged: {place}: {fault['msg']}", where=str(path), mend=_NO_RUN) from error
+    recipe = _Recipe.from_json(read_json(path), where=str(path), mend=_NO_RUN)
     path = folder / "metrics.jsonl"
-    try:
-        records = [_Step.model_validate(record) for _, record in json_objects(path, mend=_NO_RUN)]
-    except ValidationError as error:
-        raise UserError("holds no training metrics", where=str(path), mend=_NO_RUN) from error
+    records = [_Step.from_json(value, where=where, mend=_NO_RUN) for where, value in json_objects(path, mend=_NO_RUN)]
     steps, loss = [record.step for record in records], [record.loss for record in records]
     margin = [record.margin for record in records if record.margin is not None]
     if not steps:
         raise UserError("holds no training step", where=str(path), mend="run logotrain again")
-    settings = ", ".join(f"{field} {value}" for field, value in (recipe.objective.model_extra or {}).items())
+    settings = ", ".join(f"{field} {value}" for field, value in recipe.objective.model_dump(exclude={"name"}).items())
     trained = "all weights" if recipe.tuning == "full" else f"LoRA rank {recipe.lora.rank}"
     body = join(
         tag(

@@ -12,10 +12,10 @@ from logoeval.report.tables import Section, Table, titled
 
 
 def data_section(folder: Path) -> Section:
-    """How the training data were built: yield, reasons, origin, lengths.
+    """Return the section: yield, reasons, origin and lengths.
 
     Raises:
-        UserError: no finished build in the folder.
+        UserError: the folder holds no finished build.
     """
     manifest, recipe, stats = read_manifest(folder), read_recipe(folder), read_stats(folder)
     reasons, origins = stats.rejected_by_reason, stats.kept_by_origin

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from logodata.common.append_log import AppendLog
 from logodata.common.markup import Html, join, tag
 from logodata.common.words import content_stems
 from logodata.contract import PreferenceSample, Response
@@ -15,10 +13,12 @@ from logodata.dataset.samples import read_samples
 from logoeval.compare.compare import Comparison
 from logoeval.records import PREDICTIONS_DIR
 from logoeval.tasks.pairs import sample_hash
+from logoeval.tasks.qa import QaAnswer
+from logoeval.tasks.record_file import RecordFile
 
 
 def held_out_samples(comparison: Comparison) -> list[PreferenceSample]:
-    """The held-out samples that were measured; empty where their folder is gone or has other contents now."""
+    """Return the held-out samples that were measured, or none if their folder is gone or has other contents now."""
     result = comparison.runs[0].results.tasks["pairs"]
     folder = Path(result.sources["data"])
     if not (folder / "data").is_dir():
@@ -28,14 +28,15 @@ def held_out_samples(comparison: Comparison) -> list[PreferenceSample]:
 
 
 def worked_samples(comparison: Comparison) -> Html:
-    """The held-out questions whose margin rose least, middling and most, with every answer and the whole context."""
+    """Return the held-out questions whose margin rose least, middling and most, with every answer and the whole
+    context."""
     labels, results = comparison.labels, [run.results.tasks["pairs"] for run in comparison.runs]
     margins = [{row.id: row.scores["margin"] for row in result.samples} for result in results]
     first, second = margins[:2]
     order = sorted(first, key=lambda sample_id: second[sample_id] - first[sample_id])
     picked = {order[0]: "Least gain", order[len(order) // 2]: "Median gain", order[-1]: "Largest gain"}
     samples = {sample.id: sample for sample in held_out_samples(comparison)}
-    answers = [AppendLog(run.folder / PREDICTIONS_DIR / "pairs.jsonl") for run in comparison.runs]
+    answers = [RecordFile(run.folder / PREDICTIONS_DIR / "pairs.jsonl", QaAnswer) for run in comparison.runs]
     shown = []
     for sample_id, which in picked.items():
         if sample_id in samples and all(sample_id in records for records in answers):
@@ -58,9 +59,7 @@ def worked_samples(comparison: Comparison) -> Html:
     )
 
 
-def _worked_sample(
-    lead: str, labels: Sequence[str], sample: PreferenceSample, answers: Sequence[dict[str, Any]]
-) -> Html:
+def _worked_sample(lead: str, labels: Sequence[str], sample: PreferenceSample, answers: Sequence[QaAnswer]) -> Html:
     stems = {part for answer in sample.answers for part in content_stems(answer)}
     entries = [
         ("question", tag("dd", sample.question)),
@@ -69,8 +68,8 @@ def _worked_sample(
         *(("dis-preferred", _response(response)) for response in sample.rejected),
     ]
     for label, answer in zip(labels, answers, strict=True):
-        words, f1 = f"reference words {100 * answer['word_share']:.0f} %", f"F1 {100 * answer['token_f1']:.0f} %"
-        entries.append((f"{label} answers", _said(answer["response"], f"{words}, {f1}, {_ended(answer['ended'])}")))
+        words, f1 = f"reference words {100 * answer.word_share:.0f} %", f"F1 {100 * answer.token_f1:.0f} %"
+        entries.append((f"{label} answers", _said(answer.response, f"{words}, {f1}, {_ended(answer.ended)}")))
     critical = sum(chunk.critical for chunk in sample.chunks)
     return tag(
         "div",

@@ -18,15 +18,17 @@ from logoeval.compare.wrong_answers import (
     analyse,
     draw_examples,
 )
+from logoeval.records import Metric
 from logoeval.report import figures
 from logoeval.report.tables import Section, Table, titled
 
 _TITLE = "How answers go wrong"
 _EXAMPLES = 3
+_SHARE = Metric.share("share", "Share", "Share of the answers.")
 
 
 def errors_section(comparison: Comparison) -> Section | None:
-    """The section of the report; None where no task asks questions, and a note where answers cannot be read."""
+    """Return the section; None if no task asks questions. It is a note if answers cannot be read."""
     try:
         analysis = analyse(comparison.runs)
     except UserError as error:
@@ -36,11 +38,13 @@ def errors_section(comparison: Comparison) -> Section | None:
         return Section(_TITLE, notes) if analysis.notes else None
     whole = [group for group in analysis.groups if group.part is None]
     parts = [group for group in analysis.groups if group.part is not None]
-    labels = analysis.comparison.labels
+    labels = [run.label for run in analysis.runs]
     shares = _shares_table("Right and wrong answers", whole, labels)
     medians = [[title, *cells] for title, cells in length_rows(analysis)]
     lengths = Table("Median length of a wrong answer, in words", ["", *labels], medians, style="stacks")
     by_task = _shares_table("Right and wrong answers by task of LongBench", parts, labels)
+    bars = tag("figure", tag("div", *(_bars(group, labels) for group in parts), class_="panels"))
+    summary = tag("summary", f"each of LongBench’s {len(parts)} tasks")
     about_pairs = (
         "Held-out pairs are questions that the model they were built with answered wrong from a poorer context, so "
         "they are hard for it; compare runs on them, but take no share for that of questions in general."
@@ -74,14 +78,14 @@ def errors_section(comparison: Comparison) -> Section | None:
             "fewer words moves from one kind of error to the other without knowing more or less.",
             class_="note",
         ),
-        _by_task(parts, by_task, labels) if parts else "",
+        tag("details", summary, bars, by_task.html()) if parts else "",
         *_examples(analysis),
     )
     return Section(_TITLE, body, [shares, lengths, *([by_task] if parts else [])])
 
 
 def _bars(group: Group, labels: Sequence[str]) -> Html:
-    rows = [(label, [row.values[i].value for row in group.rows.values()]) for i, label in enumerate(labels)]
+    rows = [(label, [found.values[i].value for found in group.outcomes.values()]) for i, label in enumerate(labels)]
     return figures.stacked_bars(group.title, list(OUTCOMES.values()), rows, unit=f"of {group.num_answers:,} answers")
 
 
@@ -90,16 +94,16 @@ def _shares_table(title: str, groups: Sequence[Group], labels: Sequence[str]) ->
     rows: list[list[str]] = []
     for group in groups:
         rows.append([f"{group.title}: percent of {group.num_answers:,} answers [95 %]"])
-        for outcome, row in group.rows.items():
-            cells = [interval(value, row.metric.show) for value in row.values]
-            cells += [interval(difference.change, row.metric.show_difference) for difference in row.differences]
+        for outcome, found in group.outcomes.items():
+            cells = [interval(value, _SHARE.show) for value in found.values]
+            cells += [interval(difference.change, _SHARE.show_difference) for difference in found.differences]
             rows.append([OUTCOMES[outcome], *cells])
     head = ["", *labels, *(f"{label} - {first}" for label in others)]
     return Table(title, head, rows, style="stacks", wide=len(others) > 1)
 
 
 def interval(value: Value, show: Callable[[float], str]) -> str:
-    """A share or a difference of shares. Where every resample gives the same there is no interval to speak of."""
+    """Return a share or a difference of shares with its interval. If every resample gave the same, there is none."""
 
     def shown(share: float) -> str:
         return show(share).removesuffix(" %")
@@ -110,21 +114,17 @@ def interval(value: Value, show: Callable[[float], str]) -> str:
 
 
 def length_rows(analysis: Analysis) -> Iterator[tuple[str, list[str]]]:
-    """Of all answers of a task: what was counted, and a median a run."""
+    """Yield what was counted over all answers of a task, with a median for each run."""
     for group in analysis.groups:
         if group.part is None:
-            for outcome, values in group.median_words.items():
-                cells = ["-" if value is None else f"{value:g}" for value in values]
-                yield f"{group.title}: {OUTCOMES[outcome]}", cells
-
-
-def _by_task(parts: Sequence[Group], table: Table, labels: Sequence[str]) -> Html:
-    bars = tag("figure", tag("div", *(_bars(group, labels) for group in parts), class_="panels"))
-    return tag("details", tag("summary", f"each of LongBench’s {len(parts)} tasks"), bars, table.html())
+            for pattern in PATTERNS:
+                medians = group.outcomes[pattern].median_words or ()
+                cells = ["-" if value is None else f"{value:g}" for value in medians]
+                yield f"{group.title}: {OUTCOMES[pattern]}", cells
 
 
 def _examples(analysis: Analysis) -> Iterator[Html]:
-    for run, answers in zip(analysis.comparison.runs, analysis.answers, strict=True):
+    for run, answers in zip(analysis.runs, analysis.answers, strict=True):
         for pattern in PATTERNS:
             shown = draw_examples(answers[pattern], _EXAMPLES)
             title = examples_title(run, pattern, len(shown), len(answers[pattern]))
@@ -133,7 +133,7 @@ def _examples(analysis: Analysis) -> Iterator[Html]:
 
 
 def examples_title(run: Run, pattern: Outcome, num_shown: int, num_found: int) -> str:
-    """What examples are shown below."""
+    """Return a heading that says which examples follow."""
     return f"{run.label}, {OUTCOMES[pattern]}: {num_shown} of {num_found:,} answers, drawn by chance"
 
 
@@ -144,7 +144,7 @@ def _example(answer: Answer) -> Html:
 
 
 def answer_name(answer: Answer) -> str:
-    """Where an answer stands."""
+    """Return the name of an answer's task and sample."""
     if answer.task == "longbench":
         return f"{answer.part} {answer.id.split('/', 1)[1]}"
     return f"held-out {'question' if answer.task == 'qa' else 'pair'} {answer.id}"

@@ -12,11 +12,11 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import note_left_out
@@ -37,19 +37,13 @@ _AS_THEY_ARE = "give LongBench's rows as they are"
 _HOW = "give the hub's data.zip, a folder of its .jsonl or .parquet files, or one such file"
 
 
+JsonObject = Mapping[str, object]
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A question with its context.
-
-    Attributes:
-        id: unique within its task.
-        input: the question.
-        context: the text that it is about.
-        answers: the gold answers.
-        length: length that LongBench gives the row, in words; None if unknown.
-        all_classes: the classes of a classification task.
-        where: file and line of the row, for messages.
-    """
+    """A question with its context and gold answers. ``length`` is the one that LongBench gives the row, in words, None
+    if unknown; ``where`` is its file and line."""
 
     id: str
     input: str
@@ -60,29 +54,26 @@ class Row:
     where: str
 
 
-_Records = Callable[[], Iterator[tuple[str, Any]]]
-"""Yields the records of a file, each with its place."""
+_Records = Iterator[tuple[str, JsonObject]]
+"""The records of a file, each with its place; the file is read when the first one is taken."""
 
 
 @lru_cache(maxsize=1)  # the settings of a run and the run itself both need these 200 MB of text
 def read_rows(data: Path, tasks: tuple[str, ...] | None, e: bool) -> dict[str, tuple[Row, ...]]:
-    """Read the rows of each task (named without ``_e``), in the order of the published tables.
-
-    Args:
-        data: an archive, a folder or a file.
-        tasks: names of the tasks to read, without ``_e``; None reads all tasks found.
-        e: read LongBench-E's files instead of LongBench's.
+    """Read the rows of each task (named without ``_e``), in the order of the published tables, from an archive, a
+    folder or a file. Without ``tasks`` all that are found are read; with ``e`` LongBench-E's files are read instead of
+    LongBench's.
 
     Raises:
         UserError: there are no rows, a task is missing, or a row cannot be used.
     """
     found: dict[str, list[Row]] = {}
     for path, records in _files(data):
-        hinted, hinted_e = _hint(path)
+        hinted, hinted_e = hint = _hint(path)
         if hinted is not None and (hinted_e != e or (tasks is not None and hinted.name not in tasks)):
             continue
-        for where, record in records():
-            task, is_e = _task_of(record, hinted, hinted_e, where)
+        for where, record in records:
+            task, is_e = task_of(record.get("dataset"), hint, where)
             if is_e == e and (tasks is None or task.name in tasks):
                 rows = found.setdefault(task.name, [])
                 rows.append(_row(record, task, len(rows), where))
@@ -125,9 +116,9 @@ def _one_file(path: Path, inner: PurePosixPath) -> Iterator[tuple[PurePosixPath,
     if path.suffix.lower() == ".zip":
         yield from _archive(path)
     elif path.suffix.lower() == ".jsonl":
-        yield inner, partial(read_lines, path)
+        yield inner, read_lines(path)
     elif path.suffix.lower() == ".parquet":
-        yield inner, partial(parquet_rows, path, str(path), mend="download it again")
+        yield inner, parquet_rows(path, str(path), mend="download it again")
     else:
         raise UserError("not an archive or file of rows", where=str(path), mend=_HOW)
 
@@ -151,7 +142,7 @@ def _archive(path: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
             mend="download LongBench's data.zip again",
         )
 
-    def records(name: str) -> Iterator[tuple[str, Any]]:
+    def records(name: str) -> _Records:
         try:
             with zipfile.ZipFile(path) as archive, archive.open(name) as file:
                 yield from _parsed(file, f"{path}:{name}")
@@ -159,15 +150,12 @@ def _archive(path: Path) -> Iterator[tuple[PurePosixPath, _Records]]:
             raise UserError(f"cannot read: {error}", where=f"{path}:{name}", mend="download it again") from error
 
     for name in names:
-        yield PurePosixPath(name), partial(records, name)
+        yield PurePosixPath(name), records(name)
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield ``(file:line, record)`` for each line of a JSON-lines file that is not empty.
-
-    Raises:
-        UserError: the file cannot be read, or a line is not a JSON object.
-    """
+def read_lines(path: Path) -> _Records:
+    """Yield ``(file:line, record)`` for each line of a JSON-lines file that is not empty. A line that is no JSON object
+    raises a ``UserError``."""
     try:
         with open(path, "rb") as file:
             yield from _parsed(file, str(path))
@@ -175,7 +163,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
 
 
-def _parsed(file: IO[bytes], name: str) -> Iterator[tuple[str, Any]]:
+def _parsed(file: IO[bytes], name: str) -> _Records:
     for where, line in placed_lines(file, name):
         if not line.strip():
             continue
@@ -197,25 +185,26 @@ def _hint(path: PurePosixPath) -> tuple[Task | None, bool]:
     return None, False
 
 
-def _task_of(record: dict[str, Any], hinted: Task | None, hinted_e: bool, where: str) -> tuple[Task, bool]:
-    name = record.get("dataset")
+def task_of(name: object, hinted: tuple[Task | None, bool], where: str) -> tuple[Task, bool]:
+    """Return the task of a line, and whether it is LongBench-E's, from the ``name`` in the line (None if there is none)
+    and from what the name of its file says (``hinted``, see :func:`split_name`).
+
+    Raises:
+        UserError: neither names a task, or they name two.
+    """
     task, is_e = split_name(name) if isinstance(name, str) else (None, False)
-    if hinted is not None and (name is None or task is hinted):
-        return hinted, hinted_e or is_e
-    if hinted is not None:
-        raise UserError(
-            f"a row of {name!r} in a file of {hinted.name!r}", where=where, mend="rename the file, or drop the row"
-        )
+    file_task, file_e = hinted
+    if file_task is not None and (name is None or task is file_task):
+        return file_task, file_e or is_e
+    mend = "name the file after its task, such as qasper.jsonl or qasper_e.jsonl"
+    if file_task is not None:
+        raise UserError(f"a line of {name!r} in a file of {file_task.name!r}", where=where, mend=mend)
     if task is None:
-        raise UserError(
-            f"not a LongBench task: dataset is {name!r}",
-            where=where,
-            mend="name the file after its task, or write the task into 'dataset'",
-        )
+        raise UserError(f"not a LongBench task: {name!r}", where=where, mend=mend)
     return task, is_e
 
 
-def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
+def _row(record: JsonObject, task: Task, number: int, where: str) -> Row:
     context, question = record.get("context"), record.get("input", record.get("question"))
     if not isinstance(context, str) or not isinstance(question, str):
         missing = "context" if not isinstance(context, str) else "input"
@@ -231,7 +220,7 @@ def _row(record: dict[str, Any], task: Task, number: int, where: str) -> Row:
     )
 
 
-def length_of(record: dict[str, Any]) -> int | None:
+def length_of(record: JsonObject) -> int | None:
     """Return the length that LongBench gives a row, in words, or None if there is no valid number."""
     value = record.get("length")
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -239,17 +228,15 @@ def length_of(record: dict[str, Any]) -> int | None:
     return int(value) if 0 <= value < _MOST_WORDS else None
 
 
-def texts(record: dict[str, Any], key: str, where: str) -> tuple[str, ...] | None:
-    """Return the strings under ``key``, which may be a list or one string; None if there are none.
-
-    Raises:
-        UserError: the value is neither a string nor a list of strings.
-    """
+def texts(record: JsonObject, key: str, where: str) -> tuple[str, ...] | None:
+    """Return the strings under ``key``, which may be a list or one string; None if there are none. Anything else raises
+    a ``UserError``."""
     value = record.get(key)
     if value is None:
         return None
-    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (None,)
-    if not all(isinstance(text, str) for text in found):
+    given = value if isinstance(value, list | tuple) else [value]
+    found = tuple(text for text in given if isinstance(text, str))
+    if len(found) < len(given):
         raise UserError(f"{key!r} is not a list of texts", where=where, mend=_AS_THEY_ARE)
     return found or None
 
@@ -271,11 +258,8 @@ def _checked(task: Task, rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def check_answers(task: Task, answers: Sequence[str], all_classes: Sequence[str] | None, where: str) -> None:
-    """Refuse gold answers that the metric of the task cannot use.
-
-    Raises:
-        UserError: there is no answer, or a paragraph number or the list of classes is missing.
-    """
+    """Raise a ``UserError`` if the metric of the task cannot use the gold answers: there is none, or a paragraph number
+    or the list of classes is missing."""
     if not answers:
         raise UserError("no gold answers", where=where, mend=_AS_THEY_ARE)
     mark = {"retrieval": "Paragraph ", "retrieval_zh": "段落"}.get(task.metric)

@@ -85,11 +85,7 @@ def rouge_zh(prediction: str, gold: str, all_classes: Sequence[str] | None = Non
 
 
 def classification(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """Return 1/n if the gold class is one of the n classes that are substrings of the prediction, else 0.
-
-    Raises:
-        ValueError: ``all_classes`` is None.
-    """
+    """Return 1/n if the gold class is one of the n classes that are substrings of the prediction, else 0."""
     if all_classes is None:
         raise ValueError("classification needs all_classes")
     found = [name for name in all_classes if name in prediction]
@@ -101,20 +97,12 @@ def classification(prediction: str, gold: str, all_classes: Sequence[str] | None
 
 
 def retrieval(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """Return the share of the numbers in the prediction that equal the gold paragraph's number.
-
-    Raises:
-        IndexError: the gold answer names no paragraph.
-    """
+    """Return the share of the numbers in the prediction that equal the gold paragraph's number."""
     return _number_share(prediction, re.findall(r"Paragraph (\d+)", gold)[0])
 
 
 def retrieval_zh(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """Return the score of :func:`retrieval` for gold answers that name a paragraph in Chinese.
-
-    Raises:
-        IndexError: the gold answer names no paragraph.
-    """
+    """Return the score of :func:`retrieval` for gold answers that name a paragraph in Chinese."""
     return _number_share(prediction, re.findall(r"段落(\d+)", gold)[0])
 
 
@@ -129,11 +117,9 @@ def _number_share(prediction: str, wanted: str) -> float:
 
 
 def code_sim(prediction: str, gold: str, all_classes: Sequence[str] | None = None) -> float:
-    """Return the similarity of the prediction's first line of code to the gold line, rounded to hundredths.
-
-    It is twice the length of the longest common subsequence, divided by the sum of both lengths. The official script
-    gives this value where python-Levenshtein is installed.
-    """
+    """Return the similarity of the prediction's first line of code to the gold line, rounded to hundredths: twice the
+    length of the longest common subsequence, divided by the sum of both lengths. The official script gives this value
+    where python-Levenshtein is installed."""
     from rapidfuzz.distance import LCSseq
 
     line = _code_line(prediction)

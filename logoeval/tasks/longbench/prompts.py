@@ -6,8 +6,6 @@ would turn them into control tokens. The frame of the chat template is tokenised
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from logodata.common.errors import UserError
 from logodata.prompts import PromptFormat, decode_text, text_tokenizer
 from logoeval.tasks.longbench.data import Row
 from logoeval.tasks.longbench.task_table import Task
+from logoeval.tasks.texts import text_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,22 +23,9 @@ RESERVED_TOKENS = 500
 """The tokens of a window that the official settings reserve for the chat template and the response."""
 
 
-@dataclass(frozen=True, slots=True)
-class LongBenchPrompt:
-    """The token ids of a prompt, and whether its middle was cut out."""
-
-    ids: tuple[int, ...]
-    truncated: bool
-
-
 class PromptBuilder:
-    """Builds prompts for one tokenizer.
-
-    Args:
-        tokenizer: a tokenizer with a chat template.
-        max_prompt_tokens: the middle of a longer prompt is cut out; counted without the chat template, as in
-            ``pred.py``.
-    """
+    """Builds prompts for one tokenizer, which has a chat template. The middle of a prompt of more than
+    ``max_prompt_tokens`` is cut out; they are counted without the chat template, as in ``pred.py``."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> None:
         self._tokenizer, self._limit = tokenizer, max_prompt_tokens
@@ -47,14 +33,10 @@ class PromptBuilder:
     def template(self, task: Task) -> str:
         """Return a fingerprint of the prompt of a task and of the chat template around it."""
         frame = self._frame.fingerprint if task.chat else "no chat template"
-        return hashlib.sha256(f"{frame}\n{task.prompt}".encode()).hexdigest()[:16]
+        return text_fingerprint(f"{frame}\n{task.prompt}")
 
     def check(self, task: Task) -> None:
-        """Refuse a limit that is smaller than the prompt without context and input.
-
-        Raises:
-            UserError: the limit is too small.
-        """
+        """Raise a ``UserError`` if the limit is smaller than the prompt without context and input."""
         fixed = len(self._encode(task.prompt.format(context="", input="")))
         if fixed > self._limit:
             raise UserError(
@@ -63,8 +45,9 @@ class PromptBuilder:
                 mend="give a larger window, or drop the task with --tasks",
             )
 
-    def build(self, task: Task, row: Row) -> LongBenchPrompt:
-        """Return the prompt of a row, up to the beginning of the response."""
+    def build(self, task: Task, row: Row) -> tuple[tuple[int, ...], bool]:
+        """Return the token ids of the prompt of a row, up to the beginning of the response, and whether its middle was
+        cut out."""
         text = task.prompt.format(context=row.context, input=row.input)
         ids = self._encode(text)
         truncated = len(ids) > self._limit
@@ -72,10 +55,8 @@ class PromptBuilder:
             half = self._limit // 2
             text = decode_text(self._tokenizer, ids[:half]) + decode_text(self._tokenizer, ids[-half:])
         if task.chat:
-            return LongBenchPrompt(
-                self._frame.encode([], question=text.strip() if self._strips else text).ids, truncated
-            )
-        return LongBenchPrompt(tuple(self._encode(text) if truncated else ids), truncated)
+            return self._frame.encode([], question=text.strip() if self._strips else text).ids, truncated
+        return tuple(self._encode(text) if truncated else ids), truncated
 
     def _encode(self, text: str) -> list[int]:
         """Tokenise a text with the special tokens that the tokenizer adds (beginning of sequence), as ``pred.py``."""

@@ -20,25 +20,16 @@ the depth of the caller."""
 
 @dataclass(frozen=True, slots=True)
 class RougeL:
-    """The result of ROUGE-L.
-
-    Attributes:
-        f: F, in [0, 1].
-        overflow: whether the package would exceed Python's recursion limit, so that the official score is 0.
-    """
+    """F of ROUGE-L, in [0, 1]. ``overflow`` says whether the package would exceed Python's recursion limit, so that the
+    official score is 0."""
 
     f: float
     overflow: bool = False
 
 
 def rouge_l(prediction: str, reference: str, *, max_frames: int = MAX_FRAMES) -> RougeL:
-    """Return ROUGE-L of two texts whose words are separated by white space. An empty text gives 0.
-
-    Args:
-        prediction: the text to score.
-        reference: the gold text.
-        max_frames: number of steps, the first call included, that the package can walk back.
-    """
+    """Return ROUGE-L of two texts whose words are separated by white space. An empty text gives 0. ``max_frames`` is
+    the number of steps, the first call included, that the package can walk back."""
     predicted, wanted = _sentences(prediction), _sentences(reference)
     if not predicted or not wanted:
         return RougeL(0.0)

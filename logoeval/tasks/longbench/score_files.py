@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import note_left_out
 from logodata.common.user_files import visible_files
 from logoeval.intervals import summarise
-from logoeval.records import PREDICTIONS_DIR, Outcome
-from logoeval.tasks.longbench.data import check_answers, length_of, read_lines, texts
+from logoeval.records import PREDICTIONS_DIR, Metric, Outcome, SummaryRow, VersionedRecord
+from logoeval.tasks.longbench.data import JsonObject, check_answers, length_of, read_lines, task_of, texts
 from logoeval.tasks.longbench.metrics import CodeSimBackend
 from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
 from logoeval.tasks.longbench.task import FOLDER
@@ -34,56 +34,46 @@ class Prediction:
 
 
 def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tuple[Outcome, bool]:
-    """Score a file, a folder of files, or the folder of a logoeval run.
-
-    Args:
-        source: the file or folder.
-        e: whether files without ``_e`` in their names are LongBench-E's, as the official script writes them.
-        code_sim: back end of the code tasks' metric.
-
-    Returns:
-        The scores, and whether they are LongBench-E's.
+    """Score a file, a folder of files, or the folder of a logoeval run. With ``e`` files without ``_e`` in their names
+    are LongBench-E's, as the official script writes them. Return the scores, and whether they are LongBench-E's.
 
     Raises:
         UserError: there is nothing to score, or a line cannot be scored.
     """
     predictions, is_e = read_predictions(source, e=e)
-    samples = [
-        _scored(TASKS[name], number, prediction, code_sim)
-        for name, members in predictions.items()
-        for number, prediction in enumerate(members)
-    ]
+    samples = []
+    for task, members in ((TASKS[name], members) for name, members in predictions.items()):
+        for number, found in enumerate(members):
+            name = found.id or str(number)
+            score, overflow = best_score(task, found.response, found.answers, found.all_classes, code_sim)
+            cluster = f"{task.name}/{name}"  # the file does not hold the document
+            samples.append(Scored(name, task, cluster, "", score, overflow, found.length, found.truncated))
     cuts_known = any(sample.truncated is not None for sample in samples)
     reported = metrics([TASKS[name] for name in predictions], e=is_e, truncation=cuts_known)
-    rows, found = sample_rows(samples, reported, e=is_e), list(notes(samples, e=is_e, code_sim=code_sim))
-    return Outcome(reported, rows, found, {"predictions": str(source.resolve())}), is_e
+    rows, said = sample_rows(samples, reported, e=is_e), list(notes(samples, e=is_e, code_sim=code_sim))
+    return Outcome(reported, rows, said, {"predictions": str(source.resolve())}), is_e
 
 
-def record(outcome: Outcome, *, e: bool, code_sim: CodeSimBackend) -> dict[str, Any]:
-    """Return the JSON record that ``logoeval score -o FILE`` writes."""
-    return {
-        "schema_version": 1,
-        "benchmark": "LongBench-E" if e else "LongBench",
-        "code_sim": code_sim,
-        "sources": outcome.sources,
-        "notes": outcome.notes,
-        "metrics": [metric.model_dump() for metric in outcome.metrics],
-        "summary": [row.model_dump() for row in summarise(outcome.metrics, outcome.samples)],
-    }
+class ScoreRecord(VersionedRecord):
+    """What ``logoeval score -o FILE`` writes."""
+
+    benchmark: Literal["LongBench", "LongBench-E"]
+    code_sim: CodeSimBackend
+    sources: dict[str, str]
+    notes: list[str]
+    metrics: list[Metric]
+    summary: list[SummaryRow]
 
 
-def _scored(task: Task, number: int, prediction: Prediction, code_sim: CodeSimBackend) -> Scored:
-    score, overflow = best_score(task, prediction.response, prediction.answers, prediction.all_classes, code_sim)
-    sample_id = prediction.id or str(number)
-    return Scored(
-        id=sample_id,
-        task=task,
-        cluster=f"{task.name}/{sample_id}",  # the file does not hold the document
-        prompt_hash="",
-        score=score,
-        overflow=overflow,
-        length=prediction.length,
-        truncated=prediction.truncated,
+def record(outcome: Outcome, *, e: bool, code_sim: CodeSimBackend) -> ScoreRecord:
+    """Return the scores as they are written."""
+    return ScoreRecord(
+        benchmark="LongBench-E" if e else "LongBench",
+        code_sim=code_sim,
+        sources=outcome.sources,
+        notes=outcome.notes,
+        metrics=outcome.metrics,
+        summary=summarise(outcome.metrics, outcome.samples),
     )
 
 
@@ -96,9 +86,9 @@ def read_predictions(source: Path, *, e: bool) -> tuple[dict[str, list[Predictio
     found: dict[str, list[Prediction]] = {}
     kinds: dict[bool, str] = {}
     for path in _files(source):
-        hinted, hinted_e = split_name(path.stem)
+        hinted = split_name(path.stem)
         for where, content in read_lines(path):
-            task, is_e = _task(content, hinted, hinted_e, where)
+            task, is_e = task_of(content.get("task", content.get("dataset")), hinted, where)
             kinds.setdefault(is_e or e, where)
             found.setdefault(task.name, []).append(_prediction(content, task, where))
     if not found:
@@ -130,21 +120,7 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
-def _task(content: dict[str, Any], hinted: Task | None, hinted_e: bool, where: str) -> tuple[Task, bool]:
-    name = content.get("task", content.get("dataset"))
-    task, is_e = split_name(name) if isinstance(name, str) else (None, False)
-    if hinted is not None and (name is None or task is hinted):
-        return hinted, hinted_e or is_e
-    if hinted is not None or task is None:
-        raise UserError(
-            f"a prediction of {name!r} in a file of {hinted.name!r}" if hinted else "not a LongBench task",
-            where=where,
-            mend="name the file after its task, such as qasper.jsonl or qasper_e.jsonl",
-        )
-    return task, is_e
-
-
-def _prediction(content: dict[str, Any], task: Task, where: str) -> Prediction:
+def _prediction(content: JsonObject, task: Task, where: str) -> Prediction:
     response = content.get("pred", content.get("response"))
     if not isinstance(response, str):
         raise UserError("no text under 'pred'", where=where, mend=_HOW)

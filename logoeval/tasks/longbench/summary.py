@@ -18,18 +18,9 @@ _E = [task for task in TASKS.values() if task.in_e]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One scored sample.
-
-    Attributes:
-        id: id of the sample within its task.
-        task: its task.
-        cluster: samples of one cluster share a document and are resampled together.
-        prompt_hash: hash of the prompt; "" if unknown.
-        score: its score, in [0, 1].
-        overflow: see :func:`best_score`.
-        length: length of the row in words; None if unknown.
-        truncated: whether the prompt was cut; None if unknown.
-    """
+    """One scored sample. Samples of one ``cluster`` share a document and are resampled together. ``prompt_hash`` is ""
+    if the prompt is unknown; ``overflow`` is that of :func:`best_score`; ``length`` (in words) and ``truncated`` are
+    None if unknown."""
 
     id: str
     task: Task
@@ -83,13 +74,8 @@ def _counts(key: str, task: Task) -> bool:
 
 
 def metrics(tasks: Sequence[Task], *, e: bool, truncation: bool) -> list[Metric]:
-    """Return the metrics that are reported for these tasks: averages, then categories, then tasks.
-
-    Args:
-        tasks: the tasks that were measured.
-        e: whether their rows are LongBench-E's.
-        truncation: whether it is known which prompts were cut.
-    """
+    """Return the metrics that are reported for the measured tasks: averages, then categories, then tasks. ``e`` says
+    whether their rows are LongBench-E's, ``truncation`` whether it is known which prompts were cut."""
     names = {task.name for task in tasks}
     averages = list(_e_average(names) if e else _averages(names))
     shown = [

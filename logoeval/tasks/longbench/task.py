@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings
 from logoeval.records import Outcome, SampleRow, TaskResult
+from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
-from logoeval.tasks.generate import PromptItem, complete
+from logoeval.tasks.generate import Completion, PromptItem, complete
 from logoeval.tasks.longbench.data import Row, fingerprint, read_rows
 from logoeval.tasks.longbench.prompts import RESERVED_TOKENS, PromptBuilder
 from logoeval.tasks.longbench.settings import LongBenchSettings
 from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
 from logoeval.tasks.longbench.task_table import E_SUFFIX, TASKS, Task, official_rows
+from logoeval.tasks.record_file import RecordFile
 from logoeval.tasks.texts import text_fingerprint
 
-if TYPE_CHECKING:
-    from logoeval.session import Session
-
 FOLDER = "longbench"
-"""Of the predictions, a file a task. A line holds ``pred``, ``answers``, ``all_classes`` and ``length`` too, so the
-official script can score it."""
+"""The folder of the predictions, which has a file for each task."""
 
 
-def describe(settings: LongBenchSettings, engine: EngineSettings) -> dict[str, Any]:
-    """What two comparable runs have in common; rows by their contents, wherever they lie."""
+class LongBenchAnswer(Completion):
+    """The response to a row, with its score. The official script can score it too, since it has ``pred``, ``answers``,
+    ``all_classes`` and ``length``."""
+
+    task: str
+    score: float
+    overflow: bool
+    question: str
+    pred: str
+    answers: tuple[str, ...]
+    all_classes: tuple[str, ...] | None
+    length: int | None
+
+
+def describe(settings: LongBenchSettings, engine: EngineSettings) -> dict[str, object]:
+    """Return what two comparable runs have in common; rows by their contents, wherever they lie."""
     rows = read_rows(settings.data, settings.tasks, settings.e)
     return {
         "tasks": list(rows),
@@ -41,7 +53,7 @@ def describe(settings: LongBenchSettings, engine: EngineSettings) -> dict[str, A
 
 
 def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Outcome:
-    """Answer and score all rows; a sample a row."""
+    """Answer and score all rows; a sample is a row."""
     window = min(session.settings.engine.max_model_len or session.window, session.window)
     limit = settings.max_prompt_tokens or window - RESERVED_TOKENS
     builder = PromptBuilder(session.tokenizer, limit)
@@ -54,8 +66,9 @@ def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Out
     samples: list[Scored] = []
     shortened = 0
     for task in tasks:
-        items = [_item(task, row, builder, window) for row in rows[task.name]]
-        shortened += sum(item.max_new_tokens != task.max_new_tokens for item in items)
+        sampling = _sampling(task, session)
+        items = [_item(task, row, builder, window, sampling) for row in rows[task.name]]
+        shortened += sum(item.sampling != sampling for item in items)
         samples += _answer(task, rows[task.name], items, settings, session, folder)
     found = list(notes(samples, e=settings.e, code_sim=settings.code_sim))
     if shortened:
@@ -65,16 +78,17 @@ def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Out
     return Outcome(reported, scored, found, {"data": str(settings.data.resolve())})
 
 
-def _item(task: Task, row: Row, builder: PromptBuilder, window: int) -> PromptItem:
-    prompt = builder.build(task, row)
-    room = window - len(prompt.ids)
+def _item(task: Task, row: Row, builder: PromptBuilder, window: int, sampling: Sampling) -> PromptItem:
+    prompt_ids, truncated = builder.build(task, row)
+    room = window - len(prompt_ids)
     if room < 1:
         raise UserError(
-            f"longbench: the prompt takes {len(prompt.ids)} tokens with its chat template, the window has {window}",
+            f"longbench: the prompt takes {len(prompt_ids)} tokens with its chat template, the window has {window}",
             where=row.where,
             mend="lower longbench.max_prompt_tokens",
         )
-    return PromptItem(row.id, prompt.ids, builder.template(task), prompt.truncated, min(task.max_new_tokens, room))
+    sampling = replace(sampling, max_new_tokens=min(task.max_new_tokens, room))
+    return PromptItem(row.id, prompt_ids, sampling, builder.template(task), truncated)
 
 
 def _answer(
@@ -88,39 +102,38 @@ def _answer(
     by_id = {row.id: row for row in rows}
     name = task.name + (E_SUFFIX if settings.e else "")
 
-    def fields(response: str, result: GenerationResult) -> dict[str, Any]:
-        row = by_id[result.id]
-        score, overflow = best_score(task, response, row.answers, row.all_classes, settings.code_sim)
-        return {
-            "task": name,
-            "score": score,
-            "overflow": overflow,
-            "question": row.input,
-            "pred": response,
-            "answers": list(row.answers),
-            "all_classes": row.all_classes and list(row.all_classes),
-            "length": row.length,
-        }
+    def record(made: Completion, _: GenerationResult) -> LongBenchAnswer:
+        row = by_id[made.id]
+        score, overflow = best_score(task, made.response, row.answers, row.all_classes, settings.code_sim)
+        return LongBenchAnswer(
+            **dict(made),
+            task=name,
+            score=score,
+            overflow=overflow,
+            question=row.input,
+            pred=made.response,
+            answers=row.answers,
+            all_classes=row.all_classes,
+            length=row.length,
+        )
 
-    records = complete(
-        session.engine,
-        session.tokenizer,
+    answers = complete(
+        session,
         items,
-        sampling=_sampling(task, session),
-        path=folder / f"{name}.jsonl",
-        fields=fields,
+        RecordFile(folder / f"{name}.jsonl", LongBenchAnswer),
+        record=record,
         label=f"longbench: {task.name}",
     )
-    for row, record in zip(rows, records, strict=True):
+    for row, answer in zip(rows, answers, strict=True):
         yield Scored(
             id=row.id,
             task=task,
             cluster=f"{task.name}/{text_fingerprint(row.context)}",
-            prompt_hash=record["prompt_hash"],
-            score=record["score"],
-            overflow=record["overflow"],
+            prompt_hash=answer.prompt_hash,
+            score=answer.score,
+            overflow=answer.overflow,
             length=row.length,
-            truncated=record["truncated"],
+            truncated=answer.truncated,
         )
 
 
@@ -132,16 +145,21 @@ def _sampling(task: Task, session: Session) -> Sampling:
     return Sampling(task.max_new_tokens, (*session.stop_ids, newline), min_new_tokens=1)
 
 
-def total(result: TaskResult, samples: Sequence[SampleRow], where: Mapping[str, Any]) -> int | None:
-    """How many rows LongBench, or LongBench-E, has of the tasks that these samples are of. Of a band of lengths
-    (``words``) nobody says."""
+def total(result: TaskResult, samples: Sequence[SampleRow], where: Mapping[str, object]) -> int | None:
+    """Return how many rows LongBench, or LongBench-E, has of the tasks of these samples. It is not known for a band of
+    lengths (``words``)."""
     if not samples or "words" in where:
         return None
-    return official_rows((sample.facts["task"] for sample in samples), e=result.settings["e"])
+    return official_rows((str(sample.facts["task"]) for sample in samples), e=is_e(result))
+
+
+def is_e(result: TaskResult) -> bool:
+    """Return whether a result is of LongBench-E."""
+    return bool(result.settings["e"])
 
 
 def limits(result: TaskResult) -> Iterator[str]:
-    """Whether some of the benchmark's rows are missing."""
+    """Say whether some of the benchmark's rows are missing."""
     count, official = len(result.samples), total(result, result.samples, {})
     if official is not None and count != official:
         yield f"{count:,} of {official:,} rows: not the benchmark's score"

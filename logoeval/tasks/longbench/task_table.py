@@ -21,19 +21,10 @@ E_SUFFIX = "_e"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The rules of one task.
-
-    Attributes:
-        name: its name, without ``_e``.
-        category: its category in the published tables.
-        language: the language of its texts.
-        metric: a key of :data:`logoeval.tasks.longbench.metrics.METRICS`.
-        max_new_tokens: the largest length of a response.
-        num_rows: number of its rows in LongBench.
-        chat: whether the prompt goes through the chat template; few-shot examples and code do not.
-        first_line: whether only the first line of the response is scored.
-        in_e: whether LongBench-E has the task.
-    """
+    """The rules of one task. ``metric`` is a key of :data:`logoeval.tasks.longbench.metrics.METRICS`; ``num_rows`` is
+    the number of rows in LongBench; ``chat`` says whether the prompt goes through the chat template, as few-shot
+    examples and code do not; with ``first_line`` only the first line of a response is scored; ``in_e`` says whether
+    LongBench-E has the task."""
 
     name: str
     category: Category

@@ -38,20 +38,12 @@ _MEND = "use a model with full attention in every layer, such as Llama or Qwen"
 def trace_answers(
     model: PreTrainedModel, prompt_ids: Sequence[int], answers: Sequence[Sequence[int]]
 ) -> list[NDArray[np.int64]]:
-    """Return the most attended position of every head at every step of each answer.
+    """Return for each answer the most attended position of every head at every step, int64 [steps, layers, heads].
 
     Step s generates ``answer[s]``. Its query is that of the token before; for the first step this is the prompt's last
     token, as in the script of Wu et al. 2024. An answer is known beforehand, whether the model wrote it or it is a gold
-    answer, so several steps run together.
-
-    Args:
-        model: the model in eval mode, with or without adapters.
-        prompt_ids: token ids of the prompt, at least two.
-        answers: token ids of each answer; an empty answer has no steps.
-
-    Returns:
-        For each answer int64 [steps, layers, heads]. Positions count from the first token of the prompt and continue
-        through the answer. Of equal scores the first position is taken.
+    answer, so several steps run together. Positions count from the first token of the prompt, which has at least two,
+    and continue through the answer. Of equal scores the first position is taken.
 
     Raises:
         UserError: see :func:`check_model`; or the model does not let its attention be replaced.
@@ -91,11 +83,8 @@ def head_grid(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def check_model(config: PreTrainedConfig, *, stateful: bool = False) -> None:
-    """Refuse models in which a head cannot attend to every position.
-
-    Raises:
-        UserError: some layers have sliding or linear attention, or carry a state from token to token.
-    """
+    """Raise a ``UserError`` if a head cannot attend to every position: some layers have sliding or linear attention, or
+    carry a state from token to token."""
     kinds = limited_attention(config) or (["a state from token to token"] if stateful else [])
     if kinds:
         raise UserError(

@@ -31,12 +31,9 @@ KEYS, DISTRACTOR_KEYS = _PAIRS[::8], [pair for number, pair in enumerate(_PAIRS)
 
 
 class Haystack:
-    """A text to hide needles in.
-
-    Args:
-        name: ``noise`` (RULER's line of five sentences, repeated), ``distractors`` (RULER's needle haystack: sentences
-            like the needles, but of other keys), ``essay`` (prose of Python's documentation), or the path of a ``.txt``
-            file or a folder of them.
+    """A text to hide needles in: ``noise`` (RULER's line of five sentences, repeated), ``distractors`` (RULER's needle
+    haystack: sentences like the needles, but of other keys), ``essay`` (prose of Python's documentation), or the
+    ``.txt`` files under a path.
 
     Raises:
         UserError: there is no text under the path.
@@ -71,11 +68,8 @@ def _distractors() -> list[str]:
 
 
 def haystacks(settings: NiahSettings) -> list[Haystack]:
-    """Return the haystacks of a recipe.
-
-    Raises:
-        UserError: one cannot be read, or two folders have the same name, so that sample ids would clash.
-    """
+    """Return the haystacks of a recipe. One that cannot be read raises a ``UserError``, and so do two folders of the
+    same name, since sample ids would clash."""
     found = [Haystack(entry) for entry in settings.haystacks]
     names = [haystack.name for haystack in found]
     if len(set(names)) < len(names):

@@ -23,7 +23,6 @@ answer is fed, the ten heads of SmolLM2-135M copy half of the tokens of every va
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,10 +31,12 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from logodata.common.errors import UserError
-from logodata.common.files import read_json, write_json
+from logodata.common.files import read_json
+from logodata.common.records import Record
+from logoeval.records import VersionedRecord
+from logoeval.tasks.texts import text_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 HEADS_FILE = "heads.json"
 MIN_SCORE = 0.1
 MOST_HEADS = 10
-
-_SCHEMA_VERSION = 1
 
 Copies = NDArray[np.bool_]
 """bool [layers, heads, tokens of all needles]: whether each head copied each needle token."""
@@ -54,11 +53,9 @@ Copies = NDArray[np.bool_]
 class Needles:
     """The positions of the needles' values in one prompt.
 
-    Attributes:
-        places: maps a prompt position to the number of the needle token at it. If a value occurs several times, its
-            tokens have the same numbers each time.
-        token_ids: id of each needle token, [tokens of all needles].
-        sizes: number of tokens of each needle, in order.
+    ``places`` maps a prompt position to the number of the needle token at it; if a value occurs several times, its
+    tokens have the same numbers each time. ``token_ids`` has the id of each needle token, ``sizes`` the number of
+    tokens of each needle.
     """
 
     places: Mapping[int, int]
@@ -103,17 +100,9 @@ def find_needles(tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], 
 
 
 def copied_tokens(most_attended: NDArray[np.int64], answer_ids: Sequence[int], needles: Needles) -> Copies:
-    """Return the needle tokens that each head copies into an answer.
-
-    Args:
-        most_attended: int64 [steps, layers, heads], see
-            :func:`logoeval.tasks.needles.attention_trace.trace_answers`.
-        answer_ids: the token that each step generates, [steps].
-        needles: the needles of the prompt.
-
-    Raises:
-        ValueError: the numbers of steps and tokens differ.
-    """
+    """Return the needle tokens that each head copies into an answer, given the most attended positions, int64 [steps,
+    layers, heads] (:func:`logoeval.tasks.needles.attention_trace.trace_answers`), and the token that each step
+    generates."""
     steps, layers, heads = most_attended.shape
     if steps != len(answer_ids):
         raise ValueError(f"{steps} steps for {len(answer_ids)} tokens")
@@ -131,10 +120,8 @@ def shares(copies: Copies, sizes: Sequence[int]) -> NDArray[np.float64]:
 
 
 def encode_copies(copies: Copies, sizes: Sequence[int]) -> dict[str, str]:
-    """Encode copies for a JSON record: ``{"layer.head": "1101 0000"}``, one digit per needle token.
-
-    Heads that copied nothing are left out.
-    """
+    """Encode copies for a JSON record: ``{"layer.head": "1101 0000"}``, one digit per needle token. Heads that copied
+    nothing are left out."""
     cuts = np.cumsum(sizes)[:-1]
     return {
         f"{layer}.{head}": " ".join("".join(map(str, part)) for part in np.split(copies[layer, head].astype(int), cuts))
@@ -151,22 +138,17 @@ def decode_copies(record: Mapping[str, str], grid: tuple[int, int], sizes: Seque
     return copies
 
 
-class Head(BaseModel):
+class Head(Record):
     """An attention head and its mean score on the calibration samples. Layers and heads count from 0."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     layer: int
     head: int
     score: float
 
 
-class Heads(BaseModel):
+class Heads(VersionedRecord):
     """The content of ``heads.json``: the retrieval heads of a model, found on samples that are not measured."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    schema_version: int = _SCHEMA_VERSION
     model: str
     model_fingerprint: str
     adapter_fingerprint: str | None
@@ -186,11 +168,7 @@ class Heads(BaseModel):
     def fingerprint(self) -> str:
         """A hash of the heads in :attr:`best`. Runs with equal fingerprints are measured on the same heads."""
         names = sorted((head.layer, head.head) for head in self.best)
-        return hashlib.sha256(repr((self.num_layers, self.num_heads, names)).encode()).hexdigest()[:16]
-
-    def write(self, path: Path) -> None:
-        """Write the file atomically."""
-        write_json(path, self.model_dump(mode="json"))
+        return text_fingerprint(repr((self.num_layers, self.num_heads, names)))
 
     @classmethod
     def read(cls, path: Path, grid: tuple[int, int] | None = None) -> Self:
@@ -200,18 +178,7 @@ class Heads(BaseModel):
             UserError: the file does not exist, it is damaged, or its model has another number of layers or heads.
         """
         mend = f"give the {HEADS_FILE} of a run with --retrieval"
-        try:
-            heads = cls.model_validate(read_json(path))
-        except ValidationError as error:
-            fault = error.errors()[0]
-            place = ".".join(str(part) for part in fault["loc"])
-            raise UserError(f"not a file of heads: {place}: {fault['msg']}", where=str(path), mend=mend) from error
-        if heads.schema_version != _SCHEMA_VERSION:
-            raise UserError(
-                f"schema version {heads.schema_version}, this program reads {_SCHEMA_VERSION}",
-                where=str(path),
-                mend=mend,
-            )
+        heads = cls.from_json(read_json(path), where=str(path), mend=mend)
         if grid is not None and (heads.num_layers, heads.num_heads) != grid:
             raise UserError(
                 f"heads of a model with {heads.num_layers} layers of {heads.num_heads}, this one has {grid[0]} of "
@@ -223,10 +190,8 @@ class Heads(BaseModel):
 
 
 def choose_heads(scores: NDArray[np.float64]) -> list[Head]:
-    """Return the heads whose mean ``scores`` [layers, heads] are 0.1 or more, the best first.
-
-    Heads with equal scores are in order of layer and head.
-    """
+    """Return the heads whose mean ``scores`` [layers, heads] are 0.1 or more, the best first, and equal ones in order
+    of layer and head."""
     found = [
         Head(layer=layer, head=head, score=round(float(scores[layer, head]), 6))
         for layer, head in np.argwhere(scores >= MIN_SCORE).tolist()

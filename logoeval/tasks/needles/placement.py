@@ -21,6 +21,7 @@ from logodata.prompts import PromptFormat, encode_text
 from logoeval.tasks.needles.haystacks import KEYS, Haystack
 from logoeval.tasks.needles.settings import NiahVariant
 from logoeval.tasks.needles.variants import wording
+from logoeval.tasks.texts import text_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,19 +32,11 @@ DEPTHS = tuple(int(depth) for depth in np.round(np.linspace(0, 100, 40)))
 
 @dataclass(frozen=True, slots=True)
 class NiahSample:
-    """One prompt with its needles.
+    """One prompt with its needles. Values, depths (in percent) and needles (sentences) are in order of appearance.
 
-    Attributes:
-        id: id of the sample.
-        cluster: equal for samples that hide needles in the same stretch of text, which are not independent evidence.
-        haystack: name of the haystack.
-        length: largest length of the prompt, in tokens.
-        key: the key that the question asks for.
-        values: the hidden numbers, in order of appearance.
-        depths: depth of each needle in percent, in order of appearance.
-        prompt_ids: token ids of the prompt, which end with the beginning of the answer.
-        repeats: whether the haystack is shorter than the prompt and was repeated.
-        needles: the sentence of each needle, in order of appearance.
+    Samples of one ``cluster`` hide needles in the same stretch of text, so they are not independent evidence.
+    ``length`` is the largest that the prompt may have, in tokens; ``repeats`` says whether the haystack is shorter and
+    was repeated.
     """
 
     id: str
@@ -59,10 +52,8 @@ class NiahSample:
 
 
 class SampleBuilder:
-    """Builds samples for one tokenizer, haystack and variant.
-
-    A sample depends only on (seed, haystack, variant, length, depth, index).
-    """
+    """Builds samples for one tokenizer, haystack and variant. A sample depends only on (seed, haystack, variant,
+    length, depth, index)."""
 
     def __init__(
         self,
@@ -79,23 +70,18 @@ class SampleBuilder:
         self._format = PromptFormat(tokenizer, self._wording.template)
         self._unit_tokens: dict[int, int] = {}
         self._same: dict[int, int] = {}
-        frame = self._format.fingerprint + self._wording.answer_prefix
-        self.template = hashlib.sha256(frame.encode()).hexdigest()[:16]
+        self.template = text_fingerprint(self._format.fingerprint + self._wording.answer_prefix)
 
     def build(self, length: int, index: int, depth: int | None = None) -> NiahSample:
-        """Build sample ``index`` with as many units of the haystack as fit into ``length`` tokens.
-
-        Args:
-            length: length of the prompt in tokens, chat template and answer prefix included.
-            index: number of the sample. At given depths samples of one index share their text, so that a prefix cache
-                computes it once; at random depths every sample has its own text.
-            depth: percent of the units before the needle; None draws a depth for each value from :data:`DEPTHS`.
+        """Build sample ``index`` with as many units of the haystack as fit into ``length`` tokens, chat template and
+        answer prefix included. The needle stands at ``depth`` percent of the units; None draws a depth for each value
+        from :data:`DEPTHS`.
 
         Raises:
             UserError: the needles alone do not fit.
         """
         haystack = self._haystack
-        # The ids of the first variant do not name it, so that folders of earlier versions keep their ids.
+        # The ids of RULER's own variant do not name it.
         kind = () if self._variant == "multivalue" else (self._variant,)
         cell = "/".join(str(part) for part in (*kind, haystack.name, length, depth, index) if part is not None)
         rng = self._rng(cell)

@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from logodata.common.append_log import AppendLog
 from logodata.common.console import progress
 from logodata.common.errors import UserError
+from logodata.common.files import write_json
+from logodata.common.records import ABSENT
 from logodata.models.facts import model_fingerprint
 from logodata.models.loading import load_config
 from logodata.prompts import encode_text
@@ -40,7 +41,9 @@ from logoeval.tasks.needles.heads import (
     score_sample,
     shares,
 )
+from logoeval.tasks.needles.scores import NiahFacts
 from logoeval.tasks.needles.settings import RetrievalSettings
+from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,65 +51,52 @@ if TYPE_CHECKING:
 CALIBRATION_SEED_OFFSET = 7_919_000
 """Added to the recipe's seed: calibration samples are none of those that a run with a small seed measures."""
 
-_SLICES = ["haystack", "length"]
+_SHARES: list[tuple[str, str, str, Literal["higher", "lower"] | None]] = [
+    (
+        "retrieval_own",
+        "Needle retrieval, this model's own heads",
+        "The same as “Needle retrieval”, with heads found on the measured model itself.",
+        "higher",
+    ),
+    (
+        "retrieval_forced_own",
+        "Needle retrieval, right answer fed, this model's own heads",
+        "The same with the right answer fed, with heads found on the measured model itself.",
+        "higher",
+    ),
+    (
+        "saw",
+        "Numbers seen",
+        "Share of the numbers at whose beginning one of the ten heads looks when the right answer, fed to the model, "
+        "comes to them.",
+        "higher",
+    ),
+    ("saw_and_said", "Numbers seen and said", "Share of the numbers both seen and said.", "higher"),
+    ("saw_only", "Numbers seen, not said", "Share of the numbers seen that the answer lacks.", None),
+    ("said_only", "Numbers said, not seen", "Share of the numbers said that the heads were not seen to find.", None),
+    ("neither", "Numbers neither seen nor said", "Share of the numbers neither seen nor said.", "lower"),
+    (
+        "said_minus_saw",
+        "Said minus saw",
+        "Share of the numbers said less the share seen: below zero, the model finds more than it says.",
+        None,
+    ),
+]
 METRICS = [
     Metric.share(
         "retrieval",
         "Needle retrieval",
         "Share of a hidden number's tokens that a retrieval head looks at in the text as the model's own answer says "
         "them, mean over the ten best heads (LOGO, Eq. 5).",
-        slice_by=_SLICES,
+        slice_by=["haystack", "length"],
     ),
     Metric.share(
         "retrieval_forced",
         "Needle retrieval, right answer fed",
         "The same while the right answer is fed to the model, so that every model answers the same steps.",
-        slice_by=_SLICES,
+        slice_by=["haystack", "length"],
     ),
-    Metric.share(
-        "retrieval_own",
-        "Needle retrieval, this model's own heads",
-        "The same as “Needle retrieval”, with heads found on the measured model itself.",
-        headline=False,
-    ),
-    Metric.share(
-        "retrieval_forced_own",
-        "Needle retrieval, right answer fed, this model's own heads",
-        "The same with the right answer fed, with heads found on the measured model itself.",
-        headline=False,
-    ),
-    Metric.share(
-        "saw",
-        "Numbers seen",
-        "Share of the numbers at whose beginning one of the ten heads looks when the right answer, fed to the model, "
-        "comes to them.",
-        headline=False,
-    ),
-    Metric.share("saw_and_said", "Numbers seen and said", "Share of the numbers both seen and said.", headline=False),
-    Metric.share(
-        "saw_only", "Numbers seen, not said", "Share of the numbers seen that the answer lacks.", None, headline=False
-    ),
-    Metric.share(
-        "said_only",
-        "Numbers said, not seen",
-        "Share of the numbers said that the heads were not seen to find.",
-        None,
-        headline=False,
-    ),
-    Metric.share(
-        "neither",
-        "Numbers neither seen nor said",
-        "Share of the numbers neither seen nor said.",
-        "lower",
-        headline=False,
-    ),
-    Metric.share(
-        "said_minus_saw",
-        "Said minus saw",
-        "Share of the numbers said less the share seen: below zero, the model finds more than it says.",
-        None,
-        headline=False,
-    ),
+    *(Metric.share(key, label, text, better, headline=False) for key, label, text, better in _SHARES),
 ]
 
 
@@ -120,24 +110,28 @@ class TraceItem:
     answer_ids: tuple[int, ...] = ()
 
 
-def describe_heads(settings: RetrievalSettings | None) -> dict[str, str | None]:
-    """The heads that are measured, wherever their file lies; None: the model's own, which the work will find.
+class Trace(Prediction):
+    """What each head copies into the gold answer, and into the model's own (:func:`encode_copies`): a line of
+    ``niah-retrieval.jsonl``. ``niah-calibration.jsonl`` has no own answers.
 
-    Raises:
-        UserError: no file of heads.
+    ``sizes`` are the numbers of tokens of the needles; ``unlike`` counts those that the gold answer does not hold.
     """
-    if settings is None:
-        return {}
-    return {"retrieval_heads": Heads.read(settings.heads).fingerprint if settings.heads is not None else None}
+
+    answer_hash: str
+    sizes: list[int]
+    unlike: int
+    gold: dict[str, str]
+    own: dict[str, str] | None = ABSENT
+
+    @property
+    def input_hash(self) -> str:
+        """A hash of the prompt and of the model's own answer."""
+        return self.prompt_hash + self.answer_hash
 
 
 def check(session: Session) -> None:
-    """Refuse, before any work, what cannot be traced.
-
-    Raises:
-        UserError: the engine does not show the attention; or see
-        :func:`logoeval.tasks.needles.attention_trace.check_model`.
-    """
+    """Raise a ``UserError``, before any work, if the engine does not show the attention, or the model has layers with
+    limited attention."""
     from logoeval.tasks.needles.attention_trace import check_model
 
     kind = session.settings.engine.kind
@@ -158,19 +152,13 @@ def extend(
     items: Sequence[TraceItem],
     calibration: Sequence[TraceItem],
 ) -> Outcome:
-    """``outcome`` with the retrieval scores of its samples, and ``heads.json`` beside ``predictions``.
-
-    Args:
-        outcome: rows in the order of ``items``, each with the fact ``found``: which values the answer holds.
-        settings: which heads.
-        session: of the transformers engine.
-        predictions: folder of the resumable records.
-        items: the samples, with their answers.
-        calibration: samples that find the heads.
+    """Return ``outcome`` with the retrieval scores of its samples, and write ``heads.json`` beside ``predictions``. The
+    rows of ``outcome`` have :class:`NiahFacts`; ``items`` are their samples in the same order, with the answers, and
+    ``calibration`` the samples that find the heads.
 
     Raises:
-        UserError: the model's attention cannot be traced, a file of heads does not fit, or a record on disk is of
-            another prompt or answer.
+        UserError: the model's attention cannot be traced, a file of heads does not fit, or a record is of another
+            prompt or answer.
     """
     from logoeval.tasks.needles.attention_trace import head_grid
 
@@ -178,90 +166,86 @@ def extend(
     grid = head_grid(config)
     given = Heads.read(settings.heads, grid) if settings.heads is not None else None  # before the work
     found = _trace(session, calibration, predictions / "niah-calibration.jsonl", own_answer=False)
-    scores = [
-        shares(decode_copies(record["gold"], grid, record["sizes"]), record["sizes"]).mean(axis=-1) for record in found
-    ]
+    scores = [shares(decode_copies(trace.gold, grid, trace.sizes), trace.sizes).mean(axis=-1) for trace in found]
     own = Heads(
         model=session.settings.model,
         model_fingerprint=model_fingerprint(session.settings.model),
         adapter_fingerprint=adapter_fingerprint(session.settings.adapter),
-        calibration={record["id"]: record["prompt_hash"] for record in found},
+        calibration={trace.id: trace.prompt_hash for trace in found},
         num_layers=grid[0],
         num_heads=grid[1],
         retrieval_heads=choose_heads(np.mean(scores, axis=0)),
     )
-    own.write(predictions.parent / HEADS_FILE)
+    write_json(predictions.parent / HEADS_FILE, own.to_json())
     heads = given or own
 
-    records = _trace(session, items, predictions / "niah-retrieval.jsonl", own_answer=True)
+    traces = _trace(session, items, predictions / "niah-retrieval.jsonl", own_answer=True)
     rows = [
-        _extended(row, record, grid, heads.best, own.best) for row, record in zip(outcome.samples, records, strict=True)
+        _extended(row, trace, grid, heads.best, own.best) for row, trace in zip(outcome.samples, traces, strict=True)
     ]
     return replace(
         outcome,
         metrics=[*outcome.metrics, *METRICS],
         samples=rows,
-        notes=[*outcome.notes, *_notes(own, given, settings.heads), *_unlike(records)],
+        notes=[*outcome.notes, *_notes(own, given, settings.heads), *_unlike(traces)],
         settings={**outcome.settings, "retrieval_heads": heads.fingerprint},
     )
 
 
 def gold_answer(tokenizer: PreTrainedTokenizerBase, values: Sequence[str]) -> list[int]:
-    """The right answer, as it follows the beginning that the prompt gives it: `` 1, 2, and 3.``"""
+    """Return the token ids of the right answer, as it follows the beginning that the prompt gives it: `` 1, 2, and
+    3.``"""
     *first, last = values
     listed = last if not first else f"{', '.join(first)}{',' if len(first) > 1 else ''} and {last}"
     return encode_text(tokenizer, f" {listed}.")
 
 
-def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answer: bool) -> list[dict[str, Any]]:
-    """A record an item, in order: what each head copies into the gold answer, and into the model's own."""
+def _trace(session: Session, items: Sequence[TraceItem], path: Path, *, own_answer: bool) -> list[Trace]:
+    """The trace of each item, in order."""
     from logoeval.tasks.needles.attention_trace import trace_answers
 
-    log = AppendLog(path)
-    hashes = {
-        item.id: {"prompt_hash": hash_ids(item.prompt_ids), "answer_hash": hash_ids(item.answer_ids)} for item in items
-    }
-    for item_id, expected in hashes.items():
-        if item_id in log and not expected.items() <= log[item_id].items():
-            fault = f"record {item_id!r} traces another prompt or answer"
-            raise UserError(fault, where=str(path), mend="evaluate into another folder")
-    waiting = [item for item in items if item.id not in log]
+    file = RecordFile(path, Trace)
+    hashes = {item.id: (hash_ids(item.prompt_ids), hash_ids(item.answer_ids)) for item in items}
+    check_kept(file, {item_id: "".join(pair) for item_id, pair in hashes.items()})
+    waiting = [item for item in items if item.id not in file]
     if waiting:
         label = "retrieval" if own_answer else "retrieval heads"
         with progress(label, len(items), len(items) - len(waiting)) as tracker:
             for item in waiting:
                 needles = find_needles(session.tokenizer, item.prompt_ids, item.values)
-                answers = {"gold": gold_answer(session.tokenizer, item.values)}
-                if own_answer:
-                    answers["own"] = list(item.answer_ids)
-                session.check_window(
-                    len(item.prompt_ids) + max(map(len, answers.values())), "the longest of niah.lengths with an answer"
-                )
-                traces = trace_answers(session.model, item.prompt_ids, list(answers.values()))
-                copies = {
-                    kind: encode_copies(copied_tokens(trace, ids, needles), needles.sizes)
-                    for (kind, ids), trace in zip(answers.items(), traces, strict=True)
-                }
-                log.append(
-                    {
-                        "id": item.id,
-                        **hashes[item.id],
-                        "sizes": list(needles.sizes),
-                        "unlike": sum(token not in answers["gold"] for token in needles.token_ids),
-                        **copies,
-                    }
+                gold = gold_answer(session.tokenizer, item.values)
+                answers = [gold, list(item.answer_ids)] if own_answer else [gold]
+                longest = len(item.prompt_ids) + max(map(len, answers))
+                session.check_window(longest, "the longest of niah.lengths with an answer")
+                traces = trace_answers(session.model, item.prompt_ids, answers)
+                copies = [
+                    encode_copies(copied_tokens(attended, ids, needles), needles.sizes)
+                    for ids, attended in zip(answers, traces, strict=True)
+                ]
+                prompt_hash, answer_hash = hashes[item.id]
+                file.append(
+                    Trace(
+                        id=item.id,
+                        prompt_hash=prompt_hash,
+                        answer_hash=answer_hash,
+                        sizes=list(needles.sizes),
+                        unlike=sum(token not in gold for token in needles.token_ids),
+                        gold=copies[0],
+                        own=copies[1] if own_answer else None,
+                    )
                 )
                 tracker.advance()
-    return [log[item.id] for item in items]
+    return [file[item.id] for item in items]
 
 
 def _extended(
-    row: SampleRow, record: dict[str, Any], grid: tuple[int, int], heads: Sequence[Head], own_heads: Sequence[Head]
+    row: SampleRow, trace: Trace, grid: tuple[int, int], heads: Sequence[Head], own_heads: Sequence[Head]
 ) -> SampleRow:
-    sizes = record["sizes"]
-    own, gold = (decode_copies(record[kind], grid, sizes) for kind in ("own", "gold"))
+    assert trace.own is not None
+    sizes, facts = trace.sizes, NiahFacts.model_validate(row.facts)
+    own, gold = (decode_copies(copies, grid, sizes) for copies in (trace.own, trace.gold))
     forced = score_sample(gold, sizes, heads)
-    table = saw_said(forced.seen, row.facts["found"])
+    table = saw_said(forced.seen, facts.found)
     scores = {
         "retrieval": score_sample(own, sizes, heads).score,
         "retrieval_forced": forced.score,
@@ -271,12 +255,12 @@ def _extended(
         **{key: count / len(sizes) for key, count in table.items()},
         "said_minus_saw": (table["said_only"] - table["saw_only"]) / len(sizes),
     }
-    facts = {**row.facts, "seen": list(forced.seen)}
-    return row.model_copy(update={"scores": {**row.scores, **scores}, "facts": facts})
+    seen = facts.model_copy(update={"seen": list(forced.seen)})
+    return row.model_copy(update={"scores": {**row.scores, **scores}, "facts": seen.to_json()})
 
 
 def saw_said(saw: Sequence[bool], said: Sequence[bool]) -> dict[str, int]:
-    """The 2x2 table: how many values are in each cell."""
+    """Return how many values are in each cell of the 2x2 table."""
     pairs = list(zip(saw, said, strict=True))
     return {
         "saw_and_said": pairs.count((True, True)),
@@ -302,9 +286,9 @@ def _notes(own: Heads, given: Heads | None, path: Path | None) -> Iterator[str]:
         yield f"only {len(used.best)} heads reach {MIN_SCORE}: retrieval is the mean over them"
 
 
-def _unlike(records: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _unlike(traces: Sequence[Trace]) -> Iterator[str]:
     """Needle tokens that the gold answer does not hold cannot be copied: this lowers every model's score."""
-    missing = sum(record["unlike"] for record in records)
+    missing = sum(trace.unlike for trace in traces)
     if missing:
-        total = sum(sum(record["sizes"]) for record in records)
+        total = sum(sum(trace.sizes) for trace in traces)
         yield f"{missing} of {total} needle tokens are tokenised otherwise in the answer, and cannot be copied"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from logodata.common.records import ABSENT, Record
 from logoeval.records import Metric
 from logoeval.tasks.needles.settings import NiahVariant
 
@@ -33,6 +34,18 @@ METRICS = [
 ]
 
 
+class NiahFacts(Record):
+    """The facts of a sample of a needle test. ``depths`` are those of its needles in percent, ``found`` and ``seen``
+    have one entry a needle; ``depth`` is that of a single needle."""
+
+    haystack: str
+    length: int
+    depths: list[int]
+    found: list[bool]
+    depth: int | None = ABSENT
+    seen: list[bool] | None = ABSENT
+
+
 def score_response(response: str, values: Sequence[str]) -> dict[str, float]:
     """Return the scores of a response by key of :data:`METRICS`. ``recall`` is RULER's ``string_match_all``."""
     numbers = set(re.findall(r"\d+", response))
@@ -55,10 +68,8 @@ def depth_scores(depths: Sequence[int], found: Sequence[bool]) -> dict[str, floa
 
 
 def metrics(variant: NiahVariant) -> list[Metric]:
-    """Return the metrics of a variant.
-
-    Recall by depth is a slice if a sample has one depth, and separate metrics if its needles have several depths.
-    """
+    """Return the metrics of a variant. Recall by depth is a slice if a sample has one depth, and separate metrics if
+    its needles have several depths."""
     recall, *others = METRICS
     if variant == "single":
         by_depth = [["haystack"], ["haystack", "depth"], ["haystack", "length", "depth"]]

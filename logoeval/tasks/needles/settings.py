@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -28,14 +28,7 @@ NiahVariant = Literal["multivalue", "single", "shared_answer"]
 
 _RANGE = re.compile(r"([^-/]+)-([^-/]+)/([^-/]+)")
 _PAPER_DEPTHS = (0, 22, 44, 66, 88)
-
-
-def _num_values(settings: dict[str, Any]) -> int:
-    return {"single": 1, "shared_answer": 2}.get(settings.get("variant", ""), 4)
-
-
-def _depths(settings: dict[str, Any]) -> tuple[int, ...]:
-    return _PAPER_DEPTHS if settings.get("variant") == "single" else ()
+_NUM_VALUES = {"single": 1, "shared_answer": 2}
 
 
 def _spelt_out(entry: object) -> Sequence[object]:
@@ -60,12 +53,14 @@ class NiahSettings(RecipeModel):
     lengths: Lengths = (1024, 2048, 4096)
     """Prompt lengths in tokens of the model, chat template and answer prefix included. Never exceeded. Numbers, K for
     1,024, or ``START-STOP/STEP`` with both ends: ``8K-88K/0.5K`` is the paper's map."""
-    depths: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(default_factory=_depths)
+    depths: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(
+        default_factory=lambda settings: _PAPER_DEPTHS if settings.get("variant") == "single" else ()
+    )
     """Percent of the haystack's sentences before the needle; only for ``single`` (default: 0, 22, 44, 66, 88, the
     paper's). The others draw depths at random."""
     num_samples: int = Field(default=25, gt=0)
     """Samples for each haystack and length, and for each depth of ``single``."""
-    num_values: int = Field(default_factory=_num_values, gt=0, le=40)
+    num_values: int = Field(default_factory=lambda settings: _NUM_VALUES.get(settings.get("variant"), 4), gt=0, le=40)
     """Values hidden for the one key that is asked for. Default: 4 for ``multivalue`` (RULER's), 2 for
     ``shared_answer`` (the paper's, at most 8); ``single`` has 1."""
     max_new_tokens: Tokens = 128

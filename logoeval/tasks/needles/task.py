@@ -6,41 +6,46 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise, takewhile
 from operator import eq
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings
 from logoeval.records import Outcome, SampleRow
+from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
-from logoeval.tasks.generate import PromptItem, complete
+from logoeval.tasks.generate import Completion, PromptItem, complete
 from logoeval.tasks.needles.haystacks import BUILT_IN, haystacks
+from logoeval.tasks.needles.heads import Heads
 from logoeval.tasks.needles.placement import NiahSample, SampleBuilder
-from logoeval.tasks.needles.saw_said import CALIBRATION_SEED_OFFSET, TraceItem, check, describe_heads, extend
-from logoeval.tasks.needles.scores import depth_scores, metrics, score_response
+from logoeval.tasks.needles.saw_said import CALIBRATION_SEED_OFFSET, TraceItem, check, extend
+from logoeval.tasks.needles.scores import NiahFacts, depth_scores, metrics, score_response
 from logoeval.tasks.needles.settings import NiahSettings, NiahVariant
+from logoeval.tasks.record_file import RecordFile
 from logoeval.tasks.texts import text_files
 
-if TYPE_CHECKING:
-    from logoeval.session import Session
 
-
-def describe(settings: NiahSettings, _: EngineSettings) -> dict[str, Any]:
-    """What two comparable runs have in common; folders by name and contents, wherever they lie."""
+def describe(settings: NiahSettings, _: EngineSettings) -> dict[str, object]:
+    """Return what two comparable runs have in common; folders by name and contents, wherever they lie."""
     texts = {haystack.name: haystack.fingerprint for haystack in haystacks(settings)}
     dump = settings.model_dump(mode="json", exclude={"haystacks": True, "retrieval": {"heads"}})
-    return {**dump, "haystacks": texts, **describe_heads(settings.retrieval)}
+    described = {**dump, "haystacks": texts}
+    if settings.retrieval is not None:
+        # None stands for the model's own heads, which the work will find.
+        given = settings.retrieval.heads
+        described["retrieval_heads"] = None if given is None else Heads.read(given).fingerprint
+    return described
 
 
 def build_samples(
     settings: NiahSettings, session: Session, *, seed_offset: int = 0
 ) -> list[tuple[NiahSample, PromptItem]]:
-    """All samples of the grid, with what an engine is asked. ``seed_offset`` is added to the recipe's seed.
+    """Return all samples of the grid, with what an engine is asked. ``seed_offset`` is added to the recipe's seed.
 
     Raises:
         UserError: a length leaves the model's window, or has no room for the needles.
     """
     _check_window(settings, session)
+    sampling = Sampling(settings.max_new_tokens, session.stop_ids)
     samples = []
     for haystack in haystacks(settings):
         builder = SampleBuilder(
@@ -54,7 +59,7 @@ def build_samples(
             for depth in settings.depths or (None,):
                 for index in range(settings.num_samples):
                     sample = builder.build(length, index, depth)
-                    samples.append((sample, PromptItem(sample.id, sample.prompt_ids, builder.template)))
+                    samples.append((sample, PromptItem(sample.id, sample.prompt_ids, sampling, builder.template)))
     return samples
 
 
@@ -71,37 +76,53 @@ def _check_window(settings: NiahSettings, session: Session) -> None:
         )
 
 
+class NiahAnswer(Completion):
+    """The response to a prompt with needles, with its scores: a line of ``niah.jsonl``."""
+
+    haystack: str
+    length: int
+    key: str
+    values: tuple[str, ...]
+    depths: tuple[int, ...]
+    found: list[bool]
+    response_ids: tuple[int, ...]
+    recall: float
+    precision: float
+    distinct_values: float
+
+
 def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
-    """Answer all samples; a row a sample, in the order of the grid. Engines ask in the order of the prompts' tokens."""
+    """Answer all samples; a row is a sample, in the order of the grid."""
     if settings.retrieval is not None:
         check(session)
     built = build_samples(settings, session)
     samples = {sample.id: sample for sample, _ in built}
 
-    def fields(response: str, result: GenerationResult) -> dict[str, Any]:
-        sample = samples[result.id]
-        found = [value in response for value in sample.values]
-        return {
-            "haystack": sample.haystack,
-            "length": sample.length,
-            "key": sample.key,
-            "values": list(sample.values),
-            "depths": list(sample.depths),
-            "found": found,
-            "response_ids": list(result.token_ids),
-            **score_response(response, sample.values),
-        }
+    def record(made: Completion, result: GenerationResult) -> NiahAnswer:
+        sample = samples[made.id]
+        scores = score_response(made.response, sample.values)
+        return NiahAnswer(
+            **dict(made),
+            haystack=sample.haystack,
+            length=sample.length,
+            key=sample.key,
+            values=sample.values,
+            depths=sample.depths,
+            found=[value in made.response for value in sample.values],
+            response_ids=result.token_ids,
+            recall=scores["recall"],
+            precision=scores["precision"],
+            distinct_values=scores["distinct_values"],
+        )
 
-    records = complete(
-        session.engine,
-        session.tokenizer,
+    answers = complete(
+        session,
         [item for _, item in built],
-        sampling=Sampling(settings.max_new_tokens, session.stop_ids),
-        path=predictions / "niah.jsonl",
-        fields=fields,
+        RecordFile(predictions / "niah.jsonl", NiahAnswer),
+        record=record,
         label="niah",
     )
-    rows = [_row(record, samples[record["id"]].cluster, settings.variant) for record in records]
+    rows = [_row(answer, samples[answer.id].cluster, settings.variant) for answer in answers]
     outcome = Outcome(metrics(settings.variant), rows, list(_notes([sample for sample, _ in built])))
     if settings.retrieval is None:
         return outcome
@@ -113,8 +134,8 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
         session,
         predictions,
         items=[
-            TraceItem(sample.id, sample.prompt_ids, sample.values, tuple(record["response_ids"]))
-            for (sample, _), record in zip(built, records, strict=True)
+            TraceItem(sample.id, sample.prompt_ids, sample.values, answer.response_ids)
+            for (sample, _), answer in zip(built, answers, strict=True)
         ],
         calibration=[
             TraceItem(f"calibration-{sample.id}", sample.prompt_ids, sample.values) for sample, _ in calibration
@@ -123,22 +144,32 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
 
 
 def shared_prefix_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many prompt tokens need not be computed twice: those that a prompt shares, from its beginning on, with the
-    one before it in the order of their tokens.
-
-    That order walks the prefix tree, so no other order shares more, and a cache needs to hold one prompt only.
-    """
+    """Return how many prompt tokens need not be computed twice: those that a prompt shares, from its beginning on, with
+    the one before it in the order of their tokens. That order walks the prefix tree, so no other order shares more, and
+    a cache needs to hold one prompt only."""
     return sum(sum(takewhile(bool, map(eq, first, second))) for first, second in pairwise(sorted(prompts)))
 
 
-def _row(record: dict[str, Any], cluster: str, variant: NiahVariant) -> SampleRow:
-    facts = {fact: record[fact] for fact in ("haystack", "length", "depths", "found")}
-    scores = {key: record[key] for key in ("recall", "precision", "distinct_values")}
-    if variant == "single":
-        facts["depth"] = record["depths"][0]
-    else:
-        scores.update(depth_scores(record["depths"], record["found"]))
-    return SampleRow(id=record["id"], cluster=cluster, prompt_hash=record["prompt_hash"], scores=scores, facts=facts)
+def _row(answer: NiahAnswer, cluster: str, variant: NiahVariant) -> SampleRow:
+    single = variant == "single"
+    return SampleRow(
+        id=answer.id,
+        cluster=cluster,
+        prompt_hash=answer.prompt_hash,
+        scores={
+            "recall": answer.recall,
+            "precision": answer.precision,
+            "distinct_values": answer.distinct_values,
+            **({} if single else depth_scores(answer.depths, answer.found)),
+        },
+        facts=NiahFacts(
+            haystack=answer.haystack,
+            length=answer.length,
+            depths=list(answer.depths),
+            found=answer.found,
+            depth=answer.depths[0] if single else None,
+        ).to_json(),
+    )
 
 
 def _notes(samples: Sequence[NiahSample]) -> Iterator[str]:
@@ -160,11 +191,7 @@ def _notes(samples: Sequence[NiahSample]) -> Iterator[str]:
 
 
 def inputs(settings: NiahSettings) -> Iterator[tuple[str, Path]]:
-    """Texts of one's own, and a file of heads.
-
-    Raises:
-        UserError: see :func:`logoeval.tasks.texts.text_files`.
-    """
+    """Yield the paths of texts of one's own, which must be there, and of a file of heads."""
     for name in settings.haystacks:
         if name not in BUILT_IN:
             text_files(Path(name))

@@ -28,13 +28,8 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """The sentences of one variant.
-
-    Attributes:
-        needle: the needle, with ``{key}``, ``{value}`` and ``{ordinal}``.
-        template: the prompt, with ``{context}`` and ``{question}`` (a space and the key).
-        answer_prefix: the beginning of the answer, with ``{key}``.
-    """
+    """The sentences of one variant: the needle, with ``{key}``, ``{value}`` and ``{ordinal}``; the prompt, with
+    ``{context}`` and ``{question}`` (a space and the key); the beginning of the answer, with ``{key}``."""
 
     needle: str
     template: str

@@ -3,5 +3,3 @@
 Questions, prompts and scores are the harness's; ours are the model (adapter merged), what survives a kill, intervals
 and the comparison sample by sample.
 """
-
-from __future__ import annotations

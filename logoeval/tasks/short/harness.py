@@ -31,7 +31,7 @@ _CHATTER = (
 
 
 def harness_version() -> str:
-    """The installed version.
+    """Return the installed version of lm-eval.
 
     Raises:
         UserError: the extra is missing.
@@ -42,10 +42,10 @@ def harness_version() -> str:
 
 
 def folder_fingerprint(folder: Path | None) -> str | None:
-    """Hash of the task files of ``short.include_path``.
+    """Return a hash of the task files of ``short.include_path``.
 
     Raises:
-        UserError: no such folder, or no task in it.
+        UserError: there is no such folder, or no task in it.
     """
     if folder is None:
         return None
@@ -104,11 +104,8 @@ class _Warnings(logging.Handler):
 
 
 def open_manager(settings: ShortSettings, model: str) -> Any:
-    """The harness's ``TaskManager``, with all names checked.
-
-    Args:
-        settings: own tasks, and what tasks that make their data are told.
-        model: where the model's tokenizer lies, for those tasks.
+    """Return the harness's ``TaskManager``, with all names checked. Tasks that make their own data are told where the
+    ``model`` lies, whose tokenizer they need.
 
     Raises:
         UserError: a name is unknown; the nearest ones are named.
@@ -151,9 +148,8 @@ def _members(entry: Any) -> list[str]:
 
 
 def load(manager: Any, names: Sequence[str]) -> dict[str, list[Any]]:
-    """The harness's Task and Group objects by name, their data read. A tag stands for several tasks.
-
-    Tasks that draw their data get the seeds that ``simple_evaluate`` sets before it loads them.
+    """Return the harness's Task and Group objects by name, their data read. A tag stands for several tasks. Tasks that
+    draw their data get the seeds that ``simple_evaluate`` sets before it loads them.
 
     Raises:
         UserError: a data set cannot be reached, or a task cannot be made.

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from logodata.common.append_log import AppendLog
 from logodata.common.chat_template import TEMPLATE_ARGUMENTS
 from logodata.common.console import Tracker, progress
 from logodata.common.errors import UserError
 from logodata.common.finite import check_finite
+from logodata.common.records import Record
 from logodata.models.vocabulary import check_ids, vocabulary_size
+from logoeval.tasks.record_file import RecordFile
 from logoeval.tasks.texts import text_fingerprint
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ if TYPE_CHECKING:
 
 _SAVE_EVERY_S = 5.0
 _SAVE_EVERY = 512  # a write waits for the disk
+
+
+class HarnessAnswer(Record):
+    """The answer to one request: a log-likelihood in nats with whether greedy decoding writes the same, or a response.
+    ``cut`` is the number of tokens that the prompt lost."""
+
+    id: str
+    answer: tuple[float, bool] | str
+    cut: int
 
 
 class HarnessModel(HFLM):
@@ -37,7 +47,7 @@ class HarnessModel(HFLM):
         window: tokens that a prompt with its answer may have.
         batch_size: rows of a forward pass.
         truncate: cut longer prompts on the left, as the harness does by itself.
-        answers: what was computed before; new answers are added.
+        answers: the answers that are there already; new ones are added.
     """
 
     def __init__(
@@ -48,7 +58,7 @@ class HarnessModel(HFLM):
         window: int,
         batch_size: int,
         truncate: bool,
-        answers: AppendLog,
+        answers: RecordFile[HarnessAnswer],
     ) -> None:
         super().__init__(
             pretrained=model,
@@ -65,7 +75,7 @@ class HarnessModel(HFLM):
         self._window, self._truncate, self._answers = window, truncate, answers
         self._vocabulary = vocabulary_size(model.config)
         self._excess: dict[str, int] = {}
-        self._fresh: dict[str, dict[str, Any]] = {}
+        self._fresh: dict[str, HarnessAnswer] = {}
         self._saved_at = 0.0
         self._tracker = Tracker("", 0)
 
@@ -74,11 +84,12 @@ class HarnessModel(HFLM):
         self.label, self.num_requests, self.num_cut = label, 0, 0
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:  # noqa: ARG002 - the harness passes it
-        """Of each continuation after its context: its log-likelihood in nats, and whether greedy decoding writes it."""
-        return [tuple(answer) for answer in self._answered("loglikelihood", requests, super().loglikelihood)]
+        """Return the log-likelihood in nats of each continuation after its context, and whether greedy decoding writes
+        it."""
+        return self._answered("loglikelihood", requests, super().loglikelihood)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:  # noqa: ARG002
-        """A response to each prompt."""
+        """Return a response to each prompt."""
         return self._answered("generate_until", requests, self._generate)
 
     def _generate(self, requests: Sequence[Any], disable_tqdm: bool) -> None:
@@ -107,13 +118,13 @@ class HarnessModel(HFLM):
         return answers
 
     def add_partial(self, kind: str, args: Sequence[Any], answer: Any) -> None:
-        """The harness's hook: one request is answered."""
+        """Keep the answer to one request: a hook that the harness calls."""
         if kind == "loglikelihood":
             check_finite({"log-likelihood of an answer": answer[0]}, where=self.label)
         key = _key(kind, args)
         names = (_numbered(key, number) for number in count())
         found = next(name for name in names if name not in self._answers and name not in self._fresh)
-        self._fresh[found] = {"id": found, "answer": answer, "cut": self._excess.get(key, 0)}
+        self._fresh[found] = HarnessAnswer(id=found, answer=answer, cut=self._excess.get(key, 0))
         self._tracker.advance()
         if len(self._fresh) >= _SAVE_EVERY or time.monotonic() - self._saved_at > _SAVE_EVERY_S:
             self._save()
@@ -135,8 +146,8 @@ class HarnessModel(HFLM):
                     self._save()
         records = [self._answers[name] for name in names]
         self.num_requests += len(records)
-        self.num_cut += sum(record["cut"] > 0 for record in records)
-        return [record["answer"] for record in records]
+        self.num_cut += sum(record.cut > 0 for record in records)
+        return [record.answer for record in records]
 
     def _check(self, kind: str, lengths: Sequence[tuple[Sequence[Any], int]]) -> None:
         """Refuse, or count, what is longer than the window."""

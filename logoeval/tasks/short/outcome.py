@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from logodata.common.errors import UserError
 from logodata.common.finite import check_finite
+from logodata.common.records import Record
 from logoeval.records import Metric, SampleRow
 from logoeval.tasks.short.known import KNOWN, MEASURES
 from logoeval.tasks.short.units import Unit
@@ -23,17 +24,63 @@ OWN_LONGBENCH_NOTE = (
 _PARTIAL = "(PARTIAL:"
 
 
+class HarnessSample(Record):
+    """One document of a task. ``answers`` are the log-likelihoods of its choices, or the responses to its prompt."""
+
+    task: str
+    part: str
+    doc_id: int
+    prompt_hash: str
+    target: str
+    answers: list[object]
+    score: float
+
+
+class HarnessScore(Record):
+    """A number that the harness says of a unit, and the samples that say it. ``asked`` is the name in the recipe,
+    ``metric`` the harness's name with its filter."""
+
+    name: str
+    asked: str
+    metric: str
+    value: float
+    stderr: float | None
+    better: Literal["higher", "lower"] | None
+    shots: list[int]
+    version: str
+    by_task: bool
+    num_measured: int
+    num_all: int
+    samples: list[HarnessSample]
+
+    @property
+    def metric_name(self) -> str:
+        """The metric, with its filter if it has one."""
+        return self.metric.removesuffix(",none")
+
+    @property
+    def key(self) -> str:
+        """The key of the metric in ``results.json``."""
+        return f"{self.name}/{self.metric_name}"
+
+
+class HarnessCall(Record):
+    """A finished call of the harness: a line of ``short.jsonl``. ``num_cut`` prompts were longer than ``window``."""
+
+    id: str
+    units: list[HarnessScore]
+    num_requests: int
+    num_cut: int
+    window: int
+
+
 def is_partial(metric: Metric) -> bool:
-    """Whether a limit cut what a metric is taken over."""
+    """Return whether a limit cut what a metric is taken over."""
     return _PARTIAL in metric.label
 
 
-def collect(unit: Unit, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """A record for each metric of a unit: what the harness says, and the samples that say it.
-
-    Args:
-        unit: what was asked for.
-        results: of ``simple_evaluate``.
+def collect(unit: Unit, results: Mapping[str, Any]) -> list[HarnessScore]:
+    """Return a record for each metric of a unit, from what ``simple_evaluate`` returned.
 
     Raises:
         UserError: the harness's number is not the mean of its samples.
@@ -43,26 +90,27 @@ def collect(unit: Unit, results: dict[str, Any]) -> list[dict[str, Any]]:
         key = _key(unit, name, numbers)
         better = results["higher_is_better"].get(unit.name, {}).get(name)
         stderr = numbers.get(f"{name}_stderr,{key.partition(',')[2]}")
-        record = {
-            "name": unit.name,
-            "asked": unit.asked.name,
-            "metric": key,
-            "value": float(numbers[key]),
-            "stderr": float(stderr) if isinstance(stderr, int | float) else None,
-            "better": None if better is None else "higher" if better else "lower",
-            "shots": sorted({results["n-shot"][task] for task in unit.parts}),
-            "version": str(results["versions"][unit.name]),
-            "by_task": unit.by_task,
-            "num_measured": sum(results["n-samples"][task]["effective"] for task in unit.parts),
-            "num_all": sum(results["n-samples"][task]["original"] for task in unit.parts),
-            "samples": [sample for task in unit.parts for sample in _samples(unit, task, key, results)],
-        }
+        counts = [results["n-samples"][task] for task in unit.parts]
+        record = HarnessScore(
+            name=unit.name,
+            asked=unit.asked.name,
+            metric=key,
+            value=float(numbers[key]),
+            stderr=float(stderr) if isinstance(stderr, int | float) else None,
+            better=None if better is None else "higher" if better else "lower",
+            shots=sorted({results["n-shot"][task] for task in unit.parts}),
+            version=str(results["versions"][unit.name]),
+            by_task=unit.by_task,
+            num_measured=sum(count["effective"] for count in counts),
+            num_all=sum(count["original"] for count in counts),
+            samples=[sample for task in unit.parts for sample in _samples(unit, task, key, results)],
+        )
         _check_mean(record)
         records.append(record)
     return records
 
 
-def _key(unit: Unit, name: str, numbers: dict[str, Any]) -> str:
+def _key(unit: Unit, name: str, numbers: Mapping[str, Any]) -> str:
     """The harness's name of the metric with its filter."""
     known = [key for key in numbers if "," in key and "_stderr," not in key]
     wanted = unit.asked.metric if unit.asked.metric is not None and "," in unit.asked.metric else None
@@ -72,7 +120,7 @@ def _key(unit: Unit, name: str, numbers: dict[str, Any]) -> str:
     raise UserError(f"gave no {wanted or name!r}", where=unit.name, mend=f"its metrics: {', '.join(known)}")
 
 
-def _samples(unit: Unit, task: str, key: str, results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _samples(unit: Unit, task: str, key: str, results: Mapping[str, Any]) -> Iterator[HarnessSample]:
     name, _, filtered = key.partition(",")
     for sample in results["samples"][task]:
         if sample["filter"] != filtered or name not in sample:
@@ -83,110 +131,98 @@ def _samples(unit: Unit, task: str, key: str, results: dict[str, Any]) -> Iterat
         check_finite({name: float(score)}, where=f"{task}, document {sample['doc_id']}")
         if name.isdigit() and score == -1:  # RULER's mark of a sample that has another length
             continue
-        yield {
-            "task": task,
-            "part": unit.parts[task],
-            "doc_id": sample["doc_id"],
-            "prompt_hash": text_fingerprint(json.dumps([sample["arguments"], sample["target"]], default=str)),
-            "target": str(sample["target"]),
-            # Of choices the log-likelihoods, of prompts the response.
-            "answers": [
-                answer[0] if isinstance(answer, list | tuple) else answer for answer in sample["filtered_resps"]
-            ],
-            "score": float(score),
-        }
+        said = sample["filtered_resps"]
+        yield HarnessSample(
+            task=task,
+            part=unit.parts[task],
+            doc_id=sample["doc_id"],
+            prompt_hash=text_fingerprint(json.dumps([sample["arguments"], sample["target"]], default=str)),
+            target=str(sample["target"]),
+            answers=[answer[0] if isinstance(answer, list | tuple) else answer for answer in said],
+            score=float(score),
+        )
 
 
-def _check_mean(record: dict[str, Any]) -> None:
-    where = f"{record['name']}: {record['metric']}"
-    if not record["samples"]:
+def _check_mean(record: HarnessScore) -> None:
+    where = f"{record.name}: {record.metric}"
+    if not record.samples:
         raise UserError("no sample has this metric", where=where, mend="give another metric")
     by_task: dict[str, list[float]] = {}
-    for sample in record["samples"]:
-        by_task.setdefault(sample["task"] if record["by_task"] else "", []).append(sample["score"])
+    for sample in record.samples:
+        by_task.setdefault(sample.task if record.by_task else "", []).append(sample.score)
     value = fmean(fmean(scores) for scores in by_task.values())
-    if not math.isclose(value, record["value"], rel_tol=1e-9, abs_tol=1e-12):
+    if not math.isclose(value, record.value, rel_tol=1e-9, abs_tol=1e-12):
         raise UserError(
-            f"lm-eval says {record['value']}, the mean over its samples is {value}: this metric is no mean, so it has "
+            f"lm-eval says {record.value}, the mean over its samples is {value}: this metric is no mean, so it has "
             "no interval and no paired comparison",
             where=where,
             mend="give another metric",
         )
 
 
-def metrics(records: Sequence[dict[str, Any]], *, limit: int | None) -> list[Metric]:
-    """One metric a record. A limited run says so in every label."""
-    return [_metric(record, limit) for record in records]
-
-
-def metric_key(record: dict[str, Any]) -> str:
-    """Its key in ``results.json``."""
-    return f"{record['name']}/{record['metric'].removesuffix(',none')}"
-
-
-def _metric(record: dict[str, Any], limit: int | None) -> Metric:
-    name, measure = record["name"], record["metric"].partition(",")[0]
+def metric(record: HarnessScore, *, limit: int | None) -> Metric:
+    """Return the metric of a record. If a limit left samples out, its label says so."""
+    name, measure = record.name, record.metric.partition(",")[0]
     known = KNOWN.get(name)
-    as_published = known if known and known.metric == measure else None
     title = known.title if known else name
     if is_own_longbench(name):
         title = f"{name} (lm-eval's own, not LongBench's official score)"
-    shots = "-".join(str(number) for number in record["shots"])
-    words = as_published.measure if as_published else MEASURES.get(measure, measure)
+    explanation = f"lm-evaluation-harness's {name}, metric {record.metric_name}"
+    explanation += ", mean of its tasks' means." if record.by_task else "."
+    words = MEASURES.get(measure, measure)
+    if known and known.metric == measure:
+        explanation, words = known.explanation, known.measure
+    shots = "-".join(map(str, record.shots))
     label = f"{title} at {int(measure):,} tokens" if measure.isdigit() else f"{title}, {shots}-shot {words}"
-    num_parts = len({sample["part"] for sample in record["samples"]})
-    partial = record["num_measured"] < record["num_all"]
-    scores = [sample["score"] for sample in record["samples"]]
+    if record.num_measured < record.num_all:
+        label += f" {_PARTIAL} first {limit} of each task)"
     return Metric(
-        key=metric_key(record),
-        label=f"{label} {_PARTIAL} first {limit} of each task)" if partial else label,
-        explanation=as_published.explanation
-        if as_published
-        else f"lm-evaluation-harness's {name}, metric {record['metric'].removesuffix(',none')}"
-        + (", mean of its tasks' means." if record["by_task"] else "."),
-        kind="share" if min(scores) >= 0 and max(scores) <= 1 else "count",
-        better=record["better"],
-        slice_by=["part"] if num_parts > 1 else [],
-        mean_of=["task"] if record["by_task"] else [],
+        key=record.key,
+        label=label,
+        explanation=explanation,
+        kind="share" if all(0 <= sample.score <= 1 for sample in record.samples) else "count",
+        better=record.better,
+        slice_by=["part"] if len({sample.part for sample in record.samples}) > 1 else [],
+        mean_of=["task"] if record.by_task else [],
     )
 
 
-def sample_rows(records: Sequence[dict[str, Any]]) -> list[SampleRow]:
-    """A row for each document of each task, with its score under every metric of its unit."""
+def sample_rows(records: Sequence[HarnessScore]) -> list[SampleRow]:
+    """Return a row for each document of each task, with its score under every metric of its unit."""
     rows: dict[str, SampleRow] = {}
     for record in records:
-        for sample in record["samples"]:
-            name = f"{sample['task']}/{sample['doc_id']}"
+        for sample in record.samples:
+            name = f"{sample.task}/{sample.doc_id}"
             scores = rows[name].scores if name in rows else {}
             rows[name] = SampleRow(
                 id=name,
                 cluster=name,
-                prompt_hash=sample["prompt_hash"],
-                scores={**scores, metric_key(record): sample["score"]},
-                facts={"part": sample["part"], "task": sample["task"]},
+                prompt_hash=sample.prompt_hash,
+                scores={**scores, record.key: sample.score},
+                facts={"part": sample.part, "task": sample.task},
             )
     return list(rows.values())
 
 
 def is_own_longbench(name: str) -> bool:
-    """Whether a task or group is the harness's own version of LongBench."""
+    """Return whether a task or group is the harness's own version of LongBench."""
     return name == "longbench" or name.startswith("longbench_")
 
 
-def notes(records: Sequence[dict[str, Any]], *, limit: int | None) -> Iterator[str]:
-    """What a reader of the numbers should know."""
-    counts = {record["name"]: (record["num_measured"], record["num_all"]) for record in records}
+def notes(records: Sequence[HarnessScore], *, limit: int | None) -> Iterator[str]:
+    """Yield what a reader of the numbers should know."""
+    counts = {record.name: (record.num_measured, record.num_all) for record in records}
     measured, existing = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
     if measured < existing:
         yield (
             f"PARTIAL: the first {limit} samples of each task, {measured:,} of {existing:,}: "
             "for trying out, not a result of these benchmarks"
         )
-    if any(is_own_longbench(sample["task"]) for record in records for sample in record["samples"]):
+    if any(is_own_longbench(sample.task) for record in records for sample in record.samples):
         yield OWN_LONGBENCH_NOTE
     numbers = (
-        f"{record['name']} {record['metric'].removesuffix(',none')} {record['value']:.4f}"
-        + (f" ± {record['stderr']:.4f}" if record["stderr"] is not None else "")
+        f"{record.name} {record.metric_name} {record.value:.4f}"
+        + (f" ± {record.stderr:.4f}" if record.stderr is not None else "")
         for record in records
     )
     yield f"lm-eval's own words (± its standard error): {'; '.join(numbers)}"

@@ -6,20 +6,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logodata.common.append_log import AppendLog
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.engines.settings import EngineSettings
 from logodata.models.loading import load_tokenizer, resolve_model
 from logoeval.records import Outcome, TaskResult
+from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
+from logoeval.tasks.record_file import RecordFile
 from logoeval.tasks.short.harness import folder_fingerprint, harness_version, load, open_manager, quiet
 from logoeval.tasks.short.outcome import (
     OWN_LONGBENCH_NOTE,
+    HarnessCall,
     collect,
     is_own_longbench,
     is_partial,
-    metrics,
+    metric,
     notes,
     sample_rows,
 )
@@ -27,12 +29,11 @@ from logoeval.tasks.short.settings import ShortSettings, ShortTask
 from logoeval.tasks.short.units import Unit, units
 
 if TYPE_CHECKING:
-    from logoeval.session import Session
     from logoeval.tasks.short.model import HarnessModel
 
 
-def describe(settings: ShortSettings, engine: EngineSettings) -> dict[str, Any]:
-    """What two comparable runs have in common; own tasks by their contents, wherever they lie."""
+def describe(settings: ShortSettings, engine: EngineSettings) -> dict[str, object]:
+    """Return what two comparable runs have in common; own tasks by their contents, wherever they lie."""
     return {
         **settings.model_dump(mode="json", exclude={"batch_size", "include_path"}),
         "include_fingerprint": folder_fingerprint(settings.include_path),
@@ -42,33 +43,33 @@ def describe(settings: ShortSettings, engine: EngineSettings) -> dict[str, Any]:
 
 
 def run(settings: ShortSettings, session: Session, predictions: Path) -> Outcome:
-    """Measure all tasks; a sample a document. ``short.jsonl`` keeps finished calls, ``short_answers.jsonl`` every
+    """Measure all tasks; a sample is a document. ``short.jsonl`` keeps finished calls, ``short_answers.jsonl`` every
     answer of the model."""
-    finished = AppendLog(predictions / "short.jsonl")
+    finished = RecordFile(predictions / "short.jsonl", HarnessCall)
     calls: dict[str, list[ShortTask]] = {}
     for task in settings.tasks:
         calls.setdefault("own shots" if task.shots is None else f"{task.shots}-shot", []).append(task)
     waiting = {call: tasks for call, tasks in calls.items() if call not in finished}
     if waiting:
         with quiet():
-            _measure(waiting, settings, session, finished, AppendLog(predictions / "short_answers.jsonl"))
-    records = [record for call in calls for record in finished[call]["units"]]
+            _measure(waiting, settings, session, finished, predictions / "short_answers.jsonl")
+    done = [finished[call] for call in calls]
     order = [task.name for task in settings.tasks]
-    records.sort(key=lambda record: order.index(record["asked"]))
+    records = sorted((record for call in done for record in call.units), key=lambda record: order.index(record.asked))
     found = list(notes(records, limit=settings.limit))
     found += [
-        f"{call}: {finished[call]['num_cut']:,} of {finished[call]['num_requests']:,} prompts were longer than the "
-        f"window of {finished[call]['window']:,} tokens and lost their beginning"
-        for call in calls
-        if finished[call]["num_cut"]
+        f"{call.id}: {call.num_cut:,} of {call.num_requests:,} prompts were longer than the "
+        f"window of {call.window:,} tokens and lost their beginning"
+        for call in done
+        if call.num_cut
     ]
     found.append(f"prompts {'written as chats' if settings.apply_chat_template else 'without chat template'}")
     return Outcome(
-        metrics(records, limit=settings.limit),
+        [metric(record, limit=settings.limit) for record in records],
         sample_rows(records),
         found,
         {} if settings.include_path is None else {"include_path": str(settings.include_path.resolve())},
-        {"versions": {record["name"]: record["version"] for record in records}},
+        {"versions": {record.name: record.version for record in records}},
     )
 
 
@@ -76,8 +77,8 @@ def _measure(
     waiting: dict[str, list[ShortTask]],
     settings: ShortSettings,
     session: Session,
-    finished: AppendLog,
-    answers: AppendLog,
+    finished: RecordFile[HarnessCall],
+    answers: Path,
 ) -> None:
     """Read all data and check all that can be checked, then load the model, then call the harness."""
     from lm_eval import simple_evaluate
@@ -101,13 +102,13 @@ def _measure(
             task_manager=manager,
         )
         finished.append(
-            {
-                "id": call,
-                "units": [record for unit in found for record in collect(unit, results)],
-                "num_requests": model.num_requests,
-                "num_cut": model.num_cut,
-                "window": model.max_length,
-            }
+            HarnessCall(
+                id=call,
+                units=[record for unit in found for record in collect(unit, results)],
+                num_requests=model.num_requests,
+                num_cut=model.num_cut,
+                window=model.max_length,
+            )
         )
         note(f"short: {call} done ({', '.join(task.name for task in waiting[call])})")
 
@@ -129,8 +130,8 @@ def _check_disjoint(found: Sequence[Unit]) -> None:
             asked[task] = unit.asked.name
 
 
-def _open_model(settings: ShortSettings, session: Session, answers: AppendLog) -> HarnessModel:
-    from logoeval.tasks.short.model import HarnessModel
+def _open_model(settings: ShortSettings, session: Session, answers: Path) -> HarnessModel:
+    from logoeval.tasks.short.model import HarnessAnswer, HarnessModel
 
     recipe = session.settings
     # A tokenizer of its own: the harness may change it.
@@ -145,14 +146,14 @@ def _open_model(settings: ShortSettings, session: Session, answers: AppendLog) -
             window=min(recipe.engine.max_model_len or session.window, session.window),
             batch_size=settings.batch_size,
             truncate=settings.truncate,
-            answers=answers,
+            answers=RecordFile(answers, HarnessAnswer),
         )
     finally:
         del model.tie_weights
 
 
 def limits(result: TaskResult) -> Iterator[str]:
-    """Whether ``short.limit`` left samples out."""
+    """Say whether ``short.limit`` left samples out."""
     if any(is_partial(metric) for metric in result.metrics):
         yield f"the first {result.settings['limit']} samples of each of the harness's tasks only (short.limit)"
 

@@ -25,13 +25,8 @@ class Unit:
 
 
 def units(asked: ShortTask, item: Any, settings: ShortSettings) -> Iterator[Unit]:
-    """Yield the units of one of the harness's tasks or groups: a group that aggregates the metric is one, of others
-    each member is.
-
-    Args:
-        asked: the recipe's entry.
-        item: a task or group of that name.
-        settings: of the run.
+    """Yield the units of a task or group of the harness that the entry ``asked`` of a recipe names. A group that
+    aggregates the metric is one unit; of other groups each member is.
 
     Raises:
         UserError: a task has no such metric, or one that is no mean over samples; it is multimodal, runs code that

@@ -23,7 +23,7 @@ from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.batching import check_requests, common_prefix, finish, plan_batches, share_prefixes
 from logodata.engines.server_answers import Fault
-from logodata.engines.server_schedule import RateLimit, Schedule, Server
+from logodata.engines.server_retries import RateLimit, Schedule, Server
 from logodata.engines.settings import EngineSettings, open_engine
 from logodata.engines.transformers_engine import TransformersEngine, draw
 

@@ -250,7 +250,7 @@ def test_its_settings_are_described_without_a_corpus(capsys: pytest.CaptureFixtu
     """An error in a setting says: see the field's description with --schema."""
     assert main(["questions", "--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    assert schema["properties"]["chunks_per_question"]["description"].startswith("Chunks that a question is written")
+    assert schema["properties"]["chunks_per_question"]["description"].startswith("The number of chunks")
 
 
 def test_a_prompt_beyond_the_window_is_set_apart(

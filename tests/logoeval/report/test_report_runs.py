@@ -17,12 +17,12 @@ from logoeval import intervals
 from logoeval.cli import main
 from logoeval.compare.compare import Comparison, Row, compare
 from logoeval.records import Results, read_results, write_results
-from logoeval.report.markdown_json import SCHEMA_VERSION
+from logoeval.report.markdown_json import ReportRecord
 from logoeval.report.measures import headline_rows, terminal_table
-from logoeval.report.page import render
 from logoeval.report.paper_table import paper_table, published
 from logoeval.report.sections.tradeoff import tradeoff_section
 from tests.logoeval import synthetic
+from tests.logoeval.pages import render
 from tests.logoeval.report.test_report import Reader
 
 SIX = ["base", "yarn", "sft-full", "sft-partial", "logo-lambda-0", "logo"]
@@ -83,7 +83,7 @@ def test_runs_are_told_apart_without_colour() -> None:
 def test_json_and_markdown_hold_what_the_page_holds(files: Path, six: list[Path], comparison: Comparison) -> None:
     record = json.loads(files.with_suffix(".json").read_text(encoding="utf-8"))
     text = files.with_suffix(".md").read_text(encoding="utf-8")
-    assert record["schema_version"] == SCHEMA_VERSION
+    ReportRecord.from_json(record, where="report", mend="")
     assert [run["label"] for run in record["runs"]] == SIX
     assert [len(row["differences"]) for row in record["rows"]] == [5] * len(comparison.rows)
     assert record["curves"].keys() == {"lr=1", "lr=2"}
@@ -122,10 +122,10 @@ def _of_two(row: Row) -> Row:
 
 
 def test_published_averages_are_those_of_their_parts_or_have_a_note() -> None:
-    rows = published()["longbench"]["rows"]
-    off = [row for row in rows if abs(mean(row["scores"][:-1]) - row["scores"][-1]) > 0.05 + 1e-9]
-    assert [(row["model"], row["scores"][-1]) for row in off] == [("Llama-3-8B-Instruct-80K", 42.3)]
-    assert "43.1" in off[0]["note"]
+    rows = published().rows
+    off = [row for row in rows if abs(mean(row.scores[:-1]) - row.scores[-1]) > 0.05 + 1e-9]
+    assert [(row.model, row.scores[-1]) for row in off] == [("Llama-3-8B-Instruct-80K", 42.3)]
+    assert "43.1" in off[0].note
     assert len(rows) == 17
 
 

@@ -151,7 +151,7 @@ def test_one_sample_has_no_interval_in_any_file(make_run: Callable[..., Path]) -
     comparison = compare(runs)
     (difference,) = comparison.rows[0].differences
     assert (difference.change.value, difference.change.low, difference.verdict) == (0.5, None, "too few to tell")
-    (shown,) = strict(strict_dumps(record(comparison, [], {})))["rows"]
+    (shown,) = strict(strict_dumps(record(comparison, [], {}).to_json()))["rows"]
     assert shown["values"][0]["low"] is None
 
 

@@ -14,18 +14,18 @@ import datasets
 import pytest
 import yaml
 
-from logodata.common.append_log import AppendLog
 from logodata.common.errors import UserError
 from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import TaskResult, read_results
-from logoeval.report.page import render
 from logoeval.run import evaluate
+from logoeval.tasks.record_file import RecordFile
 from logoeval.tasks.short.harness import quiet
-from logoeval.tasks.short.outcome import OWN_LONGBENCH_NOTE, metrics, notes
+from logoeval.tasks.short.outcome import OWN_LONGBENCH_NOTE, HarnessSample, HarnessScore, metric, notes
 from logoeval.tasks.short.settings import ShortSettings, ShortTask
 from tests.conftest import make_model
+from tests.logoeval.pages import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -396,34 +396,43 @@ def test_settings() -> None:
 
 
 def test_the_harness_s_longbench_is_never_called_official() -> None:
-    sample = {"task": "longbench_qasper", "part": "longbench_qasper", "doc_id": 0, "prompt_hash": "h", "score": 0.5}
-    record = {
-        "name": "longbench_qasper",
-        "metric": "score,none",
-        "value": 0.5,
-        "stderr": None,
-        "better": "higher",
-        "shots": [0],
-        "by_task": False,
-        "num_measured": 1,
-        "num_all": 1,
-        "samples": [sample],
-    }
-    (metric,) = metrics([record], limit=None)
-    assert metric.label.startswith("longbench_qasper (lm-eval's own, not LongBench's official score)")
-    assert OWN_LONGBENCH_NOTE in notes([record], limit=None)
-    assert OWN_LONGBENCH_NOTE not in notes(
-        [{**record, "samples": [{**sample, "task": "longbench2_table"}]}], limit=None
+    sample = HarnessSample(
+        task="longbench_qasper",
+        part="longbench_qasper",
+        doc_id=0,
+        prompt_hash="h",
+        target="the mill",
+        answers=["a mill"],
+        score=0.5,
     )
+    record = HarnessScore(
+        name="longbench_qasper",
+        asked="longbench_qasper",
+        metric="score,none",
+        value=0.5,
+        stderr=None,
+        better="higher",
+        shots=[0],
+        version="1",
+        by_task=False,
+        num_measured=1,
+        num_all=1,
+        samples=[sample],
+    )
+    label = metric(record, limit=None).label
+    assert label.startswith("longbench_qasper (lm-eval's own, not LongBench's official score)")
+    assert OWN_LONGBENCH_NOTE in notes([record], limit=None)
+    other = record.model_copy(update={"samples": [sample.model_copy(update={"task": "longbench2_table"})]})
+    assert OWN_LONGBENCH_NOTE not in notes([other], limit=None)
 
 
 def test_chats_see_one_date_on_every_day(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """As in all other prompts (logodata.prompts)."""
-    from logoeval.tasks.short.model import HarnessModel
+    from logoeval.tasks.short.model import HarnessAnswer, HarnessModel
 
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
-    answers = AppendLog(tmp_path / "answers.jsonl", key="key")
+    answers = RecordFile(tmp_path / "answers.jsonl", HarnessAnswer)
     model = HarnessModel(
         make_model(len(tokenizer)), tokenizer, window=64, batch_size=1, truncate=False, answers=answers
     )

@@ -17,7 +17,6 @@ from logoeval.compare.compare import compare
 from logoeval.intervals import summarise
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import Results, read_results, write_results
-from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.longbench.data import read_rows
@@ -27,6 +26,7 @@ from logoeval.tasks.longbench.settings import LongBenchSettings
 from logoeval.tasks.longbench.summary import Scored, best_score, metrics, notes, sample_rows
 from logoeval.tasks.longbench.task_table import CATEGORIES, TASKS, bucket, official_rows
 from tests.logoeval.conftest import FakeEngine
+from tests.logoeval.pages import render
 from tests.logoeval.synthetic import task_result
 
 GOLD = {"retrieval": "Paragraph 2", "retrieval_zh": "段落2", "count": "4", "classification": "Date"}
@@ -138,8 +138,8 @@ def test_tolerated_rows(tmp_path: Path) -> None:
     ("name", "records", "message"),
     [
         ("qasper.jsonl", [row("qasper", 0), row("qasper", 0)], "qasper.jsonl:2: qasper: _id 'qasper-id-0' is at"),
-        ("qasper.jsonl", [row("hotpotqa", 0)], "a row of 'hotpotqa' in a file of 'qasper'"),
-        ("rows.jsonl", [row("qasper", 0, dataset="quasper")], "not a LongBench task: dataset is 'quasper'"),
+        ("qasper.jsonl", [row("hotpotqa", 0)], "a line of 'hotpotqa' in a file of 'qasper'"),
+        ("rows.jsonl", [row("qasper", 0, dataset="quasper")], "not a LongBench task: 'quasper'"),
         ("qasper.jsonl", [{"input": "x", "answers": ["y"]}], "no text under 'context'"),
         ("qasper.jsonl", [row("qasper", 0, answers=[])], "no gold answers"),
         ("qasper.jsonl", [row("qasper", 0, answers=[1])], "'answers' is not a list of texts"),
@@ -178,13 +178,13 @@ def test_prompts_that_fit_are_the_official_text(tiny_tokenizer: Any, whole: Path
     rows = read_rows(whole, None, False)
     builder = PromptBuilder(tiny_tokenizer, 4000)
     for name, task in TASKS.items():
-        made = builder.build(task, rows[name][0])
+        made, truncated = builder.build(task, rows[name][0])
         text = task.prompt.format(context=rows[name][0].context, input=rows[name][0].input)
         whole_text = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" if task.chat else text
-        assert tiny_tokenizer.decode(made.ids) == whole_text
-        assert not made.truncated
+        assert tiny_tokenizer.decode(made) == whole_text
+        assert not truncated
         # The document's own <|im_end|> is text: the frame's is the only one.
-        assert made.ids.count(2) == int(task.chat)
+        assert made.count(2) == int(task.chat)
 
 
 def test_long_prompts_lose_their_middle_before_the_chat_template(tiny_tokenizer: Any, whole: Path) -> None:
@@ -194,12 +194,12 @@ def test_long_prompts_lose_their_middle_before_the_chat_template(tiny_tokenizer:
         task.prompt.format(context=source.context, input=source.input), split_special_tokens=True
     )
     for limit in (401, len(ids) - 1):
-        made = PromptBuilder(tiny_tokenizer, limit).build(task, source)
+        made, truncated = PromptBuilder(tiny_tokenizer, limit).build(task, source)
         half = limit // 2
         kept = tiny_tokenizer.decode(ids[:half]) + tiny_tokenizer.decode(ids[-half:])
-        assert made.truncated
-        assert tiny_tokenizer.decode(made.ids) == f"<|im_start|>user\n{kept}<|im_end|>\n<|im_start|>assistant\n"
-    assert not PromptBuilder(tiny_tokenizer, len(ids)).build(task, source).truncated
+        assert truncated
+        assert tiny_tokenizer.decode(made) == f"<|im_start|>user\n{kept}<|im_end|>\n<|im_start|>assistant\n"
+    assert not PromptBuilder(tiny_tokenizer, len(ids)).build(task, source)[1]
 
 
 def test_a_template_that_strips_is_followed(whole: Path) -> None:
@@ -207,10 +207,10 @@ def test_a_template_that_strips_is_followed(whole: Path) -> None:
 
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHATML.replace("message['content']", "message['content'] | trim")
-    made = PromptBuilder(tokenizer, 4000).build(
+    made, _ = PromptBuilder(tokenizer, 4000).build(
         TASKS["passage_count"], read_rows(whole, None, False)["passage_count"][0]
     )
-    assert "The final answer is:<|im_end|>" in tokenizer.decode(made.ids)
+    assert "The final answer is:<|im_end|>" in tokenizer.decode(made)
 
 
 # -- a run -------------------------------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def test_scores_that_can_be_written_nowhere_are_not_computed(
             [{**official("qasper", ["x"])[0], "_id": "a"}, *official("qasper", ["x"])],
             "has no id, others",
         ),
-        ("qasper.jsonl", [{**official("qasper", ["x"])[0], "task": "hotpotqa"}], "a prediction of 'hotpotqa'"),
+        ("qasper.jsonl", [{**official("qasper", ["x"])[0], "task": "hotpotqa"}], "a line of 'hotpotqa'"),
         ("qasper.jsonl", [{"answers": ["x"]}], "no text under 'pred'"),
         ("musique_e.jsonl", official("musique", ["x"]), "not a LongBench task"),
         ("unknown.jsonl", official("qasper", ["x"]), "not a LongBench task"),

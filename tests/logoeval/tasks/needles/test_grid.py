@@ -21,7 +21,6 @@ from logoeval.intervals import is_cell
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.report import figures
 from logoeval.report.measures import markdown_table
-from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.needles.haystacks import Haystack
@@ -32,6 +31,7 @@ from logoeval.tasks.needles.task import build_samples, shared_prefix_tokens
 from logoeval.tasks.needles.variants import NEEDLE
 from logoeval.tasks.texts import NOISE_LINE
 from tests.logoeval.conftest import FakeEngine
+from tests.logoeval.pages import render
 
 DEPTHS = (0, 22, 44, 66, 88)
 GRID = NiahSettings(

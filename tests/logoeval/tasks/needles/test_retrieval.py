@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from logodata.common.errors import UserError
+from logodata.common.files import write_json
 from logodata.prompts import encode_text
 from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe
-from logoeval.report.page import render
 from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.needles import attention_trace, heads
@@ -41,6 +41,7 @@ from logoeval.tasks.needles.saw_said import gold_answer, saw_said
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from tests.conftest import make_model
 from tests.logoeval.conftest import FakeEngine
+from tests.logoeval.pages import render
 
 VOCABULARY = 300
 
@@ -219,12 +220,12 @@ def test_heads_under_a_tenth_are_dropped_and_ten_are_used(tmp_path: Path) -> Non
         retrieval_heads=found,
     )
     assert len(heads.best) == 10
-    heads.write(tmp_path / "heads.json")
+    write_json(tmp_path / "heads.json", heads.to_json())
     assert Heads.read(tmp_path / "heads.json", (4, 4)) == heads
     with pytest.raises(UserError, match="heads of a model with 4 layers of 4, this one has 2 of 4"):
         Heads.read(tmp_path / "heads.json", (2, 4))
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match="not a file of heads: model"):
+    with pytest.raises(UserError, match="schema version None, this program reads 1"):
         Heads.read(tmp_path / "other.json", (4, 4))
     with pytest.raises(UserError, match="no such file"):
         Heads.read(tmp_path / "none.json", (4, 4))

@@ -1,4 +1,4 @@
-"""Decisions on the responses to a question: faults by the rules, verdicts of a model, and what is kept."""
+"""A response to a question as it is judged: the fault that the rules find, and the verdicts of a model."""
 
 from __future__ import annotations
 
