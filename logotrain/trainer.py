@@ -63,7 +63,7 @@ class _Run:
             [self.collator.layout(sample) for _, sample in draws],
             self.world.size,
             self.world.rank,
-            row_tokens=self.recipe.row_tokens,
+            row_tokens=self.recipe.row_tokens if self.prepared.attention.shared else None,
             attention_share=self.prepared.attention_share,
         )
 

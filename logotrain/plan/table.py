@@ -137,8 +137,6 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     trained = trained_weights(shape, recipe)
     collator = Collator.of(recipe, planned.data.target_length)
     layouts = [collator.layout(sample) for sample in planned.data.samples]
-    samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
-    rows_per_step = max(1, math.ceil(samples_per_step / _samples_per_row(layouts, recipe.row_tokens)))
     device = torch.device("cpu" if card == "cpu" else "cuda")
     attention = choose_attention(
         read_traits(planned.config),
@@ -148,10 +146,13 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         wanted=recipe.attention,
         here=False,
     )
+    row_tokens = recipe.row_tokens if attention.shared else None
+    samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
+    rows_per_step = max(1, math.ceil(samples_per_step / _samples_per_row(layouts, row_tokens)))
     step = StepPlan(
         shape=shape,
         recipe=recipe,
-        row=largest_row(layouts, recipe.row_tokens, collator.pad_to_multiple),
+        row=largest_row(layouts, row_tokens, collator.pad_to_multiple),
         world_size=num_gpus,
         backend=attention.by,
         shared=attention.shared,

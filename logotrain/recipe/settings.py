@@ -299,7 +299,7 @@ class TrainRecipe(RecipeModel):
 
     row_tokens: Tokens | None = None
     """Samples share a row of up to this many tokens; a longer sample is refused. With null each sample has its own row,
-    of any length."""
+    of any length. Where prompts are not shared, it only limits samples."""
 
     sharing: Literal["auto", "prompt", "none"] = "auto"
     """Whether the responses of a sample share one computation of their prompt (``prompt``), or each is computed after

@@ -33,6 +33,10 @@ CASES: dict[str, dict[str, Any]] = {
     "sft": {"strategy": "replicate", "objective": {"name": "sft", "tokens": "sequence"}},
     "dpo": {"strategy": "shard", "objective": {"name": "dpo"}},
     "keep-gathered": {"strategy": "shard", "reshard_after_forward": False},
+    # Samples have two or three responses, and sharded processes must all run equally often.
+    "separate": {"strategy": "shard", "sharing": "none", "train_embeddings": True},
+    "separate-full": {"strategy": "shard", "sharing": "none", "tuning": "full", "recompute": "full"},
+    "separate-replicate": {"strategy": "replicate", "sharing": "none", "row_tokens": 120},
 }
 
 
@@ -95,7 +99,8 @@ def runs(
     data = root / "build"
     (data / "data").mkdir(parents=True)
     # Seven samples of unequal lengths, three a step: processes get unequal numbers, and a step spans two epochs.
-    samples = [sample_of(f"s{n}", responses=(5 + n % 3, 3, 4 + n % 2), chunks=2 + n % 4) for n in range(7)]
+    lengths = [(5 + n % 3, 3, 4 + n % 2)[: 2 + n % 2] for n in range(7)]
+    samples = [sample_of(f"s{n}", responses=lengths[n], chunks=2 + n % 4) for n in range(7)]
     write_samples(data / "data" / "samples.parquet", samples)
     write_manifest(
         data,
