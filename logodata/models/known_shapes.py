@@ -1,4 +1,4 @@
-"""Shapes of the models that shipped recipes name, for plans and dry runs without the hub.
+"""Shapes of the models that shipped recipes name and of known others, for plans and dry runs without the hub.
 
 They are facts from the models' published configs, written by hand: enough to count weights, memory and positions, and
 nothing else. Only ``logodata.models.loading.load_config(name, shapes_only=True)`` reads them.
@@ -6,6 +6,7 @@ nothing else. Only ``logodata.models.loading.load_config(name, shapes_only=True)
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Shape(NamedTuple):
-    """A model's config. No model here ties its output head to its embedding."""
+    """The config of a text model that does not tie its output head to its embedding."""
 
     model_type: str
     hidden_size: int
@@ -57,13 +58,90 @@ _SHAPES = {
     ),
     "Qwen/Qwen3-8B": _Shape("qwen3", 4096, 12288, 36, 32, 8, 151936, 40960, 1_000_000.0, others={"head_dim": 128}),
     "Qwen/Qwen2.5-7B-Instruct": _Shape("qwen2", 3584, 18944, 28, 28, 4, 152064, 32768, 1_000_000.0),
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": _Shape(
+        "mixtral",
+        4096,
+        14336,
+        32,
+        32,
+        8,
+        32000,
+        32768,
+        1_000_000.0,
+        others={"sliding_window": None, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "Qwen/Qwen3-30B-A3B": _Shape(
+        "qwen3_moe",
+        2048,
+        6144,
+        48,
+        32,
+        4,
+        151936,
+        40960,
+        1_000_000.0,
+        others={"head_dim": 128, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8},
+    ),
+    "openai/gpt-oss-20b": _Shape(
+        "gpt_oss",
+        2880,
+        2880,
+        24,
+        64,
+        8,
+        201088,
+        131072,
+        150_000.0,
+        {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+        {"head_dim": 64, "sliding_window": 128, "num_local_experts": 32, "num_experts_per_tok": 4},
+    ),
 }
+
+_GEMMA_3_27B = {
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 5376,
+        "intermediate_size": 21504,
+        "num_hidden_layers": 62,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+        "query_pre_attn_scalar": 168,
+        "sliding_window": 1024,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+}
+_WHOLE_CONFIGS: dict[str, dict[str, Any]] = {"google/gemma-3-27b-it": _GEMMA_3_27B}
+"""Configs of models that also see."""
 
 
 def known_shapes(name: str) -> PreTrainedConfig | None:
     """Return a config with the shapes of a hub model; None if the model is not in the table."""
     from transformers import AutoConfig
 
+    if name in _WHOLE_CONFIGS:
+        return AutoConfig.for_model(**copy.deepcopy(_WHOLE_CONFIGS[name]))
     if name not in _SHAPES:
         return None
     facts = _SHAPES[name]._asdict()

@@ -57,7 +57,8 @@ def row_flops(step: StepPlan) -> float:
     """Return the FLOPs of the step's row: forward pass, recomputation and backward pass.
 
     A frozen weight costs 2 a token forward and 2 backward, a trained one 4 backward. Attention costs 2.5 times as much
-    backward as forward, because flash kernels compute the scores again. The head's logits are computed twice.
+    backward as forward, because flash kernels compute the scores again. The head's logits are computed twice. A token
+    meets the experts that it is sent to. A layer with a window counts as one that attends to everything.
     """
     return _flops(step, step.computed.samples, step.scored_positions, head_again=True)
 
@@ -74,10 +75,13 @@ def reference_flops(step: StepPlan) -> float:
 def _flops(step: StepPlan, samples: Sequence[SharedPrefixLayout], head_positions: int, *, head_again: bool) -> float:
     shape, full, trained = step.shape, step.recipe.tuning == "full", trained_weights(step.shape, step.recipe)
     tokens = sum(sample.total_length for sample in samples)
-    layer_weights = sum(linear.weights for linear in shape.linears)
-    weights = shape.num_layers * layer_weights
-    linear = 2.0 * weights * tokens
-    attention = 2.0 * weights * (row_cost(samples, attention_share(shape.query_width, layer_weights)) - tokens)
+    linear = attention = 0.0
+    for layer in shape.layers:
+        weights = layer.count * layer.token_weights
+        linear += 2.0 * weights * tokens
+        if layer.attends:
+            share = attention_share((layer.query_width + layer.output_width) // 2, layer.token_weights)
+            attention += 2.0 * weights * (row_cost(samples, share) - tokens)
     adapters = 2.0 * trained.adapters * tokens
     head = 2.0 * shape.head_parameters * head_positions
     again = step.recompute != "none"
@@ -158,7 +162,8 @@ def choose_strategy(step: StepPlan) -> tuple[Strategy, str]:
 def choose_recompute(step: StepPlan) -> tuple[Recompute, str]:
     """Choose what the backward pass computes again, and return it with the reason.
 
-    It is the fastest choice that fits the device. The step's own recompute is not read.
+    It is the fastest choice that fits the device. The step's own recompute is not read. The reason says whether the
+    estimate is rough.
     """
     if step.recipe.recompute != "auto":
         return step.recipe.recompute, "as asked for"
@@ -166,12 +171,13 @@ def choose_recompute(step: StepPlan) -> tuple[Recompute, str]:
         return "none", "no limit of memory is known"
     needed = {choice: estimate.total for choice, estimate in memory_by_recompute(step).items()}
     have = gigabytes(step.device_bytes)
+    caveat = step.shape.caveat and f"; {step.shape.caveat}"
     larger = ""
     for choice, size in needed.items():
         if size <= step.device_bytes:
-            return choice, f"{gigabytes(size)} fits in {have}{larger}"
+            return choice, f"{gigabytes(size)} fits in {have}{larger}{caveat}"
         larger = f", {choice} with {gigabytes(size)} does not"
-    return "full", f"it needs least; {gigabytes(needed['full'])} will not fit in {have}"
+    return "full", f"it needs least; {gigabytes(needed['full'])} will not fit in {have}{caveat}"
 
 
 def memory_by_recompute(step: StepPlan) -> dict[Recompute, MemoryEstimate]:

@@ -1,18 +1,24 @@
 """The memory of a training step before it runs, by formula.
 
-This is what autograd keeps of one decoder layer between the forward and the backward pass, in bytes. N is the number of
-tokens of the row, d the hidden size, f the intermediate size, q and k are the widths of all query and of all key heads,
-h is the number of query heads, b the number of bytes of an activation.
+This is what autograd keeps of one decoder layer between the forward and the backward pass, in bytes; each kind of layer
+is counted by itself. N is the number of tokens of the row, d the hidden size, f the intermediate size, q, k and v are
+the widths of all query, key and value heads, h is the number of query heads, b the number of bytes of an activation.
 
 - each norm: its input in float32, 4 N d, and 4 N of inverse roots (transformers computes norms in float32); in full
   tuning the normalised input too, b N d, for the norm's weight.
-- attention: queries, keys, values b N (q + 2 k), output b N q, log-sum-exp 4 N h, and what the back end adds
+- attention: queries, keys, values b N (q + k + v), output b N v, log-sum-exp 4 N h, and what the back end adds
   (:func:`_backend_bytes`).
 - gated MLP: gate, activation and up, 3 b N f. An MLP without gate: b N f.
 - inputs of linear layers, only where a weight gradient needs them: b N d that q, k and v share, b N q of o, b N d that
   gate and up share, b N f of down, if a layer of the group is trained or has an adapter; and b N r between A and B. An
   adapter computes in the base's type; PEFT's own cast to float32 would keep 4 N d for each of q, k, v, o, gate and up,
   and 4 N f for down: 27 GiB more for Llama-3-8B at 8K with adapters everywhere.
+- experts: each token goes to k of them, which makes S = k N pairs. Gate, activation and up of experts of width f_e,
+  3 b S f_e (6 b S f_e if the gate caps its inputs, b S f_e without gate); what experts put out, b S d, which the router
+  weighs; 24 S of indices; and in full tuning their inputs, b S d and b S f_e. Experts that every token goes to count as
+  an MLP. The weights of all experts are held.
+- linear attention, in place of attention: 32 bytes a token for each feature that its linear layers put out. This is
+  rough: transformers' code for Qwen3.5 keeps 27 to 34, its optional kernels less.
 - rotary embedding, residual sums, scaling: nothing.
 
 Without sharing, N counts the prompt once for each response.
@@ -27,7 +33,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from logotrain.plan.shape import trained_weights
+from logotrain.plan.shape import LayerShape, Linear, adapter_weights, trained_weights
 from logotrain.plan.step import StepPlan
 
 CONTEXT_BYTES = 1 << 30
@@ -99,7 +105,7 @@ class _Formulas:
         if not self.full:
             frozen = self.b * shape.parameters
             if self.recipe.tuning == "qlora":
-                quantised = shape.num_layers * sum(linear.weights for linear in shape.linears)
+                quantised = sum(layer.count * linear.weights for layer in shape.layers for linear in layer.linears)
                 frozen -= quantised * (self.b - _NF4_BYTES)
         return {
             "frozen weights": frozen * share,
@@ -117,13 +123,16 @@ class _Formulas:
     @cached_property
     def _gathered(self) -> float:
         """The root's weights, those of a layer that computes, and of the next one on its way."""
-        count = min(2, self.shape.num_layers) if self.recipe.parallel.reshard_after_forward else self.shape.num_layers
-        return self._root + self.sharded * count * self._layer_weights
+        sizes = sorted(self._layer_weights(layer) for layer in self.shape.layers for _ in range(layer.count))
+        at_once = sizes[-2:] if self.recipe.parallel.reshard_after_forward else sizes
+        return self._root + self.sharded * sum(at_once)
 
-    @property
-    def _layer_weights(self) -> float:
+    def _layer_weights(self, layer: LayerShape) -> float:
         """Bytes of one decoder layer's weights, as it computes."""
-        return self.b * self.shape.layer_parameters + 4 * self.trained.adapters / self.shape.num_layers
+        return self.b * layer.parameters + 4 * adapter_weights(self._targets(layer), self.recipe.lora.rank)
+
+    def _targets(self, layer: LayerShape) -> list[Linear]:
+        return layer.targets(self.trained.targets)
 
     @property
     def gradients(self) -> float:
@@ -137,49 +146,62 @@ class _Formulas:
 
     # What is kept from forward to backward.
 
-    @cached_property
-    def layer(self) -> float:
+    def layer(self, layer: LayerShape) -> float:
         """Kept of one layer without recomputation."""
-        shape, n, b = self.shape, self.n, self.b
-        kept: float = sum((4 + b * self.full) * n * width for width in shape.norm_widths)
-        kept += 4 * n * len(shape.norm_widths)
-        kept += b * n * (shape.query_width + 2 * shape.key_width) + self._attention_outputs + self._attention_extra
-        kept += b * n * shape.intermediate * (3 if shape.gated else 1)
-        targets = shape.linears if self.full else self.trained.targets
-        kept += sum(b * n * width for width in {linear.group: linear.inputs for linear in targets}.values())
+        n, b = self.n, self.b
+        kept: float = sum((4 + b * self.full) * n * width for width in layer.norm_widths)
+        kept += 4 * n * len(layer.norm_widths)
+        if layer.attends:
+            kept += b * n * (layer.query_width + layer.key_width + self._value_width(layer))
+            kept += self._attention_outputs(layer) + self._attention_extra(layer)
+        else:
+            kept += 32 * n * sum(linear.outputs for linear in layer.linears if linear.mixes)
+        kept += b * n * layer.intermediate * (3 if layer.gated else 1)
+        for experts in layer.experts:
+            pairs = experts.chosen * n
+            kept += pairs * (b * experts.kept * experts.intermediate + b * self.shape.hidden + 24)
+            kept += self.full * b * pairs * (self.shape.hidden + experts.intermediate)
+        targets = layer.linears if self.full else self._targets(layer)
+        kept += sum(b * n * width for _, width in {(linear.group, linear.inputs) for linear in targets})
         return kept if self.full else kept + b * n * self.recipe.lora.rank * len(targets)
 
-    @cached_property
-    def _attention_outputs(self) -> float:
+    def _value_width(self, layer: LayerShape) -> int:
+        """Flash kernels take keys and values of one width."""
+        return layer.key_width if self.step.backend == "flash" else layer.value_width
+
+    def _attention_outputs(self, layer: LayerShape) -> float:
         """Output and log-sum-exp of every attention call of a layer."""
-        per_token = self.b * self.shape.query_width + 4 * self.shape.num_heads
+        if not layer.attends:
+            return 0
+        width = layer.query_width if self.step.backend == "flash" else layer.output_width
+        per_token = self.b * width + 4 * self.shape.num_heads
         return per_token * (self.n + (self.responses if self.step.backend == "flash" else 0))
 
-    @cached_property
-    def _attention_extra(self) -> float:
+    def _attention_extra(self, layer: LayerShape) -> float:
         """What a back end keeps of a layer beside queries, keys, values, outputs."""
-        shape, b = self.shape, self.b
+        b = self.b
         if self.step.backend == "eager":
             # Scores, and probabilities in float32 and in the type of activations.
-            return (2 * b + 4) * shape.num_heads * sum(row.total_length**2 for row in self.step.computed.samples)
+            return (2 * b + 4) * self.shape.num_heads * sum(row.total_length**2 for row in self.step.computed.samples)
         if not self.step.shared:
             return 0
         if self.step.backend == "flash":
             # The second call takes the responses' queries, and each response's keys and values after its prompt's.
             keys = self.responses
             keys += sum(sample.prompt_length * len(sample.response_lengths) for sample in self.step.computed.samples)
-            return b * (self.responses * shape.query_width + keys * 2 * shape.key_width)
-        if self.step.backend == "sdpa":
-            # The mask of each sample's responses is kept as floats.
-            return sum(b * sum(sample.response_lengths) * sample.total_length for sample in self.step.computed.samples)
-        return 0
+            return b * (self.responses * layer.query_width + keys * 2 * layer.key_width)
+        return self._masks if self.step.backend == "sdpa" else 0
 
-    @cached_property
-    def kept_layer(self) -> float:
+    @property
+    def _masks(self) -> float:
+        """The mask of each sample's responses, which sdpa keeps as floats."""
+        return sum(self.b * sum(sample.response_lengths) * sample.total_length for sample in self.step.computed.samples)
+
+    def kept_layer(self, layer: LayerShape) -> float:
         """Kept of one layer until its backward pass."""
         if self.step.recompute == "none":
-            return self.layer
-        return self.b * self.nd + (self._attention_outputs if self.step.recompute == "selective" else 0)
+            return self.layer(layer)
+        return self.b * self.nd + (self._attention_outputs(layer) if self.step.recompute == "selective" else 0)
 
     @cached_property
     def _last_norm(self) -> float:
@@ -188,12 +210,14 @@ class _Formulas:
     @cached_property
     def kept(self) -> float:
         """Kept when the forward pass ends."""
-        kept = self.kept_layer * self.shape.num_layers + self._last_norm + self.b * self.scored * self.shape.hidden
+        kept = sum(layer.count * self.kept_layer(layer) for layer in self.shape.layers)
+        kept += self._last_norm + self.b * self.scored * self.shape.hidden
         if self.step.recompute == "none" and not self.trained.embedding:
             kept -= 4 * self.nd  # the first norm's input needs no gradient
-        if self.step.backend == "sdpa":
-            kept += self._attention_extra / self.b  # all layers' mask as booleans
-        return kept + 2 * self.b * self.n * self.shape.query_width / self.shape.num_heads  # cos and sin
+        if self.step.backend == "sdpa" and self.step.shared:
+            kept += self._masks / self.b  # all layers' mask as booleans
+        width = max(layer.query_width for layer in self.shape.layers)
+        return kept + 2 * self.b * self.n * width / self.shape.num_heads  # cos and sin
 
     # What comes on top at each moment.
 
@@ -207,7 +231,8 @@ class _Formulas:
 
     def at_gathering(self) -> dict[str, float]:
         """The root's weights twice: as they arrive, and each by itself."""
-        return self.moment(2 * self._root + self.sharded * self._layer_weights, self._earlier, 0, 0)
+        largest = max(map(self._layer_weights, self.shape.layers))
+        return self.moment(2 * self._root + self.sharded * largest, self._earlier, 0, 0)
 
     @cached_property
     def _head_weight(self) -> float:
@@ -240,21 +265,32 @@ class _Formulas:
 
     def in_layer(self) -> dict[str, float]:
         """The layer whose MLP runs backward, with the others kept."""
-        shape, n, b, nd = self.shape, self.n, self.b, self.nd
-        wide = n * shape.intermediate
-        working: float = b * nd + (3 if shape.gated else 1) * b * wide
-        if self.full or any(linear.name == "down_proj" for linear in self.trained.targets):
+        working = max(map(self._working, self.shape.layers)) + self._head_gradient
+        return self.moment(self._gathered, self._earlier, self.kept - self._last_norm, working)
+
+    def _working(self, layer: LayerShape) -> float:
+        """What the backward pass of a layer's MLP takes beside what is kept."""
+        n, b, nd = self.n, self.b, self.nd
+        wide = n * layer.intermediate
+        working: float = b * nd + (3 if layer.gated else 1) * b * wide
+        if self.full or any(linear.name == "down_proj" for linear in self._targets(layer)):
             working -= b * wide  # its input is gone when gate and up run backward
+        for experts in layer.experts:
+            # First what the experts put out, times the router's float32 weights; then their own gradients.
+            out, inside = self.shape.hidden, experts.kept * experts.intermediate
+            working += experts.chosen * n * max(8 * out, b * (inside - out))
         if self.step.recompute != "none":
-            working += self.layer - (self._attention_outputs if self.step.recompute == "selective" else 0)
+            working += self.layer(layer)
+            working -= self._attention_outputs(layer) if self.step.recompute == "selective" else 0
             working -= nd * 4 * (b == 4)  # without a cast the first norm keeps the layer's input itself
         if self.full or self.recipe.tuning == "qlora":
             # The gradient of a weight, or a 4-bit weight unpacked.
-            working += b * max(linear.weights for linear in shape.linears)
+            stacked = [experts.stacked for experts in layer.experts if self.full]
+            working += b * max([linear.weights for linear in layer.linears] + stacked)
         if self.full and self.sharded:
             # Gradients of the layer before on their way to their owners; that layer's activations are gone.
-            working += max(0, 4 * shape.layer_parameters - self.kept_layer)
-        return self.moment(self._gathered, self._earlier, self.kept - self._last_norm, working + self._head_gradient)
+            working += max(0, 4 * layer.parameters - self.kept_layer(layer))
+        return working
 
     def at_end(self) -> dict[str, float]:
         """The embedding's gradient, dense, beside the one of earlier rows; under sharding whole, and again in float32

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from logodata.common.errors import UserError
@@ -14,7 +17,7 @@ from logotrain.recipe.settings import TrainRecipe
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,49 +42,108 @@ class Linear:
         return self.path.rpartition(".")[2]
 
     @property
+    def mixes(self) -> bool:
+        """Whether it belongs to what mixes tokens: attention, linear attention, a state space."""
+        return bool(_MIXER.search(self.path))
+
+    @property
     def weights(self) -> int:
         """The number of weights without the bias."""
         return self.inputs * self.outputs
 
 
 @dataclass(frozen=True, slots=True)
-class ModelShape:
-    """Sizes of a dense decoder of equal layers. ``linears`` and ``layer_parameters`` are those of one decoder layer.
+class Experts:
+    """The experts of a decoder layer, each matrix of all of them stacked in one weight.
 
     Attributes:
-        hidden: width of the residual stream, d.
-        query_width: width of all query heads together, q.
-        key_width: width of all key heads together, k.
-        num_heads: number of query heads, h.
-        vocabulary: number of tokens, V.
-        head: name of the output head's layer.
-        tied: whether the token embedding and the head are one weight.
-        gated: whether the MLP multiplies two branches.
-        intermediate: width of the MLP, f.
-        norm_widths: for each norm of a decoder layer, the number of features that it reads of a token.
-        other_parameters: weights of the last norm, and of a head that is not tied.
+        chosen: number of experts that a token is sent to, k.
+        intermediate: width of one expert's MLP, f.
+        kept: values of that width that one expert keeps of a token.
+        stacked: number of weights of the largest stack.
     """
 
-    num_layers: int
-    hidden: int
+    chosen: int
+    intermediate: int
+    kept: int
+    stacked: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Sizes of one kind of decoder layer.
+
+    Attributes:
+        count: number of layers of this kind.
+        attends: whether it has attention to tokens, and not linear attention or a convolution.
+        query_width: width of all query heads together, q.
+        key_width: width of all key heads together, k.
+        value_width: width of all value heads together, v.
+        output_width: width of what attention puts out.
+        gated: whether the MLP multiplies two branches.
+        intermediate: width of the MLP that every token goes through, f; 0 if there is none.
+        norm_widths: for each norm, the number of features that it reads of a token.
+        token_weights: see :func:`layer_weights`.
+    """
+
+    count: int
+    attends: bool
     query_width: int
     key_width: int
-    num_heads: int
-    vocabulary: int
-    head: str
-    tied: bool
+    value_width: int
+    output_width: int
     gated: bool
     intermediate: int
     norm_widths: tuple[int, ...]
     linears: tuple[Linear, ...]
-    layer_parameters: int
+    experts: tuple[Experts, ...]
+    parameters: int
+    token_weights: int
+
+    def targets(self, names: Collection[str]) -> list[Linear]:
+        """Return the linear layers of these names."""
+        return [linear for linear in self.linears if linear.name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a decoder.
+
+    Attributes:
+        hidden: width of the residual stream, d.
+        num_heads: number of query heads, h.
+        vocabulary: number of tokens, V.
+        head: name of the output head's layer.
+        tied: whether the token embedding and the head are one weight.
+        layers: one for each kind of decoder layer.
+        other_parameters: weights of the last norm, of a head that is not tied, and of what sees and hears.
+    """
+
+    hidden: int
+    num_heads: int
+    vocabulary: int
+    head: str
+    tied: bool
+    layers: tuple[LayerShape, ...]
     embedding_parameters: int
     other_parameters: int
 
     @property
+    def num_layers(self) -> int:
+        """The number of decoder layers."""
+        return sum(layer.count for layer in self.layers)
+
+    @property
+    def caveat(self) -> str:
+        """Why an estimate of memory is rough; empty if it is not."""
+        rough = sum(layer.count for layer in self.layers if not layer.attends)
+        return f"a rough estimate: {rough} of {self.num_layers} layers have no attention to tokens" if rough else ""
+
+    @property
     def parameters(self) -> int:
         """The number of weights of the model."""
-        return self.num_layers * self.layer_parameters + self.embedding_parameters + self.other_parameters
+        in_layers = sum(layer.count * layer.parameters for layer in self.layers)
+        return in_layers + self.embedding_parameters + self.other_parameters
 
     @property
     def head_parameters(self) -> int:
@@ -90,45 +152,94 @@ class ModelShape:
 
 
 def layer_weights(layer: nn.Module) -> int:
-    """Return how many weights the matrices of a decoder layer have, packed to 4 bits or not, without adapters."""
+    """Return how many weights one token meets in the matrices of a decoder layer, packed to 4 bits or not.
+
+    Adapters do not count, and of stacked experts only those that the token is sent to.
+    """
     from torch import nn
 
-    return sum(
-        module.in_features * module.out_features
-        if isinstance(module, nn.Linear)
-        else sum(weight.numel() for weight in module.parameters(recurse=False) if weight.ndim > 1)  # stacked experts
-        for path, module in layer.named_modules()
-        if "lora_" not in path
-    )
+    total = 0
+    for path, module in layer.named_modules():
+        if isinstance(module, nn.Linear):
+            total += 0 if "lora_" in path else module.in_features * module.out_features
+        elif _has_experts(module):
+            total += sum(_chosen(layer, path, stack) * stack[0].numel() for stack in _stacks(module))
+        else:
+            total += sum(weight.numel() for weight in module.parameters(recurse=False) if weight.ndim > 1)
+    return total
+
+
+def _has_experts(module: nn.Module) -> bool:
+    return "Expert" in type(module).__name__ and bool(_stacks(module))
+
+
+def _stacks(module: nn.Module) -> list[nn.Parameter]:
+    """Return the matrices of the experts of a module, each [E, outputs, inputs] or [E, inputs, outputs]."""
+    return [weight for weight in module.parameters(recurse=False) if weight.ndim == 3]
+
+
+def _chosen(layer: nn.Module, path: str, stack: nn.Parameter) -> int:
+    """Return how many of the experts at a path in a decoder layer a token is sent to."""
+    if "shared" in path:
+        return len(stack)
+    block = layer.get_submodule(path.rpartition(".")[0])
+    # The router beside them knows. Where there is none that says it, the config does.
+    counts = [getattr(module, "top_k", None) for module in block.modules()]
+    config = getattr(layer.get_submodule(path), "config", None)
+    counts.append(getattr(config, "num_experts_per_tok", None))
+    return next((count for count in counts if isinstance(count, int)), len(stack))
 
 
 def model_shape(config: PreTrainedConfig) -> ModelShape:
     """Return the sizes of the model that ``config`` describes. They are read off the model, built without memory.
 
     Raises:
-        UserError: the model is not a dense decoder of equal layers with one embedding and one head.
+        UserError: the model is not a decoder with attention heads, one embedding and one head, or it has state-space
+            layers, of which memory is not known.
     """
     import torch
     from torch import nn
-    from transformers.pytorch_utils import Conv1D
+
+    from logotrain.model.recompute import decoder_layers
 
     where = config_name(config)
     with torch.device("meta"):
         model: Any = empty_model(copy.deepcopy(config), where)
     text = text_config(model.config)
-    layers = _equal_layers(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    hidden, num_heads = (_size(text, name) if layers else 0 for name in ("hidden_size", "num_attention_heads"))
-    if not hidden or not num_heads or not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
+    differs = getattr(text, "is_heterogeneous", False)  # such a config raises where a size of its layers is asked for
+    hidden, num_heads = (0 if differs else _size(text, name) for name in ("hidden_size", "num_attention_heads"))
+    layers = decoder_layers(model)
+    has_state = any(_STATE_SPACE.search(type(module).__name__) for layer in layers for module in layer.modules())
+    plain = isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear) and not has_state
+    if not hidden or not num_heads or not plain:
         raise UserError(
-            "not a dense decoder of equal layers",
+            "not a decoder of attention layers with one embedding and one head",
             where=where,
             mend="its memory cannot be estimated: set recompute and parallel.strategy in the recipe",
         )
-    width = head_dim(text)
-    query_width, key_width = num_heads * width, (_size(text, "num_key_value_heads") or num_heads) * width
-    named_widths = {"q_norm": query_width, "q_layernorm": query_width, "k_norm": key_width, "k_layernorm": key_width}
-    modules = [(path, module) for path, module in layers[0].named_modules() if path]
+    kinds: dict[object, list[tuple[nn.Module, bool]]] = {}
+    for layer, name in zip_longest(layers, (getattr(text, "layer_types", None) or ())[: len(layers)]):
+        attends = name is None or name == "hybrid" or ("attention" in name and "linear" not in name)
+        sizes = tuple((path, weight.shape) for path, weight in layer.named_parameters())
+        kinds.setdefault((attends, sizes), []).append((layer, attends))
+    return ModelShape(
+        hidden=hidden,
+        num_heads=num_heads,
+        vocabulary=embedding.weight.shape[0],
+        head=next(path.rpartition(".")[2] for path, module in model.named_modules() if module is head),
+        tied=head.weight is embedding.weight,
+        layers=tuple(_layer_shape(*alike[0], len(alike), text) for alike in kinds.values()),
+        embedding_parameters=embedding.weight.numel(),
+        other_parameters=model.num_parameters() - embedding.weight.numel() - sum(map(_count, layers)),
+    )
+
+
+def _layer_shape(layer: nn.Module, attends: bool, count: int, text: PreTrainedConfig) -> LayerShape:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    modules = [(path, module) for path, module in layer.named_modules() if path]
     linears: list[Linear] = []
     for path, module in modules:
         if isinstance(module, nn.Linear | Conv1D):
@@ -136,51 +247,86 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
             # A linear layer's weight is [outputs, inputs]; a Conv1D keeps it the other way round.
             inputs, outputs = module.weight.shape[:: -1 if plain else 1]
             linears.append(Linear(path, _input_of(path), inputs, outputs, adaptable=plain))
-    return ModelShape(
-        num_layers=len(layers),
-        hidden=hidden,
-        query_width=query_width,
-        key_width=key_width,
-        num_heads=num_heads,
-        vocabulary=embedding.weight.shape[0],
-        head=next(path.rpartition(".")[2] for path, module in model.named_modules() if module is head),
-        tied=head.weight is embedding.weight,
-        gated=any("gate" in linear.name for linear in linears),
+    query, key, value, output = _attention_widths(linears, text)
+    named_widths = {"q_norm": query, "q_layernorm": query, "k_norm": key, "k_layernorm": key}
+    experts = _experts(layer, text.hidden_size)
+    outside = [linear for linear in linears if not linear.mixes]
+    return LayerShape(
+        count=count,
+        attends=attends,
+        query_width=query,
+        key_width=key,
+        value_width=value,
+        output_width=output,
+        gated=any("gate" in linear.name for linear in outside),
         # Not every config names it, or means it: the widest of what leads back to the residual stream, but for heads.
         intermediate=max(
-            (linear.inputs for linear in linears if linear.outputs == hidden and linear.inputs != query_width),
-            default=query_width,
+            (linear.inputs for linear in outside if linear.outputs == text.hidden_size and linear.inputs != output),
+            default=0 if experts else query,
         ),
         norm_widths=tuple(
-            named_widths.get(path.rpartition(".")[2], hidden)
+            named_widths.get(path.rpartition(".")[2]) or _norm_width(module, text.hidden_size)
             for path, module in modules
             if type(module).__name__.endswith("Norm")
         ),
         linears=tuple(linears),
-        layer_parameters=_count(layers[0]),
-        embedding_parameters=embedding.weight.numel(),
-        other_parameters=model.num_parameters() - embedding.weight.numel() - sum(map(_count, layers)),
+        experts=experts,
+        parameters=_count(layer),
+        token_weights=layer_weights(layer),
     )
+
+
+_MIXER = re.compile("attn|attention|conv")
+"""What mixes tokens, in the path of a linear layer."""
+
+_STATE_SPACE = re.compile("Mamba|Mixer$|Recurrent")
+"""State-space layers, in the name of a class. Their code keeps up to a hundred times what goes into it."""
+
+
+def _attention_widths(linears: Sequence[Linear], text: PreTrainedConfig) -> tuple[int, int, int, int]:
+    """Return the widths of queries, keys, values and output: those of the projections, else as the config says."""
+    width = head_dim(text)
+    query = text.num_attention_heads * width
+    outputs = {linear.name: linear.outputs for linear in linears}
+    inputs = {linear.name: linear.inputs for linear in linears}
+    if "kv_b_proj" in outputs:  # multi-head latent attention: every head has a key of its own, as wide as its query
+        query = outputs.get("q_b_proj") or outputs.get("q_proj") or query
+        return query, query, inputs.get("o_proj", query), inputs.get("o_proj", query)
+    key = (_size(text, "num_key_value_heads") or text.num_attention_heads) * width
+    return query, outputs.get("k_proj", key), outputs.get("v_proj", key), inputs.get("o_proj", query)
+
+
+def _norm_width(norm: nn.Module, hidden: int) -> int:
+    weight = getattr(norm, "weight", None)
+    return hidden if weight is None else weight.numel()
+
+
+def _experts(layer: nn.Module, hidden: int) -> tuple[Experts, ...]:
+    """Return the stacked experts of a decoder layer. The matrices of one block may be in one module or in several."""
+    import torch
+
+    blocks: dict[str, list[tuple[str, nn.Module]]] = {}
+    for path, module in layer.named_modules():
+        if _has_experts(module):
+            block = path if len(_stacks(module)) > 1 else path.rpartition(".")[0]
+            blocks.setdefault(block, []).append((path, module))
+    found: list[Experts] = []
+    for members in blocks.values():
+        path, module = members[0]
+        stacks = [stack for _, member in members for stack in _stacks(member)]
+        widths = [stack[0].numel() // hidden for stack in stacks]
+        intermediate = min(widths)
+        kept = 3 if sum(widths) >= 3 * intermediate else 1
+        # A class with a gate of its own, such as GPT-OSS's, caps the gate's inputs. Others get transformers' default.
+        if getattr(getattr(type(module), "_apply_gate", None), "__name__", "") == "_apply_gate":
+            kept = 6
+        found.append(Experts(_chosen(layer, path, stacks[0]), intermediate, kept, max(map(torch.numel, stacks))))
+    return tuple(found)
 
 
 def _size(config: PreTrainedConfig, name: str) -> int:
     """Return a field of a config, 0 where it has none."""
     return getattr(config, name, None) or 0
-
-
-def _equal_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the decoder's layers if they are of one size and none chooses among experts, else none."""
-    from logotrain.model.recompute import decoder_layers
-
-    if getattr(text_config(model.config), "is_heterogeneous", False):
-        return []  # such a config raises where a size of its layers is asked for
-    layers = decoder_layers(model.get_decoder())
-    chooses = any(
-        "expert" in path or weight.ndim > 2  # experts are stacked
-        for layer in layers
-        for path, weight in layer.named_parameters()
-    )
-    return [] if chooses or len({_count(layer) for layer in layers}) != 1 else list(layers)
 
 
 def _count(module: nn.Module) -> int:
@@ -198,16 +344,21 @@ class Trained:
     """What a recipe trains of a model.
 
     Attributes:
-        targets: the linear layers of one decoder layer that get an adapter.
+        targets: names of the linear layers that get an adapter.
         adapters: number of weights of all adapters.
         embedding: whether the token embedding is trained.
         total: number of weights that get gradients.
     """
 
-    targets: tuple[Linear, ...]
+    targets: frozenset[str]
     adapters: int
     embedding: bool
     total: int
+
+
+def adapter_weights(linears: Sequence[Linear], rank: int) -> int:
+    """Return how many weights the adapters of these linear layers have."""
+    return rank * sum(linear.inputs + linear.outputs for linear in linears)
 
 
 def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
@@ -217,9 +368,9 @@ def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
         UserError: see :func:`logotrain.model.targets.adapter_targets`.
     """
     if recipe.tuning == "full":
-        return Trained((), 0, True, shape.parameters)
-    paths = [linear.path for linear in shape.linears if linear.adaptable]
-    chosen, embedding = adapter_targets(recipe.lora, paths, shape.head, tied=shape.tied, where=recipe.model)
-    targets = tuple(linear for linear in shape.linears if linear.name in chosen)
-    adapters = shape.num_layers * recipe.lora.rank * sum(linear.inputs + linear.outputs for linear in targets)
-    return Trained(targets, adapters, embedding, adapters + embedding * shape.embedding_parameters)
+        return Trained(frozenset(), 0, True, shape.parameters)
+    paths = [linear.path for layer in shape.layers for linear in layer.linears if linear.adaptable]
+    names, embedding = adapter_targets(recipe.lora, paths, shape.head, tied=shape.tied, where=recipe.model)
+    chosen = frozenset(names)
+    adapters = sum(layer.count * adapter_weights(layer.targets(chosen), recipe.lora.rank) for layer in shape.layers)
+    return Trained(chosen, adapters, embedding, adapters + embedding * shape.embedding_parameters)

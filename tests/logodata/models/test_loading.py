@@ -177,6 +177,22 @@ def test_known_shapes_have_the_published_number_of_weights(name: str) -> None:
     assert total / 1e9 == pytest.approx(billions, abs=5e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", 46_702_792_704),
+        ("Qwen/Qwen3-30B-A3B", 30_532_122_624),
+        ("openai/gpt-oss-20b", 20_914_757_184),
+        ("google/gemma-3-27b-it", 27_432_406_640),
+    ],
+)
+def test_known_mixtures_and_models_that_see_have_the_published_number_of_weights(name: str, weights: int) -> None:
+    config = known_shapes(name)
+    assert config is not None
+    with torch.device("meta"):
+        assert AutoModelForCausalLM.from_config(config).num_parameters() == weights
+
+
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No network, and nothing in a cache."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from transformers import LlamaConfig
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from logodata.common.errors import UserError
 from logotrain.plan.choices import (
@@ -27,6 +29,7 @@ from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import attention_share, row_cost
 from tests.logotrain.plan.test_memory import EVERYWHERE, FULL, M2, config_of, recipe_of
+from tests.logotrain.plan.test_shape import tiny
 
 ROW = RowLayout((SharedPrefixLayout(8192, (256, 256, 256)),))
 GIB = 2**30
@@ -75,6 +78,22 @@ def test_work_by_hand() -> None:
     assert row_cost(row.samples, attention_share(256, weights)) == pytest.approx(
         (4 * weights + attention) / (2 * weights)
     )
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "qwen2_moe"])
+def test_work_of_experts_is_what_torch_counts(family: str) -> None:
+    config = tiny(family)
+    if family == "deepseek_v3":
+        config.num_key_value_heads, config.first_k_dense_replace = 4, 1
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    shape, tokens = model_shape(config), 512
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.randint(0, 61, (1, tokens)), use_cache=False)
+    linear = 2 * tokens * sum(layer.count * layer.token_weights for layer in shape.layers)
+    # Eager attention computes the half that a mask hides, too.
+    attention = 2 * tokens**2 * sum(layer.count * (layer.query_width + layer.output_width) for layer in shape.layers)
+    expected = linear + attention + 2 * tokens * shape.head_parameters
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
 
 
 def choose(recipe: TrainRecipe, device_bytes: int | None, world_size: int = 1) -> tuple[str, str]:
@@ -126,6 +145,12 @@ def test_replicas_that_would_be_sharded_in_silence_are_refused() -> None:
     check_strategy(recipe_of(**FULL), 2)
 
 
+def test_a_rough_estimate_says_so() -> None:
+    shape = replace(model_shape(config_of()), layers=model_shape(tiny("qwen3_5_text", mixed=True)).layers)
+    _, reason = choose_recompute(StepPlan(shape, recipe_of(), M2, device_bytes=40 * GIB))
+    assert reason.endswith("fits in 40.0 GiB; a rough estimate: 1 of 2 layers have no attention to tokens")
+
+
 def test_reasons_hold_the_sizes() -> None:
     _, reason = choose_recompute(StepPlan(model_shape(config_of()), recipe_of(), M2, device_bytes=40 * GIB))
     assert reason == "1.0 GiB fits in 40.0 GiB"
@@ -136,10 +161,11 @@ def test_more_processes_hold_less_each() -> None:
     step = StepPlan(shape, recipe_of(**FULL), M2, "full", "shard")
     sizes = [estimate_memory(replace(step, world_size=count)).allocated for count in (1, 2, 8)]
     assert sizes == sorted(sizes, reverse=True)
-    deeper = replace(step, shape=replace(shape, num_layers=10), world_size=8)
+    (layer,) = shape.layers
+    deeper = replace(step, shape=replace(shape, layers=(replace(layer, count=10),)), world_size=8)
     kept = replace(deeper, recipe=recipe_of(**FULL, parallel={"reshard_after_forward": False}))
     more, less = (estimate_memory(it).allocated for it in (kept, deeper))
-    assert more - less == pytest.approx(8 * 2 * shape.layer_parameters)
+    assert more - less == pytest.approx(8 * 2 * layer.parameters)
 
 
 def test_time_is_work_over_rate() -> None:

@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GemmaConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    GemmaConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from benchmarks.simulate import Simulated, simulate_step
 from logotrain.loss import logprobs
@@ -132,9 +144,71 @@ def test_models(config: PreTrainedConfig) -> None:
     compare(config, recipe_of(**EVERYWHERE), M2, "none")
 
 
-def test_a_shape_counts_the_weights_of_the_model() -> None:
-    from transformers import AutoModelForCausalLM
+MIXTRAL = config_of(MixtralConfig, num_local_experts=8, num_experts_per_tok=2, sliding_window=None)
+QWEN3_MOE = config_of(
+    Qwen3MoeConfig, num_hidden_layers=4, num_experts=16, num_experts_per_tok=4, moe_intermediate_size=128
+)
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 8,
+    "q_lora_rank": 96,
+    "kv_lora_rank": 64,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 24,
+    "head_dim": 16,
+}
+DEEPSEEK = config_of(
+    DeepseekV3Config,
+    **LATENT,
+    num_hidden_layers=4,
+    first_k_dense_replace=1,
+    n_routed_experts=16,
+    num_experts_per_tok=4,
+    moe_intermediate_size=128,
+    n_group=2,
+    topk_group=1,
+)
 
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "config",
+    [MIXTRAL, QWEN3_MOE, config_of(DeepseekV3Config, **LATENT, first_k_dense_replace=2), DEEPSEEK],
+    ids=["mixtral", "qwen3-moe", "latent-attention", "deepseek"],
+)
+def test_experts_latent_attention_and_layers_that_differ(config: PreTrainedConfig, recompute: Recompute) -> None:
+    compare(config, recipe_of(**ATTENTION), M2, recompute)
+
+
+@pytest.mark.parametrize("config", [QWEN3_MOE, DEEPSEEK], ids=["qwen3-moe", "deepseek"])
+def test_all_weights_of_experts(config: PreTrainedConfig) -> None:
+    compare(config, recipe_of(**FULL), M2, "full", shards=8)
+
+
+@pytest.mark.parametrize("cls", [MixtralConfig, GptOssConfig])
+def test_what_experts_keep(cls: type[PreTrainedConfig]) -> None:
+    """The experts of one layer run alone: GPT-OSS caps what goes into its gate, and keeps it twice."""
+    config, tokens = config_of(cls, num_local_experts=8, num_experts_per_tok=2), 64
+    experts = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False).model.layers[0].mlp.experts
+    weights = {weight.untyped_storage().data_ptr() for weight in experts.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states, scores = torch.randn(tokens, 256, requires_grad=True), torch.rand(tokens, 2, requires_grad=True)
+        output = experts(states, torch.arange(2 * tokens).view(tokens, 2) % 8, scores)
+    (found,) = model_shape(config).layers[0].experts
+    expected = found.chosen * tokens * (4 * found.kept * found.intermediate + 4 * 256 + 24)
+    assert sum(storage.nbytes() for storage in kept.values()) == pytest.approx(expected, rel=0.01)
+    assert output.grad_fn is not None
+
+
+def test_a_shape_counts_the_weights_of_the_model() -> None:
     from logotrain.model.adapters import add_adapters
 
     for cls in (LlamaConfig, Qwen2Config, Qwen3Config, GemmaConfig):
@@ -171,8 +245,6 @@ def test_a_real_step_allocates_as_much(
 
 def profiled_step(config: PreTrainedConfig, recipe: TrainRecipe, row: RowLayout, recompute: Recompute) -> int:
     """Bytes that a real second step of two rows takes beyond weights and optimizer state, at its peak."""
-    from transformers import AutoModelForCausalLM
-
     from benchmarks.simulate import _row
     from logotrain.attention.shared_prefix import use_shared_prefix
     from logotrain.loss.logprobs import LogprobModel, split_logprobs

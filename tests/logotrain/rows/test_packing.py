@@ -80,6 +80,6 @@ def test_the_plan_and_the_run_weigh_attention_alike(
     make_recipe: Callable[..., TrainRecipe], fields: dict[str, Any]
 ) -> None:
     recipe = make_recipe(**fields)
-    shape = model_shape(load_config(recipe.model))
+    (layer,) = model_shape(load_config(recipe.model)).layers
     found = prepare(recipe, World(), Collator.of(recipe, 2048), []).attention_share
-    assert found == attention_share(shape.query_width, sum(linear.weights for linear in shape.linears))
+    assert found == attention_share(layer.query_width, layer.token_weights)
