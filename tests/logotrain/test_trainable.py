@@ -287,7 +287,7 @@ def test_settings_that_a_model_does_not_take_are_refused(
 ) -> None:
     bloom = BloomConfig(vocab_size=269, hidden_size=32, n_layer=2, n_head=4, max_position_embeddings=256)
     folder = make_model_dir(bloom, "bloom", weights=False)
-    with pytest.raises(UserError, match=r"takes no position ids \(set positions.mode=natural\)"):
+    with pytest.raises(UserError, match=r"takes no gaps between positions \(set positions.mode=natural\)"):
         trainable_config(make_recipe(model=folder))
     natural = {"positions.mode": "natural"}
     with pytest.raises(UserError, match="cannot be shared: BloomForCausalLM does not let its attention be replaced"):
