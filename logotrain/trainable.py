@@ -261,8 +261,8 @@ def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def _probe_row(vocabulary: int, gap: int = _GAP) -> Row:
-    """Return two samples and padding. ``gap`` positions are left out in each prompt, and all responses of a sample begin
-    with the same token."""
+    """Return two samples and padding. ``gap`` positions are left out in each prompt, and all responses of a sample have
+    one first token."""
     layout = RowLayout((SharedPrefixLayout(17, (6, 4, 5)), SharedPrefixLayout(9, (3, 5))), padding=3)
     ids = torch.arange(layout.total_length) * 7 % vocabulary
     gathered: list[Tensor] = []

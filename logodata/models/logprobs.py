@@ -63,7 +63,7 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """
     decoder: Any = model.get_decoder()
     if not hasattr(decoder, "get_decoder"):  # ModernBERT calls a part of its head so
-        return model.base_model
+        decoder = model.base_model
     if decoder is model and model.get_output_embeddings() is not None:
         # Some models do not know the part's name (Llama 4 in transformers 5.19).
         decoder = next(child for child in model.children() if hasattr(child, "get_decoder"))
