@@ -154,8 +154,12 @@ def _small_model(config: PreTrainedConfig, where: str) -> PreTrainedModel | str:
             pass_on(error)
             if isinstance(error, UserError) and "no causal language model" in error.what:
                 raise
-            reason = reason or f"{type(error).__name__} {first_line(error)}"
+            reason = reason or _said(error)
     return reason
+
+
+def _said(error: Exception) -> str:
+    return error.what if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _own_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
@@ -200,9 +204,11 @@ def _try_sharing(scorer: LogprobModel, row: Row, truth: Tensor) -> tuple[str, fr
     try:
         with use_shared_prefix(scorer.causal_lm, "dense"), recorded_features() as features:
             shared = scorer(row)
+    except UserError as error:
+        return error.what, frozenset()
     except Exception as error:
         pass_on(error)
-        return first_line(error), frozenset()
+        return f"its code does not take shared rows ({_said(error)})", frozenset()
     if not _equal(shared, truth):
         difference = (shared - truth).abs().max().item()
         return f"their log-probabilities would differ, in a small copy by up to {difference:.1g} nats", frozenset()
@@ -256,8 +262,11 @@ def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
-        what = f"{type(model).__name__} cannot compute a row: {type(error).__name__} {first_line(error)}"
-        raise UserError(what, where=name, mend="use another model, such as Llama or Qwen") from error
+        raise UserError(
+            f"{type(model).__name__} cannot compute a row: {_said(error)}",
+            where=name,
+            mend="use another model, such as Llama or Qwen",
+        ) from error
 
 
 def _probe_row(vocabulary: int, gap: int = _GAP) -> Row:

@@ -86,11 +86,15 @@ def _fewer_layers(text: PreTrainedConfig) -> None:
     lists = {
         field: value for field, value in vars(text).items() if isinstance(value, list | tuple) and len(value) == count
     }
-    kinds = [repr([value[layer] for value in lists.values()]) for layer in range(count)]
+    # The last layers of some models take the keys and values of earlier ones.
+    shared = _field(text, "num_kv_shared_layers") or 0
+    kinds = [repr([layer >= count - shared, *(value[layer] for value in lists.values())]) for layer in range(count)]
     kept = sorted(layer for layer in range(count) if kinds.index(kinds[layer]) == layer)[:_MOST_LAYERS]
     if len(kept) == 1:
         kept = [0, 1]
     _set(text, {"num_hidden_layers": len(kept)})
+    if shared:
+        _set(text, {"num_kv_shared_layers": sum(layer >= count - shared for layer in kept)})
     _set(text, {field: [value[layer] for layer in kept] for field, value in lists.items()})
     # The first layers of some mixtures are dense.
     if _field(text, "first_k_dense_replace"):

@@ -359,7 +359,7 @@ def test_a_model_whose_layers_fail_on_a_row_ends_in_one_line(
 
     monkeypatch.setattr(LlamaMLP, "forward", fails)
     load_data(make_recipe())
-    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot compute a row: KeyError 'no such expert'"):
+    with pytest.raises(UserError, match=r"LlamaForCausalLM cannot compute a row: KeyError: 'no such expert'"):
         run(make_recipe(), tmp_path / "run")
 
 
