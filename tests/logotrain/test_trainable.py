@@ -327,7 +327,7 @@ def test_a_model_that_nobody_has_seen_is_found_out(monkeypatch: pytest.MonkeyPat
         lambda self, hidden: plain(self, hidden) + functional.pad(hidden, (0, 0, 1, 0))[:, :-1] * 0.1,
     )
     traits = read_traits(LlamaConfig(**SIZES, rms_norm_eps=1e-3))
-    assert "their log-probabilities would differ" in traits.obstacle
+    assert traits.obstacle == "responses over one prompt would get other log-probabilities"
 
 
 @pytest.mark.parametrize("change", [lambda logits: logits * 1.5, torch.tanh, lambda logits: logits - logits[..., :1]])
