@@ -19,7 +19,7 @@ def table() -> dict[str, str]:
 
 
 def written_for() -> str:
-    return re.findall(r"transformers (\S+),", PAGE.read_text(encoding="utf-8"))[0]
+    return re.findall(r"written with transformers (\S+),", PAGE.read_text(encoding="utf-8"))[0]
 
 
 @pytest.mark.slow
