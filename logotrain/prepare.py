@@ -115,8 +115,11 @@ def _decide(
     try:
         shape = model_shape(load_config(recipe.model))
     except UserError as error:
-        note(f"recompute: full (memory is not estimated: {error.what})")
-        return "shard" if recipe.tuning == "full" and world.size > 1 else "replicate", "full"
+        # What is left to choose is chosen without an estimate: the least memory.
+        strategy = ("shard" if recipe.tuning == "full" else "replicate") if strategy == "auto" else strategy
+        recompute = "full" if recipe.recompute == "auto" else recipe.recompute
+        note(f"strategy: {strategy}, recompute: {recompute} (memory is not estimated: {error.what})")
+        return strategy, recompute
     plan = StepPlan(
         shape=shape,
         recipe=recipe,

@@ -16,6 +16,7 @@ WINDOW = 6
 """Tokens in a window or a chunk of a small copy."""
 
 VOCABULARY = 128
+"""Tokens of a small copy's vocabulary."""
 
 _HEADS, _HEAD_WIDTH, _INNER_WIDTH, _EXPERTS = 4, 16, 32, 16
 _MOST_LAYERS = 6
@@ -29,9 +30,9 @@ _IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def small_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Yield small copies of a config, the narrowest first. Whether a model can be made of a copy is for the caller to
-    try: which widths must agree with which others differs from model to model.
+    """Yield small copies of a config, the narrowest first.
 
+    The caller tries whether a model can be made of a copy, because which widths must agree differs from model to model.
     A copy has :data:`VOCABULARY` tokens, windows and chunks of :data:`WINDOW` tokens, and one layer of each kind that
     the model has, at least two layers.
     """
