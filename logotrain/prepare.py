@@ -15,6 +15,7 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.models.loading import load_config
 from logodata.models.text_config import head_dim, text_config
+from logotrain.attention.choice import AttentionChoice, choose_attention
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
@@ -26,7 +27,7 @@ from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import SharedPrefixLayout
 from logotrain.rows.packing import attention_share, largest_row
-from logotrain.trainable import AttentionChoice, choose_attention, read_traits
+from logotrain.trainable import read_traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,11 @@ def _decide(
     try:
         shape = model_shape(load_config(recipe.model))
     except UserError as error:
-        note(f"recompute: full (memory is not estimated: {error.what})")
-        return "shard" if recipe.tuning == "full" and world.size > 1 else "replicate", "full"
+        # What is left to choose is chosen without an estimate: the least memory.
+        strategy = ("shard" if recipe.tuning == "full" else "replicate") if strategy == "auto" else strategy
+        recompute = "full" if recipe.recompute == "auto" else recipe.recompute
+        note(f"strategy: {strategy}, recompute: {recompute} (memory is not estimated: {error.what})")
+        return strategy, recompute
     plan = StepPlan(
         shape=shape,
         recipe=recipe,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,14 +23,15 @@ from logodata.models.facts import length_dependent_rope
 from logodata.models.loading import empty_model, load_config
 from logodata.models.logprobs import token_logprobs
 from logodata.models.text_config import config_name, text_config
+from logotrain.attention.choice import Traits
 from logotrain.attention.kernels import forget_rows
-from logotrain.attention.shared_prefix import attention_of, choose_backend, recorded_features, use_shared_prefix
+from logotrain.attention.shared_prefix import attention_of, recorded_features, use_shared_prefix
 from logotrain.attention.variants import Feature
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.rope import scaled_config
 from logotrain.model.tiny import VOCABULARY, small_configs
 from logotrain.parallel import World, without_backward
-from logotrain.recipe.settings import Backend, Implementation, TrainRecipe
+from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Row
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
@@ -45,25 +46,11 @@ parts in float32, equal ones differ by less than 1e-4; what a model does otherwi
 _MOST_WEIGHTS = 120_000_000
 """Weights of the largest small copy that is tried."""
 
+_GAP = 3
+"""Positions that are left out shortly before the end of each prompt."""
+
 _GAIN = 3.0
 """Standard deviation of a linear layer's output on inputs of standard deviation 1, with the random weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What training depends on in a model.
-
-    Attributes:
-        obstacle: why responses cannot share their prompt; empty if they can.
-        features: the variants of attention that its layers ask for.
-        separate: the attention of transformers that computes rows without sharing.
-        uses_positions: whether results depend on position ids.
-    """
-
-    obstacle: str
-    features: frozenset[Feature] = frozenset()
-    separate: Literal["sdpa", "eager"] = "eager"
-    uses_positions: bool = True
 
 
 def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTrainedConfig:
@@ -80,8 +67,8 @@ def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTr
     where = config_name(config)
     if recipe.sharing == "prompt" and traits.obstacle:
         raise UserError(f"its prompts cannot be shared: {traits.obstacle}", where=where, mend="set sharing=auto")
-    if not traits.uses_positions and recipe.positions.mode != "natural":
-        raise UserError("the model takes no position ids", where=where, mend="set positions.mode=natural")
+    if not traits.takes_gaps and recipe.positions.mode != "natural":
+        raise UserError("the model takes no gaps between positions", where=where, mend="set positions.mode=natural")
     return scaled_config(config, recipe.rope)
 
 
@@ -104,29 +91,51 @@ _known: dict[str, Traits] = {}
 def _find_traits(config: PreTrainedConfig) -> Traits:
     where = config_name(config)
     with _own_random_state(), torch.no_grad():
-        found = _small_model(config, where)
-        if isinstance(found, str):
-            return Traits(f"no small copy of it could be tried ({found})", separate="sdpa")
-        model, truth = found
-        scorer, row = LogprobModel(model), _probe_row(VOCABULARY)
-        _check_function(scorer, row, truth, where)
-        plain = replace(row, position_ids=_positions(row.layout, gap=0))
-        uses_positions = not _equal(scorer(plain), truth)
-        try:
-            model.set_attn_implementation("sdpa")
-            separate: Literal["sdpa", "eager"] = "sdpa" if _equal(scorer(row), truth) else "eager"
-        except Exception as error:
-            pass_on(error)
-            separate = "eager"
+        model = _small_model(config, where)
+        if isinstance(model, str):
+            return Traits(f"no small copy of it could be tried ({model})", separate="sdpa")
+        takes_gaps = _takes_gaps(model)
+        row = _probe_row(VOCABULARY, gap=_GAP if takes_gaps else 0)
+        truth = _own_logprobs(model, row)
+        _check_function(model, row, truth, where)
+        scorer = LogprobModel(model)
         obstacle, features = _try_sharing(scorer, row, truth)
+        separate: Literal["sdpa", "eager"] = "sdpa" if _computes(scorer, "sdpa", row, truth) else "eager"
+        if separate == "eager" and not _computes(scorer, "eager", row, truth):
+            raise UserError(
+                f"{type(model).__name__} gives other log-probabilities than its decoder and its head one by one",
+                where=where,
+                mend="use a model that writes text and nothing else, such as Llama or Qwen",
+            )
     if rope := length_dependent_rope(config):
         obstacle = f"RoPE type {rope!r} changes with the length of the row"
-    return Traits(obstacle, features, separate, uses_positions)
+    return Traits(obstacle, features, separate, takes_gaps)
 
 
-def _small_model(config: PreTrainedConfig, where: str) -> tuple[PreTrainedModel, Tensor] | str:
-    """Return a small copy that runs, in float64 with random weights, and its log-probabilities of :func:`_probe_row` in
-    separate rows; or why there is none."""
+def _takes_gaps(model: PreTrainedModel) -> bool:
+    with_gaps, without = (_probe_row(VOCABULARY, gap=gap) for gap in (_GAP, 0))
+    values = _own_logprobs(model, with_gaps)
+    return _is_causal(with_gaps, values) and not _equal(values, _own_logprobs(model, without))
+
+
+def _is_causal(row: Row, values: Tensor) -> bool:
+    """Return whether the first tokens of a sample's responses, which are the same one, are equally likely."""
+    starts = [0, *accumulate(row.layout.response_lengths)][:-1]
+    by_sample = values[starts].split([len(sample.response_lengths) for sample in row.layout.samples])
+    return all(_equal(firsts, firsts[:1].expand_as(firsts)) for firsts in by_sample)
+
+
+def _computes(scorer: LogprobModel, implementation: str, row: Row, truth: Tensor) -> bool:
+    try:
+        with attention_of(scorer.causal_lm, implementation):
+            return _equal(scorer(row), truth)
+    except Exception as error:  # each model fails in its own way on what it does not know
+        pass_on(error)
+        return False
+
+
+def _small_model(config: PreTrainedConfig, where: str) -> PreTrainedModel | str:
+    """Return a small copy that runs, in float64 with random weights, or why there is none."""
     reason = ""
     for small in small_configs(config):
         try:
@@ -139,13 +148,18 @@ def _small_model(config: PreTrainedConfig, where: str) -> tuple[PreTrainedModel,
                 small, where, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
             )
             _draw_weights(model.eval())
-            return model, _own_logprobs(model, _probe_row(VOCABULARY))
+            _own_logprobs(model, _probe_row(VOCABULARY))
+            return model
         except Exception as error:
             pass_on(error)
             if isinstance(error, UserError) and "no causal language model" in error.what:
                 raise
-            reason = reason or f"{type(error).__name__} {first_line(error)}"
+            reason = reason or _said(error)
     return reason
+
+
+def _said(error: Exception) -> str:
+    return error.what if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _own_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
@@ -170,90 +184,18 @@ def _draw_weights(model: PreTrainedModel) -> None:
             nn.init.normal_(weight, std=_GAIN * weight.shape[-1] ** -0.5)
 
 
-class AttentionChoice(NamedTuple):
-    """How the attention of a model is computed while it trains.
-
-    Attributes:
-        shared: whether the responses of a sample share one computation of their prompt.
-        by: the back end of shared rows, or transformers' implementation for separate ones.
-        reason: why.
-    """
-
-    shared: bool
-    by: Implementation
-    reason: str
-
-    def __str__(self) -> str:
-        if self.shared:
-            return f"{self.by} ({self.reason})"
-        return f"{self.by}, a row for each response, which computes its prompt again ({self.reason})"
-
-    @contextmanager
-    def of(self, model: PreTrainedModel) -> Iterator[None]:
-        """Make a model, plain or inside PEFT, compute its attention so within the block."""
-        with use_shared_prefix(model, self.by) if self.by != "eager" and self.shared else attention_of(model, self.by):
-            yield
-
-
-def choose_attention(
-    traits: Traits,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    sharing: Literal["auto", "prompt", "none"] = "auto",
-    wanted: Literal["auto", Backend] = "auto",
-    here: bool = True,
-) -> AttentionChoice:
-    """Choose how the attention of a model is computed on a device.
-
-    Args:
-        traits: of the model.
-        device: where it is computed.
-        dtype: of queries, keys and values.
-        sharing: see :class:`logotrain.recipe.settings.TrainRecipe`.
-        wanted: the back end that is asked for.
-        here: see :func:`logotrain.attention.shared_prefix.choose_backend`.
-
-    Raises:
-        UserError: what is asked for cannot be computed.
-    """
-    obstacle = traits.obstacle or ("as asked for" if sharing == "none" else "")
-    if not obstacle:
-        try:
-            return AttentionChoice(True, *choose_backend(wanted, device, dtype, features=traits.features, here=here))
-        except UserError as error:
-            if wanted != "auto" or sharing == "prompt":
-                raise
-            obstacle = error.what
-    if wanted in ("flash", "flex"):
-        raise UserError(
-            f"attention={wanted} is for shared prompts, and there are none: {obstacle}", mend="set attention=auto"
-        )
-    return AttentionChoice(False, traits.separate, obstacle)
-
-
-def _check_function(scorer: LogprobModel, row: Row, truth: Tensor, where: str) -> None:
+def _check_function(model: PreTrainedModel, row: Row, truth: Tensor, where: str) -> None:
     """Refuse a model whose log-probabilities are no function of the tokens before."""
-    kind = type(scorer.causal_lm).__name__
-    first, at = [], 0
-    for counts in row.num_targets:
-        first.append([truth[at := at + (0 if not n else counts[n])] for n in range(len(counts) - 1)])
-        at += counts[-1]
-    if any(not _equal(value, values[0]) for values in first for value in values):
+    kind = type(model).__name__
+    if not _is_causal(row, truth):
         raise UserError(
             f"{kind} lets tokens depend on later ones, so it does not predict the next token",
             where=where,
             mend="use a causal language model",
         )
     _seed(1)
-    if not _equal(_own_logprobs(scorer.causal_lm, row), truth):
+    if not _equal(_own_logprobs(model, row), truth):
         raise _random(kind, where)
-    if not _equal(scorer(row), truth):
-        raise UserError(
-            f"{kind} gives other log-probabilities than its decoder and its head one after the other",
-            where=where,
-            mend="use a model that writes text and nothing else, such as Llama or Qwen",
-        )
 
 
 def _try_sharing(scorer: LogprobModel, row: Row, truth: Tensor) -> tuple[str, frozenset[Feature]]:
@@ -262,12 +204,13 @@ def _try_sharing(scorer: LogprobModel, row: Row, truth: Tensor) -> tuple[str, fr
     try:
         with use_shared_prefix(scorer.causal_lm, "dense"), recorded_features() as features:
             shared = scorer(row)
+    except UserError as error:
+        return error.what, frozenset()
     except Exception as error:
         pass_on(error)
-        return first_line(error), frozenset()
+        return f"its code does not take shared rows ({_said(error)})", frozenset()
     if not _equal(shared, truth):
-        difference = (shared - truth).abs().max().item()
-        return f"their log-probabilities would differ, in a small copy by up to {difference:.1g} nats", frozenset()
+        return "responses over one prompt would get other log-probabilities", frozenset()
     return "", frozenset(features)
 
 
@@ -318,12 +261,16 @@ def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
-        what = f"{type(model).__name__} cannot compute a row: {type(error).__name__} {first_line(error)}"
-        raise UserError(what, where=name, mend="use another model, such as Llama or Qwen") from error
+        raise UserError(
+            f"{type(model).__name__} cannot compute a row: {_said(error)}",
+            where=name,
+            mend="use another model, such as Llama or Qwen",
+        ) from error
 
 
-def _probe_row(vocabulary: int) -> Row:
-    """Return two samples and padding, with gaps between positions. A sample's responses begin with the same token."""
+def _probe_row(vocabulary: int, gap: int = _GAP) -> Row:
+    """Return two samples and padding. ``gap`` positions are left out in each prompt, and all responses of a sample have
+    one first token."""
     layout = RowLayout((SharedPrefixLayout(17, (6, 4, 5)), SharedPrefixLayout(9, (3, 5))), padding=3)
     ids = torch.arange(layout.total_length) * 7 % vocabulary
     gathered: list[Tensor] = []
@@ -336,11 +283,11 @@ def _probe_row(vocabulary: int) -> Row:
             targets.append(ids[first : first + length])
     counts = tuple((0, *sample.response_lengths) for sample in layout.samples)
     return Row(
-        ("probe",) * 2, ids[None], _positions(layout, gap=3), torch.cat(gathered), torch.cat(targets), counts, layout
+        ("probe",) * 2, ids[None], _positions(layout, gap), torch.cat(gathered), torch.cat(targets), counts, layout
     )
 
 
-def _positions(layout: RowLayout, *, gap: int) -> Tensor:
+def _positions(layout: RowLayout, gap: int) -> Tensor:
     """Return the positions of a row, [1, N], with a gap shortly before the end of each prompt."""
     positions: list[int] = []
     for sample in layout.samples:

@@ -62,6 +62,8 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     In a model that also sees or hears it is the text decoder, which may be wrapped more than once.
     """
     decoder: Any = model.get_decoder()
+    if not hasattr(decoder, "get_decoder"):  # ModernBERT calls a part of its head so
+        decoder = model.base_model
     if decoder is model and model.get_output_embeddings() is not None:
         # Some models do not know the part's name (Llama 4 in transformers 5.19).
         decoder = next(child for child in model.children() if hasattr(child, "get_decoder"))

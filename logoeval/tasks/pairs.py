@@ -108,8 +108,9 @@ def _score(samples: Sequence[PreferenceSample], session: Session, path: Path) ->
     check_kept(file, hashes)
     waiting = [sample for sample in samples if sample.id not in file]
     if waiting:
+        from logotrain.attention.choice import choose_attention
         from logotrain.loss.logprobs import LogprobModel
-        from logotrain.trainable import choose_attention, read_traits
+        from logotrain.trainable import read_traits
 
         attention = choose_attention(read_traits(session.model.config), session.model.device, session.model.dtype)
         with (

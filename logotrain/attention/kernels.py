@@ -125,10 +125,20 @@ def _masks(
 
 def _mask(sample: SharedPrefixLayout, reach: Reach, queries: slice) -> Tensor:
     """Return which tokens of a sample the tokens ``queries`` attend to, bool [queries, N_s]."""
-    index = torch.tensor([place for piece in sample.places for place in piece])
-    part = torch.tensor([number for number, piece in enumerate(sample.places) for _ in piece])
+    _, part, index = _places(RowLayout((sample,)))
     query, own = index[queries, None], part[queries, None]
     return (index <= query) & ((part == 0) | (part == own)) & reach.visible(query, index)
+
+
+def _places(layout: RowLayout, filling: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each token of a row the number of its sample, of its part of the sample (0 is the prompt), and its
+    index in the sequence of the prompt and its response; int64 [N + filling] each. Padding and the filling after it are
+    samples of their own."""
+    samples = [*(sample.places for sample in layout.samples), (range(layout.padding),), (range(filling),)]
+    pieces = [(number, part, len(piece)) for number, parts in enumerate(samples) for part, piece in enumerate(parts)]
+    sample_of, part_of, lengths = torch.tensor(pieces).unbind(1)
+    index_of = [torch.arange(piece.start, piece.stop) for parts in samples for piece in parts]
+    return sample_of.repeat_interleave(lengths), part_of.repeat_interleave(lengths), torch.cat(index_of)
 
 
 # Flash: CUDA, bfloat16 or float16.
@@ -322,16 +332,8 @@ def mask_mod(
 
     ``query`` and ``key`` are tensors of indices into the row, which broadcast; ``batch`` and ``head`` are not used.
     """
-    blocks = ceil(layout.total_length / _BLOCK)  # the kernels read whole blocks
-    pieces = [
-        (number, part, piece)
-        for number, sample in enumerate(layout.samples)
-        for part, piece in enumerate(sample.places)
-    ]
-    pieces.append((len(layout.samples), 0, range(layout.padding)))
-    pieces.append((-1, 0, range(blocks * _BLOCK - layout.total_length)))
-    triples = [(number, part, index) for number, part, piece in pieces for index in piece]
-    sample_of, part_of, index_of = torch.tensor(triples, dtype=torch.int32, device=device).unbind(1)
+    filling = -layout.total_length % _BLOCK  # the kernels read whole blocks
+    sample_of, part_of, index_of = (places.int().to(device) for places in _places(layout, filling))
 
     def attends(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         in_prompt_or_own_response = (part_of[key] == 0) | (part_of[key] == part_of[query])

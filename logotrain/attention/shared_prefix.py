@@ -98,7 +98,7 @@ def choose_backend(
     if not obstacles["flex"]:
         return "flex", f"no flash: {obstacles['flash']}"
     if obstacles["sdpa"]:
-        raise UserError(f"{obstacles['sdpa']}, and {obstacles['flex']}", mend="set sharing=none")
+        raise UserError(f"{obstacles['sdpa']}, and there is no flex: {obstacles['flex']}", mend="set sharing=auto")
     return "sdpa", f"no flash, no flex: {obstacles['flex']}"
 
 

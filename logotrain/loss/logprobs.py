@@ -39,7 +39,7 @@ class SampleLogprobs:
 class LogprobModel(nn.Module):
     """A causal language model whose forward gives the log-probabilities of a row's targets.
 
-    The model without its head runs over the whole row, the head over the scored positions only
+    The decoder runs over the whole row, the head over the scored positions only
     (:func:`logodata.models.logprobs.head_logprobs`), inside this forward: elsewhere FSDP would give it a shard of its
     weight, and gradients would be lost.
 
@@ -49,9 +49,8 @@ class LogprobModel(nn.Module):
 
     Args:
         model: with or without adapters.
-        autocast: type in which float32 adapters on a narrower base compute, as they would once merged; None: every
-            weight computes in its own. PEFT would otherwise keep a float32 copy of each target's input.
-
+        autocast: dtype in which float32 adapters on a narrower base compute, as they would once merged. PEFT would
+            keep a float32 copy of each target's input. With None every weight computes in its own dtype.
         plain_attention: the implementation of transformers' attention that generates.
 
     Attributes:
@@ -80,14 +79,11 @@ class LogprobModel(nn.Module):
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     def forward(self, row: Row) -> Tensor:
-        """Log-probability of each of ``row.targets``, [T], float32 or float64.
+        """Return the log-probability of each of ``row.targets``, [T], float32 or float64.
 
         Inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix` the prompt is computed once for all
-        responses. Elsewhere each response is computed after its prompt as a row of its own, by the model's own
-        attention; the values are equal.
-
-        Args:
-            row: on the model's device.
+        responses. Elsewhere each response is computed after its prompt in a row of its own, by the model's own
+        attention. The values are equal.
         """
         with self._autocast(row.input_ids.device):
             if shares_prompt(self.causal_lm):

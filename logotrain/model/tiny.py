@@ -16,6 +16,7 @@ WINDOW = 6
 """Tokens in a window or a chunk of a small copy."""
 
 VOCABULARY = 128
+"""Tokens of a small copy's vocabulary."""
 
 _HEADS, _HEAD_WIDTH, _INNER_WIDTH, _EXPERTS = 4, 16, 32, 16
 _MOST_LAYERS = 6
@@ -29,9 +30,9 @@ _IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def small_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Yield small copies of a config, the narrowest first. Whether a model can be made of a copy is for the caller to
-    try: which widths must agree with which others differs from model to model.
+    """Yield small copies of a config, the narrowest first.
 
+    The caller tries whether a model can be made of a copy, because which widths must agree differs from model to model.
     A copy has :data:`VOCABULARY` tokens, windows and chunks of :data:`WINDOW` tokens, and one layer of each kind that
     the model has, at least two layers.
     """
@@ -86,11 +87,15 @@ def _fewer_layers(text: PreTrainedConfig) -> None:
     lists = {
         field: value for field, value in vars(text).items() if isinstance(value, list | tuple) and len(value) == count
     }
-    kinds = [repr([value[layer] for value in lists.values()]) for layer in range(count)]
+    # The last layers of some models take the keys and values of earlier ones.
+    shared = _field(text, "num_kv_shared_layers") or 0
+    kinds = [repr([layer >= count - shared, *(value[layer] for value in lists.values())]) for layer in range(count)]
     kept = sorted(layer for layer in range(count) if kinds.index(kinds[layer]) == layer)[:_MOST_LAYERS]
     if len(kept) == 1:
         kept = [0, 1]
     _set(text, {"num_hidden_layers": len(kept)})
+    if shared:
+        _set(text, {"num_kv_shared_layers": sum(layer >= count - shared for layer in kept)})
     _set(text, {field: [value[layer] for layer in kept] for field, value in lists.items()})
     # The first layers of some mixtures are dense.
     if _field(text, "first_k_dense_replace"):

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from logodata.common.errors import UserError
+from logotrain.attention.choice import choose_attention
 from logotrain.plan.assumed import PlannedData
 from logotrain.plan.choices import (
     CARDS,
@@ -32,7 +33,7 @@ from logotrain.rows.collate import Collator
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import largest_row, pack_rows
 from logotrain.schedule import Schedule
-from logotrain.trainable import choose_attention, read_traits
+from logotrain.trainable import read_traits
 
 _CONTEXTS = (4096, 8192, 16384, 32768, 65536)
 _NUM_REJECTED = tuple(range(1, 9))

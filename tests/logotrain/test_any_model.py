@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from logodata.dataset.samples import read_samples
 from logodata.models.loading import load_model
+from logotrain.attention.choice import choose_attention
 from logotrain.cli import main
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.recipe.settings import PositionSettings
 from logotrain.rows.collate import Collator, Row
-from logotrain.trainable import choose_attention, read_traits
+from logotrain.trainable import read_traits
 
 Make = Callable[..., str]
 
@@ -194,7 +195,7 @@ def test_rows_are_those_of_the_models_own_forward(name: str, make_model_dir: Mak
     choice = choose_attention(traits, torch.device("cpu"), torch.float32)
     assert choice.shared == (how == "shared")
     scorer = LogprobModel(model, plain_attention=traits.separate)
-    mode = "mixed" if traits.uses_positions else "natural"
+    mode = "mixed" if traits.takes_gaps else "natural"
     row = Collator(PositionSettings(mode=mode), 256, seed=0)([(0, sample) for sample in read_samples(build_dir)[:2]])
     model.set_attn_implementation(traits.separate)
     expected = own_logprobs(model, row)

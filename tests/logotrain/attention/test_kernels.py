@@ -328,3 +328,49 @@ def test_kernels_on_a_gpu(function: Callable[..., Tensor], dtype: torch.dtype, l
     tolerance = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}[dtype]  # float32 may run as TF32
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.double() - theirs).norm() <= tolerance * theirs.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("layout", [LAYOUTS[3], random_layout(1)], ids=str)
+@pytest.mark.parametrize(
+    ("function", "variant"),
+    [
+        (flash_attention, Variant(Reach("sliding", 40))),
+        *(
+            (flex_row_attention, Variant(reach, softcap))
+            for reach in (FULL_REACH, Reach("sliding", 40), Reach("chunked", 48))
+            for softcap in (None, 2.0)
+        ),
+        *((sdpa_attention, Variant(reach)) for reach in (Reach("sliding", 40), Reach("chunked", 48))),
+    ],
+)
+@pytest.mark.parametrize("sinks", [False, True])
+def test_variants_on_a_gpu(function: Callable[..., Tensor], variant: Variant, sinks: bool, layout: RowLayout) -> None:
+    """In bfloat16 against the definition in float64; the sinks' gradients too."""
+    if sinks and function is flash_attention:
+        pytest.skip("flash computes no sinks")
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = [(heads, layout.total_length, 64) for heads in (6, 2, 2, 6)]
+    *states_, weights = (torch.randn(shape, generator=generator, device="cuda").bfloat16() for shape in shapes)
+    weights[:, layout.used_length :] = 0
+    inputs = [*states_, torch.linspace(-2, 2, 6, device="cuda").bfloat16()]
+    mask = (definition(layout) & in_reach(layout, variant.reach)).cuda()
+
+    def with_sinks(scores: Tensor) -> Variant:
+        return variant._replace(sinks=scores if sinks else None)
+
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    expected = values_and_gradients(
+        lambda q, k, v, s: varied_attention(q, k, v, s, mask, 0.125, with_sinks(s)) + 0 * s.sum(),
+        exact,
+        weights.double(),
+    )
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    found = values_and_gradients(
+        lambda q, k, v, s: function(q, k, v, layout, 0.125, with_sinks(s)) + 0 * s.sum(), inputs, weights
+    )
+    used = layout.used_length
+    assert (found[0][:, :used].double() - expected[0][:, :used]).norm() <= 2e-2 * expected[0][:, :used].norm()
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        assert (ours.double() - theirs).norm() <= 3e-2 * theirs.norm() + 1e-6

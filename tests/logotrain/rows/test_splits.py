@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from logotrain import trainer
+from logotrain.attention.choice import AttentionChoice
 from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.interrupt import StopFlag
 from logotrain.loss.logprobs import LogprobModel
@@ -21,7 +22,6 @@ from logotrain.parallel import World
 from logotrain.prepare import Prepared
 from logotrain.recipe.settings import PositionSettings, TrainRecipe
 from logotrain.rows.collate import Collator
-from logotrain.trainable import AttentionChoice
 from tests.conftest import make_model
 from tests.logotrain.conftest import VOCABULARY, sample_of
 

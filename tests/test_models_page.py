@@ -1,0 +1,43 @@
+"""docs/models.md says how each kind of model trains, and README how many there are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import transformers
+
+from tests.models_page import PAGE, kinds, row
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def table() -> dict[str, str]:
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    return {re.findall("`(.*?)`", line)[0]: line for line in lines}
+
+
+def written_for() -> str:
+    return re.findall(r"written with transformers (\S+),", PAGE.read_text(encoding="utf-8"))[0]
+
+
+@pytest.mark.slow
+def test_the_table_is_what_the_probe_finds() -> None:
+    if transformers.__version__ != written_for():
+        pytest.skip(f"the table is that of transformers {written_for()}")
+    found = {kind: row(kind) for kind in kinds()}
+    assert found == table()
+
+
+def test_few_kinds_are_refused() -> None:
+    assert sum("refused" in line for line in table().values()) <= 5
+
+
+def test_the_readme_counts_them() -> None:
+    lines = list(table().values())
+    trains = [line for line in lines if "| shared" in line or "| separate rows" in line]
+    shared = [line for line in lines if "| shared" in line]
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"{len(trains)} kinds of causal language models" in text
+    assert f"{len(shared)} of them share the prompt" in text
