@@ -6,8 +6,8 @@ the widths of all query, key and value heads, h is the number of query heads, b 
 
 - each norm: its input in float32, 4 N d, and 4 N of inverse roots (transformers computes norms in float32); in full
   tuning the normalised input too, b N d, for the norm's weight.
-- attention: queries, keys, values b N (q + k + v), output b N v, log-sum-exp 4 N h, and what the back end adds
-  (:func:`_backend_bytes`).
+- attention: queries, keys, values b N (q + k + v), output b N v for all query heads, log-sum-exp 4 N h, and what the
+  back end adds (``_attention_extra``). Flash kernels widen values to the width of keys.
 - gated MLP: gate, activation and up, 3 b N f. An MLP without gate: b N f.
 - inputs of linear layers, only where a weight gradient needs them: b N d that q, k and v share, b N q of o, b N d that
   gate and up share, b N f of down, if a layer of the group is trained or has an adapter; and b N r between A and B. An
@@ -18,7 +18,7 @@ the widths of all query, key and value heads, h is the number of query heads, b 
   weighs; 24 S of indices; and in full tuning their inputs, b S d and b S f_e. Experts that every token goes to count as
   an MLP. The weights of all experts are held.
 - linear attention, in place of attention: 32 bytes a token for each feature that its linear layers put out. This is
-  rough: transformers' code for Qwen3.5 keeps 27 to 34, its optional kernels less.
+  rough: transformers' code for Qwen3.5 keeps 27 to 34, that for MiniMax half as much, optional kernels less.
 - rotary embedding, residual sums, scaling: nothing.
 
 Without sharing, N counts the prompt once for each response.
