@@ -30,6 +30,7 @@ recomputation is not modelled, and the estimate is an upper bound there.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -101,6 +102,7 @@ class _Formulas:
     def states(self) -> dict[str, float]:
         shape, trained = self.shape, self.trained
         share = 1 / self.step.world_size if self.sharded else 1
+        held = trained.total * share + self.full * self._uneven
         frozen = 0.0
         if not self.full:
             frozen = self.b * shape.parameters
@@ -108,10 +110,20 @@ class _Formulas:
                 quantised = sum(layer.count * linear.weights for layer in shape.layers for linear in layer.linears)
                 frozen -= quantised * (self.b - _NF4_BYTES)
         return {
-            "frozen weights": frozen * share,
-            "trained weights": 4 * trained.total * share,
-            "optimizer state": 8 * trained.total * share,
+            "frozen weights": frozen * share + self.b * (not self.full) * self._uneven,
+            "trained weights": 4 * held,
+            "optimizer state": 8 * held,
         }
+
+    @cached_property
+    def _uneven(self) -> float:
+        """Number of weights of experts that one process holds beyond its share: FSDP splits them by their number."""
+        size = self.step.world_size
+        return self.sharded * sum(
+            layer.count * experts.weights * (math.ceil(experts.count / size) / experts.count - 1 / size)
+            for layer in self.shape.layers
+            for experts in layer.experts
+        )
 
     @cached_property
     def _root(self) -> float:
@@ -137,7 +149,9 @@ class _Formulas:
     @property
     def gradients(self) -> float:
         """All gradients of a process: whole, but for full tuning under sharding."""
-        return 4 * self.trained.total / (self.step.world_size if self.sharded and self.full else 1)
+        if self.sharded and self.full:
+            return 4 * (self.trained.total / self.step.world_size + self._uneven)
+        return 4 * self.trained.total
 
     @property
     def _earlier(self) -> float:

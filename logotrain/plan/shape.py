@@ -57,15 +57,19 @@ class Experts:
     """The experts of a decoder layer, each matrix of all of them stacked in one weight.
 
     Attributes:
+        count: number of experts, E.
         chosen: number of experts that a token is sent to, k.
         intermediate: width of one expert's MLP, f.
         kept: values of that width that one expert keeps of a token.
+        weights: number of weights of all experts.
         stacked: number of weights of the largest stack.
     """
 
+    count: int
     chosen: int
     intermediate: int
     kept: int
+    weights: int
     stacked: int
 
 
@@ -303,8 +307,6 @@ def _norm_width(norm: nn.Module, hidden: int) -> int:
 
 def _experts(layer: nn.Module, hidden: int) -> tuple[Experts, ...]:
     """Return the stacked experts of a decoder layer. The matrices of one block may be in one module or in several."""
-    import torch
-
     blocks: dict[str, list[tuple[str, nn.Module]]] = {}
     for path, module in layer.named_modules():
         if _has_experts(module):
@@ -320,7 +322,9 @@ def _experts(layer: nn.Module, hidden: int) -> tuple[Experts, ...]:
         # A class with a gate of its own, such as GPT-OSS's, caps the gate's inputs. Others get transformers' default.
         if getattr(getattr(type(module), "_apply_gate", None), "__name__", "") == "_apply_gate":
             kept = 6
-        found.append(Experts(_chosen(layer, path, stacks[0]), intermediate, kept, max(map(torch.numel, stacks))))
+        sizes = [stack.numel() for stack in stacks]
+        chosen = _chosen(layer, path, stacks[0])
+        found.append(Experts(len(stacks[0]), chosen, intermediate, kept, sum(sizes), max(sizes)))
     return tuple(found)
 
 

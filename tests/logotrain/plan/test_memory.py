@@ -193,6 +193,11 @@ def test_all_weights_of_experts(config: PreTrainedConfig) -> None:
     compare(config, recipe_of(**FULL), M2, "full", shards=8)
 
 
+def test_more_processes_than_experts_hold_unequal_shares() -> None:
+    config = config_of(MixtralConfig, num_local_experts=4, num_hidden_layers=3)
+    compare(config, recipe_of(**ATTENTION), M2, "none", shards=8)
+
+
 def test_what_linear_attention_keeps_is_known_roughly() -> None:
     """Its code runs, because its loops do not run on fake tensors."""
     linear = {f"linear_{name}": size for name, size in (("num_key_heads", 4), ("num_value_heads", 8))}

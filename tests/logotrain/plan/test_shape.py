@@ -115,7 +115,9 @@ def test_kinds_of_layers() -> None:
     dense, mixture = model_shape(config).layers
     assert (dense.count, mixture.count) == (1, 2)
     assert dense.experts == ()
-    assert mixture.experts == (Experts(chosen=2, intermediate=16, kept=3, stacked=4 * 2 * 16 * 32),)
+    assert mixture.experts == (
+        Experts(4, chosen=2, intermediate=16, kept=3, weights=4 * 3 * 16 * 32, stacked=4 * 2 * 16 * 32),
+    )
     assert mixture.intermediate == 16, "the shared expert"
     assert (mixture.query_width, mixture.key_width, mixture.value_width, mixture.output_width) == (64, 64, 24, 24)
 
