@@ -117,12 +117,14 @@ class _Formulas:
 
     @cached_property
     def _uneven(self) -> float:
-        """Number of weights of experts that one process holds beyond its share: FSDP splits them by their number."""
+        """Number of weights of experts that one process holds beyond its share."""
+        return sum(layer.count * self._filling(layer) for layer in self.shape.layers) / self.step.world_size
+
+    def _filling(self, layer: LayerShape) -> float:
+        """Number of weights that FSDP adds to a layer's experts to split them evenly: it splits by their number."""
         size = self.step.world_size
         return self.sharded * sum(
-            layer.count * experts.weights * (math.ceil(experts.count / size) / experts.count - 1 / size)
-            for layer in self.shape.layers
-            for experts in layer.experts
+            experts.weights * (math.ceil(experts.count / size) * size / experts.count - 1) for experts in layer.experts
         )
 
     @cached_property
@@ -141,7 +143,8 @@ class _Formulas:
 
     def _layer_weights(self, layer: LayerShape) -> float:
         """Bytes of one decoder layer's weights, as it computes."""
-        return self.b * layer.parameters + 4 * adapter_weights(self._targets(layer), self.recipe.lora.rank)
+        weights = layer.parameters + self._filling(layer)
+        return self.b * weights + 4 * adapter_weights(self._targets(layer), self.recipe.lora.rank)
 
     def _targets(self, layer: LayerShape) -> list[Linear]:
         return layer.targets(self.trained.targets)

@@ -193,9 +193,10 @@ def test_all_weights_of_experts(config: PreTrainedConfig) -> None:
     compare(config, recipe_of(**FULL), M2, "full", shards=8)
 
 
-def test_more_processes_than_experts_hold_unequal_shares() -> None:
+@pytest.mark.parametrize("recipe", [FULL, ATTENTION])
+def test_more_processes_than_experts_hold_unequal_shares(recipe: dict[str, Any]) -> None:
     config = config_of(MixtralConfig, num_local_experts=4, num_hidden_layers=3)
-    compare(config, recipe_of(**ATTENTION), M2, "none", shards=8)
+    compare(config, recipe_of(**recipe), M2, "none", shards=8)
 
 
 def test_what_linear_attention_keeps_is_known_roughly() -> None:
