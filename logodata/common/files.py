@@ -18,6 +18,7 @@ from logodata.common import json_files
 from logodata.common.errors import UserError
 from logodata.common.json_files import parse_json, strict_dumps, too_long
 from logodata.common.printable import encodable
+from logodata.common.user_files import expand_home
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """Names of the files that :func:`replacing` writes to."""
@@ -109,7 +110,7 @@ def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
     """
     place = output.resolve()
     for what, given in inputs:
-        if given is None or not (there := Path(given).expanduser()).exists():
+        if given is None or not (there := expand_home(given)).exists():
             continue
         there = there.resolve()
         if place == there or (there.is_dir() and place.is_relative_to(there)):
