@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import itertools
 import os
@@ -163,6 +164,10 @@ def test_the_installed_programs_are_those_that_python_runs() -> None:
         ("logoeval niah a b", "niah: 'b' is not an override (write key=value; see logoeval niah --help)"),
         ("logoeval niah embedded --recipe qwen3", "embedded, qwen3: two recipes given (give one of them)"),
         ("logodata build embedded --recipe qwen3", "embedded, qwen3: two recipes given (with --recipe, SOURCE is a"),
+        (
+            "logodata build d --shard= --model m",
+            "build: --shard= has no value (a variable of the shell may not be set)",
+        ),
         ("logodata -q build -v", "build: --quiet and --verbose exclude each other (give one of them)"),
         ("logodata -qv", "--quiet and --verbose exclude each other (give one of them)"),
     ],
@@ -172,6 +177,54 @@ def test_what_is_wrong_with_a_line_is_one_line(line: str, said: str, capsys: pyt
     name = line.split()[0]
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"{name}: error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("words", "before"),
+    [
+        (["build", "", "--model", "m"], "build"),
+        (["build", "d.jsonl", "--shard", ""], "--shard"),
+        (["merge", "a", "", "-o", "b"], "a"),
+        (["merge", "a", "-o", ""], "-o"),
+        (["inspect", "--", ""], "--"),
+    ],
+)
+def test_an_empty_word_is_not_guessed_about(words: list[str], before: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program(PROGRAMS["logodata"], words) == 2
+    assert f"{words[0]}: the word after {before!r} is empty (a variable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "logodata build {} --model embedded --dry-run",
+        "logodata build {} --dry-run",
+        "logodata build d.jsonl --model {} -o out",
+        "logodata inspect {}",
+        "logodata merge {} -o out",
+        "logotrain run {} --model embedded",
+        "logotrain merge {} --model embedded -o out",
+        "logoeval score {}",
+        "logoeval errors {}",
+        "logoeval qa --model embedded --adapter {} --data d -o out",
+    ],
+)
+@pytest.mark.parametrize("fault", ["File name too long", "Permission denied"])
+def test_a_path_that_cannot_be_looked_at(
+    line: str, fault: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "x" * 300 if fault == "File name too long" else "closed"
+    look = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if os.fspath(path) == "closed" or str(path).startswith("closed/"):  # root may enter every folder
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return look(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    code, _, err = say(capsys, line.format(name))
+    assert code == 2
+    assert re.search(rf"^\w+: error: .*{name}.*: .*{fault} \(.+\)$", err.splitlines()[-1])
 
 
 def test_all_choices_are_those_of_the_code() -> None:
