@@ -482,7 +482,7 @@ IMPORTED = [
     ("line", "module", "number"),
     [
         *((f"{program} --help", "logodata.common.errors", 2) for program in PROGRAMS),
-        *((f"{program} --help", "logodata.common.streams", 2) for program in PROGRAMS),
+        *((f"{program} --help", "logodata.common.streams", number) for program in PROGRAMS for number in (2, 15)),
         *((line, module, number) for line, module in IMPORTED for number in (2, 15)),
     ],
 )
@@ -500,6 +500,52 @@ def test_an_interrupt_while_modules_are_imported(line: str, module: str, number:
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+ENDING = """
+import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import logodata.cli
+from logodata.common.start import start
+when, number, code = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+class Teardown:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=number):
+        kill(me, number)
+
+def wait():
+    time.sleep(0.2)
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+def main():
+    if when == "threads":
+        threading.Thread(target=wait).start()
+    else:
+        sys.kept = Teardown()
+    if code == 130:
+        raise KeyboardInterrupt
+    return code
+
+from logodata.common.errors import run_command
+logodata.cli.main = lambda: run_command("logodata", main)
+sys.exit(start("logodata"))
+"""
+
+
+@pytest.mark.parametrize("when", ["threads", "teardown"])
+@pytest.mark.parametrize("number", [2, 15])
+@pytest.mark.parametrize("code", [0, 130])
+def test_a_signal_while_python_ends_changes_no_exit_code(when: str, number: int, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, when, str(number), str(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=50,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (code, int(code == 130)), done.stderr
 
 
 # Completion
@@ -561,6 +607,17 @@ def test_scripts_for_shells(shell: str, capsys: pytest.CaptureFixture[str], monk
         script = capsys.readouterr().out
         assert f"_{name.upper()}_COMPLETE={shell}_complete" in script
         assert ("compopt -o nospace" in script) == (shell == "bash")
+
+
+@pytest.mark.parametrize("instruction", ["nonsense", "tcsh_source", "bash_complete", "fish_complete"])
+def test_a_completion_that_no_shell_asked_for(
+    instruction: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_LOGODATA_COMPLETE", instruction)
+    monkeypatch.setenv("COMP_CWORD", "x")
+    assert run_program(PROGRAMS["logodata"], []) == 2
+    said = f"logodata: error: _LOGODATA_COMPLETE: cannot complete for {instruction!r} (write bash_source, "
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

@@ -173,7 +173,14 @@ def _complete(program: click.Command, name: str, variable: str, instruction: str
             return words[:-1], words[-1]
 
     add_completion_class(_Bash)
-    return shell_complete(program, {}, name, variable, instruction)
+    try:
+        code = shell_complete(program, {}, name, variable, instruction)
+    except (KeyError, ValueError):  # COMP_WORDS and COMP_CWORD, which the shell sets
+        code = 1
+    if code:
+        mend = "write bash_source, zsh_source or fish_source, or unset it"
+        raise UserError(f"cannot complete for {instruction!r}", where=variable, mend=mend)
+    return 0
 
 
 def _set_level(ctx: click.Context, parameter: click.Parameter) -> None:
