@@ -371,6 +371,22 @@ def test_all_programs_know_quiet_and_verbose(place: str, capsys: pytest.CaptureF
         assert verbose[-1] == usual[-1]
 
 
+@pytest.mark.parametrize("line", ["plan -q --card cpu --gpus 1", "run -q --dry-run", "run -q -o out"])
+def test_quiet_silences_what_libraries_say_when_they_are_imported(
+    line: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    words = [*line.split(), "--model", str(tiny_model_dir), "epochs=0", "positions.target_length=2048"]
+    done = subprocess.run(
+        [sys.executable, "-m", "logotrain", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(PYTHONPATH=str(ROOT)),
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_verbose_shows_what_an_error_came_of_but_no_secrets(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         try:
