@@ -24,6 +24,7 @@ from logodata.common.options import (
     overrides_argument,
     recipe_argument,
 )
+from logodata.common.verbosity import quiet_transformers
 
 if TYPE_CHECKING:
     from logotrain.recipe.settings import TrainRecipe
@@ -106,6 +107,7 @@ def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> No
     check_inputs(recipe, output)
     card, num_processes = this_machine()
     recipe = with_dtype(recipe, gpu=card != "cpu")
+    quiet_transformers()  # before PEFT is imported
 
     from logotrain.plan.assumed import planned_data
     from logotrain.plan.table import make_plan, render
@@ -164,6 +166,7 @@ def plan(
     settings = with_dtype(settings, gpu=card != "cpu")
     check_strategy(settings, gpus)
     check_inputs(settings, json_file, plot)
+    quiet_transformers()  # before PEFT is imported
 
     from logotrain.plan.assumed import planned_data
     from logotrain.plan.coverage import plot_coverage
@@ -192,8 +195,6 @@ def merge(adapter: Path, model: str, dtype: Any, output: Path) -> None:
     from logotrain.inputs import check_merge
 
     check_merge(model, adapter, output)  # torch takes seconds to import
-    from logodata.common.verbosity import quiet_transformers
-
     quiet_transformers()  # before PEFT is imported
     from logodata.common.console import result
     from logotrain.checkpoints.merged_model import merge

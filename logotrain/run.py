@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from logodata.common.console import note, show
 from logodata.common.errors import UserError
 from logodata.common.files import SEAL, bind_settings, damage, locked, put_aside
+from logodata.common.verbosity import quiet_transformers
 from logotrain.inputs import check_run
 from logotrain.recipe.defaults import dtype_of_run
 from logotrain.recipe.settings import TrainRecipe
@@ -52,6 +53,7 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
             world.on_main(lambda: _print_summary(recipe, out))
             return final
 
+        quiet_transformers()  # before PEFT is imported
         from logotrain.data import load_data
 
         data = load_data(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import itertools
 import os
@@ -163,6 +164,10 @@ def test_the_installed_programs_are_those_that_python_runs() -> None:
         ("logoeval niah a b", "niah: 'b' is not an override (write key=value; see logoeval niah --help)"),
         ("logoeval niah embedded --recipe qwen3", "embedded, qwen3: two recipes given (give one of them)"),
         ("logodata build embedded --recipe qwen3", "embedded, qwen3: two recipes given (with --recipe, SOURCE is a"),
+        (
+            "logodata build d --shard= --model m",
+            "build: --shard= has no value (a variable of the shell may not be set)",
+        ),
         ("logodata -q build -v", "build: --quiet and --verbose exclude each other (give one of them)"),
         ("logodata -qv", "--quiet and --verbose exclude each other (give one of them)"),
     ],
@@ -172,6 +177,54 @@ def test_what_is_wrong_with_a_line_is_one_line(line: str, said: str, capsys: pyt
     name = line.split()[0]
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"{name}: error: {said}")
+
+
+@pytest.mark.parametrize(
+    ("words", "before"),
+    [
+        (["build", "", "--model", "m"], "build"),
+        (["build", "d.jsonl", "--shard", ""], "--shard"),
+        (["merge", "a", "", "-o", "b"], "a"),
+        (["merge", "a", "-o", ""], "-o"),
+        (["inspect", "--", ""], "--"),
+    ],
+)
+def test_an_empty_word_is_not_guessed_about(words: list[str], before: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_program(PROGRAMS["logodata"], words) == 2
+    assert f"{words[0]}: the word after {before!r} is empty (a variable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "logodata build {} --model embedded --dry-run",
+        "logodata build {} --dry-run",
+        "logodata build d.jsonl --model {} -o out",
+        "logodata inspect {}",
+        "logodata merge {} -o out",
+        "logotrain run {} --model embedded",
+        "logotrain merge {} --model embedded -o out",
+        "logoeval score {}",
+        "logoeval errors {}",
+        "logoeval qa --model embedded --adapter {} --data d -o out",
+    ],
+)
+@pytest.mark.parametrize("fault", ["File name too long", "Permission denied"])
+def test_a_path_that_cannot_be_looked_at(
+    line: str, fault: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "x" * 300 if fault == "File name too long" else "closed"
+    look = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if os.fspath(path) == "closed" or str(path).startswith("closed/"):  # root may enter every folder
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return look(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    code, _, err = say(capsys, line.format(name))
+    assert code == 2
+    assert re.search(rf"^\w+: error: .*{name}.*: .*{fault} \(.+\)$", err.splitlines()[-1])
 
 
 def test_all_choices_are_those_of_the_code() -> None:
@@ -318,6 +371,22 @@ def test_all_programs_know_quiet_and_verbose(place: str, capsys: pytest.CaptureF
         assert verbose[-1] == usual[-1]
 
 
+@pytest.mark.parametrize("line", ["plan -q --card cpu --gpus 1", "run -q --dry-run", "run -q -o out"])
+def test_quiet_silences_what_libraries_say_when_they_are_imported(
+    line: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    words = [*line.split(), "--model", str(tiny_model_dir), "epochs=0", "positions.target_length=2048"]
+    done = subprocess.run(
+        [sys.executable, "-m", "logotrain", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(PYTHONPATH=str(ROOT)),
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_verbose_shows_what_an_error_came_of_but_no_secrets(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
         try:
@@ -429,7 +498,7 @@ IMPORTED = [
     ("line", "module", "number"),
     [
         *((f"{program} --help", "logodata.common.errors", 2) for program in PROGRAMS),
-        *((f"{program} --help", "logodata.common.streams", 2) for program in PROGRAMS),
+        *((f"{program} --help", "logodata.common.streams", number) for program in PROGRAMS for number in (2, 15)),
         *((line, module, number) for line, module in IMPORTED for number in (2, 15)),
     ],
 )
@@ -447,6 +516,52 @@ def test_an_interrupt_while_modules_are_imported(line: str, module: str, number:
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+ENDING = """
+import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import logodata.cli
+from logodata.common.start import start
+when, number, code = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+class Teardown:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=number):
+        kill(me, number)
+
+def wait():
+    time.sleep(0.2)
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+def main():
+    if when == "threads":
+        threading.Thread(target=wait).start()
+    else:
+        sys.kept = Teardown()
+    if code == 130:
+        raise KeyboardInterrupt
+    return code
+
+from logodata.common.errors import run_command
+logodata.cli.main = lambda: run_command("logodata", main)
+sys.exit(start("logodata"))
+"""
+
+
+@pytest.mark.parametrize("when", ["threads", "teardown"])
+@pytest.mark.parametrize("number", [2, 15])
+@pytest.mark.parametrize("code", [0, 130])
+def test_a_signal_while_python_ends_changes_no_exit_code(when: str, number: int, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, when, str(number), str(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=50,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (code, int(code == 130)), done.stderr
 
 
 # Completion
@@ -508,6 +623,17 @@ def test_scripts_for_shells(shell: str, capsys: pytest.CaptureFixture[str], monk
         script = capsys.readouterr().out
         assert f"_{name.upper()}_COMPLETE={shell}_complete" in script
         assert ("compopt -o nospace" in script) == (shell == "bash")
+
+
+@pytest.mark.parametrize("instruction", ["nonsense", "tcsh_source", "bash_complete", "fish_complete"])
+def test_a_completion_that_no_shell_asked_for(
+    instruction: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_LOGODATA_COMPLETE", instruction)
+    monkeypatch.setenv("COMP_CWORD", "x")
+    assert run_program(PROGRAMS["logodata"], []) == 2
+    said = f"logodata: error: _LOGODATA_COMPLETE: cannot complete for {instruction!r} (write bash_source, "
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

@@ -17,6 +17,7 @@ OTHERS = {
     "torch.OutOfMemoryError: CUDA out of memory",
     *("… is nan", "… is inf", "… is -inf"),  # of any number that a model computes: logodata.common.finite
     "…: …, got …",  # of any field of a recipe: logodata.common.recipes.reading
+    *("File name too long", "Permission denied"),  # the system's words: logodata.common.errors
     *("loss is …", "margin is …"),  # the same while training
     "warning: beta * gap is …, below …: the loss starts saturated; build with generation.preferred=guided, model or "
     "best_of_n, or train with a smaller objective.beta",  # printed with the table of log-probabilities

@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logodata.build.pipeline import Asked, Pipeline
@@ -17,6 +16,7 @@ from logodata.build.preparing import Prepared
 from logodata.common.console import Tracker
 from logodata.common.errors import UserError
 from logodata.common.recipes.fields import move_paths
+from logodata.common.user_files import expand_home
 from logodata.contract import QuestionOutcome
 from logodata.engines.settings import EngineSettings
 from logodata.judge.model import judge_engine
@@ -126,5 +126,5 @@ def _served(engine: EngineSettings, model: str) -> EngineSettings:
 
 
 def _absolute(name: str) -> str:
-    path = Path(name).expanduser()
+    path = expand_home(name)
     return str(path.absolute()) if path.exists() else name

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from inspect import cleandoc
+from itertools import pairwise
 from typing import Any, cast
 
 import click
@@ -45,11 +46,19 @@ class Command(click.Command):
             early_flag(spelling, text, GENERAL, act)(self)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat an option that takes several words before each of them: click's options take one at a time."""
+        """Repeat an option that takes several words before each of them: click's options take one at a time.
+
+        Raises:
+            UserError: A word, or the value of an option, is empty: as a path it would be the current folder.
+        """
         several = [name for it in self.params if isinstance(it, Option) and it.several for name in it.opts]
         words: list[str] = []
         current = None
-        for word in args:
+        for before, word in pairwise([str(ctx.info_name), *args]):
+            is_empty = not word or (word.startswith("--") and word.endswith("="))
+            if is_empty and not isinstance(self, click.Group) and not ctx.resilient_parsing:
+                what = f"{word} has no value" if word else f"the word after {before!r} is empty"
+                raise UserError(what, where=command_name(ctx), mend="a variable of the shell may not be set")
             if word.startswith("-") and len(word) > 1:
                 current = word if word in several else None
             elif current is not None and words[-1] != current:
@@ -164,7 +173,14 @@ def _complete(program: click.Command, name: str, variable: str, instruction: str
             return words[:-1], words[-1]
 
     add_completion_class(_Bash)
-    return shell_complete(program, {}, name, variable, instruction)
+    try:
+        code = shell_complete(program, {}, name, variable, instruction)
+    except (KeyError, ValueError):  # COMP_WORDS and COMP_CWORD, which the shell sets
+        code = 1
+    if code:
+        mend = "write bash_source, zsh_source or fish_source, or unset it"
+        raise UserError(f"cannot complete for {instruction!r}", where=variable, mend=mend)
+    return 0
 
 
 def _set_level(ctx: click.Context, parameter: click.Parameter) -> None:

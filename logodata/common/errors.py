@@ -22,6 +22,8 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+_PATH_FAULTS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+"""Path.exists and the like raise these: for a folder that may not be entered, and for a name of over 255 bytes."""
 
 
 class UserError(Exception):
@@ -143,9 +145,11 @@ def run_command(
         _print_error(f"{program}: interrupted; {resume_hint}")
         return EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno not in _DISK_FAULTS:
+        is_path = error.errno in _PATH_FAULTS and error.filename is not None
+        if error.errno not in _DISK_FAULTS and not is_path:
             raise
-        fault = UserError(f"{error.strerror}", where=error.filename or "", mend=f"see to the disk; {resume_hint}")
+        mend = "check the path and its rights" if is_path else f"see to the disk; {resume_hint}"
+        fault = UserError(f"{error.strerror}", where=str(error.filename or ""), mend=mend)
         _print_error(f"{program}: error: {fault}")
         return EXIT_USER_ERROR
 

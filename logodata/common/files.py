@@ -18,6 +18,7 @@ from logodata.common import json_files
 from logodata.common.errors import UserError
 from logodata.common.json_files import parse_json, strict_dumps, too_long
 from logodata.common.printable import encodable
+from logodata.common.user_files import expand_home
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """Names of the files that :func:`replacing` writes to."""
@@ -34,8 +35,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write piece by piece. It replaces ``path`` at the end, or never if the writer fails.
 
     Raises:
-        UserError: The disk is full, or the folder cannot be written.
+        UserError: The disk is full, the folder cannot be written, or no file may be at ``path``.
     """
+    check_file(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _writing(path, "free space or choose another -o"):
         try:
@@ -99,6 +101,19 @@ def check_place(path: Path) -> None:
         raise UserError("a file, not a folder", where=str(above), mend="give another place for what is written")
 
 
+def check_file(path: Path) -> None:
+    """Refuse a path at which something other than a file is: a folder, a device, a pipe.
+
+    A file takes its place by a rename. For root, that would replace ``/dev/null`` for the whole system.
+
+    Raises:
+        UserError: It names the path.
+    """
+    # /dev/stdout is a link, which may lead to a file.
+    if (path.exists() and not path.is_file()) or path.absolute().parent in (Path("/dev"), Path("/dev/fd")):
+        raise UserError("no file can be written here", where=str(path), mend="give the name of a file, new or old")
+
+
 def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
     """Refuse an output inside an input, or around it: results would be read as input, or kept and deleted with it.
 
@@ -109,7 +124,7 @@ def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
     """
     place = output.resolve()
     for what, given in inputs:
-        if given is None or not (there := Path(given).expanduser()).exists():
+        if given is None or not (there := expand_home(given)).exists():
             continue
         there = there.resolve()
         if place == there or (there.is_dir() and place.is_relative_to(there)):
@@ -119,12 +134,13 @@ def check_apart(output: Path, *inputs: tuple[str, Path | str | None]) -> None:
 
 
 def make_folder_of(path: Path) -> None:
-    """Create the folder that ``path`` will be written into.
+    """Create the folder that the file ``path`` will be written into.
 
     Raises:
-        UserError: It cannot be created.
+        UserError: It cannot be created, or ``path`` is no file's name.
     """
     check_place(path)
+    check_file(path)
     with _writing(path, "choose another -o"):
         path.parent.mkdir(parents=True, exist_ok=True)
 

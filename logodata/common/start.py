@@ -5,12 +5,35 @@ import sys
 
 def start(package: str) -> int:
     """Run the program of a package with the command line of the process, and return the exit code (see
-    :func:`logodata.common.errors.run_command`)."""
+    :func:`logodata.common.errors.run_command`). A signal does not change it while Python ends."""
     try:
+        import signal
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # with it schedulers end a process
         from importlib import import_module
 
         from logodata.common.errors import run_command
-    except KeyboardInterrupt:
+
+        code = run_command(package, lambda: import_module(f"{package}.cli").main())
+    except KeyboardInterrupt:  # also a second one, while the first is told
         print(f"{package}: interrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    return run_command(package, lambda: import_module(f"{package}.cli").main())
+        code = 130
+    _keep_exit_code(code)
+    return code
+
+
+def _keep_exit_code(code: int) -> None:
+    """Have a signal end the process at once with this code, as long as Python waits for threads and libraries, and
+    have none do anything while it tears modules down, when it knows no handlers."""
+    import atexit
+    import os
+    import signal
+
+    def ignore() -> None:
+        for number in heard:
+            signal.signal(number, signal.SIG_IGN)
+
+    heard = [it for it in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(it) is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, lambda *_: os._exit(code))
+    atexit.register(ignore)

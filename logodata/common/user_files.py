@@ -56,12 +56,22 @@ def read_text(path: Path, *, most_bytes: int, mend: str) -> str:
             not UTF-8.
     """
     try:
-        if path.stat().st_size > most_bytes:
-            raise UserError(f"more than {most_bytes // 2**20} MiB", where=str(path), mend=mend)
-        text = decode_at(path.read_bytes(), str(path))
+        with open(path, "rb") as file:
+            data = file.read(most_bytes + 1)  # a device or a pipe has no size, and may have no end
     except OSError as error:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend=mend) from error
+    if len(data) > most_bytes:
+        raise UserError(f"more than {most_bytes // 2**20} MiB", where=str(path), mend=mend)
+    text = decode_at(data, str(path))
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def expand_home(path: Path | str) -> Path:
+    """Return a path with ``~`` expanded. It stays as it is where there is no such user or home, as in containers."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def is_hidden(path: PurePath) -> bool:

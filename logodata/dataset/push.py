@@ -18,6 +18,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import read_json, write_json
 from logodata.common.json_files import json_objects, strict_dumps
 from logodata.common.printable import markdown_cell
+from logodata.common.user_files import expand_home
 from logodata.contract import Manifest, ShardRecord
 from logodata.dataset.files import SHARD_FILE
 from logodata.dataset.samples import read_manifest, sample_files
@@ -128,7 +129,7 @@ def _stage(folder: Path, staged: Path, names: dict[str, str]) -> list[str]:
 def _local_names(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield names of this machine, each with what is uploaded instead: paths, longest first, then servers."""
     found = {text for _, text in _strings(manifest) if text.startswith(("/", "~", "../"))}
-    found |= {str(Path(text).expanduser()) for text in found}
+    found |= {str(expand_home(text)) for text in found}
     names = {path: Path(path).name for path in found}
     texts = (Path(path) for path in found if path[0] != "~" and Path(path).suffix.lower() in SUFFIXES)
     # The questions on a text file count under its folder.

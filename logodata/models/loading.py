@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common.errors import UserError, first_line, pass_on
-from logodata.common.user_files import MARK, read_text
+from logodata.common.user_files import MARK, expand_home, read_text
 from logodata.common.verbosity import quiet_transformers
 from logodata.models.adapters import (
     ADAPTER_FILES,
@@ -51,7 +51,7 @@ def resolve_model(name: str) -> str:
     """
     if name == EMBEDDED:
         return str(embedded_model())
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             mend = "give a Hugging Face model folder; an adapter goes to --adapter, or into one by logotrain merge"
@@ -87,7 +87,7 @@ def check_model(name: str) -> None:
 
 def model_folder(name: str) -> Path | None:
     """Return the folder of a model on this machine; None for ``embedded`` and for hub names."""
-    path = Path(name).expanduser()
+    path = expand_home(name)
     return path if name != EMBEDDED and path.is_dir() else None
 
 

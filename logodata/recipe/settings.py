@@ -12,6 +12,7 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.files import find_recipe, nearest_recipes, no_recipe, shipped_recipes
 from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
 from logodata.common.recipes.types import OrPath, Tokens
+from logodata.common.user_files import expand_home
 from logodata.contexts.settings import ChunkingSettings, ContextSettings, EvaluatorSettings
 from logodata.engines.settings import ModelSettings
 from logodata.judge.settings import JudgeSettings
@@ -143,7 +144,7 @@ def _names_recipe(source: str) -> bool:
     """Whether SOURCE is a recipe: a YAML file, or the name of a shipped one. A file of that name comes first."""
     if source.endswith((".yaml", ".yml")):
         return True
-    if Path(source).expanduser().exists() or ":" in source:
+    if expand_home(source).exists() or ":" in source:
         return False
     if find_recipe(source):
         return True

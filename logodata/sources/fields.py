@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, Tokens
+from logodata.common.user_files import expand_home
 from logodata.contract import QuestionKind
 
 _REQUIRED: Any = object()
@@ -334,4 +335,4 @@ class SourceSettings(RecipeModel):
     @property
     def file(self) -> Path:
         """The path as a :class:`Path`. It has no meaning for embedded documents."""
-        return Path(self.path).expanduser()
+        return expand_home(self.path)

@@ -15,7 +15,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import file_sha256
 from logodata.common.foreign_files import check_is_text, count_endings, how_to_convert, is_beside_data, note_left_out
 from logodata.common.parquet import parquet_rows
-from logodata.common.user_files import visible_files
+from logodata.common.user_files import expand_home, visible_files
 from logodata.sources.conversations import (
     COLUMNS,
     Shape,
@@ -131,7 +131,7 @@ def open_questions(settings: SourceSettings) -> Callable[[], Iterator[Row]]:
         UserError: There is no such file, or it is not a text or parquet file.
     """
     assert settings.questions is not None
-    shown, file = settings.questions, Path(settings.questions).expanduser()
+    shown, file = settings.questions, expand_home(settings.questions)
     if not file.is_file():
         raise UserError("no such file", where=shown, mend="source.questions is a JSON, CSV or parquet file")
     if _is_parquet(file):
@@ -163,7 +163,7 @@ def source_fingerprint(settings: SourceSettings) -> str:
         files = [(Path(part["filename"]), Path(split)) for part in dataset.cache_files]
     if settings.questions is not None:
         open_questions(settings)
-        files.append((Path(settings.questions).expanduser(), Path("questions")))
+        files.append((expand_home(settings.questions), Path("questions")))
     digests = [file_sha256(file) for file, _ in files]
     if len(digests) == 1:
         return digests[0][:16]
@@ -194,7 +194,7 @@ def source_file(path: str) -> Path:
             mend = "there are embedded:train and embedded:eval"
             raise UserError(f"no embedded documents {name!r}", where=path, mend=mend)
         return Path(str(resources.files("logodata.sources"))) / "embedded" / f"{name}.jsonl"
-    file = Path(path).expanduser()
+    file = expand_home(path)
     if not file.is_file():
         mend = "give a file, a folder of text files, a hub data set (source.format=hub), or embedded:train"
         raise UserError("is a folder" if file.is_dir() else "no such file", where=path, mend=mend)

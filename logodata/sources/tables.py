@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logodata.common.errors import UserError, first_line, pass_on
+from logodata.common.user_files import expand_home
 from logodata.sources.json_rows import Row
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
     import datasets
     import httpx
 
-    folder = Path(path).expanduser()
+    folder = expand_home(path)
     try:
         if _is_saved(folder):
             if subset is not None:

@@ -198,3 +198,22 @@ class _Api:
 
     def upload_folder(self, **_: object) -> None:
         raise AssertionError("a link went up")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "build ~nobody99/x.yaml --dry-run",
+        "build ~nobody99/x.jsonl --model embedded -o out",
+        "build x.jsonl --model ~nobody99/x -o out",
+        "questions ~nobody99/x.txt --model embedded -o q.jsonl",
+    ],
+)
+def test_a_home_that_does_not_exist_is_a_folder_that_does_not(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text("{}")
+    assert logodata(words.split()) == 2
+    assert "~nobody99/x" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]

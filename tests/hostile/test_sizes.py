@@ -115,6 +115,11 @@ def test_a_line_without_end(tmp_path: Path, small: int, reader: str) -> None:
         READERS[reader](path)
 
 
+def test_a_recipe_without_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "d.jsonl", "--model", "m", "--recipe", "/dev/zero", "--dry-run"]) == 2
+    assert capsys.readouterr().err == "logodata: error: /dev/zero: more than 1 MiB (give a UTF-8 YAML file)\n"
+
+
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("value", [b"[" * 200_000, b'{"a":' * 200_000, b'{"id": "\\ud83d"}', b"\xff{}", b"1" * 5000])
 def test_json_that_breaks_parsers(tmp_path: Path, reader: str, value: bytes) -> None:

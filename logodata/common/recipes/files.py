@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from logodata.common.errors import UserError
+from logodata.common.user_files import expand_home
 
 _SUFFIXES = (".yaml", ".yml")
 _FOLDER = "recipes/"
@@ -38,7 +39,7 @@ def recipe_names() -> list[str]:
 def find_recipe(name: Path | str, folder: Path = Path()) -> Path | None:
     """Return the file of a recipe; None if there is none. ``name`` is a path (a relative one begins in ``folder``) or
     the name of a shipped recipe, with or without ``.yaml``."""
-    given = Path(name).expanduser()
+    given = expand_home(name)
     places = [Path(os.path.normpath(folder / given))]
     if not given.is_absolute():
         places.append(shipped_recipes() / given.as_posix().removeprefix(_FOLDER))
@@ -66,7 +67,7 @@ def nearest_recipes(name: Path | str) -> list[str]:
 
 def at_home(value: str) -> str:
     """Return a path with ``~`` expanded, because shells leave it in ``key=~/file``."""
-    return str(Path(value).expanduser()) if value.startswith("~") else value
+    return str(expand_home(value)) if value.startswith("~") else value
 
 
 def beside(value: str, folder: Path) -> str:
@@ -92,7 +93,7 @@ def check_paths(recipe: BaseModel) -> None:
         UserError: It names the first one.
     """
     for field, path in _paths(recipe, ""):
-        if not path.expanduser().exists():
+        if not expand_home(path).exists():
             raise UserError("no such file or folder", where=f"{field}={path}", mend="check the path")
 
 

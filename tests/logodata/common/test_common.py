@@ -180,6 +180,19 @@ def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
+@pytest.mark.parametrize("name", ["", ".", "folder", "pipe", "link", "/dev/null", "/dev/stdout", "/dev/new"])
+def test_only_a_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    Path("link").symlink_to("/dev/null")
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("replaced"))
+    for write in (write_atomic, lambda path, _: make_folder_of(path)):
+        with pytest.raises(UserError, match="no file can be written here"):
+            write(Path(name), "x")
+    assert sorted(os.listdir()) == ["folder", "link", "pipe"]
+
+
 def test_a_write_that_fails_says_why_though_its_file_cannot_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
