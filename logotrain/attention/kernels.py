@@ -138,7 +138,9 @@ def _places(layout: RowLayout, filling: int = 0) -> tuple[Tensor, Tensor, Tensor
     pieces = [(number, part, len(piece)) for number, parts in enumerate(samples) for part, piece in enumerate(parts)]
     sample_of, part_of, lengths = torch.tensor(pieces).unbind(1)
     index_of = [torch.arange(piece.start, piece.stop) for parts in samples for piece in parts]
-    return sample_of.repeat_interleave(lengths), part_of.repeat_interleave(lengths), torch.cat(index_of)
+    size = layout.total_length + filling  # fake tensors cannot tell it from the lengths
+    sample, part = (numbers.repeat_interleave(lengths, output_size=size) for numbers in (sample_of, part_of))
+    return sample, part, torch.cat(index_of)
 
 
 # Flash: CUDA, bfloat16 or float16.
