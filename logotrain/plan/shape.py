@@ -211,8 +211,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
         model: Any = empty_model(copy.deepcopy(config), where)
     text = text_config(model.config)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    differs = getattr(text, "is_heterogeneous", False)  # such a config raises where a size of its layers is asked for
-    hidden, num_heads = (0 if differs else _size(text, name) for name in ("hidden_size", "num_attention_heads"))
+    hidden, num_heads = (_size(text, name) for name in ("hidden_size", "num_attention_heads"))
     layers = decoder_layers(model)
     has_state = any(_STATE_SPACE.search(type(module).__name__) for layer in layers for module in layer.modules())
     plain = isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear) and not has_state
@@ -289,10 +288,13 @@ _STATE_SPACE = re.compile("Mamba|Mixer$|Recurrent")
 
 def _attention_widths(linears: Sequence[Linear], text: PreTrainedConfig) -> tuple[int, int, int, int]:
     """Return the widths of queries, keys, values and output: those of the projections, else as the config says."""
-    width = head_dim(text)
-    query = text.num_attention_heads * width
     outputs = {linear.name: linear.outputs for linear in linears}
     inputs = {linear.name: linear.inputs for linear in linears}
+    if getattr(text, "is_heterogeneous", False):  # Gemma 4: some layers are wider, some take the keys of another layer
+        query, key = inputs.get("o_proj", 0), outputs.get("k_proj", 0)
+        return query, key, outputs.get("v_proj", key), query
+    width = head_dim(text)
+    query = text.num_attention_heads * width
     if "kv_b_proj" in outputs:  # multi-head latent attention: every head has a key of its own, as wide as its query
         query = outputs.get("q_b_proj") or outputs.get("q_proj") or query
         return query, query, inputs.get("o_proj", query), inputs.get("o_proj", query)
@@ -329,8 +331,11 @@ def _experts(layer: nn.Module, hidden: int) -> tuple[Experts, ...]:
 
 
 def _size(config: PreTrainedConfig, name: str) -> int:
-    """Return a field of a config, 0 where it has none."""
-    return getattr(config, name, None) or 0
+    """Return a field of a config, 0 where it has none or another one in each layer."""
+    try:
+        return getattr(config, name, None) or 0
+    except ValueError:
+        return 0
 
 
 def _count(module: nn.Module) -> int:

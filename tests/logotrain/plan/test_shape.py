@@ -47,9 +47,9 @@ DENSE = {
 }  # fmt: skip
 """Families of equal layers: to refuse one of these would be a fault."""
 OTHERS = {
-    "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "flex_olmo", "gemma3_text", "glm4_moe", "gpt_oss", "granitemoe",
-    "jetmoe", "kimi_linear", "lfm2", "llama4_text", "minimax", "mixtral", "olmo_hybrid", "olmoe", "phimoe",
-    "qwen2_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next",
+    "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "flex_olmo", "gemma3_text", "gemma4_text", "glm4_moe", "gpt_oss",
+    "granitemoe", "jetmoe", "kimi_linear", "lfm2", "llama4_text", "minimax", "mixtral", "olmo_hybrid", "olmoe",
+    "phimoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next",
 }  # fmt: skip
 """Mixtures of experts and models whose layers differ: to refuse one of these would be a fault, too."""
 STATE_SPACES = {"falcon_h1", "falcon_mamba", "jamba", "mamba", "nemotron_h", "recurrent_gemma"}
