@@ -66,7 +66,7 @@ _ANSWERS = {
     "objective.tokens: response or sequence, of objective.name=sft": (
         "completion_only_loss assistant_only_loss train_on_inputs train_on_prompt mask_history"
     ),
-    ": mixtures of experts are not trained with their router's loss": "aux_loss_coef router_aux_loss_coef",
+    "router_loss": "aux_loss_coef router_aux_loss_coef output_router_logits",
     ": no loss here has label smoothing": "label_smoothing* dpo_label_smoothing",
     ": no noise is added to embeddings, the shared prompt would differ from separate rows": "neftune_noise_alpha",
     ": DPO's reference is the untrained model, computed once before step 1": (

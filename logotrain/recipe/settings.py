@@ -284,6 +284,11 @@ class TrainRecipe(RecipeModel):
     lora: LoraSettings = LoraSettings()
     """The adapters of ``lora`` and ``qlora``."""
 
+    router_loss: Annotated[float, Field(gt=0, strict=True)] | Literal["auto", False] = "auto"
+    """Weight of a mixture of experts' own load-balancing loss in each sample's loss. ``auto`` takes the weight of the
+    model's config if routers are trained, as in full tuning. Frozen routers need no such loss: they cannot come to
+    prefer few experts. ``false`` leaves it out."""
+
     optimizer: OptimizerSettings = OptimizerSettings()
     """The optimizer and its learning rate."""
 
