@@ -88,7 +88,7 @@ _ANSWERS = {
     "lora.alpha": "lora_alpha",
     "lora.target_modules": "lora_target lora_target_modules",
     "lora.target_modules: all-linear": "lora_target_linear",
-    "lora.target_modules: names of linear layers": "target_parameters lora_target_parameters",
+    "lora.target_parameters": "lora_target_parameters",
     "lora.target_modules: the layers that get an adapter": "exclude_modules",
     "lora.train_embeddings: the token embedding; no other module is trained whole": (
         "modules_to_save lora_modules_to_save additional_target"

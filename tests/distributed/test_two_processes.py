@@ -45,7 +45,13 @@ CASES: dict[str, dict[str, Any]] = {
     "separate-replicate": {"strategy": "replicate", "sharing": "none", "row_tokens": 120},
     # Its router loss counts with every sample, on whichever process.
     "mixture": {"strategy": "shard", "model": "mixture", "tuning": "full", "recompute": "full", "router_loss": 0.5},
-    "mixture-separate": {"strategy": "shard", "model": "mixture", "sharing": "none", "router_loss": 0.5},
+    "mixture-separate": {
+        "strategy": "shard",
+        "model": "mixture",
+        "sharing": "none",
+        "router_loss": 0.5,
+        "experts": True,
+    },
 }
 
 
@@ -60,6 +66,8 @@ class Runs:
         model = self.root / "mixture" if settings.pop("model", None) else self.model
         parallel = {name: settings.pop(name) for name in ("strategy", "reshard_after_forward") if name in settings}
         lora = {"rank": 4, "alpha": 8, "train_embeddings": settings.pop("train_embeddings", False)}
+        if settings.pop("experts", False):
+            lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         return {
             "model": str(model),
             "data": {"path": str(self.data)},
