@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from logodata.common.errors import UserError
@@ -39,9 +40,35 @@ def test_experts_get_adapters_beside_linear_layers(kind: str, layers: int) -> No
     assert all(".mlp.experts." in name for name in more)
 
 
-def test_a_router_may_get_one() -> None:
-    settings = LoraSettings(rank=2, train_embeddings=False, target_parameters=("mlp.gate.weight",))
-    assert any(".mlp.gate." in name for name in trained("mixtral", settings))
+def test_a_router_may_get_one_and_is_trained_with_its_loss(
+    make_recipe: Recipes, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    mixture("mixtral").float().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    recipe = make_recipe(model=str(tmp_path / "model"), epochs=1, **{"lora.target_parameters": ("mlp.gate.weight",)})
+    run(recipe, tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "final" / "adapter_model.safetensors")
+    assert all(weights[name].any() for name in weights if ".mlp.gate.lora_B" in name)
+    assert sum(".mlp.gate." in name for name in weights) == 4
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["router_loss"] > 2  # even is 2 experts a token
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same_adapters(
+    make_recipe: Recipes, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    mixture("mixtral").float().save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    lines = []
+    for compiled in (False, True):  # before the first step layers are compiled while no router is recorded
+        settings = {"lora.target_parameters": EXPERTS, "max_steps": 1, "compile": compiled, "recompute": "full"}
+        run(make_recipe(model=str(tmp_path / "model"), router_loss=0.5, **settings), tmp_path / str(compiled))
+        metrics = (tmp_path / str(compiled) / "metrics.jsonl").read_text().splitlines()
+        lines.append([json.loads(line) for line in metrics])
+    for ours, theirs in zip(*lines, strict=True):
+        for key in ("loss", "router_loss", "expert_share", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-4)
 
 
 @pytest.mark.parametrize(
