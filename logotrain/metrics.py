@@ -19,17 +19,22 @@ class Metrics(Record):
 
     Log-probabilities are means over a response's tokens, in nats; ``rejected_*`` are means over the M responses. None
     stands for what an objective does not compute.
+
+    ``router_loss`` and ``expert_share`` are those of a mixture of experts: the load-balancing loss before its weight,
+    and the largest share of the choices of a layer's router that one expert gets.
     """
 
     loss: float
     preference_loss: float
     sft_loss: float
+    router_loss: float | None = None
     margin: float | None = None
     chosen_logp: float
     rejected_logp: float | None = None
     accuracy: float | None = None
     chosen_ended: float
     rejected_ended: float
+    expert_share: float | None = None
     tokens: int
 
     @property

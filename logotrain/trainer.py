@@ -27,6 +27,8 @@ from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
 from logotrain.loss.logprobs import LogprobModel, SampleLogprobs, split_logprobs
 from logotrain.loss.objective import sample_loss
 from logotrain.loss.reference import ReferenceLogprobs
+from logotrain.loss.router_weight import router_weight
+from logotrain.loss.routers import RouterRecord
 from logotrain.metrics import Metrics, MetricsLog, StepRecord, cut_half_line, mean_metrics
 from logotrain.parallel import World
 from logotrain.prepare import Prepared, prepare
@@ -56,6 +58,7 @@ class _Run:
     optimizer: AdamW
     collator: Collator
     reference: ReferenceLogprobs | None
+    router_weight: float | None
 
     def rows(self, draws: Sequence[Draw]) -> list[tuple[list[int], bool]]:
         """Return this process's rows of a step, each as indices into ``draws`` and whether the row counts."""
@@ -104,7 +107,6 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     reference = None
     if uses_reference(recipe.objective):
         reference = ReferenceLogprobs(out / "reference.jsonl", untrained=done == 0)
-    run = _Run(recipe, world, prepared, optimizer, collator, reference)
 
     def draws(step: int) -> list[Draw]:
         return [(epoch, data.samples[index]) for epoch, index in schedule.samples(step)]
@@ -116,6 +118,8 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     with stop_on_signal() as stop:
         with prepared.attention.of(model.causal_lm), no_gradient_lost():
             check_weights(model, world, recipe.model)
+            weight = router_weight(recipe.router_loss, model, world.device, where=recipe.model)
+            run = _Run(recipe, world, prepared, optimizer, collator, reference, weight)
             if reference is not None:
                 reference.complete(
                     [draw for step in range(done, schedule.total_steps) for draw in draws(step)],
@@ -199,9 +203,17 @@ def _train_step(
         batch = [draws[index] for index in indices]
         row = run.collator(batch).to(world.device)
         losses = []
-        for index, draw, logprobs in zip(indices, batch, split_logprobs(model(row), row), strict=True):
+        routers = RouterRecord(loss=run.router_weight is not None)
+        samples = split_logprobs(model(row, routers), row)
+        for place, (index, draw, logprobs) in enumerate(zip(indices, batch, samples, strict=True)):
             reference = None if run.reference is None else run.reference.of(draw, world.device)
             loss, metrics = _sample_loss(draw[1], logprobs, run.recipe.objective, reference)
+            if run.router_weight is not None:
+                loss = loss + run.router_weight * routers.losses[place]
+                values = {"loss": loss.item(), "router_loss": routers.losses[place].item()}
+                metrics = metrics.model_copy(update=values)
+            if routers.shares:
+                metrics = metrics.model_copy(update={"expert_share": routers.shares[place]})
             losses.append(loss)
             if counts:
                 found.append((index, metrics))

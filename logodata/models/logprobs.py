@@ -91,15 +91,42 @@ def head_logits(model: PreTrainedModel, states: Tensor) -> Tensor:
     Returns:
         [T, V].
     """
+    given: Any = states[None]
+    logits: Tensor = _forward_on(model, _States(last_hidden_state=given)).logits
+    return logits[0]
+
+
+def router_loss(model: PreTrainedModel, states: Tensor, logits: tuple[Tensor, ...]) -> Tensor | None:
+    """Return the load-balancing loss, a scalar, that a mixture's forward computes from the logits of its routers.
+
+    The forward itself computes it, since models differ in how they count their experts. Its decoder is replaced by an
+    output that holds the logits.
+
+    Args:
+        model: a causal language model, without PEFT around it.
+        states: [1, d], any states; the forward also computes their logits.
+        logits: for each layer that has a router, [T, E].
+
+    Returns:
+        None if the forward computes none.
+    """
+    given: Any = states[None].detach()
+    output = _States(last_hidden_state=given)
+    output["router_logits"] = logits
+    loss = _forward_on(model, output, output_router_logits=True).aux_loss
+    return loss if isinstance(loss, Tensor) else None
+
+
+def _forward_on(model: PreTrainedModel, output: _States, **inputs: Any) -> Any:
+    """Return the output of a model's forward in which the decoder gives ``output``."""
     decoder = decoder_of(model)
     replaced = decoder.__dict__.get("forward")
-    given: Any = states[None]
-    decoder.forward = lambda *_, **__: _States(last_hidden_state=given)
+    decoder.forward = lambda *_, **__: output
     try:
-        logits: Tensor = model(input_ids=states.new_zeros(1, 1, dtype=torch.int64), use_cache=False).logits
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        return model(input_ids=ids, use_cache=False, **inputs)
     finally:
         if replaced is None:
             del decoder.forward
         else:
             decoder.forward = replaced
-    return logits[0]

@@ -87,6 +87,8 @@ class Adapter:
         config.inference_mode = True
         if not isinstance(config.target_modules, str):
             config.target_modules = sorted(config.target_modules)  # PEFT writes a set in the order of its hashes
+        if config.target_parameters:
+            config.target_parameters = sorted(config.target_parameters)
         return Adapter(weights, config, model.get_base_model().config)
 
     def write(self, folder: Path) -> None:

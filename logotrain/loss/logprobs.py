@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from logodata.models.logprobs import decoder_of, head_logits, head_logprobs
 from logodata.models.text_config import text_config
 from logotrain.attention.shared_prefix import shares_prompt
+from logotrain.loss.routers import RouterRecord, prepare_routers
 from logotrain.rows.collate import Row
 from logotrain.rows.layout import RowLayout
 
@@ -71,6 +72,7 @@ class LogprobModel(nn.Module):
             for module in model.modules():
                 if isinstance(module, BaseTunerLayer):
                     module.cast_input_dtype_enabled = False
+        prepare_routers(self.causal_lm)
         self.eval()
 
     @property
@@ -78,24 +80,36 @@ class LogprobModel(nn.Module):
         """The model of transformers without PEFT around it; the adapters are in it."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
-    def forward(self, row: Row) -> Tensor:
+    def forward(self, row: Row, routers: RouterRecord | None = None) -> Tensor:
         """Return the log-probability of each of ``row.targets``, [T], float32 or float64.
 
         Inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix` the prompt is computed once for all
         responses. Elsewhere each response is computed after its prompt in a row of its own, by the model's own
-        attention. The values are equal.
+        attention. The values are equal. ``routers`` is filled with what the routers of a mixture of experts do.
         """
         with self._autocast(row.input_ids.device):
             if shares_prompt(self.causal_lm):
-                states = self._states(row.input_ids, row.position_ids, shared_prefix=row.layout)[row.gather_index]
+                states = self._states(row.input_ids, row.position_ids, routers, shared_prefix=row.layout)
+                states = states[row.gather_index]
             else:
-                states = self._separate_states(row)
+                states = self._separate_states(row, routers)
+            if routers is not None:
+                routers.finish(self.causal_lm, states, row.layout)
             chunk_tokens = max(1, CHUNK_ELEMENTS // text_config(self.causal_lm.config).vocab_size)
             return head_logprobs(partial(head_logits, self.causal_lm), states, row.targets, chunk_tokens)
 
-    def _states(self, input_ids: Tensor, position_ids: Tensor, **layout: RowLayout) -> Tensor:
-        """Return the last hidden states of a row, [N, d]."""
-        output = decoder_of(self.causal_lm)(
+    def _states(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        routers: RouterRecord | None = None,
+        start: int = 0,
+        **layout: RowLayout,
+    ) -> Tensor:
+        """Return the last hidden states of a row, [N, d], and record what routers do from the token ``start`` on."""
+        decoder: nn.Module = decoder_of(self.causal_lm)
+        run = decoder if routers is None else partial(routers.run, decoder, start)
+        output = run(
             input_ids=input_ids,
             position_ids=position_ids,
             # Without a mask transformers takes gaps between positions for borders of packed documents.
@@ -106,12 +120,19 @@ class LogprobModel(nn.Module):
         states: Tensor = output.last_hidden_state
         return states[0]
 
-    def _separate_states(self, row: Row) -> Tensor:
+    def _separate_states(self, row: Row, routers: RouterRecord | None) -> Tensor:
         """Return the hidden states that predict ``row.targets``, [T, d], from a row for each response."""
         found: list[Tensor] = []
         separate = row.separate()
-        for indices, scored in separate:
-            found.append(self._states(row.input_ids[:, indices], row.position_ids[:, indices])[scored])
+        # The tokens of a prompt are recorded with its first response, and not again.
+        starts = [
+            sample.prompt_length if response else 0
+            for sample in row.layout.samples
+            for response in range(len(sample.response_lengths))
+        ]
+        for (indices, scored), start in zip(separate, starts, strict=True):
+            states = self._states(row.input_ids[:, indices], row.position_ids[:, indices], routers, start)
+            found.append(states[scored])
         states = torch.cat(found)
         indices, _ = separate[0]
         for _ in range(self.min_passes - len(separate)):

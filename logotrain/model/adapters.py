@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from logodata.common.console import note
 from logodata.models.logprobs import decoder_of
-from logotrain.model.targets import adapter_targets
+from logotrain.model.targets import adapter_parameters, adapter_targets
 from logotrain.recipe.settings import LoraSettings
 
 
@@ -26,6 +26,7 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
     modules = decoder_of(base).named_modules()
     linears = {path for path, module in modules if isinstance(module, nn.Linear) and module is not head}
     targets, train_embedding = adapter_targets(settings, linears, _name_of(base, head), tied=tied, where=name)
+    parameters = adapter_parameters(settings, _parameters(base), where=name)
     if settings.train_embeddings == "auto":
         reason = "it is tied to the output head" if tied else "as in the paper"
         note(f"token embedding {'trained' if train_embedding else 'frozen'}: {reason} (lora.train_embeddings=auto)")
@@ -34,14 +35,23 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=_in_decoder(targets, base),
+        target_parameters=parameters or None,
         modules_to_save=[_name_of(base, embedding)] if train_embedding else None,
         ensure_weight_tying=train_embedding and tied,
     )
     with warnings.catch_warnings():
         # PEFT warns of merging into tied weights. They are parted before that.
         warnings.filterwarnings("ignore", message=".*(tied|tying)", category=UserWarning)
+        # Of its own ranks for stacks that no layer has, after the redirection that is told below.
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
         model = get_peft_model(base, config)
     model.peft_config["default"].base_model_name_or_path = name  # get_peft_model puts the resolved folder here
+    redirected = sorted({*(config.target_parameters or ())} - {*parameters})
+    if redirected:
+        note(
+            f"adapters: PEFT gives those of {', '.join(sorted({*targets} - {*config.target_modules}))} to the weights "
+            f"{', '.join(redirected)} of experts and routers; linear layers of these names get none"
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -51,6 +61,17 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         if tied:
             model.get_output_embeddings().register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
     return model
+
+
+def _parameters(base: PreTrainedModel) -> list[str]:
+    """Return the names of the matrices and stacks of matrices in the decoder's layers that no linear layer holds."""
+    return [
+        f"{path}.{name}"
+        for path, module in decoder_of(base).named_modules()
+        if not isinstance(module, nn.Linear | nn.Embedding)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim in (2, 3) and "bias" not in name
+    ]
 
 
 def _in_decoder(targets: list[str], base: PreTrainedModel) -> list[str] | str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from logodata.common.errors import UserError
+from logodata.common.errors import UserError, did_you_mean
 from logotrain.recipe.settings import ALL_LINEAR, ATTENTION, LoraSettings
 
 
@@ -46,6 +46,29 @@ def adapter_targets(
             mend=f"leave {head} out of lora.target_modules, or set lora.train_embeddings=false",
         )
     return list(wanted), not tied if settings.train_embeddings == "auto" else settings.train_embeddings
+
+
+def adapter_parameters(settings: LoraSettings, parameters: Collection[str], *, where: str) -> list[str]:
+    """Return the ends of the names of the parameters that get an adapter, in alphabetical order.
+
+    Args:
+        settings: names them in ``target_parameters``.
+        parameters: names of the decoder's parameters that can, such as ``layers.0.mlp.experts.down_proj``.
+        where: name of the model, for messages.
+
+    Raises:
+        UserError: the model has no parameter of such a name.
+    """
+    names = {re.sub(r"^.*\.\d+\.", "", path) for path in parameters}
+    for target in settings.target_parameters:
+        if not any(f".{path}".endswith(f".{target}") for path in parameters):
+            known = f"its weights outside of linear layers: {', '.join(sorted(names)) or 'none'}"
+            raise UserError(
+                f"lora.target_parameters: no parameter {target!r} in the model",
+                where=where,
+                mend=did_you_mean(target, sorted(names), known),
+            )
+    return sorted({*settings.target_parameters})
 
 
 def _attention(linears: Collection[str]) -> list[str]:

@@ -66,7 +66,7 @@ _ANSWERS = {
     "objective.tokens: response or sequence, of objective.name=sft": (
         "completion_only_loss assistant_only_loss train_on_inputs train_on_prompt mask_history"
     ),
-    ": mixtures of experts are not trained with their router's loss": "aux_loss_coef router_aux_loss_coef",
+    "router_loss": "aux_loss_coef router_aux_loss_coef output_router_logits",
     ": no loss here has label smoothing": "label_smoothing* dpo_label_smoothing",
     ": no noise is added to embeddings, the shared prompt would differ from separate rows": "neftune_noise_alpha",
     ": DPO's reference is the untrained model, computed once before step 1": (
@@ -88,7 +88,7 @@ _ANSWERS = {
     "lora.alpha": "lora_alpha",
     "lora.target_modules": "lora_target lora_target_modules",
     "lora.target_modules: all-linear": "lora_target_linear",
-    "lora.target_modules: names of linear layers": "target_parameters lora_target_parameters",
+    "lora.target_parameters": "lora_target_parameters",
     "lora.target_modules: the layers that get an adapter": "exclude_modules",
     "lora.train_embeddings: the token embedding; no other module is trained whole": (
         "modules_to_save lora_modules_to_save additional_target"

@@ -160,7 +160,16 @@ class LoraSettings(RecipeModel):
 
     target_modules: tuple[str, ...] = Field(default=(ATTENTION,), min_length=1)
     """Names of the linear layers that get an adapter. ``attention`` means the projections of attention, whatever the
-    model calls them, as in the paper; ``all-linear`` all linear layers of the decoder, not the output head."""
+    model calls them, as in the paper; ``all-linear`` all linear layers of the decoder, not the output head.
+
+    Stacked experts and most routers of a mixture of experts are parameters and no linear layers, so ``all-linear``
+    leaves them out; PEFT's own takes them in some models. See ``target_parameters``."""
+
+    target_parameters: tuple[str, ...] = ()
+    """Ends of the names of weights outside of linear layers that get an adapter too, such as the stacked experts of a
+    mixture: ``mlp.experts.gate_up_proj,mlp.experts.down_proj``. Each expert gets one of rank ``rank``.
+
+    PEFT adds them to a copy of the whole stack in each forward pass. vLLM loads no such adapter; merge it."""
 
     train_embeddings: bool | Literal["auto"] = "auto"
     """Train the token embedding too, as the paper does. ``auto`` does so unless the output head is tied to it.
@@ -283,6 +292,11 @@ class TrainRecipe(RecipeModel):
 
     lora: LoraSettings = LoraSettings()
     """The adapters of ``lora`` and ``qlora``."""
+
+    router_loss: Annotated[float, Field(gt=0, strict=True)] | Literal["auto", False] = "auto"
+    """Weight of a mixture of experts' own load-balancing loss in each sample's loss. ``auto`` takes the weight of the
+    model's config if routers are trained, as in full tuning. Frozen routers need no such loss: they cannot come to
+    prefer few experts. ``false`` leaves it out."""
 
     optimizer: OptimizerSettings = OptimizerSettings()
     """The optimizer and its learning rate."""

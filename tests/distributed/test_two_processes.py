@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from logodata.dataset.samples import write_samples
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
@@ -37,6 +43,15 @@ CASES: dict[str, dict[str, Any]] = {
     "separate": {"strategy": "shard", "sharing": "none", "train_embeddings": True},
     "separate-full": {"strategy": "shard", "sharing": "none", "tuning": "full", "recompute": "full"},
     "separate-replicate": {"strategy": "replicate", "sharing": "none", "row_tokens": 120},
+    # Its router loss counts with every sample, on whichever process.
+    "mixture": {"strategy": "shard", "model": "mixture", "tuning": "full", "recompute": "full", "router_loss": 0.5},
+    "mixture-separate": {
+        "strategy": "shard",
+        "model": "mixture",
+        "sharing": "none",
+        "router_loss": 0.5,
+        "experts": True,
+    },
 }
 
 
@@ -48,10 +63,13 @@ class Runs:
 
     def recipe(self, case: str) -> dict[str, Any]:
         settings = dict(CASES[case])
+        model = self.root / "mixture" if settings.pop("model", None) else self.model
         parallel = {name: settings.pop(name) for name in ("strategy", "reshard_after_forward") if name in settings}
         lora = {"rank": 4, "alpha": 8, "train_embeddings": settings.pop("train_embeddings", False)}
+        if settings.pop("experts", False):
+            lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         return {
-            "model": str(self.model),
+            "model": str(model),
             "data": {"path": str(self.data)},
             "objective": {"name": "logo", "beta": 2.5, "gamma": 0.25},
             "lora": lora,
@@ -108,6 +126,13 @@ def runs(
         model_fingerprint=model_fingerprint(str(tiny_model_dir)),
         tokenizer_fingerprint=tokenizer_fingerprint(tiny_tokenizer),
     )
+    torch.manual_seed(0)
+    base = AutoConfig.from_pretrained(tiny_model_dir).to_dict()
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    fields = {name: base[name] for name in (*sizes, "vocab_size", "max_position_embeddings")}
+    mixture = MixtralConfig(**fields, num_local_experts=4, num_experts_per_tok=2, sliding_window=None)
+    MixtralForCausalLM(mixture).save_pretrained(root / "mixture")
+    tiny_tokenizer.save_pretrained(root / "mixture")
     runs = Runs(root, tiny_model_dir, data)
     for case in CASES:
         runs.alone(case, f"one-{case}")

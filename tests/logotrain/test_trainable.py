@@ -146,7 +146,7 @@ def test_a_noisy_model_trains_as_its_noiseless_twin(
         expected = {name: value for name, value in {**fields, **named}.items() if value}
         assert {name: float(value) for name, value in said} == expected
     assert logs["noisy"] == logs["quiet"]
-    assert logs["noisy"][0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert logs["noisy"][0]["preference_loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert logs["noisy"][0]["loss"] != logs["noisy"][-1]["loss"]
 
 
