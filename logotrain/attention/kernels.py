@@ -70,6 +70,8 @@ def sdpa_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = (key.shape[0], query.shape[0] // key.shape[0])
     query = query.unflatten(0, groups)  # [H_kv, H / H_kv, N, D]
+    value_width = value.shape[-1]
+    value = pad(value, (0, key.shape[-1] - value_width))  # for narrower ones torch would keep all scores
     key, value = (states[:, None].expand(*query.shape[:3], -1) for states in (key, value))
     if variant.sinks is not None:
         query, key = _with_sink_scores(query, key, variant.sinks.view(*groups, 1, 1) / scaling)
@@ -88,7 +90,7 @@ def sdpa_attention(
     if layout.padding:
         q, k, v = padding
         outputs.append(_sdpa(q, k, v, is_causal=True, scale=scaling))
-    return torch.cat(outputs, dim=2).flatten(0, 1)
+    return torch.cat(outputs, dim=2)[..., :value_width].flatten(0, 1)
 
 
 def _with_sink_scores(query: Tensor, key: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
