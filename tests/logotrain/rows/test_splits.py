@@ -61,7 +61,7 @@ def gradient(samples: Sequence[Any], world_size: int, row_tokens: int | None) ->
 
     for rank in range(world_size):
         optimizer = AdamW(parameters, lr=0.0, weight_decay=0.0)
-        run = trainer._Run(recipe, OneOfMany(rank, world_size, rank), prepared, optimizer, collator, None)
+        run = trainer._Run(recipe, OneOfMany(rank, world_size, rank), prepared, optimizer, collator, None, None)
         with pytest.MonkeyPatch.context() as patch, use_shared_prefix(model().causal_lm):
             patch.setattr(trainer, "clip_grad_norm_", keep)
             patch.setattr(trainer, "mean_metrics", lambda found: losses.extend(metrics.loss for metrics in found))
