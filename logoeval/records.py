@@ -47,6 +47,9 @@ class VersionedRecord(Record):
         return super().from_json(value, where=where, mend=mend)
 
 
+_NO_DIFFERENCE = 1e-9
+
+
 class Metric(Record):
     """One number a sample gets, and how its mean is read."""
 
@@ -89,10 +92,13 @@ class Metric(Record):
         return "-" if low is None or high is None else f"{self.show(low)} to {self.show(high)}"
 
     def show_difference(self, value: float) -> str:
-        """Return a difference with its sign. Those of shares are in percentage points."""
+        """Return a difference with its sign. Those of shares are in percentage points.
+
+        A bound just below zero keeps its minus sign, because a verdict rests on it; a rounding error of zero has none.
+        """
         digits = {"share": 1, "perplexity": 3}.get(self.kind, 2)
-        rounded = round(100 * value if self.kind == "share" else value, digits) + 0.0  # no minus sign on a zero
-        return f"{rounded:+.{digits}f}"
+        value = 0.0 if abs(value) < _NO_DIFFERENCE else value
+        return f"{round(100 * value if self.kind == 'share' else value, digits):+.{digits}f}"
 
     def show_change(self, change: float, low: float | None, high: float | None) -> str:
         """Return a difference with its interval, such as ``+3.1 [+0.4, +5.9]``."""

@@ -52,6 +52,8 @@ def evaluate(
     Raises:
         UserError: the folder holds results of another model or of other settings, or a task's input is at fault.
     """
+    # Before the folder is made: they say what is not installed.
+    settings_of = {task: _settings(recipe, find_task(task).evaluator, recipe.section(task)) for task in tasks}
     with locked(folder):
         results = continue_results(folder)
         predictions = folder / PREDICTIONS_DIR
@@ -67,7 +69,7 @@ def evaluate(
         notes = [*_adapter_notes(recipe), *notes]
         for task in tasks:
             evaluator, section = find_task(task).evaluator, recipe.section(task)
-            settings = _settings(recipe, evaluator, section)
+            settings = settings_of[task]
             started = task in results.tasks or has_predictions(predictions, task)
             bind_settings(predictions, f"{task}.json", settings, started=started)
             if task in results.tasks:
