@@ -27,7 +27,7 @@ from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import SharedPrefixLayout
 from logotrain.rows.packing import attention_share, largest_row
-from logotrain.trainable import read_traits
+from logotrain.trainable import check_untried, read_traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,8 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         autocast=torch.bfloat16 if recipe.narrow_adapters else None,
         plain_attention=traits.separate,
     )
+    if not traits.tried:
+        check_untried(model, recipe.model, gaps=recipe.positions.mode != "natural")
     if sharded and not attention.shared:
         model.min_passes = max(len(layout.response_lengths) for layout in layouts) if layouts else 0
     layers = decoder_layers(model)

@@ -43,6 +43,9 @@ _TOLERANCE = 1e-3
 parts in float32, equal ones differ by less than 1e-4; what a model does otherwise, such as a cap on scores, shows from
 1e-2 on."""
 
+_LOADED_TOLERANCE = 0.1
+"""The same for a loaded model in the dtype of the run: rounding in bfloat16 stays below it."""
+
 _MOST_WEIGHTS = 120_000_000
 """Weights of the largest small copy that is tried."""
 
@@ -68,7 +71,7 @@ def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTr
     if recipe.sharing == "prompt" and traits.obstacle:
         raise UserError(f"its prompts cannot be shared: {traits.obstacle}", where=where, mend="set sharing=auto")
     if not traits.takes_gaps and recipe.positions.mode != "natural":
-        raise UserError("the model takes no gaps between positions", where=where, mend="set positions.mode=natural")
+        raise _no_gaps(where)
     return scaled_config(config, recipe.rope)
 
 
@@ -93,7 +96,7 @@ def _find_traits(config: PreTrainedConfig) -> Traits:
     with _own_random_state(), torch.no_grad():
         model = _small_model(config, where)
         if isinstance(model, str):
-            return Traits(f"no small copy of it could be tried ({model})", separate="sdpa")
+            return Traits(f"no small copy of it could be tried ({model})", separate="sdpa", tried=False)
         takes_gaps = _takes_gaps(model)
         row = _probe_row(VOCABULARY, gap=_GAP if takes_gaps else 0)
         truth = _own_logprobs(model, row)
@@ -102,27 +105,24 @@ def _find_traits(config: PreTrainedConfig) -> Traits:
         obstacle, features = _try_sharing(scorer, row, truth)
         separate: Literal["sdpa", "eager"] = "sdpa" if _computes(scorer, "sdpa", row, truth) else "eager"
         if separate == "eager" and not _computes(scorer, "eager", row, truth):
-            raise UserError(
-                f"{type(model).__name__} gives other log-probabilities than its decoder and its head one by one",
-                where=where,
-                mend="use a model that writes text and nothing else, such as Llama or Qwen",
-            )
+            raise _other_head(model, where)
     if rope := length_dependent_rope(config):
         obstacle = f"RoPE type {rope!r} changes with the length of the row"
     return Traits(obstacle, features, separate, takes_gaps)
 
 
 def _takes_gaps(model: PreTrainedModel) -> bool:
-    with_gaps, without = (_probe_row(VOCABULARY, gap=gap) for gap in (_GAP, 0))
+    with_gaps, without = (_probe_row(VOCABULARY, gap=gap).to(next(model.parameters()).device) for gap in (_GAP, 0))
     values = _own_logprobs(model, with_gaps)
     return _is_causal(with_gaps, values) and not _equal(values, _own_logprobs(model, without))
 
 
 def _is_causal(row: Row, values: Tensor) -> bool:
     """Return whether the first tokens of a sample's responses, which are the same one, are equally likely."""
+    tolerance = _TOLERANCE if values.dtype == torch.float64 else _LOADED_TOLERANCE
     starts = [0, *accumulate(row.layout.response_lengths)][:-1]
     by_sample = values[starts].split([len(sample.response_lengths) for sample in row.layout.samples])
-    return all(_equal(firsts, firsts[:1].expand_as(firsts)) for firsts in by_sample)
+    return all(float(firsts.max() - firsts.min()) <= tolerance for firsts in by_sample)
 
 
 def _computes(scorer: LogprobModel, implementation: str, row: Row, truth: Tensor) -> bool:
@@ -186,16 +186,31 @@ def _draw_weights(model: PreTrainedModel) -> None:
 
 def _check_function(model: PreTrainedModel, row: Row, truth: Tensor, where: str) -> None:
     """Refuse a model whose log-probabilities are no function of the tokens before."""
-    kind = type(model).__name__
-    if not _is_causal(row, truth):
+    _check_causal(model, row, truth, where)
+    _seed(1)
+    if not _equal(_own_logprobs(model, row), truth):
+        raise _random(type(model).__name__, where)
+
+
+def _check_causal(model: PreTrainedModel, row: Row, values: Tensor, where: str) -> None:
+    if not _is_causal(row, values):
         raise UserError(
-            f"{kind} lets tokens depend on later ones, so it does not predict the next token",
+            f"{type(model).__name__} lets tokens depend on later ones, so it does not predict the next token",
             where=where,
             mend="use a causal language model",
         )
-    _seed(1)
-    if not _equal(_own_logprobs(model, row), truth):
-        raise _random(kind, where)
+
+
+def _no_gaps(where: str) -> UserError:
+    return UserError("the model takes no gaps between positions", where=where, mend="set positions.mode=natural")
+
+
+def _other_head(model: PreTrainedModel, where: str) -> UserError:
+    return UserError(
+        f"{type(model).__name__} gives other log-probabilities than its decoder and its head one by one",
+        where=where,
+        mend="use a model that writes text and nothing else, such as Llama or Qwen",
+    )
 
 
 def _try_sharing(scorer: LogprobModel, row: Row, truth: Tensor) -> tuple[str, frozenset[Feature]]:
@@ -224,6 +239,26 @@ def _random(kind: str, where: str) -> UserError:
         where=where,
         mend="use a model that draws no random numbers",
     )
+
+
+def check_untried(model: LogprobModel, name: str, *, gaps: bool) -> None:
+    """Refuse a loaded model, of which no small copy could be tried, for what a small copy would have shown.
+
+    The model is whole, not sharded. ``gaps`` says whether positions will have gaps.
+
+    Raises:
+        UserError: it is not causal, it takes no gaps, or its decoder and its head one by one differ from its forward.
+    """
+    causal_lm = model.causal_lm
+    row = _probe_row(text_config(causal_lm.config).vocab_size, gap=0).to(next(model.parameters()).device)
+    with torch.no_grad(), attention_of(causal_lm, model.plain_attention), _explained(causal_lm, name):
+        own, found = _own_logprobs(causal_lm, row), model(row)
+        takes_gaps = not gaps or _takes_gaps(causal_lm)
+    _check_causal(causal_lm, row, own, name)
+    if not takes_gaps:
+        raise _no_gaps(name)
+    if (found - own).abs().max() > _LOADED_TOLERANCE:
+        raise _other_head(causal_lm, name)
 
 
 def check_weights(model: LogprobModel, world: World, name: str) -> None:

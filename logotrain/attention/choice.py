@@ -24,6 +24,8 @@ class Traits:
         obstacle: why responses cannot share their prompt; empty if they can.
         features: the variants of attention that its layers ask for.
         separate: the attention of transformers that computes rows without sharing.
+        tried: whether a small copy could be tried. If not, the other fields are what is safe to assume, and
+            :func:`logotrain.trainable.check_untried` looks at the loaded model.
         takes_gaps: whether positions may have gaps: results depend on position ids, and no token on later ones.
     """
 
@@ -31,6 +33,7 @@ class Traits:
     features: frozenset[Feature] = frozenset()
     separate: Literal["sdpa", "eager"] = "eager"
     takes_gaps: bool = True
+    tried: bool = True
 
 
 class AttentionChoice(NamedTuple):

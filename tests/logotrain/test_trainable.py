@@ -349,6 +349,51 @@ def test_what_a_model_does_to_its_logits_is_done(
                 torch.testing.assert_close(LogprobModel(tiny_model)(row), expected, rtol=0, atol=1e-5)
 
 
+def _untried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("logotrain.trainable._small_model", lambda *_: "it would be too large")
+    monkeypatch.setattr("logotrain.trainable._known", {})
+
+
+def test_a_model_that_could_not_be_tried_trains_in_separate_rows(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(make_recipe(epochs=1), tmp_path / "tried")
+    _untried(monkeypatch)
+    run(make_recipe(epochs=1), tmp_path / "untried")
+    assert "a row for each response, which computes its prompt again (no small copy of it could" in said_by(capsys)
+    one, other = losses(tmp_path / "tried"), losses(tmp_path / "untried")
+    assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in other], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda hidden: hidden + hidden.mean(1, keepdim=True), "lets tokens depend on later ones"),
+        (None, "takes no gaps between positions"),
+    ],
+)
+def test_a_loaded_model_that_could_not_be_tried_is_looked_at(
+    change: Callable[[Tensor], Tensor] | None,
+    reason: str,
+    make_recipe: Recipes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _untried(monkeypatch)
+    plain = LlamaMLP.forward
+    if change:
+        monkeypatch.setattr(LlamaMLP, "forward", lambda self, hidden: plain(self, change(hidden)))
+    else:
+        own = LlamaForCausalLM.forward
+
+        def forward(self: LlamaForCausalLM, **inputs: Any) -> Any:
+            return own(self, **{**inputs, "position_ids": None})
+
+        monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    with pytest.raises(UserError, match=reason):
+        run(make_recipe(), tmp_path / "run")
+
+
 def test_a_model_whose_layers_fail_on_a_row_ends_in_one_line(
     make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
