@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import io
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import AdamW
@@ -25,7 +27,7 @@ from logodata.contexts.embedding import SentenceEmbedder
 from logodata.models.adapters import check_adapter
 from logodata.models.loading import load_model
 from logodata.sources import SourceSettings, read_source
-from logotrain.checkpoints import saving
+from logotrain.checkpoints import safe_reading, saving
 from logotrain.parallel import World
 from tests.hostile.conftest import Payload
 
@@ -183,3 +185,26 @@ def test_every_loader_of_models_says_that_it_runs_no_code() -> None:
     for path, call in loaders:
         said = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert said.get("trust_remote_code") == "False", f"{path}:{call.lineno}"
+
+
+class Asking:
+    """Pickled as ``getattr(kind, name)``."""
+
+    def __init__(self, kind: object, name: str) -> None:
+        self.kind, self.name = kind, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.kind, self.name)
+
+
+def test_members_of_enumerations_are_read_and_no_other_attribute() -> None:
+    """Python 3.11.0 to 3.11.3 pickle members by name, as Debian's python3 does."""
+    member = _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+
+    def read(kind: object, name: str) -> object:
+        return safe_reading._Unpickler(io.BytesIO(pickle.dumps(Asking(kind, name)))).load()
+
+    assert read(_MEM_FORMAT_ENCODING, member.name) is member
+    for kind, name in ((_MEM_FORMAT_ENCODING, "__class__"), (_MEM_FORMAT_ENCODING, "mro"), (torch.Size, "numel")):
+        with pytest.raises(pickle.UnpicklingError, match="it asks for"):
+            read(kind, name)
