@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, stdtrit
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -44,6 +43,8 @@ def percentile_interval(
         num_clusters: G of each group, 2 or more.
         variances: The variance over the draws of what each group adds to the statistic; only their ratios count.
     """
+    from scipy.special import ndtr, stdtrit  # half a second, which settings and completion need not wait for
+
     spread, counts = np.asarray(variances, dtype=np.float64), np.asarray(num_clusters, dtype=np.float64)
     unbiased = spread * counts / (counts - 1)
     if not unbiased.sum():  # all draws are equal
