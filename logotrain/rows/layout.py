@@ -64,7 +64,7 @@ class RowLayout:
 
     @property
     def separate(self) -> RowLayout:
-        """The same responses, each after a prompt of its own, without padding."""
+        """The layout of the row's responses when each stands after a prompt of its own, without padding."""
         alone = [(sample.prompt_length, length) for sample in self.samples for length in sample.response_lengths]
         return RowLayout(tuple(SharedPrefixLayout(prompt, (length,)) for prompt, length in alone))
 

@@ -46,21 +46,9 @@ from logotrain.parallel import World
 from logotrain.recipe.settings import RopeSettings, TrainRecipe
 from logotrain.run import run
 from logotrain.trainable import _own_logprobs, _probe_row, check_weights, read_traits, trainable_config
+from tests.logotrain.conftest import SIZES
 
 Recipes = Callable[..., TrainRecipe]
-SIZES: dict[str, Any] = {
-    "vocab_size": 269,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
 WITHOUT_GROUPS = {key: value for key, value in SIZES.items() if key not in ("num_key_value_heads", "head_dim")}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 

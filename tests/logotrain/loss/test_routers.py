@@ -25,25 +25,12 @@ from logotrain.recipe.settings import PositionSettings, Recompute, TrainRecipe
 from logotrain.rows.collate import Collator, Row
 from logotrain.run import run
 from tests.distributed.gradients import keep_first_gradients
+from tests.logotrain import conftest
 
 Samples = Callable[..., PreferenceSample]
 Recipes = Callable[..., TrainRecipe]
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 269,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "moe_intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "num_experts_per_tok": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
+SIZES = {**conftest.SIZES, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
 LOCAL = {"num_local_experts": 4}
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {**SIZES, **LOCAL, "sliding_window": None},
