@@ -125,7 +125,7 @@ def _decide(
     plan = StepPlan(
         shape=shape,
         recipe=recipe,
-        row=largest_row(layouts, recipe.row_tokens if attention.shared else None, collator.pad_to_multiple),
+        row=largest_row(layouts, attention.row_tokens(recipe.row_tokens), collator.pad_to_multiple),
         world_size=world.size,
         backend=attention.by,
         shared=attention.shared,

@@ -66,7 +66,7 @@ class _Run:
             [self.collator.layout(sample) for _, sample in draws],
             self.world.size,
             self.world.rank,
-            row_tokens=self.recipe.row_tokens if self.prepared.attention.shared else None,
+            row_tokens=self.prepared.attention.row_tokens(self.recipe.row_tokens),
             attention_share=self.prepared.attention_share,
         )
 

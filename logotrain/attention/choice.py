@@ -54,6 +54,11 @@ class AttentionChoice(NamedTuple):
             return f"{self.by} ({self.reason})"
         return f"{self.by}, a row for each response, which computes its prompt again ({self.reason})"
 
+    def row_tokens(self, wanted: int | None) -> int | None:
+        """Return the most tokens of a row where ``wanted`` are asked for; None gives each sample a row of its own, as
+        separate rows need."""
+        return wanted if self.shared else None
+
     @contextmanager
     def of(self, model: PreTrainedModel) -> Iterator[None]:
         """Make a model, plain or inside PEFT, compute its attention so within the block."""

@@ -115,21 +115,25 @@ def _masks(
 ) -> tuple[tuple[Tensor | None, Tensor], ...]:
     """Return two bool masks for each sample: [P, P] of its prompt, where causality is not all, and [sum R, N_s] of the
     tokens that each response token attends to. With ``sinks`` a last column stands for the sink."""
+    causal = reach == FULL and not sinks
+
+    def mask(sample: SharedPrefixLayout, queries: slice, keys: slice) -> Tensor:
+        return pad(_mask(sample, reach, queries, keys), (0, int(sinks)), value=True).to(device)
+
     found: list[tuple[Tensor | None, Tensor]] = []
     for sample in layout.samples:
-        end = sample.prompt_length
-        prompt, responses = _mask(sample, reach, slice(end))[:, :end], _mask(sample, reach, slice(end, None))
-        if sinks:
-            prompt, responses = (pad(mask, (0, 1), value=True) for mask in (prompt, responses))
-        found.append((None if reach == FULL and not sinks else prompt.to(device), responses.to(device)))
+        prompt, responses = slice(sample.prompt_length), slice(sample.prompt_length, None)
+        # A prompt of 32K tokens would have a mask of 1 GB.
+        of_prompt = None if causal else mask(sample, prompt, prompt)
+        found.append((of_prompt, mask(sample, responses, slice(None))))
     return tuple(found)
 
 
-def _mask(sample: SharedPrefixLayout, reach: Reach, queries: slice) -> Tensor:
-    """Return which tokens of a sample the tokens ``queries`` attend to, bool [queries, N_s]."""
+def _mask(sample: SharedPrefixLayout, reach: Reach, queries: slice, keys: slice) -> Tensor:
+    """Return which of a sample's tokens ``keys`` its tokens ``queries`` attend to, bool [queries, keys]."""
     _, part, index = _places(RowLayout((sample,)))
-    query, own = index[queries, None], part[queries, None]
-    return (index <= query) & ((part == 0) | (part == own)) & reach.visible(query, index)
+    query, own, key, of = index[queries, None], part[queries, None], index[keys], part[keys]
+    return (key <= query) & ((of == 0) | (of == own)) & reach.visible(query, key)
 
 
 def _places(layout: RowLayout, filling: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -147,7 +147,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         wanted=recipe.attention,
         here=False,
     )
-    row_tokens = recipe.row_tokens if attention.shared else None
+    row_tokens = attention.row_tokens(recipe.row_tokens)
     samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
     rows_per_step = max(1, math.ceil(samples_per_step / _samples_per_row(layouts, row_tokens)))
     step = StepPlan(
