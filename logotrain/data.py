@@ -6,7 +6,9 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 from transformers import PreTrainedConfig
 
@@ -30,16 +32,19 @@ class TrainingData:
     Attributes:
         target_length: all positions are below this length, in tokens.
         uses_rejected: whether the objective computes dis-preferred responses.
+        validation: samples that are held out, which are measured and not trained on.
     """
 
     samples: list[PreferenceSample]
     target_length: int
     uses_rejected: bool = True
+    validation: Sequence[PreferenceSample] = ()
 
     def fingerprint(self) -> str:
-        """Return a hash, 16 hexadecimal digits, of everything that the trainer reads of the samples, in order."""
+        """Return a hash, 16 hexadecimal digits, of everything that the trainer reads of the samples, in order,
+        and of the held-out ones after them."""
         digest = hashlib.sha256()
-        for sample in self.samples:
+        for sample in (*self.samples, *self.validation):
             spans = [(chunk.token_start, chunk.token_end) for chunk in sample.chunks]
             responses = row_responses(sample, rejected=True)  # metrics count them even where the loss does not
             digest.update(json.dumps([sample.id, sample.prompt_ids, spans, responses]).encode())
@@ -74,9 +79,31 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     target_length = checked_target_length(recipe, config)
     if recipe.data.path is None:
         return TrainingData([], target_length)
-    where = str(recipe.data.path)
-    samples = read_samples(recipe.data.path)
-    manifest = read_manifest(recipe.data.path)
+    compares = uses_rejected(recipe.objective)
+    samples = _checked_samples(recipe, recipe.data.path, target_length, vocabulary_size(config))
+    if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):
+        note(f"the first {recipe.data.max_samples} of {len(samples)} samples are used (data.max_samples)")
+        samples = samples[: recipe.data.max_samples]
+    held_out: list[PreferenceSample] = []
+    match recipe.data.validation:
+        case Path() as folder:
+            held_out = _checked_samples(recipe, folder, target_length, vocabulary_size(config))
+            _warn_of_trained_documents(samples, held_out, folder)
+        case float() as share:
+            samples, held_out = _split(samples, share, recipe.seed, str(recipe.data.path))
+    if held_out:
+        documents = len({sample.doc_id for sample in held_out})
+        note(f"held out: {len(held_out)} samples of {documents} documents (data.validation={recipe.data.validation})")
+    if compares:
+        _warn_of_equal_responses(samples)
+    return TrainingData(samples, target_length, compares, held_out)
+
+
+def _checked_samples(recipe: TrainRecipe, path: Path, target_length: int, vocab_size: int) -> list[PreferenceSample]:
+    """Return the samples of a folder with the responses that the recipe trains on."""
+    where = str(path)
+    samples = read_samples(path)
+    manifest = read_manifest(path)
     tokenizer = load_tokenizer(recipe.model, needs_template=False)  # prompts are stored as token ids
     if manifest.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
         raise UserError(
@@ -88,21 +115,46 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         note(f"the responses are of model {manifest.model!r}, not {recipe.model!r}: LOGO expects the model's own")
     if not samples:
         raise UserError("holds no samples", where=where, mend="see its rejected.jsonl for the reasons")
-    if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):
-        note(f"the first {recipe.data.max_samples} of {len(samples)} samples are used (data.max_samples)")
-        samples = samples[: recipe.data.max_samples]
     if recipe.data.rejected_strategies is not None:
         samples = [_with_strategies(sample, recipe.data.rejected_strategies, where) for sample in samples]
     if recipe.data.num_rejected is not None:
         samples = [_with_first_rejected(sample, recipe.data.num_rejected, where) for sample in samples]
-    vocab_size = vocabulary_size(config)
-    compares = uses_rejected(recipe.objective)
     for sample in samples:
-        responses = row_responses(sample, rejected=compares)
+        responses = row_responses(sample, rejected=uses_rejected(recipe.objective))
         _check(sample, responses, target_length, recipe.row_tokens, vocab_size, f"{where}: sample {sample.id}")
-    if compares:
-        _warn_of_equal_responses(samples)
-    return TrainingData(samples, target_length, compares)
+    return samples
+
+
+def _split(
+    samples: list[PreferenceSample], share: float, seed: int, where: str
+) -> tuple[list[PreferenceSample], list[PreferenceSample]]:
+    """Return the samples to train on and those to hold out, which have no document in common. Both keep their order."""
+    documents = sorted({sample.doc_id for sample in samples})
+    if len(documents) < 2:
+        raise UserError(
+            f"data.validation={share:g} holds out documents, and all samples are of one",
+            where=where,
+            mend="give data.validation a folder with samples of other documents",
+        )
+    count = min(max(1, round(share * len(documents))), len(documents) - 1)
+    drawn = np.random.default_rng([seed, len(documents)]).permutation(len(documents))[:count]
+    held_out = {documents[at] for at in drawn}
+    return (
+        [sample for sample in samples if sample.doc_id not in held_out],
+        [sample for sample in samples if sample.doc_id in held_out],
+    )
+
+
+def _warn_of_trained_documents(
+    samples: Sequence[PreferenceSample], held_out: Sequence[PreferenceSample], folder: Path
+) -> None:
+    trained = {sample.doc_id for sample in samples}
+    common = sum(sample.doc_id in trained for sample in held_out)
+    if common:
+        note(
+            f"warning: {common} of {len(held_out)} samples in {folder} are of documents that are trained on too: their "
+            "figures look better than those of new documents"
+        )
 
 
 def checked_target_length(recipe: TrainRecipe, config: PreTrainedConfig) -> int:

@@ -18,13 +18,20 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
     Raises:
         UserError: the data set or the model does not exist or is not one, or an output lies inside of one.
     """
-    if recipe.data.path is not None:
-        sample_files(recipe.data.path)
-        read_manifest(recipe.data.path)
+    held_out = recipe.data.validation if isinstance(recipe.data.validation, Path) else None
+    for folder in (recipe.data.path, held_out):
+        if folder is not None:
+            sample_files(folder)
+            read_manifest(folder)
     check_model(recipe.model)
+    inputs = (
+        ("the data set", recipe.data.path),
+        ("the held-out data", held_out),
+        ("the model", model_folder(recipe.model)),
+    )
     for output in outputs:
         if output is not None:
-            check_apart(output, ("the data set", recipe.data.path), ("the model", model_folder(recipe.model)))
+            check_apart(output, *inputs)
 
 
 def check_run(recipe: TrainRecipe, out: Path) -> None:

@@ -11,6 +11,9 @@ from logodata.common.finite import not_finite
 from logodata.common.json_files import json_objects, strict_dumps
 from logodata.common.records import Record
 
+_SHOWN = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen_logp": "{:.3f}"}
+"""The metrics that people are shown, if the objective has them, and their formats."""
+
 _MEND = "delete the line, then run the same command again"
 
 
@@ -41,6 +44,21 @@ class Metrics(Record):
     def fault(self) -> str | None:
         """The first number that is not finite, such as ``loss is nan``: a loss may be finite where a margin is not."""
         return not_finite(self.model_dump())
+
+    def shown(self) -> dict[str, str]:
+        """Return the metrics to show to people, formatted, by name."""
+        values = {name: getattr(self, name) for name in _SHOWN}
+        return {name: _SHOWN[name].format(value) for name, value in values.items() if value is not None}
+
+    def describe(self) -> str:
+        """Return the metrics to show to people in one line."""
+        return ", ".join(f"{name} {value}" for name, value in self.shown().items())
+
+
+def describe_change(first: Metrics, last: Metrics) -> str:
+    """Return two records' metrics in one line, as ``loss 0.713 -> 0.512, ...``."""
+    before, after = first.shown(), last.shown()
+    return ", ".join(f"{name} {value} -> {after[name]}" for name, value in before.items())
 
 
 class StepRecord(Metrics):

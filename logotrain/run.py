@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,13 @@ from logodata.common.errors import UserError
 from logodata.common.files import SEAL, bind_settings, damage, locked, put_aside
 from logodata.common.verbosity import quiet_transformers
 from logotrain.inputs import check_run
+from logotrain.metrics import MetricsLog, StepRecord, describe_change
 from logotrain.recipe.defaults import dtype_of_run
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.recipe.settings import TrainRecipe, ValidationSettings
+from logotrain.validation import VALIDATION_FILE, ValidationRecord, best_record, read_validation
 
 if TYPE_CHECKING:
     from logotrain.data import TrainingData
-    from logotrain.metrics import StepRecord
     from logotrain.parallel import World
 
 RECIPE_FILE = "recipe.resolved.json"
@@ -71,9 +72,8 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
 
 
 def _print_summary(recipe: TrainRecipe, out: Path) -> None:
-    from logotrain.metrics import MetricsLog
-
-    for line in summary(MetricsLog(out / "metrics.jsonl").steps(), recipe, out):
+    steps, held_out = MetricsLog(out / "metrics.jsonl").steps(), read_validation(out / VALIDATION_FILE)
+    for line in summary(steps, held_out, recipe, out):
         note(line)
 
 
@@ -131,35 +131,42 @@ def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:
     from logodata.models.facts import model_fingerprint
 
     inputs = {"model": model_fingerprint(recipe.model), "data": data.fingerprint(), "num_samples": len(data.samples)}
+    if data.validation:
+        inputs |= {"num_validation": len(data.validation)}
     _bind(out, "inputs.json", inputs)
 
 
-_METRICS = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen_logp": "{:.3f}"}
-"""The metrics of the first and the last step that the summary shows, if the objective has them, and their formats."""
-
-
-def summary(steps: Sequence[StepRecord], recipe: TrainRecipe, out: Path) -> list[str]:
+def summary(
+    steps: Sequence[StepRecord], held_out: Sequence[ValidationRecord], recipe: TrainRecipe, out: Path
+) -> list[str]:
     """Return the lines that are printed at the end of a run: what was trained, and the next commands.
 
     The metrics of the first of ``steps`` are those of the untrained model.
     """
-    return [_trained(steps), *_next(recipe, out)]
+    return [_trained(steps), *_held_out(held_out, recipe.validation), *_next(recipe, out)]
 
 
 def _trained(steps: Sequence[StepRecord]) -> str:
     if not steps:
         return "no step was trained (epochs=0)"
-    first, last = _metrics(steps[0]), _metrics(steps[-1])
+    first, last = steps[0], steps[-1]
     took = duration(sum(step.seconds for step in steps))
     if len(steps) == 1:
-        return f"trained 1 step in {took}; before it: {', '.join(f'{name} {value}' for name, value in first.items())}"
-    changes = ", ".join(f"{name} {value} -> {last[name]}" for name, value in first.items())
-    return f"trained {len(steps)} steps in {took}; first to last step: {changes}"
+        return f"trained 1 step in {took}; before it: {first.describe()}"
+    return f"trained {len(steps)} steps in {took}; first to last step: {describe_change(first, last)}"
 
 
-def _metrics(step: StepRecord) -> dict[str, str]:
-    values = {name: getattr(step, name) for name in _METRICS}
-    return {name: _METRICS[name].format(value) for name, value in values.items() if value is not None}
+def _held_out(records: Sequence[ValidationRecord], settings: ValidationSettings) -> Iterator[str]:
+    """Yield what the held-out samples say of the training."""
+    best = best_record(records, settings)
+    if best is None:
+        return
+    before, last = records[0], records[-1]
+    yield f"held-out samples, step 0 to {last.step}: {describe_change(before, last)}"
+    kept = f"; final/ holds {'it' if settings.final == 'best' else f'step {last.step}'}"
+    yield f"best step by {settings.metric}: {best.step} ({best.describe()}){kept if best is not last else ''}"
+    if before.score(settings) >= best.score(settings):
+        yield f"warning: no step is better than the model was before training (by {settings.metric})"
 
 
 def _next(recipe: TrainRecipe, out: Path) -> list[str]:

@@ -157,8 +157,13 @@ def curves(
         return svg_of(axes, f"{y_label} by {x_label} for {' and '.join(labels)}.")
 
 
-def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Html:
-    """Draw one metric of a training run by step, with a running mean if there are enough steps."""
+def step_curve(
+    title: str, steps: Sequence[int], values: Sequence[float], held_out: Sequence[tuple[int, float]] = ()
+) -> Html:
+    """Draw one metric of a training run by step, with a running mean if there are enough steps.
+
+    ``held_out`` are steps and values of held-out samples, drawn as points.
+    """
     with panel(2.1) as axes:
         window = len(steps) // 10
         smooth = window >= 2
@@ -166,7 +171,17 @@ def step_curve(title: str, steps: Sequence[int], values: Sequence[float]) -> Htm
         if smooth:
             mean = np.convolve(values, np.ones(window) / window, mode="valid")
             axes.plot(steps[window - 1 :], mean, color=SERIES[1], linewidth=1.6)
-        axes.set(title=title + (f" (thick: mean of {window} steps)" if smooth else ""), xlabel="step")
+        if held_out:
+            style: dict[str, Any] = {
+                "color": SERIES[2],
+                "marker": "o",
+                "markersize": 4,
+                "linewidth": 1.0,
+                "linestyle": ":",
+            }
+            axes.plot(*zip(*held_out, strict=True), **style)
+        marks = [f"thick: mean of {window} steps"] * smooth + ["points: held out"] * bool(held_out)
+        axes.set(title=title + (f" ({'; '.join(marks)})" if marks else ""), xlabel="step")
         return svg_of(axes, f"{title} by training step.")
 
 

@@ -54,24 +54,33 @@ class CheckpointWriter:
     """Writes the checkpoints ``step-N/`` of one run into a folder, one at a time.
 
     They are written in the background if ``settings.asynchronous``. All processes call the same methods.
+
+    Args:
+        best: a step whose checkpoint is kept, however old it is.
     """
 
-    def __init__(self, folder: Path, settings: CheckpointSettings, world: World) -> None:
+    def __init__(self, folder: Path, settings: CheckpointSettings, world: World, *, best: int | None = None) -> None:
         self._folder, self._settings, self._world = folder, settings, world
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._commands: list[tuple[subprocess.Popen[bytes], Path]] = []
         # Background writes have their own group, so that their messages do not mix with those of training.
         self._group = None if world.size == 1 else distributed.new_group(backend="gloo")
+        self._best = best
         world.on_main(self._remove_scratch)
 
-    def save(self, step: int, model: PreTrainedModel | PeftModel, optimizer: Optimizer) -> None:
+    def save(
+        self, step: int, model: PreTrainedModel | PeftModel, optimizer: Optimizer, *, best: int | None = None
+    ) -> None:
         """Wait for the write that is still running, then copy the state after ``step`` steps and write it.
+
+        From now on the checkpoint of step ``best`` is kept, however old it is.
 
         Raises:
             UserError: this write failed, or the one before, if it ran in the background.
         """
         self.wait()
+        self._best = best
         scratch = _scratch(self._folder, step)
         with explained_writes(scratch):
             self._world.on_main(lambda: scratch.mkdir(parents=True))
@@ -158,6 +167,8 @@ class CheckpointWriter:
     def _remove_old(self) -> None:
         if self._settings.keep is not None:
             for old in _newest_first(self._folder)[self._settings.keep :]:
+                if old == self._best:
+                    continue
                 # The folder is renamed first, so that a kill leaves nothing that looks like a checkpoint.
                 scratch = _scratch(self._folder, old)
                 _path(self._folder, old).rename(scratch)
@@ -198,15 +209,35 @@ def restore(
         UserError: the checkpoint is intact but was not written by a run like this one.
     """
     step = world.on_main(lambda: _newest_intact(folder, logged))
-    if step == 0:
-        return 0
+    if step:
+        _load(_path(folder, step), model, optimizer, world)
+    return step
+
+
+def restore_step(
+    folder: Path, step: int, model: PreTrainedModel | PeftModel, optimizer: Optimizer, world: World
+) -> None:
+    """Load the checkpoint of ``step`` into ``model`` and ``optimizer``. All processes call this.
+
+    Raises:
+        UserError: the checkpoint is missing or damaged.
+    """
     path = _path(folder, step)
+    if fault := world.on_main(lambda: damage(path)):
+        raise UserError(
+            f"the best step's checkpoint is gone or damaged: {fault}",
+            where=str(path),
+            mend="put it back from a copy, or train again in another -o",
+        )
+    _load(path, model, optimizer, world)
+
+
+def _load(path: Path, model: PreTrainedModel | PeftModel, optimizer: Optimizer, world: World) -> None:
     state = _state(model, optimizer)
     _quiet_alone()
     load_checkpoint(state, path, alone=world.size == 1)
     set_model_state_dict(model, state["model"], options=_TRAINED_ONLY)
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=_TRAINED_ONLY)
-    return step
 
 
 def _state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

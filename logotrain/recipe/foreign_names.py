@@ -32,9 +32,15 @@ _ANSWERS = {
         "micro_batch_size micro_train_batch_size train_batch_size global_batch_size effective_batch_size batch_size "
         "auto_find_batch_size"
     ),
-    "checkpoint.command: logoeval measures each checkpoint, beside the training": (
-        "per_device_eval_batch_size val_set_size val_size num_beams test_datasets eval_dataset include_for_metrics "
-        "prediction_loss_only do_eval eval* batch_eval_metrics *_full_eval generate_during_eval"
+    "data.validation: a folder, or a share of the documents": (
+        "eval_dataset val_set_size val_size test_datasets do_eval"
+    ),
+    "validation.every_steps": "eval_steps eval_strategy evaluation_strategy evals_per_epoch",
+    "data.validation: measured in the same rows as training": (
+        "per_device_eval_batch_size eval_accumulation_steps eval_batch_size batch_eval_metrics *_full_eval"
+    ),
+    "checkpoint.command: logoeval measures answers of each checkpoint, beside the training": (
+        "num_beams include_for_metrics prediction_loss_only eval* generate_during_eval"
     ),
     ": the loss is the mean over all samples of a step, wherever they are computed": "average_tokens_across_devices",
     # Lengths and rows
@@ -175,10 +181,9 @@ _ANSWERS = {
     "checkpoint.keep: a checkpoint holds adapter and optimizer state; RUN/final the adapter alone": "save_only_model",
     ": weights are safetensors always": "save_safetensors",
     ": checkpoints lie on a file system that all machines see": "save_on_each_node",
-    "checkpoint.command: measure each, and take the best of checkpoints/step-N/adapter": (
-        "load_best_model_at_end metric_for_best_model greater_is_better"
-    ),
-    "collapse: when a run gives up": "early_stopping*",
+    "validation.final: best": "load_best_model_at_end",
+    "validation.metric": "metric_for_best_model greater_is_better",
+    "validation.patience": "early_stopping*",
     ": nothing is sent anywhere; every step is a line of RUN/metrics.jsonl": (
         "report_to wandb* use_wandb mlflow* comet* trackio* tensorboard* swanlab* project"
     ),

@@ -45,6 +45,10 @@ class DataSettings(RecipeModel):
     """Train only on dis-preferred responses of these contexts, with the names in the data (``irrelevant``,
     ``mixed-0.5``, ...); null takes all. ``num_rejected`` counts the responses that are left."""
 
+    validation: Path | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Held-out samples: another folder that ``logodata build`` wrote, or the share of the documents of ``path`` whose
+    samples are held out (0.1). The seed decides which. They are measured while training and never trained on."""
+
 
 class RopeSettings(RecipeModel):
     """Context extension: the model's rotary embeddings are scaled to a window that is ``factor`` times as long."""
@@ -239,6 +243,23 @@ class CheckpointSettings(RecipeModel):
     failure is noted and does not stop the training."""
 
 
+class ValidationSettings(RecipeModel):
+    """What is done with the held-out samples of ``data.validation``. Without those it has no effect."""
+
+    every_steps: int = Field(default=50, gt=0)
+    """Steps between measurements. The samples are also measured before step 1 and after the last step."""
+
+    metric: Literal["loss", "margin", "accuracy", "chosen_logp"] = "loss"
+    """What decides which step is the best: the lowest loss, or the highest margin, accuracy or log-probability of
+    preferred responses. The checkpoint of the best step is kept."""
+
+    patience: int | None = Field(default=None, gt=0)
+    """Stop after this many measurements in a row that are no better than the best one. Null never stops."""
+
+    final: Literal["last", "best"] = "last"
+    """The step that ``final/`` holds: the last one, or the best one that was trained."""
+
+
 class CollapseSettings(RecipeModel):
     """When to stop a run that destroys the model. The loss can lower the probability of preferred responses too, until
     the model only repeats itself (princeton-nlp/SimPO issue 80)."""
@@ -341,8 +362,18 @@ class TrainRecipe(RecipeModel):
     checkpoint: CheckpointSettings = CheckpointSettings()
     """The checkpoints that a stopped run continues from."""
 
+    validation: ValidationSettings = ValidationSettings()
+    """Held-out figures while training."""
+
     collapse: CollapseSettings = CollapseSettings()
     """When to stop a run whose model collapses."""
+
+    @field_validator("validation")
+    @classmethod
+    def _is_computed(cls, value: ValidationSettings, info: ValidationInfo) -> ValidationSettings:
+        if value.metric in ("margin", "accuracy") and isinstance(info.data.get("objective"), SftSettings):
+            raise ValueError(f"metric: objective sft computes no {value.metric}; loss or chosen_logp")
+        return value
 
     @field_validator("checkpoint")
     @classmethod

@@ -11,13 +11,13 @@ from unittest.mock import patch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
-from logotrain import trainer
+from logotrain import steps
 
 
 @contextmanager
 def keep_first_gradients(path: Path, *, write: bool = True) -> Iterator[None]:
     """Within the block the first gradients that are clipped go to ``path``, before they are."""
-    clip, seen = trainer.clip_grad_norm_, []
+    clip, seen = steps.clip_grad_norm_, []
 
     def spy(parameters: list[Any], *arguments: Any) -> Any:
         if not seen:
@@ -31,5 +31,5 @@ def keep_first_gradients(path: Path, *, write: bool = True) -> Iterator[None]:
                 save_file(found, path)
         return clip(parameters, *arguments)
 
-    with patch.object(trainer, "clip_grad_norm_", spy):
+    with patch.object(steps, "clip_grad_norm_", spy):
         yield

@@ -58,8 +58,8 @@ CASES: dict[str, dict[str, Any]] = {
 class Runs:
     """Every case, by one process and by two; two processes also continue runs of one, and the other way round."""
 
-    def __init__(self, root: Path, model: Path, data: Path) -> None:
-        self.root, self.model, self.data = root, model, data
+    def __init__(self, root: Path, model: Path, data: Path, held_out: Path) -> None:
+        self.root, self.model, self.data, self.held_out = root, model, data, held_out
 
     def recipe(self, case: str) -> dict[str, Any]:
         settings = dict(CASES[case])
@@ -70,7 +70,8 @@ class Runs:
             lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         return {
             "model": str(model),
-            "data": {"path": str(self.data)},
+            "data": {"path": str(self.data), "validation": str(self.held_out)},
+            "validation": {"every_steps": 2, "final": "best"},
             "objective": {"name": "logo", "beta": 2.5, "gamma": 0.25},
             "lora": lora,
             # A large eps: otherwise Adam turns rounding errors of gradients near zero into whole steps.
@@ -100,8 +101,8 @@ class Runs:
             if int(path.name.removeprefix("step-")) > after:
                 shutil.rmtree(path)
 
-    def metrics(self, name: str) -> list[dict[str, Any]]:
-        lines = (self.root / name / "metrics.jsonl").read_text().splitlines()
+    def metrics(self, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        lines = (self.root / name / file).read_text().splitlines()
         return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
     def final(self, name: str) -> dict[str, torch.Tensor]:
@@ -114,18 +115,19 @@ def runs(
     tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_tokenizer: PreTrainedTokenizerBase
 ) -> Runs:
     root = tmp_path_factory.mktemp("pair")
-    data = root / "build"
-    (data / "data").mkdir(parents=True)
-    # Seven samples of unequal lengths, three a step: processes get unequal numbers, and a step spans two epochs.
+    # Seven samples of unequal lengths, three a step: processes get unequal numbers, and a step spans two epochs. Of
+    # four held-out ones the last block has one, so that one process only repeats it.
     lengths = [(5 + n % 3, 3, 4 + n % 2)[: 2 + n % 2] for n in range(7)]
-    samples = [sample_of(f"s{n}", responses=lengths[n], chunks=2 + n % 4) for n in range(7)]
-    write_samples(data / "data" / "samples.parquet", samples)
-    write_manifest(
-        data,
-        model=str(tiny_model_dir),
-        model_fingerprint=model_fingerprint(str(tiny_model_dir)),
-        tokenizer_fingerprint=tokenizer_fingerprint(tiny_tokenizer),
-    )
+    for name, count in (("build", 7), ("held-out", 4)):
+        (root / name / "data").mkdir(parents=True)
+        samples = [sample_of(f"{name[0]}{n}", responses=lengths[n], chunks=2 + n % 4) for n in range(count)]
+        write_samples(root / name / "data" / "samples.parquet", samples)
+        write_manifest(
+            root / name,
+            model=str(tiny_model_dir),
+            model_fingerprint=model_fingerprint(str(tiny_model_dir)),
+            tokenizer_fingerprint=tokenizer_fingerprint(tiny_tokenizer),
+        )
     torch.manual_seed(0)
     base = AutoConfig.from_pretrained(tiny_model_dir).to_dict()
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -133,7 +135,7 @@ def runs(
     mixture = MixtralConfig(**fields, num_local_experts=4, num_experts_per_tok=2, sliding_window=None)
     MixtralForCausalLM(mixture).save_pretrained(root / "mixture")
     tiny_tokenizer.save_pretrained(root / "mixture")
-    runs = Runs(root, tiny_model_dir, data)
+    runs = Runs(root, tiny_model_dir, root / "build", root / "held-out")
     for case in CASES:
         runs.alone(case, f"one-{case}")
     for case in ("replicate", "shard"):
@@ -181,6 +183,10 @@ def test_losses_and_weights_equal_those_of_one_process(runs: Runs, case: str) ->
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
     assert {"repetition" in line for line in found} == {True, False}
+    held_out = [runs.metrics(f"{count}-{case}", "validation.jsonl") for count in ("one", "two")]
+    assert [line["step"] for line in held_out[0]] == [0, 2, 4, 5]
+    for ours, theirs in zip(*held_out, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
     weights, whole = runs.final(f"one-{case}"), runs.final(f"two-{case}")
     assert weights.keys() == whole.keys()
     for name, value in weights.items():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from logodata.common.errors import UserError
-from logotrain import trainer
+from logotrain import steps
 from logotrain.loss import reference
 from logotrain.parallel import launched
 from logotrain.recipe.settings import TrainRecipe
@@ -45,14 +45,14 @@ def main(tasks: Path) -> None:
 
 def _signal_before_row(number: int) -> None:
     """SIGTERM to this process alone, once, before its row of that number (from 0)."""
-    original, calls = trainer._sample_loss, iter(range(10**6))
+    original, calls = steps._sample_loss, iter(range(10**6))
 
     def patched(*arguments: Any) -> Any:
         if next(calls) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    trainer._sample_loss = patched
+    steps._sample_loss = patched
 
 
 def _signal_at_references() -> None:

@@ -21,7 +21,7 @@ from logodata.cli import main as logodata
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import load_recipe
 from logoeval.cli import main as logoeval
-from logotrain import trainer
+from logotrain import steps
 from logotrain.checkpoints import safe_reading
 from logotrain.cli import main
 from logotrain.metrics import StepRecord
@@ -112,7 +112,7 @@ def test_faults_of_the_user_are_one_line_and_exit_2(
 def test_interrupted_run_exits_130_and_says_how_to_go_on(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original, calls = trainer._sample_loss, iter(range(100))
+    original, calls = steps._sample_loss, iter(range(100))
 
     def interrupted(*arguments: Any) -> Any:
         if next(calls) == 4:
@@ -121,7 +121,7 @@ def test_interrupted_run_exits_130_and_says_how_to_go_on(
 
     command = ["run", str(recipe_file), "-o", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_sample_loss", interrupted)
+        patch.setattr(steps, "_sample_loss", interrupted)
         assert main(command) == 130
     assert "run the same command again" in capsys.readouterr().err
     assert (tmp_path / "run" / "checkpoints" / "step-1").is_dir()
@@ -289,12 +289,12 @@ def test_other_objectives_and_no_steps_have_a_summary(make_recipe: Recipes) -> N
         lr=1e-6,
         seconds=3.0,
     )
-    lines = summary([step], make_recipe(tuning="full"), Path("r"))
+    lines = summary([step], [], make_recipe(tuning="full"), Path("r"))
     assert lines == [
         "trained 1 step in 3 s; before it: loss 2.000, chosen_logp -1.000",
         "next: logoeval niah --model r/final -o r-eval",
     ]
-    assert summary([], make_recipe(), Path("r"))[0] == "no step was trained (epochs=0)"
+    assert summary([], [], make_recipe(), Path("r"))[0] == "no step was trained (epochs=0)"
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_a_stopped_run_waits_for_its_checkpoint_and_not_for_commands(
 ) -> None:
     out = tmp_path / "run"
     seen = follow(monkeypatch, out)
-    original = trainer._train_step
+    original = trainer.train_step
 
     def patched(*arguments: Any, step: int, **options: Any) -> Any:
         if step == 2:
@@ -77,7 +77,7 @@ def test_a_stopped_run_waits_for_its_checkpoint_and_not_for_commands(
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments, step=step, **options)
 
-    monkeypatch.setattr(trainer, "_train_step", patched)
+    monkeypatch.setattr(trainer, "train_step", patched)
     command = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
     with pytest.raises(Stopped):
         run(make_recipe(**{"checkpoint.command": command}), out)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logodata.models import logprobs
-from logotrain import guards, trainer
+from logotrain import guards, steps, trainer
 from logotrain.cli import main
 from logotrain.data import load_data
 from logotrain.loss.logprobs import SampleLogprobs
@@ -135,7 +135,7 @@ def test_an_impossible_response_is_named_though_its_loss_is_finite(
     monkeypatch.setattr(logprobs, "token_logprobs", masked)
     with pytest.raises(UserError, match="step 1, sample a: margin is inf"):
         run(make_recipe(**{"data.path": str(folder)}), tmp_path / "run")
-    _, metrics = trainer._sample_loss(
+    _, metrics = steps._sample_loss(
         sample, SampleLogprobs(torch.empty(0), [torch.tensor([-1.0]), torch.tensor([-torch.inf])]), LogoSettings(), None
     )
     assert metrics.loss == pytest.approx(0.1)
@@ -152,7 +152,7 @@ def test_an_untrained_model_without_numbers_leaves_no_reference(
 
 def break_gradient(monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
     """Let the loss of sample number ``at_call`` (from 0) be a number and its gradient none."""
-    original, calls = trainer._sample_loss, iter(range(10**6))
+    original, calls = steps._sample_loss, iter(range(10**6))
 
     def patched(*arguments: Any) -> Any:
         loss, metrics = original(*arguments)
@@ -160,7 +160,7 @@ def break_gradient(monkeypatch: pytest.MonkeyPatch, at_call: int) -> None:
             loss.register_hook(lambda gradient: gradient * float("nan"))
         return loss, metrics
 
-    monkeypatch.setattr(trainer, "_sample_loss", patched)
+    monkeypatch.setattr(steps, "_sample_loss", patched)
 
 
 def test_a_gradient_that_is_no_number_changes_nothing(

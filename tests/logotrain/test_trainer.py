@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
 from logodata.dataset.samples import read_samples
-from logotrain import trainer
+from logotrain import steps, trainer
 from logotrain.checkpoints import saving
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
@@ -37,14 +37,14 @@ def metrics_of(out: Path) -> list[dict[str, Any]]:
 
 def interfere(monkeypatch: pytest.MonkeyPatch, at_call: int, action: Callable[[], None]) -> None:
     """Run ``action`` before the loss of sample number ``at_call`` (from 0) is computed."""
-    original, calls = trainer._sample_loss, iter(range(10**6))
+    original, calls = steps._sample_loss, iter(range(10**6))
 
     def patched(*arguments: Any) -> Any:
         if next(calls) == at_call:
             action()
         return original(*arguments)
 
-    monkeypatch.setattr(trainer, "_sample_loss", patched)
+    monkeypatch.setattr(steps, "_sample_loss", patched)
 
 
 def crash() -> None:
@@ -221,13 +221,13 @@ def test_an_operation_that_loses_gradients_ends_the_run(
     library = torch.library.Library("logotest", "DEF")
     library.define("same(Tensor x) -> Tensor")
     library.impl("same", torch.clone, "CPU")
-    original = trainer._sample_loss
+    original = steps._sample_loss
 
     def patched(*arguments: Any) -> Any:
         loss, metrics = original(*arguments)
         return torch.ops.logotest.same(loss), metrics
 
-    monkeypatch.setattr(trainer, "_sample_loss", patched)
+    monkeypatch.setattr(steps, "_sample_loss", patched)
     with pytest.raises(UserWarning, match="logotest::same: an autograd kernel was not registered"):
         run(make_recipe(), tmp_path / "run")
 
@@ -318,14 +318,14 @@ def test_warns_when_the_data_start_far_behind(
 def test_a_loss_that_is_no_number_names_the_sample(
     make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = trainer._sample_loss, []
+    original, calls = steps._sample_loss, []
 
     def broken(sample: PreferenceSample, *rest: Any) -> Any:
         calls.append(sample.id)
         loss, metrics = original(sample, *rest)
         return (loss, metrics.model_copy(update={"loss": float("nan")})) if len(calls) == 8 else (loss, metrics)
 
-    monkeypatch.setattr(trainer, "_sample_loss", broken)
+    monkeypatch.setattr(steps, "_sample_loss", broken)
     with pytest.raises(UserError, match="loss is nan") as caught:
         run(make_recipe(), tmp_path / "run")
     assert caught.value.where == f"step 3, sample {calls[7]}"

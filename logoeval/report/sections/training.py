@@ -12,6 +12,7 @@ from logoeval.records import Excerpt
 from logoeval.report import figures
 from logoeval.report.tables import Section, figure
 from logotrain.recipe.settings import LoraSettings, ObjectiveSettings, OptimizerSettings
+from logotrain.validation import VALIDATION_FILE
 
 
 class _Recipe(Excerpt):
@@ -40,9 +41,11 @@ def training_section(folder: Path) -> Section:
     path = folder / "recipe.resolved.json"
     recipe = _Recipe.from_json(read_json(path), where=str(path), mend=_NO_RUN)
     path = folder / "metrics.jsonl"
-    records = [_Step.from_json(value, where=where, mend=_NO_RUN) for where, value in json_objects(path, mend=_NO_RUN)]
+    records = _read(path)
+    held_out = _read(folder / VALIDATION_FILE) if (folder / VALIDATION_FILE).exists() else []
     steps, loss = [record.step for record in records], [record.loss for record in records]
     margin = [record.margin for record in records if record.margin is not None]
+    held_out_margin = [(found.step, found.margin) for found in held_out if found.margin is not None]
     if not steps:
         raise UserError("holds no training step", where=str(path), mend="run logotrain again")
     settings = ", ".join(f"{field} {value}" for field, value in recipe.objective.model_dump(exclude={"name"}).items())
@@ -55,11 +58,15 @@ def training_section(folder: Path) -> Section:
         ),
         figure(
             [
-                figures.step_curve("loss", steps, loss),
-                *([figures.step_curve("margin, nats per token", steps, margin)] if margin else []),
+                figures.step_curve("loss", steps, loss, [(found.step, found.loss) for found in held_out]),
+                *([figures.step_curve("margin, nats per token", steps, margin, held_out_margin)] if margin else []),
             ],
             "Each step sees other samples, so within the first pass the curve also follows which of them are hard. "
-            "What changed is better read off the held-out pairs above.",
+            f"What changed is better read off {'the points' if held_out else 'the held-out pairs above'}.",
         ),
     )
     return Section("The training run", body)
+
+
+def _read(path: Path) -> list[_Step]:
+    return [_Step.from_json(value, where=where, mend=_NO_RUN) for where, value in json_objects(path, mend=_NO_RUN)]

@@ -39,14 +39,14 @@ def draws_written(monkeypatch: pytest.MonkeyPatch, after: Callable[[int], None] 
 
 
 def stop_before_step(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
-    original = trainer._train_step
+    original = trainer.train_step
 
     def patched(*arguments: Any, step: int, stop: Any, **options: Any) -> Any:
         if step == last:
             stop.set()
         return original(*arguments, step=step, stop=stop, **options)
 
-    monkeypatch.setattr(trainer, "_train_step", patched)
+    monkeypatch.setattr(trainer, "train_step", patched)
 
 
 def stopped_run(recipe: TrainRecipe, out: Path, monkeypatch: pytest.MonkeyPatch, *, before_step: int) -> Path:

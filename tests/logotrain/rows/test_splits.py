@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.optim import AdamW
 
-from logotrain import trainer
+from logotrain import steps
 from logotrain.attention.choice import AttentionChoice
 from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.interrupt import StopFlag
@@ -61,11 +61,11 @@ def gradient(samples: Sequence[Any], world_size: int, row_tokens: int | None) ->
 
     for rank in range(world_size):
         optimizer = AdamW(parameters, lr=0.0, weight_decay=0.0)
-        run = trainer._Run(recipe, OneOfMany(rank, world_size, rank), prepared, optimizer, collator, None, None)
+        run = steps.Run(recipe, OneOfMany(rank, world_size, rank), prepared, optimizer, collator, None)
         with pytest.MonkeyPatch.context() as patch, use_shared_prefix(model().causal_lm):
-            patch.setattr(trainer, "clip_grad_norm_", keep)
-            patch.setattr(trainer, "mean_metrics", lambda found: losses.extend(metrics.loss for metrics in found))
-            trainer._train_step(run, [(0, sample) for sample in samples], step=1, lr=0.0, stop=StopFlag())
+            patch.setattr(steps, "clip_grad_norm_", keep)
+            patch.setattr(steps, "mean_metrics", lambda found: losses.extend(metrics.loss for metrics in found))
+            steps.train_step(run, [(0, sample) for sample in samples], None, step=1, lr=0.0, stop=StopFlag())
     assert len(losses) == len(samples)
     return total, sum(losses) / len(losses)
 
