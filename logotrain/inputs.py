@@ -10,6 +10,7 @@ from logodata.dataset.samples import read_manifest, sample_files
 from logodata.models.adapters import check_adapter
 from logodata.models.loading import check_model, model_folder
 from logotrain.recipe.settings import TrainRecipe
+from logotrain.trackers import check_trackers
 
 
 def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
@@ -42,6 +43,7 @@ def check_run(recipe: TrainRecipe, out: Path) -> None:
     """
     if recipe.data.path is None and recipe.epochs:
         raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote")
+    check_trackers(recipe.report_to)
     check_inputs(recipe, out)
 
 

@@ -61,7 +61,21 @@ def describe_change(first: Metrics, last: Metrics) -> str:
     return ", ".join(f"{name} {value} -> {after[name]}" for name, value in before.items())
 
 
-class StepRecord(Metrics):
+class Throughput(Record):
+    """How fast a step was, all processes together.
+
+    ``memory_gib`` is the most memory of any process: that allocated on its GPU in this step, or on a CPU what the
+    process ever held. ``mfu``, model FLOPs utilisation, is the work of the step, without what is computed again, as a
+    share of what the cards could do by their datasheet. It is None where either is not known.
+    """
+
+    tokens_per_second: float
+    samples_per_second: float
+    memory_gib: float
+    mfu: float | None = None
+
+
+class StepRecord(Throughput, Metrics):
     """A line of ``metrics.jsonl``, without the fields that are None.
 
     ``step`` counts from 1. ``grad_norm`` is the gradient's norm before clipping, ``repetition`` the share of repeated

@@ -25,7 +25,18 @@ if TYPE_CHECKING:
 RECIPE_FILE = "recipe.resolved.json"
 """The file with the complete recipe, defaults included, that a run is bound to."""
 
-_FREE = ("row_tokens", "attention", "recompute", "compile", "parallel", "checkpoint", "collapse")
+_FREE = (
+    "row_tokens",
+    "attention",
+    "recompute",
+    "compile",
+    "parallel",
+    "checkpoint",
+    "collapse",
+    "report_to",
+    "project",
+    "profile",
+)
 """Fields that may change when a run continues. They change the result only by rounding."""
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim import AdamW
@@ -34,6 +35,8 @@ from logotrain.recipe.settings import (
 from logotrain.rows.collate import Collator, Draw
 from logotrain.schedule import Schedule
 from logotrain.steps import Run, check_update, measure, train_step, trained_weights
+from logotrain.throughput import Speedometer, StepProfiler
+from logotrain.trackers import Trackers
 from logotrain.trainable import check_weights
 from logotrain.validation import VALIDATION_FILE, Validation, ValidationRecord
 
@@ -80,6 +83,10 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     )
     writer = CheckpointWriter(out / "checkpoints", recipe.checkpoint, world, best=validation.best_step)
 
+    names = recipe.report_to if world.is_main else ()
+    trackers = Trackers(names, out, project=recipe.project, settings=recipe.model_dump(mode="json"), done=done)
+    profiler = StepProfiler(recipe.profile, out / "profile", total_steps=total, is_main=world.is_main)
+
     def draws(step: int) -> list[Draw]:
         return [(epoch, data.samples[index]) for epoch, index in schedule.samples(step)]
 
@@ -104,6 +111,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         seconds = round(time.perf_counter() - started, 3)
         record = ValidationRecord(**found.model_dump(), step=done, seconds=seconds)
         validation.append(record)
+        trackers.log("validation", done, record.model_dump())
         note(f"held-out samples after step {done}: {record.describe()}")
         if validation.best_step == done:
             save()
@@ -118,7 +126,8 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
             held_out_reference = _reference(run, out / _HELD_OUT_REFERENCE, held_out, untrained=done == 0, stop=stop)
             prompts = [sample.prompt_ids for sample in data.samples[: recipe.collapse.num_prompts]]
             repetition = RepetitionGuard(recipe.collapse, model, prompts, world, out / "base.json", untrained=done == 0)
-            with writer.closing(stop):
+            speed = Speedometer(run)
+            with writer.closing(stop), trackers:
                 if validation.due(done):
                     with progress("held-out samples", len(held_out)) as bar:
                         validate(bar.advance)
@@ -126,23 +135,27 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                     while done < total and not validation.exhausted:
                         started = time.perf_counter()
                         batch, lr = draws(done), schedule.learning_rate(done)
-                        updated = train_step(run, batch, reference, step=done + 1, lr=lr, stop=stop)
+                        with profiler.step(done + 1):
+                            updated = train_step(run, batch, reference, step=done + 1, lr=lr, stop=stop)
                         if updated is None:
                             raise stopped()
                         done += 1
                         metrics, grad_norm = updated
+                        seconds = time.perf_counter() - started
                         if done == 1:  # no update had been made yet: these are the base model's figures
                             _report_base(metrics, recipe.objective, len(batch))
                         record = StepRecord(
                             **metrics.model_dump(),
+                            **speed.measure(batch, metrics.tokens, seconds).model_dump(),
                             step=done,
                             grad_norm=grad_norm,
                             repetition=repetition.measure(done, last=done == total),
                             lr=lr,
-                            seconds=round(time.perf_counter() - started, 3),
+                            seconds=round(seconds, 3),
                         )
                         world.on_main(partial(log.append, record))
-                        bar.advance(1, loss=record.loss, **({} if record.margin is None else {"margin": record.margin}))
+                        trackers.log("train", done, record.model_dump())
+                        bar.advance(1, **_progress_figures(record))
                         check_chosen(recipe.collapse, record.chosen_logp, step=done)
                         repetition.check(record.repetition, step=done)
                         if done % recipe.checkpoint.every_steps == 0:
@@ -187,6 +200,11 @@ def _make_optimizer(model: LogprobModel, settings: OptimizerSettings) -> AdamW:
         weight_decay=settings.weight_decay,
         fused=True,
     )
+
+
+def _progress_figures(record: StepRecord) -> dict[str, Any]:
+    margin = {} if record.margin is None else {"margin": record.margin}
+    return {"loss": record.loss, **margin, "tokens/s": round(record.tokens_per_second)}
 
 
 def _report_base(metrics: Metrics, settings: ObjectiveSettings, num_samples: int) -> None:

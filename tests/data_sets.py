@@ -9,6 +9,7 @@ from logodata.common.files import write_json
 from logodata.contract import SCHEMA_VERSION, EvaluatorChoice, Manifest, Stats
 from logodata.dataset.statistics import Statistics
 from logodata.recipe.settings import BuildRecipe
+from logotrain.metrics import Throughput
 
 
 def recipe_json(**sections: Any) -> dict[str, Any]:
@@ -47,3 +48,7 @@ def new_statistics() -> Statistics:
 def stats_of(**changes: Any) -> Stats:
     """Statistics of no question, but for ``changes``."""
     return Stats.model_validate({**new_statistics().result().to_json(), **changes})
+
+
+TIMES = {"seconds", *Throughput.model_fields}
+"""Fields of a step's metrics that differ from run to run."""

@@ -118,7 +118,7 @@ def test_all_settings_of_other_programs_are_known(program: str, cls: type[Recipe
         (TrainRecipe, "LEARNING-RATE=1e-4", "(here it is optimizer.lr)"),
         (TrainRecipe, "lora.r=8", "'lora.r' (here it is lora.rank)"),
         (TrainRecipe, "max_grad_norm=1", "(it stands at optimizer.max_grad_norm)"),
-        (TrainRecipe, "report_to=wandb", "(there is none here: nothing is sent anywhere"),
+        (TrainRecipe, "wandb_project=x", "(here it is report_to and project)"),
         (TrainRecipe, "beta=3", "(it stands at objective.beta)"),
         (TrainRecipe, "objective.loss_type=ipo", "(here it is objective.name: logo, simpo, cpo, dpo or sft)"),
         (TrainRecipe, "hub_model_id=me/it", "(there is none here: nothing is uploaded"),

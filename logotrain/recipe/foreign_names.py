@@ -184,9 +184,11 @@ _ANSWERS = {
     "validation.final: best": "load_best_model_at_end",
     "validation.metric": "metric_for_best_model greater_is_better",
     "validation.patience": "early_stopping*",
-    ": nothing is sent anywhere; every step is a line of RUN/metrics.jsonl": (
-        "report_to wandb* use_wandb mlflow* comet* trackio* tensorboard* swanlab* project"
+    "report_to and project": (
+        "wandb* use_wandb mlflow* use_mlflow trackio* tensorboard* use_tensorboard swanlab* use_swanlab"
     ),
+    "report_to: tensorboard, trackio, wandb, mlflow or swanlab": "comet* use_comet log_with",
+    "profile: steps, the first and the last to trace": "profiler_steps profile_steps*",
     ": logoeval compare --run RUN draws the curve": "plot_loss",
     ": LOGO_PROGRESS=off in the environment shows no progress": "disable_tqdm",
     ": LOGO_PROGRESS=plain in the environment says more": "debug",

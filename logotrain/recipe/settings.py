@@ -23,6 +23,9 @@ Recompute = Literal["none", "selective", "full"]
 Strategy = Literal["replicate", "shard"]
 """Whether each process holds all weights or a share of them."""
 
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "swanlab"]
+"""A program that keeps the figures of runs and draws them."""
+
 ALL_LINEAR = "all-linear"
 """The entry of ``lora.target_modules`` that means all linear layers, as in PEFT."""
 
@@ -260,6 +263,20 @@ class ValidationSettings(RecipeModel):
     """The step that ``final/`` holds: the last one, or the best one that was trained."""
 
 
+class ProfileSettings(RecipeModel):
+    """A trace of some steps, written with torch.profiler."""
+
+    steps: tuple[int, int]
+    """The first and the last step to trace, from 1. A few are enough: a trace has some 100 MB a step."""
+
+    @field_validator("steps")
+    @classmethod
+    def _in_order(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError("give the first and the last step, from 1")
+        return value
+
+
 class CollapseSettings(RecipeModel):
     """When to stop a run that destroys the model. The loss can lower the probability of preferred responses too, until
     the model only repeats itself (princeton-nlp/SimPO issue 80)."""
@@ -367,6 +384,16 @@ class TrainRecipe(RecipeModel):
 
     collapse: CollapseSettings = CollapseSettings()
     """When to stop a run whose model collapses."""
+
+    report_to: tuple[Tracker, ...] = ()
+    """Trackers that get the figures of the run too, such as ``tensorboard,trackio``. Each is a package of its own. One
+    that fails does not stop the run."""
+
+    project: str = Field(default="logo", min_length=1)
+    """Name under which trackers file the run. The run is called as its folder."""
+
+    profile: ProfileSettings | None = None
+    """Steps to trace with torch.profiler; null traces none."""
 
     @field_validator("validation")
     @classmethod

@@ -25,12 +25,13 @@ from logodata.dataset.samples import write_samples
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
-from tests.data_sets import write_manifest
+from tests.data_sets import TIMES, write_manifest
 from tests.distributed.gradients import keep_first_gradients
 from tests.logotrain.conftest import sample_of
+from tests.logotrain.test_trackers import read_tensorboard
 
 CASES: dict[str, dict[str, Any]] = {
-    "replicate": {"strategy": "replicate"},
+    "replicate": {"strategy": "replicate", "report_to": ["tensorboard"]},
     "shard": {"strategy": "shard", "train_embeddings": True},
     "shard-recompute": {"strategy": "shard", "recompute": "full"},
     "shard-packed": {"strategy": "shard", "row_tokens": 120},
@@ -103,7 +104,7 @@ class Runs:
 
     def metrics(self, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
         lines = (self.root / name / file).read_text().splitlines()
-        return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+        return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
 
     def final(self, name: str) -> dict[str, torch.Tensor]:
         (file,) = (self.root / name / "final").glob("*.safetensors")
@@ -202,6 +203,14 @@ def test_a_run_continues_on_another_number_of_processes(runs: Runs, order: str, 
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
     for name, value in runs.final(f"one-{case}").items():
         torch.testing.assert_close(runs.final(f"{order}-{case}")[name], value, rtol=0, atol=1e-5)
+
+
+def test_one_process_of_the_two_reports(runs: Runs) -> None:
+    found = read_tensorboard(runs.root / "two-replicate" / "tensorboard")
+    lines = runs.metrics("two-replicate")
+    assert {step: value for (name, step), value in found.items() if name == "train/loss"} == pytest.approx(
+        {line["step"]: line["loss"] for line in lines}, rel=1e-6
+    )
 
 
 def test_full_tuning_ends_in_a_model_folder(runs: Runs, tiny_model_dir: Path) -> None:

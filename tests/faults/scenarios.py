@@ -15,6 +15,7 @@ from typing import Any
 
 from logodata.common.verbosity import quiet_transformers
 from tests.conftest import make_model, make_tokenizer
+from tests.data_sets import TIMES
 
 Records = Counter[str]
 """What a user must not lose or find twice, each under its name: samples, responses, predictions, steps, checkpoints."""
@@ -218,7 +219,7 @@ def _weights(folder: Path) -> dict[str, Any]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.exists()
     }
     for row in _rows(folder / "metrics.jsonl"):
-        found[f"metrics of step {row['step']}"] = {key: value for key, value in row.items() if key != "seconds"}
+        found[f"metrics of step {row['step']}"] = {key: value for key, value in row.items() if key not in TIMES}
     return found
 
 

@@ -23,6 +23,7 @@ from logotrain.loss.logprobs import LogprobModel
 from logotrain.recipe.settings import PositionSettings
 from logotrain.rows.collate import Collator, Row
 from logotrain.trainable import read_traits
+from tests.data_sets import TIMES
 from tests.logotrain.conftest import SIZES
 
 Make = Callable[..., str]
@@ -181,7 +182,7 @@ def test_a_model_trains_goes_on_and_merges(
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The log of a run, without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -46,6 +46,7 @@ from logotrain.parallel import World
 from logotrain.recipe.settings import RopeSettings, TrainRecipe
 from logotrain.run import run
 from logotrain.trainable import _own_logprobs, _probe_row, check_weights, read_traits, trainable_config
+from tests.data_sets import TIMES
 from tests.logotrain.conftest import SIZES
 
 Recipes = Callable[..., TrainRecipe]
@@ -108,7 +109,7 @@ def make_model_dir(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> C
 def losses(folder: Path) -> list[dict[str, float]]:
     """The log of a run, without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 @pytest.mark.parametrize("family", NOISY)

@@ -24,6 +24,7 @@ from logotrain import steps, trainer
 from logotrain.checkpoints import saving
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
+from tests.data_sets import TIMES
 
 Samples = Callable[..., PreferenceSample]
 Recipes = Callable[..., TrainRecipe]
@@ -32,7 +33,7 @@ Builds = Callable[..., Path]
 
 def metrics_of(out: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def interfere(monkeypatch: pytest.MonkeyPatch, at_call: int, action: Callable[[], None]) -> None:

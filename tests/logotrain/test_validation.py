@@ -21,6 +21,7 @@ from logotrain import steps, trainer
 from logotrain.data import load_data
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
+from tests.data_sets import TIMES
 from tests.logotrain.conftest import sample_of
 
 Recipes = Callable[..., TrainRecipe]
@@ -29,7 +30,7 @@ Builds = Callable[..., Path]
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
 
 
 def held_out_of(out: Path) -> list[dict[str, Any]]:
