@@ -68,6 +68,7 @@ _model = model_option(
 @_model
 @data_option("folder that logodata build wrote; same as data.path=DIR")
 @option("--max-steps N", "stop after N steps; same as max_steps=N", type=POSITIVE)
+@option("--init-adapter DIR", "start from this adapter; same as lora.init_adapter=DIR", type=FILE)
 @output_option("folder of the run: checkpoints, metrics, final/")
 @dry_run_option("print the resolved recipe, the data's lengths and the plan, and touch nothing")
 def run(
@@ -76,6 +77,7 @@ def run(
     model: str | None,
     data: str | None,
     max_steps: int | None,
+    init_adapter: Path | None,
     output: Path | None,
     dry_run: bool,
 ) -> None:
@@ -85,7 +87,9 @@ def run(
     """
     from logotrain.recipe.defaults import load_train_recipe
 
-    settings, file = load_train_recipe(recipe, model, overrides, **{"data.path": data, "max_steps": max_steps})
+    settings, file = load_train_recipe(
+        recipe, model, overrides, **{"data.path": data, "max_steps": max_steps, "lora.init_adapter": init_adapter}
+    )
     if dry_run:
         _describe(settings, file, output)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from logodata.common.errors import UserError
@@ -25,6 +26,9 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
             sample_files(folder)
             read_manifest(folder)
     check_model(recipe.model)
+    start = None if recipe.tuning == "full" else recipe.lora.init_adapter
+    if start is not None:
+        check_adapter(start)
     inputs = (
         ("the data set", recipe.data.path),
         ("the held-out data", held_out),
@@ -44,6 +48,10 @@ def check_run(recipe: TrainRecipe, out: Path) -> None:
     if recipe.data.path is None and recipe.epochs:
         raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote")
     check_trackers(recipe.report_to)
+    if recipe.optimizer.name != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"optimizer.name={recipe.optimizer.name}: bitsandbytes is not installed", mend="pip install bitsandbytes"
+        )
     check_inputs(recipe, out)
 
 

@@ -70,6 +70,11 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     sharded = recipe.mixed_precision or (world.size > 1 and strategy == "shard")
     if sharded and recipe.tuning == "qlora":
         raise UserError("4-bit weights cannot be sharded", mend="set parallel.strategy=replicate, or tuning=lora")
+    if sharded and recipe.optimizer.name != "adamw":
+        raise UserError(
+            f"optimizer.name={recipe.optimizer.name} cannot update sharded weights",
+            mend="set parallel.strategy=replicate, or optimizer.name=adamw",
+        )
 
     model = LogprobModel(
         load_trainable(recipe, torch.device("cpu") if sharded else world.device),

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import note, show
 from logodata.common.errors import UserError
-from logodata.common.files import SEAL, bind_settings, damage, locked, put_aside
+from logodata.common.files import SEAL, bind_settings, damage, file_sha256, locked, put_aside
 from logodata.common.verbosity import quiet_transformers
+from logodata.models.adapters import ADAPTER_FILES
 from logotrain.inputs import check_run
 from logotrain.metrics import MetricsLog, StepRecord, describe_change
 from logotrain.recipe.defaults import dtype_of_run
@@ -143,7 +144,9 @@ def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:
 
     inputs = {"model": model_fingerprint(recipe.model), "data": data.fingerprint(), "num_samples": len(data.samples)}
     if data.validation:
-        inputs |= {"num_validation": len(data.validation)}
+        inputs["num_validation"] = len(data.validation)
+    if recipe.lora.init_adapter is not None and recipe.tuning != "full":
+        inputs["init_adapter"] = file_sha256(recipe.lora.init_adapter / ADAPTER_FILES[1])
     _bind(out, "inputs.json", inputs)
 
 

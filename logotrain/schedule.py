@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from logodata.common.errors import UserError
 from logotrain.recipe.settings import TrainRecipe
 
 
@@ -23,6 +24,9 @@ class Schedule:
         stream_length: number of samples in all epochs together.
         total_steps: number of steps of the run, at most ``max_steps``.
         warmup_steps: number of steps in which the learning rate rises.
+
+    Raises:
+        UserError: the warm-up is as long as the run.
     """
 
     def __init__(self, recipe: TrainRecipe, num_samples: int) -> None:
@@ -30,7 +34,14 @@ class Schedule:
         self.stream_length = recipe.epochs * num_samples
         steps = math.ceil(self.stream_length / recipe.samples_per_step)
         self.total_steps = min(steps, recipe.max_steps or steps)
-        self.warmup_steps = math.ceil(recipe.optimizer.warmup_ratio * self.total_steps)
+        settings = recipe.optimizer
+        asked = settings.warmup_steps
+        if asked is not None and 0 < self.total_steps <= asked:
+            raise UserError(
+                f"optimizer.warmup_steps={asked}: the run has {self.total_steps} steps, so none would be at the peak",
+                mend="choose fewer, or optimizer.warmup_ratio",
+            )
+        self.warmup_steps = math.ceil(settings.warmup_ratio * self.total_steps) if asked is None else asked
 
     def samples(self, step: int) -> list[tuple[int, int]]:
         """Return ``(epoch, index)`` of each sample of ``step``, which counts from 0."""
@@ -42,18 +53,18 @@ class Schedule:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of ``step``, which counts from 0.
 
-        It rises linearly to the peak, then follows ``optimizer.schedule``. A cosine and a line would reach zero one
-        step after the last.
+        It rises linearly to the peak, then follows ``optimizer.schedule``. A cosine and a line would reach their floor,
+        ``optimizer.min_lr_ratio`` of the peak, one step after the last.
         """
-        peak = self._recipe.optimizer.lr
+        peak, floor = self._recipe.optimizer.lr, self._recipe.optimizer.min_lr_ratio
         if step < self.warmup_steps:
             return peak * (step + 1) / self.warmup_steps
         share = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         match self._recipe.optimizer.schedule:
             case "cosine":
-                return peak * 0.5 * (1 + math.cos(math.pi * share))
+                return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share)))
             case "linear":
-                return peak * (1 - share)
+                return peak * (floor + (1 - floor) * (1 - share))
             case "constant":
                 return peak
 

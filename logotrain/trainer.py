@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import AdamW
 
 from logodata.common.console import note, progress
 from logodata.dataset.log_probs import FAR_BEHIND
@@ -18,16 +17,15 @@ from logotrain.checkpoints.saving import CheckpointWriter, restore, restore_step
 from logotrain.data import TrainingData
 from logotrain.guards import RepetitionGuard, check_chosen, no_gradient_lost
 from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
-from logotrain.loss.logprobs import LogprobModel
 from logotrain.loss.reference import ReferenceLogprobs
 from logotrain.loss.router_weight import router_weight
 from logotrain.metrics import Metrics, MetricsLog, StepRecord, cut_half_line
+from logotrain.optimizer import make_optimizer
 from logotrain.parallel import World
 from logotrain.prepare import prepare
 from logotrain.recipe.settings import (
     LogoSettings,
     ObjectiveSettings,
-    OptimizerSettings,
     SimpoSettings,
     TrainRecipe,
     uses_reference,
@@ -62,7 +60,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     layouts = [collator.layout(sample) for sample in (*data.samples, *data.validation)]
     prepared = prepare(recipe, world, collator, layouts if data.samples else [])
     model = prepared.model
-    optimizer = _make_optimizer(model, recipe.optimizer)
+    optimizer = make_optimizer(recipe.optimizer, trained_weights(model))
     schedule = Schedule(recipe, len(data.samples))
     total = schedule.total_steps
     for name in ("metrics.jsonl", "reference.jsonl", _HELD_OUT_REFERENCE):
@@ -189,17 +187,6 @@ def _reference(
         stop=stop,
     )
     return reference
-
-
-def _make_optimizer(model: LogprobModel, settings: OptimizerSettings) -> AdamW:
-    return AdamW(
-        trained_weights(model),
-        lr=settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
 
 
 def _progress_figures(record: StepRecord) -> dict[str, Any]:

@@ -180,13 +180,33 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 def _attach(
     model: PreTrainedModel, config: PeftConfig, tensors: dict[str, Tensor], folder: Path, **options: Any
 ) -> PeftModel:
-    """Give the model the adapter's layers, filled with its tensors. A tensor that the model with this adapter would
-    save, and that is not filled, is missing, whatever names an older PEFT wrote."""
-    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+    """Give the model the adapter's layers, filled with its tensors."""
+    from peft import PeftModel
     from peft.mapping_func import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
     kind: Any = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     wrapped: PeftModel = kind(model, config, **options)
+    _fill(wrapped, tensors, folder)
+    return wrapped
+
+
+def fill_adapter(wrapped: PeftModel, folder: Path) -> None:
+    """Copy the tensors of an adapter into the adapter layers that a model has already.
+
+    Raises:
+        UserError: See :func:`attach_adapter`.
+    """
+    read_peft_config(folder)
+    tensors = _read_tensors(folder)
+    with _as_user_error(folder):
+        _fill(wrapped, tensors, folder)
+
+
+def _fill(wrapped: PeftModel, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Fill the adapter's layers. A tensor that the model with this adapter would save, and that is not filled, is
+    missing, whatever names an older PEFT wrote."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
     try:
         result = set_peft_model_state_dict(wrapped, tensors)
     except KeyError as error:
@@ -199,7 +219,6 @@ def _attach(
     faults = {"its file lacks": missing, "the model has no place for": result.unexpected_keys}
     if missing or result.unexpected_keys:
         raise _does_not_fit(folder, "; ".join(f"{what} {some(names)}" for what, names in faults.items() if names))
-    return wrapped
 
 
 def some(names: Sequence[str]) -> str:

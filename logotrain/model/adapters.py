@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
+from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from logodata.common.console import note
+from logodata.common.errors import UserError
+from logodata.common.files import read_json
+from logodata.models.adapters import BASE_CONFIG, fill_adapter, read_peft_config
 from logodata.models.logprobs import decoder_of
+from logodata.models.text_config import text_config
 from logotrain.model.targets import adapter_parameters, adapter_targets
 from logotrain.recipe.settings import LoraSettings
 
@@ -34,6 +41,8 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         task_type=TaskType.CAUSAL_LM,
         r=settings.rank,
         lora_alpha=settings.alpha,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
         target_modules=_in_decoder(targets, base),
         target_parameters=parameters or None,
         modules_to_save=[_name_of(base, embedding)] if train_embedding else None,
@@ -61,6 +70,58 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         if tied:
             model.get_output_embeddings().register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
     return model
+
+
+_FIELDS = {
+    "r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "use_rslora": "lora.use_rslora",
+    "use_dora": "lora.use_dora",
+    "target_modules": "lora.target_modules",
+    "target_parameters": "lora.target_parameters",
+    "modules_to_save": "lora.train_embeddings",
+}
+"""Fields of an adapter's config, and ours that decide them."""
+
+
+def start_from(model: PeftModel, folder: Path) -> None:
+    """Copy the weights of another adapter of the same settings and the same RoPE into ``model``.
+
+    Raises:
+        UserError: the folder holds no such adapter.
+    """
+    theirs, ours = read_peft_config(folder), model.peft_config["default"]
+    for field, name in _FIELDS.items():
+        found, wanted = (_comparable(getattr(config, field, None)) for config in (theirs, ours))
+        if found != wanted:
+            raise UserError(
+                f"lora.init_adapter: its {field} is {_shown(found)}, {name} makes it {_shown(wanted)}",
+                where=str(folder),
+                mend=f"set {name} as it was trained, or merge it first (logotrain merge)",
+            )
+    path = folder / BASE_CONFIG
+    if path.exists():
+        before, now = read_json(path), text_config(model.get_base_model().config).to_dict()
+        rope = before.get("text_config", before).get("rope_parameters")
+        if rope != json.loads(json.dumps(now.get("rope_parameters"))):
+            raise UserError(
+                "lora.init_adapter: it was trained with another RoPE",
+                where=str(path),
+                mend="set rope as it was trained, or merge it first (logotrain merge)",
+            )
+    fill_adapter(model, folder)
+    note(f"adapters start from {folder}")
+
+
+def _comparable(value: Any) -> Any:
+    """Return a value of an adapter's config such that equal settings are equal; nothing is None however it is spelt."""
+    if isinstance(value, list | tuple | set):
+        return sorted(value) or None
+    return value or None
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _parameters(base: PreTrainedModel) -> list[str]:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from logodata.common.console import note, progress
 from logodata.models.loading import load_config, load_model
-from logotrain.model.adapters import add_adapters
+from logotrain.model.adapters import add_adapters, start_from
 from logotrain.model.rope import scaled_config
 from logotrain.recipe.settings import TrainRecipe
 
@@ -39,6 +39,8 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
         _keep_differentiable(base)
     torch.manual_seed(recipe.seed)
     model = base if recipe.tuning == "full" else add_adapters(base, recipe.lora, name=recipe.model)
+    if isinstance(model, PeftModel) and recipe.lora.init_adapter is not None:
+        start_from(model, recipe.lora.init_adapter)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     note(f"{recipe.model}: {trained:,} of {base.num_parameters():,} weights are trained")
     if noise := noise_settings(base):

@@ -82,6 +82,10 @@ def estimate_memory(step: StepPlan) -> MemoryEstimate:
     return MemoryEstimate(moment, parts, CONTEXT_BYTES + int(WASTE * sum(parts.values())))
 
 
+_STATE_BYTES = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}
+"""Bytes of optimizer state of a trained weight. In 8 bits, each 256 values of both moments share a float32 scale."""
+
+
 class _Formulas:
     """The formulas. Sizes are in bytes; the module's docstring names the letters."""
 
@@ -112,7 +116,7 @@ class _Formulas:
         return {
             "frozen weights": frozen * share + self.b * (not self.full) * self._uneven,
             "trained weights": 4 * held,
-            "optimizer state": 8 * held,
+            "optimizer state": _STATE_BYTES[self.recipe.optimizer.name] * held,
         }
 
     @cached_property

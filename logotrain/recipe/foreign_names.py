@@ -15,12 +15,14 @@ _ANSWERS = {
     ": there is no reward model and no critic": "critic_*",
     "optimizer.warmup_ratio": "lr_warmup_ratio",
     "optimizer.schedule: cosine, linear or constant, each after the warm-up": "lr_scheduler* cosine_*",
-    "optimizer.warmup_ratio: a share of the steps": "warmup_steps warmup",
+    "optimizer.warmup_steps": "warmup num_warmup_steps lr_warmup_steps",
+    "optimizer.min_lr_ratio": "min_lr_rate cosine_min_lr_ratio min_lr lr_scheduler_min_lr",
     "optimizer.betas: [beta1, beta2]": "adam_beta1 adam_beta2",
     "optimizer.betas": "adam_betas",
     "optimizer.eps": "adam_epsilon",
     "optimizer.weight_decay": "l2",
-    ": the optimizer is AdamW, its state float32": "optim optim_*",
+    "optimizer.name: adamw, adamw_8bit, paged_adamw or paged_adamw_8bit": "optim",
+    ": the optimizer takes no other arguments than optimizer has": "optim_*",
     "optimizer.max_grad_norm": "gradient_clipping max_norm grad_clip",
     "optimizer.lr: one rate for all trained weights": "loraplus_* embedding_lr*",
     # How much
@@ -105,11 +107,13 @@ _ANSWERS = {
         "peft_layers_to_transform layers_to_transform layers_pattern layer_replication rank_pattern alpha_pattern"
     ),
     "tuning: full trains all weights, lora adapters": "unfrozen_parameters freeze_*",
-    ": adapters are plain LoRA, scaled by lora.alpha / lora.rank": (
-        "bias lora_bias fan_in_fan_out lora_fan_in_fan_out pissa* init_lora_weights use_dora peft_use_dora use_rslora "
-        "peft_use_rslora task_type lora_task_type inference_mode loftq_config"
+    "lora.use_dora": "peft_use_dora",
+    "lora.use_rslora": "peft_use_rslora",
+    ": adapters are LoRA without biases, and start as zero": (
+        "bias lora_bias fan_in_fan_out lora_fan_in_fan_out pissa* init_lora_weights task_type lora_task_type "
+        "inference_mode loftq_config"
     ),
-    ": training starts from fresh adapters; merge an adapter first (logotrain merge)": "lora_model_dir",
+    "lora.init_adapter": "lora_model_dir adapter_name_or_path",
     # The model
     "model": "base_model base_model_name_or_path model_name model_name_or_path model_id model_path pretrained*",
     "model: its own tokenizer is taken": "tokenizer* processing_class eos_token",
@@ -206,9 +210,14 @@ _VALUES = {
         "left out: bfloat16 on a GPU, float32 on a CPU": "auto",
     },
     "optimizer": {
-        "AdamW always, its state float32; set optimizer.lr and its other fields": (
+        "optimizer.name, and optimizer.lr and its other fields": (
             "adamw adamw_torch adamw_torch_fused adamw_hf adamw_8bit adamw_bnb_8bit paged_adamw_8bit"
         ),
+    },
+    "optimizer.name": {
+        "adamw": "adamw_torch adamw_torch_fused adamw_hf",
+        "adamw_8bit": "adamw_bnb_8bit",
+        "paged_adamw": "paged_adamw_32bit",
     },
     "max_steps": {"null: all epochs": "-1"},
     "data.max_samples": {"null: all": "-1"},

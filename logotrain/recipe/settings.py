@@ -23,6 +23,9 @@ Recompute = Literal["none", "selective", "full"]
 Strategy = Literal["replicate", "shard"]
 """Whether each process holds all weights or a share of them."""
 
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+"""What updates the weights; all but the first are bitsandbytes'."""
+
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow", "swanlab"]
 """A program that keeps the figures of runs and draws them."""
 
@@ -165,6 +168,17 @@ class LoraSettings(RecipeModel):
     alpha: float = Field(default=16, gt=0)
     """Adapters are scaled by alpha / rank."""
 
+    use_rslora: bool = False
+    """Scale adapters by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732), for large ranks."""
+
+    use_dora: bool = False
+    """Train the length of each weight's columns beside its direction (DoRA, arXiv 2402.09353). It needs more memory and
+    time in each layer. vLLM loads no such adapter; merge it."""
+
+    init_adapter: Path | None = None
+    """Start from the weights of this adapter instead of fresh ones, such as another run's ``final``. It must have been
+    made with the same settings of this section. DPO's reference is then the model with this adapter."""
+
     target_modules: tuple[str, ...] = Field(default=(ATTENTION,), min_length=1)
     """Names of the linear layers that get an adapter. ``attention`` means the projections of attention, whatever the
     model calls them, as in the paper; ``all-linear`` all linear layers of the decoder, not the output head.
@@ -185,7 +199,12 @@ class LoraSettings(RecipeModel):
 
 
 class OptimizerSettings(RecipeModel):
-    """AdamW with warm-up. Its state and the trained weights are always float32; ``dtype`` does not change that."""
+    """AdamW with warm-up. The trained weights are always float32, and so is its state unless ``name`` says otherwise;
+    ``dtype`` does not change that."""
+
+    name: Optimizer = "adamw"
+    """Which AdamW. ``adamw_8bit`` keeps its state in 8 bits (2 bytes a weight instead of 8). The ``paged_`` ones move
+    it to the host where a GPU's memory runs out. Those are bitsandbytes', and cannot be sharded."""
 
     lr: float = Field(default=5e-7, gt=0)
     """Peak learning rate."""
@@ -205,9 +224,15 @@ class OptimizerSettings(RecipeModel):
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises to its peak."""
 
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Number of these steps; it holds over ``warmup_ratio``."""
+
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """The learning rate after the warm-up: it falls to zero along half a cosine, as the paper's, or along a line; or it
     stays at its peak."""
+
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """The share of the peak that ``cosine`` and ``linear`` fall to instead of zero."""
 
     @field_validator("betas")
     @classmethod
@@ -394,6 +419,13 @@ class TrainRecipe(RecipeModel):
 
     profile: ProfileSettings | None = None
     """Steps to trace with torch.profiler; null traces none."""
+
+    @field_validator("lora")
+    @classmethod
+    def _fits_dora(cls, value: LoraSettings) -> LoraSettings:
+        if value.use_dora and value.target_parameters:
+            raise ValueError("use_dora: there is no DoRA of target_parameters, only of linear layers")
+        return value
 
     @field_validator("validation")
     @classmethod

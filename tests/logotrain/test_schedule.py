@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
+from logodata.common.errors import UserError
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.schedule import Schedule
 
@@ -67,6 +68,29 @@ def test_learning_rates_are_those_of_transformers(ours: str, theirs: str) -> Non
     rates = [schedule.learning_rate(step) for step in range(schedule.total_steps)]
     assert rates[: schedule.warmup_steps] == pytest.approx(expected[1 : schedule.warmup_steps + 1], rel=1e-12)
     assert rates[schedule.warmup_steps :] == pytest.approx(expected[schedule.warmup_steps :], rel=1e-12)
+
+
+def test_a_floor_is_that_of_transformers() -> None:
+    settings = {"lr": 3.0, "warmup_steps": 7, "min_lr_ratio": 0.2}
+    schedule = schedule_of(num_samples=40, epochs=1, samples_per_step=1, optimizer=settings)
+    assert schedule.warmup_steps == 7
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3.0)
+    rates = {"min_lr_rate": 0.2}
+    scheduler = get_scheduler("cosine_with_min_lr", optimizer, 7, 40, scheduler_specific_kwargs=rates)
+    for step in range(40):
+        if step >= 7:
+            assert schedule.learning_rate(step) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+    linear = schedule_of(num_samples=40, epochs=1, samples_per_step=1, optimizer={**settings, "schedule": "linear"})
+    assert linear.learning_rate(7) == 3.0
+    assert linear.learning_rate(40) == pytest.approx(0.6)
+
+
+def test_a_warmup_as_long_as_the_run_is_refused() -> None:
+    with pytest.raises(UserError, match="the run has 6 steps, so none would be at the peak"):
+        schedule_of(optimizer={"warmup_steps": 6})
+    assert schedule_of(optimizer={"warmup_steps": 5}).learning_rate(5) == 5e-7
 
 
 def test_one_step_is_taken_at_the_peak() -> None:
