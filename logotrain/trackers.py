@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from logodata.common.console import note
 from logodata.common.errors import UserError, first_line
 from logodata.common.json_files import strict_dumps
-from logotrain.recipe.settings import Tracker
+from logotrain.recipe.settings import Tracker, TrainRecipe
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -44,16 +44,16 @@ class Trackers:
     Use it as a context manager. At its end it waits a minute at most for what is still to be sent.
 
     Args:
+        recipe: names the trackers, and the project under which they file the run. They call the run as its folder.
         out: folder of the run. TensorBoard's files go to ``out/tensorboard``.
-        project: name under which trackers file the run; the run is called as its folder.
-        settings: the resolved recipe.
         done: number of steps after which the run goes on.
+        is_main: whether this is the process that reports.
     """
 
-    def __init__(
-        self, names: Sequence[Tracker], out: Path, *, project: str, settings: Mapping[str, Any], done: int
-    ) -> None:
-        self._feeds = [_Feed(name, partial(_start, name, out, project, settings, done)) for name in names]
+    def __init__(self, recipe: TrainRecipe, out: Path, *, done: int, is_main: bool) -> None:
+        settings = recipe.model_dump(mode="json")
+        start = partial(_start, out=out, project=recipe.project, settings=settings, done=done)
+        self._feeds = [_Feed(name, partial(start, name)) for name in recipe.report_to if is_main]
 
     def log(self, section: str, step: int, values: Mapping[str, Any]) -> None:
         """Send the numbers among ``values``, each under ``section/name``, as those of ``step``."""
@@ -102,7 +102,7 @@ class _Feed:
             note(f"warning: report_to: {self._name} failed and gets no more figures ({reason}); training goes on")
 
 
-def _start(name: Tracker, out: Path, project: str, settings: Mapping[str, Any], done: int) -> GeneralTracker:
+def _start(name: Tracker, *, out: Path, project: str, settings: Mapping[str, Any], done: int) -> GeneralTracker:
     """Return the tracker, begun: a new run, or the one that an earlier call of the same run began."""
     from accelerate import PartialState, tracking
 

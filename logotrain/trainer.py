@@ -55,14 +55,15 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         Stopped: SIGINT or SIGTERM was received; a checkpoint holds the last complete step.
         KeyboardInterrupt: SIGINT was received twice.
     """
+    schedule = Schedule(recipe, len(data.samples))
+    total = schedule.total_steps
+    profiler = StepProfiler(recipe.profile, out / "profile", total_steps=total, is_main=world.is_main)
     collator = Collator.of(recipe, data.target_length)
     held_out: list[Draw] = [(0, sample) for sample in data.validation]  # the same positions at each measurement
     layouts = [collator.layout(sample) for sample in (*data.samples, *data.validation)]
     prepared = prepare(recipe, world, collator, layouts if data.samples else [])
     model = prepared.model
     optimizer = make_optimizer(recipe.optimizer, trained_weights(model))
-    schedule = Schedule(recipe, len(data.samples))
-    total = schedule.total_steps
     for name in ("metrics.jsonl", "reference.jsonl", _HELD_OUT_REFERENCE):
         world.on_main(partial(cut_half_line, out / name))
     log = MetricsLog(out / "metrics.jsonl")
@@ -80,10 +81,6 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         recipe.validation, out / VALIDATION_FILE, world, done=done, total_steps=total, active=bool(held_out)
     )
     writer = CheckpointWriter(out / "checkpoints", recipe.checkpoint, world, best=validation.best_step)
-
-    names = recipe.report_to if world.is_main else ()
-    trackers = Trackers(names, out, project=recipe.project, settings=recipe.model_dump(mode="json"), done=done)
-    profiler = StepProfiler(recipe.profile, out / "profile", total_steps=total, is_main=world.is_main)
 
     def draws(step: int) -> list[Draw]:
         return [(epoch, data.samples[index]) for epoch, index in schedule.samples(step)]
@@ -125,7 +122,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
             prompts = [sample.prompt_ids for sample in data.samples[: recipe.collapse.num_prompts]]
             repetition = RepetitionGuard(recipe.collapse, model, prompts, world, out / "base.json", untrained=done == 0)
             speed = Speedometer(run)
-            with writer.closing(stop), trackers:
+            with writer.closing(stop), Trackers(recipe, out, done=done, is_main=world.is_main) as trackers:
                 if validation.due(done):
                     with progress("held-out samples", len(held_out)) as bar:
                         validate(bar.advance)
@@ -159,6 +156,9 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                         if done % recipe.checkpoint.every_steps == 0:
                             save()
                         validate(lambda _: None)
+                    if done < total:
+                        best = validation.best_step
+                        note(f"stopped after step {done}: no better since step {best} (validation.patience)")
                     save()
         final = out / "final"
         if recipe.validation.final == "best" and validation.best_step not in (None, done):
