@@ -288,6 +288,9 @@ def test_other_objectives_and_no_steps_have_a_summary(make_recipe: Recipes) -> N
         grad_norm=1.0,
         lr=1e-6,
         seconds=3.0,
+        tokens_per_second=3.0,
+        samples_per_second=0.3,
+        memory_gib=1.0,
     )
     lines = summary([step], [], make_recipe(tuning="full"), Path("r"))
     assert lines == [
