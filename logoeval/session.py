@@ -123,9 +123,10 @@ class Session:
         engine = self.settings.engine
         if engine.kind != "transformers":
             return open_engine(engine, self.settings.model, adapter=self.settings.adapter)
-        from logodata.engines.transformers_engine import TransformersEngine, check_supported
+        from logodata.engines.batching_trial import find_batching
+        from logodata.engines.transformers_engine import TransformersEngine
 
-        check_supported(self.config)  # before gigabytes of weights are read
+        find_batching(self.config)  # what cannot generate is refused before gigabytes of weights are read
         return TransformersEngine(self.model, engine)
 
     def close(self) -> None:

@@ -1,8 +1,7 @@
 """Find out how a model can be trained: on a small copy of it before weights are read, then on its loaded weights.
 
-Lists of models and of their settings would be out of date with each release of transformers. So a small copy with
-random weights is asked: whether responses over a shared prompt get the log-probabilities of separate rows, and what
-else training depends on.
+A small copy with random weights is asked (:mod:`logodata.models.tiny`): whether responses over a shared prompt get the
+log-probabilities of separate rows, and what else training depends on.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from logodata.common.errors import UserError, first_line, pass_on
-from logodata.models.facts import length_dependent_rope
-from logodata.models.loading import empty_model, load_config
+from logodata.common.errors import UserError, pass_on
+from logodata.models.loading import load_config
 from logodata.models.logprobs import token_logprobs
+from logodata.models.rope import length_dependent_rope
 from logodata.models.text_config import config_name, text_config
+from logodata.models.tiny import TOLERANCE, VOCABULARY, own_random_state, said, seed, small_model
 from logotrain.attention.choice import Traits
 from logotrain.attention.kernels import forget_rows
 from logotrain.attention.shared_prefix import attention_of, recorded_features, use_shared_prefix
 from logotrain.attention.variants import Feature
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.rope import scaled_config
-from logotrain.model.tiny import VOCABULARY, small_configs
 from logotrain.parallel import World, without_backward
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Row
@@ -38,22 +37,12 @@ from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 _SEEDS = 64
 """Number of seeds tried to find rare noise, such as a layer that is skipped one time in ten."""
 
-_TOLERANCE = 1e-3
-"""Largest difference, in nats, of log-probabilities that count as equal. In float64, of which attention and norms do
-parts in float32, equal ones differ by less than 1e-4; what a model does otherwise, such as a cap on scores, shows from
-1e-2 on."""
-
 _LOADED_TOLERANCE = 0.1
-"""The same for a loaded model in the dtype of the run: rounding in bfloat16 stays below it."""
-
-_MOST_WEIGHTS = 120_000_000
-"""Weights of the largest small copy that is tried."""
+"""Largest difference, in nats, of log-probabilities that count as equal in a loaded model, in the dtype of the run:
+rounding in bfloat16 stays below it."""
 
 _GAP = 3
 """Positions that are left out shortly before the end of each prompt."""
-
-_GAIN = 3.0
-"""Standard deviation of a linear layer's output on inputs of standard deviation 1, with the random weights."""
 
 
 def trainable_config(recipe: TrainRecipe, *, shapes_only: bool = False) -> PreTrainedConfig:
@@ -93,8 +82,8 @@ _known: dict[str, Traits] = {}
 
 def _find_traits(config: PreTrainedConfig) -> Traits:
     where = config_name(config)
-    with _own_random_state(), torch.no_grad():
-        model = _small_model(config, where)
+    with own_random_state(), torch.no_grad():
+        model = small_model(config, where, lambda copy: _own_logprobs(copy, _probe_row(VOCABULARY)))
         if isinstance(model, str):
             return Traits(f"no small copy of it could be tried ({model})", separate="sdpa", tried=False)
         takes_gaps = _takes_gaps(model)
@@ -119,7 +108,7 @@ def _takes_gaps(model: PreTrainedModel) -> bool:
 
 def _is_causal(row: Row, values: Tensor) -> bool:
     """Return whether the first tokens of a sample's responses, which are the same one, are equally likely."""
-    tolerance = _TOLERANCE if values.dtype == torch.float64 else _LOADED_TOLERANCE
+    tolerance = TOLERANCE if values.dtype == torch.float64 else _LOADED_TOLERANCE
     starts = [0, *accumulate(row.layout.response_lengths)][:-1]
     by_sample = values[starts].split([len(sample.response_lengths) for sample in row.layout.samples])
     return all(float(firsts.max() - firsts.min()) <= tolerance for firsts in by_sample)
@@ -132,34 +121,6 @@ def _computes(scorer: LogprobModel, implementation: str, row: Row, truth: Tensor
     except Exception as error:  # each model fails in its own way on what it does not know
         pass_on(error)
         return False
-
-
-def _small_model(config: PreTrainedConfig, where: str) -> PreTrainedModel | str:
-    """Return a small copy that runs, in float64 with random weights, or why there is none."""
-    reason = ""
-    for small in small_configs(config):
-        try:
-            with torch.device("meta"):
-                size = empty_model(small, where).num_parameters()
-            if size > _MOST_WEIGHTS:
-                reason = reason or f"it would have {size:,} weights"
-                continue
-            model = empty_model(
-                small, where, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
-            )
-            _draw_weights(model.eval())
-            _own_logprobs(model, _probe_row(VOCABULARY))
-            return model
-        except Exception as error:
-            pass_on(error)
-            if isinstance(error, UserError) and "no causal language model" in error.what:
-                raise
-            reason = reason or _said(error)
-    return reason
-
-
-def _said(error: Exception) -> str:
-    return error.what if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _own_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
@@ -177,17 +138,10 @@ def _own_logprobs(model: PreTrainedModel, row: Row) -> Tensor:
     return token_logprobs(torch.cat(found), row.targets)
 
 
-def _draw_weights(model: PreTrainedModel) -> None:
-    _seed(0)
-    for weight in model.parameters():
-        if weight.ndim > 1:
-            nn.init.normal_(weight, std=_GAIN * weight.shape[-1] ** -0.5)
-
-
 def _check_function(model: PreTrainedModel, row: Row, truth: Tensor, where: str) -> None:
     """Refuse a model whose log-probabilities are no function of the tokens before."""
     _check_causal(model, row, truth, where)
-    _seed(1)
+    seed(1)
     if not _equal(_own_logprobs(model, row), truth):
         raise _random(type(model).__name__, where)
 
@@ -223,14 +177,14 @@ def _try_sharing(scorer: LogprobModel, row: Row, truth: Tensor) -> tuple[str, fr
         return error.what, frozenset()
     except Exception as error:
         pass_on(error)
-        return f"its code does not take shared rows ({_said(error)})", frozenset()
+        return f"its code does not take shared rows ({said(error)})", frozenset()
     if not _equal(shared, truth):
         return "responses over one prompt would get other log-probabilities", frozenset()
     return "", frozenset(features)
 
 
 def _equal(values: Tensor, truth: Tensor) -> bool:
-    return torch.allclose(values, truth, rtol=0, atol=_TOLERANCE)
+    return torch.allclose(values, truth, rtol=0, atol=TOLERANCE)
 
 
 def _random(kind: str, where: str) -> UserError:
@@ -274,15 +228,15 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
     device = next(model.parameters()).device
     row = _probe_row(text_config(model.causal_lm.config).vocab_size).to(device)
     noisy = False
-    with _own_random_state(), without_backward(model), torch.compiler.set_stance("force_eager"):
-        _seed(0)
+    with own_random_state(), without_backward(model), torch.compiler.set_stance("force_eager"):
+        seed(0)
         before = _random_state()
         with _explained(model.causal_lm, name):
             first: Tensor = model(row)
         drawn = _random_state() != before
         # If no random number was drawn, one more pass on a CPU is enough; accelerators may sum in another order.
-        for seed in range(1, _SEEDS if drawn else 2 if device.type == "cpu" else 1):
-            _seed(seed)
+        for number in range(1, _SEEDS if drawn else 2 if device.type == "cpu" else 1):
+            seed(number)
             noisy |= not torch.equal(first.nan_to_num(), model(row).nan_to_num())  # training itself reports NaN
     if world.any(noisy):
         raise _random(type(model.causal_lm).__name__, name)
@@ -297,7 +251,7 @@ def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
         raise UserError(
-            f"{type(model).__name__} cannot compute a row: {_said(error)}",
+            f"{type(model).__name__} cannot compute a row: {said(error)}",
             where=name,
             mend="use another model, such as Llama or Qwen",
         ) from error
@@ -331,13 +285,6 @@ def _positions(layout: RowLayout, gap: int) -> Tensor:
     return torch.tensor([positions + list(range(layout.padding))])
 
 
-def _seed(seed: int) -> None:
-    """Seed every generator that a model's code may draw from."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - a model's code would use the global generator
-    random.seed(seed)
-
-
 def _random_state() -> list[bytes]:
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else ())]
     return [
@@ -345,15 +292,3 @@ def _random_state() -> list[bytes]:
         repr(np.random.get_state()).encode(),  # noqa: NPY002
         repr(random.getstate()).encode(),
     ]
-
-
-@contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Restore the state of all random generators at the end of the block."""
-    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy)  # noqa: NPY002
-            random.setstate(python)

@@ -15,9 +15,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from logodata.common.errors import UserError
 from logodata.models.loading import empty_model
 from logodata.models.logprobs import decoder_of
+from logodata.models.tiny import small_configs
 from logotrain.attention.choice import Traits
 from logotrain.model.targets import adapter_targets
-from logotrain.model.tiny import small_configs
 from logotrain.recipe.settings import LoraSettings
 from logotrain.trainable import read_traits
 

@@ -26,9 +26,11 @@ from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_i
 from logodata.contract import PreferenceSample
 from logodata.dataset.files import read_recipe
 from logodata.dataset.samples import iterate_samples, read_manifest
-from logodata.models.facts import length_dependent_rope, model_fingerprint
+from logodata.engines.batching_trial import find_batching
+from logodata.models.facts import model_fingerprint
 from logodata.models.loading import DType, load_config, load_model, load_tokenizer
-from logodata.models.logprobs import token_logprobs
+from logodata.models.logprobs import text_logprobs, token_logprobs
+from logodata.models.rope import reset_rope
 from logodata.models.text_config import config_window
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logodata.prompts import encode_text
@@ -101,12 +103,15 @@ def response_logprobs(
 ) -> list[float]:
     """Return r(y) of each response: its mean log-probability per token after the prompt, in nats.
 
-    The prompt runs once. Then all responses run as one batch against its keys and values. They are padded at the end,
-    where nothing attends under causal attention. Logits of the prompt are computed at one position only. Log-softmax is
-    taken in float32 (float64 for a float64 model), and means in float64.
+    The prompt runs once, for models that give the same numbers then (:mod:`logodata.engines.batching_trial`). All
+    responses run as one batch against its keys and values. They are padded at the end, where nothing attends under
+    causal attention. Logits of the prompt are computed at one position only. For other models each response runs after
+    a prompt of its own. Log-softmax is taken in float32 (float64 for a float64 model), and means in float64.
 
-    The prompt has two tokens at least, and a response one. The model's RoPE must not depend on the length of the row.
+    The prompt has two tokens at least, and a response one.
     """
+    if find_batching(model.config).way != "shared":
+        return [_separate_logprob(model, prompt_ids, ids) for ids in responses]
     prompt = torch.tensor([prompt_ids], device=model.device)
     width = max(map(len, responses))
     # The logits of the prompt's last token predict the first tokens of the responses, so it runs with them.
@@ -120,6 +125,12 @@ def response_logprobs(
     targets = [torch.tensor(ids, device=model.device) for ids in responses]
     found = (token_logprobs(row[: len(ids)], ids) for row, ids in zip(logits, targets, strict=True))
     return [float(logprobs.double().mean()) for logprobs in found]
+
+
+def _separate_logprob(model: PreTrainedModel, prompt_ids: Sequence[int], response: Sequence[int]) -> float:
+    reset_rope(model)
+    found = text_logprobs(model, [*prompt_ids, *response], len(response), chunk_tokens=len(response))
+    return float(found.double().mean())
 
 
 def measure(
@@ -146,12 +157,6 @@ def measure(
             f"built with model {manifest.model} ({built}), this is {name} ({found})",
             where=str(folder),
             mend="give the build's own model with --model; a copy must have the same config and weights",
-        )
-    if rope_type := length_dependent_rope(config):
-        raise UserError(
-            f"RoPE of type {rope_type!r} depends on the length of the row: a prompt cannot be computed once",
-            where=name,
-            mend="leave --log-probs out",
         )
     samples = heapq.nsmallest(num_samples, iterate_samples(folder), key=lambda sample: text_digest(sample.id))
     if not samples:

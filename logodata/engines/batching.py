@@ -147,3 +147,20 @@ def plan_batches(requests: Sequence[GenerationRequest], *, max_tokens: int, max_
             batches.append([group])
             rows, prefix, suffix = len(group.requests), group.prefix_length, group.suffix_length
     return batches
+
+
+def plan_whole(
+    requests: Iterable[GenerationRequest], *, max_tokens: int, max_rows: int, alike: bool
+) -> list[list[GenerationRequest]]:
+    """Form batches of prompts of similar length, each computed whole. Rows x longest prompt stays within
+    ``max_tokens``, and with ``alike`` all prompts of a batch have one length."""
+    batches: list[list[GenerationRequest]] = []
+    for request in sorted(requests, key=lambda request: (len(request.prompt_ids), request.prompt_ids, request.id)):
+        length = len(request.prompt_ids)
+        rows = len(batches[-1]) + 1 if batches else 0
+        fits = 0 < rows <= max_rows and rows * length <= max_tokens
+        if fits and (not alike or len(batches[-1][-1].prompt_ids) == length):
+            batches[-1].append(request)
+        else:
+            batches.append([request])
+    return batches

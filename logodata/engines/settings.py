@@ -109,10 +109,11 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
     if settings.kind == "transformers":
         import torch
 
-        from logodata.engines.transformers_engine import TransformersEngine, check_supported
+        from logodata.engines.batching_trial import find_batching
+        from logodata.engines.transformers_engine import TransformersEngine
 
         config = load_config(model, adapter=adapter)
-        check_supported(config)  # before gigabytes of weights are read
+        find_batching(config)  # what cannot generate is refused before gigabytes of weights are read
         device = settings.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

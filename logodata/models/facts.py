@@ -38,19 +38,6 @@ def model_eos_ids(name: str) -> tuple[int, ...]:
     return () if found is None else (found,) if isinstance(found, int) else tuple(found)
 
 
-def length_dependent_rope(config: PreTrainedConfig) -> str | None:
-    """Return the RoPE type if its frequencies depend on the length of the input (``dynamic``, ``longrope``), else None.
-
-    Under such a type, a token's states change with what follows it in a row or stands beside it in a batch. So shared
-    prompts, batches of unequal rows and one-pass perplexity curves would differ from separate runs.
-    """
-    rope = getattr(text_config(config), "rope_parameters", None) or {}
-    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if parameters.get("rope_type") in ("dynamic", "longrope"):
-            return str(parameters["rope_type"])
-    return None
-
-
 def limited_attention(config: PreTrainedConfig) -> list[str]:
     """Return the kinds of the model's layers that do not attend to all earlier tokens, such as
     ``sliding_attention``."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,7 +23,7 @@ from logodata.models.adapters import (
     some,
 )
 from logodata.models.embedded import EMBEDDING_PACKAGE, check_embedded_model, embedded_model, package_folder
-from logodata.models.text_config import text_config
+from logodata.models.text_config import config_name, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +34,6 @@ EMBEDDED = "embedded"
 """The name of the model from the package index: SmolLM2-135M-Instruct, Apache-2.0, 8192 positions."""
 
 _COPY = "copy the model again; is it one that writes text?"
-_NO_CAUSAL_LM = re.compile(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>")
 _HUB_TIMEOUT_S = 5.0
 _MAX_TEMPLATE_BYTES = 2**20
 
@@ -197,7 +195,7 @@ def load_model(
     device: str = "cpu",
     four_bits: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model for inference, with the adapter (if any) merged into its weights.
+    """Load a model that writes text, for inference, with the adapter (if any) merged into its weights.
 
     Only safetensors are read (a pickle can run code), and code that comes with a model is not run.
 
@@ -215,9 +213,9 @@ def load_model(
             not exist.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from logodata.common.console import note
+    from logodata.models.tiny import plain_attention
 
     quiet_transformers()
     _check_device(device)
@@ -228,7 +226,7 @@ def load_model(
         check_adapter_shapes(skeleton(config, name), adapter)
     quantization = _four_bits(dtype or "float32") if four_bits else None
     with _loading("the model", name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = model_class(config).from_pretrained(
             resolve_model(name),
             output_loading_info=True,
             config=config,
@@ -236,6 +234,7 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,
             quantization_config=quantization,
+            attn_implementation=plain_attention(config),
             device_map={"": device} if four_bits else None,  # quantised weights cannot be moved later
         )
     model: PreTrainedModel = loaded[0]
@@ -269,11 +268,26 @@ def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrain
     Raises:
         UserError: The config does not describe a causal language model that transformers knows.
     """
+    with _loading("the model", name):
+        model: PreTrainedModel = model_class(config).from_config(config, trust_remote_code=False, **options)
+    return model
+
+
+def model_class(config: PreTrainedConfig) -> Any:
+    """Return the class of transformers that loads a model to write text.
+
+    Raises:
+        UserError: There is none.
+    """
     from transformers import AutoModelForCausalLM
 
-    with _loading("the model", name):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
-    return model
+    if AutoModelForCausalLM._model_mapping.get(type(config), None) is None:
+        raise UserError(
+            f"transformers has no causal language model for a {type(config).__name__}",
+            where=config_name(config),
+            mend="take a model that writes text and nothing else, such as Llama or Qwen",
+        )
+    return AutoModelForCausalLM
 
 
 def skeleton(config: PreTrainedConfig, name: str) -> PreTrainedModel:
@@ -299,10 +313,6 @@ def _loading(what: str, name: str) -> Iterator[None]:
                 where=name,
                 mend="take a model that transformers knows by itself",
             ) from error
-        if unknown := _NO_CAUSAL_LM.match(str(error)):
-            mend = "take a model that writes text and nothing else, such as Llama or Qwen"
-            fault = f"transformers has no causal language model for a {unknown[1]}"
-            raise UserError(fault, where=name, mend=mend) from error
         reason = next((line for line in str(error).splitlines() if line.strip()), "")
         if not reason or not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__} {reason}"

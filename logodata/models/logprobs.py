@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +51,15 @@ def head_logprobs(head: Callable[[Tensor], Tensor], states: Tensor, targets: Ten
     return torch.cat(
         [checkpoint(_head_logprobs, head, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     )
+
+
+def text_logprobs(model: PreTrainedModel, ids: Sequence[int], num_scored: int, chunk_tokens: int) -> Tensor:
+    """Return the log-probabilities of the last ``num_scored`` of ``ids``, [num_scored], each given all of ``ids``
+    before it. The text is read in one pass, at positions 0, 1, ..., without gradients."""
+    row = torch.tensor([list(ids)], device=model.device)
+    with torch.inference_mode():
+        states = decoder_of(model)(input_ids=row, use_cache=False).last_hidden_state[0, -num_scored - 1 : -1]
+        return head_logprobs(partial(head_logits, model), states, row[0, -num_scored:], chunk_tokens)
 
 
 def _head_logprobs(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> Tensor:

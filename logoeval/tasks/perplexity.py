@@ -24,7 +24,7 @@ from logodata.common.finite import DAMAGED
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, Tokens
 from logodata.engines.settings import EngineSettings
-from logodata.models.facts import length_dependent_rope
+from logodata.models.rope import length_dependent_rope, reset_rope
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logodata.prompts import encode_text
 from logoeval.records import Metric, Outcome, SampleRow, TaskResult, hash_ids
@@ -40,7 +40,7 @@ from logoeval.tasks.texts import (
     text_files,
     text_fingerprint,
 )
-from logoeval.tasks.token_likelihoods import check_logits, reset_rope, sliding_nlls, sliding_windows, token_nlls
+from logoeval.tasks.token_likelihoods import check_logits, sliding_nlls, sliding_windows, token_nlls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -20,16 +20,10 @@ _SLICE_TOKENS = 512  # whose logits are in memory at once: 0.26 GB in float32 fo
 def token_nlls(model: PreTrainedModel, ids: Sequence[int], num_scored: int | None = None) -> NDArray[np.float64]:
     """Return the negative log-likelihoods in nats of the last ``num_scored`` of ``ids`` (by default all but the first),
     each given all of ``ids`` before it, [num_scored]. The text is read in one pass, at positions 0, 1, ..."""
-    import torch
-
-    from logodata.models.logprobs import head_logprobs
+    from logodata.models.logprobs import text_logprobs
 
     count = len(ids) - 1 if num_scored is None else num_scored
-    row = torch.tensor([list(ids)], device=model.device)
-    with torch.inference_mode():
-        hidden = model.base_model(input_ids=row, use_cache=False).last_hidden_state[0, -count - 1 : -1]
-        found = head_logprobs(model.get_output_embeddings(), hidden, row[0, -count:], _SLICE_TOKENS)
-        return -found.double().cpu().numpy()
+    return -text_logprobs(model, ids, count, _SLICE_TOKENS).double().cpu().numpy()
 
 
 def sliding_windows(num_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
@@ -78,27 +72,20 @@ def sliding_nlls(
 
 
 def check_logits(model: PreTrainedModel, ids: Sequence[int]) -> None:
-    """Raise a ``UserError`` if a model gives no numbers, or does more to its logits than apply the head: scaled or
-    capped ones would be missed here. It is tried on a few ``ids``."""
+    """Raise a ``UserError`` if a model gives no numbers, or other ones than its decoder and its head one by one, as
+    :func:`token_nlls` computes them. It is tried on a few ``ids``."""
     import torch
+
+    from logodata.models.logprobs import decoder_of, head_logits
 
     probe = torch.tensor([list(ids)], device=model.device)
     with torch.inference_mode():
-        hidden = model.base_model(input_ids=probe, use_cache=False).last_hidden_state[0]
         logits = model(input_ids=probe, use_cache=False).logits[0]
         if logits.isnan().any():  # equal to nothing, not even to themselves
             raise UserError(f"the logits of {type(model).__name__} are nan", mend=DAMAGED)
-        if not torch.allclose(logits, model.get_output_embeddings()(hidden), atol=1e-3):
+        states = decoder_of(model)(input_ids=probe, use_cache=False).last_hidden_state[0]
+        if not torch.allclose(logits, head_logits(model, states), atol=1e-3):
             raise UserError(
-                f"{type(model).__name__} changes its logits after the output head",
-                mend="this family is not supported by logoeval ppl",
+                f"{type(model).__name__} gives other log-probabilities than its decoder and its head one by one",
+                mend="leave logoeval ppl out",
             )
-
-
-def reset_rope(model: PreTrainedModel) -> None:
-    """Forget the lengths that were read before. Frequencies of type ``dynamic`` stay at those of the longest row so far
-    until a row within the original window comes."""
-    import torch
-
-    with torch.inference_mode():
-        model.base_model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=model.device), use_cache=False)

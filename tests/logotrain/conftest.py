@@ -16,23 +16,7 @@ from logodata.dataset.samples import write_samples
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from logotrain.recipe.settings import TrainRecipe
 from tests.data_sets import write_manifest
-
-VOCABULARY = 269
-
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-"""Fields of a tiny config, by the names that most models share."""
+from tests.tiny_models import VOCABULARY
 
 
 @pytest.fixture(scope="session", autouse=True)

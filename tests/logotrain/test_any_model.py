@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from logodata.dataset.samples import read_samples
 from logodata.models.loading import load_model
@@ -24,85 +24,17 @@ from logotrain.recipe.settings import PositionSettings
 from logotrain.rows.collate import Collator, Row
 from logotrain.trainable import read_traits
 from tests.data_sets import TIMES
-from tests.logotrain.conftest import SIZES
+from tests.tiny_models import MODELS, save_tiny
 
 Make = Callable[..., str]
 
-SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
-LINEAR = {
-    "layer_types": ["linear_attention", "full_attention"],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
-MLA = {
-    "num_key_value_heads": 4,
-    "kv_lora_rank": 16,
-    "q_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 6,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 4,
-    "n_group": 2,
-    "topk_group": 1,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
-MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
-
-MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "gemma3": ("gemma3", {"text_config": {**SIZES, **SLIDING}, "vision_config": VISION}, "shared"),
-    "gpt_oss": ("gpt_oss", {**SIZES, **SLIDING, **EXPERTS}, "shared"),
-    "qwen3_5": ("qwen3_5_text", {**SIZES, **LINEAR}, "separate"),
-    "olmo3": ("olmo3", {**SIZES, **SLIDING}, "shared"),
-    "granite": ("granite", {**SIZES, "logits_scaling": 8.0, "attention_multiplier": 0.3}, "shared"),
-    "cohere2": ("cohere2", {**SIZES, **SLIDING}, "shared"),
-    "seed_oss": ("seed_oss", SIZES, "shared"),
-    "llama4": (
-        "llama4_text",
-        {**SIZES, **EXPERTS, "attention_chunk_size": 8, "intermediate_size_mlp": 48, "no_rope_layers": [1, 0]},
-        "shared",
-    ),
-    "falcon_h1": ("falcon_h1", {**SIZES, **MAMBA}, "separate"),
-    "deepseek_v3": ("deepseek_v3", {**SIZES, **MLA}, "shared"),
-    "gemma2": ("gemma2", {**SIZES, **SLIDING}, "separate"),  # no kernel on a CPU caps scores
-    "mixtral": ("mixtral", {**SIZES, **EXPERTS, "sliding_window": None}, "shared"),
-    "stablelm": ("stablelm", SIZES, "separate"),
-    "bloom": (
-        "bloom",
-        {"vocab_size": 269, "hidden_size": 32, "n_layer": 2, "n_head": 4, "max_position_embeddings": 256},
-        "separate",
-    ),
-}
-"""The kind of config, its fields, and how it trains on a CPU."""
+SEPARATE = {"qwen3_5", "bloom", "gemma2", "stablelm", "falcon_h1"}
+"""Models whose responses get separate rows on a CPU: no kernel there caps Gemma 2's scores."""
 
 
 @pytest.fixture
 def make_model_dir(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Make:
-    def make(name: str) -> str:
-        kind, fields, _ = MODELS[name]
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
-        folder = tmp_path / name
-        model.save_pretrained(folder)
-        tiny_tokenizer.save_pretrained(folder)
-        return str(folder)
-
-    return make
+    return lambda name: save_tiny(name, tiny_tokenizer, tmp_path / name)
 
 
 def own_logprobs(model: PreTrainedModel, row: Row) -> torch.Tensor:
@@ -128,7 +60,7 @@ def test_a_model_trains_goes_on_and_merges(
 ) -> None:
     """The first margin is that of the model's own forward. A run that was killed after its second step goes on to the
     losses and the adapter of the uninterrupted one."""
-    folder, how = make_model_dir(name), MODELS[name][2]
+    folder = make_model_dir(name)
     positions = "natural" if name == "bloom" else "mixed"
     settings = [
         "dtype=float32",
@@ -145,7 +77,7 @@ def test_a_model_trains_goes_on_and_merges(
     train = ["run", "--model", folder, "--data", str(build_dir), *settings]
     assert main([*train, "-o", str(whole)]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert ("a row for each response" in said) == (how == "separate")
+    assert ("a row for each response" in said) == (name in SEPARATE)
 
     shutil.copytree(whole, cut)
     for folder_of_later in (cut / "final", cut / "checkpoints" / "step-3", cut / "checkpoints" / "step-4"):
@@ -188,11 +120,11 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_are_those_of_the_models_own_forward(name: str, make_model_dir: Make, build_dir: Path) -> None:
     """In float32, as the run computes them on this device; also without sharing."""
-    folder, how = make_model_dir(name), MODELS[name][2]
+    folder = make_model_dir(name)
     model = load_model(folder, dtype="float32")
     traits = read_traits(model.config)
     choice = choose_attention(traits, torch.device("cpu"), torch.float32)
-    assert choice.shared == (how == "shared")
+    assert choice.shared == (name not in SEPARATE)
     scorer = LogprobModel(model, plain_attention=traits.separate)
     mode = "mixed" if traits.takes_gaps else "natural"
     row = Collator(PositionSettings(mode=mode), 256, seed=0)([(0, sample) for sample in read_samples(build_dir)[:2]])

@@ -47,7 +47,7 @@ from logotrain.recipe.settings import RopeSettings, TrainRecipe
 from logotrain.run import run
 from logotrain.trainable import _own_logprobs, _probe_row, check_weights, read_traits, trainable_config
 from tests.data_sets import TIMES
-from tests.logotrain.conftest import SIZES
+from tests.tiny_models import SIZES
 
 Recipes = Callable[..., TrainRecipe]
 WITHOUT_GROUPS = {key: value for key, value in SIZES.items() if key not in ("num_key_value_heads", "head_dim")}
@@ -339,7 +339,7 @@ def test_what_a_model_does_to_its_logits_is_done(
 
 
 def _untried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("logotrain.trainable._small_model", lambda *_: "it would be too large")
+    monkeypatch.setattr("logotrain.trainable.small_model", lambda *_: "it would be too large")
     monkeypatch.setattr("logotrain.trainable._known", {})
 
 

@@ -170,14 +170,19 @@ def test_references_that_are_not_there_or_too_long_are_left_out_aloud(
     assert "2 samples have no reference, or one beyond the window" in capsys.readouterr().err
 
 
-def test_rope_that_depends_on_the_length_is_refused(
-    tmp_path: Path, tiny_tokenizer: Any, samples: list[PreferenceSample], capsys: pytest.CaptureFixture[str]
+def test_rope_that_depends_on_the_length_gets_a_row_for_each_response(
+    tmp_path: Path, tiny_tokenizer: Any, samples: list[PreferenceSample]
 ) -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    make_model(len(tiny_tokenizer), rope_parameters=rope).save_pretrained(tmp_path / "model")
-    folder = write_build(tmp_path / "out", samples, tmp_path / "model")
-    assert main(["stats", str(folder), "--log-probs"]) == 2
-    assert "RoPE of type 'dynamic' depends on the length" in capsys.readouterr().err
+
+    def fresh() -> Any:
+        return make_model(len(tiny_tokenizer), max_position_embeddings=16, rope_parameters=rope)
+
+    model = fresh()
+    for sample in samples[:2]:
+        responses = [response.token_ids for response in (sample.chosen, *sample.rejected)]
+        expected = [whole_forward(fresh(), sample.prompt_ids, response) for response in responses]
+        assert response_logprobs(model, sample.prompt_ids, responses) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_command(

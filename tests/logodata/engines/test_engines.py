@@ -21,11 +21,19 @@ from pydantic import ValidationError
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
-from logodata.engines.batching import check_requests, common_prefix, finish, plan_batches, share_prefixes
+from logodata.engines.batching import (
+    check_requests,
+    common_prefix,
+    finish,
+    plan_batches,
+    plan_whole,
+    share_prefixes,
+)
+from logodata.engines.decoding import draw
 from logodata.engines.server_answers import Fault
 from logodata.engines.server_retries import RateLimit, Schedule, Server
 from logodata.engines.settings import EngineSettings, open_engine
-from logodata.engines.transformers_engine import TransformersEngine, draw
+from logodata.engines.transformers_engine import TransformersEngine
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -98,6 +106,25 @@ def test_batches_hold_every_request_once_within_the_limits(
         assert rows == 1 or rows * widest <= max_tokens
     computed = sum(g.prefix_length + sum(len(r.prompt_ids) - g.prefix_length for r in g.requests) for g in groups)
     assert computed <= sum(len(ids) for ids in prompts)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=12).map(tuple), max_size=20),
+    st.integers(1, 6),
+    st.integers(5, 60),
+    st.booleans(),
+)
+def test_batches_of_whole_prompts_hold_every_request_once_within_the_limits(
+    prompts: list[tuple[int, ...]], max_rows: int, max_tokens: int, alike: bool
+) -> None:
+    requests = [GenerationRequest(str(n), ids, Sampling(1, (STOP,))) for n, ids in enumerate(prompts)]
+    batches = plan_whole(requests, max_tokens=max_tokens, max_rows=max_rows, alike=alike)
+    assert sorted(int(request.id) for batch in batches for request in batch) == list(range(len(prompts)))
+    for batch in batches:
+        lengths = [len(request.prompt_ids) for request in batch]
+        assert len(batch) <= max_rows
+        assert len(batch) == 1 or len(batch) * max(lengths) <= max_tokens
+        assert not alike or len(set(lengths)) == 1
 
 
 def test_prompts_that_share_only_the_template_stay_apart() -> None:
@@ -227,22 +254,6 @@ def test_window_is_refused_before_anything_runs(tiny_model: LlamaForCausalLM, mo
     assert not shapes
     with pytest.raises(UserError, match="window 18"):
         next(TransformersEngine(tiny_model, EngineSettings(max_model_len=18)).generate(requests))
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("sliding_window", 16, "sliding_attention"),
-        ("layer_types", ["full_attention", "linear_attention"], "linear_attention"),
-        ("rope_parameters", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}, "dynamic"),
-    ],
-)
-def test_models_whose_batches_would_be_wrong_are_refused(
-    tiny_model: LlamaForCausalLM, name: str, value: object, message: str
-) -> None:
-    setattr(tiny_model.config, name, value)
-    with pytest.raises(UserError, match=message):
-        TransformersEngine(tiny_model)
 
 
 # sampling

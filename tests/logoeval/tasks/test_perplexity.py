@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from logodata.common.errors import UserError
+from logodata.models.loading import load_model
 from logoeval.tasks import perplexity, token_likelihoods
 from logoeval.tasks.perplexity import PerplexitySettings, documents, run
 from logoeval.tasks.token_likelihoods import sliding_nlls, token_nlls
 from tests.conftest import make_model
+from tests.tiny_models import MODELS, save_tiny
 
 
 def session_for(model: Any, tokenizer: Any) -> Any:
@@ -236,7 +238,28 @@ def test_defaults_of_the_window() -> None:
     assert (PerplexitySettings().stride, PerplexitySettings().document_tokens) == (None, None)
 
 
-def test_a_model_that_changes_its_logits_is_refused(
+@pytest.mark.parametrize("name", MODELS)
+def test_the_perplexity_of_any_model_is_its_own_loss(
+    name: str, tiny_tokenizer: Any, book: Path, tmp_path: Path
+) -> None:
+    """Also of models with windows, with scaled or capped logits, and with layers that carry a state; in float64."""
+    folder = save_tiny(name, tiny_tokenizer, tmp_path / name)
+    model = load_model(folder).double()
+    model.set_experts_implementation("eager")  # the others compute in float32
+    settings = PerplexitySettings(lengths=(20, 100), text=str(book), num_documents=2)
+    outcome = run(settings, session_for(model, tiny_tokenizer), tmp_path)
+    found, _ = documents(settings, tiny_tokenizer)
+    for row in outcome.samples:
+        for length in settings.lengths:
+            ids = torch.tensor([found[row.id][:length]])
+            with torch.inference_mode():
+                # Some models add the loss of their routers to the loss.
+                logprobs = model(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
+            own = -logprobs.gather(1, ids[0, 1:, None]).mean()
+            assert row.scores[f"ppl@{length}"] == pytest.approx(float(own), abs=1e-5)
+
+
+def test_logits_that_a_model_caps_itself_count(
     tiny_model: Any, tiny_tokenizer: Any, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = tiny_model.forward
@@ -247,6 +270,29 @@ def test_a_model_that_changes_its_logits_is_refused(
         return output
 
     monkeypatch.setattr(tiny_model, "forward", capped)
+    settings = PerplexitySettings(lengths=(32,), text=str(book), num_documents=1)
+    outcome = run(settings, session_for(tiny_model, tiny_tokenizer), tmp_path)
+    found, _ = documents(settings, tiny_tokenizer)
+    ids = torch.tensor([found["a.txt"]])
+    with torch.inference_mode():
+        logprobs = tiny_model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    own = -logprobs.gather(1, ids[0, 1:, None]).mean()
+    assert outcome.samples[0].scores["ppl@32"] == pytest.approx(float(own), rel=1e-5)
+
+
+def test_a_model_that_is_more_than_its_decoder_and_its_head_is_refused(
+    tiny_model: Any, tiny_tokenizer: Any, book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = tiny_model.forward
+
+    def embeds(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits + tiny_model.get_input_embeddings()(kwargs["input_ids"]).sum(-1, keepdim=True) * (
+            torch.arange(output.logits.shape[-1]) % 2
+        )
+        return output
+
+    monkeypatch.setattr(tiny_model, "forward", embeds)
     settings = PerplexitySettings(lengths=(32,), text=str(book))
-    with pytest.raises(UserError, match="changes its logits"):
+    with pytest.raises(UserError, match="gives other log-probabilities than its decoder and its head one by one"):
         run(settings, session_for(tiny_model, tiny_tokenizer), tmp_path)

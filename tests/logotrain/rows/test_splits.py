@@ -23,7 +23,8 @@ from logotrain.prepare import Prepared
 from logotrain.recipe.settings import PositionSettings, TrainRecipe
 from logotrain.rows.collate import Collator
 from tests.conftest import make_model
-from tests.logotrain.conftest import VOCABULARY, sample_of
+from tests.logotrain.conftest import sample_of
+from tests.tiny_models import VOCABULARY
 
 
 class OneOfMany(World):
