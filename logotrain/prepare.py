@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedConfig
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.models.loading import load_config
-from logodata.models.text_config import head_dim, text_config
 from logotrain.attention.choice import AttentionChoice, choose_attention
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
 from logotrain.parallel import World, shard
 from logotrain.plan.choices import check_recompute, check_strategy, choose_recompute, choose_strategy
-from logotrain.plan.shape import layer_weights, model_shape
+from logotrain.plan.shape import ModelShape, layer_weights, model_shape
 from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe
 from logotrain.rows.collate import Collator
@@ -59,12 +59,14 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         UserError: what the recipe asks for does not run here, or the model cannot be trained.
     """
     check_strategy(recipe, world.size)
-    traits = read_traits(load_config(recipe.model))
+    config = load_config(recipe.model)
+    traits = read_traits(config)
     attention = choose_attention(
         traits, world.device, getattr(torch, recipe.dtype), sharing=recipe.sharing, wanted=recipe.attention
     )
     note(f"attention: {attention}")
-    strategy, recompute = _decide(recipe, world, collator, layouts, attention)
+    shape = _shape(config)
+    strategy, recompute = _decide(recipe, world, collator, layouts, attention, shape)
     check_recompute(recompute, attention.by)
     # One process has nothing to share; only FSDP's mixed precision keeps float32 weights and computes in bfloat16.
     sharded = recipe.mixed_precision or (world.size > 1 and strategy == "shard")
@@ -86,7 +88,7 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     if sharded and not attention.shared:
         model.min_passes = max(len(layout.response_lengths) for layout in layouts) if layouts else 0
     layers = decoder_layers(model)
-    share = attention_share(_query_width(model), sum(map(layer_weights, layers)) // len(layers))
+    share = attention_share(_query_width(shape), sum(map(layer_weights, layers)) // len(layers))
     if recipe.compile:
         compile_layers(model)
     checkpoint_layers(model, recompute)
@@ -97,14 +99,20 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     return Prepared(model, sharded, attention, share)
 
 
-def _query_width(model: LogprobModel) -> int:
-    """Return the width of a layer's query heads. It is 0 where layers differ or have none; then rows are balanced by
-    their tokens alone."""
-    config = text_config(model.causal_lm.config)
+def _shape(config: PreTrainedConfig) -> ModelShape | str:
+    """Return the sizes of a model, or why they are not known."""
     try:
-        return int(config.num_attention_heads * head_dim(config))
-    except (AttributeError, TypeError, ValueError):
+        return model_shape(config)
+    except UserError as error:
+        return error.what
+
+
+def _query_width(shape: ModelShape | str) -> int:
+    """Return the mean width of a layer's query heads; 0 for one that does not attend, and where shapes are not known.
+    With 0 rows are balanced by their tokens alone."""
+    if isinstance(shape, str):
         return 0
+    return sum(layer.count * layer.query_width for layer in shape.layers if layer.attends) // shape.num_layers
 
 
 def _decide(
@@ -113,19 +121,18 @@ def _decide(
     collator: Collator,
     layouts: Sequence[SharedPrefixLayout],
     attention: AttentionChoice,
+    shape: ModelShape | str,
 ) -> tuple[Strategy, Recompute]:
     if not layouts:
         return "replicate", "none"
     strategy = "replicate" if world.size == 1 else recipe.parallel.strategy  # one process has nothing to share
     if strategy != "auto" and recipe.recompute != "auto":
         return strategy, recipe.recompute
-    try:
-        shape = model_shape(load_config(recipe.model))
-    except UserError as error:
+    if isinstance(shape, str):
         # What is left to choose is chosen without an estimate: the least memory.
         strategy = ("shard" if recipe.tuning == "full" else "replicate") if strategy == "auto" else strategy
         recompute = "full" if recipe.recompute == "auto" else recipe.recompute
-        note(f"strategy: {strategy}, recompute: {recompute} (memory is not estimated: {error.what})")
+        note(f"strategy: {strategy}, recompute: {recompute} (memory is not estimated: {shape})")
         return strategy, recompute
     plan = StepPlan(
         shape=shape,

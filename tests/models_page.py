@@ -1,4 +1,4 @@
-"""Write docs/models.md: how each causal model of the installed transformers trains. ``python -m tests.models_page``."""
+"""Write docs/models.md: how each model of the installed transformers trains. ``python -m tests.models_page``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from logodata.common.errors import UserError
 from logodata.models.loading import empty_model
@@ -38,8 +41,8 @@ WORDS = {"sliding": "windows", "chunked": "chunks", "softcap": "capped scores", 
 
 
 def kinds() -> list[str]:
-    """Every kind of causal language model."""
-    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    """Every kind of causal language model, and of model of images and text."""
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
 
 
 def config_of(kind: str) -> PreTrainedConfig:

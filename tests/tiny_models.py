@@ -61,6 +61,9 @@ VISION = {
 }
 MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 
+QWEN_VISION = {"hidden_size": 32, "intermediate_size": 48, "depth": 1, "num_heads": 2, "out_hidden_size": 32}
+QWEN_ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3", {"text_config": {**SIZES, **SLIDING}, "vision_config": VISION}),
     "gpt_oss": ("gpt_oss", {**SIZES, **SLIDING, **EXPERTS}),
@@ -81,6 +84,31 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": (
         "bloom",
         {"vocab_size": 269, "hidden_size": 32, "n_layer": 2, "n_head": 4, "max_position_embeddings": 256},
+    ),
+    "llava": (
+        "llava",
+        {
+            "text_config": {"model_type": "llama", **SIZES},
+            "vision_config": {"model_type": "clip_vision_model", **VISION},
+        },
+    ),
+    "mistral3": (
+        "mistral3",
+        {
+            "text_config": {"model_type": "mistral", **SIZES, "sliding_window": None},
+            "vision_config": {"model_type": "pixtral", **VISION},
+        },
+    ),
+    "qwen2_5_vl": (
+        "qwen2_5_vl",
+        {"text_config": {**SIZES, "rope_parameters": QWEN_ROPE}, "vision_config": QWEN_VISION},
+    ),
+    "qwen3_vl": (
+        "qwen3_vl",
+        {
+            "text_config": {**SIZES, "rope_parameters": QWEN_ROPE},
+            "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0]},
+        },
     ),
     "mistral": ("mistral", {**SIZES, "sliding_window": 8}),
 }

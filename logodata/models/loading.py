@@ -276,18 +276,25 @@ def empty_model(config: PreTrainedConfig, name: str, **options: Any) -> PreTrain
 def model_class(config: PreTrainedConfig) -> Any:
     """Return the class of transformers that loads a model to write text.
 
-    Raises:
-        UserError: There is none.
-    """
-    from transformers import AutoModelForCausalLM
+    It is ``AutoModelForCausalLM``, or for models that transformers knows only as models of images and text, such as
+    Qwen2.5-VL, ``AutoModelForImageTextToText``. Such models get text alone here.
 
-    if AutoModelForCausalLM._model_mapping.get(type(config), None) is None:
+    Raises:
+        UserError: Neither class loads it, or its text is read by an encoder.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kinds = (
+        (AutoModelForCausalLM,) if config.is_encoder_decoder else (AutoModelForCausalLM, AutoModelForImageTextToText)
+    )
+    found = next((kind for kind in kinds if kind._model_mapping.get(type(config), None) is not None), None)
+    if found is None:
         raise UserError(
             f"transformers has no causal language model for a {type(config).__name__}",
             where=config_name(config),
-            mend="take a model that writes text and nothing else, such as Llama or Qwen",
+            mend="take a model that writes text, such as Llama or Qwen",
         )
-    return AutoModelForCausalLM
+    return found
 
 
 def skeleton(config: PreTrainedConfig, name: str) -> PreTrainedModel:

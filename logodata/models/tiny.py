@@ -36,6 +36,8 @@ _WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
 _INNER = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "n_inner")
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _GROUPS = {"n_group": 2, "topk_group": 2, "num_experts_per_tok": 4}
+_DEPTHS = ("num_hidden_layers", "depth")
+_NARROW_SENSES = {"hidden_size": 64, "embed_dim": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_heads": 4}
 _PERIODS = {"attn_layer_period": 2, "attn_layer_offset": 1}  # Jamba: of two layers, one has attention
 _HEAD_COUNTS = re.compile("num_(?!.*(linear|mamba|ssm)).*heads")
 _IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -167,12 +169,13 @@ def small_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
     The caller tries whether a model can be made of a copy, because which widths must agree differs from model to model.
     A copy has :data:`VOCABULARY` tokens, windows and chunks of :data:`WINDOW` tokens, and one layer of each kind that
-    the model has, at least two layers.
+    the model has, at least two layers. What sees and hears is narrow or, where that fails, as wide as in the model.
     """
     inner = dict.fromkeys(_INNER, _INNER_WIDTH) | _PERIODS
     narrow_heads = {"head_dim": _HEAD_WIDTH, "rotary_dim": _HEAD_WIDTH}
     text = text_config(config)
     heads = _field(text, "num_attention_heads")
+    sizes: list[dict[str, int]] = []
     if isinstance(heads, int):
         fewer = max(1, heads // _HEADS)
         counts = {
@@ -181,27 +184,39 @@ def small_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
         few = {name: max(1, value // fewer) for name, value in counts.items()}
         few |= {"hidden_size": heads // fewer * _HEAD_WIDTH, **dict.fromkeys(_EXPERT_COUNTS, _EXPERTS), **_GROUPS}
         width = {"hidden_size": heads * _HEAD_WIDTH}
-        yield _changed(config, inner | few | narrow_heads)
-        yield _changed(config, inner | few)
-        yield _changed(config, inner | width | narrow_heads)
-        yield _changed(config, inner | width)
-        yield _changed(config, inner | width, fewer_layers=False)
-    yield _changed(config, inner)
+        # Sections of a RoPE may need the width of the model's own heads.
+        own_width = _field(text, "head_dim") or (_field(text, "hidden_size") or heads) // heads
+        own_heads = {"hidden_size": heads // fewer * own_width} if isinstance(own_width, int) else {}
+        sizes = [
+            *(inner | few | narrow_heads, inner | few, inner | few | own_heads),
+            *(inner | width | narrow_heads, inner | width),
+        ]
+    for senses in (_NARROW_SENSES, {}) if _senses(config) else ({},):
+        for changes in sizes:
+            yield _changed(config, changes, senses)
+        if sizes:
+            yield _changed(config, sizes[-1], senses, fewer_layers=False)
+        yield _changed(config, inner, senses)
 
 
-def _changed(config: PreTrainedConfig, sizes: Mapping[str, int], *, fewer_layers: bool = True) -> PreTrainedConfig:
+def _senses(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """Return the configs inside a config that describe what sees and hears."""
+    text = text_config(config)
+    return [part for part in vars(config).values() if isinstance(part, PreTrainedConfig) and part is not text]
+
+
+def _changed(
+    config: PreTrainedConfig, sizes: Mapping[str, int], senses: Mapping[str, int], *, fewer_layers: bool = True
+) -> PreTrainedConfig:
     small = copy.deepcopy(config)
     text = text_config(small)
-    for other in vars(small).values():  # what sees and hears
-        if isinstance(other, PreTrainedConfig) and other is not text:
-            _set(other, {"num_hidden_layers": 1})
+    for other in _senses(small):
+        _set(other, dict.fromkeys(_DEPTHS, 1))
+        _shrink(other, senses)
     if fewer_layers:
         _fewer_layers(text)
     vocabularies = [field for field in vars(text) if "vocab_size" in field]
-    for field, size in {**dict.fromkeys(vocabularies, VOCABULARY), **dict.fromkeys(_WINDOWS, WINDOW), **sizes}.items():
-        value = _field(text, field)
-        if isinstance(value, int) and value > size:
-            _set(text, {field: size})
+    _shrink(text, {**dict.fromkeys(vocabularies, VOCABULARY), **dict.fromkeys(_WINDOWS, WINDOW), **sizes})
     for part in (small, text):
         for field in _IDS:
             value = _field(part, field)
@@ -210,6 +225,13 @@ def _changed(config: PreTrainedConfig, sizes: Mapping[str, int], *, fewer_layers
             elif isinstance(value, list):
                 _set(part, {field: [0]})
     return small
+
+
+def _shrink(config: PreTrainedConfig, sizes: Mapping[str, int]) -> None:
+    for field, size in sizes.items():
+        value = _field(config, field)
+        if isinstance(value, int) and value > size:
+            _set(config, {field: size})
 
 
 def _fewer_layers(text: PreTrainedConfig) -> None:
@@ -246,4 +268,5 @@ def _field(config: PreTrainedConfig, name: str) -> Any:
 def _set(config: PreTrainedConfig, fields: Mapping[str, Any]) -> None:
     for field, value in fields.items():
         with suppress(Exception):  # some configs check values; then theirs stays
-            setattr(config, field, value)
+            if hasattr(config, field):
+                setattr(config, field, value)

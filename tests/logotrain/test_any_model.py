@@ -100,9 +100,12 @@ def test_a_model_trains_goes_on_and_merges(
         margins.append(float(means[0] - torch.stack(means[1:]).mean()))
     assert metrics(whole)[0]["margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-4)
 
+    assert not any(part in name for name in adapters[0] for part in ("vision", "visual", "projector", "merger"))
+
     merged = tmp_path / "merged"
     assert main(["merge", str(whole / "final"), "--model", folder, "-o", str(merged)]) == 0
     one = load_model(str(merged), dtype="float32")
+    assert type(one) is type(model)
     other = PeftModel.from_pretrained(load_model(folder, dtype="float32"), str(whole / "final"))
     ids = torch.tensor([samples[0].prompt_ids])
     with torch.no_grad():
