@@ -148,7 +148,9 @@ class _Formulas:
     def _layer_weights(self, layer: LayerShape) -> float:
         """Bytes of one decoder layer's weights, as it computes."""
         weights = layer.parameters + self._filling(layer)
-        return self.b * weights + 4 * adapter_weights(self._targets(layer), self.recipe.lora.rank)
+        rank = self.recipe.lora.rank
+        stacks = sum(stack.adapter_weights(rank) for stack in layer.adapted(self.trained.parameters))
+        return self.b * weights + 4 * (adapter_weights(self._targets(layer), rank) + stacks)
 
     def _targets(self, layer: LayerShape) -> list[Linear]:
         return layer.targets(self.trained.targets)
@@ -181,10 +183,15 @@ class _Formulas:
         for experts in layer.experts:
             pairs = experts.chosen * n
             kept += pairs * (b * experts.kept * experts.intermediate + b * self.shape.hidden + 24)
-            kept += self.full * b * pairs * (self.shape.hidden + experts.intermediate)
+            trained = self.full or bool(layer.adapted(self.trained.parameters))
+            kept += trained * b * pairs * (self.shape.hidden + experts.intermediate)
         targets = layer.linears if self.full else self._targets(layer)
         kept += sum(b * n * width for _, width in {(linear.group, linear.inputs) for linear in targets})
-        return kept if self.full else kept + b * n * self.recipe.lora.rank * len(targets)
+        if self.full:
+            return kept
+        # PEFT adds the product of an adapter to the whole stack.
+        kept += b * sum(stack.weights for stack in layer.adapted(self.trained.parameters))
+        return kept + b * n * self.recipe.lora.rank * len(targets)
 
     def _value_width(self, layer: LayerShape) -> int:
         """Flash kernels take keys and values of one width."""

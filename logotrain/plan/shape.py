@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from logodata.common.errors import UserError
 from logodata.models.loading import empty_model
 from logodata.models.text_config import config_name, head_dim, text_config
-from logotrain.model.targets import adapter_targets
+from logotrain.model.targets import adapter_parameters, adapter_targets
 from logotrain.recipe.settings import TrainRecipe
 
 if TYPE_CHECKING:
@@ -74,6 +74,31 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """A matrix, or a stack of one for each expert, that no linear layer holds.
+
+    Attributes:
+        path: its name in the decoder layer, such as ``mlp.experts.down_proj``.
+        count: number of matrices.
+        rows, columns: sizes of one.
+    """
+
+    path: str
+    count: int
+    rows: int
+    columns: int
+
+    def adapter_weights(self, rank: int) -> int:
+        """Return how many weights its adapter has."""
+        return self.count * rank * (self.rows + self.columns)
+
+    @property
+    def weights(self) -> int:
+        """The number of weights of the stack."""
+        return self.count * self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
 class LayerShape:
     """Sizes of one kind of decoder layer.
 
@@ -100,6 +125,7 @@ class LayerShape:
     intermediate: int
     norm_widths: tuple[int, ...]
     linears: tuple[Linear, ...]
+    stacks: tuple[Stack, ...]
     experts: tuple[Experts, ...]
     parameters: int
     token_weights: int
@@ -107,6 +133,10 @@ class LayerShape:
     def targets(self, names: Collection[str]) -> list[Linear]:
         """Return the linear layers of these names."""
         return [linear for linear in self.linears if linear.name in names]
+
+    def adapted(self, ends: Collection[str]) -> list[Stack]:
+        """Return the stacks whose names end so."""
+        return [stack for stack in self.stacks if any(f".{stack.path}".endswith(f".{end}") for end in ends)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,10 +303,20 @@ def _layer_shape(layer: nn.Module, attends: bool, count: int, text: PreTrainedCo
             if type(module).__name__.endswith("Norm")
         ),
         linears=tuple(linears),
+        stacks=tuple(_stacked(modules)),
         experts=experts,
         parameters=_count(layer),
         token_weights=layer_weights(layer),
     )
+
+
+def _stacked(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[Stack]:
+    from torch import nn
+
+    for path, module in modules:
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.ndim in (2, 3) and "bias" not in name and not isinstance(module, nn.Linear | nn.Embedding):
+                yield Stack(f"{path}.{name}", *(1,) * (3 - weight.ndim), *weight.shape)
 
 
 _MIXER = re.compile("attn|attention|conv")
@@ -354,12 +394,14 @@ class Trained:
 
     Attributes:
         targets: names of the linear layers that get an adapter.
+        parameters: ends of the names of the stacks that get one.
         adapters: number of weights of all adapters.
         embedding: whether the token embedding is trained.
         total: number of weights that get gradients.
     """
 
     targets: frozenset[str]
+    parameters: frozenset[str]
     adapters: int
     embedding: bool
     total: int
@@ -377,9 +419,19 @@ def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
         UserError: see :func:`logotrain.model.targets.adapter_targets`.
     """
     if recipe.tuning == "full":
-        return Trained(frozenset(), 0, True, shape.parameters)
+        return Trained(frozenset(), frozenset(), 0, True, shape.parameters)
     paths = [linear.path for layer in shape.layers for linear in layer.linears if linear.adaptable]
     names, embedding = adapter_targets(recipe.lora, paths, shape.head, tied=shape.tied, where=recipe.model)
     chosen = frozenset(names)
-    adapters = sum(layer.count * adapter_weights(layer.targets(chosen), recipe.lora.rank) for layer in shape.layers)
-    return Trained(chosen, adapters, embedding, adapters + embedding * shape.embedding_parameters)
+    stacks = [f"layers.0.{stack.path}" for layer in shape.layers for stack in layer.stacks]
+    ends = frozenset(adapter_parameters(recipe.lora, stacks, where=recipe.model))
+    rank = recipe.lora.rank
+    adapters = sum(
+        layer.count
+        * (
+            adapter_weights(layer.targets(chosen), rank)
+            + sum(stack.adapter_weights(rank) for stack in layer.adapted(ends))
+        )
+        for layer in shape.layers
+    )
+    return Trained(chosen, ends, adapters, embedding, adapters + embedding * shape.embedding_parameters)

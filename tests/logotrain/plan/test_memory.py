@@ -188,6 +188,29 @@ def test_experts_latent_attention_and_layers_that_differ(config: PreTrainedConfi
     compare(config, recipe_of(**ATTENTION), M2, recompute)
 
 
+EXPERTS: dict[str, Any] = {
+    "lora": {
+        "train_embeddings": False,
+        "target_parameters": ("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+    }
+}
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("config", [MIXTRAL, QWEN3_MOE], ids=["mixtral", "qwen3-moe"])
+def test_adapters_of_experts(config: PreTrainedConfig, recompute: Recompute) -> None:
+    """PEFT adds an adapter's product to the whole stack, which is kept beside it."""
+    compare(config, recipe_of(**EXPERTS), M2, recompute)
+
+
+@pytest.mark.parametrize("parameters", [("mlp.experts.down_proj",), ("gate_up_proj", "mlp.gate.weight")])
+def test_adapters_of_experts_are_counted(parameters: tuple[str, ...]) -> None:
+    recipe = recipe_of(lora={"train_embeddings": False, "target_parameters": parameters})
+    adapted = add_adapters(AutoModelForCausalLM.from_config(MIXTRAL), recipe.lora, name="m")
+    counted = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+    assert trained_weights(model_shape(MIXTRAL), recipe).total == counted
+
+
 @pytest.mark.parametrize("config", [QWEN3_MOE, DEEPSEEK], ids=["qwen3-moe", "deepseek"])
 def test_all_weights_of_experts(config: PreTrainedConfig) -> None:
     compare(config, recipe_of(**FULL), M2, "full", shards=8)
