@@ -39,5 +39,5 @@ def test_the_readme_counts_them() -> None:
     shared = [line for line in lines if "| shared" in line]
     separate = [line for line in lines if "| separate rows" in line and "gives no small copy" not in line]
     text = " ".join(README.read_text(encoding="utf-8").split())
-    assert f"{len(shared) + len(separate)} kinds of causal language models" in text
+    assert f"{len(shared) + len(separate)} kinds of language models" in text
     assert f"{len(shared)} of them share the prompt" in text
