@@ -150,7 +150,7 @@ class _Formulas:
         weights = layer.parameters + self._filling(layer)
         rank = self.recipe.lora.rank
         stacks = sum(stack.adapter_weights(rank) for stack in layer.adapted(self.trained.parameters))
-        return self.b * weights + 4 * (adapter_weights(self._targets(layer), rank) + stacks)
+        return self.b * weights + 4 * (adapter_weights(self._targets(layer), self.recipe.lora) + stacks)
 
     def _targets(self, layer: LayerShape) -> list[Linear]:
         return layer.targets(self.trained.targets)

@@ -13,7 +13,7 @@ from logodata.common.errors import UserError
 from logodata.models.loading import empty_model
 from logodata.models.text_config import config_name, head_dim, text_config
 from logotrain.model.targets import adapter_parameters, adapter_targets
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.recipe.settings import LoraSettings, TrainRecipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -407,9 +407,10 @@ class Trained:
     total: int
 
 
-def adapter_weights(linears: Sequence[Linear], rank: int) -> int:
-    """Return how many weights the adapters of these linear layers have."""
-    return rank * sum(linear.inputs + linear.outputs for linear in linears)
+def adapter_weights(linears: Sequence[Linear], settings: LoraSettings) -> int:
+    """Return how many weights the adapters of these linear layers have; DoRA has a length for each output, too."""
+    weights = settings.rank * sum(linear.inputs + linear.outputs for linear in linears)
+    return weights + settings.use_dora * sum(linear.outputs for linear in linears)
 
 
 def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
@@ -429,7 +430,7 @@ def trained_weights(shape: ModelShape, recipe: TrainRecipe) -> Trained:
     adapters = sum(
         layer.count
         * (
-            adapter_weights(layer.targets(chosen), rank)
+            adapter_weights(layer.targets(chosen), recipe.lora)
             + sum(stack.adapter_weights(rank) for stack in layer.adapted(ends))
         )
         for layer in shape.layers

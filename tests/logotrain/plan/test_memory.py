@@ -325,3 +325,12 @@ def profiled_step(config: PreTrainedConfig, recipe: TrainRecipe, row: RowLayout,
             now += event.nbytes()
             peak = max(peak, now)
     return peak
+
+
+@pytest.mark.parametrize("cls", [LlamaConfig, DeepseekV3Config, MixtralConfig])
+def test_dora_trains_as_many_weights_as_are_counted(cls: type[PreTrainedConfig]) -> None:
+    recipe = recipe_of(lora={"rank": 4, "use_dora": True, "train_embeddings": False})
+    config = config_of(cls)
+    model = add_adapters(AutoModelForCausalLM.from_config(config), recipe.lora, name="m")
+    held = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert trained_weights(model_shape(config), recipe).total == held
