@@ -367,10 +367,12 @@ class BuildIdentity(Record):
 
 
 class SourceFile(Record):
-    """The documents of a build, and the start of their sha256."""
+    """The documents of a build, and the start of their sha256. ``lost`` counts what converted documents have and their
+    texts lack, by name."""
 
     path: str
     sha256: str
+    lost: dict[str, int] | None = ABSENT
 
 
 class _ManifestHead(Record):

@@ -119,7 +119,7 @@ def _build(
         **dict(identity),
         engine=", ".join(engines["engine"]) or "none: every response was there already",
         judge_engine=(", ".join(engines["judge_engine"]) or "none: nothing was asked") if recipe.judge.model else None,
-        source=source_file,
+        source=source_file.model_copy(update={"lost": dict(source.lost) or None}),
         recipe=recipe.model_dump(mode="json"),
         # The text, because the file is found from the folder of the build command only.
         chat_template=pipeline.preparer.tokenizer.chat_template if recipe.chat_template else None,

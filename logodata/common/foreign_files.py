@@ -52,17 +52,22 @@ _BESIDE = re.compile(
 """Names of files that lie beside data and are not data."""
 
 
-def check_is_text(file: Path, shown: str, *, markup: bool = False) -> None:
+def check_is_text(file: Path, shown: str, *, markup: bool = False, read: Collection[str] = ()) -> None:
     """Refuse a file that is not plain text, judged by how it begins. Messages call it ``shown``.
 
-    ``markup`` accepts HTML and XML, for a reader that reports them as its own faults.
+    ``markup`` accepts HTML and XML, for a reader that reports them as its own faults. ``read`` are the extensions of
+    formats that the caller reads under these extensions.
 
     Raises:
         UserError: It is compressed, a document of a word processor, a page or a binary file.
     """
     with open(file, "rb") as handle:
-        head = handle.read(_HEAD).removeprefix(b"\xef\xbb\xbf")
-    suffix = file.suffix.lower()
+        check_head(handle.read(_HEAD), file.suffix.lower(), shown, markup=markup, read=read)
+
+
+def check_head(head: bytes, suffix: str, shown: str, *, markup: bool = False, read: Collection[str] = ()) -> None:
+    """Refuse what is not plain text, as :func:`check_is_text`, by the beginning of a file and its extension."""
+    head = head.removeprefix(b"\xef\xbb\xbf")
     if suffix in _OFFICE and head.startswith((b"PK", _OLD_OFFICE)):
         kind, ending = _OFFICE[suffix], suffix
     elif archive := next((name for magic, name in _ARCHIVES.items() if head.startswith(magic)), None):
@@ -79,7 +84,11 @@ def check_is_text(file: Path, shown: str, *, markup: bool = False) -> None:
         kind, ending = "an XML file", ""
     else:
         return
-    mend = f"turn it into text first: {_CONVERTERS[ending]}" if ending else "give plain text, without tags"
+    mend = "give plain text, without tags"
+    if ending in read:
+        mend = "leave source.format out" if suffix == ending else f"give it the ending {ending}"
+    elif ending:
+        mend = f"turn it into text first: {_CONVERTERS[ending]}"
     raise UserError(f"{kind}, not plain text", where=shown, mend=mend)
 
 

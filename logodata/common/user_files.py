@@ -22,7 +22,7 @@ def decode_utf8(data: bytes) -> str:
         ValueError: It has another encoding. The message names the encoding, or the byte (from 0 on) and the line where
             it shows.
     """
-    name = next((name for mark, name in _OTHER_ENCODINGS.items() if data.startswith(mark)), None)
+    name = marked_encoding(data)
     # UTF-16 without a mark: in most texts every second byte is 0, which UTF-8 would accept as a character.
     if name is None and data and 3 * data[:_HEAD].count(0) >= len(data[:_HEAD]):
         name = "UTF-16, or no text"
@@ -48,12 +48,53 @@ def decode_at(data: bytes, where: str) -> str:
         raise UserError(f"not UTF-8: {error}", where=where, mend=mend) from error
 
 
+def marked_encoding(data: bytes) -> str | None:
+    """Return the encoding whose byte order mark a text begins with, other than UTF-8; None if it begins with none."""
+    return next((name for mark, name in _OTHER_ENCODINGS.items() if data.startswith(mark)), None)
+
+
+def decode_text(
+    data: bytes, where: str, encoding: str | None = None, error: type[UserError] = UserError
+) -> tuple[str, str]:
+    """Return a text that stands at ``where`` and its encoding, which is empty for UTF-8.
+
+    The encoding is that of a byte order mark, else UTF-8, else ``encoding``, the one that the user names for texts that
+    are not UTF-8.
+
+    Raises:
+        UserError: It is none of them (an ``error``).
+    """
+    named = marked_encoding(data) or encoding
+    fault: ValueError
+    try:
+        return decode_utf8(data), ""
+    except ValueError as caught:
+        fault = caught
+    if named is None:
+        mend = "name its encoding, e.g. source.encoding=cp1252, or save it as UTF-8: iconv -f ENCODING -t UTF-8"
+        raise error(f"not UTF-8: {fault}", where=where, mend=mend) from fault
+    try:
+        return data.decode(named).lstrip(MARK), named
+    except ValueError as caught:
+        what = f"neither UTF-8 nor {named}: {caught}"
+        raise error(what, where=where, mend="see to source.encoding, or save it as UTF-8") from caught
+
+
 def read_text(path: Path, *, most_bytes: int, mend: str) -> str:
     """Return the text of a file, with ``\\n`` at the ends of lines, whichever system wrote it.
 
     Raises:
         UserError: The file cannot be read or has more than ``most_bytes`` (``mend`` says what to do about it), or it is
             not UTF-8.
+    """
+    return plain_ends(decode_at(read_bytes(path, most_bytes=most_bytes, mend=mend), str(path)))
+
+
+def read_bytes(path: Path, *, most_bytes: int, mend: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        UserError: The file cannot be read or has more than ``most_bytes`` (``mend`` says what to do about it).
     """
     try:
         with open(path, "rb") as file:
@@ -62,7 +103,11 @@ def read_text(path: Path, *, most_bytes: int, mend: str) -> str:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend=mend) from error
     if len(data) > most_bytes:
         raise UserError(f"more than {most_bytes // 2**20} MiB", where=str(path), mend=mend)
-    text = decode_at(data, str(path))
+    return data
+
+
+def plain_ends(text: str) -> str:
+    """Return a text with ``\\n`` at the ends of lines."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

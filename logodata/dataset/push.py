@@ -22,7 +22,7 @@ from logodata.common.user_files import expand_home
 from logodata.contract import Manifest, ShardRecord
 from logodata.dataset.files import SHARD_FILE
 from logodata.dataset.samples import read_manifest, sample_files
-from logodata.sources.text_files import SUFFIXES
+from logodata.sources.document_files import SUFFIXES
 
 _CARD = "README.md"
 _JSON_FILES = ("manifest.json", "stats.json")

@@ -26,7 +26,7 @@ from logodata.contract import (
 from logodata.judge.agreement import verdict_statistics
 from logodata.judge.judged_response import contradicts
 from logodata.judge.rules import error_pattern
-from logodata.sources.text_files import SUFFIXES
+from logodata.sources.document_files import SUFFIXES
 
 
 def source_group(file: str) -> str:

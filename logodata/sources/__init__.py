@@ -1,8 +1,9 @@
 """Read documents with questions from files, folders and hub data sets. Errors name the file and the line.
 
 ``fields`` holds the recipe's settings and the names, forms and types of fields. ``formats`` detects the format.
-``json_rows``, ``csv_rows``, ``tables`` and ``text_files`` read the containers. ``conversations`` converts rows of other
-projects. ``reading`` checks every row and provides the documents, whose texts are read when they are needed.
+``json_rows``, ``csv_rows``, ``tables`` and ``document_files`` read the containers. ``converters`` turns PDF, HTML, Word
+and EPUB files into text. ``conversations`` converts rows of other projects.
+``reading`` checks every row and provides the documents, whose texts are read when they are needed.
 """
 
 from logodata.sources.fields import SourceFormat as SourceFormat

@@ -11,11 +11,13 @@ import csv
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from logodata.common import json_files
 from logodata.common.errors import UserError
 from logodata.common.json_files import placed_lines, too_long
-from logodata.common.user_files import decode_at
+from logodata.common.packed_files import open_utf8, text_suffix
+from logodata.common.user_files import decode_text
 from logodata.sources.conversations import COLUMNS, TURN_FIELDS
 from logodata.sources.fields import PARTS, aliases, column_of, names_of, spelt
 from logodata.sources.json_rows import Row
@@ -23,24 +25,33 @@ from logodata.sources.json_rows import Row
 SUFFIXES = (".csv", ".tsv")
 
 _DELIMITERS = (",", ";", "\t", "|")
+_NAMED = {"\t": "tab"}
 _SEPARATOR_LINE = re.compile(r"sep=(.)")
 """The line that spreadsheets may write before the header."""
 
 _QUOTING = "put cells that hold the delimiter or an end of line into double quotes, and double the quotes in them"
 
 
-def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row]:
+def csv_form(file: Path, shown: str, columns: Mapping[str, str], encoding: str | None) -> str:
+    """Return in words how a table is read: its separator, and its encoding if that is not UTF-8."""
+    handle, found = open_utf8(file, shown, encoding)
+    with handle:
+        _, delimiter, _ = _header(_lines(handle, shown), f"{shown}:1", text_suffix(file) == ".tsv", columns)
+    return f"separator {_NAMED.get(delimiter, repr(delimiter))}" + (f", {found}" if found else "")
+
+
+def csv_rows(file: Path, shown: str, columns: Mapping[str, str], encoding: str | None = None) -> Iterator[Row]:
     """Yield the rows of a table, with the names of the header row as keys. Messages call the file ``shown``, and
-    ``columns`` are the table's own columns for our fields.
+    ``columns`` are the table's own columns for our fields. ``encoding`` is that of a table that is not UTF-8.
 
     Raises:
-        UserError: The file is not UTF-8, has no header, has a row with more or fewer cells than the header, a quote
-            without end, or a cell that is too long.
+        UserError: The file has another encoding, has no header, has a row with more or fewer cells than the header, a
+            quote without end, a NUL character, or a cell that is too long.
     """
     csv.field_size_limit(json_files.MAX_JSON_BYTES)
-    with open(file, "rb") as handle:
-        lines = (decode_at(line, where) for where, line in placed_lines(handle, shown))
-        header, delimiter, num_lines = _header(lines, f"{shown}:1", file.suffix.lower() == ".tsv", columns)
+    with open_utf8(file, shown, encoding)[0] as handle:
+        lines = _lines(handle, shown)
+        header, delimiter, num_lines = _header(lines, f"{shown}:1", text_suffix(file) == ".tsv", columns)
         lists = {name for name in header if name and _holds_lists(name, columns)}
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
@@ -60,6 +71,14 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str]) -> Iterator[Row
             values = (cell if cell.strip() else None for cell in cells)
             named = dict(zip(header, values, strict=True))
             yield where, {name: spelt(value) if name in lists else value for name, value in named.items()}
+
+
+def _lines(handle: BinaryIO, shown: str) -> Iterator[str]:
+    for where, line in placed_lines(handle, shown):
+        text, _ = decode_text(line, where)
+        if "\0" in text:
+            raise UserError("holds a NUL character", where=where, mend="a table is text: write or copy it anew")
+        yield text
 
 
 def _header(lines: Iterator[str], where: str, tabs: bool, columns: Mapping[str, str]) -> tuple[list[str], str, int]:

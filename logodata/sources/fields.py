@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
@@ -69,7 +69,8 @@ class Fields:
         if default is _REQUIRED:
             names = mapped or "/".join(ALIASES[name])
             questions = "; questions on documents of another file are source.questions=FILE" * (name == "context")
-            mend = f"add it, or map a column: source.columns.{name}=YOUR_COLUMN{questions}; found: {names_of(row)}"
+            found = names_of({f"{key} (empty)" if row[key] is None else key: None for key in row})
+            mend = f"add it, or map a column: source.columns.{name}=YOUR_COLUMN{questions}; found: {found}"
             raise UserError(f"no field {names!r}", where=where, mend=mend)
         return default
 
@@ -261,7 +262,7 @@ def _check_characters(text: str, name: str, where: str) -> None:
         raise _fault(f"field {name!r} has an unpaired surrogate ({code}, at {error.start})", where) from error
 
 
-SourceFormat = Literal["auto", "jsonl", "csv", "parquet", "text", "hub", "longalpaca", "conversations"]
+SourceFormat = Literal["auto", "jsonl", "csv", "parquet", "text", "documents", "hub", "longalpaca", "conversations"]
 
 EMBEDDED_PREFIX = "embedded:"
 
@@ -300,13 +301,17 @@ class SourceSettings(RecipeModel):
     """The source of documents and questions."""
 
     path: Annotated[str, Field(min_length=1), OrPath("embedded")]
-    """A file (JSON lines or a JSON list, CSV, parquet, text), a folder (of text files, of CSV files, or of a data set's
-    files), a hub data set such as ``org/name``, or ``embedded:train`` / ``embedded:eval`` for the documents that come
-    with the project."""
+    """A file (JSON lines or a JSON list, CSV, parquet, text, PDF, HTML, Word, EPUB), a folder of such files or of a
+    data set's, a hub data set such as ``org/name``, or ``embedded:train`` / ``embedded:eval`` for the documents that
+    come with the project."""
     format: SourceFormat = "auto"
     """How to read the source. ``auto`` decides by extension and content, and logs what it found. ``longalpaca`` (rows
     of instruction, input, output, file) and ``conversations`` (turns, or prompt and completion) name the shape of rows
-    in a JSON, CSV, parquet or hub container."""
+    in a JSON, CSV, parquet or hub container. ``text`` reads the text files of a folder, and ``documents`` its tables
+    and PDF, HTML, Word and EPUB files too."""
+    encoding: str | None = None
+    """The encoding of tables, texts and pages that are not UTF-8, such as ``cp1252``. Files that say their encoding (a
+    byte order mark, or a page) need none. JSON is always UTF-8."""
     questions: Annotated[str, OrPath()] | None = None
     """A second file (JSON, CSV or parquet) with questions by ``doc_id``, for documents that hold none or not all."""
     split: str | None = None
@@ -331,6 +336,16 @@ class SourceSettings(RecipeModel):
         if unknown:
             raise ValueError(f"columns: {unknown[0]!r} is not a field, the fields are {', '.join(ALIASES)}")
         return self
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, encoding: str | None) -> str | None:
+        try:
+            if encoding is not None:
+                "".encode(encoding)
+        except LookupError:  # also for codecs that turn bytes into bytes
+            raise ValueError("there is no such encoding of text") from None
+        return encoding
 
     @property
     def file(self) -> Path:

@@ -13,7 +13,15 @@ from typing import Literal
 
 from logodata.common.errors import UserError
 from logodata.common.files import file_sha256
-from logodata.common.foreign_files import check_is_text, count_endings, how_to_convert, is_beside_data, note_left_out
+from logodata.common.foreign_files import (
+    check_head,
+    check_is_text,
+    count_endings,
+    how_to_convert,
+    is_beside_data,
+    note_left_out,
+)
+from logodata.common.packed_files import PACKED_SUFFIXES, open_unpacked, packing, text_suffix
 from logodata.common.parquet import parquet_rows
 from logodata.common.user_files import expand_home, visible_files
 from logodata.sources.conversations import (
@@ -26,18 +34,23 @@ from logodata.sources.conversations import (
     kind_of,
     shape_of,
 )
+from logodata.sources.converters import SUFFIXES as CONVERTED_SUFFIXES
+from logodata.sources.converters import check_installed, versions
 from logodata.sources.csv_rows import SUFFIXES as CSV_SUFFIXES
-from logodata.sources.csv_rows import csv_rows
-from logodata.sources.fields import EMBEDDED_PREFIX, SourceSettings, aliases, column_of
+from logodata.sources.csv_rows import csv_form, csv_rows
+from logodata.sources.document_files import SUFFIXES, TEXT_SUFFIXES, document_rows, files_of
+from logodata.sources.fields import EMBEDDED_PREFIX, PARTS, SourceSettings, aliases, column_of, names_of
 from logodata.sources.json_rows import Row, json_rows
 from logodata.sources.tables import hub_files, hub_rows, load_hub
-from logodata.sources.text_files import SUFFIXES, files_of, text_rows
 
-Container = Literal["jsonl", "csv", "parquet", "text", "hub"]
+Container = Literal["jsonl", "csv", "parquet", "text", "documents", "hub"]
+Rows = Callable[[], Iterator[Row]]
+"""Reads rows, as often as it is called."""
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-_TABLE_SUFFIXES = (".parquet", *_JSON_SUFFIXES, *CSV_SUFFIXES, ".arrow")
-_SUFFIXES: Mapping[str, tuple[str, ...]] = {"text": SUFFIXES, "csv": CSV_SUFFIXES}
+_PLAIN_TABLES = (*_JSON_SUFFIXES, *CSV_SUFFIXES)
+_TABLE_SUFFIXES = (".parquet", *_PLAIN_TABLES, ".arrow")
+_SUFFIXES: Mapping[str, tuple[str, ...]] = {"text": TEXT_SUFFIXES, "documents": SUFFIXES, "csv": CSV_SUFFIXES}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WRITE_AGAIN = "write the file again"
 
@@ -46,11 +59,15 @@ _WRITE_AGAIN = "write the file again"
 class Opened:
     """A source that can be read as often as needed. Each call of ``rows`` starts at the first row."""
 
-    rows: Callable[[], Iterator[Row]]
+    rows: Rows
     container: Container
     shape: Shape
     columns: Mapping[str, str]
     """The rows' columns for our fields, where they differ from :data:`ALIASES`."""
+    questions: Rows | None = None
+    """Reads questions on the documents, by ``doc_id``, where they stand apart from them."""
+    holds_questions: bool = True
+    """False for files of documents alone."""
 
 
 def open_source(settings: SourceSettings) -> Opened:
@@ -67,26 +84,92 @@ def open_source(settings: SourceSettings) -> Opened:
             if getattr(settings, name) is not None:
                 mend = f"drop source.{name}, or set source.format=hub"
                 raise UserError(f"a source of format {container} has no {name}", where=settings.path, mend=mend)
+    if container in ("text", "documents"):
+        return _open_documents(settings, container)
     rows = _raw_rows(settings, container)
     _note_left_out(settings, container)
     first = next(rows(), None)
     shape: Shape = "plain"
     if settings.format in ("longalpaca", "conversations"):
         shape = settings.format
-    elif first is not None and not settings.columns and container != "text":
+    elif first is not None and not settings.columns:
         shape = shape_of(first[1])
     columns = settings.columns
-    if container == "text" and settings.questions is not None:
-        columns = {}  # they belong to the questions' file
-    if columns and (shape != "plain" or container == "text"):
-        read = shape if shape != "plain" else container
-        raise UserError(f"source.columns has no meaning for {read}", where=settings.path, mend="drop it")
-    if first is not None and shape == "plain" and container != "text":
+    if columns and shape != "plain":
+        raise UserError(f"source.columns has no meaning for {shape}", where=settings.path, mend="drop it")
+    if first is not None and shape == "plain":
         columns = {**columns_of(first[1]), **columns}
     if settings.format == "auto" and not settings.path.startswith(EMBEDDED_PREFIX):
         found = f", rows as {shape}" if shape != "plain" else _column_note(first[1], columns) if first else ""
-        note(f"{settings.path}: read as {container}{found}")
-    return Opened(_shaped(rows, shape, kind_of(settings.path)), container, shape, columns)
+        note(f"{settings.path}: read as {container}{_form(settings, container)}{found}")
+    questions = open_questions(settings) if settings.questions is not None else None
+    return Opened(_shaped(rows, shape, kind_of(settings.path)), container, shape, columns, questions)
+
+
+def _open_documents(settings: SourceSettings, container: Container) -> Opened:
+    """Open files of one document each, and the tables beside them. A table with documents gives more of them, and one
+    that names documents has questions on them."""
+    from logodata.common.console import note
+
+    folder, encoding = settings.file, settings.encoding
+    files, tables = _documents_and_tables(settings, container)
+    check_installed({file.suffix.lower() for file in files} & set(CONVERTED_SUFFIXES))
+    if settings.columns and not tables and settings.questions is None:
+        raise UserError(f"source.columns has no meaning for {container}", where=settings.path, mend="drop it")
+    if folder.is_dir():
+        read = "tables and " * (container == "documents") + f"{' and '.join(_SUFFIXES[container])} files"
+        note_left_out(folder, [*files, *tables], read)
+    if settings.format == "auto":
+        form = f": {count_endings([*files, *tables])}" if container == "documents" else ""
+        note(f"{settings.path}: read as {container}{form}")
+    documents: list[Rows] = [lambda: document_rows(folder, files, encoding)]
+    questions = [open_questions(settings)] if settings.questions is not None else []
+    for table in tables:
+        rows, holds_documents = _open_table(settings, table)
+        (documents if holds_documents else questions).append(rows)
+    asked = (lambda: (row for rows in questions for row in rows())) if questions else None
+    every = lambda: (row for rows in documents for row in rows())  # noqa: E731
+    return Opened(every, container, "plain", settings.columns, asked, bool(tables) or asked is not None)
+
+
+def _open_table(settings: SourceSettings, table: Path) -> tuple[Rows, bool]:
+    """Return the rows of a table in a folder of documents, and whether they are documents too, or questions on some.
+
+    Raises:
+        UserError: They are neither, or there are none.
+    """
+    path = str(table)
+    opened = open_source(settings.model_copy(update={"path": path, "format": "auto", "questions": None}))
+    first = next(opened.rows(), None)
+    if first is None:
+        raise UserError("a table without rows", where=path, mend="leave it out, or write some")
+    columns, row = opened.columns, first[1]
+
+    def has(field: str, *others: str) -> bool:
+        names = (columns[field],) if field in columns else (*aliases(field), *others)
+        return any(column_of(row, name) is not None for name in names)
+
+    holds_documents = has("context", *PARTS)
+    if not holds_documents and not has("doc_id"):
+        mend = "source.columns.context=COLUMN names the column of documents, source.columns.doc_id=COLUMN that of files"
+        what = "a table without documents (context), and without names of files (doc_id)"
+        raise UserError(what, where=path, mend=f"{mend}; found: {names_of(row)}")
+    own = {column: field for field, column in columns.items() if field not in settings.columns}
+    if not own:
+        return opened.rows, holds_documents
+    # Only this table has them, so they get the names that all rows have.
+    return lambda: ((w, {own.get(k.lower(), k): v for k, v in row.items()}) for w, row in opened.rows()), True
+
+
+def _form(settings: SourceSettings, container: Container) -> str:
+    """Return in words how the one file of a source is read: what it is compressed with, a table's separator."""
+    found = []
+    if container in ("jsonl", "csv") and settings.file.is_file() and not settings.path.startswith(EMBEDDED_PREFIX):
+        found += [packing(settings.file)]
+        if container == "csv":
+            found += [csv_form(settings.file, settings.path, settings.columns, settings.encoding)]
+    form = ", ".join(filter(None, found))
+    return f" ({form})" if form else ""
 
 
 def _shaped(rows: Callable[[], Iterator[Row]], shape: Shape, kind: str) -> Callable[[], Iterator[Row]]:
@@ -118,7 +201,8 @@ def _note_left_out(settings: SourceSettings, container: Container) -> None:
     folder = settings.file
     if not folder.is_dir():
         return
-    if suffixes := _SUFFIXES.get(container):
+    if container == "csv":
+        suffixes = _SUFFIXES[container]
         note_left_out(folder, files_of(folder, suffixes), f"{' and '.join(suffixes)} files")
     elif settings.subset is None and (files := hub_files(folder)):
         note_left_out(folder, files, f"{' and '.join(sorted({file.suffix for file in files}))} files")
@@ -136,9 +220,9 @@ def open_questions(settings: SourceSettings) -> Callable[[], Iterator[Row]]:
         raise UserError("no such file", where=shown, mend="source.questions is a JSON, CSV or parquet file")
     if _is_parquet(file):
         return lambda: parquet_rows(file, shown, mend=_WRITE_AGAIN)
-    check_is_text(file, shown, markup=True)
-    if file.suffix.lower() in CSV_SUFFIXES:
-        return lambda: csv_rows(file, shown, settings.columns)
+    _check_text(file, shown, markup=True)
+    if text_suffix(file) in CSV_SUFFIXES:
+        return lambda: csv_rows(file, shown, settings.columns, settings.encoding)
     return lambda: json_rows(file, shown)
 
 
@@ -146,11 +230,14 @@ def source_fingerprint(settings: SourceSettings) -> str:
     """Return the first 16 hex digits of the sha256 of what is read. A build is bound to it.
 
     For a single file it is the file's own sha256. Several files (a folder, a hub data set, the questions' file) are
-    hashed as a list of their hashes and names.
+    hashed as a list of their hashes and names, and with the versions of the libraries that convert some of them.
     """
     container, folder = _container(settings), settings.file
-    if container == "text":
-        files = [(file, file.relative_to(folder)) for file in files_of(folder)]
+    converted: set[str] = set()
+    if container in ("text", "documents"):
+        documents, tables = _documents_and_tables(settings, container)
+        files = [(file, file.relative_to(folder)) for file in (*documents, *tables)]
+        converted = {file.suffix.lower() for file in documents} & set(CONVERTED_SUFFIXES)
     elif container == "csv":
         found = files_of(folder, CSV_SUFFIXES)
         files = [(file, file.relative_to(folder) if len(found) > 1 else Path()) for file in found]
@@ -165,9 +252,11 @@ def source_fingerprint(settings: SourceSettings) -> str:
         open_questions(settings)
         files.append((expand_home(settings.questions), Path("questions")))
     digests = [file_sha256(file) for file, _ in files]
-    if len(digests) == 1:
+    if len(digests) == 1 and not converted:
         return digests[0][:16]
-    listed = "".join(f"{digest} {name.as_posix()}\n" for digest, (_, name) in zip(digests, files, strict=True))
+    listed = versions(converted) + "".join(
+        f"{digest} {name.as_posix()}\n" for digest, (_, name) in zip(digests, files, strict=True)
+    )
     return hashlib.sha256(os.fsencode(listed)).hexdigest()[:16]
 
 
@@ -204,22 +293,22 @@ def source_file(path: str) -> Path:
 def _container(settings: SourceSettings) -> Container:
     path, file = settings.path, settings.file
     if path.startswith(EMBEDDED_PREFIX) or settings.format == "jsonl":
-        check_is_text(source_file(path), path, markup=True)
+        _check_text(source_file(path), path, markup=True)
         return "jsonl"
     if settings.format == "hub":
         return "hub"
     if settings.format == "parquet":
         source_file(path)
         return "parquet"
-    if settings.format in ("text", "csv"):
+    if settings.format in ("text", "csv", "documents"):
         if not file.exists():
             source_file(path)
         suffixes = _SUFFIXES[settings.format]
         if not files_of(file, suffixes):
             mend = f"files end in {' or '.join(suffixes)}"
             raise UserError(f"holds no {settings.format} file", where=path, mend=mend)
-        if file.is_file():
-            check_is_text(file, path)
+        if file.is_file() and settings.format != "documents":
+            _check_text(file, path)
         return settings.format
     if file.is_dir():
         return _folder(file, path)
@@ -228,34 +317,64 @@ def _container(settings: SourceSettings) -> Container:
     source_file(path)
     if _is_parquet(file):
         return "parquet"
-    check_is_text(file, path, markup=file.suffix.lower() in _JSON_SUFFIXES)
-    if file.suffix.lower() in CSV_SUFFIXES:
+    suffix = text_suffix(file)
+    if file.suffix.lower() in CONVERTED_SUFFIXES:
+        return "documents"
+    _check_text(file, path, markup=suffix in _JSON_SUFFIXES)
+    if suffix in CSV_SUFFIXES:
         return "csv"
-    if file.suffix.lower() in SUFFIXES:
+    if suffix in TEXT_SUFFIXES:
         return "text"
     with open(file, "rb") as handle:
         head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if file.suffix.lower() in _JSON_SUFFIXES or head[:1] in (b"{", b"["):
+    if suffix in _JSON_SUFFIXES or head[:1] in (b"{", b"["):
         return "jsonl"
     how = how_to_convert([file.suffix.lower()])
-    mend = f"turn it into text first: {how}" if how else "set source.format: jsonl, csv, parquet or text"
+    formats = "set source.format: jsonl, csv, parquet, text or documents"
+    mend = f"turn it into text first: {how}" if how else formats
     raise UserError("its format cannot be recognised", where=path, mend=mend)
 
 
 def _folder(folder: Path, path: str) -> Container:
-    tables = list(visible_files(folder, _TABLE_SUFFIXES))
-    # Beside tables a README is not a document; in a folder of texts it may be one.
-    has_text = any(not (tables and is_beside_data(file)) for file in files_of(folder))
-    form: Container = "csv" if all(file.suffix.lower() in CSV_SUFFIXES for file in tables) else "hub"
-    if has_text and tables:
-        mend = f"set source.format=text or {form}, or give one of the files"
-        raise UserError("holds text files and tables", where=path, mend=mend)
-    if not has_text and not tables:
+    tables = _tables_in(folder)
+    files = _documents_in(folder, SUFFIXES, tables)
+    if not files and not tables:
         others = [file for file in visible_files(folder) if not is_beside_data(file)]
         how = how_to_convert(sorted({file.suffix.lower() for file in others}))
         mend = f"turn them into text first: {how}" if how else f"give a folder of {', '.join(SUFFIXES)} or data files"
         raise UserError(f"holds no documents (files: {count_endings(others) or 'none'})", where=path, mend=mend)
-    return "text" if has_text else form
+    if files:
+        is_text = not tables and all(file.suffix.lower() in TEXT_SUFFIXES for file in files)
+        return "text" if is_text else "documents"
+    if all(file.suffix.lower() in CSV_SUFFIXES for file in tables):
+        return "csv"
+    return "documents" if any(file.suffix.lower() in PACKED_SUFFIXES for file in tables) else "hub"
+
+
+def _documents_and_tables(settings: SourceSettings, container: Container) -> tuple[list[Path], list[Path]]:
+    """Return the files of one document each, and the tables that are read with them."""
+    tables = _tables_in(settings.file) if container == "documents" and settings.file.is_dir() else []
+    return _documents_in(settings.file, _SUFFIXES[container], tables), tables
+
+
+def _documents_in(path: Path, suffixes: tuple[str, ...], tables: list[Path]) -> list[Path]:
+    # Beside tables a README is not a document; in a folder of texts it may be one.
+    return [file for file in files_of(path, suffixes) if not (tables and is_beside_data(file))]
+
+
+def _tables_in(folder: Path) -> list[Path]:
+    found = set(visible_files(folder, _TABLE_SUFFIXES))
+    found |= {file for file in visible_files(folder, PACKED_SUFFIXES) if text_suffix(file) in _PLAIN_TABLES}
+    return sorted(file for file in found if not is_beside_data(file))
+
+
+def _check_text(file: Path, shown: str, *, markup: bool = False) -> None:
+    """Refuse a file that is not plain text. A table may be compressed."""
+    if text_suffix(file) not in _PLAIN_TABLES:
+        check_is_text(file, shown, markup=markup, read=CONVERTED_SUFFIXES)
+        return
+    with open_unpacked(file, shown) as handle:
+        check_head(handle.read(8192), text_suffix(file), shown, markup=markup, read=CONVERTED_SUFFIXES)
 
 
 def _raw_rows(settings: SourceSettings, container: Container) -> Callable[[], Iterator[Row]]:
@@ -268,11 +387,10 @@ def _raw_rows(settings: SourceSettings, container: Container) -> Callable[[], It
     if container == "csv":
         files = files_of(settings.file, CSV_SUFFIXES)
         shown = {file: path if len(files) == 1 else str(file) for file in files}
-        return lambda: (row for file in files for row in csv_rows(file, shown[file], settings.columns))
+        encoding = settings.encoding
+        return lambda: (row for file in files for row in csv_rows(file, shown[file], settings.columns, encoding))
     if container == "parquet":
         return lambda: parquet_rows(settings.file, path, mend=_WRITE_AGAIN, wanted=wanted)
-    if container == "text":
-        return lambda: text_rows(settings.file)
     dataset, split = load_hub(path, settings.subset, settings.split)
     return lambda: hub_rows(dataset, f"{path}[{split}]", wanted)
 

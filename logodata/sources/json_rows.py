@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from logodata.common import json_files
 from logodata.common.errors import UserError
 from logodata.common.json_files import placed_lines, too_long
+from logodata.common.packed_files import open_unpacked
 from logodata.common.user_files import decode_at, decode_utf8
 
 Row = tuple[str, dict[str, Any]]
@@ -28,7 +29,7 @@ def json_rows(file: Path, shown: str) -> Iterator[Row]:
     Raises:
         UserError: A line is not UTF-8, not JSON, not an object or too long, or an object has a key twice.
     """
-    with open(file, "rb") as handle:
+    with open_unpacked(file, shown) as handle:
         first = handle.read(1)
         while first and first in b"\xef\xbb\xbf \t\r\n":  # a byte order mark, and white space
             first = handle.read(1)

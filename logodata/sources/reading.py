@@ -8,7 +8,7 @@ anything is written. Faults of content (an empty text, a question without answer
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePath
@@ -20,19 +20,22 @@ from logodata.common.errors import UserError
 from logodata.common.foreign_files import is_page
 from logodata.contract import Document, Question, RejectedQuestion, file_of
 from logodata.sources.conversations import UNDERSTOOD
+from logodata.sources.converters import KINDS
+from logodata.sources.document_files import SUFFIXES, DocumentRow, without_suffix
 from logodata.sources.fields import Fields, SourceSettings, text_digest
-from logodata.sources.formats import open_questions, open_source
-from logodata.sources.json_rows import Row
-from logodata.sources.text_files import SUFFIXES
+from logodata.sources.formats import Rows, open_source
+
+_FILES = {"text": "text files", "documents": "these files"}
 
 
 @dataclass(slots=True)
 class Source:
     """The usable documents of a source, and the questions that are not usable. A document without text and questions is
-    among these under its own id."""
+    among these under its own id. ``lost`` counts what converted documents have and their texts lack, by name."""
 
     documents: Documents
     rejected: list[RejectedQuestion] = field(default_factory=list)
+    lost: Counter[str] = field(default_factory=Counter)
 
 
 def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> Source:
@@ -49,29 +52,32 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     from logodata.common.console import note
 
     opened = open_source(settings)
-    if opened.container == "text" and needs_questions and settings.questions is None:
-        mend = "have them written by 'logodata questions', or give source.questions=FILE"
-        raise UserError("text files hold no questions", where=settings.path, mend=mend)
+    are_files = opened.container in ("text", "documents")
+    if are_files and needs_questions and not opened.holds_questions:
+        mend = (
+            "have them written: logodata questions SOURCE --model NAME -o asked.jsonl, or give a table of doc_id, "
+            "question and answers: source.questions=FILE"
+        )
+        raise UserError(f"{_FILES[opened.container]} hold no questions", where=settings.path, mend=mend)
     fields = Fields(opened.columns)
-    asked = Fields(settings.columns) if opened.container == "text" else fields
-    reader = _Reader(fields, asked, settings, needs_questions and settings.questions is None)
+    reader = _Reader(fields, settings, needs_questions and settings.questions is None and not are_files)
     for where, row in opened.rows():
         reader.add(row, where)
     if not reader.entries:
         mend = "write a row below the header" if opened.container == "csv" else "write one JSON object a line"
         raise UserError("holds no document", where=settings.path, mend=mend)
-    if settings.questions is not None:
-        for where, row in open_questions(settings)():
+    if opened.questions is not None:
+        for where, row in opened.questions():
             reader.add_questions(row, where)
         unknown = [row.doc_id for row in reader.rejected if row.reason == "unknown_document"]
         if unknown:
+            place = next(row.where for row in reader.rejected if row.reason == "unknown_document")
             held = ", ".join(map(repr, islice(reader.entries, 3)))
             note(
-                f"warning: {settings.questions}: {len(unknown)} questions are on documents that the source does not "
+                f"warning: {file_of(place)}: {len(unknown)} questions are on documents that the source does not "
                 f"hold, such as {unknown[0]!r}; it holds {held}, ..."
             )
-    fields.check_all_seen(settings.path)
-    asked.check_all_seen(settings.questions or settings.path)
+    fields.check_all_seen(settings.questions or settings.path)
     usable: dict[str, Entry] = {}
     left_out: set[str] = set()
     for doc_id, entry in reader.entries.items():
@@ -80,7 +86,8 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
         elif not entry.blank:
             usable[doc_id] = entry
         elif not entry.num_asked:  # otherwise each of its questions is rejected already
-            reader.reject({"id": doc_id, "question": ""}, doc_id, entry.where, "empty_document")
+            reader.reject({"id": doc_id, "question": ""}, doc_id, entry.where, entry.blank)
+    reader.note_conversions(settings.path)
     if reader.num_pages:
         note(
             f"warning: {settings.path}: {reader.num_pages} of {len(reader.entries)} documents are HTML pages: the "
@@ -92,36 +99,51 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
             f"warning: {settings.path}: no document is found for {num_without} questions of its {opened.shape}; "
             f"{UNDERSTOOD}"
         )
+    if not usable and reader.faults:
+        name, fault = next(iter(reader.faults.items()))
+        what = f"no document can be read, such as {name}: {fault.what}"
+        raise UserError(what, where=settings.path, mend=fault.mend)
+    if are_files and needs_questions and (silent := sum(not entry.questions for entry in usable.values())):
+        note(
+            f"{settings.path}: {silent} of {len(usable)} documents hold no question: their chunks stand in contexts "
+            f"only where source.join_tokens joins them to others"
+        )
     documents = Documents(opened.rows, fields, usable)
     rejected = [row for row in reader.rejected if row.doc_id not in left_out]
     if needs_questions and not documents.num_questions and not rejected:
         found = ", ".join(f"{kind} {count}" for kind, count in reader.kinds.most_common()) or "none"
         mend = "see to source.kinds and source.max_documents"
         raise UserError(f"no question is left; kinds found: {found}", where=settings.path, mend=mend)
-    return Source(documents, rejected)
+    return Source(documents, rejected, reader.lost)
 
 
 class _Reader:
     """Collects documents and rejected questions while rows are read."""
 
-    def __init__(self, fields: Fields, asked: Fields, settings: SourceSettings, needs_questions: bool) -> None:
-        self._documents, self._fields = fields, asked
-        self._settings, self._needs_questions = settings, needs_questions
+    def __init__(self, fields: Fields, settings: SourceSettings, needs_questions: bool) -> None:
+        self._fields, self._settings, self._needs_questions = fields, settings, needs_questions
         self._question_places: dict[str, str] = {}
         self._num_unknown = self.num_pages = 0
         self.kinds = Counter[str]()
         """Counts of all questions, selected or not."""
         self.entries: dict[str, Entry] = {}
         self.rejected: list[RejectedQuestion] = []
+        self.lost, self._encodings, self._converted = Counter[str](), Counter[str](), Counter[str]()
+        self.faults: dict[str, UserError] = {}
+        """Why documents cannot be read, by id."""
 
     def add(self, row: dict[str, Any], where: str) -> None:
         """Add a row of the source: a document, or one question with its document."""
-        doc_id, text = identify(self._documents, row, where)
+        doc_id, text = identify(self._fields, row, where)
         digest, known = text_digest(text), self.entries.get(doc_id)
         if known is None:
-            title = self._documents.get(row, "title", where, str, default="")
+            title, blank = "", "" if text.strip() else "empty_document"
+            if isinstance(row, DocumentRow):
+                blank = self._note_file(row, where) or blank
+            else:
+                title = self._fields.get(row, "title", where, str, default="")
             self.num_pages += is_page(text)
-            self.entries[doc_id] = Entry(where, title, digest, len(text), not text.strip())
+            self.entries[doc_id] = Entry(where, title, digest, len(text), blank)
         elif known.digest != digest:
             what = f"doc_id {doc_id!r} has another context than at {known.where}"
             raise UserError(what, where=where, mend="give each document its own doc_id")
@@ -132,7 +154,7 @@ class _Reader:
         """Add a row of the questions' file."""
         doc_id = str(self._fields.get(row, "doc_id", where, (str, int)))
         if doc_id not in self.entries and PurePath(doc_id).suffix.lower() in SUFFIXES:
-            doc_id = PurePath(doc_id).with_suffix("").as_posix()  # a text file's name
+            doc_id = without_suffix(PurePath(doc_id))  # the file's name
         for entry in self._asked(row, where, True):
             if doc_id in self.entries:
                 self._ask(doc_id, entry, where)
@@ -155,11 +177,42 @@ class _Reader:
                 question=question["question"],
                 kind=question.get("kind", "other"),
                 reason=reason,
+                detail=self.faults[doc_id].what if doc_id in self.faults else None,
                 stage="source",
             )
         )
 
+    def _note_file(self, row: DocumentRow, where: str) -> str:
+        """Count how a file was read, and return the reason why it was not."""
+        suffix = PurePath(where).suffix.lower()
+        self.lost += row.lost
+        self._encodings[row.encoding] += 1
+        if row.fault is None:
+            self._converted[suffix] += suffix in KINDS
+            return ""
+        self.faults[row["doc_id"]] = row.fault
+        return "unreadable_document"
+
+    def note_conversions(self, path: str) -> None:
+        """Print what was converted, what the texts lack, and which files could not be read."""
+        from logodata.common.console import note
+
+        del self._encodings[""]
+        found = [f"{number} in {name}" for name, number in self._encodings.items()]
+        if found:
+            note(f"{path}: files that are not UTF-8: {', '.join(found)}")
+        if +self._converted:
+            files = ", ".join(f"{suffix} {number}" for suffix, number in (+self._converted).items())
+            lost = ", ".join(f"{name} {number}" for name, number in self.lost.items()) or "nothing that is known"
+            note(f"{path}: converted to text: {files}; not in the text: {lost}")
+        if self.faults:
+            shown = ", ".join(f"{name}: {fault.what}" for name, fault in islice(self.faults.items(), 3))
+            more = ", ..." if len(self.faults) > 3 else ""
+            note(f"warning: {path}: {len(self.faults)} documents cannot be read, and are left out: {shown}{more}")
+
     def _asked(self, row: dict[str, Any], where: str, needed: bool) -> list[dict[str, Any]]:
+        if isinstance(row, DocumentRow):
+            return []
         nested = self._fields.questions(row, where)
         if nested is not None:
             return nested
@@ -175,7 +228,7 @@ class _Reader:
         most = settings.max_questions_per_document
         taken = (settings.kinds is None or kind in settings.kinds) and (most is None or len(entry.questions) < most)
         unusable = {
-            "empty_document": entry.blank,
+            entry.blank: bool(entry.blank),
             "empty_question": not question["question"],
             "no_reference_answer": not question["answers"],
         }
@@ -205,14 +258,14 @@ class _Reader:
 
 @dataclass(slots=True)
 class Entry:
-    """A document without its text: the place of its first row, its title, the text's sha256 and length, its
-    questions."""
+    """A document without its text: the place of its first row, its title, the text's sha256 and length, the reason why
+    it has no text (empty if it has), its questions."""
 
     where: str
     title: str
     digest: str
     length: int
-    blank: bool
+    blank: str
     num_asked: int = 0
     questions: list[Question] = field(default_factory=list)
 
@@ -220,7 +273,7 @@ class Entry:
 class Documents:
     """The usable documents of a source in the order of their first rows. Each iteration reads the source again."""
 
-    def __init__(self, rows: Callable[[], Iterator[Row]], fields: Fields, entries: dict[str, Entry]) -> None:
+    def __init__(self, rows: Rows, fields: Fields, entries: dict[str, Entry]) -> None:
         self._rows, self._fields, self._entries = rows, fields, entries
 
     def __len__(self) -> int:
@@ -251,6 +304,8 @@ class Documents:
 def identify(fields: Fields, row: dict[str, object], where: str) -> tuple[str, str]:
     """Return ``doc_id`` and text of a row. A missing ``doc_id`` is made from the text, so that equal texts are one
     document."""
+    if isinstance(row, DocumentRow):
+        return row["doc_id"], row["context"]
     text = fields.context(row, where)
     given = str(fields.get(row, "doc_id", where, (str, int), default=""))
     return given or text_digest(text)[:12], text

@@ -162,6 +162,9 @@ def test_other_encodings_are_named(tmp_path: Path, name: str, encoding: str) -> 
     read, file, text = READERS[name]
     (tmp_path / file).write_bytes(text.replace("\u2028", "").encode(encoding))
     place = r"(file\.\w+|qasper\.jsonl)(:\d+)?"
+    if name == "document" and encoding in ("utf-16", "utf-32"):  # their marks say it
+        assert read(tmp_path / file) == [("file", text)]
+        return
     with pytest.raises(UserError, match=rf"{place}: (not JSON: )?not UTF-8(: {OTHERS[encoding]}|, in this line)"):
         read(tmp_path / file)
 

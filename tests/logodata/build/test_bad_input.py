@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[Write, str, str]] = {
     ),
     "an empty file": (lines(), "docs.jsonl", "holds no document"),
     "blank lines only": (lines(b" ", b"\t"), "docs.jsonl", "holds no document"),
-    "compressed": (files({"d.jsonl": gzip.compress(b"{}")}, "d.jsonl"), "d.jsonl", "is compressed (gzip)"),
+    "compressed text": (files({"d.txt": gzip.compress(b"T")}, "d.txt"), "d.txt", "is compressed (gzip)"),
     # a JSON list
     "a list cut off": (lines(json.dumps([QA, QA]).encode()[:-5], name="l.json"), "l.json:1", "has no end"),
     "a list with a fault": (lines(b"[", QA, b', {"context": T}]', name="l.json"), "l.json:3", "not valid JSON"),
@@ -171,7 +171,7 @@ REFUSED: dict[str, tuple[Write, str, str]] = {
     "text not UTF-8": (asked(files({"t/a.txt": b"caf\xe9"}, "t")), "t/a.txt", "not UTF-8: byte 3"),
     "two texts of one name": (asked(files({"t/a.txt": b"T", "t/a.md": b"T"}, "t")), "a.txt", "doc_id 'a'"),
     "a folder of nothing": (files({"t/a.png": b"T"}, "t"), "t", "holds no documents"),
-    "a folder of both": (files({"t/a.txt": b"T", "t/b.jsonl": b"{}"}, "t"), "t", "text files and tables"),
+    "a folder of both": (files({"t/a.txt": b"T", "t/b.jsonl": b"{}"}, "t"), "b.jsonl", "without documents (context)"),
     "a text format without text": (files({"t/a.png": b"T"}, "t", format="text"), "t", "holds no text file"),
     "an unknown format": (files({"a.bin": b"\x00\x01"}, "a.bin"), "a.bin", "its format cannot be recognised"),
     # data sets

@@ -419,11 +419,8 @@ def test_cells_of_any_size_are_read_up_to_the_limit_of_all_rows(
 
 
 FOREIGN = {
-    "a.html": (b"<!DOCTYPE html>\n<html><body>Text</body></html>", "an HTML page", "pandoc"),
-    "b.txt": (b"\n<!-- x -->\n<HTML lang=en>", "an HTML page", "pandoc"),
-    "c.pdf": (b"%PDF-1.7\n...", "a PDF file", "pdftotext"),
-    "d.docx": (b"PK\x03\x04...", "a Word document", "pandoc"),
-    "e.epub": (b"PK\x03\x04...", "an EPUB book", "pandoc"),
+    "a.txt": (b"%PDF-1.7\n...", "a PDF file", "give it the ending .pdf"),
+    "b.txt": (b"\n<!-- x -->\n<HTML lang=en>", "an HTML page", "give it the ending .html"),
     "d.doc": (b"\xd0\xcf\x11\xe0...", "a Word document", "soffice"),
     "d.xlsx": (b"PK\x03\x04...", "a workbook", "convert-to csv"),
     "f.zip": (b"PK\x03\x04...", r"is compressed \(zip\)", "unpack"),
@@ -446,17 +443,24 @@ def test_what_is_no_text_is_not_read_as_text(tmp_path: Path, name: str, form: An
         assert mend in caught.value.mend
 
 
+@pytest.mark.parametrize("name", ["a.html", "c.pdf", "d.docx", "e.epub"])
+def test_what_is_converted_is_not_read_as_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes({".pdf": b"%PDF-1.7\n", ".html": b"<html>"}.get(Path(name).suffix, b"PK\x03\x04..."))
+    with pytest.raises(UserError, match=r"not plain text \(leave source\.format out\)"):
+        read_source(SourceSettings(path=str(tmp_path / name), format="text"), needs_questions=False)
+
+
 def test_a_folder_says_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mixed"
     (folder / "deep").mkdir(parents=True)
-    for name in ("a.txt", "b.html", "c.pdf", "deep/d.PDF", "._a.txt", ".hidden", "LICENSE", "e"):
+    for name in ("a.txt", "b.odt", "c.xlsx", "deep/d.XLSX", "._a.txt", ".hidden", "LICENSE", "e"):
         (folder / name).write_text("Ann lives here.")
     source = read_source(SourceSettings(path=str(folder)), needs_questions=False)
     assert [document.doc_id for document in source.documents] == ["a"]
     said = capsys.readouterr().err
-    assert "left out 4 of 5 files (.pdf 2, .html 1, no ending 1), only .txt and .md files are read" in said
+    assert "left out 4 of 5 files (.xlsx 2, .odt 1, no ending 1), only .txt and .md files are read" in said
     assert "pandoc" in said
-    assert "pdftotext" in said
+    assert "soffice" in said
 
 
 def test_a_folder_of_tables_says_what_it_leaves_out(
@@ -467,7 +471,7 @@ def test_a_folder_of_tables_says_what_it_leaves_out(
     for number, folder in enumerate((tmp_path / "json", tmp_path / "csv")):
         folder.mkdir()
         (folder / "README.md").write_text("About it.")
-        (folder / "paper.pdf").write_bytes(b"%PDF-")
+        (folder / "paper.rtf").write_bytes(b"{\\rtf1 x}")
         if number == 0:
             (folder / "train.jsonl").write_text(json.dumps(row) + "\n")
             (folder / "more.parquet").write_bytes(b"PAR1")
@@ -475,15 +479,15 @@ def test_a_folder_of_tables_says_what_it_leaves_out(
             (folder / "a.csv").write_text("context,question,answers\nT,Who?,Ann\n")
         assert len(read_source(SourceSettings(path=str(folder))).documents) == 1
     said = capsys.readouterr().err.replace("\n", " ")
-    assert "left out 2 of 3 files (.parquet 1, .pdf 1), only .jsonl files are read" in said
-    assert "left out 1 of 2 files (.pdf 1), only .csv and .tsv files are read" in said
+    assert "left out 2 of 3 files (.parquet 1, .rtf 1), only .jsonl files are read" in said
+    assert "left out 1 of 2 files (.rtf 1), only .csv and .tsv files are read" in said
 
 
 def test_a_folder_of_others_only_says_what_turns_them_into_text(tmp_path: Path) -> None:
-    (tmp_path / "a.pdf").write_bytes(b"%PDF-")
-    with pytest.raises(UserError, match=r"holds no documents \(files: .pdf 1\)") as caught:
+    (tmp_path / "a.odt").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"holds no documents \(files: .odt 1\)") as caught:
         read_source(SourceSettings(path=str(tmp_path)), needs_questions=False)
-    assert "pdftotext" in caught.value.mend
+    assert "pandoc" in caught.value.mend
 
 
 def test_questions_name_a_text_file_with_or_without_its_ending(
