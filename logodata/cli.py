@@ -1,4 +1,4 @@
-"""``logodata``: build, merge, questions, inspect, stats, export, push."""
+"""``logodata``: build, preview, merge, questions, inspect, stats, export, push."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from logodata.common.options import (
     PATH_OR_NAME,
     POSITIVE,
     Choice,
+    Function,
     RecipeName,
     dry_run_option,
     dtype_option,
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from logodata.recipe.settings import BuildRecipe
 
 EXPORT_FORMATS = ("text", "trl", "trl-exploded", "llama-factory", "openrlhf")
-_PROCESSES, _LOG_PROBS = "Several processes", "Log-probabilities"
+_PROCESSES, _LOG_PROBS, _ESTIMATES = "Several processes", "Log-probabilities", "Estimates"
+_PRICE, _RATE = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
 
 _data = click.argument("data", type=FILE, metavar="DIR", help="folder of a data set")
 _folders = click.argument("folders", type=FILE, nargs=-1, required=True, metavar="DIR...", help="folders of data sets")
@@ -62,6 +64,24 @@ def _questions_recipe() -> type[QuestionsRecipe]:
     return QuestionsRecipe
 
 
+def _build_inputs(function: Function) -> Function:
+    """Add what says which build: SOURCE, KEY=VALUE, --model, --recipe."""
+    for decorate in (
+        option(
+            "--recipe RECIPE",
+            "with documents as SOURCE: the recipe (default: the paper's settings, with the best chunks instead of its "
+            "threshold; with --model embedded the shipped embedded.yaml, without what it says of its own documents)",
+            INPUT,
+            type=RecipeName(path_type=Path),
+        ),
+        model_option("the model that will be trained: a folder, a hub name, or 'embedded'"),
+        overrides_argument(_build_recipe, "contexts.num_chunks=8"),
+        click.argument("source", type=RecipeName(), required=False, help="a recipe, or documents with questions"),
+    ):
+        function = decorate(function)
+    return function
+
+
 @program.command(
     examples="""
     logodata build documents.jsonl --model org/model -o runs/data
@@ -70,19 +90,10 @@ def _questions_recipe() -> type[QuestionsRecipe]:
     logodata build my.yaml -o runs/shard-1 --shard 1/4
     """
 )
-@click.argument("source", type=RecipeName(), required=False, help="a recipe, or documents with questions")
-@overrides_argument(_build_recipe, "contexts.num_chunks=8")
-@model_option("the model that will be trained: a folder, a hub name, or 'embedded'")
-@option(
-    "--recipe RECIPE",
-    "with documents as SOURCE: the recipe (default: the paper's settings, with the best chunks instead of its "
-    "threshold; with --model embedded the shipped embedded.yaml, without what it says of its own documents)",
-    INPUT,
-    type=RecipeName(path_type=Path),
-)
+@_build_inputs
 @output_option("folder of the data set")
 @json_option()
-@dry_run_option()
+@dry_run_option("print the resolved recipe and touch nothing (logodata preview reads the documents, too)")
 @option("--shard I/N", "build shard I of N (documents dealt by their ids); logodata merge joins the shards", _PROCESSES)
 @option(
     "--executor",
@@ -111,8 +122,8 @@ def build(
     """Make a data set from documents and questions.
 
     SOURCE is a recipe (a .yaml file, or the name of one that comes with the project), or documents with questions: a
-    JSON, CSV or parquet file, a folder, or a data set on the hub. An interrupted build goes on when the same command is
-    run again.
+    JSON, CSV or parquet file, a folder (also of PDF, HTML, Word and EPUB files beside a table of questions), or a data
+    set on the hub. An interrupted build goes on when the same command is run again.
     """
     from logodata.build.shards import BuildShard
     from logodata.recipe.settings import load_build_recipe
@@ -128,6 +139,55 @@ def build(
     from logodata.build.build import build
 
     _say_built(build(settings, output, build_shard, cluster), output, as_json)
+
+
+@program.command(
+    examples="""
+    logodata preview documents.jsonl --model org/model
+    logodata preview books/ --model org/model --tokens-per-s 1500 source.max_documents=100
+    logodata preview llama3-80k --prompt-price 0.2 --response-price 0.6 engine.kind=openai 'engine.base_urls=[...]'
+    """
+)
+@_build_inputs
+@json_option("print the numbers and contexts as JSON, and nothing else")
+@option("--prompt-price X", "a server's price for a million prompt tokens, in any currency", _ESTIMATES, type=_PRICE)
+@option("--response-price X", "its price for a million response tokens", _ESTIMATES, type=_PRICE)
+@option(
+    "--tokens-per-s X",
+    "how many tokens, read and written, the engine takes in a second: the progress of a build shows it",
+    _ESTIMATES,
+    type=_RATE,
+)
+def preview(
+    source: str | None,
+    overrides: Sequence[str],
+    model: str | None,
+    recipe: Path | None,
+    as_json: bool,
+    prompt_price: float | None,
+    response_price: float | None,
+    tokens_per_s: float | None,
+) -> None:
+    """Show what a build would do, before anything is generated.
+
+    It reads SOURCE as build does, and shows documents, chunks, questions, five contexts, and the prompts, tokens, time
+    and cost of the build. It loads the model's tokenizer and no weights.
+    """
+    from logodata.recipe.settings import load_build_recipe
+
+    if (prompt_price is None) != (response_price is None):
+        raise UserError("one price of two", mend="give --prompt-price and --response-price")
+    prices = None if prompt_price is None or response_price is None else (prompt_price, response_price)
+    settings = load_build_recipe(source, recipe, model, overrides)
+    from logodata.build.preview import preview
+
+    found = preview(settings, prices=prices, tokens_per_s=tokens_per_s)
+    if as_json:
+        print_json(found.to_json())
+        return
+    from logodata.build.preview_text import print_preview
+
+    print_preview(found)
 
 
 def _ray_options(executor: str, ray_address: str | None, workers: int | None) -> RayOptions | None:
@@ -166,10 +226,11 @@ def _say_built(stats: Stats, output: Path, as_json: bool) -> None:
 @program.command(
     examples="""
     logodata questions books/ --model org/model -o questions.jsonl
+    logodata questions papers/ --model org/model -o questions.jsonl
     logodata questions books/ --model org/model -o questions.jsonl questions_per_document=4 engine.kind=vllm
     """
 )
-@click.argument("corpus", type=PATH_OR_NAME, help="folder of text files, JSON, CSV or parquet file, or hub data set")
+@click.argument("corpus", type=PATH_OR_NAME, help="folder or file of documents, or hub data set")
 @overrides_argument(_questions_recipe, "questions_per_document=4")
 @model_option("the model that writes: a folder, a hub name, or 'embedded'", required=True)
 @output_option("the file to write", "NAME.jsonl", required=True)

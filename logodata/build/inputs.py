@@ -12,9 +12,9 @@ from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings
 
 
-def check_inputs(recipe: ModelSettings, source: SourceSettings, output: Path) -> None:
-    """Check that models and files exist and that the output does not lie among them. The source is checked when it is
-    read.
+def check_inputs(recipe: ModelSettings, source: SourceSettings, output: Path | None) -> None:
+    """Check that models and files exist and that the output, if there is one, does not lie among them. The source is
+    checked when it is read.
 
     Raises:
         UserError: A file does not exist, a folder holds no model, or the output lies in an input.
@@ -27,6 +27,8 @@ def check_inputs(recipe: ModelSettings, source: SourceSettings, output: Path) ->
     for model in models:
         check_model(model)
     check_paths(recipe)
+    if output is None:
+        return
     check_apart(
         output,
         ("the source", source.path),

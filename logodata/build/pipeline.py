@@ -20,7 +20,6 @@ from logodata.common.words import without_reasoning
 from logodata.contexts.scores import Evaluator, open_evaluator
 from logodata.contract import (
     BuildIdentity,
-    ContextChunk,
     DecisionRow,
     PreferenceSample,
     PromptFingerprints,
@@ -216,22 +215,6 @@ def decide_here(pipeline: Pipeline, pools: Iterable[Asked], group_size: int, tra
 
 def _sample(prepared: PreparedQuestion, chosen: Response, rejected: Sequence[Response]) -> PreferenceSample:
     pool, question, critical = prepared.pool, prepared.question, prepared.contexts.critical
-
-    def chunks() -> Iterator[ContextChunk]:
-        for index, (start, end) in zip(prepared.contexts.training, prepared.prompt.chunk_spans, strict=True):
-            document, chunk = pool.chunks[index]
-            yield ContextChunk(
-                doc_id=document.doc_id,
-                index=chunk.index,
-                start=chunk.start,
-                end=chunk.end,
-                token_start=start,
-                token_end=end,
-                score=float(prepared.scores[index]),
-                critical=index in critical,
-                text=pool.text(index),
-            )
-
     return PreferenceSample(
         id=question.id,
         doc_id=prepared.document.doc_id,
@@ -240,7 +223,7 @@ def _sample(prepared: PreparedQuestion, chosen: Response, rejected: Sequence[Res
         question=question.question,
         answers=question.answers,
         prompt_ids=list(prepared.prompt.ids),
-        chunks=list(chunks()),
+        chunks=prepared.training_chunks(),
         chosen=chosen,
         rejected=list(rejected),
         answer_in_critical=word_share(" ".join(map(pool.text, critical)), question.answers) == 1.0,

@@ -16,7 +16,7 @@ from logodata.common.turn_end import turn_end_ids
 from logodata.contexts.chunking import chunk_text
 from logodata.contexts.draw import Contexts, draw_contexts
 from logodata.contexts.scores import Evaluator
-from logodata.contract import Chunk, Document, Question
+from logodata.contract import Chunk, ContextChunk, Document, Question
 from logodata.engines import GenerationRequest, Sampling
 from logodata.models.facts import model_eos_ids
 from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, Prompt, PromptFormat
@@ -56,6 +56,26 @@ class PreparedQuestion:
     prompt: Prompt
     preferred: tuple[GenerationRequest, ...]
     rejected: dict[str, GenerationRequest]
+
+    def training_chunks(self) -> list[ContextChunk]:
+        """Return the chunks of the training context, with their places in the training prompt."""
+        found = []
+        for index, (start, end) in zip(self.contexts.training, self.prompt.chunk_spans, strict=True):
+            document, chunk = self.pool.chunks[index]
+            found.append(
+                ContextChunk(
+                    doc_id=document.doc_id,
+                    index=chunk.index,
+                    start=chunk.start,
+                    end=chunk.end,
+                    token_start=start,
+                    token_end=end,
+                    score=float(self.scores[index]),
+                    critical=index in self.contexts.critical,
+                    text=self.pool.text(index),
+                )
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from rich.text import Text
 from logodata.common.console import console
 from logodata.common.errors import UserError
 from logodata.common.streams import reader_left
-from logodata.contract import DecisionRow, PreferenceSample, RejectedQuestion
+from logodata.contract import ContextChunk, DecisionRow, PreferenceSample, RejectedQuestion
 from logodata.dataset.files import read_recipe
 from logodata.dataset.inspect_words import in_words, kept_responses, make_up, read_decisions, read_rejected, ruling
 from logodata.dataset.samples import iterate_samples
@@ -45,27 +45,36 @@ def print_samples(folder: Path, question_id: str | None, count: int) -> None:
 
 
 def _print_sample(sample: PreferenceSample, responses: Sequence[tuple[DecisionRow, int]], judge: JudgeSettings) -> None:
-    context = Text()
-    for chunk in sample.chunks:
-        critical = ", critical" if chunk.critical else ""
-        context.append(f"[{chunk.doc_id} #{chunk.index}, score {chunk.score:g}{critical}]\n", style="dim")
-        context.append(chunk.text.strip() + "\n\n", style="bold green" if chunk.critical else "")
-    console.print(Panel(context, title=Text(f"{sample.id}: {len(sample.prompt_ids)} prompt tokens")))
-    _print_question(sample.question, sample.answers)
+    print_context(f"{sample.id}: {len(sample.prompt_ids)} prompt tokens", sample.chunks)
+    print_question(sample.question, sample.answers)
     for row, num_tokens in responses:
         _print_response(row, sample.question, judge, num_tokens)
+
+
+def print_context(title: str, chunks: Sequence[ContextChunk], most_characters: int | None = None) -> None:
+    """Print a context with its critical chunks marked. Of each chunk ``most_characters`` are shown, by default all."""
+    context = Text()
+    for chunk in chunks:
+        critical = ", critical" if chunk.critical else ""
+        context.append(f"[{chunk.doc_id} #{chunk.index}, score {chunk.score:g}{critical}]\n", style="dim")
+        text = chunk.text.strip()
+        if most_characters is not None and len(text) > most_characters:
+            text = f"{text[:most_characters].rstrip()} ..."
+        context.append(f"{text}\n\n", style="bold green" if chunk.critical else "")
+    console.print(Panel(context, title=Text(title)))
 
 
 def _print_unkept(row: RejectedQuestion, decisions: Sequence[DecisionRow], folder: Path) -> None:
     reason = in_words(row.reason) + (f": {row.detail}" if row.detail else "")
     console.print(f"{row.id} ({row.where}): not kept, {reason}", style="bold", markup=False, soft_wrap=True)
-    _print_question(row.question, row.answers or [])
+    print_question(row.question, row.answers or [])
     judge = read_recipe(folder).judge
     for decision in decisions:
         _print_response(decision, row.question, judge)
 
 
-def _print_question(question: str, answers: Sequence[str]) -> None:
+def print_question(question: str, answers: Sequence[str]) -> None:
+    """Print a question with its reference answers."""
     console.print(f"question       {question}", markup=False, soft_wrap=True)
     if answers:
         console.print(f"reference      {' | '.join(answers)}", markup=False, soft_wrap=True)

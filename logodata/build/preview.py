@@ -1,0 +1,237 @@
+"""Look at a build before anything is generated: its documents, chunks, questions and contexts, and the work they make.
+
+Everything up to the prompts is prepared as in a build, so their numbers and tokens are those of the build. How many
+responses are preferred, and how long they are, is not known before: these numbers have bounds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median_low
+
+from logodata.build.forecast import warn_of_losses
+from logodata.build.inputs import check_inputs
+from logodata.build.preparing import PreparedQuestion, QuestionPreparer, UnusableQuestion
+from logodata.common.console import progress
+from logodata.common.errors import UserError
+from logodata.common.records import ABSENT, Record
+from logodata.contexts.scores import open_evaluator
+from logodata.contract import ContextChunk, Spread
+from logodata.engines.response_log import ResponseLog
+from logodata.engines.settings import engine_window
+from logodata.models.facts import model_fingerprint
+from logodata.models.loading import load_tokenizer
+from logodata.recipe.settings import BuildRecipe
+from logodata.sources import Source, read_source
+
+SHOWN = 5
+"""The number of questions whose contexts are shown."""
+
+
+class PreviewedQuestion(Record):
+    """A question with its training context."""
+
+    id: str
+    doc_id: str
+    question: str
+    answers: list[str]
+    prompt_tokens: int
+    context: list[ContextChunk]
+
+
+class Work(Record):
+    """What the engine of a build is asked.
+
+    Preferred responses are all generated, those of ``cached`` prompts excepted. Dis-preferred ones are generated where
+    a preferred one is right, so their prompts are at most so many. Every response has at most ``max_new_tokens``.
+    ``judge_prompts`` is the most that a model judge is asked; their tokens depend on the responses.
+    """
+
+    preferred_prompts: int
+    preferred_prompt_tokens: int
+    dispreferred_prompts_at_most: int
+    dispreferred_prompt_tokens_at_most: int
+    cached: int
+    max_new_tokens: int
+    response_tokens_at_most: int
+    judge_prompts_at_most: int | None = ABSENT
+    cost_at_least: float | None = ABSENT
+    cost_at_most: float | None = ABSENT
+    seconds_at_least: float | None = ABSENT
+    seconds_at_most: float | None = ABSENT
+
+    @property
+    def prompt_tokens_at_most(self) -> int:
+        """The tokens of all prompts."""
+        return self.preferred_prompt_tokens + self.dispreferred_prompt_tokens_at_most
+
+
+class Preview(Record):
+    """A build before it generates. Token counts are under the tokenizer of the model. Documents are ``left_out``, and
+    questions ``unusable``, by reason; ``lost`` is what converted documents have and their texts lack."""
+
+    source: str
+    documents: int
+    document_tokens: Spread | None
+    total_tokens: int
+    left_out: dict[str, int]
+    lost: dict[str, int]
+    chunks: int
+    chunk_tokens: int
+    pools: int
+    questions: int
+    usable: int
+    unusable: dict[str, int]
+    shown: list[PreviewedQuestion]
+    work: Work
+
+
+def preview(recipe: BuildRecipe, *, prices: tuple[float, float] | None, tokens_per_s: float | None) -> Preview:
+    """Prepare all questions of a build, and ask nothing.
+
+    The tokenizer of the model is loaded, and no weights of it. An evaluator that embeds loads its own model.
+
+    Args:
+        prices: The price of a million prompt tokens, and of a million response tokens.
+        tokens_per_s: How many tokens the engine reads and writes in a second, as the progress of a build shows it.
+
+    Raises:
+        UserError: The source or the recipe has a fault, or there are prices and the engine is no server.
+    """
+    if prices is not None and recipe.engine.kind != "openai":
+        mend = "set engine.kind=openai and engine.base_urls, or leave the prices out"
+        raise UserError(f"the engine {recipe.engine.kind} has no price", mend=mend)
+    check_inputs(recipe, recipe.source, None)
+    source = read_source(recipe.source, needs_questions=False)
+    tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
+    preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
+    evaluator = open_evaluator(recipe.evaluator)
+    if source.documents.num_questions:
+        warn_of_losses(recipe, preparer, source.documents, evaluator)
+    lengths: list[int] = []
+    num_chunks = num_pools = 0
+    reasons = Counter(row.reason for row in source.rejected if row.question)
+    counts = _Counts(recipe)
+    with progress("preview", len(source.documents)) as tracker:
+        for pool in preparer.pools(source.documents):
+            tokens = Counter[str]({document.doc_id: 0 for document in pool.documents})
+            for document, chunk in pool.chunks:
+                tokens[document.doc_id] += len(chunk.token_ids)
+            lengths += tokens.values()
+            num_chunks, num_pools = num_chunks + len(pool.chunks), num_pools + 1
+            for one in preparer.prepare_pool(pool, evaluator):
+                if isinstance(one, UnusableQuestion):
+                    reasons[one.reason] += 1
+                else:
+                    counts.add(one)
+            tracker.advance(len(pool.documents))
+    spread = Spread(min=min(lengths), median=median_low(lengths), max=max(lengths)) if lengths else None
+    return Preview(
+        source=recipe.source.path,
+        documents=len(source.documents),
+        document_tokens=spread,
+        total_tokens=sum(lengths),
+        left_out=_left_out(source),
+        lost=dict(source.lost),
+        chunks=num_chunks,
+        chunk_tokens=recipe.chunking.chunk_tokens,
+        pools=num_pools,
+        questions=counts.usable + reasons.total(),
+        usable=counts.usable,
+        unusable=dict(reasons.most_common()),
+        shown=[_shown(question) for question in counts.shown()],
+        work=_priced(counts.work(), recipe, prices, tokens_per_s),
+    )
+
+
+def _left_out(source: Source) -> dict[str, int]:
+    """Return the counts of documents without text, by reason. A document without a question has a row of its own."""
+    found = {
+        row.doc_id: row.reason for row in source.rejected if row.reason in ("empty_document", "unreadable_document")
+    }
+    return dict(Counter(found.values()).most_common())
+
+
+class _Counts:
+    """Counts prompts and tokens of usable questions, and keeps a few to show, of different documents if there are."""
+
+    def __init__(self, recipe: BuildRecipe) -> None:
+        self._recipe = recipe
+        self._numbers = Counter[str]()
+        self._first: dict[str, PreparedQuestion] = {}
+        self._others: list[PreparedQuestion] = []
+        self.usable = 0
+        cache = recipe.generation.cache
+        self._log = None if cache is None else ResponseLog(None, model_fingerprint(recipe.model), cache)
+
+    def add(self, question: PreparedQuestion) -> None:
+        """Count a question."""
+        self.usable += 1
+        for role, requests in (("preferred", question.preferred), ("dispreferred", tuple(question.rejected.values()))):
+            missing = [it for it in requests if self._log is None or self._log.get(it) is None]
+            self._numbers["cached"] += len(requests) - len(missing)
+            self._numbers[role] += len(missing)
+            self._numbers[f"{role} tokens"] += sum(len(it.prompt_ids) for it in missing)
+        if len(self._first) < SHOWN and question.document.doc_id not in self._first:
+            self._first[question.document.doc_id] = question
+        elif len(self._others) < SHOWN:
+            self._others.append(question)
+
+    def shown(self) -> Sequence[PreparedQuestion]:
+        """Return the questions to show."""
+        return [*self._first.values(), *self._others][:SHOWN]
+
+    def work(self) -> Work:
+        """Return the work, without costs."""
+        numbers, judge = self._numbers, self._recipe.judge.model
+        prompts = numbers["preferred"] + numbers["dispreferred"]
+        new = self._recipe.generation.max_new_tokens
+        judged = prompts + numbers["cached"]
+        return Work(
+            preferred_prompts=numbers["preferred"],
+            preferred_prompt_tokens=numbers["preferred tokens"],
+            dispreferred_prompts_at_most=numbers["dispreferred"],
+            dispreferred_prompt_tokens_at_most=numbers["dispreferred tokens"],
+            cached=numbers["cached"],
+            max_new_tokens=new,
+            response_tokens_at_most=prompts * new,
+            judge_prompts_at_most=None if judge is None else 2 * judged if judge.rejudge_share else judged,
+        )
+
+
+def _priced(work: Work, recipe: BuildRecipe, prices: tuple[float, float] | None, tokens_per_s: float | None) -> Work:
+    """Return the work with its costs and its time, as far as they are known. A rate limit bounds the time from below,
+    and a measured rate from above."""
+    update: dict[str, float] = {}
+    if prices is not None:
+        update["cost_at_least"] = work.preferred_prompt_tokens * prices[0] / 1e6
+        most = work.prompt_tokens_at_most * prices[0] + work.response_tokens_at_most * prices[1]
+        update["cost_at_most"] = most / 1e6
+    engine = recipe.engine
+    waits = [
+        number / limit / max(len(engine.base_urls), 1) * 60
+        for number, limit in (
+            (work.preferred_prompts, engine.requests_per_minute),
+            (work.preferred_prompt_tokens + work.preferred_prompts * work.max_new_tokens, engine.tokens_per_minute),
+        )
+        if limit is not None and engine.kind == "openai"
+    ]
+    if waits:
+        update["seconds_at_least"] = max(waits)
+    if tokens_per_s is not None:
+        most = (work.prompt_tokens_at_most + work.response_tokens_at_most) / tokens_per_s
+        update["seconds_at_most"] = max(most, *waits)
+    return work.model_copy(update=update)
+
+
+def _shown(prepared: PreparedQuestion) -> PreviewedQuestion:
+    question = prepared.question
+    return PreviewedQuestion(
+        id=question.id,
+        doc_id=prepared.document.doc_id,
+        question=question.question,
+        answers=question.answers,
+        prompt_tokens=len(prepared.prompt.ids),
+        context=prepared.training_chunks(),
+    )
