@@ -53,16 +53,14 @@ def marked_encoding(data: bytes) -> str | None:
     return next((name for mark, name in _OTHER_ENCODINGS.items() if data.startswith(mark)), None)
 
 
-def decode_text(
-    data: bytes, where: str, encoding: str | None = None, error: type[UserError] = UserError
-) -> tuple[str, str]:
+def decode_text(data: bytes, where: str, encoding: str | None = None) -> tuple[str, str]:
     """Return a text that stands at ``where`` and its encoding, which is empty for UTF-8.
 
     The encoding is that of a byte order mark, else UTF-8, else ``encoding``, the one that the user names for texts that
     are not UTF-8.
 
     Raises:
-        UserError: It is none of them (an ``error``).
+        UserError: It is none of them.
     """
     named = marked_encoding(data) or encoding
     fault: ValueError
@@ -72,12 +70,12 @@ def decode_text(
         fault = caught
     if named is None:
         mend = "name its encoding, e.g. source.encoding=cp1252, or save it as UTF-8: iconv -f ENCODING -t UTF-8"
-        raise error(f"not UTF-8: {fault}", where=where, mend=mend) from fault
+        raise UserError(f"not UTF-8: {fault}", where=where, mend=mend) from fault
     try:
         return data.decode(named).lstrip(MARK), named
     except ValueError as caught:
         what = f"neither UTF-8 nor {named}: {caught}"
-        raise error(what, where=where, mend="see to source.encoding, or save it as UTF-8") from caught
+        raise UserError(what, where=where, mend="see to source.encoding, or save it as UTF-8") from caught
 
 
 def read_text(path: Path, *, most_bytes: int, mend: str) -> str:

@@ -34,7 +34,8 @@ def page_text(file: Path, encoding: str | None) -> Converted:
     (``nav``), images (whose descriptions stay), media, formulas and tables, which become rows of cells.
 
     Raises:
-        Unreadable: The page cannot be decoded, is too long or has no text.
+        UserError: The page cannot be decoded.
+        Unreadable: It is too long or has no text.
     """
     most = json_files.MAX_JSON_BYTES
     with open(file, "rb") as handle:
@@ -94,7 +95,7 @@ def decode_page(data: bytes, where: str, encoding: str | None) -> tuple[str, str
     first one in which the page can be decoded counts.
 
     Raises:
-        Unreadable: It is none of them.
+        UserError: It is none of them.
     """
     match = _DECLARED.search(data[:_DECLARED_WITHIN])
     if match is not None:
@@ -105,4 +106,4 @@ def decode_page(data: bytes, where: str, encoding: str | None) -> tuple[str, str
                 return data.decode(name), name
         except (LookupError, ValueError):  # no encoding, one of bytes or texts (rot13), or not that of this page
             pass
-    return decode_text(data, where, encoding, Unreadable)
+    return decode_text(data, where, encoding)

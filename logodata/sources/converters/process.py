@@ -76,7 +76,8 @@ def stop() -> None:
 def _start() -> subprocess.Popen[str]:
     global _running
     if _running is None or _running.poll() is not None:
-        command = [sys.executable, "-m", "logodata.sources.converters.worker", str(MOST_BYTES)]
+        # -P: modules in the current folder, which may be that of the documents, are not imported.
+        command = [sys.executable, "-P", "-m", "logodata.sources.converters.worker", str(MOST_BYTES)]
         _running = subprocess.Popen(
             command,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -4,12 +4,13 @@ its input. :mod:`logodata.sources.converters.process` starts it."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from logodata.common.errors import first_line
+from logodata.common.errors import UserError, first_line
 from logodata.sources.converters import KINDS, Converted, Unreadable
 from logodata.sources.converters.book import book_text
 from logodata.sources.converters.page import page_text
@@ -35,8 +36,10 @@ def convert_here(file: Path, encoding: str | None) -> Converted:
         return _CONVERTERS.get(suffix, page_text)(file, encoding)
     except RecursionError as error:
         raise Unreadable("is nested too deeply", where=str(file), mend="this is no document") from error
-    except (Unreadable, MemoryError):
+    except MemoryError:
         raise
+    except UserError as error:
+        raise Unreadable(error.what, where=str(file), mend=error.mend) from error
     except Exception as error:  # any, where a library meets what it does not expect
         what = f"cannot be read as {KINDS[suffix]}: {first_line(error)}"
         raise Unreadable(what, where=str(file), mend="open it, and save or download it anew") from error
@@ -52,9 +55,11 @@ def main(most_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
     except (ImportError, ValueError, OSError):  # Windows has no such limit, and macOS does not keep it
         pass
-    for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(_answer(Path(request["file"]), request["encoding"])), flush=True)
+    with os.fdopen(os.dup(1), "w", encoding="ascii") as answers:
+        os.dup2(2, 1)  # what libraries print is no answer
+        for line in sys.stdin:
+            request = json.loads(line)
+            print(json.dumps(_answer(Path(request["file"]), request["encoding"])), file=answers, flush=True)
 
 
 def _answer(file: Path, encoding: str | None) -> dict[str, Any]:

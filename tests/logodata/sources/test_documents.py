@@ -102,10 +102,10 @@ def test_the_encoding_of_a_page(tmp_path: Path, name: str) -> None:
 
 def test_a_page_that_says_no_encoding_takes_that_of_the_settings(tmp_path: Path) -> None:
     file = save(tmp_path, "a.html", "<p>café</p>".encode("cp1252"))
-    with pytest.raises(Unreadable, match=r"not UTF-8: byte 6 \(name its encoding, e\.g\. source\.encoding=cp1252"):
+    with pytest.raises(UserError, match=r"not UTF-8: byte 6 \(name its encoding, e\.g\. source\.encoding=cp1252"):
         page_text(file, None)
     assert page_text(file, "cp1252").text == "café"
-    with pytest.raises(Unreadable, match="neither UTF-8 nor ascii"):
+    with pytest.raises(UserError, match="neither UTF-8 nor ascii"):
         page_text(file, "ascii")
 
 
@@ -219,6 +219,15 @@ def test_a_document_that_takes_too_long_or_too_much_costs_itself_alone(
         process.stop()
         monkeypatch.undo()
         assert process.convert(good, None).text == "T"
+
+
+def test_modules_beside_documents_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("json", "resource", "logodata", "mammoth"):
+        save(tmp_path, f"{name}.py", f"open({str(tmp_path / 'imported')!r}, 'w')".encode())
+    monkeypatch.chdir(tmp_path)
+    process.stop()
+    assert process.convert(save(tmp_path, "a.docx", make_docx(["T"])), None).text == "T"
+    assert not (tmp_path / "imported").exists()
 
 
 @pytest.mark.parametrize(
