@@ -7,8 +7,16 @@ import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def save(folder: Path, name: str, data: bytes) -> Path:
+    """Write a file in a folder, and return its path."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+    return folder / name
 
 
 def make_pdf(pages: Sequence[str | None], *, password: bool = False) -> bytes:
@@ -119,3 +127,10 @@ def make_epub(
             f'<encryption xmlns:e="http://www.w3.org/2001/04/xmlenc#">{cipher}</encryption>'
         )
     return make_zip(parts)
+
+
+def word_with(document: str) -> bytes:
+    """A Word document with another part of text."""
+    with zipfile.ZipFile(io.BytesIO(make_docx([]))) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    return make_zip({**parts, "word/document.xml": document})

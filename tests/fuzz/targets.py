@@ -6,6 +6,7 @@ here feed it with hypothesis, ``benchmarks/fuzz.py`` with atheris, which follows
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -35,6 +36,7 @@ from logoeval.tasks.longbench.score_files import record, score_predictions
 from logoeval.tasks.longbench.task_table import TASKS
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.positions import draw_positions
+from tests.documents import make_docx, make_epub, make_pdf
 
 T = TypeVar("T")
 Target = Callable[[bytes, Path], None]
@@ -212,6 +214,28 @@ def source_text(data: bytes, folder: Path) -> None:
     _read_source(folder / "docs.txt", data)
 
 
+def source_document(data: bytes, folder: Path) -> None:
+    """A PDF file, page, Word document or book with bytes of it changed or cut off; or any bytes as one."""
+    draw = Draw(data)
+    suffix = draw.choice((".pdf", ".html", ".docx", ".epub"))
+    whole = bytearray(_documents()[suffix])
+    for _ in range(draw.number(0, 12)):
+        whole[(draw.byte() * 256 + draw.byte()) % len(whole)] = draw.byte()
+    cut = draw.number(0, 3)
+    _read_source(
+        folder / f"docs{suffix}", data if cut == 0 else bytes(whole[: -draw.byte() - 1] if cut == 1 else whole)
+    )
+
+
+def source_packed(data: bytes, folder: Path) -> None:
+    """Compressed JSON lines with bytes changed or cut off."""
+    draw = Draw(data)
+    whole = bytearray(gzip.compress(draw.lines({"context": "T", "question": "Q", "answers": ["A"]}), mtime=0))
+    for _ in range(draw.number(0, 3)):
+        whole[draw.byte() % len(whole)] = draw.byte()
+    _read_source(folder / "docs.jsonl.gz", bytes(whole[: -draw.byte() - 1] if draw.number(0, 1) else whole))
+
+
 def source_parquet(data: bytes, folder: Path) -> None:
     """A good parquet file with some bytes of it changed, or cut off."""
     draw, whole = Draw(data), bytearray(_parquet())
@@ -228,6 +252,17 @@ def _read_source(path: Path, content: bytes, **settings: Any) -> None:
         document.text.encode("utf-8")
         assert all(question.question for question in document.questions)
     json.dumps([row.to_json() for row in found.rejected], ensure_ascii=False).encode("utf-8")
+
+
+@cache
+def _documents() -> dict[str, bytes]:
+    page = "<nav>x</nav><h1>T</h1><p>One &amp; two.<img alt='a'></p><table><tr><td>a</td><td>b</td></tr></table>"
+    return {
+        ".pdf": make_pdf(["One.\nTwo.", None]),
+        ".html": f"<!DOCTYPE html><meta charset=utf-8><script>x</script>{page}".encode(),
+        ".docx": make_docx(["One.", "Two."], table=[["a", "b"]], header="H"),
+        ".epub": make_epub({"a": page, "b": page}),
+    }
 
 
 @cache
@@ -488,7 +523,16 @@ def _check(is_so: bool, found: object) -> None:
 
 
 GROUPS: dict[str, tuple[Target, ...]] = {
-    "sources": (source_bytes, source_rows, source_shapes, source_table, source_text, source_parquet),
+    "sources": (
+        source_bytes,
+        source_rows,
+        source_shapes,
+        source_table,
+        source_text,
+        source_document,
+        source_packed,
+        source_parquet,
+    ),
     "predictions": (prediction_bytes, prediction_rows, longbench_bytes, longbench_rows),
     "recipes": (recipe_bytes, recipe_overrides),
     "judge": (judge_replies,),

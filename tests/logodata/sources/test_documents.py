@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from logodata.common.recipes.reading import load_recipe
 from logodata.dataset.samples import read_manifest, read_samples
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings, read_source, source_fingerprint
-from logodata.sources.converters import Unreadable, process
+from logodata.sources.converters import process
 from logodata.sources.converters.book import book_text
 from logodata.sources.converters.page import page_text
 from logodata.sources.converters.pdf import pdf_text
 from logodata.sources.converters.word import word_text
 from logodata.sources.converters.worker import convert_here
-from tests.documents import PNG, make_docx, make_epub, make_pdf, make_zip
+from tests.documents import PNG, make_docx, make_epub, make_pdf, make_zip, save, word_with
 
 pytest.importorskip("pypdfium2")
 pytest.importorskip("mammoth")
@@ -36,12 +35,6 @@ PAGE = """<!DOCTYPE html><html><head><title>T</title><style>p {}</style></head><
 <h1>Lamps</h1><p>Seven <a href="x">lamps</a> &amp; a_b*c.<img src="http://127.0.0.1:9/a.png" alt="the quay"></p>
 <ul><li>one</li><li>two</li></ul><table><tr><th>lamp</th><th>oil</th></tr><tr><td>red</td><td>5</td></tr></table>
 <iframe src="http://127.0.0.1:9/"></iframe></body></html>"""
-
-
-def save(folder: Path, name: str, data: bytes) -> Path:
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(data)
-    return folder / name
 
 
 def test_the_text_of_a_pdf_file(tmp_path: Path) -> None:
@@ -114,16 +107,6 @@ OUTSIDE = '<!DOCTYPE w [<!ENTITY x SYSTEM "file:///etc/passwd">]><w>&x;</w>'
 GIB = 2**30
 
 
-def word_with(document: str) -> bytes:
-    whole = make_docx([])
-    import io
-    import zipfile
-
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    return make_zip({**parts, "word/document.xml": document})
-
-
 BAD: dict[str, tuple[str, bytes, str]] = {
     "PDF: encrypted": ("a.pdf", make_pdf(["T"], password=True), "is encrypted"),
     "PDF: a scan": ("a.pdf", make_pdf([None, None]), "no text on 2 pages, 2 images"),
@@ -184,50 +167,6 @@ def test_a_bad_document_is_one_line_alone_and_a_reason_in_a_folder(
     assert (lost.doc_id, lost.reason, lost.where) == ("a", "unreadable_document", str(place))
     assert what in str(lost.detail)
     assert "1 documents cannot be read, and are left out: a: " in capsys.readouterr().err
-
-
-def test_no_entity_reads_a_file(tmp_path: Path) -> None:
-    secret = save(tmp_path, "secret.txt", b"the secret")
-    entity = f'<!DOCTYPE x [<!ENTITY e SYSTEM "{secret.as_uri()}">]>'
-    text = "<w:t>T&e;</w:t>"
-    document = (
-        f'{entity}<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">'
-        f"<w:body><w:p><w:r>{text}</w:r></w:p></w:body></w:document>"
-    )
-    word = word_text(save(tmp_path, "a.docx", word_with(document)), None)
-    book = book_text(save(tmp_path, "a.epub", make_epub({"a": f"{entity}<p>T&e;</p>"})), None)
-    assert "secret" not in word.text + book.text
-    assert word.text == "T"
-
-
-def test_a_document_that_takes_too_long_or_too_much_costs_itself_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    good = save(tmp_path, "good.pdf", make_pdf(["T"]))
-    assert process.convert(good, None).text == "T"
-    slow, large = save(tmp_path, "slow.html", b"<p>a</p><i>" * 2**17), save(tmp_path, "large.html", b"T" * 2**27)
-    monkeypatch.setattr(process, "MOST_SECONDS", 0.05)
-    with pytest.raises(Unreadable, match=r"slow\.html: takes more than 0\.05 s to read"):
-        process.convert(slow, None)
-    monkeypatch.undo()
-    assert process.convert(good, None).text == "T"
-    if sys.platform == "linux":
-        process.stop()
-        monkeypatch.setattr(process, "MOST_BYTES", 2**29)
-        with pytest.raises(Unreadable, match="needs more than 0 GiB of memory"):
-            process.convert(large, None)
-        process.stop()
-        monkeypatch.undo()
-        assert process.convert(good, None).text == "T"
-
-
-def test_modules_beside_documents_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("json", "resource", "logodata", "mammoth"):
-        save(tmp_path, f"{name}.py", f"open({str(tmp_path / 'imported')!r}, 'w')".encode())
-    monkeypatch.chdir(tmp_path)
-    process.stop()
-    assert process.convert(save(tmp_path, "a.docx", make_docx(["T"])), None).text == "T"
-    assert not (tmp_path / "imported").exists()
 
 
 @pytest.mark.parametrize(
