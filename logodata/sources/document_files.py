@@ -24,9 +24,9 @@ SUFFIXES = (*TEXT_SUFFIXES, *CONVERTED_SUFFIXES)
 class DocumentRow(dict[str, Any]):
     """The row of a file, with how it was read. ``fault`` is why it could not be."""
 
-    def __init__(self, doc_id: str, found: Converted, fault: Unreadable | None) -> None:
+    def __init__(self, doc_id: str, found: Converted, fault: Unreadable | None, is_converted: bool) -> None:
         super().__init__(doc_id=doc_id, context=found.text)
-        self.lost, self.encoding, self.fault = found.lost, found.encoding, fault
+        self.lost, self.encoding, self.fault, self.is_converted = found.lost, found.encoding, fault, is_converted
 
 
 def files_of(path: Path, suffixes: Collection[str]) -> list[Path]:
@@ -38,6 +38,11 @@ def files_of(path: Path, suffixes: Collection[str]) -> list[Path]:
 def without_suffix(name: PurePath) -> str:
     """Return the ``doc_id`` of a file: its path in the folder, without the extension."""
     return name.with_suffix("").as_posix()
+
+
+def is_converted(file: Path) -> bool:
+    """Whether a file is converted, and not read as it is."""
+    return file.suffix.lower() in CONVERTED_SUFFIXES
 
 
 def document_rows(path: Path, files: Sequence[Path], encoding: str | None) -> Iterator[Row]:
@@ -64,7 +69,7 @@ def document_rows(path: Path, files: Sequence[Path], encoding: str | None) -> It
             if not path.is_dir():
                 raise
             fault = error
-        yield encodable(str(file)), DocumentRow(doc_id, found, fault)
+        yield encodable(str(file)), DocumentRow(doc_id, found, fault, is_converted(file))
 
 
 def read_document(file: Path, encoding: str | None) -> Converted:
@@ -73,7 +78,7 @@ def read_document(file: Path, encoding: str | None) -> Converted:
     Raises:
         UserError: It cannot be read; :class:`~logodata.sources.converters.Unreadable` if it cannot be converted.
     """
-    if file.suffix.lower() in CONVERTED_SUFFIXES:
+    if is_converted(file):
         from logodata.sources.converters.process import convert
 
         return convert(file, encoding)

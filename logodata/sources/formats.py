@@ -68,6 +68,8 @@ class Opened:
     """Reads questions on the documents, by ``doc_id``, where they stand apart from them."""
     holds_questions: bool = True
     """False for files of documents alone."""
+    num_converted: int = 0
+    """The number of files that are converted, which takes time."""
 
 
 def open_source(settings: SourceSettings) -> Opened:
@@ -129,7 +131,9 @@ def _open_documents(settings: SourceSettings, container: Container) -> Opened:
         (documents if holds_documents else questions).append(rows)
     asked = (lambda: (row for rows in questions for row in rows())) if questions else None
     every = lambda: (row for rows in documents for row in rows())  # noqa: E731
-    return Opened(every, container, "plain", settings.columns, asked, bool(tables) or asked is not None)
+    num_converted = sum(file.suffix.lower() in CONVERTED_SUFFIXES for file in files)
+    holds_questions = bool(tables) or asked is not None
+    return Opened(every, container, "plain", settings.columns, asked, holds_questions, num_converted)
 
 
 def _open_table(settings: SourceSettings, table: Path) -> tuple[Rows, bool]:

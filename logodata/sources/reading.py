@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePath
@@ -49,7 +50,7 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
     Raises:
         UserError: There is a structural fault, or the selection (``kinds``, ``max_documents``) leaves no question.
     """
-    from logodata.common.console import note
+    from logodata.common.console import note, progress
 
     opened = open_source(settings)
     are_files = opened.container in ("text", "documents")
@@ -61,8 +62,11 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
         raise UserError(f"{_FILES[opened.container]} hold no questions", where=settings.path, mend=mend)
     fields = Fields(opened.columns)
     reader = _Reader(fields, settings, needs_questions and settings.questions is None and not are_files)
-    for where, row in opened.rows():
-        reader.add(row, where)
+    with progress("convert", opened.num_converted) if opened.num_converted else nullcontext() as tracker:
+        for where, row in opened.rows():
+            reader.add(row, where)
+            if tracker is not None and isinstance(row, DocumentRow):
+                tracker.advance(row.is_converted)
     if not reader.entries:
         mend = "write a row below the header" if opened.container == "csv" else "write one JSON object a line"
         raise UserError("holds no document", where=settings.path, mend=mend)

@@ -46,7 +46,7 @@ def test_a_document_that_takes_too_long_or_too_much_costs_itself_alone(
     if sys.platform == "linux":
         process.stop()
         monkeypatch.setattr(process, "MOST_BYTES", 2**29)
-        with pytest.raises(Unreadable, match="needs more than 0 GiB of memory"):
+        with pytest.raises(Unreadable, match=r"needs more than 0\.5 GiB of memory"):
             process.convert(large, None)
         process.stop()
         monkeypatch.undo()
@@ -98,3 +98,22 @@ def test_no_document_reaches_the_network(tmp_path: Path) -> None:
             done.set()
             thread.join()
         assert not asked
+
+
+def test_a_document_is_converted_once_and_again_if_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    ask = process._ask
+    monkeypatch.setattr(process, "_ask", lambda file, encoding: asked.append(file) or ask(file, encoding))
+    good, bad = save(tmp_path, "a.html", b"<p>One"), save(tmp_path, "b.pdf", b"no")
+    for _ in range(3):
+        assert process.convert(good, None).text == "One"
+        with pytest.raises(Unreadable, match=r"b\.pdf: not a PDF file"):
+            process.convert(bad, None)
+    assert asked == [good, bad]
+    save(tmp_path, "a.html", b"<p>Two of it")
+    assert process.convert(good, None).text == "Two of it"
+    monkeypatch.setattr(process, "MOST_KEPT_BYTES", 0)
+    save(tmp_path, "a.html", b"<p>Three of them")
+    for _ in range(2):
+        assert process.convert(good, None).text == "Three of them"
+    assert asked[3:] == [good] * 2

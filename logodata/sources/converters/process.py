@@ -9,8 +9,9 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Timer
-from typing import Any
+from typing import IO, Any
 
 from logodata.sources.converters import Converted, Unreadable
 
@@ -22,7 +23,14 @@ MOST_SECONDS = 300.0
 
 _SPLIT = "this is no document, or split it into documents"
 
+MOST_KEPT_BYTES = 2**30
+"""How much text is kept for the next reading of the source. A build reads its source three times."""
+
 _running: subprocess.Popen[str] | None = None
+_kept: dict[tuple[Any, ...], tuple[int, int]] = {}
+"""Where the answers on files stand in :data:`_answers`, by the file's name, size and time."""
+
+_answers: IO[str] | None = None
 
 
 def convert(file: Path, encoding: str | None) -> Converted:
@@ -31,6 +39,31 @@ def convert(file: Path, encoding: str | None) -> Converted:
     Raises:
         Unreadable: It cannot be converted, or takes more than :data:`MOST_BYTES` or :data:`MOST_SECONDS`.
     """
+    global _answers
+    state = file.stat()
+    key = (str(file), encoding, state.st_size, state.st_mtime_ns, MOST_BYTES, MOST_SECONDS)
+    if _answers is None:
+        _answers = TemporaryFile("w+", encoding="ascii")  # noqa: SIM115  open as long as the command runs
+    if key in _kept:
+        _answers.seek(_kept[key][0])
+        return _interpret(_answers.read(_kept[key][1]), file)
+    answer = _ask(file, encoding)
+    end = _answers.seek(0, 2)
+    if end + len(answer) <= MOST_KEPT_BYTES:
+        _answers.write(answer)
+        _kept[key] = end, len(answer)
+    return _interpret(answer, file)
+
+
+def _interpret(answer: str, file: Path) -> Converted:
+    found: dict[str, Any] = json.loads(answer)
+    if "text" in found:
+        return Converted(found["text"], Counter(found["lost"]), found["encoding"])
+    raise Unreadable(found["what"], where=str(file), mend=found["mend"])
+
+
+def _ask(file: Path, encoding: str | None) -> str:
+    """Return the answer of the process, or one that says why there is none."""
     process = _start()
     assert process.stdin is not None
     assert process.stdout is not None
@@ -51,17 +84,15 @@ def convert(file: Path, encoding: str | None) -> Converted:
         answer = ""
     finally:
         timer.cancel()
+    if answer and not timed_out:
+        return answer
+    stop()
     if timed_out:
-        stop()
-        raise Unreadable(f"takes more than {MOST_SECONDS:g} s to read", where=str(file), mend=_SPLIT)
-    found: dict[str, Any] = json.loads(answer) if answer else {"what": None}
-    if "text" in found:
-        return Converted(found["text"], Counter(found["lost"]), found["encoding"])
-    if found["what"] is None:
-        stop()
-        what = f"ends the process that reads it, or needs more than {MOST_BYTES // 2**30} GiB of memory"
-        raise Unreadable(what, where=str(file), mend=_SPLIT)
-    raise Unreadable(found["what"], where=str(file), mend=found["mend"])
+        fault = Unreadable(f"takes more than {MOST_SECONDS:g} s to read", mend=_SPLIT)
+    else:
+        most = f"{MOST_BYTES / 2**30:g} GiB of memory"
+        fault = Unreadable(f"ends the process that reads it, or needs more than {most}", mend=_SPLIT)
+    return json.dumps({"what": fault.what, "mend": fault.mend})
 
 
 def stop() -> None:

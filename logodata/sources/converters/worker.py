@@ -59,7 +59,10 @@ def main(most_bytes: int) -> None:
         os.dup2(2, 1)  # what libraries print is no answer
         for line in sys.stdin:
             request = json.loads(line)
-            print(json.dumps(_answer(Path(request["file"]), request["encoding"])), file=answers, flush=True)
+            try:
+                print(json.dumps(_answer(Path(request["file"]), request["encoding"])), file=answers, flush=True)
+            except MemoryError:
+                return
 
 
 def _answer(file: Path, encoding: str | None) -> dict[str, Any]:
@@ -68,8 +71,6 @@ def _answer(file: Path, encoding: str | None) -> dict[str, Any]:
         return {"text": found.text, "lost": found.lost, "encoding": found.encoding}
     except Unreadable as error:
         return {"what": error.what, "mend": error.mend}
-    except MemoryError:
-        return {"what": None}
 
 
 if __name__ == "__main__":
