@@ -152,7 +152,7 @@ def test_the_installed_programs_are_those_that_python_runs() -> None:
         ("logodata build d --executor x", "build: --executor: there is no 'x' (one of local, ray)"),
         ("logodata merge d", "merge: --output is missing (folder of the data set)"),
         ("logotrain merge", "merge: ADAPTER is missing (folder of the adapter, such as RUN/final)"),
-        ("logodata questions a=b -o x --model m", "questions: CORPUS is missing (folder of text files, JSON, CSV or "),
+        ("logodata questions a=b -o x --model m", "questions: CORPUS is missing (folder or file of documents, "),
         ("logotrain plan --gpus 0", "plan: --gpus: '0' is no positive number (see logotrain plan --help)"),
         ("logotrain plan --gpus 1.5", "plan: --gpus: '1.5' is no positive number (see"),
         (f"logotrain plan --gpus {'9' * 5000}", "plan: --gpus: '9999"),
