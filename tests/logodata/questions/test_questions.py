@@ -19,6 +19,7 @@ from logodata.models.loading import load_tokenizer
 from logodata.questions.drafts import draw_drafts, parse_reply, recurring_names
 from logodata.questions.settings import QuestionsRecipe
 from logodata.sources import SourceSettings, read_source
+from tests.documents import make_pdf, save
 
 TEXT = " ".join(
     f"On day {n} the keeper Ruth Amsel carried {n * 3} lanterns up to the tower, while the miller of Vell slept. "
@@ -74,6 +75,24 @@ def corpus(tmp_path: Path) -> Path:
     (folder / "short.txt").write_text("Too short a text.")
     (folder / "void.txt").write_text(" \n")
     return folder
+
+
+def test_a_folder_of_pdf_files_becomes_questions_that_a_build_reads(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pypdfium2")
+    folder, output = tmp_path / "papers", tmp_path / "asked.jsonl"
+    text = TEXT.replace(". ", ".\n").strip()
+    save(folder, "tower.pdf", make_pdf([text, None]))
+    save(folder, "scan.pdf", make_pdf([None]))
+    assert run(monkeypatch, ScriptedWriter(tiny_model_dir, {}), folder, output, tiny_model_dir) == 0
+    [row] = read_lines(output)
+    assert (row["doc_id"], row["context"]) == ("tower", text)
+    assert "scan" in {lost["id"] for lost in read_lines(tmp_path / "asked.rejected.jsonl")}
+    (folder / "tower.pdf").unlink()
+    [document] = read_source(SourceSettings(path=str(output))).documents
+    assert document.text == text
+    assert document.questions
 
 
 def test_questions_are_kept_with_evidence_and_build_reads_them(
