@@ -84,7 +84,13 @@ def config_of(kind: str, hidden: int, layers: int) -> Any:
         "nemotron_h": {"layers_block_type": ["mamba", "attention"] * half, "mamba_num_heads": 2 * heads}
         | {"mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1, "chunk_size": 64},
         "zamba2": {"layers_block_type": ["mamba", "hybrid"] * half, "n_mamba_heads": 2 * heads, "mamba_headdim": 16}
-        | {"mamba_d_state": 16, "mamba_ngroups": 1, "chunk_size": 64, "num_mem_blocks": 1, "num_key_value_heads": heads},
+        | {
+            "mamba_d_state": 16,
+            "mamba_ngroups": 1,
+            "chunk_size": 64,
+            "num_mem_blocks": 1,
+            "num_key_value_heads": heads,
+        },
         "jamba": {"num_experts": 1, "num_experts_per_tok": 1, "attn_layer_period": 2, "attn_layer_offset": 1}
         | {"mamba_d_state": 16},
         "lfm2": {"layer_types": ["conv", "full_attention"] * half, "block_auto_adjust_ff_dim": False},
@@ -265,7 +271,8 @@ def main() -> None:
             row = time_kind(kind, prompt, arguments.response, arguments.rounds, arguments.hidden, arguments.layers)
             result["time"].append(row)
             low, high = row["ratio_lowest_and_highest_round"]
-            print(f"{kind:14} P={prompt}: {row['ratio']:.2f} ({low:.2f}-{high:.2f}), tokens {row['ratio_of_tokens']:.2f}")
+            expected = row["ratio_of_tokens"]
+            print(f"{kind:14} P={prompt}: {row['ratio']:.2f} ({low:.2f}-{high:.2f}), tokens {expected:.2f}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
