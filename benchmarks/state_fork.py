@@ -4,12 +4,12 @@
 each of the M + 1 responses. The other way, called a fork here: run the prompt once with transformers' cache, repeat the
 states in the cache M + 1 times, and go on with the responses as a batch, all in one graph.
 
-- Exactness, in float64, on tiny copies of each kind: log-probabilities and the gradients of all weights against separate
+- Exactness, in float64, on tiny copies of each kind: log-probabilities and gradients of all weights against separate
   rows. Kinds that compute parts in float32 differ by about 1e-4.
 - Time, in float32, on wider copies of the kinds that are exact: forward and backward, separate rows against the fork,
   in turn. Responses have one length, so the batch has no padding: the fork's best case.
 
-Nothing is recomputed in the backward pass, and the states go through transformers' own PyTorch code, not through kernels.
+Nothing is recomputed in the backward pass, and states go through the PyTorch code of transformers, not through kernels.
 """
 
 from __future__ import annotations
