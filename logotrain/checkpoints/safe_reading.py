@@ -35,7 +35,7 @@ _CLASSES = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     *((table.__name__, name) for name in _IN_TABLE.split()),
 }
-"""The classes that torch 2.11 to 2.13 write into a table of contents, besides dtypes."""
+"""The classes that torch 2.11 to 2.15 write into a table of contents, besides dtypes."""
 
 
 def load_checkpoint(state: dict[str, Any], folder: Path, *, alone: bool) -> None:

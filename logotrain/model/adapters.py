@@ -53,6 +53,8 @@ def add_adapters(base: PreTrainedModel, settings: LoraSettings, *, name: str) ->
         warnings.filterwarnings("ignore", message=".*(tied|tying)", category=UserWarning)
         # Of its own ranks for stacks that no layer has, after the redirection that is told below.
         warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
+        # PEFT 0.21 asks for what transformers 5.24 has under another name.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         model = get_peft_model(base, config)
     model.peft_config["default"].base_model_name_or_path = name  # get_peft_model puts the resolved folder here
     redirected = sorted({*(config.target_parameters or ())} - {*parameters})

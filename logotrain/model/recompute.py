@@ -59,9 +59,14 @@ def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
 def compile_layers(model: nn.Module) -> None:
     """Compile each layer's forward pass. The attention stays outside, so that a row's layout does not matter.
 
-    The second length of a row compiles it once more, for all lengths. Layers share what is compiled.
+    The second length of a row compiles it once more, for all lengths. Layers share what is compiled, but PEFT makes
+    classes of each layer's own where adapters are on parameters, and each is compiled.
     """
-    for layer in decoder_layers(model):
+    layers = decoder_layers(model)
+    # Past its limit torch computes without compiling. Where that begins between a layer's forward pass and its second
+    # one, the two save different tensors, and the backward pass fails.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16 * len(layers))
+    for layer in layers:
         if isinstance(layer.forward, partial):
             raise ValueError("compile_layers comes before checkpoint_layers")
         layer.forward = torch.compile(layer.forward)

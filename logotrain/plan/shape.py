@@ -374,7 +374,7 @@ def _size(config: PreTrainedConfig, name: str) -> int:
     """Return a field of a config, 0 where it has none or another one in each layer."""
     try:
         return getattr(config, name, None) or 0
-    except ValueError:
+    except (ValueError, RuntimeError):
         return 0
 
 

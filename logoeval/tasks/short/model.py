@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from logodata.common.chat_template import TEMPLATE_ARGUMENTS
+from logodata.common.chat_template import fix_date
 from logodata.common.console import Tracker, progress
 from logodata.common.errors import UserError
 from logodata.common.finite import check_finite
@@ -65,7 +65,6 @@ class HarnessModel(HFLM):
             tokenizer=tokenizer,
             max_length=window,
             batch_size=batch_size,
-            chat_template_args=TEMPLATE_ARGUMENTS,
         )
         self.set_cache_hook(self)
         self.label = ""
@@ -78,6 +77,11 @@ class HarnessModel(HFLM):
         self._fresh: dict[str, HarnessAnswer] = {}
         self._saved_at = 0.0
         self._tracker = Tracker("", 0)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        fix_date(self.tokenizer)
+        text: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        return text
 
     def count_from_zero(self, label: str) -> None:
         """Begin another call of the harness."""

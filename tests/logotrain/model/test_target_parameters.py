@@ -56,7 +56,10 @@ def test_a_router_may_get_one_and_is_trained_with_its_loss(
 
 @pytest.mark.slow
 def test_compiled_layers_train_the_same_adapters(
-    make_recipe: Recipes, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    make_recipe: Recipes,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     mixture("mixtral").float().save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
@@ -69,6 +72,7 @@ def test_compiled_layers_train_the_same_adapters(
     for ours, theirs in zip(*lines, strict=True):
         for key in ("loss", "router_loss", "expert_share", "grad_norm"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-4)
+    assert "recompile_limit" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ SIZES: dict[str, Any] = {
     "layer_types": ["full_attention"] * 2,
 }
 LAYERS_OF_OTHER_KINDS = {
-    "bamba", "gpt_neo", "granitemoehybrid", "mamba2", "musicgen", "musicgen_melody", "zamba", "zamba2", "zaya",
+    "bamba", "dots3_note_text", "gemma4_assistant", "gpt_neo", "granitemoehybrid", "mamba2", "musicgen",
+    "musicgen_melody", "zamba", "zamba2", "zaya",
 }  # fmt: skip
 """Their configs cannot be made small by these fields; they are refused for other reasons."""
 
