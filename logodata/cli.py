@@ -1,4 +1,4 @@
-"""``logodata``: build, preview, merge, questions, inspect, stats, export, push."""
+"""``logodata``: build, preview, merge, questions, import, inspect, stats, export, push."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from logodata.common.options import (
     Choice,
     Function,
     RecipeName,
+    TokenCount,
     dry_run_option,
     dtype_option,
     json_option,
@@ -31,9 +32,15 @@ from logodata.common.options import (
 if TYPE_CHECKING:
     from logodata.build.ray_driver import RayOptions
     from logodata.contract import Stats
+    from logodata.pairs.settings import ImportRecipe
     from logodata.questions.settings import QuestionsRecipe
     from logodata.recipe.settings import BuildRecipe
 
+PAIR_FORMATS = (
+    *("auto", "standard", "standard-implicit", "conversational", "conversational-implicit"),
+    *("sharegpt", "alpaca", "context", "ratings", "text"),
+)
+PROMPT_FORMS = ("auto", "plain", "rendered", "message")
 EXPORT_FORMATS = ("text", "trl", "trl-exploded", "llama-factory", "openrlhf")
 _PROCESSES, _LOG_PROBS, _ESTIMATES = "Several processes", "Log-probabilities", "Estimates"
 _PRICE, _RATE = click.FloatRange(min=0), click.FloatRange(min=0, min_open=True)
@@ -255,6 +262,62 @@ def questions(corpus: str, overrides: Sequence[str], model: str, output: Path, d
     if stats:
         line = f"{describe_questions(stats)}\nwrote {output}: logodata build {output} -o DIR"
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _import_recipe() -> type[ImportRecipe]:
+    from logodata.pairs.settings import ImportRecipe
+
+    return ImportRecipe
+
+
+@program.command(
+    "import",
+    examples="""
+    logodata import pairs.jsonl --model org/model -o runs/data
+    logodata import org/name:train_prefs --model org/model -o runs/data
+    logodata import pairs.csv --model org/model -o runs/data columns.chosen=better columns.rejected=worse
+    """,
+)
+@click.argument(
+    "pairs", type=PATH_OR_NAME, help="JSON, CSV or parquet file, folder, or hub data set; PATH:NAME is a split"
+)
+@overrides_argument(_import_recipe, "columns.chosen=better")
+@model_option("the model that will be trained: a folder, a hub name, or 'embedded'", required=True)
+@option("--format FORMAT", "form of the rows (default: recognised from their columns)", type=Choice(PAIR_FORMATS))
+@option("--prompt FORM", "what a prompt of one text is (default: recognised)", type=Choice(PROMPT_FORMS))
+@option("--group", "rows with the same prompt and preferred response are one sample")
+@option("--chunk-tokens N", "cut documents or prompts into chunks, for the paper's positions", type=TokenCount())
+@output_option("folder of the data set")
+@json_option()
+@dry_run_option("print the resolved settings and touch nothing")
+def import_(
+    pairs: str,
+    overrides: Sequence[str],
+    model: str,
+    output: Path | None,
+    as_json: bool,
+    dry_run: bool,
+    group: bool,
+    **options: Any,
+) -> None:
+    """Make a data set from preference pairs that you have.
+
+    It reads the formats of TRL, OpenRLHF and LLaMA-Factory, rated completions, answers on documents, and what logodata
+    export writes. What it understood is said in one line; rejected.jsonl says why pairs were left out.
+    """
+    from logodata.common.recipes.reading import as_overrides, load_recipe
+    from logodata.pairs.settings import ImportRecipe
+
+    given = as_overrides({"path": pairs, "model": model, "group": group or None, **options})
+    recipe = load_recipe(ImportRecipe, "build", None, [*given, *overrides])
+    if dry_run:
+        (print_json if as_json else print_recipe)(recipe.model_dump(mode="json"))
+        return
+    if output is None:
+        raise UserError("no folder for the data set", mend="give -o DIR")
+    from logodata.pairs.importing import import_pairs
+
+    _say_built(import_pairs(recipe, output), output, as_json)
 
 
 @program.command(

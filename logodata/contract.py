@@ -6,9 +6,9 @@ A data set is a folder with these files:
 | --- | --- |
 | ``data/*.parquet`` | :class:`PreferenceSample` |
 | ``rejected.jsonl`` | :class:`RejectedQuestion` |
-| ``decisions.jsonl`` | :class:`DecisionRow` |
+| ``decisions.jsonl`` | :class:`DecisionRow`; an import has none |
 | ``stats.json`` | :class:`Stats` |
-| ``manifest.json`` | :class:`Manifest` |
+| ``manifest.json`` | :class:`Manifest`; of an import :class:`ImportManifest` |
 | ``shard.json``, in a shard of a build | :class:`ShardRecord` |
 | ``work/outcomes.jsonl`` | :class:`QuestionOutcome` |
 
@@ -18,6 +18,7 @@ each chunk begins (position synthesis needs it).
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -27,9 +28,17 @@ from pydantic import Field, model_validator
 from logodata.common.records import ABSENT, Int32, Record
 
 SCHEMA_VERSION = 2
+"""The version of what a build writes."""
+
+IMPORT_SCHEMA_VERSION = 3
+"""The version of what ``logodata import`` writes: what only a build can know is None. Every other row is as in version
+2, which an earlier program can read."""
+
+READABLE_VERSIONS = (SCHEMA_VERSION, IMPORT_SCHEMA_VERSION)
 
 QuestionKind = Literal["single_detail", "multi_detail", "summary", "biography", "other"]
-ResponseOrigin = Literal["live", "cache"]
+ResponseOrigin = Literal["live", "cache", "import"]
+"""Generated in this build, taken from a cache of responses, or read with a pair that was made elsewhere."""
 
 Role = Literal["preferred", "rejected"]
 """What a response is generated for."""
@@ -113,16 +122,18 @@ class Chunk:
 class ContextChunk(Record):
     """A chunk of the training context: its place in the document, its score, and where its tokens stand in the prompt.
 
-    ``start`` and ``end`` are characters of the document; ``token_start`` and ``token_end`` index ``prompt_ids``.
+    ``start`` and ``end`` are characters of the document; ``token_start`` and ``token_end`` index ``prompt_ids``. Of an
+    imported pair they are characters of the prompt's text, its document is known only where a column holds it, and
+    nothing was scored.
     """
 
-    doc_id: str
+    doc_id: str | None
     index: Int32
     start: int
     end: int
     token_start: Int32
     token_end: Int32
-    score: float
+    score: float | None
     critical: bool
     text: str
 
@@ -130,10 +141,10 @@ class ContextChunk(Record):
 class Measures(Record):
     """How near a response comes to the reference answers (:mod:`logodata.judge.measures`), and what the judge's rules
     make of it. What was not measured is None: ``number_share`` where a reference holds no number, ``similarity`` where
-    the judge does not ask for it."""
+    the judge does not ask for it, everything where there is no reference."""
 
-    word_share: float
-    token_f1: float
+    word_share: float | None = None
+    token_f1: float | None = None
     contains_reference: bool | None = None
     number_share: float | None = None
     similarity: float | None = None
@@ -150,54 +161,66 @@ class _Generated(Record):
 class Response(Measures, _Generated):
     """A response as it is trained on: ``token_ids`` hold the end-of-turn token if and only if ``ended``.
 
-    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...). ``origin`` tells
-    responses of a cache from those generated in this build.
+    ``strategy`` says which prompt produced it (``guided``, ``irrelevant``, ``mixed-0.5``, ...), and is ``imported``
+    where that is not known. ``origin`` tells where it comes from.
     """
 
     origin: ResponseOrigin = "live"
 
 
 class PreferenceSample(Record):
-    """One LOGO sample: a shared prompt, one preferred response, M dis-preferred ones (paper section 2)."""
+    """One LOGO sample: a shared prompt, one preferred response, M dis-preferred ones (paper section 2).
+
+    Of an imported pair ``question_id`` and ``answer_in_critical`` are None, as are ``doc_id`` and ``question`` unless a
+    column holds document and question. It has no ``answers``, and ``chunks`` only if the import was asked to cut them.
+    """
 
     schema_version: Int32 = SCHEMA_VERSION
     id: str
-    doc_id: str
-    question_id: str
+    doc_id: str | None
+    question_id: str | None
     kind: QuestionKind
-    question: str
+    question: str | None
     answers: list[str]
     prompt_ids: list[Int32]
     chunks: list[ContextChunk]
     chosen: Response
     rejected: list[Response] = Field(min_length=1)
-    answer_in_critical: bool
+    answer_in_critical: bool | None
     """Whether the critical chunks of the context hold every content word of a reference answer."""
 
     @property
     def origin(self) -> ResponseOrigin:
-        """``cache`` if any response came from a cache."""
-        return "cache" if any(response.origin == "cache" for response in (self.chosen, *self.rejected)) else "live"
+        """``cache`` if any response came from a cache, else where the preferred one comes from."""
+        cached = any(response.origin == "cache" for response in (self.chosen, *self.rejected))
+        return "cache" if cached else self.chosen.origin
+
+    @property
+    def cluster(self) -> str:
+        """What samples that are not independent have in common: the document, else the prompt."""
+        if self.doc_id is not None:
+            return self.doc_id
+        return hashlib.sha256(repr(self.prompt_ids).encode()).hexdigest()[:16]
 
 
 class RejectedQuestion(Record):
-    """A question that gave no sample: a row of ``rejected.jsonl``.
+    """A question, or an imported pair, that gave no sample: a row of ``rejected.jsonl``.
 
     ``where`` is the place of its document or of its own row, and ``source`` the file that it counts under. ``stage``
     says who rejected it, and ``detail`` with which numbers. ``preferred`` and ``rejected`` are the texts that were
-    generated for it by then.
+    generated for it by then. Of an imported pair nothing but its place and the reason is written.
     """
 
     id: str
-    doc_id: str
+    doc_id: str | None
     where: str
     source: str
-    question: str
+    question: str | None
     kind: QuestionKind
     answers: list[str] | None = ABSENT
     reason: str
     detail: str | None = ABSENT
-    stage: Literal["source", "contexts", "judge"]
+    stage: Literal["source", "contexts", "judge", "import"]
     preferred: list[str] | None = ABSENT
     rejected: list[str] | None = ABSENT
 
@@ -227,12 +250,13 @@ class DecisionRow(Measures, _DecisionHead):
 
 class QuestionOutcome(Record):
     """The end of a question: a sample, or a row with the reason why there is none, and a decision on each response that
-    was judged."""
+    was judged. Of an imported pair nothing was judged, and ``where`` is its place."""
 
     id: str
     decisions: list[DecisionRow]
     sample: PreferenceSample | None = ABSENT
     rejected: RejectedQuestion | None = ABSENT
+    where: str | None = ABSENT
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -240,14 +264,14 @@ class QuestionOutcome(Record):
             raise ValueError("neither a sample nor a reason why there is none")
         if self.sample is not None and self.rejected is not None:
             raise ValueError("a sample and a reason why there is none")
-        if self.sample is not None and not self.decisions:
+        if self.sample is not None and not self.decisions and self.where is None:
             raise ValueError("a sample without its decisions")
         return self
 
     @property
     def source(self) -> str:
         """The file that the question counts under."""
-        return (self.rejected or self.decisions[0]).source
+        return file_of(self.where) if self.where is not None else (self.rejected or self.decisions[0]).source
 
     @property
     def kind(self) -> QuestionKind:
@@ -315,7 +339,8 @@ class EvaluatorChoice(Record):
 class Stats(GroupStats):
     """The statistics of a build: ``stats.json``. They are the same for the same data, however they were built.
 
-    Token counts and means are those of the kept samples, None where there is none.
+    Token counts and means are those of the kept samples, None where there is none. What only a build knows is None or
+    empty in those of an import, and so is ``dispreferred_per_sample`` where samples have different numbers of them.
     """
 
     kept_by_kind: dict[str, int]
@@ -332,11 +357,11 @@ class Stats(GroupStats):
     dispreferred_token_f1: float | None
     dispreferred_error_patterns: dict[ErrorPattern | Literal["right"], int]
     answer_in_critical: float | None
-    single_critical_chunk: int
+    single_critical_chunk: int | None
     model_judge: ModelJudgeStats | None = ABSENT
     by_source: dict[str, GroupStats]
     by_kind: dict[str, GroupStats]
-    evaluator: EvaluatorChoice
+    evaluator: EvaluatorChoice | None
 
     @property
     def groups(self) -> dict[str, dict[str, GroupStats]]:
@@ -394,6 +419,52 @@ class Manifest(BuildIdentity, _ManifestHead):
     recipe: dict[str, Any]
     chat_template: str | None
     samples: int
+
+
+PairFormat = Literal[
+    "standard",
+    "standard-implicit",
+    "conversational",
+    "conversational-implicit",
+    "sharegpt",
+    "alpaca",
+    "context",
+    "ratings",
+    "text",
+]
+"""The forms of pairs that :mod:`logodata.pairs` reads."""
+
+PromptForm = Literal["plain", "rendered", "message"]
+"""What a prompt of one text is: text that is continued, a text with the chat template applied, or the message of a
+user."""
+
+
+class PairOrigin(Record):
+    """How pairs were read: their form, what prompts of one text are (None where prompts are messages), the user's
+    columns, whether rows of one prompt and preferred response were put together, the most tokens of a pair, and the
+    tokens of a chunk (None: no chunks were cut)."""
+
+    format: PairFormat
+    prompt: PromptForm | None
+    columns: dict[str, str]
+    group: bool
+    window: int
+    chunk_tokens: int | None
+
+
+class ImportManifest(_ManifestHead):
+    """The origin of imported pairs: ``manifest.json``. ``model`` is the model whose tokenizer and chat template made
+    the token ids, and ``chat_template`` the text of another template that was asked for."""
+
+    model_fingerprint: str
+    tokenizer_fingerprint: str
+    source: SourceFile
+    pairs: PairOrigin
+    chat_template: str | None
+    samples: int
+
+
+AnyManifest = Manifest | ImportManifest
 
 
 class ShardRecord(Record):

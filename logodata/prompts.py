@@ -145,13 +145,18 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
     """
     if tokenizer not in _text_tokenizers:
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-        unmarked = [token for token in added if not token.special and _CONTROL.fullmatch(token.content)]
+        unmarked = [token for token in added if not token.special and is_control(token.content)]
         hiding = None
         if unmarked and getattr(tokenizer, "backend_tokenizer", None) is not None:
             hiding = copy.deepcopy(tokenizer)
             hiding.backend_tokenizer.add_special_tokens(unmarked)
         _text_tokenizers[tokenizer] = hiding
     return _text_tokenizers[tokenizer] or tokenizer
+
+
+def is_control(token: str) -> bool:
+    """Return whether an added token has the form of a control token, marked as special or not."""
+    return _CONTROL.fullmatch(token) is not None
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

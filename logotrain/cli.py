@@ -66,7 +66,7 @@ _model = model_option(
 @_recipe
 @overrides_argument(_section, "optimizer.lr=1e-5")
 @_model
-@data_option("folder that logodata build wrote; same as data.path=DIR")
+@data_option("folder that logodata build wrote, or pairs of your own; same as data.path=DIR", "DIR|PAIRS")
 @option("--max-steps N", "stop after N steps; same as max_steps=N", type=POSITIVE)
 @option("--init-adapter DIR", "start from this adapter; same as lora.init_adapter=DIR", type=FILE)
 @output_option("folder of the run: checkpoints, metrics, final/")
@@ -106,18 +106,22 @@ def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> No
     from logodata.common.console import note, show
     from logotrain.inputs import check_inputs
     from logotrain.plan.choices import this_machine
-    from logotrain.recipe.defaults import with_dtype
+    from logotrain.recipe.defaults import with_dtype, with_positions
 
     check_inputs(recipe, output)
     card, num_processes = this_machine()
     recipe = with_dtype(recipe, gpu=card != "cpu")
     quiet_transformers()  # before PEFT is imported
 
+    from logotrain.pairs import imported_for_now
     from logotrain.plan.assumed import planned_data
     from logotrain.plan.table import make_plan, render
 
-    print_recipe({"train": recipe.model_dump(mode="json")})
-    planned = planned_data(recipe, path)
+    with imported_for_now(recipe) as found:
+        settled = with_positions(found)
+        recipe = recipe.model_copy(update={"positions": settled.positions})
+        print_recipe({"train": recipe.model_dump(mode="json")})
+        planned = planned_data(settled, path)
     if not planned.assumption:
         show(planned.data.lengths())
     show(render(make_plan(recipe, planned, card=card, num_gpus=num_processes)))
@@ -134,7 +138,7 @@ def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> No
 @_recipe
 @overrides_argument(_section, "recompute=full")
 @_model
-@data_option("plan for these data; without them lengths are assumed")
+@data_option("plan for these data or pairs; without them lengths are assumed", "DIR|PAIRS")
 @option("--card NAME", f"kind of GPU, or cpu (default {_CARD})", default=_CARD)
 @option("--gpus N", f"how many (default {_GPUS})", type=POSITIVE, default=_GPUS)
 @option("--prompt-tokens N", "of prompts (8K is 8192)", _WITHOUT_DATA, type=TokenCount())
@@ -162,7 +166,7 @@ def plan(
     from logodata.common.files import write_json
     from logotrain.inputs import check_inputs
     from logotrain.plan.choices import CARDS, check_strategy
-    from logotrain.recipe.defaults import load_train_recipe, with_dtype
+    from logotrain.recipe.defaults import load_train_recipe, with_dtype, with_positions
 
     if card not in CARDS:
         raise UserError(f"unknown card {card!r}", where="--card", mend=f"one of {', '.join(CARDS)}")
@@ -172,11 +176,14 @@ def plan(
     check_inputs(settings, json_file, plot)
     quiet_transformers()  # before PEFT is imported
 
+    from logotrain.pairs import imported_for_now
     from logotrain.plan.assumed import planned_data
     from logotrain.plan.coverage import plot_coverage
     from logotrain.plan.table import make_plan, render
 
-    planned = planned_data(settings, file, **lengths)
+    with imported_for_now(settings) as found:
+        settings = with_positions(found)
+        planned = planned_data(settings, file, **lengths)
     made = make_plan(settings, planned, card=card, num_gpus=gpus)
     console.print(render(made))
     if json_file is not None:

@@ -14,13 +14,13 @@ from transformers import PreTrainedConfig
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.contract import PreferenceSample
+from logodata.contract import ImportManifest, PreferenceSample
 from logodata.dataset.samples import read_manifest, read_samples
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.models.text_config import config_window
 from logodata.models.vocabulary import check_ids, vocabulary_size
-from logotrain.recipe.settings import TrainRecipe, uses_rejected
+from logotrain.recipe.settings import CHUNK_MODES, TrainRecipe, uses_rejected
 from logotrain.rows.collate import row_responses
 from logotrain.trainable import trainable_config
 
@@ -92,7 +92,7 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         case float() as share:
             samples, held_out = _split(samples, share, recipe.seed, str(recipe.data.path))
     if held_out:
-        documents = len({sample.doc_id for sample in held_out})
+        documents = len({sample.cluster for sample in held_out})
         note(f"held out: {len(held_out)} samples of {documents} documents (data.validation={recipe.data.validation})")
     if compares:
         _warn_of_equal_responses(samples)
@@ -109,9 +109,10 @@ def _checked_samples(recipe: TrainRecipe, path: Path, target_length: int, vocab_
         raise UserError(
             f"the data hold token ids of another tokenizer (built for {manifest.model})",
             where=where,
-            mend=f"build them with --model {recipe.model}",
+            mend=f"build or import them with --model {recipe.model}",
         )
-    if manifest.model_fingerprint != model_fingerprint(recipe.model):
+    is_import = isinstance(manifest, ImportManifest)  # its responses are of whoever wrote them
+    if not is_import and manifest.model_fingerprint != model_fingerprint(recipe.model):
         note(f"the responses are of model {manifest.model!r}, not {recipe.model!r}: LOGO expects the model's own")
     if not samples:
         raise UserError("holds no samples", where=where, mend="see its rejected.jsonl for the reasons")
@@ -122,14 +123,21 @@ def _checked_samples(recipe: TrainRecipe, path: Path, target_length: int, vocab_
     for sample in samples:
         responses = row_responses(sample, rejected=uses_rejected(recipe.objective))
         _check(sample, responses, target_length, recipe.row_tokens, vocab_size, f"{where}: sample {sample.id}")
+    if recipe.positions.mode in CHUNK_MODES and not any(sample.chunks for sample in samples):
+        raise UserError(
+            f"positions.mode={recipe.positions.mode} needs chunks, and no sample has any",
+            where=where,
+            mend="import the pairs with --chunk-tokens 512, or set positions.mode=natural, pose or randpos",
+        )
     return samples
 
 
 def _split(
     samples: list[PreferenceSample], share: float, seed: int, where: str
 ) -> tuple[list[PreferenceSample], list[PreferenceSample]]:
-    """Return the samples to train on and those to hold out, which have no document in common. Both keep their order."""
-    documents = sorted({sample.doc_id for sample in samples})
+    """Return the samples to train on and those to hold out, which have no document (imported pairs: no prompt) in
+    common. Both keep their order."""
+    documents = sorted({sample.cluster for sample in samples})
     if len(documents) < 2:
         raise UserError(
             f"data.validation={share:g} holds out documents, and all samples are of one",
@@ -140,16 +148,16 @@ def _split(
     drawn = np.random.default_rng([seed, len(documents)]).permutation(len(documents))[:count]
     held_out = {documents[at] for at in drawn}
     return (
-        [sample for sample in samples if sample.doc_id not in held_out],
-        [sample for sample in samples if sample.doc_id in held_out],
+        [sample for sample in samples if sample.cluster not in held_out],
+        [sample for sample in samples if sample.cluster in held_out],
     )
 
 
 def _warn_of_trained_documents(
     samples: Sequence[PreferenceSample], held_out: Sequence[PreferenceSample], folder: Path
 ) -> None:
-    trained = {sample.doc_id for sample in samples}
-    common = sum(sample.doc_id in trained for sample in held_out)
+    trained = {sample.cluster for sample in samples}
+    common = sum(sample.cluster in trained for sample in held_out)
     if common:
         note(
             f"warning: {common} of {len(held_out)} samples in {folder} are of documents that are trained on too: their "

@@ -10,19 +10,21 @@ from logodata.common.files import check_apart
 from logodata.dataset.samples import read_manifest, sample_files
 from logodata.models.adapters import check_adapter
 from logodata.models.loading import check_model, model_folder
+from logodata.pairs.rows import are_pairs
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.trackers import check_trackers
 
 
 def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
-    """Check that the data set, if there is one, and the model exist, and that no output lies inside of them.
+    """Check that the data set, if there is one, and the model exist, and that no output lies inside of them. Pairs that
+    are to be imported are checked when they are.
 
     Raises:
         UserError: the data set or the model does not exist or is not one, or an output lies inside of one.
     """
     held_out = recipe.data.validation if isinstance(recipe.data.validation, Path) else None
     for folder in (recipe.data.path, held_out):
-        if folder is not None:
+        if folder is not None and not are_pairs(str(folder)):
             sample_files(folder)
             read_manifest(folder)
     check_model(recipe.model)
@@ -46,7 +48,7 @@ def check_run(recipe: TrainRecipe, out: Path) -> None:
         UserError: see :func:`check_inputs`; or the recipe has no data but ``epochs`` is not 0.
     """
     if recipe.data.path is None and recipe.epochs:
-        raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote")
+        raise UserError("no data", mend="give --data DIR, a folder that logodata build wrote, or a file of pairs")
     check_trackers(recipe.report_to)
     if recipe.optimizer.name != "adamw" and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(

@@ -15,7 +15,7 @@ from logodata.common.verbosity import quiet_transformers
 from logodata.models.adapters import ADAPTER_FILES
 from logotrain.inputs import check_run
 from logotrain.metrics import MetricsLog, StepRecord, describe_change
-from logotrain.recipe.defaults import dtype_of_run
+from logotrain.recipe.defaults import dtype_of_run, with_positions
 from logotrain.recipe.settings import TrainRecipe, ValidationSettings
 from logotrain.validation import VALIDATION_FILE, ValidationRecord, best_record, read_validation
 
@@ -42,7 +42,8 @@ _FREE = (
 
 
 def run(recipe: TrainRecipe, out: Path) -> Path:
-    """Train as ``recipe`` says, in the folder ``out``. The same call continues a run that was stopped.
+    """Train as ``recipe`` says, in the folder ``out``. The same call continues a run that was stopped. Pairs are
+    imported into ``out/data`` first, held-out ones into ``out/validation-data``.
 
     It writes ``recipe.resolved.json``, ``inputs.json``, ``metrics.jsonl``, ``checkpoints/step-N/`` and ``final/``.
 
@@ -59,8 +60,12 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
     with launched() as world, ExitStack() as stack:
         # The main process holds the lock for all.
         world.on_main(lambda: stack.enter_context(locked(out)))
-        recipe = _settled(recipe, out, world)
         final = out / "final"
+        from logotrain.pairs import import_data, imported
+
+        if not final.exists():
+            world.on_main(lambda: import_data(recipe, out))
+        recipe = _settled(recipe, out, world)
         if world.on_main(lambda: _begin(recipe, out)):
             note(f"already finished: {final}")
             world.on_main(lambda: _print_summary(recipe, out))
@@ -69,7 +74,7 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
         quiet_transformers()  # before PEFT is imported
         from logotrain.data import load_data
 
-        data = load_data(recipe)
+        data = load_data(imported(recipe, out))
         world.on_main(lambda: _bind_inputs(recipe, data, out))
         if data.samples:
             show(data.lengths())
@@ -90,12 +95,15 @@ def _print_summary(recipe: TrainRecipe, out: Path) -> None:
 
 
 def _settled(recipe: TrainRecipe, out: Path, world: World) -> TrainRecipe:
-    """Return the recipe with its dtype decided, which the main process does for all."""
+    """Return the recipe with its dtype and positions decided, which the main process does for all."""
     bound = out / RECIPE_FILE
     settled, reason = world.on_main(lambda: dtype_of_run(recipe, bound if _started(out) and bound.exists() else None))
     if reason:
         note(f"dtype: {settled.dtype} ({reason}; dtype={recipe.dtype} asks for the other)")
-    return settled
+    from logotrain.pairs import imported
+
+    positions = world.on_main(lambda: with_positions(imported(settled, out)).positions)
+    return settled.model_copy(update={"positions": positions})
 
 
 def _begin(recipe: TrainRecipe, out: Path) -> bool:

@@ -109,7 +109,7 @@ def _build(
                 num_kept += sum(outcome.sample is not None for outcome in decided)
                 tracker.advance(len(decided), kept=num_kept)
 
-    rejected = [row for row in source.rejected if shard is None or shard.owns(row.doc_id)]
+    rejected = [row for row in source.rejected if shard is None or shard.owns(row.doc_id or row.id)]
     if shard is not None:
         write_json(output / SHARD_FILE, shard_record(shard, source, [*(row.id for row in rejected), *order]).to_json())
     manifest = Manifest(

@@ -22,7 +22,7 @@ from logodata.contract import (
     Stats,
 )
 from logodata.dataset.files import iterate_rows, read_recipe, write_data_set
-from logodata.dataset.samples import iterate_samples, read_manifest
+from logodata.dataset.samples import iterate_samples, read_build_manifest
 
 _NOTHING_GENERATED = "none:"
 """The beginning of the name of an engine that had nothing to do."""
@@ -54,7 +54,7 @@ def merge(folders: Sequence[Path], output: Path) -> Stats:
     """
     check_apart(output, *(("a shard", folder) for folder in folders))
     shards = sorted(
-        (_Folder(path, read_shard_record(path), read_manifest(path)) for path in folders),
+        (_Folder(path, read_shard_record(path), read_build_manifest(path, "shards")) for path in folders),
         key=lambda shard: shard.record.number,
     )
     _check_complete(shards)

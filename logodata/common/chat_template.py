@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
@@ -42,16 +42,33 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, user: str, assistant: str | 
     messages = [{"role": "user", "content": user}]
     if assistant is not None:
         messages.append({"role": "assistant", "content": assistant})
-    arguments = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": assistant is None}
+    return render_messages(tokenizer, messages, ask=assistant is None)
+
+
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    tools: list[dict[str, Any]] | None = None,
+    *,
+    ask: bool,
+) -> str:
+    """Write messages of any roles as :func:`render_chat` does. With ``ask`` the text ends where the assistant's next
+    turn begins.
+
+    Raises:
+        UserError: See :func:`render_chat`.
+    """
+    arguments = {"messages": list(messages), "tools": tools, "documents": None, "add_generation_prompt": ask}
+    size = sum(len(message.get("content") or "") for message in messages)
     try:
         with _limited_time(_SECONDS):
-            template = _compiled(tokenizer.get_chat_template())
+            template = _compiled(tokenizer.get_chat_template(tools=tools))
             rendered = template.render(arguments, **{**tokenizer.special_tokens_map, **TEMPLATE_ARGUMENTS})
     except Exception as error:  # whatever a template may do
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(f"the chat template fails: {type(error).__name__} {reason}", mend=ANOTHER_TEMPLATE) from error
     assert isinstance(rendered, str)
-    if len(rendered) > len(user) + len(assistant or "") + _MAX_FRAME:
+    if len(rendered) > size + _MAX_FRAME:
         raise UserError("the chat template adds more than a million characters", mend=ANOTHER_TEMPLATE)
     return rendered
 

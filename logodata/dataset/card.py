@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from logodata.common.printable import markdown_cell, markdown_code, markdown_text
-from logodata.contract import ErrorPattern, GroupStats, Manifest, Stats
+from logodata.contract import ErrorPattern, GroupStats, ImportManifest, Manifest, PairFormat, PromptForm, Stats
 from logodata.judge.agreement import describe_verdicts
 from logodata.judge.settings import JudgeSettings
 from logodata.recipe.settings import BuildRecipe
@@ -23,12 +23,14 @@ _THRESHOLDS = {"entity": "more than {:g} shared entities", "embedding": "a cosin
 
 
 def describe(stats: Stats) -> str:
-    """Return a line with the questions that were kept, where their responses came from, and why the others were not."""
+    """Return a line with the questions (of an import: the pairs) that were kept, where their responses came from, and why
+    the others were not."""
     origins = stats.kept_by_origin
     cached = origins.get("cache", 0)
     source = f" ({origins.get('live', 0)} built live, {cached} with responses from the cache)" if cached else ""
     reasons = ", ".join(f"{reason} {count}" for reason, count in stats.rejected_by_reason.items())
-    return f"kept {stats.kept} of {stats.questions} questions{source}" + (f"; not kept: {reasons}" if reasons else "")
+    what = "questions" if stats.evaluator else "pairs"
+    return f"kept {stats.kept} of {stats.questions} {what}{source}" + (f"; not kept: {reasons}" if reasons else "")
 
 
 def describe_patterns(stats: Stats) -> str:
@@ -60,19 +62,7 @@ def dataset_card(manifest: Manifest, recipe: BuildRecipe, stats: Stats) -> str:
         "reference": "the reference answer itself, not in the model's words. This departs from the paper",
     }[generation.preferred]
     summary = describe(stats)
-    rows = "\n".join(
-        f"| {markdown_cell(name)} | {markdown_cell(show_value(value))} |" for name, value in named_values(stats)
-    )
-    return f"""---
-configs:
-- config_name: default
-  data_files: data/*.parquet
-tags:
-- preference
-- long-context
-- LOGO
----
-
+    return f"""{_HEADER}
 # LOGO preference data from {markdown_code(manifest.source.path)}
 
 {summary[0].upper()}{summary[1:]}.
@@ -93,9 +83,7 @@ as text: `logodata export DIR --format text -o FILE.parquet`, then `load_dataset
 Preferred responses end by themselves {stats.preferred_ended:.0%} of the time, dis-preferred ones {stats.dispreferred_ended:.0%}: a gap
 here teaches the model to end its answers, whatever they say.
 
-| statistic | value |
-| --- | --- |
-{rows}
+{_statistics(stats)}
 
 {_grouped(stats)}
 
@@ -105,11 +93,88 @@ Each row of `rejected.jsonl` is a question that gave no sample, with its reason;
 """
 
 
+FORMAT_NAMES: dict[PairFormat, str] = {
+    "standard": "TRL's pairs of plain text with an explicit prompt",
+    "standard-implicit": "TRL's pairs of plain text with an implicit prompt",
+    "conversational": "TRL's conversational pairs with an explicit prompt",
+    "conversational-implicit": "TRL's conversational pairs with an implicit prompt",
+    "sharegpt": "LLaMA-Factory's pairs in sharegpt format",
+    "alpaca": "LLaMA-Factory's pairs in alpaca format",
+    "context": "pairs of answers to a question about a document",
+    "ratings": "rated responses to a prompt",
+    "text": "the text that logodata export --format text writes",
+}
+
+PROMPT_NAMES: dict[PromptForm, str] = {
+    "plain": "prompts are text without a chat template",
+    "rendered": "prompts are text with the chat template applied, control tokens in it are recognised",
+    "message": "each prompt is the message of a user",
+}
+
+
+def import_card(manifest: ImportManifest, stats: Stats) -> str:
+    """Return README.md of imported pairs."""
+    pairs, summary = manifest.pairs, describe(stats)
+    prompts = "conversations under the model's chat template"
+    if pairs.prompt is not None:
+        prompts = PROMPT_NAMES[pairs.prompt]
+    chunks = f"of {pairs.chunk_tokens} tokens" if pairs.chunk_tokens else "none were cut"
+    left_out = "\n".join(
+        f"| {markdown_cell(reason.replace('_', ' '))} | {count} |" for reason, count in stats.rejected_by_reason.items()
+    )
+    reasons = f"\n| pairs not kept | |\n| --- | --- |\n{left_out}\n" if left_out else ""
+    return f"""{_HEADER}
+# Preference pairs from {markdown_code(manifest.source.path)}
+
+{summary[0].upper()}{summary[1:]}.
+
+A row is one prompt with a preferred response and one or more dis-preferred ones. Prompts (`prompt_ids`) and responses are token ids of the
+model's tokenizer. The pairs were made elsewhere and imported; nothing was generated or judged here. As text: `logodata export DIR --format text
+-o FILE.parquet`.
+
+- **Pairs**: {markdown_code(manifest.source.path)} (sha256 {manifest.source.sha256}), read as {FORMAT_NAMES[pairs.format]}.
+- **Prompts**: {prompts}. **Chunks**, between which positions may have gaps: {chunks}.
+- **Tokenizer and template**: {markdown_code(manifest.model)} ({manifest.tokenizer_fingerprint}), logo-align {manifest.logo_align}.
+
+{_statistics(stats)}
+{reasons}
+Each row of `rejected.jsonl` is a pair that was not kept, with its reason.
+"""
+
+
+_HEADER = """---
+configs:
+- config_name: default
+  data_files: data/*.parquet
+tags:
+- preference
+- long-context
+- LOGO
+---
+"""
+
+
+def _statistics(stats: Stats) -> str:
+    """Return the statistics of all questions together, as a table in Markdown."""
+    lines = ["| statistic | value |", "| --- | --- |"]
+    lines += [f"| {markdown_cell(name)} | {markdown_cell(show_value(value))} |" for name, value in named_values(stats)]
+    return "\n".join(lines)
+
+
+_ONLY_BUILT = (
+    *("yield", "purity", "evaluator", "preferred_judged", "dispreferred_judged", "answer_in_critical"),
+    *("single_critical_chunk", "dispreferred_error_patterns", "kept_by_kind", "kept_by_origin"),
+    *("preferred_word_share", "dispreferred_word_share", "preferred_token_f1", "dispreferred_token_f1"),
+)
+"""Statistics that mean nothing of imported pairs."""
+
+
 def named_values(stats: Stats) -> Iterator[tuple[str, Any]]:
-    """Yield the statistics of all questions together, as JSON, each after its name in words."""
-    groupings = [f"by_{name}" for name in stats.groups]
+    """Yield the statistics of all questions together, as JSON, each after its name in words; of imported pairs those
+    that they have."""
+    left_out = [f"by_{name}" for name in stats.groups] + ([] if stats.evaluator else list(_ONLY_BUILT))
     for name, value in stats.to_json().items():
-        if name not in groupings:
+        if name not in left_out:
             yield name.replace("_", " "), value
 
 

@@ -28,7 +28,7 @@ from logodata.common.errors import UserError
 from logodata.common.files import check_apart, check_place, make_folder_of, read_json, write_atomic, write_json
 from logodata.common.json_files import strict_dumps
 from logodata.contract import PreferenceSample, Response
-from logodata.dataset.samples import read_manifest, read_samples
+from logodata.dataset.samples import read_build_manifest, read_manifest, read_samples
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat
@@ -73,7 +73,10 @@ def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = 
             mend=f"give the model of the build with --model, it was {manifest.model}",
         )
     chat = form in ("llama-factory", "openrlhf")
-    if chat and PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint != manifest.prompt_fingerprints.answer:
+    if chat and (
+        PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint
+        != read_build_manifest(data, "question and chunks to make messages of").prompt_fingerprints.answer
+    ):
         raise UserError(
             "the prompts were made with another instruction or chat template than today's",
             where=str(data),
@@ -125,6 +128,8 @@ def _text_row(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _
         "chosen": sample.chosen.text,
         "rejected": [response.text for response in sample.rejected],
         "rejected_strategies": [response.strategy for response in sample.rejected],
+        "chosen_ended": sample.chosen.ended,
+        "rejected_ended": [response.ended for response in sample.rejected],
     }
 
 

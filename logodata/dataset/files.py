@@ -13,15 +13,17 @@ from logodata.common.files import read_json, replacing, write_atomic, write_json
 from logodata.common.json_files import json_objects, strict_dumps
 from logodata.common.records import Record
 from logodata.contract import (
+    AnyManifest,
     DecisionRow,
     EvaluatorChoice,
+    ImportManifest,
     Manifest,
     PreferenceSample,
     QuestionOutcome,
     RejectedQuestion,
     Stats,
 )
-from logodata.dataset.card import dataset_card, describe
+from logodata.dataset.card import dataset_card, describe, import_card
 from logodata.dataset.samples import write_samples
 from logodata.dataset.statistics import Statistics
 from logodata.recipe.settings import BuildRecipe
@@ -39,17 +41,55 @@ def write_data_set(
     *,
     may_be_empty: bool = False,
 ) -> Stats:
-    """Write all files of a data set, and ``manifest.json`` last, because it says that the build is finished.
+    """Write all files of a build, and ``manifest.json`` last, because it says that the build is finished.
 
     ``outcomes`` are read once, in the order of the questions. Their samples are counted for the manifest.
 
     Raises:
         UserError: No sample was kept, and the set may not be empty.
     """
-    statistics = Statistics(EvaluatorChoice(name=recipe.evaluator.name, query=recipe.evaluator.query))
+    evaluator = EvaluatorChoice(name=recipe.evaluator.name, query=recipe.evaluator.query)
+    stats = _write_outcomes(output, outcomes, Statistics(evaluator))
+    if not stats.kept and not may_be_empty:
+        raise _nothing_kept(output, stats, "look at the reasons there; see 'No pair was kept' in docs/build.md")
+    _finish(output, manifest, stats, dataset_card(manifest, recipe, stats) if stats.kept else None)
+    return stats
+
+
+def write_import(output: Path, outcomes: Iterable[QuestionOutcome], manifest: ImportManifest) -> Stats:
+    """Write all files of imported pairs, as :func:`write_data_set` writes those of a build. Nothing was judged, so
+    there is no ``decisions.jsonl``.
+
+    Raises:
+        UserError: No pair was kept. It says of the first one why.
+    """
+    stats = _write_outcomes(output, outcomes, Statistics(None))
+    (output / "decisions.jsonl").unlink()
+    if not stats.kept:
+        first = next(iterate_rows(output, RejectedQuestion), None)
+        detail = f"; {first.where}: {first.detail or first.reason.replace('_', ' ')}" if first else ""
+        raise _nothing_kept(output, stats, f"look at the reasons there{detail}")
+    _finish(output, manifest, stats, import_card(manifest, stats))
+    return stats
+
+
+def _nothing_kept(output: Path, stats: Stats, mend: str) -> UserError:
+    (output / DATA_FILE).unlink()
+    (output / "data").rmdir()
+    return UserError(f"no pair was kept: {describe(stats)}", where=str(output / "rejected.jsonl"), mend=mend)
+
+
+def _finish(output: Path, manifest: AnyManifest, stats: Stats, card: str | None) -> None:
+    if card is not None:
+        write_atomic(output / "README.md", card)
+    write_json(output / "manifest.json", manifest.model_copy(update={"samples": stats.kept}).to_json())
+
+
+def _write_outcomes(output: Path, outcomes: Iterable[QuestionOutcome], statistics: Statistics) -> Stats:
+    """Write the samples, what else the outcomes hold, and their statistics."""
 
     def kept(rejected: BinaryIO, decisions: BinaryIO) -> Iterator[PreferenceSample]:
-        """Yield the samples. What else the outcomes hold is written on the way."""
+        """Yield the samples. The rest is written on the way."""
         for outcome in outcomes:
             statistics.add(outcome)
             for row in outcome.decisions:
@@ -61,20 +101,9 @@ def write_data_set(
 
     (output / "data").mkdir(exist_ok=True)
     with replacing(output / "rejected.jsonl") as rejected, replacing(output / "decisions.jsonl") as decisions:
-        count = write_samples(output / DATA_FILE, kept(rejected, decisions))
+        write_samples(output / DATA_FILE, kept(rejected, decisions))
     stats = statistics.result()
     write_json(output / "stats.json", stats.to_json())
-    if not count and not may_be_empty:
-        (output / DATA_FILE).unlink()
-        (output / "data").rmdir()
-        raise UserError(
-            f"no pair was kept: {describe(stats)}",
-            where=str(output / "rejected.jsonl"),
-            mend="look at the reasons there; see 'No pair was kept' in docs/build.md",
-        )
-    if count:
-        write_atomic(output / "README.md", dataset_card(manifest, recipe, stats))
-    write_json(output / "manifest.json", manifest.model_copy(update={"samples": count}).to_json())
     return stats
 
 

@@ -11,10 +11,19 @@ from logodata.common.errors import UserError
 from logodata.common.files import check_apart, check_place, make_folder_of, write_atomic
 from logodata.common.markup import Html, join, page, raw, tag
 from logodata.common.words import content_stems, marked
-from logodata.contract import ContextChunk, DecisionRow, PreferenceSample, RejectedQuestion
+from logodata.contract import ContextChunk, DecisionRow, ImportManifest, PreferenceSample, RejectedQuestion, Response
 from logodata.dataset.card import describe, describe_patterns, show_percent
 from logodata.dataset.files import read_recipe, read_stats
-from logodata.dataset.inspect_words import in_words, kept_responses, make_up, read_decisions, read_rejected, ruling
+from logodata.dataset.inspect_words import (
+    in_words,
+    kept_responses,
+    make_up,
+    percent,
+    read_decisions,
+    read_rejected,
+    ruling,
+)
+from logodata.dataset.prompt_texts import PromptTexts
 from logodata.dataset.samples import read_manifest, read_samples
 from logodata.judge.settings import JudgeSettings
 
@@ -50,13 +59,22 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
     by_count = [(reason, [row for row in rejected if row.reason == reason]) for reason, _ in counts]
     limit = _NUM_PER_REASON if count is None else count
     unkept = [row.id for _, rows in by_count for row in rows[:limit]]
-    decisions, judge = read_decisions(data, {*unkept, *(sample.id for sample in shown)}), read_recipe(data).judge
+    manifest = read_manifest(data) if (data / "manifest.json").is_file() else None
+    sections: list[Html] = []
+    decisions: dict[str, list[DecisionRow]] = {}
+    judge = JudgeSettings()
+    if isinstance(manifest, ImportManifest):
+        texts = PromptTexts(manifest)
+        sections = [_imported(sample, texts.of(sample)) for sample in shown]
+    elif not any(row.stage == "import" for row in rejected):  # nothing was judged in an import
+        decisions, judge = read_decisions(data, {*unkept, *(sample.id for sample in shown)}), read_recipe(data).judge
+        sections = [_sample(sample, kept_responses(sample, decisions[sample.id]), judge) for sample in shown]
     style = resources.files("logodata.dataset").joinpath("inspect_page.css").read_text(encoding="utf-8")
     html = page(
         f"Samples of {data.name}",
         style,
         _headline(data, shown, len(samples), by_count),
-        *(_sample(sample, kept_responses(sample, decisions[sample.id]), judge) for sample in shown),
+        *sections,
         *(_reason(number, reason, rows, limit, decisions, judge) for number, (reason, rows) in enumerate(by_count)),
     )
     make_folder_of(path)
@@ -66,7 +84,8 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
 
 def chunk_view(chunk: ContextChunk, stems: set[str]) -> Html:
     """Return a chunk to open and close. A critical one is open, and words with these stems are marked in it."""
-    name = f"{chunk.doc_id}, chunk {chunk.index}{', critical' if chunk.critical else ''}, score {chunk.score:g}"
+    score = "" if chunk.score is None else f", score {chunk.score:g}"
+    name = f"{chunk.doc_id or 'prompt'}, chunk {chunk.index}{', critical' if chunk.critical else ''}{score}"
     text = _mark_words(chunk.text.strip(), stems) if chunk.critical else chunk.text.strip()
     body = join(tag("summary", name), tag("div", text, class_="chunk"))
     return raw(f'<details class="critical" open>{body}</details>') if chunk.critical else tag("details", body)
@@ -85,19 +104,22 @@ def _headline(
     stats = read_stats(data)
     summary = describe(stats)
     facts = [f"{summary[0].upper()}{summary[1:]}."]
-    if stats.kept:
+    if stats.kept and stats.evaluator:
         patterns = describe_patterns(stats)
         facts.append(f"{patterns[0].upper()}{patterns[1:]}.")
         facts.append(f"Purity {show_percent(stats.purity)}: kept pairs that no verdict contradicts.")
     if (data / "manifest.json").is_file():
         manifest = read_manifest(data)
         facts.append(
-            f"Made from {manifest.source.path} by {manifest.model} ({manifest.model_fingerprint}), engine "
+            f"Imported from {manifest.source.path} with the tokenizer of {manifest.model}."
+            if isinstance(manifest, ImportManifest)
+            else f"Made from {manifest.source.path} by {manifest.model} ({manifest.model_fingerprint}), engine "
             f"{manifest.engine}."
         )
     if shown:
         which = "All" if len(shown) == num_samples else f"The first {len(shown)} of"
-        facts.append(f"{which} {num_samples} samples are below; words of the reference are marked.")
+        marks = "; words of the reference are marked" if stats.evaluator else ""
+        facts.append(f"{which} {num_samples} samples are below{marks}.")
     links = [
         tag("li", tag("a", f"{in_words(reason)} ({len(rows)})", href=f"#reason-{number}"))
         for number, (reason, rows) in enumerate(reasons)
@@ -116,11 +138,14 @@ def _sample(sample: PreferenceSample, responses: Sequence[tuple[DecisionRow, int
     return tag(
         "section",
         tag("p", f"{sample.id}, {in_words(sample.kind)}, {len(sample.prompt_ids)} prompt tokens", class_="small facts"),
-        tag("p", sample.question, class_="question"),
+        tag("p", sample.question or "", class_="question"),
         _reference(sample.answers),
         tag(
             "div",
-            *(_answer(row, "preferred", sample.question, stems, judge, num_tokens) for row, num_tokens in responses),
+            *(
+                _answer(row, "preferred", sample.question or "", stems, judge, num_tokens)
+                for row, num_tokens in responses
+            ),
             class_="answers",
         ),
         tag(
@@ -130,6 +155,33 @@ def _sample(sample: PreferenceSample, responses: Sequence[tuple[DecisionRow, int
             class_="small",
         ),
         *(chunk_view(chunk, stems) for chunk in sample.chunks),
+        class_="sample",
+    )
+
+
+def _imported(sample: PreferenceSample, prompt: str) -> Html:
+    """Show an imported pair: the prompt as text, and the responses."""
+
+    def answer(title: str, role: str, response: Response) -> Html:
+        said, measures = response.text.strip(), f"{len(response.token_ids)} tokens"
+        return tag(
+            "div",
+            tag("h4", f"{title}: {response.strategy}"),
+            tag("p", said, class_="said"),
+            tag("span", measures, class_="measures"),
+            class_=f"answer {role}",
+        )
+
+    return tag(
+        "section",
+        tag("p", f"{sample.id}, {len(sample.prompt_ids)} prompt tokens", class_="small facts"),
+        tag(
+            "div",
+            answer("preferred", "preferred", sample.chosen),
+            *(answer("dis-preferred", "dis-preferred", response) for response in sample.rejected),
+            class_="answers",
+        ),
+        tag("details", tag("summary", "the prompt"), tag("div", prompt, class_="chunk")),
         class_="sample",
     )
 
@@ -145,7 +197,7 @@ def _answer(
     """Show a response with the decision on it. ``preferred`` is the title of one that was meant to be preferred."""
     title = preferred if row.role == "preferred" else "dis-preferred"
     role = title if title in ("preferred", "dis-preferred") else "unused"
-    measures = f"{make_up(row, num_tokens)}; F1 {100 * row.token_f1:.0f} %"
+    measures = f"{make_up(row, num_tokens)}; F1 {percent(row.token_f1)}"
     return tag(
         "div",
         tag("h4", f"{title}: {row.strategy}"),
@@ -178,11 +230,12 @@ def _unkept(row: RejectedQuestion, decisions: Sequence[DecisionRow], judge: Judg
     answers = row.answers or []
     stems = _stems(answers)
     detail = f": {row.detail}" if row.detail else ""
-    cards = [_answer(decision, "candidate for the preferred", row.question, stems, judge) for decision in decisions]
+    question = row.question or ""
+    cards = [_answer(decision, "candidate for the preferred", question, stems, judge) for decision in decisions]
     return tag(
         "div",
         tag("p", f"{row.id}, {row.where}, {in_words(row.reason)}{detail}", class_="small facts"),
-        tag("p", row.question or "(no question)", class_="question"),
+        tag("p", question or "(no question)", class_="question") if row.stage != "import" else "",
         _reference(answers) if answers else "",
         tag("div", *cards, class_="answers") if cards else "",
         class_="sample",

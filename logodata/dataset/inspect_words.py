@@ -75,20 +75,21 @@ def _grounds(measures: Measures, judge: JudgeSettings) -> str:
     if measures.similarity is not None:
         limits = f"right from {judge.similar_at:g}, wrong below {judge.dissimilar_below:g}"
         return f"similarity to the reference {measures.similarity:.2f} ({limits})"
-    limit = f"(right from {_percent(judge.right_at)})"
+    limit = f"(right from {percent(judge.right_at)})"
     if judge.measure == "containment":
         text = "holds the reference word for word" if measures.contains_reference else "does not hold the reference"
     elif judge.measure == "token_f1":
-        text = f"token F1 {_percent(measures.token_f1)} {limit}"
+        text = f"token F1 {percent(measures.token_f1)} {limit}"
     else:
-        text = f"{_percent(measures.word_share)} of the reference's words {limit}"
+        text = f"{percent(measures.word_share)} of the reference's words {limit}"
     if measures.verdict == "half_right" and measures.number_share is not None:
-        text += f", but {_percent(measures.number_share)} of its numbers"
+        text += f", but {percent(measures.number_share)} of its numbers"
     return text
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+def percent(share: float | None) -> str:
+    """Return a share in percent, or a dash if it is None."""
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def in_words(name: str) -> str:

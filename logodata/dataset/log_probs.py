@@ -23,7 +23,7 @@ from logodata.common.errors import UserError
 from logodata.common.finite import check_finite, check_responses
 from logodata.common.records import Record
 from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
-from logodata.contract import PreferenceSample
+from logodata.contract import ImportManifest, PreferenceSample
 from logodata.dataset.files import read_recipe
 from logodata.dataset.samples import iterate_samples, read_manifest
 from logodata.engines.batching_trial import find_batching
@@ -165,7 +165,7 @@ def measure(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     references = _bare_references(samples, name, config_window(config))
     if dtype is None:
-        of_build = read_recipe(folder).engine.dtype
+        of_build = "float32" if isinstance(manifest, ImportManifest) else read_recipe(folder).engine.dtype
         dtype = "float32" if device == "cpu" else of_build
         if dtype != of_build:
             note(f"dtype: float32, on a CPU; the build's was {of_build} (--dtype {of_build} asks for it)")
@@ -196,6 +196,8 @@ def measure(
 
 def _bare_references(samples: Sequence[PreferenceSample], model: str, window: int) -> dict[str, list[list[int]]]:
     """Return for the id of a sample a list with its reference, as ``generation.preferred=reference`` makes it."""
+    if not any(sample.answers for sample in samples):
+        return {}  # imported pairs have no references
     responses = (response for sample in samples for response in (sample.chosen, *sample.rejected))
     ends = [response.token_ids[-1] for response in responses if response.ended]
     if not ends:
@@ -222,13 +224,13 @@ def _summary(
     for sample, (chosen, *others) in zip(samples, scored, strict=True):
         rejected, reference = others[: len(sample.rejected)], others[len(sample.rejected) :]
         behind = sum(rejected) / len(rejected)
-        groups["preferred", sample.chosen.strategy].append((sample.doc_id, chosen))
-        gaps["preferred"].append((sample.doc_id, chosen - behind))
+        groups["preferred", sample.chosen.strategy].append((sample.cluster, chosen))
+        gaps["preferred"].append((sample.cluster, chosen - behind))
         for response, value in zip(sample.rejected, rejected, strict=True):
-            groups["dis-preferred", response.strategy].append((sample.doc_id, value))
+            groups["dis-preferred", response.strategy].append((sample.cluster, value))
         for value in reference:
-            groups["for comparison", BARE_REFERENCE].append((sample.doc_id, value))
-            gaps[BARE_REFERENCE].append((sample.doc_id, value - behind))
+            groups["for comparison", BARE_REFERENCE].append((sample.cluster, value))
+            gaps[BARE_REFERENCE].append((sample.cluster, value - behind))
     return (
         [
             StrategyEstimate(role=role, strategy=name, **dict(_estimate(found)))

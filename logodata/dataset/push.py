@@ -19,7 +19,7 @@ from logodata.common.files import read_json, write_json
 from logodata.common.json_files import json_objects, strict_dumps
 from logodata.common.printable import markdown_cell
 from logodata.common.user_files import expand_home
-from logodata.contract import Manifest, ShardRecord
+from logodata.contract import AnyManifest, ShardRecord
 from logodata.dataset.files import SHARD_FILE
 from logodata.dataset.samples import read_manifest, sample_files
 from logodata.sources.document_files import SUFFIXES
@@ -85,7 +85,7 @@ def push(folder: Path, repository: str, *, private: bool = False, revision: str 
         raise UserError(f"cannot reach the hub: {error}", mend="check the network, then run this again") from error
 
 
-def _check_finished(folder: Path) -> Manifest:
+def _check_finished(folder: Path) -> AnyManifest:
     if not folder.is_dir():
         raise UserError("no such folder", where=str(folder), mend="give the -o of logodata build")
     if (path := folder / SHARD_FILE).exists():

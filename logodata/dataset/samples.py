@@ -11,7 +11,7 @@ from logodata.common.files import read_json, replacing
 from logodata.common.parquet import parquet_rows
 from logodata.common.records import arrow_schema
 from logodata.common.user_files import visible_files
-from logodata.contract import SCHEMA_VERSION, Manifest, PreferenceSample
+from logodata.contract import READABLE_VERSIONS, AnyManifest, ImportManifest, Manifest, PreferenceSample
 
 _ROWS_PER_GROUP = 256
 _MEND = "build the data set again"
@@ -46,8 +46,8 @@ def iterate_samples(folder: Path) -> Iterator[PreferenceSample]:
     places: dict[str, str] = {}
     for file in sample_files(folder):
         for where, row in parquet_rows(file, str(file), mend=_MEND):
-            if (found := row.get("schema_version")) != SCHEMA_VERSION:
-                what = f"schema version {found}, this program reads {SCHEMA_VERSION}"
+            if (found := row.get("schema_version")) not in READABLE_VERSIONS:
+                what = f"schema version {found}, this program reads {' and '.join(map(str, READABLE_VERSIONS))}"
                 raise UserError(what, where=str(file), mend=_MEND)
             sample = PreferenceSample.from_json(row, where=where, mend=_MEND)
             if sample.id in places:
@@ -70,16 +70,38 @@ def sample_files(folder: Path) -> list[Path]:
     if not files:
         if folder.is_file():
             raise UserError(
-                "a file, not a data set (pairs that are made already cannot be trained on)",
+                "a file, not a data set",
                 where=str(folder),
-                mend="give the folder that logodata build DOCUMENTS -o DIR writes",
+                mend="give the folder that logodata build DOCUMENTS -o DIR writes, or logodata import PAIRS -o DIR",
             )
         state = "holds no finished build" if folder.is_dir() else "no such folder"
         raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
     return files
 
 
-def read_manifest(folder: Path) -> Manifest:
+def is_data_set(path: Path) -> bool:
+    """Return whether a path is a folder that ``logodata`` writes: a finished data set, one that was not finished, or a
+    shard. No file is opened."""
+    return any((path / name).exists() for name in ("manifest.json", "rejected.jsonl", "work/settings.json"))
+
+
+def read_manifest(folder: Path) -> AnyManifest:
     """Read ``manifest.json`` of a data set. A file that is missing or damaged is a :class:`UserError`."""
     path = folder / "manifest.json"
-    return Manifest.from_json(read_json(path), where=str(path), mend=_MEND)
+    value = read_json(path)
+    record = ImportManifest if isinstance(value, dict) and "pairs" in value else Manifest
+    return record.from_json(value, where=str(path), mend=_MEND)
+
+
+def read_build_manifest(folder: Path, what: str) -> Manifest:
+    """Read ``manifest.json`` of a build.
+
+    Raises:
+        UserError: The file is missing or damaged, or the data set was imported and so does not have ``what``.
+    """
+    manifest = read_manifest(folder)
+    if isinstance(manifest, ImportManifest):
+        raise UserError(
+            f"imported pairs have no {what}", where=str(folder), mend="give a data set that logodata build wrote"
+        )
+    return manifest

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Literal, get_args
 
 from logodata.contract import (
+    DecisionRow,
     ErrorPattern,
     EvaluatorChoice,
     GroupStats,
@@ -34,11 +35,16 @@ def source_group(file: str) -> str:
     return f"{PurePath(file).parent}/" if PurePath(file).suffix.lower() in SUFFIXES else file
 
 
+def _is_kept(row: DecisionRow) -> bool:
+    return row.kept
+
+
 @dataclass(slots=True)
 class _Group:
     """Counts over questions that have something in common, such as their source file."""
 
     num_kept: int = 0
+    num_decided: int = 0
     num_pure: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[tuple[Role, RuleVerdict | None]] = field(default_factory=Counter)
@@ -46,7 +52,8 @@ class _Group:
     def add(self, outcome: QuestionOutcome) -> None:
         if outcome.rejected is None:
             self.num_kept += 1
-            self.num_pure += not any(contradicts(row) for row in outcome.decisions if row.kept)
+            self.num_decided += bool(outcome.decisions)
+            self.num_pure += bool(outcome.decisions) and not any(map(contradicts, filter(_is_kept, outcome.decisions)))
         else:
             self.reasons[outcome.rejected.reason] += 1
         self.verdicts.update((row.role, row.verdict) for row in outcome.decisions)
@@ -58,7 +65,7 @@ class _Group:
             kept=self.num_kept,
             yield_=self.num_kept / total if total else None,
             rejected_by_reason=dict(self.reasons.most_common()),
-            purity=self.num_pure / self.num_kept if self.num_kept else None,
+            purity=self.num_pure / self.num_decided if self.num_decided else None,
             preferred_judged=self._judged("preferred"),
             dispreferred_judged=self._judged("rejected"),
         )
@@ -68,20 +75,22 @@ class _Group:
 
 
 class Statistics:
-    """Gathers :class:`~logodata.contract.Stats`, one question after the other."""
+    """Gathers :class:`~logodata.contract.Stats`, one question after the other. Imported pairs have no ``evaluator``."""
 
-    def __init__(self, evaluator: EvaluatorChoice) -> None:
+    def __init__(self, evaluator: EvaluatorChoice | None) -> None:
         self._evaluator = evaluator
         self._all = _Group()
         self._by_source = defaultdict[str, _Group](_Group)
         self._by_kind = defaultdict[str, _Group](_Group)
         self._origins: Counter[ResponseOrigin] = Counter()
         self._verdicts: Counter[tuple[ModelVerdict, ModelVerdict | None]] = Counter()
-        self._patterns: Counter[ErrorPattern | Literal["right"]] = Counter(dict.fromkeys(get_args(ErrorPattern), 0))
+        self._patterns: Counter[ErrorPattern | Literal["right"]] = Counter(
+            dict.fromkeys(get_args(ErrorPattern), 0) if evaluator else {}
+        )
         self._prompt_lengths: Counter[int] = Counter()
         self._preferred, self._dispreferred = _Responses(), _Responses()
-        self._num_answered = self._num_single_critical = 0
-        self._dispreferred_per_sample: int | None = None
+        self._num_answered = self._num_known_answered = self._num_single_critical = 0
+        self._nums_dispreferred: set[int] = set()
 
     def add(self, outcome: QuestionOutcome) -> None:
         """Count the outcome of a question."""
@@ -94,14 +103,17 @@ class Statistics:
             self._add_sample(outcome.sample)
 
     def _add_sample(self, sample: PreferenceSample) -> None:
-        self._dispreferred_per_sample = self._dispreferred_per_sample or len(sample.rejected)
+        self._nums_dispreferred.add(len(sample.rejected))
         self._origins[sample.origin] += 1
         self._prompt_lengths[len(sample.prompt_ids)] += 1
-        self._num_answered += sample.answer_in_critical
+        self._num_answered += bool(sample.answer_in_critical)
+        self._num_known_answered += sample.answer_in_critical is not None
         self._num_single_critical += sum(chunk.critical for chunk in sample.chunks) == 1
         self._preferred.add(sample.chosen)
         for response in sample.rejected:
             self._dispreferred.add(response)
+            if sample.question is None or self._evaluator is None:
+                continue  # nothing says what is wrong with it
             # A judge that was switched off lets right ones through.
             is_right = response.verdict in ("right", "half_right")
             self._patterns["right" if is_right else error_pattern(response.text, sample.question)] += 1
@@ -114,7 +126,7 @@ class Statistics:
             **dict(self._all.result()),
             kept_by_kind=dict(kinds.most_common()),
             kept_by_origin=dict(self._origins.most_common()),
-            dispreferred_per_sample=self._dispreferred_per_sample,
+            dispreferred_per_sample=next(iter(self._nums_dispreferred)) if len(self._nums_dispreferred) == 1 else None,
             prompt_tokens=_spread(self._prompt_lengths),
             preferred_tokens=_spread(preferred.lengths),
             dispreferred_tokens=_spread(dispreferred.lengths),
@@ -125,8 +137,8 @@ class Statistics:
             preferred_token_f1=preferred.mean("token_f1"),
             dispreferred_token_f1=dispreferred.mean("token_f1"),
             dispreferred_error_patterns=dict(self._patterns),
-            answer_in_critical=self._num_answered / self._all.num_kept if self._all.num_kept else None,
-            single_critical_chunk=self._num_single_critical,
+            answer_in_critical=self._num_answered / self._num_known_answered if self._num_known_answered else None,
+            single_critical_chunk=self._num_single_critical if self._evaluator else None,
             model_judge=verdict_statistics(self._verdicts) if self._verdicts else None,
             by_source={source: self._by_source[source].result() for source in sorted(self._by_source)},
             by_kind={kind: self._by_kind[kind].result() for kind in sorted(self._by_kind)},
@@ -140,14 +152,18 @@ class _Responses:
 
     lengths: Counter[int] = field(default_factory=Counter)
     sums: Counter[str] = field(default_factory=Counter)
+    nums_measured: Counter[str] = field(default_factory=Counter)
 
     def add(self, response: Response) -> None:
         self.lengths[len(response.token_ids)] += 1
         for measure in ("ended", "word_share", "token_f1"):
-            self.sums[measure] += getattr(response, measure)
+            if (value := getattr(response, measure)) is not None:
+                self.sums[measure] += value
+                self.nums_measured[measure] += 1
 
     def mean(self, measure: str) -> float | None:
-        return self.sums[measure] / self.lengths.total() if self.lengths else None
+        count = self.nums_measured[measure]
+        return self.sums[measure] / count if count else None
 
 
 def _spread(counts: Counter[int]) -> Spread | None:

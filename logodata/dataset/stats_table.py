@@ -11,7 +11,7 @@ from logodata.common.console import console
 from logodata.common.errors import UserError
 from logodata.common.files import differences
 from logodata.common.json_files import strict_dumps
-from logodata.contract import GroupStats, RuleVerdict, Stats
+from logodata.contract import GroupStats, ImportManifest, RuleVerdict, Stats
 from logodata.dataset.card import PURITY, describe, largest_groups, named_values, show_percent, show_share, show_value
 from logodata.dataset.files import read_stats
 from logodata.dataset.samples import read_manifest
@@ -43,7 +43,18 @@ def _print_lines(*lines: str) -> None:
 
 
 def _print_one(stats: Stats) -> None:
-    _print_lines(describe(stats), f"evaluator: {_evaluator(stats)}\n")
+    _print_lines(describe(stats), f"evaluator: {_evaluator(stats)}\n" if stats.evaluator else "")
+    if stats.evaluator:
+        _print_yield(stats)
+    shown = ("questions", "kept", "yield", "rejected by reason", "purity", "preferred judged", "dispreferred judged")
+    rest = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in named_values(stats):
+        if name not in (*shown, "evaluator"):
+            rest.add_row(name, show_value(value))
+    console.print(rest)
+
+
+def _print_yield(stats: Stats) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", overflow="fold")
     for heading in ("asked", "kept", "purity", "preferred", "dis-preferred"):
@@ -66,12 +77,6 @@ def _print_one(stats: Stats) -> None:
         console.print()
         console.print(reasons)
     _print_lines(_MEANING)
-    shown = ("questions", "kept", "yield", "rejected by reason", "purity", "preferred judged", "dispreferred judged")
-    rest = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in named_values(stats):
-        if name not in (*shown, "evaluator"):
-            rest.add_row(name, show_value(value))
-    console.print(rest)
 
 
 def _cells(group: GroupStats) -> Iterator[str]:
@@ -118,6 +123,8 @@ def _print_side_by_side(found: dict[str, Stats]) -> None:
 
 
 def _evaluator(stats: Stats) -> str:
+    if stats.evaluator is None:
+        return "none, imported"
     return f"{stats.evaluator.name}, {stats.evaluator.query.replace('_', ' ')}"
 
 
@@ -128,6 +135,9 @@ def _compared(folders: Sequence[Path]) -> Iterator[str]:
     for folder, other in zip(folders[1:], manifests[1:], strict=True):
         if first is None or other is None:
             yield f"{folders[0]} and {folder}: one of them holds no pair, and no manifest.json to compare settings by"
+            continue
+        if isinstance(first, ImportManifest) or isinstance(other, ImportManifest):
+            yield f"{folders[0]} and {folder}: imported pairs have no settings of a build to compare"
             continue
         if first.source.sha256 != other.source.sha256:
             paths = f"{first.source.path} and {other.source.path}"

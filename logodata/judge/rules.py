@@ -58,6 +58,7 @@ class Measurer:
             is_wrong = not measures.contains_reference
         else:
             value = measures.token_f1 if settings.measure == "token_f1" else measures.word_share
+            assert value is not None  # these two are always measured here
             is_wrong = value < settings.right_at
         if is_wrong:
             return "wrong"

@@ -32,11 +32,12 @@ UNDERSTOOD = (
 )
 """How to mend conversations in which no document is found."""
 
-_ROLES = {
+ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatbot"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
+"""What other projects call the roles of a conversation."""
 
 # LongAlpaca: an opening sentence, the document, a closing sentence, the question. The last closing sentence counts.
 _ALPACA = re.compile(
@@ -267,11 +268,11 @@ def _turns(row: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
         if not isinstance(turn, dict):
             raise UserError(f"a turn is {type(turn).__name__}, not an object", where=where, mend="correct this row")
         role = turn.get("role") or turn.get("from")
-        if not isinstance(role, str) or role.lower() not in _ROLES:
-            raise UserError(f"a turn's role is {role!r}", where=where, mend=f"roles are {', '.join(_ROLES)}")
+        if not isinstance(role, str) or role.lower() not in ROLES:
+            raise UserError(f"a turn's role is {role!r}", where=where, mend=f"roles are {', '.join(ROLES)}")
         name = "value" if turn.get("content") is None and "value" in turn else "content"
         parts = turn.get(name)
-        yield _ROLES[role.lower()], _join_parts(parts, where) if isinstance(parts, list) else _text(turn, name, where)
+        yield ROLES[role.lower()], _join_parts(parts, where) if isinstance(parts, list) else _text(turn, name, where)
 
 
 def _prompted(row: Mapping[str, Any]) -> list[Any] | None:

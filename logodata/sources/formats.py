@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -41,7 +41,7 @@ from logodata.sources.csv_rows import csv_form, csv_rows
 from logodata.sources.document_files import SUFFIXES, TEXT_SUFFIXES, document_rows, files_of
 from logodata.sources.fields import EMBEDDED_PREFIX, PARTS, SourceSettings, aliases, column_of, names_of
 from logodata.sources.json_rows import Row, json_rows
-from logodata.sources.tables import hub_files, hub_rows, load_hub
+from logodata.sources.tables import NAME_SPLIT, hub_files, hub_rows, load_hub
 
 Container = Literal["jsonl", "csv", "parquet", "text", "documents", "hub"]
 Rows = Callable[[], Iterator[Row]]
@@ -49,9 +49,9 @@ Rows = Callable[[], Iterator[Row]]
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 _PLAIN_TABLES = (*_JSON_SUFFIXES, *CSV_SUFFIXES)
-_TABLE_SUFFIXES = (".parquet", *_PLAIN_TABLES, ".arrow")
+TABLE_SUFFIXES = (".parquet", *_PLAIN_TABLES, ".arrow")
 _SUFFIXES: Mapping[str, tuple[str, ...]] = {"text": TEXT_SUFFIXES, "documents": SUFFIXES, "csv": CSV_SUFFIXES}
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WRITE_AGAIN = "write the file again"
 
 
@@ -316,7 +316,7 @@ def _container(settings: SourceSettings) -> Container:
         return settings.format
     if file.is_dir():
         return _folder(file, path)
-    if not file.exists() and _HUB_NAME.fullmatch(path) and file.suffix not in (*_TABLE_SUFFIXES, *SUFFIXES):
+    if not file.exists() and HUB_NAME.fullmatch(path) and file.suffix not in (*TABLE_SUFFIXES, *SUFFIXES):
         return "hub"
     source_file(path)
     if _is_parquet(file):
@@ -367,7 +367,7 @@ def _documents_in(path: Path, suffixes: tuple[str, ...], tables: list[Path]) -> 
 
 
 def _tables_in(folder: Path) -> list[Path]:
-    found = set(visible_files(folder, _TABLE_SUFFIXES))
+    found = set(visible_files(folder, TABLE_SUFFIXES))
     found |= {file for file in visible_files(folder, PACKED_SUFFIXES) if text_suffix(file) in _PLAIN_TABLES}
     return sorted(file for file in found if not is_beside_data(file))
 
@@ -381,9 +381,35 @@ def _check_text(file: Path, shown: str, *, markup: bool = False) -> None:
         check_head(handle.read(8192), text_suffix(file), shown, markup=markup, read=CONVERTED_SUFFIXES)
 
 
-def _raw_rows(settings: SourceSettings, container: Container) -> Callable[[], Iterator[Row]]:
+def open_rows(
+    settings: SourceSettings, columns: Mapping[str, str], name_split: str
+) -> tuple[Callable[[], Iterator[Row]], Container]:
+    """Return a reader of the rows of a table as they are, for records other than documents, and what they lie in.
+
+    ``columns`` are the table's own columns for the caller's fields. ``name_split`` says how the caller's user names a
+    split.
+
+    Raises:
+        UserError: There is no such table, or it is of no known format.
+    """
+    container = _container(settings)
+    if container in ("text", "documents"):
+        raise UserError(
+            "documents, not a table", where=settings.path, mend="give a JSON, CSV or parquet file, or a data set"
+        )
+    return _raw_rows(settings, container, columns, (), name_split), container
+
+
+def _raw_rows(
+    settings: SourceSettings,
+    container: Container,
+    columns: Mapping[str, str] | None = None,
+    wanted: Collection[str] = COLUMNS,
+    name_split: str = NAME_SPLIT,
+) -> Callable[[], Iterator[Row]]:
     path = settings.path
-    wanted = {*COLUMNS, *settings.columns.values()}
+    columns = settings.columns if columns is None else columns
+    wanted = {*wanted, *columns.values()} if wanted else set()
     wanted |= {form for name in wanted for form in (name.capitalize(), name.upper())}
     if container == "jsonl":
         file = source_file(path)
@@ -392,10 +418,10 @@ def _raw_rows(settings: SourceSettings, container: Container) -> Callable[[], It
         files = files_of(settings.file, CSV_SUFFIXES)
         shown = {file: path if len(files) == 1 else str(file) for file in files}
         encoding = settings.encoding
-        return lambda: (row for file in files for row in csv_rows(file, shown[file], settings.columns, encoding))
+        return lambda: (row for file in files for row in csv_rows(file, shown[file], columns, encoding))
     if container == "parquet":
         return lambda: parquet_rows(settings.file, path, mend=_WRITE_AGAIN, wanted=wanted)
-    dataset, split = load_hub(path, settings.subset, settings.split)
+    dataset, split = load_hub(path, settings.subset, settings.split, name_split)
     return lambda: hub_rows(dataset, f"{path}[{split}]", wanted)
 
 

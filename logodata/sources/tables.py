@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset, str]:
+NAME_SPLIT = "set source.split="
+"""How the user of a build names a split."""
+
+
+def load_hub(path: str, subset: str | None, split: str | None, name_split: str = NAME_SPLIT) -> tuple[Dataset, str]:
     """Load a hub data set, or one in a local folder (saved by ``save_to_disk``, or its plain files), memory-mapped.
 
     Returns:
@@ -30,18 +34,18 @@ def load_hub(path: str, subset: str | None, split: str | None) -> tuple[Dataset,
     try:
         if _is_saved(folder):
             if subset is not None:
-                raise UserError("a saved data set has no subsets", where=path, mend="drop source.subset")
+                raise UserError("a saved data set has no subsets", where=path, mend="leave subset out")
             saved = datasets.load_from_disk(str(folder))
             if isinstance(saved, datasets.Dataset):
-                return saved, _choose(path, [str(saved.split or "train")], split)
-            chosen = _choose(path, list(saved), split)
+                return saved, _choose(path, [str(saved.split or "train")], split, name_split)
+            chosen = _choose(path, list(saved), split, name_split)
             return saved[chosen], chosen
         name = str(folder) if folder.is_dir() else path
-        chosen = _choose(path, datasets.get_dataset_split_names(name, config_name=subset), split)
+        chosen = _choose(path, datasets.get_dataset_split_names(name, config_name=subset), split, name_split)
         return datasets.load_dataset(name, name=subset, split=chosen), chosen
     except (datasets.exceptions.DatasetsError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
         pass_on(error)
-        mend = "check its name, source.subset and the network, or give a local folder"
+        mend = "check its name, its subset and the network, or give a local folder"
         raise UserError(f"cannot load this data set: {first_line(error)}", where=path, mend=mend) from error
 
 
@@ -67,9 +71,9 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file()
 
 
-def _choose(path: str, splits: list[str], split: str | None) -> str:
+def _choose(path: str, splits: list[str], split: str | None, name_split: str) -> str:
     if split is not None and split not in splits:
-        raise UserError(f"no split {split!r}", where=path, mend=f"set source.split to one of {', '.join(splits)}")
+        raise UserError(f"no split {split!r}", where=path, mend=f"{name_split}NAME, one of {', '.join(splits)}")
     if split is None and len(splits) > 1:
-        raise UserError(f"holds several splits: {', '.join(splits)}", where=path, mend="set source.split=NAME")
+        raise UserError(f"holds several splits: {', '.join(splits)}", where=path, mend=f"{name_split}NAME")
     return split or splits[0]

@@ -90,6 +90,8 @@ def read_answers(run: Run, task: str) -> Iterator[Answer]:
                 mend="evaluate again into another folder",
             )
         found = files[path][record_id]
+        if not found.answers:
+            continue  # imported pairs have no references
         yield Answer(
             task=task,
             part=part,

@@ -37,7 +37,7 @@ class PairLogprobs(Prediction):
 
 _BUILD = "build the data set again with this model"
 
-METRICS = [
+_MARGINS = [
     Metric(
         key="margin",
         label="Reward margin",
@@ -64,8 +64,9 @@ METRICS = [
         explanation="The same, averaged over the dis-preferred responses.",
         kind="nats",
     ),
-    *qa.metrics("Answer"),
 ]
+
+METRICS = [*_MARGINS, *qa.metrics("Answer")]
 
 
 def sample_hash(sample: PreferenceSample) -> str:
@@ -99,7 +100,9 @@ def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome
     answers = qa.answer(samples, settings, session, predictions / "pairs.jsonl", label="pairs: answers")
     scored = _score(samples, session, predictions / "pairs_logprobs.jsonl")
     rows = [_row(*columns) for columns in zip(samples, scored, answers, strict=True)]
-    return Outcome(METRICS, rows, sources={"data": str(settings.data.resolve())})
+    has_references = any(sample.answers for sample in samples)
+    measured = METRICS if has_references else [*_MARGINS, *qa.metrics("Answer", references=False)]
+    return Outcome(measured, rows, sources={"data": str(settings.data.resolve())})
 
 
 def _score(samples: Sequence[PreferenceSample], session: Session, path: Path) -> list[PairLogprobs]:
@@ -132,7 +135,7 @@ def _row(sample: PreferenceSample, logprobs: PairLogprobs, answer: qa.QaAnswer) 
     margin = logprobs.chosen - rejected
     return SampleRow(
         id=sample.id,
-        cluster=sample.doc_id,
+        cluster=sample.cluster,
         prompt_hash=logprobs.prompt_hash,
         scores={
             "margin": margin,

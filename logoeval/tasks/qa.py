@@ -17,7 +17,7 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import Tokens
 from logodata.common.words import without_reasoning
-from logodata.contract import PreferenceSample
+from logodata.contract import ImportManifest, PreferenceSample
 from logodata.dataset.samples import read_manifest, read_samples, sample_files
 from logodata.engines import GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings
@@ -47,28 +47,30 @@ class QaSettings(HeldOutSettings):
 
 
 class QaAnswer(Completion):
-    """The model's answer to a question, with its scores: a line of ``qa.jsonl`` and ``pairs.jsonl``."""
+    """The model's answer to a question, with its scores: a line of ``qa.jsonl`` and ``pairs.jsonl``. Imported pairs
+    have no references, and mostly no question."""
 
     question: str
     answers: list[str]
-    word_share: float
-    token_f1: float
+    word_share: float | None
+    token_f1: float | None
     ended: bool
 
     @property
     def scores(self) -> dict[str, float]:
         """The scores by the keys of :func:`metrics`."""
+        found = {"word_share": self.word_share, "token_f1": self.token_f1}
         return {
-            "word_share": self.word_share,
-            "token_f1": self.token_f1,
+            **{key: value for key, value in found.items() if value is not None},
             "ended": float(self.ended),
             "answer_tokens": float(self.num_response_tokens),
         }
 
 
-def metrics(what: str) -> list[Metric]:
-    """Return what is measured of an answer. Labels begin with ``what``."""
-    return [
+def metrics(what: str, *, references: bool = True) -> list[Metric]:
+    """Return what is measured of an answer, with or without ``references`` to compare it with. Labels begin with
+    ``what``."""
+    compared = [
         Metric.share(
             "word_share",
             f"{what}: reference words",
@@ -79,13 +81,17 @@ def metrics(what: str) -> list[Metric]:
             f"{what}: word F1",
             "Overlap of the greedy answer's words with the reference; missing and needless ones both cost.",
         ),
+    ]
+    return [
+        *(compared if references else []),
         Metric.share(
             "ended", f"{what}: ended by itself", "Share of greedy answers that the model ended before the length cap."
         ),
         Metric(
             key="answer_tokens",
             label=f"{what}: length in tokens",
-            explanation="Length of the greedy answer; read the two measures above beside it.",
+            explanation="Length of the greedy answer"
+            + ("; read the two measures above beside it." if references else "."),
             kind="count",
         ),
     ]
@@ -102,11 +108,17 @@ def describe(settings: HeldOutSettings, _: EngineSettings) -> dict[str, object]:
 def run(settings: QaSettings, session: Session, predictions: Path) -> Outcome:
     """Answer all questions; a row is a question."""
     samples = load_samples(settings, session, "qa")
+    if not all(sample.answers for sample in samples):
+        raise UserError(
+            "imported pairs have no reference answers",
+            where=str(settings.data),
+            mend="measure them with logoeval pairs, or give a data set that logodata build wrote",
+        )
     answers = answer(samples, settings, session, predictions / "qa.jsonl", label="qa")
     rows = [
         SampleRow(
             id=sample.id,
-            cluster=sample.doc_id,
+            cluster=sample.cluster,
             prompt_hash=record.prompt_hash,
             scores=record.scores,
             facts={"kind": sample.kind},
@@ -133,7 +145,7 @@ def load_samples(settings: HeldOutSettings, session: Session, task: str) -> list
         raise UserError(
             "the data hold token ids of another tokenizer",
             where=str(settings.data),
-            mend=f"build them with --model {session.settings.model}",
+            mend=f"build or import them with --model {session.settings.model}",
         )
     longest = max(len(sample.prompt_ids) for sample in samples)
     session.check_window(longest + settings.max_new_tokens, f"the longest held-out prompt with {task}.max_new_tokens")
@@ -145,7 +157,9 @@ def answer(
 ) -> list[QaAnswer]:
     """Return the model's greedy answer to the prompt of each sample, in order. They are kept in ``path``."""
     by_id = {sample.id: sample for sample in samples}
-    template = read_manifest(settings.data).prompt_fingerprints.answer
+    manifest = read_manifest(settings.data)
+    # Of imported pairs the prompts themselves are all there is.
+    template = manifest.source.sha256 if isinstance(manifest, ImportManifest) else manifest.prompt_fingerprints.answer
     sampling = Sampling(settings.max_new_tokens, session.stop_ids)
 
     def record(made: Completion, _: GenerationResult) -> QaAnswer:
@@ -153,10 +167,10 @@ def answer(
         said = without_reasoning(made.response)
         return QaAnswer(
             **dict(made),
-            question=sample.question,
+            question=sample.question or "",
             answers=sample.answers,
-            word_share=word_share(said, sample.answers),
-            token_f1=token_f1(said, sample.answers),
+            word_share=word_share(said, sample.answers) if sample.answers else None,
+            token_f1=token_f1(said, sample.answers) if sample.answers else None,
             ended=made.finish_reason == "stop",
         )
 

@@ -1,4 +1,4 @@
-"""Read the recipe of a run, and take the defaults that depend on the run: the learning rate and the dtype."""
+"""Read the recipe of a run, and take the defaults that depend on the run: learning rate, dtype and positions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from logodata.common.console import note
 from logodata.common.files import read_json
 from logodata.common.recipes.files import shipped_recipes
 from logodata.common.recipes.reading import as_overrides, load_recipe
+from logodata.contract import ImportManifest
+from logodata.dataset.samples import read_manifest
 from logotrain.recipe.settings import TrainRecipe
 
 ADAPTER_LR = 5e-6
@@ -54,6 +56,22 @@ def with_dtype(recipe: TrainRecipe, *, gpu: bool) -> TrainRecipe:
     In bfloat16 a step takes minutes on most CPUs.
     """
     return recipe if gpu or "dtype" in recipe.model_fields_set else recipe.model_copy(update={"dtype": "float32"})
+
+
+def with_positions(recipe: TrainRecipe) -> TrainRecipe:
+    """Return ``recipe`` with natural positions if its data were imported without chunks and it sets no
+    ``positions.mode``: the paper's gaps stand between chunks."""
+    folder = recipe.data.path
+    if folder is None or "mode" in recipe.positions.model_fields_set or not (folder / "manifest.json").is_file():
+        return recipe
+    manifest = read_manifest(folder)
+    if not isinstance(manifest, ImportManifest) or manifest.pairs.chunk_tokens is not None:
+        return recipe
+    note(
+        "positions: natural (imported pairs have no chunks, between which the paper's gaps stand; positions.mode=pose "
+        "or randpos needs none, and logodata import --chunk-tokens 512 makes them)"
+    )
+    return recipe.model_copy(update={"positions": recipe.positions.model_copy(update={"mode": "natural"})})
 
 
 def dtype_of_run(recipe: TrainRecipe, bound: Path | None) -> tuple[TrainRecipe, str]:

@@ -123,11 +123,14 @@ _ANSWERS = {
     ": code that comes with a model is never run": "trust_remote_code",
     ": no keys and values are kept while training": "use_cache",
     # The data
-    "data.path: a folder that logodata build wrote": (
+    "data.path: a folder that logodata build wrote, or pairs of your own": (
         "dataset datasets dataset_name dataset_path dataset_dir dataset_mixer dataset_prepared_path data_path data_dir "
-        "train_file train_dataset input_key output_key chosen_key rejected_key"
+        "train_file train_dataset"
     ),
-    "data.path: a folder that logodata build wrote, with all it needs": "dataset_*",
+    ": columns of pairs are told to logodata import, as columns.chosen=NAME": (
+        "input_key output_key prompt_key chosen_key rejected_key"
+    ),
+    "data.path: a folder that logodata build wrote, or pairs of your own, with all it needs": "dataset_*",
     ": every step is a line of RUN/metrics.jsonl": (
         "compute_accuracy logging_dir logging* log_* include_num_input_tokens_seen"
     ),

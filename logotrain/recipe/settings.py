@@ -38,7 +38,9 @@ ATTENTION = "attention"
 
 class DataSettings(RecipeModel):
     path: Path | None = None
-    """Folder that ``logodata build`` wrote. Only a run with ``epochs=0`` needs none."""
+    """Folder that ``logodata build`` or ``logodata import`` wrote; or pairs that ``logodata import`` reads (a file, a
+    folder, ``org/name:split`` on the hub), which are then imported into the run's folder. Only a run with ``epochs=0``
+    needs none."""
 
     max_samples: int | None = Field(default=None, gt=0)
     """Use only the first samples of the folder; null uses all."""
@@ -52,8 +54,9 @@ class DataSettings(RecipeModel):
     ``mixed-0.5``, ...); null takes all. ``num_rejected`` counts the responses that are left."""
 
     validation: Path | Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Held-out samples: another folder that ``logodata build`` wrote, or the share of the documents of ``path`` whose
-    samples are held out (0.1). The seed decides which. They are measured while training and never trained on."""
+    """Held-out samples: another folder that ``logodata build`` wrote, other pairs, or the share of the documents of
+    ``path`` (of imported pairs: of the prompts) whose samples are held out (0.1). The seed decides which. They are
+    measured while training and never trained on."""
 
 
 class RopeSettings(RecipeModel):
@@ -66,13 +69,17 @@ class RopeSettings(RecipeModel):
     """Length of the new window divided by the length of the model's window."""
 
 
+CHUNK_MODES = ("mixed", "continuous", "sparse")
+"""The paper's modes of positions: gaps stand between chunks, or within them."""
+
+
 class PositionSettings(RecipeModel):
     """Positional indices synthesis (paper section 3.3), and the two methods that the paper compares it with."""
 
     mode: Literal["mixed", "natural", "continuous", "sparse", "pose", "randpos"] = "mixed"
     """Where the gaps between positions are: between chunks (``continuous``), anywhere (``sparse``), one of these two at
     random (``mixed``), nowhere (``natural``), at one random place (``pose``, arXiv 2309.10400), or all over the target
-    length (``randpos``, arXiv 2305.16843)."""
+    length (``randpos``, arXiv 2305.16843). Data that were imported without chunks take ``natural`` unless it is set."""
 
     continuous_share: float = Field(default=0.9, ge=0, le=1)
     """Share of continuous draws in ``mixed`` mode; the paper mixes 9 : 1."""

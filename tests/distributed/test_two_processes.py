@@ -53,6 +53,8 @@ CASES: dict[str, dict[str, Any]] = {
         "router_loss": 0.5,
         "experts": True,
     },
+    # Pairs of somebody else, which one process imports for both.
+    "pairs": {"strategy": "shard", "pairs": True},
 }
 
 
@@ -64,6 +66,8 @@ class Runs:
 
     def recipe(self, case: str) -> dict[str, Any]:
         settings = dict(CASES[case])
+        of_pairs = self.root / "pairs.jsonl", self.root / "held-out.jsonl"
+        data, held_out = of_pairs if settings.pop("pairs", False) else (self.data, self.held_out)
         model = self.root / "mixture" if settings.pop("model", None) else self.model
         parallel = {name: settings.pop(name) for name in ("strategy", "reshard_after_forward") if name in settings}
         lora = {"rank": 4, "alpha": 8, "train_embeddings": settings.pop("train_embeddings", False)}
@@ -71,7 +75,7 @@ class Runs:
             lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         return {
             "model": str(model),
-            "data": {"path": str(self.data), "validation": str(self.held_out)},
+            "data": {"path": str(data), "validation": str(held_out)},
             "validation": {"every_steps": 2, "final": "best"},
             "objective": {"name": "logo", "beta": 2.5, "gamma": 0.25},
             "lora": lora,
@@ -129,6 +133,10 @@ def runs(
             model_fingerprint=model_fingerprint(str(tiny_model_dir)),
             tokenizer_fingerprint=tokenizer_fingerprint(tiny_tokenizer),
         )
+    for name, count in (("pairs", 7), ("held-out", 4)):
+        answers = [(n, ["No.", "Owls sleep."][: 1 + n % 2]) for n in range(count)]
+        pairs = [{"prompt": f"{name}, {n}?", "chosen": f" There are {n}.", "rejected": said} for n, said in answers]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     torch.manual_seed(0)
     base = AutoConfig.from_pretrained(tiny_model_dir).to_dict()
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -233,6 +241,12 @@ def test_a_signal_to_one_process_stops_the_reference_pass_of_both(runs: Runs) ->
     assert sorted(lines[0].splitlines()) == sorted(lines[1].splitlines())
     for ours, theirs in zip(runs.metrics("sigterm-dpo"), runs.metrics("two-dpo"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-7)
+
+
+def test_one_process_imports_pairs_for_both(runs: Runs) -> None:
+    assert (runs.root / "stderr").read_text().count("pairs.jsonl: read as TRL's pairs of plain text") == 1
+    one, two = ((runs.root / name / "data" / "stats.json").read_bytes() for name in ("one-pairs", "two-pairs"))
+    assert one == two
 
 
 def test_what_the_main_process_refuses_is_refused_by_all_and_said_once(runs: Runs) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from logodata.common.markup import Html, join, raw, tag
+from logodata.contract import PreferenceSample
 from logodata.dataset.samples import read_samples
 from logoeval.compare.compare import Comparison
 from logoeval.report import figure_style, figures
@@ -18,7 +20,7 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Section:
     results = [run.results.tasks["pairs"] for run in comparison.runs]
     columns = [[sample.scores["margin"] for sample in result.samples] for result in results]
     origins = Counter(row.facts["origin"] for row in results[0].samples)
-    live, cached = origins["live"], origins["cache"]
+    live, cached, given = origins["live"], origins["cache"], origins["import"]
     labels = comparison.labels
     several = len(labels) > 2
     margins = [figures.margin_histogram(labels, columns, number, titled=several) for number in range(1, len(labels))]
@@ -40,7 +42,9 @@ def pairs_section(comparison: Comparison, data: Path | None) -> Section:
             "does; whether answers got better is for the measures that begin with “Answer”.",
         ),
         *(tag("p", tag("strong", f"Measured: {text}."), class_="limit") for text in comparison.limits.get("pairs", ())),
-        tag("p", f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from a cache."),
+        tag("p", f"Of the {live + cached} pairs, {live} were built live, {cached} with responses from a cache.")
+        if live + cached
+        else tag("p", f"The {given} pairs were imported: their responses were written elsewhere."),
         _overlap(comparison, data),
         figure(
             margins if several else [*margins, *changes],
@@ -58,12 +62,30 @@ def _overlap(comparison: Comparison, data: Path | None) -> Html:
     held_out = held_out_samples(comparison)
     if data is None or not held_out:
         return raw("")
-    trained = {chunk.doc_id for sample in read_samples(data) for chunk in sample.chunks}
+    samples = read_samples(data)
+    if not any(sample.chunks for sample in (*held_out, *samples)):
+        return _prompt_overlap(held_out, samples)
+    trained = {chunk.doc_id for sample in samples for chunk in sample.chunks if chunk.doc_id is not None}
+    if not trained or not any(chunk.doc_id for sample in held_out for chunk in sample.chunks):
+        return tag("p", "Whether they share documents with the training data is not known: imported pairs name none.")
     shared = sum(any(chunk.doc_id in trained for chunk in sample.chunks) for sample in held_out)
     if not shared:
         return tag("p", "None of their contexts holds a document that the training data hold, going by document names.")
     return tag(
         "p",
         tag("strong", f"{shared} of {len(held_out)} held-out contexts hold a document that the training data hold too"),
+        ": what is measured on them is partly memory.",
+    )
+
+
+def _prompt_overlap(held_out: Sequence[PreferenceSample], trained: Sequence[PreferenceSample]) -> Html:
+    """Whether held-out pairs have prompts of the training data. Imported pairs name no documents."""
+    prompts = {tuple(sample.prompt_ids) for sample in trained}
+    shared = sum(tuple(sample.prompt_ids) in prompts for sample in held_out)
+    if not shared:
+        return tag("p", "None of their prompts stands in the training data. Whether they share documents is not known.")
+    return tag(
+        "p",
+        tag("strong", f"{shared} of {len(held_out)} held-out prompts stand in the training data too"),
         ": what is measured on them is partly memory.",
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from logodata.common.markup import join, tag
-from logodata.contract import Spread
+from logodata.contract import ImportManifest, Spread, Stats
+from logodata.dataset.card import FORMAT_NAMES
 from logodata.dataset.files import read_recipe, read_stats
 from logodata.dataset.samples import read_manifest
 from logoeval.report.tables import Section, Table, titled
@@ -17,7 +18,10 @@ def data_section(folder: Path) -> Section:
     Raises:
         UserError: the folder holds no finished build.
     """
-    manifest, recipe, stats = read_manifest(folder), read_recipe(folder), read_stats(folder)
+    manifest, stats = read_manifest(folder), read_stats(folder)
+    if isinstance(manifest, ImportManifest):
+        return _imported_section(manifest, stats)
+    recipe = read_recipe(folder)
     reasons, origins = stats.rejected_by_reason, stats.kept_by_origin
     origin = f"{origins.get('live', 0)} built live, {origins.get('cache', 0)} with responses from a cache"
     facts = [
@@ -59,6 +63,29 @@ def data_section(folder: Path) -> Section:
         ),
     )
     return Section("How the training data were built", body, [built, rejected] if reasons else [built])
+
+
+def _imported_section(manifest: ImportManifest, stats: Stats) -> Section:
+    """Return the section of pairs that were made elsewhere: what was read, and lengths."""
+    title = "Where the training data come from"
+    each = "one or more" if stats.dispreferred_per_sample is None else str(stats.dispreferred_per_sample)
+    facts = [
+        ("source", manifest.source.path),
+        ("read as", FORMAT_NAMES[manifest.pairs.format]),
+        ("tokenizer and template of", manifest.model),
+        ("preferred responses", f"{_spread(stats.preferred_tokens)} tokens"),
+        ("dis-preferred responses", f"{each} per sample, {_spread(stats.dispreferred_tokens)} tokens"),
+        ("prompts", f"{_spread(stats.prompt_tokens)} tokens"),
+    ]
+    read = Table(title, ["", ""], facts, text_columns={1}, style="facts")
+    rows = [(reason.replace("_", " "), str(count)) for reason, count in stats.rejected_by_reason.items()]
+    rejected = Table("Pairs not kept", ["reason", "pairs"], rows)
+    body = join(
+        tag("p", f"{stats.kept} of {stats.questions} pairs were imported. Nothing was generated or judged here."),
+        read.html(),
+        titled(rejected) if rows else "",
+    )
+    return Section(title, body, [read, rejected] if rows else [read])
 
 
 def _spread(values: Spread | None) -> str:

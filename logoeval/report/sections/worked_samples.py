@@ -62,20 +62,28 @@ def worked_samples(comparison: Comparison) -> Html:
 def _worked_sample(lead: str, labels: Sequence[str], sample: PreferenceSample, answers: Sequence[QaAnswer]) -> Html:
     stems = {part for answer in sample.answers for part in content_stems(answer)}
     entries = [
-        ("question", tag("dd", sample.question)),
-        ("reference", tag("dd", " / ".join(sample.answers))),
+        *([("question", tag("dd", sample.question))] if sample.question else []),
+        *([("reference", tag("dd", " / ".join(sample.answers)))] if sample.answers else []),
         ("preferred", _response(sample.chosen)),
         *(("dis-preferred", _response(response)) for response in sample.rejected),
     ]
     for label, answer in zip(labels, answers, strict=True):
-        words, f1 = f"reference words {100 * answer.word_share:.0f} %", f"F1 {100 * answer.token_f1:.0f} %"
-        entries.append((f"{label} answers", _said(answer.response, f"{words}, {f1}, {_ended(answer.ended)}")))
+        measures = [_ended(answer.ended)]
+        if answer.word_share is not None and answer.token_f1 is not None:
+            measures = [
+                f"reference words {100 * answer.word_share:.0f} %",
+                f"F1 {100 * answer.token_f1:.0f} %",
+                *measures,
+            ]
+        entries.append((f"{label} answers", _said(answer.response, ", ".join(measures))))
     critical = sum(chunk.critical for chunk in sample.chunks)
     return tag(
         "div",
         tag("p", lead, class_="small"),
         tag("dl", *(join(tag("dt", name), entry) for name, entry in entries)),
-        tag("p", f"The context, {len(sample.chunks)} chunks, {critical} of them critical (open):", class_="small"),
+        tag("p", f"The context, {len(sample.chunks)} chunks, {critical} of them critical (open):", class_="small")
+        if sample.chunks
+        else "",
         *(chunk_view(chunk, stems) for chunk in sample.chunks),
         class_="sample",
     )
@@ -83,8 +91,10 @@ def _worked_sample(lead: str, labels: Sequence[str], sample: PreferenceSample, a
 
 def _response(response: Response) -> Html:
     cached = ", from a cache" if response.origin == "cache" else ""
-    words = f"{response.strategy}; reference words {100 * response.word_share:.0f} %"
-    return _said(response.text, f"{words}, {_ended(response.ended)}{cached}")
+    measured = response.word_share is not None
+    words = f"; reference words {100 * response.word_share:.0f} %" if response.word_share is not None else ""
+    ended = f", {_ended(response.ended)}" if measured else ""  # who wrote a given one, and how, is not known
+    return _said(response.text, f"{response.strategy}{words}{ended}{cached}")
 
 
 def _ended(by_itself: bool) -> str:

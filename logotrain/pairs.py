@@ -1,0 +1,63 @@
+"""Train on pairs that were made elsewhere: they are imported first, into the run's folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from logodata.dataset.samples import is_data_set
+from logodata.pairs.rows import are_pairs
+from logotrain.recipe.settings import TrainRecipe
+
+FOLDERS = {"path": "data", "validation": "validation-data"}
+"""The folders of a run that imported pairs lie in, by the fields of ``data`` that may name pairs."""
+
+
+def imported(recipe: TrainRecipe, out: Path) -> TrainRecipe:
+    """Return ``recipe`` with data sets in place of pairs, which are in ``out``. Other data stay as they are.
+
+    Nothing is written, see :func:`import_data`.
+    """
+    found = {}
+    for field, path in _paths(recipe):
+        # A run goes on, and is finished, also where its pairs are not there any more.
+        was_imported = (out / FOLDERS[field] / "manifest.json").is_file() and not is_data_set(path)
+        if was_imported or are_pairs(str(path)):
+            found[field] = out / FOLDERS[field]
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)}) if found else recipe
+
+
+def import_data(recipe: TrainRecipe, out: Path) -> None:
+    """Import the pairs of ``recipe``, if it has any, into folders in ``out``. A finished import is only compared with
+    the pairs.
+
+    Raises:
+        UserError: see :func:`logodata.pairs.importing.import_pairs`; or the pairs are others than those of the folder.
+    """
+    for field, path in _paths(recipe):
+        if are_pairs(str(path)):
+            # A finished run loads no torch.
+            from logodata.models.loading import load_config
+            from logodata.models.text_config import config_window
+            from logodata.pairs.importing import import_pairs
+            from logodata.pairs.settings import ImportRecipe
+            from logotrain.model.rope import scaled_config
+
+            config = scaled_config(load_config(recipe.model), recipe.rope)
+            window = recipe.positions.target_length or config_window(config)
+            import_pairs(ImportRecipe(path=str(path), model=recipe.model, window=window), out / FOLDERS[field])
+
+
+def _paths(recipe: TrainRecipe) -> Iterator[tuple[str, Path]]:
+    values = ((field, getattr(recipe.data, field)) for field in FOLDERS)
+    yield from ((field, value) for field, value in values if isinstance(value, Path))
+
+
+@contextmanager
+def imported_for_now(recipe: TrainRecipe) -> Iterator[TrainRecipe]:
+    """Give the block ``recipe`` with data sets in place of pairs, which are deleted at the end."""
+    with tempfile.TemporaryDirectory(prefix="logotrain-pairs-") as folder:
+        import_data(recipe, Path(folder))
+        yield imported(recipe, Path(folder))
