@@ -107,7 +107,9 @@ def main() -> None:
     for kind in kinds():
         table.append(row(kind))
         print(table[-1], file=sys.stderr, flush=True)
-    PAGE.write_text(f"{text.partition(START)[0]}{START}\n\n" + "\n".join(table) + "\n", encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, heading, after = rest.partition("\n## ")
+    PAGE.write_text(f"{before}{START}\n\n" + "\n".join(table) + f"\n{heading}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

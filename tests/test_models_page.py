@@ -14,7 +14,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def table() -> dict[str, str]:
-    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    text, _, _ = PAGE.read_text(encoding="utf-8").partition("\n## ")
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
     return {re.findall("`(.*?)`", line)[0]: line for line in lines}
 
 

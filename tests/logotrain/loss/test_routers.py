@@ -25,13 +25,13 @@ from logotrain.model.recompute import checkpoint_layers
 from logotrain.recipe.settings import PositionSettings, Recompute, TrainRecipe
 from logotrain.rows.collate import Collator, Row
 from logotrain.run import run
+from tests import tiny_models
 from tests.distributed.gradients import keep_first_gradients
-from tests.logotrain import conftest
 
 Samples = Callable[..., PreferenceSample]
 Recipes = Callable[..., TrainRecipe]
 
-SIZES = {**conftest.SIZES, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
+SIZES = {**tiny_models.SIZES, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
 LOCAL = {"num_local_experts": 4}
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {**SIZES, **LOCAL, "sliding_window": None},
