@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import warnings
@@ -276,6 +277,11 @@ CONTAINERS: dict[str, tuple[str, str, Callable[[Path, list[Row]], object]]] = {
         "pairs.jsonl",
         "",
         lambda path, rows: path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, rows)).encode()),
+    ),
+    "gzip": (
+        "pairs.jsonl.gz",
+        "",
+        lambda path, rows: path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode())),
     ),
     "parquet": ("pairs.parquet", "", lambda path, rows: pq.write_table(pa.Table.from_pylist(rows), path)),
     "csv": ("pairs.csv", "", as_csv),

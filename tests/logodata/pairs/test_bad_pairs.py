@@ -294,7 +294,7 @@ LINES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "a number in a line": (lines(GOOD, "5"), (), "pairs.jsonl:2: a JSON int, not an object"),
     "a key twice": (lines('{"prompt": "a", "prompt": "b"}'), (), "key 'prompt' occurs twice"),
     "UTF-16": (bytes_of("a.jsonl", json.dumps(GOOD).encode("utf-16")), (), "not UTF-8: it is UTF-16"),
-    "gzip": (bytes_of("a.jsonl", b"\x1f\x8b\x08\x00"), (), "is compressed (gzip)"),
+    "gzip, cut": (bytes_of("a.jsonl.gz", b"\x1f\x8b\x08\x00"), (), "cannot be unpacked"),
     "no parquet": (bytes_of("a.parquet", b"PAR1"), (), "cannot read as parquet"),
     "a text file": (bytes_of("a.txt", b"A text."), (), "documents, not a table"),
     "a folder of texts": (texts, (), "documents, not a table"),
