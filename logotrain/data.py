@@ -92,8 +92,9 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         case float() as share:
             samples, held_out = _split(samples, share, recipe.seed, str(recipe.data.path))
     if held_out:
-        documents = len({sample.cluster for sample in held_out})
-        note(f"held out: {len(held_out)} samples of {documents} documents (data.validation={recipe.data.validation})")
+        groups = len({sample.cluster for sample in held_out})
+        of = "documents" if held_out[0].doc_id else "prompts"
+        note(f"held out: {len(held_out)} samples of {groups} {of} (data.validation={recipe.data.validation})")
     if compares:
         _warn_of_equal_responses(samples)
     return TrainingData(samples, target_length, compares, held_out)
@@ -123,7 +124,7 @@ def _checked_samples(recipe: TrainRecipe, path: Path, target_length: int, vocab_
     for sample in samples:
         responses = row_responses(sample, rejected=uses_rejected(recipe.objective))
         _check(sample, responses, target_length, recipe.row_tokens, vocab_size, f"{where}: sample {sample.id}")
-    if recipe.positions.mode in CHUNK_MODES and not any(sample.chunks for sample in samples):
+    if is_import and recipe.positions.mode in CHUNK_MODES and not any(sample.chunks for sample in samples):
         raise UserError(
             f"positions.mode={recipe.positions.mode} needs chunks, and no sample has any",
             where=where,

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from logodata.common import verbosity
 from logodata.common.console import note
 from logodata.common.errors import UserError, first_line
 from logodata.common.json_files import strict_dumps
@@ -53,6 +57,7 @@ class Trackers:
     def __init__(self, recipe: TrainRecipe, out: Path, *, done: int, is_main: bool) -> None:
         settings = recipe.model_dump(mode="json")
         start = partial(_start, out=out, project=recipe.project, settings=settings, done=done)
+        self._stack = ExitStack()
         self._feeds = [_Feed(name, partial(start, name)) for name in recipe.report_to if is_main]
 
     def log(self, section: str, step: int, values: Mapping[str, Any]) -> None:
@@ -66,11 +71,19 @@ class Trackers:
             feed.send(lambda tracker: tracker.log(numbers, step=step))
 
     def __enter__(self) -> Trackers:
+        # Some print to stdout, which is for results. It is turned here: two threads could not turn it back in order.
+        if self._feeds:
+            quiet = verbosity.level == "quiet"
+            said = self._stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if quiet else sys.stderr
+            self._stack.enter_context(redirect_stdout(said))
+        for feed in self._feeds:
+            feed.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
         for feed in self._feeds:
             feed.close()
+        self._stack.close()
 
 
 class _Feed:
@@ -80,6 +93,8 @@ class _Feed:
         self._name, self._start = name, start
         self._calls: queue.SimpleQueue[Callable[[GeneralTracker], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def begin(self) -> None:
         self._thread.start()
 
     def send(self, call: Callable[[GeneralTracker], object]) -> None:

@@ -62,6 +62,8 @@ def row(kind: str) -> str:
     try:
         traits = read_traits(config)
     except UserError as error:
+        if error.what.startswith("transformers has no causal language model"):
+            return f"| `{kind}` | no causal language model: an encoder and a decoder | | |"
         return f"| `{kind}` | refused: {error.what} | | |"
     if traits.obstacle.startswith("no small copy"):
         return f"| `{kind}` | separate rows: its default config gives no small copy to try | {targets(config)} | |"

@@ -72,7 +72,9 @@ def test_a_run_that_goes_on_leaves_no_step_twice(
     assert found.keys() == written(out).keys()
 
 
-def test_trackio_holds_every_number(tracked: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio_holds_every_number(
+    tracked: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     from trackio import sqlite_storage, utils
 
@@ -80,6 +82,9 @@ def test_trackio_holds_every_number(tracked: Recipes, tmp_path: Path, monkeypatc
     monkeypatch.setattr(sqlite_storage, "TRACKIO_DIR", tmp_path / "trackio")
     out = tmp_path / "run"
     run(tracked("trackio", project="ours"), out)
+    said = capsys.readouterr()
+    assert not said.out  # stdout is for results
+    assert "trackio show" in said.err
     (name,) = sqlite_storage.SQLiteStorage.get_runs("ours")
     assert name.startswith("run-")
     found = {
