@@ -28,7 +28,10 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
             sample_files(folder)
             read_manifest(folder)
     check_model(recipe.model)
-    start = None if recipe.tuning == "full" else recipe.lora.init_adapter
+    start = recipe.lora.init_adapter
+    if start is not None and recipe.tuning == "full":
+        mend = "merge it first (logotrain merge) and train the merged model, or leave it out"
+        raise UserError("lora.init_adapter: full tuning starts from no adapter", where=str(start), mend=mend)
     if start is not None:
         check_adapter(start)
     inputs = (

@@ -150,8 +150,8 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, strict_dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, *, mend: str = "delete it and run the command again") -> Any:
+    """Read a JSON file. ``mend`` says what to do about one that is damaged.
 
     Raises:
         UserError: The file is missing, damaged or too large.
@@ -166,7 +166,6 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"cannot read: {error.strerror}", where=str(path), mend="check its name and rights") from error
     except ValueError as error:
-        mend = "delete it and run the command again"
         raise UserError(f"not valid JSON: {error}", where=str(path), mend=mend) from error
 
 

@@ -51,8 +51,14 @@ class PairRow:
         if not isinstance(value, str):
             return value
         found = spelt(value)
-        is_list = self._spelt and field in _LISTS
+        is_list = self._spelt and field in _LISTS and not (field == "rejected" and self._chosen_is_list_as_text())
         return found if found is not value and (is_list or _are_messages(found)) else value
+
+    def _chosen_is_list_as_text(self) -> bool:
+        """Return whether the preferred response is a text that spells a list. Then lists are what is answered, and a
+        dis-preferred one is one response."""
+        chosen = self["chosen"]
+        return isinstance(chosen, str) and isinstance(spelt(chosen), list)
 
     @property
     def names(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from logodata import __version__
 from logodata.common.console import note, progress
 from logodata.common.errors import UserError
-from logodata.common.files import bind_settings, check_apart, file_sha256, locked, read_if_whole
+from logodata.common.files import bind_settings, check_apart, locked, read_if_whole
 from logodata.contract import (
     IMPORT_SCHEMA_VERSION,
     ContextChunk,
@@ -28,7 +28,7 @@ from logodata.contract import (
 from logodata.dataset.card import FORMAT_NAMES, PROMPT_NAMES
 from logodata.dataset.files import read_stats, write_import
 from logodata.models.facts import model_fingerprint, model_window, tokenizer_fingerprint
-from logodata.models.loading import check_model, load_tokenizer, model_folder
+from logodata.models.loading import check_model, load_tokenizer, model_folder, read_template
 from logodata.pairs.encoding import Encoded, PairEncoder
 from logodata.pairs.formats import PairRow, pair_rows, recognise
 from logodata.pairs.messages import PairFault
@@ -51,7 +51,7 @@ def import_pairs(recipe: ImportRecipe, output: Path) -> Stats:
     check_model(recipe.model)
     opened = open_pairs(recipe)
     check_apart(output, ("the pairs", opened.path), ("the model", model_folder(recipe.model)))
-    template = None if recipe.chat_template is None else file_sha256(recipe.chat_template)[:16]
+    template = None if recipe.chat_template is None else text_digest(read_template(recipe.chat_template))[:16]
     settings = {
         "import": recipe.model_dump(mode="json", exclude={"chat_template"}),
         "pairs_fingerprint": opened.fingerprint,

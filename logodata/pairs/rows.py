@@ -95,7 +95,7 @@ def _described(folder: Path) -> dict[str, Any] | None:
     file = folder / _INFO_FILE
     if not file.is_file() or (folder / "state.json").is_file():
         return None
-    info = read_json(file)
+    info = read_json(file, mend="correct it, or give the file with the pairs itself")
     is_list = isinstance(info, dict) and info and all(isinstance(entry, dict) for entry in info.values())
     return info if is_list and any("file_name" in entry for entry in info.values()) else None
 

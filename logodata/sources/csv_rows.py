@@ -40,9 +40,12 @@ def csv_form(file: Path, shown: str, columns: Mapping[str, str], encoding: str |
     return f"separator {_NAMED.get(delimiter, repr(delimiter))}" + (f", {found}" if found else "")
 
 
-def csv_rows(file: Path, shown: str, columns: Mapping[str, str], encoding: str | None = None) -> Iterator[Row]:
+def csv_rows(
+    file: Path, shown: str, columns: Mapping[str, str], encoding: str | None = None, *, as_text: bool = False
+) -> Iterator[Row]:
     """Yield the rows of a table, with the names of the header row as keys. Messages call the file ``shown``, and
-    ``columns`` are the table's own columns for our fields. ``encoding`` is that of a table that is not UTF-8.
+    ``columns`` are the table's own columns for our fields. ``encoding`` is that of a table that is not UTF-8. With
+    ``as_text`` every cell stays the text that it is, also one that spells a list.
 
     Raises:
         UserError: The file has another encoding, has no header, has a row with more or fewer cells than the header, a
@@ -52,7 +55,7 @@ def csv_rows(file: Path, shown: str, columns: Mapping[str, str], encoding: str |
     with open_utf8(file, shown, encoding)[0] as handle:
         lines = _lines(handle, shown)
         header, delimiter, num_lines = _header(lines, f"{shown}:1", text_suffix(file) == ".tsv", columns)
-        lists = {name for name in header if name and _holds_lists(name, columns)}
+        lists = set() if as_text else {name for name in header if name and _holds_lists(name, columns)}
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
             where = f"{shown}:{num_lines + reader.line_num + 1}"

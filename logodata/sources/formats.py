@@ -417,8 +417,10 @@ def _raw_rows(
     if container == "csv":
         files = files_of(settings.file, CSV_SUFFIXES)
         shown = {file: path if len(files) == 1 else str(file) for file in files}
-        encoding = settings.encoding
-        return lambda: (row for file in files for row in csv_rows(file, shown[file], columns, encoding))
+        encoding, as_text = settings.encoding, not wanted  # other records than documents have their own lists
+        return lambda: (
+            row for file in files for row in csv_rows(file, shown[file], columns, encoding, as_text=as_text)
+        )
     if container == "parquet":
         return lambda: parquet_rows(settings.file, path, mend=_WRITE_AGAIN, wanted=wanted)
     dataset, split = load_hub(path, settings.subset, settings.split, name_split)

@@ -115,7 +115,7 @@ def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrid
 
 def as_overrides(fields: Mapping[str, object]) -> list[str]:
     """Return what options say of fields, by dotted key, as overrides; None says nothing."""
-    return [f"{key}={json.dumps(value)}" for key, value in fields.items() if value is not None]
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in fields.items() if value is not None]
 
 
 def _read_layers(

@@ -236,6 +236,12 @@ def factory(info: Any, ending: str = "") -> Callable[[Path], str]:
     return make
 
 
+def broken_list(folder: Path) -> Path:
+    factory({"a": ENTRY})(folder)
+    (folder / "lf" / "dataset_info.json").write_text("broken")
+    return folder / "lf"
+
+
 def built(folder: Path) -> Path:
     from tests.data_sets import write_manifest
 
@@ -327,6 +333,12 @@ LINES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
         (),
         "1 prompts end with the chat template's frame, such as that of {folder}/pairs.jsonl:2, and 1 do not",
     ),
+    "LLaMA-Factory's list is damaged": (
+        broken_list,
+        (),
+        "lf/dataset_info.json: not valid JSON: Expecting value: line 1 column 1 (char 0) (correct it, or give",
+    ),
+    "no such template": (lines(TALK), ("chat_template=nowhere.jinja",), "nowhere.jinja: cannot read: No such file"),
     "a prompt of text is said of messages": (
         lines(TALK),
         ("--prompt", "plain"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -327,6 +328,27 @@ def test_messages_spelt_as_text_are_messages(imported: Import) -> None:
     row = {"prompt": [user("How many?")], "chosen": [said("Four.")], "rejected": [said("Five.")]}
     [sample] = imported([{key: json.dumps(value) for key, value in row.items()}])
     assert sample.chosen.text == "Four."
+
+
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [
+        (["Who?", '["Ann"]', '["Bob", "Eve"]'], ['["Ann"]', '["Bob", "Eve"]']),  # answers in JSON
+        (['["Who?"]', "Ann", '["Bob", "Eve"]'], ["Ann", "Bob", "Eve"]),  # several dis-preferred ones
+        (
+            ["Who?", json.dumps([said("Ann")]), json.dumps([[said("Bob")], [said("Eve")]])],
+            ["Ann", "Bob", "Eve"],
+        ),
+    ],
+)
+def test_responses_of_a_table_that_spell_lists(
+    imported: Import, tmp_path: Path, row: list[str], texts: list[str]
+) -> None:
+    table = tmp_path / "pairs.csv"
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["prompt", "chosen", "rejected"], row])
+    [sample] = imported(table)
+    assert [response.text for response in (sample.chosen, *sample.rejected)] == texts
 
 
 def test_rows_are_put_together_only_if_asked(imported: Import, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_an_adapter_of_other_settings_is_no_start(make_recipe: Recipes, tmp_path
         ({"lora.target_modules": ["q_proj"]}, "its target_modules is k_proj, o_proj, q_proj, v_proj, lora.target"),
         ({"rope": {"type": "yarn", "factor": 2}}, "it was trained with another RoPE"),
         ({"lora.init_adapter": str(tmp_path / "none")}, "no"),
+        ({"tuning": "full"}, "full tuning starts from no adapter"),
     ):
         with pytest.raises(UserError, match=said):
             run(make_recipe(**{"lora.init_adapter": str(final), **fields}), tmp_path / "second")
