@@ -25,6 +25,12 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
     held_out = recipe.data.validation if isinstance(recipe.data.validation, Path) else None
     for folder in (recipe.data.path, held_out):
         if folder is not None and not are_pairs(str(folder)):
+            if not folder.exists():
+                raise UserError(
+                    "no such folder or file",
+                    where=str(folder),
+                    mend="give the folder of logodata build or import, or a file with pairs",
+                )
             sample_files(folder)
             read_manifest(folder)
     check_model(recipe.model)
@@ -38,6 +44,7 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
         ("the data set", recipe.data.path),
         ("the held-out data", held_out),
         ("the model", model_folder(recipe.model)),
+        ("the adapter", start),
     )
     for output in outputs:
         if output is not None:

@@ -176,7 +176,8 @@ def _reference(
     reads none."""
     if not uses_reference(run.recipe.objective):
         return None
-    reference = ReferenceLogprobs(path, untrained=untrained)
+    redraws = run.recipe.positions.mode != "natural"
+    reference = ReferenceLogprobs(path, untrained=untrained, redraws=redraws)
     reference.complete(
         draws,
         run.prepared.model,

@@ -99,7 +99,16 @@ def read_validation(path: Path) -> list[ValidationRecord]:
     if not path.exists():
         return []
     lines = json_objects(path, mend=_START_AGAIN)
-    return [ValidationRecord.from_json(value, where=where, mend=_START_AGAIN) for where, value in lines]
+    found: list[ValidationRecord] = []
+    for where, value in lines:
+        record = ValidationRecord.from_json(value, where=where, mend=_START_AGAIN)
+        fault = record.fault or (
+            "its step is not after the one before" if found and record.step <= found[-1].step else ""
+        )
+        if fault:
+            raise UserError(f"damaged: {fault}", where=where, mend=_START_AGAIN)
+        found.append(record)
+    return found
 
 
 def _read(path: Path, done: int) -> list[ValidationRecord]:

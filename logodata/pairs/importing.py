@@ -61,6 +61,12 @@ def import_pairs(recipe: ImportRecipe, output: Path) -> Stats:
     with locked(output):
         (output / "work").mkdir(exist_ok=True)
         finished = read_if_whole(output / "manifest.json") is not None
+        before = read_if_whole(output / "work" / "settings.json") if finished else None
+        if isinstance(before, dict) and before.get("pairs_fingerprint") != opened.fingerprint:
+            mend = "put the file back as it was, or choose another -o"
+            raise UserError(
+                f"the pairs have changed since they were imported into {output}", where=recipe.path, mend=mend
+            )
         bind_settings(output, "work/settings.json", settings, started=finished)
         if finished:
             note(f"{output} is finished already")
@@ -178,6 +184,11 @@ class _Import:
             note(
                 f"warning: {recipe.path}: {len(with_control)} prompts hold control tokens, such as that of "
                 f"{with_control[0]}: they are taken as text; prompt=rendered takes them as control tokens"
+            )
+        if not places[True] and self._encoder.has_template:
+            note(
+                f"warning: {recipe.path}: prompts are plain text, and {recipe.model} has a chat template that is not "
+                "applied; logodata import --prompt message applies it, as an instruct model expects"
             )
         return "rendered" if places[True] else "plain"
 

@@ -25,6 +25,9 @@ Answer = str | Message
 _SPEAKER = "\n\nAssistant:"
 """What stands before a response in Anthropic's texts (hh-rlhf): turns of ``Human:`` and ``Assistant:``."""
 
+_NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
+"""Columns of what a conversation shows or plays, in TRL's and LLaMA-Factory's names."""
+
 _SCORES = ("overall_score", "score", "rating", "reward")
 """Where a completion holds its rating (UltraFeedback: ``overall_score``)."""
 
@@ -56,6 +59,9 @@ def read_pair(row: PairRow, form: PairFormat) -> Pair:
     Raises:
         PairFault: It cannot be used. Its reason says why.
     """
+    for column in _NOT_TEXT:
+        if row[column]:
+            raise PairFault("content_is_not_text", f"the row has {column}, and only text can be trained on")
     prompt, chosen, rejected, known = _READERS[form](row)
     tools = read_tools(row["tools"])
     if tools is not None and isinstance(prompt, str):

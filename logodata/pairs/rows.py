@@ -60,7 +60,7 @@ def open_pairs(recipe: ImportRecipe) -> PairRows:
     if described is not None:
         file, of_file = _of_llama_factory(folder, described, name)
         path, name, columns = str(file), None, {**of_file, **columns}
-    settings = SourceSettings(path=path, split=name, subset=recipe.subset)
+    settings = SourceSettings(path=path, split=name, subset=recipe.subset, encoding=recipe.encoding)
     if name is not None and folder.is_file():
         raise UserError("a file has no splits", where=path, mend=f"leave out :{name}")
     rows, container = open_rows(settings, columns, f"write {path}:")

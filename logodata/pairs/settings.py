@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from logodata.common.recipes.foreign import by_name
 from logodata.common.recipes.reading import RecipeModel
-from logodata.common.recipes.types import OrPath, Tokens
+from logodata.common.recipes.types import Encoding, OrPath, Tokens
 from logodata.contract import PairFormat, PromptForm
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -65,6 +65,8 @@ class ImportRecipe(RecipeModel):
     """The form of the rows. ``auto`` recognises it from the columns of all rows, and says what it found."""
     columns: dict[str, str] = Field(default_factory=dict)
     """The rows' own columns for our fields, e.g. ``{chosen: better, rejected: worse}``."""
+    encoding: Encoding | None = None
+    """The encoding of a table that is not UTF-8, such as ``cp1252``."""
     subset: str | None = None
     """The configuration of a hub data set that has several."""
     prompt: Literal["auto"] | PromptForm = "auto"

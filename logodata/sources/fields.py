@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
-from logodata.common.recipes.types import OrPath, Tokens
+from logodata.common.recipes.types import Encoding, OrPath, Tokens
 from logodata.common.user_files import expand_home
 from logodata.contract import QuestionKind
 
@@ -309,7 +309,7 @@ class SourceSettings(RecipeModel):
     of instruction, input, output, file) and ``conversations`` (turns, or prompt and completion) name the shape of rows
     in a JSON, CSV, parquet or hub container. ``text`` reads the text files of a folder, and ``documents`` its tables
     and PDF, HTML, Word and EPUB files too."""
-    encoding: str | None = None
+    encoding: Encoding | None = None
     """The encoding of tables, texts and pages that are not UTF-8, such as ``cp1252``. Files that say their encoding (a
     byte order mark, or a page) need none. JSON is always UTF-8."""
     questions: Annotated[str, OrPath()] | None = None
@@ -336,16 +336,6 @@ class SourceSettings(RecipeModel):
         if unknown:
             raise ValueError(f"columns: {unknown[0]!r} is not a field, the fields are {', '.join(ALIASES)}")
         return self
-
-    @field_validator("encoding")
-    @classmethod
-    def _encoding_is_known(cls, encoding: str | None) -> str | None:
-        try:
-            if encoding is not None:
-                "".encode(encoding)
-        except LookupError:  # also for codecs that turn bytes into bytes
-            raise ValueError("there is no such encoding of text") from None
-        return encoding
 
     @property
     def file(self) -> Path:

@@ -34,9 +34,10 @@ class _Line(Record):
 class ReferenceLogprobs:
     """The summed reference log-probabilities of each response, kept in ``reference.jsonl``.
 
-    Each draw, a sample in an epoch, has its own values, because its positions differ from those of other epochs.
+    Each draw, a sample in an epoch, has its own values where its positions differ from those of other epochs.
 
     Args:
+        redraws: whether they do; if not, the values of epoch 0 serve all.
         path: the file; values that it holds are not computed again.
         untrained: whether no step has been trained yet; only then can values be computed.
 
@@ -44,8 +45,8 @@ class ReferenceLogprobs:
         UserError: a line of the file is damaged.
     """
 
-    def __init__(self, path: Path, *, untrained: bool) -> None:
-        self._path, self._untrained = path, untrained
+    def __init__(self, path: Path, *, untrained: bool, redraws: bool = True) -> None:
+        self._path, self._untrained, self._redraws = path, untrained, redraws
         mend = "delete the line, then run the same command again" if untrained else _START_AGAIN
         self._values: dict[tuple[str, int], list[float]] = {}
         if path.exists():
@@ -55,8 +56,11 @@ class ReferenceLogprobs:
 
     def of(self, draw: Draw, device: torch.device) -> Tensor:
         """Return the summed log-probabilities of a draw's responses, [1 + M], in nats."""
+        return torch.tensor(self._values[self._key(draw)], device=device)
+
+    def _key(self, draw: Draw) -> tuple[str, int]:
         epoch, sample = draw
-        return torch.tensor(self._values[sample.id, epoch], device=device)
+        return sample.id, epoch if self._redraws else 0
 
     def complete(
         self,
@@ -82,7 +86,7 @@ class ReferenceLogprobs:
             UserError: values are missing but the model is already trained, or a log-probability is not finite.
             Stopped: ``stop`` was set on any process; the file holds all values computed so far.
         """
-        wanted = {(sample.id, epoch): (epoch, sample) for epoch, sample in draws}
+        wanted = {self._key(draw): draw for draw in draws}
         missing = [draw for key, draw in wanted.items() if key not in self._values]
         if not missing:
             return
@@ -101,8 +105,7 @@ class ReferenceLogprobs:
                     row = collator([part[index] for index in indices]).to(world.device)
                     samples = split_logprobs(model(row), row)
                     for index, sample in zip(indices, samples, strict=True):
-                        epoch, source = part[index]
-                        found[source.id, epoch] = [float(logprobs.sum()) for logprobs in sample.responses]
+                        found[self._key(part[index])] = [float(logprobs.sum()) for logprobs in sample.responses]
                 everything = {key: value for values in world.gather(found) for key, value in values.items()}
                 for (name, _), (chosen, *rejected) in everything.items():
                     check_responses(chosen, rejected, name)

@@ -58,6 +58,13 @@ class DataSettings(RecipeModel):
     ``path`` (of imported pairs: of the prompts) whose samples are held out (0.1). The seed decides which. They are
     measured while training and never trained on."""
 
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _is_a_share(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not (0 < value < 1):
+            raise ValueError("a share lies between 0 and 1; or give a folder")
+        return value
+
 
 class RopeSettings(RecipeModel):
     """Context extension: the model's rotary embeddings are scaled to a window that is ``factor`` times as long."""
@@ -439,6 +446,11 @@ class TrainRecipe(RecipeModel):
     def _is_computed(cls, value: ValidationSettings, info: ValidationInfo) -> ValidationSettings:
         if value.metric in ("margin", "accuracy") and isinstance(info.data.get("objective"), SftSettings):
             raise ValueError(f"metric: objective sft computes no {value.metric}; loss or chosen_logp")
+        data = info.data.get("data")
+        if isinstance(data, DataSettings) and data.validation is None:
+            for name, is_set in (("final=best", value.final == "best"), ("patience", value.patience is not None)):
+                if is_set:
+                    raise ValueError(f"{name}: there are no held-out samples; set data.validation")
         return value
 
     @field_validator("checkpoint")

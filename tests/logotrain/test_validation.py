@@ -225,6 +225,39 @@ def test_lost_figures_are_missed(make_recipe: Recipes, held_out: Path, tmp_path:
         run(recipe, out)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"step": 2, "loss": NaN', "loss is nan"),
+        ('{"step": 1, "loss": 1.0', "its step is not after the one before"),
+    ],
+)
+def test_damaged_figures_are_no_best_step(
+    make_recipe: Recipes, held_out: Path, tmp_path: Path, line: str, said: str
+) -> None:
+    out = tmp_path / "run"
+    recipe = make_recipe(**{"data.validation": str(held_out), "validation.every_steps": 1})
+    run(recipe, out)
+    (out / "final").rename(tmp_path / "elsewhere")
+    lines = (out / "validation.jsonl").read_text().splitlines()
+    rest = lines[2][lines[2].index(', "preference_loss"') :]
+    (out / "validation.jsonl").write_text("\n".join([*lines[:2], line + rest, *lines[3:]]) + "\n")
+    with pytest.raises(UserError, match=said):
+        run(recipe, out)
+
+
+@pytest.mark.parametrize("field", [{"validation.final": "best"}, {"validation.patience": 2}])
+def test_a_choice_among_measurements_needs_held_out_samples(make_recipe: Recipes, field: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"there are no held-out samples; set data\.validation"):
+        make_recipe(**field)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 5])
+def test_a_share_is_less_than_all(make_recipe: Recipes, share: float) -> None:
+    with pytest.raises(ValueError, match="a share lies between 0 and 1"):
+        make_recipe(**{"data.validation": share})
+
+
 def test_a_metric_that_is_not_computed_is_refused(make_recipe: Recipes) -> None:
     with pytest.raises(ValueError, match="objective sft computes no margin"):
         make_recipe(**{"validation.metric": "margin"}, objective={"name": "sft"})

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?) ?([KM])", re.IGNORECASE)
 _GROUPED = re.compile(r"\d{1,3}(,\d{3})+")
@@ -33,6 +33,18 @@ def token_count(value: Any) -> Any:
 
 Tokens = Annotated[int, Field(gt=0), BeforeValidator(token_count)]
 """A number of tokens, at least 1. ``128K`` may be written for 131072."""
+
+
+def _known_encoding(value: str) -> str:
+    try:
+        "".encode(value)
+    except LookupError:  # also for codecs that turn bytes into bytes
+        raise ValueError("there is no such encoding of text") from None
+    return value
+
+
+Encoding = Annotated[str, AfterValidator(_known_encoding)]
+"""The name of an encoding of text that Python knows."""
 
 
 class OrPath:

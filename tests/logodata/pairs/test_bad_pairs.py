@@ -61,6 +61,7 @@ REASONS: dict[str, tuple[Row, Row, str]] = {
     "role is not known": (TALK, {**TALK, "prompt": [{"role": "narrator", "content": "x"}]}, "role_unknown"),
     "role is absent": (TALK, {**TALK, "prompt": [{"content": "x"}]}, "role_unknown"),
     "from is not known": (SHARE, {**SHARE, "chosen": {"from": "function_call", "value": "{}"}}, "role_unknown"),
+    "a column of images": (TALK, {**TALK, "images": ["x.png"]}, "content_is_not_text"),
     "an image": (TALK, {**TALK, "prompt": [user([{"type": "image_url", "image_url": "x"}])]}, "content_is_not_text"),
     "text in parts": (
         TALK,

@@ -368,7 +368,7 @@ def test_a_finished_import_is_left_and_another_is_refused(
     (tmp_path / "pairs.jsonl").write_text(json.dumps({**rows[0], "chosen": " IV."}) + "\n")
     words = ["import", str(tmp_path / "pairs.jsonl"), "--model", str(tiny_model_dir), "-o", str(tmp_path / "out")]
     assert main(words) == 2
-    assert "this folder was started with pairs_fingerprint=" in capsys.readouterr().err
+    assert "the pairs have changed since they were imported into" in capsys.readouterr().err
 
 
 # Readers --------------------------------------------------------------------------------------------------------------
@@ -458,3 +458,15 @@ def test_push_takes_it(data: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in "".join(
         (tmp_path / "staged" / name).read_text() for name in files if "data/" not in name
     )
+
+
+def test_a_table_in_another_encoding_is_read_when_it_is_named(
+    tmp_path: Path, imported: Import, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_bytes("prompt,chosen,rejected\nWer?,Jörg,Käthe\n".encode("cp1252"))
+    (sample,) = imported(file, "encoding=cp1252")
+    assert (sample.chosen.text, sample.rejected[0].text) == ("Jörg", "Käthe")
+    words = ["import", str(file), "--model", str(tiny_model_dir), "-o", str(tmp_path / "other")]
+    assert main([*words, "encoding=klingon"]) == 2
+    assert "there is no such encoding of text" in capsys.readouterr().err

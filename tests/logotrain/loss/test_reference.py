@@ -81,6 +81,15 @@ def test_the_pass_stops_after_a_block_and_goes_on_from_there(
     assert losses(out) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
+def test_positions_that_are_not_drawn_need_one_reference_for_all_epochs(
+    make_recipe: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = draws_written(monkeypatch)
+    run(make_recipe(**DPO, **{"positions.mode": "natural"}), tmp_path / "run")
+    assert sum(written) == 6  # and not once more for the second epoch
+    assert losses(tmp_path / "run")[0] == pytest.approx(0.693147, abs=1e-6)
+
+
 def test_references_go_with_the_settings_that_they_were_computed_under(
     make_recipe: Recipes,
     make_build: Callable[..., Path],
