@@ -231,8 +231,8 @@ def test_a_compressed_answer_is_not_unpacked(server: StubServer, monkeypatch: py
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("manifest.json", "{}", "manifest.json: holds no recipe that this version knows"),
-        ("manifest.json", "[]", "manifest.json: holds no recipe that this version knows"),
+        ("manifest.json", "{}", "manifest.json: damaged: lacks 'schema_version'"),
+        ("manifest.json", "[]", "manifest.json: damaged: not a JSON object"),
         ("manifest.json", json.dumps({"recipe": recipe_json()}), "manifest.json: damaged: lacks 'schema_version'"),
         ("stats.json", '{"questions": "x"}', "stats.json: damaged: 'questions': input should be a valid integer"),
         ("stats.json", "[]", "stats.json: damaged: not a JSON object"),

@@ -418,7 +418,7 @@ def test_home_is_written_out_in_overrides_and_files(tmp_path: Path, monkeypatch:
         ("data=built", "'data' is not a mapping (set data.KEY=..., one of path, max_samples, "),
         ("rope=yarn", "'rope' is not a mapping (set rope.KEY=..., one of type, factor)"),
         ("objective=dpo", "'objective' is not a mapping (set objective.name, one of logo, "),
-        ("optimizer=adamw_torch", "'optimizer' is not a mapping (here it is AdamW always"),
+        ("optimizer=adamw_torch", "'optimizer' is not a mapping (here it is optimizer.name, and optimizer.lr"),
         ("max_steps=-1", "(here it is null: all epochs)"),
     ],
 )
