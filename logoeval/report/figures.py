@@ -164,7 +164,10 @@ def step_curve(
 
     ``held_out`` are steps and values of held-out samples, drawn as points.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with panel(2.1) as axes:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         window = len(steps) // 10
         smooth = window >= 2
         axes.plot(steps, values, color=SERIES[0] if smooth else SERIES[1], linewidth=0.8 if smooth else 1.5)

@@ -182,6 +182,15 @@ def test_questions_are_left_out_when_their_folder_is_gone(runs: list[Path]) -> N
         folder.with_name("moved").rename(folder)
 
 
+def test_held_out_figures_of_a_run_are_drawn_into_its_curves(training: Path) -> None:
+    without = str(training_section(training).body)
+    lines = [json.dumps({"step": step, "loss": 3 - 0.04 * step, "margin": -1 + 0.03 * step}) for step in (0, 15, 30)]
+    (training / "validation.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    drawn = str(training_section(training).body)
+    assert (drawn.count("points: held out"), without.count("points: held out")) == (2, 0)
+    assert drawn.count("<use") >= without.count("<use") + 6  # three marks in each figure
+
+
 def test_folders_that_are_not_what_they_should_be(runs: list[Path], tmp_path: Path, training: Path) -> None:
     with pytest.raises(UserError, match="no finished build"):
         render(compare(runs), data=tmp_path)
