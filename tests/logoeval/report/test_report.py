@@ -19,6 +19,7 @@ from logodata.dataset.samples import read_samples, write_samples
 from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe
+from logoeval.report.sections.training import training_section
 from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.needles.settings import NiahSettings
