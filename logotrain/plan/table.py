@@ -79,6 +79,7 @@ class RunPlan:
         misfit: if the largest row does not fit the card, what it needs and what the card has; else empty.
         remedies: changes to recipe or options, each of which makes it fit.
         seconds_per_step: None if the card has no known rate, or the run does not fit it.
+        counts_windows_whole: whether layers with windows or chunks are timed as if they attended to everything.
     """
 
     model: str
@@ -102,6 +103,7 @@ class RunPlan:
     misfit: str
     remedies: list[str]
     seconds_per_step: float | None
+    counts_windows_whole: bool
 
     def check_fits(self) -> None:
         """Refuse a run that the card cannot hold.
@@ -139,8 +141,9 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     collator = Collator.of(recipe, planned.data.target_length)
     layouts = [collator.layout(sample) for sample in planned.data.samples]
     device = torch.device("cpu" if card == "cpu" else "cuda")
+    traits = read_traits(planned.config)
     attention = choose_attention(
-        read_traits(planned.config),
+        traits,
         device,
         getattr(torch, recipe.dtype),
         sharing=recipe.sharing,
@@ -197,6 +200,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         misfit=misfit,
         remedies=_remedies(step, fits) if misfit else [],
         seconds_per_step=None if misfit else step_seconds(CARDS[card], flops_per_row, rows_per_step, num_gpus),
+        counts_windows_whole=not traits.features.isdisjoint({"sliding", "chunked"}),
     )
 
 
@@ -287,7 +291,9 @@ def render(plan: RunPlan) -> Group:
         run.add_row("time", f"{plan.total_steps} steps; not estimated for {plan.card}")
     else:
         rate = f"{USED_SHARE:.0%} of the rate of matrix products, {card.measured_share:.0%} of the datasheet's"
-        run.add_row("time", f"{plan.total_steps} steps of {plan.seconds_per_step:.1f} s: {plan.hours:.2f} h, at {rate}")
+        more = "; too high, since windows count as full attention" if plan.counts_windows_whole else ""
+        steps = f"{plan.total_steps} steps of {plan.seconds_per_step:.1f} s"
+        run.add_row("time", f"{steps}: {plan.hours:.2f} h, at {rate}{more}")
 
     memory = Table("memory of a device", *plan.memory, title_justify="left")
     estimates = plan.memory.values()

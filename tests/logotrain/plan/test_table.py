@@ -216,3 +216,9 @@ def test_faults_of_the_user_are_one_line(
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("logotrain: error: ")
     assert message in line
+
+
+@pytest.mark.parametrize(("model", "rough"), [("google/gemma-3-27b-it", True), ("Qwen/Qwen3-30B-A3B", False)])
+def test_hours_of_windows_are_said_to_be_too_high(model: str, rough: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model", model]) == 0
+    assert ("windows count as full attention" in " ".join(capsys.readouterr().out.replace("│", " ").split())) == rough
