@@ -53,6 +53,10 @@ def open_pairs(recipe: ImportRecipe) -> PairRows:
     """
     path, name = split_name(recipe.path)
     folder, columns = expand_home(path), dict(recipe.columns)
+    if not folder.exists() and (HUB_NAME.fullmatch(path) is None or folder.suffix in TABLE_SUFFIXES):
+        raise UserError(
+            "no such file or folder", where=path, mend="give a file or folder with pairs, or org/name on the hub"
+        )
     if is_data_set(folder):
         mend = "give it to logotrain run --data, logodata inspect or logodata stats as it is"
         raise UserError("a data set already, not pairs", where=path, mend=mend)
