@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,14 +81,16 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     if recipe.data.path is None:
         return TrainingData([], target_length)
     compares = uses_rejected(recipe.objective)
-    samples = _checked_samples(recipe, recipe.data.path, target_length, vocabulary_size(config))
+    tokenizer = tokenizer_fingerprint(load_tokenizer(recipe.model, needs_template=False))  # prompts are token ids
+    checked = partial(_checked_samples, recipe, tokenizer, target_length, vocabulary_size(config))
+    samples = checked(recipe.data.path)
     if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):
         note(f"the first {recipe.data.max_samples} of {len(samples)} samples are used (data.max_samples)")
         samples = samples[: recipe.data.max_samples]
     held_out: list[PreferenceSample] = []
     match recipe.data.validation:
         case Path() as folder:
-            held_out = _checked_samples(recipe, folder, target_length, vocabulary_size(config))
+            held_out = checked(folder)
             _warn_of_trained_documents(samples, held_out, folder)
         case float() as share:
             samples, held_out = _split(samples, share, recipe.seed, str(recipe.data.path))
@@ -100,13 +103,15 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     return TrainingData(samples, target_length, compares, held_out)
 
 
-def _checked_samples(recipe: TrainRecipe, path: Path, target_length: int, vocab_size: int) -> list[PreferenceSample]:
-    """Return the samples of a folder with the responses that the recipe trains on."""
+def _checked_samples(
+    recipe: TrainRecipe, tokenizer: str, target_length: int, vocab_size: int, path: Path
+) -> list[PreferenceSample]:
+    """Return the samples of a folder with the responses that the recipe trains on. ``tokenizer`` is the fingerprint of
+    the model's."""
     where = str(path)
     samples = read_samples(path)
     manifest = read_manifest(path)
-    tokenizer = load_tokenizer(recipe.model, needs_template=False)  # prompts are stored as token ids
-    if manifest.tokenizer_fingerprint != tokenizer_fingerprint(tokenizer):
+    if manifest.tokenizer_fingerprint != tokenizer:
         raise UserError(
             f"the data hold token ids of another tokenizer (built for {manifest.model})",
             where=where,

@@ -96,6 +96,11 @@ def mean_metrics(samples: Sequence[Metrics]) -> Metrics:
     return Metrics(**{name: value if name == "tokens" else value / len(rows) for name, value in sums.items()})
 
 
+def log_line(step: int, record: Metrics) -> str:
+    """Return the line of a log for ``record``: its step first, without the fields that are None."""
+    return strict_dumps({"step": step, **record.model_dump(exclude_none=True)}) + "\n"
+
+
 class MetricsLog:
     """``metrics.jsonl``. A step's line is on disk before its checkpoint, so no checkpoint lacks its lines."""
 
@@ -124,7 +129,7 @@ class MetricsLog:
 
     def append(self, record: StepRecord) -> None:
         """Write one line and wait until it is on disk."""
-        append_lines(self._path, strict_dumps({"step": record.step, **record.model_dump(exclude_none=True)}) + "\n")
+        append_lines(self._path, log_line(record.step, record))
 
 
 def cut_half_line(path: Path) -> None:

@@ -15,6 +15,7 @@ from logodata.common.verbosity import quiet_transformers
 from logodata.models.adapters import ADAPTER_FILES
 from logotrain.inputs import check_run
 from logotrain.metrics import MetricsLog, StepRecord, describe_change
+from logotrain.pairs import import_data, imported
 from logotrain.recipe.defaults import dtype_of_run, with_positions
 from logotrain.recipe.settings import TrainRecipe, ValidationSettings
 from logotrain.validation import VALIDATION_FILE, ValidationRecord, best_record, read_validation
@@ -61,8 +62,6 @@ def run(recipe: TrainRecipe, out: Path) -> Path:
         # The main process holds the lock for all.
         world.on_main(lambda: stack.enter_context(locked(out)))
         final = out / "final"
-        from logotrain.pairs import import_data, imported
-
         if not final.exists():
             world.on_main(lambda: import_data(recipe, out))
         recipe = _settled(recipe, out, world)
@@ -100,8 +99,6 @@ def _settled(recipe: TrainRecipe, out: Path, world: World) -> TrainRecipe:
     settled, reason = world.on_main(lambda: dtype_of_run(recipe, bound if _started(out) and bound.exists() else None))
     if reason:
         note(f"dtype: {settled.dtype} ({reason}; dtype={recipe.dtype} asks for the other)")
-    from logotrain.pairs import imported
-
     positions = world.on_main(lambda: with_positions(imported(settled, out)).positions)
     return settled.model_copy(update={"positions": positions})
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from logodata.common.errors import UserError
 from logodata.common.files import append_lines, write_atomic
-from logodata.common.json_files import json_objects, strict_dumps
-from logotrain.metrics import Metrics, cut_half_line
+from logodata.common.json_files import json_objects
+from logotrain.metrics import Metrics, cut_half_line, log_line
 from logotrain.parallel import World
 from logotrain.recipe.settings import ValidationSettings
 
@@ -66,8 +66,7 @@ class Validation:
     def append(self, record: ValidationRecord) -> None:
         """Add a record, and write its line to the disk."""
         self.records.append(record)
-        text = strict_dumps({"step": record.step, **record.model_dump(exclude_none=True)}) + "\n"
-        self._world.on_main(partial(append_lines, self._path, text))
+        self._world.on_main(partial(append_lines, self._path, log_line(record.step, record)))
 
     @property
     def best_step(self) -> int | None:
