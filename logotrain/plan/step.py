@@ -16,6 +16,7 @@ class StepPlan:
     Attributes:
         row: the largest row of the run.
         world_size: number of processes.
+        context_size: number of processes that compute one row together.
         num_rows: number of rows of one process in a step. From the second one on, gradients are in memory before the
             forward pass.
         device_bytes: memory of one device; None if no limit is known.
@@ -28,6 +29,7 @@ class StepPlan:
     recompute: Recompute = "none"
     strategy: Strategy = "replicate"
     world_size: int = 1
+    context_size: int = 1
     backend: Implementation = "flash"
     num_rows: int = 2
     device_bytes: int | None = None

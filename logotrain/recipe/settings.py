@@ -267,6 +267,10 @@ class ParallelSettings(RecipeModel):
     """Under ``shard``, free the gathered weights of a layer after its forward pass. False keeps them, which saves
     communication."""
 
+    context_size: Literal["auto"] | Annotated[int, Field(ge=1, strict=True)] = "auto"
+    """Number of processes that compute one row together, each a slice of its tokens and a share of its attention heads.
+    It divides the number of processes and of heads. ``auto`` takes 1 unless a row is too large for one device."""
+
 
 class CheckpointSettings(RecipeModel):
     every_steps: int = Field(default=50, gt=0)
