@@ -35,6 +35,9 @@ CASES: dict[str, dict[str, Any]] = {
     "shard": {"strategy": "shard", "train_embeddings": True},
     "shard-recompute": {"strategy": "shard", "recompute": "full"},
     "shard-packed": {"strategy": "shard", "row_tokens": 120},
+    # Rows are longer than a tile, which has 64 tokens in this model.
+    "shard-tiles": {"strategy": "shard", "row_tokens": 120, "recompute": "offloaded", "lora": "all-linear"},
+    "full-tiles": {"strategy": "shard", "row_tokens": 120, "recompute": "tiled", "tuning": "full"},
     "replicate-packed": {"strategy": "replicate", "row_tokens": 120},
     "full": {"strategy": "shard", "tuning": "full"},
     "sft": {"strategy": "replicate", "objective": {"name": "sft", "tokens": "sequence"}},
@@ -71,6 +74,8 @@ class Runs:
         model = self.root / "mixture" if settings.pop("model", None) else self.model
         parallel = {name: settings.pop(name) for name in ("strategy", "reshard_after_forward") if name in settings}
         lora = {"rank": 4, "alpha": 8, "train_embeddings": settings.pop("train_embeddings", False)}
+        if targets := settings.pop("lora", None):
+            lora["target_modules"] = [targets]
         if settings.pop("experts", False):
             lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         return {

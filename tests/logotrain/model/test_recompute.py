@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,16 +18,26 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.attention import varlen as torch_varlen
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaForCausalLM, PreTrainedModel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, OPTConfig, PreTrainedModel, Qwen2MoeConfig
 
 from logodata.common.errors import UserError
 from logotrain.attention import kernels
 from logotrain.attention.shared_prefix import use_shared_prefix
-from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
+from logotrain.model import recompute
+from logotrain.model.recompute import (
+    checkpoint_layers,
+    compile_layers,
+    decoder_layers,
+    tile_tokens,
+    tiled_classes,
+    tiled_modules,
+)
 from logotrain.recipe.settings import Recompute
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 
-CHOICES: tuple[Recompute, ...] = ("none", "selective", "full")
+CHOICES: tuple[Recompute, ...] = ("none", "selective", "full", "tiled", "offloaded")
+IN_TILES: tuple[Recompute, ...] = ("tiled", "offloaded")
 LAYERS = 2
 
 KERNEL = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -93,8 +104,126 @@ def test_gradients_are_the_same_bit_for_bit(model: nn.Module, choice: Recompute,
     assert names == ([name for name, _ in model.named_parameters()], list(model.state_dict()))
 
 
+@pytest.fixture
+def short_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 24 tokens: three of them for a row of 64, the last one shorter."""
+    monkeypatch.setattr(recompute, "tile_tokens", lambda _config: 24)
+
+
+def mixture(**overrides: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        vocab_size=200,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=4,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=32,
+        **overrides,
+    )
+    return AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
+
+
+STACKS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+ADAPTED: dict[str, dict[str, Any]] = {
+    "full tuning": {},
+    "adapters everywhere": {"target_modules": "all-linear"},
+    "mixture": {},
+    "adapters of a mixture": {"target_modules": "all-linear", "target_parameters": STACKS},
+}
+
+
+@pytest.mark.usefixtures("short_tiles")
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_tiles_change_no_gradient(tiny_model: LlamaForCausalLM, kind: str) -> None:
+    """Weights' gradients are sums over tiles, in another order. Both rows are in flight, and layouts differ."""
+    model: nn.Module = mixture() if "mixture" in kind else tiny_model
+    if settings := ADAPTED[kind]:
+        model = get_peft_model(model, LoraConfig(r=4, init_lora_weights=False, **settings))
+    model = model.double().eval()
+    expected = gradients(model, ONE, TWO)
+    assert any("mlp" in name for name in expected)
+    found: list[dict[str, Tensor]] = []
+    for choice in IN_TILES:
+        checkpoint_layers(model, choice)
+        found.append(gradients(model, ONE, TWO))
+        assert found[-1].keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert (found[-1][name] - gradient).norm() <= 1e-10 * gradient.norm(), name
+    assert_identical(found[0], found[1])
+    checkpoint_layers(model, "none")
+    assert_identical(gradients(model, ONE, TWO), expected)
+
+
+@pytest.mark.usefixtures("short_tiles")
+def test_tiles_cost_no_third_pass(tiny_model: LlamaForCausalLM) -> None:
+    tiles: list[int] = []
+    for layer in decoder_layers(tiny_model):
+        layer.mlp.gate_proj.register_forward_pre_hook(lambda _module, inputs: tiles.append(inputs[0].shape[1]))
+    work = {}
+    for choice in ("full", *IN_TILES):
+        checkpoint_layers(tiny_model, choice)
+        tiles.clear()
+        with FlopCounterMode(display=False) as counter:
+            gradients(tiny_model, ONE)
+        work[choice] = counter.get_total_flops()
+        assert sorted(tiles) == sorted(2 * LAYERS * ([64] if choice == "full" else [24, 24, 16]))
+    assert work["full"] == work["tiled"] == work["offloaded"] > 0
+
+
+@pytest.mark.usefixtures("short_tiles")
+def test_a_row_without_gradients_runs_in_tiles_too(tiny_model: LlamaForCausalLM) -> None:
+    checkpoint_layers(tiny_model, "none")
+    with torch.no_grad(), use_shared_prefix(tiny_model):
+        expected = loss_of(tiny_model, ONE)
+        checkpoint_layers(tiny_model, "offloaded")
+        assert torch.allclose(loss_of(tiny_model, ONE), expected, rtol=1e-6)
+
+
+def test_what_runs_in_tiles_is_found_by_trying(tiny_model: LlamaForCausalLM) -> None:
+    """Not attention, and no block with a router, whose choices are recorded; OPT's MLP is no module."""
+    assert {cls.__name__ for cls in tiled_classes(tiny_model.config)} == {"LlamaMLP"}
+    adapted = get_peft_model(mixture(), LoraConfig(r=4, target_parameters=STACKS))
+    classes = tiled_classes(mixture().config)
+    assert {cls.__name__ for cls in classes} == {"Qwen2MoeExperts", "Qwen2MoeMLP"}
+    found = {path: type(module).__name__ for path, module in tiled_modules(decoder_layers(adapted)[0], classes)}
+    assert found == {"mlp.experts": "ParamWrapper", "mlp.shared_expert": "Qwen2MoeMLP"}
+    opt = OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=200)
+    assert not tiled_classes(opt)
+    assert tile_tokens(tiny_model.config) == 64
+
+
+def test_the_inputs_of_layers_wait_in_host_memory(
+    tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They, and nothing else, go there in order and come back in the opposite order."""
+    moved: list[tuple[str, int]] = []
+    to_host, from_host = recompute.to_host, recompute.from_host
+
+    def sent(tensor: Tensor) -> Tensor:
+        host = to_host(tensor)
+        moved.append(("to", host.data_ptr()))
+        assert tensor.shape == (1, 64, 64)
+        return host
+
+    def fetched(tensor: Tensor, device: torch.device) -> Tensor:
+        moved.append(("from", tensor.data_ptr()))
+        return from_host(tensor, device)
+
+    monkeypatch.setattr(recompute, "to_host", sent)
+    monkeypatch.setattr(recompute, "from_host", fetched)
+    checkpoint_layers(tiny_model, "offloaded")
+    gradients(tiny_model, ONE)
+    assert [way for way, _ in moved] == ["to"] * LAYERS + ["from"] * LAYERS
+    assert [place for _, place in moved[LAYERS:]] == [place for _, place in moved[:LAYERS]][::-1]
+
+
 @pytest.mark.parametrize(
-    ("choice", "attention_runs", "mlp_runs"), [("none", 1, 1), ("selective", 1, 2), ("full", 2, 2)]
+    ("choice", "attention_runs", "mlp_runs"),
+    [("none", 1, 1), ("selective", 1, 2), ("full", 2, 2), ("tiled", 2, 2), ("offloaded", 2, 2)],
 )
 def test_what_is_computed_twice(model: nn.Module, choice: Recompute, attention_runs: int, mlp_runs: int) -> None:
     checkpoint_layers(model, choice)
@@ -161,9 +290,10 @@ def one_process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.usefixtures("one_process_group")
+@pytest.mark.usefixtures("one_process_group", "short_tiles")
 @pytest.mark.parametrize("choice", CHOICES)
 def test_layers_can_be_sharded_afterwards(model: nn.Module, choice: Recompute) -> None:
+    checkpoint_layers(model, choice if choice in IN_TILES else "none")
     expected = gradients(model, ONE)
     checkpoint_layers(model, choice)
     mesh = init_device_mesh("cpu", (1,))
@@ -207,7 +337,7 @@ def test_compiled_layers_take_any_layout_and_any_recompute(tiny_model: LlamaForC
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 0
     with torch.compiler.set_stance("fail_on_recompile"):
-        for choice in CHOICES:
+        for choice in ("none", "selective", "full"):
             checkpoint_layers(adapted, choice)
             with Operators() as operators:
                 assert_identical(gradients(adapted, rows[0]), first)
@@ -221,4 +351,24 @@ def test_compiled_layers_take_any_layout_and_any_recompute(tiny_model: LlamaForC
     gradients(adapted, RowLayout(ONE.samples, padding=74))
     with torch.compiler.set_stance("fail_on_recompile"):
         gradients(adapted, RowLayout(ONE.samples, padding=138), RowLayout(TWO.samples, padding=192))
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("short_tiles")
+def test_compiled_layers_run_in_tiles(tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile is compiled, too; rows of the same length compile nothing more."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # inductor takes minutes
+    adapted = get_peft_model(tiny_model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    expected = [gradients(adapted, row) for row in (ONE, TWO)]
+    compile_layers(adapted)
+    torch._dynamo.reset()
+    counters.clear()
+    checkpoint_layers(adapted, "offloaded")
+    gradients(adapted, ONE)
+    graphs = counters["stats"]["unique_graphs"]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for row, eager in zip((ONE, TWO), expected, strict=True):
+            for name, gradient in gradients(adapted, row).items():
+                assert (gradient - eager[name]).norm() <= 1e-5 * eager[name].norm(), name
+    assert counters["stats"]["unique_graphs"] == graphs > 0
     torch._dynamo.reset()
