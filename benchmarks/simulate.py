@@ -31,6 +31,7 @@ from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.loss.objective import sample_loss
 from logotrain.model.adapters import add_adapters
+from logotrain.model import recompute
 from logotrain.model.recompute import checkpoint_layers
 from logotrain.parallel import World, shard
 from logotrain.plan.step import StepPlan
@@ -66,7 +67,14 @@ def simulate_step(config: PreTrainedConfig, step: StepPlan) -> Simulated:
     """
     recipe, backend, num_rows = step.recipe, step.backend, step.num_rows
     shards = step.world_size if step.strategy == "shard" else None
-    with _process_group(shards), FakeTensorMode(allow_non_fake_inputs=True), _backend(backend), _Count() as count:
+    recompute.tiled_classes(config)  # tried on real tensors
+    with (
+        _process_group(shards),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        _backend(backend),
+        _host_memory(),
+        _Count() as count,
+    ):
         model = _fake_model(config, recipe)
         checkpoint_layers(model, step.recompute)
         if shards is not None:
@@ -190,6 +198,20 @@ def _backend(backend: Backend) -> Iterator[None]:
             yield
     finally:
         kernels.forget_rows()
+
+
+@contextmanager
+def _host_memory() -> Iterator[None]:
+    """Host memory is not the device's: there a tensor is its shape, on ``meta``, which does not count."""
+
+    def back(tensor: Tensor, device: torch.device) -> Tensor:
+        return torch.empty_like(tensor, device=device)
+
+    with (
+        patch.object(recompute, "to_host", partial(torch.empty_like, device="meta")),
+        patch.object(recompute, "from_host", back),
+    ):
+        yield
 
 
 @contextmanager

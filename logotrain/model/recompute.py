@@ -232,11 +232,12 @@ class _Waiting:
 
 
 class _HostCopy:
-    """A copy of a tensor in host memory. The one made before it is fetched when this one is needed."""
+    """A copy of a tensor in host memory. The one made before it is fetched as soon as this one is needed."""
 
     def __init__(self, tensor: Tensor, before: Callable[[], _HostCopy | None]) -> None:
         self._device, self._before = tensor.device, before
-        self._fetched: tuple[Tensor, torch.cuda.Event] | None = None
+        self._fetched: Tensor | None = None
+        self._done: torch.cuda.Event | None = None
         if not tensor.is_cuda:
             self._host = to_host(tensor)
             return
@@ -249,33 +250,36 @@ class _HostCopy:
 
     def back(self) -> Tensor:
         """Return the tensor on its device."""
-        if self._device.type != "cuda":
-            return from_host(self._host, self._device)
-        self._fetch()
-        assert self._fetched is not None
-        (tensor, done), self._fetched = self._fetched, None
-        now = torch.cuda.current_stream(self._device)
-        now.wait_event(done)
-        tensor.record_stream(now)
+        tensor = self._fetch()
+        self._fetched = None
+        if self._done is not None:
+            now = torch.cuda.current_stream(self._device)
+            now.wait_event(self._done)
+            tensor.record_stream(now)
         before = self._before()
         if before is not None:
             before._fetch()
         return tensor
 
-    def _fetch(self) -> None:
-        if self._fetched is None:
+    def _fetch(self) -> Tensor:
+        if self._fetched is None and self._device.type == "cuda":
             stream = _copy_stream(self._device)
             with torch.cuda.stream(stream):
-                tensor = self._host.to(self._device, non_blocking=True)
-            self._fetched = tensor, stream.record_event()
+                self._fetched = self._host.to(self._device, non_blocking=True)
+            self._done = stream.record_event()
+        elif self._fetched is None:
+            self._fetched = from_host(self._host, self._device)
+        return self._fetched
 
 
 def to_host(tensor: Tensor) -> Tensor:
+    """Copy a tensor to host memory, where it is not on CUDA."""
     return tensor.to("cpu", copy=True)
 
 
 def from_host(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device)
+    """Copy it back."""
+    return tensor.to(device, copy=True)
 
 
 @cache

@@ -24,8 +24,12 @@ the widths of all query, key and value heads, h is the number of query heads, b 
 Without sharing, N counts the prompt once for each response.
 
 ``selective`` recompute keeps of a layer its input b N d and the attention's output and log-sum-exp, ``full`` the input
-only; both have the rest of one layer at a time in the backward pass. torch.compile keeps less than this: its
-recomputation is not modelled, and the estimate is an upper bound there.
+only; both have the rest of one layer at a time in the backward pass. ``tiled`` has of that layer's MLP, or experts, what d
+tokens need, and their input b N d. ``offloaded`` has two inputs of layers on the device, and the others in host memory.
+torch.compile keeps less than this: its recomputation is not modelled, and the estimate is an upper bound there.
+
+Where C processes compute a row together, N is the slice of one of them, but for the attention: it has the whole row, for
+h / C heads. The head scores at worst all of a row's scored positions on one process.
 """
 
 from __future__ import annotations
@@ -49,11 +53,13 @@ _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """The memory of one process at its fullest moment, in bytes: the parts by name, and context and fragments."""
+    """The memory of one process at its fullest moment, in bytes: the parts by name, and context and fragments; and what
+    waits in host memory."""
 
     moment: str
     parts: dict[str, int]
     reserve: int
+    host: int = 0
 
     @property
     def allocated(self) -> int:
@@ -74,12 +80,13 @@ def estimate_memory(step: StepPlan) -> MemoryEstimate:
         "head": formulas.at_head(),
         "last norm": formulas.at_last_norm(),
         "backward of a layer": formulas.in_layer(),
+        "backward of an attention": formulas.in_attention(),
         "end of backward": formulas.at_end(),
         "optimizer step": formulas.moment(0, formulas.gradients, 0, 0),  # the fused update works in place
     }
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     parts = {name: int(size) for name, size in {**formulas.states(), **moments[moment]}.items() if size}
-    return MemoryEstimate(moment, parts, CONTEXT_BYTES + int(WASTE * sum(parts.values())))
+    return MemoryEstimate(moment, parts, CONTEXT_BYTES + int(WASTE * sum(parts.values())), int(formulas.in_host))
 
 
 _STATE_BYTES = {"adamw": 8.0, "paged_adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw_8bit": 2.03}
@@ -96,10 +103,14 @@ class _Formulas:
         # Without FSDP's mixed precision float32 weights compute in float32.
         narrow = step.recipe.dtype == "bfloat16" and (self.sharded or not self.full)
         self.b = 2 if narrow else 4
-        self.n = step.computed.total_length
+        self.parts = step.context_size
+        self.n = math.ceil(step.computed.total_length / self.parts)
+        self.whole = self.n * self.parts
+        # What runs in tiles keeps the input of all, and has the rest for as many tokens as a state has features.
+        self.tile = min(self.n, step.shape.hidden) if step.recompute in ("tiled", "offloaded") else self.n
         self.nd = self.n * step.shape.hidden
         self.responses = sum(step.computed.response_lengths)
-        self.scored = step.scored_positions
+        self.scored = min(step.scored_positions, self.n)
 
     # What is held all the time.
 
@@ -170,28 +181,63 @@ class _Formulas:
     # What is kept from forward to backward.
 
     def layer(self, layer: LayerShape) -> float:
-        """Kept of one layer without recomputation."""
+        """Kept of one layer without recomputation; with tiles, while its attention runs backward."""
         n, b = self.n, self.b
         kept: float = sum((4 + b * self.full) * n * width for width in layer.norm_widths)
         kept += 4 * n * len(layer.norm_widths)
         if layer.attends:
-            kept += b * n * (layer.query_width + layer.key_width + self._value_width(layer))
-            kept += self._attention_outputs(layer) + self._attention_extra(layer)
+            kept += self._attention_states(layer) + self._attention_outputs(layer) + self._attention_extra(layer)
         else:
             kept += 32 * n * sum(linear.outputs for linear in layer.linears if linear.mixes)
-        kept += b * n * layer.intermediate * (3 if layer.gated else 1)
+        return kept + self._linears(layer, n, tiled=False) + self._mlps(layer, n, tiled=False)
+
+    def _tiled(self, layer: LayerShape) -> bool:
+        return self.tile < self.n and layer.has_tiles
+
+    def _in_tiles(self, layer: LayerShape) -> float:
+        """Kept of what runs in tiles: the input, and the rest of one tile."""
+        if not self._tiled(layer):
+            return self._linears(layer, self.n, tiled=True) + self._mlps(layer, self.n, tiled=True)
+        inside = self._linears(layer, self.tile, tiled=True) + self._mlps(layer, self.tile, tiled=True)
+        return self.b * self.nd + inside
+
+    def _linears(self, layer: LayerShape, tokens: int, *, tiled: bool) -> float:
+        """Inputs of linear layers whose weights are trained, and what is between A and B of adapters."""
+        targets = [it for it in (layer.linears if self.full else self._targets(layer)) if it.in_tiles == tiled]
+        kept = sum(self.b * tokens * width for _, width in {(linear.group, linear.inputs) for linear in targets})
+        return kept + (not self.full) * self.b * tokens * self.recipe.lora.rank * len(targets)
+
+    def _mlps(self, layer: LayerShape, tokens: int, *, tiled: bool) -> float:
+        """Kept of the MLP and of experts."""
+        b, kept = self.b, 0.0
+        if layer.mlp_in_tiles == tiled:
+            kept += b * tokens * layer.intermediate * (3 if layer.gated else 1)
+        adapted = layer.adapted(self.trained.parameters)
         for experts in layer.experts:
-            pairs = experts.chosen * n
-            kept += pairs * (b * experts.kept * experts.intermediate + b * self.shape.hidden + 24)
-            trained = self.full or bool(layer.adapted(self.trained.parameters))
-            kept += trained * b * pairs * (self.shape.hidden + experts.intermediate)
-        targets = layer.linears if self.full else self._targets(layer)
-        kept += sum(b * n * width for _, width in {(linear.group, linear.inputs) for linear in targets})
-        if self.full:
-            return kept
-        # PEFT adds the product of an adapter to the whole stack.
-        kept += b * sum(stack.weights for stack in layer.adapted(self.trained.parameters))
-        return kept + b * n * self.recipe.lora.rank * len(targets)
+            if experts.in_tiles == tiled:
+                pairs = experts.chosen * tokens
+                kept += pairs * (b * experts.kept * experts.intermediate + b * self.shape.hidden + 24)
+                kept += (self.full or bool(adapted)) * b * pairs * (self.shape.hidden + experts.intermediate)
+        if any(experts.in_tiles for experts in layer.experts) == tiled and not self.full:
+            # PEFT adds the product of an adapter to the whole stack.
+            kept += b * sum(stack.weights for stack in adapted)
+        return kept
+
+    def _share(self, layer: LayerShape) -> tuple[float, float]:
+        """The shares of the query heads and of the key heads that one process attends for."""
+        heads, parts = self.shape.num_heads, self.parts
+        if parts == 1 or not layer.query_width:
+            return 1, 1
+        own = math.ceil(heads / parts)
+        key_heads = max(1, round(heads * layer.key_width / layer.query_width))
+        # Each key head is repeated for all processes that need it.
+        own_keys = own if heads % parts else key_heads / math.gcd(key_heads, parts)
+        return own / heads, own_keys / key_heads
+
+    def _attention_states(self, layer: LayerShape) -> float:
+        """Queries, keys and values, as the attention takes them."""
+        queries, keys = self._share(layer)
+        return self.b * self.whole * (queries * layer.query_width + keys * (layer.key_width + self._value_width(layer)))
 
     def _value_width(self, layer: LayerShape) -> int:
         """Flash kernels take keys and values of one width."""
@@ -202,8 +248,8 @@ class _Formulas:
         if not layer.attends:
             return 0
         width = layer.query_width if self.step.backend == "flash" else layer.output_width
-        per_token = self.b * width + 4 * self.shape.num_heads
-        return per_token * (self.n + (self.responses if self.step.backend == "flash" else 0))
+        per_token = self._share(layer)[0] * (self.b * width + 4 * self.shape.num_heads)
+        return per_token * (self.whole + (self.responses if self.step.backend == "flash" else 0))
 
     def _attention_extra(self, layer: LayerShape) -> float:
         """What a back end keeps of a layer beside queries, keys, values, outputs."""
@@ -217,7 +263,8 @@ class _Formulas:
             # The second call takes the responses' queries, and each response's keys and values after its prompt's.
             keys = self.responses
             keys += sum(sample.prompt_length * len(sample.response_lengths) for sample in self.step.computed.samples)
-            return b * (self.responses * layer.query_width + keys * 2 * layer.key_width)
+            share, key_share = self._share(layer)
+            return b * (self.responses * share * layer.query_width + keys * key_share * 2 * layer.key_width)
         return self._masks if self.step.backend == "sdpa" else 0
 
     @property
@@ -228,7 +275,9 @@ class _Formulas:
     def kept_layer(self, layer: LayerShape) -> float:
         """Kept of one layer until its backward pass."""
         if self.step.recompute == "none":
-            return self.layer(layer)
+            return self.layer(layer) + self._in_tiles(layer)
+        if self.step.recompute == "offloaded":
+            return 0
         return self.b * self.nd + (self._attention_outputs(layer) if self.step.recompute == "selective" else 0)
 
     @cached_property
@@ -240,12 +289,19 @@ class _Formulas:
         """Kept when the forward pass ends."""
         kept = sum(layer.count * self.kept_layer(layer) for layer in self.shape.layers)
         kept += self._last_norm + self.b * self.scored * self.shape.hidden
+        if self.step.recompute == "offloaded":
+            kept += 2 * self.b * self.nd  # the input of the layer that runs backward, and the next one on its way
         if self.step.recompute == "none" and not self.trained.embedding:
             kept -= 4 * self.nd  # the first norm's input needs no gradient
         if self.step.backend == "sdpa" and self.step.shared:
             kept += self._masks / self.b  # all layers' mask as booleans
         width = max(layer.query_width for layer in self.shape.layers)
         return kept + 2 * self.b * self.n * width / self.shape.num_heads  # cos and sin
+
+    @property
+    def in_host(self) -> float:
+        """What waits in host memory."""
+        return self.b * self.nd * self.shape.num_layers * (self.step.recompute == "offloaded")
 
     # What comes on top at each moment.
 
@@ -296,21 +352,31 @@ class _Formulas:
         working = max(map(self._working, self.shape.layers)) + self._head_gradient
         return self.moment(self._gathered, self._earlier, self.kept - self._last_norm, working)
 
+    def in_attention(self) -> dict[str, float]:
+        """The layer whose attention runs backward, where it has not kept its MLP until then."""
+        working = max(map(self._working_of_attention, self.shape.layers)) + self._head_gradient
+        return self.moment(self._gathered, self._earlier, self.kept - self._last_norm, working)
+
+    def _recomputed(self, layer: LayerShape) -> float:
+        """Kept of the attention and the norms of the layer that runs backward, and not counted among the others."""
+        if self.step.recompute == "none":
+            return 0
+        kept = self.layer(layer)
+        kept -= self._attention_outputs(layer) if self.step.recompute == "selective" else 0
+        return kept - self.nd * 4 * (self.b == 4)  # without a cast the first norm keeps the layer's input itself
+
     def _working(self, layer: LayerShape) -> float:
         """What the backward pass of a layer's MLP takes beside what is kept."""
-        n, b, nd = self.n, self.b, self.nd
-        wide = n * layer.intermediate
-        working: float = b * nd + (3 if layer.gated else 1) * b * wide
-        if self.full or any(linear.name == "down_proj" for linear in self._targets(layer)):
-            working -= b * wide  # its input is gone when gate and up run backward
-        for experts in layer.experts:
-            # First what the experts put out, times the router's float32 weights; then their own gradients.
-            out, inside = self.shape.hidden, experts.kept * experts.intermediate
-            working += experts.chosen * n * max(8 * out, b * (inside - out))
-        if self.step.recompute != "none":
-            working += self.layer(layer)
-            working -= self._attention_outputs(layer) if self.step.recompute == "selective" else 0
-            working -= nd * 4 * (b == 4)  # without a cast the first norm keeps the layer's input itself
+        b, nd = self.b, self.nd
+        again = self.step.recompute != "none"
+        working = b * nd + self._recomputed(layer)
+        if self._tiled(layer):
+            # The gradient of the tiles' inputs, which are put together at the end; then the norm before the MLP.
+            beside = b * nd + max(b * nd + self._of_mlp(layer, self.tile), 2 * b * nd)
+            inside = self._in_tiles(layer) + beside
+            working += max(inside, b * nd + (20 if b == 2 else 12) * nd)  # in float32 two copies are no casts
+        else:
+            working += self._of_mlp(layer, self.n) + again * self._in_tiles(layer)
         if self.full or self.recipe.tuning == "qlora":
             # The gradient of a weight, or a 4-bit weight unpacked.
             stacked = [experts.stacked for experts in layer.experts if self.full]
@@ -318,6 +384,30 @@ class _Formulas:
         if self.full and self.sharded:
             # Gradients of the layer before on their way to their owners; that layer's activations are gone.
             working += max(0, 4 * layer.parameters - self.kept_layer(layer))
+        return working
+
+    def _of_mlp(self, layer: LayerShape, tokens: int) -> float:
+        """What the backward pass of an MLP or of experts takes beside what they keep and the gradient that it gets."""
+        b, wide = self.b, tokens * layer.intermediate
+        working: float = (3 if layer.gated else 1) * b * wide
+        if self.full or any(linear.name == "down_proj" for linear in self._targets(layer)):
+            working -= b * wide  # its input is gone when gate and up run backward
+        for experts in layer.experts:
+            # First what the experts put out, times the router's float32 weights; then their own gradients.
+            out, inside = self.shape.hidden, experts.kept * experts.intermediate
+            working += experts.chosen * tokens * max(8 * out, b * (inside - out))
+        return working
+
+    def _working_of_attention(self, layer: LayerShape) -> float:
+        """What the backward pass of a layer's attention takes beside what is kept: the gradients of all it keeps but the
+        norm after it."""
+        if not layer.attends:
+            return 0
+        queries, _ = self._share(layer)
+        working = self.b * self.nd + self._recomputed(layer) - 4 * self.nd
+        working += self._attention_states(layer) + self.b * self.whole * queries * layer.output_width
+        if self.step.backend == "flash":
+            working += self._attention_extra(layer)
         return working
 
     def at_end(self) -> dict[str, float]:

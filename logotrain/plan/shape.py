@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ class Linear:
         path: its name in the decoder layer, such as ``self_attn.q_proj``.
         group: name of its input; layers of one group read the same tensor.
         adaptable: whether it can get an adapter. The Conv1D of GPT-2 cannot.
+        in_tiles: whether it can run over tiles of tokens (:func:`logotrain.model.recompute.tiled_classes`).
     """
 
     path: str
@@ -35,6 +36,7 @@ class Linear:
     inputs: int
     outputs: int
     adaptable: bool
+    in_tiles: bool
 
     @property
     def name(self) -> str:
@@ -63,6 +65,7 @@ class Experts:
         kept: values of that width that one expert keeps of a token.
         weights: number of weights of all experts.
         stacked: number of weights of the largest stack.
+        in_tiles: whether they can run over tiles of tokens.
     """
 
     count: int
@@ -71,6 +74,7 @@ class Experts:
     kept: int
     weights: int
     stacked: int
+    in_tiles: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class LayerShape:
         output_width: width of what attention puts out.
         gated: whether the MLP multiplies two branches.
         intermediate: width of the MLP that every token goes through, f; 0 if there is none.
+        mlp_in_tiles: whether that MLP can run over tiles of tokens.
         norm_widths: for each norm, the number of features that it reads of a token.
         token_weights: see :func:`layer_weights`.
     """
@@ -123,12 +128,18 @@ class LayerShape:
     output_width: int
     gated: bool
     intermediate: int
+    mlp_in_tiles: bool
     norm_widths: tuple[int, ...]
     linears: tuple[Linear, ...]
     stacks: tuple[Stack, ...]
     experts: tuple[Experts, ...]
     parameters: int
     token_weights: int
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether a part of it can run over tiles of tokens."""
+        return self.mlp_in_tiles or any(experts.in_tiles for experts in self.experts)
 
     def targets(self, names: Collection[str]) -> list[Linear]:
         """Return the linear layers of these names."""
@@ -234,7 +245,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
     import torch
     from torch import nn
 
-    from logotrain.model.recompute import decoder_layers
+    from logotrain.model.recompute import decoder_layers, tiled_classes, tiled_modules
 
     where = config_name(config)
     with torch.device("meta"):
@@ -251,6 +262,7 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
             where=where,
             mend="its memory cannot be estimated: set recompute and parallel.strategy in the recipe",
         )
+    classes = tiled_classes(config)
     kinds: dict[object, list[tuple[nn.Module, bool]]] = {}
     for layer, name in zip_longest(layers, (getattr(text, "layer_types", None) or ())[: len(layers)]):
         attends = name is None or name == "hybrid" or ("attention" in name and "linear" not in name)
@@ -262,15 +274,23 @@ def model_shape(config: PreTrainedConfig) -> ModelShape:
         vocabulary=embedding.weight.shape[0],
         head=next(path.rpartition(".")[2] for path, module in model.named_modules() if module is head),
         tied=head.weight is embedding.weight,
-        layers=tuple(_layer_shape(*alike[0], len(alike), text) for alike in kinds.values()),
+        layers=tuple(
+            _layer_shape(*alike[0], len(alike), text, [path for path, _ in tiled_modules(alike[0][0], classes)])
+            for alike in kinds.values()
+        ),
         embedding_parameters=embedding.weight.numel(),
         other_parameters=model.num_parameters() - embedding.weight.numel() - sum(map(_count, layers)),
     )
 
 
-def _layer_shape(layer: nn.Module, attends: bool, count: int, text: PreTrainedConfig) -> LayerShape:
+def _layer_shape(
+    layer: nn.Module, attends: bool, count: int, text: PreTrainedConfig, tiled: Collection[str]
+) -> LayerShape:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
+
+    def in_tiles(path: str) -> bool:
+        return any(f"{path}.".startswith(f"{part}.") for part in tiled)
 
     modules = [(path, module) for path, module in layer.named_modules() if path]
     linears: list[Linear] = []
@@ -279,11 +299,14 @@ def _layer_shape(layer: nn.Module, attends: bool, count: int, text: PreTrainedCo
             plain = isinstance(module, nn.Linear)
             # A linear layer's weight is [outputs, inputs]; a Conv1D keeps it the other way round.
             inputs, outputs = module.weight.shape[:: -1 if plain else 1]
-            linears.append(Linear(path, _input_of(path), inputs, outputs, adaptable=plain))
+            linears.append(Linear(path, _input_of(path), inputs, outputs, adaptable=plain, in_tiles=in_tiles(path)))
     query, key, value, output = _attention_widths(linears, text)
     named_widths = {"q_norm": query, "q_layernorm": query, "k_norm": key, "k_layernorm": key}
-    experts = _experts(layer, text.hidden_size)
+    experts = _experts(layer, text.hidden_size, in_tiles)
     outside = [linear for linear in linears if not linear.mixes]
+    # Not every config names its width, or means it: the widest of what leads back to the residual stream, but for heads.
+    back = [linear for linear in outside if linear.outputs == text.hidden_size and linear.inputs != output]
+    widest = max(back, key=lambda linear: linear.inputs, default=None)
     return LayerShape(
         count=count,
         attends=attends,
@@ -292,11 +315,8 @@ def _layer_shape(layer: nn.Module, attends: bool, count: int, text: PreTrainedCo
         value_width=value,
         output_width=output,
         gated=any("gate" in linear.name for linear in outside),
-        # Not every config names it, or means it: the widest of what leads back to the residual stream, but for heads.
-        intermediate=max(
-            (linear.inputs for linear in outside if linear.outputs == text.hidden_size and linear.inputs != output),
-            default=0 if experts else query,
-        ),
+        intermediate=widest.inputs if widest else 0 if experts else query,
+        mlp_in_tiles=widest is not None and widest.in_tiles,
         norm_widths=tuple(
             named_widths.get(path.rpartition(".")[2]) or _norm_width(module, text.hidden_size)
             for path, module in modules
@@ -347,7 +367,7 @@ def _norm_width(norm: nn.Module, hidden: int) -> int:
     return hidden if weight is None else weight.numel()
 
 
-def _experts(layer: nn.Module, hidden: int) -> tuple[Experts, ...]:
+def _experts(layer: nn.Module, hidden: int, in_tiles: Callable[[str], bool]) -> tuple[Experts, ...]:
     """Return the stacked experts of a decoder layer. The matrices of one block may be in one module or in several."""
     blocks: dict[str, list[tuple[str, nn.Module]]] = {}
     for path, module in layer.named_modules():
@@ -366,7 +386,7 @@ def _experts(layer: nn.Module, hidden: int) -> tuple[Experts, ...]:
             kept = 6
         sizes = [stack.numel() for stack in stacks]
         chosen = _chosen(layer, path, stacks[0])
-        found.append(Experts(len(stacks[0]), chosen, intermediate, kept, sum(sizes), max(sizes)))
+        found.append(Experts(len(stacks[0]), chosen, intermediate, kept, sum(sizes), max(sizes), in_tiles(path)))
     return tuple(found)
 
 

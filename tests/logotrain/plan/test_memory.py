@@ -84,7 +84,9 @@ def compare(
 ) -> Simulated:
     """Assert that the formula agrees with the real step, as a whole and without what is held all the time."""
     strategy: Strategy = "shard" if shards else "replicate"
-    step = StepPlan(model_shape(config), recipe, row, recompute, strategy, shards or 1, backend, num_rows)
+    step = StepPlan(
+        model_shape(config), recipe, row, recompute, strategy, shards or 1, backend=backend, num_rows=num_rows
+    )
     found, expected = simulate_step(config, step), estimate_memory(step)
     states = sum(expected.parts.get(name, 0) for name in ("frozen weights", "trained weights", "optimizer state"))
     assert expected.allocated == pytest.approx(found.peak, rel=0.1)
