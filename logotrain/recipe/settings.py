@@ -270,7 +270,7 @@ class ParallelSettings(RecipeModel):
 
     context_size: Literal["auto"] | Annotated[int, Field(ge=1, strict=True)] = "auto"
     """Number of processes that compute one row together, each a slice of its tokens and a share of its attention heads.
-    It divides the number of processes and of heads. ``auto`` takes 1 unless a row is too large for one device."""
+    It divides the number of processes. ``auto`` takes 1 unless a row is too large for one device."""
 
 
 class CheckpointSettings(RecipeModel):
