@@ -20,7 +20,8 @@ from logotrain.loss.objective import sample_loss
 from logotrain.model.adapters import add_adapters
 from logotrain.model.recompute import checkpoint_layers
 from logotrain.parallel import World, lone_group, shard
-from logotrain.plan.choices import CARDS, choose_recompute, recompute_choices, row_flops
+from logotrain.plan.choices import choose_step, recompute_choices
+from logotrain.plan.cost import CARDS, row_flops
 from logotrain.plan.memory import MemoryEstimate, estimate_memory
 from logotrain.plan.shape import model_shape
 from logotrain.plan.step import StepPlan
@@ -200,7 +201,8 @@ def memory(bench: Bench) -> dict[str, Any]:
 
         sizes = caps(bench, trial)
         for cap in sizes:
-            choice, reason = choose_recompute(trial.plan(shape.prompt, 8, cap.bytes))
+            chosen = choose_step(trial.plan(shape.prompt, 8, cap.bytes), CARDS["h100-80gb"], 1)
+            choice, reason = chosen.step.recompute, chosen.why_recompute
             trial.set_recompute(choice)
             fits = _fits(trial, cap, shape.prompt, 8)
             result["fits"].append(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self
 from unittest.mock import patch
@@ -27,11 +27,12 @@ from transformers import PreTrainedConfig
 
 from logodata.models.loading import empty_model
 from logotrain.attention import kernels
+from logotrain.attention.context_parallel import ContextGroup
 from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.loss.objective import sample_loss
-from logotrain.model.adapters import add_adapters
 from logotrain.model import recompute
+from logotrain.model.adapters import add_adapters
 from logotrain.model.recompute import checkpoint_layers
 from logotrain.parallel import World, shard
 from logotrain.plan.step import StepPlan
@@ -67,19 +68,24 @@ def simulate_step(config: PreTrainedConfig, step: StepPlan) -> Simulated:
     """
     recipe, backend, num_rows = step.recipe, step.backend, step.num_rows
     shards = step.world_size if step.strategy == "shard" else None
+    processes = step.world_size if shards or step.context_size > 1 else None
     recompute.tiled_classes(config)  # tried on real tensors
     with (
-        _process_group(shards),
+        _process_group(processes),
         FakeTensorMode(allow_non_fake_inputs=True),
         _backend(backend),
         _host_memory(),
+        _all_scored_here(),
         _Count() as count,
     ):
         model = _fake_model(config, recipe)
         checkpoint_layers(model, step.recompute)
+        if step.context_size > 1:
+            model.context_group = ContextGroup(0, step.context_size, distributed.group.WORLD)
         if shards is not None:
             shard(model, recipe, World(0, shards, 0))
-        row = _row(step.row, scores_prompt(recipe.objective))
+        padding = -step.row.total_length % step.context_size
+        row = _row(replace(step.row, padding=step.row.padding + padding), scores_prompt(recipe.objective))
         optimizer = AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
         with use_shared_prefix(model.causal_lm, backend):
             states = kept = 0
@@ -198,6 +204,17 @@ def _backend(backend: Backend) -> Iterator[None]:
             yield
     finally:
         kernels.forget_rows()
+
+
+@contextmanager
+def _all_scored_here() -> Iterator[None]:
+    """Every scored position is this process's, as none of its group can have more."""
+
+    def everywhere(mask: Tensor) -> Tensor:
+        return torch.arange(mask.numel(), device=mask.device)[:, None]
+
+    with patch.object(torch, "nonzero", everywhere):
+        yield
 
 
 @contextmanager

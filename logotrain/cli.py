@@ -105,7 +105,7 @@ def _describe(recipe: TrainRecipe, path: Path | None, output: Path | None) -> No
     """Print the resolved recipe, which can be run again, on stdout, the data's lengths and the plan on stderr."""
     from logodata.common.console import note, show
     from logotrain.inputs import check_inputs
-    from logotrain.plan.choices import this_machine
+    from logotrain.plan.cost import this_machine
     from logotrain.recipe.defaults import with_dtype, with_positions
 
     check_inputs(recipe, output)
@@ -165,7 +165,8 @@ def plan(
     from logodata.common.console import console
     from logodata.common.files import write_json
     from logotrain.inputs import check_inputs
-    from logotrain.plan.choices import CARDS, check_strategy
+    from logotrain.plan.choices import check_strategy
+    from logotrain.plan.cost import CARDS
     from logotrain.recipe.defaults import load_train_recipe, with_dtype, with_positions
 
     if card not in CARDS:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,13 +22,14 @@ from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
 from logotrain.parallel import World, shard
-from logotrain.plan.choices import check_recompute, check_strategy, choose_recompute, choose_strategy
+from logotrain.plan.choices import check_context_size, check_recompute, check_strategy, choose_step
+from logotrain.plan.cost import CARDS, this_machine
 from logotrain.plan.shape import ModelShape, layer_weights, model_shape
 from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import SharedPrefixLayout
-from logotrain.rows.packing import attention_share, largest_row
+from logotrain.rows.packing import attention_share, largest_row, pack_rows
 from logotrain.trainable import check_untried, read_traits
 
 
@@ -67,9 +68,10 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         traits, world.device, getattr(torch, recipe.dtype), sharing=recipe.sharing, wanted=recipe.attention
     )
     note(f"attention: {attention}")
-    context_size = _context_size(recipe, world, attention, config)
+    num_heads = text_config(config).num_attention_heads
+    check_context_size(recipe, world.size, num_heads, "" if attention.shared else attention.reason)
     shape = _shape(config)
-    strategy, recompute = _decide(recipe, world, collator, layouts, attention, shape)
+    strategy, recompute, context_size = _decide(recipe, world, collator, layouts, attention, shape)
     check_recompute(recompute, attention.by)
     # One process has nothing to share; only FSDP's mixed precision keeps float32 weights and computes in bfloat16.
     sharded = recipe.mixed_precision or (world.size > 1 and strategy == "shard")
@@ -103,38 +105,6 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
     return Prepared(model, sharded, attention, share)
 
 
-def _context_size(recipe: TrainRecipe, world: World, attention: AttentionChoice, config: PreTrainedConfig) -> int:
-    """Return the number of processes that compute a row together.
-
-    Raises:
-        UserError: the number that the recipe asks for is not possible here.
-    """
-    size = recipe.parallel.context_size
-    if size == "auto":
-        return 1
-    wanted = f"parallel.context_size={size}"
-    if world.size % size:
-        raise UserError(
-            f"{wanted} does not divide the number of processes, {world.size}",
-            mend=f"start as many with torchrun --nproc-per-node {size}, or set parallel.context_size=auto",
-        )
-    heads = text_config(config).num_attention_heads
-    if size > heads:
-        raise UserError(
-            f"{wanted} is more than the model's {heads} attention heads",
-            where=recipe.model,
-            mend=f"set parallel.context_size={heads} or less",
-        )
-    if size > 1 and not attention.shared:
-        raise UserError(
-            f"{wanted}: rows are split only where responses share their prompt, and here they do not: "
-            f"{attention.reason}",
-            where=recipe.model,
-            mend="set parallel.context_size=1",
-        )
-    return size
-
-
 def _shape(config: PreTrainedConfig) -> ModelShape | str:
     """Return the sizes of a model, or why they are not known."""
     try:
@@ -158,40 +128,51 @@ def _decide(
     layouts: Sequence[SharedPrefixLayout],
     attention: AttentionChoice,
     shape: ModelShape | str,
-) -> tuple[Strategy, Recompute]:
+) -> tuple[Strategy, Recompute, int]:
+    """Return the strategy, what is recomputed, and the number of processes that compute a row together."""
+    asked = recipe.parallel.context_size
     if not layouts:
-        return "replicate", "none"
+        return "replicate", "none", 1 if asked == "auto" else asked
     strategy = "replicate" if world.size == 1 else recipe.parallel.strategy  # one process has nothing to share
-    if strategy != "auto" and recipe.recompute != "auto":
-        return strategy, recipe.recompute
+    if strategy != "auto" and recipe.recompute != "auto" and (asked != "auto" or world.size == 1):
+        return strategy, recipe.recompute, 1 if asked == "auto" else asked
     if isinstance(shape, str):
         # What is left to choose is chosen without an estimate: the least memory.
         strategy = ("shard" if recipe.tuning == "full" else "replicate") if strategy == "auto" else strategy
         recompute = "full" if recipe.recompute == "auto" else recipe.recompute
         note(f"strategy: {strategy}, recompute: {recompute} (memory is not estimated: {shape})")
-        return strategy, recompute
+        return strategy, recompute, 1 if asked == "auto" else asked
+    row_tokens = attention.row_tokens(recipe.row_tokens)
     plan = StepPlan(
         shape=shape,
         recipe=recipe,
-        row=largest_row(layouts, attention.row_tokens(recipe.row_tokens), collator.pad_to_multiple),
+        row=largest_row(layouts, row_tokens, collator.pad_to_multiple),
         world_size=world.size,
         backend=attention.by,
         shared=attention.shared,
-        num_rows=math.ceil(recipe.samples_per_step / world.size),
         device_bytes=min(world.gather(_device_bytes(world))),
+        host_bytes=min(world.gather(_host_bytes())),
     )
-    strategy, reason = choose_strategy(plan)
+    card, *_ = world.gather(CARDS[this_machine()[0]])  # all processes must choose alike
+    rows = math.ceil(recipe.samples_per_step * len(pack_rows(layouts, row_tokens)) / len(layouts))
+    chosen = choose_step(plan, card, rows)
     if world.size > 1:
-        note(f"strategy: {strategy} ({reason})")
-    recompute, reason = choose_recompute(replace(plan, strategy=strategy))
-    note(f"recompute: {recompute} ({reason})")
-    return strategy, recompute
+        note(f"strategy: {chosen.step.strategy} ({chosen.why_strategy})")
+    if chosen.why_context:
+        note(f"context size: {chosen.step.context_size} ({chosen.why_context})")
+    note(f"recompute: {chosen.step.recompute} ({chosen.why_recompute})")
+    return chosen.step.strategy, chosen.step.recompute, chosen.step.context_size
 
 
 def _device_bytes(world: World) -> int:
     """Return the memory of the device; on a CPU what the machine has left, divided among the processes on it."""
     if world.device.type == "cuda":
         return torch.cuda.get_device_properties(world.device).total_memory
+    return _host_bytes()
+
+
+def _host_bytes() -> int:
+    """Return the memory that the machine has left, divided among the processes on it."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, StopIteration):  # Linux tells what is left
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

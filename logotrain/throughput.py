@@ -13,7 +13,7 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.models.loading import load_config
 from logotrain.metrics import Throughput
-from logotrain.plan.choices import CARDS, row_flops, this_machine
+from logotrain.plan.cost import CARDS, row_flops, this_machine
 from logotrain.plan.shape import ModelShape, model_shape
 from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import ProfileSettings

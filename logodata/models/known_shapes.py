@@ -48,6 +48,13 @@ _SHAPES = {
     "meta-llama/Llama-3.1-8B-Instruct": _Shape(
         "llama", 4096, 14336, 32, 32, 8, 128256, 131072, 500_000.0, _LLAMA_3_1_ROPE
     ),
+    "meta-llama/Meta-Llama-3-70B-Instruct": _Shape("llama", 8192, 28672, 80, 64, 8, 128256, 8192, 500_000.0),
+    "meta-llama/Llama-3.1-70B-Instruct": _Shape(
+        "llama", 8192, 28672, 80, 64, 8, 128256, 131072, 500_000.0, _LLAMA_3_1_ROPE
+    ),
+    "meta-llama/Llama-3.3-70B-Instruct": _Shape(
+        "llama", 8192, 28672, 80, 64, 8, 128256, 131072, 500_000.0, _LLAMA_3_1_ROPE
+    ),
     "namespace-Pt/Llama-3-8B-Instruct-80K-QLoRA-Merged": _Shape(
         "llama", 4096, 14336, 32, 32, 8, 128256, 81920, 200_000_000.0
     ),
@@ -58,6 +65,7 @@ _SHAPES = {
     ),
     "Qwen/Qwen3-8B": _Shape("qwen3", 4096, 12288, 36, 32, 8, 151936, 40960, 1_000_000.0, others={"head_dim": 128}),
     "Qwen/Qwen2.5-7B-Instruct": _Shape("qwen2", 3584, 18944, 28, 28, 4, 152064, 32768, 1_000_000.0),
+    "Qwen/Qwen2.5-72B-Instruct": _Shape("qwen2", 8192, 29568, 80, 64, 8, 152064, 32768, 1_000_000.0),
     "mistralai/Mixtral-8x7B-Instruct-v0.1": _Shape(
         "mixtral",
         4096,

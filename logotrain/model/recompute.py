@@ -1,9 +1,8 @@
 """Compile each decoder layer, and set what its backward pass computes again and what it waits for in host memory.
 
-All of it replaces ``layer.forward``, so parameters keep their names, and ``fully_shard(layer)``, whose hooks lie outside,
-may follow. Compiling comes first. ``layer.compile()`` of a checkpointed forward compiles nothing and says nothing (torch
-2.13), because the graph break at the attention makes it skip the whole call.
-"""
+All of it replaces ``layer.forward``, so parameters keep their names, and ``fully_shard(layer)``, whose hooks lie
+outside, may follow. Compiling comes first. ``layer.compile()`` of a checkpointed forward compiles nothing and says
+nothing (torch 2.13), because the graph break at the attention makes it skip the whole call."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -87,8 +86,8 @@ def compile_layers(model: nn.Module) -> None:
 def checkpoint_layers(model: nn.Module, choice: Recompute) -> None:
     """Set what the backward pass of each layer computes again, in place of an earlier choice.
 
-    It is nothing (``none``), all but the attention (``selective``) or all (``full``). With ``tiled`` it is all, and what
-    treats each token by itself, such as the MLP, runs over tiles of tokens (:mod:`logotrain.model.tiles`), where
+    It is nothing (``none``), all but the attention (``selective``) or all (``full``). With ``tiled`` it is all, and
+    what treats each token by itself, such as the MLP, runs over tiles of tokens (:mod:`logotrain.model.tiles`), where
     :func:`tiled_classes` found it. With ``offloaded`` the input of each layer waits in host memory, too.
 
     Gradients are equal bit for bit, but that ``tiled`` and ``offloaded`` sum over tiles.
@@ -129,9 +128,8 @@ def _config(model: nn.Module) -> PreTrainedConfig:
 def tile_tokens(config: PreTrainedConfig) -> int:
     """Return the number of tokens of a tile: that of the features of a state.
 
-    What an MLP keeps of a tile then takes about as much memory as its weights, and its products are large enough for the
-    rate of a GPU.
-    """
+    What an MLP keeps of a tile then takes about as much memory as its weights, and its products are large enough for
+    the rate of a GPU."""
     return text_config(config).hidden_size
 
 

@@ -58,14 +58,18 @@ class _Call:
     structure: TreeSpec
 
     @classmethod
-    def of(cls, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Call, list[Tensor]]:
+    def of(
+        cls, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[_Call, list[Tensor]]:
         leaves, structure = tree_flatten((args, kwargs))
         others = tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves)
         return cls(forward, others, structure), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     def __call__(self, tensors: Iterable[Tensor]) -> Any:
         given = iter(tensors)
-        args, kwargs = tree_unflatten([next(given) if leaf is _TENSOR else leaf for leaf in self.others], self.structure)
+        args, kwargs = tree_unflatten(
+            [next(given) if leaf is _TENSOR else leaf for leaf in self.others], self.structure
+        )
         return self.forward(*args, **kwargs)
 
 
@@ -96,9 +100,8 @@ def _tile(call: _Call, inputs: _Inputs, number: int) -> Tensor:
 class _Inputs:
     """What all tiles read. It is saved for the backward pass before the first tile is computed.
 
-    The recomputation of a layer ends where the last tensor is saved that the backward pass needs. If that were the input
-    of the last tile, all others would be computed again for nothing.
-    """
+    The recomputation of a layer ends where the last tensor is saved that the backward pass needs. If that were the
+    input of the last tile, all others would be computed again for nothing."""
 
     def __init__(self, tensors: list[Tensor], tokens: int) -> None:
         self.tokens = tokens
@@ -133,5 +136,5 @@ class _Save(torch.autograd.Function):
         return torch.empty(0)
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Any:
+    def backward(_ctx: Any, *_: Tensor) -> Any:
         raise AssertionError("nothing is computed from it")

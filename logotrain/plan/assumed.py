@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel, load_recipe
 from logodata.contexts.settings import ChunkingSettings, ContextSettings
 from logodata.contract import ContextChunk, PreferenceSample, Response
+from logodata.models.text_config import text_config
 from logodata.recipe.settings import GenerationSettings
 from logotrain.data import TrainingData, checked_target_length, load_data
 from logotrain.recipe.settings import TrainRecipe
@@ -98,11 +100,22 @@ def planned_data(
         raise UserError(
             f"prompt of {prompt_tokens} tokens and response of {response_tokens} do not fit under {target} positions",
             where=recipe.model,
-            mend="raise positions.target_length or plan shorter contexts",
+            mend=_longer(recipe, config, prompt_tokens + response_tokens),
         )
     sample = _sample(prompt_tokens, response_tokens, num_rejected, build.chunking.chunk_tokens)
     lengths = f"prompts of {prompt_tokens} tokens, 1 + {num_rejected} responses of {response_tokens}"
     return PlannedData(TrainingData([sample], target), num_samples, f"{num_samples} samples: {lengths}", config)
+
+
+def _longer(recipe: TrainRecipe, config: PreTrainedConfig, needed: int) -> str:
+    """Return how a target of positions becomes as long as needed."""
+    window = text_config(config).max_position_embeddings
+    length = f"positions.target_length={needed}" if recipe.positions.target_length else ""
+    if needed <= window:
+        return f"set {length or 'positions.target_length=null'}, or plan shorter contexts"
+    unscaled = window / (recipe.rope.factor if recipe.rope else 1)
+    rope = f"rope.type={recipe.rope.type if recipe.rope else 'yarn'} rope.factor={math.ceil(needed / unscaled)}"
+    return f"its window has {window}: {rope} {length}".rstrip() + ", or plan shorter contexts"
 
 
 def _sample(prompt_tokens: int, response_tokens: int, num_rejected: int, chunk_tokens: int) -> PreferenceSample:

@@ -1,103 +1,20 @@
-"""The work and the time of a training run before it runs, and the choices that depend on memory."""
+"""The choices of a training run that depend on memory: who holds which weights, how many processes compute a row
+together, and what is computed again."""
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from logodata.common.errors import UserError
-from logotrain.parallel import under_torchrun
+from logotrain.plan.cost import Card, row_flops, step_seconds
 from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
-from logotrain.plan.shape import trained_weights
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.defaults import has_gpu
 from logotrain.recipe.settings import Implementation, Recompute, Strategy, TrainRecipe
-from logotrain.rows.layout import SharedPrefixLayout
-from logotrain.rows.packing import attention_share, row_cost
 
-USED_SHARE = 0.5
-"""The share of a card's measured matrix-product rate that a whole step is expected to reach. This is an assumption: the
-best published LoRA trainers reach 0.50 to 0.55."""
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """An accelerator.
-
-    Attributes:
-        memory_bytes: the memory that its driver reports; None if there is no limit.
-        datasheet_flops: its dense bfloat16 rate, in FLOP/s; None if no time is estimated.
-        measured_share: the share of that rate that a large matrix product reaches.
-    """
-
-    memory_bytes: int | None
-    datasheet_flops: float | None
-    measured_share: float = 0.8
-
-
-_GIB = 2**30
-
-# 790 of 989 TFLOP/s were measured on an H200; the other cards are assumed to reach the same share.
-CARDS = {
-    "a100-80gb": Card(int(79.2 * _GIB), 312e12),
-    "a800-80gb": Card(int(79.2 * _GIB), 312e12),
-    "h100-80gb": Card(int(79.1 * _GIB), 989e12),
-    "h200-141gb": Card(int(139.8 * _GIB), 989e12),
-    "l40s-48gb": Card(int(44.4 * _GIB), 362e12),
-    "rtx4090-24gb": Card(int(23.5 * _GIB), 165e12),
-    "cpu": Card(None, None),
-}
-"""The cards by the name that ``logotrain plan --card`` takes."""
-
-
-def row_flops(step: StepPlan) -> float:
-    """Return the FLOPs of the step's row: forward pass, recomputation and backward pass.
-
-    A frozen weight costs 2 a token forward and 2 backward, a trained one 4 backward. Attention costs 2.5 times as much
-    backward as forward, because flash kernels compute the scores again. The head's logits are computed twice. A token
-    meets the experts that it is sent to. A layer with a window counts as one that attends to everything.
-    """
-    return _flops(step, step.computed.samples, step.scored_positions, head_again=True)
-
-
-def reference_flops(step: StepPlan) -> float:
-    """Return the FLOPs of the same samples in the pattern of the reference code.
-
-    Each response has a row of its own, with logits at every position, and all but the head is computed again.
-    """
-    rows = step.row.separate
-    return _flops(replace(step, recompute="full"), rows.samples, rows.total_length, head_again=False)
-
-
-def _flops(step: StepPlan, samples: Sequence[SharedPrefixLayout], head_positions: int, *, head_again: bool) -> float:
-    shape, full, trained = step.shape, step.recipe.tuning == "full", trained_weights(step.shape, step.recipe)
-    tokens = sum(sample.total_length for sample in samples)
-    linear = attention = 0.0
-    for layer in shape.layers:
-        weights = layer.count * layer.token_weights
-        linear += 2.0 * weights * tokens
-        if layer.attends:
-            share = attention_share((layer.query_width + layer.output_width) // 2, layer.token_weights)
-            attention += 2.0 * weights * (row_cost(samples, share) - tokens)
-    adapters = 2.0 * trained.adapters * tokens
-    head = 2.0 * shape.head_parameters * head_positions
-    again = step.recompute != "none"
-    return (
-        linear * (1 + again + 1 + full)
-        + adapters * (1 + again + 2)
-        + attention * (1 + (step.recompute == "full") + 2.5)
-        + head * (1 + head_again + 1 + (full or (shape.tied and trained.embedding)))
-    )
-
-
-def step_seconds(card: Card, flops_per_row: float, num_rows: int, num_gpus: int) -> float | None:
-    """Return the expected seconds of a step whose rows are shared by ``num_gpus``; None if the card has no rate."""
-    if card.datasheet_flops is None:
-        return None
-    return math.ceil(num_rows / num_gpus) * flops_per_row / (card.datasheet_flops * card.measured_share * USED_SHARE)
+_NEAR = 1.1
+"""Times that are this close count as equal. The model of time is no better."""
 
 
 def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
@@ -114,12 +31,48 @@ def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
         )
 
 
+def check_context_size(recipe: TrainRecipe, world_size: int, num_heads: int, why_separate: str) -> None:
+    """Refuse a ``parallel.context_size`` that is not possible.
+
+    Args:
+        recipe: its setting is checked.
+        world_size: number of processes.
+        num_heads: number of query heads of the model.
+        why_separate: why responses do not share their prompt; empty if they do.
+
+    Raises:
+        UserError: it does not divide the processes, is larger than the heads, or rows are not shared.
+    """
+    size = recipe.parallel.context_size
+    if size == "auto":
+        return
+    wanted = f"parallel.context_size={size}"
+    if world_size % size:
+        raise UserError(
+            f"{wanted} does not divide the number of processes, {world_size}",
+            mend=f"start as many with torchrun --nproc-per-node {size}, or set parallel.context_size=auto",
+        )
+    if size > num_heads:
+        raise UserError(
+            f"{wanted} is more than the model's {num_heads} attention heads",
+            where=recipe.model,
+            mend=f"set parallel.context_size={num_heads} or less",
+        )
+    if size > 1 and why_separate:
+        raise UserError(
+            f"{wanted}: rows are split only where responses share their prompt, and here they do not: {why_separate}",
+            where=recipe.model,
+            mend="set parallel.context_size=1",
+        )
+
+
 def recompute_choices(backend: Implementation) -> tuple[Recompute, ...]:
     """Return the choices of recompute that an attention back end allows, from the fastest to the smallest.
 
     FlexAttention's compiled kernel is no operator whose result could be kept, so ``selective`` would compute all again.
     """
-    return ("none", "full") if backend in ("flex", "eager") else get_args(Recompute)
+    choices = get_args(Recompute)
+    return tuple(choice for choice in choices if choice != "selective" or backend not in ("flex", "eager"))
 
 
 def check_recompute(choice: Recompute, backend: Implementation) -> None:
@@ -135,71 +88,191 @@ def check_recompute(choice: Recompute, backend: Implementation) -> None:
         )
 
 
-def choose_strategy(step: StepPlan) -> tuple[Strategy, str]:
-    """Choose who holds which weights, and return it with the reason.
-
-    Full tuning and what one device cannot hold is sharded. The step's own strategy and recompute are not read.
-    """
-    recipe = step.recipe
-    if recipe.mixed_precision:
-        return "shard", "only FSDP computes in bfloat16 on float32 weights"
-    if step.world_size == 1:
-        return "replicate", "one process"
-    if recipe.parallel.strategy != "auto":
-        return recipe.parallel.strategy, "as asked for"
-    if recipe.tuning == "full":
-        return "shard", "full tuning"
-    if step.device_bytes is None:
-        return "replicate", "no limit of memory is known"
-    smallest: Recompute = "full" if recipe.recompute == "auto" else recipe.recompute
-    needed = estimate_memory(replace(step, strategy="replicate", recompute=smallest)).total
-    holds = needed <= step.device_bytes
-    verb = "holds" if holds else "cannot hold"
-    reason = f"{gigabytes(step.device_bytes)} {verb} the whole model and a row, {gigabytes(needed)}"
-    return ("replicate" if holds else "shard"), reason
-
-
-def choose_recompute(step: StepPlan) -> tuple[Recompute, str]:
-    """Choose what the backward pass computes again, and return it with the reason.
-
-    It is the fastest choice that fits the device. The step's own recompute is not read. The reason says whether the
-    estimate is rough.
-    """
-    if step.recipe.recompute != "auto":
-        return step.recipe.recompute, "as asked for"
-    if step.device_bytes is None:
-        return "none", "no limit of memory is known"
-    needed = {choice: estimate.total for choice, estimate in memory_by_recompute(step).items()}
-    have = gigabytes(step.device_bytes)
-    caveat = step.shape.caveat and f"; {step.shape.caveat}"
-    larger = ""
-    for choice, size in needed.items():
-        if size <= step.device_bytes:
-            return choice, f"{gigabytes(size)} fits in {have}{larger}{caveat}"
-        larger = f", {choice} with {gigabytes(size)} does not"
-    return "full", f"it needs least; {gigabytes(needed['full'])} will not fit in {have}{caveat}"
-
-
 def memory_by_recompute(step: StepPlan) -> dict[Recompute, MemoryEstimate]:
     """Return the memory of the step under each choice of recompute that the back end allows."""
     return {choice: estimate_memory(replace(step, recompute=choice)) for choice in recompute_choices(step.backend)}
 
 
-def this_machine() -> tuple[str, int]:
-    """Return the name of this machine's card in :data:`CARDS`, and how many processes of this run use one.
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A step whose strategy, context size and recompute are chosen.
 
-    A card that is not in ``CARDS`` is entered there with its memory and without a rate.
+    Attributes:
+        needed: bytes that a device must have.
+        fits: whether it has them.
+        why_strategy, why_context, why_recompute: the reasons, one line each.
     """
-    processes = int(os.environ["WORLD_SIZE"]) if under_torchrun() else 1
-    if not has_gpu():
-        return "cpu", processes
-    import torch
 
-    device = torch.cuda.get_device_properties(0)
-    for name, card in CARDS.items():
-        kind = name.partition("-")[0].removeprefix("rtx")
-        same_size = card.memory_bytes is not None and abs(card.memory_bytes / device.total_memory - 1) < 0.05
-        if same_size and kind in device.name.lower().replace(" ", ""):
-            return name, processes
-    CARDS[device.name] = Card(device.total_memory, None)
-    return device.name, processes
+    step: StepPlan
+    needed: int
+    fits: bool
+    why_strategy: str
+    why_context: str
+    why_recompute: str
+
+
+def choose_step(step: StepPlan, card: Card, num_rows: int) -> Chosen:
+    """Choose strategy, context size and recompute where the recipe says ``auto``.
+
+    The fastest choice that fits the device is taken, by :func:`logotrain.plan.cost.step_seconds`; of those that are
+    nearly as fast, the first in this order: fewer processes for a row, no tiles and no host memory, replicated weights,
+    less that is computed again. On a card without rates it is the first that fits. If none fits, it is the one that
+    needs least.
+
+    Args:
+        step: its own strategy, context size, recompute and number of rows of a process are not read.
+        card: the device.
+        num_rows: number of rows of the step over all processes.
+    """
+    tried = [_Tried.of(candidate, card, num_rows) for candidate in _candidates(step, card, num_rows)]
+    fitting = [it for it in tried if it.fits]
+    if fitting:
+        near = _NEAR * min(it.seconds for it in fitting)
+        chosen = next(it for it in fitting if it.seconds <= near)
+    else:
+        chosen = min(tried, key=lambda it: it.needed)
+    return Chosen(
+        chosen.step,
+        chosen.needed,
+        chosen.fits,
+        _only_strategy(step) or _why_strategy(chosen, tried),
+        _why_context(chosen, tried),
+        _why_recompute(chosen, tried),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A candidate: bytes that a device must have, whether it has them, and seconds of a step; 0 if not known."""
+
+    step: StepPlan
+    needed: int
+    fits: bool
+    seconds: float
+
+    @classmethod
+    def of(cls, step: StepPlan, card: Card, num_rows: int) -> _Tried:
+        needed = estimate_memory(step).total
+        fits = step.device_bytes is None or needed <= step.device_bytes
+        return cls(step, needed, fits, step_seconds(card, step, row_flops(step), num_rows) or 0)
+
+    def beats(self, others: list[_Tried]) -> str:
+        """Say why none of these was chosen."""
+        fitting = [it for it in others if it.fits]
+        if not fitting:
+            return f"needs {gigabytes(min(it.needed for it in others))} of {gigabytes(self.step.device_bytes or 0)}"
+        fastest = min(fitting, key=lambda it: it.seconds)
+        if not self.seconds:
+            return f"fits only with recompute={fastest.step.recompute}"
+        return f"takes {fastest.seconds / self.seconds:.1f} times as long"
+
+
+def _why_strategy(chosen: _Tried, tried: list[_Tried]) -> str:
+    if not chosen.fits:
+        return "it needs least"
+    if chosen.step.strategy == "shard":
+        return f"replicate {chosen.beats([it for it in tried if it.step.strategy == 'replicate'])}"
+    have = gigabytes(chosen.step.device_bytes or 0)
+    return f"{have} holds the whole model and a row, {gigabytes(chosen.needed)}"
+
+
+def _why_context(chosen: _Tried, tried: list[_Tried]) -> str:
+    """Return why several processes compute a row; empty if one does because nothing asks for more."""
+    if chosen.step.recipe.parallel.context_size != "auto":
+        return "as asked for"
+    if chosen.step.context_size == 1:
+        return ""
+    return f"1 {chosen.beats([it for it in tried if it.step.context_size == 1])}"
+
+
+def _why_recompute(chosen: _Tried, tried: list[_Tried]) -> str:
+    step = chosen.step
+    if step.recipe.recompute != "auto":
+        return "as asked for"
+    if step.device_bytes is None:
+        return "no limit of memory is known"
+    have, caveat = gigabytes(step.device_bytes), step.shape.caveat and f"; {step.shape.caveat}"
+    if not chosen.fits:
+        return f"it needs least; {gigabytes(chosen.needed)} will not fit in {have}{caveat}"
+    alike = (step.strategy, step.context_size)
+    before = [it for it in tried[: tried.index(chosen)] if (it.step.strategy, it.step.context_size) == alike]
+    larger = ""
+    for it in before:
+        if not it.fits:
+            larger = f", {it.step.recompute} with {gigabytes(it.needed)} does not"
+    return f"{gigabytes(chosen.needed)} fits in {have}{larger}{_untiled(step)}{caveat}"
+
+
+def _only_strategy(step: StepPlan) -> str:
+    """Return why there is only one strategy; empty if there are two."""
+    recipe = step.recipe
+    if recipe.mixed_precision:
+        return "only FSDP computes in bfloat16 on float32 weights"
+    if step.world_size == 1:
+        return "one process"
+    if recipe.parallel.strategy != "auto":
+        return "as asked for"
+    if recipe.tuning == "full":
+        return "full tuning"
+    if recipe.tuning == "qlora":
+        return "4-bit weights cannot be split"
+    if recipe.optimizer.name != "adamw":
+        return f"optimizer.name={recipe.optimizer.name} cannot update weights that are split"
+    return "no limit of memory is known" if step.device_bytes is None else ""
+
+
+def _strategies(step: StepPlan) -> tuple[Strategy, ...]:
+    recipe = step.recipe
+    if not _only_strategy(step):
+        return ("replicate", "shard")
+    if recipe.mixed_precision:
+        return ("shard",)
+    if step.world_size > 1 and recipe.parallel.strategy != "auto":
+        return (recipe.parallel.strategy,)
+    return ("shard",) if step.world_size > 1 and recipe.tuning == "full" else ("replicate",)
+
+
+def _context_sizes(step: StepPlan) -> list[int]:
+    """Return the numbers of processes that can compute a row together, evenly."""
+    asked = step.recipe.parallel.context_size
+    if asked != "auto":
+        return [asked]
+    most = step.world_size if step.shared and step.device_bytes is not None else 1
+    return [size for size in range(1, most + 1) if step.world_size % size == step.shape.num_heads % size == 0]
+
+
+def _candidates(step: StepPlan, card: Card, num_rows: int) -> Iterator[StepPlan]:
+    """Yield all that can be chosen, the plainest first."""
+    asked = step.recipe.recompute
+    groups: list[list[Recompute]] = [[asked]] if asked != "auto" else [[], []]
+    if asked == "auto":
+        for choice in recompute_choices(step.backend):
+            # Tiles and host memory are for rows that fit in no way without them.
+            groups[choice in ("tiled", "offloaded")].append(choice)
+    for size in _context_sizes(step):
+        rows = -(-num_rows // (step.world_size // size))
+        for choices in groups:
+            for strategy in _strategies(step):
+                for choice in choices:
+                    made = replace(step, strategy=strategy, context_size=size, recompute=choice, num_rows=rows)
+                    if choice == asked or _is_possible(made, card):
+                        yield made
+
+
+def _is_possible(step: StepPlan, card: Card) -> bool:
+    """Return whether a choice of recompute does something: there is a part that runs in tiles, or there is host memory
+    beside the device's, and enough."""
+    if step.recompute == "tiled":
+        return any(layer.has_tiles for layer in step.shape.layers)
+    if step.recompute != "offloaded":
+        return True
+    enough = step.host_bytes is None or estimate_memory(step).host <= step.host_bytes
+    return card.host_link is not None and enough
+
+
+def _untiled(step: StepPlan) -> str:
+    """Return how many layers have nothing that runs in tiles, if they should."""
+    without = sum(layer.count for layer in step.shape.layers if not layer.has_tiles)
+    if step.recompute not in ("tiled", "offloaded") or not without:
+        return ""
+    return f"; {without} of {step.shape.num_layers} layers have no MLP that runs in tiles"

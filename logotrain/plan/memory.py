@@ -24,13 +24,13 @@ the widths of all query, key and value heads, h is the number of query heads, b 
 Without sharing, N counts the prompt once for each response.
 
 ``selective`` recompute keeps of a layer its input b N d and the attention's output and log-sum-exp, ``full`` the input
-only; both have the rest of one layer at a time in the backward pass. ``tiled`` has of that layer's MLP, or experts, what d
-tokens need, and their input b N d. ``offloaded`` has two inputs of layers on the device, and the others in host memory.
-torch.compile keeps less than this: its recomputation is not modelled, and the estimate is an upper bound there.
+only; both have the rest of one layer at a time in the backward pass. ``tiled`` has of that layer's MLP, or experts,
+what d tokens need, and their input b N d. ``offloaded`` has one or two inputs of layers on the device, and the others
+in host memory. torch.compile keeps less than this: its recomputation is not modelled, and the estimate is an upper
+bound there.
 
-Where C processes compute a row together, N is the slice of one of them, but for the attention: it has the whole row, for
-h / C heads. The head scores at worst all of a row's scored positions on one process.
-"""
+Where C processes compute a row together, N is the slice of one of them, but for the attention: it has the whole row,
+for h / C heads. The head scores at worst all of a row's scored positions on one process."""
 
 from __future__ import annotations
 
@@ -103,9 +103,8 @@ class _Formulas:
         # Without FSDP's mixed precision float32 weights compute in float32.
         narrow = step.recipe.dtype == "bfloat16" and (self.sharded or not self.full)
         self.b = 2 if narrow else 4
-        self.parts = step.context_size
-        self.n = math.ceil(step.computed.total_length / self.parts)
-        self.whole = self.n * self.parts
+        self.n = step.own_tokens
+        self.whole = self.n * step.context_size
         # What runs in tiles keeps the input of all, and has the rest for as many tokens as a state has features.
         self.tile = min(self.n, step.shape.hidden) if step.recompute in ("tiled", "offloaded") else self.n
         self.nd = self.n * step.shape.hidden
@@ -223,20 +222,9 @@ class _Formulas:
             kept += b * sum(stack.weights for stack in adapted)
         return kept
 
-    def _share(self, layer: LayerShape) -> tuple[float, float]:
-        """The shares of the query heads and of the key heads that one process attends for."""
-        heads, parts = self.shape.num_heads, self.parts
-        if parts == 1 or not layer.query_width:
-            return 1, 1
-        own = math.ceil(heads / parts)
-        key_heads = max(1, round(heads * layer.key_width / layer.query_width))
-        # Each key head is repeated for all processes that need it.
-        own_keys = own if heads % parts else key_heads / math.gcd(key_heads, parts)
-        return own / heads, own_keys / key_heads
-
     def _attention_states(self, layer: LayerShape) -> float:
         """Queries, keys and values, as the attention takes them."""
-        queries, keys = self._share(layer)
+        queries, keys = self.step.head_shares(layer)
         return self.b * self.whole * (queries * layer.query_width + keys * (layer.key_width + self._value_width(layer)))
 
     def _value_width(self, layer: LayerShape) -> int:
@@ -248,7 +236,7 @@ class _Formulas:
         if not layer.attends:
             return 0
         width = layer.query_width if self.step.backend == "flash" else layer.output_width
-        per_token = self._share(layer)[0] * (self.b * width + 4 * self.shape.num_heads)
+        per_token = self.step.head_shares(layer)[0] * (self.b * width + 4 * self.shape.num_heads)
         return per_token * (self.whole + (self.responses if self.step.backend == "flash" else 0))
 
     def _attention_extra(self, layer: LayerShape) -> float:
@@ -263,7 +251,7 @@ class _Formulas:
             # The second call takes the responses' queries, and each response's keys and values after its prompt's.
             keys = self.responses
             keys += sum(sample.prompt_length * len(sample.response_lengths) for sample in self.step.computed.samples)
-            share, key_share = self._share(layer)
+            share, key_share = self.step.head_shares(layer)
             return b * (self.responses * share * layer.query_width + keys * key_share * 2 * layer.key_width)
         return self._masks if self.step.backend == "sdpa" else 0
 
@@ -290,7 +278,8 @@ class _Formulas:
         kept = sum(layer.count * self.kept_layer(layer) for layer in self.shape.layers)
         kept += self._last_norm + self.b * self.scored * self.shape.hidden
         if self.step.recompute == "offloaded":
-            kept += 2 * self.b * self.nd  # the input of the layer that runs backward, and the next one on its way
+            # The next layer's input on its way, and this layer's, where the first norm keeps it itself.
+            kept += self.b * self.nd * (1 + (self.b == 4))
         if self.step.recompute == "none" and not self.trained.embedding:
             kept -= 4 * self.nd  # the first norm's input needs no gradient
         if self.step.backend == "sdpa" and self.step.shared:
@@ -399,11 +388,11 @@ class _Formulas:
         return working
 
     def _working_of_attention(self, layer: LayerShape) -> float:
-        """What the backward pass of a layer's attention takes beside what is kept: the gradients of all it keeps but the
-        norm after it."""
+        """What the backward pass of a layer's attention takes beside what is kept: the gradients of all it keeps but
+        the norm after it."""
         if not layer.attends:
             return 0
-        queries, _ = self._share(layer)
+        queries, _ = self.step.head_shares(layer)
         working = self.b * self.nd + self._recomputed(layer) - 4 * self.nd
         working += self._attention_states(layer) + self.b * self.whole * queries * layer.output_width
         if self.step.backend == "flash":

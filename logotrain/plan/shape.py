@@ -304,7 +304,8 @@ def _layer_shape(
     named_widths = {"q_norm": query, "q_layernorm": query, "k_norm": key, "k_layernorm": key}
     experts = _experts(layer, text.hidden_size, in_tiles)
     outside = [linear for linear in linears if not linear.mixes]
-    # Not every config names its width, or means it: the widest of what leads back to the residual stream, but for heads.
+    # Not every config names its width, or means it: the widest of what leads back to the residual stream, but for
+    # heads.
     back = [linear for linear in outside if linear.outputs == text.hidden_size and linear.inputs != output]
     widest = max(back, key=lambda linear: linear.inputs, default=None)
     return LayerShape(

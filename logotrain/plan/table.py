@@ -15,20 +15,17 @@ from logodata.common.errors import UserError
 from logotrain.attention.choice import choose_attention
 from logotrain.plan.assumed import PlannedData
 from logotrain.plan.choices import (
-    CARDS,
-    USED_SHARE,
+    check_context_size,
     check_recompute,
-    choose_recompute,
-    choose_strategy,
+    choose_step,
     memory_by_recompute,
-    reference_flops,
-    row_flops,
-    step_seconds,
+    recompute_choices,
 )
-from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
+from logotrain.plan.cost import CARDS, USED_SHARE, reference_flops, row_flops, step_seconds
+from logotrain.plan.memory import MemoryEstimate, gigabytes
 from logotrain.plan.shape import model_shape, trained_weights
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe, uses_rejected
+from logotrain.recipe.settings import ParallelSettings, Recompute, Strategy, TrainRecipe, uses_rejected
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import largest_row, pack_rows
@@ -37,7 +34,9 @@ from logotrain.trainable import read_traits
 
 _CONTEXTS = (4096, 8192, 16384, 32768, 65536)
 _NUM_REJECTED = tuple(range(1, 9))
-_SHORT = {"none": "none", "selective": "sel.", "full": "full", None: "-"}
+_LONG_CONTEXTS = (65536, 131072, 262144, 524288)
+_GPUS = (1, 2, 4, 8, 16, 32)
+_SHORT = {"none": "none", "selective": "sel.", "full": "full", "tiled": "tiled", "offloaded": "offl.", None: "-"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +66,41 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
+class LongFit:
+    """The fastest way in which a number of the cards computes a row of one sample with a long prompt.
+
+    Attributes:
+        prompt: length of the prompt, in tokens.
+        num_gpus: number of cards.
+        context_size: number of cards that compute the row together.
+        recompute: None if the row fits in no way.
+    """
+
+    prompt: int
+    num_gpus: int
+    context_size: int
+    strategy: Strategy
+    recompute: Recompute | None
+
+    def __str__(self) -> str:
+        if self.recompute is None:
+            return "-"
+        return f"{self.context_size} {_SHORT[self.recompute]}{' s' if self.strategy == 'shard' else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class RunPlan:
     """Estimates of a run. Work is in FLOPs, and includes what is computed again. Values per step or sample are means.
 
     Attributes:
         assumption: what was assumed in place of data; empty if nothing was.
         largest_row: length of the longest row, in tokens.
-        reference_flops_per_sample: see :func:`logotrain.plan.choices.reference_flops`.
+        reference_flops_per_sample: see :func:`logotrain.plan.cost.reference_flops`.
         memory: memory of one process under each choice of recompute.
-        fits: what fits the card, by length of the prompt and number of dis-preferred responses.
+        context_size: number of processes that compute a row together.
+        context_reason: why; empty where nothing asks for more than one.
+        fits: what fits one card, by length of the prompt and number of dis-preferred responses.
+        long_fits: what fits several of them, by length of the prompt and number of cards.
         misfit: if the largest row does not fit the card, what it needs and what the card has; else empty.
         remedies: changes to recipe or options, each of which makes it fit.
         seconds_per_step: None if the card has no known rate, or the run does not fit it.
@@ -96,10 +121,13 @@ class RunPlan:
     flops_per_step: float
     strategy: Strategy
     strategy_reason: str
+    context_size: int
+    context_reason: str
     recompute: Recompute
     recompute_reason: str
     memory: dict[Recompute, MemoryEstimate]
     fits: list[Fit]
+    long_fits: list[LongFit]
     misfit: str
     remedies: list[str]
     seconds_per_step: float | None
@@ -112,7 +140,7 @@ class RunPlan:
             UserError: the run does not fit; the message says what would.
         """
         if self.misfit:
-            mend = "no single change helps: take shorter prompts, more GPUs with parallel.strategy=shard, tuning=qlora"
+            mend = "no single change helps: take shorter prompts, more GPUs, or tuning=qlora"
             if self.remedies:
                 mend = f"each of these fits: {'; '.join(self.remedies)}"
             raise UserError(f"does not fit: {self.misfit}", where=self.model, mend=mend)
@@ -153,6 +181,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     row_tokens = attention.row_tokens(recipe.row_tokens)
     samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
     rows_per_step = max(1, math.ceil(samples_per_step / _samples_per_row(layouts, row_tokens)))
+    check_context_size(recipe, num_gpus, shape.num_heads, "" if attention.shared else attention.reason)
     step = StepPlan(
         shape=shape,
         recipe=recipe,
@@ -160,21 +189,18 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         world_size=num_gpus,
         backend=attention.by,
         shared=attention.shared,
-        num_rows=math.ceil(rows_per_step / num_gpus),
         device_bytes=CARDS[card].memory_bytes,
     )
-    strategy, strategy_reason = choose_strategy(step)
-    step = replace(step, strategy=strategy)
-    recompute, recompute_reason = choose_recompute(step)
+    chosen = choose_step(step, CARDS[card], rows_per_step)
+    step, recompute = chosen.step, chosen.step.recompute
     check_recompute(recompute, step.backend)
-    step = replace(step, recompute=recompute)
 
-    memory = memory_by_recompute(step)
     total_steps = Schedule(recipe, planned.num_samples).total_steps
-    needed, misfit = memory[recompute].total, ""
-    if step.device_bytes is not None and total_steps and needed > step.device_bytes:
-        misfit = f"{gigabytes(needed)} needed, {card} has {gigabytes(step.device_bytes)}"
-    fits = _fits(step, max(max(layout.response_lengths) for layout in layouts))
+    misfit = ""
+    if not chosen.fits and step.device_bytes is not None and total_steps:
+        misfit = f"{gigabytes(chosen.needed)} needed, {card} has {gigabytes(step.device_bytes)}"
+    longest = max(max(layout.response_lengths) for layout in layouts)
+    fits = _fits(step, longest)
     of_each_sample = [replace(step, row=RowLayout((layout,))) for layout in layouts]
     mean_flops = _mean([row_flops(one) for one in of_each_sample])
     flops_per_row = mean_flops * samples_per_step / rows_per_step
@@ -191,53 +217,58 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         flops_per_sample=mean_flops,
         reference_flops_per_sample=_mean([reference_flops(one) for one in of_each_sample]),
         flops_per_step=mean_flops * samples_per_step,
-        strategy=strategy,
-        strategy_reason=strategy_reason,
+        strategy=step.strategy,
+        strategy_reason=chosen.why_strategy,
+        context_size=step.context_size,
+        context_reason=chosen.why_context,
         recompute=recompute,
-        recompute_reason=recompute_reason,
-        memory=memory,
+        recompute_reason=chosen.why_recompute,
+        memory=memory_by_recompute(step),
         fits=fits,
+        long_fits=_long_fits(step, card, longest),
         misfit=misfit,
-        remedies=_remedies(step, fits) if misfit else [],
-        seconds_per_step=None if misfit else step_seconds(CARDS[card], flops_per_row, rows_per_step, num_gpus),
+        remedies=_remedies(step, fits, card, rows_per_step) if misfit else [],
+        seconds_per_step=None if misfit else step_seconds(CARDS[card], step, flops_per_row, rows_per_step),
         counts_windows_whole=not traits.features.isdisjoint({"sliding", "chunked"}),
     )
 
 
-def _remedies(step: StepPlan, fits: Sequence[Fit]) -> list[str]:
+def _remedies(step: StepPlan, fits: Sequence[Fit], card: str, rows_per_step: int) -> list[str]:
     """Return single changes under which the step's row, or one with a shorter prompt, fits."""
     recipe = step.recipe
-    asked = None if recipe.recompute == "auto" else recipe.recompute
-    smallest = replace(step, recompute=asked or "full")
 
-    def holds(plan: StepPlan) -> bool:
-        return plan.device_bytes is not None and estimate_memory(plan).total <= plan.device_bytes
-
-    def changed(**fields: object) -> StepPlan:
-        return replace(smallest, recipe=recipe.model_copy(update=fields))
+    def holds(name: str = card, world_size: int = step.world_size, **fields: object) -> bool:
+        changed = replace(
+            step,
+            recipe=recipe.model_copy(update=fields),
+            world_size=world_size,
+            device_bytes=CARDS[name].memory_bytes,
+        )
+        return changed.device_bytes is not None and choose_step(changed, CARDS[name], rows_per_step).fits
 
     found = []
-    if asked and holds(replace(step, recompute="full")):
-        found.append("recompute=full")
+    if recipe.recompute != "auto":
+        found += [f"recompute={choice}" for choice in recompute_choices(step.backend) if holds(recompute=choice)][:1]
     if trained_weights(step.shape, recipe).embedding and recipe.tuning != "full":
         frozen = recipe.lora.model_copy(update={"train_embeddings": False})
-        found += ["lora.train_embeddings=false"] * holds(changed(lora=frozen))
-    if step.strategy == "replicate" and recipe.tuning == "lora":
-        found += ["tuning=qlora"] * holds(changed(tuning="qlora"))
-    if recipe.tuning != "qlora":  # 4-bit weights cannot be split
-        counts = [step.world_size * factor for factor in (1, 2, 4, 8) if step.world_size * factor > 1]
-        sharded = replace(smallest, strategy="shard")
-        gpus = next((count for count in counts if holds(replace(sharded, world_size=count))), None)
-        if gpus is not None:
-            found.append(f"--gpus {gpus} parallel.strategy=shard")
-    found += [
-        f"--card {name}" for name, card in CARDS.items() if holds(replace(smallest, device_bytes=card.memory_bytes))
-    ]
+        found += ["lora.train_embeddings=false"] * holds(lora=frozen)
+    if recipe.tuning == "lora" and recipe.parallel.strategy != "shard" and recipe.optimizer.name == "adamw":
+        found += ["tuning=qlora"] * holds(tuning="qlora")
+    free = recipe.parallel.model_copy(update={"strategy": "auto", "context_size": "auto"})
+    set_back = "".join(
+        f" parallel.{name}=auto" for name in ("strategy", "context_size") if getattr(recipe.parallel, name) != "auto"
+    )
+    counts = [step.world_size * factor for factor in (1, 2, 4, 8, 16) if set_back or factor > 1]
+    gpus = next((count for count in counts if holds(world_size=count, parallel=free)), None)
+    if gpus is not None:
+        found.append(f"--gpus {gpus}{set_back}")
+    found += [f"--card {name}" for name in CARDS if name != card and holds(name)]
     num_rejected = max(len(sample.response_lengths) for sample in step.row.samples) - 1
     prompts = [
         fit.prompt
         for fit in fits
-        if fit.num_rejected == num_rejected and fit.total[asked or "full"] <= (step.device_bytes or 0)
+        if fit.num_rejected == num_rejected
+        and (fit.recompute if recipe.recompute == "auto" else fit.total[recipe.recompute] <= (step.device_bytes or 0))
     ]
     if prompts:
         found.append(f"prompts of {max(prompts)} tokens")
@@ -252,7 +283,8 @@ def _samples_per_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | No
 
 
 def _fits(step: StepPlan, response: int) -> list[Fit]:
-    """Return what fits with one sample a row and responses of ``response`` tokens; nothing if memory has no limit."""
+    """Return what fits with one sample a row and responses of ``response`` tokens, as the step's weights are held and
+    its rows split; nothing if memory has no limit."""
     if step.device_bytes is None:
         return []
     found = []
@@ -262,6 +294,27 @@ def _fits(step: StepPlan, response: int) -> list[Fit]:
             total = {choice: needs.total for choice, needs in memory_by_recompute(replace(step, row=row)).items()}
             first = next((choice for choice, size in total.items() if size <= step.device_bytes), None)
             found.append(Fit(prompt, rejected, first, total))
+    return found
+
+
+def _long_fits(step: StepPlan, card: str, response: int) -> list[LongFit]:
+    """Return what fits with one sample a row and responses of ``response`` tokens, on this many cards and on others,
+    where the recipe leaves it open; nothing if memory has no limit."""
+    if step.device_bytes is None:
+        return []
+    found = []
+    recipe = step.recipe.model_copy(
+        update={"recompute": "auto", "parallel": ParallelSettings(strategy="auto", context_size="auto")}
+    )
+    responses = (response,) * max(len(sample.response_lengths) for sample in step.row.samples)
+    for prompt in _LONG_CONTEXTS:
+        row = RowLayout((SharedPrefixLayout(prompt, responses),))
+        for num_gpus in _GPUS:
+            other = replace(step, recipe=recipe, row=row, world_size=num_gpus)
+            chosen = choose_step(other, CARDS[card], recipe.samples_per_step)
+            made = chosen.step
+            recompute = made.recompute if chosen.fits else None
+            found.append(LongFit(prompt, num_gpus, made.context_size, made.strategy, recompute))
     return found
 
 
@@ -283,6 +336,8 @@ def render(plan: RunPlan) -> Group:
     reference = f"{_flops(plan.reference_flops_per_sample)} as a row a response with all logits, all recomputed"
     run.add_row("a sample", f"{_flops(plan.flops_per_sample)}; {reference}: {ratio:.2f} times as much")
     run.add_row("weights", f"{plan.strategy} ({plan.strategy_reason})")
+    if plan.context_reason:
+        run.add_row("context size", f"{plan.context_size} ({plan.context_reason})")
     run.add_row("attention", plan.attention)
     run.add_row("recompute", f"{plan.recompute} ({plan.recompute_reason})")
     if plan.misfit:
@@ -303,16 +358,22 @@ def render(plan: RunPlan) -> Group:
     memory.add_section()
     memory.add_row("total", *(gigabytes(estimate.total) for estimate in estimates))
     memory.add_row("fullest at", *(estimate.moment for estimate in estimates))
+    if any(estimate.host for estimate in estimates):
+        memory.add_row("of the host", *(gigabytes(estimate.host) if estimate.host else "" for estimate in estimates))
     if card.memory_bytes is None:
         return Group(run, memory)
 
     columns = list(dict.fromkeys(fit.num_rejected for fit in plan.fits))
-    title = f"recompute (none, selective, full) that fits {gigabytes(card.memory_bytes)}, by prompt and M"
+    title = f"fastest recompute that fits {gigabytes(card.memory_bytes)}, by prompt and M"
     fits = Table("prompt", *(f"M={count}" for count in columns), title=title, title_justify="left")
     for prompt in _CONTEXTS:
         cells = {fit.num_rejected: fit.recompute for fit in plan.fits if fit.prompt == prompt}
         fits.add_row(f"{prompt // 1024}K", *(_SHORT[cells[count]] for count in columns))
-    return Group(run, memory, fits)
+    title = "long prompts: GPUs a row, recompute, s where weights are sharded; by prompt and GPUs"
+    long_fits = Table("prompt", *(f"{count}" for count in _GPUS), title=title, title_justify="left")
+    for prompt in _LONG_CONTEXTS:
+        long_fits.add_row(f"{prompt // 1024}K", *(str(fit) for fit in plan.long_fits if fit.prompt == prompt))
+    return Group(run, memory, fits, long_fits)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -147,9 +147,14 @@ _ANSWERS = {
     "dtype: bfloat16; trained weights and optimizer state are float32 always": "mixed_precision",
     "dtype: bfloat16 or float32; float16 is not trained in": "fp16 float16",
     ": matrix products of float32 stay float32, as torch has them by default": "tf32",
-    "recompute: auto, none, selective or full": (
+    "recompute: auto, none, selective, full, tiled or offloaded": (
         "gradient_checkpointing* activation_* use_reentrant use_gradient_checkpointing"
     ),
+    "recompute: offloaded keeps the inputs of layers in host memory": (
+        "activation_offload* activation_cpu_offload* activations_offload* offload_activations cpu_offload_activations "
+        "activation_checkpoint_offload* checkpoint_cpu_offload cpu_checkpointing cpu_offload"
+    ),
+    "recompute: tiled runs MLPs over tiles of tokens": "tiled_mlp* use_tiled_mlp tiled_compute* mlp_chunk* chunk_mlp",
     "attention: auto, flash, flex or sdpa": "attn_implementation xformers_attention booster",
     "attention: flash": "flash_attention* flash_attn* use_flash_attention*",
     "attention: sdpa": "sdp_attention sdpa_attention",
@@ -167,8 +172,9 @@ _ANSWERS = {
         "deepspeed fsdp* zero_stage accelerator_config parallelism_config dp_shard_size"
     ),
     "parallel.strategy: shard splits the optimizer's state over processes; nothing goes to the host": "adam_offload",
-    "parallel.strategy: a row is computed by one process; logotrain plan says what fits": (
-        "ring_attn_size sequence_parallel* context_parallel*"
+    "parallel.context_size: processes that compute one row together": (
+        "ring_attn_size ring_attn_head_num sequence_parallel* context_parallel* ulysses* sp_size cp_size sp_degree "
+        "cp_degree dp_cp_size head_parallel* heads_k_stride"
     ),
     "parallel.strategy: replicate holds the model on every process": "ddp*",
     "parallel.strategy: no layer is split; shard splits weights over processes": "tensor_parallel_size",
@@ -237,7 +243,7 @@ _VALUES = {
         "flex": "flex_attention",
         "sdpa": "eager",
     },
-    "recompute": {"full": "True unsloth", "none": "False"},
+    "recompute": {"full": "True", "none": "False", "offloaded": "unsloth offload"},
     "optimizer.schedule": {"constant": "constant_with_warmup", "cosine, without restarts": "cosine_with_restarts"},
     "parallel.strategy": {"shard": "fsdp fsdp2 zero3 deepspeed full_shard", "replicate": "ddp"},
     "rope.type": {"ntk, of a fixed factor: a prompt is shared, whatever the length of the row": "dynamic"},

@@ -18,8 +18,8 @@ Implementation = Literal[Backend, "eager"]
 """What computes the attention of shared or separate rows. ``eager`` is transformers' own, with all scores in memory."""
 
 Recompute = Literal["none", "selective", "full", "tiled", "offloaded"]
-"""What the backward pass of a layer computes again, from the fastest choice to the smallest. The last two are ``full``, and
-save memory by further means."""
+"""What the backward pass of a layer computes again, from the fastest choice to the smallest. The last two are ``full``,
+and save memory by further means."""
 
 Strategy = Literal["replicate", "shard"]
 """Whether each process holds all weights or a share of them."""
@@ -408,8 +408,8 @@ class TrainRecipe(RecipeModel):
     recompute: Literal["auto", Recompute] = "auto"
     """What the backward pass recomputes: nothing (``none``), all but the attention (``selective``), or all (``full``,
     one more forward pass). Two more choices are ``full`` for long rows: MLPs and experts run over tiles of tokens
-    (``tiled``), and the inputs of layers wait in host memory, too (``offloaded``). Gradients are equal. ``auto`` takes the
-    fastest of these that fits the device's memory."""
+    (``tiled``), and the inputs of layers wait in host memory, too (``offloaded``). Gradients are equal. ``auto`` takes
+    the fastest of these that fits the device's memory."""
 
     compile: bool = False
     """Compile each layer with torch.compile. Rows are then padded to multiples of 512 tokens, so few shapes occur."""

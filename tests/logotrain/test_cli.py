@@ -27,8 +27,8 @@ from logotrain.cli import main
 from logotrain.metrics import StepRecord
 from logotrain.model.targets import adapter_targets
 from logotrain.parallel import World
-from logotrain.plan import choices
-from logotrain.plan.choices import CARDS
+from logotrain.plan import cost
+from logotrain.plan.cost import CARDS
 from logotrain.recipe import defaults
 from logotrain.recipe.defaults import load_train_recipe
 from logotrain.recipe.settings import LoraSettings, TrainRecipe
@@ -345,14 +345,14 @@ def test_a_recipe_over_the_toys_is_warned_of_too(tmp_path: Path, capsys: pytest.
 )
 def test_a_dry_run_plans_for_this_machine(device: str, gib: float, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(name=device, total_memory=int(gib * 2**30))
-    monkeypatch.setattr(choices, "has_gpu", lambda: True)
+    monkeypatch.setattr(cost, "has_gpu", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: found)
-    monkeypatch.setattr(choices, "CARDS", dict(CARDS))
+    monkeypatch.setattr(cost, "CARDS", dict(CARDS))
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert choices.this_machine() == (card, 2)
-    assert choices.CARDS[card].memory_bytes is not None
-    assert abs(choices.CARDS[card].memory_bytes / found.total_memory - 1) < 0.05
+    assert cost.this_machine() == (card, 2)
+    assert cost.CARDS[card].memory_bytes is not None
+    assert abs(cost.CARDS[card].memory_bytes / found.total_memory - 1) < 0.05
 
 
 def test_a_run_in_the_current_folder_ends_with_its_summary(

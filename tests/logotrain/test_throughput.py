@@ -12,7 +12,7 @@ import pytest
 from logodata.common.errors import UserError
 from logotrain import throughput
 from logotrain.plan.assumed import planned_data
-from logotrain.plan.choices import CARDS, Card
+from logotrain.plan.cost import CARDS, Card
 from logotrain.plan.table import make_plan
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -11,21 +13,19 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from logodata.common.errors import UserError
 from logotrain.plan.choices import (
-    CARDS,
+    Chosen,
+    check_context_size,
     check_recompute,
     check_strategy,
-    choose_recompute,
-    choose_strategy,
+    choose_step,
     memory_by_recompute,
     recompute_choices,
-    reference_flops,
-    row_flops,
-    step_seconds,
 )
+from logotrain.plan.cost import CARDS, Card, Traffic, reference_flops, row_flops, step_seconds, traffic
 from logotrain.plan.memory import estimate_memory
 from logotrain.plan.shape import ModelShape, model_shape
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.recipe.settings import Recompute, TrainRecipe
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import attention_share, row_cost
 from tests.logotrain.plan.test_memory import EVERYWHERE, FULL, M2, config_of, recipe_of
@@ -96,42 +96,112 @@ def test_work_of_experts_is_what_torch_counts(family: str) -> None:
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
 
 
-def choose(recipe: TrainRecipe, device_bytes: int | None, world_size: int = 1) -> tuple[str, str]:
+UNKNOWN = Card(None, None, host_link=1e9)
+"""A GPU without known rates."""
+
+
+def chosen_for(recipe: TrainRecipe, device_bytes: int | None, world_size: int = 1, **fields: object) -> Chosen:
     step = StepPlan(model_shape(config_of()), recipe, M2, world_size=world_size, device_bytes=device_bytes)
-    strategy, _ = choose_strategy(step)
-    return strategy, choose_recompute(replace(step, strategy=strategy))[0]
+    return choose_step(replace(step, **fields), UNKNOWN, 2 * world_size)
+
+
+def choose(recipe: TrainRecipe, device_bytes: int | None, world_size: int = 1) -> tuple[str, str]:
+    step = chosen_for(recipe, device_bytes, world_size).step
+    return step.strategy, step.recompute
 
 
 def test_recompute_is_the_first_that_fits() -> None:
     recipe = recipe_of()
     needed = memory_by_recompute(StepPlan(model_shape(config_of()), recipe, M2))
-    none, selective, full = (needed[choice].total for choice in recompute_choices("flash"))
-    assert none > selective > full
+    sizes = {choice: estimate.total for choice, estimate in needed.items()}
+    assert list(sizes) == ["none", "selective", "full", "tiled", "offloaded"]
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
     assert choose(recipe, None) == ("replicate", "none")
-    assert choose(recipe, none) == ("replicate", "none")
-    assert choose(recipe, none - 1) == ("replicate", "selective")
-    assert choose(recipe, selective - 1) == ("replicate", "full")
-    assert choose(recipe, full - 1) == ("replicate", "full")
+    assert choose(recipe, sizes["none"]) == ("replicate", "none")
+    assert choose(recipe, sizes["none"] - 1) == ("replicate", "selective")
+    assert choose(recipe, sizes["selective"] - 1) == ("replicate", "full")
+    assert choose(recipe, sizes["full"] - 1) == ("replicate", "tiled")
+    assert choose(recipe, sizes["tiled"] - 1) == ("replicate", "offloaded")
+    assert choose(recipe, sizes["offloaded"] - 1) == ("replicate", "offloaded")
+    assert not chosen_for(recipe, sizes["offloaded"] - 1).fits
     assert choose(recipe_of(recompute="none"), 1) == ("replicate", "none")
 
 
+def test_host_memory_is_taken_where_there_is_some() -> None:
+    sizes = memory_by_recompute(StepPlan(model_shape(config_of()), recipe_of(), M2))
+    least, host = sizes["offloaded"].total, sizes["offloaded"].host
+    assert host == 2 * 4 * 1216 * 256 / 2  # two layers' inputs, in bfloat16
+    assert chosen_for(recipe_of(), least, host_bytes=host).fits
+    assert not chosen_for(recipe_of(), least, host_bytes=host - 1).fits
+    step = StepPlan(model_shape(config_of()), recipe_of(), M2, device_bytes=least)
+    assert not choose_step(step, CARDS["cpu"], 2).fits, "a CPU's memory is the host's"
+
+
 def test_flex_attention_has_nothing_to_keep() -> None:
-    assert recompute_choices("sdpa") == recompute_choices("flash") == ("none", "selective", "full")
-    assert recompute_choices("flex") == ("none", "full")
+    assert recompute_choices("sdpa") == recompute_choices("flash") == get_args(Recompute)
+    assert recompute_choices("flex") == ("none", "full", "tiled", "offloaded")
     check_recompute("selective", "flash")
     check_recompute("full", "flex")
     with pytest.raises(UserError, match=r"recompute=selective.*FlexAttention.*recompute=full"):
         check_recompute("selective", "flex")
 
 
+def deep(recipe: TrainRecipe, count: int = 40) -> StepPlan:
+    """A step of a model whose weights are what is large."""
+    shape = model_shape(config_of())
+    return StepPlan(replace(shape, layers=(replace(shape.layers[0], count=count),)), recipe, M2)
+
+
 def test_what_one_device_cannot_hold_is_shared() -> None:
-    recipe = recipe_of()
-    least = estimate_memory(StepPlan(model_shape(config_of()), recipe, M2, "full")).total
-    assert choose(recipe, least, world_size=2)[0] == "replicate"
-    assert choose(recipe, least - 1, world_size=2)[0] == "shard"
-    assert choose(recipe, least - 1, world_size=1)[0] == "replicate"
+    recipe = recipe_of(recompute="full", parallel={"context_size": 1})
+    step = deep(recipe)
+    least = estimate_memory(replace(step, recompute="full")).total
+
+    def strategy(device_bytes: int, world_size: int) -> str:
+        return choose_step(
+            replace(step, device_bytes=device_bytes, world_size=world_size), UNKNOWN, 2 * world_size
+        ).step.strategy
+
+    assert strategy(least, 2) == "replicate"
+    assert strategy(least - 1, 2) == "shard"
+    assert strategy(least - 1, 1) == "replicate"
     assert choose(recipe_of(**FULL), None, world_size=2)[0] == "shard"
     assert choose(recipe_of(**FULL, dtype="float32", parallel={"strategy": "replicate"}), None, 2)[0] == "replicate"
+    assert choose(recipe_of(tuning="qlora"), 1, 2)[0] == "replicate", "4-bit weights cannot be split"
+
+
+def test_a_row_is_split_where_one_device_cannot_hold_it() -> None:
+    recipe = recipe_of(recompute="none", parallel={"strategy": "replicate"})
+    whole, halves = (
+        estimate_memory(StepPlan(model_shape(config_of()), recipe, M2, context_size=size, world_size=4)).total
+        for size in (1, 2)
+    )
+    assert whole > halves
+    assert chosen_for(recipe, whole, 4).step.context_size == 1
+    found = chosen_for(recipe, whole - 1, 4)
+    assert (found.step.context_size, found.step.num_rows) == (2, 4)
+    assert found.why_context.startswith("1 needs ")
+    assert chosen_for(recipe, halves - 1, 4).step.context_size == 4
+    assert chosen_for(recipe, halves - 1, 3).step.context_size == 1, "three do not divide eight heads"
+    assert chosen_for(recipe, whole - 1, 4, shared=False).step.context_size == 1, "rows are split where they are shared"
+    asked = recipe_of(recompute="none", parallel={"strategy": "replicate", "context_size": 4})
+    assert chosen_for(asked, whole, 4).step.context_size == 4
+
+
+def test_a_context_size_that_cannot_be_is_refused() -> None:
+    def check(size: int | str, why_separate: str = "") -> None:
+        check_context_size(recipe_of(parallel={"context_size": size}), 8, 4, why_separate)
+
+    check("auto", "no")
+    check(1, "no")
+    check(4)
+    for size, why, message in (
+        (3, "", "=3 does not divide the number of processes, 8"),
+        (8, "", "=8 is more than the model's 4 attention heads"),
+        (2, "as asked for", "rows are split only where responses share their prompt, .*: as asked for"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check(size, why)
 
 
 def test_replicas_that_would_be_sharded_in_silence_are_refused() -> None:
@@ -147,13 +217,29 @@ def test_replicas_that_would_be_sharded_in_silence_are_refused() -> None:
 
 def test_a_rough_estimate_says_so() -> None:
     shape = replace(model_shape(config_of()), layers=model_shape(tiny("qwen3_5_text", mixed=True)).layers)
-    _, reason = choose_recompute(StepPlan(shape, recipe_of(), M2, device_bytes=40 * GIB))
+    reason = chosen_for(recipe_of(), 40 * GIB, shape=shape).why_recompute
     assert reason.endswith("fits in 40.0 GiB; a rough estimate: 1 of 2 layers have no attention to tokens")
 
 
 def test_reasons_hold_the_sizes() -> None:
-    _, reason = choose_recompute(StepPlan(model_shape(config_of()), recipe_of(), M2, device_bytes=40 * GIB))
-    assert reason == "1.0 GiB fits in 40.0 GiB"
+    assert chosen_for(recipe_of(), 40 * GIB).why_recompute == "1.0 GiB fits in 40.0 GiB"
+    sizes = memory_by_recompute(StepPlan(model_shape(config_of()), recipe_of(), M2))
+    reason = chosen_for(recipe_of(), sizes["none"].total - 1).why_recompute
+    assert re.fullmatch(r"1.0 GiB fits in 1.\d GiB, none with 1.\d GiB does not", reason)
+    two = chosen_for(recipe_of(), sizes["offloaded"].total, world_size=2)
+    assert two.why_strategy.endswith("holds the whole model and a row, 1.0 GiB")
+
+
+def test_where_no_part_runs_in_tiles_it_is_said() -> None:
+    shape = model_shape(config_of())
+    (layer,) = shape.layers
+    assert layer.has_tiles
+    without = replace(shape, layers=(replace(layer, mlp_in_tiles=False),))
+    sizes = memory_by_recompute(StepPlan(without, recipe_of(), M2))
+    assert sizes["tiled"] == sizes["full"]
+    found = chosen_for(recipe_of(), sizes["full"].total - 1, shape=without)
+    assert found.step.recompute == "offloaded"
+    assert found.why_recompute.endswith("2 of 2 layers have no MLP that runs in tiles")
 
 
 def test_more_processes_hold_less_each() -> None:
@@ -168,7 +254,49 @@ def test_more_processes_hold_less_each() -> None:
     assert more - less == pytest.approx(8 * 2 * layer.parameters)
 
 
-def test_time_is_work_over_rate() -> None:
+def test_time_is_work_over_rate(llama3_8b: ModelShape) -> None:
     card = CARDS["h200-141gb"]
-    assert step_seconds(card, 395.6e12, num_rows=9, num_gpus=8) == pytest.approx(2.0)
-    assert step_seconds(CARDS["cpu"], 1.0, num_rows=1, num_gpus=1) is None
+    step = StepPlan(llama3_8b, recipe_of(), ROW, world_size=8)
+    assert step_seconds(card, step, 395.6e12, num_rows=9) == pytest.approx(2.0)
+    assert step_seconds(CARDS["cpu"], step, 1.0, num_rows=1) is None
+
+
+def test_what_is_sent_by_hand(llama3_8b: ModelShape) -> None:
+    """Llama-3-8B at 8K tokens in bfloat16: 32 query heads and 8 key heads of 128 features, 32 layers."""
+    row = RowLayout((SharedPrefixLayout(8192 - 256, (256,)),))
+    step = StepPlan(llama3_8b, recipe_of(), row, world_size=8)
+    assert traffic(step) == Traffic(0, 0, 0)
+    # Each of two processes sends half of the heads of 4096 tokens: queries, outputs, keys, values; there and back.
+    token = 2 * 128 * (16 + 16 + 4 + 4)
+    assert traffic(replace(step, context_size=2)).exchanged == 2 * 32 * 4096 * token
+    assert traffic(replace(step, context_size=2, recompute="full")).exchanged == 3 * 32 * 4096 * token
+    # Of 16 processes each has two query heads, and one key head that another one has, too.
+    token = 2 * 128 * 15 * (2 + 2 + 1 + 1)
+    assert traffic(replace(step, world_size=16, context_size=16)).exchanged == 2 * 32 * 512 * token
+    assert traffic(replace(step, strategy="shard")).gathered == 2 * 2 * 8_030_261_248 * 7 / 8
+    assert traffic(replace(step, recompute="offloaded")).offloaded == 2 * 2 * 32 * 8192 * 4096
+    card = Card(None, 1e12, link=1e9, host_link=1e9)
+    alone = step_seconds(card, replace(step, recompute="offloaded", world_size=1), 1.0, 1)
+    assert alone == pytest.approx(2 * 2 * 32 * 8192 * 4096 / 0.7e9), "the host's link is what takes longest"
+
+
+def test_what_is_faster_is_chosen_and_what_is_near_is_not(llama3_8b: ModelShape) -> None:
+    """At 8K on cards of 80 GB nothing is shared. At 64K eight of them compute a row without recomputation."""
+    card = CARDS["h100-80gb"]
+    step = StepPlan(llama3_8b, recipe_of(), ROW, world_size=8, device_bytes=card.memory_bytes)
+    near = choose_step(step, card, 64).step
+    assert (near.strategy, near.context_size, near.recompute, near.num_rows) == ("replicate", 1, "none", 8)
+    long = replace(step, row=RowLayout((SharedPrefixLayout(65536, (256,) * 3),)))
+    found = choose_step(long, card, 64)
+    assert found.fits
+    times = {}
+    for size in (1, 2, 4, 8):
+        recipe = recipe_of(parallel={"context_size": size})
+        there = choose_step(replace(long, recipe=recipe), card, 64)
+        if there.fits:
+            times[size] = step_seconds(card, there.step, row_flops(there.step), 64)
+    assert times[found.step.context_size] <= 1.1 * min(times.values())
+    assert all(time > 1.1 * min(times.values()) for size, time in times.items() if size < found.step.context_size)
+    lone = choose_step(replace(long, world_size=1), card, 64).step
+    assert (lone.context_size, lone.recompute) == (1, "selective")
+    assert row_flops(replace(long, recompute="offloaded")) == row_flops(replace(long, recompute="full"))

@@ -81,12 +81,12 @@ def compare(
     backend: Backend = "flash",
     shards: int | None = None,
     num_rows: int = 2,
+    context_size: int = 1,
 ) -> Simulated:
     """Assert that the formula agrees with the real step, as a whole and without what is held all the time."""
     strategy: Strategy = "shard" if shards else "replicate"
-    step = StepPlan(
-        model_shape(config), recipe, row, recompute, strategy, shards or 1, backend=backend, num_rows=num_rows
-    )
+    processes = shards or context_size
+    step = StepPlan(model_shape(config), recipe, row, recompute, strategy, processes, context_size, backend, num_rows)
     found, expected = simulate_step(config, step), estimate_memory(step)
     states = sum(expected.parts.get(name, 0) for name in ("frozen weights", "trained weights", "optimizer state"))
     assert expected.allocated == pytest.approx(found.peak, rel=0.1)
@@ -111,6 +111,48 @@ def compare(
 )
 def test_what_is_trained(recipe: dict[str, Any], backend: Backend, recompute: Recompute) -> None:
     compare(config_of(), recipe_of(**recipe), M2, recompute, backend=backend)
+
+
+LONG = row_of((1100, 60, 60, 60))
+"""Five tiles of 256 tokens; two and four processes can split it evenly."""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "backend", "recompute", "shards"),
+    [
+        (ATTENTION, "flash", "tiled", None),
+        (EVERYWHERE, "flash", "offloaded", None),
+        (FULL | FLOAT32, "sdpa", "tiled", None),
+        (FULL, "flash", "tiled", 8),
+        (EMBEDDING, "flash", "offloaded", 8),
+    ],
+)
+def test_tiles_and_host_memory(
+    recipe: dict[str, Any], backend: Backend, recompute: Recompute, shards: int | None
+) -> None:
+    found = compare(config_of(), recipe_of(**recipe), LONG, recompute, backend=backend, shards=shards)
+    assert found.peak < compare(config_of(), recipe_of(**recipe), LONG, "full", backend=backend, shards=shards).peak
+
+
+@pytest.mark.parametrize(
+    ("recipe", "backend", "recompute", "context_size"),
+    [
+        (ATTENTION, "flash", "none", 2),
+        (ATTENTION, "flash", "none", 4),
+        (EVERYWHERE | FLOAT32, "sdpa", "selective", 2),
+        (EVERYWHERE, "flash", "full", 4),
+        (ATTENTION, "flash", "offloaded", 2),
+    ],
+)
+def test_rows_over_several_processes(
+    recipe: dict[str, Any], backend: Backend, recompute: Recompute, context_size: int
+) -> None:
+    """Four processes share two key heads, which are repeated."""
+    compare(config_of(), recipe_of(**recipe), LONG, recompute, backend=backend, context_size=context_size)
+
+
+def test_rows_of_sharded_weights_over_several_processes() -> None:
+    compare(config_of(), recipe_of(**FULL), LONG, "full", shards=4, context_size=2)
 
 
 @pytest.mark.parametrize(("recipe", "recompute"), [(FULL, "none"), (FULL, "full"), (EMBEDDING, "full")])
@@ -180,7 +222,7 @@ DEEPSEEK = config_of(
 )
 
 
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full", "tiled"])
 @pytest.mark.parametrize(
     "config",
     [MIXTRAL, QWEN3_MOE, config_of(DeepseekV3Config, **LATENT, first_k_dense_replace=2), DEEPSEEK],

@@ -125,6 +125,7 @@ def misfit(recipe: TrainRecipe, *, card: str, num_gpus: int = 1, prompt_tokens: 
         (["recompute=none"], "h100-80gb", 1, 32768),
         (["tuning=full"], "l40s-48gb", 2, 8192),
         (["tuning=qlora", "recompute=none"], "rtx4090-24gb", 1, 8192),
+        (["parallel.context_size=1"], "h100-80gb", 8, 524288),
     ],
 )
 def test_what_does_not_fit_is_said_with_what_would(
@@ -145,6 +146,8 @@ def test_what_does_not_fit_is_said_with_what_would(
             settings["prompt_tokens"] = int(shorter[1])
             assert settings["prompt_tokens"] < prompt_tokens
         words = [] if shorter else remedy.split()
+        if words and words[0].startswith("parallel."):
+            words = ["--gpus", str(num_gpus), *words]
         if words[:1] == ["--gpus"]:
             settings["num_gpus"] = int(words[1])
         elif words[:1] == ["--card"]:
@@ -222,3 +225,44 @@ def test_faults_of_the_user_are_one_line(
 def test_hours_of_windows_are_said_to_be_too_high(model: str, rough: bool, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--model", model]) == 0
     assert ("windows count as full attention" in " ".join(capsys.readouterr().out.replace("│", " ").split())) == rough
+
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def test_a_long_prompt_gets_what_is_fastest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    arguments = ["plan", "--model", LLAMA, "--prompt-tokens", "128000", "--gpus", "1", "--json", str(out)]
+    assert main([*arguments, "positions.target_length=null"]) == 0
+    printed = capsys.readouterr().out
+    assert "of the host" in printed
+    assert "long prompts" in printed
+    assert max(map(len, printed.splitlines())) <= 100
+    plan = json.loads(out.read_text())
+    assert (plan["context_size"], plan["recompute"]) == (1, "offloaded")
+    fits = {(fit["prompt"], fit["num_gpus"]): fit["recompute"] for fit in plan["long_fits"]}
+    assert fits[65536, 1] == "selective"
+    assert fits[524288, 1] is None
+    assert fits[524288, 8] is not None
+
+
+def test_a_prompt_beyond_the_window_is_answered_with_the_settings_for_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["plan", "--model", LLAMA, "--prompt-tokens", "262144", "--gpus", "1", "--card", "h200-141gb"]
+    assert main(arguments) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "do not fit under" in line
+    _, _, mend = line.partition("its window has 131072: ")
+    assert main([*arguments, *mend.partition(",")[0].split()]) == 0
+
+
+def test_the_table_of_the_guide_is_the_plan_s() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "long-prompts.md").read_text(encoding="utf-8")
+    for model in (LLAMA, "meta-llama/Llama-3.1-70B-Instruct"):
+        recipe = TrainRecipe.model_validate({"model": model, "positions": {"target_length": None}})
+        plan = make_plan(recipe, planned_data(recipe, None, prompt_tokens=8192), card="h100-80gb", num_gpus=8)
+        for prompt in dict.fromkeys(fit.prompt for fit in plan.long_fits):
+            cells = [str(fit) for fit in plan.long_fits if fit.prompt == prompt]
+            line = f"| {prompt // 1024}K | " + " | ".join(cells) + " |"
+            assert line in page, line
