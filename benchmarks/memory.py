@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
@@ -23,7 +23,7 @@ from benchmarks.simulate import simulate_step
 from logotrain.plan.memory import estimate_memory
 from logotrain.plan.shape import model_shape
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import Strategy, TrainRecipe
+from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from shape import CUDA_SHAPE, LORA_TARGETS, model_config
 
@@ -43,7 +43,7 @@ def cases(quick: bool) -> Iterator[Case]:
     for name in ("LoRA on attention",) if quick else RECIPES:
         shards = 8 if name == "full tuning" else None
         for num_rejected in (2,) if quick else (2, 8):
-            for recompute in ("none", "selective", "full"):
+            for recompute in get_args(Recompute):
                 yield name, num_rejected, recompute, shards
 
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--layers", type=int, default=32, metavar="N", help="layers of the model (default 32)")
-    parser.add_argument("--quick", action="store_true", help="three cases instead of 24")
+    parser.add_argument("--quick", action="store_true", help="five cases instead of 40")
     arguments = parser.parse_args()
     config = model_config(CUDA_SHAPE, num_hidden_layers=arguments.layers)
     print(f"Llama-3-8B's shape, {arguments.layers} layers, prompt {PROMPT}, responses {RESPONSE}, bfloat16, flash\n")

@@ -34,7 +34,7 @@ from logotrain.trainable import read_traits
 
 _CONTEXTS = (4096, 8192, 16384, 32768, 65536)
 _NUM_REJECTED = tuple(range(1, 9))
-_LONG_CONTEXTS = (65536, 131072, 262144, 524288)
+_LONG_CONTEXTS = (32768, 65536, 131072, 262144, 524288)
 _GPUS = (1, 2, 4, 8, 16, 32)
 _SHORT = {"none": "none", "selective": "sel.", "full": "full", "tiled": "tiled", "offloaded": "offl.", None: "-"}
 
