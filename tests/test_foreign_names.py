@@ -123,6 +123,13 @@ def test_all_settings_of_other_programs_are_known(program: str, cls: type[Recipe
         (TrainRecipe, "objective.loss_type=ipo", "(here it is objective.name: logo, simpo, cpo, dpo or sft)"),
         (TrainRecipe, "hub_model_id=me/it", "(there is none here: nothing is uploaded"),
         (TrainRecipe, "dtype=bf16", "(here it is bfloat16)"),
+        (TrainRecipe, "context_parallel_degree=4", "(here it is parallel.context_size: processes"),
+        (
+            TrainRecipe,
+            "activation_offloading=true",
+            "(here it is recompute: offloaded keeps the inputs",
+        ),
+        (TrainRecipe, "recompute=unsloth", "(here it is offloaded)"),
         (TrainRecipe, "objektive.beta=3", "(did you mean 'objective'?)"),
         (BuildRecipe, "tensor_parallel_size=2", "(it stands at engine.tensor_parallel_size"),
         (BuildRecipe, "max_tokens=64", "(here it is generation.max_new_tokens)"),
@@ -144,13 +151,14 @@ def test_what_people_type_is_answered(cls: type[RecipeModel], typed: str, said: 
         "load_in_8bit adapter datasets val_set_size wandb_project wandb_entity gradient_accumulation_steps "
         "num_epochs optimizer_name train_on_inputs gradient_checkpointing resume_from_checkpoint xformers_attention "
         "special_tokens dataset_prepared_path saves_per_epoch evals_per_epoch tf32 deepspeed fsdp fsdp_config "
-        "pad_to_sequence_len eval_sample_packing unfrozen_parameters",
+        "pad_to_sequence_len eval_sample_packing unfrozen_parameters activation_offloading tiled_mlp "
+        "tiled_mlp_num_shards sequence_parallel_degree context_parallel_size ring_attn_func heads_k_stride",
         "model_name_or_path stage finetuning_type lora_target lora_rank pref_loss pref_beta pref_ftx simpo_gamma "
         "cutoff_len template dataset dataset_dir overwrite_output_dir plot_loss preprocessing_num_workers "
         "quantization_bit rope_scaling flash_attn enable_liger_kernel use_unsloth val_size loraplus_lr_ratio "
         "pissa_init",
         "zero_stage adam_offload actor_learning_rate max_epochs max_len micro_train_batch_size train_batch_size l2 "
-        "adam_betas packing_samples ring_attn_size ckpt_path save_path load_checkpoint lr_warmup_ratio ref_offload",
+        "adam_betas packing_samples ring_attn_size ring_head_stride ulysses_degree sp_size ckpt_path save_path load_checkpoint lr_warmup_ratio ref_offload",
         "dataset_mixer dataset_mixture dataset_splits evaluation_strategy log_level torch_dtype use_peft hub_model_id",
     ],
     ids=["axolotl", "llama-factory", "openrlhf", "alignment-handbook"],

@@ -147,12 +147,12 @@ _ANSWERS = {
     "dtype: bfloat16; trained weights and optimizer state are float32 always": "mixed_precision",
     "dtype: bfloat16 or float32; float16 is not trained in": "fp16 float16",
     ": matrix products of float32 stay float32, as torch has them by default": "tf32",
-    "recompute: auto, none, selective, full, tiled or offloaded": (
-        "gradient_checkpointing* activation_* use_reentrant use_gradient_checkpointing"
-    ),
     "recompute: offloaded keeps the inputs of layers in host memory": (
         "activation_offload* activation_cpu_offload* activations_offload* offload_activations cpu_offload_activations "
         "activation_checkpoint_offload* checkpoint_cpu_offload cpu_checkpointing cpu_offload"
+    ),
+    "recompute: auto, none, selective, full, tiled or offloaded": (
+        "gradient_checkpointing* activation_* use_reentrant use_gradient_checkpointing"
     ),
     "recompute: tiled runs MLPs over tiles of tokens": "tiled_mlp* use_tiled_mlp tiled_compute* mlp_chunk* chunk_mlp",
     "attention: auto, flash, flex or sdpa": "attn_implementation xformers_attention booster",
@@ -173,7 +173,7 @@ _ANSWERS = {
     ),
     "parallel.strategy: shard splits the optimizer's state over processes; nothing goes to the host": "adam_offload",
     "parallel.context_size: processes that compute one row together": (
-        "ring_attn_size ring_attn_head_num sequence_parallel* context_parallel* ulysses* sp_size cp_size sp_degree "
+        "ring_attn* ring_head_stride sequence_parallel* context_parallel* ulysses* sp_size cp_size sp_degree "
         "cp_degree dp_cp_size head_parallel* heads_k_stride"
     ),
     "parallel.strategy: replicate holds the model on every process": "ddp*",
