@@ -158,7 +158,8 @@ def test_what_people_type_is_answered(cls: type[RecipeModel], typed: str, said: 
         "quantization_bit rope_scaling flash_attn enable_liger_kernel use_unsloth val_size loraplus_lr_ratio "
         "pissa_init",
         "zero_stage adam_offload actor_learning_rate max_epochs max_len micro_train_batch_size train_batch_size l2 "
-        "adam_betas packing_samples ring_attn_size ring_head_stride ulysses_degree sp_size ckpt_path save_path load_checkpoint lr_warmup_ratio ref_offload",
+        "adam_betas packing_samples ring_attn_size ring_head_stride ulysses_degree sp_size "
+        "ckpt_path save_path load_checkpoint lr_warmup_ratio ref_offload",
         "dataset_mixer dataset_mixture dataset_splits evaluation_strategy log_level torch_dtype use_peft hub_model_id",
     ],
     ids=["axolotl", "llama-factory", "openrlhf", "alignment-handbook"],

@@ -151,9 +151,12 @@ class _Formulas:
     @cached_property
     def _gathered(self) -> float:
         """The root's weights, those of a layer that computes, and of the next one on its way."""
-        sizes = sorted(self._layer_weights(layer) for layer in self.shape.layers for _ in range(layer.count))
+        if not self.sharded:
+            return 0
+        kinds = [(self._layer_weights(layer), layer.count) for layer in self.shape.layers]
+        sizes = sorted(size for size, count in kinds for _ in range(count))
         at_once = sizes[-2:] if self.recipe.parallel.reshard_after_forward else sizes
-        return self._root + self.sharded * sum(at_once)
+        return self._root + sum(at_once)
 
     def _layer_weights(self, layer: LayerShape) -> float:
         """Bytes of one decoder layer's weights, as it computes."""
