@@ -15,7 +15,9 @@ from transformers import PreTrainedConfig
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.models.loading import load_config
+from logodata.models.text_config import text_config
 from logotrain.attention.choice import AttentionChoice, choose_attention
+from logotrain.attention.context_parallel import context_group
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
@@ -67,6 +69,7 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         traits, world.device, getattr(torch, recipe.dtype), sharing=recipe.sharing, wanted=recipe.attention
     )
     note(f"attention: {attention}")
+    context_size = _context_size(recipe, world, attention, config)
     shape = _shape(config)
     strategy, recompute = _decide(recipe, world, collator, layouts, attention, shape)
     check_recompute(recompute, attention.by)
@@ -86,6 +89,7 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         autocast=torch.bfloat16 if recipe.narrow_adapters else None,
         plain_attention=traits.separate,
     )
+    model.context_group = context_group(context_size)
     if not traits.tried:
         check_untried(model, recipe.model, gaps=recipe.positions.mode != "natural")
     if sharded and not attention.shared:
@@ -116,6 +120,38 @@ def _shares(
     needed = "" if isinstance(shape, str) else f", {gigabytes(weight_bytes * shape.parameters)}"
     note(f"weights: every process reads the whole model into host memory{needed}: {reason}")
     return None
+
+
+def _context_size(recipe: TrainRecipe, world: World, attention: AttentionChoice, config: PreTrainedConfig) -> int:
+    """Return the number of processes that compute a row together.
+
+    Raises:
+        UserError: the number that the recipe asks for is not possible here.
+    """
+    size = recipe.parallel.context_size
+    if size == "auto":
+        return 1
+    wanted = f"parallel.context_size={size}"
+    if world.size % size:
+        raise UserError(
+            f"{wanted} does not divide the number of processes, {world.size}",
+            mend=f"start as many with torchrun --nproc-per-node {size}, or set parallel.context_size=auto",
+        )
+    heads = text_config(config).num_attention_heads
+    if size > heads:
+        raise UserError(
+            f"{wanted} is more than the model's {heads} attention heads",
+            where=recipe.model,
+            mend=f"set parallel.context_size={heads} or less",
+        )
+    if size > 1 and not attention.shared:
+        raise UserError(
+            f"{wanted}: rows are split only where responses share their prompt, and here they do not: "
+            f"{attention.reason}",
+            where=recipe.model,
+            mend="set parallel.context_size=1",
+        )
+    return size
 
 
 def _shape(config: PreTrainedConfig) -> ModelShape | str:

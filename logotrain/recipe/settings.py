@@ -273,7 +273,7 @@ class ParallelSettings(RecipeModel):
 
     context_size: Literal["auto"] | Annotated[int, Field(ge=1, strict=True)] = "auto"
     """Number of processes that compute one row together, each a slice of its tokens and a share of its attention heads.
-    It divides the number of processes and of heads. ``auto`` takes 1 unless a row is too large for one device."""
+    It divides the number of processes. ``auto`` takes 1 unless a row is too large for one device."""
 
     def shares(self, world_size: int) -> int:
         """Return the number of processes that hold one copy of sharded weights together, among ``world_size``."""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from logotrain.loss import reference
 from logotrain.parallel import launched
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.run import run
-from tests.distributed.gradients import keep_first_gradients
+from tests.distributed.gradients import in_float64, keep_first_gradients
 
 
 def main(tasks: Path) -> None:
@@ -28,7 +29,10 @@ def main(tasks: Path) -> None:
             recipe = TrainRecipe.model_validate(task["recipe"])
             outcome = "finished"
             try:
-                with keep_first_gradients(out.with_suffix(".gradients"), write=world.is_main):
+                with (
+                    keep_first_gradients(out.with_suffix(".gradients"), write=world.is_main),
+                    in_float64() if task.get("float64") else nullcontext(),
+                ):
                     if task.get("sigterm_rank") == world.rank:
                         _signal_before_row(6)
                     if task.get("sigterm_in_references") == world.rank:
