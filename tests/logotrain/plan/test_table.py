@@ -124,6 +124,8 @@ def misfit(recipe: TrainRecipe, *, card: str, num_gpus: int = 1, prompt_tokens: 
         (["parallel.strategy=replicate"], "rtx4090-24gb", 4, 8192),
         (["recompute=none"], "h100-80gb", 1, 32768),
         (["tuning=full"], "l40s-48gb", 2, 8192),
+        (["tuning=full", "parallel.shard_size=2"], "l40s-48gb", 8, 8192),
+        (["tuning=full", "parallel.shard_size=8"], "l40s-48gb", 1, 8192),
         (["tuning=qlora", "recompute=none"], "rtx4090-24gb", 1, 8192),
     ],
 )
