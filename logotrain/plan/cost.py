@@ -142,7 +142,7 @@ def traffic(step: StepPlan) -> Traffic:
     if step.strategy == "shard":
         full = recipe.tuning == "full"
         gathered = (b * (1 + recipe.parallel.reshard_after_forward) + 4 * full) * shape.parameters
-        gathered *= 1 - 1 / step.world_size
+        gathered *= 1 - 1 / step.shard_size
     offloaded = 2 * b * step.own_tokens * shape.hidden * shape.num_layers * (step.recompute == "offloaded")
     return Traffic(exchanged, gathered, offloaded)
 
@@ -157,7 +157,7 @@ def step_seconds(card: Card, step: StepPlan, flops_per_row: float, num_rows: int
         return None
     sent = traffic(step)
     computing = flops_per_row / step.context_size / (card.datasheet_flops * card.measured_share * USED_SHARE)
-    gathering = sent.gathered / (_link(card, step.world_size) * USED_LINK)
+    gathering = sent.gathered / (_link(card, step.shard_size) * USED_LINK)
     offloading = sent.offloaded / (card.host_link * USED_LINK)
     exchanging = sent.exchanged / (_link(card, step.context_size) * USED_LINK)
     rows = math.ceil(num_rows / (step.world_size // step.context_size))

@@ -60,6 +60,11 @@ class StepPlan:
         return own / heads, own_keys / key_heads
 
     @property
+    def shard_size(self) -> int:
+        """The number of processes that hold one copy of sharded weights together."""
+        return self.recipe.parallel.shares(self.world_size)
+
+    @property
     def scored_positions(self) -> int:
         """The number of positions of the row that the output head reads."""
         scored = sum(self.row.response_lengths)

@@ -254,11 +254,16 @@ def _remedies(step: StepPlan, fits: Sequence[Fit], card: str, rows_per_step: int
         found += ["lora.train_embeddings=false"] * holds(lora=frozen)
     if recipe.tuning == "lora" and recipe.parallel.strategy != "shard" and recipe.optimizer.name == "adamw":
         found += ["tuning=qlora"] * holds(tuning="qlora")
+    size = recipe.parallel.shard_size
+    if size is not None and step.strategy == "shard":
+        over_all = recipe.parallel.model_copy(update={"shard_size": None})
+        found += ["parallel.shard_size=null"] * holds(parallel=over_all)
     free = recipe.parallel.model_copy(update={"strategy": "auto", "context_size": "auto"})
     set_back = "".join(
         f" parallel.{name}=auto" for name in ("strategy", "context_size") if getattr(recipe.parallel, name) != "auto"
     )
     counts = [step.world_size * factor for factor in (1, 2, 4, 8, 16) if set_back or factor > 1]
+    counts = [count for count in counts if count % (size or 1) == 0]
     gpus = next((count for count in counts if holds(world_size=count, parallel=free)), None)
     if gpus is not None:
         found.append(f"--gpus {gpus}{set_back}")

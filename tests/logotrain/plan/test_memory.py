@@ -155,7 +155,10 @@ def test_rows_of_sharded_weights_over_several_processes() -> None:
     compare(config_of(), recipe_of(**FULL), LONG, "full", shards=4, context_size=2)
 
 
-@pytest.mark.parametrize(("recipe", "recompute"), [(FULL, "none"), (FULL, "full"), (EMBEDDING, "full")])
+@pytest.mark.parametrize(
+    ("recipe", "recompute"),
+    [(FULL, "none"), (FULL, "full"), (EMBEDDING, "full"), ({**FULL, "parallel": {"shard_size": 2}}, "full")],
+)
 def test_weights_split_over_processes(recipe: dict[str, Any], recompute: Recompute) -> None:
     compare(config_of(), recipe_of(**recipe), M2, recompute, shards=8)
 
