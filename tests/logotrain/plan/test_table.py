@@ -127,7 +127,7 @@ def misfit(recipe: TrainRecipe, *, card: str, num_gpus: int = 1, prompt_tokens: 
         (["tuning=full", "parallel.shard_size=2"], "l40s-48gb", 8, 8192),
         (["tuning=full", "parallel.shard_size=8"], "l40s-48gb", 1, 8192),
         (["tuning=qlora", "recompute=none"], "rtx4090-24gb", 1, 8192),
-        (["parallel.context_size=1"], "h100-80gb", 8, 524288),
+        (["parallel.context_size=1", "recompute=full"], "l40s-48gb", 4, 65536),
     ],
 )
 def test_what_does_not_fit_is_said_with_what_would(
