@@ -1,6 +1,6 @@
 """What a training step costs beside other busy processes, by how the threads of torch wait for each other.
 
-``python benchmarks/busy.py --json FILE``: seconds of a step of the embedded model (forward and backward pass of one row)
+``python benchmarks/busy.py --json FILE``: seconds of a step of the embedded model (forward and backward pass of a row)
 alone, and beside as many busy loops as there are cores, for each way of waiting. The ways take turns within a round;
 figures are medians over rounds, as ratios to the default of torch's OpenMP runtime (libgomp) on the quiet machine.
 """

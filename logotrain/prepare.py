@@ -21,8 +21,10 @@ from logotrain.attention.context_parallel import context_group
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
+from logotrain.model.sharded_loading import Shares, why_whole
 from logotrain.parallel import World, shard
 from logotrain.plan.choices import check_recompute, check_strategy, choose_recompute, choose_strategy
+from logotrain.plan.memory import gigabytes
 from logotrain.plan.shape import ModelShape, layer_weights, model_shape
 from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe
@@ -81,8 +83,9 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
             mend="set parallel.strategy=replicate, or optimizer.name=adamw",
         )
 
+    shares = _shares(recipe, world, config, shape, tried=traits.tried) if sharded else None
     model = LogprobModel(
-        load_trainable(recipe, torch.device("cpu") if sharded else world.device),
+        load_trainable(recipe, torch.device("cpu") if sharded else world.device, shares),
         autocast=torch.bfloat16 if recipe.narrow_adapters else None,
         plain_attention=traits.separate,
     )
@@ -97,10 +100,26 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         compile_layers(model)
     checkpoint_layers(model, recompute)
     if sharded:
-        shard(model, recipe, world)
+        with shares.put_into(model) if shares else contextlib.nullcontext():
+            shard(model, recipe, world)
     else:
         world.same_start(parameter for parameter in model.parameters() if parameter.requires_grad)
     return Prepared(model, sharded, attention, share)
+
+
+def _shares(
+    recipe: TrainRecipe, world: World, config: PreTrainedConfig, shape: ModelShape | str, *, tried: bool
+) -> Shares | None:
+    """Return what takes this process's shares of the weights as they are read; None, with a note, if they are read
+    whole."""
+    reason = why_whole(recipe, config, tried=tried)
+    if not reason:
+        size = recipe.parallel.shares(world.size)
+        return Shares(world.rank % size, size, world.device)
+    weight_bytes = 4 if recipe.tuning == "full" else getattr(torch, recipe.dtype).itemsize
+    needed = "" if isinstance(shape, str) else f", {gigabytes(weight_bytes * shape.parameters)}"
+    note(f"weights: every process reads the whole model into host memory{needed}: {reason}")
+    return None
 
 
 def _context_size(recipe: TrainRecipe, world: World, attention: AttentionChoice, config: PreTrainedConfig) -> int:

@@ -41,6 +41,11 @@ class StepPlan:
         return self.row if self.shared else self.row.separate
 
     @property
+    def shard_size(self) -> int:
+        """The number of processes that hold one copy of sharded weights together."""
+        return self.recipe.parallel.shares(self.world_size)
+
+    @property
     def scored_positions(self) -> int:
         """The number of positions of the row that the output head reads."""
         scored = sum(self.row.response_lengths)
