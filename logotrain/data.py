@@ -141,7 +141,7 @@ def _checked_samples(
 
 def _lean(sample: PreferenceSample, number: dict[int, int]) -> PreferenceSample:
     """Return a sample without the texts of its chunks, which training does not read. Equal token ids are one object of
-    ``number``: at contexts of 128K tokens a sample takes a third of the memory."""
+    ``number``, which takes 8 bytes a token where a number of its own takes 36."""
     return sample.model_copy(
         update={
             "prompt_ids": [number.setdefault(token, token) for token in sample.prompt_ids],
