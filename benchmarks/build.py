@@ -1,7 +1,7 @@
 """What ``logodata build`` costs: scoring, generation, memory.
 
-``python benchmarks/build.py [scoring] [generation] [memory] --json FILE``; without a part, all three. ``--help`` lists
-every size.
+``python benchmarks/build.py [scoring] [generation] [memory] [length] --json FILE``; without a part, all of them.
+``--help`` lists every size.
 
 - ``scoring``: seconds to score a document for 1, 5, 10 and 20 questions, all together as a build does it, against each
   question anew, which is what the published code does (it extracts the entities of every chunk again for every
@@ -12,6 +12,10 @@ every size.
 - ``memory``: peak resident memory of ``logodata build`` in a process of its own for few and for many documents, against
   a stub server on the loopback that answers at once and a judge that keeps every pair, so that only the build's own
   memory counts.
+- ``length``: seconds and peak memory of such a build by the length of its documents, with contexts of a quarter of a
+  document (128K tokens of one with 512K) in chunks of 128 tokens; and the exponent of time in the length, 1 where it is
+  linear. Seconds are those that the build's process has a CPU, after a short build in it has read what any build reads.
+  And the peak of many of the longest documents beside that of few. The model gets a window that holds the contexts.
 
 Documents are the embedded ones unless ``--documents FILE --questions FILE`` names others. In scoring and generation the
 ways take turns within a round, rounds are paired, and figures are medians over rounds.
@@ -21,14 +25,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -292,22 +299,28 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def build_command(arguments: argparse.Namespace, folder: Path, url: str) -> list[str]:
-    """What follows ``logodata``: contexts of 4 chunks, every pair kept, into ``folder/data``."""
+def build_command(
+    folder: Path, url: str, *, model: str, chunk_tokens: int = 32, num_chunks: int = 4, overrides: Iterable[str] = ()
+) -> list[str]:
+    """What follows ``logodata``: every pair kept, half of a context's chunks critical, into ``folder/data``."""
     recipe = folder / "recipe.yaml"  # empty: no other recipe's settings
     recipe.write_text("build: {}\n")
-    command = ["build", str(recipe), "-o", str(folder / "data"), "--model", arguments.model]
-    command += [f"source.path={folder}/documents.jsonl", "chunking.chunk_tokens=32", "contexts.num_chunks=4"]
-    command += ["contexts.critical_threshold=null", "contexts.critical_top=2", "generation.max_new_tokens=32"]
-    command += [f"generation.group_size={GROUP}", "judge.enabled=false"]
-    return [*command, "engine.kind=openai", f"engine.base_urls=[{url}]", *arguments.overrides]
+    command = ["build", str(recipe), "-o", str(folder / "data"), "--model", model]
+    command += [f"source.path={folder}/documents.jsonl", f"chunking.chunk_tokens={chunk_tokens}"]
+    command += [f"contexts.num_chunks={num_chunks}", "contexts.critical_threshold=null"]
+    command += [f"contexts.critical_top={num_chunks // 2}", "generation.max_new_tokens=32"]
+    command += ["judge.enabled=false", "engine.kind=openai", f"engine.base_urls=[{url}]"]
+    return [*command, *overrides]
 
 
 def _build_once(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as name, stub_server(resolve_model(arguments.model)) as url:
+    model = resolve_model(arguments.model)
+    with tempfile.TemporaryDirectory() as name, stub_server(model) as url:
         folder = Path(name)
         write_documents(folder / "documents.jsonl", count, arguments.words)
-        command = [sys.executable, "-c", _BUILD, str(folder / "status"), *build_command(arguments, folder, url)]
+        overrides = [f"generation.group_size={GROUP}", *arguments.overrides]
+        build = build_command(folder, url, model=model, overrides=overrides)
+        command = [sys.executable, "-c", _BUILD, str(folder / "status"), *build]
         started = time.perf_counter()
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - started
@@ -316,11 +329,123 @@ def _build_once(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
         kept = json.loads((folder / "data" / "manifest.json").read_text())["samples"]
     peak = int(status["VmHWM"].split()[0]) * 1024
-    return {"peak_bytes": peak, "seconds": seconds, "seconds_per_document": seconds / count, "pairs": kept}
+    return {
+        "peak_bytes": peak,
+        "seconds": seconds,
+        "seconds_per_document": seconds / count,
+        "pairs": kept,
+    }
 
 
 GROUP = 64
 """Questions a submission: small, so that the fewest documents fill several."""
+
+
+# Length
+
+LENGTH_CHUNK = 128
+LENGTHS = (65536, 131072, 262144, 524288)
+CONTEXT_SHARE = 4
+"""A context is the document's length over this, so that all that a build does grows with the document."""
+
+
+def with_window(model: str, window: int, folder: Path) -> Path:
+    """A copy of a model folder, of links, whose config has another window. Nothing computes with it."""
+    source = Path(resolve_model(model))
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.name != "config.json":
+            (folder / file.name).symlink_to(file.resolve())
+    config = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": window}))
+    return folder
+
+
+def measure_length(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and peak memory of a build by length of its documents, in rounds over the lengths."""
+    lengths, count = sorted(arguments.lengths), arguments.length_documents
+    with tempfile.TemporaryDirectory() as name:
+        model = str(with_window(arguments.model, lengths[-1], Path(name) / "model"))
+        words_per_token = _words_per_token(model, Path(name) / "documents.jsonl")
+        rounds: list[dict[int, dict[str, Any]]] = []
+        for number in range(arguments.length_rounds):
+            order = lengths if number % 2 == 0 else lengths[::-1]
+            rounds.append({n: _build_long(model, count, n, words_per_token, arguments.overrides) for n in order})
+        most = arguments.length_many
+        many = _build_long(model, most, lengths[-1], words_per_token, arguments.overrides)
+    report: dict[str, Any] = {"documents": count, "lengths": {}}
+    for length in lengths:
+        builds = [found[length] for found in rounds]
+        row: dict[str, Any] = {key: [found[key] for found in builds] for key in builds[0]}
+        row |= {"cpu_seconds_median": statistics.median(row["cpu_seconds"])}
+        report["lengths"][length] = row
+        print(
+            f"{length:7} tokens, contexts of {length // CONTEXT_SHARE:6}: {row['cpu_seconds_median']:6.2f} s of a CPU "
+            f"for {count} documents, peak {statistics.median(row['peak_bytes']) / 2**20:6.0f} MiB"
+        )
+    if len(lengths) > 1:
+        medians = [report["lengths"][length]["cpu_seconds_median"] for length in lengths]
+        report["exponent"] = float(np.polyfit(np.log(lengths), np.log(medians), 1)[0])
+        print(f"time grows as the length to the power of {report['exponent']:.2f}")
+    few = statistics.median(report["lengths"][lengths[-1]]["peak_bytes"])
+    report["many"] = {"documents": most, **many, "peak_ratio": many["peak_bytes"] / few}
+    print(
+        f"{most} documents of {lengths[-1]} tokens: peak {many['peak_bytes'] / 2**20:.0f} MiB, "
+        f"{report['many']['peak_ratio']:.2f} times that of {count}; {many['cpu_seconds']:.1f} s of a CPU"
+    )
+    return report
+
+
+def _build_long(
+    model: str, count: int, length: int, words_per_token: float, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Build ``count`` documents of ``length`` tokens, in a process of its own that has built a short one before."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["__main__", "pyarrow.parquet", "httpx", "transformers"])
+    with tempfile.TemporaryDirectory() as name, stub_server(model) as url:
+        commands = []
+        for part, (documents, tokens) in {"short": (1, 2048), "long": (count, length)}.items():
+            folder = Path(name) / part
+            folder.mkdir()
+            write_documents(folder / "documents.jsonl", documents, round(tokens * words_per_token))
+            num_chunks = tokens // LENGTH_CHUNK // CONTEXT_SHARE
+            how: dict[str, Any] = {"chunk_tokens": LENGTH_CHUNK, "num_chunks": num_chunks, "overrides": overrides}
+            commands.append(build_command(folder, url, model=model, **how))
+        here, there = processes.Pipe(duplex=False)
+        process = processes.Process(target=_build_measured, args=(there, Path(name) / "log", *commands))
+        process.start()
+        there.close()
+        try:
+            found: dict[str, Any] = here.recv()
+        except EOFError as error:
+            said = (Path(name) / "log").read_text()[-2000:]
+            raise UserError(f"the build of {count} documents of {length} tokens failed: {said}") from error
+        process.join()
+        found["pairs"] = json.loads((Path(name) / "long" / "data" / "manifest.json").read_text())["samples"]
+    return found
+
+
+def _build_measured(result: Connection, log: Path, short: list[str], long: list[str]) -> None:
+    """Send the seconds and the peak memory of the second build. What both say goes to ``log``."""
+    from logodata.cli import main as logodata
+
+    with open(log, "wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    if logodata(short) == 0:  # reads what a first build reads: libraries, model, tokenizer
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        cpu, wall = time.process_time(), time.perf_counter()
+        if logodata(long) == 0:
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            result.send({"peak_bytes": int(status["VmHWM"].split()[0]) * 1024, "cpu_seconds": cpu, "seconds": wall})
+
+
+def _words_per_token(model: str, path: Path) -> float:
+    """Words of a synthetic document for each of its tokens."""
+    write_documents(path, 1, 4000)
+    text = json.loads(path.read_text())["context"]
+    return len(text.split()) / len(load_tokenizer(model, None)(text)["input_ids"])
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -344,13 +469,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("memory")
     group.add_argument("--memory-documents", type=int, nargs="+", default=(100, 5000), metavar="N", help="(100 5000)")
     group.add_argument("--words", type=int, default=300, metavar="N", help="of a document (300)")
+    group = parser.add_argument_group("length")
+    group.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, metavar="N", help=f"tokens {LENGTHS}")
+    group.add_argument("--length-documents", type=int, default=2, metavar="N", help="in a build (2)")
+    group.add_argument("--length-many", type=int, default=8, metavar="N", help="the longest ones, for their peak (8)")
+    group.add_argument("--length-rounds", type=int, default=2, metavar="N", help="over the lengths (2)")
+    group = parser.add_argument_group("memory and length")
     group.add_argument(
         "--override", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="of the recipe"
     )
     return parse_parts(parser, argv, MEASURES)
 
 
-MEASURES = {"scoring": measure_scoring, "generation": measure_generation, "memory": measure_memory}
+MEASURES = {
+    "scoring": measure_scoring,
+    "generation": measure_generation,
+    "memory": measure_memory,
+    "length": measure_length,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

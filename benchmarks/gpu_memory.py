@@ -1,4 +1,4 @@
-"""Parts of gpu.py: the memory of a training step against the plan, the largest rows that fit, full fine-tuning."""
+"""Parts of gpu.py: the largest rows that fit, the memory of a training step against the plan, full fine-tuning."""
 
 from __future__ import annotations
 
@@ -173,13 +173,41 @@ def hold(cap: Cap) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, (cap.bytes - outside) / total))
 
 
-def memory(bench: Bench) -> dict[str, Any]:
-    """Measure the memory of a training step and compare it with the plan; find the largest rows that fit."""
+def largest(bench: Bench) -> dict[str, Any]:
+    """Find the largest M that fits, in 80 GB first."""
+    result: dict[str, Any] = {"largest": [], "summary": []}
+    with ExitStack() as stack:
+        _find_largest("num_rejected", _lora_trial(bench, stack), result)
+    return result
+
+
+def _lora_trial(bench: Bench, stack: ExitStack) -> Trial:
     recipe = TrainRecipe.model_validate({"model": "random", "dtype": str(bench.dtype).removeprefix("torch.")})
+    return Trial(bench, bench.shape, recipe, stack, tied=False)
+
+
+def _find_largest(what: str, trial: Trial, result: dict[str, Any]) -> None:
+    """Find the largest size that fits, for each amount of memory, without recomputation and with some."""
+    bench, choices, sizes = trial.bench, recompute_choices(trial.backend), caps(trial.bench, trial)
+    choices, sizes = (choices[:1], sizes[:1]) if bench.small else (choices[:2], sizes)
+    for recompute, cap in product(choices, sizes):
+        trial.set_recompute(recompute)
+        # Only without recompute: the longer rows of the other choices take half a minute each.
+        entry = {"cap": cap.name, "recompute": recompute, **_largest(trial, cap, what, fine=recompute == "none")}
+        result["largest"].append({"what": what, **entry})
+        result["summary"].append(
+            f"largest {what} in {cap.name}, recompute {recompute}: {entry['fits']} fit, "
+            f"{entry['does_not_fit']} do not; plan {entry['predicted']}"
+        )
+        bench.save(result)
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """Measure the memory of a training step and compare it with the plan; find the longest prompts that fit."""
     shape = bench.shape
     result: dict[str, Any] = {"against_plan": [], "fits": [], "largest": [], "summary": []}
     with ExitStack() as stack:
-        trial = Trial(bench, shape, recipe, stack, tied=False)
+        trial = _lora_trial(bench, stack)
         choices = recompute_choices(trial.backend)
         for rejected, recompute in product((2, 8), choices):
             trial.set_recompute(recompute)
@@ -199,8 +227,7 @@ def memory(bench: Bench) -> dict[str, Any]:
             result["summary"].append(f"M={rejected}, recompute {recompute}: {off}; reserved {gib(found['reserved'])}")
             bench.save(result)
 
-        sizes = caps(bench, trial)
-        for cap in sizes:
+        for cap in caps(bench, trial):
             chosen = choose_step(trial.plan(shape.prompt, 8, cap.bytes), CARDS["h100-80gb"], 1)
             choice, reason = chosen.step.recompute, chosen.why_recompute
             trial.set_recompute(choice)
@@ -212,17 +239,7 @@ def memory(bench: Bench) -> dict[str, Any]:
                 f"M=8 at {shape.prompt} in {cap.name}: {'fits' if fits else 'DOES NOT FIT'}, {choice}"
             )
             bench.save(result)
-        choices, sizes = (choices[:1], sizes[:1]) if bench.small else (choices[:2], sizes)
-        for recompute, what, cap in product(choices, ("num_rejected", "prompt"), sizes):
-            trial.set_recompute(recompute)
-            # Only without recompute: the longer rows of the other choices take half a minute each.
-            entry = {"cap": cap.name, "recompute": recompute, **_largest(trial, cap, what, fine=recompute == "none")}
-            result["largest"].append({"what": what, **entry})
-            result["summary"].append(
-                f"largest {what} in {cap.name}, recompute {recompute}: {entry['fits']} fit, "
-                f"{entry['does_not_fit']} do not; plan {entry['predicted']}"
-            )
-            bench.save(result)
+        _find_largest("prompt", trial, result)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -62,12 +63,27 @@ def ceilings(bench: Bench) -> dict[str, Any]:
     return result
 
 
+MOST_TELLING = (
+    *("reference", "separate_rows", "shared", "shared_selective", "shared_no_recompute"),
+    "shared_no_recompute_compiled",
+)
+
+
 def step(bench: Bench) -> dict[str, Any]:
+    """Compare and time the most telling variants of step.py, as :func:`step_all` does all of them."""
+    return _step(bench, MOST_TELLING)
+
+
+def step_all(bench: Bench) -> dict[str, Any]:
     """Compare and time all variants of step.py, interleaved, in up to five rounds while there is time."""
+    return _step(bench, None)
+
+
+def _step(bench: Bench, only: Collection[str] | None) -> dict[str, Any]:
     _let_variants_compile()
     faults: dict[str, str] = {}
-    trl = find_spec("trl") is not None
-    if not trl:
+    trl = only is None and find_spec("trl") is not None
+    if only is None and not trl:
         faults["trl"] = "not installed"
 
     def with_summary(report: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +108,7 @@ def step(bench: Bench) -> dict[str, Any]:
         rounds=1 if bench.small else 5,
         trl=trl,
         everything=True,
+        only=only,
         attention=bench.attention,
         faults=faults,
         deadline=bench.deadline - 5,

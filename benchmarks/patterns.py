@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from logodata.contract import PreferenceSample
+from logotrain.attention.context_parallel import ALONE, ContextGroup
 from logotrain.attention.shared_prefix import choose_backend, use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.model.recompute import checkpoint_layers, compile_layers
@@ -68,8 +69,13 @@ def shared_prefix(
     recompute: Recompute,
     compiled: bool = False,
     attention: Attention = "auto",
+    group: ContextGroup = ALONE,
+    parts: int = 1,
 ) -> Logprobs:
-    """The trainer's own code: its rows, attention, recomputation and log-probabilities, and no other here."""
+    """The trainer's own code: its rows, attention, recomputation and log-probabilities, and no other here.
+
+    ``group`` are the processes that compute the row together, and ``parts`` divides its length.
+    """
     causal_lm = model.get_base_model()
     backend, _ = choose_backend(attention, device, causal_lm.dtype)
     stack.enter_context(use_shared_prefix(causal_lm, backend))
@@ -78,7 +84,8 @@ def shared_prefix(
     checkpoint_layers(causal_lm, recompute)
     scorer = LogprobModel(model, autocast=torch.bfloat16 if causal_lm.dtype == torch.bfloat16 else None)
     recipe = TrainRecipe.model_validate({"model": "random", "positions": {"mode": "natural"}, "compile": compiled})
-    collator = Collator.of(recipe, causal_lm.config.max_position_embeddings)
+    scorer.context_group = group
+    collator = Collator.of(recipe, causal_lm.config.max_position_embeddings).split(parts)
     row = collator([(0, sample)]).to(device)
     return lambda: split_logprobs(scorer(row), row)[0].responses
 

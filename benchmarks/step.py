@@ -14,6 +14,12 @@ What makes the comparison fair:
   it runs CPO, and our code runs CPO on the same pairs to be compared with it. The loss itself costs nothing.
 
 A step is forward and backward of one sample. The optimizer is left out: it is the same for all, and adapters are small.
+
+Two other comparisons run instead of this one:
+
+- ``--context 2``: the same row computed by two processes of a thread or a GPU each (``parallel.context_size``).
+- ``--rival flash-preference=PYTHON``, ``--rival dpo-prefix-sharing=PYTHON``: a DPO step of a pair by other projects
+  that share prompts, each beside separate rows in the environment of its PYTHON, and logotrain in this one.
 """
 
 from __future__ import annotations
@@ -25,10 +31,11 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
@@ -41,6 +48,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from context_step import measure_context
 from logodata.common.errors import UserError, run_command
 from logodata.contract import PreferenceSample
 from logotrain.attention.shared_prefix import choose_backend
@@ -63,6 +71,7 @@ from patterns import (
 from shape import CPU_SHAPE, CUDA_SHAPE, Shape, Work, make_model, make_sample, twin
 
 LOGO, CPO, DPO = LogoSettings(), CpoSettings(), DpoSettings()
+RIVALS = ("flash-preference", "dpo-prefix-sharing")
 SETTINGS = {"logo": LOGO, "cpo": CPO, "dpo": DPO}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 """Largest difference of gradients that counts as equal: norm of the difference over norm."""
@@ -328,6 +337,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--everything", action="store_true", help="also selective recompute, compiled layers, M = 1, TRL's DPO"
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default 1)")
+    parser.add_argument("--context", type=int, metavar="C", help="only: one row over C processes, beside one process")
+    parser.add_argument(
+        "--rival", action="append", default=[], metavar="NAME=PYTHON", help=f"only: {', '.join(RIVALS)}; repeatable"
+    )
     group = parser.add_argument_group("shape", "defaults for cpu, and for cuda")
     for field in fields(Shape):
         defaults = f"{getattr(CPU_SHAPE, field.name)}, {getattr(CUDA_SHAPE, field.name)}"
@@ -335,7 +348,36 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device", mend="use --device cpu")
+    for rival in arguments.rival:
+        name, _, python = rival.partition("=")
+        if name not in RIVALS or not python:
+            raise UserError(
+                f"no rival {name!r}", where="--rival", mend=f"give NAME=PYTHON, NAME one of {', '.join(RIVALS)}"
+            )
     return arguments
+
+
+def measure_rivals(shape: Shape, rivals: Sequence[str], device: str, rounds: int, threads: int) -> dict[str, Any]:
+    """The DPO step of logotrain and of each ``NAME=PYTHON``, beside separate rows in the same environment. One that
+    fails is told, and the others are measured."""
+    results: dict[str, Any] = {}
+    settings = json.dumps({**asdict(shape), "device": device, "rounds": rounds, "threads": threads})
+    for name, python in [("logotrain", sys.executable), *(rival.split("=", 1) for rival in rivals)]:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "result.json"
+            program = str(Path(__file__).with_name("rival_step.py"))
+            ended = subprocess.run([python, program, name, settings, str(file)], stderr=subprocess.PIPE, text=True)
+            if ended.returncode or not file.exists():
+                results[name] = {"fault": ended.stderr.strip()[-2000:]}
+                print(f"{name}: failed: {ended.stderr.strip().splitlines()[-1:]}")
+                continue
+            results[name] = found = json.loads(file.read_text())
+        medians = {way: statistics.median(times) for way, times in found["seconds"].items()}
+        print(
+            f"{name}: {medians['shared']:.3f} s, {found['ratio']:.2f} times as fast as separate rows there "
+            f"({medians['separate']:.3f} s); gradients differ by {found['gradient_difference']:.1e}"
+        )
+    return results
 
 
 def compare(
@@ -346,6 +388,7 @@ def compare(
     rounds: int,
     trl: bool,
     everything: bool = False,
+    only: Collection[str] | None = None,
     attention: Attention = "auto",
     faults: dict[str, str] | None = None,
     deadline: float = math.inf,
@@ -359,6 +402,7 @@ def compare(
         dtype: of the weights.
         rounds: of the clock.
         trl, everything, attention, faults: see :func:`make_variants` and :func:`measure.examine`.
+        only: the names of the variants; None is all of them.
         deadline: see :func:`measure.time_rounds`.
         save: gets the report after each round.
     """
@@ -368,6 +412,7 @@ def compare(
         model = make_model(shape, device, dtype)
         chosen: dict[str, Any] = {"trl": trl, "everything": everything, "attention": attention, "faults": faults}
         variants = make_variants(shape, model, device, stack, **chosen)
+        variants = [variant for variant in variants if only is None or variant.name in only]
         stepper, meter = Stepper(model), Meter(device, dtype)
         print("losses, and how far they and the gradients are from the first variant's that computes the same:")
         found = examine(variants, stepper, meter, faults)
@@ -395,6 +440,12 @@ def compare(
     return whole(seconds, rates)
 
 
+def _write(file: Path | None, report: dict[str, Any]) -> None:
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(report, indent=2) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 if the variants disagree."""
     arguments = parse(argv)
@@ -412,15 +463,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("TRL is not installed, its variants are left out: pip install trl==1.16.0", file=sys.stderr)
     print(f"{facts['hardware']}, torch threads {facts['threads']}, {dtype}, head share {shape.head_share:.1%}")
     print(", ".join(f"{name} {value}" for name, value in asdict(shape).items()))
+    if arguments.context or arguments.rival:
+        report = {**facts, "shape": asdict(shape)}
+        if arguments.context:
+            report["context"] = measure_context(shape, arguments.context, arguments.device, arguments.repeats)
+        if arguments.rival:
+            how = (arguments.device, arguments.repeats, arguments.threads)
+            report["rivals"] = measure_rivals(shape, arguments.rival, *how)
+        _write(arguments.json, report)
+        return 0
     backend, reason = choose_backend("auto", device, dtype)
     print(f"attention of logotrain: {backend} ({reason})")
 
     report = compare(shape, device, dtype, rounds=arguments.repeats, trl=trl, everything=arguments.everything)
     report = {**report, "attention_of_logotrain": backend, **facts}
     print_report(report)
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    _write(arguments.json, report)
     worst = report["largest_gradient_difference"]
     if worst > TOLERANCE[dtype]:
         print(f"the variants disagree: gradients differ by {worst:.1e}", file=sys.stderr)

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.contract import ImportManifest, PreferenceSample
-from logodata.dataset.samples import read_manifest, read_samples
+from logodata.dataset.samples import iterate_samples, read_manifest
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.models.text_config import config_window
@@ -109,7 +109,8 @@ def _checked_samples(
     """Return the samples of a folder with the responses that the recipe trains on. ``tokenizer`` is the fingerprint of
     the model's."""
     where = str(path)
-    samples = read_samples(path)
+    number: dict[int, int] = {}
+    samples = [_lean(sample, number) for sample in iterate_samples(path)]
     manifest = read_manifest(path)
     if manifest.tokenizer_fingerprint != tokenizer:
         raise UserError(
@@ -136,6 +137,17 @@ def _checked_samples(
             mend="import the pairs with --chunk-tokens 512, or set positions.mode=natural, pose or randpos",
         )
     return samples
+
+
+def _lean(sample: PreferenceSample, number: dict[int, int]) -> PreferenceSample:
+    """Return a sample without the texts of its chunks, which training does not read. Equal token ids are one object of
+    ``number``, which takes 8 bytes a token where a number of its own takes 36."""
+    return sample.model_copy(
+        update={
+            "prompt_ids": [number.setdefault(token, token) for token in sample.prompt_ids],
+            "chunks": [chunk.model_copy(update={"text": ""}) for chunk in sample.chunks],
+        }
+    )
 
 
 def _split(

@@ -50,10 +50,9 @@ def test_the_stub_answers_a_build_of_synthetic_documents(
 ) -> None:
     from logodata import cli
 
-    sizes = ["--model", str(tiny_model_dir), "--override", "chunking.chunk_tokens=16"]
     build.write_documents(tmp_path / "documents.jsonl", 3, 60)
     with build.stub_server(str(tiny_model_dir)) as url:
-        assert cli.main(build.build_command(build.parse(["memory", *sizes]), tmp_path, url)) == 0
+        assert cli.main(build.build_command(tmp_path, url, model=str(tiny_model_dir), chunk_tokens=16)) == 0
     samples = read_samples(tmp_path / "data")
     assert {sample.doc_id for sample in samples} == {"d0", "d1", "d2"}
     assert len(samples) == 6  # two questions a document, every pair kept

@@ -51,11 +51,14 @@ def test_parts_are_continued_and_those_never_begun_come_first(
         gpu.run_parts(["first"], file, **{**options, "shape": "8b"})
 
 
-def test_a_part_without_time_is_not_begun(gpu: Any, begun: list[tuple[str, float]], tmp_path: Path) -> None:
+def test_a_part_without_time_is_left_for_the_next_call(
+    gpu: Any, begun: list[tuple[str, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, options = tmp_path / "out.json", {"shape": "8b", "attention": "auto"}
-    assert gpu.run_parts(["first"], file, **options, budget=19)["parts"] == {}
-    gpu.run_parts(["first"], file, **options, budget=21)
-    assert begun == [("first", pytest.approx(21, abs=1))]
+    assert gpu.run_parts(["first"], file, **options, budget=39)["parts"] == {}
+    assert "== first: left for the next call: it takes about 40 s, and 39 s are left\n" in capsys.readouterr().out
+    gpu.run_parts(["first"], file, **options, budget=42)
+    assert begun == [("first", pytest.approx(42, abs=1))]
 
 
 def test_a_part_that_is_killed_keeps_what_it_had_measured(
@@ -70,6 +73,26 @@ def test_a_part_that_is_killed_keeps_what_it_had_measured(
         "status": "out of time",
         "result": {"partial": 1},
         "seconds": pytest.approx(0, abs=5),
+    }
+
+
+def test_a_first_call_has_the_most_telling_figures(gpu: Any) -> None:
+    """Within the default minutes: the step's ratios, the share of the card's rate, and the largest M."""
+    seconds = 0.0
+    for name, part in gpu.PARTS.items():
+        seconds += part.seconds
+        if name == "largest":
+            break
+    assert seconds < 60 * gpu.parse(["--json", "out.json"]).minutes / 2
+    assert max(part.seconds for part in gpu.PARTS.values()) < 60 * gpu.parse(["--json", "out.json"]).minutes
+    from gpu_speed import MOST_TELLING
+    from step import MORE_RATIOS, RATIOS
+
+    compared = {name for name, ways in (RATIOS | MORE_RATIOS).items() if set(ways) <= set(MOST_TELLING)}
+    assert compared >= {
+        "separate_rows_vs_reference",
+        "shared_vs_reference",
+        "shared_no_recompute_compiled_vs_reference",
     }
 
 

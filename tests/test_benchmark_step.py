@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+from logodata.common.errors import UserError
 
 TINY = (
     "--hidden 32 --intermediate 48 --layers 2 --heads 4 --vocabulary 64 --prompt 24 --response 5 --rank 2 --repeats 1"
@@ -38,3 +42,45 @@ def test_variants_agree_and_the_report_is_whole(tmp_path: Path, monkeypatch: pyt
         "shared_vs_trl_same_data",
         "shared_vs_trl_one_pair",
     }
+
+
+@pytest.mark.slow
+def test_a_row_over_two_processes_is_the_row_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(benchmarks)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(benchmarks.parent), str(benchmarks)]))
+    import step
+
+    threads = torch.get_num_threads()
+    file = tmp_path / "context.json"
+    assert step.main([*TINY.split(), "--context", "2", "--json", str(file)]) == 0
+    torch.set_num_threads(threads)
+    report = json.loads(file.read_text())["context"]
+    assert report["loss_difference"] < 1e-6
+    assert report["gradient_difference"] < 1e-5
+    assert len(report["seconds"]["split"]) == 1
+    assert report["ratio"] > 0
+
+
+def test_the_driver_of_rivals_compares_before_it_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import rival_step
+
+    threads = torch.get_num_threads()
+    sizes = {"hidden": 32, "intermediate": 48, "layers": 2, "heads": 4, "kv_heads": 2, "vocabulary": 64}
+    settings = {**sizes, "rank": 2, "prompt": 24, "response": 5, "device": "cpu", "rounds": 1, "threads": 1}
+    found = rival_step.measure("logotrain", settings)
+    torch.set_num_threads(threads)
+    assert found["losses"]["shared"] == pytest.approx(found["losses"]["separate"], rel=1e-5)
+    assert found["losses"]["shared"] != pytest.approx(math.log(2), rel=1e-4), "adapters move the pair"
+    assert found["gradient_difference"] < 1e-5
+    assert found["ratio"] > 0
+
+
+def test_a_rival_needs_its_name_and_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import step
+
+    for wrong in ("flash-preference", "unsloth=python"):
+        with pytest.raises(UserError, match=r"--rival: no rival .* \(give NAME=PYTHON, NAME one of flash-preference"):
+            step.parse(["--rival", wrong])

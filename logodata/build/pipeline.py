@@ -6,16 +6,23 @@ Results depend on no state of a stage. So any number of processes can share out 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from logodata.build.preparing import Pool, Prepared, PreparedQuestion, QuestionPreparer, UnusableQuestion
+from logodata.build.preparing import (
+    Pool,
+    Prepared,
+    PreparedQuestion,
+    QuestionPreparer,
+    UnusableQuestion,
+    tokens_held,
+)
 from logodata.build.responses import Responses
 from logodata.common.console import Tracker
+from logodata.common.groups import in_groups
 from logodata.common.words import without_reasoning
 from logodata.contexts.scores import Evaluator, open_evaluator
 from logodata.contract import (
@@ -36,13 +43,15 @@ from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.recipe.settings import BuildRecipe
 
-ItemT = TypeVar("ItemT")
-
 Asked = tuple[Pool, frozenset[str]]
 """A pool, and the ids of its undecided questions."""
 
 Decided = tuple[Sequence[QuestionOutcome], dict[str, str]]
 """The outcomes of some questions, and :attr:`Pipeline.engine_names`."""
+
+GROUP_TOKENS = 2**23
+"""The most tokens of questions that are answered together, and those of one question more. Each takes 8 bytes in a
+prompt here and again as much in an engine. 256 questions with contexts of 8K tokens are about as many."""
 
 
 class Pipeline:
@@ -194,23 +203,12 @@ def _texts(decisions: Sequence[Decision]) -> list[str]:
     return [without_reasoning(decision.response.text) for decision in decisions]
 
 
-def in_groups(items: Iterable[ItemT], size: Callable[[ItemT], int], least: int) -> Iterator[list[ItemT]]:
-    """Group items in order, until their sizes in a group add up to ``least``. The last group may be smaller."""
-    group: list[ItemT] = []
-    for item in items:
-        group.append(item)
-        if sum(map(size, group)) >= least:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
 def decide_here(pipeline: Pipeline, pools: Iterable[Asked], group_size: int, tracker: Tracker) -> Generator[Decided]:
-    """Prepare and answer questions in this process, in order, ``group_size`` at a time."""
-    prepared = pipeline.prepare(pools)
-    while group := list(islice(prepared, group_size)):
+    """Prepare and answer questions in this process, in order, ``group_size`` at a time, or fewer if they hold
+    :data:`GROUP_TOKENS`."""
+    for group in in_groups(pipeline.prepare(pools), (lambda _: 1, group_size), (tokens_held, GROUP_TOKENS)):
         yield pipeline.answer(group, tracker), pipeline.engine_names
+        del group  # before the next one is prepared
 
 
 def _sample(prepared: PreparedQuestion, chosen: Response, rejected: Sequence[Response]) -> PreferenceSample:

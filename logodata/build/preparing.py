@@ -34,8 +34,10 @@ class Pool:
     documents: tuple[Document, ...] = ()
     chunks: tuple[tuple[Document, Chunk], ...] = ()
 
-    def __add__(self, other: Pool) -> Pool:
-        return Pool(self.documents + other.documents, self.chunks + other.chunks)
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens of all chunks."""
+        return sum(len(chunk.token_ids) for _, chunk in self.chunks)
 
     def text(self, index: int) -> str:
         """Return the text of a chunk."""
@@ -60,6 +62,7 @@ class PreparedQuestion:
     def training_chunks(self) -> list[ContextChunk]:
         """Return the chunks of the training context, with their places in the training prompt."""
         found = []
+        critical = frozenset(self.contexts.critical)
         for index, (start, end) in zip(self.contexts.training, self.prompt.chunk_spans, strict=True):
             document, chunk = self.pool.chunks[index]
             found.append(
@@ -71,7 +74,7 @@ class PreparedQuestion:
                     token_start=start,
                     token_end=end,
                     score=float(self.scores[index]),
-                    critical=index in self.contexts.critical,
+                    critical=index in critical,
                     text=self.pool.text(index),
                 )
             )
@@ -93,6 +96,15 @@ class UnusableQuestion:
 Prepared = PreparedQuestion | UnusableQuestion
 
 
+def tokens_held(prepared: Prepared) -> int:
+    """Return how many tokens a question keeps in memory: its pool, though others may share it, and its prompts."""
+    tokens = prepared.pool.num_tokens
+    if isinstance(prepared, PreparedQuestion):
+        prompts = [prepared.prompt.ids, *(it.prompt_ids for it in (*prepared.preferred, *prepared.rejected.values()))]
+        tokens += sum(map(len, prompts))
+    return tokens
+
+
 class QuestionPreparer:
     """Draws contexts and makes prompts for questions, under one recipe and tokenizer. ``window`` is the most tokens of
     a prompt with its response."""
@@ -107,17 +119,22 @@ class QuestionPreparer:
         """Chunk the documents and join them, in order, until a pool holds ``source.join_tokens`` tokens. Documents that
         are left at the end join the last pool."""
         least = self._recipe.source.join_tokens or 1
-        complete, growing = Pool(), Pool()
+        complete = Pool()
+        joined: list[Document] = []
+        chunks: list[tuple[Document, Chunk]] = []
+        num_tokens = 0
         for document in documents:
-            chunks = chunk_text(self.tokenizer, document.text, self._recipe.chunking.chunk_tokens)
-            growing += Pool((document,), tuple((document, chunk) for chunk in chunks))
-            if sum(len(chunk.token_ids) for _, chunk in growing.chunks) >= least:
+            cut = chunk_text(self.tokenizer, document.text, self._recipe.chunking.chunk_tokens)
+            joined.append(document)
+            chunks += ((document, chunk) for chunk in cut)
+            num_tokens += sum(len(chunk.token_ids) for chunk in cut)
+            if num_tokens >= least:
                 if complete.documents:
                     yield complete
-                complete, growing = growing, Pool()
-        last = complete + growing
-        if last.documents:
-            yield last
+                complete = Pool(tuple(joined), tuple(chunks))
+                joined, chunks, num_tokens = [], [], 0
+        if complete.documents or joined:
+            yield Pool((*complete.documents, *joined), (*complete.chunks, *chunks))
 
     def prepare_pool(self, pool: Pool, evaluator: Evaluator) -> Iterator[Prepared]:
         """Score a pool once for all its questions, then prepare each question."""

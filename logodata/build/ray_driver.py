@@ -27,11 +27,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from logodata.build.pipeline import Asked, Decided, in_groups
+from logodata.build.pipeline import GROUP_TOKENS, Asked, Decided
 from logodata.build.ray_coordinator import Coordinator, State, worker_size
 from logodata.build.ray_workers import POLL_S, Job, portable
 from logodata.common.console import Tracker
 from logodata.common.errors import UserError
+from logodata.common.groups import in_groups
 from logodata.recipe.settings import BuildRecipe
 
 _STARTS = 3
@@ -75,7 +76,7 @@ def decide_on_ray(
         ray = _connect(options.address)
     try:
         workers = worker_size(recipe, [node["Resources"] for node in ray.nodes() if node["Alive"]], options.workers)
-        size = max(1, min(recipe.generation.group_size, num_questions // (workers.count * _GROUPS_PER_WORKER)))
+        size = group_size(recipe, num_questions, workers.count)
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
@@ -86,7 +87,7 @@ def decide_on_ray(
         )
         running = coordinator.run.remote(coordinator)
         tracker.advance(0, workers=workers.count)
-        groups = enumerate(in_groups(pools, lambda asked: len(asked[1]), size))
+        groups = enumerate(in_groups(pools, (lambda asked: len(asked[1]), size)))
         more = True
         while True:
             state: State = ray.get(coordinator.collect.remote())
@@ -112,6 +113,19 @@ def decide_on_ray(
         ) from error
     finally:
         ray.shutdown()
+
+
+def group_size(recipe: BuildRecipe, num_questions: int, num_workers: int) -> int:
+    """Return the least number of questions of a group.
+
+    It does not depend on what is read, because the coordinator is told how many groups there can be.
+    """
+    contexts, generation = recipe.contexts, recipe.generation
+    num_prompts = 2 + len(contexts.mixed_ratios) + generation.num_candidates
+    # The pool has one context more at least (:func:`logodata.build.preparing.tokens_held`).
+    tokens = (num_prompts + 1) * contexts.num_chunks * recipe.chunking.chunk_tokens
+    most = min(generation.group_size, GROUP_TOKENS // tokens, num_questions // (num_workers * _GROUPS_PER_WORKER))
+    return max(1, most)
 
 
 @contextmanager

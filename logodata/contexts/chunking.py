@@ -23,7 +23,10 @@ def chunk_text(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int)
     encoded = text_tokenizer(tokenizer)(
         text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
     )
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    # Equal ids become one number object: four times less memory for the tokens of a long document and of its prompts.
+    number: dict[int, int] = {}
+    ids = [number.setdefault(token, token) for token in encoded["input_ids"]]
+    offsets = encoded["offset_mapping"]
     chunks: list[Chunk] = []
     first = character = 0
     while first < len(ids):

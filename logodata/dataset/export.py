@@ -18,17 +18,17 @@ The three trainers end every response, even one that reached the length cap in t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common.chat_template import render_chat
 from logodata.common.errors import UserError
-from logodata.common.files import check_apart, check_place, make_folder_of, read_json, write_atomic, write_json
+from logodata.common.files import check_apart, check_place, make_folder_of, read_json, replacing, write_json
 from logodata.common.json_files import strict_dumps
 from logodata.contract import PreferenceSample, Response
-from logodata.dataset.samples import read_build_manifest, read_manifest, read_samples
+from logodata.dataset.samples import iterate_samples, read_build_manifest, read_manifest
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
 from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat
@@ -82,37 +82,38 @@ def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = 
             where=str(data),
             mend="use --format trl-exploded, which exports the prompt as it was, or build the data set again",
         )
-    samples = read_samples(data)
     if form == "text":
-        _write_rows(output, [_text_row(tokenizer, sample) for sample in samples])
-        return Export(len(samples), ())
+        return Export(_write_rows(output, (_text_row(tokenizer, sample) for sample in iterate_samples(data))), ())
     render = _user_message if chat else _prompt_text
-    rows: list[_Row] = []
     counts = Counter[str]()
     moved: list[int] = []  # for each prompt that tokenises otherwise, the number of its tokens that are gone
-    for sample in samples:
-        prompt, token_ids = render(tokenizer, sample)
-        if _forges(tokenizer, sample, token_ids):
-            counts["forged"] += 1
-            continue
-        if token_ids != sample.prompt_ids:
-            moved.append((Counter(sample.prompt_ids) - Counter(token_ids)).total())
-            counts["reworded"] += _decode(tokenizer, token_ids) != _decode(tokenizer, sample.prompt_ids)
-        taken = sample.rejected[:1] if form == "trl" else sample.rejected
-        counts["left"] += len(sample.rejected) - len(taken)
-        counts["cut"] += sum(not response.ended for response in (sample.chosen, *taken))
-        rows += [_ROWS[form](tokenizer, prompt, sample.chosen, response) for response in taken]
-    if not rows:
-        raise UserError(
-            "every sample holds control tokens as text: none can be exported",
-            where=str(data),
-            mend="take the control tokens out of the documents",
-        )
+
+    def rows() -> Iterator[_Row]:
+        for sample in iterate_samples(data):
+            counts["samples"] += 1
+            prompt, token_ids = render(tokenizer, sample)
+            if _forges(tokenizer, sample, token_ids):
+                counts["forged"] += 1
+                continue
+            if token_ids != sample.prompt_ids:
+                moved.append((Counter(sample.prompt_ids) - Counter(token_ids)).total())
+                counts["reworded"] += _decode(tokenizer, token_ids) != _decode(tokenizer, sample.prompt_ids)
+            taken = sample.rejected[:1] if form == "trl" else sample.rejected
+            counts["left"] += len(sample.rejected) - len(taken)
+            counts["cut"] += sum(not response.ended for response in (sample.chosen, *taken))
+            yield from (_ROWS[form](tokenizer, prompt, sample.chosen, response) for response in taken)
+        if counts["forged"] == counts["samples"]:
+            raise UserError(
+                "every sample holds control tokens as text: none can be exported",
+                where=str(data),
+                mend="take the control tokens out of the documents",
+            )
+
     if form == "llama-factory":
-        _write_llama_factory(output, f"logo_{data.resolve().name}", rows)
+        num_rows = _write_llama_factory(output, f"logo_{data.resolve().name}", rows())
     else:
-        _write_rows(output, rows)
-    return Export(len(rows), tuple(_notes(counts, sorted(moved), len(samples))))
+        num_rows = _write_rows(output, rows())
+    return Export(num_rows, tuple(_notes(counts, sorted(moved))))
 
 
 def _text_row(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> _Row:
@@ -210,7 +211,8 @@ _ROWS: dict[str, Callable[[PreTrainedTokenizerBase, str, Response, Response], _R
 }
 
 
-def _notes(counts: Counter[str], moved: Sequence[int], total: int) -> Iterator[str]:
+def _notes(counts: Counter[str], moved: Sequence[int]) -> Iterator[str]:
+    total = counts["samples"]
     if counts["forged"]:
         yield (
             f"left out {counts['forged']} of {total} samples: their text holds control tokens, which other trainers "
@@ -230,29 +232,36 @@ def _notes(counts: Counter[str], moved: Sequence[int], total: int) -> Iterator[s
         yield f"{counts['cut']} responses met the length cap and did not end; the trainer will end them"
 
 
-def _write_llama_factory(folder: Path, name: str, rows: Sequence[_Row]) -> None:
-    """Write ``NAME.jsonl``, and add its entry to ``dataset_info.json``."""
+def _write_llama_factory(folder: Path, name: str, rows: Iterable[_Row]) -> int:
+    """Write ``NAME.jsonl``, add its entry to ``dataset_info.json``, and return the number of rows."""
     info_file = folder / "dataset_info.json"
     info = read_json(info_file) if info_file.exists() else {}
     if not isinstance(info, dict):
         raise UserError("not LLaMA-Factory's list of data sets", where=str(info_file), mend="choose another -o")
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
     entry = {"file_name": f"{name}.jsonl", "formatting": "sharegpt", "ranking": True, "columns": columns}
-    _write_rows(folder / f"{name}.jsonl", rows)
+    num_rows = _write_rows(folder / f"{name}.jsonl", rows)
     write_json(info_file, {**info, name: entry})
+    return num_rows
 
 
-def _write_rows(path: Path, rows: Sequence[_Row]) -> None:
+def _write_rows(path: Path, rows: Iterable[_Row]) -> int:
+    """Write rows to a file, atomically, and return their number. Lines go to disk as they come; of a parquet file
+    memory holds all rows, as text, because they decide the types of its columns."""
     make_folder_of(path)
-    if path.suffix == ".jsonl":
-        write_atomic(path, "".join(strict_dumps(row) + "\n" for row in rows))
-        return
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    count = 0
+    with replacing(path) as file:
+        if path.suffix == ".jsonl":
+            for row in rows:
+                file.write((strict_dumps(row) + "\n").encode("utf-8"))
+                count += 1
+            return count
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
-    write_atomic(path, sink.getvalue().to_pybytes())
+        whole = pa.concat_tables([pa.Table.from_pylist([row]) for row in rows], promote_options="permissive")
+        pq.write_table(whole.combine_chunks(), file)
+        return int(whole.num_rows)
 
 
 def _check_output(form: ExportFormat, output: Path) -> None:

@@ -24,7 +24,7 @@ from logodata.dataset.inspect_words import (
     ruling,
 )
 from logodata.dataset.prompt_texts import PromptTexts
-from logodata.dataset.samples import read_manifest, read_samples
+from logodata.dataset.samples import iterate_samples, read_manifest
 from logodata.judge.settings import JudgeSettings
 
 _NUM_SAMPLES = 50
@@ -47,14 +47,17 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
     if path.is_dir():
         raise UserError("is a folder", where=str(path), mend="give --html FILE.html")
     rejected = read_rejected(data)
-    samples = read_samples(data) if (data / "data").is_dir() or not rejected else []
+    shown: list[PreferenceSample] = []
+    num_samples, most = 0, _NUM_SAMPLES if count is None else count
+    for sample in iterate_samples(data) if (data / "data").is_dir() or not rejected else ():
+        if question_id in (None, sample.id):
+            num_samples += 1
+            shown += [sample] if num_samples <= most else []
     if question_id is not None:
-        samples = [sample for sample in samples if sample.id == question_id]
         rejected = [row for row in rejected if row.id == question_id]
-        if not samples and not rejected:
+        if not num_samples and not rejected:
             mend = "ids are in data/*.parquet and rejected.jsonl"
             raise UserError(f"no question {question_id!r}", where=str(data), mend=mend)
-    shown = samples[: _NUM_SAMPLES if count is None else count]
     counts = Counter(row.reason for row in rejected).most_common()
     by_count = [(reason, [row for row in rejected if row.reason == reason]) for reason, _ in counts]
     limit = _NUM_PER_REASON if count is None else count
@@ -73,13 +76,13 @@ def write_page(data: Path, path: Path, question_id: str | None = None, count: in
     html = page(
         f"Samples of {data.name}",
         style,
-        _headline(data, shown, len(samples), by_count),
+        _headline(data, shown, num_samples, by_count),
         *sections,
         *(_reason(number, reason, rows, limit, decisions, judge) for number, (reason, rows) in enumerate(by_count)),
     )
     make_folder_of(path)
     write_atomic(path, html)
-    return f"{len(shown)} of {len(samples)} samples and {len(unkept)} of {len(rejected)} questions without one"
+    return f"{len(shown)} of {num_samples} samples and {len(unkept)} of {len(rejected)} questions without one"
 
 
 def chunk_view(chunk: ContextChunk, stems: set[str]) -> Html:

@@ -51,4 +51,4 @@ class QuestionsRecipe(ModelSettings):
     """The share of the written answer's content words from which on an answer without context is right, and from which
     on the written answer rests on its evidence (``single_detail`` and ``multi_detail``)."""
     group_size: int = Field(default=256, gt=0)
-    """The least number of questions whose prompts go to the engine together."""
+    """The least number of questions whose prompts go to the engine together; fewer if their documents are long."""

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logodata.build.inputs import check_inputs
-from logodata.build.pipeline import in_groups
 from logodata.common.console import Tracker, note, progress
 from logodata.common.errors import UserError
 from logodata.common.files import append_lines, bind_settings, locked, write_atomic
+from logodata.common.groups import in_groups
 from logodata.common.json_files import strict_dumps
 from logodata.common.turn_end import turn_end_ids
 from logodata.common.words import without_reasoning, words
@@ -38,6 +38,9 @@ from logodata.sources import Source, check_outside, read_source, source_fingerpr
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_GROUP_CHARACTERS = 2**25
+"""The most characters of documents that are kept until their questions are written, and those of one document more."""
 
 
 class Writer:
@@ -157,6 +160,10 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
         return _write_all(recipe, source, fingerprint, work, output)
 
 
+def _characters(drafts: Sequence[Draft]) -> int:
+    return len(drafts[0].document.text)
+
+
 def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: Path, output: Path) -> dict[str, Any]:
     writer = Writer(recipe, ResponseLog(work / "responses.jsonl", fingerprint))
     reasons = Counter(row.reason for row in source.rejected)
@@ -165,7 +172,8 @@ def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: 
     write_atomic(parts["documents"], "")
     write_atomic(parts["rejected"], "".join(_line(row.to_json()) for row in source.rejected))
     with progress("questions", len(source.documents)) as tracker:
-        for group in in_groups(map(writer.drafts, source.documents), len, recipe.group_size):
+        limits = (len, recipe.group_size), (_characters, _GROUP_CHARACTERS)
+        for group in in_groups(map(writer.drafts, source.documents), *limits):
             kept, rows = writer.write([draft for drafts in group for draft in drafts], tracker)
             documents = (_document_row(drafts[0].document, kept, recipe.model, fingerprint) for drafts in group)
             append_lines(parts["documents"], "".join(map(_line, documents)))

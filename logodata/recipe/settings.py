@@ -40,7 +40,7 @@ class GenerationSettings(RecipeModel):
     max_new_tokens: Tokens = 256
     """The maximum length of every response. A preferred response that reaches it is not kept. Nothing is cut to fit."""
     group_size: int = Field(default=256, gt=0)
-    """The number of questions whose prompts go to the engine together."""
+    """The number of questions whose prompts go to the engine together; fewer if contexts or documents are long."""
     cache: Path | Literal["embedded"] | None = None
     """Responses that the same model generated before for the same prompts. ``embedded`` is the cache that comes with
     the project. What is taken from it is counted and named."""

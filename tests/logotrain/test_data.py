@@ -10,7 +10,7 @@ import pytest
 from logodata.common.console import stderr
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
-from logodata.dataset.samples import write_samples
+from logodata.dataset.samples import read_samples, write_samples
 from logotrain.data import load_data
 from logotrain.recipe.settings import TrainRecipe
 
@@ -23,6 +23,21 @@ def test_loads_everything_under_the_models_window(make_recipe: Recipes) -> None:
     data = load_data(make_recipe())
     assert [sample.id for sample in data.samples] == [f"s{n}" for n in range(6)]
     assert data.target_length == 2048
+
+
+def test_samples_come_without_the_texts_of_chunks(make_recipe: Recipes, make_build: Builds) -> None:
+    recipe = make_recipe()
+    read = read_samples(recipe.data.path)
+    assert any(chunk.text for sample in read for chunk in sample.chunks)
+    bare = [
+        sample.model_copy(update={"chunks": [chunk.model_copy(update={"text": ""}) for chunk in sample.chunks]})
+        for sample in read
+    ]
+    assert load_data(recipe).samples == bare
+    objects: dict[int, set[int]] = {}
+    for token in (token for sample in load_data(recipe).samples for token in sample.prompt_ids):
+        objects.setdefault(token, set()).add(id(token))
+    assert all(len(ids) == 1 for ids in objects.values()), "equal ids are one object"
 
 
 def test_max_samples_takes_the_first_and_says_so(make_recipe: Recipes, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +171,7 @@ def test_sft_looks_at_what_it_computes(
     folder = make_build([sample], name="other")
     fields = {"data.path": str(folder), "row_tokens": 35, "positions.target_length": 35}
     data = load_data(make_recipe(objective={"name": "sft"}, **fields))
-    assert data.samples == [sample]
+    assert [found.rejected for found in data.samples] == [sample.rejected]
     stderr.print(data.lengths())
     table = capsys.readouterr().err
     assert "dis-preferred" not in table

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from logodata.common.markup import Html, join, raw, tag
-from logodata.contract import PreferenceSample
-from logodata.dataset.samples import read_samples
+from logodata.dataset.samples import iterate_samples
 from logoeval.compare.compare import Comparison
 from logoeval.report import figure_style, figures
 from logoeval.report.sections.worked_samples import held_out_samples, worked_samples
@@ -62,10 +60,16 @@ def _overlap(comparison: Comparison, data: Path | None) -> Html:
     held_out = held_out_samples(comparison)
     if data is None or not held_out:
         return raw("")
-    samples = read_samples(data)
-    if not any(sample.chunks for sample in (*held_out, *samples)):
-        return _prompt_overlap(held_out, samples)
-    trained = {chunk.doc_id for sample in samples for chunk in sample.chunks if chunk.doc_id is not None}
+    prompts = Counter(tuple(sample.prompt_ids) for sample in held_out)
+    trained: set[str] = set()
+    trained_prompts: set[tuple[int, ...]] = set()
+    has_chunks = any(sample.chunks for sample in held_out)
+    for sample in iterate_samples(data):
+        has_chunks = has_chunks or bool(sample.chunks)
+        trained |= {chunk.doc_id for chunk in sample.chunks if chunk.doc_id is not None}
+        trained_prompts |= prompts.keys() & {tuple(sample.prompt_ids)}
+    if not has_chunks:
+        return _prompt_overlap(sum(prompts[prompt] for prompt in trained_prompts), len(held_out))
     if not trained or not any(chunk.doc_id for sample in held_out for chunk in sample.chunks):
         return tag("p", "Whether they share documents with the training data is not known: imported pairs name none.")
     shared = sum(any(chunk.doc_id in trained for chunk in sample.chunks) for sample in held_out)
@@ -78,14 +82,12 @@ def _overlap(comparison: Comparison, data: Path | None) -> Html:
     )
 
 
-def _prompt_overlap(held_out: Sequence[PreferenceSample], trained: Sequence[PreferenceSample]) -> Html:
+def _prompt_overlap(shared: int, num_held_out: int) -> Html:
     """Whether held-out pairs have prompts of the training data. Imported pairs name no documents."""
-    prompts = {tuple(sample.prompt_ids) for sample in trained}
-    shared = sum(tuple(sample.prompt_ids) in prompts for sample in held_out)
     if not shared:
         return tag("p", "None of their prompts stands in the training data. Whether they share documents is not known.")
     return tag(
         "p",
-        tag("strong", f"{shared} of {len(held_out)} held-out prompts stand in the training data too"),
+        tag("strong", f"{shared} of {num_held_out} held-out prompts stand in the training data too"),
         ": what is measured on them is partly memory.",
     )

@@ -9,7 +9,7 @@ from logodata.common.markup import Html, join, tag
 from logodata.common.words import content_stems
 from logodata.contract import PreferenceSample, Response
 from logodata.dataset.inspect_page import chunk_view
-from logodata.dataset.samples import read_samples
+from logodata.dataset.samples import iterate_samples
 from logoeval.compare.compare import Comparison
 from logoeval.records import PREDICTIONS_DIR
 from logoeval.tasks.pairs import sample_hash
@@ -24,7 +24,7 @@ def held_out_samples(comparison: Comparison) -> list[PreferenceSample]:
     if not (folder / "data").is_dir():
         return []
     measured = {row.id: row.prompt_hash for row in result.samples}
-    return [sample for sample in read_samples(folder) if measured.get(sample.id) == sample_hash(sample)]
+    return [sample for sample in iterate_samples(folder) if measured.get(sample.id) == sample_hash(sample)]
 
 
 def worked_samples(comparison: Comparison) -> Html:

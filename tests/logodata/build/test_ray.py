@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from logodata.build import ray_driver
-from logodata.build.pipeline import in_groups
 from logodata.build.preparing import Pool
 from logodata.build.ray_coordinator import Coordinator, Workers, worker_size
 from logodata.build.ray_workers import Answerer, Job, Result, portable
 from logodata.cli import main
 from logodata.common.errors import UserError
+from logodata.common.groups import in_groups
 from logodata.common.recipes.reading import load_recipe
 from logodata.recipe.settings import BuildRecipe
 
@@ -137,7 +137,7 @@ def test_a_lost_node_costs_nothing(tmp_path: Path, tiny_model_dir: Path) -> None
 def test_groups_are_whole_pools_of_enough_questions() -> None:
     pool = Pool((), ())
     pools = [(pool, frozenset(f"{number}-{n}" for n in range(size))) for number, size in enumerate([1, 1, 3, 2, 1, 1])]
-    groups = list(in_groups(pools, lambda asked: len(asked[1]), 2))
+    groups = list(in_groups(pools, (lambda asked: len(asked[1]), 2)))
     assert [asked for group in groups for asked in group] == pools
     assert [sum(len(ids) for _, ids in group) for group in groups] == [2, 3, 2, 2]
     assert len(groups) <= -(-9 // 2), "the bound that the coordinator is given"
