@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from logodata.common.errors import UserError
+from logodata.common.errors import SettingError, UserError
 from logodata.dataset.samples import is_data_set
 from logodata.pairs.rows import are_pairs
 from logotrain.recipe.settings import TrainRecipe
-
-_OPTIONS = re.compile(r"columns\.|--format|prompt=|group=|chat_template=")
-"""Settings of an import that a run does not have."""
 
 FOLDERS = {"path": "data", "validation": "validation-data"}
 """The folders of a run that imported pairs lie in, by the fields of ``data`` that may name pairs."""
@@ -55,9 +51,7 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
             settings = ImportRecipe(path=str(path), model=recipe.model, window=window)
             try:
                 import_pairs(settings, out / FOLDERS[field])
-            except UserError as error:
-                if not _OPTIONS.search(error.mend or ""):
-                    raise
+            except SettingError as error:
                 told = f"logodata import {path} --model {recipe.model} -o DIR"
                 mend = f"{error.mend}; a run has no such setting: use {told}, then --data DIR"
                 raise UserError(error.what, where=error.where, mend=mend) from error

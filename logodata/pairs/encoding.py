@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from logodata.common.chat_template import ANOTHER_TEMPLATE, render_chat, render_messages
-from logodata.common.errors import UserError
+from logodata.common.chat_template import TEMPLATE_SETTING, render_chat, render_messages
+from logodata.common.errors import SettingError, UserError
 from logodata.common.turn_end import turn_end_ids
 from logodata.pairs.messages import Message, PairFault, strings
 from logodata.prompts import encode_text, is_control
@@ -59,7 +59,7 @@ class PairEncoder:
         controls = {*special.values(), *others.values()}
         self.has_template = bool(tokenizer.chat_template)
         if not self.has_template and tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has neither a chat template nor an eos token", mend=ANOTHER_TEMPLATE)
+            raise SettingError("the tokenizer has neither a chat template nor an eos token", setting=TEMPLATE_SETTING)
         self._end_id = turn_end_ids(tokenizer)[0] if self.has_template else int(tokenizer.eos_token_id)
         self._end = str(tokenizer.convert_ids_to_tokens(self._end_id))
         self._ends = {self._end: self._end_id}

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from logodata.common.errors import UserError, did_you_mean
+from logodata.common.errors import SettingError, UserError, did_you_mean
 from logodata.contract import PairFormat
 from logodata.pairs.settings import ALIASES
 from logodata.sources.fields import column_of, names_of, spelt
@@ -31,7 +31,6 @@ from logodata.sources.json_rows import Row
 
 _ROWS_NAMED = 3
 _LISTS = ("rejected", "history", "messages", "completions", "ratings", "rejected_strategies", "rejected_ended")
-_MEND = "give each form its own file, or name the form with --format"
 
 
 class PairRow:
@@ -140,11 +139,13 @@ def recognise(rows: Iterable[PairRow], shown: str, columns: Mapping[str, str]) -
         )
     if unseen:
         field, column = next(iter(unseen.items()))
-        mend = did_you_mean(column, first.names.split(", "), f"correct columns.{field}; found: {first.names}")
-        raise UserError(f"no row has a column {column!r}", where=shown, mend=mend)
+        mend = did_you_mean(column, first.names.split(", "), f"found: {first.names}")
+        setting = f"columns.{field}=YOUR_COLUMN"
+        raise SettingError(f"no row has a column {column!r}", where=shown, setting=setting, mend=mend)
     if len(places) > 1:
         found = "; ".join(f"{form} in {_some(where)}" for form, where in places.items())
-        raise UserError(f"rows of {len(places)} forms: {found}", where=shown, mend=_MEND)
+        mend = "or give each form a file of its own"
+        raise SettingError(f"rows of {len(places)} forms: {found}", where=shown, setting="format=FORM", mend=mend)
     if not places:
         raise _unknown(first, shown)
     return Recognised(next(iter(places)), count)
@@ -155,12 +156,11 @@ def _some(places: list[str]) -> str:
     return ", ".join(places[:_ROWS_NAMED]) + more
 
 
-def _unknown(row: PairRow, shown: str) -> UserError:
+def _unknown(row: PairRow, shown: str) -> SettingError:
     """Return the error for rows of no known form. It names the column that is nearest to a missing one."""
     missing = next((field for field in ("chosen", "rejected") if row[field] is None), "prompt")
-    mend = did_you_mean(
-        missing, row.names.split(", "), f"name it: columns.{missing}=YOUR_COLUMN; found: {row.names}", cutoff=0.7
+    near = did_you_mean(missing, row.names.split(", "), "", cutoff=0.7)
+    mend = f"{near} found: {row.names}".lstrip()
+    return SettingError(
+        f"no row has a field {missing!r}", where=shown, setting=f"columns.{missing}=YOUR_COLUMN", mend=mend
     )
-    if mend.startswith("did you mean"):
-        mend = f"{mend} then write columns.{missing}=NAME; found: {row.names}"
-    return UserError(f"no row has a field {missing!r}", where=shown, mend=mend)

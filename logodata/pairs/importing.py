@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from logodata import __version__
+from logodata.common.chat_template import TEMPLATE_SETTING
 from logodata.common.console import note, progress
-from logodata.common.errors import UserError
+from logodata.common.errors import SettingError, UserError
 from logodata.common.files import bind_settings, check_apart, locked, read_if_whole
 from logodata.contract import (
     IMPORT_SCHEMA_VERSION,
@@ -143,12 +144,14 @@ class _Import:
                 raise UserError("holds no pair", where=recipe.path, mend="write one JSON object a line")
         of_text = form in ("standard", "standard-implicit", "text")
         if not self._encoder.has_template and (not of_text or recipe.prompt == "message"):
-            mend = "give one with chat_template=FILE"
-            raise UserError("the tokenizer has no chat template", where=recipe.model, mend=mend)
+            raise SettingError("the tokenizer has no chat template", where=recipe.model, setting=TEMPLATE_SETTING)
         if not of_text:
             if recipe.prompt not in ("auto", "message"):
-                mend = "leave out prompt=, the chat template is applied to messages"
-                raise UserError(f"prompt={recipe.prompt} is for prompts of one text", where=recipe.path, mend=mend)
+                what, mend = (
+                    f"prompt={recipe.prompt} is for prompts of one text",
+                    "the chat template is applied to messages",
+                )
+                raise SettingError(what, where=recipe.path, setting="prompt=auto", mend=mend)
             return _Kind(form, None, False, num_rows)
         repeats = form == "standard" and 2 * sum(map(repeats_prompt, self._rows())) > num_rows
         return _Kind(form, self._prompt_form(form), repeats, num_rows)
@@ -169,11 +172,11 @@ class _Import:
         if recipe.prompt != "auto":
             return recipe.prompt
         if places[True] and places[False]:
-            raise UserError(
+            raise SettingError(
                 f"{len(places[True])} prompts end with the chat template's frame, such as that of {places[True][0]}, "
                 f"and {len(places[False])} do not, such as that of {places[False][0]}",
                 where=recipe.path,
-                mend="say what they are: prompt=rendered, prompt=plain or prompt=message",
+                setting="prompt=rendered, plain or message",
             )
         if with_other:
             note(
@@ -200,9 +203,9 @@ class _Import:
                 if isinstance(found, Pair):
                     pair_id = found.id or f"pair-{number:06d}"
                     if pair_id in places:
-                        mend = "give each pair its own id; group=true puts rows of one prompt together"
                         what = f"pair id {pair_id!r} stands at {places[pair_id]} too"
-                        raise UserError(what, where=found.where, mend=mend)
+                        setting, mend = "group=true if these are rows of one prompt", "else give each pair its own id"
+                        raise SettingError(what, where=found.where, setting=setting, mend=mend)
                     places[pair_id] = found.where
                     made = self._sample(found, pair_id, kind)
                 else:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from logodata.common.append_log import AppendLog
-from logodata.common.errors import UserError, pass_on, run_command
+from logodata.common.errors import SettingError, UserError, pass_on, run_command
 from logodata.common.files import bind_settings, locked, make_folder_of, write_atomic
 
 
@@ -137,6 +137,14 @@ def test_an_error_says_the_same_in_another_process() -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert isinstance(copy, UserError)
     assert (copy.what, copy.where, copy.mend, str(copy)) == (error.what, error.where, error.mend, str(error))
+
+
+def test_a_setting_is_named_as_the_command_names_it() -> None:
+    error = SettingError("not UTF-8", where="a.csv:2", setting="encoding=cp1252", mend="or save it as UTF-8")
+    assert str(error) == "a.csv:2: not UTF-8 (set encoding=cp1252; or save it as UTF-8)"
+    copy = pickle.loads(pickle.dumps(error))
+    for within in (error.within("data.pairs."), copy.within("source.").within("data.pairs.")):
+        assert str(within) == "a.csv:2: not UTF-8 (set data.pairs.encoding=cp1252; or save it as UTF-8)"
 
 
 def test_a_second_process_is_refused_and_a_crash_leaves_no_lock(tmp_path: Path) -> None:

@@ -274,18 +274,18 @@ LINES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "a column is missing": (
         lines({"prompt": "a", "choosen": "b", "rejected": "c"}),
         (),
-        "no row has a field 'chosen' (did you mean 'choosen'? then write columns.chosen=NAME",
+        "no row has a field 'chosen' (set columns.chosen=YOUR_COLUMN; did you mean 'choosen'? found: prompt, choosen",
     ),
     "no column is known": (
         lines({"a": 1, "b": 2}),
         (),
-        "no row has a field 'chosen' (name it: columns.chosen=YOUR_COL",
+        "no row has a field 'chosen' (set columns.chosen=YOUR_COLUMN; found: a, b)",
     ),
     "only null": (lines({**GOOD, "rejected": None}), (), "no row has a field 'rejected'"),
     "a column that is not there": (
         lines(GOOD),
         ("columns.chosen=chosn",),
-        "no row has a column 'chosn' (did you mean 'chosen'?)",
+        "no row has a column 'chosn' (set columns.chosen=YOUR_COLUMN; did you mean 'chosen'?)",
     ),
     "a field that is not there": (
         lines(GOOD),

@@ -192,7 +192,7 @@ def test_a_base_model_needs_no_template_for_texts(
     )
     words = ["import", str(tmp_path / "talk.jsonl"), "--model", str(tmp_path / "base"), "-o", str(tmp_path / "other")]
     assert main(words) == 2
-    assert "the tokenizer has no chat template (give one with" in capsys.readouterr().err
+    assert "the tokenizer has no chat template (set chat_template=FILE)" in capsys.readouterr().err
 
 
 def test_a_dialogue_is_cut_at_the_last_speaker(imported: Import) -> None:
