@@ -35,19 +35,19 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
     the pairs.
 
     Raises:
-        UserError: see :func:`logodata.pairs.importing.import_pairs`; or the pairs are others than those of the folder.
+        UserError: see :func:`logodata.pairs.importing.import_pairs` and
+            :func:`logotrain.data.checked_target_length`; or the pairs are others than those of the folder.
     """
     for field, path in _paths(recipe):
         if are_pairs(str(path)):
             # A finished run loads no torch.
             from logodata.models.loading import load_config
-            from logodata.models.text_config import config_window
             from logodata.pairs.importing import import_pairs
             from logodata.pairs.settings import ImportRecipe
+            from logotrain.data import checked_target_length
             from logotrain.model.rope import scaled_config
 
-            config = scaled_config(load_config(recipe.model), recipe.rope)
-            window = recipe.positions.target_length or config_window(config)
+            window = checked_target_length(recipe, scaled_config(load_config(recipe.model), recipe.rope))
             settings = ImportRecipe(path=str(path), model=recipe.model, window=window)
             try:
                 import_pairs(settings, out / FOLDERS[field])

@@ -368,6 +368,15 @@ def test_plan_and_dry_run_touch_nothing(model: Path, tmp_path: Path, capsys: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
+def test_pairs_are_not_imported_for_positions_beyond_the_window(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = write_lines(tmp_path / "pairs.jsonl", CONVERSATIONS)
+    assert train(model, pairs, tmp_path / "run", "positions.target_length=1M") == 2
+    assert "positions.target_length=1048576 is beyond the model's window of" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "data").exists()
+
+
 @pytest.mark.parametrize("mode", ["mixed", "sparse", "continuous"])
 def test_the_papers_positions_need_chunks(
     mode: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
