@@ -304,7 +304,27 @@ LINES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "gzip, cut": (bytes_of("a.jsonl.gz", b"\x1f\x8b\x08\x00"), (), "cannot be unpacked"),
     "no parquet": (bytes_of("a.parquet", b"PAR1"), (), "cannot read as parquet"),
     "a text file": (bytes_of("a.txt", b"A text."), (), "documents, not a table"),
-    "a folder of texts": (texts, (), "documents, not a table"),
+    "a folder of texts": (texts, (), "holds no table (files: .txt 1) (give a JSON, CSV or parquet file"),
+    "a file of no known form": (
+        bytes_of("pairs", b"How many?"),
+        (),
+        "cannot be recognised (give a JSON, CSV or parquet",
+    ),
+    "a table in another encoding": (
+        bytes_of("a.csv", "prompt,chosen,rejected\nCafé?,a,b".encode("cp1252")),
+        (),
+        "a.csv:2: not UTF-8: byte 3 (set encoding=NAME, such as cp1252; or save it as UTF-8",
+    ),
+    "a table in another encoding than the one that was named": (
+        bytes_of("a.csv", "prompt,chosen,rejected\nCafé?,a,b".encode("cp1252")),
+        ("encoding=ascii",),
+        "a.csv: not ascii, in line 1 or after it (set encoding=NAME,",
+    ),
+    "a table without a header": (
+        bytes_of("a.csv", b"How many?,Four.,Five.\nWho?,Ann.,Bob."),
+        (),
+        "no row has a field 'chosen' (set columns.chosen=YOUR_COLUMN; found: How many?, Four., Five.)",
+    ),
     "a data set of ours": (built, (), "a data set already, not pairs"),
     "several splits": (splits(""), (), "holds several splits: train_prefs, test_prefs (write {folder}/saved:NAME)"),
     "a split that is not there": (

@@ -95,7 +95,7 @@ def test_the_encoding_of_a_page(tmp_path: Path, name: str) -> None:
 
 def test_a_page_that_says_no_encoding_takes_that_of_the_settings(tmp_path: Path) -> None:
     file = save(tmp_path, "a.html", "<p>café</p>".encode("cp1252"))
-    with pytest.raises(UserError, match=r"not UTF-8: byte 6 \(name its encoding, e\.g\. source\.encoding=cp1252"):
+    with pytest.raises(UserError, match=r"not UTF-8: byte 6 \(set source\.encoding=NAME, such as cp1252"):
         page_text(file, None)
     assert page_text(file, "cp1252").text == "café"
     with pytest.raises(UserError, match="neither UTF-8 nor ascii"):
@@ -359,7 +359,7 @@ REFUSED: dict[str, tuple[str, bytes, str, str]] = {
     "a NUL": ("a.csv", HEAD + b"T\0,Who?,Ann\n", ":2", "holds a NUL character"),
     "an open quote": ("a.csv", HEAD + b'"T,Who?,Ann\n', ":2", "not valid CSV in the row that begins here"),
     "an empty column": ("a.csv", HEAD + b",Who?,Ann\n", ":2", "found: context (empty), question, answers"),
-    "another encoding": ("a.csv", csv_of().encode("cp1252"), ":2", "not UTF-8: byte 18 (name its encoding"),
+    "another encoding": ("a.csv", csv_of().encode("cp1252"), ":2", "not UTF-8: byte 18 (set source.encoding=NAME"),
     "UTF-16 cut off": ("a.csv", csv_of().encode("utf-16")[:-1], "", "not UTF-16, in line 2 or after it"),
     "nothing": ("a.csv", b"", ":1", "is the header row missing?"),
     "a text with the ending of a table": ("a.csv", b"Ann lives here.\n\nBo does not.\n", ":1", "header row missing?"),
