@@ -133,7 +133,8 @@ def _checked_samples(
         raise UserError(
             f"positions.mode={recipe.positions.mode} needs chunks, and no sample has any",
             where=where,
-            mend="import the pairs with --chunk-tokens 512, or set positions.mode=natural, pose or randpos",
+            mend="import the pairs with chunk_tokens=512 (in a run on pairs data.pairs.chunk_tokens=512), or set "
+            "positions.mode=natural, pose or randpos",
         )
     return samples
 

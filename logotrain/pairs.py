@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from logodata.common.errors import SettingError, UserError
 from logodata.dataset.samples import is_data_set
 from logodata.pairs.rows import are_pairs
 from logotrain.recipe.settings import TrainRecipe
@@ -48,13 +47,9 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
             from logotrain.model.rope import scaled_config
 
             window = checked_target_length(recipe, scaled_config(load_config(recipe.model), recipe.rope))
-            settings = ImportRecipe(path=str(path), model=recipe.model, window=window)
-            try:
-                import_pairs(settings, out / FOLDERS[field])
-            except SettingError as error:
-                told = f"logodata import {path} --model {recipe.model} -o DIR"
-                mend = f"{error.mend}; a run has no such setting: use {told}, then --data DIR"
-                raise UserError(error.what, where=error.where, mend=mend) from error
+            how = recipe.data.pairs.model_dump() if recipe.data.pairs else {}
+            settings = ImportRecipe(path=str(path), model=recipe.model, window=window, **how)
+            import_pairs(settings, out / FOLDERS[field], section="data.pairs.")
 
 
 def _paths(recipe: TrainRecipe) -> Iterator[tuple[str, Path]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from logodata import __version__
 from logodata.common.chat_template import TEMPLATE_SETTING
 from logodata.common.console import note, progress
-from logodata.common.errors import SettingError, UserError
+from logodata.common.errors import SettingError, UserError, settings_within
 from logodata.common.files import bind_settings, check_apart, locked, read_if_whole
 from logodata.contract import (
     IMPORT_SCHEMA_VERSION,
@@ -42,39 +42,46 @@ STRATEGY = "imported"
 """The strategy of a response of which nothing says how it was made."""
 
 
-def import_pairs(recipe: ImportRecipe, output: Path) -> Stats:
+def import_pairs(recipe: ImportRecipe, output: Path, section: str = "") -> Stats:
     """Write the pairs of a file or data set into the folder ``output``. Leave a finished import as it is.
+
+    Messages name settings in ``section``, such as ``data.pairs.`` (see :class:`SettingError`).
 
     Raises:
         UserError: There are no pairs, their form is not known, ``output`` holds something else or another import, or no
             pair could be used.
     """
-    check_model(recipe.model)
-    opened = open_pairs(recipe)
-    check_apart(output, ("the pairs", opened.path), ("the model", model_folder(recipe.model)))
-    template = None if recipe.chat_template is None else text_digest(read_template(recipe.chat_template))[:16]
-    settings = {
-        "import": recipe.model_dump(mode="json", exclude={"chat_template"}),
-        "pairs_fingerprint": opened.fingerprint,
-        "model_fingerprint": model_fingerprint(recipe.model),
-        "chat_template": template,
-    }
-    with locked(output):
-        (output / "work").mkdir(exist_ok=True)
-        finished = read_if_whole(output / "manifest.json") is not None
-        before = read_if_whole(output / "work" / "settings.json") if finished else None
-        if isinstance(before, dict) and before.get("pairs_fingerprint") != opened.fingerprint:
-            mend = "put the file back as it was, or choose another -o"
-            raise UserError(
-                f"the pairs have changed since they were imported into {output}", where=recipe.path, mend=mend
-            )
-        bind_settings(output, "work/settings.json", settings, started=finished)
-        if finished:
-            note(f"{output} is finished already")
-            return read_stats(output)
-        rows = pair_rows(opened.rows, opened.columns, opened.is_table)
-        source = SourceFile(path=opened.shown, sha256=opened.fingerprint)
-        return _Import(recipe, rows, opened.columns, source).write(output)
+    with settings_within(section):
+        check_model(recipe.model)
+        opened = open_pairs(recipe)
+        check_apart(output, ("the pairs", opened.path), ("the model", model_folder(recipe.model)))
+        template = None if recipe.chat_template is None else text_digest(read_template(recipe.chat_template))[:16]
+        settings = {
+            "import": recipe.model_dump(mode="json", exclude={"chat_template"}),
+            "pairs_fingerprint": opened.fingerprint,
+            "model_fingerprint": model_fingerprint(recipe.model),
+            "chat_template": template,
+        }
+        with locked(output):
+            bound = output / "work" / "settings.json"
+            finished = read_if_whole(output / "manifest.json") is not None
+            before = read_if_whole(bound) if finished else None
+            if isinstance(before, dict) and before.get("pairs_fingerprint") != opened.fingerprint:
+                mend = "put the file back as it was, or choose another -o"
+                raise UserError(
+                    f"the pairs have changed since they were imported into {output}", where=recipe.path, mend=mend
+                )
+            if finished:
+                bind_settings(output, "work/settings.json", settings)
+                note(f"{output} is finished already")
+                return read_stats(output)
+            rows = pair_rows(opened.rows, opened.columns, opened.is_table)
+            source = SourceFile(path=opened.shown, sha256=opened.fingerprint)
+            importer = _Import(recipe, rows, opened.columns, source, section)
+            kind = importer.recognise()  # nothing is written for pairs of no known form
+            bound.parent.mkdir(exist_ok=True)
+            bind_settings(output, "work/settings.json", settings, started=False)
+            return importer.write(kind, output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +104,21 @@ class _Import:
     """One import."""
 
     def __init__(
-        self, recipe: ImportRecipe, rows: Callable[[], Iterator[PairRow]], columns: dict[str, str], source: SourceFile
+        self,
+        recipe: ImportRecipe,
+        rows: Callable[[], Iterator[PairRow]],
+        columns: dict[str, str],
+        source: SourceFile,
+        section: str,
     ) -> None:
         self._recipe, self._rows, self._columns, self._source = recipe, rows, columns, source
+        self._section = section
         self._tokenizer = load_tokenizer(recipe.model, recipe.chat_template, needs_template=False)
         self._encoder = PairEncoder(self._tokenizer)
         self._window = recipe.window or model_window(recipe.model)
 
-    def write(self, output: Path) -> Stats:
-        """Recognise the pairs, and write them."""
-        kind = self._recognise()
+    def write(self, kind: _Kind, output: Path) -> Stats:
+        """Write the pairs."""
         recipe = self._recipe
         manifest = ImportManifest(
             schema_version=IMPORT_SCHEMA_VERSION,
@@ -133,7 +145,8 @@ class _Import:
         note(f"{recipe.path}: read as {kind}: {stats.kept} pairs{out}")
         return stats
 
-    def _recognise(self) -> _Kind:
+    def recognise(self) -> _Kind:
+        """Find out what all pairs have in common."""
         recipe = self._recipe
         if recipe.format == "auto":
             found = recognise(self._rows(), recipe.path, self._columns)
@@ -186,12 +199,13 @@ class _Import:
         if with_control and not places[True]:
             note(
                 f"warning: {recipe.path}: {len(with_control)} prompts hold control tokens, such as that of "
-                f"{with_control[0]}: they are taken as text; prompt=rendered takes them as control tokens"
+                f"{with_control[0]}: they are taken as text; {self._section}prompt=rendered takes them as control "
+                "tokens"
             )
         if not places[True] and self._encoder.has_template:
             note(
                 f"warning: {recipe.path}: prompts are plain text, and {recipe.model} has a chat template that is not "
-                "applied; logodata import --prompt message applies it, as an instruct model expects"
+                f"applied; {self._section}prompt=message applies it, as an instruct model expects"
             )
         return "rendered" if places[True] else "plain"
 

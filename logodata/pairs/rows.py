@@ -13,7 +13,7 @@ from logodata.common.user_files import expand_home, visible_files
 from logodata.dataset.samples import is_data_set
 from logodata.pairs.settings import ImportRecipe
 from logodata.sources.fields import SourceSettings
-from logodata.sources.formats import HUB_NAME, TABLE_SUFFIXES, open_rows, source_fingerprint
+from logodata.sources.formats import TABLE_SUFFIXES, may_be_on_hub, open_rows, source_fingerprint
 from logodata.sources.json_rows import Row
 
 _INFO_FILE = "dataset_info.json"
@@ -53,7 +53,7 @@ def open_pairs(recipe: ImportRecipe) -> PairRows:
     """
     path, name = split_name(recipe.path)
     folder, columns = expand_home(path), dict(recipe.columns)
-    if not folder.exists() and (HUB_NAME.fullmatch(path) is None or folder.suffix in TABLE_SUFFIXES):
+    if not folder.exists() and not may_be_on_hub(path):
         raise UserError(
             "no such file or folder", where=path, mend="give a file or folder with pairs, or org/name on the hub"
         )
@@ -80,7 +80,7 @@ def are_pairs(path: str) -> bool:
     if place.is_dir():
         return not is_data_set(place) and any(visible_files(place, TABLE_SUFFIXES))
     # A path into a folder that is there is misspelt, and no name on the hub.
-    on_hub = HUB_NAME.fullmatch(name) is not None and not Path(name).parts[0].startswith(".")
+    on_hub = may_be_on_hub(name) and not Path(name).parts[0].startswith(".")
     return place.is_file() or (on_hub and not place.exists() and not place.parent.is_dir())
 
 

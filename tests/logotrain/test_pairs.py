@@ -368,6 +368,40 @@ def test_plan_and_dry_run_touch_nothing(model: Path, tmp_path: Path, capsys: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
+def test_a_run_has_the_settings_of_an_import(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each error names the setting as a run has it, and with all of them the samples are those of the import."""
+    from logodata.cli import main as logodata
+    from logodata.dataset.samples import read_samples
+
+    lines = ["ask,better,worse", *(f"Café {n}?,There are {n}.,Nobody knows {n}." for n in range(4))]
+    pairs, out = tmp_path / "pairs.csv", tmp_path / "run"
+    pairs.write_bytes("\n".join(lines).encode("cp1252"))
+    needed = {
+        "data.pairs.encoding=": "cp1252",
+        "data.pairs.columns.chosen=": "better",
+        "data.pairs.columns.rejected=": "worse",
+    }
+    words = ["max_steps=1", "samples_per_step=4", "data.pairs.columns.prompt=ask"]
+    for setting, value in needed.items():
+        assert train(model, pairs, out, *words) == 2
+        assert f"(set {setting}" in capsys.readouterr().err.splitlines()[-1]
+        words.append(setting + value)
+    assert train(model, pairs, out, *words) == 0
+    assert "data.pairs.prompt=message applies it" in capsys.readouterr().err
+    assert train(model, pairs, tmp_path / "message", *words, "data.pairs.prompt=message") == 0
+
+    imported = [word.removeprefix("data.pairs.") for word in words[2:]]
+    given = ["import", str(pairs), "--model", str(model), "-o", str(tmp_path / "data"), *imported, "prompt=message"]
+    assert logodata(given) == 0
+    assert read_samples(tmp_path / "message" / "data") == read_samples(tmp_path / "data")
+    assert read_samples(out / "data") != read_samples(tmp_path / "data")
+
+    capsys.readouterr()
+    assert train(model, tmp_path / "data", tmp_path / "other", "data.pairs.prompt=message") == 2
+    assert "data.pairs says how pairs are read, and there are none" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_pairs_are_not_imported_for_positions_beyond_the_window(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -386,11 +420,8 @@ def test_the_papers_positions_need_chunks(
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"positions.mode={mode} needs chunks, and no sample has any" in line
 
-    from logodata.cli import main as logodata
-
-    words = ["import", str(pairs), "--model", str(model), "-o", str(tmp_path / "data"), "--chunk-tokens", "16"]
-    assert logodata(words) == 0
-    assert train(model, tmp_path / "data", tmp_path / "other", "max_steps=1", f"positions.mode={mode}") == 0
+    cut = (f"positions.mode={mode}", "data.pairs.chunk_tokens=16")
+    assert train(model, pairs, tmp_path / "other", "max_steps=1", *cut) == 0
 
 
 @pytest.mark.parametrize("mode", ["pose", "randpos"])
