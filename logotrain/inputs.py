@@ -26,12 +26,6 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
     given = (recipe.data.path, held_out)
     for folder in given:
         if folder is not None and not are_pairs(str(folder)):
-            if not folder.exists():
-                raise UserError(
-                    "no such folder or file",
-                    where=str(folder),
-                    mend="give the folder of logodata build or import, or a file with pairs",
-                )
             sample_files(folder)
             read_manifest(folder)
     if recipe.data.pairs is not None and not any(folder and are_pairs(str(folder)) for folder in given):
