@@ -353,7 +353,12 @@ def test_pairs_are_held_out(held_out: str, model: Path, tmp_path: Path, capsys: 
     twice = [row for row in CONVERSATIONS[:6] for _ in range(2)]
     pairs = write_lines(tmp_path / "pairs.jsonl", twice)
     assert train(model, pairs, tmp_path / "run", "max_steps=1", f"data.validation={given}") == 0
-    assert "held out: 6 samples of " + ("3" if held_out == "a share" else "6") in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "held out: 6 samples of " + ("3" if held_out == "a share" else "6") in told
+    measured = f"next: logoeval pairs --model {tmp_path}/run/final --data {tmp_path}/run/validation-data -o"
+    assert (measured in told) is (held_out == "a file")
+    assert "logoeval niah" not in told
+    assert "no pairs were held out" not in told
     assert len((tmp_path / "run" / "validation.jsonl").read_text().splitlines()) == 2
 
 
@@ -385,9 +390,12 @@ def test_a_run_has_the_settings_of_an_import(model: Path, tmp_path: Path, capsys
     for setting, value in needed.items():
         assert train(model, pairs, out, *words) == 2
         assert f"(set {setting}" in capsys.readouterr().err.splitlines()[-1]
+        assert not out.exists()
         words.append(setting + value)
     assert train(model, pairs, out, *words) == 0
-    assert "data.pairs.prompt=message applies it" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "data.pairs.prompt=message applies it" in told
+    assert told.splitlines()[-1].startswith("no pairs were held out (data.validation=0.1)")
     assert train(model, pairs, tmp_path / "message", *words, "data.pairs.prompt=message") == 0
 
     imported = [word.removeprefix("data.pairs.") for word in words[2:]]

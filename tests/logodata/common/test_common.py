@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pickle
 import stat
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,6 +162,42 @@ def test_a_second_process_is_refused_and_a_crash_leaves_no_lock(tmp_path: Path) 
     holder.kill()
     holder.wait()
     with locked(tmp_path):
+        pass
+
+
+def test_a_folder_is_deleted_if_nothing_was_written(tmp_path: Path) -> None:
+    def refuse(folder: Path, file: str | None) -> None:
+        with locked(folder):
+            if file is not None:
+                (folder / file).write_text("kept")
+            raise ValueError("refused")
+
+    for name, is_there, file, remains in [
+        ("new", False, None, False),
+        ("old", True, None, True),
+        ("written", False, "a.txt", True),
+    ]:
+        folder = tmp_path / name
+        if is_there:
+            folder.mkdir()
+        with pytest.raises(ValueError, match="refused"):
+            refuse(folder, file)
+        assert folder.exists() is remains, name
+    with locked(tmp_path / "new"):
+        pass
+    assert (tmp_path / "new").exists()
+
+
+def test_the_lock_of_a_deleted_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the process that failed deletes it after it was opened here."""
+    lock = fcntl.flock
+
+    def delete_and_lock(handle: Any, how: int) -> None:
+        (tmp_path / "out" / ".lock").unlink()
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", delete_and_lock)
+    with pytest.raises(UserError, match="another process is writing here"), locked(tmp_path / "out"):
         pass
 
 

@@ -18,7 +18,7 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import load_recipe
 from logodata.dataset.samples import read_manifest, read_samples
 from logodata.recipe.settings import BuildRecipe
-from logodata.sources import SourceSettings, read_source, source_fingerprint
+from logodata.sources import SourceSettings, document_files, read_source, source_fingerprint
 from logodata.sources.converters import process
 from logodata.sources.converters.book import book_text
 from logodata.sources.converters.page import page_text
@@ -279,6 +279,49 @@ def test_tables_of_documents_and_of_questions_beside_files(tmp_path: Path, capsy
     said = capsys.readouterr().err.replace("\n", " ")
     assert "rows.jsonl.gz: read as jsonl (gzip)" in said
     assert "1 of 4 documents hold no question" in said
+
+
+def test_files_that_differ_in_their_extension_keep_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("report.txt", "report.html", "sub/report.md", "other.txt"):
+        save(tmp_path, name, f"The text of {name}.".encode())
+    save(
+        tmp_path,
+        "asked.csv",
+        b"doc_id,question,answers\nreport.txt,Whose?,txt\nreport,Whose?,both\nother.txt,Whose?,o\n",
+    )
+    source = read_source(SourceSettings(path=str(tmp_path)))
+    assert {d.doc_id: d.text for d in source.documents} == {
+        "report.txt": "The text of report.txt.",
+        "report.html": "The text of report.html.",
+        "sub/report": "The text of sub/report.md.",
+        "other": "The text of other.txt.",
+    }
+    asked = {d.doc_id: len(d.questions) for d in source.documents if d.questions}
+    assert asked == {"report.txt": 1, "other": 1}
+    assert [row.reason for row in source.rejected] == ["unknown_document"]  # nothing says which report
+    assert "questions are on documents that the source does not hold, such as 'report'" in capsys.readouterr().err
+
+    save(tmp_path, "report.txt.md", b"One more.")
+    with pytest.raises(UserError, match=r"doc_id 'report\.txt' is already that of report\.txt"):
+        read_source(SourceSettings(path=str(tmp_path)))
+
+
+def test_no_more_files_are_read_than_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(5):
+        save(tmp_path, f"{n}.txt", b"" if n == 1 else f"The text of {n}.".encode())
+    save(tmp_path, "asked.csv", b"doc_id,question,answers\n" + b"".join(b"%d,Who?,Ann\n" % n for n in range(5)))
+    read: list[str] = []
+
+    def read_document(file: Path, encoding: str | None) -> Any:
+        read.append(file.name)
+        return whole(file, encoding)
+
+    whole = document_files.read_document
+    monkeypatch.setattr(document_files, "read_document", read_document)
+    source = read_source(SourceSettings(path=str(tmp_path), max_documents=2))
+    assert read == ["0.txt", "1.txt", "2.txt"]
+    assert [(d.doc_id, len(d.questions)) for d in source.documents] == [("0", 1), ("2", 1)]
+    assert [row.doc_id for row in source.rejected] == ["1"]
 
 
 def test_files_without_questions_say_who_writes_them(tmp_path: Path) -> None:
