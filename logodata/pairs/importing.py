@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,10 +31,10 @@ from logodata.dataset.files import read_stats, write_import
 from logodata.models.facts import model_fingerprint, model_window, tokenizer_fingerprint
 from logodata.models.loading import check_model, load_tokenizer, model_folder, read_template
 from logodata.pairs.encoding import Encoded, PairEncoder
-from logodata.pairs.formats import PairRow, pair_rows, recognise
+from logodata.pairs.formats import pair_rows, recognise
 from logodata.pairs.messages import PairFault
-from logodata.pairs.reading import Pair, as_message, read_pair, repeats_prompt, without_prompt
-from logodata.pairs.rows import open_pairs
+from logodata.pairs.reading import Pair, as_message, has_own_system, read_pair, repeats_prompt, without_prompt
+from logodata.pairs.rows import PairRows, open_pairs
 from logodata.pairs.settings import ImportRecipe
 from logodata.sources.fields import text_digest
 
@@ -75,9 +75,7 @@ def import_pairs(recipe: ImportRecipe, output: Path, section: str = "") -> Stats
                 bind_settings(output, "work/settings.json", settings)
                 note(f"{output} is finished already")
                 return read_stats(output)
-            rows = pair_rows(opened.rows, opened.columns, opened.is_table)
-            source = SourceFile(path=opened.shown, sha256=opened.fingerprint)
-            importer = _Import(recipe, rows, opened.columns, source, section)
+            importer = _Import(recipe, opened, section)
             kind = importer.recognise()  # nothing is written for pairs of no known form
             bound.parent.mkdir(exist_ok=True)
             bind_settings(output, "work/settings.json", settings, started=False)
@@ -103,16 +101,8 @@ class _Kind:
 class _Import:
     """One import."""
 
-    def __init__(
-        self,
-        recipe: ImportRecipe,
-        rows: Callable[[], Iterator[PairRow]],
-        columns: dict[str, str],
-        source: SourceFile,
-        section: str,
-    ) -> None:
-        self._recipe, self._rows, self._columns, self._source = recipe, rows, columns, source
-        self._section = section
+    def __init__(self, recipe: ImportRecipe, opened: PairRows, section: str) -> None:
+        self._recipe, self._opened, self._rows, self._section = recipe, opened, pair_rows(opened), section
         self._tokenizer = load_tokenizer(recipe.model, recipe.chat_template, needs_template=False)
         self._encoder = PairEncoder(self._tokenizer)
         self._window = recipe.window or model_window(recipe.model)
@@ -126,11 +116,11 @@ class _Import:
             model=recipe.model,
             model_fingerprint=model_fingerprint(recipe.model),
             tokenizer_fingerprint=tokenizer_fingerprint(self._tokenizer),
-            source=self._source,
+            source=SourceFile(path=self._opened.shown, sha256=self._opened.fingerprint),
             pairs=PairOrigin(
                 format=kind.form,
                 prompt=kind.prompt,
-                columns=self._columns,
+                columns=self._opened.columns,
                 group=recipe.group,
                 window=self._window,
                 chunk_tokens=recipe.chunk_tokens,
@@ -149,12 +139,17 @@ class _Import:
         """Find out what all pairs have in common."""
         recipe = self._recipe
         if recipe.format == "auto":
-            found = recognise(self._rows(), recipe.path, self._columns)
+            found = recognise(self._rows(), recipe.path, self._opened.columns)
             form, num_rows = found.form, found.num_rows
         else:
             form, num_rows = recipe.format, sum(1 for _ in self._rows())
             if not num_rows:
                 raise UserError("holds no pair", where=recipe.path, mend="write one JSON object a line")
+        if form == "ratings" and (count := sum(map(has_own_system, self._rows()))):
+            note(
+                f"{recipe.path}: completions of {count} rows were written under system prompts of their own "
+                "(custom_system_prompt), which are not read: one prompt has one"
+            )
         of_text = form in ("standard", "standard-implicit", "text")
         if not self._encoder.has_template and (not of_text or recipe.prompt == "message"):
             raise SettingError("the tokenizer has no chat template", where=recipe.model, setting=TEMPLATE_SETTING)

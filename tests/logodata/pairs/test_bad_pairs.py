@@ -60,7 +60,7 @@ REASONS: dict[str, tuple[Row, Row, str]] = {
     "a message is a text": (TALK, {**TALK, "prompt": ["How many?"]}, "not_messages"),
     "role is not known": (TALK, {**TALK, "prompt": [{"role": "narrator", "content": "x"}]}, "role_unknown"),
     "role is absent": (TALK, {**TALK, "prompt": [{"content": "x"}]}, "role_unknown"),
-    "from is not known": (SHARE, {**SHARE, "chosen": {"from": "function_call", "value": "{}"}}, "role_unknown"),
+    "from is not known": (SHARE, {**SHARE, "chosen": {"from": "critic", "value": "{}"}}, "role_unknown"),
     "a column of images": (TALK, {**TALK, "images": ["x.png"]}, "content_is_not_text"),
     "an image": (TALK, {**TALK, "prompt": [user([{"type": "image_url", "image_url": "x"}])]}, "content_is_not_text"),
     "text in parts": (
@@ -148,6 +148,38 @@ REASONS: dict[str, tuple[Row, Row, str]] = {
     "tools are not JSON": (TALK, {**TALK, "tools": "[{'name'"}, "tools_not_json"),
     "tools are a number": (TALK, {**TALK, "tools": 3}, "tools_not_json"),
     "the template has no tools": (TALK, {**TALK, "tools": [{"name": "count"}]}, "template_ignores_tools"),
+    "the template has no calls": (
+        TALK,
+        {**TALK, "chosen": [{**said(""), "tool_calls": [{"function": {"name": "count", "arguments": {}}}]}]},
+        "template_ignores_tool_calls",
+    ),
+    "the template has no calls of earlier turns": (
+        SHARE,
+        {
+            **SHARE,
+            "conversations": [
+                *SHARE["conversations"],
+                {"from": "function_call", "value": '{"name": "count", "arguments": {}}'},
+                {"from": "observation", "value": "4"},
+            ],
+        },
+        "template_ignores_tool_calls",
+    ),
+    "a call is not JSON": (
+        SHARE,
+        {**SHARE, "chosen": {"from": "function_call", "value": "count()"}},
+        "tool_calls_not_json",
+    ),
+    "a call has no name": (
+        SHARE,
+        {**SHARE, "chosen": {"from": "function_call", "value": '{"arguments": {}}'}},
+        "tool_calls_not_json",
+    ),
+    "half a character in a call": (
+        SHARE,
+        {**SHARE, "chosen": {"from": "function_call", "value": '{"name": "\\ud83d", "arguments": {}}'}},
+        "unpaired_surrogate",
+    ),
     "history is no pairs": (ALPACA, {**ALPACA, "history": ["a", "b"]}, "history_not_pairs"),
     "two system messages": (
         {**SHARE, "system": "Be brief."},
