@@ -86,8 +86,10 @@ cache: $(VENV)/.installed
 evidence: $(VENV)/.installed
 	$(BIN)/python -m study $(SCALE) $(EVIDENCE_ARGS)
 
+# A worker of one thread on each core: two threads of torch beside another worker's are slower than one. The tests of a
+# file stay together, because they share what is slow to make.
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest -m "not gpu and not vllm and not demo"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(nproc) --dist loadfile -m "not gpu and not vllm and not demo"
 
 test-vllm: $(VENV)/.installed-vllm
 	$(BIN)/pytest -m vllm

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, distributed, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.distributed import device_mesh
 from torch.distributed._tools.common_utils import get_untyped_storages
 from torch.optim import AdamW
@@ -201,9 +201,14 @@ def _process_group(size: int | None) -> Iterator[None]:
         yield
         return
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=size)
-    mesh = device_mesh.init_device_mesh("cpu", (size,))  # reads numbers, so it must be made of real tensors
+    make = device_mesh.init_device_mesh
+
+    def mesh(_device: str, sizes: tuple[int, ...], **names: Any) -> device_mesh.DeviceMesh:
+        with unset_fake_temporarily():  # it reads numbers, so it must be made of real tensors
+            return make("cpu", sizes, **names)
+
     try:
-        with patch.object(device_mesh, "init_device_mesh", lambda *_: mesh):
+        with patch.object(device_mesh, "init_device_mesh", mesh):
             yield
     finally:
         distributed.destroy_process_group()

@@ -177,6 +177,9 @@ def lone_group(world: World) -> Iterator[None]:
 def shard(model: nn.Module, recipe: TrainRecipe, world: World) -> None:
     """Shard the weights of ``model`` over the processes with FSDP2, one group of weights per decoder layer.
 
+    With ``parallel.shard_size`` below the number of processes, each block of so many processes holds a copy of the
+    weights, and gradients are summed over the copies too (HSDP).
+
     The embedding, the last norm and the head are in the outermost group. In full tuning in bfloat16, layers compute in
     bfloat16 on float32 weights, and gradients are summed in float32; otherwise each weight is used in its own dtype.
     A single process needs :func:`lone_group` around this call and all that follows.
@@ -188,8 +191,10 @@ def shard(model: nn.Module, recipe: TrainRecipe, world: World) -> None:
     from logotrain.model.recompute import decoder_layers
 
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if recipe.mixed_precision else MixedPrecisionPolicy()
+    shares = recipe.parallel.shares(world.size)
+    sizes = {"shard": shares} if shares == world.size else {"replicate": world.size // shares, "shard": shares}
     settings: dict[str, Any] = {
-        "mesh": init_device_mesh(world.device.type, (world.size,)),
+        "mesh": init_device_mesh(world.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes)),
         "reshard_after_forward": recipe.parallel.reshard_after_forward,
         "mp_policy": policy,
     }

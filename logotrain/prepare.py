@@ -15,12 +15,16 @@ from transformers import PreTrainedConfig
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.models.loading import load_config
+from logodata.models.text_config import text_config
 from logotrain.attention.choice import AttentionChoice, choose_attention
+from logotrain.attention.context_parallel import context_group
 from logotrain.loss.logprobs import LogprobModel
 from logotrain.model.loading import load_trainable
 from logotrain.model.recompute import checkpoint_layers, compile_layers, decoder_layers
+from logotrain.model.sharded_loading import Shares, why_whole
 from logotrain.parallel import World, shard
 from logotrain.plan.choices import check_recompute, check_strategy, choose_recompute, choose_strategy
+from logotrain.plan.memory import gigabytes
 from logotrain.plan.shape import ModelShape, layer_weights, model_shape
 from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe
@@ -65,6 +69,7 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         traits, world.device, getattr(torch, recipe.dtype), sharing=recipe.sharing, wanted=recipe.attention
     )
     note(f"attention: {attention}")
+    context_size = _context_size(recipe, world, attention, config)
     shape = _shape(config)
     strategy, recompute = _decide(recipe, world, collator, layouts, attention, shape)
     check_recompute(recompute, attention.by)
@@ -78,11 +83,13 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
             mend="set parallel.strategy=replicate, or optimizer.name=adamw",
         )
 
+    shares = _shares(recipe, world, config, shape, tried=traits.tried) if sharded else None
     model = LogprobModel(
-        load_trainable(recipe, torch.device("cpu") if sharded else world.device),
+        load_trainable(recipe, torch.device("cpu") if sharded else world.device, shares),
         autocast=torch.bfloat16 if recipe.narrow_adapters else None,
         plain_attention=traits.separate,
     )
+    model.context_group = context_group(context_size)
     if not traits.tried:
         check_untried(model, recipe.model, gaps=recipe.positions.mode != "natural")
     if sharded and not attention.shared:
@@ -93,10 +100,58 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         compile_layers(model)
     checkpoint_layers(model, recompute)
     if sharded:
-        shard(model, recipe, world)
+        with shares.put_into(model) if shares else contextlib.nullcontext():
+            shard(model, recipe, world)
     else:
         world.same_start(parameter for parameter in model.parameters() if parameter.requires_grad)
     return Prepared(model, sharded, attention, share)
+
+
+def _shares(
+    recipe: TrainRecipe, world: World, config: PreTrainedConfig, shape: ModelShape | str, *, tried: bool
+) -> Shares | None:
+    """Return what takes this process's shares of the weights as they are read; None, with a note, if they are read
+    whole."""
+    reason = why_whole(recipe, config, tried=tried)
+    if not reason:
+        size = recipe.parallel.shares(world.size)
+        return Shares(world.rank % size, size, world.device)
+    weight_bytes = 4 if recipe.tuning == "full" else getattr(torch, recipe.dtype).itemsize
+    needed = "" if isinstance(shape, str) else f", {gigabytes(weight_bytes * shape.parameters)}"
+    note(f"weights: every process reads the whole model into host memory{needed}: {reason}")
+    return None
+
+
+def _context_size(recipe: TrainRecipe, world: World, attention: AttentionChoice, config: PreTrainedConfig) -> int:
+    """Return the number of processes that compute a row together.
+
+    Raises:
+        UserError: the number that the recipe asks for is not possible here.
+    """
+    size = recipe.parallel.context_size
+    if size == "auto":
+        return 1
+    wanted = f"parallel.context_size={size}"
+    if world.size % size:
+        raise UserError(
+            f"{wanted} does not divide the number of processes, {world.size}",
+            mend=f"start as many with torchrun --nproc-per-node {size}, or set parallel.context_size=auto",
+        )
+    heads = text_config(config).num_attention_heads
+    if size > heads:
+        raise UserError(
+            f"{wanted} is more than the model's {heads} attention heads",
+            where=recipe.model,
+            mend=f"set parallel.context_size={heads} or less",
+        )
+    if size > 1 and not attention.shared:
+        raise UserError(
+            f"{wanted}: rows are split only where responses share their prompt, and here they do not: "
+            f"{attention.reason}",
+            where=recipe.model,
+            mend="set parallel.context_size=1",
+        )
+    return size
 
 
 def _shape(config: PreTrainedConfig) -> ModelShape | str:

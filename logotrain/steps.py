@@ -48,10 +48,11 @@ class Run:
 
     def rows(self, draws: Sequence[Draw]) -> list[tuple[list[int], bool]]:
         """Return this process's rows of a step, each as indices into ``draws`` and whether the row counts."""
+        group = self.prepared.model.context_group  # its processes compute the same rows
         return share_rows(
             [self.collator.layout(sample) for _, sample in draws],
-            self.world.size,
-            self.world.rank,
+            self.world.size // group.size,
+            self.world.rank // group.size,
             row_tokens=self.prepared.attention.row_tokens(self.recipe.row_tokens),
             attention_share=self.prepared.attention_share,
         )
@@ -81,7 +82,8 @@ def train_step(
         losses = list(_row_losses(run, [draws[index] for index in indices], reference))
         if counts:
             found += [(index, metrics) for index, (_, metrics) in zip(indices, losses, strict=True)]
-        # FSDP averages gradients over processes, but len(draws) counts the samples of all processes.
+        # FSDP averages gradients over processes, but len(draws) counts the samples of all processes. Processes that
+        # compute a row together each have a part of its gradient.
         weight = (world.size if sharded else 1) / len(draws) if counts else 0.0
         (torch.stack([loss for loss, _ in losses]).sum() * weight).backward()
     everything = dict(pair for pairs in world.gather(found) for pair in pairs)

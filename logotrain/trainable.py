@@ -242,6 +242,33 @@ def check_weights(model: LogprobModel, world: World, name: str) -> None:
         raise _random(type(model.causal_lm).__name__, name)
 
 
+def check_split(model: LogprobModel, world: World, name: str) -> None:
+    """Refuse a loaded model that computes a row otherwise when its tokens are split over a context group.
+
+    All processes call it together, inside of :func:`logotrain.attention.shared_prefix.use_shared_prefix`.
+
+    Raises:
+        UserError: something beside its attention is not per token, or its heads cannot be shared evenly.
+    """
+    group = model.context_group
+    if group.size == 1:
+        return
+    row = _probe_row(text_config(model.causal_lm.config).vocab_size, pad_to=group.size)
+    row = row.to(next(model.parameters()).device)
+    with without_backward(model), torch.compiler.set_stance("force_eager"), _explained(model.causal_lm, name):
+        split = model(row)
+        with model.unsplit():
+            whole = model(row)
+    difference = (split.nan_to_num() - whole.nan_to_num()).abs().max().item()  # training itself reports NaN
+    if world.any(difference > _LOADED_TOLERANCE):
+        raise UserError(
+            f"log-probabilities differ by {difference:.2g} nats when a row is split over processes: "
+            f"{type(model.causal_lm).__name__} mixes tokens outside of its attention",
+            where=name,
+            mend="set parallel.context_size=1",
+        )
+
+
 @contextmanager
 def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Turn an exception of a model's code into a UserError of one line."""
@@ -257,10 +284,12 @@ def _explained(model: PreTrainedModel, name: str) -> Iterator[None]:
         ) from error
 
 
-def _probe_row(vocabulary: int, gap: int = _GAP) -> Row:
-    """Return two samples and padding. ``gap`` positions are left out in each prompt, and all responses of a sample have
-    one first token."""
-    layout = RowLayout((SharedPrefixLayout(17, (6, 4, 5)), SharedPrefixLayout(9, (3, 5))), padding=3)
+def _probe_row(vocabulary: int, gap: int = _GAP, pad_to: int = 1) -> Row:
+    """Return two samples and padding up to a multiple of ``pad_to`` tokens. ``gap`` positions are left out in each
+    prompt, and all responses of a sample have one first token."""
+    samples = (SharedPrefixLayout(17, (6, 4, 5)), SharedPrefixLayout(9, (3, 5)))
+    padding = 3 + -(3 + sum(sample.total_length for sample in samples)) % pad_to
+    layout = RowLayout(samples, padding)
     ids = torch.arange(layout.total_length) * 7 % vocabulary
     gathered: list[Tensor] = []
     targets: list[Tensor] = []

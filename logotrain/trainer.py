@@ -35,7 +35,7 @@ from logotrain.schedule import Schedule
 from logotrain.steps import Run, check_update, measure, train_step, trained_weights
 from logotrain.throughput import Speedometer, StepProfiler
 from logotrain.trackers import Trackers
-from logotrain.trainable import check_weights
+from logotrain.trainable import check_split, check_weights
 from logotrain.validation import VALIDATION_FILE, Validation, ValidationRecord
 
 _HELD_OUT_REFERENCE = "validation-reference.jsonl"
@@ -114,8 +114,9 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     with stop_on_signal() as stop:
         with prepared.attention.of(model.causal_lm), no_gradient_lost():
             check_weights(model, world, recipe.model)
+            check_split(model, world, recipe.model)
             weight = router_weight(recipe.router_loss, model, world.device, where=recipe.model)
-            run = Run(recipe, world, prepared, optimizer, collator, weight)
+            run = Run(recipe, world, prepared, optimizer, collator.split(model.context_group.size), weight)
             to_train = [draw for step in range(done, total) for draw in draws(step)]
             reference = _reference(run, out / "reference.jsonl", to_train, untrained=done == 0, stop=stop)
             held_out_reference = _reference(run, out / _HELD_OUT_REFERENCE, held_out, untrained=done == 0, stop=stop)

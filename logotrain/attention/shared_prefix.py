@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from logodata.common.errors import UserError
+from logotrain.attention.context_parallel import ALONE, ContextGroup, attend_by_heads
 from logotrain.attention.kernels import (
     Attention,
     dense_attention,
@@ -178,30 +179,32 @@ def shared_prefix_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     shared_prefix: RowLayout | None = None,
+    context_group: ContextGroup = ALONE,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Compute the attention of one row; transformers' layers call this function.
+    """Compute the attention of one row, or of this process's slice of it; transformers' layers call this function.
 
     Args:
         module: the attention layer.
-        query: [1, H, N, D].
-        key: [1, H_kv, N, D].
-        value: [1, H_kv, N, D_v].
+        query: [1, H, n, D]; n is N, or N / C if the row is split over a group.
+        key: [1, H_kv, n, D].
+        value: [1, H_kv, n, D_v].
         attention_mask: the layer's reach, as :func:`logotrain.attention.variants.layer_reach` gave it to the model;
             None is full. Padding is part of the layout.
         backend: the back end that computes the attention.
         scaling: factor on the scores; None is D ** -0.5.
         shared_prefix: layout of the row.
+        context_group: the processes that the row is split over.
         softcap: see :class:`logotrain.attention.variants.Variant`.
         s_aux: [H], the sinks of the heads.
         sliding_window: the window of the layer; must be that of its reach.
         kwargs: other keywords of the model; those that ask for other variants of attention are refused.
 
     Returns:
-        [1, N, H, D_v], and None in place of attention weights.
+        [1, n, H, D_v], and None in place of attention weights.
 
     Raises:
         ValueError: there is no layout, the shapes do not fit it, or the call has a mask, dropout or a variant of
@@ -209,9 +212,10 @@ def shared_prefix_attention(
     """
     if shared_prefix is None:
         raise ValueError("shared-prefix attention needs the row's layout: call the model with shared_prefix=layout")
-    if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == shared_prefix.total_length:
+    tokens = shared_prefix.total_length / context_group.size
+    if query.shape[0] != 1 or not query.shape[2] == key.shape[2] == tokens:
         shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}"
-        raise ValueError(f"one row of {shared_prefix.total_length} tokens expected, got {shapes}")
+        raise ValueError(f"one row of {tokens:g} tokens expected, got {shapes}")
     reach = FULL if attention_mask is None else attention_mask
     if not isinstance(reach, Reach) or dropout:
         raise ValueError("shared-prefix attention takes no mask of tokens and no dropout")
@@ -226,7 +230,11 @@ def shared_prefix_attention(
     unknown += sorted(variant.features - _COMPUTES[backend])
     if unknown:
         raise ValueError(f"{backend} does not compute attention with {', '.join(unknown)}")
-    output = _KERNELS[backend](query[0], key[0], value[0], shared_prefix, scaling, variant)  # [H, N, D_v]
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
+        return _KERNELS[backend](query, key, value, shared_prefix, scaling, Variant(reach, softcap, sinks))
+
+    output = attend_by_heads(attend, query[0], key[0], value[0], s_aux, context_group)  # [H, n, D_v]
     return output.transpose(0, 1)[None].contiguous(), None
 
 

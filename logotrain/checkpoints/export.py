@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
@@ -32,16 +31,15 @@ def export(model: PreTrainedModel | PeftModel, folder: Path, world: World, *, na
     """Write the finished model to ``folder``, completely or not at all. All processes call this; the main one writes.
 
     It is an adapter in float32 that PEFT and vLLM load, with ``base_config.json``. After full tuning it is a model
-    folder with weights in ``dtype`` and the tokenizer of ``name``, the model that the recipe names.
+    folder with weights in ``dtype`` and the tokenizer of ``name``, the model that the recipe names. The main process
+    then holds the whole model in host memory, in ``dtype``; a weight at a time comes to it.
 
     Raises:
         UserError: the folder cannot be written.
     """
     scratch = folder.with_name(f".{folder.name}.tmp")
     adapter = Adapter.of(model, world)
-    whole: dict[str, Any] = {}
-    if not isinstance(model, PeftModel):
-        whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole = {} if isinstance(model, PeftModel) else _whole_weights(model, world, dtype)
 
     def write() -> None:
         with explained_writes(folder):
@@ -106,12 +104,28 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad}
 
 
+def _whole_weights(model: PreTrainedModel, world: World, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights and saved buffers of a model on the main process, and nothing on the others.
+
+    All processes call this together. Weights are rounded before they are gathered, which halves what is sent.
+    """
+    whole: dict[str, Tensor] = {}
+    # A tied weight has several names; the file holds the first.
+    names = {key for key, _ in model.named_parameters()} | {key for key, _ in model.named_buffers()}
+    for name, value in model.state_dict().items():
+        if name not in names:
+            continue
+        rounded = value.to(dtype) if value.is_floating_point() else value
+        gathered = rounded.full_tensor() if isinstance(rounded, DTensor) else rounded
+        if world.is_main:
+            whole[name] = gathered.to("cpu")
+    return whole
+
+
 def _write_model(
     model: PreTrainedModel, weights: dict[str, Tensor], name: str, folder: Path, dtype: torch.dtype
 ) -> None:
-    # A tied weight has several names; the file holds the first.
-    names = {key for key, _ in model.named_parameters()} | {key for key, _ in model.named_buffers()}
-    save_model(model, folder, state_dict={key: value.to(dtype) for key, value in weights.items() if key in names})
+    save_model(model, folder, state_dict=weights)
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
     copy_tokenizer(name, folder)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from logodata.models.logprobs import decoder_of, head_logits, head_logprobs
 from logodata.models.text_config import text_config
+from logotrain.attention.context_parallel import ALONE, ContextGroup
 from logotrain.attention.shared_prefix import shares_prompt
 from logotrain.loss.routers import RouterRecord, prepare_routers
 from logotrain.rows.collate import Row
@@ -55,6 +57,7 @@ class LogprobModel(nn.Module):
         plain_attention: the implementation of transformers' attention that generates.
 
     Attributes:
+        context_group: the processes that each row is split over; they call the model with equal rows.
         min_passes: forward passes that a row takes at least, where each response is a row of its own.
     """
 
@@ -67,6 +70,7 @@ class LogprobModel(nn.Module):
         super().__init__()
         self.model = model
         self.plain_attention, self.min_passes = plain_attention, 0
+        self.context_group = ALONE
         self._autocast_dtype = autocast
         if autocast is not None:
             for module in model.modules():
@@ -80,6 +84,15 @@ class LogprobModel(nn.Module):
         """The model of transformers without PEFT around it; the adapters are in it."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
+    @contextmanager
+    def unsplit(self) -> Iterator[None]:
+        """Compute whole rows within the block, each process the same or its own."""
+        group, self.context_group = self.context_group, ALONE
+        try:
+            yield
+        finally:
+            self.context_group = group
+
     def forward(self, row: Row, routers: RouterRecord | None = None) -> Tensor:
         """Return the log-probability of each of ``row.targets``, [T], float32 or float64.
 
@@ -89,14 +102,32 @@ class LogprobModel(nn.Module):
         """
         with self._autocast(row.input_ids.device):
             if shares_prompt(self.causal_lm):
-                states = self._states(row.input_ids, row.position_ids, routers, shared_prefix=row.layout)
-                states = states[row.gather_index]
-            else:
-                states = self._separate_states(row, routers)
+                return self._shared_logprobs(row, routers)
+            states = self._separate_states(row, routers)
             if routers is not None:
                 routers.finish(self.causal_lm, states, row.layout)
-            chunk_tokens = max(1, CHUNK_ELEMENTS // text_config(self.causal_lm.config).vocab_size)
-            return head_logprobs(partial(head_logits, self.causal_lm), states, row.targets, chunk_tokens)
+            return self._head_logprobs(states, row.targets)
+
+    def _shared_logprobs(self, row: Row, routers: RouterRecord | None) -> Tensor:
+        """Compute this process's slice of a row, and return the log-probabilities of all targets, [T]."""
+        group = self.context_group
+        own = group.own(row.layout.total_length)
+        states = self._states(
+            row.input_ids[:, own], row.position_ids[:, own], routers, shared_prefix=row.layout, context_group=group
+        )
+        if routers is not None:
+            routers.finish(self.causal_lm, states, row.layout, group)
+        here = torch.nonzero((row.gather_index >= own.start) & (row.gather_index < own.stop)).flatten()
+        # The head scores at least one token on each process: its weights are gathered by all, and gradients flow back
+        # through the layers of all.
+        scored = here if len(here) else here.new_zeros(1)
+        index = (row.gather_index[scored] - own.start).clamp(0, len(states) - 1)
+        logprobs = self._head_logprobs(states[index], row.targets[scored])
+        return group.gather(logprobs[: len(here)], here, len(row.targets))
+
+    def _head_logprobs(self, states: Tensor, targets: Tensor) -> Tensor:
+        chunk_tokens = max(1, CHUNK_ELEMENTS // text_config(self.causal_lm.config).vocab_size)
+        return head_logprobs(partial(head_logits, self.causal_lm), states, targets, chunk_tokens)
 
     def _states(
         self,
@@ -104,7 +135,7 @@ class LogprobModel(nn.Module):
         position_ids: Tensor,
         routers: RouterRecord | None = None,
         start: int = 0,
-        **layout: RowLayout,
+        **layout: RowLayout | ContextGroup,
     ) -> Tensor:
         """Return the last hidden states of a row, [N, d], and record what routers do from the token ``start`` on."""
         decoder: nn.Module = decoder_of(self.causal_lm)

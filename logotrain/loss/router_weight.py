@@ -75,6 +75,6 @@ def _computes_loss(model: LogprobModel, device: torch.device) -> bool:
     ids, layout = torch.zeros(1, 2, dtype=torch.int64), RowLayout((SharedPrefixLayout(1, (1,)),))
     row = Row(("probe",), ids, torch.arange(2)[None], torch.tensor([0]), torch.tensor([0]), ((0, 1),), layout)
     record = RouterRecord(loss=True)
-    with without_backward(model):
+    with without_backward(model), model.unsplit():
         model(row.to(device), record)
     return bool(record.losses)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from logodata.models.logprobs import decoder_of, router_loss
+from logotrain.attention.context_parallel import ALONE, ContextGroup
 from logotrain.rows.layout import RowLayout
 
 
@@ -68,16 +69,19 @@ class RouterRecord:
         self._chosen.append([layer.flatten(0, -2)[start:] for layer in chosen])
         return output
 
-    def finish(self, model: PreTrainedModel, states: Tensor, layout: RowLayout) -> None:
+    def finish(self, model: PreTrainedModel, states: Tensor, layout: RowLayout, group: ContextGroup = ALONE) -> None:
         """Compute the losses and shares of a row's samples.
 
         Args:
             model: without PEFT around it.
             states: [T, d], last hidden states of the row.
             layout: of the row.
+            group: the processes that the row was split over.
         """
+        own = group.own(layout.total_length)
         logits, chosen = (
-            [torch.cat(passes) for passes in zip(*layers, strict=True)] for layers in (self._logits, self._chosen)
+            [group.gather(torch.cat(passes), own, layout.total_length) for passes in zip(*layers, strict=True)]
+            for layers in (self._logits, self._chosen)
         )
         for start, sample in zip(layout.sample_starts, layout.samples, strict=True):
             tokens = slice(start, start + sample.total_length)

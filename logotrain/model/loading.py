@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,25 +16,28 @@ from logodata.common.console import note, progress
 from logodata.models.loading import load_config, load_model
 from logotrain.model.adapters import add_adapters, start_from
 from logotrain.model.rope import scaled_config
+from logotrain.model.sharded_loading import Shares
 from logotrain.recipe.settings import TrainRecipe
 
 
-def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel | PeftModel:
+def load_trainable(
+    recipe: TrainRecipe, device: torch.device, shares: Shares | None = None
+) -> PreTrainedModel | PeftModel:
     """Load the model as training starts: with fresh adapters, which change nothing yet, or with all weights trained.
 
     Trained weights are float32, frozen ones have ``recipe.dtype``. The model is in evaluation mode and stays there (see
-    :class:`logotrain.loss.logprobs.LogprobModel`); a note tells what that turns off.
+    :class:`logotrain.loss.logprobs.LogprobModel`); a note tells what that turns off. With ``shares`` most of its
+    weights are hollow, and the shares hold this process's part of their values.
 
     Raises:
         UserError: the model cannot be loaded, its attention cannot be shared, or a target module is not in it.
     """
     config = scaled_config(load_config(recipe.model), recipe.rope)
     dtype = "float32" if recipe.tuning == "full" else recipe.dtype
-    with progress("weights read", 1) as bar:
+    with shares.cut(recipe, config) if shares else _reading():
         base = load_model(
             recipe.model, config=config, dtype=dtype, device=str(device), four_bits=recipe.tuning == "qlora"
         )
-        bar.advance()
     base.config.use_cache = False
     if recipe.tuning == "qlora":
         _keep_differentiable(base)
@@ -47,6 +51,13 @@ def load_trainable(recipe: TrainRecipe, device: torch.device) -> PreTrainedModel
         fields = ", ".join(f"{field}={value:g}" for field, value in noise.items())
         note(f"{recipe.model}: dropout and jitter are off in training, policy and reference are one function: {fields}")
     return model.eval()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    with progress("weights read", 1) as bar:
+        yield
+        bar.advance()
 
 
 def _keep_differentiable(base: PreTrainedModel) -> None:

@@ -101,11 +101,19 @@ def step_seconds(card: Card, flops_per_row: float, num_rows: int, num_gpus: int)
 
 
 def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
-    """Refuse to replicate full tuning in bfloat16 on several processes, because only sharding computes it.
+    """Refuse to replicate full tuning in bfloat16 on several processes, because only sharding computes it, and to split
+    the weights over a number of processes that does not divide theirs.
 
     Raises:
         UserError: the recipe asks for it.
     """
+    size = recipe.parallel.shard_size
+    if size is not None and world_size > 1 and world_size % size:
+        divisors = ", ".join(str(one) for one in range(2, world_size + 1) if world_size % one == 0)
+        raise UserError(
+            f"parallel.shard_size={size} does not divide the number of processes, {world_size}",
+            mend=f"set it to one of {divisors}, or to null, which splits the weights over all",
+        )
     if recipe.mixed_precision and recipe.parallel.strategy == "replicate" and world_size > 1:
         raise UserError(
             f"parallel.strategy=replicate cannot tune all weights in bfloat16 on {world_size} processes: only FSDP "

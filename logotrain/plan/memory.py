@@ -105,7 +105,7 @@ class _Formulas:
 
     def states(self) -> dict[str, float]:
         shape, trained = self.shape, self.trained
-        share = 1 / self.step.world_size if self.sharded else 1
+        share = 1 / self.step.shard_size if self.sharded else 1
         held = trained.total * share + self.full * self._uneven
         frozen = 0.0
         if not self.full:
@@ -122,11 +122,11 @@ class _Formulas:
     @cached_property
     def _uneven(self) -> float:
         """Number of weights of experts that one process holds beyond its share."""
-        return sum(layer.count * self._filling(layer) for layer in self.shape.layers) / self.step.world_size
+        return sum(layer.count * self._filling(layer) for layer in self.shape.layers) / self.step.shard_size
 
     def _filling(self, layer: LayerShape) -> float:
         """Number of weights that FSDP adds to a layer's experts to split them evenly: it splits by their number."""
-        size = self.step.world_size
+        size = self.step.shard_size
         return self.sharded * sum(
             experts.weights * (math.ceil(experts.count / size) * size / experts.count - 1) for experts in layer.experts
         )
@@ -159,7 +159,7 @@ class _Formulas:
     def gradients(self) -> float:
         """All gradients of a process: whole, but for full tuning under sharding."""
         if self.sharded and self.full:
-            return 4 * (self.trained.total / self.step.world_size + self._uneven)
+            return 4 * (self.trained.total / self.step.shard_size + self._uneven)
         return 4 * self.trained.total
 
     @property

@@ -16,6 +16,7 @@ class StepPlan:
     Attributes:
         row: the largest row of the run.
         world_size: number of processes.
+        context_size: number of processes that compute one row together.
         num_rows: number of rows of one process in a step. From the second one on, gradients are in memory before the
             forward pass.
         device_bytes: memory of one device; None if no limit is known.
@@ -28,6 +29,7 @@ class StepPlan:
     recompute: Recompute = "none"
     strategy: Strategy = "replicate"
     world_size: int = 1
+    context_size: int = 1
     backend: Implementation = "flash"
     num_rows: int = 2
     device_bytes: int | None = None
@@ -37,6 +39,11 @@ class StepPlan:
     def computed(self) -> RowLayout:
         """The row as it is computed: without sharing, each response after a prompt of its own."""
         return self.row if self.shared else self.row.separate
+
+    @property
+    def shard_size(self) -> int:
+        """The number of processes that hold one copy of sharded weights together."""
+        return self.recipe.parallel.shares(self.world_size)
 
     @property
     def scored_positions(self) -> int:

@@ -224,8 +224,13 @@ def _remedies(step: StepPlan, fits: Sequence[Fit]) -> list[str]:
         found += ["lora.train_embeddings=false"] * holds(changed(lora=frozen))
     if step.strategy == "replicate" and recipe.tuning == "lora":
         found += ["tuning=qlora"] * holds(changed(tuning="qlora"))
+    size = recipe.parallel.shard_size
+    if size is not None and step.strategy == "shard":
+        over_all = recipe.parallel.model_copy(update={"shard_size": None})
+        found += ["parallel.shard_size=null"] * holds(changed(parallel=over_all))
     if recipe.tuning != "qlora":  # 4-bit weights cannot be split
-        counts = [step.world_size * factor for factor in (1, 2, 4, 8) if step.world_size * factor > 1]
+        counts = [step.world_size * factor for factor in (1, 2, 4, 8)]
+        counts = [count for count in counts if count > 1 and count % (size or 1) == 0]
         sharded = replace(smallest, strategy="shard")
         gpus = next((count for count in counts if holds(replace(sharded, world_size=count))), None)
         if gpus is not None:

@@ -165,7 +165,15 @@ _ANSWERS = {
     ": logotrain plan estimates the memory": "skip_memory_metrics",
     # Many processes
     "parallel.strategy: shard splits the weights with FSDP2, the processes are torchrun's": (
-        "deepspeed fsdp* zero_stage accelerator_config parallelism_config dp_shard_size"
+        "deepspeed fsdp* zero_stage accelerator_config parallelism_config"
+    ),
+    "parallel.shard_size: processes that hold one copy of the weights together; the copies are replicas": (
+        "hsdp* hybrid_shard* fsdp_size fsdp_dp_size dp_shard* dp_replicate* "
+        "data_parallel_shard_degree data_parallel_replicate_degree"
+    ),
+    "parallel.strategy: shard reads each weight straight into its shards": (
+        "cpu_ram_efficient_loading fsdp_cpu_ram_efficient_loading low_cpu_mem_usage memory_efficient_load "
+        "sync_module_states fsdp_sync_module_states"
     ),
     "parallel.strategy: shard splits the optimizer's state over processes; nothing goes to the host": "adam_offload",
     "parallel.strategy: a row is computed by one process; logotrain plan says what fits": (
@@ -240,7 +248,12 @@ _VALUES = {
     },
     "recompute": {"full": "True unsloth", "none": "False"},
     "optimizer.schedule": {"constant": "constant_with_warmup", "cosine, without restarts": "cosine_with_restarts"},
-    "parallel.strategy": {"shard": "fsdp fsdp2 zero3 deepspeed full_shard", "replicate": "ddp"},
+    "parallel.strategy": {
+        "shard": "fsdp fsdp2 zero3 deepspeed full_shard",
+        "replicate": "ddp",
+        "shard, with parallel.shard_size": "hsdp hybrid_shard",
+    },
+    "parallel.shard_size": {"null: all processes": "-1"},
     "rope.type": {"ntk, of a fixed factor: a prompt is shared, whatever the length of the row": "dynamic"},
 }
 

@@ -272,6 +272,18 @@ class ParallelSettings(RecipeModel):
     """Under ``shard``, free the gathered weights of a layer after its forward pass. False keeps them, which saves
     communication."""
 
+    shard_size: int | None = Field(default=None, gt=0)
+    """Under ``shard``, number of processes that hold one copy of the weights together (HSDP), such as the GPUs of one
+    machine; it divides the number of processes. Null splits one copy over all of them."""
+
+    context_size: Literal["auto"] | Annotated[int, Field(ge=1, strict=True)] = "auto"
+    """Number of processes that compute one row together, each a slice of its tokens and a share of its attention heads.
+    It divides the number of processes. ``auto`` takes 1 unless a row is too large for one device."""
+
+    def shares(self, world_size: int) -> int:
+        """Return the number of processes that hold one copy of sharded weights together, among ``world_size``."""
+        return min(self.shard_size or world_size, world_size)
+
 
 class CheckpointSettings(RecipeModel):
     every_steps: int = Field(default=50, gt=0)

@@ -108,6 +108,10 @@ class Collator:
             pad_to_multiple=_PAD_TO if recipe.compile else 1,
         )
 
+    def split(self, parts: int) -> Collator:
+        """Return a collator whose rows can be cut into ``parts`` slices, each as long as rows of this one can be."""
+        return replace(self, pad_to_multiple=self.pad_to_multiple * parts)
+
     def layout(self, sample: PreferenceSample) -> SharedPrefixLayout:
         """Return the lengths of a sample's prompt and responses in its row, in tokens."""
         return SharedPrefixLayout(len(sample.prompt_ids), tuple(map(len, self._responses(sample))))

@@ -145,6 +145,18 @@ def test_replicas_that_would_be_sharded_in_silence_are_refused() -> None:
     check_strategy(recipe_of(**FULL), 2)
 
 
+def test_copies_that_the_processes_cannot_split_are_refused() -> None:
+    def check(shard_size: int | None, world_size: int) -> None:
+        check_strategy(recipe_of(parallel={"shard_size": shard_size}), world_size)
+
+    for shard_size, world_size in ((None, 7), (1, 8), (2, 8), (8, 8), (8, 1)):
+        check(shard_size, world_size)
+    with pytest.raises(UserError, match=r"shard_size=3 does not divide the number of processes, 8.*one of 2, 4, 8"):
+        check(3, 8)
+    with pytest.raises(UserError, match=r"shard_size=8 does not divide the number of processes, 4.*one of 2, 4, or"):
+        check(8, 4)
+
+
 def test_a_rough_estimate_says_so() -> None:
     shape = replace(model_shape(config_of()), layers=model_shape(tiny("qwen3_5_text", mixed=True)).layers)
     _, reason = choose_recompute(StepPlan(shape, recipe_of(), M2, device_bytes=40 * GIB))
@@ -161,6 +173,8 @@ def test_more_processes_hold_less_each() -> None:
     step = StepPlan(shape, recipe_of(**FULL), M2, "full", "shard")
     sizes = [estimate_memory(replace(step, world_size=count)).allocated for count in (1, 2, 8)]
     assert sizes == sorted(sizes, reverse=True)
+    copies = replace(step, recipe=recipe_of(**FULL, parallel={"shard_size": 2}), world_size=8)
+    assert estimate_memory(copies).allocated == sizes[1]
     (layer,) = shape.layers
     deeper = replace(step, shape=replace(shape, layers=(replace(layer, count=10),)), world_size=8)
     kept = replace(deeper, recipe=recipe_of(**FULL, parallel={"reshard_after_forward": False}))

@@ -84,7 +84,9 @@ def compare(
 ) -> Simulated:
     """Assert that the formula agrees with the real step, as a whole and without what is held all the time."""
     strategy: Strategy = "shard" if shards else "replicate"
-    step = StepPlan(model_shape(config), recipe, row, recompute, strategy, shards or 1, backend, num_rows)
+    step = StepPlan(
+        model_shape(config), recipe, row, recompute, strategy, shards or 1, backend=backend, num_rows=num_rows
+    )
     found, expected = simulate_step(config, step), estimate_memory(step)
     states = sum(expected.parts.get(name, 0) for name in ("frozen weights", "trained weights", "optimizer state"))
     assert expected.allocated == pytest.approx(found.peak, rel=0.1)
@@ -111,7 +113,10 @@ def test_what_is_trained(recipe: dict[str, Any], backend: Backend, recompute: Re
     compare(config_of(), recipe_of(**recipe), M2, recompute, backend=backend)
 
 
-@pytest.mark.parametrize(("recipe", "recompute"), [(FULL, "none"), (FULL, "full"), (EMBEDDING, "full")])
+@pytest.mark.parametrize(
+    ("recipe", "recompute"),
+    [(FULL, "none"), (FULL, "full"), (EMBEDDING, "full"), ({**FULL, "parallel": {"shard_size": 2}}, "full")],
+)
 def test_weights_split_over_processes(recipe: dict[str, Any], recompute: Recompute) -> None:
     compare(config_of(), recipe_of(**recipe), M2, recompute, shards=8)
 

@@ -124,6 +124,8 @@ def misfit(recipe: TrainRecipe, *, card: str, num_gpus: int = 1, prompt_tokens: 
         (["parallel.strategy=replicate"], "rtx4090-24gb", 4, 8192),
         (["recompute=none"], "h100-80gb", 1, 32768),
         (["tuning=full"], "l40s-48gb", 2, 8192),
+        (["tuning=full", "parallel.shard_size=2"], "l40s-48gb", 8, 8192),
+        (["tuning=full", "parallel.shard_size=8"], "l40s-48gb", 1, 8192),
         (["tuning=qlora", "recompute=none"], "rtx4090-24gb", 1, 8192),
     ],
 )
@@ -204,6 +206,7 @@ def test_plot_is_a_png(recipe_file: Path, tmp_path: Path, mode: str) -> None:
         (["--card", "cpu", "--prompt-tokens", "100", "attention=flash"], "its kernels need CUDA, the device is cpu"),
         (["--prompt-tokens", "100", "attention=flash", "dtype=float32"], "in bfloat16 or float16, not float32"),
         (["--gpus", "2", "tuning=full", "dtype=bfloat16", "parallel.strategy=replicate"], "replicate cannot tune all"),
+        (["--gpus", "8", "parallel.shard_size=3"], "shard_size=3 does not divide the number of processes, 8"),
         (["--prompt-tokens", "100", "epochs=0", "--plot", "x.png"], "epochs=0 draws no positions"),
         (["--prompt-tokens", "100", "--plot", "nowhere/x.png"], "cannot write"),
     ],

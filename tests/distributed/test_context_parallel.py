@@ -1,0 +1,178 @@
+"""Rows split over two and over four processes give what one process gives, in float64."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from logodata.dataset.samples import write_samples
+from logodata.models.facts import tokenizer_fingerprint
+from logotrain.recipe.settings import TrainRecipe
+from logotrain.run import run
+from tests.data_sets import TIMES, write_manifest
+from tests.distributed.gradients import in_float64, keep_first_gradients
+from tests.logotrain.conftest import sample_of
+from tests.tiny_models import make_tiny
+
+FULL = {"strategy": "replicate", "tuning": "full"}
+LORA = {"strategy": "replicate"}
+
+CASES: dict[str, dict[str, Any]] = {
+    # Two key and value heads: four processes get a copy of each.
+    "llama": {"strategy": "replicate", "lora": {"train_embeddings": True}},
+    "llama-shard": {"strategy": "shard"},
+    "llama-full-shard": {"strategy": "shard", "tuning": "full", "recompute": "full"},
+    "one-key-head": {"model": "one-key-head", **FULL, "recompute": "selective"},
+    "tied": {"model": "tied", **FULL},
+    # Six heads over three of keys: four processes fill two more up, and take keys and values of every head. Two take
+    # three heads each, and keys and values twice.
+    "uneven": {"model": "uneven", **FULL},
+    "packed": {**LORA, "row_tokens": 120, "recompute": "selective"},
+    "packed-shard": {"strategy": "shard", "row_tokens": 120},
+    "compiled": {**LORA, "compile": True, "recompute": "full"},
+    "simpo": {**LORA, "objective": {"name": "simpo"}},
+    "cpo": {**LORA, "objective": {"name": "cpo"}},
+    "dpo": {"strategy": "shard", "objective": {"name": "dpo"}},
+    "sft": {**LORA, "objective": {"name": "sft"}},
+    "sft-sequence": {"strategy": "shard", "objective": {"name": "sft", "tokens": "sequence"}},
+    "randpos": {**LORA, "positions": {"mode": "randpos"}},
+    # Sinks are split with the heads, and windows and chunks are those of the whole row.
+    "gpt_oss": {"model": "gpt_oss", **FULL, "router_loss": 0.5},
+    "llama4": {"model": "llama4", **FULL, "router_loss": False},
+    "olmo3": {"model": "olmo3", **LORA},
+    "deepseek_v3": {"model": "deepseek_v3", **FULL, "router_loss": False},
+    "mixtral": {"model": "mixtral", "strategy": "shard", "tuning": "full", "router_loss": 0.5, "recompute": "full"},
+}
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "one-key-head": ("mistral", {"num_key_value_heads": 1, "sliding_window": None}),
+    "tied": ("granite", {"tie_word_embeddings": True}),
+    "uneven": ("gpt_oss", {"num_attention_heads": 6, "num_key_value_heads": 3}),
+}
+
+IN_FLOAT32 = {"llama4": 1e-6, "deepseek_v3": 1e-6}
+"""Tolerances for models that compute a part in float32 themselves: their rotary embedding, their router."""
+
+SIZES = [*((case, 4) for case in CASES), *((case, 2) for case in ("llama", "llama-full-shard", "packed", "uneven"))]
+"""By how many processes a row of a case is computed; with 2 there are two groups."""
+
+
+class Runs:
+    """Every case by one process, and by four of which two and four compute a row together."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        self.root, self.model = root, model
+
+    def recipe(self, case: str, size: int) -> dict[str, Any]:
+        settings = dict(CASES[case])
+        model = settings.pop("model", None)
+        lora = {"rank": 4, "alpha": 8, "train_embeddings": False, **settings.pop("lora", {})}
+        return {
+            "model": str(self.root / model if model else self.model),
+            "data": {"path": str(self.root / "build"), "validation": str(self.root / "held-out")},
+            "validation": {"every_steps": 2},
+            "objective": {"name": "logo", "beta": 2.5, "gamma": 0.25},
+            "lora": lora,
+            "optimizer": {"lr": 5e-3, "eps": 1e-3},
+            "epochs": 1,
+            "samples_per_step": 3,
+            "max_steps": 2,
+            "recompute": "none",
+            "dtype": "float32",
+            "checkpoint": {"every_steps": 1 if case == "packed" else 50, "keep": None},
+            "collapse": {"num_prompts": 0},
+            "parallel": {"strategy": settings.pop("strategy"), "context_size": size},
+            **settings,
+        }
+
+    def task(self, case: str, size: int, name: str) -> dict[str, Any]:
+        return {"recipe": self.recipe(case, size), "out": str(self.root / name), "float64": True}
+
+    def alone(self, case: str, name: str) -> None:
+        with keep_first_gradients((self.root / name).with_suffix(".gradients")), in_float64():
+            run(TrainRecipe.model_validate(self.recipe(case, 1)), self.root / name)
+
+    def cut(self, source: str, name: str) -> None:
+        """A copy of a run as a kill after its first step leaves it."""
+        shutil.copytree(self.root / source, self.root / name)
+        for path in ("final", "checkpoints/step-2"):
+            shutil.rmtree(self.root / name / path)
+
+    def lines(self, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        lines = (self.root / name / file).read_text().splitlines()
+        return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+    def final(self, name: str) -> dict[str, torch.Tensor]:
+        (file,) = (self.root / name / "final").glob("*.safetensors")
+        return load_file(file)
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_tokenizer: PreTrainedTokenizerBase
+) -> Runs:
+    root = tmp_path_factory.mktemp("context")
+    lengths = [(5 + n % 3, 3, 4 + n % 2)[: 2 + n % 2] for n in range(6)]
+    for name, count in (("build", 6), ("held-out", 2)):
+        (root / name / "data").mkdir(parents=True)
+        samples = [sample_of(f"{name[0]}{n}", responses=lengths[n], chunks=2 + n % 4) for n in range(count)]
+        write_samples(root / name / "data" / "samples.parquet", samples)
+        write_manifest(root / name, tokenizer_fingerprint=tokenizer_fingerprint(tiny_tokenizer))
+    for name in {str(case["model"]) for case in CASES.values() if "model" in case}:
+        kind, fields = KINDS.get(name, (name, {}))
+        make_tiny(kind, **fields).save_pretrained(root / name)
+        tiny_tokenizer.save_pretrained(root / name)
+    runs = Runs(root, tiny_model_dir)
+    for case in CASES:
+        runs.alone(case, f"1-{case}")
+    runs.cut("1-packed", "1-then-4")
+    tasks = [runs.task(case, size, f"{size}-{case}") for case, size in SIZES]
+    (root / "tasks.json").write_text(json.dumps([*tasks, runs.task("packed", 4, "1-then-4")]))
+    repository = Path(__file__).parents[2]
+    path = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    done = subprocess.run(
+        [*launcher, "-m", "tests.distributed.worker", str(root / "tasks.json")],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    (root / "stderr").write_text(done.stderr)
+    assert done.returncode == 0, f"see {root / 'stderr'}"
+    runs.cut("2-packed", "2-then-1")
+    runs.alone("packed", "2-then-1")
+    return runs
+
+
+@pytest.mark.parametrize(("case", "size"), SIZES)
+def test_gradients_and_losses_equal_those_of_one_process(runs: Runs, case: str, size: int) -> None:
+    expected, found = (load_file(runs.root / f"{name}-{case}.gradients") for name in (1, size))
+    assert expected.keys() == found.keys()
+    assert sum(float(gradient.norm()) for gradient in expected.values()) > 0
+    tolerance = IN_FLOAT32.get(case, 1e-10)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=tolerance, atol=tolerance)
+    for file in ("metrics.jsonl", "validation.jsonl"):
+        for ours, theirs in zip(runs.lines(f"{size}-{case}", file), runs.lines(f"1-{case}", file), strict=True):
+            assert ours == pytest.approx(theirs, rel=10 * tolerance, abs=tolerance)
+    weights, whole = runs.final(f"1-{case}"), runs.final(f"{size}-{case}")
+    for name, value in weights.items():
+        torch.testing.assert_close(whole[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["1-then-4", "2-then-1"])
+def test_a_run_continues_on_another_number_of_processes_a_row(runs: Runs, name: str) -> None:
+    for ours, theirs in zip(runs.lines(name), runs.lines("1-packed"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-10)
