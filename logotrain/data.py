@@ -207,7 +207,7 @@ def _with_first_rejected(sample: PreferenceSample, number: int, where: str) -> P
         raise UserError(
             f"sample {sample.id} has {found} dis-preferred responses, data.num_rejected asks for {number}",
             where=where,
-            mend="lower data.num_rejected, or build with more contexts.mixed_ratios",
+            mend="lower data.num_rejected, or make more: contexts.mixed_ratios of a build, group=true of an import",
         )
     return sample.model_copy(update={"rejected": sample.rejected[:number]})
 

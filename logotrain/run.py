@@ -208,8 +208,9 @@ def _next(recipe: TrainRecipe, out: Path) -> list[str]:
 
 
 def _are_imported(folder: Path | float | None) -> bool:
-    there = isinstance(folder, Path) and (folder / "manifest.json").is_file()
-    return there and isinstance(read_manifest(folder), ImportManifest)
+    if not isinstance(folder, Path) or not (folder / "manifest.json").is_file():
+        return False
+    return isinstance(read_manifest(folder), ImportManifest)
 
 
 def _beside(out: Path, ending: str) -> Path:

@@ -273,7 +273,10 @@ def _with_other_calls(messages: list[Message]) -> list[Message]:
 def _other(call: Any) -> Any:
     if not isinstance(call, Mapping):
         return call
-    return {**call, "function": _other(call["function"])} if "function" in call else {**call, "name": _QUESTION}
+    function = call.get("function")
+    if isinstance(function, Mapping):
+        return {**call, "function": {**function, "name": _QUESTION}}
+    return {**call, "name": _QUESTION}
 
 
 class _Hiding:

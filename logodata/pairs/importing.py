@@ -71,15 +71,13 @@ def import_pairs(recipe: ImportRecipe, output: Path, section: str = "") -> Stats
                 raise UserError(
                     f"the pairs have changed since they were imported into {output}", where=recipe.path, mend=mend
                 )
-            if finished:
-                bind_settings(output, "work/settings.json", settings)
-                note(f"{output} is finished already")
-                return read_stats(output)
-            importer = _Import(recipe, opened, section)
-            kind = importer.recognise()  # nothing is written for pairs of no known form
+            importer = None if finished else _Import(recipe, opened, section)  # it may refuse them
             bound.parent.mkdir(exist_ok=True)
-            bind_settings(output, "work/settings.json", settings, started=False)
-            return importer.write(kind, output)
+            bind_settings(output, "work/settings.json", settings, started=finished)
+            if importer is not None:
+                return importer.write(output)
+            note(f"{output} is finished already")
+            return read_stats(output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +97,22 @@ class _Kind:
 
 
 class _Import:
-    """One import."""
+    """One import, which begins with recognising the pairs.
+
+    Raises:
+        UserError: Their form is not known, or the tokenizer cannot encode them.
+    """
 
     def __init__(self, recipe: ImportRecipe, opened: PairRows, section: str) -> None:
         self._recipe, self._opened, self._rows, self._section = recipe, opened, pair_rows(opened), section
         self._tokenizer = load_tokenizer(recipe.model, recipe.chat_template, needs_template=False)
         self._encoder = PairEncoder(self._tokenizer)
         self._window = recipe.window or model_window(recipe.model)
+        self._kind = self._recognise()
 
-    def write(self, kind: _Kind, output: Path) -> Stats:
+    def write(self, output: Path) -> Stats:
         """Write the pairs."""
-        recipe = self._recipe
+        recipe, kind = self._recipe, self._kind
         manifest = ImportManifest(
             schema_version=IMPORT_SCHEMA_VERSION,
             logo_align=__version__,
@@ -135,8 +138,7 @@ class _Import:
         note(f"{recipe.path}: read as {kind}: {stats.kept} pairs{out}")
         return stats
 
-    def recognise(self) -> _Kind:
-        """Find out what all pairs have in common."""
+    def _recognise(self) -> _Kind:
         recipe = self._recipe
         if recipe.format == "auto":
             found = recognise(self._rows(), recipe.path, self._opened.columns)

@@ -30,9 +30,12 @@ class Tags:
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def renamed(self, value: Any) -> Any:
-        """Return messages in a value with our names. Any other value stays."""
-        if isinstance(value, list):
-            return [self.renamed(item) for item in value]
+        """Return a message, a list of them, or a list of such lists with our names. Any other value stays."""
+        if not isinstance(value, list):
+            return self._message(value)
+        return [[*map(self._message, item)] if isinstance(item, list) else self._message(item) for item in value]
+
+    def _message(self, value: Any) -> Any:
         if not isinstance(value, dict) or self.role not in value:
             return value
         rest = {key: item for key, item in value.items() if key not in (self.role, self.content)}

@@ -200,7 +200,8 @@ def _sharegpt(row: PairRow) -> _Read:
     prompt = _with_system(row, messages)
     # LLaMA-Factory takes a tool as the bare schema of its function, and wraps it so for templates.
     tools = [
-        tool if "type" in tool else {"type": "function", "function": tool} for tool in read_tools(row["tools"]) or ()
+        tool if "function" in tool else {"type": "function", "function": tool}
+        for tool in read_tools(row["tools"]) or ()
     ]
     known = {"tools": tools or None}
     return prompt, _answer(row["chosen"], "chosen", prompt), _answers(row["rejected"], prompt), known
