@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from logodata.common.chat_template import ANOTHER_TEMPLATE, render_chat
-from logodata.common.errors import UserError
+from logodata.common.chat_template import TEMPLATE_SETTING, render_chat
+from logodata.common.errors import SettingError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ class PromptFormat:
             marked = marked.replace("{" + field + "}", f"{_MARK}{field}{_MARK}")
         rendered = render_chat(tokenizer, marked)
         if rendered.count(_MARK) != marked.count(_MARK):
-            raise UserError("the chat template drops or repeats the user's message", mend=ANOTHER_TEMPLATE)
+            raise SettingError("the chat template drops or repeats the user's message", setting=TEMPLATE_SETTING)
         pieces = rendered.split(_MARK)
         # Odd pieces are field names, even ones are the frame.
         self._frame = [pieces[i] if i % 2 else self._encode_frame(pieces[i]) for i in range(len(pieces))]

@@ -134,7 +134,8 @@ def _checked_samples(
         raise UserError(
             f"positions.mode={recipe.positions.mode} needs chunks, and no sample has any",
             where=where,
-            mend="import the pairs with --chunk-tokens 512, or set positions.mode=natural, pose or randpos",
+            mend="import the pairs with chunk_tokens=512 (in a run on pairs data.pairs.chunk_tokens=512), or set "
+            "positions.mode=natural, pose or randpos",
         )
     return samples
 
@@ -218,7 +219,7 @@ def _with_first_rejected(sample: PreferenceSample, number: int, where: str) -> P
         raise UserError(
             f"sample {sample.id} has {found} dis-preferred responses, data.num_rejected asks for {number}",
             where=where,
-            mend="lower data.num_rejected, or build with more contexts.mixed_ratios",
+            mend="lower data.num_rejected, or make more: contexts.mixed_ratios of a build, group=true of an import",
         )
     return sample.model_copy(update={"rejected": sample.rejected[:number]})
 

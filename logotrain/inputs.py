@@ -23,16 +23,13 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
         UserError: the data set or the model does not exist or is not one, or an output lies inside of one.
     """
     held_out = recipe.data.validation if isinstance(recipe.data.validation, Path) else None
-    for folder in (recipe.data.path, held_out):
+    given = (recipe.data.path, held_out)
+    for folder in given:
         if folder is not None and not are_pairs(str(folder)):
-            if not folder.exists():
-                raise UserError(
-                    "no such folder or file",
-                    where=str(folder),
-                    mend="give the folder of logodata build or import, or a file with pairs",
-                )
             sample_files(folder)
             read_manifest(folder)
+    if recipe.data.pairs is not None and not any(folder and are_pairs(str(folder)) for folder in given):
+        raise UserError("data.pairs says how pairs are read, and there are none", mend="leave it out, or give pairs")
     check_model(recipe.model)
     start = recipe.lora.init_adapter
     if start is not None and recipe.tuning == "full":

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from logodata.common.errors import UserError
 from logodata.dataset.samples import is_data_set
 from logodata.pairs.rows import are_pairs
 from logotrain.recipe.settings import TrainRecipe
-
-_OPTIONS = re.compile(r"columns\.|--format|prompt=|group=|chat_template=")
-"""Settings of an import that a run does not have."""
 
 FOLDERS = {"path": "data", "validation": "validation-data"}
 """The folders of a run that imported pairs lie in, by the fields of ``data`` that may name pairs."""
@@ -39,28 +34,22 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
     the pairs.
 
     Raises:
-        UserError: see :func:`logodata.pairs.importing.import_pairs`; or the pairs are others than those of the folder.
+        UserError: see :func:`logodata.pairs.importing.import_pairs` and
+            :func:`logotrain.data.checked_target_length`; or the pairs are others than those of the folder.
     """
     for field, path in _paths(recipe):
         if are_pairs(str(path)):
             # A finished run loads no torch.
             from logodata.models.loading import load_config
-            from logodata.models.text_config import config_window
             from logodata.pairs.importing import import_pairs
             from logodata.pairs.settings import ImportRecipe
+            from logotrain.data import checked_target_length
             from logotrain.model.rope import scaled_config
 
-            config = scaled_config(load_config(recipe.model), recipe.rope)
-            window = recipe.positions.target_length or config_window(config)
-            settings = ImportRecipe(path=str(path), model=recipe.model, window=window)
-            try:
-                import_pairs(settings, out / FOLDERS[field])
-            except UserError as error:
-                if not _OPTIONS.search(error.mend or ""):
-                    raise
-                told = f"logodata import {path} --model {recipe.model} -o DIR"
-                mend = f"{error.mend}; a run has no such setting: use {told}, then --data DIR"
-                raise UserError(error.what, where=error.where, mend=mend) from error
+            window = checked_target_length(recipe, scaled_config(load_config(recipe.model), recipe.rope))
+            how = recipe.data.pairs.model_dump() if recipe.data.pairs else {}
+            settings = ImportRecipe(path=str(path), model=recipe.model, window=window, **how)
+            import_pairs(settings, out / FOLDERS[field], section="data.pairs.")
 
 
 def _paths(recipe: TrainRecipe) -> Iterator[tuple[str, Path]]:

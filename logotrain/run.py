@@ -12,6 +12,8 @@ from logodata.common.console import note, show
 from logodata.common.errors import UserError
 from logodata.common.files import SEAL, bind_settings, damage, file_sha256, locked, put_aside
 from logodata.common.verbosity import quiet_transformers
+from logodata.contract import ImportManifest
+from logodata.dataset.samples import read_manifest
 from logodata.models.adapters import ADAPTER_FILES
 from logotrain.inputs import check_run
 from logotrain.metrics import MetricsLog, StepRecord, describe_change
@@ -191,9 +193,24 @@ def _held_out(records: Sequence[ValidationRecord], settings: ValidationSettings)
 def _next(recipe: TrainRecipe, out: Path) -> list[str]:
     final, full = out / "final", recipe.tuning == "full"
     measured = ["--model", final] if full else ["--model", recipe.model, "--adapter", final, "--with-base"]
-    merge = _command("logotrain", "merge", final, "--model", recipe.model, "-o", _beside(out, "merged"))
-    evaluate = _command("logoeval", "niah", *measured, "-o", _beside(out, "eval"))
-    return [f"next: {evaluate}", *([] if full else [f"or:   {merge}"])]
+    data = imported(recipe, out).data
+    commands = []
+    if _are_imported(data.validation):
+        commands.append(_command("logoeval", "pairs", *measured, "--data", data.validation, "-o", _beside(out, "eval")))
+    elif not _are_imported(data.path):  # a build's contexts are long, other people's pairs mostly are not
+        commands.append(_command("logoeval", "niah", *measured, "-o", _beside(out, "eval")))
+    if not full:
+        commands.append(_command("logotrain", "merge", final, "--model", recipe.model, "-o", _beside(out, "merged")))
+    lines = [f"{word} {command}" for word, command in zip(("next:", "or:  "), commands, strict=False)]
+    if _are_imported(data.path) and data.validation is None:
+        lines.append("no pairs were held out (data.validation=0.1): nothing says how the model does on new ones")
+    return lines
+
+
+def _are_imported(folder: Path | float | None) -> bool:
+    if not isinstance(folder, Path) or not (folder / "manifest.json").is_file():
+        return False
+    return isinstance(read_manifest(folder), ImportManifest)
 
 
 def _beside(out: Path, ending: str) -> Path:

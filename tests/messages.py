@@ -28,7 +28,7 @@ class Message:
 
 
 def messages() -> list[Message]:
-    """Of every ``UserError``, every fault of a server, and every note."""
+    """Of every ``UserError``, also those of the classes below it, every fault of a server, and every note."""
     return [
         found
         for package in ("logodata", "logotrain", "logoeval")
@@ -43,7 +43,7 @@ def _of_module(path: Path) -> Iterator[Message]:
         for call in _own_calls(function):
             name = call.func.id if isinstance(call.func, ast.Name) else ""
             is_fault = name == "Fault"
-            if (name in ("UserError", "Unreadable", "note") or is_fault) and call.args:
+            if (name in ("UserError", "SettingError", "Unreadable", "note") or is_fault) and call.args:
                 for text in _texts(call.args[0], function, tree):
                     place = f"{path.relative_to(ROOT)}:{call.lineno}"
                     yield Message(text, place, is_note=name == "note")

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from logodata.common.errors import UserError, raised_by
+from logodata.common.errors import SettingError, raised_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,8 @@ TEMPLATE_ARGUMENTS: dict[str, Any] = {"strftime_now": datetime(2024, 7, 26).strf
 """What every chat template is rendered with. One that asks for the date gets the same on every day: parts of a build,
 its continuation and evaluations must see one prompt. Llama-3's own template writes this date where it has no clock."""
 
-ANOTHER_TEMPLATE = "give another one with chat_template=FILE"
+TEMPLATE_SETTING = "chat_template=FILE"
+"""The setting that gives another chat template, as errors write it."""
 
 _SECONDS = 10.0
 _MAX_FRAME = 2**20
@@ -66,10 +67,11 @@ def render_messages(
             rendered = template.render(arguments, **{**tokenizer.special_tokens_map, **TEMPLATE_ARGUMENTS})
     except Exception as error:  # whatever a template may do
         reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"the chat template fails: {type(error).__name__} {reason}", mend=ANOTHER_TEMPLATE) from error
+        what = f"the chat template fails: {type(error).__name__} {reason}"
+        raise SettingError(what, setting=TEMPLATE_SETTING) from error
     assert isinstance(rendered, str)
     if len(rendered) > size + _MAX_FRAME:
-        raise UserError("the chat template adds more than a million characters", mend=ANOTHER_TEMPLATE)
+        raise SettingError("the chat template adds more than a million characters", setting=TEMPLATE_SETTING)
     return rendered
 
 

@@ -47,6 +47,38 @@ class UserError(Exception):
         return printable(" ".join(f"{place}{self.what}{cure}".split()))
 
 
+class SettingError(UserError):
+    """An error that a setting mends. Its line ends with ``(set SETTING; MEND)``.
+
+    The same setting has another place in another command: ``logodata import`` has ``prompt``, and a run has
+    ``data.pairs.prompt``. So the section is apart from the setting, and a caller may name another one.
+
+    Args:
+        what: The fault.
+        where: Its place.
+        setting: The setting as it is written, e.g. ``"encoding=cp1252"``.
+        mend: What else mends the fault, or helps to find the value.
+        section: What stands before the setting, such as ``"source."``; empty where the setting is at the top.
+    """
+
+    def __init__(self, what: str, *, where: str = "", setting: str = "", mend: str = "", section: str = "") -> None:
+        self._setting, self._mend = setting, mend
+        super().__init__(what, where=where, mend=f"set {section}{setting}" + (f"; {mend}" if mend else ""))
+
+    def within(self, section: str) -> SettingError:
+        """Return the same error with its setting in another section."""
+        return SettingError(self.what, where=self.where, setting=self._setting, mend=self._mend, section=section)
+
+
+@contextmanager
+def settings_within(section: str) -> Iterator[None]:
+    """Let the errors of a block name their settings in ``section`` (see :class:`SettingError`)."""
+    try:
+        yield
+    except SettingError as error:
+        raise error.within(section) from error
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says that is not blank, or else its type."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -173,8 +173,10 @@ def read_json(path: Path, *, mend: str = "delete it and run the command again") 
 def locked(folder: Path) -> Iterator[None]:
     """Create ``folder`` and hold its lock. A second process is refused with a :class:`UserError`.
 
-    The kernel drops the lock (flock) when the process ends, so a crash leaves nothing to clean up.
+    The kernel drops the lock (flock) when the process ends, so a crash leaves nothing to clean up. If the block fails
+    before it writes anything, a folder that was created here is deleted.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a+")  # noqa: SIM115 - held for the length of the run
@@ -184,11 +186,21 @@ def locked(folder: Path) -> Iterator[None]:
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A process that failed may have deleted the file after it was opened here: its lock locks nothing then.
+            if not os.path.samestat(os.fstat(handle.fileno()), (folder / ".lock").stat()):
+                raise FileNotFoundError
         except OSError as error:
             mend = "wait for it, or choose another -o"
             raise UserError("another process is writing here", where=str(folder), mend=mend) from error
         _remove_leftovers(folder)
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):  # the first error tells more
+                if is_new and os.listdir(folder) == [".lock"]:
+                    (folder / ".lock").unlink()
+                    folder.rmdir()
+            raise
 
 
 def _remove_leftovers(folder: Path) -> None:

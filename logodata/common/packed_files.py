@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
-from logodata.common.errors import UserError, first_line
-from logodata.common.user_files import decode_utf8, marked_encoding
+from logodata.common.errors import SettingError, UserError, first_line
+from logodata.common.user_files import NAME_ENCODING, decode_utf8, marked_encoding
 
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 PACKED_SUFFIXES = (".gz", ".zst")
@@ -142,8 +142,8 @@ class _Recoded(io.RawIOBase):
             try:
                 text = decoder.decode(data, final=not data)
             except ValueError as error:
-                what, mend = f"not {self._encoding}, in line {line} or after it", "see to source.encoding"
-                raise UserError(what, where=self._shown, mend=mend) from error
+                what = f"not {self._encoding}, in line {line} or after it"
+                raise SettingError(what, where=self._shown, **NAME_ENCODING) from error
             line += text.count("\n")
             yield text.encode("utf-8", "surrogatepass")
             if not data:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from logodata.common.chat_template import ANOTHER_TEMPLATE, render_chat
-from logodata.common.errors import UserError
+from logodata.common.chat_template import TEMPLATE_SETTING, render_chat
+from logodata.common.errors import SettingError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,5 +31,6 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase, model_eos_ids: Sequence[int
     ends = [token for token in after[:1] if token in special]
     ends += [token for token in (tokenizer.eos_token_id, *model_eos_ids) if token is not None]
     if not ends:
-        raise UserError("the chat template ends no turn and the tokenizer has no eos token", mend=ANOTHER_TEMPLATE)
+        what = "the chat template ends no turn and the tokenizer has no eos token"
+        raise SettingError(what, setting=TEMPLATE_SETTING)
     return tuple(dict.fromkeys(ends))

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 
-from logodata.common.errors import UserError
+from logodata.common.errors import SettingError, UserError
 
 MARK = "\ufeff"
 """The byte order mark, which editors write before a text in UTF-8. It is not part of the text."""
 
 _OTHER_ENCODINGS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _HEAD = 1024
+_SAVE_AS_UTF8 = "save it as UTF-8, e.g. with iconv -f ENCODING -t UTF-8"
 _SYSTEM_FILES = ("__macosx", "thumbs.db", "desktop.ini")
+
+NAME_ENCODING = {"setting": "encoding=NAME, such as cp1252", "mend": f"or {_SAVE_AS_UTF8}", "section": "source."}
+"""How a :class:`SettingError` on the encoding of a text ends."""
 
 
 def decode_utf8(data: bytes) -> str:
@@ -44,8 +48,7 @@ def decode_at(data: bytes, where: str) -> str:
     try:
         return decode_utf8(data)
     except ValueError as error:
-        mend = "save it as UTF-8, e.g. with iconv -f ENCODING -t UTF-8"
-        raise UserError(f"not UTF-8: {error}", where=where, mend=mend) from error
+        raise UserError(f"not UTF-8: {error}", where=where, mend=_SAVE_AS_UTF8) from error
 
 
 def marked_encoding(data: bytes) -> str | None:
@@ -69,13 +72,12 @@ def decode_text(data: bytes, where: str, encoding: str | None = None) -> tuple[s
     except ValueError as caught:
         fault = caught
     if named is None:
-        mend = "name its encoding, e.g. source.encoding=cp1252, or save it as UTF-8: iconv -f ENCODING -t UTF-8"
-        raise UserError(f"not UTF-8: {fault}", where=where, mend=mend) from fault
+        raise SettingError(f"not UTF-8: {fault}", where=where, **NAME_ENCODING) from fault
     try:
         return data.decode(named).lstrip(MARK), named
     except ValueError as caught:
         what = f"neither UTF-8 nor {named}: {caught}"
-        raise UserError(what, where=where, mend="see to source.encoding, or save it as UTF-8") from caught
+        raise SettingError(what, where=where, **NAME_ENCODING) from caught
 
 
 def read_text(path: Path, *, most_bytes: int, mend: str) -> str:

@@ -73,14 +73,12 @@ def sample_files(folder: Path) -> list[Path]:
     """
     files = sorted(visible_files(folder / "data", (".parquet",), below=False))
     if not files:
-        if folder.is_file():
-            raise UserError(
-                "a file, not a data set",
-                where=str(folder),
-                mend="give the folder that logodata build DOCUMENTS -o DIR writes, or logodata import PAIRS -o DIR",
-            )
-        state = "holds no finished build" if folder.is_dir() else "no such folder"
-        raise UserError(state, where=str(folder), mend=f"run: logodata build FILE -o {folder}")
+        if folder.is_dir():
+            mend = f"run again: logodata build DOCUMENTS -o {folder}, or logodata import PAIRS"
+            raise UserError("holds no finished build", where=str(folder), mend=mend)
+        mend = "give the folder that logodata build DOCUMENTS -o DIR writes, or logodata import PAIRS -o DIR"
+        what = "a file, not a data set" if folder.is_file() else "no such file or folder"
+        raise UserError(what, where=str(folder), mend=mend)
     return files
 
 

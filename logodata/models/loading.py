@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from logodata.common.errors import UserError, first_line, pass_on
+from logodata.common.chat_template import TEMPLATE_SETTING
+from logodata.common.errors import SettingError, UserError, first_line, pass_on
 from logodata.common.user_files import MARK, expand_home, read_text
 from logodata.common.verbosity import quiet_transformers
 from logodata.models.adapters import (
@@ -143,7 +144,7 @@ def load_tokenizer(
     elif own:
         tokenizer.chat_template = own.lstrip(MARK)  # from the model's own file, which an editor may have saved
     if needs_template and not tokenizer.chat_template:
-        raise UserError("the tokenizer has no chat template", where=name, mend="give one with chat_template=FILE")
+        raise SettingError("the tokenizer has no chat template", where=name, setting=TEMPLATE_SETTING)
     return tokenizer
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from logodata.common.chat_template import ANOTHER_TEMPLATE, render_chat, render_messages
-from logodata.common.errors import UserError
+from logodata.common.chat_template import TEMPLATE_SETTING, render_chat, render_messages
+from logodata.common.errors import SettingError, UserError
 from logodata.common.turn_end import turn_end_ids
 from logodata.pairs.messages import Message, PairFault, strings
 from logodata.prompts import encode_text, is_control
@@ -59,7 +59,7 @@ class PairEncoder:
         controls = {*special.values(), *others.values()}
         self.has_template = bool(tokenizer.chat_template)
         if not self.has_template and tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has neither a chat template nor an eos token", mend=ANOTHER_TEMPLATE)
+            raise SettingError("the tokenizer has neither a chat template nor an eos token", setting=TEMPLATE_SETTING)
         self._end_id = turn_end_ids(tokenizer)[0] if self.has_template else int(tokenizer.eos_token_id)
         self._end = str(tokenizer.convert_ids_to_tokens(self._end_id))
         self._ends = {self._end: self._end_id}
@@ -144,6 +144,7 @@ class PairEncoder:
         asked = self._render(messages, hidden_tools, ask=True)
         if tools and asked == self._render(messages, None, ask=True):
             raise PairFault("template_ignores_tools", "the chat template takes no tools")
+        self._check_calls([], messages, hidden_tools, asked, ask=True)
         for message in messages:
             if message["role"] != "tool":
                 self._check_said(message, asked, prompt=True)
@@ -151,6 +152,7 @@ class PairEncoder:
         for answer in answers:
             said = hide.message(answer)
             whole = self._render([*messages, said], hidden_tools, ask=False)
+            self._check_calls(messages, [said], hidden_tools, whole, ask=False)
             if not whole.startswith(asked):
                 detail = "the chat template writes a response in another way than it asks for it"
                 raise PairFault("template_moves_response", f"{detail}; give another one with chat_template=FILE")
@@ -166,6 +168,20 @@ class PairEncoder:
             return render_messages(self._tokenizer, messages, tools, ask=ask)
         except UserError as error:
             raise PairFault("template_refuses", error.what) from error
+
+    def _check_calls(
+        self,
+        before: list[Message],
+        said: list[Message],
+        tools: list[dict[str, Any]] | None,
+        rendered: str,
+        *,
+        ask: bool,
+    ) -> None:
+        """Refuse a template that writes the same whichever functions are called in what was ``said``."""
+        others = _with_other_calls(said)
+        if others != said and rendered == self._render([*before, *others], tools, ask=ask):
+            raise PairFault("template_ignores_tool_calls", "the chat template writes no tool calls")
 
     def _check_said(self, message: Message, rendered: str, *, prompt: bool) -> None:
         """Refuse a template that leaves out what was said. It may trim or break lines, and it may drop the reasoning
@@ -242,6 +258,25 @@ class PairEncoder:
             (group[0] + shift, group[-1] + 1 + shift, offsets[group[0]][0], offsets[group[-1]][1])
             for group in (inside[n : n + chunk_tokens] for n in range(0, len(inside), chunk_tokens))
         ]
+
+
+def _with_other_calls(messages: list[Message]) -> list[Message]:
+    """Return messages that call other functions than they do; equal ones if they call none."""
+    return [
+        {**message, "tool_calls": [_other(call) for call in calls]}
+        if isinstance(calls := message.get("tool_calls"), list)
+        else message
+        for message in messages
+    ]
+
+
+def _other(call: Any) -> Any:
+    if not isinstance(call, Mapping):
+        return call
+    function = call.get("function")
+    if isinstance(function, Mapping):
+        return {**call, "function": {**function, "name": _QUESTION}}
+    return {**call, "name": _QUESTION}
 
 
 class _Hiding:

@@ -23,24 +23,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from logodata.common.errors import UserError, did_you_mean
+from logodata.common.errors import SettingError, UserError, did_you_mean
 from logodata.contract import PairFormat
+from logodata.pairs.messages import Tags
+from logodata.pairs.rows import PairRows
 from logodata.pairs.settings import ALIASES
 from logodata.sources.fields import column_of, names_of, spelt
-from logodata.sources.json_rows import Row
 
 _ROWS_NAMED = 3
+_WITH_MESSAGES = ("messages", "chosen", "rejected")
 _LISTS = ("rejected", "history", "messages", "completions", "ratings", "rejected_strategies", "rejected_ended")
-_MEND = "give each form its own file, or name the form with --format"
 
 
 class PairRow:
-    """A row of pairs, read by our fields. ``columns`` are the rows' own columns for them."""
+    """A row of pairs, read by our fields. ``columns`` are the rows' own columns for them, and ``tags`` the names in
+    their messages."""
 
-    __slots__ = ("_columns", "_row", "_spelt", "where")
+    __slots__ = ("_columns", "_row", "_spelt", "_tags", "where")
 
-    def __init__(self, row: Mapping[str, Any], where: str, columns: Mapping[str, str], is_table: bool) -> None:
-        self._row, self.where, self._columns, self._spelt = row, where, columns, is_table
+    def __init__(
+        self, row: Mapping[str, Any], where: str, columns: Mapping[str, str], is_table: bool, tags: Tags | None = None
+    ) -> None:
+        self._row, self.where, self._columns, self._tags, self._spelt = row, where, columns, tags, is_table
 
     def __getitem__(self, field: str) -> Any:
         """Return the value of a field; None if it is absent, null, or an empty cell. A text that spells messages is
@@ -49,7 +53,7 @@ class PairRow:
         keys = (column_of(self._row, name) for name in names)
         value = next((self._row[key] for key in keys if key is not None and self._row[key] is not None), None)
         if not isinstance(value, str):
-            return value
+            return self._tags.renamed(value) if self._tags and field in _WITH_MESSAGES else value
         found = spelt(value)
         is_list = self._spelt and field in _LISTS and not (field == "rejected" and self._chosen_is_list_as_text())
         return found if found is not value and (is_list or _are_messages(found)) else value
@@ -108,11 +112,9 @@ class Recognised:
     num_rows: int
 
 
-def pair_rows(
-    rows: Callable[[], Iterator[Row]], columns: Mapping[str, str], is_table: bool
-) -> Callable[[], Iterator[PairRow]]:
+def pair_rows(opened: PairRows) -> Callable[[], Iterator[PairRow]]:
     """Return a reader of the rows by our fields."""
-    return lambda: (PairRow(row, where, columns, is_table) for where, row in rows())
+    return lambda: (PairRow(row, where, opened.columns, opened.is_table, opened.tags) for where, row in opened.rows())
 
 
 def recognise(rows: Iterable[PairRow], shown: str, columns: Mapping[str, str]) -> Recognised:
@@ -140,11 +142,13 @@ def recognise(rows: Iterable[PairRow], shown: str, columns: Mapping[str, str]) -
         )
     if unseen:
         field, column = next(iter(unseen.items()))
-        mend = did_you_mean(column, first.names.split(", "), f"correct columns.{field}; found: {first.names}")
-        raise UserError(f"no row has a column {column!r}", where=shown, mend=mend)
+        mend = did_you_mean(column, first.names.split(", "), f"found: {first.names}")
+        setting = f"columns.{field}=YOUR_COLUMN"
+        raise SettingError(f"no row has a column {column!r}", where=shown, setting=setting, mend=mend)
     if len(places) > 1:
         found = "; ".join(f"{form} in {_some(where)}" for form, where in places.items())
-        raise UserError(f"rows of {len(places)} forms: {found}", where=shown, mend=_MEND)
+        mend = "or give each form a file of its own"
+        raise SettingError(f"rows of {len(places)} forms: {found}", where=shown, setting="format=FORM", mend=mend)
     if not places:
         raise _unknown(first, shown)
     return Recognised(next(iter(places)), count)
@@ -155,12 +159,11 @@ def _some(places: list[str]) -> str:
     return ", ".join(places[:_ROWS_NAMED]) + more
 
 
-def _unknown(row: PairRow, shown: str) -> UserError:
+def _unknown(row: PairRow, shown: str) -> SettingError:
     """Return the error for rows of no known form. It names the column that is nearest to a missing one."""
     missing = next((field for field in ("chosen", "rejected") if row[field] is None), "prompt")
-    mend = did_you_mean(
-        missing, row.names.split(", "), f"name it: columns.{missing}=YOUR_COLUMN; found: {row.names}", cutoff=0.7
+    near = did_you_mean(missing, row.names.split(", "), "", cutoff=0.7)
+    mend = f"{near} found: {row.names}".lstrip()
+    return SettingError(
+        f"no row has a field {missing!r}", where=shown, setting=f"columns.{missing}=YOUR_COLUMN", mend=mend
     )
-    if mend.startswith("did you mean"):
-        mend = f"{mend} then write columns.{missing}=NAME; found: {row.names}"
-    return UserError(f"no row has a field {missing!r}", where=shown, mend=mend)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from logodata import __version__
+from logodata.common.chat_template import TEMPLATE_SETTING
 from logodata.common.console import note, progress
-from logodata.common.errors import UserError
+from logodata.common.errors import SettingError, UserError, settings_within
 from logodata.common.files import bind_settings, check_apart, locked, read_if_whole
 from logodata.contract import (
     IMPORT_SCHEMA_VERSION,
@@ -30,10 +31,10 @@ from logodata.dataset.files import read_stats, write_import
 from logodata.models.facts import model_fingerprint, model_window, tokenizer_fingerprint
 from logodata.models.loading import check_model, load_tokenizer, model_folder, read_template
 from logodata.pairs.encoding import Encoded, PairEncoder
-from logodata.pairs.formats import PairRow, pair_rows, recognise
+from logodata.pairs.formats import pair_rows, recognise
 from logodata.pairs.messages import PairFault
-from logodata.pairs.reading import Pair, as_message, read_pair, repeats_prompt, without_prompt
-from logodata.pairs.rows import open_pairs
+from logodata.pairs.reading import Pair, as_message, has_own_system, read_pair, repeats_prompt, without_prompt
+from logodata.pairs.rows import PairRows, open_pairs
 from logodata.pairs.settings import ImportRecipe
 from logodata.sources.fields import text_digest
 
@@ -41,39 +42,42 @@ STRATEGY = "imported"
 """The strategy of a response of which nothing says how it was made."""
 
 
-def import_pairs(recipe: ImportRecipe, output: Path) -> Stats:
+def import_pairs(recipe: ImportRecipe, output: Path, section: str = "") -> Stats:
     """Write the pairs of a file or data set into the folder ``output``. Leave a finished import as it is.
+
+    Messages name settings in ``section``, such as ``data.pairs.`` (see :class:`SettingError`).
 
     Raises:
         UserError: There are no pairs, their form is not known, ``output`` holds something else or another import, or no
             pair could be used.
     """
-    check_model(recipe.model)
-    opened = open_pairs(recipe)
-    check_apart(output, ("the pairs", opened.path), ("the model", model_folder(recipe.model)))
-    template = None if recipe.chat_template is None else text_digest(read_template(recipe.chat_template))[:16]
-    settings = {
-        "import": recipe.model_dump(mode="json", exclude={"chat_template"}),
-        "pairs_fingerprint": opened.fingerprint,
-        "model_fingerprint": model_fingerprint(recipe.model),
-        "chat_template": template,
-    }
-    with locked(output):
-        (output / "work").mkdir(exist_ok=True)
-        finished = read_if_whole(output / "manifest.json") is not None
-        before = read_if_whole(output / "work" / "settings.json") if finished else None
-        if isinstance(before, dict) and before.get("pairs_fingerprint") != opened.fingerprint:
-            mend = "put the file back as it was, or choose another -o"
-            raise UserError(
-                f"the pairs have changed since they were imported into {output}", where=recipe.path, mend=mend
-            )
-        bind_settings(output, "work/settings.json", settings, started=finished)
-        if finished:
+    with settings_within(section):
+        check_model(recipe.model)
+        opened = open_pairs(recipe)
+        check_apart(output, ("the pairs", opened.path), ("the model", model_folder(recipe.model)))
+        template = None if recipe.chat_template is None else text_digest(read_template(recipe.chat_template))[:16]
+        settings = {
+            "import": recipe.model_dump(mode="json", exclude={"chat_template"}),
+            "pairs_fingerprint": opened.fingerprint,
+            "model_fingerprint": model_fingerprint(recipe.model),
+            "chat_template": template,
+        }
+        with locked(output):
+            bound = output / "work" / "settings.json"
+            finished = read_if_whole(output / "manifest.json") is not None
+            before = read_if_whole(bound) if finished else None
+            if isinstance(before, dict) and before.get("pairs_fingerprint") != opened.fingerprint:
+                mend = "put the file back as it was, or choose another -o"
+                raise UserError(
+                    f"the pairs have changed since they were imported into {output}", where=recipe.path, mend=mend
+                )
+            importer = None if finished else _Import(recipe, opened, section)  # it may refuse them
+            bound.parent.mkdir(exist_ok=True)
+            bind_settings(output, "work/settings.json", settings, started=finished)
+            if importer is not None:
+                return importer.write(output)
             note(f"{output} is finished already")
             return read_stats(output)
-        rows = pair_rows(opened.rows, opened.columns, opened.is_table)
-        source = SourceFile(path=opened.shown, sha256=opened.fingerprint)
-        return _Import(recipe, rows, opened.columns, source).write(output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,31 +97,33 @@ class _Kind:
 
 
 class _Import:
-    """One import."""
+    """One import, which begins with recognising the pairs.
 
-    def __init__(
-        self, recipe: ImportRecipe, rows: Callable[[], Iterator[PairRow]], columns: dict[str, str], source: SourceFile
-    ) -> None:
-        self._recipe, self._rows, self._columns, self._source = recipe, rows, columns, source
+    Raises:
+        UserError: Their form is not known, or the tokenizer cannot encode them.
+    """
+
+    def __init__(self, recipe: ImportRecipe, opened: PairRows, section: str) -> None:
+        self._recipe, self._opened, self._rows, self._section = recipe, opened, pair_rows(opened), section
         self._tokenizer = load_tokenizer(recipe.model, recipe.chat_template, needs_template=False)
         self._encoder = PairEncoder(self._tokenizer)
         self._window = recipe.window or model_window(recipe.model)
+        self._kind = self._recognise()
 
     def write(self, output: Path) -> Stats:
-        """Recognise the pairs, and write them."""
-        kind = self._recognise()
-        recipe = self._recipe
+        """Write the pairs."""
+        recipe, kind = self._recipe, self._kind
         manifest = ImportManifest(
             schema_version=IMPORT_SCHEMA_VERSION,
             logo_align=__version__,
             model=recipe.model,
             model_fingerprint=model_fingerprint(recipe.model),
             tokenizer_fingerprint=tokenizer_fingerprint(self._tokenizer),
-            source=self._source,
+            source=SourceFile(path=self._opened.shown, sha256=self._opened.fingerprint),
             pairs=PairOrigin(
                 format=kind.form,
                 prompt=kind.prompt,
-                columns=self._columns,
+                columns=self._opened.columns,
                 group=recipe.group,
                 window=self._window,
                 chunk_tokens=recipe.chunk_tokens,
@@ -135,20 +141,27 @@ class _Import:
     def _recognise(self) -> _Kind:
         recipe = self._recipe
         if recipe.format == "auto":
-            found = recognise(self._rows(), recipe.path, self._columns)
+            found = recognise(self._rows(), recipe.path, self._opened.columns)
             form, num_rows = found.form, found.num_rows
         else:
             form, num_rows = recipe.format, sum(1 for _ in self._rows())
             if not num_rows:
                 raise UserError("holds no pair", where=recipe.path, mend="write one JSON object a line")
+        if form == "ratings" and (count := sum(map(has_own_system, self._rows()))):
+            note(
+                f"{recipe.path}: completions of {count} rows were written under system prompts of their own "
+                "(custom_system_prompt), which are not read: one prompt has one"
+            )
         of_text = form in ("standard", "standard-implicit", "text")
         if not self._encoder.has_template and (not of_text or recipe.prompt == "message"):
-            mend = "give one with chat_template=FILE"
-            raise UserError("the tokenizer has no chat template", where=recipe.model, mend=mend)
+            raise SettingError("the tokenizer has no chat template", where=recipe.model, setting=TEMPLATE_SETTING)
         if not of_text:
             if recipe.prompt not in ("auto", "message"):
-                mend = "leave out prompt=, the chat template is applied to messages"
-                raise UserError(f"prompt={recipe.prompt} is for prompts of one text", where=recipe.path, mend=mend)
+                what, mend = (
+                    f"prompt={recipe.prompt} is for prompts of one text",
+                    "the chat template is applied to messages",
+                )
+                raise SettingError(what, where=recipe.path, setting="prompt=auto", mend=mend)
             return _Kind(form, None, False, num_rows)
         repeats = form == "standard" and 2 * sum(map(repeats_prompt, self._rows())) > num_rows
         return _Kind(form, self._prompt_form(form), repeats, num_rows)
@@ -169,11 +182,11 @@ class _Import:
         if recipe.prompt != "auto":
             return recipe.prompt
         if places[True] and places[False]:
-            raise UserError(
+            raise SettingError(
                 f"{len(places[True])} prompts end with the chat template's frame, such as that of {places[True][0]}, "
                 f"and {len(places[False])} do not, such as that of {places[False][0]}",
                 where=recipe.path,
-                mend="say what they are: prompt=rendered, prompt=plain or prompt=message",
+                setting="prompt=rendered, plain or message",
             )
         if with_other:
             note(
@@ -183,12 +196,13 @@ class _Import:
         if with_control and not places[True]:
             note(
                 f"warning: {recipe.path}: {len(with_control)} prompts hold control tokens, such as that of "
-                f"{with_control[0]}: they are taken as text; prompt=rendered takes them as control tokens"
+                f"{with_control[0]}: they are taken as text; {self._section}prompt=rendered takes them as control "
+                "tokens"
             )
         if not places[True] and self._encoder.has_template:
             note(
                 f"warning: {recipe.path}: prompts are plain text, and {recipe.model} has a chat template that is not "
-                "applied; logodata import --prompt message applies it, as an instruct model expects"
+                f"applied; {self._section}prompt=message applies it, as an instruct model expects"
             )
         return "rendered" if places[True] else "plain"
 
@@ -200,9 +214,9 @@ class _Import:
                 if isinstance(found, Pair):
                     pair_id = found.id or f"pair-{number:06d}"
                     if pair_id in places:
-                        mend = "give each pair its own id; group=true puts rows of one prompt together"
                         what = f"pair id {pair_id!r} stands at {places[pair_id]} too"
-                        raise UserError(what, where=found.where, mend=mend)
+                        setting, mend = "group=true if these are rows of one prompt", "else give each pair its own id"
+                        raise SettingError(what, where=found.where, setting=setting, mend=mend)
                     places[pair_id] = found.where
                     made = self._sample(found, pair_id, kind)
                 else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,33 @@ Message = dict[str, Any]
 """A message as a chat template takes it: ``role``, ``content``, and what else the template may read."""
 
 _ROLES = {**ROLES, "tool": "tool", "observation": "tool"}
+_CALL = "function_call"
+"""LLaMA-Factory's role of an assistant that calls a tool. The content is the call in JSON, or a list of several."""
 _NOT_READ = ("from", "value", "weight", "loss", "role", "content")
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """The names that messages have for what they hold, where a file beside them says so (LLaMA-Factory's ``tags``): the
+    keys of the role and of the content, and the role that each word stands for."""
+
+    role: str = "from"
+    content: str = "value"
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    def renamed(self, value: Any) -> Any:
+        """Return a message, a list of them, or a list of such lists with our names. Any other value stays."""
+        if not isinstance(value, list):
+            return self._message(value)
+        return [[*map(self._message, item)] if isinstance(item, list) else self._message(item) for item in value]
+
+    def _message(self, value: Any) -> Any:
+        if not isinstance(value, dict) or self.role not in value:
+            return value
+        rest = {key: item for key, item in value.items() if key not in (self.role, self.content)}
+        said = value[self.role]
+        role = self.roles.get(said, said) if isinstance(said, str) else said
+        return {**rest, "role": role, "content": value.get(self.content)}
 
 
 class PairFault(Exception):
@@ -59,10 +86,12 @@ def _message(value: Any, what: str) -> Message:
     if not isinstance(value, Mapping):
         raise PairFault("not_messages", f"{what} is {type(value).__name__}, not an object")
     role = value.get("role", value.get("from"))
-    if not isinstance(role, str) or role.lower() not in _ROLES:
-        raise PairFault("role_unknown", f"{what} has the role {role!r}; roles are {', '.join(_ROLES)}")
+    if not isinstance(role, str) or role.lower() not in (*_ROLES, _CALL):
+        raise PairFault("role_unknown", f"{what} has the role {role!r}; roles are {', '.join((*_ROLES, _CALL))}")
     content = value.get("content")
     content = value.get("value") if content is None else content
+    if role.lower() == _CALL:
+        return {"role": "assistant", "content": "", "tool_calls": _tool_calls(content, what)}
     calls = value.get("tool_calls")
     if isinstance(content, list):
         content = _text_of_parts(content, what)
@@ -72,6 +101,21 @@ def _message(value: Any, what: str) -> Message:
     for text in strings(rest):
         check_text(text, what)
     return {"role": _ROLES[role.lower()], "content": check_text(content, f"the content of {what}"), **rest}
+
+
+def _tool_calls(content: Any, what: str) -> list[dict[str, Any]]:
+    """Return the calls of LLaMA-Factory's ``function_call`` in the form that chat templates take."""
+    text = check_text(content, f"the content of {what}")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PairFault("tool_calls_not_json", f"{what} is a function call, and no JSON: {error}") from None
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls):
+        raise PairFault("tool_calls_not_json", f"{what} is no function call with name and arguments")
+    for part in strings(calls):
+        check_text(part, what)
+    return [{"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}} for call in calls]
 
 
 def _text_of_parts(parts: Sequence[Any], what: str) -> str:

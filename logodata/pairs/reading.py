@@ -85,6 +85,12 @@ def read_pair(row: PairRow, form: PairFormat) -> Pair:
     return replace(Pair(pair_id, row.where, messages, chosen, tuple(rejected), tools), **known)
 
 
+def has_own_system(row: PairRow) -> bool:
+    """Return whether a rated completion of a row was written under a system prompt of its own (UltraFeedback)."""
+    found = row["completions"]
+    return isinstance(found, list) and any(isinstance(it, dict) and it.get("custom_system_prompt") for it in found)
+
+
 def repeats_prompt(row: PairRow) -> bool:
     """Return whether both responses of a row of texts begin with its prompt."""
     prompt = row["prompt"]
@@ -192,7 +198,13 @@ def _conversational_implicit(row: PairRow) -> _Read:
 def _sharegpt(row: PairRow) -> _Read:
     messages = read_messages(_there(row, "messages"), "conversations")
     prompt = _with_system(row, messages)
-    return prompt, _answer(row["chosen"], "chosen", prompt), _answers(row["rejected"], prompt), {}
+    # LLaMA-Factory takes a tool as the bare schema of its function, and wraps it so for templates.
+    tools = [
+        tool if "function" in tool else {"type": "function", "function": tool}
+        for tool in read_tools(row["tools"]) or ()
+    ]
+    known = {"tools": tools or None}
+    return prompt, _answer(row["chosen"], "chosen", prompt), _answers(row["rejected"], prompt), known
 
 
 def _alpaca(row: PairRow) -> _Read:

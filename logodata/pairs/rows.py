@@ -11,9 +11,10 @@ from logodata.common.errors import UserError, did_you_mean
 from logodata.common.files import read_json
 from logodata.common.user_files import expand_home, visible_files
 from logodata.dataset.samples import is_data_set
+from logodata.pairs.messages import Tags
 from logodata.pairs.settings import ImportRecipe
 from logodata.sources.fields import SourceSettings
-from logodata.sources.formats import HUB_NAME, TABLE_SUFFIXES, open_rows, source_fingerprint
+from logodata.sources.formats import TABLE_SUFFIXES, may_be_on_hub, open_rows, source_fingerprint
 from logodata.sources.json_rows import Row
 
 _INFO_FILE = "dataset_info.json"
@@ -29,6 +30,15 @@ _INFO_COLUMNS = {
 }
 """LLaMA-Factory's names of columns in ``dataset_info.json``, and our fields (its data/README.md)."""
 
+_ROLE_TAGS = {
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "system_tag": "system",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+}
+"""Its names of what stands for a role, and the roles."""
+
 
 @dataclass(frozen=True, slots=True)
 class PairRows:
@@ -39,6 +49,7 @@ class PairRows:
     shown: str
     rows: Callable[[], Iterator[Row]]
     columns: dict[str, str]
+    tags: Tags | None
     fingerprint: str
     is_table: bool
     """Whether cells are text, so that lists are spelt in it."""
@@ -53,23 +64,24 @@ def open_pairs(recipe: ImportRecipe) -> PairRows:
     """
     path, name = split_name(recipe.path)
     folder, columns = expand_home(path), dict(recipe.columns)
-    if not folder.exists() and (HUB_NAME.fullmatch(path) is None or folder.suffix in TABLE_SUFFIXES):
+    if not folder.exists() and not may_be_on_hub(path):
         raise UserError(
             "no such file or folder", where=path, mend="give a file or folder with pairs, or org/name on the hub"
         )
     if is_data_set(folder):
         mend = "give it to logotrain run --data, logodata inspect or logodata stats as it is"
         raise UserError("a data set already, not pairs", where=path, mend=mend)
-    described = _described(folder)
+    described, tags = _described(folder), None
     if described is not None:
-        file, of_file = _of_llama_factory(folder, described, name)
-        path, name, columns = str(file), None, {**of_file, **columns}
+        file, entry = _of_llama_factory(folder, described, name)
+        path, name, columns = str(file), None, {**_columns_of(entry), **columns}
+        tags = _tags_of(entry)
     settings = SourceSettings(path=path, split=name, subset=recipe.subset, encoding=recipe.encoding)
     if name is not None and folder.is_file():
         raise UserError("a file has no splits", where=path, mend=f"leave out :{name}")
     rows, container = open_rows(settings, columns, f"write {path}:")
     shown = path if name is None else f"{path}[{name}]"
-    return PairRows(path, shown, rows, columns, source_fingerprint(settings), container == "csv")
+    return PairRows(path, shown, rows, columns, tags, source_fingerprint(settings), container == "csv")
 
 
 def are_pairs(path: str) -> bool:
@@ -80,7 +92,7 @@ def are_pairs(path: str) -> bool:
     if place.is_dir():
         return not is_data_set(place) and any(visible_files(place, TABLE_SUFFIXES))
     # A path into a folder that is there is misspelt, and no name on the hub.
-    on_hub = HUB_NAME.fullmatch(name) is not None and not Path(name).parts[0].startswith(".")
+    on_hub = may_be_on_hub(name) and not Path(name).parts[0].startswith(".")
     return place.is_file() or (on_hub and not place.exists() and not place.parent.is_dir())
 
 
@@ -104,8 +116,8 @@ def _described(folder: Path) -> dict[str, Any] | None:
     return info if is_list and any("file_name" in entry for entry in info.values()) else None
 
 
-def _of_llama_factory(folder: Path, info: dict[str, Any], name: str | None) -> tuple[Path, dict[str, str]]:
-    """Return the file of one of LLaMA-Factory's data sets, and its columns."""
+def _of_llama_factory(folder: Path, info: dict[str, Any], name: str | None) -> tuple[Path, dict[str, Any]]:
+    """Return the file of one of LLaMA-Factory's data sets, and what the list says of it."""
     where = str(folder / _INFO_FILE)
     ranked = [key for key, entry in info.items() if entry.get("ranking")]
     if name is not None and name not in info:
@@ -120,8 +132,22 @@ def _of_llama_factory(folder: Path, info: dict[str, Any], name: str | None) -> t
     if not isinstance(file_name, str) or not (folder / file_name).is_file():
         mend = "give the file itself, or the hub data set's name"
         raise UserError(f"data set {name or ranked[0]!r} has no file here", where=where, mend=mend)
-    given = entry.get("columns")
-    columns = given if isinstance(given, dict) else {}
-    return folder / file_name, {
-        field: column for theirs, field in _INFO_COLUMNS.items() if isinstance(column := columns.get(theirs), str)
-    }
+    return folder / file_name, entry
+
+
+def _columns_of(entry: dict[str, Any]) -> dict[str, str]:
+    given = _texts_in(entry, "columns")
+    return {field: given[theirs] for theirs, field in _INFO_COLUMNS.items() if theirs in given}
+
+
+def _tags_of(entry: dict[str, Any]) -> Tags | None:
+    given = _texts_in(entry, "tags")
+    if not given:
+        return None
+    roles = {given[theirs]: role for theirs, role in _ROLE_TAGS.items() if theirs in given}
+    return Tags(given.get("role_tag", "from"), given.get("content_tag", "value"), roles)
+
+
+def _texts_in(entry: dict[str, Any], key: str) -> dict[str, str]:
+    given = entry.get(key)
+    return {name: text for name, text in given.items() if isinstance(text, str)} if isinstance(given, dict) else {}

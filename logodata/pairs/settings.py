@@ -1,4 +1,4 @@
-"""The settings of ``logodata import``."""
+"""The settings of ``logodata import``, most of which a run on pairs has too."""
 
 from __future__ import annotations
 
@@ -49,18 +49,9 @@ _NAMES = by_name(
 """Names that other programs have for these settings (TRL, LLaMA-Factory, OpenRLHF)."""
 
 
-class ImportRecipe(RecipeModel):
-    """How pairs are read, and for which model they become token ids."""
+class PairSettings(RecipeModel):
+    """How pairs are read, where that cannot be recognised."""
 
-    foreign_names = _NAMES
-
-    path: Annotated[str, Field(min_length=1), OrPath()]
-    """The pairs: a JSON, CSV or parquet file, a folder (of ``save_to_disk``, of a data set's files, or of LLaMA-Factory
-    with its ``dataset_info.json``), or a hub data set. ``PATH:NAME`` takes one split, or one of LLaMA-Factory's data
-    sets."""
-    model: Annotated[str, Field(min_length=1), OrPath("embedded")]
-    """The model that will be trained, whose tokenizer and chat template are taken: ``embedded``, a folder, or a hub
-    name."""
     format: Literal["auto"] | PairFormat = "auto"
     """The form of the rows. ``auto`` recognises it from the columns of all rows, and says what it found."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -79,14 +70,28 @@ class ImportRecipe(RecipeModel):
     chunk_tokens: Tokens | None = None
     """Cut the document of a prompt (or, where no column holds one, the whole prompt) into chunks of this many tokens,
     for the paper's positions. By default nothing is cut, and training takes natural positions."""
-    window: Tokens | None = None
-    """The most tokens of a prompt with a response; by default the model's window. Longer pairs are left out."""
     chat_template: Path | None = None
     """A file with the chat template to use instead of the tokenizer's own."""
 
     @model_validator(mode="after")
-    def _columns_are_fields(self) -> ImportRecipe:
+    def _columns_are_fields(self) -> PairSettings:
         unknown = [name for name in self.columns if name not in ALIASES]
         if unknown:
             raise ValueError(f"columns: {unknown[0]!r} is not a field, the fields are {', '.join(ALIASES)}")
         return self
+
+
+class ImportRecipe(PairSettings):
+    """How pairs are read, and for which model they become token ids."""
+
+    foreign_names = _NAMES
+
+    path: Annotated[str, Field(min_length=1), OrPath()]
+    """The pairs: a JSON, CSV or parquet file, a folder (of ``save_to_disk``, of a data set's files, or of LLaMA-Factory
+    with its ``dataset_info.json``), or a hub data set. ``PATH:NAME`` takes one split, or one of LLaMA-Factory's data
+    sets."""
+    model: Annotated[str, Field(min_length=1), OrPath("embedded")]
+    """The model that will be trained, whose tokenizer and chat template are taken: ``embedded``, a folder, or a hub
+    name."""
+    window: Tokens | None = None
+    """The most tokens of a prompt with a response; by default the model's window. Longer pairs are left out."""

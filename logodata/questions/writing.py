@@ -157,6 +157,8 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
         # A source with a fault does not bind the folder, so that it may be used there once it is mended.
         source = read_source(recipe.source, needs_questions=False)
         bind_settings(work, "settings.json", settings)
+        if held := source.documents.num_questions:
+            note(f"{recipe.source.path}: {held} questions that the documents have already are kept beside the new ones")
         return _write_all(recipe, source, fingerprint, work, output)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,7 +36,8 @@ def csv_form(file: Path, shown: str, columns: Mapping[str, str], encoding: str |
     """Return in words how a table is read: its separator, and its encoding if that is not UTF-8."""
     handle, found = open_utf8(file, shown, encoding)
     with handle:
-        _, delimiter, _ = _header(_lines(handle, shown), f"{shown}:1", text_suffix(file) == ".tsv", columns)
+        known = (*columns.values(), *COLUMNS)
+        _, delimiter, _ = _header(_lines(handle, shown), f"{shown}:1", text_suffix(file) == ".tsv", known)
     return f"separator {_NAMED.get(delimiter, repr(delimiter))}" + (f", {found}" if found else "")
 
 
@@ -45,7 +46,8 @@ def csv_rows(
 ) -> Iterator[Row]:
     """Yield the rows of a table, with the names of the header row as keys. Messages call the file ``shown``, and
     ``columns`` are the table's own columns for our fields. ``encoding`` is that of a table that is not UTF-8. With
-    ``as_text`` every cell stays the text that it is, also one that spells a list.
+    ``as_text``, for records other than documents, columns may have any names, and every cell stays the text that it is,
+    also one that spells a list.
 
     Raises:
         UserError: The file has another encoding, has no header, has a row with more or fewer cells than the header, a
@@ -54,7 +56,8 @@ def csv_rows(
     csv.field_size_limit(json_files.MAX_JSON_BYTES)
     with open_utf8(file, shown, encoding)[0] as handle:
         lines = _lines(handle, shown)
-        header, delimiter, num_lines = _header(lines, f"{shown}:1", text_suffix(file) == ".tsv", columns)
+        known = () if as_text else (*columns.values(), *COLUMNS)
+        header, delimiter, num_lines = _header(lines, f"{shown}:1", text_suffix(file) == ".tsv", known)
         lists = set() if as_text else {name for name in header if name and _holds_lists(name, columns)}
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
@@ -84,8 +87,12 @@ def _lines(handle: BinaryIO, shown: str) -> Iterator[str]:
         yield text
 
 
-def _header(lines: Iterator[str], where: str, tabs: bool, columns: Mapping[str, str]) -> tuple[list[str], str, int]:
-    """Return the column names, the delimiter (the one that gives most columns) and the number of lines read."""
+def _header(lines: Iterator[str], where: str, tabs: bool, known: Collection[str]) -> tuple[list[str], str, int]:
+    """Return the column names, the delimiter (the one that gives most columns) and the number of lines read.
+
+    Raises:
+        UserError: A name stands twice; or names are ``known``, and none of them is there.
+    """
     first = next(lines, "")
     separator = _SEPARATOR_LINE.fullmatch(first.strip())
     if separator:
@@ -101,7 +108,7 @@ def _header(lines: Iterator[str], where: str, tabs: bool, columns: Mapping[str, 
     if doubled is not None:
         raise UserError(f"two columns are called {doubled!r}", where=where, mend="rename one")
     named = dict.fromkeys(header)
-    if not any(column_of(named, name) for name in (*columns.values(), *COLUMNS)):
+    if known and not any(column_of(named, name) for name in known):
         what = "the first row has no known column name: is the header row missing?"
         example = "write one, e.g. context,question,answers, or map your names: source.columns.context=NAME"
         raise UserError(what, where=where, mend=f"{example}; found: {names_of(named)}")

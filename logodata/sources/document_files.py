@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -22,11 +23,29 @@ SUFFIXES = (*TEXT_SUFFIXES, *CONVERTED_SUFFIXES)
 
 
 class DocumentRow(dict[str, Any]):
-    """The row of a file, with how it was read. ``fault`` is why it could not be."""
+    """The row of a file, with its ``doc_id``. The file is read when its text is asked for."""
 
-    def __init__(self, doc_id: str, found: Converted, fault: Unreadable | None, is_converted: bool) -> None:
-        super().__init__(doc_id=doc_id, context=found.text)
-        self.lost, self.encoding, self.fault, self.is_converted = found.lost, found.encoding, fault, is_converted
+    def __init__(self, doc_id: str, file: Path, encoding: str | None, *, is_alone: bool) -> None:
+        super().__init__(doc_id=doc_id)
+        self._file, self._encoding, self._is_alone = file, encoding, is_alone
+        self.is_converted = is_converted(file)
+        self.fault: Unreadable | None = None
+        """Why the file could not be read."""
+
+    @cached_property
+    def found(self) -> Converted:
+        """The text, and how it was read. A file among others that cannot be converted has none, and a :attr:`fault`.
+
+        Raises:
+            UserError: A text is too long or in another encoding, or a file alone cannot be converted.
+        """
+        try:
+            return read_document(self._file, self._encoding)
+        except Unreadable as error:
+            if self._is_alone:
+                raise
+            self.fault = error
+            return Converted("")
 
 
 def files_of(path: Path, suffixes: Collection[str]) -> list[Path]:
@@ -36,7 +55,8 @@ def files_of(path: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def without_suffix(name: PurePath) -> str:
-    """Return the ``doc_id`` of a file: its path in the folder, without the extension."""
+    """Return the ``doc_id`` of a file: its path in the folder, without the extension. Files that differ in it only keep
+    it."""
     return name.with_suffix("").as_posix()
 
 
@@ -46,30 +66,23 @@ def is_converted(file: Path) -> bool:
 
 
 def document_rows(path: Path, files: Sequence[Path], encoding: str | None) -> Iterator[Row]:
-    """Yield each file as a row of ``doc_id`` and ``context``. ``path`` is their folder, or the file itself.
-
-    A file in a folder that cannot be converted is a row without text, which says why.
+    """Yield each file as a row, which is read later. ``path`` is their folder, or the file itself.
 
     Raises:
-        UserError: A text is too long or in another encoding, two files differ in their extension only, or ``path`` is a
-            file that cannot be converted.
+        UserError: Two files have the same ``doc_id``, as ``a.txt.md`` and ``a.txt`` beside ``a.pdf``.
     """
+    is_alone = not path.is_dir()
+    places = [Path(file.name) if is_alone else file.relative_to(path) for file in files]
+    num_files = Counter(map(without_suffix, places))
     seen: dict[str, Path] = {}
-    for file in files:
-        place = file.relative_to(path) if path.is_dir() else Path(file.name)
-        doc_id = encodable(without_suffix(place))
+    for file, place in zip(files, places, strict=True):
+        name = without_suffix(place)
+        doc_id = encodable(name if num_files[name] == 1 else place.as_posix())
         if doc_id in seen:
             mend = "rename one of them"
             raise UserError(f"doc_id {doc_id!r} is already that of {seen[doc_id].name}", where=str(file), mend=mend)
         seen[doc_id] = file
-        found, fault = Converted(""), None
-        try:
-            found = read_document(file, encoding)
-        except Unreadable as error:
-            if not path.is_dir():
-                raise
-            fault = error
-        yield encodable(str(file)), DocumentRow(doc_id, found, fault, is_converted(file))
+        yield encodable(str(file)), DocumentRow(doc_id, file, encoding, is_alone=is_alone)
 
 
 def read_document(file: Path, encoding: str | None) -> Converted:

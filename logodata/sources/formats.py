@@ -51,8 +51,10 @@ _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
 _PLAIN_TABLES = (*_JSON_SUFFIXES, *CSV_SUFFIXES)
 TABLE_SUFFIXES = (".parquet", *_PLAIN_TABLES, ".arrow")
 _SUFFIXES: Mapping[str, tuple[str, ...]] = {"text": TEXT_SUFFIXES, "documents": SUFFIXES, "csv": CSV_SUFFIXES}
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _WRITE_AGAIN = "write the file again"
+_NAME_FORMAT = "set source.format=jsonl, csv, parquet, text or documents"
+_A_TABLE = "give a JSON, CSV or parquet file, named by its ending, or a data set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +277,11 @@ def check_outside(settings: SourceSettings, output: Path) -> None:
         raise UserError(what, where=str(output), mend=f"give an -o outside of {settings.path}")
 
 
+def may_be_on_hub(path: str) -> bool:
+    """Return whether a path can be the name of a hub data set, ``org/name``, and not that of a file."""
+    return _HUB_NAME.fullmatch(path) is not None and Path(path).suffix not in (*TABLE_SUFFIXES, *SUFFIXES)
+
+
 def source_file(path: str) -> Path:
     """Return the file that ``path`` names.
 
@@ -294,7 +301,8 @@ def source_file(path: str) -> Path:
     return file
 
 
-def _container(settings: SourceSettings) -> Container:
+def _container(settings: SourceSettings, otherwise: str = _NAME_FORMAT) -> Container:
+    """Return what the rows or documents lie in. ``otherwise`` says what to do where that cannot be recognised."""
     path, file = settings.path, settings.file
     if path.startswith(EMBEDDED_PREFIX) or settings.format == "jsonl":
         _check_text(source_file(path), path, markup=True)
@@ -316,7 +324,7 @@ def _container(settings: SourceSettings) -> Container:
         return settings.format
     if file.is_dir():
         return _folder(file, path)
-    if not file.exists() and HUB_NAME.fullmatch(path) and file.suffix not in (*TABLE_SUFFIXES, *SUFFIXES):
+    if not file.exists() and may_be_on_hub(path):
         return "hub"
     source_file(path)
     if _is_parquet(file):
@@ -334,8 +342,7 @@ def _container(settings: SourceSettings) -> Container:
     if suffix in _JSON_SUFFIXES or head[:1] in (b"{", b"["):
         return "jsonl"
     how = how_to_convert([file.suffix.lower()])
-    formats = "set source.format: jsonl, csv, parquet, text or documents"
-    mend = f"turn it into text first: {how}" if how else formats
+    mend = f"turn it into text first: {how}" if how else otherwise
     raise UserError("its format cannot be recognised", where=path, mend=mend)
 
 
@@ -392,11 +399,13 @@ def open_rows(
     Raises:
         UserError: There is no such table, or it is of no known format.
     """
-    container = _container(settings)
+    folder = settings.file
+    if folder.is_dir() and not _tables_in(folder):
+        files = count_endings(visible_files(folder)) or "none"
+        raise UserError(f"holds no table (files: {files})", where=settings.path, mend=_A_TABLE)
+    container = _container(settings, otherwise=_A_TABLE)
     if container in ("text", "documents"):
-        raise UserError(
-            "documents, not a table", where=settings.path, mend="give a JSON, CSV or parquet file, or a data set"
-        )
+        raise UserError("documents, not a table", where=settings.path, mend=_A_TABLE)
     return _raw_rows(settings, container, columns, (), name_split), container
 
 

@@ -127,7 +127,7 @@ class _Reader:
     def __init__(self, fields: Fields, settings: SourceSettings, needs_questions: bool) -> None:
         self._fields, self._settings, self._needs_questions = fields, settings, needs_questions
         self._question_places: dict[str, str] = {}
-        self._num_unknown = self.num_pages = 0
+        self._num_unknown = self._num_usable = self.num_pages = 0
         self.kinds = Counter[str]()
         """Counts of all questions, selected or not."""
         self.entries: dict[str, Entry] = {}
@@ -137,7 +137,12 @@ class _Reader:
         """Why documents cannot be read, by id."""
 
     def add(self, row: dict[str, Any], where: str) -> None:
-        """Add a row of the source: a document, or one question with its document."""
+        """Add a row of the source: a document, or one question with its document. A file after the last one that is
+        taken is not read."""
+        most = self._settings.max_documents
+        if isinstance(row, DocumentRow) and most is not None and self._num_usable >= most:
+            self.entries[row["doc_id"]] = Entry(where, title="", digest="", length=0, blank="")
+            return
         doc_id, text = identify(self._fields, row, where)
         digest, known = text_digest(text), self.entries.get(doc_id)
         if known is None:
@@ -147,6 +152,7 @@ class _Reader:
             else:
                 title = self._fields.get(row, "title", where, str, default="")
             self.num_pages += is_page(text)
+            self._num_usable += not blank
             self.entries[doc_id] = Entry(where, title, digest, len(text), blank)
         elif known.digest != digest:
             what = f"doc_id {doc_id!r} has another context than at {known.where}"
@@ -189,8 +195,8 @@ class _Reader:
     def _note_file(self, row: DocumentRow, where: str) -> str:
         """Count how a file was read, and return the reason why it was not."""
         suffix = PurePath(where).suffix.lower()
-        self.lost += row.lost
-        self._encodings[row.encoding] += 1
+        self.lost += row.found.lost
+        self._encodings[row.found.encoding] += 1
         if row.fault is None:
             self._converted[suffix] += suffix in KINDS
             return ""
@@ -309,7 +315,7 @@ def identify(fields: Fields, row: dict[str, object], where: str) -> tuple[str, s
     """Return ``doc_id`` and text of a row. A missing ``doc_id`` is made from the text, so that equal texts are one
     document."""
     if isinstance(row, DocumentRow):
-        return row["doc_id"], row["context"]
+        return row["doc_id"], row.found.text
     text = fields.context(row, where)
     given = str(fields.get(row, "doc_id", where, (str, int), default=""))
     return given or text_digest(text)[:12], text

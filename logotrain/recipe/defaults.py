@@ -69,7 +69,7 @@ def with_positions(recipe: TrainRecipe) -> TrainRecipe:
         return recipe
     note(
         "positions: natural (imported pairs have no chunks, between which the paper's gaps stand; positions.mode=pose "
-        "or randpos needs none, and logodata import --chunk-tokens 512 makes them)"
+        "or randpos needs none, and an import with chunk_tokens=512 makes them, which is data.pairs.chunk_tokens=512)"
     )
     return recipe.model_copy(update={"positions": recipe.positions.model_copy(update={"mode": "natural"})})
 

@@ -127,15 +127,16 @@ _ANSWERS = {
         "dataset datasets dataset_name dataset_path dataset_dir dataset_mixer dataset_prepared_path data_path data_dir "
         "train_file train_dataset"
     ),
-    ": columns of pairs are told to logodata import, as columns.chosen=NAME": (
+    "data.pairs.columns: as in data.pairs.columns.chosen=NAME": (
         "input_key output_key prompt_key chosen_key rejected_key"
     ),
     "data.path: a folder that logodata build wrote, or pairs of your own, with all it needs": "dataset_*",
     ": every step is a line of RUN/metrics.jsonl": (
         "compute_accuracy logging_dir logging* log_* include_num_input_tokens_seen"
     ),
-    ": the data hold token ids; a chat template is the build's, chat_template=FILE of logodata build": (
-        "chat_template* template apply_chat_template"
+    "data.pairs.chat_template: for pairs of your own; the data of a build hold token ids": "chat_template* template",
+    "data.pairs.prompt: message applies the chat template to a prompt of one text; messages get it always": (
+        "apply_chat_template"
     ),
     ": the data are in memory before the first step": (
         "remove_unused_columns label_names dataloader_* preprocessing_num_workers overwrite_cache length_column_name"

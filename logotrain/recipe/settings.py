@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, Tokens
+from logodata.pairs.settings import PairSettings
 from logotrain.recipe.foreign_names import NAMES, VALUES
 
 Backend = Literal["flash", "flex", "sdpa"]
@@ -58,6 +59,10 @@ class DataSettings(RecipeModel):
     """Held-out samples: another folder that ``logodata build`` wrote, other pairs, or the share of the documents of
     ``path`` (of imported pairs: of the prompts) whose samples are held out (0.1). The seed decides which. They are
     measured while training and never trained on."""
+
+    pairs: PairSettings | None = None
+    """How the pairs of ``path`` and ``validation`` are read, as ``logodata import`` takes it: ``pairs.prompt=message``,
+    ``pairs.columns.chosen=better``. Null recognises all of it."""
 
     @field_validator("validation", mode="before")
     @classmethod

@@ -159,6 +159,7 @@ def runs(
         *(runs.task(case, f"one-then-two-{case}") for case in ("replicate", "shard")),
         runs.task("shard", "one-replicate"),  # refused: the folder belongs to another recipe
         runs.task("dpo", "sigterm-dpo", sigterm_in_references=1),
+        runs.task("shard", "sigint", sigint_in_validation=1),
         runs.task("shard", "sigterm", sigterm_rank=1),  # last: its patch stays
     ]
     (root / "tasks.json").write_text(json.dumps(tasks))
@@ -248,6 +249,13 @@ def test_a_signal_to_one_process_stops_the_reference_pass_of_both(runs: Runs) ->
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-7)
 
 
+def test_a_signal_to_one_process_stops_a_measurement_of_both(runs: Runs) -> None:
+    assert [(runs.root / f"sigint.rank{rank}").read_text() for rank in (0, 1)] == ["interrupted", "interrupted"]
+    for file in ("metrics.jsonl", "validation.jsonl"):
+        for ours, theirs in zip(runs.metrics("sigint", file), runs.metrics("two-shard", file), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-7)
+
+
 def test_one_process_imports_pairs_for_both(runs: Runs) -> None:
     assert (runs.root / "stderr").read_text().count("pairs.jsonl: read as TRL's pairs of plain text") == 1
     one, two = ((runs.root / name / "data" / "stats.json").read_bytes() for name in ("one-pairs", "two-pairs"))
@@ -260,4 +268,4 @@ def test_what_the_main_process_refuses_is_refused_by_all_and_said_once(runs: Run
     assert "this folder was started with lora.train_embeddings=False, now it is True" in said[0]
     assert (runs.root / "stderr").read_text().count("attention: sdpa") == len(
         CASES
-    ) + 6  # one process of the two speaks
+    ) + 8  # one process of the two speaks

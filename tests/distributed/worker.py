@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from logodata.common.errors import UserError
-from logotrain import steps
+from logotrain import steps, trainer
 from logotrain.loss import reference
 from logotrain.parallel import launched
 from logotrain.recipe.settings import TrainRecipe
@@ -37,6 +38,8 @@ def main(tasks: Path) -> None:
                         _signal_before_row(6)
                     if task.get("sigterm_in_references") == world.rank:
                         _signal_at_references()
+                    if task.get("sigint_in_validation") == world.rank:
+                        _signal_in_validation(2)
                     run(recipe, out)
             except UserError as error:
                 outcome = str(error)
@@ -69,6 +72,22 @@ def _signal_at_references() -> None:
         return original(*arguments)
 
     reference.split_logprobs = patched
+
+
+def _signal_in_validation(number: int) -> None:
+    """SIGINT to this process alone, once, after the first block of held-out samples after step ``number``."""
+    original = trainer.measure
+
+    def patched(*arguments: Any, step: int, advance: Callable[[int], None], **options: Any) -> Any:
+        def advanced(count: int) -> None:
+            if step == number and trainer.measure is patched:
+                trainer.measure = original
+                os.kill(os.getpid(), signal.SIGINT)
+            advance(count)
+
+        return original(*arguments, step=step, advance=advanced, **options)
+
+    trainer.measure = patched
 
 
 if __name__ == "__main__":

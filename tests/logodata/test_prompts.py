@@ -86,7 +86,7 @@ def test_missing_chat_template_is_an_error_that_says_how_to_give_one(tiny_model_
     folder = tmp_path / "bare"
     shutil.copytree(tiny_model_dir, folder)
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"no chat template \(give one with chat_template=FILE"):
+    with pytest.raises(UserError, match=r"no chat template \(set chat_template=FILE\)"):
         load_tokenizer(str(folder))
     assert load_tokenizer(str(folder), needs_template=False).chat_template is None
     template = tmp_path / "t.jinja"

@@ -89,7 +89,7 @@ def test_unknown_options_are_refused(recipe_file: Path, capsys: pytest.CaptureFi
         (["{recipe}", "--recipe", "{recipe}", "-o", "x"], "two recipes given"),
         (["nowhere.yaml", "-o", "x"], "no such recipe"),
         (["{recipe}", "-o", "x", "--model", "./nowhere"], "no such model folder"),
-        (["{recipe}", "-o", "x", "--data", "nowhere"], "no such folder"),
+        (["{recipe}", "-o", "x", "--data", "nowhere"], "no such file or folder"),
         (["{recipe}", "-o", "x", "--init-adapter", "nowhere"], "nowhere: holds no adapter"),
         (["{recipe}", "-o", "x", "positions.target_length=9999"], "beyond the model's window"),
         (["{recipe}", "-o", "x", "lora.target_modules=[c_attn]"], "no layer 'c_attn'"),

@@ -155,7 +155,7 @@ def test_refuses_a_sample_that_does_not_fit(make_recipe: Recipes, make_build: Bu
 
 
 def test_refuses_a_folder_without_samples(make_recipe: Recipes, make_build: Builds, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         load_data(make_recipe(**{"data.path": str(tmp_path / "nowhere")}))
     with pytest.raises(UserError, match="holds no samples"):
         load_data(make_recipe(**{"data.path": str(make_build([], name="none"))}))

@@ -353,7 +353,12 @@ def test_pairs_are_held_out(held_out: str, model: Path, tmp_path: Path, capsys: 
     twice = [row for row in CONVERSATIONS[:6] for _ in range(2)]
     pairs = write_lines(tmp_path / "pairs.jsonl", twice)
     assert train(model, pairs, tmp_path / "run", "max_steps=1", f"data.validation={given}") == 0
-    assert "held out: 6 samples of " + ("3" if held_out == "a share" else "6") in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "held out: 6 samples of " + ("3" if held_out == "a share" else "6") in told
+    measured = f"next: logoeval pairs --model {tmp_path}/run/final --data {tmp_path}/run/validation-data -o"
+    assert (measured in told) is (held_out == "a file")
+    assert "logoeval niah" not in told
+    assert "no pairs were held out" not in told
     assert len((tmp_path / "run" / "validation.jsonl").read_text().splitlines()) == 2
 
 
@@ -368,6 +373,52 @@ def test_plan_and_dry_run_touch_nothing(model: Path, tmp_path: Path, capsys: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
 
 
+def test_a_run_has_the_settings_of_an_import(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each error names the setting as a run has it, and with all of them the samples are those of the import."""
+    from logodata.cli import main as logodata
+    from logodata.dataset.samples import read_samples
+
+    lines = ["ask,better,worse", *(f"Café {n}?,There are {n}.,Nobody knows {n}." for n in range(4))]
+    pairs, out = tmp_path / "pairs.csv", tmp_path / "run"
+    pairs.write_bytes("\n".join(lines).encode("cp1252"))
+    needed = {
+        "data.pairs.encoding=": "cp1252",
+        "data.pairs.columns.chosen=": "better",
+        "data.pairs.columns.rejected=": "worse",
+    }
+    words = ["max_steps=1", "samples_per_step=4", "data.pairs.columns.prompt=ask"]
+    for setting, value in needed.items():
+        assert train(model, pairs, out, *words) == 2
+        assert f"(set {setting}" in capsys.readouterr().err.splitlines()[-1]
+        assert not out.exists()
+        words.append(setting + value)
+    assert train(model, pairs, out, *words) == 0
+    told = capsys.readouterr().err
+    assert "data.pairs.prompt=message applies it" in told
+    assert told.splitlines()[-1].startswith("no pairs were held out (data.validation=0.1)")
+    assert train(model, pairs, tmp_path / "message", *words, "data.pairs.prompt=message") == 0
+
+    imported = [word.removeprefix("data.pairs.") for word in words[2:]]
+    given = ["import", str(pairs), "--model", str(model), "-o", str(tmp_path / "data"), *imported, "prompt=message"]
+    assert logodata(given) == 0
+    assert read_samples(tmp_path / "message" / "data") == read_samples(tmp_path / "data")
+    assert read_samples(out / "data") != read_samples(tmp_path / "data")
+
+    capsys.readouterr()
+    assert train(model, tmp_path / "data", tmp_path / "other", "data.pairs.prompt=message") == 2
+    assert "data.pairs says how pairs are read, and there are none" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_pairs_are_not_imported_for_positions_beyond_the_window(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = write_lines(tmp_path / "pairs.jsonl", CONVERSATIONS)
+    assert train(model, pairs, tmp_path / "run", "positions.target_length=1M") == 2
+    assert "positions.target_length=1048576 is beyond the model's window of" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "data").exists()
+
+
 @pytest.mark.parametrize("mode", ["mixed", "sparse", "continuous"])
 def test_the_papers_positions_need_chunks(
     mode: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -377,11 +428,8 @@ def test_the_papers_positions_need_chunks(
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"positions.mode={mode} needs chunks, and no sample has any" in line
 
-    from logodata.cli import main as logodata
-
-    words = ["import", str(pairs), "--model", str(model), "-o", str(tmp_path / "data"), "--chunk-tokens", "16"]
-    assert logodata(words) == 0
-    assert train(model, tmp_path / "data", tmp_path / "other", "max_steps=1", f"positions.mode={mode}") == 0
+    cut = (f"positions.mode={mode}", "data.pairs.chunk_tokens=16")
+    assert train(model, pairs, tmp_path / "other", "max_steps=1", *cut) == 0
 
 
 @pytest.mark.parametrize("mode", ["pose", "randpos"])

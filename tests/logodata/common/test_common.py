@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pickle
 import stat
@@ -10,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from logodata.common.append_log import AppendLog
-from logodata.common.errors import UserError, pass_on, run_command
+from logodata.common.errors import SettingError, UserError, pass_on, run_command
 from logodata.common.files import bind_settings, locked, make_folder_of, write_atomic
 
 
@@ -139,6 +141,14 @@ def test_an_error_says_the_same_in_another_process() -> None:
     assert (copy.what, copy.where, copy.mend, str(copy)) == (error.what, error.where, error.mend, str(error))
 
 
+def test_a_setting_is_named_as_the_command_names_it() -> None:
+    error = SettingError("not UTF-8", where="a.csv:2", setting="encoding=cp1252", mend="or save it as UTF-8")
+    assert str(error) == "a.csv:2: not UTF-8 (set encoding=cp1252; or save it as UTF-8)"
+    copy = pickle.loads(pickle.dumps(error))
+    for within in (error.within("data.pairs."), copy.within("source.").within("data.pairs.")):
+        assert str(within) == "a.csv:2: not UTF-8 (set data.pairs.encoding=cp1252; or save it as UTF-8)"
+
+
 def test_a_second_process_is_refused_and_a_crash_leaves_no_lock(tmp_path: Path) -> None:
     code = (
         "import time; from pathlib import Path; from logodata.common.files import locked\n"
@@ -152,6 +162,42 @@ def test_a_second_process_is_refused_and_a_crash_leaves_no_lock(tmp_path: Path) 
     holder.kill()
     holder.wait()
     with locked(tmp_path):
+        pass
+
+
+def test_a_folder_is_deleted_if_nothing_was_written(tmp_path: Path) -> None:
+    def refuse(folder: Path, file: str | None) -> None:
+        with locked(folder):
+            if file is not None:
+                (folder / file).write_text("kept")
+            raise ValueError("refused")
+
+    for name, is_there, file, remains in [
+        ("new", False, None, False),
+        ("old", True, None, True),
+        ("written", False, "a.txt", True),
+    ]:
+        folder = tmp_path / name
+        if is_there:
+            folder.mkdir()
+        with pytest.raises(ValueError, match="refused"):
+            refuse(folder, file)
+        assert folder.exists() is remains, name
+    with locked(tmp_path / "new"):
+        pass
+    assert (tmp_path / "new").exists()
+
+
+def test_the_lock_of_a_deleted_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the process that failed deletes it after it was opened here."""
+    lock = fcntl.flock
+
+    def delete_and_lock(handle: Any, how: int) -> None:
+        (tmp_path / "out" / ".lock").unlink()
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", delete_and_lock)
+    with pytest.raises(UserError, match="another process is writing here"), locked(tmp_path / "out"):
         pass
 
 

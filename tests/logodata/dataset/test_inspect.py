@@ -257,7 +257,7 @@ def test_a_count_is_a_positive_number(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_no_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tmp_path / "none"), "--html", str(tmp_path / "x.html")]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "no such file or folder" in capsys.readouterr().err
 
 
 def test_stats_count_error_patterns_and_are_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

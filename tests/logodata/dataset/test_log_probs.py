@@ -209,7 +209,7 @@ def test_bad_commands(
     for arguments, message in (
         ([str(folder), "--log-probs", "--model", str(other)], f"built with model {tiny_model_dir}"),
         ([str(folder), "--log-probs", "--model", "/nowhere"], "/nowhere: no such model folder"),
-        ([str(tmp_path / "none"), "--log-probs"], "no such folder (run: logodata build FILE"),
+        ([str(tmp_path / "none"), "--log-probs"], "no such file or folder (give the folder that logodata build"),
         ([str(folder), "-n", "3"], "--num says how to score responses (add --log-probs"),
     ):
         assert main(["stats", *arguments]) == 2

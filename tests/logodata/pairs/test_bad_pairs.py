@@ -60,7 +60,7 @@ REASONS: dict[str, tuple[Row, Row, str]] = {
     "a message is a text": (TALK, {**TALK, "prompt": ["How many?"]}, "not_messages"),
     "role is not known": (TALK, {**TALK, "prompt": [{"role": "narrator", "content": "x"}]}, "role_unknown"),
     "role is absent": (TALK, {**TALK, "prompt": [{"content": "x"}]}, "role_unknown"),
-    "from is not known": (SHARE, {**SHARE, "chosen": {"from": "function_call", "value": "{}"}}, "role_unknown"),
+    "from is not known": (SHARE, {**SHARE, "chosen": {"from": "critic", "value": "{}"}}, "role_unknown"),
     "a column of images": (TALK, {**TALK, "images": ["x.png"]}, "content_is_not_text"),
     "an image": (TALK, {**TALK, "prompt": [user([{"type": "image_url", "image_url": "x"}])]}, "content_is_not_text"),
     "text in parts": (
@@ -148,6 +148,38 @@ REASONS: dict[str, tuple[Row, Row, str]] = {
     "tools are not JSON": (TALK, {**TALK, "tools": "[{'name'"}, "tools_not_json"),
     "tools are a number": (TALK, {**TALK, "tools": 3}, "tools_not_json"),
     "the template has no tools": (TALK, {**TALK, "tools": [{"name": "count"}]}, "template_ignores_tools"),
+    "the template has no calls": (
+        TALK,
+        {**TALK, "chosen": [{**said(""), "tool_calls": [{"function": {"name": "count", "arguments": {}}}]}]},
+        "template_ignores_tool_calls",
+    ),
+    "the template has no calls of earlier turns": (
+        SHARE,
+        {
+            **SHARE,
+            "conversations": [
+                *SHARE["conversations"],
+                {"from": "function_call", "value": '{"name": "count", "arguments": {}}'},
+                {"from": "observation", "value": "4"},
+            ],
+        },
+        "template_ignores_tool_calls",
+    ),
+    "a call is not JSON": (
+        SHARE,
+        {**SHARE, "chosen": {"from": "function_call", "value": "count()"}},
+        "tool_calls_not_json",
+    ),
+    "a call has no name": (
+        SHARE,
+        {**SHARE, "chosen": {"from": "function_call", "value": '{"arguments": {}}'}},
+        "tool_calls_not_json",
+    ),
+    "half a character in a call": (
+        SHARE,
+        {**SHARE, "chosen": {"from": "function_call", "value": '{"name": "\\ud83d", "arguments": {}}'}},
+        "unpaired_surrogate",
+    ),
     "history is no pairs": (ALPACA, {**ALPACA, "history": ["a", "b"]}, "history_not_pairs"),
     "two system messages": (
         {**SHARE, "system": "Be brief."},
@@ -274,18 +306,18 @@ LINES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "a column is missing": (
         lines({"prompt": "a", "choosen": "b", "rejected": "c"}),
         (),
-        "no row has a field 'chosen' (did you mean 'choosen'? then write columns.chosen=NAME",
+        "no row has a field 'chosen' (set columns.chosen=YOUR_COLUMN; did you mean 'choosen'? found: prompt, choosen",
     ),
     "no column is known": (
         lines({"a": 1, "b": 2}),
         (),
-        "no row has a field 'chosen' (name it: columns.chosen=YOUR_COL",
+        "no row has a field 'chosen' (set columns.chosen=YOUR_COLUMN; found: a, b)",
     ),
     "only null": (lines({**GOOD, "rejected": None}), (), "no row has a field 'rejected'"),
     "a column that is not there": (
         lines(GOOD),
         ("columns.chosen=chosn",),
-        "no row has a column 'chosn' (did you mean 'chosen'?)",
+        "no row has a column 'chosn' (set columns.chosen=YOUR_COLUMN; did you mean 'chosen'?)",
     ),
     "a field that is not there": (
         lines(GOOD),
@@ -304,7 +336,27 @@ LINES: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "gzip, cut": (bytes_of("a.jsonl.gz", b"\x1f\x8b\x08\x00"), (), "cannot be unpacked"),
     "no parquet": (bytes_of("a.parquet", b"PAR1"), (), "cannot read as parquet"),
     "a text file": (bytes_of("a.txt", b"A text."), (), "documents, not a table"),
-    "a folder of texts": (texts, (), "documents, not a table"),
+    "a folder of texts": (texts, (), "holds no table (files: .txt 1) (give a JSON, CSV or parquet file"),
+    "a file of no known form": (
+        bytes_of("pairs", b"How many?"),
+        (),
+        "cannot be recognised (give a JSON, CSV or parquet",
+    ),
+    "a table in another encoding": (
+        bytes_of("a.csv", "prompt,chosen,rejected\nCafé?,a,b".encode("cp1252")),
+        (),
+        "a.csv:2: not UTF-8: byte 3 (set encoding=NAME, such as cp1252; or save it as UTF-8",
+    ),
+    "a table in another encoding than the one that was named": (
+        bytes_of("a.csv", "prompt,chosen,rejected\nCafé?,a,b".encode("cp1252")),
+        ("encoding=ascii",),
+        "a.csv: not ascii, in line 1 or after it (set encoding=NAME,",
+    ),
+    "a table without a header": (
+        bytes_of("a.csv", b"How many?,Four.,Five.\nWho?,Ann.,Bob."),
+        (),
+        "no row has a field 'chosen' (set columns.chosen=YOUR_COLUMN; found: How many?, Four., Five.)",
+    ),
     "a data set of ours": (built, (), "a data set already, not pairs"),
     "several splits": (splits(""), (), "holds several splits: train_prefs, test_prefs (write {folder}/saved:NAME)"),
     "a split that is not there": (

@@ -192,7 +192,7 @@ def test_a_base_model_needs_no_template_for_texts(
     )
     words = ["import", str(tmp_path / "talk.jsonl"), "--model", str(tmp_path / "base"), "-o", str(tmp_path / "other")]
     assert main(words) == 2
-    assert "the tokenizer has no chat template (give one with" in capsys.readouterr().err
+    assert "the tokenizer has no chat template (set chat_template=FILE)" in capsys.readouterr().err
 
 
 def test_a_dialogue_is_cut_at_the_last_speaker(imported: Import) -> None:
@@ -256,6 +256,53 @@ def test_tools_and_calls_go_through_the_template(imported: Import, thinking: Pat
     assert '<call>{"function": {"name": "count"' in sample.chosen.text
 
 
+COUNT = {"name": "count", "parameters": {"type": "object"}}
+CALL = {"name": "count", "arguments": {"of": "säcke"}}
+TAGS = {
+    "role_tag": "who",
+    "content_tag": "what",
+    "user_tag": "U",
+    "assistant_tag": "A",
+    "observation_tag": "O",
+    "function_tag": "F",
+}
+
+
+@pytest.mark.parametrize("is_tagged", [False, True])
+def test_calls_of_llama_factory_are_those_of_transformers(
+    is_tagged: bool, imported: Import, thinking: Path, tmp_path: Path
+) -> None:
+    """Its tools are bare schemas and its calls are texts, and its list may name roles and keys in another way."""
+    turns = [("human", "How many?"), ("function_call", json.dumps(CALL)), ("observation", "4"), ("gpt", "Four.")]
+    other = ("function_call", json.dumps([CALL, {**CALL, "name": "weigh"}]))
+    roles = {"human": "U", "gpt": "A", "observation": "O", "function_call": "F"}
+    made = [
+        {"who": roles[role], "what": text} if is_tagged else {"from": role, "value": text}
+        for role, text in (*turns, other)
+    ]
+    row = {"conversations": made[:3], "chosen": made[3], "rejected": made[4], "tools": json.dumps([COUNT])}
+    folder = tmp_path / "lf"
+    folder.mkdir()
+    (folder / "mine.json").write_text(json.dumps([row]))
+    entry = {"file_name": "mine.json", "formatting": "sharegpt", "ranking": True}
+    info = {"mine": {**entry, "tags": TAGS} if is_tagged else entry}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    [sample] = imported(folder, model=thinking)
+
+    def calling(*names: str) -> Row:
+        calls = [{"type": "function", "function": {**CALL, "name": name}} for name in names]
+        return {"role": "assistant", "content": "", "tool_calls": calls}
+
+    tokenizer = AutoTokenizer.from_pretrained(thinking)
+    talk = [user("How many?"), calling("count"), {"role": "tool", "content": "4"}]
+    tools = [{"type": "function", "function": COUNT}]
+    prompt = tokenizer.apply_chat_template(talk, tools, add_generation_prompt=True, tokenize=True)["input_ids"]
+    assert sample.prompt_ids == prompt
+    for response, message in [(sample.chosen, said("Four.")), (sample.rejected[0], calling("count", "weigh"))]:
+        whole = tokenizer.apply_chat_template([*talk, message], tools, tokenize=True)["input_ids"]
+        assert [*prompt, *response.token_ids, *tokenizer.encode("\n", add_special_tokens=False)] == whole
+
+
 # Forms ----------------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +312,22 @@ def test_rated_completions_give_several_dispreferred_ones(imported: Import) -> N
     completions = [{"response": text, "overall_score": score, "model": "m"} for text, score in rated]
     [first] = imported([{"instruction": "How many?", "completions": completions}])
     assert (first.chosen.text, [found.text for found in first.rejected]) == ("best", ["a", "b"])
+
+
+def test_system_prompts_of_single_completions_are_told(imported: Import, capsys: pytest.CaptureFixture[str]) -> None:
+    """One prompt has one, and each completion was written under another."""
+    rows = [
+        {
+            "instruction": f"How many {number}?",
+            "completions": [
+                {"response": text, "overall_score": score, "custom_system_prompt": f"Be {text}." * (number < 2)}
+                for text, score in [("brief", 1.0), ("right", 5.0)]
+            ],
+        }
+        for number in range(3)
+    ]
+    imported(rows)
+    assert "completions of 2 rows were written under system prompts of their own" in capsys.readouterr().err
 
 
 def test_lists_of_generations_and_ratings(imported: Import) -> None:

@@ -178,7 +178,11 @@ def test_an_interrupted_command_ends_in_the_same_files(
 
 
 def test_its_own_output_gets_further_questions(
-    tmp_path: Path, corpus: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    corpus: Path,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
     replies = {"tower-multi_detail-02": "malformed"}
@@ -188,6 +192,8 @@ def test_its_own_output_gets_further_questions(
     before = ["tower-single_detail-01", "tower-biography-03", "tower-summary-04"]
     added = ["tower-multi_detail-02", "tower-single_detail-05", "tower-multi_detail-06", "tower-biography-07"]
     assert asked["tower"] == [*before, *added]
+    held = read_source(SourceSettings(path=str(first))).documents.num_questions
+    assert f"first.jsonl: {held} questions that the documents have already are kept" in capsys.readouterr().err
 
 
 def test_a_finished_file_is_left_alone_and_another_is_not_overwritten(

@@ -18,7 +18,7 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import load_recipe
 from logodata.dataset.samples import read_manifest, read_samples
 from logodata.recipe.settings import BuildRecipe
-from logodata.sources import SourceSettings, read_source, source_fingerprint
+from logodata.sources import SourceSettings, document_files, read_source, source_fingerprint
 from logodata.sources.converters import process
 from logodata.sources.converters.book import book_text
 from logodata.sources.converters.page import page_text
@@ -95,7 +95,7 @@ def test_the_encoding_of_a_page(tmp_path: Path, name: str) -> None:
 
 def test_a_page_that_says_no_encoding_takes_that_of_the_settings(tmp_path: Path) -> None:
     file = save(tmp_path, "a.html", "<p>café</p>".encode("cp1252"))
-    with pytest.raises(UserError, match=r"not UTF-8: byte 6 \(name its encoding, e\.g\. source\.encoding=cp1252"):
+    with pytest.raises(UserError, match=r"not UTF-8: byte 6 \(set source\.encoding=NAME, such as cp1252"):
         page_text(file, None)
     assert page_text(file, "cp1252").text == "café"
     with pytest.raises(UserError, match="neither UTF-8 nor ascii"):
@@ -281,6 +281,49 @@ def test_tables_of_documents_and_of_questions_beside_files(tmp_path: Path, capsy
     assert "1 of 4 documents hold no question" in said
 
 
+def test_files_that_differ_in_their_extension_keep_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("report.txt", "report.html", "sub/report.md", "other.txt"):
+        save(tmp_path, name, f"The text of {name}.".encode())
+    save(
+        tmp_path,
+        "asked.csv",
+        b"doc_id,question,answers\nreport.txt,Whose?,txt\nreport,Whose?,both\nother.txt,Whose?,o\n",
+    )
+    source = read_source(SourceSettings(path=str(tmp_path)))
+    assert {d.doc_id: d.text for d in source.documents} == {
+        "report.txt": "The text of report.txt.",
+        "report.html": "The text of report.html.",
+        "sub/report": "The text of sub/report.md.",
+        "other": "The text of other.txt.",
+    }
+    asked = {d.doc_id: len(d.questions) for d in source.documents if d.questions}
+    assert asked == {"report.txt": 1, "other": 1}
+    assert [row.reason for row in source.rejected] == ["unknown_document"]  # nothing says which report
+    assert "questions are on documents that the source does not hold, such as 'report'" in capsys.readouterr().err
+
+    save(tmp_path, "report.txt.md", b"One more.")
+    with pytest.raises(UserError, match=r"doc_id 'report\.txt' is already that of report\.txt"):
+        read_source(SourceSettings(path=str(tmp_path)))
+
+
+def test_no_more_files_are_read_than_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(5):
+        save(tmp_path, f"{n}.txt", b"" if n == 1 else f"The text of {n}.".encode())
+    save(tmp_path, "asked.csv", b"doc_id,question,answers\n" + b"".join(b"%d,Who?,Ann\n" % n for n in range(5)))
+    read: list[str] = []
+
+    def read_document(file: Path, encoding: str | None) -> Any:
+        read.append(file.name)
+        return whole(file, encoding)
+
+    whole = document_files.read_document
+    monkeypatch.setattr(document_files, "read_document", read_document)
+    source = read_source(SourceSettings(path=str(tmp_path), max_documents=2))
+    assert read == ["0.txt", "1.txt", "2.txt"]
+    assert [(d.doc_id, len(d.questions)) for d in source.documents] == [("0", 1), ("2", 1)]
+    assert [row.doc_id for row in source.rejected] == ["1"]
+
+
 def test_files_without_questions_say_who_writes_them(tmp_path: Path) -> None:
     save(tmp_path, "a.pdf", make_pdf(["T"]))
     with pytest.raises(UserError, match=r"these files hold no questions \(have them written: logodata questions"):
@@ -359,7 +402,7 @@ REFUSED: dict[str, tuple[str, bytes, str, str]] = {
     "a NUL": ("a.csv", HEAD + b"T\0,Who?,Ann\n", ":2", "holds a NUL character"),
     "an open quote": ("a.csv", HEAD + b'"T,Who?,Ann\n', ":2", "not valid CSV in the row that begins here"),
     "an empty column": ("a.csv", HEAD + b",Who?,Ann\n", ":2", "found: context (empty), question, answers"),
-    "another encoding": ("a.csv", csv_of().encode("cp1252"), ":2", "not UTF-8: byte 18 (name its encoding"),
+    "another encoding": ("a.csv", csv_of().encode("cp1252"), ":2", "not UTF-8: byte 18 (set source.encoding=NAME"),
     "UTF-16 cut off": ("a.csv", csv_of().encode("utf-16")[:-1], "", "not UTF-16, in line 2 or after it"),
     "nothing": ("a.csv", b"", ":1", "is the header row missing?"),
     "a text with the ending of a table": ("a.csv", b"Ann lives here.\n\nBo does not.\n", ":1", "header row missing?"),
