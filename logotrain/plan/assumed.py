@@ -13,10 +13,12 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel, load_recipe
 from logodata.contexts.settings import ChunkingSettings, ContextSettings
 from logodata.contract import ContextChunk, PreferenceSample, Response
-from logodata.models.text_config import text_config
+from logodata.models.loading import load_config
+from logodata.models.text_config import config_window
 from logodata.recipe.settings import GenerationSettings
 from logotrain.data import TrainingData, checked_target_length, load_data
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.model.rope import scaled_config
+from logotrain.recipe.settings import RopeSettings, TrainRecipe
 from logotrain.trainable import trainable_config
 
 if TYPE_CHECKING:
@@ -109,13 +111,20 @@ def planned_data(
 
 def _longer(recipe: TrainRecipe, config: PreTrainedConfig, needed: int) -> str:
     """Return how a target of positions becomes as long as needed."""
-    window = text_config(config).max_position_embeddings
+    window = config_window(config)
     length = f"positions.target_length={needed}" if recipe.positions.target_length else ""
     if needed <= window:
         return f"set {length or 'positions.target_length=null'}, or plan shorter contexts"
-    unscaled = window / (recipe.rope.factor if recipe.rope else 1)
-    rope = f"rope.type={recipe.rope.type if recipe.rope else 'yarn'} rope.factor={math.ceil(needed / unscaled)}"
-    return f"its window has {window}: {rope} {length}".rstrip() + ", or plan shorter contexts"
+    kind = recipe.rope.type if recipe.rope else "yarn"
+    unscaled = load_config(recipe.model, shapes_only=True)
+    rope = RopeSettings(type=kind, factor=math.ceil(needed / config_window(unscaled)))
+    try:
+        scaled_config(unscaled, rope)
+    except UserError as error:
+        return f"its window has {window} and cannot be scaled: {error.what}; plan shorter contexts"
+    return f"its window has {window}: rope.type={kind} rope.factor={rope.factor:g} {length}".rstrip() + (
+        ", or plan shorter contexts"
+    )
 
 
 def _sample(prompt_tokens: int, response_tokens: int, num_rejected: int, chunk_tokens: int) -> PreferenceSample:

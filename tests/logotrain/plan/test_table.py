@@ -252,12 +252,16 @@ def test_a_long_prompt_gets_what_is_fastest(capsys: pytest.CaptureFixture[str], 
 def test_a_prompt_beyond_the_window_is_answered_with_the_settings_for_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["plan", "--model", LLAMA, "--prompt-tokens", "262144", "--gpus", "1", "--card", "h200-141gb"]
+    short = "meta-llama/Meta-Llama-3-8B-Instruct"
+    arguments = ["plan", "--model", short, "--prompt-tokens", "60000", "--gpus", "1", "--card", "h200-141gb"]
     assert main(arguments) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "do not fit under" in line
-    _, _, mend = line.partition("its window has 131072: ")
+    _, _, mend = line.partition("its window has 8192: ")
     assert main([*arguments, *mend.partition(",")[0].split()]) == 0
+    capsys.readouterr()
+    assert main(["plan", "--model", LLAMA, "--prompt-tokens", "262144"]) == 2
+    assert "its window has 131072 and cannot be scaled: the model's RoPE is of type 'llama3'" in capsys.readouterr().err
 
 
 def test_the_table_of_the_guide_is_the_plan_s() -> None:
