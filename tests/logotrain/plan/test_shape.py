@@ -113,12 +113,16 @@ def test_a_shape_is_that_of_the_model_or_one_line(family: str) -> None:
 def test_kinds_of_layers() -> None:
     config = tiny("deepseek_v3")
     config.first_k_dense_replace, config.num_hidden_layers, config.v_head_dim = 1, 3, 6
+    config.num_key_value_heads = config.num_attention_heads
     dense, mixture = model_shape(config).layers
     assert (dense.count, mixture.count) == (1, 2)
     assert dense.experts == ()
     assert mixture.experts == (
-        Experts(4, chosen=2, intermediate=16, kept=3, weights=4 * 3 * 16 * 32, stacked=4 * 2 * 16 * 32),
+        Experts(4, chosen=2, intermediate=16, kept=3, weights=4 * 3 * 16 * 32, stacked=4 * 2 * 16 * 32, in_tiles=True),
     )
+    assert {linear.name for linear in mixture.linears if linear.in_tiles} == {"gate_proj", "up_proj", "down_proj"}
+    assert dense.mlp_in_tiles
+    assert mixture.mlp_in_tiles
     assert mixture.intermediate == 16, "the shared expert"
     assert (mixture.query_width, mixture.key_width, mixture.value_width, mixture.output_width) == (64, 64, 24, 24)
 
