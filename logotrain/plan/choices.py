@@ -16,6 +16,9 @@ from logotrain.recipe.settings import Implementation, Recompute, Strategy, Train
 _NEAR = 1.1
 """Times that are this close count as equal. The model of time is no better."""
 
+_FOR_LONG_ROWS = ("tiled", "offloaded")
+"""Choices of recompute for rows that fit in no way without them."""
+
 
 def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
     """Refuse to replicate full tuning in bfloat16 on several processes, because only sharding computes it, and to split
@@ -109,6 +112,7 @@ class Chosen:
         needed: bytes that a device must have.
         fits: whether it has them.
         why_strategy, why_context, why_recompute: the reasons, one line each.
+        faster: settings that the model of time finds faster, and how much; empty if there are none.
     """
 
     step: StepPlan
@@ -117,15 +121,17 @@ class Chosen:
     why_strategy: str
     why_context: str
     why_recompute: str
+    faster: str
 
 
 def choose_step(step: StepPlan, card: Card, num_rows: int) -> Chosen:
     """Choose strategy, context size and recompute where the recipe says ``auto``.
 
-    The fastest choice that fits the device is taken, by :func:`logotrain.plan.cost.step_seconds`; of those that are
-    nearly as fast, the first in this order: fewer processes for a row, no tiles and no host memory, replicated weights,
-    less that is computed again. On a card without rates it is the first that fits. If none fits, it is the one that
-    needs least.
+    A row stays on one device, without tiles and host memory, where it fits so: with replicated weights if it can, and
+    with the least that is computed again. Else the fastest choice that fits is taken, by
+    :func:`logotrain.plan.cost.step_seconds`; of those that are nearly as fast, the first in this order: fewer processes
+    for a row, no tiles and no host memory, replicated weights, less that is computed again. On a card without rates it
+    is the first that fits. If none fits, it is the one that needs least.
 
     Args:
         step: its own strategy, context size, recompute and number of rows of a process are not read.
@@ -134,11 +140,13 @@ def choose_step(step: StepPlan, card: Card, num_rows: int) -> Chosen:
     """
     tried = [_Tried.of(candidate, card, num_rows) for candidate in _candidates(step, card, num_rows)]
     fitting = [it for it in tried if it.fits]
-    if fitting:
-        near = _NEAR * min(it.seconds for it in fitting)
-        chosen = next(it for it in fitting if it.seconds <= near)
-    else:
+    fastest = fitting and min(fitting, key=lambda it: it.seconds)
+    if not fastest:
         chosen = min(tried, key=lambda it: it.needed)
+    elif _is_plain(fitting[0].step):
+        chosen = fitting[0]
+    else:
+        chosen = next(it for it in fitting if it.seconds <= _NEAR * fastest.seconds)
     return Chosen(
         chosen.step,
         chosen.needed,
@@ -146,7 +154,19 @@ def choose_step(step: StepPlan, card: Card, num_rows: int) -> Chosen:
         _only_strategy(step) or _why_strategy(chosen, tried),
         _why_context(chosen, tried),
         _why_recompute(chosen, tried),
+        _settings(fastest, chosen) if fastest and chosen.seconds > _NEAR * fastest.seconds else "",
     )
+
+
+def _is_plain(step: StepPlan) -> bool:
+    return step.context_size == 1 and step.recompute not in _FOR_LONG_ROWS
+
+
+def _settings(faster: _Tried, chosen: _Tried) -> str:
+    """Return what to set for a faster step, and how much faster it is."""
+    step = faster.step
+    settings = f"parallel.context_size={step.context_size} parallel.strategy={step.strategy} recompute={step.recompute}"
+    return f"{settings}: {chosen.seconds / faster.seconds:.1f} times as fast"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +275,7 @@ def _candidates(step: StepPlan, card: Card, num_rows: int) -> Iterator[StepPlan]
     groups: list[list[Recompute]] = [[asked]] if asked != "auto" else [[], []]
     if asked == "auto":
         for choice in recompute_choices(step.backend):
-            # Tiles and host memory are for rows that fit in no way without them.
-            groups[choice in ("tiled", "offloaded")].append(choice)
+            groups[choice in _FOR_LONG_ROWS].append(choice)
     for size in _context_sizes(step):
         rows = -(-num_rows // (step.world_size // size))
         for choices in groups:
@@ -281,6 +300,6 @@ def _is_possible(step: StepPlan, card: Card) -> bool:
 def _untiled(step: StepPlan) -> str:
     """Return how many layers have nothing that runs in tiles, if they should."""
     without = sum(layer.count for layer in step.shape.layers if not layer.has_tiles)
-    if step.recompute not in ("tiled", "offloaded") or not without:
+    if step.recompute not in _FOR_LONG_ROWS or not without:
         return ""
     return f"; {without} of {step.shape.num_layers} layers have no MLP that runs in tiles"

@@ -67,7 +67,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class LongFit:
-    """The fastest way in which a number of the cards computes a row of one sample with a long prompt.
+    """How a number of the cards computes a row of one sample with a long prompt.
 
     Attributes:
         prompt: length of the prompt, in tokens.
@@ -99,6 +99,7 @@ class RunPlan:
         memory: memory of one process under each choice of recompute.
         context_size: number of processes that compute a row together.
         context_reason: why; empty where nothing asks for more than one.
+        faster: settings that the model of time finds faster, and how much; empty if there are none.
         fits: what fits one card, by length of the prompt and number of dis-preferred responses.
         long_fits: what fits several of them, by length of the prompt and number of cards.
         misfit: if the largest row does not fit the card, what it needs and what the card has; else empty.
@@ -125,6 +126,7 @@ class RunPlan:
     context_reason: str
     recompute: Recompute
     recompute_reason: str
+    faster: str
     memory: dict[Recompute, MemoryEstimate]
     fits: list[Fit]
     long_fits: list[LongFit]
@@ -223,6 +225,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         context_reason=chosen.why_context,
         recompute=recompute,
         recompute_reason=chosen.why_recompute,
+        faster=chosen.faster,
         memory=memory_by_recompute(step),
         fits=fits,
         long_fits=_long_fits(step, card, longest),
@@ -345,6 +348,8 @@ def render(plan: RunPlan) -> Group:
         run.add_row("context size", f"{plan.context_size} ({plan.context_reason})")
     run.add_row("attention", plan.attention)
     run.add_row("recompute", f"{plan.recompute} ({plan.recompute_reason})")
+    if plan.faster:
+        run.add_row("estimated as faster", plan.faster)
     if plan.misfit:
         run.add_row("does not fit", plan.misfit)
     elif plan.seconds_per_step is None or plan.hours is None:

@@ -422,7 +422,7 @@ class TrainRecipe(RecipeModel):
     """What the backward pass recomputes: nothing (``none``), all but the attention (``selective``), or all (``full``,
     one more forward pass). Two more choices are ``full`` for long rows: MLPs and experts run over tiles of tokens
     (``tiled``), and the inputs of layers wait in host memory, too (``offloaded``). Gradients are equal. ``auto`` takes
-    the fastest of these that fits the device's memory."""
+    the first of these that fits the device's memory."""
 
     compile: bool = False
     """Compile each layer with torch.compile. Rows are then padded to multiples of 512 tokens, so few shapes occur."""

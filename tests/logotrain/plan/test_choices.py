@@ -294,15 +294,20 @@ def test_what_is_sent_by_hand(llama3_8b: ModelShape) -> None:
     assert alone == pytest.approx(2 * 2 * 32 * 8192 * 4096 / 0.7e9), "the host's link is what takes longest"
 
 
-def test_what_is_faster_is_chosen_and_what_is_near_is_not(llama3_8b: ModelShape) -> None:
-    """At 8K on cards of 80 GB nothing is shared. At 64K eight of them compute a row without recomputation."""
+def test_what_fits_plainly_stays_plain_and_else_the_fastest_is_chosen(llama3_8b: ModelShape) -> None:
     card = CARDS["h100-80gb"]
     step = StepPlan(llama3_8b, recipe_of(), ROW, world_size=8, device_bytes=card.memory_bytes)
-    near = choose_step(step, card, 64).step
-    assert (near.strategy, near.context_size, near.recompute, near.num_rows) == ("replicate", 1, "none", 8)
-    long = replace(step, row=RowLayout((SharedPrefixLayout(65536, (256,) * 3),)))
+    short = choose_step(step, card, 64)
+    assert (short.step.strategy, short.step.context_size, short.step.recompute) == ("replicate", 1, "none")
+    assert (short.step.num_rows, short.faster) == (8, "")
+    plain = choose_step(replace(step, row=RowLayout((SharedPrefixLayout(65536, (256,) * 3),))), card, 64)
+    assert (plain.step.strategy, plain.step.context_size, plain.step.recompute) == ("replicate", 1, "selective")
+    assert re.fullmatch(r"parallel.context_size=8 .* recompute=none: 1\.\d times as fast", plain.faster)
+
+    long = replace(step, row=RowLayout((SharedPrefixLayout(262144, (256,) * 3),)))
     found = choose_step(long, card, 64)
     assert found.fits
+    assert not found.faster
     times = {}
     for size in (1, 2, 4, 8):
         recipe = recipe_of(parallel={"context_size": size})
@@ -312,5 +317,5 @@ def test_what_is_faster_is_chosen_and_what_is_near_is_not(llama3_8b: ModelShape)
     assert times[found.step.context_size] <= 1.1 * min(times.values())
     assert all(time > 1.1 * min(times.values()) for size, time in times.items() if size < found.step.context_size)
     lone = choose_step(replace(long, world_size=1), card, 64).step
-    assert (lone.context_size, lone.recompute) == (1, "selective")
+    assert (lone.context_size, lone.recompute) == (1, "offloaded")
     assert row_flops(replace(long, recompute="offloaded")) == row_flops(replace(long, recompute="full"))
