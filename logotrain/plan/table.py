@@ -360,7 +360,7 @@ def render(plan: RunPlan) -> Group:
         steps = f"{plan.total_steps} steps of {plan.seconds_per_step:.1f} s"
         run.add_row("time", f"{steps}: {plan.hours:.2f} h, at {rate}{more}")
 
-    memory = Table("memory of a device", *plan.memory, title_justify="left")
+    memory = Table("", *plan.memory, title="memory of a device", title_justify="left")
     estimates = plan.memory.values()
     for name in dict.fromkeys(part for estimate in estimates for part in estimate.parts):
         memory.add_row(name, *(gigabytes(estimate.parts.get(name, 0)) for estimate in estimates))
