@@ -140,8 +140,8 @@ def choose_step(step: StepPlan, card: Card, num_rows: int) -> Chosen:
     """
     tried = [_Tried.of(candidate, card, num_rows) for candidate in _candidates(step, card, num_rows)]
     fitting = [it for it in tried if it.fits]
-    fastest = fitting and min(fitting, key=lambda it: it.seconds)
-    if not fastest:
+    fastest = min(fitting, key=lambda it: it.seconds) if fitting else None
+    if fastest is None:
         chosen = min(tried, key=lambda it: it.needed)
     elif _is_plain(fitting[0].step):
         chosen = fitting[0]
@@ -154,7 +154,7 @@ def choose_step(step: StepPlan, card: Card, num_rows: int) -> Chosen:
         _only_strategy(step) or _why_strategy(chosen, tried),
         _why_context(chosen, tried),
         _why_recompute(chosen, tried),
-        _settings(fastest, chosen) if fastest and chosen.seconds > _NEAR * fastest.seconds else "",
+        _settings(fastest, chosen) if fastest is not None and chosen.seconds > _NEAR * fastest.seconds else "",
     )
 
 
