@@ -169,7 +169,11 @@ REFUSED: dict[str, tuple[Write, str, str]] = {
     # text
     "text without questions": (files({"a.txt": b"T"}, "a.txt"), "a.txt", "text files hold no questions"),
     "text not UTF-8": (asked(files({"t/a.txt": b"caf\xe9"}, "t")), "t/a.txt", "not UTF-8: byte 3"),
-    "two texts of one name": (asked(files({"t/a.txt": b"T", "t/a.md": b"T"}, "t")), "a.txt", "doc_id 'a'"),
+    "two texts of one name": (
+        asked(files({"t/a.txt": b"T", "t/a.md": b"T", "t/a.txt.md": b"T"}, "t")),
+        "a.txt",
+        "doc_id 'a.txt'",
+    ),
     "a folder of nothing": (files({"t/a.png": b"T"}, "t"), "t", "holds no documents"),
     "a folder of both": (files({"t/a.txt": b"T", "t/b.jsonl": b"{}"}, "t"), "b.jsonl", "without documents (context)"),
     "a text format without text": (files({"t/a.png": b"T"}, "t", format="text"), "t", "holds no text file"),
