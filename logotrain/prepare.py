@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import SharedPrefixLayout
-from logotrain.rows.packing import attention_share, largest_row, pack_rows
+from logotrain.rows.packing import attention_share, count_rows, largest_row
 from logotrain.trainable import check_untried, read_traits
 
 
@@ -70,7 +69,7 @@ def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequ
         traits, world.device, getattr(torch, recipe.dtype), sharing=recipe.sharing, wanted=recipe.attention
     )
     note(f"attention: {attention}")
-    num_heads = text_config(config).num_attention_heads
+    num_heads = getattr(text_config(config), "num_attention_heads", 0)  # a model of states has none
     check_context_size(recipe, world.size, num_heads, "" if attention.shared else attention.reason)
     shape = _shape(config)
     strategy, recompute, context_size = _decide(recipe, world, collator, layouts, attention, shape)
@@ -150,17 +149,18 @@ def _decide(
 ) -> tuple[Strategy, Recompute, int]:
     """Return the strategy, what is recomputed, and the number of processes that compute a row together."""
     asked = recipe.parallel.context_size
+    size = 1 if asked == "auto" else asked  # unless an estimate says more
     if not layouts:
-        return "replicate", "none", 1 if asked == "auto" else asked
+        return "replicate", "none", size
     strategy = "replicate" if world.size == 1 else recipe.parallel.strategy  # one process has nothing to share
     if strategy != "auto" and recipe.recompute != "auto" and (asked != "auto" or world.size == 1):
-        return strategy, recipe.recompute, 1 if asked == "auto" else asked
+        return strategy, recipe.recompute, size
     if isinstance(shape, str):
         # What is left to choose is chosen without an estimate: the least memory.
         strategy = ("shard" if recipe.tuning == "full" else "replicate") if strategy == "auto" else strategy
         recompute = "full" if recipe.recompute == "auto" else recipe.recompute
         note(f"strategy: {strategy}, recompute: {recompute} (memory is not estimated: {shape})")
-        return strategy, recompute, 1 if asked == "auto" else asked
+        return strategy, recompute, size
     row_tokens = attention.row_tokens(recipe.row_tokens)
     plan = StepPlan(
         shape=shape,
@@ -173,7 +173,7 @@ def _decide(
         host_bytes=min(world.gather(_host_bytes())),
     )
     card, *_ = world.gather(CARDS[this_machine()[0]])  # all processes must choose alike
-    rows = math.ceil(recipe.samples_per_step * len(pack_rows(layouts, row_tokens)) / len(layouts))
+    rows = count_rows(recipe.samples_per_step, layouts, row_tokens)
     chosen = choose_step(plan, card, rows)
     if world.size > 1:
         note(f"strategy: {chosen.step.strategy} ({chosen.why_strategy})")

@@ -11,13 +11,10 @@ from logodata.common.errors import UserError
 from logotrain.plan.cost import Card, row_flops, step_seconds
 from logotrain.plan.memory import MemoryEstimate, estimate_memory, gigabytes
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import Implementation, Recompute, Strategy, TrainRecipe
+from logotrain.recipe.settings import TILED, Implementation, Recompute, Strategy, TrainRecipe
 
 _NEAR = 1.1
 """Times that are this close count as equal. The model of time is no better."""
-
-_FOR_LONG_ROWS = ("tiled", "offloaded")
-"""Choices of recompute for rows that fit in no way without them."""
 
 
 def check_strategy(recipe: TrainRecipe, world_size: int) -> None:
@@ -48,14 +45,14 @@ def check_context_size(recipe: TrainRecipe, world_size: int, num_heads: int, why
     Args:
         recipe: its setting is checked.
         world_size: number of processes.
-        num_heads: number of query heads of the model.
+        num_heads: number of query heads of the model; any number where rows are not shared.
         why_separate: why responses do not share their prompt; empty if they do.
 
     Raises:
         UserError: it does not divide the processes, is larger than the heads, or rows are not shared.
     """
     size = recipe.parallel.context_size
-    if size == "auto":
+    if size == "auto" or size < 2:
         return
     wanted = f"parallel.context_size={size}"
     if world_size % size:
@@ -63,17 +60,17 @@ def check_context_size(recipe: TrainRecipe, world_size: int, num_heads: int, why
             f"{wanted} does not divide the number of processes, {world_size}",
             mend=f"start as many with torchrun --nproc-per-node {size}, or set parallel.context_size=auto",
         )
+    if why_separate:
+        raise UserError(
+            f"{wanted}: rows are split only where responses share their prompt, and here they do not: {why_separate}",
+            where=recipe.model,
+            mend="set parallel.context_size=1",
+        )
     if size > num_heads:
         raise UserError(
             f"{wanted} is more than the model's {num_heads} attention heads",
             where=recipe.model,
             mend=f"set parallel.context_size={num_heads} or less",
-        )
-    if size > 1 and why_separate:
-        raise UserError(
-            f"{wanted}: rows are split only where responses share their prompt, and here they do not: {why_separate}",
-            where=recipe.model,
-            mend="set parallel.context_size=1",
         )
 
 
@@ -159,7 +156,7 @@ def choose_step(step: StepPlan, card: Card, num_rows: int) -> Chosen:
 
 
 def _is_plain(step: StepPlan) -> bool:
-    return step.context_size == 1 and step.recompute not in _FOR_LONG_ROWS
+    return step.context_size == 1 and step.recompute not in TILED
 
 
 def _settings(faster: _Tried, chosen: _Tried) -> str:
@@ -275,7 +272,7 @@ def _candidates(step: StepPlan, card: Card, num_rows: int) -> Iterator[StepPlan]
     groups: list[list[Recompute]] = [[asked]] if asked != "auto" else [[], []]
     if asked == "auto":
         for choice in recompute_choices(step.backend):
-            groups[choice in _FOR_LONG_ROWS].append(choice)
+            groups[choice in TILED].append(choice)
     for size in _context_sizes(step):
         rows = -(-num_rows // (step.world_size // size))
         for choices in groups:
@@ -300,6 +297,6 @@ def _is_possible(step: StepPlan, card: Card) -> bool:
 def _untiled(step: StepPlan) -> str:
     """Return how many layers have nothing that runs in tiles, if they should."""
     without = sum(layer.count for layer in step.shape.layers if not layer.has_tiles)
-    if step.recompute not in _FOR_LONG_ROWS or not without:
+    if step.recompute not in TILED or not without:
         return ""
     return f"; {without} of {step.shape.num_layers} layers have no MLP that runs in tiles"

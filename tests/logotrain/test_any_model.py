@@ -24,7 +24,7 @@ from logotrain.recipe.settings import PositionSettings
 from logotrain.rows.collate import Collator, Row
 from logotrain.trainable import read_traits
 from tests.data_sets import TIMES
-from tests.tiny_models import MODELS, save_tiny
+from tests.tiny_models import MODELS, VOCABULARY, make_tiny, save_tiny
 
 Make = Callable[..., str]
 
@@ -112,6 +112,18 @@ def test_a_model_trains_goes_on_and_merges(
         torch.testing.assert_close(
             one(input_ids=ids).logits, other(input_ids=ids).logits, rtol=0, atol=2e-4, check_dtype=False
         )
+
+
+def test_a_model_without_attention_trains(
+    tiny_tokenizer: PreTrainedTokenizerBase, build_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, sizes = tmp_path / "mamba", {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}
+    make_tiny("mamba", vocab_size=VOCABULARY, max_position_embeddings=256, **sizes).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    run = ["run", "--model", str(folder), "--data", str(build_dir), "dtype=float32", "max_steps=1"]
+    run += ["positions.mode=natural", "lora.target_modules=[in_proj,x_proj]"]
+    assert main([*run, "-o", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    assert len(metrics(tmp_path / "run")) == 1
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
