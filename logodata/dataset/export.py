@@ -259,7 +259,8 @@ def _write_rows(path: Path, rows: Iterable[_Row]) -> int:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        whole = pa.concat_tables([pa.Table.from_pylist([row]) for row in rows], promote_options="permissive")
+        tables = [pa.table({}), *(pa.Table.from_pylist([row]) for row in rows)]
+        whole = pa.concat_tables(tables, promote_options="permissive")
         pq.write_table(whole.combine_chunks(), file)
         return int(whole.num_rows)
 

@@ -125,6 +125,12 @@ def test_text_holds_all_of_a_sample(
         assert row["rejected_strategies"] == ["irrelevant", "mixed-0.5"]
 
 
+def test_text_of_no_sample_is_a_file_without_rows(tmp_path: Path, tiny_model_dir: Path, tiny_tokenizer: Any) -> None:
+    data = write_data(tmp_path / "set", tiny_model_dir, tiny_tokenizer, [])
+    assert export(data, "text", tmp_path / "out.parquet") == export(data, "text", tmp_path / "out.jsonl") == 0
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == len((tmp_path / "out.jsonl").read_text()) == 0
+
+
 def test_trl_with_a_tokenizer_that_adds_bos(data: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
     """As Llama-3's: TRL adds the BOS to text, so the text must not hold it too."""
     from tokenizers.processors import TemplateProcessing
