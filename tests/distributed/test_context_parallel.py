@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from logodata.dataset.samples import write_samples
 from logodata.models.facts import tokenizer_fingerprint
-from logotrain.recipe.settings import TrainRecipe
-from logotrain.run import run
-from tests.data_sets import TIMES, write_manifest
-from tests.distributed.gradients import in_float64, keep_first_gradients
+from tests.data_sets import write_manifest
+from tests.distributed.folders import RunFolders
 from tests.logotrain.conftest import sample_of
 from tests.tiny_models import make_tiny
 
@@ -67,11 +60,12 @@ SIZES = [*((case, 4) for case in CASES), *((case, 2) for case in ("llama", "llam
 """By how many processes a row of a case is computed; with 2 there are two groups."""
 
 
-class Runs:
+class Runs(RunFolders):
     """Every case by one process, and by four of which two and four compute a row together."""
 
     def __init__(self, root: Path, model: Path) -> None:
-        self.root, self.model = root, model
+        super().__init__(root)
+        self.model = model
 
     def recipe(self, case: str, size: int) -> dict[str, Any]:
         settings = dict(CASES[case])
@@ -98,24 +92,6 @@ class Runs:
     def task(self, case: str, size: int, name: str) -> dict[str, Any]:
         return {"recipe": self.recipe(case, size), "out": str(self.root / name), "float64": True}
 
-    def alone(self, case: str, name: str) -> None:
-        with keep_first_gradients((self.root / name).with_suffix(".gradients")), in_float64():
-            run(TrainRecipe.model_validate(self.recipe(case, 1)), self.root / name)
-
-    def cut(self, source: str, name: str) -> None:
-        """A copy of a run as a kill after its first step leaves it."""
-        shutil.copytree(self.root / source, self.root / name)
-        for path in ("final", "checkpoints/step-2"):
-            shutil.rmtree(self.root / name / path)
-
-    def lines(self, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        lines = (self.root / name / file).read_text().splitlines()
-        return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
-
-    def final(self, name: str) -> dict[str, torch.Tensor]:
-        (file,) = (self.root / name / "final").glob("*.safetensors")
-        return load_file(file)
-
 
 @pytest.fixture(scope="module")
 def runs(
@@ -134,38 +110,22 @@ def runs(
         tiny_tokenizer.save_pretrained(root / name)
     runs = Runs(root, tiny_model_dir)
     for case in CASES:
-        runs.alone(case, f"1-{case}")
-    runs.cut("1-packed", "1-then-4")
+        runs.alone_in_float64(runs.recipe(case, 1), f"1-{case}")
+    runs.cut("1-packed", "1-then-4", after=1)
     tasks = [runs.task(case, size, f"{size}-{case}") for case, size in SIZES]
     (root / "tasks.json").write_text(json.dumps([*tasks, runs.task("packed", 4, "1-then-4")]))
-    repository = Path(__file__).parents[2]
-    path = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.distributed.worker", str(root / "tasks.json")],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    (root / "stderr").write_text(done.stderr)
-    assert done.returncode == 0, f"see {root / 'stderr'}"
-    runs.cut("2-packed", "2-then-1")
-    runs.alone("packed", "2-then-1")
+    runs.together(4, "worker", root / "tasks.json")
+    runs.cut("2-packed", "2-then-1", after=1)
+    runs.alone_in_float64(runs.recipe("packed", 1), "2-then-1")
     return runs
 
 
 @pytest.mark.parametrize(("case", "size"), SIZES)
 def test_gradients_and_losses_equal_those_of_one_process(runs: Runs, case: str, size: int) -> None:
-    expected, found = (load_file(runs.root / f"{name}-{case}.gradients") for name in (1, size))
-    assert expected.keys() == found.keys()
-    assert sum(float(gradient.norm()) for gradient in expected.values()) > 0
     tolerance = IN_FLOAT32.get(case, 1e-10)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=tolerance, atol=tolerance)
+    runs.check_gradients(f"1-{case}", f"{size}-{case}", rtol=tolerance, atol=tolerance)
     for file in ("metrics.jsonl", "validation.jsonl"):
-        for ours, theirs in zip(runs.lines(f"{size}-{case}", file), runs.lines(f"1-{case}", file), strict=True):
+        for ours, theirs in zip(runs.metrics(f"{size}-{case}", file), runs.metrics(f"1-{case}", file), strict=True):
             assert ours == pytest.approx(theirs, rel=10 * tolerance, abs=tolerance)
     weights, whole = runs.final(f"1-{case}"), runs.final(f"{size}-{case}")
     for name, value in weights.items():
@@ -174,5 +134,5 @@ def test_gradients_and_losses_equal_those_of_one_process(runs: Runs, case: str, 
 
 @pytest.mark.parametrize("name", ["1-then-4", "2-then-1"])
 def test_a_run_continues_on_another_number_of_processes_a_row(runs: Runs, name: str) -> None:
-    for ours, theirs in zip(runs.lines(name), runs.lines("1-packed"), strict=True):
+    for ours, theirs in zip(runs.metrics(name), runs.metrics("1-packed"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-10)

@@ -4,16 +4,12 @@ copies of the shards (HSDP) train as one process does."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from logodata.dataset.samples import write_samples
@@ -22,9 +18,8 @@ from logotrain.checkpoints.export import export
 from logotrain.model.loading import load_trainable
 from logotrain.parallel import World
 from logotrain.recipe.settings import TrainRecipe
-from logotrain.run import run
-from tests.data_sets import TIMES, write_manifest
-from tests.distributed.gradients import in_float64, keep_first_gradients
+from tests.data_sets import write_manifest
+from tests.distributed.folders import RunFolders
 from tests.logotrain.conftest import sample_of
 from tests.tiny_models import SIZES, make_tiny
 
@@ -96,11 +91,12 @@ def make_large(folder: Path) -> None:
     model.save_pretrained(folder, max_shard_size="40MB")
 
 
-class Runs:
+class Runs(RunFolders):
     """Runs of one process and of four, and what the four found of models."""
 
     def __init__(self, root: Path, model: Path) -> None:
-        self.root, self.model = root, model
+        super().__init__(root)
+        self.model = model
 
     def recipe(self, case: str, **parallel: Any) -> dict[str, Any]:
         return {
@@ -121,14 +117,6 @@ class Runs:
     def task(self, case: str, name: str) -> dict[str, Any]:
         parallel = {"strategy": "shard", "shard_size": 2, **CASES[case].get("parallel", {})}
         return {"recipe": self.recipe(case, **parallel), "out": str(self.root / name), "float64": True}
-
-    def metrics(self, name: str) -> list[dict[str, Any]]:
-        lines = (self.root / name / "metrics.jsonl").read_text().splitlines()
-        return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
-
-    def final(self, name: str) -> dict[str, torch.Tensor]:
-        (file,) = (self.root / name / "final").glob("*.safetensors")
-        return load_file(file)
 
     def said(self, name: str) -> list[Any]:
         return [json.loads((self.root / f"{name}.rank{rank}").read_text()) for rank in range(4)]
@@ -165,12 +153,8 @@ def runs(
     )
     runs = Runs(root, tiny_model_dir)
     for case in CASES:
-        with keep_first_gradients(root / f"one-{case}.gradients"), in_float64():
-            run(TrainRecipe.model_validate(runs.recipe(case)), root / f"one-{case}")
-    # As a kill after the first step leaves it.
-    shutil.copytree(root / "one-full", root / "one-then-four")
-    shutil.rmtree(root / "one-then-four" / "final")
-    shutil.rmtree(root / "one-then-four" / "checkpoints" / "step-2")
+        runs.alone_in_float64(runs.recipe(case), f"one-{case}")
+    runs.cut("one-full", "one-then-four", after=1)
     save_adapter(runs)
 
     def at(settings: dict[str, Any]) -> dict[str, Any]:
@@ -183,20 +167,8 @@ def runs(
     (root / "memory.json").write_text(json.dumps([at({"model": name, **FULL}) for name in ("mixtral", "mixture")]))
     tasks = [*(runs.task(case, f"four-{case}") for case in CASES), runs.task("full", "one-then-four")]
     (root / "tasks.json").write_text(json.dumps(tasks))
-    repository = Path(__file__).parents[2]
-    path = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.distributed.large_models_worker", str(root)],
-        # glibc keeps what is freed in blocks below a threshold, which it raises up to 32 MB unless it is set.
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072"},
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    (root / "stderr").write_text(done.stderr)
-    assert done.returncode == 0, f"see {root / 'stderr'}"
+    # glibc keeps what is freed in blocks below a threshold, which it raises up to 32 MB unless it is set.
+    runs.together(4, "large_models_worker", root, MALLOC_MMAP_THRESHOLD_="131072")
     return runs
 
 
@@ -215,11 +187,7 @@ def test_no_process_holds_the_model(runs: Runs) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_copies_of_shards_have_the_gradients_of_one_process(runs: Runs, case: str) -> None:
-    expected, found = (load_file(runs.root / f"{name}-{case}.gradients") for name in ("one", "four"))
-    assert expected.keys() == found.keys()
-    assert sum(float(gradient.norm()) for gradient in expected.values()) > 0
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-10)
+    runs.check_gradients(f"one-{case}", f"four-{case}", rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("one", "four"), [*((case, f"four-{case}") for case in CASES), ("full", "one-then-four")])

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,10 +18,8 @@ from transformers import (
 
 from logodata.dataset.samples import write_samples
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
-from logotrain.recipe.settings import TrainRecipe
-from logotrain.run import run
-from tests.data_sets import TIMES, write_manifest
-from tests.distributed.gradients import keep_first_gradients
+from tests.data_sets import write_manifest
+from tests.distributed.folders import RunFolders
 from tests.logotrain.conftest import sample_of
 from tests.logotrain.test_trackers import read_tensorboard
 
@@ -61,11 +54,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Runs:
+class Runs(RunFolders):
     """Every case, by one process and by two; two processes also continue runs of one, and the other way round."""
 
     def __init__(self, root: Path, model: Path, data: Path, held_out: Path) -> None:
-        self.root, self.model, self.data, self.held_out = root, model, data, held_out
+        super().__init__(root)
+        self.model, self.data, self.held_out = model, data, held_out
 
     def recipe(self, case: str) -> dict[str, Any]:
         settings = dict(CASES[case])
@@ -99,26 +93,6 @@ class Runs:
     def task(self, case: str, name: str, **extra: Any) -> dict[str, Any]:
         return {"recipe": self.recipe(case), "out": str(self.root / name), **extra}
 
-    def alone(self, case: str, name: str) -> None:
-        with keep_first_gradients((self.root / name).with_suffix(".gradients")):
-            run(TrainRecipe.model_validate(self.recipe(case)), self.root / name)
-
-    def cut(self, source: str, name: str, after: int) -> None:
-        """A copy of a run as a kill after ``after`` steps leaves it."""
-        shutil.copytree(self.root / source, self.root / name)
-        shutil.rmtree(self.root / name / "final")
-        for path in (self.root / name / "checkpoints").iterdir():
-            if int(path.name.removeprefix("step-")) > after:
-                shutil.rmtree(path)
-
-    def metrics(self, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        lines = (self.root / name / file).read_text().splitlines()
-        return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
-
-    def final(self, name: str) -> dict[str, torch.Tensor]:
-        (file,) = (self.root / name / "final").glob("*.safetensors")
-        return load_file(file)
-
 
 @pytest.fixture(scope="module")
 def runs(
@@ -151,7 +125,7 @@ def runs(
     tiny_tokenizer.save_pretrained(root / "mixture")
     runs = Runs(root, tiny_model_dir, root / "build", root / "held-out")
     for case in CASES:
-        runs.alone(case, f"one-{case}")
+        runs.alone(runs.recipe(case), f"one-{case}")
     for case in ("replicate", "shard"):
         runs.cut(f"one-{case}", f"one-then-two-{case}", after=2)
     tasks = [
@@ -163,32 +137,16 @@ def runs(
         runs.task("shard", "sigterm", sigterm_rank=1),  # last: its patch stays
     ]
     (root / "tasks.json").write_text(json.dumps(tasks))
-    repository = Path(__file__).parents[2]
-    path = os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.distributed.worker", str(root / "tasks.json")],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    (root / "stderr").write_text(done.stderr)
-    assert done.returncode == 0, f"see {root / 'stderr'}"
+    runs.together(2, "worker", root / "tasks.json")
     for case in ("replicate", "shard"):
         runs.cut(f"two-{case}", f"two-then-one-{case}", after=2)
-        runs.alone(case, f"two-then-one-{case}")
+        runs.alone(runs.recipe(case), f"two-then-one-{case}")
     return runs
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_those_of_one_process(runs: Runs, case: str) -> None:
-    expected, found = (load_file(runs.root / f"{name}-{case}.gradients") for name in ("one", "two"))
-    assert expected.keys() == found.keys()
-    assert sum(float(gradient.norm()) for gradient in expected.values()) > 0
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6)
+    runs.check_gradients(f"one-{case}", f"two-{case}", rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
