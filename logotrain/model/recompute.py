@@ -25,7 +25,7 @@ from logodata.models.logprobs import decoder_of
 from logodata.models.text_config import config_name, text_config
 from logodata.models.tiny import config_key, own_logits, own_random_state, small_model
 from logotrain.model.tiles import is_per_token, run_in_tiles, run_whole
-from logotrain.recipe.settings import Recompute
+from logotrain.recipe.settings import TILED, Recompute
 
 _KEPT_OPERATORS = frozenset(
     {
@@ -93,7 +93,7 @@ def checkpoint_layers(model: nn.Module, choice: Recompute) -> None:
     Gradients are equal bit for bit, but that ``tiled`` and ``offloaded`` sum over tiles.
     """
     layers = decoder_layers(model)
-    in_tiles = choice in ("tiled", "offloaded")
+    in_tiles = choice in TILED
     classes, tokens = (tiled_classes(config := _config(model)), tile_tokens(config)) if in_tiles else ((), 0)
     # Nothing in the forward is random, so random states need not be kept for the second one.
     wrap = partial(partial, checkpoint, use_reentrant=False, preserve_rng_state=False)

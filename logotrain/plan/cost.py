@@ -129,8 +129,7 @@ def traffic(step: StepPlan) -> Traffic:
     for the backward pass.
     """
     shape, recipe = step.shape, step.recipe
-    narrow = recipe.dtype == "bfloat16" and (step.strategy == "shard" or recipe.tuning != "full")
-    b, size = (2 if narrow else 4), step.context_size
+    b, size = step.activation_bytes, step.context_size
     passes = 2 + (step.recompute != "none")
     widths = 0.0
     for layer in shape.layers:

@@ -40,6 +40,7 @@ from functools import cached_property
 
 from logotrain.plan.shape import LayerShape, Linear, adapter_weights, trained_weights
 from logotrain.plan.step import StepPlan
+from logotrain.recipe.settings import TILED
 
 CONTEXT_BYTES = 1 << 30
 """The CUDA context and the buffers of cuBLAS and NCCL. This is an assumption."""
@@ -100,13 +101,11 @@ class _Formulas:
         self.step, self.shape, self.recipe = step, step.shape, step.recipe
         self.trained = trained_weights(step.shape, step.recipe)
         self.full, self.sharded = step.recipe.tuning == "full", step.strategy == "shard"
-        # Without FSDP's mixed precision float32 weights compute in float32.
-        narrow = step.recipe.dtype == "bfloat16" and (self.sharded or not self.full)
-        self.b = 2 if narrow else 4
+        self.b = step.activation_bytes
         self.n = step.own_tokens
         self.whole = self.n * step.context_size
         # What runs in tiles keeps the input of all, and has the rest for as many tokens as a state has features.
-        self.tile = min(self.n, step.shape.hidden) if step.recompute in ("tiled", "offloaded") else self.n
+        self.tile = min(self.n, step.shape.hidden) if step.recompute in TILED else self.n
         self.nd = self.n * step.shape.hidden
         self.responses = sum(step.computed.response_lengths)
         self.scored = min(step.scored_positions, self.n)

@@ -44,6 +44,12 @@ class StepPlan:
         return self.row if self.shared else self.row.separate
 
     @property
+    def activation_bytes(self) -> int:
+        """The bytes of an activation, b. Without FSDP's mixed precision float32 weights compute in float32."""
+        narrow = self.recipe.dtype == "bfloat16" and (self.strategy == "shard" or self.recipe.tuning != "full")
+        return 2 if narrow else 4
+
+    @property
     def own_tokens(self) -> int:
         """The number of tokens of the row that one process holds."""
         return math.ceil(self.computed.total_length / self.context_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -28,7 +27,7 @@ from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import ParallelSettings, Recompute, Strategy, TrainRecipe, uses_rejected
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
-from logotrain.rows.packing import largest_row, pack_rows
+from logotrain.rows.packing import count_rows, largest_row
 from logotrain.schedule import Schedule
 from logotrain.trainable import read_traits
 
@@ -182,7 +181,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     )
     row_tokens = attention.row_tokens(recipe.row_tokens)
     samples_per_step = min(recipe.samples_per_step, planned.num_samples * recipe.epochs)
-    rows_per_step = max(1, math.ceil(samples_per_step / _samples_per_row(layouts, row_tokens)))
+    rows_per_step = max(1, count_rows(samples_per_step, layouts, row_tokens))
     check_context_size(recipe, num_gpus, shape.num_heads, "" if attention.shared else attention.reason)
     step = StepPlan(
         shape=shape,
@@ -281,13 +280,6 @@ def _remedies(step: StepPlan, fits: Sequence[Fit], card: str, rows_per_step: int
     if prompts:
         found.append(f"prompts of {max(prompts)} tokens")
     return found
-
-
-def _samples_per_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> float:
-    """Return the mean number of samples of a row."""
-    if len(layouts) > 1:
-        return len(layouts) / len(pack_rows(layouts, row_tokens))
-    return max(1, (row_tokens or 0) // layouts[0].total_length)
 
 
 def _fits(step: StepPlan, response: int) -> list[Fit]:

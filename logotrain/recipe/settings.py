@@ -22,6 +22,9 @@ Recompute = Literal["none", "selective", "full", "tiled", "offloaded"]
 """What the backward pass of a layer computes again, from the fastest choice to the smallest. The last two are ``full``,
 and save memory by further means."""
 
+TILED: tuple[Recompute, ...] = ("tiled", "offloaded")
+"""The choices that run MLPs over tiles of tokens. ``auto`` takes them for rows that fit in no way without."""
+
 Strategy = Literal["replicate", "shard"]
 """Whether each process holds all weights or a share of them."""
 

@@ -48,6 +48,14 @@ def pack_rows(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> 
     return sorted(sorted(row) for row in rows)
 
 
+def count_rows(num_samples: int, layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> int:
+    """Return how many rows so many samples take, if they are like those of ``layouts``. A single layout stands for
+    samples of its length."""
+    if len(layouts) > 1:
+        return math.ceil(num_samples * len(pack_rows(layouts, row_tokens)) / len(layouts))
+    return math.ceil(num_samples / max(1, (row_tokens or 0) // layouts[0].total_length))
+
+
 def assign_rows(costs: Sequence[float], world_size: int) -> list[list[int]]:
     """Return the indices of the rows of each process.
 
