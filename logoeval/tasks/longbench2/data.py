@@ -43,14 +43,19 @@ class Question:
 
     @property
     def facts(self) -> dict[str, object]:
-        """The groups by which the score is reported. As officially, what is not easy is hard, and what is neither short
-        nor medium is long."""
-        return {
-            "difficulty": "easy" if self.difficulty == "easy" else "hard",
-            "text_length": self.length if self.length in ("short", "medium") else "long",
-            "domain": self.domain,
-            "sub_domain": self.sub_domain,
-        }
+        """The groups by which the score is reported."""
+        return groups(self.difficulty, self.length, self.domain, self.sub_domain)
+
+
+def groups(difficulty: str, length: str, domain: str, sub_domain: str) -> dict[str, object]:
+    """Return the groups by which the score of a question is reported. As officially, what is not easy is hard, and what
+    is neither short nor medium is long."""
+    return {
+        "difficulty": "easy" if difficulty == "easy" else "hard",
+        "text_length": length if length in ("short", "medium") else "long",
+        "domain": domain,
+        "sub_domain": sub_domain,
+    }
 
 
 @lru_cache(maxsize=1)  # the settings of a run and the run itself both need this text of 465 MB

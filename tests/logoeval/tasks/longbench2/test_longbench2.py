@@ -220,3 +220,37 @@ def test_the_command_and_a_window_that_cuts(
     rows = [{"dataset": "qasper", "input": "Who?", "context": "Ben.", "answers": ["Ben"], "length": 3, "_id": "1"}]
     lines = write(tmp_path / "rows.jsonl", rows)
     assert main(["longbench", "--model", str(tiny_model_dir), "--data", str(lines), "-o", str(tmp_path / "a")]) == 0
+
+
+@pytest.mark.parametrize("case", CASES["results"], ids=lambda case: case["about"])
+def test_official_prediction_files_are_scored(
+    case: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row, "pred": row["pred"] or None} for row in case["rows"]]
+    path = write(tmp_path / "Some-Model-7B.jsonl", rows)
+    assert main(["score", str(path), "-o", str(tmp_path / "scores.json")]) == 0
+    assert "no official score" in capsys.readouterr().out
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert record["benchmark"] == "LongBench v2"
+    (overall,) = [row["value"] for row in record["summary"] if row["metric"] == "accuracy" and not row["slice"]]
+    if "overall" in case["plain"]:
+        assert round(100 * overall, 1) == case["plain"]["overall"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"answer": "E"}, "the answer 'E' is none of A, B, C and D"),
+        ({"pred": "yes"}, "'pred' is 'yes', no letter"),
+        ({"length": None}, "no text under 'length'"),
+    ],
+)
+def test_a_line_that_cannot_be_scored_is_one_line(
+    change: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"_id": "a", "answer": "A", "difficulty": "easy", "length": "short", "pred": "A"}
+    path = write(tmp_path / "model.jsonl", [row, {**row, "_id": "b", **change}])
+    assert main(["score", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
