@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from logodata.common.console import progress
 from logodata.common.errors import UserError
@@ -13,6 +13,9 @@ from logodata.prompts import decode_text
 from logoeval.records import hash_ids
 from logoeval.session import Session
 from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,11 @@ def complete(
     *,
     record: Callable[[Completion, GenerationResult], CompletionT],
     label: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[CompletionT]:
     """Answer every prompt once with the engine of ``session``, and return the records in the order of ``items``, whose
-    ids are unique. What is in ``file`` is not made again. ``record`` adds the fields of the task.
+    ids are unique. What is in ``file`` is not made again. ``record`` adds the fields of the task. ``tokenizer`` decodes
+    responses where the model's needs no chat template.
 
     Raises:
         UserError: a record is of another prompt than the one that now has its id, or another engine made it.
@@ -77,7 +82,7 @@ def complete(
                     num_prompt_tokens=len(item.prompt_ids),
                     stop_ids=item.sampling.stop_ids,
                     engine=engine.name,
-                    response=decode_text(session.tokenizer, result.token_ids),
+                    response=decode_text(tokenizer or session.tokenizer, result.token_ids),
                     num_response_tokens=len(result.token_ids),
                     finish_reason=result.finish_reason,
                 )

@@ -58,7 +58,13 @@ def score_table(result: TaskResult, title: str) -> Table:
         lines.append(["mean of 13", *(f"{means[length]:.2f}" for length in grid.lengths), _mean(list(means.values()))])
     nulls = _nulls(result)
     asked = len(result.samples) // len(grid.lengths)
-    lines.append(["empty", *(f"{nulls[length]}/{asked}" for length in grid.lengths), str(sum(nulls.values()))])
+    lines.append(
+        [
+            "empty",
+            *(f"{nulls[length]}/{asked}" for length in grid.lengths),
+            f"{sum(nulls.values())}/{len(result.samples)}",
+        ]
+    )
     return Table(title, ["task", *figures.token_labels(grid.lengths), "mean"], lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from logodata.common.console import progress
 from logodata.common.errors import UserError
@@ -23,6 +24,9 @@ from logoeval.tasks.ruler.settings import RulerSettings
 from logoeval.tasks.ruler.sources import check_file, fingerprint, read_essays, wonderwords_version
 from logoeval.tasks.ruler.summary import RulerFacts, RulerFile, limits, metrics, scores_of, total
 from logoeval.tasks.ruler.task_table import OFFICIAL_LENGTHS, Questions, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FOLDER = "ruler"
 """The folder of the predictions, which has a file for each task and length."""
@@ -126,8 +130,7 @@ def find_lengths(settings: RulerSettings, session: Session) -> tuple[int, ...]:
 
 def _cells(settings: RulerSettings, session: Session, lengths: Sequence[int]) -> list[_Cell]:
     """Look before the first answer whether each task has room at each length."""
-    chat = settings.template == "chat"
-    frame = Frame(session.tokenizer if chat else session.bare_tokenizer, settings.template)
+    frame = Frame(_tokenizer(settings, session), settings.template)
     grid = [(length, task) for length in lengths for task in settings.chosen]
     cells = []
     with progress("ruler: how much fills each length", len(grid)) as tracker:
@@ -171,6 +174,7 @@ def _answer(
         RecordFile(folder / f"{task.name}-{length}.jsonl", RulerAnswer),
         record=record,
         label=f"ruler: {task.name}, {length:,} tokens",
+        tokenizer=_tokenizer(settings, session),
     )
     for answer in answers:
         is_null = not clean_prediction(answer.response)
@@ -181,6 +185,10 @@ def _answer(
             scores=scores_of(task, length, answer.score, is_null=is_null, reported=reported, lengths=lengths),
             facts=RulerFacts(task=task.name, length=length).to_json(),
         )
+
+
+def _tokenizer(settings: RulerSettings, session: Session) -> PreTrainedTokenizerBase:
+    return session.tokenizer if settings.template == "chat" else session.bare_tokenizer
 
 
 def _stop_ids(settings: RulerSettings, session: Session) -> tuple[int, ...]:
