@@ -60,14 +60,22 @@ class SampleBuilder:
         Raises:
             UserError: its smallest prompt is too long.
         """
-        num_units = self._num_units
-        sample, ids = self._draw(num_units, index)
-        if len(ids) > self.form.prompt_tokens:
+        most, room = self._num_units, self.form.prompt_tokens
+        drawn = {most: self._draw(most, index)}
+        excess = len(drawn[most][1]) - room
+        less = 0
+        if excess > 0:
             fewest = self._generator.fewest(index)
-            num_units -= first_true(lambda less: num_units - less < fewest or self._fits(num_units - less, index))
-            if num_units < fewest:
+
+            def is_short(less: int) -> bool:
+                drawn[most - less] = self._draw(most - less, index)
+                return len(drawn[most - less][1]) <= room
+
+            guess = excess * most // (room + excess)
+            less = first_true(lambda less: less > most - fewest or is_short(less), guess)
+            if most - less < fewest:
                 raise self._no_room(fewest, index)
-            sample, ids = self._draw(num_units, index)
+        sample, ids = drawn[most - less]
         name = f"{self._task.name}-{self._length}-{index}"
         return RulerSample(
             id=name,
@@ -75,7 +83,7 @@ class SampleBuilder:
             cluster=self._generator.cluster(index) or name,
             prompt_ids=ids,
             references=sample.references,
-            num_units=num_units,
+            num_units=most - less,
         )
 
     @property
@@ -159,12 +167,20 @@ def random_source(*parts: object) -> Random:
     return Random(int.from_bytes(digest[:8], "big"))
 
 
-def first_true(test: Callable[[int], bool]) -> int:
-    """Return the smallest number from 1 on for which ``test`` is true, by doubling and halving, given that it is true
-    for all larger ones."""
-    low, high = 0, 1
-    while not test(high):
-        low, high = high, 2 * high
+def first_true(test: Callable[[int], bool], guess: int = 1) -> int:
+    """Return the smallest number from 1 on for which ``test`` is true, given that it is true for all larger ones. Steps
+    that double lead away from the guess, and halving back."""
+    high, step = max(1, guess), 1
+    low = high - 1
+    if test(high):
+        while low > 0 and test(low):
+            step *= 2
+            low, high = max(0, low - step), low
+    else:
+        low, high = high, high + step
+        while not test(high):
+            step *= 2
+            low, high = high, high + step
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if test(middle) else (middle, high)

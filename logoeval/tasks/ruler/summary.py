@@ -83,7 +83,6 @@ def metrics(tasks: Sequence[Task], lengths: Sequence[int], names: Mapping[str, s
             headline=False,
             decimals=2,
             slice_by=["length"],
-            also_by=[["task", "length"]],
         ),
     ]
 

@@ -73,14 +73,17 @@ def test_scores_are_the_official_ones(case: dict[str, Any]) -> None:
 
 def test_the_smallest_number_is_found_with_few_tries() -> None:
     for answer in (*range(1, 70), 1000):
-        tried = []
+        for guess in (0, 1, 2, 30, answer - 1, answer, answer + 1, answer + 7):
+            tried: list[int] = []
 
-        def test(number: int, answer: int = answer, tried: list[int] = tried) -> bool:
-            tried.append(number)
-            return number >= answer
+            def test(number: int, answer: int = answer, tried: list[int] = tried) -> bool:
+                tried.append(number)
+                return number >= answer
 
-        assert first_true(test) == answer
-        assert len(tried) <= 2 * answer.bit_length() + 1
+            assert first_true(test, guess) == answer
+            assert min(tried) > 0
+            assert len(set(tried)) == len(tried)
+            assert len(tried) <= 2 * abs(answer - max(1, guess)).bit_length() + 2
 
 
 # Prompts of our own
