@@ -11,7 +11,7 @@ from logoeval.records import TaskResult
 from logoeval.report import figures
 from logoeval.report.measures import measures_table
 from logoeval.report.tables import Section, Table, details, figure, titled
-from logoeval.tasks.ruler.summary import cells, effective_length, grid_of, length_scores, task_scores
+from logoeval.tasks.ruler.summary import cell_scores, cells, effective_length, grid_of
 
 
 def ruler_section(comparison: Comparison) -> Section:
@@ -44,32 +44,20 @@ def ruler_section(comparison: Comparison) -> Section:
 def score_table(result: TaskResult, title: str) -> Table:
     """Return the scores of a run in percent by task and length, with two decimals as officially; under them the mean of
     each length, and how many answers are empty (RULER's nulls)."""
-    grid = grid_of(result)
-    scores, means = task_scores(result), length_scores(result)
-    lines = [
-        [
-            task,
-            *(f"{scores[task, length]:.2f}" for length in grid.lengths),
-            _mean([scores[task, n] for n in grid.lengths]),
-        ]
-        for task in grid.tasks
-    ]
-    if means:
-        lines.append(["mean of 13", *(f"{means[length]:.2f}" for length in grid.lengths), _mean(list(means.values()))])
+    grid, scores = grid_of(result), cell_scores(result)
+    lines = [[task, *_with_mean([scores[task, length] for length in grid.lengths])] for task in grid.tasks]
+    if grid.is_whole:
+        means = [sum(scores[task, length] for task in grid.tasks) / len(grid.tasks) for length in grid.lengths]
+        lines.append([f"mean of {len(grid.tasks)}", *_with_mean(means)])
     nulls = _nulls(result)
     asked = len(result.samples) // len(grid.lengths)
-    lines.append(
-        [
-            "empty",
-            *(f"{nulls[length]}/{asked}" for length in grid.lengths),
-            f"{sum(nulls.values())}/{len(result.samples)}",
-        ]
-    )
+    counts = [f"{nulls[length]}/{asked}" for length in grid.lengths]
+    lines.append(["empty", *counts, f"{sum(nulls.values())}/{len(result.samples)}"])
     return Table(title, ["task", *figures.token_labels(grid.lengths), "mean"], lines)
 
 
-def _mean(values: list[float]) -> str:
-    return f"{sum(values) / len(values):.2f}"
+def _with_mean(values: list[float]) -> list[str]:
+    return [f"{value:.2f}" for value in (*values, sum(values) / len(values))]
 
 
 def _nulls(result: TaskResult) -> dict[int, int]:
@@ -82,7 +70,7 @@ def _nulls(result: TaskResult) -> dict[int, int]:
 def _maps(comparison: Comparison) -> Iterator[Html]:
     for run in comparison.runs:
         result = run.results.tasks["ruler"]
-        grid, scores = grid_of(result), task_scores(result)
+        grid, scores = grid_of(result), cell_scores(result)
         values = [[scores[task, length] / 100 for length in grid.lengths] for task in grid.tasks]
         columns = figures.token_labels(grid.lengths)
         yield figures.heat_map(run.label, grid.tasks, columns, values, row_label="task", of="RULER score")

@@ -37,16 +37,15 @@ def string_match_all(predictions: Sequence[str], references: Sequence[Sequence[s
         ZeroDivisionError: there are no predictions, or a sample has no references, as officially.
         ValueError: there are not as many references as predictions.
     """
-    return percent([share_found(said, wanted) for said, wanted in zip(predictions, references, strict=True)])
+    return round(percent([share_found(said, wanted) for said, wanted in zip(predictions, references, strict=True)]), 2)
 
 
 def string_match_part(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """Return the score of question answering: the mean over samples of :func:`any_found`, in percent, like
     :func:`string_match_all`."""
-    return percent([any_found(said, wanted) for said, wanted in zip(predictions, references, strict=True)])
+    return round(percent([any_found(said, wanted) for said, wanted in zip(predictions, references, strict=True)]), 2)
 
 
 def percent(scores: Sequence[float]) -> float:
-    """Return the mean of the scores of some samples as the official script writes it: in percent, rounded by Python to
-    two decimals."""
-    return round(sum(scores) / len(scores) * 100, 2)
+    """Return the mean of the scores of some samples in percent, in the order of the official script's operations."""
+    return sum(scores) / len(scores) * 100

@@ -159,8 +159,8 @@ def cells(result: TaskResult) -> dict[tuple[str, int], list[SampleRow]]:
     return found
 
 
-def task_scores(result: TaskResult) -> dict[tuple[str, int], float]:
-    """Return the score of each task and length in percent, rounded as officially."""
+def cell_scores(result: TaskResult) -> dict[tuple[str, int], float]:
+    """Return the score of each task and length in percent, not rounded."""
     return {
         (task, length): percent([sample.scores[f"task:{task}"] for sample in samples])
         for (task, length), samples in cells(result).items()
@@ -168,15 +168,14 @@ def task_scores(result: TaskResult) -> dict[tuple[str, int], float]:
 
 
 def length_scores(result: TaskResult) -> dict[int, float]:
-    """Return the score of each length in percent: the mean of the 13 tasks' scores, to two decimals. It is empty if a
-    task is missing."""
+    """Return the score of each length in percent, to two decimals: the mean of the 13 tasks' scores before they are
+    rounded. It is empty if a task is missing."""
     grid = grid_of(result)
     if not grid.is_whole:
         return {}
-    found = task_scores(result)
+    found = cell_scores(result)
     return {
-        length: round(sum(found[task, length] for task in grid.tasks) / len(grid.tasks), 2)
-        for length in sorted(grid.lengths)
+        length: round(sum(found[task, length] for task in grid.tasks) / len(grid.tasks), 2) for length in grid.lengths
     }
 
 

@@ -222,7 +222,7 @@ def inputs(settings: RulerSettings) -> Iterator[tuple[str, Path]]:
     """Yield the user's files, which must be there."""
     for name, path in _given(settings):
         check_file(name, path)
-        yield f"ruler.{name}", path
+        yield f"the file of ruler.{name}", path
 
 
 EVALUATOR = Evaluator(
