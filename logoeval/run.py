@@ -119,5 +119,12 @@ def _settings(recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeMode
         "dtype": recipe.engine.dtype,
         "seed": recipe.seed,
         "chat_template": template,
+        **_reasoning(recipe),
         **evaluator.describe(section, recipe.engine),
     }
+
+
+def _reasoning(recipe: EvalRecipe) -> dict[str, object]:
+    """What is asked of a model that reasons, where something is. What the chat template decides is in the notes."""
+    names = ("chat_template_args", "thinking_tokens", "thinking_end")
+    return {name: value for name in names if (value := getattr(recipe, name)) not in ({}, None)}

@@ -13,12 +13,13 @@ from logodata.common.errors import UserError
 from logodata.common.files import file_sha256
 from logodata.common.turn_end import turn_end_ids
 from logodata.engines import Engine
+from logodata.engines.reasoning import Reasoning
 from logodata.engines.settings import EngineSettings, ModelSettings, open_engine
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.models.adapter_fit import check_adapter_fits
 from logodata.models.adapters import ADAPTER_FILES, BASE_CONFIG, check_adapter, merge_adapter
 from logodata.models.facts import model_eos_ids
-from logodata.models.loading import load_config, load_model, load_tokenizer
+from logodata.models.loading import load_config, load_model
 from logodata.models.text_config import config_window, text_config
 
 if TYPE_CHECKING:
@@ -100,17 +101,22 @@ class Session:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, which must have a chat template."""
-        return load_tokenizer(self.settings.model, self.settings.chat_template)
+        return self.settings.load_tokenizer()
 
     @cached_property
     def bare_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, perhaps without a chat template, which some tasks do not need."""
-        return load_tokenizer(self.settings.model, self.settings.chat_template, needs_template=False)
+        return self.settings.load_tokenizer(needs_template=False)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """The ids that end a response."""
         return turn_end_ids(self.tokenizer, model_eos_ids(self.settings.model))
+
+    @cached_property
+    def reasoning(self) -> Reasoning:
+        """How the model reasons before it answers."""
+        return self.settings.reasoning(self.bare_tokenizer, self.window)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -549,6 +549,25 @@ sys.exit(start("logodata"))
 """
 
 
+WAITING = """
+import os
+import logodata.cli
+from logodata.common.start import start
+logodata.cli.main = lambda: print(os.environ.get("GOMP_SPINCOUNT")) or 0
+start("logodata")
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_sleep_soon_while_they_wait_unless_the_user_says_how(given: dict[str, str], found: str) -> None:
+    own = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", WAITING]
+    done = subprocess.run(command, env={**own, **given}, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == found, done.stderr
+
+
 @pytest.mark.parametrize("when", ["threads", "teardown"])
 @pytest.mark.parametrize("number", [2, 15])
 @pytest.mark.parametrize("code", [0, 130])

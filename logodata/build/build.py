@@ -122,7 +122,7 @@ def _build(
         source=source_file.model_copy(update={"lost": dict(source.lost) or None}),
         recipe=recipe.model_dump(mode="json"),
         # The text, because the file is found from the folder of the build command only.
-        chat_template=pipeline.preparer.tokenizer.chat_template if recipe.chat_template else None,
+        chat_template=pipeline.preparer.tokenizer.chat_template if recipe.has_own_template else None,
         samples=0,
     )
 

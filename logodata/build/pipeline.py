@@ -40,7 +40,6 @@ from logodata.judge.judged_response import Decision, eligible
 from logodata.judge.measures import word_share
 from logodata.judge.model import ModelJudge
 from logodata.models.facts import tokenizer_fingerprint
-from logodata.models.loading import load_tokenizer
 from logodata.recipe.settings import BuildRecipe
 
 Asked = tuple[Pool, frozenset[str]]
@@ -63,9 +62,9 @@ class Pipeline:
 
     def __init__(self, recipe: BuildRecipe, model_fingerprint: str, log: Path | None = None) -> None:
         self._recipe, self._fingerprint = recipe, model_fingerprint
-        tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
+        tokenizer = recipe.load_tokenizer()
         self.preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
-        self.responses = Responses(recipe, model_fingerprint, log, tokenizer, self.preparer.stop_ids[0])
+        self.responses = Responses(recipe, model_fingerprint, log, self.preparer)
         self.model_judge: ModelJudge | None = None
         if recipe.judge.model is not None:
             verdicts = None if log is None else log.with_name("verdicts.jsonl")

@@ -6,7 +6,7 @@ Everything here is a pure function of the recipe and the documents, so an interr
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +17,8 @@ from logodata.contexts.chunking import chunk_text
 from logodata.contexts.draw import Contexts, draw_contexts
 from logodata.contexts.scores import Evaluator
 from logodata.contract import Chunk, ContextChunk, Document, Question
-from logodata.engines import GenerationRequest, Sampling
+from logodata.engines import GenerationRequest, GenerationResult, Sampling
+from logodata.engines.reasoning import Reply
 from logodata.models.facts import model_eos_ids
 from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, Prompt, PromptFormat
 from logodata.recipe.settings import BuildRecipe
@@ -114,6 +115,7 @@ class QuestionPreparer:
         self.answer_format = PromptFormat(tokenizer, ANSWER_TEMPLATE)
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
+        self.reasoning = recipe.reasoning(tokenizer, window)
 
     def pools(self, documents: Iterable[Document]) -> Iterator[Pool]:
         """Chunk the documents and join them, in order, until a pool holds ``source.join_tokens`` tokens. Documents that
@@ -167,7 +169,7 @@ class QuestionPreparer:
         strategies = {"irrelevant": contexts.irrelevant, **{f"mixed-{ratio:g}": indices for ratio, indices in mixed}}
         prompts = {name: prompt(indices, self.answer_format) for name, indices in strategies.items()}
         longest = max(len(p.ids) for p in (*preferred, training, *prompts.values()))
-        new = recipe.generation.max_new_tokens
+        new = recipe.generation.max_new_tokens + self.reasoning.budget
         if (excess := longest + new - self.window) > 0:
             detail = f"{longest} prompt tokens and {new} new ones exceed the window of {self.window}"
             return UnusableQuestion(pool, document, question, "prompt_exceeds_window", detail, excess)
@@ -194,11 +196,19 @@ class QuestionPreparer:
 
     def _request(self, request_id: str, prompt: Prompt, *, greedy: bool) -> GenerationRequest:
         settings = self._recipe.generation
-        sampling = Sampling(
-            max_new_tokens=settings.max_new_tokens,
-            stop_ids=self.stop_ids,
+        answer = replace(
+            self._answer_sampling,
             temperature=0.0 if greedy else settings.temperature,
             top_p=1.0 if greedy else settings.top_p,
             seed=self._recipe.seed,
         )
-        return GenerationRequest(request_id, prompt.ids, sampling)
+        return GenerationRequest(request_id, prompt.ids, self.reasoning.sampling(answer, self.stop_ids))
+
+    @property
+    def _answer_sampling(self) -> Sampling:
+        return Sampling(self._recipe.generation.max_new_tokens, self.stop_ids)
+
+    def reply(self, request: GenerationRequest, result: GenerationResult) -> Reply:
+        """Return the answer of a response, apart from the reasoning before it."""
+        opened = self.reasoning.opens(request.prompt_ids)
+        return self.reasoning.split(result, self._answer_sampling, opened=opened)

@@ -21,7 +21,6 @@ from logodata.contract import ContextChunk, Spread
 from logodata.engines.response_log import ResponseLog
 from logodata.engines.settings import engine_window
 from logodata.models.facts import model_fingerprint
-from logodata.models.loading import load_tokenizer
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import Source, read_source
 
@@ -104,7 +103,7 @@ def preview(recipe: BuildRecipe, *, prices: tuple[float, float] | None, tokens_p
         raise UserError(f"the engine {recipe.engine.kind} has no price", mend=mend)
     check_inputs(recipe, recipe.source, None)
     source = read_source(recipe.source, needs_questions=False)
-    tokenizer = load_tokenizer(recipe.model, recipe.chat_template)
+    tokenizer = recipe.load_tokenizer()
     preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
     evaluator = open_evaluator(recipe.evaluator)
     if source.documents.num_questions:
@@ -112,7 +111,7 @@ def preview(recipe: BuildRecipe, *, prices: tuple[float, float] | None, tokens_p
     lengths: list[int] = []
     num_chunks = num_pools = 0
     reasons = Counter(row.reason for row in source.rejected if row.question)
-    counts = _Counts(recipe)
+    counts = _Counts(recipe, preparer.reasoning.budget)
     with progress("preview", len(source.documents)) as tracker:
         for pool in preparer.pools(source.documents):
             tokens = Counter[str]({document.doc_id: 0 for document in pool.documents})
@@ -156,8 +155,8 @@ def _left_out(source: Source) -> dict[str, int]:
 class _Counts:
     """Counts prompts and tokens of usable questions, and keeps a few to show, of different documents if there are."""
 
-    def __init__(self, recipe: BuildRecipe) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: BuildRecipe, thinking_tokens: int) -> None:
+        self._recipe, self._thinking_tokens = recipe, thinking_tokens
         self._numbers = Counter[str]()
         self._first: dict[str, PreparedQuestion] = {}
         self._others: list[PreparedQuestion] = []
@@ -186,7 +185,7 @@ class _Counts:
         """Return the work, without costs."""
         numbers, judge = self._numbers, self._recipe.judge.model
         prompts = numbers["preferred"] + numbers["dispreferred"]
-        new = self._recipe.generation.max_new_tokens
+        new = self._recipe.generation.max_new_tokens + self._thinking_tokens
         judged = prompts + numbers["cached"]
         return Work(
             preferred_prompts=numbers["preferred"],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from logodata.build.preparing import PreparedQuestion
+from logodata.build.preparing import PreparedQuestion, QuestionPreparer
 from logodata.contract import Question, Response, ResponseOrigin
-from logodata.engines import GenerationResult
+from logodata.engines import GenerationRequest
+from logodata.engines.reasoning import Reply
 from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import open_engine
 from logodata.judge.judged_response import Decision
@@ -16,15 +16,12 @@ from logodata.judge.rules import Measurer, preferred_fault, rejected_fault
 from logodata.prompts import decode_text, encode_text
 from logodata.recipe.settings import BuildRecipe
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 class Responses:
     """Responses of a build, with what the rules say of them.
 
-    They are filed in ``log`` under the fingerprint of the model, or in memory only if it is None. ``turn_end`` is the
-    token at the end of a response that ended by itself.
+    They are filed in ``log`` under the fingerprint of the model, or in memory only if it is None. ``preparer`` asks for
+    them.
     """
 
     def __init__(
@@ -32,11 +29,10 @@ class Responses:
         recipe: BuildRecipe,
         model_fingerprint: str,
         log: Path | None,
-        tokenizer: PreTrainedTokenizerBase,
-        turn_end: int,
+        preparer: QuestionPreparer,
     ) -> None:
-        self._recipe, self._fingerprint, self._path = recipe, model_fingerprint, log
-        self._tokenizer, self._turn_end = tokenizer, turn_end
+        self._recipe, self._fingerprint, self._path, self._preparer = recipe, model_fingerprint, log, preparer
+        self._tokenizer = preparer.tokenizer
         self._measurer = Measurer(recipe.judge)
 
     @cached_property
@@ -51,10 +47,11 @@ class Responses:
         strategy, question, judge = self._recipe.generation.preferred, prepared.question, self._recipe.judge
         guided = strategy == "guided"
         if strategy == "reference":
-            ids = tuple(encode_text(self._tokenizer, question.answers[0]))
-            found = [self._response(question, strategy, GenerationResult(question.id, ids, "stop"), "live")]
+            reference = question.answers[0]
+            ids = tuple(encode_text(self._tokenizer, reference))
+            found = [self._measured(question, strategy, Reply(ids, reference, "stop"), "live")]
         else:
-            found = [self._response(question, strategy, *self.engine.answer(request)) for request in prepared.preferred]
+            found = [self._response(question, strategy, request) for request in prepared.preferred]
         faults = (preferred_fault(r, question.question, question.answers, judge, guided=guided) for r in found)
         pairs = zip(found, faults, strict=True)
         return [Decision(question, "preferred", n, response, fault) for n, (response, fault) in enumerate(pairs)]
@@ -62,19 +59,23 @@ class Responses:
     def rejected(self, prepared: PreparedQuestion, chosen: Response) -> list[Decision]:
         """Return the dis-preferred responses, with what the rules say of each beside the chosen one."""
         question, asked, judge = prepared.question, prepared.rejected, self._recipe.judge
-        found = [self._response(question, name, *self.engine.answer(request)) for name, request in asked.items()]
+        found = [self._response(question, name, request) for name, request in asked.items()]
         return [Decision(question, "rejected", n, r, rejected_fault(r, chosen, judge)) for n, r in enumerate(found)]
 
-    def _response(
-        self, question: Question, strategy: str, result: GenerationResult, origin: ResponseOrigin
-    ) -> Response:
-        ended = result.finish_reason == "stop"
-        text = decode_text(self._tokenizer, result.token_ids)
+    def _response(self, question: Question, strategy: str, request: GenerationRequest) -> Response:
+        result, origin = self.engine.answer(request)
+        if self._recipe.generation.keep_reasoning:
+            whole = decode_text(self._tokenizer, result.token_ids)
+            return self._measured(question, strategy, Reply(result.token_ids, whole, result.finish_reason), origin)
+        return self._measured(question, strategy, self._preparer.reply(request, result), origin)
+
+    def _measured(self, question: Question, strategy: str, reply: Reply, origin: ResponseOrigin) -> Response:
+        ended = reply.finish_reason == "stop"
         return Response(
             strategy=strategy,
-            text=text,
-            token_ids=[*result.token_ids, self._turn_end] if ended else list(result.token_ids),
+            text=reply.text,
+            token_ids=[*reply.token_ids, self._preparer.stop_ids[0]] if ended else list(reply.token_ids),
             ended=ended,
-            **dict(self._measurer.measure(text, question.answers)),
+            **dict(self._measurer.measure(reply.text, question.answers)),
             origin=origin,
         )

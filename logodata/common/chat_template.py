@@ -6,15 +6,16 @@ that they make, and one on their time.
 
 from __future__ import annotations
 
+import json
 import re
 import signal
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from logodata.common.errors import SettingError, raised_by
+from logodata.common.errors import SettingError, UserError, did_you_mean, first_line, raised_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,24 @@ its continuation and evaluations must see one prompt. Llama-3's own template wri
 
 TEMPLATE_SETTING = "chat_template=FILE"
 """The setting that gives another chat template, as errors write it."""
+
+_GIVEN = frozenset(
+    [
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "bos_token",
+        "eos_token",
+        "pad_token",
+        "unk_token",
+        "strftime_now",
+        "raise_exception",
+        "namespace",
+        "range",
+    ]
+)
+"""What every template may read without its user's doing."""
 
 _SECONDS = 10.0
 _MAX_FRAME = 2**20
@@ -73,6 +92,40 @@ def render_messages(
     if len(rendered) > size + _MAX_FRAME:
         raise SettingError("the chat template adds more than a million characters", setting=TEMPLATE_SETTING)
     return rendered
+
+
+def with_variables(template: str | dict[str, str] | None, variables: Mapping[str, object], model: str) -> Any:
+    """Return a chat template, or each of several, that sets variables itself before it reads them. Whoever renders it
+    then gets the same prompts, and its fingerprint tells the values.
+
+    Raises:
+        UserError: The template of ``model`` reads no variable of that name, or there is none.
+    """
+    if isinstance(template, dict):
+        return {name: with_variables(text, variables, model) for name, text in template.items()}
+    read = set() if template is None else _free_variables(template)
+    for name in variables:
+        if name not in read:
+            known = sorted(read - _GIVEN)
+            what = f"the chat template of {model} reads no variable {name!r}"
+            mend = did_you_mean(name, known, f"it reads {', '.join(known)}" if known else "leave it out")
+            raise UserError(what, where=f"chat_template_args.{name}", mend=mend)
+    return "".join(f"{{%- set {name} = {_literal(value)} %}}" for name, value in variables.items()) + (template or "")
+
+
+def _free_variables(template: str) -> set[str]:
+    from jinja2 import meta
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    try:
+        return meta.find_undeclared_variables(_compile_jinja_template("").environment.parse(template))
+    except Exception as error:
+        what = f"the chat template fails: {type(error).__name__} {first_line(error)}"
+        raise SettingError(what, setting=TEMPLATE_SETTING) from error
+
+
+def _literal(value: object) -> str:
+    return "none" if value is None else json.dumps(value)
 
 
 def fix_date(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,6 +7,7 @@ def start(package: str) -> int:
     """Run the program of a package with the command line of the process, and return the exit code (see
     :func:`logodata.common.errors.run_command`). A signal does not change it while Python ends."""
     try:
+        _wait_briefly()
         import signal
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # with it schedulers end a process
@@ -20,6 +21,16 @@ def start(package: str) -> int:
         code = 130
     _keep_exit_code(code)
     return code
+
+
+def _wait_briefly() -> None:
+    """Let the threads of torch sleep soon while they wait for each other, before its OpenMP runtime (libgomp) is
+    loaded. By default they hold a core for milliseconds; beside other busy processes a step then takes twice as long as
+    the machine's share allows (``benchmarks/busy.py``). What the user sets holds."""
+    import os
+
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
 def _keep_exit_code(code: int) -> None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
-from logodata.common.recipes.types import OrPath, Tokens
+from logodata.common.recipes.types import OrPath, TemplateArgs, Tokens, token_count
 from logodata.engines import Engine
+from logodata.engines.reasoning import Reasoning
 from logodata.models.adapter_fit import check_served_whole
 from logodata.models.facts import model_window
-from logodata.models.loading import DType, load_config, load_model, resolve_model
+from logodata.models.loading import DType, load_config, load_model, load_tokenizer, resolve_model
 from logodata.models.vocabulary import vocabulary_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 EngineKind = Literal["transformers", "vllm", "openai"]
 
@@ -92,8 +96,31 @@ class ModelSettings(RecipeModel):
     """The model: ``embedded``, a folder, or a hub name."""
     chat_template: Path | None = None
     """A Jinja file with a chat template, for models whose tokenizer has none."""
+    chat_template_args: TemplateArgs = Field(default_factory=dict)
+    """Variables of the chat template, such as ``{enable_thinking: false}`` of Qwen3."""
+    thinking_tokens: Annotated[int, Field(ge=0), BeforeValidator(token_count)] | None = None
+    """Tokens that a model which reasons may write before its answer, beside those of the answer. An answer is what
+    follows the end of the reasoning. By default 8,192 (32,768 from windows of 256,000 on) where the chat template
+    itself opens the reasoning, else none; 0 gives none there, too."""
+    thinking_end: str | None = Field(default=None, min_length=1)
+    """The text that ends the reasoning; by default the one in the chat template, or ``</think>``."""
     engine: EngineSettings = EngineSettings()
     """The engine that runs the model."""
+
+    @property
+    def has_own_template(self) -> bool:
+        """Whether the chat template is another one than the tokenizer's, or reads variables that are given."""
+        return self.chat_template is not None or bool(self.chat_template_args)
+
+    def load_tokenizer(self, *, needs_template: bool = True) -> PreTrainedTokenizerBase:
+        """Load the tokenizer of the model with its chat template (:func:`logodata.models.loading.load_tokenizer`)."""
+        return load_tokenizer(
+            self.model, self.chat_template, needs_template=needs_template, template_args=self.chat_template_args
+        )
+
+    def reasoning(self, tokenizer: PreTrainedTokenizerBase, window: int) -> Reasoning:
+        """Return how the model reasons, whose tokenizer and window these are."""
+        return Reasoning(tokenizer, tokens=self.thinking_tokens, end=self.thinking_end, window=window)
 
 
 def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> Engine:

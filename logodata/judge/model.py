@@ -42,9 +42,10 @@ class ModelJudge:
         self._settings, self._path = settings, log
         self.name = name = settings.name or build.model
         engine, is_build_model = judge_engine(build, settings), name == build.model
-        self._tokenizer = load_tokenizer(
-            name, settings.chat_template or (build.chat_template if is_build_model else None)
-        )
+        template, args = settings.chat_template, settings.chat_template_args
+        if is_build_model:
+            template, args = template or build.chat_template, build.chat_template_args if args is None else args
+        self._tokenizer = load_tokenizer(name, template, template_args=args)
         wordings = zip(("first", "second"), JUDGE_TEMPLATES, strict=True)
         self.formats = {which: PromptFormat(self._tokenizer, template) for which, template in wordings}
         self.window = engine_window(engine, name)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from logodata.common.recipes.reading import RecipeModel
-from logodata.common.recipes.types import OrPath, Tokens
+from logodata.common.recipes.types import OrPath, TemplateArgs, Tokens
 from logodata.engines.settings import EngineSettings
 
 
@@ -23,6 +23,8 @@ class ModelJudgeSettings(RecipeModel):
     """The engine of the judge; by default that of the build. The same model under equal settings is loaded once."""
     chat_template: Path | None = None
     """A Jinja file, for judges whose tokenizer has no chat template; by default the build's, for the build's model."""
+    chat_template_args: TemplateArgs | None = None
+    """Variables of the judge's chat template; by default the build's, for the build's model."""
     max_new_tokens: Tokens = 32
     """The maximum length of a reply. A reply that reaches it is malformed, so give a judge that reasons enough room."""
     rejudge_share: float = Field(default=0.1, ge=0, le=1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from logodata.common.chat_template import TEMPLATE_SETTING
+from logodata.common.chat_template import TEMPLATE_SETTING, with_variables
 from logodata.common.errors import SettingError, UserError, first_line, pass_on
 from logodata.common.user_files import MARK, expand_home, read_text
 from logodata.common.verbosity import quiet_transformers
@@ -122,11 +122,16 @@ def resolve_embedding_model(name: str) -> str:
 
 
 def load_tokenizer(
-    name: str, chat_template: Path | str | None = None, *, needs_template: bool = True
+    name: str,
+    chat_template: Path | str | None = None,
+    *,
+    needs_template: bool = True,
+    template_args: Mapping[str, object] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model.
 
     ``chat_template`` is a file with a chat template, or its text; by default it is the tokenizer's own.
+    ``template_args`` are variables that the template reads; they become a part of it.
 
     Raises:
         UserError: The tokenizer cannot be loaded, or it has no chat template and none is given. None is ever guessed.
@@ -145,6 +150,8 @@ def load_tokenizer(
         tokenizer.chat_template = own.lstrip(MARK)  # from the model's own file, which an editor may have saved
     if needs_template and not tokenizer.chat_template:
         raise SettingError("the tokenizer has no chat template", where=name, setting=TEMPLATE_SETTING)
+    if template_args:
+        tokenizer.chat_template = with_variables(tokenizer.chat_template, template_args, name)
     return tokenizer
 
 

@@ -105,7 +105,9 @@ class _Import:
 
     def __init__(self, recipe: ImportRecipe, opened: PairRows, section: str) -> None:
         self._recipe, self._opened, self._rows, self._section = recipe, opened, pair_rows(opened), section
-        self._tokenizer = load_tokenizer(recipe.model, recipe.chat_template, needs_template=False)
+        self._tokenizer = load_tokenizer(
+            recipe.model, recipe.chat_template, needs_template=False, template_args=recipe.chat_template_args
+        )
         self._encoder = PairEncoder(self._tokenizer)
         self._window = recipe.window or model_window(recipe.model)
         self._kind = self._recognise()
@@ -128,7 +130,7 @@ class _Import:
                 window=self._window,
                 chunk_tokens=recipe.chunk_tokens,
             ),
-            chat_template=self._tokenizer.chat_template if recipe.chat_template else None,
+            chat_template=self._tokenizer.chat_template if recipe.chat_template or recipe.chat_template_args else None,
             samples=0,
         )
         stats = write_import(output, self._outcomes(kind), manifest)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from logodata.common.recipes.foreign import by_name
 from logodata.common.recipes.reading import RecipeModel
-from logodata.common.recipes.types import Encoding, OrPath, Tokens
+from logodata.common.recipes.types import Encoding, OrPath, TemplateArgs, Tokens
 from logodata.contract import PairFormat, PromptForm
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -72,6 +72,8 @@ class PairSettings(RecipeModel):
     for the paper's positions. By default nothing is cut, and training takes natural positions."""
     chat_template: Path | None = None
     """A file with the chat template to use instead of the tokenizer's own."""
+    chat_template_args: TemplateArgs = Field(default_factory=dict)
+    """Variables of the chat template, such as ``{enable_thinking: false}`` of Qwen3."""
 
     @model_validator(mode="after")
     def _columns_are_fields(self) -> PairSettings:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,7 @@ from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import engine_window, open_engine
 from logodata.judge.measures import word_share
 from logodata.models.facts import model_eos_ids, model_fingerprint
-from logodata.models.loading import load_tokenizer
-from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, PromptFormat, decode_text
+from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, Prompt, PromptFormat
 from logodata.questions.drafts import Draft, Written, draw_drafts, parse_reply, written_fault
 from logodata.questions.settings import QuestionsRecipe
 from logodata.sources import Source, check_outside, read_source, source_fingerprint
@@ -49,9 +49,10 @@ class Writer:
     def __init__(self, recipe: QuestionsRecipe, log: ResponseLog) -> None:
         self._recipe = recipe
         self._engine = CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model))
-        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(recipe.model, recipe.chat_template)
+        self._tokenizer: PreTrainedTokenizerBase = recipe.load_tokenizer()
         self._window = engine_window(recipe.engine, recipe.model)
         self._stop_ids = turn_end_ids(self._tokenizer, model_eos_ids(recipe.model))
+        self._reasoning = recipe.reasoning(self._tokenizer, self._window)
         self._forms = {kind: PromptFormat(self._tokenizer, WRITING_TEMPLATES[kind]) for kind in recipe.kinds}
         self._closed_book = PromptFormat(self._tokenizer, CLOSED_BOOK_TEMPLATE)
 
@@ -106,20 +107,25 @@ class Writer:
         recipe = self._recipe
         prompt = self._forms[draft.kind].encode([chunk.token_ids for chunk in draft.chunks], question=draft.subject)
         top_p = recipe.top_p if recipe.temperature else 1.0
-        sampling = Sampling(recipe.max_new_tokens, self._stop_ids, recipe.temperature, top_p, recipe.seed)
-        return GenerationRequest(draft.id, prompt.ids, sampling)
+        answer = Sampling(recipe.max_new_tokens, self._stop_ids, recipe.temperature, top_p, recipe.seed)
+        return self._request(draft.id, prompt, answer)
 
     def _closed_book_request(self, written: Written) -> GenerationRequest:
         prompt = self._closed_book.encode([], question=written.question)
-        sampling = Sampling(self._recipe.max_closed_book_tokens, self._stop_ids)
-        return GenerationRequest(f"{written.draft.id}/closed-book", prompt.ids, sampling)
+        answer = Sampling(self._recipe.max_closed_book_tokens, self._stop_ids)
+        return self._request(f"{written.draft.id}/closed-book", prompt, answer)
+
+    def _request(self, request_id: str, prompt: Prompt, answer: Sampling) -> GenerationRequest:
+        return GenerationRequest(request_id, prompt.ids, self._reasoning.sampling(answer, self._stop_ids))
 
     def _fits(self, request: GenerationRequest) -> bool:
         return request.max_total_tokens <= self._window
 
     def _reply(self, request: GenerationRequest) -> tuple[str, bool]:
         result, _ = self._engine.answer(request)
-        return without_reasoning(decode_text(self._tokenizer, result.token_ids)), result.finish_reason == "stop"
+        answer = replace(request.sampling, max_new_tokens=request.sampling.max_new_tokens - self._reasoning.budget)
+        reply = self._reasoning.split(result, answer, opened=self._reasoning.opens(request.prompt_ids))
+        return without_reasoning(reply.text), reply.finish_reason == "stop"
 
 
 def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:

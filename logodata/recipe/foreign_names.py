@@ -40,6 +40,10 @@ ENGINE = by_name(
         "model": "model_name model_name_or_path model_path model_id base_model pretrained",
         "model: give the folder of a downloaded revision": "revision",
         "chat_template": "template chat_template_path",
+        "chat_template_args: such as chat_template_args.enable_thinking=false": "enable_thinking thinking",
+        "chat_template_args": "chat_template_kwargs template_kwargs",
+        "thinking_tokens": "thinking_budget reasoning_budget max_thinking_tokens",
+        "thinking_end": "think_end_token",
         "seed": "random_seed",
         ": the folder is the option -o DIR": "output_dir output_path output",
     }

@@ -39,6 +39,9 @@ class GenerationSettings(RecipeModel):
     """The nucleus of the sampled candidates."""
     max_new_tokens: Tokens = 256
     """The maximum length of every response. A preferred response that reaches it is not kept. Nothing is cut to fit."""
+    keep_reasoning: bool = False
+    """Keep the reasoning of a model before its answers, in preferred and dis-preferred responses. By default it is left
+    out of both, and a response whose reasoning was cut has no answer."""
     group_size: int = Field(default=256, gt=0)
     """The number of questions whose prompts go to the engine together; fewer if contexts or documents are long."""
     cache: Path | Literal["embedded"] | None = None

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from logodata.common.console import progress
 from logodata.common.errors import UserError
+from logodata.common.records import ABSENT
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult
-from logodata.prompts import decode_text
-from logoeval.records import hash_ids
+from logodata.engines.reasoning import Reply
+from logoeval.records import Metric, Outcome, hash_ids
 from logoeval.session import Session
 from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +33,14 @@ class Completion(Prediction):
     stop_ids: tuple[int, ...]
     engine: str
     response: str
+    """The answer, which alone is scored."""
     num_response_tokens: int
     finish_reason: FinishReason
+    reasoning: str | None = ABSENT
+    """What the model wrote before its answer, if it reasoned."""
+    num_reasoning_tokens: int | None = ABSENT
+    reasoning_cut: bool | None = ABSENT
+    """Whether the reasoning did not end within its budget; the answer is empty then."""
 
 
 CompletionT = TypeVar("CompletionT", bound=Completion)
@@ -49,11 +53,12 @@ def complete(
     *,
     record: Callable[[Completion, GenerationResult], CompletionT],
     label: str,
-    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[CompletionT]:
     """Answer every prompt once with the engine of ``session``, and return the records in the order of ``items``, whose
-    ids are unique. What is in ``file`` is not made again. ``record`` adds the fields of the task. ``tokenizer`` decodes
-    responses where the model's needs no chat template.
+    ids are unique. What is in ``file`` is not made again. ``record`` adds the fields of the task.
+
+    The sampling of an item is that of its answer. The budget of reasoning is added here, and ``record`` gets the answer
+    alone, in both arguments.
 
     Raises:
         UserError: a record is of another prompt than the one that now has its id, or another engine made it.
@@ -72,8 +77,10 @@ def complete(
             )
     if waiting:
         with progress(label, len(items), len(items) - len(waiting)) as tracker:
-            for result in engine.generate(list(waiting.values())):
-                item = waiting[result.id]
+            for whole in engine.generate([_request(session, item) for item in waiting.values()]):
+                item = waiting[whole.id]
+                reply = session.reasoning.split(whole, item.sampling, opened=session.reasoning.opens(item.prompt_ids))
+                result = GenerationResult(whole.id, reply.token_ids, reply.finish_reason)
                 made = Completion(
                     id=item.id,
                     prompt_hash=hashes[item.id],
@@ -82,10 +89,69 @@ def complete(
                     num_prompt_tokens=len(item.prompt_ids),
                     stop_ids=item.sampling.stop_ids,
                     engine=engine.name,
-                    response=decode_text(tokenizer or session.tokenizer, result.token_ids),
-                    num_response_tokens=len(result.token_ids),
-                    finish_reason=result.finish_reason,
+                    response=reply.text,
+                    num_response_tokens=len(reply.token_ids),
+                    finish_reason=reply.finish_reason,
+                    **_reasoned(reply),
                 )
                 file.append(record(made, result))
                 tracker.advance()
     return [file[item.id] for item in items]
+
+
+def _request(session: Session, item: PromptItem) -> GenerationRequest:
+    if not session.reasoning.budget:
+        return item  # without asking for the end of a turn: a model without a chat template has none
+    return replace(item, sampling=session.reasoning.sampling(item.sampling, session.stop_ids))
+
+
+def _reasoned(reply: Reply) -> dict[str, Any]:
+    if reply.reasoning is None:
+        return {}
+    return {
+        "reasoning": reply.reasoning,
+        "num_reasoning_tokens": reply.num_reasoning_tokens,
+        "reasoning_cut": reply.cut,
+    }
+
+
+REASONING_METRICS = [
+    Metric.share(
+        "reasoning_cut",
+        "Cut while reasoning",
+        "Share of the replies whose reasoning did not end within its budget; their answers count as empty.",
+        "lower",
+    ),
+    Metric(
+        key="reasoning_tokens",
+        label="Reasoning in tokens",
+        explanation="Length of what the model wrote before its answer, markers included; 0 where it did not reason.",
+        kind="count",
+        headline=False,
+    ),
+]
+
+
+def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Completion]) -> Outcome:
+    """Add to the outcome of a task how its ``answers``, one a row, were reasoned; nothing where no model reasoned."""
+    budget, reasoned = session.reasoning.budget, [answer for answer in answers if answer.reasoning is not None]
+    if not budget and not reasoned:
+        return outcome
+    rows = [
+        row.model_copy(
+            update={
+                "scores": {
+                    **row.scores,
+                    "reasoning_cut": float(bool(answer.reasoning_cut)),
+                    "reasoning_tokens": float(answer.num_reasoning_tokens or 0),
+                }
+            }
+        )
+        for row, answer in zip(outcome.samples, answers, strict=True)
+    ]
+    cut = sum(bool(answer.reasoning_cut) for answer in answers)
+    said = (
+        f"{len(reasoned):,} of {len(answers):,} replies reasoned, up to {session.reasoning.closing!r} and within "
+        f"{budget:,} tokens; {cut:,} were cut while reasoning, and their answers count as empty"
+    )
+    return replace(outcome, metrics=[*outcome.metrics, *REASONING_METRICS], samples=rows, notes=[*outcome.notes, said])

@@ -18,6 +18,7 @@ from logoeval.records import Metric, Outcome, SampleRow, hash_ids
 from logoeval.session import Session
 from logoeval.tasks import qa
 from logoeval.tasks.evaluator import Evaluator
+from logoeval.tasks.generate import with_reasoning
 from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def run(settings: PairsSettings, session: Session, predictions: Path) -> Outcome
     rows = [_row(*columns) for columns in zip(samples, scored, answers, strict=True)]
     has_references = any(sample.answers for sample in samples)
     measured = METRICS if has_references else [*_MARGINS, *qa.metrics("Answer", references=False)]
-    return Outcome(measured, rows, sources={"data": str(settings.data.resolve())})
+    outcome = Outcome(measured, rows, sources={"data": str(settings.data.resolve())})
+    return with_reasoning(outcome, session, answers)
 
 
 def _score(samples: Sequence[PreferenceSample], session: Session, path: Path) -> list[PairLogprobs]:

@@ -26,7 +26,7 @@ from logodata.models.facts import tokenizer_fingerprint
 from logoeval.records import Metric, Outcome, SampleRow, TaskResult, data_fingerprint
 from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
-from logoeval.tasks.generate import Completion, PromptItem, complete
+from logoeval.tasks.generate import Completion, PromptItem, complete, with_reasoning
 from logoeval.tasks.record_file import RecordFile
 
 
@@ -125,7 +125,8 @@ def run(settings: QaSettings, session: Session, predictions: Path) -> Outcome:
         )
         for sample, record in zip(samples, answers, strict=True)
     ]
-    return Outcome(METRICS, rows, sources={"data": str(settings.data.resolve())})
+    outcome = Outcome(METRICS, rows, sources={"data": str(settings.data.resolve())})
+    return with_reasoning(outcome, session, answers)
 
 
 def load_samples(settings: HeldOutSettings, session: Session, task: str) -> list[PreferenceSample]:
@@ -148,7 +149,10 @@ def load_samples(settings: HeldOutSettings, session: Session, task: str) -> list
             mend=f"build or import them with --model {session.settings.model}",
         )
     longest = max(len(sample.prompt_ids) for sample in samples)
-    session.check_window(longest + settings.max_new_tokens, f"the longest held-out prompt with {task}.max_new_tokens")
+    needed = longest + settings.max_new_tokens + session.reasoning.budget
+    what = f"the longest held-out prompt with {task}.max_new_tokens"
+    what += f" and thinking_tokens={session.reasoning.budget}" if session.reasoning.budget else ""
+    session.check_window(needed, what)
     return samples
 
 

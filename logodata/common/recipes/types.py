@@ -31,6 +31,9 @@ def token_count(value: Any) -> Any:
     return int(number)
 
 
+TemplateArgs = dict[str, bool | int | float | str | None]
+"""Variables of a chat template by name."""
+
 Tokens = Annotated[int, Field(gt=0), BeforeValidator(token_count)]
 """A number of tokens, at least 1. ``128K`` may be written for 131072."""
 

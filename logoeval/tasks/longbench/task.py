@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 from logodata.common.errors import UserError
@@ -12,7 +13,7 @@ from logodata.engines.settings import EngineSettings
 from logoeval.records import Outcome, SampleRow, TaskResult
 from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
-from logoeval.tasks.generate import Completion, PromptItem, complete
+from logoeval.tasks.generate import Completion, PromptItem, complete, with_reasoning
 from logoeval.tasks.longbench.data import Row, fingerprint, read_rows
 from logoeval.tasks.longbench.prompts import RESERVED_TOKENS, PromptBuilder
 from logoeval.tasks.longbench.settings import LongBenchSettings
@@ -54,7 +55,12 @@ def describe(settings: LongBenchSettings, engine: EngineSettings) -> dict[str, o
 
 def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Outcome:
     """Answer and score all rows; a sample is a row."""
-    window = min(session.settings.engine.max_model_len or session.window, session.window)
+    window = min(session.settings.engine.max_model_len or session.window, session.window) - session.reasoning.budget
+    if window <= RESERVED_TOKENS:
+        raise UserError(
+            f"longbench: thinking_tokens={session.reasoning.budget} leave {window} tokens of the window",
+            mend="lower thinking_tokens, or take a model with a longer window",
+        )
     limit = settings.max_prompt_tokens or window - RESERVED_TOKENS
     builder = PromptBuilder(session.tokenizer, limit)
     rows = read_rows(settings.data, settings.tasks, settings.e)
@@ -64,18 +70,22 @@ def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Out
     folder = predictions / FOLDER
     folder.mkdir(exist_ok=True)
     samples: list[Scored] = []
+    answers: list[LongBenchAnswer] = []
     shortened = 0
     for task in tasks:
         sampling = _sampling(task, session)
         items = [_item(task, row, builder, window, sampling) for row in rows[task.name]]
         shortened += sum(item.sampling != sampling for item in items)
-        samples += _answer(task, rows[task.name], items, settings, session, folder)
+        made = _answer(task, rows[task.name], items, settings, session, folder)
+        samples += map(_scored, repeat(task), rows[task.name], made)
+        answers += made
     found = list(notes(samples, e=settings.e, code_sim=settings.code_sim))
     if shortened:
         found.append(f"{shortened} answers were allowed fewer tokens than officially: the window ends there")
     reported = metrics(tasks, e=settings.e, truncation=True)
     scored = sample_rows(samples, reported, e=settings.e)
-    return Outcome(reported, scored, found, {"data": str(settings.data.resolve())})
+    outcome = Outcome(reported, scored, found, {"data": str(settings.data.resolve())})
+    return with_reasoning(outcome, session, answers)
 
 
 def _item(task: Task, row: Row, builder: PromptBuilder, window: int, sampling: Sampling) -> PromptItem:
@@ -98,7 +108,7 @@ def _answer(
     settings: LongBenchSettings,
     session: Session,
     folder: Path,
-) -> Iterator[Scored]:
+) -> list[LongBenchAnswer]:
     by_id = {row.id: row for row in rows}
     name = task.name + (E_SUFFIX if settings.e else "")
 
@@ -117,24 +127,26 @@ def _answer(
             length=row.length,
         )
 
-    answers = complete(
+    return complete(
         session,
         items,
         RecordFile(folder / f"{name}.jsonl", LongBenchAnswer),
         record=record,
         label=f"longbench: {task.name}",
     )
-    for row, answer in zip(rows, answers, strict=True):
-        yield Scored(
-            id=row.id,
-            task=task,
-            cluster=f"{task.name}/{text_fingerprint(row.context)}",
-            prompt_hash=answer.prompt_hash,
-            score=answer.score,
-            overflow=answer.overflow,
-            length=row.length,
-            truncated=answer.truncated,
-        )
+
+
+def _scored(task: Task, row: Row, answer: LongBenchAnswer) -> Scored:
+    return Scored(
+        id=row.id,
+        task=task,
+        cluster=f"{task.name}/{text_fingerprint(row.context)}",
+        prompt_hash=answer.prompt_hash,
+        score=answer.score,
+        overflow=answer.overflow,
+        length=row.length,
+        truncated=answer.truncated,
+    )
 
 
 def _sampling(task: Task, session: Session) -> Sampling:

@@ -13,7 +13,7 @@ from logodata.engines.settings import EngineSettings
 from logoeval.records import Outcome, SampleRow
 from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
-from logoeval.tasks.generate import Completion, PromptItem, complete
+from logoeval.tasks.generate import Completion, PromptItem, complete, with_reasoning
 from logoeval.tasks.needles.haystacks import BUILT_IN, haystacks
 from logoeval.tasks.needles.heads import Heads
 from logoeval.tasks.needles.placement import NiahSample, SampleBuilder
@@ -64,9 +64,10 @@ def build_samples(
 
 
 def _check_window(settings: NiahSettings, session: Session) -> None:
-    longest = max(settings.lengths)
-    needed = longest + settings.max_new_tokens
+    longest, budget = max(settings.lengths), session.reasoning.budget
+    needed = longest + settings.max_new_tokens + budget
     what = f"niah.lengths: the longest, {longest} tokens, with niah.max_new_tokens={settings.max_new_tokens}"
+    what += f" and thinking_tokens={budget}" if budget else ""
     session.check_window(needed, what)
     limit = session.settings.engine.max_model_len
     if limit is not None and needed > limit:
@@ -124,6 +125,7 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
     )
     rows = [_row(answer, samples[answer.id].cluster, settings.variant) for answer in answers]
     outcome = Outcome(metrics(settings.variant), rows, list(_notes([sample for sample, _ in built])))
+    outcome = with_reasoning(outcome, session, answers)
     if settings.retrieval is None:
         return outcome
     fewer = settings.model_copy(update={"num_samples": settings.retrieval.num_calibration})

@@ -47,9 +47,11 @@ class SampleBuilder:
         UserError: the length has no room for the smallest prompt.
     """
 
-    def __init__(self, task: Task, length: int, settings: RulerSettings, frame: Frame, *, seed: int) -> None:
+    def __init__(
+        self, task: Task, length: int, settings: RulerSettings, frame: Frame, *, seed: int, reasons: bool = False
+    ) -> None:
         self._task, self._length, self._frame, self._seed = task, length, frame, seed
-        self.form = form_of(task, length)
+        self.form = form_of(task, length, reasons=reasons)
         self.template = text_fingerprint("\n".join((frame.fingerprint, *task.prompt)))
         self._generator = self._make_generator(settings)
         self._num_units = self._find_units()

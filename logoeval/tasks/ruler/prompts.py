@@ -61,7 +61,8 @@ class Form:
     prefix: bool
 
 
-def form_of(task: Task, length: int) -> Form:
+def form_of(task: Task, length: int, *, reasons: bool) -> Form:
     """Return how a task is asked at a length. RULER's lengths hold the prompt and the answer, and the answer prefix
-    begins the assistant's turn."""
-    return Form(length - task.max_new_tokens, task.max_new_tokens, prefix=True)
+    begins the assistant's turn. A model that ``reasons`` first gets no prefix, and its reasoning is not part of the
+    length."""
+    return Form(length - task.max_new_tokens, task.max_new_tokens, prefix=not reasons)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +15,9 @@ from logodata.models.facts import model_eos_ids
 from logoeval.records import Metric, Outcome, SampleRow
 from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
-from logoeval.tasks.generate import Completion, PromptItem, complete
+from logoeval.tasks.generate import Completion, PromptItem, complete, with_reasoning
 from logoeval.tasks.record_file import RecordFile
-from logoeval.tasks.ruler.building import SampleBuilder, question_set
+from logoeval.tasks.ruler.building import RulerSample, SampleBuilder, question_set
 from logoeval.tasks.ruler.prompts import Frame
 from logoeval.tasks.ruler.scores import any_found, clean_prediction, share_found
 from logoeval.tasks.ruler.settings import RulerSettings
@@ -94,23 +94,40 @@ def run(settings: RulerSettings, session: Session, predictions: Path) -> Outcome
     cells = _cells(settings, session, lengths)
     folder = predictions / FOLDER
     folder.mkdir(exist_ok=True)
-    rows = [
-        row for cell in cells for row in _answer(cell, settings, session, folder, reported=reported, lengths=lengths)
-    ]
-    sources = {name: str(path.resolve()) for name, path in given.items()}
-    return Outcome(reported, rows, list(_notes(settings, cells)), sources, {"lengths": list(lengths)})
+    answers: list[RulerAnswer] = []
+    rows: list[SampleRow] = []
+    for cell in cells:
+        samples = {sample.id: sample for sample in map(cell.builder.build, range(settings.num_samples))}
+        made = _answer(cell, samples, settings, session, folder)
+        answers += made
+        rows += [_row(cell.task, answer, samples[answer.id].cluster, reported, lengths) for answer in made]
+    outcome = Outcome(
+        reported,
+        rows,
+        list(_notes(settings, session, cells)),
+        {name: str(path.resolve()) for name, path in given.items()},
+        {"lengths": list(lengths), "answer_prefix": not session.reasoning.budget},
+    )
+    return with_reasoning(outcome, session, answers)
 
 
 def find_lengths(settings: RulerSettings, session: Session) -> tuple[int, ...]:
     """Return the lengths that are measured, from short to long.
 
     Raises:
-        UserError: one of them leaves the window, or the window holds none of RULER's.
+        UserError: one of them leaves the window, or the window holds none of RULER's; or a model is to reason without a
+            chat template.
     """
+    budget = session.reasoning.budget
+    if budget and settings.template == "none":
+        raise UserError(
+            f"ruler.template=none asks without a chat template, and thinking_tokens is {budget}",
+            mend="set thinking_tokens=0, or leave out ruler.template",
+        )
     limit = session.settings.engine.max_model_len
     window = min(limit or session.window, session.window)
     if settings.lengths is None:
-        held = tuple(length for length in OFFICIAL_LENGTHS if length <= window)
+        held = tuple(length for length in OFFICIAL_LENGTHS if length + budget <= window)
         if not held:
             raise UserError(
                 f"the window of {window} tokens holds none of RULER's lengths, which begin at {OFFICIAL_LENGTHS[0]}",
@@ -119,10 +136,12 @@ def find_lengths(settings: RulerSettings, session: Session) -> tuple[int, ...]:
             )
         return held
     longest = max(settings.lengths)
-    session.check_window(longest, "ruler.lengths: the longest")
-    if longest > window:
+    what = f"ruler.lengths: the longest, {longest} tokens,"
+    what += f" with thinking_tokens={budget}" if budget else ""
+    session.check_window(longest + budget, what)
+    if longest + budget > window:
         raise UserError(
-            f"ruler.lengths: the longest is {longest}, engine.max_model_len is {limit}",
+            f"{what} needs {longest + budget} positions, engine.max_model_len is {limit}",
             mend="raise engine.max_model_len, or lower ruler.lengths",
         )
     return tuple(sorted(settings.lengths))
@@ -131,29 +150,23 @@ def find_lengths(settings: RulerSettings, session: Session) -> tuple[int, ...]:
 def _cells(settings: RulerSettings, session: Session, lengths: Sequence[int]) -> list[_Cell]:
     """Look before the first answer whether each task has room at each length."""
     frame = Frame(_tokenizer(settings, session), settings.template)
+    seed, reasons = session.settings.seed, session.reasoning.budget > 0
     grid = [(length, task) for length in lengths for task in settings.chosen]
     cells = []
     with progress("ruler: how much fills each length", len(grid)) as tracker:
         for length, task in grid:
-            builder = SampleBuilder(task, length, settings, frame, seed=session.settings.seed)
+            builder = SampleBuilder(task, length, settings, frame, seed=seed, reasons=reasons)
             cells.append(_Cell(task, length, builder))
             tracker.advance()
     return cells
 
 
 def _answer(
-    cell: _Cell,
-    settings: RulerSettings,
-    session: Session,
-    folder: Path,
-    *,
-    reported: Sequence[Metric],
-    lengths: Sequence[int],
-) -> Iterator[SampleRow]:
-    task, length, builder = cell.task, cell.length, cell.builder
-    samples = {sample.id: sample for sample in map(builder.build, range(settings.num_samples))}
-    sampling = Sampling(builder.form.new_tokens, _stop_ids(settings, session))
-    items = [PromptItem(name, sample.prompt_ids, sampling, builder.template) for name, sample in samples.items()]
+    cell: _Cell, samples: Mapping[str, RulerSample], settings: RulerSettings, session: Session, folder: Path
+) -> list[RulerAnswer]:
+    task, length = cell.task, cell.length
+    sampling = Sampling(cell.builder.form.new_tokens, _stop_ids(settings, session))
+    template = cell.builder.template
     score = any_found if task.counts_any else share_found
 
     def record(made: Completion, _: GenerationResult) -> RulerAnswer:
@@ -168,23 +181,26 @@ def _answer(
             score=score(made.response, sample.references),
         )
 
-    answers = complete(
+    return complete(
         session,
-        items,
+        [PromptItem(sample.id, sample.prompt_ids, sampling, template) for sample in samples.values()],
         RecordFile(folder / f"{task.name}-{length}.jsonl", RulerAnswer),
         record=record,
         label=f"ruler: {task.name}, {length:,} tokens",
-        tokenizer=_tokenizer(settings, session),
     )
-    for answer in answers:
-        is_null = not clean_prediction(answer.response)
-        yield SampleRow(
-            id=answer.id,
-            cluster=samples[answer.id].cluster,
-            prompt_hash=answer.prompt_hash,
-            scores=scores_of(task, length, answer.score, is_null=is_null, reported=reported, lengths=lengths),
-            facts=RulerFacts(task=task.name, length=length).to_json(),
-        )
+
+
+def _row(
+    task: Task, answer: RulerAnswer, cluster: str, reported: Sequence[Metric], lengths: Sequence[int]
+) -> SampleRow:
+    is_null = not clean_prediction(answer.response)
+    return SampleRow(
+        id=answer.id,
+        cluster=cluster,
+        prompt_hash=answer.prompt_hash,
+        scores=scores_of(task, answer.length, answer.score, is_null=is_null, reported=reported, lengths=lengths),
+        facts=RulerFacts(task=task.name, length=answer.length).to_json(),
+    )
 
 
 def _tokenizer(settings: RulerSettings, session: Session) -> PreTrainedTokenizerBase:
@@ -198,7 +214,9 @@ def _stop_ids(settings: RulerSettings, session: Session) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in ends if token is not None))
 
 
-def _notes(settings: RulerSettings, cells: Sequence[_Cell]) -> Iterator[str]:
+def _notes(settings: RulerSettings, session: Session, cells: Sequence[_Cell]) -> Iterator[str]:
+    if session.reasoning.budget:
+        yield "the model reasons first: no answer prefix was sent, and the lengths do not hold the reasoning"
     for name, tasks in settings.left_out.items():
         yield f"left out for want of ruler.{name}: {', '.join(tasks)}"
     if settings.essays is not None and any(task.needs == "essays" for task in settings.chosen):

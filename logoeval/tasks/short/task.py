@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.engines.settings import EngineSettings
-from logodata.models.loading import load_tokenizer, resolve_model
+from logodata.models.loading import resolve_model
 from logoeval.records import Outcome, TaskResult
 from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
@@ -135,7 +135,7 @@ def _open_model(settings: ShortSettings, session: Session, answers: Path) -> Har
 
     recipe = session.settings
     # A tokenizer of its own: the harness may change it.
-    tokenizer = load_tokenizer(recipe.model, recipe.chat_template, needs_template=settings.apply_chat_template)
+    tokenizer = recipe.load_tokenizer(needs_template=settings.apply_chat_template)
     model = session.model
     # The harness ties the head to the embeddings again, which a merged adapter may have parted.
     model.tie_weights = lambda *_, **__: None  # type: ignore[method-assign]

@@ -17,7 +17,7 @@ from logodata.cli import main
 from logodata.common.recipes.reading import shipped_recipes
 from logodata.contexts.scores import Evaluator
 from logodata.dataset.samples import read_manifest, read_samples
-from logodata.engines import GenerationRequest, GenerationResult
+from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.models.loading import load_tokenizer
 
 FACTS = {"harbour": "seven lanterns", "tower": "a brass owl", "mill": "green millet"}
@@ -59,16 +59,20 @@ class ScriptedEngine:
         self._tokenizer = load_tokenizer(str(model_dir))
         self._fails_after = fails_after
         self.asked: list[str] = []
+        self.samplings: list[Sampling] = []
+        self.before = ""
+        """What stands before every answer."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
         for request in requests:
             if self._fails_after is not None and len(self.asked) >= self._fails_after:
                 raise KeyboardInterrupt
             self.asked.append(request.id)
+            self.samplings.append(request.sampling)
             question_id, _, strategy = request.id.rpartition("/")
             right = strategy.startswith(("model", "guided", "best_of_n"))
             text = f"It holds {FACTS[question_id[:-3]]}." if right else f"It holds {strategy} sand."
-            ids = self._tokenizer.encode(text, add_special_tokens=False)
+            ids = self._tokenizer.encode(self.before + text, add_special_tokens=False)
             yield GenerationResult(request.id, tuple(ids), "stop")
 
 
@@ -125,6 +129,32 @@ def test_a_damaged_outcome_is_named(
     assert run_build(documents, tiny_model_dir, out) == 0
     assert len(scripted.asked) == asked
     assert {name: (out / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_reasoning_is_no_part_of_the_pairs_unless_asked_for(
+    tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine, keep: bool
+) -> None:
+    scripted.before = "<think>Seven lanterns? A brass owl? Green millet?</think>\n\n"
+    asked = ["thinking_tokens=200", "generation.max_new_tokens=60", f"generation.keep_reasoning={keep}"]
+    assert run_build(write_documents(tmp_path), tiny_model_dir, tmp_path / "out", *asked) == 0
+    samples = read_samples(tmp_path / "out")
+    tokenizer = load_tokenizer(str(tiny_model_dir))
+    assert [sample.id for sample in samples] == ["harbour-01", "tower-01", "mill-01"]
+    for sample in samples:
+        for response in (sample.chosen, *sample.rejected):
+            assert response.text.startswith(scripted.before if keep else "It holds ")
+            assert tokenizer.decode(response.token_ids) == response.text + "<|im_end|>"
+    assert {sampling.max_new_tokens for sampling in scripted.samplings} == {260}
+
+
+def test_a_response_cut_while_reasoning_is_counted_as_empty(
+    tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine
+) -> None:
+    scripted.before = "<think>"
+    assert run_build(write_documents(tmp_path), tiny_model_dir, tmp_path / "out", "thinking_tokens=200") == 2
+    stats = json.loads((tmp_path / "out" / "stats.json").read_text())
+    assert stats["rejected_by_reason"] == {"preferred_empty": 3}
 
 
 def test_load_dataset_reads_the_folder(tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from logodata.common.errors import UserError
 from logodata.dataset.samples import read_samples
+from logodata.engines.reasoning import Reasoning
 from logodata.engines.settings import EngineSettings
 from logodata.judge.measures import token_f1, word_share
 from logoeval.tasks.pairs import EVALUATOR, PairsSettings, run
@@ -26,6 +27,7 @@ def make_session(model: Any, tokenizer: Any, answer: Any) -> Any:
         engine=FakeEngine(answer),
         window=2048,
         check_window=lambda *_: None,
+        reasoning=Reasoning(tokenizer),
         settings=SimpleNamespace(model="tiny"),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from logodata.common.errors import UserError
+from logodata.engines.reasoning import Reasoning
 from logodata.prompts import encode_text
 from logoeval.tasks.needles.haystacks import Haystack, haystacks
 from logoeval.tasks.needles.placement import DEPTHS, SampleBuilder
@@ -158,6 +159,7 @@ def test_run_records_what_is_needed_to_trust_a_sample(
         engine=FakeEngine(fake_answer),
         settings=SimpleNamespace(seed=0, engine=SimpleNamespace(max_model_len=None)),
         check_window=lambda *_: None,
+        reasoning=Reasoning(tiny_tokenizer),
     )
     outcome = run(settings, session, tmp_path)  # type: ignore[arg-type]
     import json

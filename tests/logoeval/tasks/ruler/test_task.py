@@ -457,11 +457,47 @@ def test_lengths_follow_the_window(recipe: EvalRecipe) -> None:
     assert find_lengths(recipe.ruler, session) == (1700, 1900)
     with pytest.raises(UserError, match=r"2048 tokens holds none of RULER's lengths, which begin at 4096"):
         find_lengths(RulerSettings(), session)
-    with pytest.raises(UserError, match=r"ruler\.lengths: the longest needs 4096 positions, the model has 2048"):
+    with pytest.raises(
+        UserError, match=r"ruler\.lengths: the longest, 4096 tokens, needs 4096 positions, the model has 2048"
+    ):
         find_lengths(RulerSettings(lengths=(4096, 1024)), session)
     tight = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"max_model_len": 1800})})
-    with pytest.raises(UserError, match=r"the longest is 1900, engine\.max_model_len is 1800"):
+    with pytest.raises(
+        UserError, match=r"the longest, 1900 tokens, needs 1900 positions, engine\.max_model_len is 1800"
+    ):
         find_lengths(recipe.ruler, Session(tight))
+
+
+def test_a_model_that_reasons_gets_no_prefix_and_its_reasoning_is_not_searched(
+    recipe: EvalRecipe, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe.ruler.model_copy(update={"tasks": ("fwe",), "lengths": (1700,)})
+    plain, reasons = (
+        SampleBuilder(TASKS["fwe"], 1700, settings, Frame(tiny_tokenizer, "chat"), seed=0, reasons=reasons)
+        for reasons in (False, True)
+    )
+    assert tiny_tokenizer.decode(plain.build(0).prompt_ids).endswith("three most frequently appeared words are:")
+    assert tiny_tokenizer.decode(reasons.build(0).prompt_ids).endswith("<|im_start|>assistant\n")
+    wanted = {sample.id: sample.references for sample in map(reasons.build, range(6))}
+
+    def say(request: Any) -> GenerationResult:
+        assert request.sampling.max_new_tokens == 50 + 340
+        first, *others = wanted[request.id]
+        text = f"<think>{others}</think> {first}" if request.id != "fwe-1700-5" else f"<think>{first} " * 20
+        return GenerationResult(request.id, tuple(encode_text(tiny_tokenizer, text)), "stop")
+
+    monkeypatch.setattr(Session, "engine", FakeEngine(say))
+    thinking = recipe.model_copy(update={"thinking_tokens": 340, "ruler": settings})
+    result = evaluate(thinking, ["ruler"], tmp_path / "out").tasks["ruler"]
+    assert [sample.scores["task:fwe"] for sample in result.samples] == [1 / 3] * 5 + [0.0]
+    assert [sample.scores["reasoning_cut"] for sample in result.samples] == [0.0] * 5 + [1.0]
+    assert score_table(result, "t").rows[-1][1:] == ["1/6", "1/6"]
+    assert result.settings["answer_prefix"] is False
+    with pytest.raises(UserError, match=r"1700 tokens, with thinking_tokens=349 needs 2049 positions"):
+        find_lengths(settings, Session(thinking.model_copy(update={"thinking_tokens": 349})))
+    bare = settings.model_copy(update={"template": "none"})
+    with pytest.raises(UserError, match=r"template=none asks without a chat template, and thinking_tokens is 340"):
+        find_lengths(bare, Session(thinking))
 
 
 def test_what_is_missing_is_told_before_a_folder_is_made(
