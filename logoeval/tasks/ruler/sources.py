@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cache
 from importlib import resources
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, overload
 
@@ -74,19 +76,14 @@ class Pairs(Sequence[str]):
             else:
                 groups.append([adjective])
         self._groups = [group[0] if len(group) == 1 else self._mixed(group) for group in groups]
+        sizes = (len(self._nouns) if isinstance(group, str) else len(group) for group in self._groups)
+        self._starts = [0, *accumulate(sizes)]
 
     def _mixed(self, group: Sequence[str]) -> list[str]:
         return sorted({f"{adjective}-{noun}" for adjective in group for noun in self._nouns})
 
-    @cached_property
-    def _size(self) -> int:
-        return sum(map(self._count, self._groups))
-
-    def _count(self, group: str | list[str]) -> int:
-        return len(self._nouns) if isinstance(group, str) else len(group)
-
     def __len__(self) -> int:
-        return self._size
+        return self._starts[-1]
 
     @overload
     def __getitem__(self, number: int) -> str: ...
@@ -95,13 +92,12 @@ class Pairs(Sequence[str]):
     def __getitem__(self, number: int | slice) -> str | Sequence[str]:
         if isinstance(number, slice):
             return [self[place] for place in range(*number.indices(len(self)))]
-        left = number + len(self) if number < 0 else number
-        for group in self._groups:
-            count = self._count(group)
-            if 0 <= left < count:
-                return f"{group}-{self._nouns[left]}" if isinstance(group, str) else group[left]
-            left -= count
-        raise IndexError(number)
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        number %= len(self)
+        place = bisect_right(self._starts, number) - 1
+        group, left = self._groups[place], number - self._starts[place]
+        return f"{group}-{self._nouns[left]}" if isinstance(group, str) else group[left]
 
 
 @cache

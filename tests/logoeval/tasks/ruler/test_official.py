@@ -32,8 +32,6 @@ HERE = Path(__file__).parent
 SEED = 42
 CHAT = {"base": ("", ""), "meta-chat": ("[INST] ", " [/INST]")}
 
-pytest.importorskip("wonderwords")
-
 
 @cache
 def tokenizer() -> Any:
@@ -163,10 +161,19 @@ class Official:
             yield self.flattened(text), sample.references, count(text) + self.task.max_new_tokens
 
 
+def test_all_cases_are_here() -> None:
+    assert sum(map(len, files().values())) == 102
+    assert {task for task, *_ in files()} == set(TASKS)
+    assert {(length, chat, flat) for _, length, chat, flat in files()} == {
+        *((length, "base", False) for length in (1024, 2048, 4096)),
+        (1024, "meta-chat", False),
+        (1024, "base", True),
+    }
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_official_stream_gives_the_official_prompts(task: str) -> None:
     of_task = {key: cases for key, cases in files().items() if key[0] == task}
-    assert sum(map(len, of_task.values())) >= 7
     for (_, length, chat, flat), cases in of_task.items():
         made = Official(TASKS[task], length, chat, flat).samples(len(cases))
         for case, (text, references, tokens) in zip(cases, made, strict=True):

@@ -49,8 +49,6 @@ FILES: dict[str, Any] = {
     "hotpot": HERE / "hotpot.json",
 }
 
-pytest.importorskip("wonderwords")
-
 
 def score_cases() -> list[dict[str, Any]]:
     """What RULER's functions say; those without predictions have no score."""
