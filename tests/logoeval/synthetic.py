@@ -104,7 +104,7 @@ def ruler(effect: float, tasks: Sequence[str] | None = None, count: int = 4) -> 
                 sample_id, facts = f"{task.name}-{length}-{index}", {"task": task.name, "length": length}
                 rows.append(SampleRow(id=sample_id, cluster=sample_id, prompt_hash="h", scores=values, facts=facts))
     files = {"squad": {"fingerprint": "f", "size": 5928}, "hotpot": {"fingerprint": "f", "size": 7405}}
-    settings = {"tasks": [task.name for task in chosen], "lengths": list(LENGTHS), "num_samples": count}
+    settings = {"tasks": [task.name for task in chosen], "left_out": [], "lengths": list(LENGTHS), "num_samples": count}
     return Outcome(wanted, rows, [], settings={**settings, "threshold": 85.6, "files": files})
 
 

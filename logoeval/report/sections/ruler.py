@@ -12,6 +12,7 @@ from logoeval.report import figures
 from logoeval.report.measures import measures_table
 from logoeval.report.tables import Section, Table, details, figure, titled
 from logoeval.tasks.ruler.summary import cell_scores, cells, effective_length, grid_of
+from logoeval.tasks.ruler.task_table import TASKS
 
 
 def ruler_section(comparison: Comparison) -> Section:
@@ -23,7 +24,7 @@ def ruler_section(comparison: Comparison) -> Section:
     changes = measures_table(comparison, rows, "RULER: averages and tasks")
     found = {label: effective_length(result) for label, result in results.items()}
     effective = [tag("li", tag("strong", label), f": {length}") for label, length in found.items() if length]
-    cuts = comparison.limits.get("ruler", ())
+    cuts, notes = comparison.limits.get("ruler", ()), comparison.runs[0].results.tasks["ruler"].notes
     body = join(
         *(tag("p", tag("strong", f"Not the whole benchmark: {text}."), class_="limit") for text in cuts),
         tag(
@@ -32,6 +33,7 @@ def ruler_section(comparison: Comparison) -> Section:
             "occur in the answer. Each prompt with its answer fills its length in tokens of the model. A cell stands "
             f"for {grid.num_samples} {'prompt' if grid.num_samples == 1 else 'prompts'}.",
         ),
+        tag("ul", *(tag("li", note) for note in notes), class_="small") if notes else raw(""),
         tag("p", "Effective length, up to which every length reaches the threshold:") if effective else raw(""),
         tag("ul", *effective) if effective else raw(""),
         figure(list(_maps(comparison)), "RULER's score in percent, by task and length."),
@@ -42,10 +44,17 @@ def ruler_section(comparison: Comparison) -> Section:
 
 
 def score_table(result: TaskResult, title: str) -> Table:
-    """Return the scores of a run in percent by task and length, with two decimals as officially; under them the mean of
-    each length, and how many answers are empty (RULER's nulls)."""
+    """Return the scores of a run in percent by task and length, with two decimals as officially, and dashes where a
+    task was left out for want of a file; under them the mean of each length, and how many answers are empty (RULER's
+    nulls)."""
     grid, scores = grid_of(result), cell_scores(result)
-    lines = [[task, *_with_mean([scores[task, length] for length in grid.lengths])] for task in grid.tasks]
+    lines = [
+        [task, *_with_mean([scores[task, length] for length in grid.lengths])]
+        if task in grid.tasks
+        else [task, *["-"] * (len(grid.lengths) + 1)]
+        for task in TASKS
+        if task in (*grid.tasks, *grid.left_out)
+    ]
     if grid.is_whole:
         means = [sum(scores[task, length] for task in grid.tasks) / len(grid.tasks) for length in grid.lengths]
         lines.append([f"mean of {len(grid.tasks)}", *_with_mean(means)])

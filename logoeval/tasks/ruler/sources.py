@@ -107,9 +107,13 @@ def read_essays(path: Path) -> Essay:
     Raises:
         UserError: there is no text.
     """
+    mend = _FILES["essays"]
     if path.is_dir() or text_suffix(path) != ".json":
         return Essay("\n\n".join(text for _, text in read_documents(path)))
-    return Essay(_Essays.from_json(_read_json(path, "essays"), where=str(path), mend=_FILES["essays"]).text)
+    essay = Essay(_Essays.from_json(_read_json(path, "essays"), where=str(path), mend=mend).text)
+    if not essay.num_words:  # no number of words would fill a prompt
+        raise UserError("the text is empty", where=str(path), mend=mend)
+    return essay
 
 
 class _Essays(Excerpt):

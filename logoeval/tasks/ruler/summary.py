@@ -36,6 +36,7 @@ class RulerGrid(Excerpt):
     """The settings in a result that say which samples there are."""
 
     tasks: list[str]
+    left_out: list[str]
     lengths: list[int]
     num_samples: int
     threshold: float
@@ -201,7 +202,8 @@ def limits(result: TaskResult) -> Iterator[str]:
     """Say in what a result covers less than RULER."""
     grid = grid_of(result)
     if not grid.is_whole:
-        yield f"{len(grid.tasks)} of {len(TASKS)} tasks: no average, no effective length"
+        want = f" (no file for {', '.join(grid.left_out)})" if grid.left_out else ""
+        yield f"{len(grid.tasks)} of {len(TASKS)} tasks{want}: no average, no effective length"
     if grid.num_samples != OFFICIAL_SAMPLES:
         yield f"{grid.num_samples} of RULER's {OFFICIAL_SAMPLES} samples a task and length"
     for name, official in OFFICIAL_QUESTIONS.items():

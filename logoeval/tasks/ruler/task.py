@@ -53,6 +53,7 @@ def describe(settings: RulerSettings, engine: EngineSettings) -> dict[str, objec
     return {
         **settings.model_dump(mode="json", exclude={"tasks", "essays", "squad", "hotpot"}),
         "tasks": [task.name for task in settings.chosen],
+        "left_out": [name for names in settings.left_out.values() for name in names],
         "max_model_len": engine.max_model_len,
         "wonderwords": wonderwords_version() if any(task.needs_words for task in settings.chosen) else None,
         "files": {name: file.to_json() for name, file in _files(settings)},

@@ -263,6 +263,7 @@ def test_settings_that_mean_nothing(given: dict[str, Any], said: str) -> None:
     [
         ("essays", b"{", "not valid JSON"),
         ("essays", b'{"words": 1}', "damaged: lacks 'text'"),
+        ("essays", b'{"text": " \\n "}', "the text is empty"),
         ("squad", b"\x1f\x8b broken", "cannot be unpacked"),
         ("squad", b"[]", "damaged: not a JSON object"),
         ("squad", b'{"data": []}', "holds no question with an answer"),
@@ -531,4 +532,18 @@ def test_the_command_prints_a_table_and_what_is_left_out(
     said = capsys.readouterr().out
     assert "niah_multikey_3" in said
     assert "2 of 13 tasks: no average, no effective length" in said
+    part = read_results(tmp_path / "out").tasks["ruler"]
+    lacking = {**part.settings, "left_out": ["niah_single_2", "qa_1"]}
+    wanting = part.model_copy(update={"settings": lacking})
+    assert [row[0] for row in score_table(wanting, "t").rows] == [
+        "niah_single_2",
+        "niah_multikey_3",
+        "fwe",
+        "qa_1",
+        "empty",
+    ]
+    assert score_table(wanting, "t").rows[3] == ["qa_1", "-", "-", "-"]
+    assert next(iter(limits(wanting))) == (
+        "2 of 13 tasks (no file for niah_single_2, qa_1): no average, no effective length"
+    )
     assert read_results(tmp_path / "out").tasks["ruler"].settings["lengths"] == [1750, 1900]
