@@ -183,18 +183,24 @@ def _evaluate(shared: _Shared, task: str | None, given: Mapping[str, object], ch
 @option("--code-sim", "ratio of code tasks", type=Choice(("rapidfuzz", "difflib")), default="rapidfuzz")
 @output_option("write the scores here too, as JSON", "FILE")
 def score(predictions: Path, e: bool, code_sim: Any, output: Path | None) -> None:
-    """Score prediction files of LongBench: ours, or in the official format (a file a task)."""
+    """Score prediction files of LongBench (a file a task) or LongBench v2: ours, official, or of other tools."""
     from logodata.common.files import check_apart, make_folder_of, write_json
     from logoeval.report.terminal import say, show_scores
     from logoeval.tasks.longbench.score_files import record, score_predictions
+    from logoeval.tasks.longbench2 import score_files as longbench2
 
     if output is not None:
         check_apart(output, ("the predictions", predictions))
         make_folder_of(output)  # all of LongBench takes minutes to score: a name that cannot be is told first
-    outcome, e = score_predictions(predictions, e=e, code_sim=code_sim)
+    if (choices := longbench2.find_predictions(predictions)) is not None:
+        outcome = longbench2.score_predictions(choices)
+        scored = record(outcome, "LongBench v2")
+    else:
+        outcome, e = score_predictions(predictions, e=e, code_sim=code_sim)
+        scored = record(outcome, "LongBench-E" if e else "LongBench", code_sim)
     show_scores(outcome)
     if output is not None:
-        write_json(output, record(outcome, e=e, code_sim=code_sim).to_json())
+        write_json(output, scored.to_json())
         say(f"wrote {output}")
 
 

@@ -255,7 +255,8 @@ def continue_results(folder: Path) -> Results:
 
 def has_predictions(predictions: Path, task: str) -> bool:
     """Return whether a folder of predictions holds some of a task."""
-    return any(predictions.glob(f"{task}*.jsonl")) or any(predictions.glob(f"{task}/*.jsonl"))
+    patterns = (f"{task}.jsonl", f"{task}[-_]*.jsonl", f"{task}/*.jsonl")
+    return any(any(predictions.glob(pattern)) for pattern in patterns)
 
 
 def write_results(folder: Path, results: Results) -> None:

@@ -97,6 +97,18 @@ TASKS: tuple[Task, ...] = (
         answers="LongBench QA",
     ),
     Task(
+        "longbench2",
+        "logoeval.tasks.longbench2.task",
+        "LongBench v2",
+        "Measure LongBench v2: 503 multiple-choice questions on texts of up to millions of words.",
+        "longbench2.mode=cot",
+        ("logoeval longbench2 --model embedded --data data.json --limit 20 -o runs/before",),
+        (
+            Option("--data", "data", "data.json, file or folder of rows, or the hub data set", "path", "PATH"),
+            Option("--limit", "max_samples", "first N questions", "number", "N"),
+        ),
+    ),
+    Task(
         "niah",
         "logoeval.tasks.needles.task",
         "Needle in a haystack",

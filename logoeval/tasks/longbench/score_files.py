@@ -1,13 +1,15 @@
-"""Score existing prediction files, either logoeval's or files in LongBench's official format."""
+"""Score existing prediction files: logoeval's, those in LongBench's official format, and other tools'."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from logodata.common.errors import UserError
 from logodata.common.foreign_files import note_left_out
+from logodata.common.records import ABSENT
 from logodata.common.user_files import visible_files
 from logoeval.intervals import summarise
 from logoeval.records import PREDICTIONS_DIR, Metric, Outcome, SummaryRow, VersionedRecord
@@ -57,18 +59,22 @@ def score_predictions(source: Path, *, e: bool, code_sim: CodeSimBackend) -> tup
 class ScoreRecord(VersionedRecord):
     """What ``logoeval score -o FILE`` writes."""
 
-    benchmark: Literal["LongBench", "LongBench-E"]
-    code_sim: CodeSimBackend
+    benchmark: Literal["LongBench", "LongBench-E", "LongBench v2"]
+    code_sim: CodeSimBackend | None = ABSENT
     sources: dict[str, str]
     notes: list[str]
     metrics: list[Metric]
     summary: list[SummaryRow]
 
 
-def record(outcome: Outcome, *, e: bool, code_sim: CodeSimBackend) -> ScoreRecord:
+def record(
+    outcome: Outcome,
+    benchmark: Literal["LongBench", "LongBench-E", "LongBench v2"],
+    code_sim: CodeSimBackend | None = None,
+) -> ScoreRecord:
     """Return the scores as they are written."""
     return ScoreRecord(
-        benchmark="LongBench-E" if e else "LongBench",
+        benchmark=benchmark,
         code_sim=code_sim,
         sources=outcome.sources,
         notes=outcome.notes,
@@ -87,7 +93,8 @@ def read_predictions(source: Path, *, e: bool) -> tuple[dict[str, list[Predictio
     kinds: dict[bool, str] = {}
     for path in _files(source):
         hinted = split_name(path.stem)
-        for where, content in read_lines(path):
+        for where, line in read_lines(path):
+            content = _official(line)
             task, is_e = task_of(content.get("task", content.get("dataset")), hinted, where)
             kinds.setdefault(is_e or e, where)
             found.setdefault(task.name, []).append(_prediction(content, task, where))
@@ -120,10 +127,23 @@ def _files(source: Path) -> list[Path]:
     return files
 
 
+def _official(line: JsonObject) -> JsonObject:
+    """Return a line in the official format. LOGO's own code says ``pred_str`` and ``dataset_name``; samples of
+    lm-evaluation-harness hold the row under ``doc`` and the response, perhaps in a list, under ``filtered_resps``."""
+    if "pred_str" in line:
+        return {"dataset": line.get("dataset_name"), **line, "pred": line["pred_str"]}
+    row, said = line.get("doc"), line.get("filtered_resps", line.get("resps"))
+    if isinstance(row, dict) and said:
+        while isinstance(said, list) and said:
+            said = said[0]
+        return {**row, "pred": said}
+    return line
+
+
 def _prediction(content: JsonObject, task: Task, where: str) -> Prediction:
     response = content.get("pred", content.get("response"))
     if not isinstance(response, str):
-        raise UserError("no text under 'pred'", where=where, mend=_HOW)
+        raise UserError("no text under 'pred'", where=where, mend=_rename(content, where))
     answers, classes = texts(content, "answers", where) or (), texts(content, "all_classes", where)
     check_answers(task, answers, classes, where)
     sample_id, truncated = content.get("_id", content.get("id")), content.get("truncated")
@@ -136,6 +156,18 @@ def _prediction(content: JsonObject, task: Task, where: str) -> Prediction:
         truncated=truncated if isinstance(truncated, bool) else None,
         where=where,
     )
+
+
+def _rename(content: JsonObject, where: str) -> str:
+    """Say how another tool's file becomes one that is read. Of its fields the one that looks most like a response is
+    named."""
+    texts = [name for name, value in content.items() if isinstance(value, str) and name.isidentifier()]
+    likely = (name for name in texts if re.search("pred|resp|output|gener|completion|text", name, re.IGNORECASE))
+    field = next(likely, "RESPONSE")
+    gold = "answers" if "answers" in content else next((name for name in content if "answer" in name), "GOLD")
+    file = Path(where.rpartition(":")[0])
+    fields = f"pred: .{field}, answers: .{gold}, all_classes, length"
+    return f"rename it: jq -c '{{{fields}}}' {file.name} > renamed/TASK.jsonl"
 
 
 def _check(task: Task, members: list[Prediction], *, e: bool) -> None:

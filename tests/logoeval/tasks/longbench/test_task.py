@@ -456,6 +456,46 @@ def test_official_files_are_scored(tmp_path: Path) -> None:
         score_predictions(tmp_path / "q", e=False, code_sim="difflib")
 
 
+def test_files_of_other_tools_are_scored_as_the_official_ones(tmp_path: Path) -> None:
+    lines = official("qasper", ["bridge", "none"])
+    (tmp_path / "official").mkdir()
+    write_lines(tmp_path / "official" / "qasper.jsonl", lines)
+    logo = [
+        {"dataset_name": "qasper", "pred_str": line["pred"], "answers": line["answers"], "length": line["length"]}
+        for line in lines
+    ]
+    write_lines(tmp_path / "logo" / "all.jsonl", logo)
+    harness = [
+        {
+            "doc_id": number,
+            "doc": {"dataset": "qasper", **{key: value for key, value in line.items() if key != "pred"}},
+            "target": line["answers"],
+            "resps": [["unfiltered"]],
+            "filtered_resps": [line["pred"]],
+            "filter": "none",
+        }
+        for number, line in enumerate(lines)
+    ]
+    write_lines(tmp_path / "harness" / "samples_longbench_qasper_2026-11-30T12-00-00.jsonl", harness)
+    found = {
+        name: [sample.scores for sample in score_predictions(tmp_path / name, e=False, code_sim="rapidfuzz")[0].samples]
+        for name in ("official", "logo", "harness")
+    }
+    assert found["logo"] == found["harness"] == found["official"]
+    assert len(found["official"]) == 2
+
+
+def test_an_unknown_file_is_told_with_the_command_that_renames_its_fields(tmp_path: Path) -> None:
+    lines = [{"id": "a", "model_output": "bridge", "gold_answers": ["bridge"]}]
+    write_lines(tmp_path / "qasper.jsonl", lines)
+    with pytest.raises(UserError) as caught:
+        score_predictions(tmp_path, e=False, code_sim="rapidfuzz")
+    command = (
+        "jq -c '{pred: .model_output, answers: .gold_answers, all_classes, length}' qasper.jsonl > renamed/TASK.jsonl"
+    )
+    assert command in str(caught.value)
+
+
 def test_scores_that_can_be_written_nowhere_are_not_computed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
