@@ -34,6 +34,8 @@ from logoeval.report.sections.wrong_answers import answer_name, examples_title, 
 from logoeval.tasks.ruler.summary import effective_length
 from logoeval.tasks.ruler.summary import limits as ruler_limits
 
+_MOST_COLUMNS = 5
+
 
 def say(text: str) -> None:
     """Print a line as it is, however long."""
@@ -114,16 +116,52 @@ def show_rows(comparison: Comparison, rows: Sequence[Row]) -> None:
 
 def _print_means(parts: Sequence[tuple[Sequence[Metric], Sequence[SummaryRow]]]) -> None:
     table = Table("measure", "mean", "95 % interval", "samples", box=None, pad_edge=False)
+    grids = []
     for metrics, summary in parts:
         by_key = {metric.key: metric for metric in metrics}
+        shared = _shared_slices(summary)
         for row in summary:
-            if is_cell(row.slice):
+            if is_cell(row.slice) or tuple(row.slice) in shared:
                 continue
             metric = by_key[row.metric]
             label = f"  {slice_label(row.slice)}" if row.slice else metric.label
             interval = metric.show_interval(row.low, row.high)
             table.add_row(label, metric.show(row.value), interval, str(row.num_samples))
+        grids += [_grid(by_key, [row for row in summary if tuple(row.slice) in ((), facts)]) for facts in shared]
     console.print(table)
+    for grid in grids:
+        console.print()
+        console.print(grid)
+
+
+def _shared_slices(summary: Sequence[SummaryRow]) -> list[tuple[str, ...]]:
+    """Return the facts by which several measures are sliced into the same few parts: their values fit into columns, a
+    row a measure."""
+    measures: dict[tuple[str, ...], set[str]] = {}
+    parts: dict[tuple[str, ...], set[str]] = {}
+    for row in summary:
+        if len(row.slice) == 1:
+            facts = tuple(row.slice)
+            measures.setdefault(facts, set()).add(row.metric)
+            parts.setdefault(facts, set()).add(slice_label(row.slice))
+    return [facts for facts, found in measures.items() if len(found) > 1 and len(parts[facts]) <= _MOST_COLUMNS]
+
+
+def _grid(metrics: Mapping[str, Metric], rows: Sequence[SummaryRow]) -> Table:
+    """A row a measure: its mean, and its value in each part."""
+    columns = list(dict.fromkeys(slice_label(row.slice) for row in rows if row.slice))
+    means = {row.metric: row for row in rows if not row.slice}
+    values: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row.slice:
+            values.setdefault(row.metric, {})[slice_label(row.slice)] = metrics[row.metric].show(row.value)
+    table = Table("by part", box=None, pad_edge=False)
+    for name in ("mean", *columns):
+        table.add_column(name, justify="right")
+    for key, found in values.items():
+        mean = metrics[key].show(means[key].value) if key in means else "-"
+        table.add_row(metrics[key].label, mean, *(found.get(column, "-") for column in columns))
+    return table
 
 
 def show_errors(folders: Mapping[str, Path], *, wrong_below: float, num_examples: int, out: Path | None) -> None:

@@ -456,6 +456,19 @@ def test_official_files_are_scored(tmp_path: Path) -> None:
         score_predictions(tmp_path / "q", e=False, code_sim="difflib")
 
 
+def test_lengths_stand_in_columns_a_row_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for task in ("qasper", "trec"):
+        lines = official(task, ["bridge", "Date", "Place", "none"])
+        lengths = (3000, 5000, 9000, 100)
+        rows = [{**line, "length": length} for line, length in zip(lines, lengths, strict=True)]
+        write_lines(tmp_path / f"{task}_e.jsonl", rows)
+    assert main(["score", str(tmp_path)]) == 0
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["by", "part", "mean", "0-4k", "words", "4-8k", "words", "8k+", "words"] in said
+    assert sum(line[:2] == ["LongBench", "qasper_e"] for line in said) == 2
+    assert not any(line[:1] == ["0-4k"] for line in said)
+
+
 def test_files_of_other_tools_are_scored_as_the_official_ones(tmp_path: Path) -> None:
     lines = official("qasper", ["bridge", "none"])
     (tmp_path / "official").mkdir()
