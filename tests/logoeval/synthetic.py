@@ -34,8 +34,8 @@ from logoeval.tasks.needles import saw_said, scores
 from logoeval.tasks.pairs import METRICS as PAIRS_METRICS
 from logoeval.tasks.perplexity import PerplexitySettings
 from logoeval.tasks.perplexity import metrics as ppl_metrics
+from logoeval.tasks.ruler.summary import RulerFacts, scores_of
 from logoeval.tasks.ruler.summary import metrics as ruler_metrics
-from logoeval.tasks.ruler.summary import scores_of
 from logoeval.tasks.ruler.task_table import TASKS as RULER_TASKS
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536)
@@ -101,8 +101,9 @@ def ruler(effect: float, tasks: Sequence[str] | None = None, count: int = 4) -> 
                 score = float(np.clip(1.3 - hard + 0.2 * effect + noise.normal(0, 0.05), 0, 1))
                 given = {"reported": wanted, "lengths": LENGTHS, "is_null": hard > 1.2}
                 values = scores_of(task, length, round(score), **given)
-                sample_id, facts = f"{task.name}-{length}-{index}", {"task": task.name, "length": length}
-                rows.append(SampleRow(id=sample_id, cluster=sample_id, prompt_hash="h", scores=values, facts=facts))
+                sample_id, facts = f"{task.name}-{length}-{index}", RulerFacts.of(task, length).to_json()
+                cluster = f"{task.name}/{index}" if task.counts_any else sample_id
+                rows.append(SampleRow(id=sample_id, cluster=cluster, prompt_hash="h", scores=values, facts=facts))
     files = {"squad": {"fingerprint": "f", "size": 5928}, "hotpot": {"fingerprint": "f", "size": 7405}}
     settings = {"tasks": [task.name for task in chosen], "left_out": [], "lengths": list(LENGTHS), "num_samples": count}
     return Outcome(wanted, rows, [], settings={**settings, "threshold": 85.6, "files": files})

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from logodata.common.records import Record
 from logoeval.records import Excerpt, Metric, SampleRow, TaskResult
 from logoeval.tasks.ruler.scores import percent
-from logoeval.tasks.ruler.task_table import GROUPS, OFFICIAL_QUESTIONS, OFFICIAL_SAMPLES, TASKS, Task
+from logoeval.tasks.ruler.task_table import GROUPS, OFFICIAL_QUESTIONS, OFFICIAL_SAMPLES, TASKS, Questions, Task
 
 AVERAGE, RISING, FALLING, NULLS = "average", "rising", "falling", "nulls"
 
@@ -23,6 +23,13 @@ class RulerFacts(Record):
 
     task: str
     length: int
+    stratum: str
+    """What is resampled by itself: a length, or all lengths of a task whose questions are the same at each."""
+
+    @classmethod
+    def of(cls, task: Task, length: int) -> Self:
+        """Return the facts of a sample of a task and length."""
+        return cls(task=task.name, length=length, stratum="all" if isinstance(task.kind, Questions) else str(length))
 
 
 class RulerFile(Record):
@@ -83,15 +90,14 @@ def metrics(tasks: Sequence[Task], lengths: Sequence[int], names: Mapping[str, s
             "lower",
             headline=False,
             decimals=2,
-            slice_by=["length"],
         ),
     ]
 
 
 def _averages(lengths: Sequence[int]) -> Iterator[Metric]:
-    # All lengths have equally many samples, so a task's mean over samples is its mean over lengths. Samples that share
-    # documents over lengths stay together when they are resampled.
-    common: dict[str, Any] = {"decimals": 2, "mean_of": ["task"]}
+    # A question is asked at all lengths: the mean over the samples of its task is the mean over lengths, and its
+    # document is resampled with all of them.
+    common: dict[str, Any] = {"decimals": 2, "mean_of": ["task", "stratum"]}
     text = "Mean of the 13 tasks' scores at a length, then over lengths."
     yield Metric.share(AVERAGE, "RULER", text, slice_by=["length"], **common)
     if len(lengths) > 1:
@@ -108,7 +114,12 @@ def _groups(measured: set[str]) -> Iterator[Metric]:
         members = [task.name for task in TASKS.values() if task.group == group]
         if len(members) > 1 and measured.issuperset(members):
             text = f"Mean over {', '.join(members)}."
-            common: dict[str, Any] = {"headline": False, "decimals": 2, "mean_of": ["task"], "slice_by": ["length"]}
+            common: dict[str, Any] = {
+                "headline": False,
+                "decimals": 2,
+                "mean_of": ["task", "stratum"],
+                "slice_by": ["length"],
+            }
             yield Metric.share(f"group:{group}", f"RULER, {group}", text, **common)
 
 
@@ -122,6 +133,7 @@ def _task_metric(task: Task, names: Mapping[str, str], *, headline: bool) -> Met
         f"{task.group.capitalize()}: {counted} in the answer, mean over samples.",
         headline=headline,
         decimals=2,
+        mean_of=["stratum"],
         slice_by=["task", "length"],
     )
 

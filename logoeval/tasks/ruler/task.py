@@ -200,7 +200,7 @@ def _row(
         cluster=cluster,
         prompt_hash=answer.prompt_hash,
         scores=scores_of(task, answer.length, answer.score, is_null=is_null, reported=reported, lengths=lengths),
-        facts=RulerFacts(task=task.name, length=answer.length).to_json(),
+        facts=RulerFacts.of(task, answer.length).to_json(),
     )
 
 
