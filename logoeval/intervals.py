@@ -160,9 +160,9 @@ def slice_label(where: Mapping[str, object]) -> str:
 
 
 def is_cell(where: Mapping[str, object]) -> bool:
-    """Return whether a slice is one cell of a map of lengths and depths. There are hundreds of them, so tables leave
-    them to the map and to ``results.json``."""
-    return {"length", "depth"} <= where.keys()
+    """Return whether a slice is one cell of a map of lengths and depths, or of tasks and lengths. There are hundreds of
+    them, so tables leave them to the map and to ``results.json``."""
+    return "length" in where and ("depth" in where or "task" in where)
 
 
 def estimate(metric: Metric, samples: Sequence[SampleRow]) -> Estimate:

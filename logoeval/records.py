@@ -62,6 +62,8 @@ class Metric(Record):
     exponential."""
     better: Literal["higher", "lower"] | None = None
     """Which direction is an improvement; None where neither is."""
+    decimals: int = 1
+    """Digits after the point of a share in percent."""
     headline: bool = True
     """Whether the first table of a report shows it."""
     slice_by: list[str] = Field(default_factory=list)
@@ -85,7 +87,7 @@ class Metric(Record):
 
     def show(self, value: float) -> str:
         """Return a value as people read it."""
-        return f"{100 * value:.1f} %" if self.kind == "share" else f"{value:.2f}"
+        return f"{100 * value:.{self.decimals}f} %" if self.kind == "share" else f"{value:.2f}"
 
     def show_interval(self, low: float | None, high: float | None) -> str:
         """Return an interval as people read it, or a dash if there is none."""
@@ -96,7 +98,7 @@ class Metric(Record):
 
         A bound just below zero keeps its minus sign, because a verdict rests on it; a rounding error of zero has none.
         """
-        digits = {"share": 1, "perplexity": 3}.get(self.kind, 2)
+        digits = {"share": self.decimals, "perplexity": 3}.get(self.kind, 2)
         value = 0.0 if abs(value) < _NO_DIFFERENCE else value
         return f"{round(100 * value if self.kind == 'share' else value, digits):+.{digits}f}"
 

@@ -116,7 +116,7 @@ class Session:
     @cached_property
     def reasoning(self) -> Reasoning:
         """How the model reasons before it answers."""
-        return self.settings.reasoning(self.tokenizer, self.window)
+        return self.settings.reasoning(self.bare_tokenizer, self.window)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -28,6 +28,7 @@ from logoeval.recipe.settings import EvalRecipe
 from logoeval.run import evaluate
 from logoeval.session import Session, rope_and_window
 from logoeval.tasks.needles.heads import HEADS_FILE
+from logoeval.tasks.ruler.task import find_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -57,6 +58,8 @@ def evaluate_with_base(recipe: EvalRecipe, tasks: Sequence[str], folder: Path) -
     base = _BaseSession(base_recipe, adapted)
     if "longbench" in tasks:
         base.check_prompts_agree()
+    if "ruler" in tasks:
+        base.check_lengths_agree(recipe.section("ruler"))
     with locked(folder):
         note("base model")
         evaluate(base_recipe, tasks, base_folder, session=base, notes=base.notes)
@@ -124,6 +127,16 @@ class _BaseSession(Session):
                 "would be cut to other lengths",
                 where=str(self._adapted.settings.adapter),
                 mend=f"set engine.max_model_len={lower}, or leave out --with-base",
+            )
+
+    def check_lengths_agree(self, settings: Any) -> None:
+        """Raise a ``UserError`` if RULER's lengths follow from the window, and the adapter's holds others."""
+        before, after = find_lengths(settings, self), find_lengths(settings, self._adapted)
+        if before != after:
+            raise UserError(
+                f"ruler: the base model's window holds the lengths up to {before[-1]}, the adapter's up to {after[-1]}",
+                where=str(self._adapted.settings.adapter),
+                mend="give ruler.lengths, or leave out --with-base",
             )
 
 

@@ -31,7 +31,7 @@ NAMES = ENGINE | by_name(
         ": --dry-run prints the recipe": "show_config",
         ": nothing is sent anywhere; logoeval compare writes a page": "wandb* hf_hub_log_args",
         ": intervals come from a fixed number of resamples, so that runs compare": "bootstrap_iters",
-        "niah.lengths and ppl.lengths": "context_length* ctx_len* max_seq_lengths",
+        "niah.lengths and ruler.lengths and ppl.lengths": "context_length* ctx_len* max_seq_lengths",
         "niah.depths: of niah.variant=single": "document_depth* depth_percent*",
         "niah.haystacks": "haystack*",
         "niah.variant: multivalue, single or shared_answer": "needle*",

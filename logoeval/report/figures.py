@@ -98,9 +98,18 @@ def scatter(
         return svg_of(axes, f"{title}, {x_label} and {y_label}: {shown}.")
 
 
-def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: ArrayLike, *, row_label: str) -> Html:
-    """Draw shares in [0, 1] as a grid of colours from light to dark. A NaN means that a cell has no sample. Percentages
-    are written into the cells if there are few columns, so that they can be read on a telephone."""
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: ArrayLike,
+    *,
+    row_label: str,
+    of: str = "Needle recall",
+) -> Html:
+    """Draw shares in [0, 1] as a grid of colours from light to dark; ``of`` names them. A NaN means that a cell has no
+    sample. Percentages are written into the cells if there are few columns, so that they can be read on a
+    telephone."""
     from matplotlib.colors import LinearSegmentedColormap
 
     grid = np.asarray(values, dtype=float)
@@ -126,7 +135,7 @@ def heat_map(title: str, rows: Sequence[str], columns: Sequence[str], values: Ar
         scale.ax.tick_params(length=0)
         scale.outline.set_visible(False)
         axes.set(title=title, xlabel="prompt length, tokens", ylabel=row_label)
-        return svg_of(axes, f"Needle recall in percent for {title}, by {row_label} and prompt length.")
+        return svg_of(axes, f"{of} in percent for {title}, by {row_label} and prompt length.")
 
 
 def curves(

@@ -17,6 +17,7 @@ from logoeval.report.sections.needle_curve import curve_section, read_curves
 from logoeval.report.sections.needles import niah_section
 from logoeval.report.sections.pairs import pairs_section
 from logoeval.report.sections.perplexity import perplexity_section
+from logoeval.report.sections.ruler import ruler_section
 from logoeval.report.sections.saw_said import retrieval_section
 from logoeval.report.sections.short import short_section
 from logoeval.report.sections.tradeoff import tradeoff_section
@@ -63,6 +64,7 @@ def report_sections(
         niah_section(comparison) if "niah" in tasks else None,
         retrieval_section(comparison) if "niah" in tasks else None,
         curve_section(curves) if curves else None,
+        ruler_section(comparison) if "ruler" in tasks else None,
         perplexity_section(comparison) if "ppl" in tasks else None,
         short_section(comparison) if "short" in tasks else None,
         data_section(data) if data else None,

@@ -26,10 +26,13 @@ from logoeval.compare.wrong_answers import (
     record,
 )
 from logoeval.intervals import is_cell, slice_label, summarise
-from logoeval.records import Metric, Outcome, Results, SummaryRow
+from logoeval.records import Metric, Outcome, Results, SummaryRow, TaskResult
 from logoeval.report.headline import notes
 from logoeval.report.measures import terminal_table
+from logoeval.report.sections.ruler import score_table
 from logoeval.report.sections.wrong_answers import answer_name, examples_title, interval, length_rows
+from logoeval.tasks.ruler.summary import effective_length
+from logoeval.tasks.ruler.summary import limits as ruler_limits
 
 _MOST_COLUMNS = 5
 
@@ -42,10 +45,30 @@ def say(text: str) -> None:
 def show_results(results: Results, tasks: Sequence[str], folder: Path) -> None:
     """Print the means of some tasks with their intervals."""
     _print_means([(results.tasks[task].metrics, results.tasks[task].summary) for task in tasks])
+    if "ruler" in tasks:
+        _print_ruler(results.tasks["ruler"])
     for task in tasks:
         for text in results.tasks[task].notes:
             say(f"{task}: {text}")
     say(f"wrote {folder / 'results.json'}")
+
+
+def _print_ruler(result: TaskResult) -> None:
+    """Print RULER's scores by task and length, and the effective length."""
+    shown = score_table(result, "RULER")
+    table = Table(shown.head[0], box=None, pad_edge=False)
+    for name in shown.head[1:]:
+        table.add_column(name, justify="right")
+    for row in shown.rows:
+        table.add_row(*map(str, row))
+    console.print()
+    console.print(table)
+    console.print()
+    effective = effective_length(result)
+    if effective is not None:
+        say(f"ruler: effective length {effective}")
+    for text in ruler_limits(result):
+        say(f"ruler: {text}")
 
 
 def show_scores(outcome: Outcome) -> None:

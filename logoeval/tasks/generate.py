@@ -100,6 +100,8 @@ def complete(
 
 
 def _request(session: Session, item: PromptItem) -> GenerationRequest:
+    if not session.reasoning.budget:
+        return item  # without asking for the end of a turn: a model without a chat template has none
     return replace(item, sampling=session.reasoning.sampling(item.sampling, session.stop_ids))
 
 

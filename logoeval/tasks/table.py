@@ -133,6 +133,25 @@ TASKS: tuple[Task, ...] = (
         over_checkpoints=True,
     ),
     Task(
+        "ruler",
+        "logoeval.tasks.ruler.task",
+        "RULER",
+        "Measure RULER: 13 synthetic tasks by length, with the official prompts and scores, and the effective length.",
+        "ruler.lengths=[4K,8K]",
+        (
+            "logoeval ruler --model embedded -o runs/before --tasks vt,fwe ruler.lengths=[1024,2048] "
+            "ruler.num_samples=10",
+            "logoeval ruler --model org/model -o runs/ruler --essays PaulGrahamEssays.json --squad dev-v2.0.json "
+            "--hotpot hotpot_dev_distractor_v1.json ruler.num_samples=500",
+        ),
+        (
+            Option("--tasks", "tasks", kind="names", metavar="A,B"),
+            Option("--essays", "essays", "Paul Graham's essays: .json, .txt or a folder", "path", "PATH"),
+            Option("--squad", "squad", "SQuAD 2.0's dev-v2.0.json", "path", "FILE"),
+            Option("--hotpot", "hotpot", "HotpotQA's hotpot_dev_distractor_v1.json", "path", "FILE"),
+        ),
+    ),
+    Task(
         "qa",
         "logoeval.tasks.qa",
         "Questions on held-out documents",

@@ -34,6 +34,9 @@ from logoeval.tasks.needles import saw_said, scores
 from logoeval.tasks.pairs import METRICS as PAIRS_METRICS
 from logoeval.tasks.perplexity import PerplexitySettings
 from logoeval.tasks.perplexity import metrics as ppl_metrics
+from logoeval.tasks.ruler.summary import RulerFacts, scores_of
+from logoeval.tasks.ruler.summary import metrics as ruler_metrics
+from logoeval.tasks.ruler.task_table import TASKS as RULER_TASKS
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536)
 DEPTHS = (0, 22, 44, 66, 88)
@@ -86,6 +89,26 @@ def niah(effect: float, haystacks: Sequence[str] = ("noise", "essay")) -> Outcom
     return Outcome(wanted, rows, said, settings=settings)
 
 
+def ruler(effect: float, tasks: Sequence[str] | None = None, count: int = 4) -> Outcome:
+    rng, noise = np.random.default_rng(6), np.random.default_rng(500 + round(100 * effect))
+    chosen = [task for task in RULER_TASKS.values() if tasks is None or task.name in tasks]
+    wanted = ruler_metrics(chosen, LENGTHS, {"essays": "PaulGrahamEssays"})
+    rows = []
+    for place, length in enumerate(LENGTHS):
+        for number, task in enumerate(chosen):
+            for index in range(count):
+                hard = 0.12 * place + 0.05 * number + rng.normal(0, 0.2)
+                score = float(np.clip(1.3 - hard + 0.2 * effect + noise.normal(0, 0.05), 0, 1))
+                given = {"reported": wanted, "lengths": LENGTHS, "is_null": hard > 1.2}
+                values = scores_of(task, length, round(score), **given)
+                sample_id, facts = f"{task.name}-{length}-{index}", RulerFacts.of(task, length).to_json()
+                cluster = f"{task.name}/{index}" if task.counts_any else sample_id
+                rows.append(SampleRow(id=sample_id, cluster=cluster, prompt_hash="h", scores=values, facts=facts))
+    files = {"squad": {"fingerprint": "f", "size": 5928}, "hotpot": {"fingerprint": "f", "size": 7405}}
+    settings = {"tasks": [task.name for task in chosen], "left_out": [], "lengths": list(LENGTHS), "num_samples": count}
+    return Outcome(wanted, rows, [], settings={**settings, "threshold": 85.6, "files": files})
+
+
 def pairs(effect: float, max_samples: int | None) -> Outcome:
     rng, noise = np.random.default_rng(4), np.random.default_rng(300 + round(100 * effect))
     rows = []
@@ -117,6 +140,7 @@ def ppl(effect: float) -> Outcome:
 def outcomes(effect: float, rows: int | None, max_samples: int | None) -> Iterator[tuple[str, Outcome]]:
     yield "longbench", longbench(effect, rows)
     yield "niah", niah(effect)
+    yield "ruler", ruler(effect)
     yield "pairs", pairs(effect, max_samples)
     yield "ppl", ppl(effect)
 

@@ -24,6 +24,7 @@ from logoeval.tasks.longbench.settings import LongBenchSettings
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from logoeval.tasks.pairs import PairsSettings
 from logoeval.tasks.perplexity import PerplexitySettings
+from logoeval.tasks.ruler.settings import RulerSettings
 from logoeval.with_base import evaluate_with_base
 from tests.conftest import make_model
 from tests.logoeval.conftest import FakeEngine
@@ -103,7 +104,11 @@ def test_one_command_gives_the_results_of_two(
 
 
 def test_an_adapter_with_another_rope(
-    tiny_model_dir: Path, make_adapter: Callable[..., Path], tmp_path: Path, loads: list[Any]
+    tiny_model_dir: Path,
+    make_adapter: Callable[..., Path],
+    tmp_path: Path,
+    loads: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = EvalRecipe(model=str(tiny_model_dir), adapter=make_adapter(factor=2.0), ppl=PPL)
     base, adapter = (read_results(folder).tasks["ppl"] for folder in evaluate_with_base(recipe, ["ppl"], tmp_path))
@@ -122,6 +127,12 @@ def test_an_adapter_with_another_rope(
     rows = recipe.model_copy(update={"longbench": LongBenchSettings(data=tmp_path)})
     with pytest.raises(UserError, match=r"cut to other lengths \(set engine\.max_model_len=2048"):
         evaluate_with_base(rows, ["longbench"], tmp_path / "rows")
+    monkeypatch.setattr("logoeval.tasks.ruler.task.OFFICIAL_LENGTHS", (1024, 2048, 4096))
+    lengths = recipe.model_copy(update={"ruler": RulerSettings(tasks=("fwe",))})
+    with pytest.raises(
+        UserError, match=r"holds the lengths up to 2048, the adapter's up to 4096 \(give ruler\.lengths"
+    ):
+        evaluate_with_base(lengths, ["ruler"], tmp_path / "lengths")
 
 
 def test_the_bases_heads_are_measured_on_both_and_a_stopped_run_goes_on(

@@ -84,6 +84,7 @@ def metrics(tasks: Sequence[Task], *, e: bool, truncation: bool) -> list[Metric]
             f"LongBench {task.name}{E_SUFFIX if e else ''}",
             f"{task.category}, {task.metric}: mean over samples of the best score over the gold answers.",
             headline=not averages,
+            decimals=2,
             slice_by=["words"] if e else [],
         )
         for task in TASKS.values()
@@ -103,16 +104,16 @@ def metrics(tasks: Sequence[Task], *, e: bool, truncation: bool) -> list[Metric]
 def _averages(names: set[str]) -> Iterator[Metric]:
     if {task.name for task in _LOGO} <= names:
         text = "Mean of the five category means over the 14 English tasks without code, as in the LOGO paper's table."
-        yield Metric.share("logo", "LongBench, LOGO's table", text, mean_of=["category", "task"])
+        yield Metric.share("logo", "LongBench, LOGO's table", text, decimals=2, mean_of=["category", "task"])
     if TASKS.keys() <= names:
         text = "Mean of the six category means over all 21 tasks, Chinese and code among them."
-        yield Metric.share("all", "LongBench, all tasks", text, mean_of=["category", "task"])
+        yield Metric.share("all", "LongBench, all tasks", text, decimals=2, mean_of=["category", "task"])
 
 
 def _e_average(names: set[str]) -> Iterator[Metric]:
     if {task.name for task in _E} <= names:
         text = f"Mean of the means of LongBench-E's {len(_E)} tasks."
-        yield Metric.share("e", "LongBench-E", text, mean_of=["task"], slice_by=["words"])
+        yield Metric.share("e", "LongBench-E", text, decimals=2, mean_of=["task"], slice_by=["words"])
 
 
 def _categories(names: set[str]) -> Iterator[Metric]:
@@ -122,7 +123,7 @@ def _categories(names: set[str]) -> Iterator[Metric]:
             if members and names.issuperset(members):
                 text = f"Mean over {', '.join(members)}."
                 label = f"LongBench {category}, {title}"
-                yield Metric.share(f"{kind}:{category}", label, text, mean_of=["task"], headline=False)
+                yield Metric.share(f"{kind}:{category}", label, text, decimals=2, mean_of=["task"], headline=False)
 
 
 def notes(samples: Sequence[Scored], *, e: bool, code_sim: CodeSimBackend) -> Iterator[str]:
