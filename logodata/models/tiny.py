@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from logodata.common.errors import UserError, first_line, pass_on
@@ -38,6 +39,8 @@ _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_n
 _GROUPS = {"n_group": 2, "topk_group": 2, "num_experts_per_tok": 4}
 _DEPTHS = ("num_hidden_layers", "depth")
 _NARROW_SENSES = {"hidden_size": 64, "embed_dim": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_heads": 4}
+# A scan fills a row up to whole chunks, and works on the products of two chunks in each head.
+_SCANS = {"chunk_size": 16, "mamba_chunk_size": 16, "linear_num_heads": _HEADS, "linear_head_dim": _HEAD_WIDTH}
 _PERIODS = {"attn_layer_period": 2, "attn_layer_offset": 1}  # Jamba: of two layers, one has attention
 _HEAD_COUNTS = re.compile("num_(?!.*(linear|mamba|ssm)).*heads")
 _IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -72,6 +75,7 @@ def small_model(
         UserError: transformers has no such model that writes text.
     """
     model_class(config)
+    run = run or (lambda copy: own_logits(copy, torch.arange(4)[None]))
     reason = ""
     for small in small_configs(config):
         try:
@@ -80,11 +84,14 @@ def small_model(
             if size > _MOST_WEIGHTS:
                 reason = reason or f"it would have {size:,} weights"
                 continue
-            model = empty_model(
-                small, where, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
-            )
-            _draw_weights(model.eval())
-            (run or (lambda copy: own_logits(copy, torch.arange(4)[None])))(model)
+            with _Undrawn():
+                model = empty_model(
+                    small, where, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
+                )
+            _hollow(model.eval())
+            run(model)  # most copies that fail do so whatever their weights are
+            _draw_weights(model)
+            run(model)
             return model
         except Exception as error:  # each model fails in its own way on what it does not know
             pass_on(error)
@@ -138,10 +145,30 @@ def own_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return logits
 
 
+class _Undrawn(TorchDispatchMode):
+    """Within the block matrices of weights get no random values, which would take most of the time of a wide copy."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in _DRAWS and isinstance(args[0], nn.Parameter) and args[0].ndim > 1:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWS = (torch.ops.aten.normal_, torch.ops.aten.uniform_)
+
+
+def _hollow(model: PreTrainedModel) -> None:
+    """Make each matrix of weights one zero in memory."""
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.data = weight.new_zeros(()).expand(weight.shape)
+
+
 def _draw_weights(model: PreTrainedModel) -> None:
     seed(0)
     for weight in model.parameters():
         if weight.ndim > 1:
+            weight.data = weight.new_empty(weight.shape)
             nn.init.normal_(weight, std=_GAIN * weight.shape[-1] ** -0.5)
 
 
@@ -171,7 +198,7 @@ def small_configs(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     A copy has :data:`VOCABULARY` tokens, windows and chunks of :data:`WINDOW` tokens, and one layer of each kind that
     the model has, at least two layers. What sees and hears is narrow or, where that fails, as wide as in the model.
     """
-    inner = dict.fromkeys(_INNER, _INNER_WIDTH) | _PERIODS
+    inner = dict.fromkeys(_INNER, _INNER_WIDTH) | _PERIODS | _SCANS
     narrow_heads = {"head_dim": _HEAD_WIDTH, "rotary_dim": _HEAD_WIDTH}
     text = text_config(config)
     heads = _field(text, "num_attention_heads")

@@ -39,12 +39,20 @@ class RunFolders:
         with in_float64():
             self.alone(recipe, name)
 
-    def together(self, processes: int, module: str, argument: Path, **environment: str) -> None:
-        """Call a module of tests.distributed in so many processes. What they say on stderr is kept."""
+    def together(
+        self, processes: int, module: str, argument: Path, *, by_torchrun: bool = False, **environment: str
+    ) -> None:
+        """Call a module of tests.distributed in so many processes. What they say on stderr is kept.
+
+        They are forked (:mod:`tests.distributed.forked`). By torchrun each imports everything for itself.
+        """
         path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-        launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        launcher = ["tests.distributed.forked", str(processes), module]
+        if by_torchrun:
+            launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            launcher += ["-m", f"tests.distributed.{module}"]
         done = subprocess.run(
-            [sys.executable, "-m", *launcher, "-m", f"tests.distributed.{module}", str(argument)],
+            [sys.executable, "-m", *launcher, str(argument)],
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
             cwd=REPOSITORY,
             capture_output=True,

@@ -35,7 +35,7 @@ def main(tasks: Path) -> None:
                     in_float64() if task.get("float64") else nullcontext(),
                 ):
                     if task.get("sigterm_rank") == world.rank:
-                        _signal_before_row(6)
+                        _signal_before_row(4)
                     if task.get("sigterm_in_references") == world.rank:
                         _signal_at_references()
                     if task.get("sigint_in_validation") == world.rank:

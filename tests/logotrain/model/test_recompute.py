@@ -19,7 +19,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.attention import varlen as torch_varlen
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, OPTConfig, PreTrainedModel, Qwen2MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    OPTConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2MoeConfig,
+)
 
 from logodata.common.errors import UserError
 from logotrain.attention import kernels
@@ -35,6 +42,7 @@ from logotrain.model.recompute import (
 )
 from logotrain.recipe.settings import Recompute
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
+from tests.conftest import make_model
 
 CHOICES: tuple[Recompute, ...] = ("none", "selective", "full", "tiled", "offloaded")
 IN_TILES: tuple[Recompute, ...] = ("tiled", "offloaded")
@@ -318,8 +326,24 @@ def test_compiling_comes_first(tiny_model: LlamaForCausalLM) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_layers_take_any_layout_and_any_recompute(tiny_model: LlamaForCausalLM) -> None:
+def test_compiled_layers_compute_the_same(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    """With the code that torch generates by default: one layer, because it takes as long for each."""
+    adapted = with_adapters(make_model(len(tiny_tokenizer), num_hidden_layers=1)).train()
+    expected = gradients(adapted, ONE)
+    compile_layers(adapted)
+    torch._dynamo.reset()
+    counters.clear()
+    for name, gradient in gradients(adapted, ONE).items():
+        assert (gradient - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
+    assert counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_hit"] > 0
+    torch._dynamo.reset()
+
+
+def test_compiled_layers_take_any_layout_and_any_recompute(
+    tiny_model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Compiled once; then rows of the same length but other layouts compile nothing, in no mode of recompute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # inductor takes minutes
     adapted = with_adapters(tiny_model).train()
     rows = [
         ONE,
