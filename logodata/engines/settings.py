@@ -13,7 +13,6 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, TemplateArgs, Tokens, token_count
 from logodata.engines import Engine
-from logodata.engines.reasoning import Reasoning
 from logodata.models.adapter_fit import check_served_whole
 from logodata.models.facts import model_window
 from logodata.models.loading import DType, load_config, load_model, load_tokenizer, resolve_model
@@ -21,6 +20,8 @@ from logodata.models.vocabulary import vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from logodata.engines.reasoning import Reasoning
 
 EngineKind = Literal["transformers", "vllm", "openai"]
 
@@ -120,6 +121,8 @@ class ModelSettings(RecipeModel):
 
     def reasoning(self, tokenizer: PreTrainedTokenizerBase, window: int) -> Reasoning:
         """Return how the model reasons, whose tokenizer and window these are."""
+        from logodata.engines.reasoning import Reasoning
+
         return Reasoning(tokenizer, tokens=self.thinking_tokens, end=self.thinking_end, window=window)
 
 

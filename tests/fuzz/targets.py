@@ -294,7 +294,9 @@ def prediction_rows(data: bytes, folder: Path) -> None:
 def _score(path: Path, content: bytes, *, e: bool) -> None:
     path.write_bytes(content)
     outcome, is_e = score_predictions(path, e=e, code_sim="rapidfuzz")
-    json.dumps(record(outcome, e=is_e, code_sim="rapidfuzz").to_json(), ensure_ascii=False).encode("utf-8")
+    json.dumps(
+        record(outcome, "LongBench-E" if is_e else "LongBench", "rapidfuzz").to_json(), ensure_ascii=False
+    ).encode("utf-8")
     assert all(0 <= score <= 1 for sample in outcome.samples for score in sample.scores.values())
 
 
