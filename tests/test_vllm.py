@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import random
 import signal
@@ -35,6 +36,8 @@ from logodata.models.loading import load_config, load_model, load_tokenizer, res
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat, encode_text
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import read_source
+from logoeval.cli import main
+from logoeval.records import read_results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -273,3 +276,56 @@ def test_the_same_five_samples_through_every_engine(tmp_path: Path, model: PreTr
     assert len(requests) == 24
     assert_same_tokens(model, ours, offline, requests)
     assert_same_tokens(model, ours, server, requests)
+
+
+def test_the_harness_gives_the_numbers_of_its_model_in_transformers(tmp_path: Path) -> None:
+    """``logoeval short``: log-likelihoods, and greedy responses of a task that says nothing of sampling."""
+    pytest.importorskip("lm_eval")
+    rows = [
+        {"question": f"The {place} of {country} is called", "choices": [" Paris", " Rome", " Oslo"], "answer": number}
+        for number, (place, country) in enumerate([("capital", "France"), ("capital", "Italy"), ("capital", "Norway")])
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shared = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+    }
+    choice = {
+        "task": "capitals",
+        "output_type": "multiple_choice",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc"}],
+        **shared,
+    }
+    written = {
+        "task": "capitals_written",
+        "output_type": "generate_until",
+        "doc_to_target": "{{choices[answer]}}",
+        "generation_kwargs": {"until": ["."], "max_gen_toks": 12},
+        "metric_list": [{"metric": "exact_match"}],
+        **shared,
+    }
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for task in (choice, written):
+        (tasks / f"{task['task']}.yaml").write_text(json.dumps(task), encoding="utf-8")
+    answers = {}
+    for kind in ("transformers", "vllm"):
+        command = ["short", "--model", MODEL, "--include-path", str(tasks), "--tasks", "capitals,capitals_written"]
+        assert main([*command, f"engine.kind={kind}", "engine.max_model_len=512", "-o", str(tmp_path / kind)]) == 0
+        lines = (tmp_path / kind / "predictions" / "short_answers.jsonl").read_text(encoding="utf-8").splitlines()
+        answers[kind] = {record["id"]: record["answer"] for record in map(json.loads, lines)}
+        assert len(answers[kind]) == 12
+    assert answers["vllm"].keys() == answers["transformers"].keys()
+    for key, answer in answers["transformers"].items():
+        other = answers["vllm"][key]
+        if isinstance(answer, str):
+            assert other == answer
+        else:
+            assert other == [pytest.approx(answer[0], abs=1e-4), answer[1]]
+    results = [read_results(tmp_path / kind).tasks["short"] for kind in ("transformers", "vllm")]
+    assert results[0].summary == results[1].summary
+    assert (results[0].settings.get("engine"), results[1].settings.get("engine")) == (None, "vllm")

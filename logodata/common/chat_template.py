@@ -101,16 +101,16 @@ def with_variables(template: str | dict[str, str] | None, variables: Mapping[str
     Raises:
         UserError: The template of ``model`` reads no variable of that name, or there is none.
     """
-    if isinstance(template, dict):
-        return {name: with_variables(text, variables, model) for name, text in template.items()}
-    read = set() if template is None else _free_variables(template)
+    texts = template if isinstance(template, dict) else {"": template or ""}
+    read = set[str]().union(*map(_free_variables, texts.values()))
     for name in variables:
         if name not in read:
             known = sorted(read - _GIVEN)
             what = f"the chat template of {model} reads no variable {name!r}"
             mend = did_you_mean(name, known, f"it reads {', '.join(known)}" if known else "leave it out")
             raise UserError(what, where=f"chat_template_args.{name}", mend=mend)
-    return "".join(f"{{%- set {name} = {_literal(value)} %}}" for name, value in variables.items()) + (template or "")
+    begin = "".join(f"{{%- set {name} = {_literal(value)} %}}" for name, value in variables.items())
+    return {name: begin + text for name, text in texts.items()} if isinstance(template, dict) else begin + texts[""]
 
 
 def _free_variables(template: str) -> set[str]:

@@ -92,6 +92,16 @@ class VllmEngine:
 
             self._adapter = LoRARequest(adapter.name or "adapter", 1, str(adapter.resolve()))
 
+    @property
+    def llm(self) -> Any:
+        """The ``vllm.LLM``."""
+        return self._llm
+
+    @property
+    def adapter(self) -> Any:
+        """The adapter as vLLM's ``LoRARequest``; None if there is none."""
+        return self._adapter
+
     def without_adapter(self) -> Self:
         """Return an engine for the base model on this same vLLM. It has its own requests and shares the weights, RoPE
         and window."""

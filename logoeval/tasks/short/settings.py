@@ -35,14 +35,14 @@ class ShortTask(RecipeModel):
 
 
 class ShortSettings(RecipeModel):
-    """Tasks of lm-evaluation-harness (extra ``short``), with the model in transformers. Log-likelihoods are computed as
-    the harness does, all in ``engine.dtype``."""
+    """Tasks of lm-evaluation-harness (extra ``short``), with the model in transformers, or in vLLM with
+    ``engine.kind=vllm``. Log-likelihoods are computed as the harness does, all in ``engine.dtype``."""
 
     tasks: Annotated[tuple[ShortTask, ...], Field(min_length=1)] = tuple(ShortTask(name=name) for name in KNOWN)
     """Names, or ``{name: ..., shots: ..., metric: ...}``. Default: MMLU (5 shots), ARC easy and challenge (25 shots,
     normalised by length), TruthfulQA MC1 and MC2."""
     batch_size: int = Field(default=8, gt=0)
-    """Rows of a forward pass."""
+    """Rows of a forward pass (transformers)."""
     limit: int | None = Field(default=None, gt=0)
     """Only the first samples of each task (of each of MMLU's 57), to try things out. Every label then says so."""
     apply_chat_template: bool = False

@@ -10,6 +10,7 @@ from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.engines.settings import EngineSettings
 from logodata.models.loading import resolve_model
+from logodata.models.vocabulary import vocabulary_size
 from logoeval.records import Outcome, TaskResult
 from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
@@ -29,7 +30,7 @@ from logoeval.tasks.short.settings import ShortSettings, ShortTask
 from logoeval.tasks.short.units import Unit, units
 
 if TYPE_CHECKING:
-    from logoeval.tasks.short.model import HarnessModel
+    from logoeval.tasks.short.recording import Recorded
 
 
 def describe(settings: ShortSettings, engine: EngineSettings) -> dict[str, object]:
@@ -39,6 +40,7 @@ def describe(settings: ShortSettings, engine: EngineSettings) -> dict[str, objec
         "include_fingerprint": folder_fingerprint(settings.include_path),
         "max_model_len": engine.max_model_len,
         "lm_eval": harness_version(),
+        **({"engine": engine.kind} if engine.kind == "vllm" else {}),
     }
 
 
@@ -130,12 +132,29 @@ def _check_disjoint(found: Sequence[Unit]) -> None:
             asked[task] = unit.asked.name
 
 
-def _open_model(settings: ShortSettings, session: Session, answers: Path) -> HarnessModel:
-    from logoeval.tasks.short.model import HarnessAnswer, HarnessModel
+def _open_model(settings: ShortSettings, session: Session, answers: Path) -> Recorded:
+    from logoeval.tasks.short.recording import HarnessAnswer
 
     recipe = session.settings
     # A tokenizer of its own: the harness may change it.
     tokenizer = recipe.load_tokenizer(needs_template=settings.apply_chat_template)
+    window = min(recipe.engine.max_model_len or session.window, session.window)
+    kept = RecordFile(answers, HarnessAnswer)
+    if recipe.engine.kind == "vllm":
+        engine = session.engine  # first: it says what is not installed
+        from logoeval.tasks.short.vllm_model import VllmHarnessModel
+
+        return VllmHarnessModel(
+            engine,
+            resolve_model(recipe.model),
+            tokenizer,
+            vocabulary=vocabulary_size(session.config),
+            window=window,
+            truncate=settings.truncate,
+            answers=kept,
+        )
+    from logoeval.tasks.short.model import HarnessModel
+
     model = session.model
     # The harness ties the head to the embeddings again, which a merged adapter may have parted.
     model.tie_weights = lambda *_, **__: None  # type: ignore[method-assign]
@@ -143,10 +162,10 @@ def _open_model(settings: ShortSettings, session: Session, answers: Path) -> Har
         return HarnessModel(
             model,
             tokenizer,
-            window=min(recipe.engine.max_model_len or session.window, session.window),
+            window=window,
             batch_size=settings.batch_size,
             truncate=settings.truncate,
-            answers=RecordFile(answers, HarnessAnswer),
+            answers=kept,
         )
     finally:
         del model.tie_weights

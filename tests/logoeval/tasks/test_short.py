@@ -428,7 +428,8 @@ def test_the_harness_s_longbench_is_never_called_official() -> None:
 
 def test_chats_see_one_date_on_every_day(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """As in all other prompts (logodata.prompts)."""
-    from logoeval.tasks.short.model import HarnessAnswer, HarnessModel
+    from logoeval.tasks.short.model import HarnessModel
+    from logoeval.tasks.short.recording import HarnessAnswer
 
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
