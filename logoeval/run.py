@@ -53,7 +53,8 @@ def evaluate(
         UserError: the folder holds results of another model or of other settings, or a task's input is at fault.
     """
     # Before the folder is made: they say what is not installed.
-    settings_of = {task: _settings(recipe, find_task(task).evaluator, recipe.section(task)) for task in tasks}
+    session = session or Session(recipe)
+    settings_of = {task: _settings(session, recipe, find_task(task).evaluator, recipe.section(task)) for task in tasks}
     with locked(folder):
         results = continue_results(folder)
         predictions = folder / PREDICTIONS_DIR
@@ -65,7 +66,6 @@ def evaluate(
         }
         started = bool(results.tasks) or any(visible_files(predictions, (".jsonl",)))
         bind_settings(predictions, "model.json", measured, started=started)
-        session = session or Session(recipe)
         notes = [*_adapter_notes(recipe), *notes]
         for task in tasks:
             evaluator, section = find_task(task).evaluator, recipe.section(task)
@@ -112,19 +112,22 @@ def _adapter_notes(recipe: EvalRecipe) -> list[str]:
     return [f"the adapter was trained on {base}, and is measured on {recipe.model}"]
 
 
-def _settings(recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeModel | None) -> dict[str, object]:
+def _settings(
+    session: Session, recipe: EvalRecipe, evaluator: Evaluator[Any], section: RecipeModel | None
+) -> dict[str, object]:
     template = recipe.chat_template and text_fingerprint(read_template(recipe.chat_template))
     return {
         "task_version": evaluator.version,
         "dtype": recipe.engine.dtype,
         "seed": recipe.seed,
         "chat_template": template,
-        **_reasoning(recipe),
+        **({"chat_template_args": recipe.chat_template_args} if recipe.chat_template_args else {}),
+        **(_thinking(session) if evaluator.generates else {}),
         **evaluator.describe(section, recipe.engine),
     }
 
 
-def _reasoning(recipe: EvalRecipe) -> dict[str, object]:
-    """What is asked of a model that reasons, where something is. What the chat template decides is in the notes."""
-    names = ("chat_template_args", "thinking_tokens", "thinking_end")
-    return {name: value for name in names if (value := getattr(recipe, name)) not in ({}, None)}
+def _thinking(session: Session) -> dict[str, object]:
+    """The budget and the end of the reasoning, given or by default, of a model that is expected to reason."""
+    reasoning = session.reasoning
+    return {"thinking": {"tokens": reasoning.budget, "end": reasoning.closing}} if reasoning.budget else {}

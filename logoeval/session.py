@@ -113,10 +113,15 @@ class Session:
         """The ids that end a response."""
         return turn_end_ids(self.tokenizer, model_eos_ids(self.settings.model))
 
+    @property
+    def engine_window(self) -> int:
+        """Positions of a prompt with its response: the window, or ``engine.max_model_len`` if that is less."""
+        return min(self.window, self.settings.engine.max_model_len or self.window)
+
     @cached_property
     def reasoning(self) -> Reasoning:
         """How the model reasons before it answers."""
-        return self.settings.reasoning(self.bare_tokenizer, self.window)
+        return self.settings.reasoning(self.bare_tokenizer, self.engine_window)
 
     @cached_property
     def model(self) -> PreTrainedModel:

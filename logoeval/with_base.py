@@ -29,6 +29,7 @@ from logoeval.run import evaluate
 from logoeval.session import Session, rope_and_window
 from logoeval.tasks.needles.heads import HEADS_FILE
 from logoeval.tasks.ruler.task import find_lengths
+from logoeval.tasks.table import find_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -60,6 +61,8 @@ def evaluate_with_base(recipe: EvalRecipe, tasks: Sequence[str], folder: Path) -
         base.check_prompts_agree()
     if "ruler" in tasks:
         base.check_lengths_agree(recipe.section("ruler"))
+    if any(find_task(task).evaluator.generates for task in tasks):
+        base.check_budgets_agree()
     with locked(folder):
         note("base model")
         evaluate(base_recipe, tasks, base_folder, session=base, notes=base.notes)
@@ -127,6 +130,17 @@ class _BaseSession(Session):
                 "would be cut to other lengths",
                 where=str(self._adapted.settings.adapter),
                 mend=f"set engine.max_model_len={lower}, or leave out --with-base",
+            )
+
+    def check_budgets_agree(self) -> None:
+        """Raise a ``UserError`` if the default budget of reasoning follows from the window, and the adapter's is
+        another: results of both would not be compared."""
+        before, after = self.reasoning.budget, self._adapted.reasoning.budget
+        if before != after:
+            raise UserError(
+                f"by its window the base model may reason for {before} tokens, with the adapter for {after}",
+                where=str(self._adapted.settings.adapter),
+                mend=f"set thinking_tokens={min(before, after)}, or leave out --with-base",
             )
 
     def check_lengths_agree(self, settings: Any) -> None:

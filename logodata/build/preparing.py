@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from logodata.common.errors import SettingError
 from logodata.common.turn_end import turn_end_ids
 from logodata.contexts.chunking import chunk_text
 from logodata.contexts.draw import Contexts, draw_contexts
@@ -116,6 +117,13 @@ class QuestionPreparer:
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
         self.reasoning = recipe.reasoning(tokenizer, window)
+        bare = not recipe.generation.keep_reasoning or recipe.generation.preferred == "reference"
+        if bare and self.reasoning.opens(self.answer_format.encode([], question="?").ids):
+            raise SettingError(
+                "the chat template opens the reasoning, and pairs of bare answers would be trained inside of it",
+                where=recipe.model,
+                setting="chat_template_args.enable_thinking=false, or generation.keep_reasoning=true",
+            )
 
     def pools(self, documents: Iterable[Document]) -> Iterator[Pool]:
         """Chunk the documents and join them, in order, until a pool holds ``source.join_tokens`` tokens. Documents that

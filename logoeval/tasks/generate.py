@@ -11,6 +11,7 @@ from logodata.common.errors import UserError
 from logodata.common.records import ABSENT
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult
 from logodata.engines.reasoning import Reply
+from logodata.prompts import decode_text
 from logoeval.records import Metric, Outcome, hash_ids
 from logoeval.session import Session
 from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
@@ -22,6 +23,8 @@ class PromptItem(GenerationRequest):
 
     template: str
     truncated: bool = False
+    reasons: bool = True
+    """Whether the model may reason first. Without a chat template around it a prompt is a text to continue."""
 
 
 class Completion(Prediction):
@@ -79,7 +82,7 @@ def complete(
         with progress(label, len(items), len(items) - len(waiting)) as tracker:
             for whole in engine.generate([_request(session, item) for item in waiting.values()]):
                 item = waiting[whole.id]
-                reply = session.reasoning.split(whole, item.sampling, opened=session.reasoning.opens(item.prompt_ids))
+                reply = _reply(session, item, whole)
                 result = GenerationResult(whole.id, reply.token_ids, reply.finish_reason)
                 made = Completion(
                     id=item.id,
@@ -100,9 +103,15 @@ def complete(
 
 
 def _request(session: Session, item: PromptItem) -> GenerationRequest:
-    if not session.reasoning.budget:
+    if not (session.reasoning.budget and item.reasons):
         return item  # without asking for the end of a turn: a model without a chat template has none
     return replace(item, sampling=session.reasoning.sampling(item.sampling, session.stop_ids))
+
+
+def _reply(session: Session, item: PromptItem, whole: GenerationResult) -> Reply:
+    if not item.reasons:
+        return Reply(whole.token_ids, decode_text(session.bare_tokenizer, whole.token_ids), whole.finish_reason)
+    return session.reasoning.split(whole, item.sampling, opened=session.reasoning.opens(item.prompt_ids))
 
 
 def _reasoned(reply: Reply) -> dict[str, Any]:
@@ -133,10 +142,19 @@ REASONING_METRICS = [
 
 
 def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Completion]) -> Outcome:
-    """Add to the outcome of a task how its ``answers``, one a row, were reasoned; nothing where no model reasoned."""
+    """Add to the outcome of a task how its ``answers``, one a row, were reasoned: measures where the model was expected
+    to reason, so that equal settings have equal measures, and else a note where it did."""
     budget, reasoned = session.reasoning.budget, [answer for answer in answers if answer.reasoning is not None]
-    if not budget and not reasoned:
-        return outcome
+    cut = sum(bool(answer.reasoning_cut) for answer in answers)
+    if not budget:
+        if not reasoned:
+            return outcome
+        said = (
+            f"{len(reasoned):,} of {len(answers):,} replies reasoned without a budget for it, and {cut:,} were cut "
+            "there: their answers count as empty (give thinking_tokens=8192, or turn reasoning off, such as by "
+            "chat_template_args.enable_thinking=false)"
+        )
+        return replace(outcome, notes=[*outcome.notes, said])
     rows = [
         row.model_copy(
             update={
@@ -149,7 +167,6 @@ def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Complet
         )
         for row, answer in zip(outcome.samples, answers, strict=True)
     ]
-    cut = sum(bool(answer.reasoning_cut) for answer in answers)
     said = (
         f"{len(reasoned):,} of {len(answers):,} replies reasoned, up to {session.reasoning.closing!r} and within "
         f"{budget:,} tokens; {cut:,} were cut while reasoning, and their answers count as empty"

@@ -148,6 +148,8 @@ def load_samples(settings: HeldOutSettings, session: Session, task: str) -> list
             where=str(settings.data),
             mend=f"build or import them with --model {session.settings.model}",
         )
+    if session.settings.chat_template_args:
+        note(f"{task}: the prompts are those of the data set, and chat_template_args change nothing in them")
     longest = max(len(sample.prompt_ids) for sample in samples)
     needed = longest + settings.max_new_tokens + session.reasoning.budget
     what = f"the longest held-out prompt with {task}.max_new_tokens"

@@ -98,7 +98,7 @@ def _item(task: Task, row: Row, builder: PromptBuilder, window: int, sampling: S
             mend="lower longbench.max_prompt_tokens",
         )
     sampling = replace(sampling, max_new_tokens=min(task.max_new_tokens, room))
-    return PromptItem(row.id, prompt_ids, sampling, builder.template(task), truncated)
+    return PromptItem(row.id, prompt_ids, sampling, builder.template(task), truncated, reasons=task.chat)
 
 
 def _answer(

@@ -17,8 +17,14 @@ _FIELDS = ("answer", "difficulty", "length")
 def find_predictions(source: Path) -> Path | None:
     """Return the file of LongBench v2's predictions that ``source`` is, or holds as the folder of a run; None if it is
     something else."""
-    ours = source / PREDICTIONS_DIR / "longbench2.jsonl"
-    path = ours if ours.is_file() else source
+    kept = source / PREDICTIONS_DIR if (source / PREDICTIONS_DIR).is_dir() else source
+    path = kept / "longbench2.jsonl" if (kept / "longbench2.jsonl").is_file() else source
+    if path != source and (kept / "longbench").is_dir():
+        raise UserError(
+            "holds predictions of LongBench and of LongBench v2",
+            where=str(source),
+            mend=f"give {kept / 'longbench'} or {path}",
+        )
     if not path.is_file() or path.suffix.lower() != ".jsonl":
         return None
     first = next(read_lines(path), None)
@@ -26,7 +32,7 @@ def find_predictions(source: Path) -> Path | None:
 
 
 def score_predictions(path: Path) -> Outcome:
-    """Score a file. The letter is taken from ``response`` where there is one, and else from ``pred``.
+    """Score a file. The letter is taken from ``pred`` where there is one, and else from ``response``.
 
     Raises:
         UserError: a line cannot be scored, or an id is there twice.
@@ -50,11 +56,10 @@ def score_predictions(path: Path) -> Outcome:
 
 
 def _choice(line: JsonObject, where: str) -> str | None:
-    said = line.get("response")
-    if isinstance(said, str):
+    said, pred = line.get("response"), line.get("pred")
+    if "pred" not in line and isinstance(said, str):
         return extract_answer(said.strip())
-    pred = line.get("pred")
-    if pred is None or pred in CHOICES:
+    if "pred" in line and (pred is None or pred in CHOICES):
         return pred if isinstance(pred, str) else None
     raise UserError(
         f"'pred' is {pred!r}, no letter", where=where, mend="a line has response, or pred from A to D or null"

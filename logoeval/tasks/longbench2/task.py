@@ -59,7 +59,10 @@ def run(settings: LongBench2Settings, session: Session, predictions: Path) -> Ou
         first = asker.ask("cot", questions, reasoning)
         reasoning = {reply.id: reply.response.strip() for reply in first}
         truncated = {reply.id: reply.truncated for reply in first}
-        replies = asker.ask("cot_answer", questions, reasoning)
+        replies = [
+            _with_first(reply, before)
+            for reply, before in zip(asker.ask("cot_answer", questions, reasoning), first, strict=True)
+        ]
     else:
         replies = asker.ask(settings.mode, questions, reasoning)
     rows = [
@@ -79,14 +82,27 @@ def run(settings: LongBench2Settings, session: Session, predictions: Path) -> Ou
     return with_reasoning(outcome, session, replies)
 
 
+def _with_first(reply: LongBench2Answer, first: LongBench2Answer) -> LongBench2Answer:
+    """The second reply, with what was reasoned before either."""
+    if first.reasoning is None:
+        return reply
+    tokens = first.num_reasoning_tokens or 0
+    return reply.model_copy(
+        update={
+            "reasoning": first.reasoning,
+            "num_reasoning_tokens": tokens + (reply.num_reasoning_tokens or 0),
+            "reasoning_cut": bool(first.reasoning_cut or reply.reasoning_cut),
+        }
+    )
+
+
 class _Asker:
     """Asks questions by one of the official prompts."""
 
     def __init__(self, settings: LongBench2Settings, session: Session, predictions: Path) -> None:
         self._settings, self._session, self._folder = settings, session, predictions
         self._prompts = ChatPrompts(session.tokenizer)
-        window = min(session.settings.engine.max_model_len or session.window, session.window)
-        self._window = window - session.reasoning.budget
+        self._window = session.engine_window - session.reasoning.budget
 
     def ask(
         self, template: Template, questions: Sequence[Question], reasoning: Mapping[str, str]

@@ -62,7 +62,7 @@ class SampleBuilder:
         Raises:
             UserError: its smallest prompt is too long.
         """
-        most, room = self._num_units, self.form.prompt_tokens
+        most, room = max(self._num_units, self._generator.fewest(index)), self.form.prompt_tokens
         drawn = {most: self._draw(most, index)}
         excess = len(drawn[most][1]) - room
         less = 0
@@ -94,7 +94,8 @@ class SampleBuilder:
         return self._generator.goes_round(self._num_units)
 
     def _find_units(self) -> int:
-        generator, first, step = self._generator, self._generator.first, self._generator.step
+        generator, step = self._generator, self._generator.step
+        first = max(generator.first, generator.fewest(0))
         most = generator.most
         if not self._fits(first, 0):
             raise self._no_room(first, 0)

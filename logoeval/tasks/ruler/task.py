@@ -130,8 +130,9 @@ def find_lengths(settings: RulerSettings, session: Session) -> tuple[int, ...]:
     if settings.lengths is None:
         held = tuple(length for length in OFFICIAL_LENGTHS if length + budget <= window)
         if not held:
+            beside = f" with thinking_tokens={budget}" if budget else ""
             raise UserError(
-                f"the window of {window} tokens holds none of RULER's lengths, which begin at {OFFICIAL_LENGTHS[0]}",
+                f"the window of {window} tokens{beside} holds none of RULER's lengths, which begin at {OFFICIAL_LENGTHS[0]}",
                 where=session.settings.model,
                 mend="give shorter ones, such as ruler.lengths=[1024,2048]",
             )

@@ -19,6 +19,7 @@ from logodata.contexts.scores import Evaluator
 from logodata.dataset.samples import read_manifest, read_samples
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.models.loading import load_tokenizer
+from tests.conftest import CHATML
 
 FACTS = {"harbour": "seven lanterns", "tower": "a brass owl", "mill": "green millet"}
 SMALL = [
@@ -146,6 +147,18 @@ def test_reasoning_is_no_part_of_the_pairs_unless_asked_for(
             assert response.text.startswith(scripted.before if keep else "It holds ")
             assert tokenizer.decode(response.token_ids) == response.text + "<|im_end|>"
     assert {sampling.max_new_tokens for sampling in scripted.samplings} == {260}
+
+
+def test_a_template_that_opens_the_reasoning_is_refused_for_bare_answers(
+    tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "opens.jinja"
+    template.write_text(CHATML + "{% if add_generation_prompt and thinks is not false %}{{ '<think>\\n' }}{% endif %}")
+    documents, asked = write_documents(tmp_path), [f"chat_template={template}", "generation.max_new_tokens=60"]
+    assert run_build(documents, tiny_model_dir, tmp_path / "out", *asked) == 2
+    assert "would be trained inside of it (set chat_template_args.enable_thinking=false" in capsys.readouterr().err
+    asked += ["chat_template_args.thinks=false"]  # or no thought of 8,192 tokens fits the window
+    assert run_build(documents, tiny_model_dir, tmp_path / "out", *asked) == 0
 
 
 def test_a_response_cut_while_reasoning_is_counted_as_empty(

@@ -26,9 +26,11 @@ def make_session(model: Any, tokenizer: Any, answer: Any) -> Any:
         stop_ids=(2,),
         engine=FakeEngine(answer),
         window=2048,
+        engine_window=2048,
+        bare_tokenizer=tokenizer,
         check_window=lambda *_: None,
         reasoning=Reasoning(tokenizer),
-        settings=SimpleNamespace(model="tiny"),
+        settings=SimpleNamespace(model="tiny", chat_template_args={}),
     )
 
 

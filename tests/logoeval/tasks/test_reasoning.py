@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from logodata.engines import GenerationRequest, GenerationResult
+from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.reasoning import Reasoning
 from logodata.prompts import encode_text
 from logoeval.cli import main
+from logoeval.tasks.generate import Completion, PromptItem, complete
 from logoeval.tasks.needles.settings import NiahSettings
 from logoeval.tasks.needles.task import build_samples
 from logoeval.tasks.needles.task import run as run_needles
-from logoeval.tasks.qa import QaSettings, run
+from logoeval.tasks.qa import METRICS, QaSettings, run
+from logoeval.tasks.record_file import RecordFile
 from tests.conftest import CHATML
 from tests.logoeval.tasks.test_pairs import make_session
 
@@ -68,6 +70,35 @@ def test_the_answer_is_scored_and_the_reasoning_is_kept_beside_it(
     again = thinking_session(tiny_model, tiny_tokenizer, say)
     assert run(settings, again, tmp_path).samples == outcome.samples
     assert again.engine.answered == 0
+
+
+def test_without_a_budget_it_is_a_note_and_no_measure(
+    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, make_build: Callable[..., Path]
+) -> None:
+    """Else two runs under equal settings would have other measures, and could not be compared."""
+
+    def say(number: int) -> str:
+        return "<think>the bridge? the bridge" if number == 0 else "the bridge"
+
+    session = thinking_session(tiny_model, tiny_tokenizer, say, tokens=0)
+    outcome = run(QaSettings(data=make_build(), max_new_tokens=30), session, tmp_path)
+    assert [metric.key for metric in outcome.metrics] == [metric.key for metric in METRICS]
+    assert sorted(row.scores["token_f1"] for row in outcome.samples) == [0.0] + [1.0] * 5
+    (said,) = outcome.notes
+    assert said.startswith("1 of 6 replies reasoned without a budget for it, and 1 were cut there")
+
+
+def test_a_text_to_continue_gets_no_budget_and_is_scored_whole(
+    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    session = thinking_session(tiny_model, tiny_tokenizer, lambda _: "one<think>two" + "x" * 90, tokens=60)
+    sampling = Sampling(20, (2,))
+    items = [PromptItem(name, (5, 6), sampling, "t", reasons=name == "chat") for name in ("chat", "text")]
+    file = RecordFile(tmp_path / "answers.jsonl", Completion)
+    chat, text = complete(session, items, file, record=lambda made, _: made, label="a")
+    assert (chat.response, chat.reasoning_cut) == ("", True)
+    assert text.response.startswith("one<think>two")
+    assert (text.num_response_tokens, text.finish_reason, text.reasoning) == (20, "length", None)
 
 
 def test_a_number_named_while_reasoning_is_not_found(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_chain_of_thought_is_two_calls_and_the_second_decides(
         return "I saw Ben. The correct answer is (A)\n"
 
     session = make_session(tiny_model, tiny_tokenizer, say(tiny_tokenizer, choose))
-    session.settings.engine, session.settings.seed = type("E", (), {"max_model_len": None}), 0
+    session.settings.seed = 0
     outcome = run(LongBench2Settings(data=str(data), mode="cot"), session, tmp_path)
     found = {row.id: row.scores["accuracy"] for row in outcome.samples}
     # q1's and q5's right choice is B; of q5 no reasoning came, and officially it would be left out
@@ -219,7 +219,13 @@ def test_the_command_and_a_window_that_cuts(
     # LongBench's own predictions lie beside, and neither is taken for the other
     rows = [{"dataset": "qasper", "input": "Who?", "context": "Ben.", "answers": ["Ben"], "length": 3, "_id": "1"}]
     lines = write(tmp_path / "rows.jsonl", rows)
+    assert main(["score", str(tmp_path / "a")]) == 0
     assert main(["longbench", "--model", str(tiny_model_dir), "--data", str(lines), "-o", str(tmp_path / "a")]) == 0
+    capsys.readouterr()
+    assert main(["score", str(tmp_path / "a")]) == 2
+    assert "holds predictions of LongBench and of LongBench v2" in capsys.readouterr().err
+    assert main(["score", str(tmp_path / "a" / "predictions" / "longbench2.jsonl")]) == 0
+    assert main(["score", str(tmp_path / "a" / "predictions" / "longbench")]) == 0
 
 
 @pytest.mark.parametrize("case", CASES["results"], ids=lambda case: case["about"])
