@@ -132,7 +132,8 @@ def find_lengths(settings: RulerSettings, session: Session) -> tuple[int, ...]:
         if not held:
             beside = f" with thinking_tokens={budget}" if budget else ""
             raise UserError(
-                f"the window of {window} tokens{beside} holds none of RULER's lengths, which begin at {OFFICIAL_LENGTHS[0]}",
+                f"the window of {window} tokens{beside} holds none of RULER's lengths, which begin at "
+                f"{OFFICIAL_LENGTHS[0]}",
                 where=session.settings.model,
                 mend="give shorter ones, such as ruler.lengths=[1024,2048]",
             )
