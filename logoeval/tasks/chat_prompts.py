@@ -32,12 +32,9 @@ class ChatPrompts:
         """Tokenise a text with the special tokens that the tokenizer adds (beginning of sequence), as ``pred.py``."""
         return list(text_tokenizer(self._tokenizer).encode(text, add_special_tokens=True, split_special_tokens=True))
 
-    def without_middle(self, text: str, first: int, last: int) -> tuple[str, bool]:
-        """Return a text of which only the ``first`` and ``last`` tokens are kept, and whether it had more."""
-        ids = self.encode(text)
-        if len(ids) <= first + last:
-            return text, False
-        return decode_text(self._tokenizer, ids[:first]) + decode_text(self._tokenizer, ids[len(ids) - last :]), True
+    def ends(self, ids: list[int], first: int, last: int) -> str:
+        """Return the text of the ``first`` tokens, and of the ``last`` ones."""
+        return decode_text(self._tokenizer, ids[:first]) + decode_text(self._tokenizer, ids[len(ids) - last :])
 
     def ask(self, text: str) -> tuple[int, ...]:
         """Return the token ids of a user's message, up to the beginning of the response."""

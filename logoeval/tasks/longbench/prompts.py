@@ -43,7 +43,10 @@ class PromptBuilder:
         """Return the token ids of the prompt of a row, up to the beginning of the response, and whether its middle was
         cut out."""
         text = task.prompt.format(context=row.context, input=row.input)
-        truncated = len(self._prompts.encode(text)) > self._limit
+        ids = self._prompts.encode(text)
+        truncated = len(ids) > self._limit
         if truncated:  # of an odd limit one token less is kept
-            text, _ = self._prompts.without_middle(text, self._limit // 2, self._limit // 2)
-        return self._prompts.ask(text) if task.chat else tuple(self._prompts.encode(text)), truncated
+            text = self._prompts.ends(ids, self._limit // 2, self._limit // 2)
+        if task.chat:
+            return self._prompts.ask(text), truncated
+        return tuple(self._prompts.encode(text) if truncated else ids), truncated

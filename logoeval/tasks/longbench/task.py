@@ -55,7 +55,7 @@ def describe(settings: LongBenchSettings, engine: EngineSettings) -> dict[str, o
 
 def run(settings: LongBenchSettings, session: Session, predictions: Path) -> Outcome:
     """Answer and score all rows; a sample is a row."""
-    window = min(session.settings.engine.max_model_len or session.window, session.window) - session.reasoning.budget
+    window = session.engine_window - session.reasoning.budget
     if session.reasoning.budget and window <= RESERVED_TOKENS:
         raise UserError(
             f"longbench: thinking_tokens={session.reasoning.budget} leave {window} tokens of the window",

@@ -69,11 +69,7 @@ def read_questions(data: str, most: int | None) -> tuple[Question, ...]:
     seen: dict[str, str] = {}
     for where, row in _rows(data):
         question = _question(row, where)
-        if question.id in seen:
-            raise UserError(
-                f"_id {question.id!r} is at {seen[question.id]} too", where=where, mend="drop one of the two rows"
-            )
-        seen[question.id] = where
+        add_id(seen, question.id, where)
         found.append(question)
         if len(found) == most:
             break
@@ -138,15 +134,40 @@ def _file(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
         raise UserError("not a file of rows", where=str(path), mend=_HOW)
 
 
+def text_of(row: object, name: str, where: str) -> str:
+    """Return the text of a field. A row without it raises a ``UserError``."""
+    value = row.get(name) if isinstance(row, Mapping) else None
+    if not isinstance(value, str):
+        raise UserError(f"no text under {name!r}", where=where, mend=_AS_THEY_ARE)
+    return value
+
+
+def answer_of(row: object, where: str) -> str:
+    """Return the letter of the right choice. A row without one raises a ``UserError``."""
+    answer = text_of(row, "answer", where)
+    if answer not in CHOICES:
+        raise UserError(f"the answer {answer!r} is none of A, B, C and D", where=where, mend=_AS_THEY_ARE)
+    return answer
+
+
+def add_id(seen: dict[str, str], name: str, where: str) -> None:
+    """Add an id with its place to those that were seen. One that is there raises a ``UserError``."""
+    if name in seen:
+        raise UserError(f"_id {name!r} is at {seen[name]} too", where=where, mend="drop one of the two rows")
+    seen[name] = where
+
+
+def notes_of_count(number: int) -> Iterator[str]:
+    """Say whether some of the benchmark's questions are missing."""
+    if number != NUM_QUESTIONS:
+        yield f"{number:,} questions, where LongBench v2 has {NUM_QUESTIONS}: no official score"
+
+
 def _question(row: object, where: str) -> Question:
     def text(name: str) -> str:
-        value = row.get(name) if isinstance(row, Mapping) else None
-        if not isinstance(value, str):
-            raise UserError(f"no text under {name!r}", where=where, mend=_AS_THEY_ARE)
-        return value
+        return text_of(row, name, where)
 
-    if text("answer") not in CHOICES:
-        raise UserError(f"the answer {text('answer')!r} is none of A, B, C and D", where=where, mend=_AS_THEY_ARE)
+    answer = answer_of(row, where)
     return Question(
         id=text("_id"),
         domain=text("domain"),
@@ -155,7 +176,7 @@ def _question(row: object, where: str) -> Question:
         length=text("length"),
         question=text("question"),
         choices=tuple(text(f"choice_{letter}") for letter in CHOICES),
-        answer=text("answer"),
+        answer=answer,
         context=text("context"),
         where=where,
     )

@@ -38,4 +38,5 @@ def fill(template: Template, question: Question, reasoning: str = "") -> str:
 def cut(prompts: ChatPrompts, text: str, limit: int) -> tuple[str, bool]:
     """Return a prompt without its middle, if it has more than ``limit`` tokens, and whether it was cut. Of an odd limit
     the end keeps one token more."""
-    return prompts.without_middle(text, limit // 2, limit - limit // 2)
+    ids = prompts.encode(text)
+    return (prompts.ends(ids, limit // 2, limit - limit // 2), True) if len(ids) > limit else (text, False)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from logodata.common.errors import UserError
 from logoeval.records import PREDICTIONS_DIR, Outcome, SampleRow
 from logoeval.tasks.longbench.data import JsonObject, read_lines
-from logoeval.tasks.longbench2.data import CHOICES, NUM_QUESTIONS, groups
+from logoeval.tasks.longbench2.data import CHOICES, add_id, answer_of, groups, notes_of_count, text_of
 from logoeval.tasks.longbench2.scores import METRICS, extract_answer, scores
 
-_FIELDS = ("answer", "difficulty", "length")
+_FIELDS = {"answer", "difficulty", "length"}
 
 
 def find_predictions(source: Path) -> Path | None:
@@ -28,7 +27,7 @@ def find_predictions(source: Path) -> Path | None:
     if not path.is_file() or path.suffix.lower() != ".jsonl":
         return None
     first = next(read_lines(path), None)
-    return path if first is not None and set(_FIELDS) <= first[1].keys() else None
+    return path if first is not None and first[1].keys() >= _FIELDS else None
 
 
 def score_predictions(path: Path) -> Outcome:
@@ -41,18 +40,14 @@ def score_predictions(path: Path) -> Outcome:
     seen: dict[str, str] = {}
     for number, (where, line) in enumerate(read_lines(path), 1):
         name = str(line.get("_id", line.get("id", number)))
-        if name in seen:
-            raise UserError(f"_id {name!r} is at {seen[name]} too", where=where, mend="drop one of the two rows")
-        seen[name] = where
-        answer, difficulty, length = (_text(line, field, where) for field in _FIELDS)
-        if answer not in CHOICES:
-            what = f"the answer {answer!r} is none of A, B, C and D"
-            raise UserError(what, where=where, mend="give LongBench v2's rows as they are")
+        add_id(seen, name, where)
+        answer = answer_of(line, where)
+        difficulty, length = (text_of(line, field, where) for field in ("difficulty", "length"))
         facts = groups(difficulty, length, str(line.get("domain")), str(line.get("sub_domain")))
         found = scores(_choice(line, where), answer)
         rows.append(SampleRow(id=name, cluster=name, prompt_hash="", scores=found, facts=facts))
     measured = [metric for metric in METRICS if metric.key != "truncated"]
-    return Outcome(measured, rows, list(_notes(rows)), {"predictions": str(path.resolve())})
+    return Outcome(measured, rows, list(notes_of_count(len(rows))), {"predictions": str(path.resolve())})
 
 
 def _choice(line: JsonObject, where: str) -> str | None:
@@ -64,15 +59,3 @@ def _choice(line: JsonObject, where: str) -> str | None:
     raise UserError(
         f"'pred' is {pred!r}, no letter", where=where, mend="a line has response, or pred from A to D or null"
     )
-
-
-def _text(line: JsonObject, field: str, where: str) -> str:
-    value = line.get(field)
-    if not isinstance(value, str):
-        raise UserError(f"no text under {field!r}", where=where, mend="give the lines of pred.py as they are")
-    return value
-
-
-def _notes(rows: list[SampleRow]) -> Iterator[str]:
-    if len(rows) != NUM_QUESTIONS:
-        yield f"{len(rows):,} questions, where LongBench v2 has {NUM_QUESTIONS}: no official score"

@@ -13,7 +13,14 @@ from logoeval.session import Session
 from logoeval.tasks.chat_prompts import ChatPrompts
 from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.generate import Completion, PromptItem, complete, with_reasoning
-from logoeval.tasks.longbench2.data import NUM_QUESTIONS, Question, data_path, fingerprint, read_questions
+from logoeval.tasks.longbench2.data import (
+    NUM_QUESTIONS,
+    Question,
+    data_path,
+    fingerprint,
+    notes_of_count,
+    read_questions,
+)
 from logoeval.tasks.longbench2.prompts import Template, cut, fill, templates
 from logoeval.tasks.longbench2.scores import METRICS, extract_answer, scores
 from logoeval.tasks.longbench2.settings import NEW_TOKENS, LongBench2Settings
@@ -163,8 +170,7 @@ def _source(settings: LongBench2Settings) -> str:
 
 
 def _notes(settings: LongBench2Settings, rows: Sequence[SampleRow]) -> Iterator[str]:
-    if len(rows) != NUM_QUESTIONS:
-        yield f"{len(rows):,} questions, where LongBench v2 has {NUM_QUESTIONS}: no official score"
+    yield from notes_of_count(len(rows))
     cut_prompts = sum(row.scores["truncated"] for row in rows)
     yield f"{cut_prompts:,.0f} of {len(rows):,} prompts were cut in the middle ({100 * cut_prompts / len(rows):.1f} %)"
     if not settings.temperature:

@@ -8,17 +8,16 @@ from string import ascii_lowercase
 
 import numpy as np
 
-from logoeval.tasks.ruler.sample import Sample, numbered, put_in_fixed_order
+from logoeval.tasks.ruler.sample import Generator, Sample, numbered, put_in_fixed_order
 
 _NUM_COMMON = 10
 _LETTERS, _ALPHA = 6, 2.0
 
 
-class CommonWordsGenerator:
+class CommonWordsGenerator(Generator):
     """Makes samples of common words; units are different words. ``words`` are wonderwords', in RULER's order."""
 
     first = 10
-    step = 1
 
     def __init__(self, length: int, prompt: tuple[str, str], words: list[str]) -> None:
         self._template, self._prefix = prompt
@@ -29,13 +28,6 @@ class CommonWordsGenerator:
     def fewest(self, _: int) -> int:
         """Return the number of common words."""
         return _NUM_COMMON
-
-    def goes_round(self, _: int) -> bool:
-        """The list has each word once."""
-        return False
-
-    def cluster(self, _: int) -> None:
-        """Return None: no two samples share what was drawn."""
 
     def draw(self, rng: Random, num_units: int, _: int) -> Sample:
         """Draw the words of the solved example, then those of the question. RULER writes the example with the chat
@@ -58,13 +50,11 @@ class CommonWordsGenerator:
         return numbered(words), common
 
 
-class FrequentWordsGenerator:
+class FrequentWordsGenerator(Generator):
     """Makes samples of frequent coded words; units are words before their numbers are rounded down.
 
     ``num_tokens`` is what the prompt may have. Word k of the vocabulary stands n k^-2 / zeta(2) times among n.
     """
-
-    most = None
 
     def __init__(self, num_tokens: int, prompt: tuple[str, str]) -> None:
         self._template, self._prefix = prompt
@@ -74,13 +64,6 @@ class FrequentWordsGenerator:
     def fewest(self, _: int) -> int:
         """Return the number with which the fourth word, the last of the answer, still stands once."""
         return 27
-
-    def goes_round(self, _: int) -> bool:
-        """The vocabulary is drawn."""
-        return False
-
-    def cluster(self, _: int) -> None:
-        """Return None: no two samples share what was drawn."""
 
     def draw(self, rng: Random, num_units: int, _: int) -> Sample:
         """Draw the vocabulary. Its most frequent word is noise, the next three are the answer."""

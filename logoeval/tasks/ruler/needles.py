@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from random import Random
 
 from logoeval.tasks.needles.placement import DEPTHS
-from logoeval.tasks.ruler.sample import Sample, put_in_fixed_order
+from logoeval.tasks.ruler.sample import Generator, Sample, put_in_fixed_order
 from logoeval.tasks.ruler.task_table import NeedleType, Niah
 from logoeval.tasks.texts import NOISE_LINE, split_sentences
 
@@ -37,12 +37,9 @@ class Essay:
         return self._kept[1]
 
 
-class NeedleGenerator:
+class NeedleGenerator(Generator):
     """Makes samples of one needle task. ``key_words`` are the words that keys are drawn from; units are words of the
     essays, or lines."""
-
-    step = 1
-    most = None
 
     def __init__(
         self,
@@ -66,9 +63,6 @@ class NeedleGenerator:
     def goes_round(self, num_units: int) -> bool:
         """Whether the essays have fewer words. The other haystacks repeat by design."""
         return self._essay is not None and num_units > len(self._essay.words)
-
-    def cluster(self, _: int) -> None:
-        """Return None: no two samples share what was drawn."""
 
     def draw(self, rng: Random, num_units: int, _: int) -> Sample:
         """Draw keys, values, places and what is asked for."""

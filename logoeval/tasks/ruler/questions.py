@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from logoeval.tasks.ruler.sample import Sample, put_in_fixed_order
+from logoeval.tasks.ruler.sample import Generator, Sample, put_in_fixed_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,10 @@ class QuestionSet:
     documents: Sequence[str]
 
 
-class QuestionGenerator:
+class QuestionGenerator(Generator):
     """Makes samples of questions; units are documents."""
 
     first = 10
-    step = 1
-    most = None
 
     def __init__(self, name: str, prompt: tuple[str, str], data: QuestionSet) -> None:
         self._name = name

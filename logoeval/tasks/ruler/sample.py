@@ -6,10 +6,11 @@ of RULER's script for its task, so that the official stream of random numbers gi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import MutableSequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 PERMUTATION_SEED = 42
 """RULER's default seed. Needles, words and documents are put in an order that this seed alone gives, the same in every
@@ -25,39 +26,31 @@ class Sample:
     references: tuple[str, ...]
 
 
-class Generator(Protocol):
+class Generator(ABC):
     """Makes the samples of one task at one length."""
 
-    @property
-    def first(self) -> int:
-        """The smallest number of units that RULER's search tries."""
-        ...
+    first: int
+    """The smallest number of units that RULER's search tries."""
+    step: int = 1
+    """The distance between the numbers of units that the search tries."""
+    most: int | None = None
+    """The largest number of units that there are; None where the text goes round."""
 
-    @property
-    def step(self) -> int:
-        """The distance between the numbers of units that the search tries."""
-        ...
-
-    @property
-    def most(self) -> int | None:
-        """The largest number of units that there are; None where the text goes round."""
-        ...
-
+    @abstractmethod
     def fewest(self, index: int, /) -> int:
         """Return the smallest number of units that question ``index`` can be asked with."""
-        ...
 
-    def goes_round(self, num_units: int, /) -> bool:
-        """Whether the user's text has fewer units, and is repeated."""
-        ...
+    def goes_round(self, _num_units: int, /) -> bool:
+        """Whether the user's text has fewer units, and is repeated. What is drawn, and noise, has no end."""
+        return False
 
-    def cluster(self, index: int, /) -> str | None:
+    def cluster(self, _index: int, /) -> str | None:
         """Return the name of what the sample shares with others, also of other lengths; None if all of it is drawn."""
-        ...
+        return None
 
+    @abstractmethod
     def draw(self, rng: Random, num_units: int, index: int, /) -> Sample:
         """Draw a sample. ``index`` is the number of the question, for tasks that have a list of them."""
-        ...
 
 
 def put_in_fixed_order(items: MutableSequence[Any]) -> None:

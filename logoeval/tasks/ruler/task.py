@@ -126,7 +126,7 @@ def find_lengths(settings: RulerSettings, session: Session) -> tuple[int, ...]:
             mend="set thinking_tokens=0, or leave out ruler.template",
         )
     limit = session.settings.engine.max_model_len
-    window = min(limit or session.window, session.window)
+    window = session.engine_window
     if settings.lengths is None:
         held = tuple(length for length in OFFICIAL_LENGTHS if length + budget <= window)
         if not held:

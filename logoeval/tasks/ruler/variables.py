@@ -7,7 +7,7 @@ from itertools import pairwise
 from random import Random
 from string import ascii_uppercase
 
-from logoeval.tasks.ruler.sample import Sample
+from logoeval.tasks.ruler.sample import Generator, Sample
 from logoeval.tasks.texts import NOISE_LINE
 
 _NUM_NAMES = 5  # a chain of four hops
@@ -29,12 +29,9 @@ def draw_example(rng: Random, num_lines: int, prompt: tuple[str, str]) -> tuple[
     return text, " ".join(names)
 
 
-class VariableGenerator:
+class VariableGenerator(Generator):
     """Makes samples of variable tracking; units are lines. ``example`` is the solved example's prompt and answer, with
     the same lines in all samples; its names and its value are drawn anew for each."""
-
-    step = 1
-    most = None
 
     def __init__(
         self,
@@ -50,13 +47,6 @@ class VariableGenerator:
     def fewest(self, _: int) -> int:
         """Return the length of the chain: each of its lines has a place of its own."""
         return _NUM_NAMES
-
-    def goes_round(self, _: int) -> bool:
-        """Noise repeats by design."""
-        return False
-
-    def cluster(self, _: int) -> None:
-        """Return None: no two samples share what was drawn."""
 
     def draw(self, rng: Random, num_units: int, _: int) -> Sample:
         """Draw a chain and its places, then the names and the value of the example."""

@@ -138,7 +138,7 @@ def _open_model(settings: ShortSettings, session: Session, answers: Path) -> Rec
     recipe = session.settings
     # A tokenizer of its own: the harness may change it.
     tokenizer = recipe.load_tokenizer(needs_template=settings.apply_chat_template)
-    window = min(recipe.engine.max_model_len or session.window, session.window)
+    window = session.engine_window
     kept = RecordFile(answers, HarnessAnswer)
     if recipe.engine.kind == "vllm":
         engine = session.engine  # first: it says what is not installed
