@@ -1,4 +1,6 @@
-"""Generate with servers that take messages and return text: hosted models, SGLang, llama.cpp, Ollama, vLLM.
+"""Generate with servers that take messages and return text, in OpenAI's shape (``/v1/chat/completions``).
+
+Hosted models have it, and SGLang, llama.cpp, Ollama and vLLM.
 
 Such a server has a chat template and a tokenizer of its own. The tokenizer here counts tokens, cuts documents into
 chunks and writes the tokens of responses, and the chat template here only tells which part of a prompt is the user's
@@ -15,7 +17,9 @@ import httpx
 from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.engines.chat_apis import chat_api
+from logodata.engines.batching import request_seed
+from logodata.engines.chat_answers import ChatAnswer, read_openai
+from logodata.engines.server_answers import Response
 from logodata.engines.server_engine import ServerEngine
 from logodata.prompts import UserMessages, encode_text
 
@@ -28,16 +32,16 @@ if TYPE_CHECKING:
 class ChatEngine(ServerEngine):
     """An engine over chat servers that all serve the same model. Only one call of :meth:`generate` may run at a time.
 
-    Each prompt is sent as one user's message (:meth:`logodata.prompts.UserMessages.read`). A token of ``stop_ids`` inside
-    a response ends it here, since the server does not know these tokens. Penalties and whatever else a request does not
-    say are the server's own.
+    Each prompt is sent as one user's message (:meth:`logodata.prompts.UserMessages.read`). A token of ``stop_ids``
+    inside a response ends it here, since the server does not know these tokens. Penalties, and whatever else a request
+    does not say, are the server's own.
 
     Args:
         settings: The servers, and how they are asked. An address with a path is taken as it is, and others get
             ``/v1``.
         model: The model's name on the servers.
         tokenizer: The tokenizer whose tokens the prompts are.
-        api_key: The key, sent in the header of the shape and never printed.
+        api_key: The key, sent as bearer token and never printed.
         window: The most tokens of a prompt with its response, counted by ``tokenizer``.
         first_wait_s: Seconds before the first retry. Each wait is twice the one before, less a random part.
 
@@ -57,9 +61,8 @@ class ChatEngine(ServerEngine):
     ) -> None:
         self._model, self._tokenizer, self._window = model, tokenizer, window
         self._messages = UserMessages(tokenizer)
-        self._api = chat_api(settings.api, settings.max_tokens_field)
         self._num_withheld = 0
-        super().__init__(settings, api_key=api_key, headers=self._api.headers(api_key), first_wait_s=first_wait_s)
+        super().__init__(settings, api_key=api_key, first_wait_s=first_wait_s)
         self.name = f"chat ({settings.api}, {model})"
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
@@ -74,16 +77,32 @@ class ChatEngine(ServerEngine):
         return url if httpx.URL(url).path.strip("/") else f"{url}/v1"
 
     def _body(self, request: GenerationRequest) -> tuple[str, dict[str, Any]]:
-        body = self._api.body(self._model, self._messages.read(request.prompt_ids), request)
-        body |= self._settings.extra_body
-        return self._api.path, {name: value for name, value in body.items() if value is not None}
+        # Greedy decoding needs no seed, and some servers know none.
+        sampling, settings = request.sampling, self._settings
+        sampled = {"top_p": sampling.top_p, "seed": request_seed(request)} if sampling.temperature else {}
+        body = {
+            "model": self._model,
+            "messages": self._message(request),
+            settings.max_tokens_field: sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            **sampled,
+            **settings.extra_body,
+        }
+        return "chat/completions", {name: value for name, value in body.items() if value is not None}
+
+    def _message(self, request: GenerationRequest) -> list[dict[str, str]]:
+        return [{"role": "user", "content": self._messages.read(request.prompt_ids)}]
+
+    def _read(self, answer: Any) -> ChatAnswer:
+        return read_openai(answer)
 
     def _result(self, answer: Any, request: GenerationRequest, url: str) -> GenerationResult:
         try:
-            said = self._api.answer(answer)
+            said = self._read(answer)
         except ValueError as error:
             mend = f"is this a server of the {self._settings.api} API (engine.api)?"
-            raise UserError(self._reader.shorten(error), where=f"{url}, request {request.id!r}", mend=mend) from error
+            where = f"{url}, request {request.id!r}"
+            raise UserError(self._reader.shorten(error), where=where, mend=mend) from error
         self._num_withheld += said.is_withheld
         ids, text, finish_reason = tuple(encode_text(self._tokenizer, said.text)), said.text, said.finish_reason
         sampling = request.sampling
@@ -100,7 +119,7 @@ class ChatEngine(ServerEngine):
             self._reader.json(response, where=f"{url}/models", mend="check engine.base_urls and engine.api_key_env")
         return {}
 
-    def _mend(self, response: httpx.Response) -> str:
+    def _mend(self, response: Response) -> str:
         if response.status_code in (401, 403):
             return "check engine.api_key_env"
         if "max_completion_tokens" in response.text:

@@ -52,8 +52,7 @@ class OpenAIEngine(ServerEngine):
         first_wait_s: float = 1.0,
     ) -> None:
         self._model, self._needs_adapter, self._vocabulary = model, needs_adapter, vocabulary
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        super().__init__(settings, api_key=api_key, headers=headers, first_wait_s=first_wait_s)
+        super().__init__(settings, api_key=api_key, first_wait_s=first_wait_s)
         windows = (*(card.get("max_model_len") for card in self._cards), settings.max_model_len)
         self._window = min((window for window in windows if window), default=None)
         self.name = f"openai ({self._server_version(self._cards[0])})"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from logodata.common.errors import UserError, did_you_mean, first_line
 from logodata.common.user_files import read_text
@@ -37,12 +40,10 @@ def read_prices(path: Path, model: str) -> Prices:
     Raises:
         UserError: The file is no such table, or has no prices of this model.
     """
-    import yaml
-
     mend = "write for each model:  NAME: {prompt: 3.0, response: 15.0}"
     text = read_text(path, most_bytes=_MOST_BYTES, mend=mend)
     try:
-        table: Any = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        table = _parse(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"not YAML or JSON: {first_line(error)}", where=str(path), mend=mend) from error
     if not isinstance(table, dict):
@@ -57,6 +58,13 @@ def read_prices(path: Path, model: str) -> Prices:
         if len(values) == len(names):
             return Prices(*values)
     raise UserError(f"the prices of {model!r} are not two numbers", where=str(path), mend=mend)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)  # first, because YAML takes JSON's 3e-06 for a text
+    except ValueError:
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def find_prices(settings: EngineSettings, model: str) -> Prices | None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -41,6 +42,21 @@ class Fault(Exception):
     of_server: bool = False
     is_rate_limit: bool = False
     asked_wait_s: float = 0.0
+
+
+class Response(Protocol):
+    """What is read of an answer; those of httpx have it, and those of other clients."""
+
+    @property
+    def status_code(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def text(self) -> str: ...
+
+    def json(self) -> Any: ...
 
 
 class Body:
@@ -80,7 +96,7 @@ class Reader:
         text = "cannot reach the server" if is_refused else "no whole answer"
         return Fault(f"{text}: {type(error).__name__} {self.shorten(error)}", of_server=is_refused)
 
-    def json(self, response: httpx.Response, *, where: str, mend: str) -> Any:
+    def json(self, response: Response, *, where: str, mend: str) -> Any:
         """Return the body of a good answer.
 
         Raises:
@@ -167,7 +183,7 @@ class Reader:
         return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
-def _retry_after_s(response: httpx.Response) -> float:
+def _retry_after_s(response: Response) -> float:
     """Return the seconds that ``Retry-After`` asks for, by a number or a date (RFC 9110 section 10.2.3); else 0."""
     value = response.headers.get("Retry-After", "")
     try:

@@ -24,7 +24,7 @@ import httpx
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.batching import check_requests
-from logodata.engines.server_answers import HEADERS, Body, Fault, Reader
+from logodata.engines.server_answers import HEADERS, Body, Fault, Reader, Response
 from logodata.engines.server_retries import RateLimit, Schedule, Server, note_down
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ class ServerEngine(ABC):
 
     Args:
         settings: The servers, and how they are asked. The servers' own limits hold as well.
-        api_key: The key. It is never printed.
-        headers: What is sent with every request beside the key, which stands in one of them.
+        api_key: The key, sent as bearer token and never printed.
         first_wait_s: Seconds before the first retry. Each wait is twice the one before, less a random part.
 
     Raises:
@@ -91,9 +90,7 @@ class ServerEngine(ABC):
     """The most tokens of a prompt with its response, where it is known."""
     _vocabulary: int | None = None
 
-    def __init__(
-        self, settings: EngineSettings, *, api_key: str | None, headers: dict[str, str], first_wait_s: float
-    ) -> None:
+    def __init__(self, settings: EngineSettings, *, api_key: str | None, first_wait_s: float) -> None:
         if api_key and not (api_key.isascii() and api_key.isprintable() and api_key == api_key.strip()):
             raise UserError("the API key holds white space, or characters that no header can carry", mend="set it anew")
         self._servers = [
@@ -106,7 +103,7 @@ class ServerEngine(ABC):
         ]
         self._settings, self._reader, self._first_wait_s = settings, Reader(api_key), first_wait_s
         self._check_s = min(settings.timeout_s, _CHECK_S)
-        self._headers = {**HEADERS, **headers}
+        self._headers = {**HEADERS, **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
         answers = [self._first_look(server) for server in self._servers]
         self._cards = [answer for answer in answers if not isinstance(answer, Fault)]
         """What the servers that answer say of the model."""
@@ -194,19 +191,25 @@ class ServerEngine(ABC):
     async def _answer_all(self, call: _Call) -> None:
         async with contextlib.AsyncExitStack() as stack:
             # One client per server: the time that a client takes for a request grows with its connections.
-            clients = [await stack.enter_async_context(self._new_client(call.num_workers)) for _ in self._servers]
+            clients = [
+                await stack.enter_async_context(self._new_client(server.url, call.num_workers))
+                for server in self._servers
+            ]
             group = await stack.enter_async_context(asyncio.TaskGroup())
             for _ in range(call.num_workers):
                 for client, server in zip(clients, self._servers, strict=True):
                     group.create_task(self._work(client, call, server))
 
-    def _new_client(self, num_connections: int) -> httpx.AsyncClient:
+    def _new_client(self, url: str, num_connections: int) -> Any:
+        """Return the client for one server, which :meth:`_post` and :meth:`_check` get."""
         limits = httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections)
         # The whole answer has a time limit (see _ask); httpx only limits the time between two packets.
         timeout = httpx.Timeout(None, connect=self._check_s)
-        return httpx.AsyncClient(headers=self._headers, timeout=timeout, limits=limits, verify=_ssl_context())
+        return httpx.AsyncClient(
+            base_url=url, headers=self._headers, timeout=timeout, limits=limits, verify=_ssl_context()
+        )
 
-    async def _work(self, client: httpx.AsyncClient, call: _Call, server: Server) -> None:
+    async def _work(self, client: Any, call: _Call, server: Server) -> None:
         """Keep one of the server's requests in flight, over and over."""
         while (step := call.schedule.next(server, time.monotonic())) is not None:
             if isinstance(step, float):
@@ -226,24 +229,33 @@ class ServerEngine(ABC):
                 if call.schedule.answered(server, request):
                     call.wake()
 
-    async def _ask(self, client: httpx.AsyncClient, url: str, request: GenerationRequest) -> GenerationResult:
+    async def _ask(self, client: Any, url: str, request: GenerationRequest) -> GenerationResult:
         """Send a request once. What is wrong with the answer is a Fault or a UserError."""
-        path, body = self._body(request)
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                response = await send(client, "POST", f"{url}/{path}", body)
+                response = await self._post(client, url, request)
         except TimeoutError as error:
             raise Fault(f"no answer within {self._settings.timeout_s:g} s") from error
-        except httpx.RequestError as error:
-            raise self._reader.transport_fault(error) from error
         answer = self._reader.json(response, where=f"{url}, request {request.id!r}", mend=self._mend(response))
         return self._result(answer, request, url)
 
-    def _mend(self, _: httpx.Response) -> str:
+    async def _post(self, client: Any, url: str, request: GenerationRequest) -> Response:
+        """Send a request, and return the answer whatever its status.
+
+        Raises:
+            Fault: No whole answer came.
+        """
+        path, body = self._body(request)
+        try:
+            return await send(client, "POST", f"{url}/{path}", body)
+        except httpx.RequestError as error:
+            raise self._reader.transport_fault(error) from error
+
+    def _mend(self, _: Response) -> str:
         """Return what to do where a server refuses a request."""
         return "the server refuses this request; its log says more"
 
-    async def _check(self, client: httpx.AsyncClient, url: str) -> None:
+    async def _check(self, client: Any, url: str) -> None:
         """Check that a server that was down serves the model. If not, it stays down, because others may be at work."""
         try:
             async with asyncio.timeout(self._check_s):

@@ -14,7 +14,6 @@ from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import JsonFields, OrPath, TemplateArgs, Tokens, token_count
 from logodata.engines import Engine
-from logodata.engines.chat_apis import ChatApiName
 from logodata.models.adapter_fit import check_served_whole
 from logodata.models.facts import model_fingerprint, model_window
 from logodata.models.loading import DType, load_config, load_model, load_tokenizer, resolve_model
@@ -56,9 +55,9 @@ class EngineSettings(RecipeModel):
     served_model: str | None = None
     """The model's name on the servers (openai, chat); by default the name or folder given as model. With ``chat`` it
     may be another model: model is then the one whose tokenizer counts, cuts chunks and writes responses in tokens."""
-    api: ChatApiName = "openai"
+    api: Literal["openai", "anthropic"] = "openai"
     """The shape of requests (chat): ``openai`` is that of most servers (``/v1/chat/completions``), and ``anthropic``
-    that of Anthropic (``/v1/messages``)."""
+    that of Anthropic (``/v1/messages``), which needs the extra ``anthropic`` and tells no temperature."""
     extra_body: JsonFields = Field(default_factory=dict)
     """Fields to add to each request (chat), such as ``{reasoning_effort: low}``. One that is null is left out of it,
     such as ``{temperature: null}`` for models that refuse to be told one."""
@@ -205,9 +204,11 @@ def open_engine(
 
         return VllmEngine(resolve_model(model), settings, adapter=adapter)
     if settings.kind == "chat":
+        from logodata.engines.anthropic_engine import AnthropicEngine
         from logodata.engines.chat_engine import ChatEngine
 
-        return ChatEngine(
+        chat = AnthropicEngine if settings.api == "anthropic" else ChatEngine
+        return chat(
             settings,
             asked_model(settings, model),
             tokenizer=tokenizer or load_tokenizer(model, needs_template=False),
