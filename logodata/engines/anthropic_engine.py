@@ -38,7 +38,7 @@ class AnthropicEngine(ChatEngine):
             said = "the anthropic API is told no temperature: the server decodes as it does by default"
             note(f"{said} (engine.extra_body.temperature=0 for models that take one)")
 
-    def _new_client(self, url: str, num_connections: int) -> Any:
+    def _new_client(self, url: str, num_connections: int, /) -> Any:
         import httpx2  # what the client is built on
 
         library, limits = self._library, httpx2.Limits(max_connections=num_connections)
@@ -50,7 +50,7 @@ class AnthropicEngine(ChatEngine):
             http_client=library.DefaultAsyncHttpxClient(follow_redirects=False, limits=limits),
         )
 
-    async def _post(self, client: Any, url: str, request: GenerationRequest) -> Response:
+    async def _post(self, client: Any, _: str, request: GenerationRequest, /) -> Response:
         library, told = self._library, self._settings.extra_body
         try:
             answer = await client.messages.with_raw_response.create(

@@ -136,7 +136,7 @@ class Reader:
             raise Fault("the server aborted the response")
         if not isinstance(token_ids, list):
             what = "the server returns no token ids, and tokenising its text again would be a guess"
-            mend = "use a server that knows return_token_ids, such as vLLM 0.10 or newer"
+            mend = "use a server that knows return_token_ids, such as vLLM 0.10 or newer, or engine.kind=chat"
             raise UserError(what, where=where, mend=mend)
         if wrong := [token for token in token_ids if type(token) is not int or token < 0]:
             raise UserError(f"{self.shorten(repr(wrong[0]))} is not a token id", where=where, mend=_IS_IT_ONE)

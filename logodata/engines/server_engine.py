@@ -200,7 +200,7 @@ class ServerEngine(ABC):
                 for client, server in zip(clients, self._servers, strict=True):
                     group.create_task(self._work(client, call, server))
 
-    def _new_client(self, url: str, num_connections: int) -> Any:
+    def _new_client(self, url: str, num_connections: int, /) -> Any:
         """Return the client for one server, which :meth:`_post` and :meth:`_check` get."""
         limits = httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections)
         # The whole answer has a time limit (see _ask); httpx only limits the time between two packets.
@@ -239,7 +239,7 @@ class ServerEngine(ABC):
         answer = self._reader.json(response, where=f"{url}, request {request.id!r}", mend=self._mend(response))
         return self._result(answer, request, url)
 
-    async def _post(self, client: Any, url: str, request: GenerationRequest) -> Response:
+    async def _post(self, client: Any, url: str, request: GenerationRequest, /) -> Response:
         """Send a request, and return the answer whatever its status.
 
         Raises:
