@@ -7,7 +7,6 @@ from itertools import pairwise, takewhile
 from operator import eq
 from pathlib import Path
 
-from logodata.common.errors import UserError
 from logodata.engines import GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings
 from logoeval.records import Outcome, SampleRow
@@ -44,8 +43,10 @@ def build_samples(
     Raises:
         UserError: a length leaves the model's window, or has no room for the needles.
     """
-    _check_window(settings, session)
-    sampling = Sampling(settings.max_new_tokens, session.stop_ids)
+    longest, new_tokens = max(settings.lengths), settings.max_new_tokens
+    what = f"niah.lengths: the longest, {longest} tokens, with niah.max_new_tokens={new_tokens}"
+    session.check_room(longest + new_tokens, what)
+    sampling = Sampling(new_tokens, session.stop_ids)
     samples = []
     for haystack in haystacks(settings):
         builder = SampleBuilder(
@@ -61,20 +62,6 @@ def build_samples(
                     sample = builder.build(length, index, depth)
                     samples.append((sample, PromptItem(sample.id, sample.prompt_ids, sampling, builder.template)))
     return samples
-
-
-def _check_window(settings: NiahSettings, session: Session) -> None:
-    longest, budget = max(settings.lengths), session.reasoning.budget
-    needed = longest + settings.max_new_tokens + budget
-    what = f"niah.lengths: the longest, {longest} tokens, with niah.max_new_tokens={settings.max_new_tokens}"
-    what += f" and thinking_tokens={budget}" if budget else ""
-    session.check_window(needed, what)
-    limit = session.settings.engine.max_model_len
-    if limit is not None and needed > limit:
-        raise UserError(
-            f"{what} needs {needed} positions, engine.max_model_len is {limit}",
-            mend="raise engine.max_model_len, or lower niah.lengths",
-        )
 
 
 class NiahAnswer(Completion):

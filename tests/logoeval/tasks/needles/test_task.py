@@ -158,7 +158,7 @@ def test_run_records_what_is_needed_to_trust_a_sample(
         tokenizer=tiny_tokenizer,
         engine=FakeEngine(fake_answer),
         settings=SimpleNamespace(seed=0, engine=SimpleNamespace(max_model_len=None)),
-        check_window=lambda *_: None,
+        check_room=lambda *_: None,
         reasoning=Reasoning(tiny_tokenizer),
     )
     outcome = run(settings, session, tmp_path)  # type: ignore[arg-type]
