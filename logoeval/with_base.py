@@ -58,14 +58,15 @@ def evaluate_with_base(recipe: EvalRecipe, tasks: Sequence[str], folder: Path) -
     adapter_recipe = at_adapter(recipe, recipe.adapter, base_folder / HEADS_FILE)
     adapted = Session(adapter_recipe)
     base = _BaseSession(base_recipe, adapted)
+    sections: dict[str, Any] = {task: recipe.section(task) for task in tasks}
     if "longbench" in tasks:
         base.check_prompts_agree("longbench")
     if "longbench2" in tasks:
-        base.check_prompts_agree("longbench2", partial(prompt_limits, recipe.section("longbench2")))
-    if "short" in tasks and recipe.section("short").truncate:
+        base.check_prompts_agree("longbench2", partial(prompt_limits, sections["longbench2"]))
+    if "short" in tasks and sections["short"].truncate:
         base.check_prompts_agree("short")
     if "ruler" in tasks:
-        base.check_lengths_agree(recipe.section("ruler"))
+        base.check_lengths_agree(sections["ruler"])
     if any(find_task(task).evaluator.generates for task in tasks):
         base.check_budgets_agree()
     with locked(folder):
