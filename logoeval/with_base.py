@@ -67,7 +67,7 @@ def evaluate_with_base(recipe: EvalRecipe, tasks: Sequence[str], folder: Path) -
         base.check_prompts_agree("short")
     if "ruler" in tasks:
         base.check_lengths_agree(sections["ruler"])
-    if any(find_task(task).evaluator.generates for task in tasks):
+    if any(find_task(task).evaluator.may_reason(section) for task, section in sections.items()):
         base.check_budgets_agree()
     with locked(folder):
         note("base model")

@@ -10,7 +10,7 @@ from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.records import ABSENT
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult
-from logodata.engines.reasoning import Reply
+from logodata.engines.reasoning import Reasoning, Reply
 from logodata.prompts import decode_text
 from logoeval.records import Metric, Outcome, hash_ids
 from logoeval.session import Session
@@ -141,6 +141,14 @@ REASONING_METRICS = [
 ]
 
 
+def reasoning_note(reasoning: Reasoning, num_replies: int, num_reasoned: int, num_cut: int) -> str:
+    """Return what a reader should know of replies for which the model had a budget of reasoning."""
+    return (
+        f"{num_reasoned:,} of {num_replies:,} replies reasoned, up to {reasoning.closing!r} and within "
+        f"{reasoning.budget:,} tokens; {num_cut:,} were cut while reasoning, and their answers count as empty"
+    )
+
+
 def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Completion]) -> Outcome:
     """Add to the outcome of a task how its ``answers``, one a row, were reasoned: measures where the model was expected
     to reason, so that equal settings have equal measures, and else a note where it did."""
@@ -167,8 +175,5 @@ def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Complet
         )
         for row, answer in zip(outcome.samples, answers, strict=True)
     ]
-    said = (
-        f"{len(reasoned):,} of {len(answers):,} replies reasoned, up to {session.reasoning.closing!r} and within "
-        f"{budget:,} tokens; {cut:,} were cut while reasoning, and their answers count as empty"
-    )
+    said = reasoning_note(session.reasoning, len(answers), len(reasoned), cut)
     return replace(outcome, metrics=[*outcome.metrics, *REASONING_METRICS], samples=rows, notes=[*outcome.notes, said])
