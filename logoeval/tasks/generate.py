@@ -124,17 +124,24 @@ def _reasoned(reply: Reply) -> dict[str, Any]:
     }
 
 
+NO_PREFIX_NOTE = (
+    "the model reasons first: no answer prefix was sent, answers may have its tokens more, and the lengths do not hold "
+    "the reasoning"
+)
+"""Of tasks that begin the answer themselves: an answer cannot begin before the reasoning."""
+
 REASONING_METRICS = [
     Metric.share(
         "reasoning_cut",
         "Cut while reasoning",
-        "Share of the replies whose reasoning did not end within its budget; their answers count as empty.",
+        "Share of the replies whose reasoning did not end, or not within its budget; their answers count as empty.",
         "lower",
     ),
     Metric(
         key="reasoning_tokens",
         label="Reasoning in tokens",
-        explanation="Length of what the model wrote before its answer, markers included; 0 where it did not reason.",
+        explanation="Length of what the model wrote before its answer, markers included; 0 where it did not reason. "
+        "Reasoning that was cut took the answer's tokens, too.",
         kind="count",
         headline=False,
     ),
@@ -145,7 +152,7 @@ def reasoning_note(reasoning: Reasoning, num_replies: int, num_reasoned: int, nu
     """Return what a reader should know of replies for which the model had a budget of reasoning."""
     return (
         f"{num_reasoned:,} of {num_replies:,} replies reasoned, up to {reasoning.closing!r} and within "
-        f"{reasoning.budget:,} tokens; {num_cut:,} were cut while reasoning, and their answers count as empty"
+        f"{reasoning.budget:,} tokens; {num_cut:,} did not come to its end, and their answers count as empty"
     )
 
 

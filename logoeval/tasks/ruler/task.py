@@ -15,7 +15,7 @@ from logodata.models.facts import model_eos_ids
 from logoeval.records import Metric, Outcome, SampleRow
 from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
-from logoeval.tasks.generate import Completion, PromptItem, complete, with_reasoning
+from logoeval.tasks.generate import NO_PREFIX_NOTE, Completion, PromptItem, complete, with_reasoning
 from logoeval.tasks.record_file import RecordFile
 from logoeval.tasks.ruler.building import RulerSample, SampleBuilder, question_set
 from logoeval.tasks.ruler.prompts import Frame
@@ -214,10 +214,7 @@ def _stop_ids(settings: RulerSettings, session: Session) -> tuple[int, ...]:
 
 def _notes(settings: RulerSettings, session: Session, cells: Sequence[_Cell]) -> Iterator[str]:
     if session.reasoning.budget:
-        yield (
-            "the model reasons first: no answer prefix was sent, answers may have its tokens more, and the lengths do "
-            "not hold the reasoning"
-        )
+        yield NO_PREFIX_NOTE
     for name, tasks in settings.left_out.items():
         yield f"left out for want of ruler.{name}: {', '.join(tasks)}"
     if settings.essays is not None and any(task.needs == "essays" for task in settings.chosen):

@@ -349,7 +349,7 @@ def test_a_model_that_reasons_is_scored_by_what_follows(
     assert [sample.scores["spoken/exact_match"] for sample in result.samples] == [1.0, 0.0, 1.0, 0.0]
     assert result.settings["thinking"] == {"tokens": 60, "end": "</think>"}
     assert any(
-        text == "3 of 4 replies reasoned, up to '</think>' and within 60 tokens; 1 were cut while reasoning, and their "
+        text == "3 of 4 replies reasoned, up to '</think>' and within 60 tokens; 1 did not come to its end, and their "
         "answers count as empty"
         for text in result.notes
     )
