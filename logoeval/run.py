@@ -15,8 +15,9 @@ from logodata.common.console import note
 from logodata.common.files import bind_settings, locked
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.user_files import visible_files
+from logodata.engines.settings import asked_fingerprint, asked_model
 from logodata.models.adapters import trained_on
-from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
+from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import read_template, resolve_model
 from logoeval.intervals import summarise
 from logoeval.recipe.settings import EvalRecipe
@@ -60,8 +61,8 @@ def evaluate(
         predictions = folder / PREDICTIONS_DIR
         predictions.mkdir(exist_ok=True)
         measured: dict[str, Any] = {
-            "model": recipe.model,
-            "model_fingerprint": model_fingerprint(recipe.model),
+            "model": asked_model(recipe.engine, recipe.model),
+            "model_fingerprint": asked_fingerprint(recipe.engine, recipe.model),
             "adapter_fingerprint": adapter_fingerprint(recipe.adapter),
         }
         started = bool(results.tasks) or any(visible_files(predictions, (".jsonl",)))

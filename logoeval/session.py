@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from logodata.common.errors import UserError
 from logodata.common.files import file_sha256
 from logodata.common.turn_end import turn_end_ids
 from logodata.engines import Engine
 from logodata.engines.reasoning import Reasoning
-from logodata.engines.settings import EngineSettings, ModelSettings, open_engine
+from logodata.engines.settings import EngineSettings, ModelSettings, engine_window, open_engine
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.models.adapter_fit import check_adapter_fits
 from logodata.models.adapters import ADAPTER_FILES, BASE_CONFIG, check_adapter, merge_adapter
@@ -35,7 +35,13 @@ class SessionSettings(ModelSettings):
     """Draws needles and haystacks."""
     engine: EngineSettings = EngineSettings()
     """What generates. Log-probabilities are computed by transformers whatever it is, with weights of ``engine.dtype``,
-    in float32 from the head's output on."""
+    in float32 from the head's output on. A chat server has none, since its model may be another one."""
+
+    @model_validator(mode="after")
+    def _adapter_is_served(self) -> Self:
+        if self.adapter is not None and self.engine.kind == "chat":
+            raise ValueError("a chat server is told no adapter: serve it, and give its name as engine.served_model")
+        return self
 
 
 class Weights:
@@ -86,6 +92,8 @@ class Session:
     @property
     def window(self) -> int:
         """Positions the model was made for, or was extended to when its adapter was trained."""
+        if self.settings.engine.kind == "chat":
+            return engine_window(self.settings.engine, self.settings.model)
         return config_window(self.config)
 
     @cached_property
@@ -126,6 +134,11 @@ class Session:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model in transformers, with the adapter merged."""
+        if self.settings.engine.kind == "chat":
+            what = "a chat server returns text, and no log-probabilities of a given one"
+            raise UserError(
+                what, where="engine.kind=chat", mend="ask it for tasks that generate: longbench, ruler, niah"
+            )
         return self.weights.load(self.settings, self.config, self.device)
 
     @cached_property
@@ -133,7 +146,7 @@ class Session:
         """The engine that generates. That of transformers shares the weights of :attr:`model`."""
         engine = self.settings.engine
         if engine.kind != "transformers":
-            return open_engine(engine, self.settings.model, adapter=self.settings.adapter)
+            return open_engine(engine, self.settings.model, self.bare_tokenizer, adapter=self.settings.adapter)
         from logodata.engines.batching_trial import find_batching
         from logodata.engines.transformers_engine import TransformersEngine
 

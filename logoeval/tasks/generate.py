@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from logodata.common.console import progress
+from logodata.common.console import note, progress
 from logodata.common.errors import UserError
 from logodata.common.records import ABSENT
-from logodata.engines import FinishReason, GenerationRequest, GenerationResult
+from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Usage, sum_usage
+from logodata.engines.prices import describe_estimate, describe_usage, find_prices
 from logodata.engines.reasoning import Reasoning, Reply
 from logodata.prompts import decode_text
 from logoeval.records import Metric, Outcome, hash_ids
@@ -44,6 +45,8 @@ class Completion(Prediction):
     num_reasoning_tokens: int | None = ABSENT
     reasoning_cut: bool | None = ABSENT
     """Whether the reasoning did not end within its budget; the answer is empty then."""
+    usage: tuple[int, int] | None = ABSENT
+    """The tokens of the prompt and of the response that a server counted."""
 
 
 CompletionT = TypeVar("CompletionT", bound=Completion)
@@ -79,8 +82,11 @@ def complete(
                 mend="continue with that engine, or choose another -o",
             )
     if waiting:
+        requests = [_request(session, item) for item in waiting.values()]
+        if prices := find_prices(session.settings.engine, session.settings.model):
+            note(f"{label}: {describe_estimate(requests, prices)}")
         with progress(label, len(items), len(items) - len(waiting)) as tracker:
-            for whole in engine.generate([_request(session, item) for item in waiting.values()]):
+            for whole in engine.generate(requests):
                 item = waiting[whole.id]
                 reply = _reply(session, item, whole)
                 result = GenerationResult(whole.id, reply.token_ids, reply.finish_reason)
@@ -96,6 +102,7 @@ def complete(
                     num_response_tokens=len(reply.token_ids),
                     finish_reason=reply.finish_reason,
                     **_reasoned(reply),
+                    usage=(whole.usage.prompt_tokens, whole.usage.response_tokens) if whole.usage else None,
                 )
                 file.append(record(made, result))
                 tracker.advance()
@@ -110,7 +117,8 @@ def _request(session: Session, item: PromptItem) -> GenerationRequest:
 
 def _reply(session: Session, item: PromptItem, whole: GenerationResult) -> Reply:
     if not item.reasons:
-        return Reply(whole.token_ids, decode_text(session.bare_tokenizer, whole.token_ids), whole.finish_reason)
+        text = decode_text(session.bare_tokenizer, whole.token_ids) if whole.text is None else whole.text
+        return Reply(whole.token_ids, text, whole.finish_reason)
     return session.reasoning.split(whole, item.sampling, opened=session.reasoning.opens(item.prompt_ids))
 
 
@@ -157,8 +165,10 @@ def reasoning_note(reasoning: Reasoning, num_replies: int, num_reasoned: int, nu
 
 
 def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Completion]) -> Outcome:
-    """Add to the outcome of a task how its ``answers``, one a row, were reasoned: measures where the model was expected
-    to reason, so that equal settings have equal measures, and else a note where it did."""
+    """Add to the outcome of a task what its ``answers``, one a row, took beside their texts: the tokens that a server
+    counted, and the reasoning. That is measured where the model was expected to reason, so that equal settings have
+    equal measures, and else there is a note where it did."""
+    outcome = _with_server(outcome, session, answers)
     budget, reasoned = session.reasoning.budget, [answer for answer in answers if answer.reasoning is not None]
     cut = sum(bool(answer.reasoning_cut) for answer in answers)
     if not budget:
@@ -184,3 +194,18 @@ def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Complet
     ]
     said = reasoning_note(session.reasoning, len(answers), len(reasoned), cut)
     return replace(outcome, metrics=[*outcome.metrics, *REASONING_METRICS], samples=rows, notes=[*outcome.notes, said])
+
+
+def _with_server(outcome: Outcome, session: Session, answers: Sequence[Completion]) -> Outcome:
+    settings = session.settings
+    if settings.engine.kind != "chat":
+        return outcome
+    said = [
+        "a chat server answered: each prompt was one user's message in the server's own chat template, with the "
+        "beginning of the answer at its end where the task gives one; lengths are in tokens of " + settings.model
+    ]
+    usage = sum_usage(Usage(*answer.usage) if answer.usage else None for answer in answers)
+    if usage is not None:
+        prices = find_prices(settings.engine, settings.model)
+        said.append(f"the answers took {describe_usage(usage, prices)}")
+    return replace(outcome, notes=[*outcome.notes, *said])

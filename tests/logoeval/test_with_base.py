@@ -212,7 +212,7 @@ def test_vllm_is_started_once_where_one_rope_serves_both(
 ) -> None:
     log: list[str] = []
 
-    def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> FakeVllm:
+    def open_engine(settings: EngineSettings, model: str, _: object, *, adapter: Path | None = None) -> FakeVllm:
         return FakeVllm(fake_answer, adapter, log)
 
     monkeypatch.setattr("logoeval.session.open_engine", open_engine)
@@ -232,7 +232,7 @@ def test_a_server_has_the_base_under_the_models_name(
 ) -> None:
     served: list[str | None] = []
 
-    def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> FakeEngine:
+    def open_engine(settings: EngineSettings, model: str, _: object, *, adapter: Path | None = None) -> FakeEngine:
         served.append(settings.served_model)
         return FakeEngine(fake_answer)
 

@@ -90,7 +90,10 @@ def run(settings: LongBench2Settings, session: Session, predictions: Path) -> Ou
 
 
 def _with_first(reply: LongBench2Answer, first: LongBench2Answer) -> LongBench2Answer:
-    """The second reply, with what was reasoned before either."""
+    """The second reply, with what was reasoned before either, and what a server counted for both."""
+    if first.usage and reply.usage:
+        usage = (first.usage[0] + reply.usage[0], first.usage[1] + reply.usage[1])
+        reply = reply.model_copy(update={"usage": usage})
     if first.reasoning is None:
         return reply
     tokens = first.num_reasoning_tokens or 0
