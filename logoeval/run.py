@@ -16,7 +16,7 @@ from logodata.common.files import bind_settings, locked
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.user_files import visible_files
 from logodata.engines.settings import asked_fingerprint, asked_model
-from logodata.models.adapters import trained_on
+from logodata.models.adapters import adapter_fingerprint, trained_on
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import read_template, resolve_model
 from logoeval.intervals import summarise
@@ -30,7 +30,7 @@ from logoeval.records import (
     has_predictions,
     write_results,
 )
-from logoeval.session import Session, adapter_fingerprint
+from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.table import find_task
 from logoeval.tasks.texts import text_fingerprint

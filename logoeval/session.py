@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from logodata.common.errors import UserError
-from logodata.common.files import file_sha256
 from logodata.common.turn_end import turn_end_ids
 from logodata.engines import Engine
 from logodata.engines.reasoning import Reasoning
-from logodata.engines.settings import EngineSettings, ModelSettings, engine_window, open_engine
+from logodata.engines.settings import CHAT_ADAPTER, EngineSettings, ModelSettings, engine_window, open_engine
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.models.adapter_fit import check_adapter_fits
-from logodata.models.adapters import ADAPTER_FILES, BASE_CONFIG, check_adapter, merge_adapter
+from logodata.models.adapters import merge_adapter
 from logodata.models.facts import model_eos_ids
 from logodata.models.loading import load_config, load_model
 from logodata.models.text_config import config_window, text_config
@@ -40,7 +38,7 @@ class SessionSettings(ModelSettings):
     @model_validator(mode="after")
     def _adapter_is_served(self) -> Self:
         if self.adapter is not None and self.engine.kind == "chat":
-            raise ValueError("a chat server is told no adapter: serve it, and give its name as engine.served_model")
+            raise ValueError(CHAT_ADAPTER)
         return self
 
 
@@ -185,19 +183,3 @@ class Session:
 def rope_and_window(config: PreTrainedConfig) -> tuple[Any, int]:
     """Return the RoPE and the window of a config. An adapter may have been trained with others."""
     return getattr(text_config(config), "rope_parameters", None), config_window(config)
-
-
-def adapter_fingerprint(adapter: Path | None) -> str | None:
-    """Return a hash of an adapter's config and weights, and of the RoPE it was trained with.
-
-    Raises:
-        UserError: there is no adapter in the folder.
-    """
-    if adapter is None:
-        return None
-    check_adapter(adapter)
-    digest = hashlib.sha256()
-    for file in (adapter / name for name in (*ADAPTER_FILES, BASE_CONFIG)):
-        if file.is_file():  # adapters of other trainers have no base config
-            digest.update(bytes.fromhex(file_sha256(file)))
-    return digest.hexdigest()[:16]

@@ -45,7 +45,9 @@ def build(
     check_outside(recipe.source, output)
     check_inputs(recipe, recipe.source, output)
     source_file = SourceFile(path=recipe.source.path, sha256=source_fingerprint(recipe.source))
-    pipeline = Pipeline(recipe, asked_fingerprint(recipe.engine, recipe.model), output / "work" / "responses.jsonl")
+    pipeline = Pipeline(
+        recipe, asked_fingerprint(recipe.engine, recipe.model, recipe.adapter), output / "work" / "responses.jsonl"
+    )
     settings = {
         "recipe": recipe.binding(),
         "source_fingerprint": source_file.sha256,

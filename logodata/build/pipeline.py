@@ -65,7 +65,7 @@ class Pipeline:
     def __init__(self, recipe: BuildRecipe, model_fingerprint: str, log: Path | None = None) -> None:
         self._recipe, self._fingerprint = recipe, model_fingerprint
         tokenizer = recipe.load_tokenizer()
-        self.preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
+        self.preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model, recipe.adapter))
         self.responses = Responses(recipe, model_fingerprint, log, self.preparer)
         self.model_judge: ModelJudge | None = None
         if recipe.judge.model is not None:

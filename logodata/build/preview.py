@@ -107,7 +107,7 @@ def preview(recipe: BuildRecipe, *, prices: tuple[float, float] | None, tokens_p
         prices = (listed.prompt, listed.response)
     source = read_source(recipe.source, needs_questions=False)
     tokenizer = recipe.load_tokenizer()
-    preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
+    preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model, recipe.adapter))
     evaluator = open_evaluator(recipe.evaluator)
     if source.documents.num_questions:
         warn_of_losses(recipe, preparer, source.documents, evaluator)
@@ -165,7 +165,11 @@ class _Counts:
         self._others: list[PreparedQuestion] = []
         self.usable = 0
         cache = recipe.generation.cache
-        self._log = None if cache is None else ResponseLog(None, asked_fingerprint(recipe.engine, recipe.model), cache)
+        self._log = (
+            None
+            if cache is None
+            else ResponseLog(None, asked_fingerprint(recipe.engine, recipe.model, recipe.adapter), cache)
+        )
 
     def add(self, question: PreparedQuestion) -> None:
         """Count a question."""

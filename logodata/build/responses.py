@@ -40,7 +40,7 @@ class Responses:
         """The engine of the build behind the log of its responses. The log is opened when the engine is first asked."""
         recipe = self._recipe
         log = ResponseLog(self._path, self._fingerprint, recipe.generation.cache)
-        return CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model, self._tokenizer))
+        return CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model, self._tokenizer, recipe.adapter))
 
     def preferred(self, prepared: PreparedQuestion) -> list[Decision]:
         """Return all candidates for the preferred response, with what the rules say of each."""

@@ -182,7 +182,8 @@ def named_values(stats: Stats) -> Iterator[tuple[str, Any]]:
 def _model(manifest: Manifest, recipe: BuildRecipe) -> str:
     """Name who answered. A chat server gives texts, and another model's tokenizer the tokens."""
     if recipe.engine.kind != "chat":
-        return f"{markdown_code(manifest.model)} ({manifest.model_fingerprint})"
+        adapter = "" if recipe.adapter is None else f" with the adapter {markdown_code(str(recipe.adapter))}"
+        return f"{markdown_code(manifest.model)}{adapter} ({manifest.model_fingerprint})"
     asked = markdown_code(asked_model(recipe.engine, manifest.model))
     return (
         f"{asked}, behind a chat server ({markdown_text(manifest.model_fingerprint)}). Its responses are texts, which the "

@@ -15,6 +15,7 @@ from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import JsonFields, OrPath, TemplateArgs, Tokens, token_count
 from logodata.engines import Engine
 from logodata.models.adapter_fit import check_served_whole
+from logodata.models.adapters import adapter_fingerprint
 from logodata.models.facts import model_fingerprint, model_window
 from logodata.models.loading import DType, load_config, load_model, load_tokenizer, resolve_model
 from logodata.models.vocabulary import vocabulary_size
@@ -106,13 +107,17 @@ class EngineSettings(RecipeModel):
         return self.kind in ("openai", "chat")
 
 
-def engine_window(settings: EngineSettings, model: str) -> int:
-    """Return the most tokens that a prompt with its response may have under this engine: the model's window, or
-    ``settings.max_model_len`` if that is less. With ``chat`` another model may answer, whose window only
-    ``max_model_len`` tells."""
+CHAT_ADAPTER = "a chat server is told no adapter: serve it, and give its name as engine.served_model"
+"""What is wrong with an adapter beside ``kind: chat``."""
+
+
+def engine_window(settings: EngineSettings, model: str, adapter: Path | None = None) -> int:
+    """Return the most tokens that a prompt with its response may have under this engine: the window of the model, or
+    the one that ``adapter`` was trained with, or ``settings.max_model_len`` if that is less. With ``chat`` another
+    model may answer, whose window only ``max_model_len`` tells."""
     if settings.kind == "chat" and settings.max_model_len:
         return settings.max_model_len
-    window = model_window(model)
+    window = model_window(model, adapter)
     return min(window, settings.max_model_len or window)
 
 
@@ -121,11 +126,12 @@ def asked_model(settings: EngineSettings, model: str) -> str:
     return settings.served_model or model if settings.kind == "chat" else model
 
 
-def asked_fingerprint(settings: EngineSettings, model: str) -> str:
-    """Return what identifies the model that answers under this engine, in manifests and caches: its weights. Of the
-    model of a chat server there is only its name, with what every request tells it."""
+def asked_fingerprint(settings: EngineSettings, model: str, adapter: Path | None = None) -> str:
+    """Return what identifies the model that answers under this engine, in manifests and caches: its weights, and
+    those of the adapter. Of the model of a chat server there is only its name, with what every request tells it."""
     if settings.kind != "chat":
-        return model_fingerprint(model)
+        found = model_fingerprint(model)
+        return found if adapter is None else f"{found}+{adapter_fingerprint(adapter)}"
     told = json.dumps(settings.extra_body, sort_keys=True) if settings.extra_body else ""
     return f"{asked_model(settings, model)}@{settings.api} chat{told}"
 
@@ -170,7 +176,6 @@ def open_engine(
     settings: EngineSettings,
     model: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
     adapter: Path | None = None,
 ) -> Engine:
     """Load the model, or connect to its servers. Prompts will be tokens of ``tokenizer``, in its chat template, by

@@ -57,8 +57,8 @@ class ModelJudge:
         self.formats = {which: PromptFormat(self._tokenizer, template) for which, template in wordings}
         self.window = engine_window(engine, name)
         self._sampling = Sampling(settings.max_new_tokens, turn_end_ids(self._tokenizer, model_eos_ids(name)))
-        known = is_build_model and engine.kind != "chat"
-        self.fingerprint = build_fingerprint if known else asked_fingerprint(engine, name)
+        # The judge has no adapter: rounds of training are judged alike.
+        self.fingerprint = asked_fingerprint(engine, name)
         shared = self.fingerprint == build_fingerprint and engine == build.engine
         self._open: Callable[[], Engine] = (
             build_engine if shared else lambda: open_engine(engine, name, self._tokenizer)

@@ -12,11 +12,11 @@ import pytest
 from transformers import AutoConfig, LlamaForCausalLM
 
 from logodata.common.errors import UserError
-from logodata.models.adapters import write_base_config
+from logodata.models.adapters import adapter_fingerprint, write_base_config
 from logoeval.cli import main
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.run import evaluate
-from logoeval.session import Session, adapter_fingerprint
+from logoeval.session import Session
 from logoeval.tasks.perplexity import PerplexitySettings
 from tests.conftest import make_model
 

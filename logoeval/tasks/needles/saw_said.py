@@ -23,11 +23,12 @@ from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.files import write_json
 from logodata.common.records import ABSENT
+from logodata.models.adapters import adapter_fingerprint
 from logodata.models.facts import model_fingerprint
 from logodata.models.loading import load_config
 from logodata.prompts import encode_text
 from logoeval.records import Metric, Outcome, SampleRow, hash_ids
-from logoeval.session import Session, adapter_fingerprint
+from logoeval.session import Session
 from logoeval.tasks.needles.heads import (
     HEADS_FILE,
     MIN_SCORE,
