@@ -30,7 +30,7 @@ def make_session(model: Any, tokenizer: Any, answer: Any) -> Any:
         bare_tokenizer=tokenizer,
         check_room=lambda *_: None,
         reasoning=Reasoning(tokenizer),
-        settings=SimpleNamespace(model="tiny", chat_template_args={}),
+        settings=SimpleNamespace(model="tiny", chat_template_args={}, engine=EngineSettings()),
     )
 
 

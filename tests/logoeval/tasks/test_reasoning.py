@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,7 +104,7 @@ def test_a_number_named_while_reasoning_is_not_found(tiny_model: Any, tiny_token
     """The official scores of RULER would count it."""
     settings = NiahSettings(lengths=(600,), haystacks=("noise",), num_samples=2)
     session = thinking_session(tiny_model, tiny_tokenizer, lambda _: "", tokens=200)
-    session.settings.seed, session.settings.engine = 0, SimpleNamespace(max_model_len=None)
+    session.settings.seed = 0
     built = build_samples(settings, session)
     samples = {sample.id: sample for sample, _ in built}
     session.reasoning = Reasoning(tiny_tokenizer, tokens=0)
