@@ -123,7 +123,7 @@ def _settings(
         "seed": recipe.seed,
         "chat_template": template,
         **({"chat_template_args": recipe.chat_template_args} if recipe.chat_template_args else {}),
-        **(_thinking(session) if evaluator.generates else {}),
+        **(_thinking(session) if evaluator.may_reason(section) else {}),
         **evaluator.describe(section, recipe.engine),
     }
 

@@ -166,6 +166,19 @@ class Session:
                 mend="lower it, or take a model with a longer window",
             )
 
+    def check_room(self, num_tokens: int, what: str) -> None:
+        """Raise a ``UserError`` if a prompt with its answer, of ``num_tokens`` together, and the budget of reasoning
+        need more positions than the model or the engine has. ``what`` names the setting."""
+        budget, limit = self.reasoning.budget, self.settings.engine.max_model_len
+        needed = num_tokens + budget
+        asked = what + (f" and thinking_tokens={budget}" if budget else "")
+        self.check_window(needed, asked)
+        if limit is not None and needed > limit:
+            raise UserError(
+                f"{asked} needs {needed} positions, engine.max_model_len is {limit}",
+                mend="raise engine.max_model_len, or lower the others",
+            )
+
 
 def rope_and_window(config: PreTrainedConfig) -> tuple[Any, int]:
     """Return the RoPE and the window of a config. An adapter may have been trained with others."""

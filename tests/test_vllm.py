@@ -356,3 +356,14 @@ def test_the_harness_gives_the_numbers_of_its_model_in_transformers(tmp_path: Pa
     results = [read_results(tmp_path / kind).tasks["short"] for kind in ("transformers", "vllm")]
     assert results[0].summary == results[1].summary
     assert (results[0].settings.get("engine"), results[1].settings.get("engine")) == (None, "vllm")
+
+
+def test_the_harness_sets_no_variable_of_the_chat_template() -> None:
+    """Its own model in vLLM would set ``enable_thinking`` to None, which some templates take for false."""
+    pytest.importorskip("lm_eval")
+    from logoeval.tasks.short.vllm_model import VllmHarnessModel
+
+    model = VllmHarnessModel.__new__(VllmHarnessModel)  # no vLLM is needed to write a chat
+    model.tokenizer = load_tokenizer(MODEL, "{{ enable_thinking is defined }}")
+    model.chat_template_args, model.enable_thinking, model.hf_chat_template = {}, None, None
+    assert model.apply_chat_template([{"role": "user", "content": "Who?"}]) == "False"

@@ -11,7 +11,7 @@ from logodata.common.errors import UserError
 from logodata.common.records import ABSENT
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Usage, sum_usage
 from logodata.engines.prices import describe_estimate, describe_usage, find_prices
-from logodata.engines.reasoning import Reply
+from logodata.engines.reasoning import Reasoning, Reply
 from logodata.prompts import decode_text
 from logoeval.records import Metric, Outcome, hash_ids
 from logoeval.session import Session
@@ -132,21 +132,36 @@ def _reasoned(reply: Reply) -> dict[str, Any]:
     }
 
 
+NO_PREFIX_NOTE = (
+    "the model reasons first: no answer prefix was sent, answers may have its tokens more, and the lengths do not hold "
+    "the reasoning"
+)
+"""Of tasks that begin the answer themselves: an answer cannot begin before the reasoning."""
+
 REASONING_METRICS = [
     Metric.share(
         "reasoning_cut",
         "Cut while reasoning",
-        "Share of the replies whose reasoning did not end within its budget; their answers count as empty.",
+        "Share of the replies whose reasoning did not end, or not within its budget; their answers count as empty.",
         "lower",
     ),
     Metric(
         key="reasoning_tokens",
         label="Reasoning in tokens",
-        explanation="Length of what the model wrote before its answer, markers included; 0 where it did not reason.",
+        explanation="Length of what the model wrote before its answer, markers included; 0 where it did not reason. "
+        "Reasoning that was cut took the answer's tokens, too.",
         kind="count",
         headline=False,
     ),
 ]
+
+
+def reasoning_note(reasoning: Reasoning, num_replies: int, num_reasoned: int, num_cut: int) -> str:
+    """Return what a reader should know of replies for which the model had a budget of reasoning."""
+    return (
+        f"{num_reasoned:,} of {num_replies:,} replies reasoned, up to {reasoning.closing!r} and within "
+        f"{reasoning.budget:,} tokens; {num_cut:,} did not come to its end, and their answers count as empty"
+    )
 
 
 def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Completion]) -> Outcome:
@@ -177,10 +192,7 @@ def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Complet
         )
         for row, answer in zip(outcome.samples, answers, strict=True)
     ]
-    said = (
-        f"{len(reasoned):,} of {len(answers):,} replies reasoned, up to {session.reasoning.closing!r} and within "
-        f"{budget:,} tokens; {cut:,} were cut while reasoning, and their answers count as empty"
-    )
+    said = reasoning_note(session.reasoning, len(answers), len(reasoned), cut)
     return replace(outcome, metrics=[*outcome.metrics, *REASONING_METRICS], samples=rows, notes=[*outcome.notes, said])
 
 
