@@ -78,7 +78,7 @@ FIGURE_6 = {  # M, lambda, thousands of real tokens: LongBench average and PG-19
     (3, 0.1, 8): ("out of memory",),
 }
 
-OTHERS = {"embedded", "llama3.1", "qwen3", "study/cpu", "study/gpu"}
+OTHERS = {"embedded", "llama3.1", "qwen3", "rounds", "study/cpu", "study/gpu"}
 
 
 @cache
@@ -86,7 +86,7 @@ def sections(path: Path) -> tuple[BuildRecipe | None, TrainRecipe, EvalRecipe]:
     """All sections of a recipe; what has no training has no data to build."""
     train = load_recipe(TrainRecipe, "train", path)
     build = load_recipe(BuildRecipe, "build", path) if train.epochs else None
-    held_out = ["pairs.data=somewhere"] if path.stem == "embedded" else []
+    held_out = ["pairs.data=somewhere"] if path.stem in ("embedded", "rounds") else []
     return build, train, load_recipe(EvalRecipe, "eval", path, held_out)
 
 
