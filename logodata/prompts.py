@@ -141,14 +141,15 @@ class UserMessages:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._control = {
+            id_: token.content for id_, token in added.items() if token.special or is_control(token.content)
+        }
         # Without a chat template prompts are texts that the model continues.
         rendered = render_chat(tokenizer, _MARK) if tokenizer.chat_template else _MARK
-        self._begin, _, self._end = rendered.partition(_MARK)
-        probe = f"{self._begin}{_PROBE}{self._end}"
-        ids = list(tokenizer.encode(self._begin, add_special_tokens=False))
-        ids += encode_text(tokenizer, _PROBE)
-        ids += tokenizer.encode(self._end, add_special_tokens=False)
-        if self.decode(ids) != probe:
+        begin, end = (list(tokenizer.encode(text, add_special_tokens=False)) for text in rendered.split(_MARK, 1))
+        self._begin, self._end = self._marked(begin), self._marked(end)
+        if self.decode([*begin, *encode_text(tokenizer, _PROBE), *end]) != rendered.replace(_MARK, _PROBE):
             what = f"the tokenizer of {tokenizer.name_or_path} does not give back the text that it encodes"
             raise UserError(what, mend="count with another model's, such as model=embedded")
 
@@ -163,17 +164,27 @@ class UserMessages:
 
         A message cannot begin the answer, and holds no earlier turns: where a prompt does, all their texts stand in the
         message, one after the other, as RULER asks models without a chat template. So does a prompt without the chat
-        template.
+        template. What only looks like a control token is text.
         """
-        text = self.decode(prompt_ids)
-        if not (self._begin or self._end) or not text.startswith(self._begin) or self._end not in text:
-            special = frozenset(self._tokenizer.all_special_ids)
-            return self.decode([token for token in prompt_ids if token not in special])
-        asked, _, begun = text[len(self._begin) :].rpartition(self._end)
-        if self._begin:
-            earlier = re.escape(self._end) + "(.*?)" + re.escape(self._begin)
-            asked = re.sub(earlier, r"\1", asked, flags=re.DOTALL)
-        return asked + begun
+        text, begin, end = self._marked(prompt_ids), self._begin, self._end
+        if (begin or end) and text.startswith(begin) and end in text:
+            text = text.removeprefix(begin)
+            if end:
+                asked, _, begun = text.rpartition(end)
+                if begin and _MARK in begin + end:
+                    asked = re.sub(re.escape(end) + "(.*?)" + re.escape(begin), r"\1", asked, flags=re.DOTALL)
+                text = asked + begun
+        return re.sub(f"{_MARK}[^{_MARK}]*{_MARK}", "", text)
+
+    def _marked(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens with a mark on either side of each control token, which no text has."""
+        parts, start = list[str](), 0
+        for place, token in enumerate([*token_ids, None]):
+            if token is None or token in self._control:
+                parts.append(self.decode(token_ids[start:place]).replace(_MARK, ""))
+                parts += [] if token is None else [f"{_MARK}{self._control[token]}{_MARK}"]
+                start = place + 1
+        return "".join(parts)
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -124,8 +124,16 @@ def _settings(
         "chat_template": template,
         **({"chat_template_args": recipe.chat_template_args} if recipe.chat_template_args else {}),
         **(_thinking(session) if evaluator.may_reason(section) else {}),
+        **(_chat(session) if recipe.engine.kind == "chat" else {}),
         **evaluator.describe(section, recipe.engine),
     }
+
+
+def _chat(session: Session) -> dict[str, object]:
+    """What a chat server is told, and whose tokens prompts and lengths are."""
+    engine = session.settings.engine
+    told = {"api": engine.api, "extra_body": engine.extra_body}
+    return {"chat": {**told, "tokenizer_fingerprint": tokenizer_fingerprint(session.bare_tokenizer)}}
 
 
 def _thinking(session: Session) -> dict[str, object]:

@@ -42,6 +42,18 @@ class SessionSettings(ModelSettings):
         return self
 
 
+def check_weights(engine: EngineSettings) -> None:
+    """Refuse a task that computes log-probabilities under an engine that has none.
+
+    Raises:
+        UserError: The engine is a chat server.
+    """
+    if engine.kind == "chat":
+        what = "a chat server returns text, and no log-probabilities of a given one"
+        mend = "leave this task out: longbench, longbench2, niah, ruler and qa ask for text"
+        raise UserError(what, where="engine.kind=chat", mend=mend)
+
+
 class Weights:
     """The weights of one base model in transformers, for sessions one after another: without an adapter, and with each
     of several.
@@ -132,11 +144,6 @@ class Session:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model in transformers, with the adapter merged."""
-        if self.settings.engine.kind == "chat":
-            what = "a chat server returns text, and no log-probabilities of a given one"
-            raise UserError(
-                what, where="engine.kind=chat", mend="ask it for tasks that generate: longbench, ruler, niah"
-            )
         return self.weights.load(self.settings, self.config, self.device)
 
     @cached_property

@@ -122,7 +122,7 @@ def _served(engine: EngineSettings, model: str) -> EngineSettings:
     """Servers know the model by the name that was given, unless another one is set: keep it before paths change."""
     if not engine.asks_servers or engine.served_model is not None:
         return engine
-    return engine.model_copy(update={"served_model": resolve_model(model)})
+    return engine.model_copy(update={"served_model": model if engine.kind == "chat" else resolve_model(model)})
 
 
 def _absolute(name: str) -> str:

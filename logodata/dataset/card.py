@@ -79,7 +79,7 @@ as text: `logodata export DIR --format text -o FILE.parquet`, then `load_dataset
 - **Dis-preferred**: the model's greedy answers from irrelevant chunks alone{_mixed(contexts.mixed_ratios, stats)}.
 - **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
 - **Judge**: {_describe_judge(recipe.judge)}.{_model_judge(manifest, stats)}
-- **Model**: {_model(manifest, recipe)}, engine {markdown_text(manifest.engine)}, logo-align {manifest.logo_align}, seed {recipe.seed}.
+- **Model**: {_model(manifest, recipe)}, engine {markdown_text(manifest.engine)}, logo-align {manifest.logo_align}, seed {recipe.seed}.{_of_chat(manifest, recipe)}
 
 Preferred responses end by themselves {stats.preferred_ended:.0%} of the time, dis-preferred ones {stats.dispreferred_ended:.0%}: a gap
 here teaches the model to end its answers, whatever they say.
@@ -180,15 +180,19 @@ def named_values(stats: Stats) -> Iterator[tuple[str, Any]]:
 
 
 def _model(manifest: Manifest, recipe: BuildRecipe) -> str:
-    """Name who answered. A chat server gives texts, and another model's tokenizer the tokens."""
+    name = markdown_code(asked_model(recipe.engine, manifest.model))
+    adapter = "" if recipe.adapter is None else f" with the adapter {markdown_code(str(recipe.adapter))}"
+    return f"{name}{adapter} ({markdown_text(manifest.model_fingerprint)})"
+
+
+def _of_chat(manifest: Manifest, recipe: BuildRecipe) -> str:
+    """Say how a chat server gives responses: as texts, which another model's tokenizer puts into tokens."""
     if recipe.engine.kind != "chat":
-        adapter = "" if recipe.adapter is None else f" with the adapter {markdown_code(str(recipe.adapter))}"
-        return f"{markdown_code(manifest.model)}{adapter} ({manifest.model_fingerprint})"
-    asked = markdown_code(asked_model(recipe.engine, manifest.model))
+        return ""
+    greedy = "" if recipe.engine.decodes_as_told else " It decoded by its own settings: no response is greedy."
     return (
-        f"{asked}, behind a chat server ({markdown_text(manifest.model_fingerprint)}). Its responses are texts, which the "
-        f"tokenizer of {markdown_code(manifest.model)} put into tokens; a response whose tokens do not give back its text "
-        "is in no pair (`tokens_lose_text` above counts the questions that lost theirs by it)"
+        f" A chat server gave its responses as texts, and the tokenizer of {markdown_code(manifest.model)} put them into tokens. "
+        f"Responses whose tokens do not give back their text are in no pair (`tokens_lose_text`).{greedy}"
     )
 
 

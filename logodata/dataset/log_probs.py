@@ -150,7 +150,13 @@ def measure(
     """
     manifest = read_manifest(folder)
     name = model or manifest.model
-    adapter = None if isinstance(manifest, ImportManifest) else read_recipe(folder).adapter
+    adapter = None
+    if not isinstance(manifest, ImportManifest):
+        recipe = read_recipe(folder)
+        adapter = recipe.adapter
+        if recipe.engine.kind == "chat":
+            what = "a chat server wrote the responses, whose model has no weights here"
+            raise UserError(what, where=str(folder), mend="import its text export (logodata export, logodata import)")
     config = load_config(name, adapter=adapter)
     found, built = asked_fingerprint(EngineSettings(), name, adapter), manifest.model_fingerprint
     if found != built:

@@ -7,7 +7,7 @@ the engine. A server that takes messages has a chat template and a tokenizer of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -56,22 +56,14 @@ class Usage:
         return Usage(self.prompt_tokens + other.prompt_tokens, self.response_tokens + other.response_tokens)
 
 
-def sum_usage(counts: Iterable[Usage | None]) -> Usage | None:
-    """Return the sum of counts; None if there is none."""
-    total = None
-    for count in counts:
-        if count is not None:
-            total = count if total is None else total + count
-    return total
-
-
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
     """The response to the request ``id``: new tokens only, without the stop token.
 
     ``finish_reason`` is ``"stop"`` if the model ended the response itself, ``"length"`` if it reached
     ``max_new_tokens``. The other fields are those of servers that return text: then ``token_ids`` is ``text`` in tokens
-    of the tokenizer here, and ``reasoning`` is what the server keeps apart from the text.
+    of the tokenizer here, and ``reasoning`` is what the server keeps apart from the text (empty if it hides it).
+    ``withheld`` says that the server or its filter refused to say it, or more of it.
     """
 
     id: str
@@ -80,6 +72,7 @@ class GenerationResult:
     text: str | None = None
     reasoning: str | None = None
     usage: Usage | None = None
+    withheld: bool = False
 
 
 class Engine(Protocol):

@@ -62,8 +62,10 @@ class AnthropicEngine(ChatEngine):
         except library.APIStatusError as error:
             found: Response = error.response
         except library.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise Fault(f"cannot reach the server: {type(cause).__name__} {cause}", of_server=True) from error
+            cause = type(error.__cause__ or error).__name__
+            is_refused = cause in ("ConnectError", "ConnectTimeout")
+            text = "cannot reach the server" if is_refused else "no whole answer"
+            raise Fault(f"{text}: {cause}", of_server=is_refused) from error
         else:
             found = answer.http_response
         return found

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from logodata.engines import FinishReason, Usage
+from logodata.engines.server_answers import Fault
 
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """What a server says. ``is_withheld`` means that it or its filter refused to say it, or more of it."""
+    """What a server says. ``reasoning`` is what it keeps apart from the text, and empty where it hides it.
+    ``is_withheld`` means that it or its filter refused to say it, or more of it."""
 
     text: str
     reasoning: str | None
@@ -26,18 +28,22 @@ def read_openai(said: Any) -> ChatAnswer:
 
     Raises:
         ValueError: It has another form.
+        Fault: The server met a fault, which it tells in the answer.
     """
+    _check_error(said)
     choices = _list(said, "choices")
     if len(choices) != 1:
         raise ValueError(f"{len(choices)} choices, one was asked for")
     message, reason = _get(choices[0], "message"), _get(choices[0], "finish_reason")
+    if reason in ("error", "insufficient_system_resource"):
+        raise Fault(f"the response ended with {reason!r}")
     if reason not in ("stop", "length", "content_filter"):
         raise ValueError(f"the response ended with {reason!r}")
     refusal = _text(_get(message, "refusal"))
     reasoning = _text(_get(message, "reasoning_content")) or _text(_get(message, "reasoning"))
     return ChatAnswer(
         text=_text(_get(message, "content")) or refusal,
-        reasoning=reasoning or None,
+        reasoning=reasoning or ("" if _hidden_tokens(said) else None),
         finish_reason="length" if reason == "length" else "stop",
         is_withheld=reason == "content_filter" or bool(refusal),
         usage=_usage(_get(said, "usage"), ("prompt_tokens",), "completion_tokens"),
@@ -64,6 +70,20 @@ def read_anthropic(said: Any) -> ChatAnswer:
         is_withheld=reason == "refusal",
         usage=_usage(_get(said, "usage"), prompt, "output_tokens"),
     )
+
+
+def _check_error(said: Any) -> None:
+    """Raise what a server's answer tells of a fault: proxies give those of others with status 200."""
+    error = said.get("error") if isinstance(said, Mapping) else None
+    if error:
+        raise Fault(f"the answer is an error: {error.get('message', error) if isinstance(error, Mapping) else error}")
+
+
+def _hidden_tokens(said: Any) -> int:
+    """Return how many tokens a model reasoned that its server does not show."""
+    details = _get(_get(said, "usage") or {}, "completion_tokens_details")
+    count = _get(details, "reasoning_tokens") if details is not None else 0
+    return count if isinstance(count, int) else 0
 
 
 def _get(found: Any, name: str) -> Any:

@@ -9,12 +9,10 @@ message. A response has the server's text, and that text in tokens of the tokeni
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from logodata.common.console import note
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.batching import request_seed
@@ -61,17 +59,8 @@ class ChatEngine(ServerEngine):
     ) -> None:
         self._model, self._tokenizer, self._window = model, tokenizer, window
         self._messages = UserMessages(tokenizer)
-        self._num_withheld = 0
         super().__init__(settings, api_key=api_key, first_wait_s=first_wait_s)
-        self.name = f"chat ({settings.api}, {model})"
-
-    def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:
-        """Send requests as :meth:`ServerEngine.generate` does, and say at the end how many replies were withheld."""
-        self._num_withheld = 0
-        yield from super().generate(requests)
-        if self._num_withheld:
-            said = f"{self._num_withheld:,} of {len(requests):,} replies were withheld by the server or its filter"
-            note(f"{said}; what it said of them counts as the reply")
+        self.name = f"chat ({settings.api})"
 
     def _base(self, url: str) -> str:
         return url if httpx.URL(url).path.strip("/") else f"{url}/v1"
@@ -103,14 +92,19 @@ class ChatEngine(ServerEngine):
             mend = f"is this a server of the {self._settings.api} API (engine.api)?"
             where = f"{url}, request {request.id!r}"
             raise UserError(self._reader.shorten(error), where=where, mend=mend) from error
-        self._num_withheld += said.is_withheld
         ids, text, finish_reason = tuple(encode_text(self._tokenizer, said.text)), said.text, said.finish_reason
         sampling = request.sampling
         stops = (n for n, token in enumerate(ids) if token in sampling.stop_ids and n >= sampling.min_new_tokens)
         if (stop := next(stops, None)) is not None:
             ids, finish_reason = ids[:stop], "stop"
             text = self._messages.decode(ids)
-        return GenerationResult(request.id, ids, finish_reason, text, said.reasoning, said.usage)
+        return GenerationResult(request.id, ids, finish_reason, text, said.reasoning, said.usage, said.is_withheld)
+
+    def _finish(self, response: Response, request: GenerationRequest, url: str) -> GenerationResult:
+        # A filter of prompts refuses a prompt each time. Of many prompts it must not end the others.
+        if response.status_code == 400 and "content_filter" in response.text:
+            return GenerationResult(request.id, (), "stop", "", withheld=True)
+        return super()._finish(response, request, url)
 
     def _read_card(self, response: httpx.Response, url: str) -> dict[str, Any]:
         # What else a server answers shows that it is there. Keys may be kept from listing models, and names have
@@ -122,9 +116,12 @@ class ChatEngine(ServerEngine):
     def _mend(self, response: Response) -> str:
         if response.status_code in (401, 403):
             return "check engine.api_key_env"
-        if "max_completion_tokens" in response.text:
-            return "set engine.max_tokens_field=max_completion_tokens"
+        text, field = response.text, "max_completion_tokens"
+        if "context" in text and ("length" in text or "window" in text):
+            return "lower engine.max_model_len to the server's window, which counts its own tokens"
+        if field in text and self._settings.max_tokens_field != field:
+            return f"set engine.max_tokens_field={field}"
         for name in ("temperature", "top_p", "seed"):
-            if name in response.text:
+            if name in text:
                 return f"leave the field out: engine.extra_body.{name}=null"
         return "check engine.served_model, engine.api and engine.extra_body"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import yaml
 
 from logodata.common.errors import UserError, did_you_mean, first_line
 from logodata.common.user_files import read_text
-from logodata.engines import GenerationRequest, Usage
+from logodata.engines import GenerationRequest, GenerationResult, Usage
 
 if TYPE_CHECKING:
     from logodata.engines.settings import EngineSettings
@@ -68,14 +68,27 @@ def _parse(text: str) -> Any:
 
 
 def find_prices(settings: EngineSettings, model: str) -> Prices | None:
-    """Return the prices of the model that answers under this engine; None if no table is given."""
-    return None if settings.prices is None else read_prices(settings.prices, settings.served_model or model)
+    """Return the prices of the model that a chat server answers with; None if no table is given."""
+    return (
+        None
+        if settings.prices is None or settings.kind != "chat"
+        else read_prices(settings.prices, settings.served_model or model)
+    )
 
 
-def describe_usage(usage: Usage, prices: Prices | None) -> str:
-    """Return a server's count of tokens in words, with what they cost."""
-    said = f"{usage.prompt_tokens:,} prompt and {usage.response_tokens:,} response tokens by the server's count"
-    return said if prices is None else f"{said}, {prices.of(usage):,.4g} at the given prices"
+def describe_servers(results: Iterable[GenerationResult], prices: Prices | None) -> Iterator[str]:
+    """Yield in words the tokens that a chat server has counted for responses, with what they cost, and how many
+    responses it withheld."""
+    usage, number, num_withheld = None, 0, 0
+    for result in results:
+        number, num_withheld = number + 1, num_withheld + result.withheld
+        usage = result.usage if usage is None else usage if result.usage is None else usage + result.usage
+    if usage is not None:
+        cost = "" if prices is None else f", {prices.of(usage):,.4g} at the given prices"
+        tokens = f"{usage.prompt_tokens:,} prompt and {usage.response_tokens:,} response tokens"
+        yield f"{tokens} by the server's count{cost}"
+    if num_withheld:
+        yield f"{num_withheld:,} of {number:,} replies were withheld by the server or its filter; what it said counts"
 
 
 def describe_estimate(requests: Iterable[GenerationRequest], prices: Prices) -> str:

@@ -123,8 +123,10 @@ class Reasoning:
         if reasoning is not None:
             text = text.lstrip()
         reached = result.finish_reason == "length"
-        # Where nothing was kept apart, a model that reasons and reaches the cap is still at it.
-        cut = self.opening in text or (reached and (not text if reasoning is not None else self.budget > 0))
+        if result.reasoning is not None:
+            cut = reached and not text
+        else:  # a model that reasons and reaches the cap is still at it
+            cut = self.opening in text or (reached and reasoning is None and self.budget > 0)
         if cut:
             thought = (reasoning or "") + text
             return Reply((), "", "length", thought, len(encode_text(self._tokenizer, thought)), cut=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from importlib import resources
 from pathlib import Path
@@ -20,8 +20,8 @@ from logodata.common.console import Tracker, note
 from logodata.common.errors import UserError
 from logodata.common.json_files import json_objects
 from logodata.contract import ResponseOrigin
-from logodata.engines import Engine, GenerationRequest, GenerationResult, Usage, sum_usage
-from logodata.engines.prices import describe_usage, find_prices
+from logodata.engines import Engine, GenerationRequest, GenerationResult, Usage
+from logodata.engines.prices import describe_servers, find_prices
 
 if TYPE_CHECKING:
     from logodata.engines.settings import EngineSettings
@@ -75,16 +75,17 @@ class ResponseLog:
             "finish_reason": result.finish_reason,
             **{name: value for name in _OF_TEXTS if (value := getattr(result, name)) is not None},
             **({"usage": [*astuple(result.usage)]} if result.usage else {}),
+            **({"withheld": True} if result.withheld else {}),
         }
         if self._log is None:
             self._memory[key] = record
         else:
             self._log.append(record)
 
-    def usage(self) -> Usage | None:
-        """Return what servers counted for the responses of this log, those of the cache left out; None if nothing."""
+    def own(self) -> Iterator[GenerationResult]:
+        """Yield the responses of this log, those of the cache left out."""
         own: Mapping[str, dict[str, Any]] = self._memory if self._log is None else self._log
-        return sum_usage(_result(key, record).usage for key, record in own.items())
+        yield from (_result(key, record) for key, record in own.items())
 
     def forget(self) -> None:
         """Drop the responses that are only in memory."""
@@ -102,9 +103,9 @@ class CachedEngine:
         self._seconds = 0.0
 
     @property
-    def usage(self) -> Usage | None:
-        """What servers counted for the responses of the log."""
-        return self._log.usage()
+    def log(self) -> ResponseLog:
+        """The log of responses."""
+        return self._log
 
     @property
     def name(self) -> str | None:
@@ -151,9 +152,11 @@ class CachedEngine:
 
 
 def note_usage(what: str, engine: CachedEngine, settings: EngineSettings, model: str) -> None:
-    """Say which tokens chat servers have counted for the responses of an engine's log, and what they cost."""
-    if settings.kind == "chat" and (usage := engine.usage) is not None:
-        note(f"{what}: {describe_usage(usage, find_prices(settings, model))}")
+    """Say what chat servers have counted and withheld of the responses in an engine's log, and what they cost."""
+    if settings.kind != "chat":
+        return
+    for said in describe_servers(engine.log.own(), find_prices(settings, model)):
+        note(f"{what}: {said}")
 
 
 _OF_TEXTS = ("text", "reasoning")
@@ -168,6 +171,7 @@ def _result(request_id: str, record: dict[str, Any]) -> GenerationResult:
         record["finish_reason"],
         **texts,
         usage=None if usage is None else Usage(*usage),
+        withheld=bool(record.get("withheld")),
     )
 
 

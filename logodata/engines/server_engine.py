@@ -236,6 +236,9 @@ class ServerEngine(ABC):
                 response = await self._post(client, url, request)
         except TimeoutError as error:
             raise Fault(f"no answer within {self._settings.timeout_s:g} s") from error
+        return self._finish(response, request, url)
+
+    def _finish(self, response: Response, request: GenerationRequest, url: str) -> GenerationResult:
         answer = self._reader.json(response, where=f"{url}, request {request.id!r}", mend=self._mend(response))
         return self._result(answer, request, url)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -102,6 +103,11 @@ class EngineSettings(RecipeModel):
         return self
 
     @property
+    def decodes_as_told(self) -> bool:
+        """Whether responses are decoded greedily, or sampled, as the command says. A chat server may not be told so."""
+        return self.kind != "chat" or (self.api == "openai" and "temperature" not in self.extra_body)
+
+    @property
     def asks_servers(self) -> bool:
         """Whether running servers answer."""
         return self.kind in ("openai", "chat")
@@ -132,8 +138,9 @@ def asked_fingerprint(settings: EngineSettings, model: str, adapter: Path | None
     if settings.kind != "chat":
         found = model_fingerprint(model)
         return found if adapter is None else f"{found}+{adapter_fingerprint(adapter)}"
-    told = json.dumps(settings.extra_body, sort_keys=True) if settings.extra_body else ""
-    return f"{asked_model(settings, model)}@{settings.api} chat{told}"
+    told = json.dumps(settings.extra_body, sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()[:8] if settings.extra_body else ""
+    return f"{asked_model(settings, model)}@{settings.api} chat{digest and f', {digest}'}"
 
 
 class ModelSettings(RecipeModel):

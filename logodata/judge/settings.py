@@ -40,11 +40,11 @@ class ModelJudgeSettings(RecipeModel):
 
 
 def judge_engine(build: ModelSettings, settings: ModelJudgeSettings) -> EngineSettings:
-    """Return the settings of the judge's engine: its own section, or that of the build. For another model than the
-    build's, the build's name on the servers does not hold."""
+    """Return the settings of the judge's engine: its own section, or that of the build. The build's name on the servers
+    does not hold for another model than the build's, nor for this one without the adapter of the build."""
     if settings.engine is not None:
         return settings.engine
-    if settings.name in (None, build.model):
+    if settings.name in (None, build.model) and getattr(build, "adapter", None) is None:
         return build.engine
     return build.engine.model_copy(update={"served_model": None})
 

@@ -99,9 +99,11 @@ class BuildRecipe(ModelSettings):
         return contexts
 
     @model_validator(mode="after")
-    def _adapter_is_served(self) -> Self:
+    def _chat_can_give_it(self) -> Self:
         if self.adapter is not None and self.engine.kind == "chat":
             raise ValueError(CHAT_ADAPTER)
+        if self.generation.keep_reasoning and self.engine.kind == "chat":
+            raise ValueError("generation.keep_reasoning: a chat server may keep the reasoning apart, or hide it")
         return self
 
     def binding(self) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 
 from logodata.common.console import note
-from logodata.common.errors import EXIT_INTERRUPTED, UserError
+from logodata.common.errors import EXIT_INTERRUPTED, UserError, raised_by
 from logodata.common.files import bind_settings, locked, write_json
 from logoeval.rounds.outcome import RoundOutcome, RoundsRecord, measure_round, reasons_to_stop
 from logoeval.rounds.plan import Rounds, Step
@@ -56,13 +57,16 @@ def run_step(step: Step) -> None:
     """
     note(f"{step.what}: {step}")
     # A session of its own, so that Ctrl-C in the terminal does not come twice: many take a second one for "at once".
-    process = subprocess.Popen(step.command, start_new_session=True)
-    try:
-        code = process.wait()
-    except BaseException:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
+    with raised_by(signal.SIGHUP, KeyboardInterrupt):  # a terminal that is closed
+        process = subprocess.Popen(step.command, start_new_session=True)
+        try:
+            code = process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            while process.poll() is None:  # whatever else comes: it ends first
+                with suppress(KeyboardInterrupt):
+                    process.wait()
+            raise
     if code in (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM):
         raise KeyboardInterrupt
     if code:

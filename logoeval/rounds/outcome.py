@@ -35,6 +35,11 @@ class RoundOutcome(Record):
     answer_tokens: float | None = ABSENT
 
     @property
+    def tells(self) -> bool:
+        """Whether there were enough independent samples to tell a rise."""
+        return any(found is not None and found.verdict != "too few to tell" for found in (self.margin, self.answers))
+
+    @property
     def rose(self) -> bool:
         """Whether the margin or the answers rose beyond doubt."""
         return any(found is not None and found.verdict == "rose" for found in (self.margin, self.answers))
@@ -80,7 +85,7 @@ def _rows(before: Path, after: Path) -> dict[str, Row]:
 def reasons_to_stop(outcomes: Sequence[RoundOutcome]) -> Iterator[str]:
     """Yield why no further round is worth it, after these."""
     first, last = outcomes[0], outcomes[-1]
-    looked = [outcome for outcome in outcomes if outcome.margin or outcome.answers]
+    looked = [outcome for outcome in outcomes if outcome.tells]
     if len(looked) >= LOOKS and not any(outcome.rose for outcome in looked[-LOOKS:]):
         yield f"neither the held-out margin nor the answers rose in the last {LOOKS} rounds"
     if last.kept * first.questions < LEAST_YIELD * first.kept * last.questions:

@@ -164,10 +164,20 @@ def check_recipe(rounds: Rounds) -> None:
     if train.tuning == "full":
         mend = "use train.tuning=lora"
         raise UserError("full tuning leaves no adapter for the next round", where="train.tuning=full", mend=mend)
+    if rounds.held_out == build.source.path:
+        mend = "give --held-out other documents"
+        raise UserError("the rounds are trained on these documents, too", where=rounds.held_out, mend=mend)
+    given_adapters = {"build.adapter": build.adapter, "eval.adapter": measured.adapter}
+    given_adapters["train.lora.init_adapter"] = train.lora.init_adapter
+    for where, adapter in given_adapters.items():
+        if adapter is not None:
+            mend = "leave it out, or merge it into the model (logotrain merge)"
+            raise UserError("rounds begin with the model as it is, without an adapter", where=where, mend=mend)
     for section, engine in (("build", build.engine), ("eval", measured.engine)):
         where = f"{section}.engine.kind={engine.kind}"
-        if engine.kind == "chat":
-            raise UserError("a chat server is told no adapter", where=where, mend="use another engine")
+        if engine.asks_servers:
+            mend = "use transformers or vllm"
+            raise UserError("a running server does not know the adapter of a round", where=where, mend=mend)
         if engine.kind != "transformers" and train.lora.train_embeddings is not False:
             mend = "set train.lora.train_embeddings=false, or use transformers"
             raise UserError("vLLM applies no adapter that trains the embedding", where=where, mend=mend)

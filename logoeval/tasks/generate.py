@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from logodata.common.console import note, progress
 from logodata.common.errors import UserError
 from logodata.common.records import ABSENT
-from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Usage, sum_usage
-from logodata.engines.prices import describe_estimate, describe_usage, find_prices
+from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Usage
+from logodata.engines.prices import describe_estimate, describe_servers, find_prices
 from logodata.engines.reasoning import Reasoning, Reply
 from logodata.prompts import decode_text
 from logoeval.records import Metric, Outcome, hash_ids
@@ -46,7 +46,9 @@ class Completion(Prediction):
     reasoning_cut: bool | None = ABSENT
     """Whether the reasoning did not end within its budget; the answer is empty then."""
     usage: tuple[int, int] | None = ABSENT
-    """The tokens of the prompt and of the response that a server counted."""
+    """The tokens of the prompt and of the response that a chat server counted."""
+    withheld: bool | None = ABSENT
+    """Whether a chat server refused to respond, or to say more."""
 
 
 CompletionT = TypeVar("CompletionT", bound=Completion)
@@ -103,6 +105,7 @@ def complete(
                     finish_reason=reply.finish_reason,
                     **_reasoned(reply),
                     usage=(whole.usage.prompt_tokens, whole.usage.response_tokens) if whole.usage else None,
+                    withheld=whole.withheld or None,
                 )
                 file.append(record(made, result))
                 tracker.advance()
@@ -204,8 +207,13 @@ def _with_server(outcome: Outcome, session: Session, answers: Sequence[Completio
         "a chat server answered: each prompt was one user's message in the server's own chat template, with the "
         "beginning of the answer at its end where the task gives one; lengths are in tokens of " + settings.model
     ]
-    usage = sum_usage(Usage(*answer.usage) if answer.usage else None for answer in answers)
-    if usage is not None:
-        prices = find_prices(settings.engine, settings.model)
-        said.append(f"the answers took {describe_usage(usage, prices)}")
+    if not settings.engine.decodes_as_told:
+        said.append("the server decoded by its own settings: the answers are not greedy, and cannot be had again")
+    results = (
+        GenerationResult(
+            it.id, (), it.finish_reason, usage=Usage(*it.usage) if it.usage else None, withheld=bool(it.withheld)
+        )
+        for it in answers
+    )
+    said += describe_servers(results, find_prices(settings.engine, settings.model))
     return replace(outcome, notes=[*outcome.notes, *said])

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from logodata.common.console import progress
 from logodata.common.finite import check_responses
 from logodata.contract import PreferenceSample
+from logodata.engines.settings import EngineSettings
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logoeval.records import Metric, Outcome, SampleRow, hash_ids
-from logoeval.session import Session
+from logoeval.session import Session, check_weights
 from logoeval.tasks import qa
 from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.generate import with_reasoning
@@ -150,6 +151,14 @@ def _row(sample: PreferenceSample, logprobs: PairLogprobs, answer: qa.QaAnswer) 
     )
 
 
-EVALUATOR = Evaluator(
-    settings=PairsSettings, version=1, describe=qa.describe, run=run, inputs=qa.inputs, limits=qa.limits
-)
+def describe(settings: PairsSettings, engine: EngineSettings) -> dict[str, object]:
+    """Return what two comparable runs have in common.
+
+    Raises:
+        UserError: the engine has no log-probabilities.
+    """
+    check_weights(engine)
+    return qa.describe(settings, engine)
+
+
+EVALUATOR = Evaluator(settings=PairsSettings, version=1, describe=describe, run=run, inputs=qa.inputs, limits=qa.limits)

@@ -28,7 +28,7 @@ from logodata.models.rope import length_dependent_rope, reset_rope
 from logodata.models.vocabulary import check_ids, vocabulary_size
 from logodata.prompts import encode_text
 from logoeval.records import Metric, Outcome, SampleRow, TaskResult, hash_ids
-from logoeval.session import Session
+from logoeval.session import Session, check_weights
 from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
 from logoeval.tasks.texts import (
@@ -155,8 +155,13 @@ def _kinds(length: int, stride: int | None) -> Iterator[tuple[str, str, str]]:
     )
 
 
-def describe(settings: PerplexitySettings, _: EngineSettings) -> dict[str, object]:
-    """Return what two comparable runs have in common; the text by its contents, wherever it lies."""
+def describe(settings: PerplexitySettings, engine: EngineSettings) -> dict[str, object]:
+    """Return what two comparable runs have in common; the text by its contents, wherever it lies.
+
+    Raises:
+        UserError: the engine has no log-probabilities.
+    """
+    check_weights(engine)
     return {
         **settings.model_dump(mode="json"),
         "text": settings.text if settings.text == PYDOC else Path(settings.text).name,
