@@ -160,25 +160,26 @@ def _checked_samples(
 
 def _with_short_prompts(samples: list[PreferenceSample], recipe: TrainRecipe, where: str) -> list[PreferenceSample]:
     """Return the samples whose short prompt is shorter than the whole one."""
-    name = f"objective.name={recipe.objective.name}"
+    name = recipe.objective.name
     without = next((sample for sample in samples if not any(chunk.critical for chunk in sample.chunks)), None)
     if without is not None:
         raise UserError(
-            f"{name} trains on prompts of critical chunks, and sample {without.id} has no critical chunk",
+            f"objective.name={name} trains on prompts of critical chunks, and sample {without.id} has no critical chunk",
             where=where,
             mend="give --data a folder that logodata build wrote (pairs have no critical chunks), or another objective",
         )
     kept = [sample for sample in samples if not all(chunk.critical for chunk in sample.chunks)]
     if not kept:
         raise UserError(
-            f"{name} compares prompts with and without the chunks that are not critical, and every chunk is critical",
+            f"objective.name={name} compares prompts with and without the chunks that are not critical, and every chunk "
+            "is critical",
             where=where,
             mend="build with a lower contexts.critical_top, a higher contexts.critical_threshold or more chunks",
         )
     if len(kept) < len(samples):
         note(
             f"{len(samples) - len(kept)} of {len(samples)} samples in {where} are left out: all their chunks are "
-            f"critical, and {name} compares prompts with and without the others"
+            f"critical, and objective.name={name} compares prompts with and without the others"
         )
     if isinstance(recipe.objective, LongpoSettings) and recipe.rope is not None:
         window = config_window(load_config(recipe.model, shapes_only=True))
