@@ -164,15 +164,14 @@ def _with_short_prompts(samples: list[PreferenceSample], recipe: TrainRecipe, wh
     without = next((sample for sample in samples if not any(chunk.critical for chunk in sample.chunks)), None)
     if without is not None:
         raise UserError(
-            f"objective.name={name} trains on prompts of critical chunks, and sample {without.id} has no critical chunk",
+            f"objective.name={name} needs prompts of critical chunks, and sample {without.id} has no critical chunk",
             where=where,
             mend="give --data a folder that logodata build wrote (pairs have no critical chunks), or another objective",
         )
     kept = [sample for sample in samples if not all(chunk.critical for chunk in sample.chunks)]
     if not kept:
         raise UserError(
-            f"objective.name={name} compares prompts with and without the chunks that are not critical, and every chunk "
-            "is critical",
+            f"objective.name={name} compares prompts with and without uncritical chunks, and every one is critical",
             where=where,
             mend="build with a lower contexts.critical_top, a higher contexts.critical_threshold or more chunks",
         )

@@ -458,10 +458,10 @@ def test_data_without_critical_chunks_are_refused(
 ) -> None:
     sample = make_sample("a")
     without = make_build([with_critical(sample, False, False, False)], name="without")
-    with pytest.raises(UserError, match="trains on prompts of critical chunks, and sample a has no critical chunk"):
+    with pytest.raises(UserError, match="needs prompts of critical chunks, and sample a has no critical chunk"):
         load_data(recipe_of(make_recipe, name, **{"data.path": str(without)}))
     every = make_build([with_critical(sample, True, True, True)], name="every")
-    with pytest.raises(UserError, match="the chunks that are not critical, and every chunk is critical"):
+    with pytest.raises(UserError, match="without uncritical chunks, and every one is critical"):
         load_data(recipe_of(make_recipe, name, **{"data.path": str(every)}))
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"prompt": "Owls?", "chosen": " Yes.", "rejected": " No."}) + "\n")
