@@ -158,6 +158,6 @@ def _collapsed(found: str, step: int) -> UserError:
     return UserError(
         f"the model collapsed: {found}",
         where=f"step {step}",
-        mend="checkpoints from before are kept; start again in another -o with a lower optimizer.lr or objective.beta, "
-        "or a higher objective.sft_weight",
+        mend="checkpoints from before are kept; start again in another -o with a lower optimizer.lr, "
+        "or a lower beta or higher sft_weight of the objective",
     )

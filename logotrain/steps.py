@@ -216,8 +216,12 @@ def _check_finite(metrics: Metrics, draw: Draw, when: str, *, untrained: bool) -
 def _not_finite(what: str, where: str, *, untrained: bool = False) -> UserError:
     if untrained:
         mend = (
-            "no update was made yet: try dtype=float32 or a lower objective.beta; else the model's weights are damaged"
+            "no update was made yet: try dtype=float32 or a lower beta of the objective; else the model's weights are "
+            "damaged"
         )
     else:
-        mend = "checkpoints from before are kept; start again in another -o with a lower optimizer.lr or objective.beta"
+        mend = (
+            "checkpoints from before are kept; start again in another -o with a lower optimizer.lr, or a lower beta of "
+            "the objective"
+        )
     return UserError(what, where=where, mend=mend)

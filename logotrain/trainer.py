@@ -221,5 +221,5 @@ def _report_base(metrics: Metrics, settings: ObjectiveSettings, num_samples: int
     margin = f"margin{prompt} {found:+.3f} nats a token"
     note(f"base model, {num_samples} samples: {margin}, beta * margin = {scaled:+.1f}")
     if scaled < FAR_BEHIND:
-        mend = "prefer responses in the model's own words, or lower objective.beta"
+        mend = "prefer responses in the model's own words, or lower the objective's beta"
         note(f"warning: beta * margin is below {FAR_BEHIND:g}: the loss is saturated; {mend}")
