@@ -65,9 +65,18 @@ def own_rope(model: PreTrainedModel, config: PreTrainedConfig) -> Iterator[None]
     Args:
         model: without PEFT around it.
         config: its config as it was before.
+
+    Raises:
+        UserError: the model keeps its frequencies where transformers' models do not.
     """
     # Layers get cosines and sines as inputs, so neither compiled layers nor shards of weights know of the exchange.
     scaled = [(path, module) for path, module in model.named_modules() if "inv_freq" in module._buffers]
+    if not scaled:
+        raise UserError(
+            f"{type(model).__name__} keeps no RoPE frequencies that could be exchanged for those of LongPO's reference",
+            where=config_name(config),
+            mend="leave rope out of the recipe",
+        )
     for path, module in scaled:
         build: Any = type(module)
         inv_freq: Any = module.inv_freq
