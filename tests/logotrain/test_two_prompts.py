@@ -25,6 +25,7 @@ from logotrain.guards import check_chosen
 from logotrain.interrupt import Stopped
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
 from logotrain.loss.objective import dpo, ipo, longpo, orpo, simpo, solopo
+from logotrain.loss.routers import RouterRecord
 from logotrain.recipe.settings import (
     CollapseSettings,
     DpoSettings,
@@ -44,10 +45,12 @@ from logotrain.recipe.settings import (
 )
 from logotrain.rows.collate import Collator, short_prompt
 from logotrain.run import run
+from logotrain.schedule import Schedule
 from tests.distributed.folders import RunFolders
 from tests.distributed.gradients import in_float64
 from tests.logotrain.attention.test_shared_prefix import ExactNorm
 from tests.logotrain.test_trainer import interfere, metrics_of
+from tests.tiny_models import save_tiny
 
 Samples = Callable[..., PreferenceSample]
 Recipes = Callable[..., TrainRecipe]
@@ -394,6 +397,26 @@ def test_the_guard_watches_both_prompts(make_recipe: Recipes, tmp_path: Path) ->
     recipe = recipe_of(make_recipe, "solopo-orpo", **{"collapse": {"min_chosen_logp": -0.01, "num_prompts": 0}})
     with pytest.raises(UserError, match="the model collapsed"):
         run(recipe, tmp_path / "run")
+
+
+def test_the_router_loss_of_two_prompts_is_the_mean_of_both(
+    make_recipe: Recipes, tiny_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    folder = save_tiny("mixtral", tiny_tokenizer, tmp_path / "mixtral")
+    recipe = recipe_of(make_recipe, "solopo-orpo", model=folder, router_loss=0.5, samples_per_step=1, max_steps=1)
+    run(recipe, tmp_path / "run")
+    (line,) = metrics_of(tmp_path / "run")
+    scorer, found = LogprobModel(AutoModelForCausalLM.from_pretrained(folder)), []
+    data = load_data(recipe)
+    draws = [(epoch, data.samples[index]) for epoch, index in Schedule(recipe, len(data.samples)).samples(0)]
+    for part in row_parts(recipe.objective):
+        record = RouterRecord(loss=True)
+        with use_shared_prefix(scorer.causal_lm), torch.no_grad():
+            scorer(Collator(recipe.positions, data.target_length, recipe.seed, (part,))(draws), record)
+        found += [loss.item() for loss in record.losses]
+    assert len(found) == 2
+    assert line["router_loss"] == pytest.approx(sum(found) / 2, rel=1e-5)
+    assert abs(found[0] - found[1]) > 1e-4
 
 
 # Data that will not do ------------------------------------------------------------------------------------------------
