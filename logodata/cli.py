@@ -82,6 +82,12 @@ def _build_inputs(function: Function) -> Function:
             type=RecipeName(path_type=Path),
         ),
         model_option("the model that will be trained: a folder, a hub name, or 'embedded'"),
+        option(
+            "--adapter DIR",
+            "the adapter that writes the responses with it, such as RUN/final of the round before; same as adapter=DIR",
+            INPUT,
+            type=PATH_OR_NAME,
+        ),
         overrides_argument(_build_recipe, "contexts.num_chunks=8"),
         click.argument("source", type=RecipeName(), required=False, help="a recipe, or documents with questions"),
     ):
@@ -119,6 +125,7 @@ def build(
     source: str | None,
     overrides: Sequence[str],
     model: str | None,
+    adapter: str | None,
     recipe: Path | None,
     output: Path | None,
     as_json: bool,
@@ -137,7 +144,7 @@ def build(
 
     build_shard = BuildShard.parse(shard) if shard else None
     cluster = _ray_options(**ray)
-    settings = load_build_recipe(source, recipe, model, overrides)
+    settings = load_build_recipe(source, recipe, model, overrides, adapter=adapter)
     if dry_run:
         (print_json if as_json else print_recipe)({"build": settings.model_dump(mode="json")})
         return
@@ -169,6 +176,7 @@ def preview(
     source: str | None,
     overrides: Sequence[str],
     model: str | None,
+    adapter: str | None,
     recipe: Path | None,
     as_json: bool,
     prompt_price: float | None,
@@ -185,7 +193,7 @@ def preview(
     if (prompt_price is None) != (response_price is None):
         raise UserError("one price of two", mend="give --prompt-price and --response-price")
     prices = None if prompt_price is None or response_price is None else (prompt_price, response_price)
-    settings = load_build_recipe(source, recipe, model, overrides)
+    settings = load_build_recipe(source, recipe, model, overrides, adapter=adapter)
     from logodata.build.preview import preview
 
     found = preview(settings, prices=prices, tokens_per_s=tokens_per_s)

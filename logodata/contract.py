@@ -67,6 +67,7 @@ Reason = Literal[
     "judge_says_rejected_right",
     "judge_reply_malformed",
     "judge_prompt_exceeds_window",
+    "tokens_lose_text",
 ]
 """Why the judge does not keep a pair."""
 

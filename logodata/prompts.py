@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from logodata.common.chat_template import TEMPLATE_SETTING, render_chat
-from logodata.common.errors import SettingError
+from logodata.common.errors import SettingError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,6 +72,7 @@ _CONTROL = re.compile(r"<.+>|\[.+\]|\{.+\}|\|.+\|")
 _text_tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None] = WeakKeyDictionary()
 
 _FIELDS = ("context", "question", "reference", "response")
+_PROBE = " Is it  'so'?\n\n\tNo . 12,5 é\u00a0東京 🙂 <|im_end|> <s>\n"
 _MARK = "\ue000"  # private-use character: it occurs in no template, and documents never pass through the template
 
 
@@ -131,6 +132,50 @@ class PromptFormat:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
+class UserMessages:
+    """Gives back the user's message of a prompt that :class:`PromptFormat` encoded, for engines that send texts.
+
+    Raises:
+        UserError: The tokenizer does not give back every text that it encodes.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        # Without a chat template prompts are texts that the model continues.
+        rendered = render_chat(tokenizer, _MARK) if tokenizer.chat_template else _MARK
+        self._begin, _, self._end = rendered.partition(_MARK)
+        probe = f"{self._begin}{_PROBE}{self._end}"
+        ids = list(tokenizer.encode(self._begin, add_special_tokens=False))
+        ids += encode_text(tokenizer, _PROBE)
+        ids += tokenizer.encode(self._end, add_special_tokens=False)
+        if self.decode(ids) != probe:
+            what = f"the tokenizer of {tokenizer.name_or_path} does not give back the text that it encodes"
+            raise UserError(what, mend="count with another model's, such as model=embedded")
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, control tokens included."""
+        text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def read(self, prompt_ids: Sequence[int]) -> str:
+        """Return the message of a prompt.
+
+        A message cannot begin the answer, and holds no earlier turns: where a prompt does, all their texts stand in the
+        message, one after the other, as RULER asks models without a chat template. So does a prompt without the chat
+        template.
+        """
+        text = self.decode(prompt_ids)
+        if not (self._begin or self._end) or not text.startswith(self._begin) or self._end not in text:
+            special = frozenset(self._tokenizer.all_special_ids)
+            return self.decode([token for token in prompt_ids if token not in special])
+        asked, _, begun = text[len(self._begin) :].rpartition(self._end)
+        if self._begin:
+            earlier = re.escape(self._end) + "(.*?)" + re.escape(self._begin)
+            asked = re.sub(earlier, r"\1", asked, flags=re.DOTALL)
+        return asked + begun
+
+
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the token ids of plain text. Control tokens that occur in it stay text."""
     return list(text_tokenizer(tokenizer).encode(text, add_special_tokens=False, split_special_tokens=True))
@@ -157,6 +202,13 @@ def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
 def is_control(token: str) -> bool:
     """Return whether an added token has the form of a control token, marked as special or not."""
     return _CONTROL.fullmatch(token) is not None
+
+
+def gives_back(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], text: str) -> bool:
+    """Return whether tokens say a text: as :func:`decode_text` reads them, or before it cleans spaces."""
+    return text == decode_text(tokenizer, token_ids) or text == tokenizer.decode(
+        list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:

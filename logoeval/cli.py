@@ -16,6 +16,7 @@ from logodata.common.options import (
     FILE,
     INPUT,
     PATH_OR_NAME,
+    POSITIVE,
     Choice,
     data_option,
     dry_run_option,
@@ -29,6 +30,7 @@ from logoeval.tasks.table import TASKS, Task, task_names
 
 if TYPE_CHECKING:
     from logoeval.recipe.settings import EvalRecipe
+    from logoeval.rounds.plan import AllSections
 
 _EXAMPLES = "\n".join(
     [
@@ -175,6 +177,61 @@ def _evaluate(shared: _Shared, task: str | None, given: Mapping[str, object], ch
         from logoeval.run import evaluate
 
         terminal.show_results(evaluate(recipe, tasks, shared.output), tasks, shared.output)
+
+
+def _all_sections() -> type[AllSections]:
+    from logoeval.rounds.plan import AllSections
+
+    return AllSections
+
+
+@program.command(
+    examples="""
+    logoeval rounds my.yaml --held-out heldout.jsonl -o runs/rounds
+    logoeval rounds my.yaml --held-out runs/heldout -o runs/rounds --rounds 4 --gpus 8 train.epochs=2
+    """
+)
+@recipe_argument("required: it has the sections build, train and eval")
+@overrides_argument(_all_sections, "train.epochs=2")
+@model_option("the model that is trained, where it is not the recipe's")
+@option("--held-out DATA", "documents with questions that no round trains on, or a data set built of them", INPUT)
+@option("--rounds N", "the most rounds (default 3); the documents are dealt out to them", type=POSITIVE)
+@option("--gpus N", "processes of a training run, under torchrun (default 1)", type=POSITIVE)
+@output_option("folder of all rounds")
+@dry_run_option("print the commands and touch nothing")
+def rounds(
+    recipe: Path | None,
+    overrides: Sequence[str],
+    model: str | None,
+    held_out: str | None,
+    rounds: int | None,
+    gpus: int | None,
+    output: Path | None,
+    dry_run: bool,
+) -> None:
+    """Build, train and measure in rounds, each with the last round's adapter, until no measure rises.
+
+    Each round builds data of its own documents, answered by the adapter so far, trains this adapter on, and measures
+    it on the held-out data. An interrupted command goes on when it is run again.
+    """
+    missing = "RECIPE" if recipe is None else "--held-out DATA" if held_out is None else None
+    if missing or recipe is None or held_out is None:
+        raise UserError(f"{missing} is missing", where="logoeval rounds", mend="see logoeval rounds --help")
+    from logoeval.rounds.plan import Rounds, by_section, check_recipe
+
+    folder = output or Path("ROUNDS")
+    plan = Rounds(str(recipe), folder, rounds or 3, held_out, model, gpus or 1, by_section(overrides))
+    check_recipe(plan)
+    if dry_run:
+        for step in [*plan.first_steps(), *(step for n in range(1, plan.count + 1) for step in plan.steps(n))]:
+            print(step)
+        return
+    if output is None:
+        raise UserError("no folder for the rounds", mend="give -o DIR")
+    from logoeval.rounds.driver import run_rounds
+    from logoeval.rounds.table import show_rounds
+
+    show_rounds(run_rounds(plan), plan.report)
 
 
 @program.command(examples="logoeval score predictions/ -o scores.json")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from logodata.common.files import check_apart
 from logodata.common.recipes.files import check_paths
+from logodata.engines.prices import find_prices
 from logodata.models.adapters import check_adapter
 from logodata.models.loading import check_model, model_folder
 from logoeval.recipe.settings import EvalRecipe
@@ -17,6 +18,7 @@ def check_inputs(recipe: EvalRecipe, out: Path, checkpoints: Path | None = None)
     """Raise a ``UserError`` if something is not there that the tasks of a recipe read, or holds no model, adapter,
     build or text, or if the folder ``out`` of the results lies among it."""
     check_model(recipe.model)
+    find_prices(recipe.engine, recipe.model)
     if recipe.adapter is not None and checkpoints is None:  # which refuse one
         check_adapter(recipe.adapter)
     read = [found for task in recipe.tasks for found in find_task(task).evaluator.inputs(recipe.section(task))]

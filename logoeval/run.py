@@ -15,8 +15,9 @@ from logodata.common.console import note
 from logodata.common.files import bind_settings, locked
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.user_files import visible_files
-from logodata.models.adapters import trained_on
-from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
+from logodata.engines.settings import asked_fingerprint, asked_model
+from logodata.models.adapters import adapter_fingerprint, trained_on
+from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import read_template, resolve_model
 from logoeval.intervals import summarise
 from logoeval.recipe.settings import EvalRecipe
@@ -29,7 +30,7 @@ from logoeval.records import (
     has_predictions,
     write_results,
 )
-from logoeval.session import Session, adapter_fingerprint
+from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
 from logoeval.tasks.table import find_task
 from logoeval.tasks.texts import text_fingerprint
@@ -60,8 +61,8 @@ def evaluate(
         predictions = folder / PREDICTIONS_DIR
         predictions.mkdir(exist_ok=True)
         measured: dict[str, Any] = {
-            "model": recipe.model,
-            "model_fingerprint": model_fingerprint(recipe.model),
+            "model": asked_model(recipe.engine, recipe.model),
+            "model_fingerprint": asked_fingerprint(recipe.engine, recipe.model),
             "adapter_fingerprint": adapter_fingerprint(recipe.adapter),
         }
         started = bool(results.tasks) or any(visible_files(predictions, (".jsonl",)))
@@ -122,7 +123,7 @@ def _settings(
         "seed": recipe.seed,
         "chat_template": template,
         **({"chat_template_args": recipe.chat_template_args} if recipe.chat_template_args else {}),
-        **(_thinking(session) if evaluator.generates else {}),
+        **(_thinking(session) if evaluator.may_reason(section) else {}),
         **evaluator.describe(section, recipe.engine),
     }
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from logodata.common.errors import UserError
-from logodata.common.files import file_sha256
 from logodata.common.turn_end import turn_end_ids
 from logodata.engines import Engine
 from logodata.engines.reasoning import Reasoning
-from logodata.engines.settings import EngineSettings, ModelSettings, open_engine
+from logodata.engines.settings import CHAT_ADAPTER, EngineSettings, ModelSettings, engine_window, open_engine
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.models.adapter_fit import check_adapter_fits
-from logodata.models.adapters import ADAPTER_FILES, BASE_CONFIG, check_adapter, merge_adapter
+from logodata.models.adapters import merge_adapter
 from logodata.models.facts import model_eos_ids
 from logodata.models.loading import load_config, load_model
 from logodata.models.text_config import config_window, text_config
@@ -35,7 +33,13 @@ class SessionSettings(ModelSettings):
     """Draws needles and haystacks."""
     engine: EngineSettings = EngineSettings()
     """What generates. Log-probabilities are computed by transformers whatever it is, with weights of ``engine.dtype``,
-    in float32 from the head's output on."""
+    in float32 from the head's output on. A chat server has none, since its model may be another one."""
+
+    @model_validator(mode="after")
+    def _adapter_is_served(self) -> Self:
+        if self.adapter is not None and self.engine.kind == "chat":
+            raise ValueError(CHAT_ADAPTER)
+        return self
 
 
 class Weights:
@@ -86,6 +90,8 @@ class Session:
     @property
     def window(self) -> int:
         """Positions the model was made for, or was extended to when its adapter was trained."""
+        if self.settings.engine.kind == "chat":
+            return engine_window(self.settings.engine, self.settings.model)
         return config_window(self.config)
 
     @cached_property
@@ -126,6 +132,11 @@ class Session:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model in transformers, with the adapter merged."""
+        if self.settings.engine.kind == "chat":
+            what = "a chat server returns text, and no log-probabilities of a given one"
+            raise UserError(
+                what, where="engine.kind=chat", mend="ask it for tasks that generate: longbench, ruler, niah"
+            )
         return self.weights.load(self.settings, self.config, self.device)
 
     @cached_property
@@ -133,7 +144,7 @@ class Session:
         """The engine that generates. That of transformers shares the weights of :attr:`model`."""
         engine = self.settings.engine
         if engine.kind != "transformers":
-            return open_engine(engine, self.settings.model, adapter=self.settings.adapter)
+            return open_engine(engine, self.settings.model, self.bare_tokenizer, adapter=self.settings.adapter)
         from logodata.engines.batching_trial import find_batching
         from logodata.engines.transformers_engine import TransformersEngine
 
@@ -155,23 +166,20 @@ class Session:
                 mend="lower it, or take a model with a longer window",
             )
 
+    def check_room(self, num_tokens: int, what: str) -> None:
+        """Raise a ``UserError`` if a prompt with its answer, of ``num_tokens`` together, and the budget of reasoning
+        need more positions than the model or the engine has. ``what`` names the setting."""
+        budget, limit = self.reasoning.budget, self.settings.engine.max_model_len
+        needed = num_tokens + budget
+        asked = what + (f" and thinking_tokens={budget}" if budget else "")
+        self.check_window(needed, asked)
+        if limit is not None and needed > limit:
+            raise UserError(
+                f"{asked} needs {needed} positions, engine.max_model_len is {limit}",
+                mend="raise engine.max_model_len, or lower the others",
+            )
+
 
 def rope_and_window(config: PreTrainedConfig) -> tuple[Any, int]:
     """Return the RoPE and the window of a config. An adapter may have been trained with others."""
     return getattr(text_config(config), "rope_parameters", None), config_window(config)
-
-
-def adapter_fingerprint(adapter: Path | None) -> str | None:
-    """Return a hash of an adapter's config and weights, and of the RoPE it was trained with.
-
-    Raises:
-        UserError: there is no adapter in the folder.
-    """
-    if adapter is None:
-        return None
-    check_adapter(adapter)
-    digest = hashlib.sha256()
-    for file in (adapter / name for name in (*ADAPTER_FILES, BASE_CONFIG)):
-        if file.is_file():  # adapters of other trainers have no base config
-            digest.update(bytes.fromhex(file_sha256(file)))
-    return digest.hexdigest()[:16]

@@ -12,8 +12,8 @@ would be alone, and the model is loaded twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from logoeval.checkpoints import at_adapter
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.run import evaluate
 from logoeval.session import Session, rope_and_window
+from logoeval.tasks.longbench2.task import prompt_limits
 from logoeval.tasks.needles.heads import HEADS_FILE
 from logoeval.tasks.ruler.task import find_lengths
 from logoeval.tasks.table import find_task
@@ -57,11 +58,16 @@ def evaluate_with_base(recipe: EvalRecipe, tasks: Sequence[str], folder: Path) -
     adapter_recipe = at_adapter(recipe, recipe.adapter, base_folder / HEADS_FILE)
     adapted = Session(adapter_recipe)
     base = _BaseSession(base_recipe, adapted)
+    sections: dict[str, Any] = {task: recipe.section(task) for task in tasks}
     if "longbench" in tasks:
-        base.check_prompts_agree()
+        base.check_prompts_agree("longbench")
+    if "longbench2" in tasks:
+        base.check_prompts_agree("longbench2", partial(prompt_limits, sections["longbench2"]))
+    if "short" in tasks and sections["short"].truncate:
+        base.check_prompts_agree("short")
     if "ruler" in tasks:
-        base.check_lengths_agree(recipe.section("ruler"))
-    if any(find_task(task).evaluator.generates for task in tasks):
+        base.check_lengths_agree(sections["ruler"])
+    if any(find_task(task).evaluator.may_reason(section) for task, section in sections.items()):
         base.check_budgets_agree()
     with locked(folder):
         note("base model")
@@ -119,17 +125,17 @@ class _BaseSession(Session):
             )
         super().check_window(num_tokens, what)
 
-    def check_prompts_agree(self) -> None:
-        """Raise a ``UserError`` if the adapter was trained with another window and no limit of the engine is below
-        both: LongBench's prompts would be cut to other lengths, and there would be nothing to compare."""
-        before, after = self.window, self._adapted.window
-        lower, limit = min(before, after), self.settings.engine.max_model_len
-        if before != after and (limit is None or limit > lower):
+    def check_prompts_agree(self, task: str, limit: Callable[[Session], object] = lambda it: it.engine_window) -> None:
+        """Raise a ``UserError`` if ``task`` would cut prompts of base and adapter to other lengths, since the adapter
+        was trained with another window: there would be nothing to compare. ``limit`` gives what a session's prompts are
+        cut to."""
+        if limit(self) != limit(self._adapted):
+            before, after = self.window, self._adapted.window
             raise UserError(
-                f"longbench: the base model has {before} positions, the adapter was trained for {after}: their prompts "
+                f"{task}: the base model has {before} positions, the adapter was trained for {after}: their prompts "
                 "would be cut to other lengths",
                 where=str(self._adapted.settings.adapter),
-                mend=f"set engine.max_model_len={lower}, or leave out --with-base",
+                mend=f"set engine.max_model_len={min(before, after)}, or leave out --with-base",
             )
 
     def check_budgets_agree(self) -> None:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from logodata.common.chat_template import render_chat
 from logodata.common.recipes.reading import load_recipe, shipped_recipes
 from logodata.common.turn_end import turn_end_ids
+from logodata.engines.settings import ModelSettings
 from logodata.prompts import ANSWER_TEMPLATE, PromptFormat
 from logodata.recipe.settings import BuildRecipe
 from logoeval.recipe.settings import EvalRecipe
@@ -248,6 +250,16 @@ def test_chat_templates_frame_a_question_and_end_a_turn(name: str) -> None:
         assert text.startswith("<|im_start|>user\nRead the text")
         assert text.endswith("sentence.<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert turn_end_ids(tokenizer)[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_a_template_opens_the_reasoning_of_the_embedded_model_or_closes_it() -> None:
+    settings = {"model": "embedded", "chat_template": FOLDER / "templates" / "smollm2-thinking.jinja"}
+    for thinks, budget, end in ((True, 8192, "<think>\n"), (False, 0, "<think>\n\n</think>\n\n")):
+        given = ModelSettings(**settings, chat_template_args={"enable_thinking": thinks})
+        tokenizer = given.load_tokenizer()
+        assert render_chat(tokenizer, "Who?") == f"<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n{end}"
+        assert given.reasoning(tokenizer, 16384).budget == budget
+        assert turn_end_ids(tokenizer)[0] == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
 @every_recipe

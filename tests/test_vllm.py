@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import httpx
 import pytest
@@ -155,6 +155,33 @@ def test_server_gives_the_same_tokens(
     engine = open_engine(EngineSettings(kind="openai", base_urls=(vllm_server,)), MODEL)
     assert engine.name.startswith("openai (vllm ")
     assert_same_tokens(model, expected, generate(engine, make_requests()))
+
+
+@pytest.mark.parametrize("api", ["openai", "anthropic"])
+def test_a_server_that_is_sent_messages_gives_the_same(vllm_server: str, api: Literal["openai", "anthropic"]) -> None:
+    """Of prompts without chunks, which the server's tokenizer splits as ours does."""
+    if api == "anthropic":
+        pytest.importorskip("anthropic")
+    tokenizer = load_tokenizer(MODEL)
+    form, sampling = PromptFormat(tokenizer, "{question}"), Sampling(24, turn_end_ids(tokenizer))
+    requests = [
+        GenerationRequest(f"r{n}", form.encode([], question=f"{text} What is this about?").ids, sampling)
+        for n, text in enumerate(SENTENCES)
+    ]
+    by_ids = generate(open_engine(EngineSettings(kind="openai", base_urls=(vllm_server,)), MODEL), requests)
+    settings = EngineSettings(
+        kind="chat",
+        api=api,
+        base_urls=(vllm_server.removesuffix("/v1"),),
+        served_model=resolve_model(MODEL),
+        extra_body={"temperature": 0} if api == "anthropic" else {},
+    )
+    by_message = generate(open_engine(settings, MODEL), requests)
+    for request in requests:
+        theirs, ours = by_ids[request.id], by_message[request.id]
+        assert (ours.token_ids, ours.finish_reason) == (theirs.token_ids, theirs.finish_reason)
+        assert ours.usage is not None
+        assert ours.usage.prompt_tokens == len(request.prompt_ids)
 
 
 def test_server_samples_by_seed_and_id(vllm_server: str) -> None:
@@ -329,3 +356,14 @@ def test_the_harness_gives_the_numbers_of_its_model_in_transformers(tmp_path: Pa
     results = [read_results(tmp_path / kind).tasks["short"] for kind in ("transformers", "vllm")]
     assert results[0].summary == results[1].summary
     assert (results[0].settings.get("engine"), results[1].settings.get("engine")) == (None, "vllm")
+
+
+def test_the_harness_sets_no_variable_of_the_chat_template() -> None:
+    """Its own model in vLLM would set ``enable_thinking`` to None, which some templates take for false."""
+    pytest.importorskip("lm_eval")
+    from logoeval.tasks.short.vllm_model import VllmHarnessModel
+
+    model = VllmHarnessModel.__new__(VllmHarnessModel)  # no vLLM is needed to write a chat
+    model.tokenizer = load_tokenizer(MODEL, "{{ enable_thinking is defined }}")
+    model.chat_template_args, model.enable_thinking, model.hf_chat_template = {}, None, None
+    assert model.apply_chat_template([{"role": "user", "content": "Who?"}]) == "False"

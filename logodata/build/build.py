@@ -23,7 +23,7 @@ from logodata.common.console import note, progress
 from logodata.common.files import bind_settings, locked, read_if_whole, write_json
 from logodata.contract import SCHEMA_VERSION, Manifest, QuestionOutcome, SourceFile, Stats
 from logodata.dataset.files import SHARD_FILE, read_stats, write_data_set
-from logodata.models.facts import model_fingerprint
+from logodata.engines.settings import asked_fingerprint
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import Source, check_outside, read_source, source_fingerprint
 
@@ -45,7 +45,9 @@ def build(
     check_outside(recipe.source, output)
     check_inputs(recipe, recipe.source, output)
     source_file = SourceFile(path=recipe.source.path, sha256=source_fingerprint(recipe.source))
-    pipeline = Pipeline(recipe, model_fingerprint(recipe.model), output / "work" / "responses.jsonl")
+    pipeline = Pipeline(
+        recipe, asked_fingerprint(recipe.engine, recipe.model, recipe.adapter), output / "work" / "responses.jsonl"
+    )
     settings = {
         "recipe": recipe.binding(),
         "source_fingerprint": source_file.sha256,
@@ -109,6 +111,7 @@ def _build(
                 num_kept += sum(outcome.sample is not None for outcome in decided)
                 tracker.advance(len(decided), kept=num_kept)
 
+    pipeline.note_usage()
     rejected = [row for row in source.rejected if shard is None or shard.owns(row.doc_id or row.id)]
     if shard is not None:
         write_json(output / SHARD_FILE, shard_record(shard, source, [*(row.id for row in rejected), *order]).to_json())

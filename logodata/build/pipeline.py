@@ -35,10 +35,12 @@ from logodata.contract import (
     RejectedQuestion,
     Response,
 )
+from logodata.engines.response_log import note_usage
 from logodata.engines.settings import engine_window
 from logodata.judge.judged_response import Decision, eligible
 from logodata.judge.measures import word_share
 from logodata.judge.model import ModelJudge
+from logodata.judge.settings import judge_engine
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.recipe.settings import BuildRecipe
 
@@ -63,7 +65,7 @@ class Pipeline:
     def __init__(self, recipe: BuildRecipe, model_fingerprint: str, log: Path | None = None) -> None:
         self._recipe, self._fingerprint = recipe, model_fingerprint
         tokenizer = recipe.load_tokenizer()
-        self.preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
+        self.preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model, recipe.adapter))
         self.responses = Responses(recipe, model_fingerprint, log, self.preparer)
         self.model_judge: ModelJudge | None = None
         if recipe.judge.model is not None:
@@ -114,6 +116,13 @@ class Pipeline:
         judge = self.model_judge.engine.name if self.model_judge else None
         names = {"engine": self.responses.engine.name, "judge_engine": judge}
         return {key: name for key, name in names.items() if name}
+
+    def note_usage(self) -> None:
+        """Say which tokens chat servers have counted for the responses and verdicts in the logs, and what they cost."""
+        recipe, judge = self._recipe, self._recipe.judge.model
+        note_usage("responses", self.responses.engine, recipe.engine, recipe.model)
+        if self.model_judge and judge:
+            note_usage("verdicts", self.model_judge.engine, judge_engine(recipe, judge), judge.name or recipe.model)
 
     def forget(self) -> None:
         """Drop the responses and replies that are in memory only."""

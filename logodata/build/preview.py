@@ -18,9 +18,9 @@ from logodata.common.errors import UserError
 from logodata.common.records import ABSENT, Record
 from logodata.contexts.scores import open_evaluator
 from logodata.contract import ContextChunk, Spread
+from logodata.engines.prices import find_prices
 from logodata.engines.response_log import ResponseLog
-from logodata.engines.settings import engine_window
-from logodata.models.facts import model_fingerprint
+from logodata.engines.settings import asked_fingerprint, engine_window
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import Source, read_source
 
@@ -92,19 +92,22 @@ def preview(recipe: BuildRecipe, *, prices: tuple[float, float] | None, tokens_p
     The tokenizer of the model is loaded, and no weights of it. An evaluator that embeds loads its own model.
 
     Args:
-        prices: The price of a million prompt tokens, and of a million response tokens.
+        prices: The price of a million prompt tokens, and of a million response tokens; by default those of the table
+            ``engine.prices``.
         tokens_per_s: How many tokens the engine reads and writes in a second, as the progress of a build shows it.
 
     Raises:
         UserError: The source or the recipe has a fault, or there are prices and the engine is no server.
     """
-    if prices is not None and recipe.engine.kind != "openai":
-        mend = "set engine.kind=openai and engine.base_urls, or leave the prices out"
+    if prices is not None and not recipe.engine.asks_servers:
+        mend = "set engine.kind to openai or chat, and engine.base_urls, or leave the prices out"
         raise UserError(f"the engine {recipe.engine.kind} has no price", mend=mend)
     check_inputs(recipe, recipe.source, None)
+    if prices is None and (listed := find_prices(recipe.engine, recipe.model)) is not None:
+        prices = (listed.prompt, listed.response)
     source = read_source(recipe.source, needs_questions=False)
     tokenizer = recipe.load_tokenizer()
-    preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model))
+    preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model, recipe.adapter))
     evaluator = open_evaluator(recipe.evaluator)
     if source.documents.num_questions:
         warn_of_losses(recipe, preparer, source.documents, evaluator)
@@ -162,7 +165,11 @@ class _Counts:
         self._others: list[PreparedQuestion] = []
         self.usable = 0
         cache = recipe.generation.cache
-        self._log = None if cache is None else ResponseLog(None, model_fingerprint(recipe.model), cache)
+        self._log = (
+            None
+            if cache is None
+            else ResponseLog(None, asked_fingerprint(recipe.engine, recipe.model, recipe.adapter), cache)
+        )
 
     def add(self, question: PreparedQuestion) -> None:
         """Count a question."""
@@ -214,7 +221,7 @@ def _priced(work: Work, recipe: BuildRecipe, prices: tuple[float, float] | None,
             (work.preferred_prompts, engine.requests_per_minute),
             (work.preferred_prompt_tokens + work.preferred_prompts * work.max_new_tokens, engine.tokens_per_minute),
         )
-        if limit is not None and engine.kind == "openai"
+        if limit is not None and engine.asks_servers
     ]
     if waits:
         update["seconds_at_least"] = max(waits)

@@ -58,7 +58,10 @@ def _print_work(work: Work) -> None:
         judge = ", without the judge" if work.judge_prompts_at_most is not None else ""
         _line("cost", f"{work.cost_at_least:,.2f} to {work.cost_at_most:,.2f} in the unit of the prices{judge}")
     else:
-        _line("cost", "not estimated: --prompt-price and --response-price give what a server takes")
+        _line(
+            "cost",
+            "not estimated: --prompt-price and --response-price, or a table engine.prices, give what a server takes",
+        )
     least = f"at least {_time(work.seconds_at_least)} by the rate limits" if work.seconds_at_least is not None else ""
     if work.seconds_at_most is not None:
         _line("time", f"at most {_time(work.seconds_at_most)} at the given rate{', ' * bool(least)}{least}")

@@ -166,7 +166,7 @@ def worker_size(recipe: BuildRecipe, nodes: Sequence[dict[str, float]], count: i
         fitting = sum(min(node_gpus // gpus, node_cpus) for node_cpus, node_gpus in per_node)
         count = count or max(fitting, 1)
     else:
-        count = count or (1 if engine.kind == "openai" else max(len(per_node), 1))
+        count = count or (1 if engine.asks_servers else max(len(per_node), 1))
         cpus = max(1, min(num_cpus // (2 * count), min((c for c, _ in per_node), default=1)))
         fitting = sum(node_cpus // cpus for node_cpus, _ in per_node)
     if count > fitting:

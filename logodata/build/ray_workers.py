@@ -19,7 +19,7 @@ from logodata.common.recipes.fields import move_paths
 from logodata.common.user_files import expand_home
 from logodata.contract import QuestionOutcome
 from logodata.engines.settings import EngineSettings
-from logodata.judge.model import judge_engine
+from logodata.judge.settings import judge_engine
 from logodata.models.loading import resolve_model
 from logodata.recipe.settings import BuildRecipe
 
@@ -120,7 +120,7 @@ def portable(recipe: BuildRecipe) -> BuildRecipe:
 
 def _served(engine: EngineSettings, model: str) -> EngineSettings:
     """Servers know the model by the name that was given, unless another one is set: keep it before paths change."""
-    if engine.kind != "openai" or engine.served_model is not None:
+    if not engine.asks_servers or engine.served_model is not None:
         return engine
     return engine.model_copy(update={"served_model": resolve_model(model)})
 

@@ -6,14 +6,14 @@ from functools import cached_property
 from pathlib import Path
 
 from logodata.build.preparing import PreparedQuestion, QuestionPreparer
-from logodata.contract import Question, Response, ResponseOrigin
+from logodata.contract import Question, Reason, Response, ResponseOrigin
 from logodata.engines import GenerationRequest
 from logodata.engines.reasoning import Reply
 from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import open_engine
 from logodata.judge.judged_response import Decision
 from logodata.judge.rules import Measurer, preferred_fault, rejected_fault
-from logodata.prompts import decode_text, encode_text
+from logodata.prompts import decode_text, encode_text, gives_back
 from logodata.recipe.settings import BuildRecipe
 
 
@@ -40,7 +40,7 @@ class Responses:
         """The engine of the build behind the log of its responses. The log is opened when the engine is first asked."""
         recipe = self._recipe
         log = ResponseLog(self._path, self._fingerprint, recipe.generation.cache)
-        return CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model))
+        return CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model, self._tokenizer, recipe.adapter))
 
     def preferred(self, prepared: PreparedQuestion) -> list[Decision]:
         """Return all candidates for the preferred response, with what the rules say of each."""
@@ -52,7 +52,10 @@ class Responses:
             found = [self._measured(question, strategy, Reply(ids, reference, "stop"), "live")]
         else:
             found = [self._response(question, strategy, request) for request in prepared.preferred]
-        faults = (preferred_fault(r, question.question, question.answers, judge, guided=guided) for r in found)
+        faults = (
+            self._text_fault(r) or preferred_fault(r, question.question, question.answers, judge, guided=guided)
+            for r in found
+        )
         pairs = zip(found, faults, strict=True)
         return [Decision(question, "preferred", n, response, fault) for n, (response, fault) in enumerate(pairs)]
 
@@ -60,12 +63,21 @@ class Responses:
         """Return the dis-preferred responses, with what the rules say of each beside the chosen one."""
         question, asked, judge = prepared.question, prepared.rejected, self._recipe.judge
         found = [self._response(question, name, request) for name, request in asked.items()]
-        return [Decision(question, "rejected", n, r, rejected_fault(r, chosen, judge)) for n, r in enumerate(found)]
+        faults = (self._text_fault(r) or rejected_fault(r, chosen, judge) for r in found)
+        return [
+            Decision(question, "rejected", n, r, fault) for n, (r, fault) in enumerate(zip(found, faults, strict=True))
+        ]
+
+    def _text_fault(self, response: Response) -> Reason | None:
+        """Return the fault of a response whose tokens, which are trained on, do not say its text. Texts of servers and
+        references are tokenised here, by a tokenizer that may change them (Unicode forms, spaces)."""
+        ids = response.token_ids[:-1] if response.ended else response.token_ids
+        return None if gives_back(self._tokenizer, ids, response.text) else "tokens_lose_text"
 
     def _response(self, question: Question, strategy: str, request: GenerationRequest) -> Response:
         result, origin = self.engine.answer(request)
         if self._recipe.generation.keep_reasoning:
-            whole = decode_text(self._tokenizer, result.token_ids)
+            whole = decode_text(self._tokenizer, result.token_ids) if result.text is None else result.text
             return self._measured(question, strategy, Reply(result.token_ids, whole, result.finish_reason), origin)
         return self._measured(question, strategy, self._preparer.reply(request, result), origin)
 

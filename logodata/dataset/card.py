@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from logodata.common.printable import markdown_cell, markdown_code, markdown_text
 from logodata.contract import ErrorPattern, GroupStats, ImportManifest, Manifest, PairFormat, PromptForm, Stats
+from logodata.engines.settings import asked_model
 from logodata.judge.agreement import describe_verdicts
 from logodata.judge.settings import JudgeSettings
 from logodata.recipe.settings import BuildRecipe
@@ -78,7 +79,7 @@ as text: `logodata export DIR --format text -o FILE.parquet`, then `load_dataset
 - **Dis-preferred**: the model's greedy answers from irrelevant chunks alone{_mixed(contexts.mixed_ratios, stats)}.
 - **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
 - **Judge**: {_describe_judge(recipe.judge)}.{_model_judge(manifest, stats)}
-- **Model**: {markdown_code(manifest.model)} ({manifest.model_fingerprint}), engine {markdown_text(manifest.engine)}, logo-align {manifest.logo_align}, seed {recipe.seed}.
+- **Model**: {_model(manifest, recipe)}, engine {markdown_text(manifest.engine)}, logo-align {manifest.logo_align}, seed {recipe.seed}.
 
 Preferred responses end by themselves {stats.preferred_ended:.0%} of the time, dis-preferred ones {stats.dispreferred_ended:.0%}: a gap
 here teaches the model to end its answers, whatever they say.
@@ -176,6 +177,19 @@ def named_values(stats: Stats) -> Iterator[tuple[str, Any]]:
     for name, value in stats.to_json().items():
         if name not in left_out:
             yield name.replace("_", " "), value
+
+
+def _model(manifest: Manifest, recipe: BuildRecipe) -> str:
+    """Name who answered. A chat server gives texts, and another model's tokenizer the tokens."""
+    if recipe.engine.kind != "chat":
+        adapter = "" if recipe.adapter is None else f" with the adapter {markdown_code(str(recipe.adapter))}"
+        return f"{markdown_code(manifest.model)}{adapter} ({manifest.model_fingerprint})"
+    asked = markdown_code(asked_model(recipe.engine, manifest.model))
+    return (
+        f"{asked}, behind a chat server ({markdown_text(manifest.model_fingerprint)}). Its responses are texts, which the "
+        f"tokenizer of {markdown_code(manifest.model)} put into tokens; a response whose tokens do not give back its text "
+        "is in no pair (`tokens_lose_text` above counts the questions that lost theirs by it)"
+    )
 
 
 def _mixed(ratios: Sequence[float], stats: Stats) -> str:

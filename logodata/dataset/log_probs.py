@@ -27,7 +27,7 @@ from logodata.contract import ImportManifest, PreferenceSample
 from logodata.dataset.files import read_recipe
 from logodata.dataset.samples import iterate_samples, read_manifest
 from logodata.engines.batching_trial import find_batching
-from logodata.models.facts import model_fingerprint
+from logodata.engines.settings import EngineSettings, asked_fingerprint
 from logodata.models.loading import DType, load_config, load_model, load_tokenizer
 from logodata.models.logprobs import text_logprobs, token_logprobs
 from logodata.models.rope import reset_rope
@@ -150,8 +150,9 @@ def measure(
     """
     manifest = read_manifest(folder)
     name = model or manifest.model
-    config = load_config(name)
-    found, built = model_fingerprint(name), manifest.model_fingerprint
+    adapter = None if isinstance(manifest, ImportManifest) else read_recipe(folder).adapter
+    config = load_config(name, adapter=adapter)
+    found, built = asked_fingerprint(EngineSettings(), name, adapter), manifest.model_fingerprint
     if found != built:
         raise UserError(
             f"built with model {manifest.model} ({built}), this is {name} ({found})",
@@ -169,7 +170,7 @@ def measure(
         dtype = "float32" if device == "cpu" else of_build
         if dtype != of_build:
             note(f"dtype: float32, on a CPU; the build's was {of_build} (--dtype {of_build} asks for it)")
-    loaded = load_model(name, config=config, dtype=dtype, device=device)
+    loaded = load_model(name, adapter=adapter, config=config, dtype=dtype, device=device)
     scored, size = [], vocabulary_size(config)
     with progress("log-probabilities", len(samples)) as tracker:
         for sample in samples:

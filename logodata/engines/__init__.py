@@ -1,12 +1,13 @@
-"""Engines turn prompts of token ids into responses. One protocol has three implementations: transformers, vLLM
-(offline) and OpenAI-compatible servers.
+"""Engines turn prompts of token ids into responses. One protocol has four implementations: transformers, vLLM
+(offline), servers that take token ids, and servers that take messages.
 
-All get the same token ids and the same explicit sampling settings, so that greedy answers do not depend on the engine.
+The first three get the same token ids and the same explicit sampling settings, so that greedy answers do not depend on
+the engine. A server that takes messages has a chat template and a tokenizer of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -45,16 +46,40 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """The tokens that a server counts for a response, and takes money for. Those of the response hold its reasoning."""
+
+    prompt_tokens: int
+    response_tokens: int
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.prompt_tokens + other.prompt_tokens, self.response_tokens + other.response_tokens)
+
+
+def sum_usage(counts: Iterable[Usage | None]) -> Usage | None:
+    """Return the sum of counts; None if there is none."""
+    total = None
+    for count in counts:
+        if count is not None:
+            total = count if total is None else total + count
+    return total
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationResult:
     """The response to the request ``id``: new tokens only, without the stop token.
 
     ``finish_reason`` is ``"stop"`` if the model ended the response itself, ``"length"`` if it reached
-    ``max_new_tokens``.
+    ``max_new_tokens``. The other fields are those of servers that return text: then ``token_ids`` is ``text`` in tokens
+    of the tokenizer here, and ``reasoning`` is what the server keeps apart from the text.
     """
 
     id: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    text: str | None = None
+    reasoning: str | None = None
+    usage: Usage | None = None
 
 
 class Engine(Protocol):
@@ -62,7 +87,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """``transformers``, ``vllm`` or ``openai``, with the version, for manifests."""
+        """``transformers``, ``vllm``, ``openai`` or ``chat``, with the version, for manifests."""
         ...
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationResult]:

@@ -85,8 +85,11 @@ class Reasoning:
 
         The answer is what follows the last end marker, as far as ``answer`` allows. Without an end marker the whole
         response is the answer, unless the model was still reasoning: the prompt (``opened``) or the response opened it,
-        or a model that is expected to reason reached the cap.
+        or a model that is expected to reason reached the cap. A server that returns text may keep the reasoning apart;
+        its chat template opens what it opens, so the prompt tells nothing then.
         """
+        if result.text is not None:
+            return self._split_text(result, result.text, answer)
         ids = result.token_ids
         end = self._last(self._closing_ids, self.closing, ids)
         start, remainder = end or (0, "")
@@ -100,14 +103,7 @@ class Reasoning:
         if cut:
             text = decode_text(self._tokenizer, ids)
             return Reply((), "", "length", reasoning=text, num_reasoning_tokens=len(ids), cut=True)
-        reason = result.finish_reason
-        if self.budget:
-            stops = (n for n, token in enumerate(rest) if token in answer.stop_ids and n >= answer.min_new_tokens)
-            stop = next(stops, len(rest))
-            if stop < len(rest):
-                rest, reason = rest[:stop], "stop"
-            if len(rest) > answer.max_new_tokens:
-                rest, reason = rest[: answer.max_new_tokens], "length"
+        rest, reason = self._ended(rest, result.finish_reason, answer)
         if end is None:
             return Reply(rest, decode_text(self._tokenizer, rest), reason)
         text = (remainder + decode_text(self._tokenizer, rest)).lstrip()
@@ -119,6 +115,37 @@ class Reasoning:
             reasoning=reasoning.removesuffix(remainder).removesuffix(self.closing),
             num_reasoning_tokens=start,
         )
+
+    def _split_text(self, result: GenerationResult, text: str, answer: Sampling) -> Reply:
+        reasoning, end = result.reasoning, text.rfind(self.closing)
+        if reasoning is None and end >= 0:
+            reasoning, text = text[:end], text[end + len(self.closing) :]
+        if reasoning is not None:
+            text = text.lstrip()
+        reached = result.finish_reason == "length"
+        # Where nothing was kept apart, a model that reasons and reaches the cap is still at it.
+        cut = self.opening in text or (reached and (not text if reasoning is not None else self.budget > 0))
+        if cut:
+            thought = (reasoning or "") + text
+            return Reply((), "", "length", thought, len(encode_text(self._tokenizer, thought)), cut=True)
+        ids = result.token_ids if text == result.text else tuple(encode_text(self._tokenizer, text))
+        rest, reason = self._ended(ids, result.finish_reason, answer)
+        said = text if rest == ids else decode_text(self._tokenizer, rest)
+        count = len(encode_text(self._tokenizer, reasoning)) if reasoning else 0
+        return Reply(rest, said, reason, reasoning, count)
+
+    def _ended(
+        self, ids: tuple[int, ...], reason: FinishReason, answer: Sampling
+    ) -> tuple[tuple[int, ...], FinishReason]:
+        """Return an answer as far as its own sampling allows, where the response had a budget more."""
+        if not self.budget:
+            return ids, reason
+        stops = (n for n, token in enumerate(ids) if token in answer.stop_ids and n >= answer.min_new_tokens)
+        if (stop := next(stops, None)) is not None:
+            ids, reason = ids[:stop], "stop"
+        if len(ids) > answer.max_new_tokens:
+            ids, reason = ids[: answer.max_new_tokens], "length"
+        return ids, reason
 
     def _tokens_of(self, text: str, ids: tuple[int, ...]) -> tuple[int, ...]:
         """The tokens of an answer without the white space before it. A token may hold both, or a part of the marker:

@@ -10,16 +10,21 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from logodata.common.append_log import AppendLog
-from logodata.common.console import Tracker
+from logodata.common.console import Tracker, note
 from logodata.common.errors import UserError
 from logodata.common.json_files import json_objects
 from logodata.contract import ResponseOrigin
-from logodata.engines import Engine, GenerationRequest, GenerationResult
+from logodata.engines import Engine, GenerationRequest, GenerationResult, Usage, sum_usage
+from logodata.engines.prices import describe_usage, find_prices
+
+if TYPE_CHECKING:
+    from logodata.engines.settings import EngineSettings
 
 
 def request_key(request: GenerationRequest, model: str) -> str:
@@ -58,7 +63,7 @@ class ResponseLog:
         record = own.get(key) or self._cached.get(key)
         if record is None:
             return None
-        return GenerationResult(request.id, tuple(record["token_ids"]), record["finish_reason"]), origin
+        return _result(request.id, record), origin
 
     def add(self, request: GenerationRequest, result: GenerationResult) -> None:
         """Store a response."""
@@ -68,11 +73,18 @@ class ResponseLog:
             "id": request.id,
             "token_ids": list(result.token_ids),
             "finish_reason": result.finish_reason,
+            **{name: value for name in _OF_TEXTS if (value := getattr(result, name)) is not None},
+            **({"usage": [*astuple(result.usage)]} if result.usage else {}),
         }
         if self._log is None:
             self._memory[key] = record
         else:
             self._log.append(record)
+
+    def usage(self) -> Usage | None:
+        """Return what servers counted for the responses of this log, those of the cache left out; None if nothing."""
+        own: Mapping[str, dict[str, Any]] = self._memory if self._log is None else self._log
+        return sum_usage(_result(key, record).usage for key, record in own.items())
 
     def forget(self) -> None:
         """Drop the responses that are only in memory."""
@@ -88,6 +100,11 @@ class CachedEngine:
         self._engine: Engine | None = None
         self._num_responses = self._num_tokens = 0
         self._seconds = 0.0
+
+    @property
+    def usage(self) -> Usage | None:
+        """What servers counted for the responses of the log."""
+        return self._log.usage()
 
     @property
     def name(self) -> str | None:
@@ -133,6 +150,27 @@ class CachedEngine:
         self._log.forget()
 
 
+def note_usage(what: str, engine: CachedEngine, settings: EngineSettings, model: str) -> None:
+    """Say which tokens chat servers have counted for the responses of an engine's log, and what they cost."""
+    if settings.kind == "chat" and (usage := engine.usage) is not None:
+        note(f"{what}: {describe_usage(usage, find_prices(settings, model))}")
+
+
+_OF_TEXTS = ("text", "reasoning")
+
+
+def _result(request_id: str, record: dict[str, Any]) -> GenerationResult:
+    usage = record.get("usage")
+    texts = {name: record.get(name) for name in _OF_TEXTS}
+    return GenerationResult(
+        request_id,
+        tuple(record["token_ids"]),
+        record["finish_reason"],
+        **texts,
+        usage=None if usage is None else Usage(*usage),
+    )
+
+
 def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:
     if cache == "embedded":
         cache = Path(str(resources.files("logodata.sources"))) / "embedded" / "responses.jsonl"
@@ -147,7 +185,9 @@ def _read_cache(cache: Path | Literal["embedded"]) -> dict[str, dict[str, Any]]:
             or reason not in ("stop", "length")
             or not isinstance(token_ids, list)
             or not all(type(token) is int and token >= 0 for token in token_ids)
+            or not all(isinstance(record.get(name), str | None) for name in _OF_TEXTS)
         ):
             raise UserError("damaged: not a response", where=where, mend="delete this line")
-        records[key] = {"token_ids": token_ids, "finish_reason": reason}
+        texts = {name: record[name] for name in _OF_TEXTS if name in record}
+        records[key] = {"token_ids": token_ids, "finish_reason": reason, **texts}
     return records

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -41,6 +42,21 @@ class Fault(Exception):
     of_server: bool = False
     is_rate_limit: bool = False
     asked_wait_s: float = 0.0
+
+
+class Response(Protocol):
+    """What is read of an answer; those of httpx have it, and those of other clients."""
+
+    @property
+    def status_code(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def text(self) -> str: ...
+
+    def json(self) -> Any: ...
 
 
 class Body:
@@ -78,9 +94,9 @@ class Reader:
         """Return the fault of a request that got no whole answer."""
         is_refused = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         text = "cannot reach the server" if is_refused else "no whole answer"
-        return Fault(f"{text}: {type(error).__name__} {self._shorten(error)}", of_server=is_refused)
+        return Fault(f"{text}: {type(error).__name__} {self.shorten(error)}", of_server=is_refused)
 
-    def json(self, response: httpx.Response, *, where: str, mend: str) -> Any:
+    def json(self, response: Response, *, where: str, mend: str) -> Any:
         """Return the body of a good answer.
 
         Raises:
@@ -88,7 +104,7 @@ class Reader:
             UserError: The server refuses.
         """
         status = response.status_code
-        said = f"HTTP {status}: {self._shorten(response.text)}"
+        said = f"HTTP {status}: {self.shorten(response.text)}"
         if status == 429:
             raise Fault(said, of_server=True, is_rate_limit=True, asked_wait_s=_retry_after_s(response))
         if status in (408, 409) or status >= 500:
@@ -99,7 +115,7 @@ class Reader:
         try:
             return response.json()
         except (ValueError, RecursionError) as error:
-            raise Fault(f"the answer is not JSON: {self._shorten(response.text)}") from error
+            raise Fault(f"the answer is not JSON: {self.shorten(response.text)}") from error
 
     def completion(self, answer: Any, request: GenerationRequest, url: str) -> GenerationResult:
         """Return the result in an answer of ``/v1/completions``.
@@ -111,7 +127,7 @@ class Reader:
         where, max_new_tokens = f"{url}, request {request.id!r}", request.sampling.max_new_tokens
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise UserError(f"the answer holds no choice: {self._shorten(answer)}", where=where, mend=_IS_IT_ONE)
+            raise UserError(f"the answer holds no choice: {self.shorten(answer)}", where=where, mend=_IS_IT_ONE)
         if len(choices) > 1:
             mend = "the server must leave n at 1"
             raise UserError(f"{len(choices)} choices, one was asked for", where=where, mend=mend)
@@ -120,23 +136,23 @@ class Reader:
             raise Fault("the server aborted the response")
         if not isinstance(token_ids, list):
             what = "the server returns no token ids, and tokenising its text again would be a guess"
-            mend = "use a server that knows return_token_ids, such as vLLM 0.10 or newer"
+            mend = "use a server that knows return_token_ids, such as vLLM 0.10 or newer, or engine.kind=chat"
             raise UserError(what, where=where, mend=mend)
         if wrong := [token for token in token_ids if type(token) is not int or token < 0]:
-            raise UserError(f"{self._shorten(repr(wrong[0]))} is not a token id", where=where, mend=_IS_IT_ONE)
+            raise UserError(f"{self.shorten(repr(wrong[0]))} is not a token id", where=where, mend=_IS_IT_ONE)
         if len(token_ids) > max_new_tokens or (reason == "length" and len(token_ids) < max_new_tokens):
             what = f"{len(token_ids)} tokens that end with {reason!r}, where at most {max_new_tokens} were asked for"
             raise UserError(what, where=where, mend="the server must heed max_tokens; it may have a limit of its own")
-        return finish(request, token_ids, reason if reason is None else self._shorten(reason), where=url)
+        return finish(request, token_ids, reason if reason is None else self.shorten(reason), where=url)
 
     def version(self, card: dict[str, Any], answer: Any) -> str:
         """Return what a server says about itself, in its model card and at ``/version``, such as ``vllm 0.32.0``, for
         manifests."""
-        owner = self._shorten(card.get("owned_by") or "unknown server")
+        owner = self.shorten(card.get("owned_by") or "unknown server")
         if owner != "vllm":
             return owner
         reported = answer.get("version") if isinstance(answer, dict) else None
-        return f"vllm {self._shorten(reported) if reported else 'of unknown version'}"
+        return f"vllm {self.shorten(reported) if reported else 'of unknown version'}"
 
     def model_card(self, answer: Any, model: str, url: str, *, needs_adapter: bool) -> dict[str, Any]:
         """Return the entry of ``model`` in an answer of ``/v1/models``.
@@ -149,25 +165,25 @@ class Reader:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError("the answer is not a list of models", where=f"{url}/models", mend=_IS_IT_ONE) from error
         if model not in cards:
-            what = f"serves {self._shorten(', '.join(cards)) if cards else 'nothing'}, not {model}"
+            what = f"serves {self.shorten(', '.join(cards)) if cards else 'nothing'}, not {model}"
             mend = "start it with this model, or set engine.served_model to its name there"
             raise UserError(what, where=url, mend=mend)
         window = cards[model].get("max_model_len")
         if window is not None and type(window) is not int:
-            raise UserError(f"max_model_len is {self._shorten(repr(window))}", where=f"{url}/models", mend=_IS_IT_ONE)
+            raise UserError(f"max_model_len is {self.shorten(repr(window))}", where=f"{url}/models", mend=_IS_IT_ONE)
         if needs_adapter and not cards[model].get("parent"):
             mend = "name the adapter in engine.served_model"
             raise UserError(f"{model} is a base model there, not an adapter", where=url, mend=mend)
         return cards[model]
 
-    def _shorten(self, said: Any) -> str:
+    def shorten(self, said: Any) -> str:
         """Return the first line of what a server says, printable and without our key."""
         text = str(said).replace(self._api_key, "***") if self._api_key else str(said)
         line = next((line for line in text.splitlines() if line.strip()), "empty answer")[:300]
         return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
-def _retry_after_s(response: httpx.Response) -> float:
+def _retry_after_s(response: Response) -> float:
     """Return the seconds that ``Retry-After`` asks for, by a number or a date (RFC 9110 section 10.2.3); else 0."""
     value = response.headers.get("Retry-After", "")
     try:

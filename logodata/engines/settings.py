@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -11,10 +12,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel
-from logodata.common.recipes.types import OrPath, TemplateArgs, Tokens, token_count
+from logodata.common.recipes.types import JsonFields, OrPath, TemplateArgs, Tokens, token_count
 from logodata.engines import Engine
 from logodata.models.adapter_fit import check_served_whole
-from logodata.models.facts import model_window
+from logodata.models.adapters import adapter_fingerprint
+from logodata.models.facts import model_fingerprint, model_window
 from logodata.models.loading import DType, load_config, load_model, load_tokenizer, resolve_model
 from logodata.models.vocabulary import vocabulary_size
 
@@ -23,14 +25,16 @@ if TYPE_CHECKING:
 
     from logodata.engines.reasoning import Reasoning
 
-EngineKind = Literal["transformers", "vllm", "openai"]
+EngineKind = Literal["transformers", "vllm", "openai", "chat"]
+_OWN_FIELDS = ("model", "messages", "max_tokens", "max_completion_tokens", "n", "stream")
 
 
 class EngineSettings(RecipeModel):
     """The engine of a build or an evaluation. A field that names engines in its description is read by those only."""
 
     kind: EngineKind = "transformers"
-    """``transformers`` runs anywhere; ``vllm`` runs vLLM in this process; ``openai`` asks a running server."""
+    """``transformers`` runs anywhere; ``vllm`` runs vLLM in this process; ``openai`` asks a running
+    server that takes token ids (vLLM), and ``chat`` one that takes messages."""
     dtype: DType = "float32"
     """The dtype of weights and activations (transformers, vllm). Logits are float32 everywhere."""
     device: str = "auto"
@@ -47,28 +51,43 @@ class EngineSettings(RecipeModel):
     tensor_parallel_size: int = Field(default=1, gt=0)
     """The number of GPUs that share one copy of the model (vllm)."""
     base_urls: tuple[str, ...] = ()
-    """Servers of the same model, such as ``http://127.0.0.1:8000/v1`` (openai). Requests are spread over them. A server
-    that is down is left out until it answers again."""
+    """Servers of the same model, such as ``http://127.0.0.1:8000/v1`` (openai, chat). Requests are spread over them. A
+    server that is down is left out until it answers again."""
     served_model: str | None = None
-    """The model's name on the servers (openai); by default the name or folder given as model."""
+    """The model's name on the servers (openai, chat); by default the name or folder given as model. With ``chat`` it
+    may be another model: model is then the one whose tokenizer counts, cuts chunks and writes responses in tokens."""
+    api: Literal["openai", "anthropic"] = "openai"
+    """The shape of requests (chat): ``openai`` is that of most servers (``/v1/chat/completions``), and ``anthropic``
+    that of Anthropic (``/v1/messages``), which needs the extra ``anthropic`` and tells no temperature."""
+    extra_body: JsonFields = Field(default_factory=dict)
+    """Fields to add to each request (chat), such as ``{reasoning_effort: low}``. One that is null is left out of it,
+    such as ``{temperature: null}`` for models that refuse to be told one."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """The field that bounds a response (chat, with ``api: openai``). OpenAI's own newer models know the second only."""
+    prices: Path | None = None
+    """A YAML or JSON file with prices (chat): for the name of each model ``prompt`` and ``response``, what a
+    million tokens of either cost, in any currency. LiteLLM's table of prices is read, too."""
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """The environment variable that holds the key (openai). The key itself never stands in a recipe."""
+    """The environment variable that holds the key (openai, chat). The key itself never stands in a recipe."""
     concurrency: int = Field(default=32, gt=0)
-    """Requests in flight per server (openai)."""
+    """Requests in flight per server (openai, chat)."""
     timeout_s: float = Field(default=600.0, gt=0)
-    """Seconds to wait for one answer (openai)."""
+    """Seconds to wait for one answer (openai, chat)."""
     max_retries: int = Field(default=6, ge=0)
     """Tries after the first one, with growing waits: of one request, and of a server that gives no answer at all
-    (openai). Only faults that may pass are retried, such as 429, 5xx and lost connections."""
+    (openai, chat). Only faults that may pass are retried, such as 429, 5xx and lost connections."""
     requests_per_minute: int | None = Field(default=None, gt=0)
-    """Each server's rate limit (openai); none by default."""
+    """Each server's rate limit (openai, chat); none by default."""
     tokens_per_minute: int | None = Field(default=None, gt=0)
-    """Each server's limit of prompt tokens and ``max_new_tokens`` together (openai); none by default."""
+    """Each server's limit of prompt tokens and ``max_new_tokens`` together (openai, chat); none by default."""
 
     @model_validator(mode="after")
     def _check_servers(self) -> Self:
-        if self.kind == "openai" and not self.base_urls:
-            raise ValueError("kind openai needs base_urls")
+        if self.asks_servers and not self.base_urls:
+            raise ValueError(f"kind {self.kind} needs base_urls")
+        for name in _OWN_FIELDS:
+            if name in self.extra_body:
+                raise ValueError(f"extra_body: {name} is set by the engine")
         # An address with a secret would end in manifests, so it is refused and not repeated.
         for number, url in enumerate(self.base_urls, 1):
             parts = urlsplit(url)
@@ -82,12 +101,39 @@ class EngineSettings(RecipeModel):
                 raise ValueError("base_urls: an address may hold no password and no query, use api_key_env")
         return self
 
+    @property
+    def asks_servers(self) -> bool:
+        """Whether running servers answer."""
+        return self.kind in ("openai", "chat")
 
-def engine_window(settings: EngineSettings, model: str) -> int:
-    """Return the most tokens that a prompt with its response may have under this engine: the model's window, or
-    ``settings.max_model_len`` if that is less."""
-    window = model_window(model)
+
+CHAT_ADAPTER = "a chat server is told no adapter: serve it, and give its name as engine.served_model"
+"""What is wrong with an adapter beside ``kind: chat``."""
+
+
+def engine_window(settings: EngineSettings, model: str, adapter: Path | None = None) -> int:
+    """Return the most tokens that a prompt with its response may have under this engine: the window of the model, or
+    the one that ``adapter`` was trained with, or ``settings.max_model_len`` if that is less. With ``chat`` another
+    model may answer, whose window only ``max_model_len`` tells."""
+    if settings.kind == "chat" and settings.max_model_len:
+        return settings.max_model_len
+    window = model_window(model, adapter)
     return min(window, settings.max_model_len or window)
+
+
+def asked_model(settings: EngineSettings, model: str) -> str:
+    """Return the name of the model that answers under this engine."""
+    return settings.served_model or model if settings.kind == "chat" else model
+
+
+def asked_fingerprint(settings: EngineSettings, model: str, adapter: Path | None = None) -> str:
+    """Return what identifies the model that answers under this engine, in manifests and caches: its weights, and
+    those of the adapter. Of the model of a chat server there is only its name, with what every request tells it."""
+    if settings.kind != "chat":
+        found = model_fingerprint(model)
+        return found if adapter is None else f"{found}+{adapter_fingerprint(adapter)}"
+    told = json.dumps(settings.extra_body, sort_keys=True) if settings.extra_body else ""
+    return f"{asked_model(settings, model)}@{settings.api} chat{told}"
 
 
 class ModelSettings(RecipeModel):
@@ -126,8 +172,14 @@ class ModelSettings(RecipeModel):
         return Reasoning(tokenizer, tokens=self.thinking_tokens, end=self.thinking_end, window=window)
 
 
-def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> Engine:
-    """Load the model, or connect to its servers.
+def open_engine(
+    settings: EngineSettings,
+    model: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    adapter: Path | None = None,
+) -> Engine:
+    """Load the model, or connect to its servers. Prompts will be tokens of ``tokenizer``, in its chat template, by
+    default that of the model.
 
     ``adapter`` is the folder of a LoRA adapter. With ``openai`` the server must serve it, as ``served_model``, with the
     RoPE that it was trained with (see :class:`logodata.engines.openai_engine.OpenAIEngine`).
@@ -156,6 +208,18 @@ def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = 
         from logodata.engines.vllm_engine import VllmEngine
 
         return VllmEngine(resolve_model(model), settings, adapter=adapter)
+    if settings.kind == "chat":
+        from logodata.engines.anthropic_engine import AnthropicEngine
+        from logodata.engines.chat_engine import ChatEngine
+
+        chat = AnthropicEngine if settings.api == "anthropic" else ChatEngine
+        return chat(
+            settings,
+            asked_model(settings, model),
+            tokenizer=tokenizer or load_tokenizer(model, needs_template=False),
+            api_key=_api_key(settings.api_key_env),
+            window=engine_window(settings, model),
+        )
     assert settings.kind == "openai", settings.kind
     from logodata.engines.openai_engine import OpenAIEngine
 

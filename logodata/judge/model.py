@@ -12,10 +12,16 @@ from logodata.common.turn_end import turn_end_ids
 from logodata.contract import ModelVerdict
 from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.response_log import CachedEngine, ResponseLog
-from logodata.engines.settings import EngineSettings, ModelSettings, engine_window, open_engine
+from logodata.engines.settings import (
+    ModelSettings,
+    asked_fingerprint,
+    asked_model,
+    engine_window,
+    open_engine,
+)
 from logodata.judge.judged_response import Decision
-from logodata.judge.settings import ModelJudgeSettings
-from logodata.models.facts import model_eos_ids, model_fingerprint
+from logodata.judge.settings import ModelJudgeSettings, judge_engine
+from logodata.models.facts import model_eos_ids
 from logodata.models.loading import load_tokenizer
 from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text
 
@@ -40,8 +46,9 @@ class ModelJudge:
         build_engine: Callable[[], Engine],
     ) -> None:
         self._settings, self._path = settings, log
-        self.name = name = settings.name or build.model
+        name = settings.name or build.model
         engine, is_build_model = judge_engine(build, settings), name == build.model
+        self.name = asked_model(engine, name)
         template, args = settings.chat_template, settings.chat_template_args
         if is_build_model:
             template, args = template or build.chat_template, build.chat_template_args if args is None else args
@@ -50,9 +57,12 @@ class ModelJudge:
         self.formats = {which: PromptFormat(self._tokenizer, template) for which, template in wordings}
         self.window = engine_window(engine, name)
         self._sampling = Sampling(settings.max_new_tokens, turn_end_ids(self._tokenizer, model_eos_ids(name)))
-        self.fingerprint = build_fingerprint if is_build_model else model_fingerprint(name)
+        # The judge has no adapter: rounds of training are judged alike.
+        self.fingerprint = asked_fingerprint(engine, name)
         shared = self.fingerprint == build_fingerprint and engine == build.engine
-        self._open: Callable[[], Engine] = build_engine if shared else lambda: open_engine(engine, name)
+        self._open: Callable[[], Engine] = (
+            build_engine if shared else lambda: open_engine(engine, name, self._tokenizer)
+        )
 
     @cached_property
     def engine(self) -> CachedEngine:
@@ -86,17 +96,8 @@ class ModelJudge:
         if not self._fits(request):
             return "exceeds_window"
         result, _ = self.engine.answer(request)
-        return parse_verdict(decode_text(self._tokenizer, result.token_ids), ended=result.finish_reason == "stop")
-
-
-def judge_engine(build: ModelSettings, settings: ModelJudgeSettings) -> EngineSettings:
-    """Return the settings of the judge's engine: its own section, or that of the build. For another model than the
-    build's, the build's name on the servers does not hold."""
-    if settings.engine is not None:
-        return settings.engine
-    if settings.name in (None, build.model):
-        return build.engine
-    return build.engine.model_copy(update={"served_model": None})
+        reply = decode_text(self._tokenizer, result.token_ids) if result.text is None else result.text
+        return parse_verdict(reply, ended=result.finish_reason == "stop")
 
 
 # The last line is the verdict. A model may reason before it, but may not give two.

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, TemplateArgs, Tokens
-from logodata.engines.settings import EngineSettings
+from logodata.engines.settings import EngineSettings, ModelSettings
 
 
 class ModelJudgeSettings(RecipeModel):
@@ -37,6 +37,16 @@ class ModelJudgeSettings(RecipeModel):
         """Whether the response is judged again, by its id alone."""
         digest = hashlib.sha256(f"{self.seed}/{decision_id}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.rejudge_share * 2**64
+
+
+def judge_engine(build: ModelSettings, settings: ModelJudgeSettings) -> EngineSettings:
+    """Return the settings of the judge's engine: its own section, or that of the build. For another model than the
+    build's, the build's name on the servers does not hold."""
+    if settings.engine is not None:
+        return settings.engine
+    if settings.name in (None, build.model):
+        return build.engine
+    return build.engine.model_copy(update={"served_model": None})
 
 
 RIGHT_AT = 0.6

@@ -7,6 +7,7 @@ refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logodata.common.errors import UserError, pass_on
-from logodata.common.files import read_json, write_atomic
+from logodata.common.files import file_sha256, read_json, write_atomic
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -41,6 +42,22 @@ def check_adapter(folder: Path) -> None:
     if missing:
         mend = "give RUN/final of a finished logotrain run"
         raise UserError(f"holds no adapter (no {missing[0]})", where=str(folder), mend=mend)
+
+
+def adapter_fingerprint(adapter: Path | None) -> str | None:
+    """Return a hash of an adapter's config and weights, and of the RoPE it was trained with; None for no adapter.
+
+    Raises:
+        UserError: There is no adapter in the folder.
+    """
+    if adapter is None:
+        return None
+    check_adapter(adapter)
+    digest = hashlib.sha256()
+    for file in (adapter / name for name in (*ADAPTER_FILES, BASE_CONFIG)):
+        if file.is_file():  # adapters of other trainers have no base config
+            digest.update(bytes.fromhex(file_sha256(file)))
+    return digest.hexdigest()[:16]
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

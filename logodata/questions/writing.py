@@ -27,10 +27,11 @@ from logodata.common.words import without_reasoning, words
 from logodata.contexts.chunking import chunk_text
 from logodata.contract import Document
 from logodata.engines import GenerationRequest, Sampling
-from logodata.engines.response_log import CachedEngine, ResponseLog
-from logodata.engines.settings import engine_window, open_engine
+from logodata.engines.prices import describe_estimate, find_prices
+from logodata.engines.response_log import CachedEngine, ResponseLog, note_usage
+from logodata.engines.settings import asked_fingerprint, asked_model, engine_window, open_engine
 from logodata.judge.measures import word_share
-from logodata.models.facts import model_eos_ids, model_fingerprint
+from logodata.models.facts import model_eos_ids
 from logodata.prompts import CLOSED_BOOK_TEMPLATE, WRITING_TEMPLATES, Prompt, PromptFormat
 from logodata.questions.drafts import Draft, Written, draw_drafts, parse_reply, written_fault
 from logodata.questions.settings import QuestionsRecipe
@@ -48,13 +49,14 @@ class Writer:
 
     def __init__(self, recipe: QuestionsRecipe, log: ResponseLog) -> None:
         self._recipe = recipe
-        self._engine = CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model))
+        self._engine = CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model, self._tokenizer))
         self._tokenizer: PreTrainedTokenizerBase = recipe.load_tokenizer()
         self._window = engine_window(recipe.engine, recipe.model)
         self._stop_ids = turn_end_ids(self._tokenizer, model_eos_ids(recipe.model))
         self._reasoning = recipe.reasoning(self._tokenizer, self._window)
         self._forms = {kind: PromptFormat(self._tokenizer, WRITING_TEMPLATES[kind]) for kind in recipe.kinds}
         self._closed_book = PromptFormat(self._tokenizer, CLOSED_BOOK_TEMPLATE)
+        self._is_estimated = False
 
     def drafts(self, document: Document) -> list[Draft]:
         """Return the questions to be written on a document."""
@@ -67,6 +69,7 @@ class Writer:
         asked = [(draft, self._writing_request(draft)) for draft in drafts if not draft.reason]
         rejected += [_row(draft, "prompt_exceeds_window") for draft, request in asked if not self._fits(request)]
         asked = [(draft, request) for draft, request in asked if self._fits(request)]
+        self._note_cost([request for _, request in asked])
         self._engine.generate([request for _, request in asked], tracker, "replies")
 
         candidates: list[Written] = []
@@ -102,6 +105,18 @@ class Writer:
                 continue
             kept.append(written)
         return kept, rejected
+
+    def note_usage(self) -> None:
+        """Say which tokens a chat server has counted for all replies, and what they cost."""
+        note_usage("replies", self._engine, self._recipe.engine, self._recipe.model)
+
+    def _note_cost(self, requests: Sequence[GenerationRequest]) -> None:
+        """Say before the first prompts are sent what they may cost, where there is a table of prices."""
+        prices = None if self._is_estimated else find_prices(self._recipe.engine, self._recipe.model)
+        self._is_estimated = True
+        if prices is not None:
+            said = describe_estimate(requests, prices)
+            note(f"{said} for the first {self._recipe.group_size} documents or less, without closed-book checks")
 
     def _writing_request(self, draft: Draft) -> GenerationRequest:
         recipe = self._recipe
@@ -148,7 +163,7 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
     work = output.with_suffix(".work")
     if output.exists() and not (work / "settings.json").exists():
         raise UserError("exists already, and is not this command's", where=str(output), mend="give another -o")
-    fingerprint = model_fingerprint(recipe.model)
+    fingerprint = asked_fingerprint(recipe.engine, recipe.model)
     settings = {
         "recipe": recipe.model_dump(mode="json", exclude={"engine"}),
         "source_fingerprint": source_fingerprint(recipe.source),
@@ -175,7 +190,7 @@ def _characters(drafts: Sequence[Draft]) -> int:
 def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: Path, output: Path) -> dict[str, Any]:
     writer = Writer(recipe, ResponseLog(work / "responses.jsonl", fingerprint))
     reasons = Counter(row.reason for row in source.rejected)
-    num_kept = 0
+    num_kept, name = 0, asked_model(recipe.engine, recipe.model)
     parts = {name: work / f"{name}.part" for name in ("documents", "rejected")}
     write_atomic(parts["documents"], "")
     write_atomic(parts["rejected"], "".join(_line(row.to_json()) for row in source.rejected))
@@ -183,12 +198,13 @@ def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: 
         limits = (len, recipe.group_size), (_characters, _GROUP_CHARACTERS)
         for group in in_groups(map(writer.drafts, source.documents), *limits):
             kept, rows = writer.write([draft for drafts in group for draft in drafts], tracker)
-            documents = (_document_row(drafts[0].document, kept, recipe.model, fingerprint) for drafts in group)
+            documents = (_document_row(drafts[0].document, kept, name, fingerprint) for drafts in group)
             append_lines(parts["documents"], "".join(map(_line, documents)))
             append_lines(parts["rejected"], "".join(_line({**row, "stage": "questions"}) for row in rows))
             reasons.update(row["reason"] for row in rows)
             num_kept += len(kept)
             tracker.advance(len(group), kept=num_kept)
+    writer.note_usage()
     try:
         os.replace(parts["rejected"], output.with_suffix(".rejected.jsonl"))
         if num_kept:

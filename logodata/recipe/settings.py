@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -14,7 +14,7 @@ from logodata.common.recipes.reading import RecipeModel, as_overrides, load_reci
 from logodata.common.recipes.types import OrPath, Tokens
 from logodata.common.user_files import expand_home
 from logodata.contexts.settings import ChunkingSettings, ContextSettings, EvaluatorSettings
-from logodata.engines.settings import ModelSettings
+from logodata.engines.settings import CHAT_ADAPTER, ModelSettings
 from logodata.judge.settings import JudgeSettings
 from logodata.recipe.foreign_names import ENGINE_VALUES, NAMES
 from logodata.sources import SourceSettings
@@ -66,6 +66,9 @@ class BuildRecipe(ModelSettings):
 
     model: Annotated[str, Field(min_length=1), OrPath("embedded")]
     """The model that will be trained and that writes the responses: ``embedded``, a folder, or a hub name."""
+    adapter: Path | None = None
+    """The folder of a LoRA adapter that writes the responses together with the model, such as RUN/final of the round
+    before."""
     seed: int = Field(default=0, ge=0)
     """The seed of contexts and sampled responses."""
     source: SourceSettings
@@ -95,6 +98,12 @@ class BuildRecipe(ModelSettings):
             )
         return contexts
 
+    @model_validator(mode="after")
+    def _adapter_is_served(self) -> Self:
+        if self.adapter is not None and self.engine.kind == "chat":
+            raise ValueError(CHAT_ADAPTER)
+        return self
+
     def binding(self) -> dict[str, Any]:
         """Return the recipe as JSON, without the engines: a build may continue under other engines."""
         return self.model_dump(mode="json", exclude={"engine": True, "judge": {"model": {"engine": True}}})
@@ -111,7 +120,12 @@ _OF_EMBEDDED_DOCUMENTS = (
 
 
 def load_build_recipe(
-    source: str | None, file: Path | None, model: str | None, overrides: Sequence[str]
+    source: str | None,
+    file: Path | None,
+    model: str | None,
+    overrides: Sequence[str],
+    *,
+    adapter: str | None = None,
 ) -> BuildRecipe:
     """Read the recipe of a build. ``overrides`` (``key=value``) hold over everything else.
 
@@ -123,7 +137,7 @@ def load_build_recipe(
         UserError: There are no documents, no model or two recipes; or see
             :func:`logodata.common.recipes.reading.load_recipe`.
     """
-    overrides = [*as_overrides({"model": model or None}), *overrides]
+    overrides = [*as_overrides({"model": model or None, "adapter": adapter}), *overrides]
     if source is None and file is None:
         raise UserError("no source given", mend="give a recipe.yaml or a file documents.jsonl")
     if source is None or _names_recipe(source):

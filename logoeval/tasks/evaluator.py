@@ -31,6 +31,9 @@ class Evaluator(Generic[SettingsT]):
     made again."""
     generates: bool = True
     """Whether the engine writes responses. Else the model's weights are asked for log-probabilities alone."""
+    reasons: Callable[[SettingsT], bool] | None = None
+    """Whether the model may reason before it responds, where that depends on the settings; else it may wherever the
+    engine writes responses (:meth:`may_reason`)."""
     inputs: Callable[[SettingsT], Iterable[tuple[str, Path]]] = lambda _: ()
     """The paths that the task reads, each with its name in messages. It raises a ``UserError`` where one does not hold
     what the task needs, as far as a moment can tell."""
@@ -39,3 +42,7 @@ class Evaluator(Generic[SettingsT]):
     total: Callable[[TaskResult, Sequence[SampleRow], Mapping[str, object]], int | None] = lambda *_: None
     """How many samples the benchmark has of what these samples of a result, a slice of it, are of; None where that is
     not known."""
+
+    def may_reason(self, settings: SettingsT) -> bool:
+        """Return whether the model may reason before it responds: results then depend on the budget for it."""
+        return self.generates if self.reasons is None else self.reasons(settings)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from logodata.common.console import progress
+from logodata.common.console import note, progress
 from logodata.common.errors import UserError
 from logodata.common.records import ABSENT
-from logodata.engines import FinishReason, GenerationRequest, GenerationResult
-from logodata.engines.reasoning import Reply
+from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Usage, sum_usage
+from logodata.engines.prices import describe_estimate, describe_usage, find_prices
+from logodata.engines.reasoning import Reasoning, Reply
 from logodata.prompts import decode_text
 from logoeval.records import Metric, Outcome, hash_ids
 from logoeval.session import Session
@@ -44,6 +45,8 @@ class Completion(Prediction):
     num_reasoning_tokens: int | None = ABSENT
     reasoning_cut: bool | None = ABSENT
     """Whether the reasoning did not end within its budget; the answer is empty then."""
+    usage: tuple[int, int] | None = ABSENT
+    """The tokens of the prompt and of the response that a server counted."""
 
 
 CompletionT = TypeVar("CompletionT", bound=Completion)
@@ -79,8 +82,11 @@ def complete(
                 mend="continue with that engine, or choose another -o",
             )
     if waiting:
+        requests = [_request(session, item) for item in waiting.values()]
+        if prices := find_prices(session.settings.engine, session.settings.model):
+            note(f"{label}: {describe_estimate(requests, prices)}")
         with progress(label, len(items), len(items) - len(waiting)) as tracker:
-            for whole in engine.generate([_request(session, item) for item in waiting.values()]):
+            for whole in engine.generate(requests):
                 item = waiting[whole.id]
                 reply = _reply(session, item, whole)
                 result = GenerationResult(whole.id, reply.token_ids, reply.finish_reason)
@@ -96,6 +102,7 @@ def complete(
                     num_response_tokens=len(reply.token_ids),
                     finish_reason=reply.finish_reason,
                     **_reasoned(reply),
+                    usage=(whole.usage.prompt_tokens, whole.usage.response_tokens) if whole.usage else None,
                 )
                 file.append(record(made, result))
                 tracker.advance()
@@ -110,7 +117,8 @@ def _request(session: Session, item: PromptItem) -> GenerationRequest:
 
 def _reply(session: Session, item: PromptItem, whole: GenerationResult) -> Reply:
     if not item.reasons:
-        return Reply(whole.token_ids, decode_text(session.bare_tokenizer, whole.token_ids), whole.finish_reason)
+        text = decode_text(session.bare_tokenizer, whole.token_ids) if whole.text is None else whole.text
+        return Reply(whole.token_ids, text, whole.finish_reason)
     return session.reasoning.split(whole, item.sampling, opened=session.reasoning.opens(item.prompt_ids))
 
 
@@ -124,26 +132,43 @@ def _reasoned(reply: Reply) -> dict[str, Any]:
     }
 
 
+NO_PREFIX_NOTE = (
+    "the model reasons first: no answer prefix was sent, answers may have its tokens more, and the lengths do not hold "
+    "the reasoning"
+)
+"""Of tasks that begin the answer themselves: an answer cannot begin before the reasoning."""
+
 REASONING_METRICS = [
     Metric.share(
         "reasoning_cut",
         "Cut while reasoning",
-        "Share of the replies whose reasoning did not end within its budget; their answers count as empty.",
+        "Share of the replies whose reasoning did not end, or not within its budget; their answers count as empty.",
         "lower",
     ),
     Metric(
         key="reasoning_tokens",
         label="Reasoning in tokens",
-        explanation="Length of what the model wrote before its answer, markers included; 0 where it did not reason.",
+        explanation="Length of what the model wrote before its answer, markers included; 0 where it did not reason. "
+        "Reasoning that was cut took the answer's tokens, too.",
         kind="count",
         headline=False,
     ),
 ]
 
 
+def reasoning_note(reasoning: Reasoning, num_replies: int, num_reasoned: int, num_cut: int) -> str:
+    """Return what a reader should know of replies for which the model had a budget of reasoning."""
+    return (
+        f"{num_reasoned:,} of {num_replies:,} replies reasoned, up to {reasoning.closing!r} and within "
+        f"{reasoning.budget:,} tokens; {num_cut:,} did not come to its end, and their answers count as empty"
+    )
+
+
 def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Completion]) -> Outcome:
-    """Add to the outcome of a task how its ``answers``, one a row, were reasoned: measures where the model was expected
-    to reason, so that equal settings have equal measures, and else a note where it did."""
+    """Add to the outcome of a task what its ``answers``, one a row, took beside their texts: the tokens that a server
+    counted, and the reasoning. That is measured where the model was expected to reason, so that equal settings have
+    equal measures, and else there is a note where it did."""
+    outcome = _with_server(outcome, session, answers)
     budget, reasoned = session.reasoning.budget, [answer for answer in answers if answer.reasoning is not None]
     cut = sum(bool(answer.reasoning_cut) for answer in answers)
     if not budget:
@@ -167,8 +192,20 @@ def with_reasoning(outcome: Outcome, session: Session, answers: Sequence[Complet
         )
         for row, answer in zip(outcome.samples, answers, strict=True)
     ]
-    said = (
-        f"{len(reasoned):,} of {len(answers):,} replies reasoned, up to {session.reasoning.closing!r} and within "
-        f"{budget:,} tokens; {cut:,} were cut while reasoning, and their answers count as empty"
-    )
+    said = reasoning_note(session.reasoning, len(answers), len(reasoned), cut)
     return replace(outcome, metrics=[*outcome.metrics, *REASONING_METRICS], samples=rows, notes=[*outcome.notes, said])
+
+
+def _with_server(outcome: Outcome, session: Session, answers: Sequence[Completion]) -> Outcome:
+    settings = session.settings
+    if settings.engine.kind != "chat":
+        return outcome
+    said = [
+        "a chat server answered: each prompt was one user's message in the server's own chat template, with the "
+        "beginning of the answer at its end where the task gives one; lengths are in tokens of " + settings.model
+    ]
+    usage = sum_usage(Usage(*answer.usage) if answer.usage else None for answer in answers)
+    if usage is not None:
+        prices = find_prices(settings.engine, settings.model)
+        said.append(f"the answers took {describe_usage(usage, prices)}")
+    return replace(outcome, notes=[*outcome.notes, *said])

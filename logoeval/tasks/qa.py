@@ -151,10 +151,7 @@ def load_samples(settings: HeldOutSettings, session: Session, task: str) -> list
     if session.settings.chat_template_args:
         note(f"{task}: the prompts are those of the data set, and chat_template_args change nothing in them")
     longest = max(len(sample.prompt_ids) for sample in samples)
-    needed = longest + settings.max_new_tokens + session.reasoning.budget
-    what = f"the longest held-out prompt with {task}.max_new_tokens"
-    what += f" and thinking_tokens={session.reasoning.budget}" if session.reasoning.budget else ""
-    session.check_window(needed, what)
+    session.check_room(longest + settings.max_new_tokens, f"the longest held-out prompt with {task}.max_new_tokens")
     return samples
 
 

@@ -12,11 +12,11 @@ import pytest
 from transformers import AutoConfig, LlamaForCausalLM
 
 from logodata.common.errors import UserError
-from logodata.models.adapters import write_base_config
+from logodata.models.adapters import adapter_fingerprint, write_base_config
 from logoeval.cli import main
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.run import evaluate
-from logoeval.session import Session, adapter_fingerprint
+from logoeval.session import Session
 from logoeval.tasks.perplexity import PerplexitySettings
 from tests.conftest import make_model
 
@@ -44,6 +44,13 @@ def test_the_window_is_that_of_the_adapter(adapter: Path, tiny_model_dir: Path) 
     Session(recipe).check_window(8192, "niah.lengths")
     with pytest.raises(UserError, match="needs 8193 positions, the model has 8192"):
         Session(recipe).check_window(8193, "niah.lengths")
+    engine = {"kind": "transformers", "max_model_len": 4096}
+    reasons = EvalRecipe(model=str(tiny_model_dir), adapter=adapter, engine=engine, thinking_tokens=1000)
+    Session(reasons).check_room(3096, "niah.lengths")
+    with pytest.raises(UserError, match=r"^niah\.lengths and thinking_tokens=1000 needs 4097 .*max_model_len is 4096"):
+        Session(reasons).check_room(3097, "niah.lengths")
+    with pytest.raises(UserError, match="thinking_tokens=1000 needs 8193 positions, the model has 8192"):
+        Session(reasons).check_room(7193, "niah.lengths")
     assert Session(recipe).model.config.max_position_embeddings == 8192
     assert Session(EvalRecipe(model=str(tiny_model_dir))).window == 2048
 

@@ -21,10 +21,12 @@ from logoeval.records import Results, read_results
 from logoeval.run import evaluate
 from logoeval.session import Session
 from logoeval.tasks.longbench.settings import LongBenchSettings
+from logoeval.tasks.longbench2.settings import LongBench2Settings
 from logoeval.tasks.needles.settings import NiahSettings, RetrievalSettings
 from logoeval.tasks.pairs import PairsSettings
 from logoeval.tasks.perplexity import PerplexitySettings
 from logoeval.tasks.ruler.settings import RulerSettings
+from logoeval.tasks.short.settings import ShortSettings
 from logoeval.with_base import evaluate_with_base
 from tests.conftest import make_model
 from tests.logoeval.conftest import FakeEngine
@@ -127,6 +129,15 @@ def test_an_adapter_with_another_rope(
     rows = recipe.model_copy(update={"longbench": LongBenchSettings(data=tmp_path)})
     with pytest.raises(UserError, match=r"cut to other lengths \(set engine\.max_model_len=2048"):
         evaluate_with_base(rows, ["longbench"], tmp_path / "rows")
+    questions = recipe.model_copy(update={"longbench2": LongBench2Settings(data=str(tmp_path))})
+    with pytest.raises(UserError, match=r": longbench2: the base model has 2048 .* for 4096: .* cut to other lengths"):
+        evaluate_with_base(questions, ["longbench2"], tmp_path / "questions")
+    same = LongBench2Settings(data="gone", max_prompt_tokens=1000)  # which both windows hold
+    with pytest.raises(UserError, match="gone: no such file or folder"):
+        evaluate_with_base(questions.model_copy(update={"longbench2": same}), ["longbench2"], tmp_path / "questions")
+    harness = recipe.model_copy(update={"short": ShortSettings(truncate=True)})
+    with pytest.raises(UserError, match=r": short: the base model has 2048 positions"):
+        evaluate_with_base(harness, ["short"], tmp_path / "short")
     monkeypatch.setattr("logoeval.tasks.ruler.task.OFFICIAL_LENGTHS", (1024, 2048, 4096))
     lengths = recipe.model_copy(update={"ruler": RulerSettings(tasks=("fwe",))})
     with pytest.raises(
@@ -201,7 +212,7 @@ def test_vllm_is_started_once_where_one_rope_serves_both(
 ) -> None:
     log: list[str] = []
 
-    def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> FakeVllm:
+    def open_engine(settings: EngineSettings, model: str, _: object, *, adapter: Path | None = None) -> FakeVllm:
         return FakeVllm(fake_answer, adapter, log)
 
     monkeypatch.setattr("logoeval.session.open_engine", open_engine)
@@ -221,7 +232,7 @@ def test_a_server_has_the_base_under_the_models_name(
 ) -> None:
     served: list[str | None] = []
 
-    def open_engine(settings: EngineSettings, model: str, *, adapter: Path | None = None) -> FakeEngine:
+    def open_engine(settings: EngineSettings, model: str, _: object, *, adapter: Path | None = None) -> FakeEngine:
         served.append(settings.served_model)
         return FakeEngine(fake_answer)
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?) ?([KM])", re.IGNORECASE)
 _GROUPED = re.compile(r"\d{1,3}(,\d{3})+")
@@ -30,6 +30,9 @@ def token_count(value: Any) -> Any:
         raise ValueError("not a whole number of tokens")
     return int(number)
 
+
+JsonFields = dict[str, JsonValue]
+"""Fields of a JSON object by name."""
 
 TemplateArgs = dict[str, bool | int | float | str | None]
 """Variables of a chat template by name."""

@@ -90,7 +90,10 @@ def run(settings: LongBench2Settings, session: Session, predictions: Path) -> Ou
 
 
 def _with_first(reply: LongBench2Answer, first: LongBench2Answer) -> LongBench2Answer:
-    """The second reply, with what was reasoned before either."""
+    """The second reply, with what was reasoned before either, and what a server counted for both."""
+    if first.usage and reply.usage:
+        usage = (first.usage[0] + reply.usage[0], first.usage[1] + reply.usage[1])
+        reply = reply.model_copy(update={"usage": usage})
     if first.reasoning is None:
         return reply
     tokens = first.num_reasoning_tokens or 0
@@ -109,20 +112,20 @@ class _Asker:
     def __init__(self, settings: LongBench2Settings, session: Session, predictions: Path) -> None:
         self._settings, self._session, self._folder = settings, session, predictions
         self._prompts = ChatPrompts(session.tokenizer)
-        self._window = session.engine_window - session.reasoning.budget
 
     def ask(
         self, template: Template, questions: Sequence[Question], reasoning: Mapping[str, str]
     ) -> list[LongBench2Answer]:
         """Return the replies to all questions, in order. ``reasoning``, by id, is what an earlier reply said."""
-        new_tokens = NEW_TOKENS[self._settings.mode][0 if template != "cot_answer" else -1]
+        call = -1 if template == "cot_answer" else 0
+        new_tokens = NEW_TOKENS[self._settings.mode][call]
         sampling = Sampling(
             new_tokens,
             self._session.stop_ids,
             temperature=self._settings.temperature,
             seed=self._session.settings.seed,
         )
-        limit = self._limit(new_tokens)
+        limit = prompt_limits(self._settings, self._session)[call]
         asked = {question.id: question for question in questions}
         name = text_fingerprint(f"{self._prompts.fingerprint}\n{templates()[template]}")
 
@@ -155,13 +158,20 @@ class _Asker:
             label="longbench2: reasoning" if template == "cot" else "longbench2",
         )
 
-    def _limit(self, new_tokens: int) -> int:
-        room = self._window - new_tokens - RESERVED_TOKENS
-        if room < 2:
-            what = f"longbench2: {self._window} tokens of the window leave no room for a prompt"
-            mend = "take a model with a longer window, or lower thinking_tokens"
-            raise UserError(what, where=self._session.settings.model, mend=mend)
-        return min(self._settings.max_prompt_tokens or OFFICIAL_PROMPT_TOKENS, room)
+
+def prompt_limits(settings: LongBench2Settings, session: Session) -> list[int]:
+    """Return the most tokens of a prompt's text, for each call of the mode.
+
+    Raises:
+        UserError: the window leaves none.
+    """
+    window = session.engine_window - session.reasoning.budget
+    rooms = [window - new_tokens - RESERVED_TOKENS for new_tokens in NEW_TOKENS[settings.mode]]
+    if min(rooms) < 2:
+        what = f"longbench2: {window} tokens of the window leave no room for a prompt"
+        mend = "take a model with a longer window, or lower thinking_tokens"
+        raise UserError(what, where=session.settings.model, mend=mend)
+    return [min(settings.max_prompt_tokens or OFFICIAL_PROMPT_TOKENS, room) for room in rooms]
 
 
 def _source(settings: LongBench2Settings) -> str:

@@ -35,8 +35,8 @@ class NiahSample:
     """One prompt with its needles. Values, depths (in percent) and needles (sentences) are in order of appearance.
 
     Samples of one ``cluster`` hide needles in the same stretch of text, so they are not independent evidence.
-    ``length`` is the largest that the prompt may have, in tokens; ``repeats`` says whether the haystack is shorter and
-    was repeated.
+    ``length`` is the largest that the prompt may have, in tokens; the last ``prefix_tokens`` of the prompt begin the
+    answer. ``repeats`` says whether the haystack is shorter and was repeated.
     """
 
     id: str
@@ -47,6 +47,7 @@ class NiahSample:
     values: tuple[str, ...]
     depths: tuple[int, ...]
     prompt_ids: tuple[int, ...]
+    prefix_tokens: int
     repeats: bool
     needles: tuple[str, ...]
 
@@ -139,6 +140,7 @@ class SampleBuilder:
             depths=tuple(depths),
             # Equal token ids share one integer object, which takes a fifth of the memory for a large grid.
             prompt_ids=tuple(self._same.setdefault(token, token) for token in ids),
+            prefix_tokens=len(answer_prefix),
             repeats=not haystack.repeats_by_design and count > len(haystack.units),
             needles=tuple(needles[number] for number in order),
         )

@@ -23,11 +23,12 @@ from logodata.common.console import progress
 from logodata.common.errors import UserError
 from logodata.common.files import write_json
 from logodata.common.records import ABSENT
+from logodata.models.adapters import adapter_fingerprint
 from logodata.models.facts import model_fingerprint
 from logodata.models.loading import load_config
 from logodata.prompts import encode_text
 from logoeval.records import Metric, Outcome, SampleRow, hash_ids
-from logoeval.session import Session, adapter_fingerprint
+from logoeval.session import Session
 from logoeval.tasks.needles.heads import (
     HEADS_FILE,
     MIN_SCORE,
@@ -130,8 +131,8 @@ class Trace(Prediction):
 
 
 def check(session: Session) -> None:
-    """Raise a ``UserError``, before any work, if the engine does not show the attention, or the model has layers with
-    limited attention."""
+    """Raise a ``UserError``, before any work, if the engine does not show the attention, or the model reasons first or
+    has layers with limited attention."""
     from logoeval.tasks.needles.attention_trace import check_model
 
     kind = session.settings.engine.kind
@@ -139,6 +140,11 @@ def check(session: Session) -> None:
         raise UserError(
             f"niah.retrieval: the retrieval score reads the model's attention, which engine.kind={kind} does not show",
             mend="use engine.kind=transformers",
+        )
+    if session.reasoning.budget:
+        raise UserError(
+            "niah.retrieval: answers are fed right behind their prompts, and this model reasons between the two",
+            mend="set thinking_tokens=0",
         )
     check_model(load_config(session.settings.model, adapter=session.settings.adapter))
 

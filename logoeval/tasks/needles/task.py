@@ -7,13 +7,12 @@ from itertools import pairwise, takewhile
 from operator import eq
 from pathlib import Path
 
-from logodata.common.errors import UserError
 from logodata.engines import GenerationResult, Sampling
 from logodata.engines.settings import EngineSettings
 from logoeval.records import Outcome, SampleRow
 from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
-from logoeval.tasks.generate import Completion, PromptItem, complete, with_reasoning
+from logoeval.tasks.generate import NO_PREFIX_NOTE, Completion, PromptItem, complete, with_reasoning
 from logoeval.tasks.needles.haystacks import BUILT_IN, haystacks
 from logoeval.tasks.needles.heads import Heads
 from logoeval.tasks.needles.placement import NiahSample, SampleBuilder
@@ -39,13 +38,15 @@ def describe(settings: NiahSettings, _: EngineSettings) -> dict[str, object]:
 def build_samples(
     settings: NiahSettings, session: Session, *, seed_offset: int = 0
 ) -> list[tuple[NiahSample, PromptItem]]:
-    """Return all samples of the grid, with what an engine is asked. ``seed_offset`` is added to the recipe's seed.
+    """Return all samples of the grid, with what an engine is asked. ``seed_offset`` is added to the recipe's seed. A
+    model that reasons first is asked without the answer prefix, whose tokens its answer may have more.
 
     Raises:
         UserError: a length leaves the model's window, or has no room for the needles.
     """
-    _check_window(settings, session)
-    sampling = Sampling(settings.max_new_tokens, session.stop_ids)
+    longest, new_tokens = max(settings.lengths), settings.max_new_tokens
+    what = f"niah.lengths: the longest, {longest} tokens, with niah.max_new_tokens={new_tokens}"
+    session.check_room(longest + new_tokens, what)
     samples = []
     for haystack in haystacks(settings):
         builder = SampleBuilder(
@@ -59,22 +60,11 @@ def build_samples(
             for depth in settings.depths or (None,):
                 for index in range(settings.num_samples):
                     sample = builder.build(length, index, depth)
-                    samples.append((sample, PromptItem(sample.id, sample.prompt_ids, sampling, builder.template)))
+                    unsent = sample.prefix_tokens if session.reasoning.budget else 0
+                    prompt_ids = sample.prompt_ids[: len(sample.prompt_ids) - unsent]
+                    sampling = Sampling(new_tokens + unsent, session.stop_ids)
+                    samples.append((sample, PromptItem(sample.id, prompt_ids, sampling, builder.template)))
     return samples
-
-
-def _check_window(settings: NiahSettings, session: Session) -> None:
-    longest, budget = max(settings.lengths), session.reasoning.budget
-    needed = longest + settings.max_new_tokens + budget
-    what = f"niah.lengths: the longest, {longest} tokens, with niah.max_new_tokens={settings.max_new_tokens}"
-    what += f" and thinking_tokens={budget}" if budget else ""
-    session.check_window(needed, what)
-    limit = session.settings.engine.max_model_len
-    if limit is not None and needed > limit:
-        raise UserError(
-            f"{what} needs {needed} positions, engine.max_model_len is {limit}",
-            mend="raise engine.max_model_len, or lower niah.lengths",
-        )
 
 
 class NiahAnswer(Completion):
@@ -124,7 +114,8 @@ def run(settings: NiahSettings, session: Session, predictions: Path) -> Outcome:
         label="niah",
     )
     rows = [_row(answer, samples[answer.id].cluster, settings.variant) for answer in answers]
-    outcome = Outcome(metrics(settings.variant), rows, list(_notes([sample for sample, _ in built])))
+    told = [NO_PREFIX_NOTE] if session.reasoning.budget else []
+    outcome = Outcome(metrics(settings.variant), rows, [*told, *_notes(built)])
     outcome = with_reasoning(outcome, session, answers)
     if settings.retrieval is None:
         return outcome
@@ -174,7 +165,8 @@ def _row(answer: NiahAnswer, cluster: str, variant: NiahVariant) -> SampleRow:
     )
 
 
-def _notes(samples: Sequence[NiahSample]) -> Iterator[str]:
+def _notes(built: Sequence[tuple[NiahSample, PromptItem]]) -> Iterator[str]:
+    samples = [sample for sample, _ in built]
     for name, length in dict.fromkeys((sample.haystack, sample.length) for sample in samples if sample.repeats):
         yield f"the haystack {name!r} is shorter than {length} tokens and was repeated at that length"
     shortest: dict[tuple[str, int], int] = {}
@@ -184,8 +176,8 @@ def _notes(samples: Sequence[NiahSample]) -> Iterator[str]:
     for (name, length), num_tokens in shortest.items():
         if num_tokens < 0.9 * length:
             yield f"prompts of {length} tokens have as few as {num_tokens} in {name!r}: its sentences are long"
-    total = sum(len(sample.prompt_ids) for sample in samples)
-    shared = shared_prefix_tokens([sample.prompt_ids for sample in samples])
+    prompts = [item.prompt_ids for _, item in built]
+    total, shared = sum(map(len, prompts)), shared_prefix_tokens(prompts)
     yield (
         f"{shared:,} of {total:,} prompt tokens ({100 * shared / total:.0f} %) lie in a beginning shared with another "
         "prompt, which a prefix cache computes once"

@@ -17,7 +17,7 @@ from random import Random
 from logodata.common.errors import UserError
 from logoeval.tasks.ruler.frequent_words import CommonWordsGenerator, FrequentWordsGenerator
 from logoeval.tasks.ruler.needles import NeedleGenerator
-from logoeval.tasks.ruler.prompts import Frame, form_of
+from logoeval.tasks.ruler.prompts import Frame
 from logoeval.tasks.ruler.questions import QuestionGenerator, QuestionSet
 from logoeval.tasks.ruler.sample import Generator, Sample
 from logoeval.tasks.ruler.settings import RulerSettings
@@ -30,18 +30,24 @@ from logoeval.tasks.texts import text_fingerprint
 @dataclass(frozen=True, slots=True)
 class RulerSample:
     """A prompt with its references. Samples of one ``cluster`` ask about the same documents, so they are not
-    independent evidence. ``num_units`` is the number of words, lines or documents."""
+    independent evidence. ``max_new_tokens`` are those of the answer, and ``num_units`` is the number of words, lines or
+    documents."""
 
     id: str
     cluster: str
     prompt_ids: tuple[int, ...]
     references: tuple[str, ...]
+    max_new_tokens: int
     num_units: int
 
 
 class SampleBuilder:
     """Builds the samples of one task and length. A sample depends only on seed, task, length and index, on the number
     of units that sample 0 has room for, and on what it is made of.
+
+    A length holds the prompt with its answer prefix and the task's new tokens, as RULER's. A model that ``reasons``
+    gets the same text without the prefix. Most begin their answer with the prefix, or with words like it, so the answer
+    may have its tokens more: a prompt with its answer still fits the length, which the reasoning is no part of.
 
     Raises:
         UserError: the length has no room for the smallest prompt.
@@ -51,7 +57,8 @@ class SampleBuilder:
         self, task: Task, length: int, settings: RulerSettings, frame: Frame, *, seed: int, reasons: bool = False
     ) -> None:
         self._task, self._length, self._frame, self._seed = task, length, frame, seed
-        self.form = form_of(task, length, reasons=reasons)
+        self._reasons = reasons
+        self._room = length - task.max_new_tokens
         self.template = text_fingerprint("\n".join((frame.fingerprint, *task.prompt)))
         self._generator = self._make_generator(settings)
         self._num_units = self._find_units()
@@ -62,7 +69,7 @@ class SampleBuilder:
         Raises:
             UserError: its smallest prompt is too long.
         """
-        most, room = max(self._num_units, self._generator.fewest(index)), self.form.prompt_tokens
+        most, room = max(self._num_units, self._generator.fewest(index)), self._room
         drawn = {most: self._draw(most, index)}
         excess = len(drawn[most][1]) - room
         less = 0
@@ -79,12 +86,14 @@ class SampleBuilder:
                 raise self._no_room(fewest, index)
         sample, ids = drawn[most - less]
         name = f"{self._task.name}-{self._length}-{index}"
+        sent = self._frame.encode(sample.turns, prefix=False) if self._reasons else ids
         return RulerSample(
             id=name,
             # A question is asked at every length, and other questions of the same paragraph too.
             cluster=self._generator.cluster(index) or name,
-            prompt_ids=ids,
+            prompt_ids=sent,
             references=sample.references,
+            max_new_tokens=self._task.max_new_tokens + len(ids) - len(sent),
             num_units=most - less,
         )
 
@@ -113,15 +122,15 @@ class SampleBuilder:
         return num_units
 
     def _fits(self, num_units: int, index: int) -> bool:
-        return len(self._draw(num_units, index)[1]) <= self.form.prompt_tokens
+        return len(self._draw(num_units, index)[1]) <= self._room
 
     def _draw(self, num_units: int, index: int) -> tuple[Sample, tuple[int, ...]]:
         rng = random_source(self._seed, self._task.name, self._length, index)
         sample = self._generator.draw(rng, num_units, index)
-        return sample, self._frame.encode(sample.turns, prefix=self.form.prefix)
+        return sample, self._frame.encode(sample.turns)
 
     def _no_room(self, num_units: int, index: int) -> UserError:
-        needed = len(self._draw(num_units, index)[1]) + self.form.new_tokens
+        needed = len(self._draw(num_units, index)[1]) + self._task.max_new_tokens
         return UserError(
             f"ruler.lengths: {self._length} tokens have no room for {self._task.name}, whose smallest prompt takes "
             f"{needed} with its answer",
@@ -140,7 +149,7 @@ class SampleBuilder:
             return VariableGenerator(self._length, prompt, self._vt_example())
         if task.kind == "cwe":
             return CommonWordsGenerator(self._length, prompt, common_words())
-        return FrequentWordsGenerator(self.form.prompt_tokens, prompt)
+        return FrequentWordsGenerator(self._room, prompt)
 
     def _vt_example(self) -> tuple[str, str]:
         """Return variable tracking's solved example, the same at every length: as many lines as 500 tokens hold, and

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from logodata.prompts import PromptFormat, encode_text, text_tokenizer
-from logoeval.tasks.ruler.task_table import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,20 +47,3 @@ class Frame:
     def count(self, text: str) -> int:
         """Return the number of tokens of a text by itself."""
         return len(encode_text(self._tokenizer, text))
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How a sample of a task and length is asked: the most tokens of its prompt and of its answer, and whether the
-    answer prefix is sent."""
-
-    prompt_tokens: int
-    new_tokens: int
-    prefix: bool
-
-
-def form_of(task: Task, length: int, *, reasons: bool) -> Form:
-    """Return how a task is asked at a length. RULER's lengths hold the prompt and the answer, and the answer prefix
-    begins the assistant's turn. A model that ``reasons`` first gets no prefix, and its reasoning is not part of the
-    length."""
-    return Form(length - task.max_new_tokens, task.max_new_tokens, prefix=not reasons)

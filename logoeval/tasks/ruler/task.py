@@ -15,7 +15,7 @@ from logodata.models.facts import model_eos_ids
 from logoeval.records import Metric, Outcome, SampleRow
 from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
-from logoeval.tasks.generate import Completion, PromptItem, complete, with_reasoning
+from logoeval.tasks.generate import NO_PREFIX_NOTE, Completion, PromptItem, complete, with_reasoning
 from logoeval.tasks.record_file import RecordFile
 from logoeval.tasks.ruler.building import RulerSample, SampleBuilder, question_set
 from logoeval.tasks.ruler.prompts import Frame
@@ -125,28 +125,20 @@ def find_lengths(settings: RulerSettings, session: Session) -> tuple[int, ...]:
             f"ruler.template=none asks without a chat template, and thinking_tokens is {budget}",
             mend="set thinking_tokens=0, or leave out ruler.template",
         )
-    limit = session.settings.engine.max_model_len
-    window = session.engine_window
     if settings.lengths is None:
-        held = tuple(length for length in OFFICIAL_LENGTHS if length + budget <= window)
+        window = session.engine_window - budget
+        held = tuple(length for length in OFFICIAL_LENGTHS if length <= window)
         if not held:
-            beside = f" with thinking_tokens={budget}" if budget else ""
+            beside = f", beside thinking_tokens={budget}," if budget else ""
             raise UserError(
-                f"the window of {window} tokens{beside} holds none of RULER's lengths, which begin at "
+                f"the window of {session.engine_window} tokens{beside} holds none of RULER's lengths, which begin at "
                 f"{OFFICIAL_LENGTHS[0]}",
                 where=session.settings.model,
                 mend="give shorter ones, such as ruler.lengths=[1024,2048]",
             )
         return held
     longest = max(settings.lengths)
-    what = f"ruler.lengths: the longest, {longest} tokens,"
-    what += f" with thinking_tokens={budget}" if budget else ""
-    session.check_window(longest + budget, what)
-    if longest + budget > window:
-        raise UserError(
-            f"{what} needs {longest + budget} positions, engine.max_model_len is {limit}",
-            mend="raise engine.max_model_len, or lower ruler.lengths",
-        )
+    session.check_room(longest, f"ruler.lengths: the longest, {longest} tokens with the answer")
     return tuple(sorted(settings.lengths))
 
 
@@ -168,7 +160,7 @@ def _answer(
     cell: _Cell, samples: Mapping[str, RulerSample], settings: RulerSettings, session: Session, folder: Path
 ) -> list[RulerAnswer]:
     task, length = cell.task, cell.length
-    sampling = Sampling(cell.builder.form.new_tokens, _stop_ids(settings, session))
+    stop_ids = _stop_ids(settings, session)
     template = cell.builder.template
     score = any_found if task.counts_any else share_found
 
@@ -186,7 +178,10 @@ def _answer(
 
     return complete(
         session,
-        [PromptItem(sample.id, sample.prompt_ids, sampling, template) for sample in samples.values()],
+        [
+            PromptItem(sample.id, sample.prompt_ids, Sampling(sample.max_new_tokens, stop_ids), template)
+            for sample in samples.values()
+        ],
         RecordFile(folder / f"{task.name}-{length}.jsonl", RulerAnswer),
         record=record,
         label=f"ruler: {task.name}, {length:,} tokens",
@@ -219,7 +214,7 @@ def _stop_ids(settings: RulerSettings, session: Session) -> tuple[int, ...]:
 
 def _notes(settings: RulerSettings, session: Session, cells: Sequence[_Cell]) -> Iterator[str]:
     if session.reasoning.budget:
-        yield "the model reasons first: no answer prefix was sent, and the lengths do not hold the reasoning"
+        yield NO_PREFIX_NOTE
     for name, tasks in settings.left_out.items():
         yield f"left out for want of ruler.{name}: {', '.join(tasks)}"
     if settings.essays is not None and any(task.needs == "essays" for task in settings.chosen):

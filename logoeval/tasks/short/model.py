@@ -13,6 +13,8 @@ from logoeval.tasks.short.recording import HarnessAnswer, Recorded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from logoeval.session import Session
+
 
 class HarnessModel(Recorded, HFLM):
     """The harness's model over weights that are loaded already.
@@ -24,6 +26,7 @@ class HarnessModel(Recorded, HFLM):
         batch_size: rows of a forward pass.
         truncate: see :meth:`Recorded.record`.
         answers: see :meth:`Recorded.record`.
+        reasons: see :meth:`Recorded.record`.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class HarnessModel(Recorded, HFLM):
         batch_size: int,
         truncate: bool,
         answers: RecordFile[HarnessAnswer],
+        reasons: Session | None = None,
     ) -> None:
         super().__init__(
             pretrained=model,
@@ -42,4 +46,6 @@ class HarnessModel(Recorded, HFLM):
             max_length=window,
             batch_size=batch_size,
         )
-        self.record(answers, vocabulary=vocabulary_size(model.config), window=window, truncate=truncate)
+        self.record(
+            answers, vocabulary=vocabulary_size(model.config), window=window, truncate=truncate, reasons=reasons
+        )

@@ -65,13 +65,16 @@ class HarnessScore(Record):
 
 
 class HarnessCall(Record):
-    """A finished call of the harness: a line of ``short.jsonl``. ``num_cut`` prompts were longer than ``window``."""
+    """A finished call of the harness: a line of ``short.jsonl``. ``num_cut`` prompts were longer than ``window``.
+    Before ``num_reasoned`` responses the model reasoned, and was cut in ``num_reasoning_cut`` of these."""
 
     id: str
     units: list[HarnessScore]
     num_requests: int
     num_cut: int
     window: int
+    num_reasoned: int = 0
+    num_reasoning_cut: int = 0
 
 
 def is_partial(metric: Metric) -> bool:

@@ -46,7 +46,7 @@ class ShortSettings(RecipeModel):
     limit: int | None = Field(default=None, gt=0)
     """Only the first samples of each task (of each of MMLU's 57), to try things out. Every label then says so."""
     apply_chat_template: bool = False
-    """Write prompts as a chat, examples as its turns. Published numbers do not."""
+    """Write prompts as a chat, examples as its turns. Published numbers do not. A model reasons in a chat only."""
     truncate: bool = False
     """Let the harness cut prompts longer than the window on the left, and count them; else they are an error."""
     include_path: Path | None = None

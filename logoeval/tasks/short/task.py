@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from logodata.models.vocabulary import vocabulary_size
 from logoeval.records import Outcome, TaskResult
 from logoeval.session import Session
 from logoeval.tasks.evaluator import Evaluator
+from logoeval.tasks.generate import reasoning_note
 from logoeval.tasks.record_file import RecordFile
 from logoeval.tasks.short.harness import folder_fingerprint, harness_version, load, open_manager, quiet
 from logoeval.tasks.short.outcome import (
@@ -34,7 +35,16 @@ if TYPE_CHECKING:
 
 
 def describe(settings: ShortSettings, engine: EngineSettings) -> dict[str, object]:
-    """Return what two comparable runs have in common; own tasks by their contents, wherever they lie."""
+    """Return what two comparable runs have in common; own tasks by their contents, wherever they lie.
+
+    Raises:
+        UserError: the harness does not run on this engine, or is not installed.
+    """
+    if engine.kind not in ("transformers", "vllm"):
+        raise UserError(
+            f"short: lm-evaluation-harness runs on transformers and vllm here, and engine.kind is {engine.kind}",
+            mend="set engine.kind, and another -o than that of the other tasks; or leave short out",
+        )
     return {
         **settings.model_dump(mode="json", exclude={"batch_size", "include_path"}),
         "include_fingerprint": folder_fingerprint(settings.include_path),
@@ -65,7 +75,7 @@ def run(settings: ShortSettings, session: Session, predictions: Path) -> Outcome
         for call in done
         if call.num_cut
     ]
-    found.append(f"prompts {'written as chats' if settings.apply_chat_template else 'without chat template'}")
+    found += _how_asked(settings, session, done)
     return Outcome(
         [metric(record, limit=settings.limit) for record in records],
         sample_rows(records),
@@ -73,6 +83,18 @@ def run(settings: ShortSettings, session: Session, predictions: Path) -> Outcome
         {} if settings.include_path is None else {"include_path": str(settings.include_path.resolve())},
         {"versions": {record.name: record.version for record in records}},
     )
+
+
+def _how_asked(settings: ShortSettings, session: Session, done: Sequence[HarnessCall]) -> Iterator[str]:
+    if not settings.apply_chat_template:
+        without = ": texts to continue, for which the model gets no tokens to reason"
+        yield f"prompts without chat template{without if session.reasoning.budget else ''}"
+        return
+    yield "prompts written as chats"
+    if session.reasoning.budget:
+        counts = [(call.num_requests, call.num_reasoned, call.num_reasoning_cut) for call in done]
+        yield reasoning_note(session.reasoning, *map(sum, zip(*counts, strict=True)))
+        yield "lm-eval made the prompts, our engine replied, greedily, and lm-eval scored what follows the reasoning"
 
 
 def _measure(
@@ -89,6 +111,8 @@ def _measure(
     plans = {call: _plan(manager, tasks, settings) for call, tasks in waiting.items()}
     planned = [unit for _, found in plans.values() for unit in found]
     _check_disjoint(planned)
+    if may_reason(settings) and session.reasoning.budget:
+        _check_reasoning(item for objects, _ in plans.values() for item in objects)
     if any(is_own_longbench(task) for unit in planned for task in unit.parts):
         note(f"short: {OWN_LONGBENCH_NOTE}")
     model = _open_model(settings, session, answers)
@@ -110,6 +134,8 @@ def _measure(
                 num_requests=model.num_requests,
                 num_cut=model.num_cut,
                 window=model.max_length,
+                num_reasoned=model.num_reasoned,
+                num_reasoning_cut=model.num_reasoning_cut,
             )
         )
         note(f"short: {call} done ({', '.join(task.name for task in waiting[call])})")
@@ -132,6 +158,31 @@ def _check_disjoint(found: Sequence[Unit]) -> None:
             asked[task] = unit.asked.name
 
 
+def may_reason(settings: ShortSettings) -> bool:
+    """Return whether the model may reason: without a chat template prompts are texts to continue."""
+    return settings.apply_chat_template
+
+
+def _check_reasoning(items: Iterable[Any]) -> None:
+    """Refuse tasks of the harness whose answers cannot follow a reasoning."""
+    mend = "leave it out, or short.apply_chat_template, or set thinking_tokens=0"
+    for task in (
+        task for item in items for task in (item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item])
+    ):
+        if task.OUTPUT_TYPE != "generate_until":
+            raise UserError(
+                "compares log-likelihoods of answers, and a model that reasons first would write none of them there",
+                where=task.task_name,
+                mend=mend,
+            )
+        if (task.get_config("generation_kwargs") or {}).get("do_sample"):
+            raise UserError(
+                "samples its responses, and those of a model that reasons are greedy here",
+                where=task.task_name,
+                mend=mend,
+            )
+
+
 def _open_model(settings: ShortSettings, session: Session, answers: Path) -> Recorded:
     from logoeval.tasks.short.recording import HarnessAnswer
 
@@ -140,6 +191,7 @@ def _open_model(settings: ShortSettings, session: Session, answers: Path) -> Rec
     tokenizer = recipe.load_tokenizer(needs_template=settings.apply_chat_template)
     window = session.engine_window
     kept = RecordFile(answers, HarnessAnswer)
+    reasons = session if may_reason(settings) and session.reasoning.budget else None
     if recipe.engine.kind == "vllm":
         engine = session.engine  # first: it says what is not installed
         from logoeval.tasks.short.vllm_model import VllmHarnessModel
@@ -152,6 +204,7 @@ def _open_model(settings: ShortSettings, session: Session, answers: Path) -> Rec
             window=window,
             truncate=settings.truncate,
             answers=kept,
+            reasons=reasons,
         )
     from logoeval.tasks.short.model import HarnessModel
 
@@ -166,6 +219,7 @@ def _open_model(settings: ShortSettings, session: Session, answers: Path) -> Rec
             batch_size=settings.batch_size,
             truncate=settings.truncate,
             answers=kept,
+            reasons=reasons,
         )
     finally:
         del model.tie_weights
@@ -183,6 +237,7 @@ EVALUATOR = Evaluator(
     describe=describe,
     run=run,
     generates=False,
+    reasons=may_reason,
     inputs=lambda settings: [("the tasks", settings.include_path)] if settings.include_path else [],
     limits=limits,
 )

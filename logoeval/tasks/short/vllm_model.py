@@ -17,6 +17,8 @@ from logoeval.tasks.short.recording import HarnessAnswer, Recorded
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from logoeval.session import Session
+
 _package_version = importlib.metadata.version
 
 
@@ -52,6 +54,7 @@ class VllmHarnessModel(Recorded, vllm_causallms.VLLM):
         window: tokens that a prompt with its answer may have.
         truncate: see :meth:`Recorded.record`.
         answers: see :meth:`Recorded.record`.
+        reasons: see :meth:`Recorded.record`.
     """
 
     room_for_one = 2  # vLLM generates a token behind the last one, which it reads here
@@ -66,6 +69,7 @@ class VllmHarnessModel(Recorded, vllm_causallms.VLLM):
         window: int,
         truncate: bool,
         answers: RecordFile[HarnessAnswer],
+        reasons: Session | None = None,
     ) -> None:
         assert isinstance(engine, VllmEngine)
         begin = vllm_causallms.LLM
@@ -77,7 +81,7 @@ class VllmHarnessModel(Recorded, vllm_causallms.VLLM):
         self.tokenizer = vllm_causallms.configure_pad_token(tokenizer, model_config=self._config)
         self.hf_chat_template = None  # the tokenizer's own, which may be given with its variables
         self.lora_request = engine.adapter
-        self.record(answers, vocabulary=vocabulary, window=window, truncate=truncate)
+        self.record(answers, vocabulary=vocabulary, window=window, truncate=truncate, reasons=reasons)
 
     def write(self, requests: Sequence[Any], *, disable_tqdm: bool) -> None:
         """Respond to prompts, a group at a time. The harness's model tells its answers with other options than it was

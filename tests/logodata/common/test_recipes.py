@@ -280,10 +280,14 @@ def token_fields(model: type[RecipeModel]) -> Iterator[str]:
 
 
 def test_every_length_takes_k() -> None:
-    """But for rates, counts of repetitions and other numbers that no one calls a window."""
-    assert set(token_fields(BuildRecipe)) <= {"engine.tokens_per_minute", "judge.model.engine.tokens_per_minute"}
+    """But for rates, counts of repetitions and other numbers that no one calls a window, and the name of a field."""
+    assert set(token_fields(BuildRecipe)) == {
+        f"{engine}.{name}"
+        for engine in ("engine", "judge.model.engine")
+        for name in ("tokens_per_minute", "max_tokens_field")
+    }
     assert set(token_fields(TrainRecipe)) == {"collapse.max_new_tokens", "objective.tokens"}
-    assert set(token_fields(EvalRecipe)) == {"engine.tokens_per_minute"}
+    assert set(token_fields(EvalRecipe)) == {"engine.tokens_per_minute", "engine.max_tokens_field"}
 
 
 def test_extends_merges_mappings_and_replaces_the_rest(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ def make_session(model: Any, tokenizer: Any, answer: Any) -> Any:
         window=2048,
         engine_window=2048,
         bare_tokenizer=tokenizer,
-        check_window=lambda *_: None,
+        check_room=lambda *_: None,
         reasoning=Reasoning(tokenizer),
-        settings=SimpleNamespace(model="tiny", chat_template_args={}),
+        settings=SimpleNamespace(model="tiny", chat_template_args={}, engine=EngineSettings()),
     )
 
 

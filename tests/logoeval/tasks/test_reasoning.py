@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -64,7 +63,7 @@ def test_the_answer_is_scored_and_the_reasoning_is_kept_beside_it(
     assert {"reasoning_cut", "reasoning_tokens"} <= {metric.key for metric in outcome.metrics}
     (said,) = outcome.notes
     assert said == (
-        "4 of 6 replies reasoned, up to '</think>' and within 60 tokens; 2 were cut while reasoning, and their answers "
+        "4 of 6 replies reasoned, up to '</think>' and within 60 tokens; 2 did not come to its end, and their answers "
         "count as empty"
     )
     again = thinking_session(tiny_model, tiny_tokenizer, say)
@@ -105,8 +104,18 @@ def test_a_number_named_while_reasoning_is_not_found(tiny_model: Any, tiny_token
     """The official scores of RULER would count it."""
     settings = NiahSettings(lengths=(600,), haystacks=("noise",), num_samples=2)
     session = thinking_session(tiny_model, tiny_tokenizer, lambda _: "", tokens=200)
-    session.settings.seed, session.settings.engine = 0, SimpleNamespace(max_model_len=None)
-    samples = {sample.id: sample for sample, _ in build_samples(settings, session)}
+    session.settings.seed = 0
+    built = build_samples(settings, session)
+    samples = {sample.id: sample for sample, _ in built}
+    session.reasoning = Reasoning(tiny_tokenizer, tokens=0)
+    for (_, item), (_, other) in zip(built, build_samples(settings, session), strict=True):
+        # The answer prefix would stand where the reasoning begins; the answer has room to repeat it.
+        prefix = other.prompt_ids[len(item.prompt_ids) :]
+        assert other.prompt_ids == item.prompt_ids + prefix
+        assert tiny_tokenizer.decode(item.prompt_ids).endswith("<|im_start|>assistant\n")
+        assert tiny_tokenizer.decode(prefix).endswith("mentioned in the provided text are")
+        assert item.sampling.max_new_tokens == other.sampling.max_new_tokens + len(prefix)
+    session.reasoning = Reasoning(tiny_tokenizer, tokens=200)
 
     def answer(request: GenerationRequest) -> GenerationResult:
         first, *others = samples[request.id].values
@@ -116,6 +125,7 @@ def test_a_number_named_while_reasoning_is_not_found(tiny_model: Any, tiny_token
     session.engine.answer = answer
     outcome = run_needles(settings, session, tmp_path)
     assert [row.scores["recall"] for row in outcome.samples] == [0.25, 0.25]
+    assert outcome.notes[0].startswith("the model reasons first: no answer prefix was sent")
 
 
 def test_runs_that_reason_otherwise_are_not_compared(

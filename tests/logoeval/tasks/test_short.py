@@ -15,16 +15,21 @@ import pytest
 import yaml
 
 from logodata.common.errors import UserError
+from logodata.engines import GenerationRequest, GenerationResult
+from logodata.engines.settings import EngineSettings
+from logodata.prompts import encode_text
 from logoeval.cli import main
 from logoeval.compare.compare import compare
 from logoeval.recipe.settings import EvalRecipe
 from logoeval.records import TaskResult, read_results
 from logoeval.run import evaluate
+from logoeval.session import Session
 from logoeval.tasks.record_file import RecordFile
 from logoeval.tasks.short.harness import quiet
 from logoeval.tasks.short.outcome import OWN_LONGBENCH_NOTE, HarnessSample, HarnessScore, metric, notes
 from logoeval.tasks.short.settings import ShortSettings, ShortTask
 from tests.conftest import make_model
+from tests.logoeval.conftest import FakeEngine
 from tests.logoeval.pages import render
 
 if TYPE_CHECKING:
@@ -291,6 +296,96 @@ def test_killed_in_the_middle_of_a_call(
     assert len(done) == 34 * 3 - 90
     assert resumed.samples == expected.samples
     assert resumed.summary == expected.summary
+
+
+def test_a_model_that_reasons_is_scored_by_what_follows(
+    make_recipe: Callable[..., EvalRecipe],
+    own_tasks: Path,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lm_eval.models.utils import postprocess_generated_text
+
+    said = [
+        "<think>Is it a mill?\n\nYes.</think>\n\nmill\nor a barn",  # the task's stop, a newline, holds for the answer
+        "<think>mill mill mill" + " and on" * 20,  # cut: scored whole it would not be empty
+        "mill",
+        "<think>so</think>millstones",  # the answer has the task's six tokens
+    ]
+    rows = [{"question": f"Say mill {number}.", "answer": "mill"} for number in range(4)]
+    _write_task(
+        own_tasks,
+        "spoken",
+        rows,
+        output_type="generate_until",
+        doc_to_choice=None,
+        generation_kwargs={"until": ["\n"], "max_gen_toks": 6, "do_sample": False},
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    )
+
+    def say(request: GenerationRequest) -> GenerationResult:
+        prompt = tiny_tokenizer.decode(request.prompt_ids)
+        assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        text = next(text for number, text in enumerate(said) if f"Say mill {number}." in prompt)
+        ids, most = encode_text(tiny_tokenizer, text), request.sampling.max_new_tokens
+        assert most == 60 + 6
+        return GenerationResult(request.id, tuple(ids[:most]), "length" if len(ids) > most else "stop")
+
+    engine = FakeEngine(say)
+    monkeypatch.setattr(Session, "engine", engine)
+    recipe = make_recipe("spoken", apply_chat_template=True).model_copy(update={"thinking_tokens": 60})
+    result = _run(recipe, tmp_path / "out")
+    assert engine.answered == 4
+    path = tmp_path / "out" / "predictions" / "short_answers.jsonl"
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    by_answer = {record["answer"]: record for record in records}
+    assert set(by_answer) == {"mill", "", "millst"}
+    assert by_answer[""]["reasoning_cut"]
+    assert by_answer["millst"]["reasoning"] == "<think>so"
+    assert sum("reasoning" in record for record in records) == 3
+    # Where the reasoning ends within its budget, the harness's own reading is the same.
+    assert postprocess_generated_text(said[0], ["\n"], "</think>") == "mill"
+    assert [sample.scores["spoken/exact_match"] for sample in result.samples] == [1.0, 0.0, 1.0, 0.0]
+    assert result.settings["thinking"] == {"tokens": 60, "end": "</think>"}
+    assert any(
+        text == "3 of 4 replies reasoned, up to '</think>' and within 60 tokens; 1 did not come to its end, and their "
+        "answers count as empty"
+        for text in result.notes
+    )
+    assert _run(recipe, tmp_path / "out").samples == result.samples
+    other = recipe.model_copy(update={"thinking_tokens": 61})
+    with pytest.raises(UserError, match=r"this folder was started with thinking"):
+        _run(other, tmp_path / "out")
+    small = recipe.model_copy(update={"thinking_tokens": 2048})
+    with pytest.raises(UserError, match=r"an answer with its reasoning may take 2054 tokens, the window has 2048"):
+        _run(small, tmp_path / "small")
+
+
+def test_what_cannot_follow_a_reasoning_is_refused(
+    make_recipe: Callable[..., EvalRecipe], own_tasks: Path, tmp_path: Path
+) -> None:
+    sampled = {"until": ["\n"], "max_gen_toks": 4, "do_sample": True, "temperature": 0.6}
+    kind = {"output_type": "generate_until", "doc_to_choice": None, "metric_list": [{"metric": "exact_match"}]}
+    _write_task(own_tasks, "sampled", _questions(2), generation_kwargs=sampled, **kind)
+    thinks = {"thinking_tokens": 60}
+    for task, message in (
+        ("whole", "stem_a: compares log-likelihoods of answers"),
+        ("sampled", "sampled: samples its"),
+    ):
+        with pytest.raises(UserError, match=message):
+            _run(make_recipe(task, apply_chat_template=True).model_copy(update=thinks), tmp_path / task)
+    plain = _run(make_recipe("stem").model_copy(update=thinks), tmp_path / "plain")
+    assert plain.samples == _run(make_recipe("stem"), tmp_path / "same").samples
+    assert "thinking" not in plain.settings
+    assert plain.notes[-1].endswith("texts to continue, for which the model gets no tokens to reason")
+
+
+def test_a_server_is_refused(make_recipe: Callable[..., EvalRecipe], tmp_path: Path) -> None:
+    engine = EngineSettings(kind="openai", base_urls=("http://127.0.0.1:1/v1",))
+    with pytest.raises(UserError, match=r"runs on transformers and vllm here, and engine\.kind is openai"):
+        _run(make_recipe("alone").model_copy(update={"engine": engine}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_models_are_compared_sample_by_sample(

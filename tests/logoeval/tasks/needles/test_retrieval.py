@@ -366,5 +366,7 @@ def test_other_engines_are_refused_in_one_line(tiny_model_dir: Path, tmp_path: P
     error = capsys.readouterr().err
     assert "reads the model's attention, which engine.kind=vllm does not show (use engine.kind=transformers)" in error
     assert error.count("\n") == 1
+    assert main([*command, "--retrieval", "thinking_tokens=9", "niah.lengths=[1024]"]) == 2
+    assert "this model reasons between the two (set thinking_tokens=0)" in capsys.readouterr().err
     assert main([*command, "--heads", "heads.json"]) == 2
     assert "--heads without --retrieval" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.engines.reasoning import Reasoning
+from logodata.engines.settings import EngineSettings
 from logodata.prompts import encode_text
 from logoeval.tasks.needles.haystacks import Haystack, haystacks
 from logoeval.tasks.needles.placement import DEPTHS, SampleBuilder
@@ -157,8 +158,8 @@ def test_run_records_what_is_needed_to_trust_a_sample(
         stop_ids=(2,),
         tokenizer=tiny_tokenizer,
         engine=FakeEngine(fake_answer),
-        settings=SimpleNamespace(seed=0, engine=SimpleNamespace(max_model_len=None)),
-        check_window=lambda *_: None,
+        settings=SimpleNamespace(model="tiny", seed=0, engine=EngineSettings()),
+        check_room=lambda *_: None,
         reasoning=Reasoning(tiny_tokenizer),
     )
     outcome = run(settings, session, tmp_path)  # type: ignore[arg-type]

@@ -102,9 +102,11 @@ LENGTHS = {
 }
 
 
-def builder(tokenizer: Any, name: str, *, settings: RulerSettings = SETTINGS, seed: int = 0) -> SampleBuilder:
+def builder(
+    tokenizer: Any, name: str, *, settings: RulerSettings = SETTINGS, seed: int = 0, reasons: bool = False
+) -> SampleBuilder:
     frame = Frame(tokenizer, settings.template)
-    return SampleBuilder(TASKS[name], LENGTHS.get(name, 8000), settings, frame, seed=seed)
+    return SampleBuilder(TASKS[name], LENGTHS.get(name, 8000), settings, frame, seed=seed, reasons=reasons)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -147,6 +149,16 @@ def test_the_prefix_begins_the_assistants_turn(tiny_tokenizer: Any, name: str) -
     assert all(reference in text for reference in sample.references)
     without = chat._frame.encode(sample.turns, prefix=False)
     assert tiny_tokenizer.decode(without) == text.removesuffix(sample.turns[-1][1])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_prefix_that_is_left_out_becomes_room_for_the_answer(tiny_tokenizer: Any, name: str) -> None:
+    plain, reasons = (builder(tiny_tokenizer, name, reasons=reasons).build(1) for reasons in (False, True))
+    prefix_ids = plain.prompt_ids[len(reasons.prompt_ids) :]
+    assert plain.prompt_ids == reasons.prompt_ids + prefix_ids
+    assert tiny_tokenizer.decode(reasons.prompt_ids).endswith("<|im_start|>assistant\n")
+    assert plain.max_new_tokens == TASKS[name].max_new_tokens
+    assert reasons.max_new_tokens == plain.max_new_tokens + len(prefix_ids)
 
 
 def test_control_tokens_in_a_users_file_stay_text(tiny_tokenizer: Any, tmp_path: Path) -> None:
@@ -462,12 +474,13 @@ def test_lengths_follow_the_window(recipe: EvalRecipe) -> None:
     with pytest.raises(UserError, match=r"2048 tokens holds none of RULER's lengths, which begin at 4096"):
         find_lengths(RulerSettings(), session)
     with pytest.raises(
-        UserError, match=r"ruler\.lengths: the longest, 4096 tokens, needs 4096 positions, the model has 2048"
+        UserError,
+        match=r"ruler\.lengths: the longest, 4096 tokens with the answer needs 4096 positions, the model has 2048",
     ):
         find_lengths(RulerSettings(lengths=(4096, 1024)), session)
     tight = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"max_model_len": 1800})})
     with pytest.raises(
-        UserError, match=r"the longest, 1900 tokens, needs 1900 positions, engine\.max_model_len is 1800"
+        UserError, match=r"the longest, 1900 tokens with the answer needs 1900 positions, engine\.max_model_len is 1800"
     ):
         find_lengths(recipe.ruler, Session(tight))
 
@@ -476,19 +489,22 @@ def test_a_model_that_reasons_gets_no_prefix_and_its_reasoning_is_not_searched(
     recipe: EvalRecipe, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = recipe.ruler.model_copy(update={"tasks": ("fwe",), "lengths": (1700,)})
-    plain, reasons = (
-        SampleBuilder(TASKS["fwe"], 1700, settings, Frame(tiny_tokenizer, "chat"), seed=0, reasons=reasons)
-        for reasons in (False, True)
-    )
-    assert tiny_tokenizer.decode(plain.build(0).prompt_ids).endswith("three most frequently appeared words are:")
-    assert tiny_tokenizer.decode(reasons.build(0).prompt_ids).endswith("<|im_start|>assistant\n")
-    wanted = {sample.id: sample.references for sample in map(reasons.build, range(6))}
+    made = SampleBuilder(TASKS["fwe"], 1700, settings, Frame(tiny_tokenizer, "chat"), seed=0, reasons=True)
+    samples = [made.build(index) for index in range(6)]
+    prefix_ids = encode_text(tiny_tokenizer, TASKS["fwe"].prompt[1])
+    assert all(len(sample.prompt_ids) + sample.max_new_tokens <= 1700 for sample in samples)
+    wanted = {sample.id: sample.references for sample in samples}
+    answered = 50 + len(prefix_ids)
 
     def say(request: Any) -> GenerationResult:
-        assert request.sampling.max_new_tokens == 50 + 340
+        assert request.sampling.max_new_tokens == answered + 340
         first, *others = wanted[request.id]
-        text = f"<think>{others}</think> {first}" if request.id != "fwe-1700-5" else f"<think>{first} " * 20
-        return GenerationResult(request.id, tuple(encode_text(tiny_tokenizer, text)), "stop")
+        text = f"<think>{others}</think>" if request.id != "fwe-1700-5" else f"<think>{first} " * 20
+        thought = encode_text(tiny_tokenizer, text)
+        # The prefix is said again, and the last of the official tokens holds the end of the word.
+        said = encode_text(tiny_tokenizer, first)
+        answer = [*prefix_ids, *encode_text(tiny_tokenizer, "." * 50)[: 50 - len(said)], *said]
+        return GenerationResult(request.id, (*thought, *answer, *encode_text(tiny_tokenizer, others[0])), "stop")
 
     monkeypatch.setattr(Session, "engine", FakeEngine(say))
     thinking = recipe.model_copy(update={"thinking_tokens": 340, "ruler": settings})
@@ -497,7 +513,7 @@ def test_a_model_that_reasons_gets_no_prefix_and_its_reasoning_is_not_searched(
     assert [sample.scores["reasoning_cut"] for sample in result.samples] == [0.0] * 5 + [1.0]
     assert score_table(result, "t").rows[-1][1:] == ["1/6", "1/6"]
     assert result.settings["answer_prefix"] is False
-    with pytest.raises(UserError, match=r"1700 tokens, with thinking_tokens=349 needs 2049 positions"):
+    with pytest.raises(UserError, match=r"1700 tokens with the answer and thinking_tokens=349 needs 2049 positions"):
         find_lengths(settings, Session(thinking.model_copy(update={"thinking_tokens": 349})))
     bare = settings.model_copy(update={"template": "none"})
     with pytest.raises(UserError, match=r"template=none asks without a chat template, and thinking_tokens is 340"):

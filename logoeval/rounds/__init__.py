@@ -1,0 +1,1 @@
+"""Rounds of building, training and measuring: each begins with the adapter that the one before trained."""

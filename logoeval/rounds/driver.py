@@ -1,0 +1,70 @@
+"""Run rounds, one command after the other, each in a process of its own: so no two hold the model at once."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable
+
+from logodata.common.console import note
+from logodata.common.errors import EXIT_INTERRUPTED, UserError
+from logodata.common.files import bind_settings, locked, write_json
+from logoeval.rounds.outcome import RoundOutcome, RoundsRecord, measure_round, reasons_to_stop
+from logoeval.rounds.plan import Rounds, Step
+
+RECORD = "rounds.json"
+
+
+def run_rounds(rounds: Rounds, run: Callable[[Step], None] | None = None) -> RoundsRecord:
+    """Run all rounds, or those before a reason to stop, and write ``rounds.json`` and ``report.html`` after each.
+
+    Commands that ended before are called again and say so: whatever was interrupted goes on. The recipe is
+    bound by each command's own folder, and the number of rounds by this one. ``run`` runs a command; by default
+    :func:`run_step`.
+
+    Raises:
+        UserError: The folder holds other rounds, or a command ended with an error, which it printed itself.
+        KeyboardInterrupt: This process, or a command, was told to stop.
+    """
+    run = run or run_step
+    with locked(rounds.folder):
+        # The documents are dealt out by the number of rounds.
+        bind_settings(rounds.folder, "rounds-settings.json", {"rounds": rounds.count, "held_out": rounds.held_out})
+        for step in rounds.first_steps():
+            run(step)
+        outcomes: list[RoundOutcome] = []
+        record = RoundsRecord(rounds=outcomes)
+        for number in range(1, rounds.count + 1):
+            for step in rounds.steps(number):
+                run(step)
+            outcomes.append(measure_round(rounds, number))
+            run(rounds.compare(number))
+            reasons = list(reasons_to_stop(outcomes))
+            record = RoundsRecord(rounds=outcomes, ended=reasons or None)
+            write_json(rounds.folder / RECORD, record.to_json())
+            if reasons:
+                break
+        return record
+
+
+def run_step(step: Step) -> None:
+    """Run a command. It gets one signal where this process gets one, and ends before this process does.
+
+    Raises:
+        UserError: It ended with an error.
+        KeyboardInterrupt: It was told to stop.
+    """
+    note(f"{step.what}: {step}")
+    # A session of its own, so that Ctrl-C in the terminal does not come twice: many take a second one for "at once".
+    process = subprocess.Popen(step.command, start_new_session=True)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
+    if code in (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM):
+        raise KeyboardInterrupt
+    if code:
+        mend = "mend what its line above says, then run the same command again"
+        raise UserError(f"{step.what} ended with exit code {code}", where=str(step), mend=mend)

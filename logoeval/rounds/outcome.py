@@ -1,0 +1,94 @@
+"""What came out of a round, and whether another one is worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from logodata.common.records import ABSENT, Record
+from logodata.dataset.files import read_stats
+from logoeval.compare.compare import Difference, Row, compare
+from logoeval.rounds.plan import Rounds
+
+LOOKS = 2
+"""The rounds in a row without a rise after which another one is not worth it."""
+LEAST_YIELD = 0.5
+MOST_LENGTH = 1.25
+MOST_FALL = 1.0
+
+
+class RoundOutcome(Record):
+    """What came out of a round, on the same held-out samples as of all others.
+
+    ``margin`` and ``answers`` (word F1) are differences from the round before, with their intervals. ``chosen``, the
+    log-probability per token of the preferred responses, and ``answer_tokens``, the mean length of the model's own
+    answers, are differences from the model as it was, the second as a ratio. They are absent where the recipe does
+    not measure them.
+    """
+
+    number: int
+    questions: int
+    kept: int
+    margin: Difference | None = ABSENT
+    answers: Difference | None = ABSENT
+    chosen: float | None = ABSENT
+    answer_tokens: float | None = ABSENT
+
+    @property
+    def rose(self) -> bool:
+        """Whether the margin or the answers rose beyond doubt."""
+        return any(found is not None and found.verdict == "rose" for found in (self.margin, self.answers))
+
+
+class RoundsRecord(Record):
+    """``rounds.json``: all rounds so far, and why they ended, if they did."""
+
+    rounds: list[RoundOutcome]
+    ended: list[str] | None = ABSENT
+
+
+def measure_round(rounds: Rounds, number: int) -> RoundOutcome:
+    """Read what came out of a round whose commands have ended.
+
+    Raises:
+        UserError: A folder lacks what its command writes, or is damaged.
+    """
+    stats = read_stats(rounds.round(number) / "data")
+    after = rounds.measured(number)
+    step, whole = _rows(rounds.measured(number - 1), after), _rows(rounds.measured(0), after)
+    before, now = ({key: row.values[n].value for key, row in whole.items()} for n in (0, 1))
+    return RoundOutcome(
+        number=number,
+        questions=stats.questions,
+        kept=stats.kept,
+        margin=step["margin"].differences[0] if "margin" in step else None,
+        answers=step["token_f1"].differences[0] if "token_f1" in step else None,
+        chosen=now["chosen"] - before["chosen"] if "chosen" in now else None,
+        answer_tokens=now["answer_tokens"] / before["answer_tokens"] if before.get("answer_tokens") else None,
+    )
+
+
+def _rows(before: Path, after: Path) -> dict[str, Row]:
+    """Return the measures of answers to held-out questions and pairs, by key; those of questions hold, where both
+    are."""
+    comparison = compare({"before": before, "after": after})
+    return {
+        key: row for task in ("pairs", "qa") if task in comparison.tasks for key, row in comparison.whole(task).items()
+    }
+
+
+def reasons_to_stop(outcomes: Sequence[RoundOutcome]) -> Iterator[str]:
+    """Yield why no further round is worth it, after these."""
+    first, last = outcomes[0], outcomes[-1]
+    looked = [outcome for outcome in outcomes if outcome.margin or outcome.answers]
+    if len(looked) >= LOOKS and not any(outcome.rose for outcome in looked[-LOOKS:]):
+        yield f"neither the held-out margin nor the answers rose in the last {LOOKS} rounds"
+    if last.kept * first.questions < LEAST_YIELD * first.kept * last.questions:
+        yield (
+            f"the yield fell below half of the first round's ({last.kept} of {last.questions} questions kept, "
+            f"{first.kept} of {first.questions} then)"
+        )
+    if last.chosen is not None and last.chosen < -MOST_FALL:
+        yield f"the preferred responses lost {-last.chosen:.2f} nats a token against the model as it was"
+    if last.answer_tokens is not None and last.answer_tokens > MOST_LENGTH:
+        yield f"the model's own answers are {last.answer_tokens:.2f} times as long as at first"

@@ -1,0 +1,166 @@
+"""The commands of rounds. Each is one command of the three programs, which continues by itself what was interrupted."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from logodata.common.errors import UserError
+from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
+from logodata.recipe.settings import BuildRecipe
+from logoeval.recipe.settings import EvalRecipe, load_eval_recipe
+from logotrain.recipe.settings import TrainRecipe
+
+SECTIONS = {"build": "logodata", "train": "logotrain", "eval": "logoeval"}
+"""The program that reads each section of a recipe."""
+
+
+class AllSections(RecipeModel):
+    """A whole recipe."""
+
+    build: BuildRecipe
+    """How data are built."""
+    train: TrainRecipe
+    """How the model is trained."""
+    eval: EvalRecipe
+    """What is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A command. ``what`` says what it does, in words."""
+
+    what: str
+    program: str
+    arguments: tuple[str, ...]
+    gpus: int = 1
+
+    @property
+    def command(self) -> list[str]:
+        """The words of the command, for this Python."""
+        module = ["-m", self.program]
+        if self.gpus > 1:
+            module = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.gpus}", *module]
+        return [sys.executable, *module, *self.arguments]
+
+    def __str__(self) -> str:
+        """The command as it would be typed."""
+        torchrun = ["torchrun", "--standalone", f"--nproc-per-node={self.gpus}", "-m"] if self.gpus > 1 else []
+        return shlex.join([*torchrun, self.program, *self.arguments])
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """All commands of some rounds.
+
+    Args:
+        recipe: A recipe with the sections build, train and eval.
+        folder: The folder of all rounds.
+        count: The most rounds. The source's documents are dealt out to them, so that no question comes twice.
+        held_out: A data set that was built, or documents with questions to build one from, which no round trains on.
+        model: The model, where it is not the recipe's.
+        gpus: The processes of a training run.
+        overrides: ``key=value`` by section.
+    """
+
+    recipe: str
+    folder: Path
+    count: int
+    held_out: str
+    model: str | None = None
+    gpus: int = 1
+    overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def round(self, number: int) -> Path:
+        """Return the folder of a round, from 1."""
+        return self.folder / f"round-{number}"
+
+    def measured(self, number: int) -> Path:
+        """Return the folder of what was measured after a round; 0 is the model as it was."""
+        return self.folder / "base" if number == 0 else self.round(number) / "eval"
+
+    @property
+    def held_out_data(self) -> Path:
+        """The folder of the held-out data set."""
+        given = Path(self.held_out)
+        return given if (given / "manifest.json").is_file() else self.folder / "held-out"
+
+    @property
+    def report(self) -> Path:
+        """The report of all rounds so far."""
+        return self.folder / "report.html"
+
+    def first_steps(self) -> Iterator[Step]:
+        """Yield the commands before the first round."""
+        data = self.held_out_data
+        if data == self.folder / "held-out":
+            asked = self._step("held-out data", "build", f"source.path={self.held_out}", output=data)
+            yield asked
+        yield self._measure("the model as it is", 0)
+
+    def steps(self, number: int) -> Iterator[Step]:
+        """Yield the commands of a round."""
+        folder, last = self.round(number), self.round(number - 1) / "run" / "final"
+        goes_on = number > 1
+        name = f"round {number} of {self.count}"
+        adapter = ("--adapter", str(last)) if goes_on else ()
+        yield self._step(
+            f"{name}: data", "build", "--shard", f"{number}/{self.count}", *adapter, output=folder / "data"
+        )
+        start = ("--init-adapter", str(last)) if goes_on else ()
+        data = ("--data", str(folder / "data"))
+        yield self._step(f"{name}: training", "train", *data, *start, output=folder / "run")
+        yield self._measure(f"{name}: measuring", number)
+
+    def compare(self, last: int) -> Step:
+        """Return the command that reports on all rounds up to the last one."""
+        runs = [f"{'base' if n == 0 else f'round-{n}'}={self.measured(n)}" for n in range(last + 1)]
+        shown = ("--data", str(self.round(last) / "data"), "--run", str(self.round(last) / "run"))
+        return Step("report", "logoeval", ("compare", *runs, *shown, "-o", str(self.report)))
+
+    def _measure(self, what: str, number: int) -> Step:
+        adapter = ("--adapter", str(self.round(number) / "run" / "final")) if number else ()
+        data = ("--data", str(self.held_out_data))
+        return self._step(what, "eval", *data, *adapter, output=self.measured(number))
+
+    def _step(self, what: str, section: str, *arguments: str, output: Path) -> Step:
+        verb = "build" if section == "build" else "run"
+        model = ("--model", self.model) if self.model else ()
+        words = (verb, self.recipe, *self.overrides.get(section, ()), *model, *arguments, "-o", str(output))
+        return Step(what, SECTIONS[section], words, self.gpus if section == "train" else 1)
+
+
+def by_section(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Return overrides such as ``train.epochs=2`` by section, without its name.
+
+    Raises:
+        UserError: One names no section.
+    """
+    found: dict[str, list[str]] = {section: [] for section in SECTIONS}
+    for override in overrides:
+        section, dot, rest = override.partition(".")
+        if section not in found or not dot:
+            mend = "begin it with build., train. or eval., such as train.epochs=2"
+            raise UserError("names no section of a recipe", where=override, mend=mend)
+        found[section].append(rest)
+    return found
+
+
+def check_recipe(rounds: Rounds) -> None:
+    """Read all sections of the recipe: what is wrong with the last one is told before the first one's hours.
+
+    Raises:
+        UserError: A section does not hold what its program reads.
+    """
+    file, given = Path(rounds.recipe), {"model": rounds.model}
+    words = {section: [*rounds.overrides.get(section, ()), *as_overrides(given)] for section in SECTIONS}
+    load_recipe(BuildRecipe, "build", file, words["build"])
+    load_recipe(TrainRecipe, "train", file, [*words["train"], f"data.path={rounds.folder}"])
+    fields = {**given, "pairs.data": str(rounds.held_out_data)}
+    recipe = load_eval_recipe(file, None, fields, rounds.overrides.get("eval", ()))
+    if recipe.section("pairs") is None and recipe.section("qa") is None:
+        mend = "add pairs to the recipe's eval section, such as eval.pairs.max_new_tokens=64"
+        raise UserError("no held-out pairs or questions are measured, by which rounds end", where=str(file), mend=mend)
