@@ -214,9 +214,10 @@ def rounds(
     Each round builds data of its own documents, answered by the adapter so far, trains this adapter on, and measures
     it on the held-out data. An interrupted command goes on when it is run again.
     """
-    missing = "RECIPE" if recipe is None else "--held-out DATA" if held_out is None else None
-    if missing or recipe is None or held_out is None:
-        raise UserError(f"{missing} is missing", where="logoeval rounds", mend="see logoeval rounds --help")
+    if recipe is None:
+        raise UserError("no recipe given", mend="give one with the sections build, train and eval")
+    if held_out is None:
+        raise UserError("no held-out data given", mend="give --held-out DATA: documents that no round trains on")
     from logoeval.rounds.plan import Rounds, by_section, check_recipe
 
     folder = output or Path("ROUNDS")

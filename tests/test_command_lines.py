@@ -135,8 +135,8 @@ def test_the_installed_programs_are_those_that_python_runs() -> None:
         ("logotrain pln", "no command 'pln' (did you mean 'plan'?)"),
         (
             "logoeval zzz",
-            "no command 'zzz' (one of longbench, longbench2, niah, ruler, qa, pairs, ppl, short, run, score, errors, "
-            "compare)",
+            "no command 'zzz' (one of longbench, longbench2, niah, ruler, qa, pairs, ppl, short, run, rounds, score, "
+            "errors, compare)",
         ),
         ("logodata", "missing command (see logodata --help)"),
         ("logodata -q", "missing command (see logodata --help)"),

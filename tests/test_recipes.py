@@ -20,6 +20,7 @@ from logodata.recipe.settings import BuildRecipe
 from logoeval.recipe.settings import EvalRecipe
 from logotrain.cli import main
 from logotrain.recipe.settings import (
+    DpoSettings,
     LogoSettings,
     LongpoSettings,
     OrpoSettings,
@@ -89,7 +90,7 @@ FIGURE_6 = {  # M, lambda, thousands of real tokens: LongBench average and PG-19
 OBJECTIVES = {"orpo", "ipo", "solopo", "longpo"}
 """Recipes of other papers' losses."""
 
-OTHERS = {"embedded", "llama3.1", "qwen3", "study/cpu", "study/gpu", *OBJECTIVES}
+OTHERS = {"embedded", "llama3.1", "qwen3", "rounds", "study/cpu", "study/gpu", *OBJECTIVES}
 
 
 @cache
@@ -97,7 +98,7 @@ def sections(path: Path) -> tuple[BuildRecipe | None, TrainRecipe, EvalRecipe]:
     """All sections of a recipe; what has no training has no data to build."""
     train = load_recipe(TrainRecipe, "train", path)
     build = load_recipe(BuildRecipe, "build", path) if train.epochs else None
-    held_out = ["pairs.data=somewhere"] if path.stem == "embedded" else []
+    held_out = ["pairs.data=somewhere"] if path.stem in ("embedded", "rounds") else []
     return build, train, load_recipe(EvalRecipe, "eval", path, held_out)
 
 
@@ -226,6 +227,13 @@ def test_recipes_with_a_short_prompt_have_their_papers_settings() -> None:
     for recipe in (train, other):
         assert recipe.positions.mode == "natural"
         assert recipe.data.rejected_strategies == ("mixed-0.5",)
+
+
+def test_another_loss_within_solopo_starts_from_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(TrainRecipe, "train", FOLDER / "solopo.yaml", ["objective.loss.name=dpo", "objective.alpha=3"])
+    assert recipe.objective == SolopoSettings(loss=DpoSettings(), alpha=3)
+    said = "objective.loss.name=dpo starts from its own defaults, dropped: objective.loss.preference_weight=0.1"
+    assert said in capsys.readouterr().err
 
 
 def test_recipes_extend_one_another_wherever_they_are_installed(tmp_path: Path) -> None:

@@ -157,10 +157,17 @@ def check_recipe(rounds: Rounds) -> None:
     """
     file, given = Path(rounds.recipe), {"model": rounds.model}
     words = {section: [*rounds.overrides.get(section, ()), *as_overrides(given)] for section in SECTIONS}
-    load_recipe(BuildRecipe, "build", file, words["build"])
-    load_recipe(TrainRecipe, "train", file, [*words["train"], f"data.path={rounds.folder}"])
-    fields = {**given, "pairs.data": str(rounds.held_out_data)}
-    recipe = load_eval_recipe(file, None, fields, rounds.overrides.get("eval", ()))
-    if recipe.section("pairs") is None and recipe.section("qa") is None:
-        mend = "add pairs to the recipe's eval section, such as eval.pairs.max_new_tokens=64"
-        raise UserError("no held-out pairs or questions are measured, by which rounds end", where=str(file), mend=mend)
+    build = load_recipe(BuildRecipe, "build", file, words["build"])
+    train = load_recipe(TrainRecipe, "train", file, [*words["train"], f"data.path={rounds.folder}"])
+    held_out = {**given, "pairs.data": str(rounds.held_out_data)}
+    measured = load_eval_recipe(file, None, held_out, rounds.overrides.get("eval", ()))
+    if train.tuning == "full":
+        mend = "use train.tuning=lora"
+        raise UserError("full tuning leaves no adapter for the next round", where="train.tuning=full", mend=mend)
+    for section, engine in (("build", build.engine), ("eval", measured.engine)):
+        where = f"{section}.engine.kind={engine.kind}"
+        if engine.kind == "chat":
+            raise UserError("a chat server is told no adapter", where=where, mend="use another engine")
+        if engine.kind != "transformers" and train.lora.train_embeddings is not False:
+            mend = "set train.lora.train_embeddings=false, or use transformers"
+            raise UserError("vLLM applies no adapter that trains the embedding", where=where, mend=mend)

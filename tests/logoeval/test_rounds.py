@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,7 +35,8 @@ def test_each_round_begins_with_the_adapter_of_the_one_before(tmp_path: Path) ->
         f"logodata build embedded --model m --shard 1/3 -o {out}/round-1/data",
         "torchrun --standalone --nproc-per-node=2 -m logotrain run embedded epochs=2 --model m "
         f"--data {out}/round-1/data -o {out}/round-1/run",
-        f"logoeval run embedded --model m --data {out}/held-out --adapter {out}/round-1/run/final -o {out}/round-1/eval",
+        f"logoeval run embedded --model m --data {out}/held-out --adapter {out}/round-1/run/final "
+        f"-o {out}/round-1/eval",
     ]
     last = f"{out}/round-1/run/final"
     assert f"--shard 2/3 --adapter {last}" in second[0]
@@ -48,7 +50,7 @@ def test_each_round_begins_with_the_adapter_of_the_one_before(tmp_path: Path) ->
 def test_a_data_set_is_taken_as_it_is(tmp_path: Path) -> None:
     built = tmp_path / "built"
     built.mkdir()
-    assert [step.what for step in rounds(tmp_path, held_out=str(built)).first_steps()][0] == "held-out data"
+    assert next(rounds(tmp_path, held_out=str(built)).first_steps()).what == "held-out data"
     (built / "manifest.json").write_text("{}")
     (only,) = rounds(tmp_path, held_out=str(built)).first_steps()
     assert f"--data {built}" in str(only)
@@ -93,8 +95,6 @@ ENDS: dict[str, tuple[Sequence[RoundOutcome], str | None]] = {
 
 @pytest.mark.parametrize("case", ENDS)
 def test_what_ends_rounds(case: str) -> None:
-    import re
-
     found, expected = ENDS[case]
     reasons = list(reasons_to_stop(found))
     if expected is None:
@@ -168,10 +168,14 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for more, expected in (
         (["train.epohcs=2"], "unknown key 'epohcs'"),
         (["epochs=2"], "names no section"),
-        (["eval.pairs=null"], "no held-out pairs or questions are measured"),
+        (["eval.niah.lenghts=[512]"], "lenghts"),
+        (["build.chunking.chunk_tokens=0"], "chunk_tokens"),
+        (["train.tuning=full"], "leaves no adapter"),
+        (["eval.engine.kind=vllm"], "train.lora.train_embeddings=false"),
+        (["build.engine={kind: chat, base_urls: 'http://127.0.0.1:9'}"], "build.engine.kind=chat"),
     ):
         assert main([*command, *more]) == 2
         assert expected in capsys.readouterr().err
     assert main(["rounds", "embedded", "-o", str(tmp_path / "out")]) == 2
-    assert "--held-out DATA is missing" in capsys.readouterr().err
+    assert "no held-out data given" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -309,7 +309,7 @@ def opens(model: Path, field: str) -> tuple[list[tuple[str, Any, str]], Sequence
     opened: list[tuple[str, Any, str]] = []
 
     def opener(by: str) -> Callable[..., Engine]:
-        def open_engine(settings: Any, name: str, _: object) -> Engine:
+        def open_engine(settings: Any, name: str, *_: object) -> Engine:
             opened.append((by, getattr(settings, field), name))
             return Engine(model, honest)
 
