@@ -447,6 +447,11 @@ def test_samples_without_other_chunks_are_counted_and_left_out(
         ["h0"],
     )
     assert data.left_out == 2
+    lengths = {
+        str(name): int(str(value)) for name, value in zip(*(it.cells for it in data.lengths().columns[:2]), strict=True)
+    }
+    row = 31 + 5 + (23 + 5 + 3 + 4 if name == "solopo-orpo" else 3 + 4)
+    assert (lengths["prompt"], lengths["short prompt"], lengths["row"]) == (31, 23, row)
     for _ in range(2):  # and when the run is looked at again
         capsys.readouterr()
         run(recipe, tmp_path / "run")
