@@ -18,11 +18,19 @@ from logodata.common.errors import UserError
 from logodata.contract import ImportManifest, PreferenceSample
 from logodata.dataset.samples import iterate_samples, read_manifest
 from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
-from logodata.models.loading import load_tokenizer
+from logodata.models.loading import load_config, load_tokenizer
 from logodata.models.text_config import config_window
 from logodata.models.vocabulary import check_ids, vocabulary_size
-from logotrain.recipe.settings import CHUNK_MODES, TrainRecipe, uses_rejected
-from logotrain.rows.collate import row_responses
+from logotrain.recipe.settings import (
+    CHUNK_MODES,
+    LongpoSettings,
+    ObjectiveSettings,
+    TrainRecipe,
+    row_parts,
+    uses_rejected,
+    uses_short_prompt,
+)
+from logotrain.rows.collate import part_layout, row_responses, short_prompt
 from logotrain.trainable import trainable_config
 
 
@@ -32,21 +40,26 @@ class TrainingData:
 
     Attributes:
         target_length: all positions are below this length, in tokens.
-        uses_rejected: whether the objective computes dis-preferred responses.
+        objective: the loss, which says what is read of a sample.
         validation: samples that are held out, which are measured and not trained on.
+        left_out: number of samples, held-out ones among them, whose chunks are all critical, if the objective reads a
+            short prompt: it would be the whole one.
     """
 
     samples: list[PreferenceSample]
     target_length: int
-    uses_rejected: bool = True
+    objective: ObjectiveSettings
     validation: Sequence[PreferenceSample] = ()
+    left_out: int = 0
 
     def fingerprint(self) -> str:
         """Return a hash, 16 hexadecimal digits, of everything that the trainer reads of the samples, in order,
         and of the held-out ones after them."""
         digest = hashlib.sha256()
         for sample in (*self.samples, *self.validation):
-            spans = [(chunk.token_start, chunk.token_end) for chunk in sample.chunks]
+            spans: list[tuple[int, ...]] = [(chunk.token_start, chunk.token_end) for chunk in sample.chunks]
+            if uses_short_prompt(self.objective):
+                spans += [(number,) for number, chunk in enumerate(sample.chunks) if chunk.critical]
             responses = row_responses(sample, rejected=True)  # metrics count them even where the loss does not
             digest.update(json.dumps([sample.id, sample.prompt_ids, spans, responses]).encode())
         return digest.hexdigest()[:16]
@@ -55,12 +68,14 @@ class TrainingData:
         """Return a table of the lengths of prompts, computed responses and rows, in tokens."""
         title = f"{len(self.samples)} samples, positions under {self.target_length}"
         table = Table("tokens", "shortest", "median", "longest", title=title)
-        prompts = [len(sample.prompt_ids) for sample in self.samples]
-        responses = [[*map(len, row_responses(sample, rejected=self.uses_rejected))] for sample in self.samples]
-        lengths = {"prompt": prompts, "preferred response": [chosen for chosen, *_ in responses]}
-        if self.uses_rejected:
-            lengths["dis-preferred responses"] = [length for _, *rejected in responses for length in rejected]
-        lengths["row"] = [prompt + sum(others) for prompt, others in zip(prompts, responses, strict=True)]
+        lengths = {"prompt": [len(sample.prompt_ids) for sample in self.samples]}
+        if uses_short_prompt(self.objective):
+            lengths["short prompt"] = [len(short_prompt(sample)) for sample in self.samples]
+        lengths["preferred response"] = [len(sample.chosen.token_ids) for sample in self.samples]
+        if uses_rejected(self.objective):
+            rejected = [response for sample in self.samples for response in sample.rejected]
+            lengths["dis-preferred responses"] = [len(response.token_ids) for response in rejected]
+        lengths["row"] = [_row_length(sample, self.objective) for sample in self.samples]
         for name, values in lengths.items():
             ordered = sorted(values)
             table.add_row(name, *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)))
@@ -79,18 +94,19 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     config = trainable_config(recipe)
     target_length = checked_target_length(recipe, config)
     if recipe.data.path is None:
-        return TrainingData([], target_length)
+        return TrainingData([], target_length, recipe.objective)
     compares = uses_rejected(recipe.objective)
     tokenizer = tokenizer_fingerprint(load_tokenizer(recipe.model, needs_template=False))  # prompts are token ids
     checked = partial(_checked_samples, recipe, tokenizer, target_length, vocabulary_size(config))
-    samples = checked(recipe.data.path)
+    samples, left_out = checked(recipe.data.path)
     if recipe.data.max_samples is not None and recipe.data.max_samples < len(samples):
         note(f"the first {recipe.data.max_samples} of {len(samples)} samples are used (data.max_samples)")
         samples = samples[: recipe.data.max_samples]
     held_out: list[PreferenceSample] = []
     match recipe.data.validation:
         case Path() as folder:
-            held_out = checked(folder)
+            held_out, more = checked(folder)
+            left_out += more
             _warn_of_trained_documents(samples, held_out, folder)
         case float() as share:
             samples, held_out = _split(samples, share, recipe.seed, str(recipe.data.path))
@@ -100,14 +116,14 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         note(f"held out: {len(held_out)} samples of {groups} {of} (data.validation={recipe.data.validation})")
     if compares:
         _warn_of_equal_responses(samples)
-    return TrainingData(samples, target_length, compares, held_out)
+    return TrainingData(samples, target_length, recipe.objective, held_out, left_out)
 
 
 def _checked_samples(
     recipe: TrainRecipe, tokenizer: str, target_length: int, vocab_size: int, path: Path
-) -> list[PreferenceSample]:
-    """Return the samples of a folder with the responses that the recipe trains on. ``tokenizer`` is the fingerprint of
-    the model's."""
+) -> tuple[list[PreferenceSample], int]:
+    """Return the samples of a folder with the responses that the recipe trains on, and how many were left out (see
+    :class:`TrainingData`). ``tokenizer`` is the fingerprint of the model's."""
     where = str(path)
     number: dict[int, int] = {}
     samples = [_lean(sample, number) for sample in iterate_samples(path)]
@@ -127,9 +143,11 @@ def _checked_samples(
         samples = [_with_strategies(sample, recipe.data.rejected_strategies, where) for sample in samples]
     if recipe.data.num_rejected is not None:
         samples = [_with_first_rejected(sample, recipe.data.num_rejected, where) for sample in samples]
+    found = len(samples)
+    if uses_short_prompt(recipe.objective):
+        samples = _with_short_prompts(samples, recipe, where)
     for sample in samples:
-        responses = row_responses(sample, rejected=uses_rejected(recipe.objective))
-        _check(sample, responses, target_length, recipe.row_tokens, vocab_size, f"{where}: sample {sample.id}")
+        _check(sample, recipe, target_length, vocab_size, f"{where}: sample {sample.id}")
     if is_import and recipe.positions.mode in CHUNK_MODES and not any(sample.chunks for sample in samples):
         raise UserError(
             f"positions.mode={recipe.positions.mode} needs chunks, and no sample has any",
@@ -137,7 +155,43 @@ def _checked_samples(
             mend="import the pairs with chunk_tokens=512 (in a run on pairs data.pairs.chunk_tokens=512), or set "
             "positions.mode=natural, pose or randpos",
         )
-    return samples
+    return samples, found - len(samples)
+
+
+def _with_short_prompts(samples: list[PreferenceSample], recipe: TrainRecipe, where: str) -> list[PreferenceSample]:
+    """Return the samples whose short prompt is shorter than the whole one."""
+    name = recipe.objective.name
+    without = next((sample for sample in samples if not any(chunk.critical for chunk in sample.chunks)), None)
+    if without is not None:
+        raise UserError(
+            f"objective.name={name} needs prompts of critical chunks, and sample {without.id} has no critical chunk",
+            where=where,
+            mend="give --data a folder that logodata build wrote (pairs have no critical chunks), or another objective",
+        )
+    kept = [sample for sample in samples if not all(chunk.critical for chunk in sample.chunks)]
+    if not kept:
+        raise UserError(
+            f"objective.name={name} compares prompts with and without uncritical chunks, and every one is critical",
+            where=where,
+            mend="build with a lower contexts.critical_top, a higher contexts.critical_threshold or more chunks",
+        )
+    if len(kept) < len(samples):
+        note(
+            f"{len(samples) - len(kept)} of {len(samples)} samples in {where} are left out: all their chunks are "
+            f"critical, and objective.name={name} compares prompts with and without the others"
+        )
+    if isinstance(recipe.objective, LongpoSettings) and recipe.rope is not None:
+        window = config_window(load_config(recipe.model, shapes_only=True))
+        for sample in kept:
+            needed = len(short_prompt(sample)) + max(map(len, row_responses(sample, rejected=True)))
+            if needed > window:
+                raise UserError(
+                    f"short prompt and response of {needed} tokens do not fit under the {window} positions that the "
+                    "model has without rope, and LongPO's reference is that model",
+                    where=f"{where}: sample {sample.id}",
+                    mend="build with a lower contexts.critical_top or shorter chunks",
+                )
+    return kept
 
 
 def _lean(sample: PreferenceSample, number: dict[int, int]) -> PreferenceSample:
@@ -224,14 +278,9 @@ def _with_first_rejected(sample: PreferenceSample, number: int, where: str) -> P
     return sample.model_copy(update={"rejected": sample.rejected[:number]})
 
 
-def _check(
-    sample: PreferenceSample,
-    responses: Sequence[Sequence[int]],
-    target_length: int,
-    row_tokens: int | None,
-    vocab_size: int,
-    where: str,
-) -> None:
+def _check(sample: PreferenceSample, recipe: TrainRecipe, target_length: int, vocab_size: int, where: str) -> None:
+    responses = row_responses(sample, rejected=uses_rejected(recipe.objective))
+
     def fault(what: str, mend: str = "build the data set again") -> UserError:
         return UserError(what, where=where, mend=mend)
 
@@ -257,9 +306,13 @@ def _check(
             "raise positions.target_length or build shorter contexts",
         )
     check_ids(vocab_size, sample.prompt_ids, *responses, where=where, mend="build the data set again with this model")
-    row = prompt + sum(map(len, responses))
-    if row_tokens is not None and row > row_tokens:
-        raise fault(f"{row} tokens exceed row_tokens={row_tokens}", f"set row_tokens={row} or more, or null")
+    row = _row_length(sample, recipe.objective)
+    if recipe.row_tokens is not None and row > recipe.row_tokens:
+        raise fault(f"{row} tokens exceed row_tokens={recipe.row_tokens}", f"set row_tokens={row} or more, or null")
+
+
+def _row_length(sample: PreferenceSample, objective: ObjectiveSettings) -> int:
+    return sum(part_layout(sample, part).total_length for part in row_parts(objective))
 
 
 def _warn_of_equal_responses(samples: Sequence[PreferenceSample]) -> None:

@@ -55,16 +55,19 @@ def no_gradient_lost() -> Iterator[None]:
         yield
 
 
-def check_chosen(settings: CollapseSettings, chosen_logp: float, step: int) -> None:
-    """Stop the run when preferred responses have become improbable.
+def check_chosen(
+    settings: CollapseSettings, chosen_logp: float, step: int, *, short_chosen_logp: float | None = None
+) -> None:
+    """Stop the run when preferred responses have become improbable, under either prompt where there are two.
 
     Raises:
         UserError: their mean log-probability, in nats a token, is below ``collapse.min_chosen_logp``.
     """
     lowest = settings.min_chosen_logp
-    if lowest is not None and chosen_logp < lowest:
-        found = f"preferred responses have {chosen_logp:.2f} nats a token"
-        raise _collapsed(f"{found}, collapse.min_chosen_logp={lowest:g}", step)
+    for logp, under in ((chosen_logp, ""), (short_chosen_logp, " under the short prompt")):
+        if lowest is not None and logp is not None and logp < lowest:
+            found = f"preferred responses have {logp:.2f} nats a token{under}"
+            raise _collapsed(f"{found}, collapse.min_chosen_logp={lowest:g}", step)
 
 
 class RepetitionGuard:
@@ -155,6 +158,6 @@ def _collapsed(found: str, step: int) -> UserError:
     return UserError(
         f"the model collapsed: {found}",
         where=f"step {step}",
-        mend="checkpoints from before are kept; start again in another -o with a lower optimizer.lr or objective.beta, "
-        "or a higher objective.sft_weight",
+        mend="checkpoints from before are kept; start again in another -o with a lower optimizer.lr, "
+        "or a lower beta or higher sft_weight of the objective",
     )

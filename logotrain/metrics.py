@@ -11,7 +11,15 @@ from logodata.common.finite import not_finite
 from logodata.common.json_files import json_objects, strict_dumps
 from logodata.common.records import Record
 
-_SHOWN = {"loss": "{:.3f}", "margin": "{:+.3f}", "accuracy": "{:.0%}", "chosen_logp": "{:.3f}"}
+_SHOWN = {
+    "loss": "{:.3f}",
+    "margin": "{:+.3f}",
+    "accuracy": "{:.0%}",
+    "short_margin": "{:+.3f}",
+    "short_accuracy": "{:.0%}",
+    "short_chosen_logp": "{:.3f}",
+    "chosen_logp": "{:.3f}",
+}
 """The metrics that people are shown, if the objective has them, and their formats."""
 
 _MEND = "delete the line, then run the same command again"
@@ -23,6 +31,9 @@ class Metrics(Record):
     Log-probabilities are means over a response's tokens, in nats; ``rejected_*`` are means over the M responses. None
     stands for what an objective does not compute.
 
+    SoLoPO compares responses under the prompt of the critical chunks alone, as ``short_*``. Its ``chosen_logp`` is
+    under the whole prompt, and ``distance`` tells how far the rewards of the preferred response under both lie apart.
+
     ``router_loss`` and ``expert_share`` are those of a mixture of experts: the load-balancing loss before its weight,
     and the largest share of the choices of a layer's router that one expert gets.
     """
@@ -30,11 +41,16 @@ class Metrics(Record):
     loss: float
     preference_loss: float
     sft_loss: float
+    distance: float | None = None
     router_loss: float | None = None
     margin: float | None = None
     chosen_logp: float
     rejected_logp: float | None = None
     accuracy: float | None = None
+    short_margin: float | None = None
+    short_chosen_logp: float | None = None
+    short_rejected_logp: float | None = None
+    short_accuracy: float | None = None
     chosen_ended: float
     rejected_ended: float
     expert_share: float | None = None

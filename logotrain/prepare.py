@@ -29,7 +29,7 @@ from logotrain.plan.shape import ModelShape, layer_weights, model_shape
 from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import Recompute, Strategy, TrainRecipe
 from logotrain.rows.collate import Collator
-from logotrain.rows.layout import SharedPrefixLayout
+from logotrain.rows.layout import RowLayout
 from logotrain.rows.packing import attention_share, count_rows, largest_row
 from logotrain.trainable import check_untried, read_traits
 
@@ -50,14 +50,14 @@ class Prepared:
     attention_share: float
 
 
-def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequence[SharedPrefixLayout]) -> Prepared:
+def prepare(recipe: TrainRecipe, world: World, collator: Collator, layouts: Sequence[RowLayout]) -> Prepared:
     """Decide how the model is computed where the recipe says ``auto``, note it, and load the model.
 
     Args:
         recipe: the recipe of the run.
         world: the processes of the run.
         collator: makes the rows.
-        layouts: layout of each sample to train on; none if nothing is trained.
+        layouts: layout of each sample to train on, in a row of its own; none if nothing is trained.
 
     Raises:
         UserError: what the recipe asks for does not run here, or the model cannot be trained.
@@ -143,7 +143,7 @@ def _decide(
     recipe: TrainRecipe,
     world: World,
     collator: Collator,
-    layouts: Sequence[SharedPrefixLayout],
+    layouts: Sequence[RowLayout],
     attention: AttentionChoice,
     shape: ModelShape | str,
 ) -> tuple[Strategy, Recompute, int]:

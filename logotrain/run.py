@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from logodata.common.console import note, show
 from logodata.common.errors import UserError
-from logodata.common.files import SEAL, bind_settings, damage, file_sha256, locked, put_aside
+from logodata.common.files import SEAL, bind_settings, damage, file_sha256, locked, put_aside, read_json
 from logodata.common.verbosity import quiet_transformers
 from logodata.contract import ImportManifest
 from logodata.dataset.samples import read_manifest
@@ -19,7 +19,7 @@ from logotrain.inputs import check_run
 from logotrain.metrics import MetricsLog, StepRecord, describe_change
 from logotrain.pairs import import_data, imported
 from logotrain.recipe.defaults import dtype_of_run, with_positions
-from logotrain.recipe.settings import TrainRecipe, ValidationSettings
+from logotrain.recipe.settings import TrainRecipe, ValidationSettings, uses_short_prompt
 from logotrain.validation import VALIDATION_FILE, ValidationRecord, best_record, read_validation
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 RECIPE_FILE = "recipe.resolved.json"
 """The file with the complete recipe, defaults included, that a run is bound to."""
+
+INPUTS_FILE = "inputs.json"
+"""The file with fingerprints of model and data, and numbers of samples."""
 
 _FREE = (
     "row_tokens",
@@ -152,9 +155,11 @@ def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:
     inputs = {"model": model_fingerprint(recipe.model), "data": data.fingerprint(), "num_samples": len(data.samples)}
     if data.validation:
         inputs["num_validation"] = len(data.validation)
+    if data.left_out:
+        inputs["num_left_out"] = data.left_out
     if recipe.lora.init_adapter is not None and recipe.tuning != "full":
         inputs["init_adapter"] = file_sha256(recipe.lora.init_adapter / ADAPTER_FILES[1])
-    _bind(out, "inputs.json", inputs)
+    _bind(out, INPUTS_FILE, inputs)
 
 
 def summary(
@@ -164,7 +169,7 @@ def summary(
 
     The metrics of the first of ``steps`` are those of the untrained model.
     """
-    return [_trained(steps), *_held_out(held_out, recipe.validation), *_next(recipe, out)]
+    return [_trained(steps), *_left_out(recipe, out), *_held_out(held_out, recipe.validation), *_next(recipe, out)]
 
 
 def _trained(steps: Sequence[StepRecord]) -> str:
@@ -175,6 +180,12 @@ def _trained(steps: Sequence[StepRecord]) -> str:
     if len(steps) == 1:
         return f"trained 1 step in {took}; before it: {first.describe()}"
     return f"trained {len(steps)} steps in {took}; first to last step: {describe_change(first, last)}"
+
+
+def _left_out(recipe: TrainRecipe, out: Path) -> Iterator[str]:
+    """Yield how many samples were not trained on, which only objectives with a short prompt leave out."""
+    if uses_short_prompt(recipe.objective) and (number := read_json(out / INPUTS_FILE).get("num_left_out")):
+        yield f"samples left out because all their chunks are critical: {number}"
 
 
 def _held_out(records: Sequence[ValidationRecord], settings: ValidationSettings) -> Iterator[str]:

@@ -23,8 +23,8 @@ from logotrain.loss.routers import RouterRecord
 from logotrain.metrics import Metrics, mean_metrics
 from logotrain.parallel import World, without_backward
 from logotrain.prepare import Prepared
-from logotrain.recipe.settings import ObjectiveSettings, TrainRecipe, scores_prompt
-from logotrain.rows.collate import Collator, Draw
+from logotrain.recipe.settings import ObjectiveSettings, TrainRecipe, row_parts, scores_prompt
+from logotrain.rows.collate import Collator, Draw, part_prompt
 from logotrain.rows.packing import share_rows
 
 _SHOWN_SAMPLES = 3
@@ -164,38 +164,47 @@ def _row_losses(
     """Compute one row, and yield the loss, a scalar, and the metrics of each of its samples."""
     row = run.collator(draws).to(run.world.device)
     routers = RouterRecord(loss=run.router_weight is not None)
-    samples = split_logprobs(run.prepared.model(row, routers), row)
-    for place, (draw, logprobs) in enumerate(zip(draws, samples, strict=True)):
+    parts, count = split_logprobs(run.prepared.model(row, routers), row), len(run.collator.parts)
+    for place, draw in enumerate(draws):
         expected = None if reference is None else reference.of(draw, run.world.device)
-        loss, metrics = _sample_loss(draw[1], logprobs, run.recipe.objective, expected)
+        own = slice(place * count, (place + 1) * count)
+        loss, metrics = _sample_loss(draw[1], parts[own], run.recipe.objective, expected)
         if run.router_weight is not None:
-            loss = loss + run.router_weight * routers.losses[place]
-            values = {"loss": loss.item(), "router_loss": routers.losses[place].item()}
-            metrics = metrics.model_copy(update=values)
+            router_loss = torch.stack(routers.losses[own]).mean()
+            loss = loss + run.router_weight * router_loss
+            metrics = metrics.model_copy(update={"loss": loss.item(), "router_loss": router_loss.item()})
         if routers.shares:
-            metrics = metrics.model_copy(update={"expert_share": routers.shares[place]})
+            metrics = metrics.model_copy(update={"expert_share": max(routers.shares[own])})
         yield loss, metrics
 
 
 def _sample_loss(
-    sample: PreferenceSample, logprobs: SampleLogprobs, settings: ObjectiveSettings, reference: Tensor | None
+    sample: PreferenceSample, parts: Sequence[SampleLogprobs], settings: ObjectiveSettings, reference: Tensor | None
 ) -> tuple[Tensor, Metrics]:
     """Return the loss of one sample, a scalar with gradients, and its metrics."""
-    prompt = logprobs.prompt if scores_prompt(settings) else None
-    terms = sample_loss(settings, logprobs.responses, prompt=prompt, reference=reference)
-    chosen = logprobs.responses[0].mean().item()
-    margin = None if terms.margin is None else terms.margin.item()
+    (first, *others), prompt = parts, None
+    if scores_prompt(settings):
+        prompt = first.prompt
+    long_chosen = others[0].responses[0] if others else None
+    terms = sample_loss(settings, first.responses, long_chosen=long_chosen, prompt=prompt, reference=reference)
+    chosen = first.responses[0].mean().item()
+    compared = {"chosen_logp": chosen}
+    if terms.margin is not None:
+        margin = terms.margin.item()
+        compared |= {"margin": margin, "rejected_logp": chosen - margin, "accuracy": float(margin > 0)}
+    if long_chosen is not None:  # responses were compared under the short prompt
+        compared = {f"short_{name}": value for name, value in compared.items()}
+        compared["chosen_logp"] = long_chosen.mean().item()
+    prompts = (part_prompt(sample, part) for part in row_parts(settings))
     return terms.loss[0], Metrics(
         loss=terms.loss.item(),
         preference_loss=terms.preference.item(),
         sft_loss=terms.sft.item(),
-        margin=margin,
-        chosen_logp=chosen,
-        rejected_logp=None if margin is None else chosen - margin,
-        accuracy=None if margin is None else float(margin > 0),
+        distance=None if terms.distance is None else terms.distance.item(),
+        **compared,
         chosen_ended=float(sample.chosen.ended),
         rejected_ended=sum(response.ended for response in sample.rejected) / len(sample.rejected),
-        tokens=len(sample.prompt_ids) + sum(len(values) for values in logprobs.responses),
+        tokens=sum(map(len, prompts)) + sum(len(values) for part in parts for values in part.responses),
     )
 
 
@@ -207,8 +216,12 @@ def _check_finite(metrics: Metrics, draw: Draw, when: str, *, untrained: bool) -
 def _not_finite(what: str, where: str, *, untrained: bool = False) -> UserError:
     if untrained:
         mend = (
-            "no update was made yet: try dtype=float32 or a lower objective.beta; else the model's weights are damaged"
+            "no update was made yet: try dtype=float32 or a lower beta of the objective; else the model's weights are "
+            "damaged"
         )
     else:
-        mend = "checkpoints from before are kept; start again in another -o with a lower optimizer.lr or objective.beta"
+        mend = (
+            "checkpoints from before are kept; start again in another -o with a lower optimizer.lr, or a lower beta of "
+            "the objective"
+        )
     return UserError(what, where=where, mend=mend)

@@ -18,7 +18,6 @@ from logotrain.plan.shape import ModelShape, model_shape
 from logotrain.plan.step import StepPlan
 from logotrain.recipe.settings import ProfileSettings
 from logotrain.rows.collate import Draw
-from logotrain.rows.layout import RowLayout
 from logotrain.steps import Run
 
 _GIB = 2**30
@@ -48,7 +47,7 @@ class Speedometer:
             return None
         run, flops = self._run, 0.0
         for _, sample in draws:
-            row = RowLayout((run.collator.layout(sample),))
+            row = run.collator.layout(sample)
             flops += row_flops(StepPlan(self._shape, run.recipe, row, shared=run.prepared.attention.shared))
         return round(flops / (seconds * run.world.size * self._peak_flops), 4)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 
 from logodata.common.console import note, progress
 from logodata.dataset.log_probs import FAR_BEHIND
+from logodata.models.loading import load_config
 from logotrain.checkpoints.export import export
 from logotrain.checkpoints.saving import CheckpointWriter, restore, restore_step
 from logotrain.data import TrainingData
@@ -20,14 +23,19 @@ from logotrain.interrupt import StopFlag, Stopped, stop_on_signal
 from logotrain.loss.reference import ReferenceLogprobs
 from logotrain.loss.router_weight import router_weight
 from logotrain.metrics import Metrics, MetricsLog, StepRecord, cut_half_line
+from logotrain.model.rope import own_rope
 from logotrain.optimizer import make_optimizer
 from logotrain.parallel import World
 from logotrain.prepare import prepare
 from logotrain.recipe.settings import (
     LogoSettings,
+    LongpoSettings,
     ObjectiveSettings,
     SimpoSettings,
+    SolopoSettings,
     TrainRecipe,
+    redraws_reference,
+    reference_parts,
     uses_reference,
 )
 from logotrain.rows.collate import Collator, Draw
@@ -152,7 +160,9 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                         world.on_main(partial(log.append, record))
                         trackers.log("train", done, record.model_dump())
                         bar.advance(1, **_progress_figures(record))
-                        check_chosen(recipe.collapse, record.chosen_logp, step=done)
+                        check_chosen(
+                            recipe.collapse, record.chosen_logp, done, short_chosen_logp=record.short_chosen_logp
+                        )
                         repetition.check(record.repetition, step=done)
                         if done % recipe.checkpoint.every_steps == 0:
                             save()
@@ -177,32 +187,39 @@ def _reference(
     reads none."""
     if not uses_reference(run.recipe.objective):
         return None
-    redraws = run.recipe.positions.mode != "natural"
-    reference = ReferenceLogprobs(path, untrained=untrained, redraws=redraws)
-    reference.complete(
-        draws,
-        run.prepared.model,
-        run.collator,
-        run.world,
-        share=lambda block: [indices for indices, _ in run.rows(block)],
-        block=run.recipe.samples_per_step,
-        stop=stop,
-    )
+    recipe = run.recipe
+    reference = ReferenceLogprobs(path, untrained=untrained, redraws=redraws_reference(recipe))
+    run = replace(run, collator=replace(run.collator, parts=reference_parts(recipe.objective)))
+    own = isinstance(recipe.objective, LongpoSettings) and recipe.rope is not None
+    with own_rope(run.prepared.model.causal_lm, load_config(recipe.model)) if own else nullcontext():
+        reference.complete(
+            draws,
+            run.prepared.model,
+            run.collator,
+            run.world,
+            share=lambda block: [indices for indices, _ in run.rows(block)],
+            block=recipe.samples_per_step,
+            stop=stop,
+        )
     return reference
 
 
 def _progress_figures(record: StepRecord) -> dict[str, Any]:
-    margin = {} if record.margin is None else {"margin": record.margin}
+    names = ("margin", "short_margin")
+    margin = {name: value for name in names if (value := getattr(record, name)) is not None}
     return {"loss": record.loss, **margin, "tokens/s": round(record.tokens_per_second)}
 
 
 def _report_base(metrics: Metrics, settings: ObjectiveSettings, num_samples: int) -> None:
     """Tell how far apart the base model holds the responses. Those that it finds absurd teach only their style."""
-    if metrics.margin is None or not isinstance(settings, LogoSettings | SimpoSettings):
+    found, prompt = metrics.margin, ""
+    if isinstance(settings, SolopoSettings):
+        settings, found, prompt = settings.loss, metrics.short_margin, " under the short prompt"
+    if found is None or not isinstance(settings, LogoSettings | SimpoSettings):
         return
-    scaled = settings.beta * metrics.margin
-    margin = f"margin {metrics.margin:+.3f} nats a token"
+    scaled = settings.beta * found
+    margin = f"margin{prompt} {found:+.3f} nats a token"
     note(f"base model, {num_samples} samples: {margin}, beta * margin = {scaled:+.1f}")
     if scaled < FAR_BEHIND:
-        mend = "prefer responses in the model's own words, or lower objective.beta"
+        mend = "prefer responses in the model's own words, or lower the objective's beta"
         note(f"warning: beta * margin is below {FAR_BEHIND:g}: the loss is saturated; {mend}")

@@ -84,3 +84,18 @@ def test_a_rival_needs_its_name_and_python(monkeypatch: pytest.MonkeyPatch) -> N
     for wrong in ("flash-preference", "unsloth=python"):
         with pytest.raises(UserError, match=r"--rival: no rival .* \(give NAME=PYTHON, NAME one of flash-preference"):
             step.parse(["--rival", wrong])
+
+
+def test_every_objective_has_its_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import objectives
+    from shape import Shape
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(objectives, "CPU_SHAPE", Shape(32, 48, 2, 4, 2, 64, rank=2, prompt=24, response=5, rejected=2))
+    objectives.main(["--rounds", "1"])
+    torch.set_num_threads(threads)
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "seconds"
+    assert [line[:22].strip() for line in lines] == list(objectives.SAMPLES)
+    assert lines[0].split()[-1] == "1.00"

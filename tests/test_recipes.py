@@ -19,7 +19,15 @@ from logodata.prompts import ANSWER_TEMPLATE, PromptFormat
 from logodata.recipe.settings import BuildRecipe
 from logoeval.recipe.settings import EvalRecipe
 from logotrain.cli import main
-from logotrain.recipe.settings import LogoSettings, SftSettings, TrainRecipe
+from logotrain.recipe.settings import (
+    DpoSettings,
+    LogoSettings,
+    LongpoSettings,
+    OrpoSettings,
+    SftSettings,
+    SolopoSettings,
+    TrainRecipe,
+)
 from tests.conftest import make_tokenizer
 
 FOLDER = shipped_recipes()
@@ -35,6 +43,7 @@ WINDOWS = {
     "mistralai/Mistral-7B-Instruct-v0.2": 32768,
     "meta-llama/Llama-3.1-8B-Instruct": 131072,
     "Qwen/Qwen3-8B": 40960,
+    "Qwen/Qwen2.5-7B-Instruct": 32768,
 }
 """``max_position_embeddings`` of the models; the hub is not asked."""
 
@@ -78,7 +87,10 @@ FIGURE_6 = {  # M, lambda, thousands of real tokens: LongBench average and PG-19
     (3, 0.1, 8): ("out of memory",),
 }
 
-OTHERS = {"embedded", "llama3.1", "qwen3", "rounds", "study/cpu", "study/gpu"}
+OBJECTIVES = {"orpo", "ipo", "solopo", "longpo"}
+"""Recipes of other papers' losses."""
+
+OTHERS = {"embedded", "llama3.1", "qwen3", "rounds", "study/cpu", "study/gpu", *OBJECTIVES}
 
 
 @cache
@@ -192,6 +204,36 @@ def test_the_instruct_tuning_rows_differ_from_logo_by_loss_and_learning_rate() -
         optimizer = changed(train.optimizer, lr=1e-5)
         assert other_build == build
         assert other_train == changed(train, objective=SftSettings(tokens=tokens), optimizer=optimizer)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["orpo", "ipo"])
+def test_recipes_of_losses_differ_from_logo_by_the_loss_alone(name: str) -> None:
+    build, train, evaluation = sections(FOLDER / f"{name}.yaml")
+    main_build, main_train, main_evaluation = sections(FOLDER / "llama3-80k.yaml")
+    assert (build, evaluation) == (main_build, main_evaluation)
+    assert train.objective.name == name
+    assert changed(train, objective=main_train.objective) == main_train
+
+
+def test_recipes_with_a_short_prompt_have_their_papers_settings() -> None:
+    build, train, _ = sections(FOLDER / "solopo.yaml")
+    assert build is not None
+    assert train.objective == SolopoSettings(loss=OrpoSettings(preference_weight=0.1), alpha=1)
+    assert (build.generation.num_candidates, build.generation.temperature) == (32, 0.85)
+    assert (build.contexts.critical_top, build.contexts.num_chunks) == (2, 15)
+    _, other, _ = sections(FOLDER / "longpo.yaml")
+    assert other.objective == LongpoSettings(beta=0.1, preference_weight=0.01, tokens="sequence")
+    assert (other.optimizer.lr, other.optimizer.warmup_ratio, other.epochs, other.samples_per_step) == (5e-7, 0.1, 1, 8)
+    for recipe in (train, other):
+        assert recipe.positions.mode == "natural"
+        assert recipe.data.rejected_strategies == ("mixed-0.5",)
+
+
+def test_another_loss_within_solopo_starts_from_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_recipe(TrainRecipe, "train", FOLDER / "solopo.yaml", ["objective.loss.name=dpo", "objective.alpha=3"])
+    assert recipe.objective == SolopoSettings(loss=DpoSettings(), alpha=3)
+    said = "objective.loss.name=dpo starts from its own defaults, dropped: objective.loss.preference_weight=0.1"
+    assert said in capsys.readouterr().err
 
 
 def test_recipes_extend_one_another_wherever_they_are_installed(tmp_path: Path) -> None:

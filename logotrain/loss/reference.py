@@ -1,4 +1,4 @@
-"""Log-probabilities of the reference model of DPO. It is the untrained model, so they are computed before step 1."""
+"""Log-probabilities of the reference model, which is the untrained model: they are computed before step 1."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ _START_AGAIN = "training has begun, so they cannot be computed again; start agai
 
 
 class _Line(Record):
-    """A line of ``reference.jsonl``: the sum over each response's tokens, in nats, the preferred response first."""
+    """A line of ``reference.jsonl``: the sum over each response's tokens, in nats. The responses are in the order of
+    the sample's row, the preferred one first."""
 
     id: str
     epoch: int
@@ -55,7 +56,8 @@ class ReferenceLogprobs:
                 self._values[line.id, line.epoch] = line.logprobs
 
     def of(self, draw: Draw, device: torch.device) -> Tensor:
-        """Return the summed log-probabilities of a draw's responses, [1 + M], in nats."""
+        """Return the summed log-probabilities of a draw's responses in nats, in the order of its row ([1 + M] after one
+        prompt)."""
         return torch.tensor(self._values[self._key(draw)], device=device)
 
     def _key(self, draw: Draw) -> tuple[str, int]:
@@ -103,9 +105,12 @@ class ReferenceLogprobs:
                 part = missing[start : start + block]
                 for indices in share(part):
                     row = collator([part[index] for index in indices]).to(world.device)
-                    samples = split_logprobs(model(row), row)
-                    for index, sample in zip(indices, samples, strict=True):
-                        found[self._key(part[index])] = [float(logprobs.sum()) for logprobs in sample.responses]
+                    of_row = split_logprobs(model(row), row)
+                    count = len(collator.parts)
+                    for place, index in enumerate(indices):
+                        own = of_row[place * count : (place + 1) * count]
+                        sums = [float(logprobs.sum()) for sample in own for logprobs in sample.responses]
+                        found[self._key(part[index])] = sums
                 everything = {key: value for values in world.gather(found) for key, value in values.items()}
                 for (name, _), (chosen, *rejected) in everything.items():
                     check_responses(chosen, rejected, name)

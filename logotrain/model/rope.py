@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from logodata.common.errors import UserError
 from logodata.models.text_config import config_name, config_window, head_dim, text_config
@@ -54,6 +56,36 @@ def scaled_config(config: PreTrainedConfig, rope: RopeSettings | None) -> PreTra
     text.rope_parameters = parameters
     text.max_position_embeddings = int(window)
     return scaled
+
+
+@contextmanager
+def own_rope(model: PreTrainedModel, config: PreTrainedConfig) -> Iterator[None]:
+    """Let a model whose RoPE was scaled by :func:`scaled_config` compute with that of ``config`` within the block.
+
+    Args:
+        model: without PEFT around it.
+        config: its config as it was before.
+
+    Raises:
+        UserError: the model keeps its frequencies where transformers' models do not.
+    """
+    # Layers get cosines and sines as inputs, so neither compiled layers nor shards of weights know of the exchange.
+    scaled = [(path, module) for path, module in model.named_modules() if "inv_freq" in module._buffers]
+    if not scaled:
+        raise UserError(
+            f"{type(model).__name__} keeps no RoPE frequencies that could be exchanged for those of LongPO's reference",
+            where=config_name(config),
+            mend="leave rope out of the recipe",
+        )
+    for path, module in scaled:
+        build: Any = type(module)
+        inv_freq: Any = module.inv_freq
+        model.set_submodule(path, build(config=text_config(config)).to(inv_freq.device, inv_freq.dtype))
+    try:
+        yield
+    finally:
+        for path, module in scaled:
+            model.set_submodule(path, module)
 
 
 def _plain_theta(config: PreTrainedConfig, where: str) -> float:

@@ -18,7 +18,8 @@ from logodata.models.text_config import config_window
 from logodata.recipe.settings import GenerationSettings
 from logotrain.data import TrainingData, checked_target_length, load_data
 from logotrain.model.rope import scaled_config
-from logotrain.recipe.settings import RopeSettings, TrainRecipe
+from logotrain.recipe.settings import RopeSettings, TrainRecipe, uses_short_prompt
+from logotrain.rows.collate import short_prompt
 from logotrain.trainable import trainable_config
 
 if TYPE_CHECKING:
@@ -104,9 +105,14 @@ def planned_data(
             where=recipe.model,
             mend=_longer(recipe, config, prompt_tokens + response_tokens),
         )
-    sample = _sample(prompt_tokens, response_tokens, num_rejected, build.chunking.chunk_tokens)
-    lengths = f"prompts of {prompt_tokens} tokens, 1 + {num_rejected} responses of {response_tokens}"
-    return PlannedData(TrainingData([sample], target), num_samples, f"{num_samples} samples: {lengths}", config)
+    # How many chunks exceed a threshold only a build can tell.
+    critical = build.contexts.critical_top or ContextSettings().critical_top or 1
+    sample = _sample(prompt_tokens, response_tokens, num_rejected, build.chunking.chunk_tokens, critical)
+    short = f" ({len(short_prompt(sample))} of critical chunks)" if uses_short_prompt(recipe.objective) else ""
+    lengths = f"prompts of {prompt_tokens} tokens{short}, 1 + {num_rejected} responses of {response_tokens}"
+    return PlannedData(
+        TrainingData([sample], target, recipe.objective), num_samples, f"{num_samples} samples: {lengths}", config
+    )
 
 
 def _longer(recipe: TrainRecipe, config: PreTrainedConfig, needed: int) -> str:
@@ -127,14 +133,20 @@ def _longer(recipe: TrainRecipe, config: PreTrainedConfig, needed: int) -> str:
     )
 
 
-def _sample(prompt_tokens: int, response_tokens: int, num_rejected: int, chunk_tokens: int) -> PreferenceSample:
-    """Return a sample of zeros of these lengths, with the fields that a plan reads; its chunks fill the prompt."""
+def _sample(
+    prompt_tokens: int, response_tokens: int, num_rejected: int, chunk_tokens: int, critical: int
+) -> PreferenceSample:
+    """Return a sample of zeros of these lengths, with the fields that a plan reads; its chunks fill the prompt, and the
+    first ``critical`` of them are critical."""
     ends = {start: min(start + chunk_tokens, prompt_tokens) for start in range(0, prompt_tokens, chunk_tokens)}
     response = Response.model_construct(strategy="assumed", token_ids=[0] * response_tokens)
     return PreferenceSample.model_construct(
         id="assumed",
         prompt_ids=[0] * prompt_tokens,
-        chunks=[ContextChunk.model_construct(token_start=start, token_end=end) for start, end in ends.items()],
+        chunks=[
+            ContextChunk.model_construct(token_start=start, token_end=end, critical=number < critical)
+            for number, (start, end) in enumerate(ends.items())
+        ],
         chosen=response,
         rejected=[response] * num_rejected,
     )

@@ -85,8 +85,28 @@ def reference_flops(step: StepPlan) -> float:
     return _flops(replace(step, recompute="full"), rows.samples, rows.total_length, head_again=False)
 
 
+def forward_flops(step: StepPlan) -> float:
+    """Return the FLOPs of the step's row where it is computed without gradients, and its responses alone are scored."""
+    return sum(_forward(step, step.computed.samples, sum(step.row.response_lengths)))
+
+
 def _flops(step: StepPlan, samples: Sequence[SharedPrefixLayout], head_positions: int, *, head_again: bool) -> float:
-    shape, full, trained = step.shape, step.recipe.tuning == "full", trained_weights(step.shape, step.recipe)
+    full, trained = step.recipe.tuning == "full", trained_weights(step.shape, step.recipe)
+    linear, adapters, attention, head = _forward(step, samples, head_positions)
+    again = step.recompute != "none"
+    return (
+        linear * (1 + again + 1 + full)
+        + adapters * (1 + again + 2)
+        + attention * (1 + (step.recompute not in ("none", "selective")) + 2.5)
+        + head * (1 + head_again + 1 + (full or (step.shape.tied and trained.embedding)))
+    )
+
+
+def _forward(
+    step: StepPlan, samples: Sequence[SharedPrefixLayout], head_positions: int
+) -> tuple[float, float, float, float]:
+    """Return the FLOPs of a forward pass in linear layers, adapters, attention and the head."""
+    shape = step.shape
     tokens = sum(sample.total_length for sample in samples)
     linear = attention = 0.0
     for layer in shape.layers:
@@ -95,15 +115,8 @@ def _flops(step: StepPlan, samples: Sequence[SharedPrefixLayout], head_positions
         if layer.attends:
             share = attention_share((layer.query_width + layer.output_width) // 2, layer.token_weights)
             attention += 2.0 * weights * (row_cost(samples, share) - tokens)
-    adapters = 2.0 * trained.adapters * tokens
-    head = 2.0 * shape.head_parameters * head_positions
-    again = step.recompute != "none"
-    return (
-        linear * (1 + again + 1 + full)
-        + adapters * (1 + again + 2)
-        + attention * (1 + (step.recompute not in ("none", "selective")) + 2.5)
-        + head * (1 + head_again + 1 + (full or (shape.tied and trained.embedding)))
-    )
+    adapters = 2.0 * trained_weights(shape, step.recipe).adapters * tokens
+    return linear, adapters, attention, 2.0 * shape.head_parameters * head_positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +165,20 @@ def step_seconds(card: Card, step: StepPlan, flops_per_row: float, num_rows: int
     Weights and inputs of layers travel while the layers compute. The time of a row is that of what takes longest, and
     that of the exchange beside it.
     """
-    if card.datasheet_flops is None or card.link is None or card.host_link is None:
+    computing = compute_seconds(card, flops_per_row / step.context_size)
+    if computing is None or card.link is None or card.host_link is None:
         return None
     sent = traffic(step)
-    computing = flops_per_row / step.context_size / (card.datasheet_flops * card.measured_share * USED_SHARE)
     gathering = sent.gathered / (_link(card, step.shard_size) * USED_LINK)
     offloading = sent.offloaded / (card.host_link * USED_LINK)
     exchanging = sent.exchanged / (_link(card, step.context_size) * USED_LINK)
     rows = math.ceil(num_rows / (step.world_size // step.context_size))
     return rows * (max(computing, gathering, offloading) + exchanging)
+
+
+def compute_seconds(card: Card, flops: float) -> float | None:
+    """Return the seconds that a card computes for so many FLOPs; None if it has no rate."""
+    return None if card.datasheet_flops is None else flops / (card.datasheet_flops * card.measured_share * USED_SHARE)
 
 
 def _link(card: Card, processes: int) -> float:

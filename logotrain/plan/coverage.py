@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def plot_coverage(recipe: TrainRecipe, planned: PlannedData, path: Path) -> None
 def draws(recipe: TrainRecipe, planned: PlannedData) -> list[NDArray[np.int64]]:
     """Return the positions of the first samples' prompts in every epoch, as training draws them, one array a draw."""
     collator = Collator.of(recipe, planned.data.target_length)
+    collator = replace(collator, parts=collator.parts[-1:])  # the one with the whole prompt
     samples = planned.data.samples
     if planned.assumption:  # one sample stands for all; its name decides its draw
         samples = [samples[0].model_copy(update={"id": f"assumed-{number}"}) for number in range(planned.num_samples)]

@@ -20,11 +20,29 @@ from logotrain.plan.choices import (
     memory_by_recompute,
     recompute_choices,
 )
-from logotrain.plan.cost import CARDS, USED_SHARE, reference_flops, row_flops, step_seconds
+from logotrain.plan.cost import (
+    CARDS,
+    USED_SHARE,
+    compute_seconds,
+    forward_flops,
+    reference_flops,
+    row_flops,
+    step_seconds,
+)
 from logotrain.plan.memory import MemoryEstimate, gigabytes
 from logotrain.plan.shape import model_shape, trained_weights
 from logotrain.plan.step import StepPlan
-from logotrain.recipe.settings import ParallelSettings, Recompute, Strategy, TrainRecipe, uses_rejected
+from logotrain.recipe.settings import (
+    ParallelSettings,
+    Recompute,
+    Strategy,
+    TrainRecipe,
+    redraws_reference,
+    reference_parts,
+    row_parts,
+    uses_reference,
+    uses_rejected,
+)
 from logotrain.rows.collate import Collator
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import count_rows, largest_row
@@ -94,6 +112,7 @@ class RunPlan:
     Attributes:
         assumption: what was assumed in place of data; empty if nothing was.
         largest_row: length of the longest row, in tokens.
+        flops_before_step_1: of the untrained model's log-probabilities, where the objective reads them.
         reference_flops_per_sample: see :func:`logotrain.plan.cost.reference_flops`.
         memory: memory of one process under each choice of recompute.
         context_size: number of processes that compute a row together.
@@ -103,6 +122,7 @@ class RunPlan:
         long_fits: what fits several of them, by length of the prompt and number of cards.
         misfit: if the largest row does not fit the card, what it needs and what the card has; else empty.
         remedies: changes to recipe or options, each of which makes it fit.
+        seconds_before_step_1: expected of these log-probabilities; None as ``seconds_per_step``.
         seconds_per_step: None if the card has no known rate, or the run does not fit it.
         counts_windows_whole: whether layers with windows or chunks are timed as if they attended to everything.
     """
@@ -119,6 +139,7 @@ class RunPlan:
     flops_per_sample: float
     reference_flops_per_sample: float
     flops_per_step: float
+    flops_before_step_1: float
     strategy: Strategy
     strategy_reason: str
     context_size: int
@@ -131,6 +152,7 @@ class RunPlan:
     long_fits: list[LongFit]
     misfit: str
     remedies: list[str]
+    seconds_before_step_1: float | None
     seconds_per_step: float | None
     counts_windows_whole: bool
 
@@ -149,7 +171,9 @@ class RunPlan:
     @property
     def hours(self) -> float | None:
         """The hours that the whole run takes; None if the seconds of a step are not known."""
-        return None if self.seconds_per_step is None else self.seconds_per_step * self.total_steps / 3600
+        if self.seconds_per_step is None:
+            return None
+        return ((self.seconds_before_step_1 or 0) + self.seconds_per_step * self.total_steps) / 3600
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON values, for other programs."""
@@ -202,8 +226,14 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         misfit = f"{gigabytes(chosen.needed)} needed, {card} has {gigabytes(step.device_bytes)}"
     longest = max(max(layout.response_lengths) for layout in layouts)
     fits = _fits(step, longest)
-    of_each_sample = [replace(step, row=RowLayout((layout,))) for layout in layouts]
+    of_each_sample = [replace(step, row=layout) for layout in layouts]
     mean_flops = _mean([row_flops(one) for one in of_each_sample])
+    before_flops = 0.0
+    if total_steps and uses_reference(recipe.objective):
+        untrained = replace(collator, parts=reference_parts(recipe.objective))
+        of_untrained = [forward_flops(replace(step, row=untrained.layout(sample))) for sample in planned.data.samples]
+        draws = min(total_steps * samples_per_step, planned.num_samples * recipe.epochs)
+        before_flops = _mean(of_untrained) * (draws if redraws_reference(recipe) else min(draws, planned.num_samples))
     flops_per_row = mean_flops * samples_per_step / rows_per_step
     return RunPlan(
         model=recipe.model,
@@ -218,6 +248,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         flops_per_sample=mean_flops,
         reference_flops_per_sample=_mean([reference_flops(one) for one in of_each_sample]),
         flops_per_step=mean_flops * samples_per_step,
+        flops_before_step_1=before_flops,
         strategy=step.strategy,
         strategy_reason=chosen.why_strategy,
         context_size=step.context_size,
@@ -230,6 +261,7 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         long_fits=_long_fits(step, card, longest),
         misfit=misfit,
         remedies=_remedies(step, fits, card, rows_per_step) if misfit else [],
+        seconds_before_step_1=None if misfit else compute_seconds(CARDS[card], before_flops / num_gpus),
         seconds_per_step=None if misfit else step_seconds(CARDS[card], step, flops_per_row, rows_per_step),
         counts_windows_whole=not traits.features.isdisjoint({"sliding", "chunked"}),
     )
@@ -282,6 +314,19 @@ def _remedies(step: StepPlan, fits: Sequence[Fit], card: str, rows_per_step: int
     return found
 
 
+def _row(step: StepPlan, prompt: int, responses: tuple[int, ...]) -> RowLayout:
+    """Return a row of one sample of these lengths. Its short prompt, if it has one, is that of the step's row."""
+    parts = row_parts(step.recipe.objective)
+    return RowLayout(
+        tuple(
+            SharedPrefixLayout(
+                min(prompt, like.prompt_length) if part.short else prompt, responses if part.rejected else responses[:1]
+            )
+            for part, like in zip(parts, step.row.samples, strict=False)
+        )
+    )
+
+
 def _fits(step: StepPlan, response: int) -> list[Fit]:
     """Return what fits with one sample a row and responses of ``response`` tokens, as the step's weights are held and
     its rows split; nothing if memory has no limit."""
@@ -290,7 +335,7 @@ def _fits(step: StepPlan, response: int) -> list[Fit]:
     found = []
     for prompt in _CONTEXTS:
         for rejected in _NUM_REJECTED if uses_rejected(step.recipe.objective) else (0,):
-            row = RowLayout((SharedPrefixLayout(prompt, (response,) * (1 + rejected)),))
+            row = _row(step, prompt, (response,) * (1 + rejected))
             total = {choice: needs.total for choice, needs in memory_by_recompute(replace(step, row=row)).items()}
             first = next((choice for choice, size in total.items() if size <= step.device_bytes), None)
             found.append(Fit(prompt, rejected, first, total))
@@ -308,7 +353,7 @@ def _long_fits(step: StepPlan, card: str, response: int) -> list[LongFit]:
     )
     responses = (response,) * max(len(sample.response_lengths) for sample in step.row.samples)
     for prompt in _LONG_CONTEXTS:
-        row = RowLayout((SharedPrefixLayout(prompt, responses),))
+        row = _row(step, prompt, responses)
         for num_gpus in _GPUS:
             other = replace(step, recipe=recipe, row=row, world_size=num_gpus)
             chosen = choose_step(other, CARDS[card], recipe.samples_per_step)
@@ -335,6 +380,8 @@ def render(plan: RunPlan) -> Group:
     ratio = plan.reference_flops_per_sample / plan.flops_per_sample
     reference = f"{_flops(plan.reference_flops_per_sample)} as a row a response with all logits, all recomputed"
     run.add_row("a sample", f"{_flops(plan.flops_per_sample)}; {reference}: {ratio:.2f} times as much")
+    if plan.flops_before_step_1:
+        run.add_row("before step 1", f"{_flops(plan.flops_before_step_1)} for the untrained model's log-probabilities")
     run.add_row("weights", f"{plan.strategy} ({plan.strategy_reason})")
     if plan.context_reason:
         run.add_row("context size", f"{plan.context_size} ({plan.context_reason})")
@@ -350,6 +397,8 @@ def render(plan: RunPlan) -> Group:
         rate = f"{USED_SHARE:.0%} of the rate of matrix products, {card.measured_share:.0%} of the datasheet's"
         more = "; too high, since windows count as full attention" if plan.counts_windows_whole else ""
         steps = f"{plan.total_steps} steps of {plan.seconds_per_step:.1f} s"
+        if plan.seconds_before_step_1:
+            steps += f" after {plan.seconds_before_step_1:.0f} s"
         run.add_row("time", f"{steps}: {plan.hours:.2f} h, at {rate}{more}")
 
     memory = Table("", *plan.memory, title="memory of a device", title_justify="left")

@@ -65,9 +65,11 @@ _ANSWERS = {
     "rope.factor": "rope_factor",
     "rope.type": "rope_type",
     # The loss
-    "objective.name: logo, simpo, cpo, dpo or sft": "loss_type pref_loss rl stage loss ipo",
+    "objective.name: logo, simpo, cpo, dpo, ipo, orpo, solopo, longpo or sft": "loss_type pref_loss rl stage loss ipo",
     "objective.name": "objective_name",
     "objective.beta": "pref_beta dpo_beta rl_beta cpo_beta simpo_beta",
+    "objective.tau: of objective.name=ipo": "ipo_tau",
+    "objective.preference_weight: of objective.name=orpo": "orpo_alpha orpo_beta",
     "objective.gamma": "simpo_gamma",
     "objective.gamma: the margin itself, gamma = ratio x beta": "gamma_beta_ratio",
     "objective.sft_weight": "cpo_alpha pref_ftx rpo_alpha sft_lambda lambda lambda_sft nll_* loss_weights",
@@ -242,8 +244,7 @@ _VALUES = {
     "checkpoint.keep": {"null: all": "-1 0"},
     "objective.name": {
         "dpo": "sigmoid",
-        ": simpo and cpo are its neighbours without a reference model": "orpo",
-        ": dpo is its neighbour": "ipo hinge",
+        ": dpo is its neighbour": "hinge",
         ": the data are pairs, dpo takes them": "kto",
     },
     "tuning": {"full": "none full_finetuning", "lora": "peft dora", "qlora": "qdora"},

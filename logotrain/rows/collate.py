@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logodata.contract import PreferenceSample
-from logotrain.recipe.settings import PositionSettings, TrainRecipe, scores_prompt, uses_rejected
+from logotrain.recipe.settings import PositionSettings, RowPart, TrainRecipe, row_parts
 from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.positions import draw_mode, draw_positions
 
@@ -25,14 +25,16 @@ _PAD_TO = 512
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of N tokens: ``[prompt | chosen | rejected 1 | ... | rejected M]`` for each of its samples, then padding.
+    """A row of N tokens: ``[prompt | chosen | rejected 1 | ... | rejected M]`` of each part of a sample, and padding.
+
+    A sample has one part, or two with a prompt each. In ``layout`` each part is a sample of its own.
 
     Attributes:
         input_ids: int64 [1, N].
         position_ids: int64 [1, N]; each response continues from its prompt's last position.
         gather_index: int64 [T], indices into the row. The hidden state at ``gather_index[t]`` predicts ``targets[t]``.
         targets: int64 [T], ids of the tokens that are scored.
-        num_targets: for each sample, the number of targets in its prompt (0 unless prompts are scored) and in each
+        num_targets: for each part, the number of targets in its prompt (0 unless prompts are scored) and in each
             response.
     """
 
@@ -56,7 +58,7 @@ class Row:
 
         Returns:
             for each response, int64 [P + R], the indices of its tokens into this row; and int64 [t], the indices of the
-            scored tokens' predecessors into those. The first response of a sample has the scored tokens of the prompt.
+            scored tokens' predecessors into those. The first response of a part has the scored tokens of the prompt.
         """
         device = self.input_ids.device
         found: list[tuple[Tensor, Tensor]] = []
@@ -78,22 +80,45 @@ def row_responses(sample: PreferenceSample, *, rejected: bool) -> list[list[int]
     return [sample.chosen.token_ids, *(response.token_ids for response in sample.rejected if rejected)]
 
 
+def short_prompt(sample: PreferenceSample) -> list[int]:
+    """Return the token ids of the prompt without its chunks that are not critical.
+
+    They are what :meth:`logodata.prompts.PromptFormat.encode` makes of the critical chunks alone.
+    """
+    ids: list[int] = []
+    end = 0
+    for chunk in sample.chunks:
+        if not chunk.critical:
+            ids += sample.prompt_ids[end : chunk.token_start]
+            end = chunk.token_end
+    return ids + sample.prompt_ids[end:]
+
+
+def part_prompt(sample: PreferenceSample, part: RowPart) -> list[int]:
+    """Return the token ids of a part's prompt."""
+    return short_prompt(sample) if part.short else sample.prompt_ids
+
+
+def part_layout(sample: PreferenceSample, part: RowPart) -> SharedPrefixLayout:
+    """Return the lengths of a part's prompt and responses, in tokens."""
+    responses = row_responses(sample, rejected=part.rejected)
+    return SharedPrefixLayout(len(part_prompt(sample, part)), tuple(map(len, responses)))
+
+
 @dataclass(frozen=True, slots=True)
 class Collator:
     """Makes rows from samples.
 
     Attributes:
         target_length: all positions are below this length, in tokens.
-        uses_rejected: whether rows hold the dis-preferred responses; SFT needs none.
-        scores_prompt: whether the prompt's tokens, all but the first, are targets too (SFT over the whole sequence).
+        parts: what each sample brings to a row, in this order.
         pad_to_multiple: rows are padded to a multiple of this many tokens.
     """
 
     positions: PositionSettings
     target_length: int
     seed: int
-    uses_rejected: bool = True
-    scores_prompt: bool = False
+    parts: tuple[RowPart, ...] = (RowPart(),)
     pad_to_multiple: int = 1
 
     @staticmethod
@@ -103,8 +128,7 @@ class Collator:
             recipe.positions,
             target_length,
             recipe.seed,
-            uses_rejected=uses_rejected(recipe.objective),
-            scores_prompt=scores_prompt(recipe.objective),
+            parts=row_parts(recipe.objective),
             pad_to_multiple=_PAD_TO if recipe.compile else 1,
         )
 
@@ -112,9 +136,9 @@ class Collator:
         """Return a collator whose rows can be cut into ``parts`` slices, each as long as rows of this one can be."""
         return replace(self, pad_to_multiple=self.pad_to_multiple * parts)
 
-    def layout(self, sample: PreferenceSample) -> SharedPrefixLayout:
-        """Return the lengths of a sample's prompt and responses in its row, in tokens."""
-        return SharedPrefixLayout(len(sample.prompt_ids), tuple(map(len, self._responses(sample))))
+    def layout(self, sample: PreferenceSample) -> RowLayout:
+        """Return the layout of a row of this sample alone, without padding."""
+        return RowLayout(tuple(part_layout(sample, part) for part in self.parts))
 
     def __call__(self, draws: Sequence[Draw]) -> Row:
         """Return the row of these draws, each with the positions that belong to this seed and its epoch.
@@ -125,27 +149,31 @@ class Collator:
         Raises:
             UserError: the prompt and the longest response of a sample do not fit under ``target_length``.
         """
-        layouts = tuple(self.layout(sample) for _, sample in draws)
+        layouts = tuple(layout for _, sample in draws for layout in self.layout(sample).samples)
         padding = -sum(layout.total_length for layout in layouts) % self.pad_to_multiple
         ids: list[int] = []
         positions: list[NDArray[np.int64]] = []
         index: list[NDArray[np.int64]] = []
+        targets: list[int] = []
         num_targets: list[tuple[int, ...]] = []
-        for (epoch, sample), layout in zip(draws, layouts, strict=True):
+        parts = ((epoch, sample, part) for epoch, sample in draws for part in self.parts)
+        for (epoch, sample, part), layout in zip(parts, layouts, strict=True):
             start, prompt_length = len(ids), layout.prompt_length
-            prompt_positions = self._prompt_positions(sample, layout, epoch)
+            prompt = part_prompt(sample, part)
+            prompt_positions = np.arange(prompt_length) if part.short else self._positions(sample, layout, epoch)
             following = int(prompt_positions[-1]) + 1
-            ids += sample.prompt_ids
+            ids += prompt
             positions.append(prompt_positions)
-            if self.scores_prompt:
+            if part.scores_prompt:
                 index.append(np.arange(start, start + prompt_length - 1))
-            for response in self._responses(sample):
+                targets += prompt[1:]
+            for response in row_responses(sample, rejected=part.rejected):
                 # The prompt's last token predicts the first token of the response.
                 index.append(np.array([start + prompt_length - 1, *range(len(ids), len(ids) + len(response) - 1)]))
                 positions.append(np.arange(following, following + len(response)))
                 ids += response
-            num_targets.append((prompt_length - 1 if self.scores_prompt else 0, *layout.response_lengths))
-        targets = [token for _, sample in draws for token in self._targets(sample)]
+                targets += response
+            num_targets.append((prompt_length - 1 if part.scores_prompt else 0, *layout.response_lengths))
         return Row(
             sample_ids=tuple(sample.id for _, sample in draws),
             input_ids=torch.tensor([ids + [0] * padding]),
@@ -156,14 +184,7 @@ class Collator:
             layout=RowLayout(layouts, padding),
         )
 
-    def _responses(self, sample: PreferenceSample) -> list[list[int]]:
-        return row_responses(sample, rejected=self.uses_rejected)
-
-    def _targets(self, sample: PreferenceSample) -> list[int]:
-        prompt = sample.prompt_ids[1:] if self.scores_prompt else []
-        return [*prompt, *(token for response in self._responses(sample) for token in response)]
-
-    def _prompt_positions(self, sample: PreferenceSample, layout: SharedPrefixLayout, epoch: int) -> NDArray[np.int64]:
+    def _positions(self, sample: PreferenceSample, layout: SharedPrefixLayout, epoch: int) -> NDArray[np.int64]:
         identity = int.from_bytes(hashlib.sha256(sample.id.encode("utf-8")).digest()[:8], "big")
         rng = np.random.default_rng([self.seed, epoch, identity])
         settings = self.positions

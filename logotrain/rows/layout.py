@@ -48,6 +48,7 @@ class SharedPrefixLayout:
 class RowLayout:
     """The layout of a row of N tokens, ``[sample 0 | sample 1 | ... | padding]``.
 
+    A preference sample that brings two prompts is two samples here, which stand next to each other.
     Samples do not attend to each other, and no sample attends to the padding. A padding token attends to the padding up
     to itself, because a softmax over no keys would be NaN.
 

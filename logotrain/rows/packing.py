@@ -1,4 +1,7 @@
-"""Pack samples into rows and assign the rows to processes. All functions are pure functions of lengths."""
+"""Pack samples into rows and assign the rows to processes. All functions are pure functions of lengths.
+
+A sample is given as the layout of a row of its own, with one prompt or two; it is never divided.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def row_cost(layouts: Sequence[SharedPrefixLayout], attention_share: float) -> f
     return total
 
 
-def pack_rows(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> list[list[int]]:
+def pack_rows(layouts: Sequence[RowLayout], row_tokens: int | None) -> list[list[int]]:
     """Return the indices of the samples of each row, packed by first-fit decreasing.
 
     The samples of a row are in the order of ``layouts``, and so are the rows, by their first samples. A row has at most
@@ -48,7 +51,7 @@ def pack_rows(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> 
     return sorted(sorted(row) for row in rows)
 
 
-def count_rows(num_samples: int, layouts: Sequence[SharedPrefixLayout], row_tokens: int | None) -> int:
+def count_rows(num_samples: int, layouts: Sequence[RowLayout], row_tokens: int | None) -> int:
     """Return how many rows so many samples take, if they are like those of ``layouts``. A single layout stands for
     samples of its length."""
     if len(layouts) > 1:
@@ -73,7 +76,7 @@ def assign_rows(costs: Sequence[float], world_size: int) -> list[list[int]]:
 
 
 def share_rows(
-    layouts: Sequence[SharedPrefixLayout],
+    layouts: Sequence[RowLayout],
     world_size: int,
     rank: int,
     *,
@@ -86,16 +89,16 @@ def share_rows(
     repeats a row that counts elsewhere; the repeated row does not count.
     """
     rows = pack_rows(layouts, row_tokens)
-    costs = [row_cost([layouts[index] for index in row], attention_share) for row in rows]
+    costs = [row_cost([part for index in row for part in layouts[index].samples], attention_share) for row in rows]
     assigned = assign_rows(costs, world_size)
     own = [(rows[number], True) for number in assigned[rank]]
     return own + [(rows[0], False)] * (max(map(len, assigned)) - len(own))
 
 
-def largest_row(layouts: Sequence[SharedPrefixLayout], row_tokens: int | None, pad_to_multiple: int) -> RowLayout:
+def largest_row(layouts: Sequence[RowLayout], row_tokens: int | None, pad_to_multiple: int) -> RowLayout:
     """Return the layout of the largest row: the longest sample, as often as it fits, and the padding."""
     longest = max(layouts, key=lambda layout: layout.total_length)
     length = max(longest.total_length, row_tokens or 0)
     count = length // longest.total_length
     length += -length % pad_to_multiple
-    return RowLayout((longest,) * count, length - count * longest.total_length)
+    return RowLayout(longest.samples * count, length - count * longest.total_length)

@@ -40,6 +40,10 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo": {"strategy": "shard", "objective": {"name": "dpo"}},
     "sft": {**LORA, "objective": {"name": "sft"}},
     "sft-sequence": {"strategy": "shard", "objective": {"name": "sft", "tokens": "sequence"}},
+    "orpo": {**LORA, "objective": {"name": "orpo"}},
+    "ipo": {**LORA, "objective": {"name": "ipo"}},
+    "solopo": {"strategy": "shard", "objective": {"name": "solopo", "loss": {"name": "dpo"}}},
+    "longpo": {**LORA, "objective": {"name": "longpo"}, "rope": {"type": "yarn", "factor": 4}},
     "randpos": {**LORA, "positions": {"mode": "randpos"}},
     # Sinks are split with the heads, and windows and chunks are those of the whole row.
     "gpt_oss": {"model": "gpt_oss", **FULL, "router_loss": 0.5},

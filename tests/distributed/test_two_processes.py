@@ -35,6 +35,14 @@ CASES: dict[str, dict[str, Any]] = {
     "full": {"strategy": "shard", "tuning": "full"},
     "sft": {"strategy": "replicate", "objective": {"name": "sft", "tokens": "sequence"}},
     "dpo": {"strategy": "shard", "objective": {"name": "dpo"}},
+    # Samples with two prompts, and a reference that sees another prompt under another RoPE.
+    "solopo": {"strategy": "replicate", "row_tokens": 240, "objective": {"name": "solopo", "loss": {"name": "dpo"}}},
+    "solopo-separate": {"strategy": "shard", "sharing": "none", "objective": {"name": "solopo"}},
+    "longpo": {
+        "strategy": "shard",
+        "objective": {"name": "longpo", "preference_weight": 0.5},
+        "rope": {"type": "yarn", "factor": 4},
+    },
     "keep-gathered": {"strategy": "shard", "reshard_after_forward": False},
     # Samples have two or three responses, and sharded processes must all run equally often.
     "separate": {"strategy": "shard", "sharing": "none", "train_embeddings": True},

@@ -26,7 +26,8 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def make_sample() -> Callable[..., PreferenceSample]:
-    """``make_sample(name, responses=(5, 3, 4), chunks=3, chunk_length=8)``: random ids, the lengths given."""
+    """``make_sample(name, responses=(5, 3, 4), chunks=3, chunk_length=8)``: random ids, the lengths given. Every other
+    chunk is critical, from the first one on."""
     return sample_of
 
 
@@ -61,7 +62,7 @@ def sample_of(
                 token_start=start,
                 token_end=start + chunk_length,
                 score=0.0,
-                critical=False,
+                critical=n % 2 == 0,
                 text="t",
             )
             for n, start in enumerate(starts)

@@ -367,8 +367,8 @@ def test_a_run_in_the_current_folder_ends_with_its_summary(
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("objective.name=orpo", "there is none here: simpo and cpo"),
-        ("objective=orpo", "there is none here: simpo and cpo"),
+        ("objective.name=hinge", "there is none here: dpo is its neighbour"),
+        ("objective=hinge", "there is none here: dpo is its neighbour"),
         ("train.optimizer.lr=1e-5", "write optimizer.lr=1e-5: names begin inside the section"),
         ("lora.target_modules=q_proj,qprojj", "no layer 'qprojj' in the model"),
     ],

@@ -135,9 +135,8 @@ def test_an_impossible_response_is_named_though_its_loss_is_finite(
     monkeypatch.setattr(logprobs, "token_logprobs", masked)
     with pytest.raises(UserError, match="step 1, sample a: margin is inf"):
         run(make_recipe(**{"data.path": str(folder)}), tmp_path / "run")
-    _, metrics = steps._sample_loss(
-        sample, SampleLogprobs(torch.empty(0), [torch.tensor([-1.0]), torch.tensor([-torch.inf])]), LogoSettings(), None
-    )
+    certain = SampleLogprobs(torch.empty(0), [torch.tensor([-1.0]), torch.tensor([-torch.inf])])
+    _, metrics = steps._sample_loss(sample, [certain], LogoSettings(), None)
     assert metrics.loss == pytest.approx(0.1)
 
 

@@ -32,7 +32,10 @@ def test_defaults_are_the_papers() -> None:
     [
         ("lora.dropout=0.1", r"unknown key 'lora\.dropout' \(there is none here: models train in evaluation mode"),
         ("lora.rnk=4", "did you mean 'rank'"),
-        ("objective.name=ppo", r"'objective\.name': there is no 'ppo' \(known: logo, simpo, cpo, dpo, sft\)"),
+        (
+            "objective.name=ppo",
+            r"'objective\.name': there is no 'ppo' \(known: logo, simpo, cpo, dpo, ipo, orpo, solopo, longpo, sft\)",
+        ),
         ("optimizer.betas=[0.9, 1.0]", "optimizer.betas"),
         ("optimizer.schedule=polynomial", "optimizer.schedule"),
         ("lora.target_modules=[]", "lora.target_modules"),

@@ -27,7 +27,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from logodata.common.errors import UserError, did_you_mean
 from logodata.common.printable import encodable, without_passwords
-from logodata.common.recipes.fields import Values, follow, merge, move_paths, places_of, takes_list, variant
+from logodata.common.recipes.fields import (
+    Values,
+    follow,
+    merge,
+    move_paths,
+    nested_models,
+    places_of,
+    takes_list,
+    variant,
+)
 from logodata.common.recipes.files import at_home, beside, find_recipe, no_recipe
 from logodata.common.recipes.files import shipped_recipes as shipped_recipes
 from logodata.common.recipes.foreign import answer
@@ -262,15 +271,21 @@ def _overlay(overrides: Sequence[str]) -> Values:
     return values
 
 
-def _note_dropped(cls: type[BaseModel], values: Values, merged: Values) -> None:
+def _note_dropped(cls: type[BaseModel], values: Values, merged: Values, above: str = "") -> None:
     from logodata.common.console import note
 
-    for key, field in cls.model_fields.items():
-        old, new = values.get(key), merged.get(key)
-        if isinstance(old, dict) and isinstance(new, dict) and variant(field, old) != variant(field, new):
-            dropped = [f"{key}.{name}={value}" for name, value in old.items() if name not in new]
-            if dropped:
-                note(f"{key}.name={variant(field, new)} starts from its own defaults, dropped: {' '.join(dropped)}")
+    for name, field in cls.model_fields.items():
+        old, new, key = values.get(name), merged.get(name), above + name
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            continue
+        chosen, models = variant(field, new), nested_models(field)
+        if variant(field, old) == chosen:
+            if (chosen or "") in models:
+                _note_dropped(models[chosen or ""], old, new, f"{key}.")
+            continue
+        dropped = [f"{key}.{inner}={value}" for inner, value in old.items() if inner not in new]
+        if dropped:
+            note(f"{key}.name={chosen} starts from its own defaults, dropped: {' '.join(dropped)}")
 
 
 def _warn_of_embedded_settings(cls: type[RecipeModel], path: Path | None, values: Values, merged: Values) -> None:

@@ -192,6 +192,17 @@ def test_held_out_figures_of_a_run_are_drawn_into_its_curves(training: Path) -> 
     assert drawn.count("<use") >= without.count("<use") + 6  # three marks in each figure
 
 
+def test_a_run_with_a_margin_under_the_short_prompt_shows_it_as_such(training: Path) -> None:
+    path = training / "recipe.resolved.json"
+    objective = {"name": "solopo", "loss": {"name": "simpo", "beta": 2.0, "gamma": 0.5}, "alpha": 1}
+    write_json(path, {**json.loads(path.read_text()), "objective": objective})
+    lines = [json.dumps({"step": step, "loss": 2.0, "short_margin": 0.02 * step}) for step in range(1, 4)]
+    (training / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    drawn = str(training_section(training).body)
+    assert "objective solopo (loss simpo (beta 2.0, gamma 0.5), alpha 1.0); LoRA" in drawn
+    assert "margin under the short prompt, nats per token" in drawn
+
+
 def test_folders_that_are_not_what_they_should_be(runs: list[Path], tmp_path: Path, training: Path) -> None:
     with pytest.raises(UserError, match="no finished build"):
         render(compare(runs), data=tmp_path)

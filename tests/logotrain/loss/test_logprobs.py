@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from logodata.contract import PreferenceSample
 from logotrain.attention.shared_prefix import use_shared_prefix
 from logotrain.loss.logprobs import LogprobModel, split_logprobs
-from logotrain.recipe.settings import PositionSettings
+from logotrain.recipe.settings import PositionSettings, RowPart
 from logotrain.rows.collate import Collator
 
 Samples = Callable[..., PreferenceSample]
@@ -29,7 +29,8 @@ def test_chunks_do_not_change_values_or_gradients(
     """Against the model's own forward with all logits of the row."""
     model = LogprobModel(tiny_model.double())
     draws = [(0, make_sample("a")), (0, make_sample("b", responses=(2, 7)))]
-    row = Collator(PositionSettings(), 2000, seed=0, scores_prompt=scores_prompt, pad_to_multiple=16)(draws)
+    parts = (RowPart(scores_prompt=scores_prompt),)
+    row = Collator(PositionSettings(), 2000, seed=0, parts=parts, pad_to_multiple=16)(draws)
     monkeypatch.setattr("logotrain.loss.logprobs.CHUNK_ELEMENTS", rows_a_chunk * tiny_model.config.vocab_size)
     weights = torch.randn(len(row.targets), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with use_shared_prefix(tiny_model):
@@ -64,7 +65,7 @@ def test_split_gives_each_sample_its_own(make_sample: Samples) -> None:
     assert first.prompt.numel() == 0
     assert [values.tolist() for values in first.responses] == [[0, 1, 2, 3, 4], [5, 6, 7]]
     assert [values.tolist() for values in second.responses] == [[8, 9], [10], [11, 12, 13, 14]]
-    scored = Collator(PositionSettings(), 2000, seed=0, scores_prompt=True, uses_rejected=False)(draws[:1])
+    scored = Collator(PositionSettings(), 2000, seed=0, parts=(RowPart(rejected=False, scores_prompt=True),))(draws[:1])
     (only,) = split_logprobs(torch.arange(float(len(scored.targets))), scored)
     assert only.prompt.tolist() == list(range(30))
     assert only.responses[0].tolist() == [30, 31, 32, 33, 34]

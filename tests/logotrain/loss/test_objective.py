@@ -13,14 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from logotrain.loss.objective import PreferenceLoss, cpo, dpo, logo, sample_loss, sft, simpo
+from logotrain.loss.objective import PreferenceLoss, cpo, dpo, ipo, logo, orpo, sample_loss, sft, simpo
 from logotrain.recipe.settings import (
     CpoSettings,
     DpoSettings,
+    IpoSettings,
     LogoSettings,
+    LongpoSettings,
     ObjectiveSettings,
+    OrpoSettings,
     SftSettings,
     SimpoSettings,
+    SolopoSettings,
+    WrappedSettings,
     uses_reference,
     uses_rejected,
 )
@@ -32,6 +37,8 @@ PREFERENCE_LOSSES: dict[str, Callable[[Tensor, Tensor], PreferenceLoss]] = {
     "simpo": lambda chosen, rejected: simpo(chosen, rejected, beta=2.0, gamma=0.5),
     "cpo": lambda chosen, rejected: cpo(chosen, rejected, *_like(chosen, LENGTHS), beta=0.5, sft_weight=0.3),
     "dpo": lambda chosen, rejected: dpo(chosen, rejected, *_like(chosen, REFERENCE), *_like(chosen, LENGTHS), beta=0.5),
+    "ipo": lambda chosen, rejected: ipo(chosen, rejected, *_like(chosen, REFERENCE), tau=0.5),
+    "orpo": lambda chosen, rejected: orpo(chosen, rejected, preference_weight=0.3),
 }
 """Each as a function of [2] and [2, 2], or of their first sample alone."""
 
@@ -122,6 +129,164 @@ def test_logo_against_the_papers_formula_written_per_token() -> None:
         assert terms.loss.item() == pytest.approx(preference + 0.1 * nll, rel=1e-12)
 
 
+# Two cases of sums of log-probabilities, worked out once. y_w, y_1 and y_2 have 4, 5 and 8 tokens; M = 1 takes two of
+# them. In A the short prompt orders the responses rightly, and the long one makes y_w less likely. B is the other way
+# round in both.
+SHORT = {"A": (-2.0, -4.0, -9.6), "B": (-6.0, -2.5, -4.8)}
+LONG = {"A": (-3.2, -3.5, -8.0), "B": (-5.0, -3.0, -5.6)}
+SHORT_REFERENCE = {"A": (-2.6, -3.5, -9.0), "B": (-5.4, -2.9, -5.0)}
+LONG_REFERENCE = {"A": (-3.5, -3.3, -8.6), "B": (-5.2, -3.4, -5.1)}
+LONG_PROMPT = {"A": -15.0, "B": -10.0}
+"""Of five scored tokens."""
+
+
+def responses_of(sums: tuple[float, ...], m: int) -> list[Tensor]:
+    """Tokens that are equally likely, so that the sums are what is given."""
+    return [double([total / length] * length) for total, length in zip(sums[: 1 + m], (4, 5, 8), strict=False)]
+
+
+def double(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (OrpoSettings(preference_weight=0.1), {"A1": 0.879250, "A2": 0.866544, "B1": 1.389356, "B2": 1.381692}),
+        (IpoSettings(tau=0.5), {"A1": 0.783225, "A2": 0.891613, "B1": 1.060900, "B2": 0.924278}),
+        (DpoSettings(beta=0.1), {"A1": 0.668460, "B1": 0.703197}),
+        (LogoSettings(beta=2.5, gamma=0.25, sft_weight=0.1), {"A2": 0.837599, "B2": 2.035224}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_worked_values_under_the_long_prompt(settings: ObjectiveSettings, expected: dict[str, float]) -> None:
+    for (case, m), value in expected.items():
+        reference = double(LONG_REFERENCE[case][: 1 + int(m)]) if uses_reference(settings) else None
+        terms = sample_loss(settings, responses_of(LONG[case], int(m)), reference=reference)
+        assert terms.loss.item() == pytest.approx(value, abs=5e-7), (case, m)
+
+
+WRAPPED: list[tuple[WrappedSettings, float, dict[str, tuple[float, float]]]] = [
+    (
+        SimpoSettings(beta=2.5, gamma=1.375),
+        1,
+        {"A1": (0.75, 1.803701), "A2": (0.75, 1.538412), "B1": (0.625, 4.520542), "B2": (0.625, 4.398421)},
+    ),
+    (
+        DpoSettings(beta=0.1),
+        3,
+        {"A1": (0.03, 0.729659), "A2": (0.03, 0.727303), "B1": (0.08, 0.984397), "B2": (0.08, 0.979172)},
+    ),
+    (
+        OrpoSettings(preference_weight=0.1),
+        1,
+        {
+            "A1": (0.636134, 1.178618),
+            "A2": (0.636134, 1.169704),
+            "B1": (0.335097, 2.020210),
+            "B2": (0.335097, 2.010422),
+        },
+    ),
+    (
+        LogoSettings(beta=2.5, gamma=0.25, sft_weight=0.1),
+        1,
+        {"A1": (0.75, 1.274077), "A2": (0.75, 1.113262), "B1": (0.625, 3.586968), "B2": (0.625, 3.469936)},
+    ),
+]
+"""A wrapped loss, alpha, and the distance and the loss of each case and M."""
+each_wrapped = pytest.mark.parametrize(
+    ("settings", "alpha", "expected"), WRAPPED, ids=[settings.name for settings, _, _ in WRAPPED]
+)
+
+
+def solopo_terms(
+    settings: WrappedSettings, alpha: float, case: str, m: int
+) -> tuple[PreferenceLoss, PreferenceLoss, list[Tensor]]:
+    """SoLoPO's terms, those of the wrapped loss under the short prompt, and what both are functions of."""
+    responses = [response.requires_grad_() for response in responses_of(SHORT[case], m)]
+    long_chosen = responses_of(LONG[case], 0)[0].requires_grad_()
+    of_short = double(SHORT_REFERENCE[case][: 1 + m])
+    of_both = torch.cat([of_short, double(LONG_REFERENCE[case][:1])])
+    reads = uses_reference(settings)
+    both = sample_loss(
+        SolopoSettings(loss=settings, alpha=alpha),
+        responses,
+        long_chosen=long_chosen,
+        reference=of_both if reads else None,
+    )
+    return both, sample_loss(settings, responses, reference=of_short if reads else None), [*responses, long_chosen]
+
+
+@each_wrapped
+def test_worked_values_of_solopo(
+    settings: WrappedSettings, alpha: float, expected: dict[str, tuple[float, float]]
+) -> None:
+    for (case, m), (distance, loss) in expected.items():
+        terms, alone, _ = solopo_terms(settings, alpha, case, int(m))
+        assert terms.distance is not None
+        assert terms.distance.item() == pytest.approx(distance, abs=5e-7), (case, m)
+        assert terms.loss.item() == pytest.approx(loss, abs=5e-7), (case, m)
+        for part in ("preference", "sft", "margin"):
+            torch.testing.assert_close(getattr(terms, part), getattr(alone, part), rtol=0, atol=0)
+
+
+@each_wrapped
+def test_solopo_without_distance_is_the_wrapped_loss_bit_for_bit(
+    settings: WrappedSettings, alpha: float, expected: dict[str, tuple[float, float]]
+) -> None:
+    for case, m in expected:
+        terms, alone, (*short, long_chosen) = solopo_terms(settings, 0.0, case, int(m))
+        assert terms.loss.item() == alone.loss.item()
+        *found, at_long = torch.autograd.grad(terms.loss, [*short, long_chosen])
+        assert all(map(torch.equal, found, torch.autograd.grad(alone.loss, short)))
+        assert at_long.abs().max() == 0
+
+
+def test_gradients_of_solopo_lower_what_is_more_likely() -> None:
+    """With alpha of 1 and more the distance outweighs the preference, in whichever prompt the reward is higher."""
+    found = {}
+    for case in "AB":
+        terms, _, inputs = solopo_terms(DpoSettings(beta=0.1), 3, case, 1)
+        gradients = torch.autograd.grad(terms.loss, inputs)
+        found[case] = gradients[0][0].item(), gradients[-1][0].item()
+    assert found["A"] == pytest.approx((0.252747, -0.3), abs=5e-7)
+    assert found["B"] == pytest.approx((-0.352498, 0.3), abs=5e-7)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (
+            "sequence",
+            {
+                "A1": (0.723597, 2.022222, 2.029458),
+                "A2": (0.749970, 2.022222, 2.029722),
+                "B1": (0.668460, 1.666667, 1.673351),
+                "B2": (0.656428, 1.666667, 1.673231),
+            },
+        ),
+        (
+            "response",
+            {
+                "A1": (0.723597, 0.8, 0.807236),
+                "A2": (0.749970, 0.8, 0.807500),
+                "B1": (0.668460, 1.25, 1.256685),
+                "B2": (0.656428, 1.25, 1.256564),
+            },
+        ),
+    ],
+)
+def test_worked_values_of_longpo(tokens: str, expected: dict[str, tuple[float, float, float]]) -> None:
+    """The policy sees the long prompt, its reference the short one."""
+    settings = LongpoSettings.model_validate({"beta": 0.1, "preference_weight": 0.01, "tokens": tokens})
+    for (case, m), values in expected.items():
+        prompt = double([LONG_PROMPT[case] / 5] * 5) if tokens == "sequence" else None
+        reference = double(SHORT_REFERENCE[case][: 1 + int(m)])
+        terms = sample_loss(settings, responses_of(LONG[case], int(m)), prompt=prompt, reference=reference)
+        found = terms.preference.item(), terms.sft.item(), terms.loss.item()
+        assert found == pytest.approx(values, abs=5e-7), (case, m)
+
+
 # What must hold for any values ----------------------------------------------------------------------------------------
 
 
@@ -146,7 +311,9 @@ def test_samples_of_a_batch_do_not_mix(name: str) -> None:
     torch.testing.assert_close(both.loss[:1], alone.loss)
 
 
-@pytest.mark.parametrize("settings", [LogoSettings(), SimpoSettings(), CpoSettings(), DpoSettings()])
+@pytest.mark.parametrize(
+    "settings", [LogoSettings(), SimpoSettings(), CpoSettings(), DpoSettings(), IpoSettings(), OrpoSettings()]
+)
 def test_order_of_dispreferred_responses_does_not_matter(settings: ObjectiveSettings) -> None:
     responses = token_logprobs((4, 7, 2, 3), seed=1)
     reference = torch.tensor([-3.0, -4.0, -5.0, -6.0], dtype=torch.float64) if uses_reference(settings) else None
@@ -169,7 +336,7 @@ def test_margin_is_the_same_for_every_objective() -> None:
     """So that runs of different objectives compare."""
     responses = token_logprobs((4, 7, 2), seed=2)
     expected = responses[0].mean() - (responses[1].mean() + responses[2].mean()) / 2
-    for settings in (LogoSettings(), SimpoSettings(), CpoSettings(), DpoSettings()):
+    for settings in (LogoSettings(), SimpoSettings(), CpoSettings(), DpoSettings(), IpoSettings(), OrpoSettings()):
         reference = torch.tensor([-3.0, -4.0, -5.0]) if uses_reference(settings) else None
         terms = sample_loss(settings, responses, reference=reference)
         assert terms.margin is not None
@@ -203,6 +370,15 @@ def test_extremes_stay_finite_with_the_right_gradients(name: str, pull: float, d
     assert at_rejected.tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_odds_of_certain_and_of_hopeless_responses_have_gradients(dtype: torch.dtype) -> None:
+    for values in ([0.0, -1.0], [-1.0, 0.0], [0.0, 0.0], [-1e4, -1.0], [-1.0, -1e4], [-1e-9, -1e-9]):
+        chosen, rejected = (torch.tensor([value], dtype=dtype, requires_grad=True) for value in values)
+        loss = orpo(chosen, rejected[None], preference_weight=0.1).loss
+        assert torch.isfinite(loss).all(), values
+        assert all(torch.isfinite(found).all() for found in torch.autograd.grad(loss.sum(), (chosen, rejected))), values
+
+
 # Against TRL ----------------------------------------------------------------------------------------------------------
 
 PROMPT, VOCABULARY = 3, 11
@@ -216,9 +392,10 @@ def trl() -> SimpleNamespace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that trl.experimental may change: its version is pinned
         from trl.experimental.cpo import CPOTrainer
+        from trl.experimental.orpo import ORPOTrainer
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    return SimpleNamespace(cpo=CPOTrainer, dpo=DPOTrainer)
+    return SimpleNamespace(cpo=CPOTrainer, dpo=DPOTrainer, orpo=ORPOTrainer)
 
 
 def unmade(trainer_class: type, **settings: Any) -> Any:
@@ -306,13 +483,35 @@ def test_logo_with_one_dispreferred_response_equals_trl_cpo_simpo(trl: SimpleNam
 
 
 @pytest.mark.parametrize("num_rejected", [1, 2])
-def test_equal_to_trl_dpo(trl: SimpleNamespace, num_rejected: int) -> None:
+def test_equal_to_trl_orpo_but_for_the_prompt_in_its_likelihood(trl: SimpleNamespace, num_rejected: int) -> None:
+    """TRL computes the odds in float32, and its likelihood is that of prompt and response."""
+    trainer = unmade(trl.orpo, beta=0.3, is_encoder_decoder=False, padding_value=0)
+    logits = response_logits(num_rejected)
+    ours = sample_loss(OrpoSettings(preference_weight=0.3), response_logprobs(logits))
+    theirs = trl_cpo_loss(trainer, logits)
+    prompt = logits[0].log_softmax(dim=-1)[range(PROMPT - 1), [0] * (PROMPT - 1)]
+    whole = -torch.cat([prompt, response_logprobs(logits)[0]]).mean()
+    torch.testing.assert_close((ours.loss - ours.sft + whole)[0], theirs, rtol=1e-6, atol=0)
+    found, expected = (
+        torch.autograd.grad(loss, logits, retain_graph=True) for loss in (theirs - whole, ours.preference)
+    )
+    for gradient, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, 0.3 * other, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss_type", "beta"), [(DpoSettings(beta=0.3), "sigmoid", 0.3), (IpoSettings(tau=0.2), "ipo", 0.2)]
+)
+@pytest.mark.parametrize("num_rejected", [1, 2])
+def test_equal_to_trl_dpo(
+    trl: SimpleNamespace, num_rejected: int, settings: ObjectiveSettings, loss_type: str, beta: float
+) -> None:
     reference = torch.tensor([-9.0, -6.5, -8.0], dtype=torch.float64)[: 1 + num_rejected]
     trainer = unmade(
         trl.dpo,
         model=SimpleNamespace(training=True),
-        beta=0.3,
-        loss_types=["sigmoid"],
+        beta=beta,
+        loss_types=[loss_type],
         loss_weights=[1.0],
         f_divergence_type="reverse_kl",
         ld_alpha=None,
@@ -345,7 +544,7 @@ def test_equal_to_trl_dpo(trl: SimpleNamespace, num_rejected: int) -> None:
         "ref_rejected_logps": reference[1:],
     }
     theirs = trainer.compute_loss(model, inputs)
-    ours = sample_loss(DpoSettings(beta=0.3), response_logprobs(logits), reference=reference)
+    ours = sample_loss(settings, response_logprobs(logits), reference=reference)
     assert_equal_with_gradients(ours.loss, theirs, logits)
 
 
@@ -392,6 +591,10 @@ def test_a_sample_gives_one_value_of_each_part() -> None:
         (SftSettings(), (3,), {"prompt": torch.zeros(4)}, "sft got log-probabilities of the prompt"),
         (DpoSettings(), (3, 2), {}, "dpo got no reference"),
         (CpoSettings(), (3, 2), {"reference": torch.zeros(2)}, "cpo got reference"),
+        (SolopoSettings(), (3, 2), {}, "solopo got no response under a second prompt"),
+        (SolopoSettings(), (3, 2), {"long_chosen": torch.zeros(0)}, "empty response"),
+        (LogoSettings(), (3, 2), {"long_chosen": torch.zeros(3)}, "logo got response under a second prompt"),
+        (LongpoSettings(), (3, 2), {"prompt": torch.zeros(4)}, "longpo got no reference"),
     ],
 )
 def test_inputs_that_the_loss_does_not_read_are_refused(

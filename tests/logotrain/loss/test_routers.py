@@ -22,7 +22,7 @@ from logotrain.loss.logprobs import LogprobModel
 from logotrain.loss.router_weight import router_weight
 from logotrain.loss.routers import RouterRecord
 from logotrain.model.recompute import checkpoint_layers
-from logotrain.recipe.settings import PositionSettings, Recompute, TrainRecipe
+from logotrain.recipe.settings import PositionSettings, Recompute, RowPart, TrainRecipe
 from logotrain.rows.collate import Collator, Row
 from logotrain.run import run
 from tests import tiny_models
@@ -115,7 +115,7 @@ def test_loss_is_the_models_own_over_the_tokens_of_each_sample(kind: str, shared
 @pytest.mark.parametrize("kind", MIXTURES)
 def test_loss_of_one_response_is_that_of_the_models_output(kind: str, make_sample: Samples) -> None:
     model, record = mixture(kind), RouterRecord(loss=True)
-    row = Collator(PositionSettings(), 256, seed=0, uses_rejected=False)([(0, make_sample("a"))])
+    row = Collator(PositionSettings(), 256, seed=0, parts=(RowPart(rejected=False),))([(0, make_sample("a"))])
     with use_shared_prefix(model), torch.no_grad():
         LogprobModel(model)(row, record)
     output = model(**inputs_of(row, list(range(row.layout.total_length))), output_router_logits=True)

@@ -10,11 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from logodata.common.errors import UserError
-from logotrain.model.rope import scaled_config
+from logotrain.model.rope import own_rope, scaled_config
 from logotrain.recipe.settings import RopeSettings
 
 THETA, WINDOW, DIMENSION = 500000.0, 8192, 128
@@ -193,3 +201,25 @@ def test_refuses_a_rope_that_differs_between_layers_and_none_at_all() -> None:
     for config in (Gemma3TextConfig(), GPT2Config()):
         with pytest.raises(UserError, match="no RoPE, or not the same in every layer"):
             scaled(config, "linear", 2)
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "ntk"])
+def test_a_scaled_model_computes_with_its_own_rope_for_a_while(kind: str) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(scaled(llama(), kind, 4)).eval()
+    plain = LlamaForCausalLM(llama()).eval()
+    plain.load_state_dict(model.state_dict())
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        own, before = plain(ids).logits, model(ids).logits
+        with own_rope(model, llama()):
+            assert torch.equal(model(ids).logits, own)
+        assert torch.equal(model(ids).logits, before)
+    assert (own - before).abs().max() > 1e-5
+
+
+def test_a_model_without_frequencies_is_not_taken_for_unscaled() -> None:
+    model = LlamaForCausalLM(llama())
+    model.model.rotary_emb = torch.nn.Identity()
+    with pytest.raises(UserError, match="LlamaForCausalLM keeps no RoPE frequencies"), own_rope(model, llama()):
+        pass

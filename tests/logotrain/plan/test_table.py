@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,3 +274,62 @@ def test_the_table_of_the_guide_is_the_plan_s() -> None:
             cells = [str(fit) for fit in plan.long_fits if fit.prompt == prompt]
             line = f"| {prompt // 1024}K | " + " | ".join(cells) + " |"
             assert line in page, line
+
+
+COSTS: dict[str, tuple[dict[str, Any], int, int, float, float]] = {
+    "logo": ({"name": "logo"}, 2, 8960, 1.0, 1.0),
+    "sft": ({"name": "sft"}, 1, 8448, 0.927, 0.930),
+    "orpo": ({"name": "orpo"}, 1, 8704, 0.964, 0.965),
+    "ipo": ({"name": "ipo"}, 1, 8704, 1.399, 1.266),
+    "dpo-2": ({"name": "dpo"}, 2, 8960, 1.451, 1.311),
+    "solopo": ({"name": "solopo"}, 1, 11008, 1.170, 1.177),
+    "solopo-2": ({"name": "solopo"}, 2, 11264, 1.197, 1.204),
+    "solopo-dpo": ({"name": "solopo", "loss": {"name": "dpo"}}, 1, 11008, 1.706, 1.547),
+    "solopo-dpo-2": ({"name": "solopo", "loss": {"name": "dpo"}}, 2, 11264, 1.746, 1.583),
+    "longpo": ({"name": "longpo"}, 1, 8704, 1.159, 1.100),
+    "longpo-2": ({"name": "longpo"}, 2, 8960, 1.208, 1.144),
+    "longpo-response": ({"name": "longpo", "tokens": "response"}, 1, 8704, 1.080, 1.045),
+}
+"""Counted by hand for prompts of 8192 tokens, 2048 of critical chunks, and responses of 256: objective, M, tokens of a
+row with gradients, and the work of a sample, reference included, in units of LOGO's, without and with recomputation."""
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_work_of_the_objectives_by_hand(recompute: str) -> None:
+    def plan(objective: dict[str, Any], m: int) -> RunPlan:
+        values = {"model": LLAMA, "objective": objective, "recompute": recompute, "positions": {"mode": "natural"}}
+        recipe = TrainRecipe.model_validate({**values, "epochs": 1, "lora": {"train_embeddings": False}})
+        lengths = {"prompt_tokens": 8192, "response_tokens": 256, "num_rejected": m, "num_samples": 64}
+        return make_plan(recipe, planned_data(recipe, None, **lengths), card="h200-141gb", num_gpus=1)
+
+    base = plan(*COSTS["logo"][:2]).flops_per_sample
+    for name, (objective, m, tokens, none, full) in COSTS.items():
+        found = plan(objective, m)
+        assert found.largest_row == tokens, name
+        work = (found.flops_per_sample + found.flops_before_step_1 / 64) / base
+        assert work == pytest.approx(none if recompute == "none" else full, abs=0.012), name
+
+
+def test_a_reference_is_computed_for_every_draw_or_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Positions that are drawn differ by epoch; the short prompt of LongPO's reference has natural ones."""
+
+    def before(name: str, mode: str, epochs: int) -> float:
+        values = {"model": LLAMA, "objective": {"name": name}, "positions": {"mode": mode}, "epochs": epochs}
+        recipe = TrainRecipe.model_validate(values)
+        return make_plan(recipe, planned_data(recipe, None), card="h100-80gb", num_gpus=8).flops_before_step_1
+
+    assert before("dpo", "natural", 3) == before("dpo", "mixed", 1) == before("dpo", "mixed", 3) / 3 > 0
+    assert before("longpo", "mixed", 3) == before("longpo", "natural", 1) > 0
+    assert before("logo", "mixed", 3) == before("solopo", "mixed", 3) == 0
+    assert main(["plan", "--model", LLAMA, "objective.name=solopo", "objective.loss.name=dpo"]) == 0
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(2048 of critical chunks)" in printed
+    assert "for the untrained model's log-probabilities" in printed
+
+
+def test_draws_of_a_sample_with_two_prompts_are_those_of_the_whole_one(make_recipe: Recipes) -> None:
+    fields: dict[str, Any] = {"positions.mode": "mixed", "data": {}, "epochs": 2}
+    recipe = make_recipe(**fields, objective={"name": "solopo"})
+    planned = planned_data(recipe, None, prompt_tokens=1200, response_tokens=20, num_samples=5)
+    assert len(planned.data.samples[0].chunks) == 3
+    assert all(len(positions) == 1200 for positions in draws(recipe, planned))

@@ -10,16 +10,14 @@ import pytest
 
 from logodata.common.errors import UserError
 from logodata.contract import PreferenceSample
-from logotrain.recipe.settings import PositionSettings
+from logotrain.recipe.settings import PositionSettings, RowPart
 from logotrain.rows.collate import Collator, Row
 
 Samples = Callable[..., PreferenceSample]
 
 
 def collator(*, seed: int = 0, target_length: int = 500, **settings: Any) -> Collator:
-    other = {
-        name: settings.pop(name) for name in ("uses_rejected", "scores_prompt", "pad_to_multiple") if name in settings
-    }
+    other = {name: settings.pop(name) for name in ("parts", "pad_to_multiple") if name in settings}
     return Collator(PositionSettings(**settings), target_length, seed, **other)
 
 
@@ -49,7 +47,7 @@ def test_gather_index_predicts_each_response_token_from_the_one_before(make_samp
 
 def test_a_scored_prompt_precedes_its_responses(make_sample: Samples) -> None:
     sample = make_sample("a", responses=(3, 1, 2))
-    row = row_of(sample, mode="natural", scores_prompt=True, uses_rejected=False)
+    row = row_of(sample, mode="natural", parts=(RowPart(rejected=False, scores_prompt=True),))
     p = len(sample.prompt_ids)
     assert row.input_ids[0].tolist() == sample.prompt_ids + sample.chosen.token_ids
     assert row.gather_index.tolist() == [*range(p - 1), p - 1, p, p + 1]
@@ -60,8 +58,9 @@ def test_a_scored_prompt_precedes_its_responses(make_sample: Samples) -> None:
 @pytest.mark.parametrize("scores_prompt", [False, True])
 def test_samples_that_share_a_row_are_what_they_are_alone(make_sample: Samples, scores_prompt: bool) -> None:
     samples = [make_sample("a", responses=(3, 1, 2)), make_sample("b", responses=(2, 5), chunks=4)]
-    together = row_of(*samples, scores_prompt=scores_prompt, pad_to_multiple=64)
-    alone = [row_of(sample, scores_prompt=scores_prompt) for sample in samples]
+    parts = (RowPart(scores_prompt=scores_prompt),)
+    together = row_of(*samples, parts=parts, pad_to_multiple=64)
+    alone = [row_of(sample, parts=parts) for sample in samples]
     start, ids, positions, index = 0, [], [], []
     for row in alone:
         ids += row.input_ids[0].tolist()

@@ -16,22 +16,18 @@ from logotrain.plan.shape import model_shape
 from logotrain.prepare import prepare
 from logotrain.recipe.settings import TrainRecipe
 from logotrain.rows.collate import Collator
-from logotrain.rows.layout import SharedPrefixLayout
+from logotrain.rows.layout import RowLayout, SharedPrefixLayout
 from logotrain.rows.packing import assign_rows, attention_share, pack_rows, row_cost, share_rows
 
-LAYOUTS = st.lists(
-    st.builds(
-        SharedPrefixLayout,
-        st.integers(1, 300),
-        st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple),
-    ),
-    min_size=1,
-    max_size=24,
+PARTS = st.builds(
+    SharedPrefixLayout, st.integers(1, 300), st.lists(st.integers(1, 40), min_size=1, max_size=3).map(tuple)
 )
+LAYOUTS = st.lists(st.lists(PARTS, min_size=1, max_size=2).map(tuple).map(RowLayout), min_size=1, max_size=24)
+"""Of samples with one prompt or two."""
 
 
-@given(LAYOUTS, st.integers(420, 2000) | st.none())
-def test_every_sample_is_in_one_row_that_holds_it(layouts: list[SharedPrefixLayout], row_tokens: int | None) -> None:
+@given(LAYOUTS, st.integers(840, 4000) | st.none())
+def test_every_sample_is_in_one_row_that_holds_it(layouts: list[RowLayout], row_tokens: int | None) -> None:
     rows = pack_rows(layouts, row_tokens)
     assert sorted(index for row in rows for index in row) == list(range(len(layouts)))
     lengths = [sum(layouts[index].total_length for index in row) for row in rows]
@@ -43,9 +39,9 @@ def test_every_sample_is_in_one_row_that_holds_it(layouts: list[SharedPrefixLayo
         assert sum(length <= row_tokens / 2 for length in lengths) <= 1
 
 
-@given(LAYOUTS, st.integers(1, 9), st.integers(420, 2000) | st.none())
+@given(LAYOUTS, st.integers(1, 9), st.integers(840, 4000) | st.none())
 def test_every_sample_counts_once_over_all_processes(
-    layouts: list[SharedPrefixLayout], world_size: int, row_tokens: int | None
+    layouts: list[RowLayout], world_size: int, row_tokens: int | None
 ) -> None:
     shares = [
         share_rows(layouts, world_size, rank, row_tokens=row_tokens, attention_share=1e-3) for rank in range(world_size)
