@@ -15,9 +15,11 @@ from transformers import PreTrainedConfig
 
 from logodata.common.console import note
 from logodata.common.errors import UserError
-from logodata.contract import ImportManifest, PreferenceSample
+from logodata.contract import ImportManifest, Manifest, PreferenceSample
+from logodata.dataset.files import read_recipe
 from logodata.dataset.samples import iterate_samples, read_manifest
-from logodata.models.facts import model_fingerprint, tokenizer_fingerprint
+from logodata.engines.settings import EngineSettings, asked_fingerprint, asked_model
+from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_config, load_tokenizer
 from logodata.models.text_config import config_window
 from logodata.models.vocabulary import check_ids, vocabulary_size
@@ -119,6 +121,20 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
     return TrainingData(samples, target_length, recipe.objective, held_out, left_out)
 
 
+def _warn_of_other_writer(recipe: TrainRecipe, manifest: Manifest, path: Path) -> None:
+    """Say whose the responses are, if they are not those of the model that is trained, with its adapter."""
+    start = recipe.lora.init_adapter
+    if manifest.model_fingerprint == asked_fingerprint(EngineSettings(), recipe.model, start):
+        return
+    build = read_recipe(path)
+    writer = _named(asked_model(build.engine, build.model), build.adapter)
+    note(f"the responses are of {writer}, not of {_named(recipe.model, start)}: LOGO expects the model's own")
+
+
+def _named(model: str, adapter: Path | None) -> str:
+    return repr(model) if adapter is None else f"{model!r} with the adapter {adapter}"
+
+
 def _checked_samples(
     recipe: TrainRecipe, tokenizer: str, target_length: int, vocab_size: int, path: Path
 ) -> tuple[list[PreferenceSample], int]:
@@ -134,9 +150,8 @@ def _checked_samples(
             where=where,
             mend=f"build or import them with --model {recipe.model}",
         )
-    is_import = isinstance(manifest, ImportManifest)  # its responses are of whoever wrote them
-    if not is_import and manifest.model_fingerprint != model_fingerprint(recipe.model):
-        note(f"the responses are of model {manifest.model!r}, not {recipe.model!r}: LOGO expects the model's own")
+    if isinstance(manifest, Manifest):  # the responses of imported pairs are of whoever wrote them
+        _warn_of_other_writer(recipe, manifest, path)
     if not samples:
         raise UserError("holds no samples", where=where, mend="see its rejected.jsonl for the reasons")
     if recipe.data.rejected_strategies is not None:
@@ -148,7 +163,11 @@ def _checked_samples(
         samples = _with_short_prompts(samples, recipe, where)
     for sample in samples:
         _check(sample, recipe, target_length, vocab_size, f"{where}: sample {sample.id}")
-    if is_import and recipe.positions.mode in CHUNK_MODES and not any(sample.chunks for sample in samples):
+    if (
+        isinstance(manifest, ImportManifest)
+        and recipe.positions.mode in CHUNK_MODES
+        and not any(sample.chunks for sample in samples)
+    ):
         raise UserError(
             f"positions.mode={recipe.positions.mode} needs chunks, and no sample has any",
             where=where,

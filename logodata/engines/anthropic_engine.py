@@ -65,7 +65,7 @@ class AnthropicEngine(ChatEngine):
             cause = type(error.__cause__ or error).__name__
             is_refused = cause in ("ConnectError", "ConnectTimeout")
             text = "cannot reach the server" if is_refused else "no whole answer"
-            raise Fault(f"{text}: {cause}", of_server=is_refused) from error
+            raise Fault(f"{text}: {cause} {self._reader.shorten(error)}", of_server=is_refused) from error
         else:
             found = answer.http_response
         return found

@@ -83,6 +83,7 @@ ENDS: dict[str, tuple[Sequence[RoundOutcome], str | None]] = {
     "it rises": ([outcome(1), outcome(2)], None),
     "one look is not enough": ([outcome(1, FLAT)], None),
     "two looks without a rise": ([outcome(1), outcome(2, FLAT), outcome(3, "fell", "too few to tell")], "neither"),
+    "too few to tell": ([outcome(1, "too few to tell", "too few to tell")] * 2, None),
     "the answers rise": ([outcome(1, FLAT), outcome(2, FLAT, "rose")], None),
     "half the yield": ([outcome(1), outcome(2, kept=4)], None),
     "less than half the yield": ([outcome(1), outcome(2, kept=3)], "yield fell below half .*3 of 10.*8 of 10"),
@@ -172,7 +173,9 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["build.chunking.chunk_tokens=0"], "chunk_tokens"),
         (["train.tuning=full"], "leaves no adapter"),
         (["eval.engine.kind=vllm"], "train.lora.train_embeddings=false"),
-        (["build.engine={kind: chat, base_urls: 'http://127.0.0.1:9'}"], "build.engine.kind=chat"),
+        (["build.engine={kind: openai, base_urls: 'http://127.0.0.1:9'}"], "build.engine.kind=openai"),
+        (["build.source.path=embedded:eval"], "are trained on these documents"),
+        (["train.lora.init_adapter=x"], "train.lora.init_adapter: rounds begin with the model as it is"),
     ):
         assert main([*command, *more]) == 2
         assert expected in capsys.readouterr().err

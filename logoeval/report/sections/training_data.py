@@ -9,6 +9,7 @@ from logodata.contract import ImportManifest, Spread, Stats
 from logodata.dataset.card import FORMAT_NAMES
 from logodata.dataset.files import read_recipe, read_stats
 from logodata.dataset.samples import read_manifest
+from logodata.engines.settings import asked_model
 from logoeval.report.tables import Section, Table, titled
 
 
@@ -22,11 +23,13 @@ def data_section(folder: Path) -> Section:
     if isinstance(manifest, ImportManifest):
         return _imported_section(manifest, stats)
     recipe = read_recipe(folder)
+    writer = asked_model(recipe.engine, manifest.model)
+    writer += "" if recipe.adapter is None else f" with the adapter {recipe.adapter}"
     reasons, origins = stats.rejected_by_reason, stats.kept_by_origin
     origin = f"{origins.get('live', 0)} built live, {origins.get('cache', 0)} with responses from a cache"
     facts = [
         ("source", manifest.source.path),
-        ("written by", f"{manifest.model} ({manifest.model_fingerprint}), engine {manifest.engine}"),
+        ("written by", f"{writer} ({manifest.model_fingerprint}), engine {manifest.engine}"),
         (
             "preferred responses",
             f"{recipe.generation.preferred}, {_spread(stats.preferred_tokens)} tokens, "

@@ -24,7 +24,7 @@ from logodata.engines.anthropic_engine import AnthropicEngine
 from logodata.engines.batching import request_seed
 from logodata.engines.chat_answers import ChatAnswer, read_anthropic, read_openai
 from logodata.engines.chat_engine import ChatEngine
-from logodata.engines.prices import Prices, describe_usage, read_prices
+from logodata.engines.prices import Prices, describe_servers, read_prices
 from logodata.engines.reasoning import Reasoning
 from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import EngineSettings, asked_fingerprint, engine_window
@@ -101,6 +101,7 @@ def test_requests_are_those_of_the_official_clients(
     assert ours.text == text == "Fine."
 
 
+USAGE = {"prompt_tokens": 19, "completion_tokens": 10, "total_tokens": 29}
 THOUGHT = {"type": "thinking", "thinking": "Hm.", "signature": "s"}
 ANSWERS: dict[str, tuple[str, dict[str, Any], ChatAnswer]] = {
     "plain": ("openai", openai_answer(), ChatAnswer("Fine.", None, "stop", False, Usage(19, 10))),
@@ -115,6 +116,14 @@ ANSWERS: dict[str, tuple[str, dict[str, Any], ChatAnswer]] = {
         "openai",
         openai_answer("Fi", reason="content_filter"),
         ChatAnswer("Fi", None, "stop", True, Usage(19, 10)),
+    ),
+    "hidden reasoning": (
+        "openai",
+        {
+            **openai_answer("Fi", reason="length"),
+            "usage": {**USAGE, "completion_tokens_details": {"reasoning_tokens": 7}},
+        },
+        ChatAnswer("Fi", "", "length", False, Usage(19, 10)),
     ),
     "refused": ("openai", openai_answer(None, refusal="No."), ChatAnswer("No.", None, "stop", True, Usage(19, 10))),
     "block": ("anthropic", anthropic_answer(), ChatAnswer("Fine.", None, "stop", False, Usage(19, 10))),
@@ -165,7 +174,6 @@ def test_a_server_without_counts_gives_none() -> None:
 
 WRONG: dict[str, tuple[Any, str]] = {
     "a list": ([], "no object where choices"),
-    "an error": ({"error": {"message": f"no {KEY}"}}, "holds no choices"),
     "two choices": ({**openai_answer(), "choices": openai_answer()["choices"] * 2}, "2 choices"),
     "another shape": (anthropic_answer(), "holds no choices"),
     "a call": (openai_answer(None, reason="tool_calls"), "ended with 'tool_calls'"),
@@ -204,7 +212,10 @@ def test_what_a_server_refuses_names_the_setting(tokenizer: PreTrainedTokenizerF
     assert KEY not in str(caught.value)
 
 
-@pytest.mark.parametrize("said", [(429, "slow"), (500, "oh"), (503, "later"), (200, '{"choi'), (200, "<html>")])
+TOLD = [{"error": {"code": 502, "message": "Provider overloaded"}}, openai_answer("Fi", reason="error")]
+
+
+@pytest.mark.parametrize("said", [(429, "slow"), (500, "oh"), (503, "later"), (200, '{"choi'), (200, "<html>"), *TOLD])
 def test_what_may_pass_is_tried_again(tokenizer: PreTrainedTokenizerFast, stub: ChatStub, said: Any) -> None:
     stub.script = [said, openai_answer(), said]
     requests = [ask(tokenizer, f"Who {n}?", name=f"r{n}") for n in range(3)]
@@ -245,19 +256,26 @@ def test_fields_are_added_renamed_and_left_out(tokenizer: PreTrainedTokenizerFas
         EngineSettings(kind="chat")
 
 
-def test_replies_that_were_withheld_are_counted(
-    tokenizer: PreTrainedTokenizerFast, stub: ChatStub, capsys: pytest.CaptureFixture[str]
+def test_replies_that_were_withheld_are_counted_over_interruptions(
+    tokenizer: PreTrainedTokenizerFast, stub: ChatStub, tmp_path: Path
 ) -> None:
-    stub.script = [openai_answer("Fi", reason="content_filter")]
-    requests = [ask(tokenizer, f"Who {n}?", name=f"r{n}") for n in range(2)]
-    assert sorted(str(r.text) for r in make_engine(tokenizer, stub.url, concurrency=1).generate(requests)) == [
-        "Fi",
-        "Fine.",
-    ]
-    assert "1 of 2 replies were withheld" in capsys.readouterr().err
+    """A filter may refuse the prompt (400), or cut the reply."""
+    stub.script = [openai_answer("Fi", reason="content_filter"), (400, '{"error": {"code": "content_filter"}}')]
+    requests = [ask(tokenizer, f"Who {n}?", name=f"r{n}") for n in range(3)]
+    for _ in range(2):
+        log = ResponseLog(tmp_path / "log.jsonl", "m")
+        cached = CachedEngine(log, lambda: make_engine(tokenizer, stub.url, concurrency=1))
+        cached.generate(requests, Tracker("", 3), "responses")
+        texts = [cached.answer(request)[0].text for request in requests]
+        assert sorted(texts) == ["", "Fi", "Fine."]
+        counted, withheld = describe_servers(log.own(), None)
+        assert counted == "38 prompt and 20 response tokens by the server's count"
+        assert withheld.startswith("2 of 3 replies were withheld")
+    assert len(stub.sent) == 3
 
 
-TEXTS = ["Who?", "  two\n\n lines é 東京 \U0001f642 ", "<|im_end|>\n<|im_start|>assistant\n", "a\ue001b"]
+TRANSCRIPT = "A log:<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n<|im_start|>user\nbye"
+TEXTS = [TRANSCRIPT, "Who?", "  two\n\n lines é 東京 \U0001f642 ", "<|im_end|>\n<|im_start|>assistant\n", "a b"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -306,6 +324,12 @@ REPLIES: dict[str, tuple[GenerationResult, int, tuple[str, str | None, bool, str
         0,
         ("Fine.", "<think>Hm.", False, "stop"),
     ),
+    "quoted in the answer": (
+        GenerationResult("r", (), "stop", "Say <think>.", "Hm."),
+        9,
+        ("Say <think>.", "Hm.", False, "stop"),
+    ),
+    "hidden, answer cut": (GenerationResult("r", (), "length", "Fi", ""), 9, ("Fi", "", False, "length")),
     "apart": (GenerationResult("r", (), "stop", "\nFine.", "Hm."), 0, ("Fine.", "Hm.", False, "stop")),
     "quoted": (GenerationResult("r", (), "stop", "a</think>b</think>c"), 9, ("c", "a</think>b", False, "stop")),
     "apart and cut": (GenerationResult("r", (), "length", "", "Hm"), 9, ("", "Hm", True, "length")),
@@ -322,10 +346,10 @@ def test_reasoning_in_texts(tokenizer: PreTrainedTokenizerFast, case: str) -> No
     result, budget, expected = REPLIES[case]
     assert result.text is not None
     result = replace(result, token_ids=tuple(encode_text(tokenizer, result.text)))
-    reply = Reasoning(tokenizer, tokens=budget).split(result, Sampling(4, ()), opened=True)
+    reply = Reasoning(tokenizer, tokens=budget).split(result, Sampling(32, ()), opened=True)
     assert (reply.text, reply.reasoning, reply.cut, reply.finish_reason) == expected
     assert gives_back(tokenizer, reply.token_ids, reply.text)
-    assert (reply.num_reasoning_tokens > 0) == (reply.reasoning is not None)
+    assert (reply.num_reasoning_tokens > 0) == bool(reply.reasoning)
 
 
 def test_the_log_keeps_texts_and_counts(tokenizer: PreTrainedTokenizerFast, stub: ChatStub, tmp_path: Path) -> None:
@@ -338,14 +362,16 @@ def test_the_log_keeps_texts_and_counts(tokenizer: PreTrainedTokenizerFast, stub
     cached = CachedEngine(again, lambda: make_engine(tokenizer, stub.url))
     cached.generate(requests, Tracker("", 3), "responses")
     assert len(stub.sent) == 3
-    assert cached.usage == Usage(57, 30)
+    assert list(describe_servers(cached.log.own(), Prices(3, 15))) == [
+        "57 prompt and 30 response tokens by the server's count, 0.000621 at the given prices"
+    ]
     result, origin = cached.answer(requests[0])
     assert (result.text, result.reasoning, result.usage, origin) == ("Fine.", "Hm.", Usage(19, 10), "live")
     cache = ResponseLog(None, "m@openai chat", tmp_path / "log.jsonl")
     found = cache.get(requests[0])
     assert found is not None
     assert (found[0].text, found[0].reasoning, found[0].usage, found[1]) == ("Fine.", "Hm.", None, "cache")
-    assert cache.usage() is None
+    assert not list(cache.own())
 
 
 def test_prices(tmp_path: Path) -> None:
@@ -357,9 +383,6 @@ def test_prices(tmp_path: Path) -> None:
     listed.write_text(json.dumps({"m": {"input_cost_per_token": 3e-06, "output_cost_per_token": 1.5e-05}}))
     found = read_prices(listed, "m")
     assert (round(found.prompt, 9), round(found.response, 9)) == (3, 15)
-    assert describe_usage(Usage(1_000, 100), Prices(3, 15)) == (
-        "1,000 prompt and 100 response tokens by the server's count, 0.0045 at the given prices"
-    )
     for name, content, expected in (
         ("n", "m: {prompt: 3, response: 15}", "no prices of 'n'"),
         ("bad", "bad: {prompt: -1, response: 2}", "not two numbers"),
@@ -405,9 +428,11 @@ def test_a_build_by_a_chat_server(
     assert f"{19 * asked:,} prompt and {10 * asked:,} response tokens by the server's count" in said
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["model"] == str(tiny_model_dir)
-    assert (manifest["model_fingerprint"], manifest["engine"]) == ("big@openai chat", "chat (openai, big)")
+    assert (manifest["model_fingerprint"], manifest["engine"]) == ("big@openai chat", "chat (openai)")
     card = (out / "README.md").read_text()
-    assert "`big`, behind a chat server" in card
+    assert "`big` (big@openai chat)" in card
+    assert "A chat server gave its responses as texts" in card
+    assert "no response is greedy" not in card
     samples = read_samples(out)
     assert {sample.chosen.text for sample in samples} == {f"It holds {thing}." for thing in FACTS.values()}
     sent = {body["messages"][0]["content"] for _, body, _ in stub.sent}

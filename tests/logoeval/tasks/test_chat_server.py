@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ def test_needles(tiny_model_dir: Path, stub: ChatStub, tmp_path: Path, capsys: p
     result = read_results(out).tasks["niah"]
     assert [row.scores["recall"] for row in result.samples] == [1.0, 1.0]
     assert (result.provenance.model, result.provenance.model_fingerprint) == ("big", "big@openai chat")
-    assert result.provenance.engine == "chat (openai, big)"
-    assert any("the answers took 38 prompt and 20 response tokens" in said for said in result.notes)
+    assert result.provenance.engine == "chat (openai)"
+    assert any("38 prompt and 20 response tokens by the server's count" in said for said in result.notes)
     assert "2 prompts of" in capsys.readouterr().err
     for _, body, _ in stub.sent:
         message = body["messages"][0]["content"]
@@ -59,13 +59,18 @@ def test_needles(tiny_model_dir: Path, stub: ChatStub, tmp_path: Path, capsys: p
 
 
 def test_what_needs_log_probabilities_or_an_adapter_is_refused(
-    tiny_model_dir: Path, stub: ChatStub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model_dir: Path,
+    stub: ChatStub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make_build: Callable[..., Path],
 ) -> None:
     text = tmp_path / "book.txt"
     text.write_text("The bridge stood in the mill. " * 200)
     for number, (more, expected) in enumerate(
         {
             ("ppl", f"ppl.text={text}", "ppl.lengths=64"): "no log-probabilities",
+            ("pairs", f"pairs.data={make_build()}"): "no log-probabilities",
             ("niah", "niah.lengths=[256]", f"adapter={tmp_path}"): "told no adapter",
             ("niah", "niah.lengths=[256]", f"engine.prices={text}"): "table of prices",
         }.items()
@@ -83,3 +88,26 @@ def test_the_message_of_a_ruler_prompt_is_its_text_without_a_chat_template(
     bare = Frame(tiny_tokenizer, "none").encode(turns)
     messages = UserMessages(tiny_tokenizer)
     assert messages.read(framed) == messages.read(bare) == "".join(question + begun for question, begun in turns)
+
+
+def test_what_two_chat_runs_may_differ_in(
+    tiny_model_dir: Path, stub: ChatStub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model, but not what the server is told."""
+    stub.answer = find_all
+    asked = ["niah.lengths=[1024]", "niah.num_samples=1", "niah.haystacks=noise"]
+    for name, more in {
+        "one": [],
+        "other": ["engine.served_model=other"],
+        "hot": ["engine.extra_body={temperature: 1}"],
+    }.items():
+        assert main([*command(tiny_model_dir, stub, tmp_path / name, "niah", *asked), *more]) == 0
+    notes = read_results(tmp_path / "hot").tasks["niah"].notes
+    assert any("the answers are not greedy" in said for said in notes)
+    report = ["-o", str(tmp_path / "report.html")]
+    assert main(["compare", str(tmp_path / "one"), str(tmp_path / "other"), *report]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "one"), str(tmp_path / "hot"), *report]) == 2
+    assert "extra_body" in capsys.readouterr().err
+    assert main([*command(tiny_model_dir, stub, tmp_path / "one", "niah", *asked), "engine.api=anthropic"]) == 2
+    assert "now it is 'big@anthropic chat'" in capsys.readouterr().err
