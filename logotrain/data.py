@@ -127,7 +127,7 @@ def _warn_of_other_writer(recipe: TrainRecipe, manifest: Manifest, path: Path) -
     if manifest.model_fingerprint == asked_fingerprint(EngineSettings(), recipe.model, start):
         return
     build = read_recipe(path)
-    writer = _named(asked_model(build.engine, build.model), build.adapter)
+    writer = _named(asked_model(build.engine, manifest.model), build.adapter)
     note(f"the responses are of {writer}, not of {_named(recipe.model, start)}: LOGO expects the model's own")
 
 

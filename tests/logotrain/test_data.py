@@ -111,7 +111,7 @@ def test_says_when_the_responses_are_another_models(
 ) -> None:
     folder = make_build([make_sample("a")], name="other", model="some/model", model_fingerprint="0" * 16)
     load_data(make_recipe(**{"data.path": str(folder)}))
-    assert "responses are of model 'some/model'" in capsys.readouterr().err
+    assert "responses are of 'some/model'" in capsys.readouterr().err
 
 
 def test_a_model_without_chat_template_will_do(make_recipe: Recipes, tiny_model_dir: Path, tmp_path: Path) -> None:
