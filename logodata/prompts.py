@@ -73,6 +73,7 @@ _text_tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizer
 
 _FIELDS = ("context", "question", "reference", "response")
 _PROBE = " Is it  'so'?\n\n\tNo . 12,5 é\u00a0東京 🙂 <|im_end|> <s>\n"
+_EDGE = "\udfff"  # half of a surrogate pair, which no decoded text has
 _MARK = "\ue000"  # private-use character: it occurs in no template, and documents never pass through the template
 
 
@@ -171,18 +172,18 @@ class UserMessages:
             text = text.removeprefix(begin)
             if end:
                 asked, _, begun = text.rpartition(end)
-                if begin and _MARK in begin + end:
+                if begin and _EDGE in begin + end:
                     asked = re.sub(re.escape(end) + "(.*?)" + re.escape(begin), r"\1", asked, flags=re.DOTALL)
                 text = asked + begun
-        return re.sub(f"{_MARK}[^{_MARK}]*{_MARK}", "", text)
+        return re.sub(f"{_EDGE}[^{_EDGE}]*{_EDGE}", "", text)
 
     def _marked(self, token_ids: Sequence[int]) -> str:
-        """Return the text of tokens with a mark on either side of each control token, which no text has."""
+        """Return the text of tokens with an edge on either side of each control token."""
         parts, start = list[str](), 0
         for place, token in enumerate([*token_ids, None]):
             if token is None or token in self._control:
-                parts.append(self.decode(token_ids[start:place]).replace(_MARK, ""))
-                parts += [] if token is None else [f"{_MARK}{self._control[token]}{_MARK}"]
+                parts.append(self.decode(token_ids[start:place]))
+                parts += [] if token is None else [f"{_EDGE}{self._control[token]}{_EDGE}"]
                 start = place + 1
         return "".join(parts)
 

@@ -55,7 +55,9 @@ def read_anthropic(said: Any) -> ChatAnswer:
 
     Raises:
         ValueError: It has another form.
+        Fault: The server met a fault, which it tells in the answer.
     """
+    _check_error(said)
     reason = _get(said, "stop_reason")
     if reason not in ("end_turn", "max_tokens", "model_context_window_exceeded", "refusal"):
         raise ValueError(f"the response ended with {reason!r}")

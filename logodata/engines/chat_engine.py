@@ -17,7 +17,7 @@ from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.engines.batching import request_seed
 from logodata.engines.chat_answers import ChatAnswer, read_openai
-from logodata.engines.server_answers import Response
+from logodata.engines.server_answers import Fault, Response
 from logodata.engines.server_engine import ServerEngine
 from logodata.prompts import UserMessages, encode_text
 
@@ -92,6 +92,8 @@ class ChatEngine(ServerEngine):
             mend = f"is this a server of the {self._settings.api} API (engine.api)?"
             where = f"{url}, request {request.id!r}"
             raise UserError(self._reader.shorten(error), where=where, mend=mend) from error
+        except Fault as fault:
+            raise Fault(self._reader.shorten(fault.text)) from fault
         ids, text, finish_reason = tuple(encode_text(self._tokenizer, said.text)), said.text, said.finish_reason
         sampling = request.sampling
         stops = (n for n, token in enumerate(ids) if token in sampling.stop_ids and n >= sampling.min_new_tokens)

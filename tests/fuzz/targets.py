@@ -24,9 +24,10 @@ from logodata.contexts.chunking import chunk_text
 from logodata.contexts.draw import draw_contexts
 from logodata.contexts.settings import ContextSettings
 from logodata.engines import GenerationRequest, Sampling
+from logodata.engines.chat_answers import read_anthropic, read_openai
 from logodata.engines.server_answers import Fault, Reader
 from logodata.judge.model import parse_verdict
-from logodata.prompts import encode_text
+from logodata.prompts import PromptFormat, UserMessages, encode_text
 from logodata.questions.drafts import parse_reply, recurring_names
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings, read_source
@@ -430,6 +431,38 @@ def server_answers(data: bytes, folder: Path) -> None:
         _check(0 <= fault.asked_wait_s <= 600, fault.asked_wait_s)
 
 
+def chat_answers(data: bytes, folder: Path) -> None:
+    """What a chat server of either shape may answer, as JSON of any shape."""
+    draw = Draw(data)
+    message = draw.row({"role": "assistant", "content": "x", "reasoning": "y", "refusal": None})
+    usage = draw.row({"prompt_tokens": 3, "completion_tokens": 2, "input_tokens": 3, "output_tokens": 2})
+    block = draw.row({"type": draw.choice(("text", "thinking")), "text": "x", "thinking": "y"})
+    answer = draw.row(
+        {
+            "choices": [draw.row({"message": message, "finish_reason": draw.choice(("stop", "length", "error"))})],
+            "content": [block],
+            "stop_reason": draw.choice(("end_turn", "max_tokens", "refusal")),
+            "usage": usage,
+            "error": draw.choice((None, None, None, {"message": "m"}, "m")),
+        }
+    )
+    for read in (read_openai, read_anthropic):
+        try:
+            found = read(answer)
+        except (ValueError, Fault):
+            continue
+        _check(isinstance(found.text, str) and found.finish_reason in ("stop", "length"), found)
+
+
+def messages(data: bytes, folder: Path) -> None:
+    """The message of a prompt is the text that was put into the chat template, whatever it holds."""
+    draw, tokenizer = Draw(data), _tokenizer()
+    text = "".join(draw.choice((draw.text(), "<|im_end|>\n<|im_start|>", "user\n", "\ue000")) for _ in range(4))
+    text = text.encode("utf-8", "ignore").decode("utf-8")
+    ids = PromptFormat(tokenizer, "{question}").encode([], question=text).ids
+    _check(UserMessages(tokenizer).read(ids) == text, text)
+
+
 def logs(data: bytes, folder: Path) -> None:
     """Any bytes as a resumable log, then a record appended, then read again."""
     path = folder / "log.jsonl"
@@ -539,7 +572,7 @@ GROUPS: dict[str, tuple[Target, ...]] = {
     "recipes": (recipe_bytes, recipe_overrides),
     "judge": (judge_replies,),
     "method": (chunks, positions, contexts),
-    "servers and logs": (server_answers, logs),
+    "servers and logs": (server_answers, chat_answers, messages, logs),
 }
 TARGETS = {target.__name__: target for members in GROUPS.values() for target in members}
 
