@@ -64,7 +64,7 @@ def _parse(text: str) -> Any:
     try:
         return json.loads(text)  # first, because YAML takes JSON's 3e-06 for a text
     except ValueError:
-        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return yaml.safe_load(text)
 
 
 def find_prices(settings: EngineSettings, model: str) -> Prices | None:

@@ -151,6 +151,7 @@ def test_nothing_else_that_runs_code_from_files_is_called() -> None:
         ("build/ray_workers.py", "pickle.loads"),
         ("checkpoints/saving.py", "subprocess.Popen"),
         ("converters/process.py", "subprocess.Popen"),
+        ("rounds/driver.py", "subprocess.Popen"),
         ("checkpoints/safe_reading.py", "torch.load"),
         ("checkpoints/safe_reading.py", "super().find_class"),
     }

@@ -143,7 +143,8 @@ def test_a_signal_ends_the_command_too(tmp_path: Path, number: signal.Signals) -
         "time.sleep(60)\n"
     )
     script = (
-        "import sys; from logodata.common.errors import run_command\n"
+        "import signal, sys; from logodata.common.errors import run_command\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored, where the tests run in the background
         "from logoeval.rounds.driver import run_step; from logoeval.rounds.plan import Step\n"
         "sys.exit(run_command('logoeval', lambda: run_step(Step('waiting', 'logowait', ()))))\n"
     )

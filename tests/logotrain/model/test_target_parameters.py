@@ -64,15 +64,16 @@ def test_compiled_layers_train_the_same_adapters(
 ) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # inductor takes minutes
     # Layers share their code, and its limit. One layer may use half of it.
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit // 2)
+    limit = torch._dynamo.config.recompile_limit // 2
     mixture("mixtral", num_hidden_layers=1).float().save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     lines = []
-    for compiled in (False, True):  # before the first step layers are compiled while no router is recorded
-        settings = {"lora.target_parameters": EXPERTS, "max_steps": 1, "compile": compiled, "recompute": "full"}
-        run(make_recipe(model=str(tmp_path / "model"), router_loss=0.5, **settings), tmp_path / str(compiled))
-        metrics = (tmp_path / str(compiled) / "metrics.jsonl").read_text().splitlines()
-        lines.append([json.loads(line) for line in metrics])
+    with torch._dynamo.config.patch(recompile_limit=limit):  # monkeypatch would hide it from all later tests
+        for compiled in (False, True):  # before the first step layers are compiled while no router is recorded
+            settings = {"lora.target_parameters": EXPERTS, "max_steps": 1, "compile": compiled, "recompute": "full"}
+            run(make_recipe(model=str(tmp_path / "model"), router_loss=0.5, **settings), tmp_path / str(compiled))
+            metrics = (tmp_path / str(compiled) / "metrics.jsonl").read_text().splitlines()
+            lines.append([json.loads(line) for line in metrics])
     for ours, theirs in zip(*lines, strict=True):
         for key in ("loss", "router_loss", "expert_share", "grad_norm"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-4)
