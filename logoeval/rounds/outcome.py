@@ -7,6 +7,7 @@ from pathlib import Path
 
 from logodata.common.records import ABSENT, Record
 from logodata.dataset.files import read_stats
+from logodata.judge.agreement import wilson_interval
 from logoeval.compare.compare import Difference, Row, compare
 from logoeval.rounds.plan import Rounds
 
@@ -88,7 +89,9 @@ def reasons_to_stop(outcomes: Sequence[RoundOutcome]) -> Iterator[str]:
     looked = [outcome for outcome in outcomes if outcome.tells]
     if len(looked) >= LOOKS and not any(outcome.rose for outcome in looked[-LOOKS:]):
         yield f"neither the held-out margin nor the answers rose in the last {LOOKS} rounds"
-    if last.kept * first.questions < LEAST_YIELD * first.kept * last.questions:
+    yields = [outcome.kept / outcome.questions for outcome in (first, last)]
+    # Few questions halve by chance: what they tell of the yield must lie below the first round's, too.
+    if yields[1] < LEAST_YIELD * yields[0] and wilson_interval(last.kept, last.questions)[1] < yields[0]:
         yield (
             f"the yield fell below half of the first round's ({last.kept} of {last.questions} questions kept, "
             f"{first.kept} of {first.questions} then)"

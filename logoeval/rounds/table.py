@@ -1,43 +1,33 @@
-"""Print what came out of rounds: a row a round, and why they ended."""
+"""Print what came out of rounds, and why they ended."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rich.table import Table
-
-from logodata.common.console import console
 from logoeval.compare.compare import Difference
 from logoeval.report.terminal import say
 from logoeval.rounds.outcome import RoundsRecord
 
 
 def show_rounds(record: RoundsRecord, report: Path) -> None:
-    """Print all rounds, each beside the one before, and where the report is."""
-    head = ("round", "kept", "of", "margin", "answers (word F1)", "log-probability", "length")
-    table = Table(*head, box=None, pad_edge=False)
+    """Print all rounds, each beside the one before and beside the model as it was, and where the report is."""
     for found in record.rounds:
-        table.add_row(
-            str(found.number),
-            f"{found.kept:,}",
-            f"{found.questions:,}",
-            _change(found.margin),
-            _change(found.answers),
-            "-" if found.chosen is None else f"{found.chosen:+.2f}",
-            "-" if found.answer_tokens is None else f"{found.answer_tokens:.2f} times",
-        )
-    console.print(table)
-    say("margin and answers: change from the round before, with its 95 % interval; log-probability of the preferred")
-    say("responses a token, and length of the model's own answers: against the model as it was")
+        say(f"round {found.number}: {found.kept:,} of {found.questions:,} questions kept")
+        for name, change in (("margin", found.margin), ("answers (word F1)", found.answers)):
+            if change is not None:
+                say(f"  {name:18} {_shown(change)}, from the round before")
+        if found.chosen is not None:
+            say(
+                f"  {'log-probability':18} {found.chosen:+.2f} nats a token of preferred responses, from the model as it was"
+            )
+        if found.answer_tokens is not None:
+            say(f"  {'length':18} {found.answer_tokens:.2f} times the model's as it was, of its own answers")
     for reason in record.ended or []:
         say(f"ended after round {len(record.rounds)}: {reason}")
     say(f"wrote {report}")
 
 
-def _change(found: Difference | None) -> str:
-    if found is None:
-        return "-"
+def _shown(found: Difference) -> str:
     change = found.change
-    if change.low is None or change.high is None:
-        return f"{change.value:+.3f}"
-    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] {found.verdict}"
+    interval = "" if change.low is None or change.high is None else f" [{change.low:+.3f}, {change.high:+.3f}]"
+    return f"{change.value:+.3f}{interval} {found.verdict}"

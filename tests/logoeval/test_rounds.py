@@ -87,6 +87,7 @@ ENDS: dict[str, tuple[Sequence[RoundOutcome], str | None]] = {
     "the answers rise": ([outcome(1, FLAT), outcome(2, FLAT, "rose")], None),
     "half the yield": ([outcome(1), outcome(2, kept=4)], None),
     "less than half the yield": ([outcome(1), outcome(2, kept=3)], "yield fell below half .*3 of 10.*8 of 10"),
+    "less, perhaps by chance": ([outcome(1, questions=63, kept=19), outcome(2, questions=21, kept=3)], None),
     "fewer questions, the same yield": ([outcome(1), outcome(2, questions=5, kept=4)], None),
     "a nat": ([outcome(1, chosen=-1.01)], "lost 1.01 nats"),
     "long answers": ([outcome(1, answer_tokens=1.26)], "1.26 times as long"),
