@@ -10,7 +10,7 @@ from contextlib import suppress
 from logodata.common.console import note
 from logodata.common.errors import EXIT_INTERRUPTED, UserError, raised_by
 from logodata.common.files import bind_settings, locked, write_json
-from logoeval.rounds.outcome import RoundOutcome, RoundsRecord, measure_round, reasons_to_stop
+from logoeval.rounds.outcome import RoundOutcome, RoundsRecord, measure_round, reasons_not_to_train, reasons_to_stop
 from logoeval.rounds.plan import Rounds, Step
 
 RECORD = "rounds.json"
@@ -36,11 +36,15 @@ def run_rounds(rounds: Rounds, run: Callable[[Step], None] | None = None) -> Rou
         outcomes: list[RoundOutcome] = []
         record = RoundsRecord(rounds=outcomes)
         for number in range(1, rounds.count + 1):
-            for step in rounds.steps(number):
-                run(step)
-            outcomes.append(measure_round(rounds, number))
-            run(rounds.compare(number))
-            reasons = list(reasons_to_stop(outcomes))
+            data, *others = rounds.steps(number)
+            run(data)
+            reasons = list(reasons_not_to_train(rounds, number))
+            if not reasons:
+                for step in others:
+                    run(step)
+                outcomes.append(measure_round(rounds, number))
+                run(rounds.compare(number))
+                reasons = list(reasons_to_stop(outcomes))
             record = RoundsRecord(rounds=outcomes, ended=reasons or None)
             write_json(rounds.folder / RECORD, record.to_json())
             if reasons:

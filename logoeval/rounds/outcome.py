@@ -83,6 +83,13 @@ def _rows(before: Path, after: Path) -> dict[str, Row]:
     }
 
 
+def reasons_not_to_train(rounds: Rounds, number: int) -> Iterator[str]:
+    """Yield why a round whose data are built cannot be trained."""
+    stats = read_stats(rounds.round(number) / "data")
+    if not stats.kept:
+        yield f"round {number} kept none of its {stats.questions} questions"
+
+
 def reasons_to_stop(outcomes: Sequence[RoundOutcome]) -> Iterator[str]:
     """Yield why no further round is worth it, after these."""
     first, last = outcomes[0], outcomes[-1]

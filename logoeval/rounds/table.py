@@ -17,9 +17,8 @@ def show_rounds(record: RoundsRecord, report: Path) -> None:
             if change is not None:
                 say(f"  {name:18} {_shown(change)}, from the round before")
         if found.chosen is not None:
-            say(
-                f"  {'log-probability':18} {found.chosen:+.2f} nats a token of preferred responses, from the model as it was"
-            )
+            told = "nats a token of the preferred responses"
+            say(f"  {'log-probability':18} {found.chosen:+.2f} {told}, from the model as it was")
         if found.answer_tokens is not None:
             say(f"  {'length':18} {found.answer_tokens:.2f} times the model's as it was, of its own answers")
     for reason in record.ended or []:

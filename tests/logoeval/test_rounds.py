@@ -109,6 +109,7 @@ def test_what_ends_rounds(case: str) -> None:
 def test_they_end_early_and_a_second_call_asks_for_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = {1: outcome(1), 2: outcome(2, FLAT), 3: outcome(3, FLAT)}
     monkeypatch.setattr("logoeval.rounds.driver.measure_round", lambda _, number: outcomes[number])
+    monkeypatch.setattr("logoeval.rounds.driver.reasons_not_to_train", lambda *_: ())
     plan, asked = rounds(tmp_path, count=9), list[str]()
     for _ in range(2):
         asked.clear()
@@ -122,6 +123,16 @@ def test_they_end_early_and_a_second_call_asks_for_the_same(tmp_path: Path, monk
     assert json.loads((tmp_path / RECORD).read_text()) == record.to_json()
     with pytest.raises(UserError, match="rounds=9, now it is 3"):
         run_rounds(rounds(tmp_path), lambda _: None)
+
+
+def test_a_round_without_a_pair_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = {1: (), 2: ("round 2 kept none of its 7 questions",)}
+    monkeypatch.setattr("logoeval.rounds.driver.reasons_not_to_train", lambda _, number: reasons[number])
+    monkeypatch.setattr("logoeval.rounds.driver.measure_round", lambda _, number: outcome(number))
+    asked: list[str] = []
+    record = run_rounds(rounds(tmp_path), lambda step: asked.append(step.what))
+    assert (len(record.rounds), record.ended) == (1, list(reasons[2]))
+    assert asked[-1] == "round 2 of 3: data"
 
 
 def test_a_command_that_fails_ends_all_with_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
