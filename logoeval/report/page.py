@@ -13,6 +13,7 @@ from logoeval.records import Curve
 from logoeval.report.headline import headline, provenance_section, title
 from logoeval.report.markdown_json import markdown, record
 from logoeval.report.sections.longbench import longbench_section
+from logoeval.report.sections.longbench2 import longbench2_section
 from logoeval.report.sections.needle_curve import curve_section, read_curves
 from logoeval.report.sections.needles import niah_section
 from logoeval.report.sections.pairs import pairs_section
@@ -58,6 +59,7 @@ def report_sections(
     tasks = comparison.tasks
     sections = [
         longbench_section(comparison) if "longbench" in tasks else None,
+        longbench2_section(comparison) if "longbench2" in tasks else None,
         tradeoff_section(comparison),
         pairs_section(comparison, data) if "pairs" in tasks else None,
         errors_section(comparison),
