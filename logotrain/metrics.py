@@ -13,6 +13,7 @@ from logodata.common.records import Record
 
 _SHOWN = {
     "loss": "{:.3f}",
+    "distance": "{:.3f}",
     "margin": "{:+.3f}",
     "accuracy": "{:.0%}",
     "short_margin": "{:+.3f}",

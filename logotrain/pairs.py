@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from logodata.common.errors import UserError
 from logodata.dataset.samples import is_data_set
 from logodata.pairs.rows import are_pairs
-from logotrain.recipe.settings import TrainRecipe
+from logotrain.recipe.settings import TrainRecipe, uses_short_prompt
 
 FOLDERS = {"path": "data", "validation": "validation-data"}
 """The folders of a run that imported pairs lie in, by the fields of ``data`` that may name pairs."""
@@ -39,6 +40,9 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
     """
     for field, path in _paths(recipe):
         if are_pairs(str(path)):
+            if uses_short_prompt(recipe.objective):
+                what = f"objective.name={recipe.objective.name} needs critical chunks, which pairs do not have"
+                raise UserError(what, where=str(path), mend="give --data a folder that logodata build wrote")
             # A finished run loads no torch.
             from logodata.models.loading import load_config
             from logodata.pairs.importing import import_pairs

@@ -123,7 +123,7 @@ class ChatEngine(ServerEngine):
             return "lower engine.max_model_len to the server's window, which counts its own tokens"
         if field in text and self._settings.max_tokens_field != field:
             return f"set engine.max_tokens_field={field}"
-        for name in ("temperature", "top_p", "seed"):
+        for name in ("temperature", "top_p", "seed", *self._settings.extra_body):
             if name in text:
                 return f"leave the field out: engine.extra_body.{name}=null"
-        return "check engine.served_model, engine.api and engine.extra_body"
+        return "check engine.base_urls, engine.served_model, engine.api and engine.extra_body"

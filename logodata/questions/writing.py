@@ -69,7 +69,7 @@ class Writer:
         asked = [(draft, self._writing_request(draft)) for draft in drafts if not draft.reason]
         rejected += [_row(draft, "prompt_exceeds_window") for draft, request in asked if not self._fits(request)]
         asked = [(draft, request) for draft, request in asked if self._fits(request)]
-        self._note_cost([request for _, request in asked])
+        self._note_cost([request for _, request in asked], len({draft.document.doc_id for draft in drafts}))
         self._engine.generate([request for _, request in asked], tracker, "replies")
 
         candidates: list[Written] = []
@@ -110,13 +110,13 @@ class Writer:
         """Say which tokens a chat server has counted for all replies, and what they cost."""
         note_usage("replies", self._engine, self._recipe.engine, self._recipe.model)
 
-    def _note_cost(self, requests: Sequence[GenerationRequest]) -> None:
+    def _note_cost(self, requests: Sequence[GenerationRequest], num_documents: int) -> None:
         """Say before the first prompts are sent what they may cost, where there is a table of prices."""
         prices = None if self._is_estimated else find_prices(self._recipe.engine, self._recipe.model)
         self._is_estimated = True
         if prices is not None:
             said = describe_estimate(requests, prices)
-            note(f"{said} for the first {self._recipe.group_size} documents or less, without closed-book checks")
+            note(f"{said}, for the first {num_documents} documents; checks of the questions come on top")
 
     def _writing_request(self, draft: Draft) -> GenerationRequest:
         recipe = self._recipe

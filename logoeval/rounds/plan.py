@@ -10,7 +10,9 @@ from pathlib import Path
 
 from logodata.common.errors import UserError
 from logodata.common.recipes.reading import RecipeModel, as_overrides, load_recipe
+from logodata.dataset.samples import read_manifest
 from logodata.recipe.settings import BuildRecipe
+from logodata.sources import SourceSettings, source_fingerprint
 from logoeval.recipe.settings import EvalRecipe, load_eval_recipe
 from logotrain.recipe.settings import TrainRecipe
 
@@ -149,6 +151,14 @@ def by_section(overrides: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def _fingerprint(rounds: Rounds, source: SourceSettings) -> str:
+    """Return the fingerprint of the held-out documents."""
+    data = rounds.held_out_data
+    if data != rounds.folder / "held-out":
+        return read_manifest(data).source.sha256
+    return source_fingerprint(source.model_copy(update={"path": rounds.held_out}))
+
+
 def check_recipe(rounds: Rounds) -> None:
     """Read all sections of the recipe: what is wrong with the last one is told before the first one's hours.
 
@@ -164,7 +174,7 @@ def check_recipe(rounds: Rounds) -> None:
     if train.tuning == "full":
         mend = "use train.tuning=lora"
         raise UserError("full tuning leaves no adapter for the next round", where="train.tuning=full", mend=mend)
-    if rounds.held_out == build.source.path:
+    if _fingerprint(rounds, build.source) == source_fingerprint(build.source):
         mend = "give --held-out other documents"
         raise UserError("the rounds are trained on these documents, too", where=rounds.held_out, mend=mend)
     given_adapters = {"build.adapter": build.adapter, "eval.adapter": measured.adapter}

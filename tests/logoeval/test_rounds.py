@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from logodata.common.errors import UserError
+from logodata.sources import SourceSettings, source_fingerprint
 from logoeval.cli import main
 from logoeval.compare.compare import Difference, Value, Verdict
 from logoeval.rounds.driver import RECORD, run_rounds, run_step
@@ -173,7 +175,14 @@ def test_a_signal_ends_the_command_too(tmp_path: Path, number: signal.Signals) -
     assert "run the same command again to continue" in said
 
 
-def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class Told:
+    """A manifest, as far as it is read."""
+
+    def __init__(self, sha256: str) -> None:
+        self.source = SimpleNamespace(sha256=sha256)
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["rounds", "embedded", "-o", str(tmp_path / "out"), "--held-out", "embedded:eval"]
     assert main([*command, "--dry-run", "--rounds", "2", "train.epochs=2"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -192,6 +201,15 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ):
         assert main([*command, *more]) == 2
         assert expected in capsys.readouterr().err
+    built = tmp_path / "built"
+    assert main(["rounds", "embedded", "-o", str(tmp_path / "out"), "--held-out", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl" in capsys.readouterr().err
+    built.mkdir()
+    source = SourceSettings(path="embedded:train")
+    monkeypatch.setattr("logoeval.rounds.plan.read_manifest", lambda _: Told(source_fingerprint(source)))
+    (built / "manifest.json").write_text("{}")
+    assert main(["rounds", "embedded", "-o", str(tmp_path / "out"), "--held-out", str(built)]) == 2
+    assert "are trained on these documents" in capsys.readouterr().err
     assert main(["rounds", "embedded", "-o", str(tmp_path / "out")]) == 2
     assert "no held-out data given" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -493,8 +493,9 @@ def test_data_without_critical_chunks_are_refused(
         load_data(recipe_of(make_recipe, name, **{"data.path": str(every)}))
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text(json.dumps({"prompt": "Owls?", "chosen": " Yes.", "rejected": " No."}) + "\n")
-    with pytest.raises(UserError, match=r"has no critical chunk .*pairs have no critical chunks"):
+    with pytest.raises(UserError, match=r"pairs\.jsonl: .*needs critical chunks, which pairs do not have"):
         run(recipe_of(make_recipe, name, **{"data.path": str(pairs)}), tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists()
 
 
 def test_a_short_prompt_beyond_the_window_without_rope_is_refused(
