@@ -32,7 +32,7 @@ from logotrain.recipe.settings import (
     uses_rejected,
     uses_short_prompt,
 )
-from logotrain.rows.collate import part_layout, row_responses, short_prompt
+from logotrain.rows.collate import row_length, row_responses, short_prompt
 from logotrain.trainable import trainable_config
 
 
@@ -77,7 +77,7 @@ class TrainingData:
         if uses_rejected(self.objective):
             rejected = [response for sample in self.samples for response in sample.rejected]
             lengths["dis-preferred responses"] = [len(response.token_ids) for response in rejected]
-        lengths["row"] = [_row_length(sample, self.objective) for sample in self.samples]
+        lengths["row"] = [row_length(sample, row_parts(self.objective)) for sample in self.samples]
         for name, values in lengths.items():
             ordered = sorted(values)
             table.add_row(name, *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)))
@@ -325,13 +325,9 @@ def _check(sample: PreferenceSample, recipe: TrainRecipe, target_length: int, vo
             "raise positions.target_length or build shorter contexts",
         )
     check_ids(vocab_size, sample.prompt_ids, *responses, where=where, mend="build the data set again with this model")
-    row = _row_length(sample, recipe.objective)
+    row = row_length(sample, row_parts(recipe.objective))
     if recipe.row_tokens is not None and row > recipe.row_tokens:
         raise fault(f"{row} tokens exceed row_tokens={recipe.row_tokens}", f"set row_tokens={row} or more, or null")
-
-
-def _row_length(sample: PreferenceSample, objective: ObjectiveSettings) -> int:
-    return sum(part_layout(sample, part).total_length for part in row_parts(objective))
 
 
 def _warn_of_equal_responses(samples: Sequence[PreferenceSample]) -> None:

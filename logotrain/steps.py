@@ -24,7 +24,7 @@ from logotrain.metrics import Metrics, mean_metrics
 from logotrain.parallel import World, without_backward
 from logotrain.prepare import Prepared
 from logotrain.recipe.settings import ObjectiveSettings, TrainRecipe, row_parts, scores_prompt
-from logotrain.rows.collate import Collator, Draw, part_prompt
+from logotrain.rows.collate import Collator, Draw, row_length
 from logotrain.rows.packing import share_rows
 
 _SHOWN_SAMPLES = 3
@@ -195,7 +195,6 @@ def _sample_loss(
     if long_chosen is not None:  # responses were compared under the short prompt
         compared = {f"short_{name}": value for name, value in compared.items()}
         compared["chosen_logp"] = long_chosen.mean().item()
-    prompts = (part_prompt(sample, part) for part in row_parts(settings))
     return terms.loss[0], Metrics(
         loss=terms.loss.item(),
         preference_loss=terms.preference.item(),
@@ -204,7 +203,7 @@ def _sample_loss(
         **compared,
         chosen_ended=float(sample.chosen.ended),
         rejected_ended=sum(response.ended for response in sample.rejected) / len(sample.rejected),
-        tokens=sum(map(len, prompts)) + sum(len(values) for part in parts for values in part.responses),
+        tokens=row_length(sample, row_parts(settings)),
     )
 
 

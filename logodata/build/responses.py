@@ -13,7 +13,7 @@ from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import open_engine
 from logodata.judge.judged_response import Decision
 from logodata.judge.rules import Measurer, preferred_fault, rejected_fault
-from logodata.prompts import decode_text, encode_text, gives_back
+from logodata.prompts import encode_text, gives_back
 from logodata.recipe.settings import BuildRecipe
 
 
@@ -77,7 +77,7 @@ class Responses:
     def _response(self, question: Question, strategy: str, request: GenerationRequest) -> Response:
         result, origin = self.engine.answer(request)
         if self._recipe.generation.keep_reasoning:
-            whole = decode_text(self._tokenizer, result.token_ids) if result.text is None else result.text
+            whole = result.said(self._tokenizer)
             return self._measured(question, strategy, Reply(result.token_ids, whole, result.finish_reason), origin)
         return self._measured(question, strategy, self._preparer.reply(request, result), origin)
 

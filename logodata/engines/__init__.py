@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from logodata.prompts import decode_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FinishReason = Literal["stop", "length"]
 
@@ -45,15 +50,11 @@ class GenerationRequest:
         return len(self.prompt_ids) + self.sampling.max_new_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """The tokens that a server counts for a response, and takes money for. Those of the response hold its reasoning."""
 
     prompt_tokens: int
     response_tokens: int
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.prompt_tokens + other.prompt_tokens, self.response_tokens + other.response_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,10 @@ class GenerationResult:
     reasoning: str | None = None
     usage: Usage | None = None
     withheld: bool = False
+
+    def said(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the text of the response: the server's, or that of the tokens."""
+        return decode_text(tokenizer, self.token_ids) if self.text is None else self.text
 
 
 class Engine(Protocol):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from logodata.common.errors import UserError
-from logodata.engines import FinishReason, GenerationRequest, GenerationResult
+from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Sampling
 from logodata.models.vocabulary import check_ids
 
 
@@ -67,6 +67,12 @@ def request_seed(request: GenerationRequest) -> int:
     """Return the seed of one request, below 2**63, from the sampling seed and the id. Order and batch do not matter."""
     digest = hashlib.sha256(f"{request.sampling.seed}:{request.id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def first_stop(token_ids: Sequence[int], sampling: Sampling) -> int | None:
+    """Return the place of the token that ends a response under ``sampling``; None if none does."""
+    places = (n for n, token in enumerate(token_ids) if token in sampling.stop_ids and n >= sampling.min_new_tokens)
+    return next(places, None)
 
 
 def finish(request: GenerationRequest, token_ids: Sequence[int], reason: str | None, *, where: str) -> GenerationResult:

@@ -15,7 +15,7 @@ import httpx
 
 from logodata.common.errors import UserError
 from logodata.engines import GenerationRequest, GenerationResult
-from logodata.engines.batching import request_seed
+from logodata.engines.batching import first_stop, request_seed
 from logodata.engines.chat_answers import ChatAnswer, read_openai
 from logodata.engines.server_answers import Fault, Response
 from logodata.engines.server_engine import ServerEngine
@@ -95,9 +95,7 @@ class ChatEngine(ServerEngine):
         except Fault as fault:
             raise Fault(self._reader.shorten(fault.text)) from fault
         ids, text, finish_reason = tuple(encode_text(self._tokenizer, said.text)), said.text, said.finish_reason
-        sampling = request.sampling
-        stops = (n for n, token in enumerate(ids) if token in sampling.stop_ids and n >= sampling.min_new_tokens)
-        if (stop := next(stops, None)) is not None:
+        if (stop := first_stop(ids, request.sampling)) is not None:
             ids, finish_reason = ids[:stop], "stop"
             text = self._messages.decode(ids)
         return GenerationResult(request.id, ids, finish_reason, text, said.reasoning, said.usage, said.is_withheld)

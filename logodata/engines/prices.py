@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
 from logodata.common.errors import UserError, did_you_mean, first_line
 from logodata.common.user_files import read_text
-from logodata.engines import GenerationRequest, GenerationResult, Usage
+from logodata.engines import GenerationRequest, Usage
 
 if TYPE_CHECKING:
     from logodata.engines.settings import EngineSettings
@@ -76,17 +76,28 @@ def find_prices(settings: EngineSettings, model: str) -> Prices | None:
     )
 
 
-def describe_servers(results: Iterable[GenerationResult], prices: Prices | None) -> Iterator[str]:
+class Counted(Protocol):
+    """A response, as far as a server counted it."""
+
+    @property
+    def usage(self) -> Usage | None: ...
+
+    @property
+    def withheld(self) -> bool | None: ...
+
+
+def describe_servers(responses: Iterable[Counted], prices: Prices | None) -> Iterator[str]:
     """Yield in words the tokens that a chat server has counted for responses, with what they cost, and how many
     responses it withheld."""
-    usage, number, num_withheld = None, 0, 0
-    for result in results:
-        number, num_withheld = number + 1, num_withheld + result.withheld
-        usage = result.usage if usage is None else usage if result.usage is None else usage + result.usage
-    if usage is not None:
-        cost = "" if prices is None else f", {prices.of(usage):,.4g} at the given prices"
-        tokens = f"{usage.prompt_tokens:,} prompt and {usage.response_tokens:,} response tokens"
-        yield f"{tokens} by the server's count{cost}"
+    prompt = response = number = num_counted = num_withheld = 0
+    for one in responses:
+        number, num_withheld = number + 1, num_withheld + bool(one.withheld)
+        if one.usage is not None:
+            num_counted += 1
+            prompt, response = prompt + one.usage.prompt_tokens, response + one.usage.response_tokens
+    if num_counted:
+        cost = "" if prices is None else f", {prices.of(Usage(prompt, response)):,.4g} at the given prices"
+        yield f"{prompt:,} prompt and {response:,} response tokens by the server's count{cost}"
     if num_withheld:
         yield f"{num_withheld:,} of {number:,} replies were withheld by the server or its filter; what it said counts"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from logodata.common.words import reasoning_markers
 from logodata.engines import FinishReason, GenerationResult, Sampling
+from logodata.engines.batching import first_stop
 from logodata.prompts import decode_text, encode_text
 
 if TYPE_CHECKING:
@@ -142,8 +143,7 @@ class Reasoning:
         """Return an answer as far as its own sampling allows, where the response had a budget more."""
         if not self.budget:
             return ids, reason
-        stops = (n for n, token in enumerate(ids) if token in answer.stop_ids and n >= answer.min_new_tokens)
-        if (stop := next(stops, None)) is not None:
+        if (stop := first_stop(ids, answer)) is not None:
             ids, reason = ids[:stop], "stop"
         if len(ids) > answer.max_new_tokens:
             ids, reason = ids[: answer.max_new_tokens], "length"

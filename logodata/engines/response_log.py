@@ -10,7 +10,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,7 +73,7 @@ class ResponseLog:
             "token_ids": list(result.token_ids),
             "finish_reason": result.finish_reason,
             **{name: value for name in _OF_TEXTS if (value := getattr(result, name)) is not None},
-            **({"usage": [*astuple(result.usage)]} if result.usage else {}),
+            **({"usage": [*result.usage]} if result.usage else {}),
             **({"withheld": True} if result.withheld else {}),
         }
         if self._log is None:

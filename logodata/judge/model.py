@@ -23,7 +23,7 @@ from logodata.judge.judged_response import Decision
 from logodata.judge.settings import ModelJudgeSettings, judge_engine
 from logodata.models.facts import model_eos_ids
 from logodata.models.loading import load_tokenizer
-from logodata.prompts import JUDGE_TEMPLATES, PromptFormat, decode_text
+from logodata.prompts import JUDGE_TEMPLATES, PromptFormat
 
 
 class ModelJudge:
@@ -96,8 +96,7 @@ class ModelJudge:
         if not self._fits(request):
             return "exceeds_window"
         result, _ = self.engine.answer(request)
-        reply = decode_text(self._tokenizer, result.token_ids) if result.text is None else result.text
-        return parse_verdict(reply, ended=result.finish_reason == "stop")
+        return parse_verdict(result.said(self._tokenizer), ended=result.finish_reason == "stop")
 
 
 # The last line is the verdict. A model may reason before it, but may not give two.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -151,6 +151,11 @@ class Section:
 def details(table: Table, summary: str) -> Html:
     """Return a table that is folded until the reader opens it."""
     return tag("details", tag("summary", summary), table.html())
+
+
+def not_whole(limits: Iterable[str]) -> Html:
+    """Say in what a benchmark was cut short."""
+    return join(*(tag("p", tag("strong", f"Not the whole benchmark: {text}."), class_="limit") for text in limits))
 
 
 def titled(table: Table) -> Html:

@@ -8,7 +8,8 @@ from pathlib import Path
 from logodata.common.records import ABSENT, Record
 from logodata.dataset.files import read_stats
 from logodata.judge.agreement import wilson_interval
-from logoeval.compare.compare import Difference, Row, compare
+from logoeval.compare.compare import Difference, compare
+from logoeval.records import read_results
 from logoeval.rounds.plan import Rounds
 
 LOOKS = 2
@@ -16,6 +17,10 @@ LOOKS = 2
 LEAST_YIELD = 0.5
 MOST_LENGTH = 1.25
 MOST_FALL = 1.0
+
+
+_HELD_OUT = ("pairs", "qa")
+"""The tasks on held-out samples. What both measure is taken from the last one, which has all questions."""
 
 
 class RoundOutcome(Record):
@@ -60,27 +65,30 @@ def measure_round(rounds: Rounds, number: int) -> RoundOutcome:
         UserError: A folder lacks what its command writes, or is damaged.
     """
     stats = read_stats(rounds.round(number) / "data")
-    after = rounds.measured(number)
-    step, whole = _rows(rounds.measured(number - 1), after), _rows(rounds.measured(0), after)
-    before, now = ({key: row.values[n].value for key, row in whole.items()} for n in (0, 1))
+    comparison = compare({"before": rounds.measured(number - 1), "after": rounds.measured(number)})
+    changes = {
+        key: row.differences[0]
+        for task in _HELD_OUT
+        if task in comparison.tasks
+        for key, row in comparison.whole(task).items()
+    }
+    base, now = _means(rounds.measured(0)), _means(rounds.measured(number))
     return RoundOutcome(
         number=number,
         questions=stats.questions,
         kept=stats.kept,
-        margin=step["margin"].differences[0] if "margin" in step else None,
-        answers=step["token_f1"].differences[0] if "token_f1" in step else None,
-        chosen=now["chosen"] - before["chosen"] if "chosen" in now else None,
-        answer_tokens=now["answer_tokens"] / before["answer_tokens"] if before.get("answer_tokens") else None,
+        margin=changes.get("margin"),
+        answers=changes.get("token_f1"),
+        chosen=now["chosen"] - base["chosen"] if "chosen" in now else None,
+        answer_tokens=now["answer_tokens"] / base["answer_tokens"] if base.get("answer_tokens") else None,
     )
 
 
-def _rows(before: Path, after: Path) -> dict[str, Row]:
-    """Return the measures of answers to held-out questions and pairs, by key; those of questions hold, where both
-    are."""
-    comparison = compare({"before": before, "after": after})
-    return {
-        key: row for task in ("pairs", "qa") if task in comparison.tasks for key, row in comparison.whole(task).items()
-    }
+def _means(folder: Path) -> dict[str, float]:
+    """Return the means of all held-out samples, by the keys of their measures."""
+    tasks = read_results(folder).tasks
+    rows = (row for task in _HELD_OUT if task in tasks for row in tasks[task].summary if not row.slice)
+    return {row.metric: row.value for row in rows}
 
 
 def reasons_not_to_train(rounds: Rounds, number: int) -> Iterator[str]:

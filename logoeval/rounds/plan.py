@@ -87,8 +87,12 @@ class Rounds:
     @property
     def held_out_data(self) -> Path:
         """The folder of the held-out data set."""
-        given = Path(self.held_out)
-        return given if (given / "manifest.json").is_file() else self.folder / "held-out"
+        return self.folder / "held-out" if self.builds_held_out else Path(self.held_out)
+
+    @property
+    def builds_held_out(self) -> bool:
+        """Whether the held-out data set is built here, from documents."""
+        return not (Path(self.held_out) / "manifest.json").is_file()
 
     @property
     def report(self) -> Path:
@@ -97,10 +101,8 @@ class Rounds:
 
     def first_steps(self) -> Iterator[Step]:
         """Yield the commands before the first round."""
-        data = self.held_out_data
-        if data == self.folder / "held-out":
-            asked = self._step("held-out data", "build", f"source.path={self.held_out}", output=data)
-            yield asked
+        if self.builds_held_out:
+            yield self._step("held-out data", "build", f"source.path={self.held_out}", output=self.held_out_data)
         yield self._measure("the model as it is", 0)
 
     def steps(self, number: int) -> Iterator[Step]:
@@ -153,10 +155,9 @@ def by_section(overrides: Sequence[str]) -> dict[str, list[str]]:
 
 def _fingerprint(rounds: Rounds, source: SourceSettings) -> str:
     """Return the fingerprint of the held-out documents."""
-    data = rounds.held_out_data
-    if data != rounds.folder / "held-out":
-        return read_manifest(data).source.sha256
-    return source_fingerprint(source.model_copy(update={"path": rounds.held_out}))
+    if rounds.builds_held_out:
+        return source_fingerprint(source.model_copy(update={"path": rounds.held_out}))
+    return read_manifest(rounds.held_out_data).source.sha256
 
 
 def check_recipe(rounds: Rounds) -> None:

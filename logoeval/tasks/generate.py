@@ -12,7 +12,6 @@ from logodata.common.records import ABSENT
 from logodata.engines import FinishReason, GenerationRequest, GenerationResult, Usage
 from logodata.engines.prices import describe_estimate, describe_servers, find_prices
 from logodata.engines.reasoning import Reasoning, Reply
-from logodata.prompts import decode_text
 from logoeval.records import Metric, Outcome, hash_ids
 from logoeval.session import Session
 from logoeval.tasks.record_file import Prediction, RecordFile, check_kept
@@ -45,7 +44,7 @@ class Completion(Prediction):
     num_reasoning_tokens: int | None = ABSENT
     reasoning_cut: bool | None = ABSENT
     """Whether the reasoning did not end within its budget; the answer is empty then."""
-    usage: tuple[int, int] | None = ABSENT
+    usage: Usage | None = ABSENT
     """The tokens of the prompt and of the response that a chat server counted."""
     withheld: bool | None = ABSENT
     """Whether a chat server refused to respond, or to say more."""
@@ -104,7 +103,7 @@ def complete(
                     num_response_tokens=len(reply.token_ids),
                     finish_reason=reply.finish_reason,
                     **_reasoned(reply),
-                    usage=(whole.usage.prompt_tokens, whole.usage.response_tokens) if whole.usage else None,
+                    usage=whole.usage,
                     withheld=whole.withheld or None,
                 )
                 file.append(record(made, result))
@@ -120,8 +119,7 @@ def _request(session: Session, item: PromptItem) -> GenerationRequest:
 
 def _reply(session: Session, item: PromptItem, whole: GenerationResult) -> Reply:
     if not item.reasons:
-        text = decode_text(session.bare_tokenizer, whole.token_ids) if whole.text is None else whole.text
-        return Reply(whole.token_ids, text, whole.finish_reason)
+        return Reply(whole.token_ids, whole.said(session.bare_tokenizer), whole.finish_reason)
     return session.reasoning.split(whole, item.sampling, opened=session.reasoning.opens(item.prompt_ids))
 
 
@@ -209,11 +207,5 @@ def _with_server(outcome: Outcome, session: Session, answers: Sequence[Completio
     ]
     if not settings.engine.decodes_as_told:
         said.append("the server decoded by its own settings: the answers are not greedy, and cannot be had again")
-    results = (
-        GenerationResult(
-            it.id, (), it.finish_reason, usage=Usage(*it.usage) if it.usage else None, withheld=bool(it.withheld)
-        )
-        for it in answers
-    )
-    said += describe_servers(results, find_prices(settings.engine, settings.model))
+    said += describe_servers(answers, find_prices(settings.engine, settings.model))
     return replace(outcome, notes=[*outcome.notes, *said])

@@ -99,6 +99,11 @@ def part_prompt(sample: PreferenceSample, part: RowPart) -> list[int]:
     return short_prompt(sample) if part.short else sample.prompt_ids
 
 
+def row_length(sample: PreferenceSample, parts: Sequence[RowPart]) -> int:
+    """Return the tokens that a sample brings to a row."""
+    return sum(part_layout(sample, part).total_length for part in parts)
+
+
 def part_layout(sample: PreferenceSample, part: RowPart) -> SharedPrefixLayout:
     """Return the lengths of a part's prompt and responses, in tokens."""
     responses = row_responses(sample, rejected=part.rejected)

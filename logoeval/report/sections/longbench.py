@@ -7,7 +7,7 @@ from logoeval.compare.compare import Comparison, Row
 from logoeval.report import figure_style, figures
 from logoeval.report.measures import measures_table
 from logoeval.report.paper_table import paper_table
-from logoeval.report.tables import Section, Table, details, figure, titled
+from logoeval.report.tables import Section, Table, details, figure, not_whole, titled
 from logoeval.tasks.longbench.task import is_e
 
 
@@ -28,7 +28,7 @@ def longbench_section(comparison: Comparison) -> Section:
     paper = paper_table(comparison)
     num_tasks = len({sample.facts["task"] for sample in result.samples})
     body = join(
-        *(tag("p", tag("strong", f"Not the whole benchmark: {text}."), class_="limit") for text in cuts),
+        not_whole(cuts),
         tag(
             "p",
             f"{len(result.samples):,} samples of {num_tasks} of the benchmark's tasks, with its "

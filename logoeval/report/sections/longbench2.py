@@ -7,7 +7,7 @@ from logoeval.compare.compare import Comparison
 from logoeval.intervals import slice_label
 from logoeval.report import figure_style, figures
 from logoeval.report.measures import measures_table
-from logoeval.report.tables import Section, details, figure, titled
+from logoeval.report.tables import Section, details, figure, not_whole, titled
 
 _PARTS = ("difficulty", "text_length")
 """What the official results tell apart."""
@@ -17,7 +17,6 @@ def longbench2_section(comparison: Comparison) -> Section:
     """Return the section: a figure and a table of the official parts, the other measures, and the domains."""
     result = comparison.runs[0].results.tasks["longbench2"]
     rows = [row for row in comparison.rows if row.task == "longbench2"]
-    limits = comparison.limits.get("longbench2", ())
     parts = [row for row in rows if row.metric.key == "accuracy" and set(row.slice) <= set(_PARTS)]
     domains = [row for row in rows if row.metric.key == "accuracy" and "domain" in row.slice]
     others = [row for row in rows if row.metric.key != "accuracy"]
@@ -40,7 +39,7 @@ def longbench2_section(comparison: Comparison) -> Section:
         if members
     ]
     body = join(
-        *(tag("p", tag("strong", f"Not the whole benchmark: {limit}."), class_="limit") for limit in limits),
+        not_whole(comparison.limits.get("longbench2", ())),
         tag(
             "p",
             f"{len(result.samples):,} questions with four choices each, with the benchmark's prompts. The answer is "

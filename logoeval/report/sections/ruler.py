@@ -10,7 +10,7 @@ from logoeval.intervals import is_cell
 from logoeval.records import TaskResult
 from logoeval.report import figures
 from logoeval.report.measures import measures_table
-from logoeval.report.tables import Section, Table, details, figure, titled
+from logoeval.report.tables import Section, Table, details, figure, not_whole, titled
 from logoeval.tasks.ruler.summary import cell_scores, cells, effective_length, grid_of
 from logoeval.tasks.ruler.task_table import TASKS
 
@@ -26,7 +26,7 @@ def ruler_section(comparison: Comparison) -> Section:
     effective = [tag("li", tag("strong", label), f": {length}") for label, length in found.items() if length]
     cuts, notes = comparison.limits.get("ruler", ()), comparison.runs[0].results.tasks["ruler"].notes
     body = join(
-        *(tag("p", tag("strong", f"Not the whole benchmark: {text}."), class_="limit") for text in cuts),
+        not_whole(cuts),
         tag(
             "p",
             "Synthetic tasks over texts of a given length, with RULER's prompts and its scores: whether the references "

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.engines import GenerationResult, Sampling
+from logodata.engines import GenerationResult, Sampling, Usage
 from logodata.engines.settings import EngineSettings
 from logoeval.records import Outcome, SampleRow, TaskResult
 from logoeval.session import Session
@@ -92,7 +92,7 @@ def run(settings: LongBench2Settings, session: Session, predictions: Path) -> Ou
 def _with_first(reply: LongBench2Answer, first: LongBench2Answer) -> LongBench2Answer:
     """The second reply, with what was reasoned before either, and what a server counted for both."""
     if first.usage and reply.usage:
-        usage = (first.usage[0] + reply.usage[0], first.usage[1] + reply.usage[1])
+        usage = Usage(*(before + now for before, now in zip(first.usage, reply.usage, strict=True)))
         reply = reply.model_copy(update={"usage": usage})
     if first.reasoning is None:
         return reply
