@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from logodata.common.errors import UserError
 from logodata.common.turn_end import turn_end_ids
 from logodata.engines import Engine
 from logodata.engines.reasoning import Reasoning
-from logodata.engines.settings import CHAT_ADAPTER, EngineSettings, ModelSettings, engine_window, open_engine
+from logodata.engines.settings import AdaptedModelSettings, EngineSettings, engine_window, open_engine
 from logodata.engines.vllm_engine import VllmEngine
 from logodata.models.adapter_fit import check_adapter_fits
 from logodata.models.adapters import merge_adapter
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-class SessionSettings(ModelSettings):
+class SessionSettings(AdaptedModelSettings):
     """The model of an evaluation. Two evaluations that differ in ``model`` and ``adapter`` only can be compared."""
 
     adapter: Path | None = None
@@ -34,12 +34,6 @@ class SessionSettings(ModelSettings):
     engine: EngineSettings = EngineSettings()
     """What generates. Log-probabilities are computed by transformers whatever it is, with weights of ``engine.dtype``,
     in float32 from the head's output on. A chat server has none, since its model may be another one."""
-
-    @model_validator(mode="after")
-    def _adapter_is_served(self) -> Self:
-        if self.adapter is not None and self.engine.kind == "chat":
-            raise ValueError(CHAT_ADAPTER)
-        return self
 
 
 def check_weights(engine: EngineSettings) -> None:

@@ -113,10 +113,6 @@ class EngineSettings(RecipeModel):
         return self.kind in ("openai", "chat")
 
 
-CHAT_ADAPTER = "a chat server is told no adapter: serve it, and give its name as engine.served_model"
-"""What is wrong with an adapter beside ``kind: chat``."""
-
-
 def engine_window(settings: EngineSettings, model: str, adapter: Path | None = None) -> int:
     """Return the most tokens that a prompt with its response may have under this engine: the window of the model, or
     the one that ``adapter`` was trained with, or ``settings.max_model_len`` if that is less. With ``chat`` another
@@ -177,6 +173,19 @@ class ModelSettings(RecipeModel):
         from logodata.engines.reasoning import Reasoning
 
         return Reasoning(tokenizer, tokens=self.thinking_tokens, end=self.thinking_end, window=window)
+
+
+class AdaptedModelSettings(ModelSettings):
+    """Which model a command asks, perhaps with an adapter, and what runs it."""
+
+    adapter: Path | None = None
+    """The folder of an adapter, such as RUN/final of a logotrain run."""
+
+    @model_validator(mode="after")
+    def _adapter_is_served(self) -> Self:
+        if self.adapter is not None and self.engine.kind == "chat":
+            raise ValueError("a chat server is told no adapter: serve it, and give its name as engine.served_model")
+        return self
 
 
 def open_engine(

@@ -13,7 +13,7 @@ from logodata.contract import ModelVerdict
 from logodata.engines import Engine, GenerationRequest, Sampling
 from logodata.engines.response_log import CachedEngine, ResponseLog
 from logodata.engines.settings import (
-    ModelSettings,
+    AdaptedModelSettings,
     asked_fingerprint,
     asked_model,
     engine_window,
@@ -39,7 +39,7 @@ class ModelJudge:
 
     def __init__(
         self,
-        build: ModelSettings,
+        build: AdaptedModelSettings,
         settings: ModelJudgeSettings,
         build_fingerprint: str,
         log: Path | None,

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, TemplateArgs, Tokens
-from logodata.engines.settings import EngineSettings, ModelSettings
+from logodata.engines.settings import AdaptedModelSettings, EngineSettings
 
 
 class ModelJudgeSettings(RecipeModel):
@@ -39,12 +39,12 @@ class ModelJudgeSettings(RecipeModel):
         return int.from_bytes(digest[:8], "big") < self.rejudge_share * 2**64
 
 
-def judge_engine(build: ModelSettings, settings: ModelJudgeSettings) -> EngineSettings:
+def judge_engine(build: AdaptedModelSettings, settings: ModelJudgeSettings) -> EngineSettings:
     """Return the settings of the judge's engine: its own section, or that of the build. The build's name on the servers
     does not hold for another model than the build's, nor for this one without the adapter of the build."""
     if settings.engine is not None:
         return settings.engine
-    if settings.name in (None, build.model) and getattr(build, "adapter", None) is None:
+    if settings.name in (None, build.model) and build.adapter is None:
         return build.engine
     return build.engine.model_copy(update={"served_model": None})
 

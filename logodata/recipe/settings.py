@@ -14,7 +14,7 @@ from logodata.common.recipes.reading import RecipeModel, as_overrides, load_reci
 from logodata.common.recipes.types import OrPath, Tokens
 from logodata.common.user_files import expand_home
 from logodata.contexts.settings import ChunkingSettings, ContextSettings, EvaluatorSettings
-from logodata.engines.settings import CHAT_ADAPTER, ModelSettings
+from logodata.engines.settings import AdaptedModelSettings
 from logodata.judge.settings import JudgeSettings
 from logodata.recipe.foreign_names import ENGINE_VALUES, NAMES
 from logodata.sources import SourceSettings
@@ -57,7 +57,7 @@ class GenerationSettings(RecipeModel):
         return self
 
 
-class BuildRecipe(ModelSettings):
+class BuildRecipe(AdaptedModelSettings):
     """How preference data are made from long documents."""
 
     own_model = "logodata build DOCUMENTS --model MODEL, without a recipe, takes the paper's"
@@ -99,9 +99,7 @@ class BuildRecipe(ModelSettings):
         return contexts
 
     @model_validator(mode="after")
-    def _chat_can_give_it(self) -> Self:
-        if self.adapter is not None and self.engine.kind == "chat":
-            raise ValueError(CHAT_ADAPTER)
+    def _reasoning_can_be_kept(self) -> Self:
         if self.generation.keep_reasoning and self.engine.kind == "chat":
             raise ValueError("generation.keep_reasoning: a chat server may keep the reasoning apart, or hide it")
         return self
