@@ -71,7 +71,7 @@ _CONTROL = re.compile(r"<.+>|\[.+\]|\{.+\}|\|.+\|")
 """The form of control tokens. Other added tokens are words of a language or of a field."""
 _text_tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None] = WeakKeyDictionary()
 
-_FIELDS = ("context", "question", "reference", "response")
+_FIELD = re.compile(r"\{(\w+)\}")
 _PROBE = " Is it  'so'?\n\n\tNo . 12,5 é\u00a0東京 🙂 <|im_end|> <s>\n"
 _EDGE = "\udfff"  # half of a surrogate pair, which no decoded text has
 _MARK = "\ue000"  # private-use character: it occurs in no template, and documents never pass through the template
@@ -89,7 +89,8 @@ class Prompt:
 class PromptFormat:
     """One template inside a tokenizer's chat template. It encodes prompts piece by piece.
 
-    The template is a text with some of ``{context}``, ``{question}``, ``{reference}`` and ``{response}``.
+    The template is a text with ``{context}``, where chunks stand, and the names of other texts in braces, such as
+    ``{question}``.
 
     Raises:
         UserError: The chat template fails, or drops or repeats the user's message.
@@ -97,9 +98,7 @@ class PromptFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self._tokenizer = tokenizer
-        marked = template
-        for field in _FIELDS:
-            marked = marked.replace("{" + field + "}", f"{_MARK}{field}{_MARK}")
+        marked = _FIELD.sub(rf"{_MARK}\1{_MARK}", template)
         rendered = render_chat(tokenizer, marked)
         if rendered.count(_MARK) != marked.count(_MARK):
             raise SettingError("the chat template drops or repeats the user's message", setting=TEMPLATE_SETTING)
@@ -109,12 +108,9 @@ class PromptFormat:
         self._separator = encode_text(tokenizer, CHUNK_SEPARATOR)
         self.fingerprint = hashlib.sha256(rendered.encode("utf-8")).hexdigest()[:16]
 
-    def encode(
-        self, chunks: Sequence[Sequence[int]], *, question: str, reference: str = "", response: str = ""
-    ) -> Prompt:
+    def encode(self, chunks: Sequence[Sequence[int]], **texts: str) -> Prompt:
         """Return the token ids of the whole prompt, up to where the model's turn begins. ``chunks`` are the token ids
-        of each chunk of the context."""
-        texts = {"question": question, "reference": reference, "response": response}
+        of each chunk of the context, and ``texts`` hold the other fields of the template by name."""
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         for piece in self._frame:

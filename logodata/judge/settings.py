@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, TemplateArgs, Tokens
-from logodata.engines.settings import AdaptedModelSettings, EngineSettings
+from logodata.engines.settings import AdaptedModelSettings, EngineSettings, ModelSettings
 
 
-class ModelJudgeSettings(RecipeModel):
-    """A model that judges what the rules let through."""
+class JudgeModelSettings(RecipeModel):
+    """A model that judges, and what runs it."""
 
     name: Annotated[str, Field(min_length=1), OrPath("embedded")] | None = None
     """The judge: ``embedded``, a folder, or a hub name; by default the build's own model. Take a strong one, because
@@ -27,6 +27,11 @@ class ModelJudgeSettings(RecipeModel):
     """Variables of the judge's chat template; by default the build's, for the build's model."""
     max_new_tokens: Tokens = 32
     """The maximum length of a reply. A reply that reaches it is malformed, so give a judge that reasons enough room."""
+
+
+class ModelJudgeSettings(JudgeModelSettings):
+    """A model that judges what the rules let through."""
+
     rejudge_share: float = Field(default=0.1, ge=0, le=1)
     """The share of the judged responses that are judged again in another wording, to report how far both agree. The
     second verdict decides nothing."""
@@ -35,18 +40,23 @@ class ModelJudgeSettings(RecipeModel):
 
     def judges_again(self, decision_id: str) -> bool:
         """Whether the response is judged again, by its id alone."""
-        digest = hashlib.sha256(f"{self.seed}/{decision_id}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") < self.rejudge_share * 2**64
+        return _draws(self.seed, decision_id, self.rejudge_share)
 
 
-def judge_engine(build: AdaptedModelSettings, settings: ModelJudgeSettings) -> EngineSettings:
-    """Return the settings of the judge's engine: its own section, or that of the build. The build's name on the servers
-    does not hold for another model than the build's, nor for this one without the adapter of the build."""
+def _draws(seed: int, name: str, share: float) -> bool:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def judge_engine(asking: ModelSettings, settings: JudgeModelSettings) -> EngineSettings:
+    """Return the settings of the judge's engine: its own section, or that of the command which asks it. The command's
+    name on the servers does not hold for another model than its own, nor for this one without its adapter."""
     if settings.engine is not None:
         return settings.engine
-    if settings.name in (None, build.model) and build.adapter is None:
-        return build.engine
-    return build.engine.model_copy(update={"served_model": None})
+    adapted = isinstance(asking, AdaptedModelSettings) and asking.adapter is not None
+    if settings.name in (None, asking.model) and not adapted:
+        return asking.engine
+    return asking.engine.model_copy(update={"served_model": None})
 
 
 RIGHT_AT = 0.6
