@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from logodata.build.preparing import PreparedQuestion, QuestionPreparer
+from logodata.build.preparing import TRAINING, PreparedQuestion, QuestionPreparer
 from logodata.contract import Question, Reason, Response, ResponseOrigin
 from logodata.engines import GenerationRequest
 from logodata.engines.reasoning import Reply
@@ -67,6 +67,27 @@ class Responses:
         return [
             Decision(question, "rejected", n, r, fault) for n, (r, fault) in enumerate(zip(found, faults, strict=True))
         ]
+
+    def tries(self, prepared: PreparedQuestion) -> list[Decision]:
+        """Return the answers by which a question is solved or not, with what the rules say of each."""
+        found = [self._response(prepared.question, TRAINING, request) for request in prepared.tries]
+        return [Decision(prepared.question, "try", n, response, None) for n, response in enumerate(found)]
+
+    def contenders(self, prepared: PreparedQuestion) -> list[Decision]:
+        """Return the answers that are to be graded. One that the rules find wrong is to be dis-preferred, and every
+        other one to be preferred; each has the fault that keeps it from its role."""
+        question, judge = prepared.question, self._recipe.judge
+        decisions = []
+        for n, request in enumerate(prepared.preferred):
+            response = self._response(question, TRAINING, request)
+            is_wrong = judge.enabled and response.verdict == "wrong"
+            fault = self._text_fault(response) or (
+                rejected_fault(response, None, judge)
+                if is_wrong
+                else preferred_fault(response, question.question, question.answers, judge, guided=False)
+            )
+            decisions.append(Decision(question, "rejected" if is_wrong else "preferred", n, response, fault))
+        return decisions
 
     def _text_fault(self, response: Response) -> Reason | None:
         """Return the fault of a response whose tokens, which are trained on, do not say its text. Texts of servers and
