@@ -163,7 +163,7 @@ class Pipeline:
         responses.engine.generate(second, tracker, "responses")
         for judgement in worthwhile:
             assert judgement.chosen is not None
-            judgement.rejected = responses.rejected(judgement.prepared, judgement.chosen.response)
+            judgement.rejected = responses.rejected(judgement.prepared, judgement.chosen, judgement.preferred)
         by_the_rules = [judgement for judgement in worthwhile if not judgement.rule_against_rejected]
         self._ask([decision for judgement in by_the_rules for decision in judgement.rejected], tracker)
 

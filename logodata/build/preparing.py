@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-TRAINING = "training"
+TRAINING: Literal["training"] = "training"
 """The strategy of answers from the training context."""
 
 
@@ -186,9 +186,14 @@ class QuestionPreparer:
         wordings = self.guided_formats[: generation.num_candidates] if guided else (self.answer_format,)
         preferred = [prompt(contexts.critical, form) for form in wordings]
         training = prompt(contexts.training, self.answer_format)
-        mixed = zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
-        strategies = {"irrelevant": contexts.irrelevant, **{f"mixed-{ratio:g}": indices for ratio, indices in mixed}}
+        strategies: dict[str, tuple[int, ...]] = {}
+        if generation.compares_contexts:
+            mixed = zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
+            strategies = {"irrelevant": contexts.irrelevant}
+            strategies |= {f"mixed-{ratio:g}": indices for ratio, indices in mixed}
         prompts = {name: prompt(indices, self.answer_format) for name, indices in strategies.items()}
+        if generation.rejected == TRAINING:
+            prompts[TRAINING] = training
         longest = max(len(p.ids) for p in (*preferred, training, *prompts.values()))
         new = generation.max_new_tokens + self.reasoning.budget
         if (excess := longest + new - self.window) > 0:
@@ -196,7 +201,8 @@ class QuestionPreparer:
             return UnusableQuestion(pool, document, question, "prompt_exceeds_window", detail, excess)
         graded = generation.num_candidates if generation.preferred == "best_versus_worst" else 0
         tries = recipe.solve.tries if recipe.solve else 0
-        # The answers that are graded, and those that are counted, are the same as far as both go.
+        # Sampled answers have numbers, and a greedy one has none. Those that are graded, and those that are counted,
+        # are the same as far as both go.
         sampled = tuple(
             self._request(f"{question.id}/{TRAINING}-{n}", training, greedy=False) for n in range(max(graded, tries))
         )
@@ -209,7 +215,7 @@ class QuestionPreparer:
             contexts=contexts,
             prompt=training,
             preferred=sampled[:graded] or self._preferred_requests(question.id, preferred),
-            rejected={} if graded else asked,
+            rejected=asked,
             tries=sampled[:tries],
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -59,14 +60,23 @@ class Responses:
         pairs = zip(found, faults, strict=True)
         return [Decision(question, "preferred", n, response, fault) for n, (response, fault) in enumerate(pairs)]
 
-    def rejected(self, prepared: PreparedQuestion, chosen: Response) -> list[Decision]:
-        """Return the dis-preferred responses, with what the rules say of each beside the chosen one."""
+    def rejected(self, prepared: PreparedQuestion, chosen: Decision, candidates: Sequence[Decision]) -> list[Decision]:
+        """Return the dis-preferred responses, with what the rules say of each beside the chosen one.
+
+        ``candidates`` for the preferred response give one where ``generation.rejected`` asks for a wrong one of them:
+        the first that the rules allow, else the first.
+        """
         question, asked, judge = prepared.question, prepared.rejected, self._recipe.judge
         found = [self._response(question, name, request) for name, request in asked.items()]
-        faults = (self._text_fault(r) or rejected_fault(r, chosen, judge) for r in found)
-        return [
+        if self._recipe.generation.rejected == "critical_wrong":
+            found = [candidate.response for candidate in candidates if candidate is not chosen]
+        faults = (self._text_fault(r) or rejected_fault(r, chosen.response, judge) for r in found)
+        decisions = [
             Decision(question, "rejected", n, r, fault) for n, (r, fault) in enumerate(zip(found, faults, strict=True))
         ]
+        if self._recipe.generation.rejected == "critical_wrong":
+            return [next((decision for decision in decisions if decision.rule is None), decisions[0])]
+        return decisions
 
     def tries(self, prepared: PreparedQuestion) -> list[Decision]:
         """Return the answers by which a question is solved or not, with what the rules say of each."""

@@ -67,12 +67,13 @@ def dataset_card(manifest: Manifest, recipe: BuildRecipe, stats: Stats) -> str:
         "best_versus_worst": f"the best one by its grade of {generation.num_candidates} answers that the model samples from the "
         "whole context. This departs from the paper",
     }[generation.preferred]
-    graded = generation.preferred == "best_versus_worst"
-    others = (
-        "the worst one of the same answers"
-        if graded
-        else (f"the model's greedy answers from irrelevant chunks alone{_mixed(contexts.mixed_ratios, stats)}")
-    )
+    others = {
+        "contexts": f"the model's greedy answers from irrelevant chunks alone{_mixed(contexts.mixed_ratios, stats)}",
+        "training": "the model's greedy answer from the whole context. This departs from the paper",
+        "critical_wrong": "the first wrong one of the same answers. This departs from the paper",
+    }[generation.rejected]
+    if generation.preferred == "best_versus_worst":
+        others = "the worst one of the same answers"
     summary = describe(stats)
     return f"""{_HEADER}
 # LOGO preference data from {markdown_code(manifest.source.path)}

@@ -21,6 +21,8 @@ from logodata.sources import SourceSettings
 
 PreferredSource = Literal["model", "best_of_n", "guided", "reference", "best_versus_worst"]
 
+RejectedSource = Literal["contexts", "training", "critical_wrong"]
+
 
 class GenerationSettings(RecipeModel):
     """Where responses come from and how they are decoded."""
@@ -35,6 +37,11 @@ class GenerationSettings(RecipeModel):
     """The number of preferred responses to try, for ``best_of_n`` and ``guided``. ``best_of_n`` needs at least 2, of
     which the first is greedy. ``guided`` decodes each of four wordings of the hint greedily, then samples. For
     ``best_versus_worst`` it is the number of answers that are graded; LongReward takes 10."""
+    rejected: RejectedSource = "contexts"
+    """The source of dis-preferred responses. ``contexts`` are the model's greedy answers from irrelevant chunks and
+    from each of ``contexts.mixed_ratios`` (paper). ``training`` is its greedy answer from the training context
+    (LongPO). ``critical_wrong`` is the first wrong one of the candidates of ``best_of_n``, which saw the critical
+    chunks (SoLoPO). The last two give one response; ``best_versus_worst`` takes its own."""
     temperature: float = Field(default=0.7, gt=0)
     """The temperature of the sampled candidates, and of the tries of ``solve``."""
     top_p: float = Field(default=0.95, gt=0, le=1)
@@ -56,7 +63,16 @@ class GenerationSettings(RecipeModel):
             raise ValueError(f"num_candidates={self.num_candidates} has no meaning for preferred={self.preferred!r}")
         if self.num_candidates == 1 and self.preferred == "best_of_n":
             raise ValueError("best_of_n of one is preferred='model': set num_candidates to 2 or more")
+        if self.rejected == "critical_wrong" and self.preferred != "best_of_n":
+            raise ValueError("rejected='critical_wrong' takes a wrong candidate of preferred='best_of_n'")
+        if self.rejected != "contexts" and self.preferred == "best_versus_worst":
+            raise ValueError(f"rejected={self.rejected!r} has no meaning for preferred='best_versus_worst'")
         return self
+
+    @property
+    def compares_contexts(self) -> bool:
+        """Whether there is a dis-preferred response for the irrelevant chunks and for each mix; else there is one."""
+        return self.rejected == "contexts" and self.preferred != "best_versus_worst"
 
 
 class SolveSettings(RecipeModel):

@@ -1,4 +1,4 @@
-"""Questions are kept by how often the model answers them right from the training context."""
+"""Answers that are sampled: which questions they keep, and which of them are dis-preferred."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ class Engine:
                 # The judge takes back the last try, and nothing else.
                 prompt = self._tokenizer.decode(list(request.prompt_ids))
                 text = "Verdict: wrong" if "sand" in prompt or "try 3" in prompt else "Verdict: correct"
+            elif last == "training":
+                text = "It holds no sand." if RIGHT[place] < 4 else f"The thing{place} again."
+            elif last.startswith("best_of_n"):
+                n = int(last.rpartition("-")[2])
+                text = f"The thing{place} of {n}." if n != 4 - RIGHT[place] else f"It holds sand {n}."
             elif last.startswith("training"):
                 assert request.sampling.temperature > 0
                 n = int(last.rpartition("-")[2])
@@ -159,3 +164,51 @@ def test_a_preview_counts_tries(
     assert (work["try_prompts"], work["preferred_prompts"], work["dispreferred_prompts_at_most"]) == (20, 5, 10)
     assert main(["preview", str(tmp_path / "my.jsonl"), *arguments]) == 0
     assert "20 to see what is solved" in capsys.readouterr().out
+
+
+def test_the_answer_to_the_whole_context_is_dispreferred(build: Callable[..., Engine], tmp_path: Path) -> None:
+    engine = build(tmp_path / "out", "generation.rejected=training")
+    samples = read_samples(tmp_path / "out")
+    assert [sample.doc_id for sample in samples] == ["harbour", "tower", "mill", "well"]
+    for sample in samples:
+        assert [(it.strategy, it.text) for it in sample.rejected] == [("training", "It holds no sand.")]
+        assert engine.prompts[f"{sample.id}/training"] == tuple(sample.prompt_ids)
+        assert engine.prompts[f"{sample.id}/model-0"] != tuple(sample.prompt_ids)
+    assert [row["reason"] for row in rows(tmp_path / "out", "rejected.jsonl")] == ["rejected_right"]
+    assert "greedy answer from the whole context" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_wrong_answer_to_the_critical_chunks_is_dispreferred(build: Callable[..., Engine], tmp_path: Path) -> None:
+    arguments = ["generation.preferred=best_of_n", "generation.num_candidates=4", "generation.rejected=critical_wrong"]
+    engine = build(tmp_path / "out", *arguments)
+    found = {
+        sample.doc_id: (sample.chosen.text, [it.text for it in sample.rejected])
+        for sample in read_samples(tmp_path / "out")
+    }
+    assert found == {
+        "tower": ("The thingtower of 0.", ["It holds sand 3."]),
+        "mill": ("The thingmill of 0.", ["It holds sand 2."]),
+        "well": ("The thingwell of 0.", ["It holds sand 1."]),
+        "gate": ("The thinggate of 1.", ["It holds sand 0."]),
+    }
+    # All four candidates of the first are right.
+    [row] = rows(tmp_path / "out", "rejected.jsonl")
+    assert (row["doc_id"], row["reason"]) == ("harbour", "rejected_right")
+    assert all("best_of_n" in request for request in engine.asked)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["generation.rejected=critical_wrong"], "takes a wrong candidate of preferred='best_of_n'"),
+        (
+            ["generation.rejected=training", "generation.preferred=best_versus_worst", "generation.num_candidates=5"],
+            "has no meaning for preferred='best_versus_worst'",
+        ),
+    ],
+)
+def test_sources_that_do_not_go_together(
+    build: Callable[..., Engine], tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], said: str
+) -> None:
+    build(tmp_path / "out", *overrides, code=2)
+    assert said in capsys.readouterr().err
