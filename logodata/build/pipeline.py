@@ -113,7 +113,7 @@ class Pipeline:
 
     def forget(self) -> None:
         """Drop the responses and replies that are in memory only."""
-        self.responses.engine.forget()
+        self.responses.forget()
         if self.judge:
             self.judge.engine.forget()
 
@@ -160,7 +160,7 @@ class Pipeline:
         # Dis-preferred responses are generated only if there is something to prefer to them.
         worthwhile = [judgement for judgement in judgements if judgement.chosen]
         second = [request for judgement in worthwhile for request in judgement.prepared.rejected.values()]
-        responses.engine.generate(second, tracker, "responses")
+        responses.rejecting_engine.generate(second, tracker, "responses")
         for judgement in worthwhile:
             assert judgement.chosen is not None
             judgement.rejected = responses.rejected(judgement.prepared, judgement.chosen, judgement.preferred)

@@ -11,7 +11,7 @@ from logodata.contract import Question, Reason, Response, ResponseOrigin
 from logodata.engines import GenerationRequest
 from logodata.engines.reasoning import Reply
 from logodata.engines.response_log import CachedEngine, ResponseLog
-from logodata.engines.settings import open_engine
+from logodata.engines.settings import asked_fingerprint, open_engine
 from logodata.judge.judged_response import Decision
 from logodata.judge.rules import Measurer, preferred_fault, rejected_fault
 from logodata.prompts import encode_text, gives_back
@@ -43,6 +43,22 @@ class Responses:
         log = ResponseLog(self._path, self._fingerprint, recipe.generation.cache)
         return CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model, self._tokenizer, recipe.adapter))
 
+    @cached_property
+    def rejecting_engine(self) -> CachedEngine:
+        """The engine that writes dis-preferred responses: that of the build, or one without its adapter."""
+        recipe = self._recipe
+        if recipe.adapter is None or recipe.generation.rejected_by == "adapted":
+            return self.engine
+        path = None if self._path is None else self._path.with_name("base-responses.jsonl")
+        log = ResponseLog(path, asked_fingerprint(recipe.engine, recipe.model), recipe.generation.cache)
+        engine = recipe.engine.model_copy(update={"served_model": None})  # that is the adapter's name
+        return CachedEngine(log, lambda: open_engine(engine, recipe.model, self._tokenizer))
+
+    def forget(self) -> None:
+        """Drop the responses that are in memory only."""
+        self.engine.forget()
+        self.rejecting_engine.forget()
+
     def preferred(self, prepared: PreparedQuestion) -> list[Decision]:
         """Return all candidates for the preferred response, with what the rules say of each."""
         strategy, question, judge = self._recipe.generation.preferred, prepared.question, self._recipe.judge
@@ -67,7 +83,7 @@ class Responses:
         the first that the rules allow, else the first.
         """
         question, asked, judge = prepared.question, prepared.rejected, self._recipe.judge
-        found = [self._response(question, name, request) for name, request in asked.items()]
+        found = [self._response(question, name, request, self.rejecting_engine) for name, request in asked.items()]
         if self._recipe.generation.rejected == "critical_wrong":
             found = [candidate.response for candidate in candidates if candidate is not chosen]
         faults = (self._text_fault(r) or rejected_fault(r, chosen.response, judge) for r in found)
@@ -105,8 +121,10 @@ class Responses:
         ids = response.token_ids[:-1] if response.ended else response.token_ids
         return None if gives_back(self._tokenizer, ids, response.text) else "tokens_lose_text"
 
-    def _response(self, question: Question, strategy: str, request: GenerationRequest) -> Response:
-        result, origin = self.engine.answer(request)
+    def _response(
+        self, question: Question, strategy: str, request: GenerationRequest, engine: CachedEngine | None = None
+    ) -> Response:
+        result, origin = (engine or self.engine).answer(request)
         if self._recipe.generation.keep_reasoning:
             whole = result.said(self._tokenizer)
             return self._measured(question, strategy, Reply(result.token_ids, whole, result.finish_reason), origin)

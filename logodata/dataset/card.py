@@ -74,6 +74,8 @@ def dataset_card(manifest: Manifest, recipe: BuildRecipe, stats: Stats) -> str:
     }[generation.rejected]
     if generation.preferred == "best_versus_worst":
         others = "the worst one of the same answers"
+    if recipe.adapter is not None and generation.rejected_by == "base":
+        others += ". Here the model answers without its adapter"
     summary = describe(stats)
     return f"""{_HEADER}
 # LOGO preference data from {markdown_code(manifest.source.path)}

@@ -42,6 +42,10 @@ class GenerationSettings(RecipeModel):
     from each of ``contexts.mixed_ratios`` (paper). ``training`` is its greedy answer from the training context
     (LongPO). ``critical_wrong`` is the first wrong one of the candidates of ``best_of_n``, which saw the critical
     chunks (SoLoPO). The last two give one response; ``best_versus_worst`` takes its own."""
+    rejected_by: Literal["adapted", "base"] = "adapted"
+    """The model that writes the dis-preferred responses: that of the preferred ones, or ``base``, the model without the
+    adapter. In rounds of training the two kinds of responses then grow apart (arXiv 2508.06026). Without an adapter
+    both are the same."""
     temperature: float = Field(default=0.7, gt=0)
     """The temperature of the sampled candidates, and of the tries of ``solve``."""
     top_p: float = Field(default=0.95, gt=0, le=1)
@@ -67,6 +71,8 @@ class GenerationSettings(RecipeModel):
             raise ValueError("rejected='critical_wrong' takes a wrong candidate of preferred='best_of_n'")
         if self.rejected != "contexts" and self.preferred == "best_versus_worst":
             raise ValueError(f"rejected={self.rejected!r} has no meaning for preferred='best_versus_worst'")
+        if self.rejected_by == "base" and (self.rejected == "critical_wrong" or self.preferred == "best_versus_worst"):
+            raise ValueError("rejected_by='base': the dis-preferred response is one of the same answers")
         return self
 
     @property
