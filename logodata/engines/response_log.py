@@ -128,7 +128,10 @@ class CachedEngine:
         many responses were generated, and how many tokens were read and written in a second.
         """
         # What is asked twice is answered once: equal requests have one key.
-        distinct = {self._log.key(request): request for request in requests if self._log.get(request) is None}
+        distinct: dict[str, GenerationRequest] = {}
+        for request in requests:
+            if self._log.get(request) is None:
+                distinct.setdefault(self._log.key(request), request)
         if not distinct:
             return
         missing = {request.id: request for request in distinct.values()}
