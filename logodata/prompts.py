@@ -76,7 +76,7 @@ JUDGE_TEMPLATES = (
 
 # The grade of a written question (logodata.judge.replies reads the last line). {reference} is the written answer. The
 # five parts and their weights (25, 30, 20, 15, 10 of 100) are LongRLVR's; the wording is ours.
-GRADE_TEMPLATE = (
+QUESTION_GRADE_TEMPLATE = (
     "Below are chunks of a longer text, and a question with its answer that were written from them.\n\n{context}\n"
     "Question: {question}\nAnswer: {reference}\n\n"
     "Grade question and answer. Add up the points for each of these:\n"
@@ -87,6 +87,61 @@ GRADE_TEMPLATE = (
     "0 to 1: the answer makes use of all chunks.\n\n"
     'Reply with one line and nothing else: "Score: n", where n is the sum, from 0 to 10 with at most one decimal.'
 )
+
+# These grade a response without a reference, along the four lines of LongReward (arXiv 2410.21252). The wordings are
+# ours. logodata.judge.replies reads the last lines and the list of facts. The first wording decides. The second has
+# another order, to see whether the order makes the grade. Facts and extracts are what both wordings are asked about.
+_SCORE_FORM = (
+    "Give your reasons in a few sentences. Then write the score alone on the last line, from 0 to 10 with at most one "
+    'decimal: "Score: n".'
+)
+_SUPPORT_FORM = f'{_VERDICT_FORM}"Support: full", "Support: partial" or "Support: none".'
+FACTS_TEMPLATE = (
+    "List the facts that a response to a question states. Write each fact as one sentence that is clear by itself, "
+    "with names in place of pronouns. Leave out greetings, transitions, opinions and conclusions.\n\n"
+    "Question: {question}\nResponse: {response}\n\n"
+    'Reply with one fact a line, numbered "1.", "2.", and so on, and nothing else. If there is none, reply "None".'
+)
+EXTRACT_TEMPLATE = (
+    "Read this part of a longer text.\n\n{context}\nQuestion: {question}\n\n"
+    "Write in a few sentences what this part says that bears on the question. If it says nothing of the kind, reply "
+    '"No relevant information" and nothing else.'
+)
+GRADE_TEMPLATES = {
+    "helpfulness": (
+        "Rate how helpful a response to a question is. A helpful one speaks of what was asked, serves the purpose of "
+        "the question, leaves out nothing that was asked for, and has the form that was asked for.\n\n"
+        f"Question: {{question}}\nResponse: {{response}}\n\n{_SCORE_FORM}",
+        "Below are a response and the question that it answers.\n\nResponse: {response}\nQuestion: {question}\n\n"
+        "How helpful is it? It should have the form that was asked for, leave out nothing that was asked for, serve "
+        f"the purpose of the question, and speak of what was asked. {_SCORE_FORM}",
+    ),
+    "logicality": (
+        "Rate how logical a response to a question is. It loses points where its parts contradict each other, and "
+        "where a step, a sum or a conclusion is faulty. Judge by the response alone, not by what you know.\n\n"
+        f"Question: {{question}}\nResponse: {{response}}\n\n{_SCORE_FORM}",
+        "Below are a response and the question that it answers.\n\nResponse: {response}\nQuestion: {question}\n\n"
+        "Is it logical? Faulty conclusions, sums and steps cost points, and so do parts that contradict each other. "
+        f"Do not use your own knowledge: the response alone counts. {_SCORE_FORM}",
+    ),
+    "completeness": (
+        "Rate how completely a response covers what a long text says about a question. The points of the text are "
+        "given with their places in it.\n\nQuestion: {question}\nPoints of the text:\n{extracts}\n\n"
+        "Response: {response}\n\n"
+        f"A response that leaves out points which matter for the question loses some. {_SCORE_FORM}",
+        "Below is a response, then the question that it answers, then the points which a long text makes about this "
+        "question, with their places in the text.\n\nResponse: {response}\nQuestion: {question}\nPoints of the text:\n"
+        f"{{extracts}}\n\nHow completely does it cover the points that matter for the question? {_SCORE_FORM}",
+    ),
+    "support": (
+        "Read these passages.\n\n{context}\nStatement: {statement}\n\n"
+        "Do the passages support the statement? Full: they say all of it. Partial: they say a part of it, and nothing "
+        f"against the rest. None: they say something else, or nothing of it. Use these passages alone. {_SUPPORT_FORM}",
+        "Read these passages.\n\n{context}\nBy these passages alone, how far is the statement below supported? None: "
+        "not at all, or they contradict it. Partial: in part, and the rest is not contradicted. Full: as a whole.\n\n"
+        f"Statement: {{statement}}\n\n{_SUPPORT_FORM}",
+    ),
+}
 
 CHUNK_SEPARATOR = "\n"
 """Follows each chunk in a context, so that words of chunks that were not neighbours do not run together."""

@@ -28,7 +28,7 @@ def check_inputs(
     models, cache = [recipe.model], None
     if isinstance(recipe, BuildRecipe):
         cache = recipe.generation.cache if isinstance(recipe.generation.cache, Path) else None
-        judge = recipe.judge.model
+        judge = recipe.judge.asked
         if recipe.adapter is not None:
             check_adapter(recipe.adapter)
     if judge is not None:

@@ -59,7 +59,7 @@ class ClusterSettings(RecipeModel):
         return self
 
 
-class GradeSettings(JudgeModelSettings):
+class QuestionGradeSettings(JudgeModelSettings):
     """A model that grades the questions which passed every other check."""
 
     least: float | None = Field(default=None, ge=0, le=10)
@@ -108,7 +108,7 @@ class QuestionsRecipe(ModelSettings):
     on the written answer rests on its evidence (``single_detail`` and ``multi_detail``)."""
     group_size: int = Field(default=256, gt=0)
     """The least number of questions whose prompts go to the engine together; fewer if their documents are long."""
-    grade: GradeSettings | None = None
+    grade: QuestionGradeSettings | None = None
     """A model that grades each question with its answer and its evidence from 0 to 10, such as ``grade={}`` for the
     model that writes. The output has the grades. By default no model grades."""
 

@@ -31,7 +31,7 @@ from logodata.prompts import (
 )
 from logodata.questions.clusters import ClusterFinder
 from logodata.questions.drafts import Draft, Written, draw_drafts, rejected_row, written_fault
-from logodata.questions.grading import Grade, Grader
+from logodata.questions.grader import Grade, QuestionGrader
 from logodata.questions.replies import parse_cluster_reply, parse_reply
 from logodata.questions.settings import QuestionsRecipe
 
@@ -66,9 +66,9 @@ class Writer:
             self._clusters = ClusterFinder(recipe.clusters, work / _CLUSTERS)
             self._cluster_form = PromptFormat(self._tokenizer, CLUSTER_TEMPLATE)
             self._one_chunk = PromptFormat(self._tokenizer, ANSWER_TEMPLATE)
-        self.grader: Grader | None = None
+        self.grader: QuestionGrader | None = None
         if recipe.grade is not None:
-            self.grader = Grader(recipe, recipe.grade, fingerprint, work / _GRADES, self._engine.open)
+            self.grader = QuestionGrader(recipe, recipe.grade, fingerprint, work / _GRADES, self._engine.open)
         self.grades: list[Grade] = []
         self._is_estimated = False
 
@@ -161,7 +161,9 @@ class Writer:
             kept.append(written)
         return kept, rejected
 
-    def _graded(self, grader: Grader, candidates: Sequence[Written], tracker: Tracker) -> tuple[list[Written], Rows]:
+    def _graded(
+        self, grader: QuestionGrader, candidates: Sequence[Written], tracker: Tracker
+    ) -> tuple[list[Written], Rows]:
         """Return the questions that are good enough, with their grades, and a row for every other one."""
         assert self._recipe.grade is not None
         least = self._recipe.grade.least

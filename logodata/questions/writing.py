@@ -26,7 +26,7 @@ from logodata.contract import Document
 from logodata.engines.settings import asked_fingerprint, asked_model, engine_window
 from logodata.judge.settings import judge_engine
 from logodata.questions.drafts import Draft, Written
-from logodata.questions.grading import describe_grades
+from logodata.questions.grader import describe_grades
 from logodata.questions.settings import QuestionsRecipe
 from logodata.questions.writer import LOGS, Writer
 from logodata.sources import Source, check_outside, read_source, source_fingerprint

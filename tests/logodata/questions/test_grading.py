@@ -16,8 +16,8 @@ from logodata.cli import main
 from logodata.dataset.samples import read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.loading import load_tokenizer
-from logodata.prompts import GRADE_TEMPLATE, PromptFormat, encode_text
-from logodata.questions.grading import Grade, describe_grades
+from logodata.prompts import QUESTION_GRADE_TEMPLATE, PromptFormat, encode_text
+from logodata.questions.grader import Grade, describe_grades
 from logodata.sources import SourceSettings, read_source
 from tests.logodata.questions.scripted import SMALL, TEXT, ScriptedWriter, TopicEmbedder, read_lines, run
 
@@ -77,7 +77,7 @@ def test_grades_are_written_on_the_questions_and_a_malformed_one_is_none(
     question = row["questions"][1]
     chunks = [encode_text(tokenizer, TEXT[start:end]) for start, end in question["evidence"]]
     [request] = [request for request in engine.asked if request.id == f"{question['id']}/grade"]
-    expected = PromptFormat(tokenizer, GRADE_TEMPLATE).encode(
+    expected = PromptFormat(tokenizer, QUESTION_GRADE_TEMPLATE).encode(
         chunks, question=question["question"], reference=question["answers"][0]
     )
     assert request.prompt_ids == expected.ids

@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from logodata.common.console import Tracker
+from logodata.contract import Ungraded
 from logodata.engines import Engine, GenerationRequest
 from logodata.judge.asked_judge import AskedJudge
 from logodata.judge.replies import parse_score
 from logodata.judge.settings import JudgeModelSettings
-from logodata.prompts import GRADE_TEMPLATE, encode_text
+from logodata.prompts import QUESTION_GRADE_TEMPLATE, encode_text
 from logodata.questions.drafts import Draft, Written
 from logodata.questions.settings import QuestionsRecipe
 
-Grade = float | Literal["malformed", "exceeds_window"]
+Grade = float | Ungraded
 """A grade, or why there is none: the reply has another form, or the prompt did not fit the grader's window."""
 
 _BINS = (0, 4, 6, 8)  # those of LongRLVR
 
 
-class Grader(AskedJudge):
+class QuestionGrader(AskedJudge):
     """Grades written questions. It is greedy, so the same question has the same grade in every run."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Grader(AskedJudge):
         log: Path | None,
         writers_engine: Callable[[], Engine],
     ) -> None:
-        super().__init__(recipe, settings, {"grade": GRADE_TEMPLATE}, fingerprint, log, writers_engine)
+        super().__init__(recipe, settings, {"grade": QUESTION_GRADE_TEMPLATE}, fingerprint, log, writers_engine)
 
     def grade(self, questions: Sequence[Written], tracker: Tracker) -> list[Grade]:
         """Return the grade of each question."""
