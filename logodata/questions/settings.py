@@ -43,9 +43,10 @@ class ClusterSettings(RecipeModel):
     """The most clusters of a document that are drawn. Its questions take them in turn."""
     chunks_per_prompt: int = Field(default=16, ge=2)
     """The most chunks in a prompt. Of a cluster with more of them, as many are drawn."""
-    check_single_chunks: bool = True
-    """Whether the model is also asked with each chunk of the evidence alone. A question that it answers from one of
-    them is dropped."""
+    one_chunk_right_at: float | None = Field(default=0.8, gt=0, le=1)
+    """The share of the written answer's content words from which on an answer from one chunk of the evidence alone is
+    right. Such a question is dropped. It is higher than ``right_at``, because one half of an answer with two can have
+    two thirds of its words. Null leaves this check out, which takes a prompt for each chunk of the evidence."""
 
     @property
     def least_to_cluster(self) -> int:

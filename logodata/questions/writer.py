@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,7 @@ class Writer:
         self._forms = {kind: PromptFormat(self._tokenizer, WRITING_TEMPLATES[kind]) for kind in recipe.kinds}
         self._closed_book = PromptFormat(self._tokenizer, CLOSED_BOOK_TEMPLATE)
         self._clusters: ClusterFinder | None = None
+        self._one_chunk_right_at = recipe.clusters.one_chunk_right_at if recipe.clusters else None
         if recipe.clusters is not None:
             self._clusters = ClusterFinder(recipe.clusters, work / _CLUSTERS)
             self._cluster_form = PromptFormat(self._tokenizer, CLUSTER_TEMPLATE)
@@ -93,12 +94,15 @@ class Writer:
         candidates = [written for written in found if isinstance(written, Written)]
         rejected += [row for row in found if not isinstance(row, Written)]
 
-        checks: list[tuple[str, Callable[[Written], list[GenerationRequest]]]] = [
-            ("answered_without_context", lambda written: [self._closed_book_request(written.draft, written.question)]),
-            ("answered_from_one_chunk", lambda written: self._one_chunk_requests(written.draft, written.question)),
+        right_at = self._recipe.right_at
+        closed_book = [
+            (written, [self._closed_book_request(written.draft, written.question)]) for written in candidates
         ]
-        for reason, requests in checks:
-            candidates, rows = self._unanswered(candidates, requests, reason, tracker)
+        candidates, rows = self._unanswered(closed_book, right_at, "answered_without_context", tracker)
+        rejected += rows
+        if self._one_chunk_right_at is not None:
+            alone = [(written, self._one_chunk_requests(written.draft, written.question)) for written in candidates]
+            candidates, rows = self._unanswered(alone, self._one_chunk_right_at, "answered_from_one_chunk", tracker)
             rejected += rows
         if self.grader is not None:
             candidates, rows = self._graded(self.grader, candidates, tracker)
@@ -137,13 +141,12 @@ class Writer:
 
     def _unanswered(
         self,
-        candidates: Sequence[Written],
-        requests_of: Callable[[Written], list[GenerationRequest]],
+        checks: Sequence[tuple[Written, list[GenerationRequest]]],
+        right_at: float,
         reason: str,
         tracker: Tracker,
     ) -> tuple[list[Written], Rows]:
         """Ask the model the questions, and return those that no reply answers, and a row for every other one."""
-        checks = [(written, requests_of(written)) for written in candidates]
         fitting = [(written, requests) for written, requests in checks if all(map(self._fits, requests))]
         self._engine.generate([request for _, requests in fitting for request in requests], tracker, "replies")
         kept: list[Written] = []
@@ -154,7 +157,7 @@ class Writer:
                 rejected.append(rejected_row(written.draft, "question_exceeds_window", **details))
                 continue
             replies = (self._reply(request)[0] for request in requests)
-            right = (reply for reply in replies if word_share(reply, [written.answer]) >= self._recipe.right_at)
+            right = (reply for reply in replies if word_share(reply, [written.answer]) >= right_at)
             if (reply := next(right, None)) is not None:
                 rejected.append(rejected_row(written.draft, reason, **details, reply=reply))
                 continue
@@ -226,7 +229,7 @@ class Writer:
 
     def _one_chunk_requests(self, draft: Draft, question: str) -> list[GenerationRequest]:
         """Return the requests for answers from one chunk each; none if the question is not written from a cluster."""
-        if not draft.is_clustered or self._recipe.clusters is None or not self._recipe.clusters.check_single_chunks:
+        if not draft.is_clustered or self._one_chunk_right_at is None:
             return []
         return [
             self._request(

@@ -295,6 +295,7 @@ def test_every_question_that_is_not_kept_has_its_reason(
     output, more = tmp_path / "asked.jsonl", (*CLUSTERED, "questions_per_document=6")
     # The evidence is chunks 0 and 2, or 1 and 3, by the draw of the cluster.
     replies |= {f"{forged[4]}/chunk-{n}": ANSWER for n in (2, 3)}
+    replies |= {f"{forged[5]}/chunk-{n}": "Lanterns, in a tower." for n in (0, 1, 2, 3)}
     engine = ScriptedWriter(tiny_model_dir, replies, evidence="1, 2")
     assert run(monkeypatch, engine, corpus, output, tiny_model_dir, *more) == 0
     rows = {row["id"]: row for row in read_lines(tmp_path / "asked.rejected.jsonl")}
@@ -323,7 +324,7 @@ def test_every_question_that_is_not_kept_has_its_reason(
     assert answered == [f"{forged[2]}/closed-book"], "what is answered without context is not asked again"
 
     unchecked = ScriptedWriter(tiny_model_dir, replies, evidence="1, 2")
-    off = (*more, "clusters.check_single_chunks=false")
+    off = (*more, "clusters.one_chunk_right_at=null")
     assert run(monkeypatch, unchecked, corpus, tmp_path / "off.jsonl", tiny_model_dir, *off) == 0
     assert not any("/chunk-" in request.id for request in unchecked.asked)
     rows = {row["id"]: row for row in read_lines(tmp_path / "off.rejected.jsonl")}
