@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import click
 
 from logodata.common.command_line import Command, run_program
 from logodata.common.console import note
+from logodata.common.errors import UserError
 from logodata.common.files import bind_settings, locked, write_atomic
 from logodata.common.options import FILE, Choice, option, output_option
 from logodata.common.recipes.reading import load_recipe
 from logodata.recipe.settings import BuildRecipe
 from logoeval.recipe.settings import EvalRecipe
 from logotrain.recipe.settings import TrainRecipe
+from study.corpora import read_fairytaleqa
 from study.jobs import Job, Study
 from study.outcome import chosen_rates
 from study.report import all_jobs, write_report
-from study.scale import DOCUMENTS, SCALES, Scale
+from study.scale import SCALES
 from study.schedule import Journal, run_jobs
-
-_EMBEDDED = {"train": "train", "heldout": "eval"}
-"""The embedded documents that are added to a split. Those held out in ``make demo`` are held out here too."""
+from study.splits import own_documents, split_corpus
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     examples="""
     python -m study cpu
     python -m study cpu --tenth --cache none
+    python -m study large --fairytaleqa FairytaleQAData
     """,
 )
 @click.argument("scale_name", type=Choice(tuple(SCALES)), metavar="SCALE", help=f"how large: {', '.join(SCALES)}")
@@ -50,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @option("--report DIR", "folder of the report (docs/results, or below it)", type=FILE)
 @option("--cache FILE", "responses made before; 'none' generates all of them", type=FILE)
 @option("--longbench FILE", "LongBench's data.zip or rows: what fits of it is measured", type=FILE)
+@option("--fairytaleqa DIR", "a clone of github.com/uci-soe/FairytaleQAData, for SCALE large", type=FILE)
 @option("--tenth", "a trial at about a tenth of the size, with one seed, for nothing but that")
 @option("--list", "print the commands and stop", name="list_")
 def program(
@@ -58,6 +57,7 @@ def program(
     report: Path | None,
     cache: Path | None,
     longbench: Path | None,
+    fairytaleqa: Path | None,
     tenth: bool,
     list_: bool,
 ) -> None:
@@ -78,8 +78,11 @@ def program(
         for job in all_jobs(study, dict.fromkeys((tuned.name for tuned, _ in study.tried()), middle)):
             print(job.command)
         return
+    if (scale.corpus is None) != (fairytaleqa is None):
+        mend = "leave --fairytaleqa out" if scale.corpus is None else "give --fairytaleqa DIR"
+        raise UserError(f"SCALE {scale.name} has {'its own' if scale.corpus is None else 'no'} documents", mend=mend)
     with locked(study.folder):
-        prepare(study)
+        prepare(study, fairytaleqa)
         journal = Journal(study.folder)
 
         def run(title: str, chains: Sequence[Sequence[Job]]) -> None:
@@ -97,15 +100,19 @@ def program(
     note(f"wrote {report / 'README.md'}")
 
 
-def prepare(study: Study) -> None:
-    """Write the documents of each split, and bind the folder to the documents and the recipe.
+def prepare(study: Study, corpus: Path | None = None) -> None:
+    """Write the documents of each split, of the folder ``corpus`` or of the project, and bind the folder to them and
+    the recipe.
 
     Commands name these inputs by path and are not run again once they are done, so the inputs must not change.
 
     Raises:
-        UserError: the folder was begun with other documents or another recipe.
+        UserError: the folder was begun with other documents or another recipe, or ``corpus`` is none.
     """
-    documents, recipe = split_documents(study.scale), study.scale.recipe
+    recipe = study.scale.recipe
+    documents = (
+        own_documents(study.scale.heldout_questions) if corpus is None else split_corpus(read_fairytaleqa(corpus))
+    )
     settings = {
         "documents": {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in documents.items()},
         "build": load_recipe(BuildRecipe, "build", recipe).model_dump(mode="json"),
@@ -117,30 +124,6 @@ def prepare(study: Study) -> None:
         path = study.documents(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
-
-
-def split_documents(scale: Scale) -> dict[str, str]:
-    """Return the documents of each split as JSON lines, the embedded ones before the study's.
-
-    The documents of the fresh questions are the held-out ones with the questions that the held-out split does not ask.
-    """
-    found = {}
-    for name in ("train", "validation", "heldout"):
-        texts = [(DOCUMENTS / f"{name}.jsonl").read_text(encoding="utf-8")]
-        if name in _EMBEDDED:
-            embedded = resources.files("logodata.sources") / "embedded" / f"{_EMBEDDED[name]}.jsonl"
-            texts.insert(0, embedded.read_text(encoding="utf-8"))
-        found[name] = "".join(texts)
-    documents = [json.loads(line) for line in found["heldout"].strip().split("\n")]
-    for document in documents:
-        asked = _details(document)[: scale.heldout_questions]  # the builds choose the same ones
-        document["questions"] = [question for question in document["questions"] if question not in asked]
-    documents.sort(key=lambda document: not _details(document))  # a trial reads only the first documents
-    return {**found, "fresh": "".join(f"{json.dumps(document, ensure_ascii=False)}\n" for document in documents)}
-
-
-def _details(document: dict[str, Any]) -> list[Any]:
-    return [question for question in document["questions"] if question["kind"] == "single_detail"]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from typing import Literal
 from logoeval.compare.compare import MIN_CLUSTERS
 from logoeval.intervals import Estimate
 from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, PERPLEXITY, RECALL, Measure, Outcomes, outcome_measure
-from study.rows import BASE, LOGO, LOGO_LONG, SFT, SFT_LONG_SAME_RATE, row
+from study.rows import BASE, LOGO, LOGO_LONG, OURS, SFT, SFT_LONG_SAME_RATE
+from study.scale import Scale
 
 Verdict = Literal["confirmed", "refuted", "not confirmed", "too few to tell"]
 
@@ -98,6 +99,38 @@ REPLICATED = (
 TOGETHER = tuple(replace(claim, measure=BOTH_F1) for claim in REPLICATED)
 """The claims of :data:`REPLICATED` over both sets of questions, as a summary. Both sets had been seen by then."""
 
+LARGE_CLAIMS = (
+    Claim("LOGO improves answers on long contexts over the model as it was (Table 1)", LOGO, BASE, F1, +1),
+    Claim("... over instruct tuning on the response (Table 1)", LOGO, SFT, F1, +1),
+    Claim("... over instruct tuning on prompt and response (Table 1)", LOGO, "sft-full", F1, +1),
+    Claim("Several dis-preferred responses are better than one: LOGO (M=2) over SimPO (M=1)", LOGO, "simpo", F1, +1),
+    Claim("LOGO over DPO (M=1)", LOGO, "dpo", F1, +1),
+    Claim("Two epochs of LOGO over one", LOGO_LONG, LOGO, F1, +1),
+    Claim("λ=0.5 over λ=0.1", "logo-lambda0.5", LOGO, F1, +1),
+    Claim("SoLoPO over LOGO, the loss that it wraps", "solopo", LOGO, F1, +1),
+    Claim("Ours: λ=0.5, two epochs and questions of several kinds over LOGO", OURS, LOGO, F1, +1),
+    Claim("... over instruct tuning on the response", OURS, SFT, F1, +1),
+    Claim("LOGO finds more needles than the model as it was (Figures 1, 3)", LOGO, BASE, RECALL, +1),
+    Claim("Questions of several kinds keep needles: ours over LOGO", OURS, LOGO, RECALL, +1),
+    Claim(
+        "LOGO keeps language modelling: perplexity rises by less than 0.5 (Figure 4)",
+        LOGO,
+        BASE,
+        PERPLEXITY,
+        -1,
+        _SAME_PPL,
+    ),
+    Claim("LOGO parts preferred from dis-preferred answers: the margin rises (Figure 6)", LOGO, BASE, MARGIN, +1),
+    Claim("... further than instruct tuning on the response does", LOGO, SFT, MARGIN, +1),
+)
+"""The claims of the large scale."""
+
+
+def claims_of(scale: Scale) -> tuple[tuple[Claim, ...], tuple[Claim, ...], tuple[Claim, ...]]:
+    """Return the claims of a scale, those on fresh questions, and these over all questions."""
+    return (LARGE_CLAIMS, (), ()) if scale.corpus else (CLAIMS, REPLICATED, TOGETHER)
+
+
 NOT_TESTABLE = (
     "Averages of LongBench: two cores read few of its rows within this window; with --longbench what fits is measured.",
     "Windows of 64K and more; short-context benchmarks (MMLU, ARC, TruthfulQA), on which a 135M model is at chance.",
@@ -107,7 +140,7 @@ NOT_TESTABLE = (
 
 def judge(claim: Claim, outcomes: Outcomes) -> Finding:
     """Return what was found for a claim."""
-    one, other = row(claim.row), row(claim.other)
+    one, other = outcomes.row(claim.row), outcomes.row(claim.other)
     change = outcomes.change(one, other, claim.measure)
     by_seed = outcomes.changes_by_seed(one, other, claim.measure)
     return Finding(claim, change, by_seed, _verdict(claim, change, by_seed))

@@ -22,15 +22,17 @@ from study.outcome import (
     perplexity,
     validation_score,
 )
-from study.rows import BASE, CURVES, LOGO, ROWS, SFT, Row, row
+from study.rows import BASE, LOGO, LOGO_LONG, OURS, SFT, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _INK, _MUTED, _RULE = "#24211c", "#77706a", "#d9d3c8"
 _COLOURS = {BASE: "#77706a", "yarn": "#b9a36b", "randpos": "#8d7bb0", "sft-full": "#c98a5a", SFT: "#b0493f"}
-_COLOURS |= {"simpo": "#5f98a0", LOGO: "#1d5a70"}
+_COLOURS |= {"simpo": "#5f98a0", LOGO: "#1d5a70", "dpo": "#9a7f3c", "solopo": "#6d8f52"}
+_COLOURS |= {"logo-lambda0.5": "#3f7f97", LOGO_LONG: "#7aa6b5", OURS: "#0e3542"}
 _MARKS = {BASE: "o", "yarn": "v", "randpos": "P", "sft-full": "s", SFT: "D", "simpo": "^", LOGO: "*"}
+_MARKS |= {"dpo": "<", "solopo": ">", "logo-lambda0.5": "p", LOGO_LONG: "h", OURS: "X"}
 _PARTS = ("#1d5a70", "#b9a36b", "#b0493f", "#e6e0d4")
 
 
@@ -46,6 +48,8 @@ def draw_all(outcomes: Outcomes, folder: Path) -> dict[str, Path]:
         "errors": _errors,
         "rates": _rates,
     }
+    if not outcomes.study.scale.curves:
+        del drawn["training"]
     paths = {}
     for name, draw in drawn.items():
         paths[name] = folder / f"{name}.png"
@@ -54,7 +58,7 @@ def draw_all(outcomes: Outcomes, folder: Path) -> dict[str, Path]:
 
 
 def _main(outcomes: Outcomes, measure: Measure) -> list[Row]:
-    return [found for found in ROWS if found.main and outcomes.has(found, measure)]
+    return [found for found in outcomes.rows if found.main and outcomes.has(found, measure)]
 
 
 @contextmanager
@@ -121,7 +125,7 @@ def _perplexity(outcomes: Outcomes, path: Path) -> None:
             values = [outcomes.level(one, perplexity(length)).value for length in lengths]
             axes.plot(lengths, values, label=one.label, linestyle="--" if one.is_untrained else "-", **look)
             if one.name not in (BASE, "yarn"):  # scaling alone changes perplexity more than any training
-                moved = [outcomes.change(one, row(BASE), perplexity(length)).value for length in lengths]
+                moved = [outcomes.change(one, outcomes.row(BASE), perplexity(length)).value for length in lengths]
                 change.plot(lengths, moved, label=one.label, **look)
         change.axhline(0, color=_RULE)
         for plot, title in ((axes, "perplexity of the first L tokens"), (change, "change from the base model")):
@@ -141,8 +145,10 @@ def _tradeoff(outcomes: Outcomes, path: Path) -> None:
         def place(one: Row) -> tuple[float, float]:
             return outcomes.by_seed(one, PERPLEXITY)[0], 100 * outcomes.by_seed(one, F1)[0]
 
-        marked = [one for one in ROWS if one.main and one.name != "yarn"]  # without the row that only scales positions
-        settings = [one for one in ROWS if not one.main]
+        marked = [
+            one for one in outcomes.rows if one.main and one.name != "yarn"
+        ]  # without the row that only scales positions
+        settings = [one for one in outcomes.rows if not one.main]
         for one in marked:
             axes.plot(
                 *place(one),
@@ -184,7 +190,7 @@ def _number(axes: Axes, points: Sequence[tuple[float, float]], others: Sequence[
 
 def _margins(outcomes: Outcomes, path: Path) -> None:
     """Draw the distribution of the reward margin of the base model, instruct tuning and LOGO (Figure 6)."""
-    shown = (row(BASE), row(SFT), row(LOGO))
+    shown = (outcomes.row(BASE), outcomes.row(SFT), outcomes.row(LOGO))
     margins = {one.name: outcomes.scores(one, MARGIN)[0].mean(0) for one in shown}
     edges = np.histogram_bin_edges(np.concatenate(list(margins.values())), bins=14).tolist()
     with _figure(path, 3, width=3.1, height=2.6) as plots:
@@ -197,12 +203,13 @@ def _margins(outcomes: Outcomes, path: Path) -> None:
 
 
 def _training(outcomes: Outcomes, path: Path) -> None:
-    """Draw recall and retrieval score over training, in the form of Figure 7."""
-    keys = ("recall", "retrieval_forced")
+    """Draw what was measured over training: recall and retrieval score in the form of Figure 7, or answers."""
+    curves = {name: outcomes.curve(name) for name in outcomes.study.scale.curves}
+    metrics = {metric.key: metric for curve in curves.values() for metric in curve.metrics}
+    keys = [key for key in ("recall", "retrieval_forced", F1.key) if key in metrics]
     with _figure(path, len(keys)) as plots:
         for key, axes in zip(keys, plots, strict=True):
-            for name in CURVES:
-                curve = outcomes.curve(name)
+            for name, curve in curves.items():
                 points = [
                     (point.step, found) for point in curve.points for found in point.values if found.metric == key
                 ]
@@ -212,10 +219,9 @@ def _training(outcomes: Outcomes, path: Path) -> None:
                     [100 * found.value for _, found in points],
                     color=_COLOURS[name],
                     marker=_MARKS[name],
-                    label=row(name).label,
+                    label=outcomes.row(name).label,
                 )
-            title = next(metric.label for metric in curve.metrics if metric.key == key)
-            axes.set_title(f"{title}, %")
+            axes.set_title(f"{metrics[key].label}, %")
             axes.set_xlabel("training step")
             axes.set_xticks(steps)
         plots[0].legend(fontsize=7)
@@ -251,9 +257,9 @@ def _rates(outcomes: Outcomes, path: Path) -> None:
         for name, scores in found.items():
             rates = sorted(scores)
             values = [100 * scores[rate] for rate in rates]
-            axes.plot(rates, values, color=_COLOURS[name], marker=_MARKS[name], label=row(name).label)
-        base = 100 * validation_score(outcomes.study, row(BASE), None)
-        axes.axhline(base, color=_COLOURS[BASE], linestyle="--", label=row(BASE).label)
+            axes.plot(rates, values, color=_COLOURS[name], marker=_MARKS[name], label=outcomes.row(name).label)
+        base = 100 * validation_score(outcomes.study, outcomes.row(BASE), None)
+        axes.axhline(base, color=_COLOURS[BASE], linestyle="--", label=outcomes.row(BASE).label)
         every = sorted({rate for scores in found.values() for rate in scores})
         axes.set_xscale("log")
         axes.set_xticks(every, [f"{rate:g}" for rate in every])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from study.rows import BASE, CURVES, ROWS, Row, row
+from study.rows import BASE, Row
 from study.scale import Scale
 
 
@@ -23,10 +23,6 @@ class Job:
     def command(self) -> str:
         """The command line, to be typed in the root of the repository."""
         return shlex.join([self.program, *self.arguments])
-
-
-BUILDS = ("train", "heldout", "validation", "train-unjudged", "train-fused", "heldout-pairs", "fresh")
-"""The data sets. The first three are built first, the others from the same documents."""
 
 
 _QUESTIONS_ONLY = (
@@ -107,13 +103,34 @@ class Study:
     def later_builds(self) -> list[Job]:
         """Return the builds from the same documents with other settings, and the fresh questions."""
         return [
-            self._build("train-unjudged", "train", self._asked(2), "judge.enabled=false", responses="train"),
-            self._build(
-                "train-fused", "train", "evaluator.name=fused", "contexts.critical_threshold=null", responses="train"
+            *(
+                self._training_data[name]
+                for name in dict.fromkeys(one.data for one in self.scale.rows)
+                if name != "train"
             ),
             self._build("heldout-pairs", "heldout", self._asked(self.scale.heldout_questions), responses="heldout"),
-            self._build("fresh", "fresh", *_QUESTIONS_ONLY),
+            *([self._build("fresh", "fresh", *_QUESTIONS_ONLY)] if self.has_fresh_questions else []),
         ]
+
+    @property
+    def _training_data(self) -> dict[str, Job]:
+        """The builds of training data beside the first one, by name."""
+        unjudged = (self._asked(2), "judge.enabled=false")
+        fused = ("evaluator.name=fused", "contexts.critical_threshold=null")
+        return {
+            "train-unjudged": self._build("train-unjudged", "train", *unjudged, responses="train"),
+            "train-fused": self._build("train-fused", "train", *fused, responses="train"),
+            "train-kinds": self._build("train-kinds", "train-kinds", "source.kinds=[single_detail,multi_detail]"),
+        }
+
+    @property
+    def has_fresh_questions(self) -> bool:
+        """Whether some rows are asked a second set of questions."""
+        return any(one.replicated for one in self.scale.rows)
+
+    def builds(self) -> list[str]:
+        """Return the names of the data sets."""
+        return [job.name.removeprefix("data/") for job in (*self.first_builds(), *self.later_builds())]
 
     def _asked(self, number: int) -> str:
         return f"source.max_questions_per_document={number}"
@@ -145,7 +162,7 @@ class Study:
         """Return chains of jobs: the validation of the base model, and each pilot followed by its validation."""
         first = self.scale.seeds[0]
         pilots = [[self._train(tuned, first, rate), self._validate(tuned, first, rate)] for tuned, rate in self.tried()]
-        return [[self._validate(row(BASE), first, None)], *pilots]
+        return [[self._validate(self.scale.row(BASE), first, None)], *pilots]
 
     def _validate(self, asked: Row, seed: int, rate: float | None) -> Job:
         return self._ask(asked, seed, rate, "validation", self.validated(asked, rate))
@@ -170,7 +187,12 @@ class Study:
 
     def tried(self) -> list[tuple[Row, float]]:
         """Return the pairs of method and learning rate that are tried."""
-        return [(tuned, rate) for tuned in ROWS if tuned.is_tuned for rate in (*self.scale.rates, *tuned.edge_rates)]
+        return [
+            (tuned, rate)
+            for tuned in self.scale.rows
+            if tuned.is_tuned
+            for rate in (*self.scale.rates, *tuned.edge_rates)
+        ]
 
     def trainings(self, rates: Mapping[str, float]) -> list[Job]:
         """Return the trainings that the comparison needs and that are not among the pilots."""
@@ -189,7 +211,7 @@ class Study:
         """
         chains = []
         for seed in self.scale.seeds:
-            for one in ROWS:
+            for one in self.scale.rows:
                 if seed in self.seeds(one):
                     rate = self.rate(one, rates)
                     chain = [] if one.overrides is None else [self._train(one, seed, rate)]
@@ -240,7 +262,7 @@ class Study:
     def curves(self, rates: Mapping[str, float]) -> list[Job]:
         """Return the jobs that measure recall and retrieval at the checkpoints of some runs, and LongBench if its data
         are given."""
-        return [*(self._curve(row(name), rates) for name in CURVES), *self._longbench(rates)]
+        return [*(self._curve(self.scale.row(name), rates) for name in self.scale.curves), *self._longbench(rates)]
 
     def curve(self, name: str) -> Path:
         """Return the folder of a curve."""
@@ -264,8 +286,8 @@ class Study:
     def _longbench(self, rates: Mapping[str, float]) -> Iterator[Job]:
         if self.longbench is None:
             return
-        for name in (BASE, *CURVES):
-            measured, seed = row(name), self.scale.seeds[0]
+        for name in (BASE, *self.scale.curves):
+            measured, seed = self.scale.row(name), self.scale.seeds[0]
             folder = self.folder / "longbench" / name
             yield self._job(
                 "logoeval",

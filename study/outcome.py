@@ -24,7 +24,7 @@ from logoeval.intervals import Array, Estimate, estimate_difference, estimate_me
 from logoeval.records import PREDICTIONS_DIR, Curve, Results, SampleRow, read_results
 from logoeval.tasks.perplexity import settings_of
 from study.jobs import Study
-from study.rows import ROWS, Row
+from study.rows import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +133,19 @@ class Outcomes:
         def folders(where: Callable[[Row, int], Path], rows: Iterable[Row]) -> list[Path]:
             return [where(one, seed) for one in rows for seed in self.study.seeds(one)]
 
-        read_runs(folders(self.study.measured, ROWS), (F1.task, MARGIN.task, PERPLEXITY.task))
-        read_runs(folders(self.study.measured, (one for one in ROWS if one.main)), (RECALL.task,))
-        read_runs(folders(self.study.asked, (one for one in ROWS if one.replicated)), (FRESH_F1.task,))
+        read_runs(folders(self.study.measured, self.rows), (F1.task, MARGIN.task, PERPLEXITY.task))
+        read_runs(folders(self.study.measured, (one for one in self.rows if one.main)), (RECALL.task,))
+        if self.study.has_fresh_questions:
+            read_runs(folders(self.study.asked, (one for one in self.rows if one.replicated)), (FRESH_F1.task,))
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """What is compared."""
+        return self.study.scale.rows
+
+    def row(self, name: str) -> Row:
+        """Return the row with this name."""
+        return self.study.scale.row(name)
 
     def _results(self, folder: Path) -> Results:
         return read_results(folder)
@@ -148,7 +158,7 @@ class Outcomes:
     @property
     def lengths(self) -> list[int]:
         """The lengths of the perplexity curve, in tokens."""
-        return list(settings_of(self.results(ROWS[0])[0].tasks["ppl"]).lengths)
+        return list(settings_of(self.results(self.rows[0])[0].tasks["ppl"]).lengths)
 
     def has(self, row: Row, measure: Measure) -> bool:
         """Return whether the measure was taken on this row."""

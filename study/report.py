@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from logodata.common.files import write_atomic, write_json
 from logoeval.compare.compare import MIN_CLUSTERS
 from logoeval.records import read_results
 from study import figures, tables
-from study.claims import CLAIMS, NOT_TESTABLE, REPLICATED, TOGETHER, judge
-from study.jobs import BUILDS, Job, Study
+from study.claims import NOT_TESTABLE, Claim, claims_of, judge
+from study.jobs import Job, Study
 from study.outcome import (
     ENDED,
     F1,
@@ -31,7 +32,7 @@ from study.outcome import (
     Outcomes,
     outcome_measure,
 )
-from study.rows import BASE, CURVES, LOGO, ROWS, Row, row
+from study.rows import BASE, LOGO, Row
 from study.schedule import Journal
 
 _CAPTIONS = {
@@ -61,14 +62,16 @@ def write_report(study: Study, rates: Mapping[str, float], journal: Journal, fol
 
 def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str, Path]) -> str:
     study = outcomes.study
-    main, ablations = [one for one in ROWS if one.main], [row(LOGO), *(one for one in ROWS if not one.main)]
+    row, rows = outcomes.row, outcomes.rows
+    claims, replicated, together = claims_of(study.scale)
+    main, ablations = [one for one in rows if one.main], [row(LOGO), *(one for one in rows if not one.main)]
     trained = [one for one in main if not one.is_untrained]
     remarks = folder / "remarks.md"
     jobs = all_jobs(study, outcomes.rates)
     taken = [journal.taken(job) for job in jobs]
     hours, cores = sum(one.seconds for one in taken) / 3600 / study.scale.workers, sum(one.cpu_seconds for one in taken)
     questions, pairs, books = (outcomes.level(row(BASE), measure) for measure in (F1, MARGIN, PERPLEXITY))
-    prompts, fresh = (outcomes.level(row(BASE), measure) for measure in (RECALL, FRESH_F1))
+    prompts = outcomes.level(row(BASE), RECALL)
     size = f"{study.scale.name} scale{', a trial' if study.is_trial else ''}"
     parts = [
         f"# Does it work? The paper's comparisons on SmolLM2-135M-Instruct ({size})",
@@ -85,33 +88,15 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         "The rule: *confirmed* if the interval of the paired difference and every seed lie on the claimed side, "
         "*refuted* if the interval lies on the other, else *not confirmed*; from fewer than "
         f"{MIN_CLUSTERS} independent samples nothing is said.",
-        tables.claims_table(outcomes, CLAIMS, "The paper's claims").markdown(),
+        tables.claims_table(outcomes, claims, "The paper's claims").markdown(),
         "Not testable at this size:\n\n" + "\n".join(f"- {text}" for text in NOT_TESTABLE),
         "## The rows of Table 1",
         tables.levels(outcomes, main, "Rows").markdown(),
         tables.changes(outcomes, trained, row(BASE), (F1, WORDS, RECALL, PERPLEXITY, MARGIN)).markdown(),
         _figures(drawn, ("needles", "perplexity", "training", "margins", "errors"), folder),
-        "## Settings of LOGO (Figure 6)",
-        "Settings of LOGO have its learning rate, and its other settings too but for what their names say; rows of "
-        "instruct tuning stand beside them for comparison, with its own rate where no other is named. One seed "
-        f"({study.scale.seeds[0]}), but where a deviation over seeds stands: compare levels in the first column, which "
-        "is of that seed in every row. Differences are from LOGO of the same seeds.",
-        tables.levels(outcomes, ablations, "Settings", of_first_seed=F1).markdown(),
-        tables.changes(outcomes, ablations[1:], row(LOGO), (F1, WORDS, PERPLEXITY, MARGIN)).markdown(),
+        *(_settings(outcomes, ablations) if len(ablations) > 1 else ()),
         _figures(drawn, ("tradeoff",), folder),
-        "## Does any setting of LOGO beat instruct tuning?",
-        "The settings above, and what the protocol names as remedies, against instruct tuning on the response with as "
-        "many updates, over the seeds that both have. At 95 %, one comparison in forty would lie above zero by chance.",
-        tables.remedies(outcomes, (F1, WORDS, ENDED, MARGIN)).markdown(),
-        "## Does the best of them hold on fresh questions?",
-        f"What looks best among many settings on the same {questions.num_samples} questions may be luck. So it was "
-        f"trained with every seed and asked {fresh.num_samples} other questions of the held-out documents, which "
-        "nobody had looked at, beside what it has to beat; the rule of confirmation is that of the claims.",
-        tables.claims_table(outcomes, REPLICATED, "On fresh questions").markdown(),
-        "The same over both sets of questions, for a summary of all there is; no test of its own, since both had been "
-        "seen.",
-        tables.claims_table(outcomes, TOGETHER, "On all questions").markdown(),
-        tables.levels(outcomes, [one for one in ROWS if one.replicated], "Rows", FRESH_MEASURES).markdown(),
+        *(_fresh(outcomes, replicated, together) if replicated else ()),
         *_longbench(study),
         "## Learning rates",
         "Each method was trained at each of these, with the same seed; the one whose answers to the validation "
@@ -119,7 +104,7 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         tables.rates_table(outcomes).markdown(),
         _figures(drawn, ("rates",), folder),
         "## Data",
-        tables.data_table(outcomes, BUILDS).markdown(),
+        tables.data_table(outcomes, study.builds()).markdown(),
         "## What it took",
         f"All {len(jobs)} commands: {cores / 3600:.1f} hours of processor, about {hours:.1f} hours on "
         f"{os.cpu_count()} cores ({study.scale.workers} commands side by side).",
@@ -130,6 +115,39 @@ def _page(outcomes: Outcomes, journal: Journal, folder: Path, drawn: Mapping[str
         "\n\n".join(_commands(title, found) for title, found in _phases(study, outcomes.rates)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _settings(outcomes: Outcomes, ablations: Sequence[Row]) -> list[str]:
+    """Return the sections on the settings of LOGO, which is the first of these rows."""
+    return [
+        "## Settings of LOGO (Figure 6)",
+        "Settings of LOGO have its learning rate, and its other settings too but for what their names say; rows of "
+        "instruct tuning stand beside them for comparison, with its own rate where no other is named. One seed "
+        f"({outcomes.study.scale.seeds[0]}), but where a deviation over seeds stands: compare levels in the first "
+        "column, which is of that seed in every row. Differences are from LOGO of the same seeds.",
+        tables.levels(outcomes, ablations, "Settings", of_first_seed=F1).markdown(),
+        tables.changes(outcomes, ablations[1:], ablations[0], (F1, WORDS, PERPLEXITY, MARGIN)).markdown(),
+        "## Does any setting of LOGO beat instruct tuning?",
+        "The settings above, and what the protocol names as remedies, against instruct tuning on the response with as "
+        "many updates, over the seeds that both have. At 95 %, one comparison in forty would lie above zero by chance.",
+        tables.remedies(outcomes, (F1, WORDS, ENDED, MARGIN)).markdown(),
+    ]
+
+
+def _fresh(outcomes: Outcomes, replicated: Sequence[Claim], together: Sequence[Claim]) -> list[str]:
+    """Return the section on the questions that were asked a second time."""
+    questions, fresh = (outcomes.level(outcomes.row(BASE), measure).num_samples for measure in (F1, FRESH_F1))
+    return [
+        "## Does the best of them hold on fresh questions?",
+        f"What looks best among many settings on the same {questions} questions may be luck. So it was "
+        f"trained with every seed and asked {fresh} other questions of the held-out documents, which "
+        "nobody had looked at, beside what it has to beat; the rule of confirmation is that of the claims.",
+        tables.claims_table(outcomes, replicated, "On fresh questions").markdown(),
+        "The same over both sets of questions, for a summary of all there is; no test of its own, since both had been "
+        "seen.",
+        tables.claims_table(outcomes, together, "On all questions").markdown(),
+        tables.levels(outcomes, [one for one in outcomes.rows if one.replicated], "Rows", FRESH_MEASURES).markdown(),
+    ]
 
 
 def _written_by(study: Study) -> str:
@@ -146,7 +164,9 @@ def _written_by(study: Study) -> str:
 
 def _figures(drawn: Mapping[str, Path], names: Sequence[str], folder: Path) -> str:
     return "\n\n".join(
-        f"![{_CAPTIONS[name]}]({drawn[name].relative_to(folder).as_posix()})\n\n*{_CAPTIONS[name]}*" for name in names
+        f"![{_CAPTIONS[name]}]({drawn[name].relative_to(folder).as_posix()})\n\n*{_CAPTIONS[name]}*"
+        for name in names
+        if name in drawn
     )
 
 
@@ -154,11 +174,11 @@ def _longbench(study: Study) -> list[str]:
     if study.longbench is None:
         return []
     lines = []
-    for name in (BASE, *CURVES):
+    for name in (BASE, *study.scale.curves):
         found = read_results(study.folder / "longbench" / name).tasks["longbench"]
         shown = {line.metric: line for line in found.summary if not line.slice}
         scores = [f"{100 * line.value:.1f}" for line in shown.values()]
-        lines.append(f"| {row(name).label} | {' | '.join(scores)} |")
+        lines.append(f"| {study.scale.row(name).label} | {' | '.join(scores)} |")
     head = [next(metric.label for metric in found.metrics if metric.key == key) for key in shown]
     rule = " | ".join(["---"] + ["---:"] * len(head))
     count = len(found.samples)
@@ -209,10 +229,10 @@ def record(outcomes: Outcomes, journal: Journal) -> dict[str, Any]:
             "measures": measured(one, shown),
             "fresh_questions": measured(one, FRESH_MEASURES),
         }
-        for one in ROWS
+        for one in outcomes.rows
     }
     claims = []
-    for claim in (*CLAIMS, *REPLICATED, *TOGETHER):
+    for claim in chain(*claims_of(study.scale)):
         finding = judge(claim, outcomes)
         claims.append(
             {

@@ -1,4 +1,4 @@
-"""The rows of the comparison. Each is the recipe of the scale with a few overrides."""
+"""The rows of the comparisons. Each is the recipe of the scale with a few overrides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Row:
         name: its name in folders.
         label: its name in tables.
         overrides: overrides of ``logotrain run``; None for the base model.
-        data: name of the data set, see :data:`study.jobs.BUILDS`.
+        data: name of the data set, see :meth:`study.jobs.Study.builds`.
         rate_of: the row whose learning rate this row takes; None if its own is chosen.
         main: whether it is a row of Table 1. Other rows are settings of LOGO, or what these are compared with; they
             have one seed and no needles.
@@ -46,6 +46,7 @@ class Row:
 BASE, SFT, LOGO = "base", "sft-partial", "logo"
 SFT_SAME_RATE = "sft-same-rate"
 LOGO_LONG, SFT_LONG_SAME_RATE = "logo-long", "sft-long-same-rate"
+OURS = "ours"
 
 
 def _setting(
@@ -104,7 +105,30 @@ ROWS = (
 CURVES = ("sft-full", SFT, LOGO)
 """Rows whose checkpoints are measured (the paper's Figure 7)."""
 
+_SOLOPO = "objective={name: solopo, loss: {name: logo, beta: 2.5, gamma: 0.25, sft_weight: 0.1}, alpha: 1}"
 
-def row(name: str) -> Row:
-    """Return the row with this name."""
-    return next(found for found in ROWS if found.name == name)
+LARGE_ROWS = (
+    Row(BASE, "SmolLM2-135M-Instruct", None, main=True),
+    Row("sft-full", "+ Instruct Tuning (Full)", ("objective={name: sft, tokens: sequence}",), main=True),
+    Row(SFT, "+ Instruct Tuning (Partial)", ("objective={name: sft}",), main=True),
+    Row(
+        "simpo",
+        "+ SimPO (M=1)",
+        ("objective={name: simpo, beta: 2.5, gamma: 0.25}", "data.num_rejected=1"),
+        main=True,
+    ),
+    Row("dpo", "+ DPO (M=1)", ("objective={name: dpo}", "data.num_rejected=1"), main=True),
+    Row(LOGO, "+ LOGO (M=2, λ=0.1)", (), main=True),
+    Row("logo-lambda0.5", "+ LOGO, λ=0.5", ("objective.sft_weight=0.5",), rate_of=LOGO, main=True),
+    Row(LOGO_LONG, "+ LOGO, two epochs", ("epochs=2",), rate_of=LOGO, main=True),
+    Row("solopo", "+ SoLoPO over LOGO", (_SOLOPO,), main=True),
+    Row(
+        OURS,
+        "+ ours: λ=0.5, two epochs, questions of several kinds",
+        ("objective.sft_weight=0.5", "epochs=2"),
+        data="train-kinds",
+        rate_of=LOGO,
+        main=True,
+    ),
+)
+"""The rows of the large scale. All have every seed and all measurements."""

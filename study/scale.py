@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+from study.rows import CURVES, LARGE_ROWS, ROWS, Row
 
 RECIPES = Path("recipes") / "study"
 DOCUMENTS = Path("study") / "documents"
@@ -24,6 +27,9 @@ class Scale:
         curve: overrides of the needles over training.
         longbench_window: window for LongBench, in tokens.
         tenth: overrides for a trial, by program, which come after all others.
+        rows: what is compared.
+        curves: names of the rows whose checkpoints are measured.
+        corpus: the public corpus that the user gives, of which the documents are; None for those of the project.
     """
 
     name: str
@@ -35,6 +41,13 @@ class Scale:
     curve: tuple[str, ...]
     longbench_window: int = 2048
     tenth: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ROWS
+    curves: tuple[str, ...] = CURVES
+    corpus: Literal["fairytaleqa"] | None = None
+
+    def row(self, name: str) -> Row:
+        """Return the row with this name."""
+        return next(found for found in self.rows if found.name == name)
 
     @property
     def recipe(self) -> Path:
@@ -91,4 +104,21 @@ GPU = Scale(
     },
 )
 
-SCALES = {scale.name: scale for scale in (CPU, GPU)}
+LARGE = Scale(
+    name="large",
+    workers=2,
+    rates=(3e-4, 1e-3, 3e-3),
+    seeds=(0, 1, 2),
+    validation_questions=5,
+    heldout_questions=5,
+    curve=(),
+    tenth={
+        **_FEW,
+        "logodata": ("source.max_documents=8", "source.max_questions_per_document=3", "source.join_tokens=4096"),
+    },
+    rows=LARGE_ROWS,
+    curves=(),
+    corpus="fairytaleqa",
+)
+
+SCALES = {scale.name: scale for scale in (CPU, GPU, LARGE)}

@@ -8,7 +8,7 @@ from logoeval.intervals import Estimate
 from logoeval.report.tables import Table
 from study.claims import Claim, judge
 from study.outcome import MEASURES, Measure, Outcomes, spread
-from study.rows import LOGO, LOGO_LONG, ROWS, SFT, SFT_LONG_SAME_RATE, SFT_SAME_RATE, Row, row
+from study.rows import LOGO, LOGO_LONG, SFT, SFT_LONG_SAME_RATE, SFT_SAME_RATE, Row
 from study.schedule import Journal
 
 
@@ -70,14 +70,14 @@ def changes(outcomes: Outcomes, rows: Sequence[Row], other: Row, measures: Seque
 
 def remedies(outcomes: Outcomes, measures: Sequence[Measure]) -> Table:
     """Return a table of LOGO in each of its settings against instruct tuning with as many updates."""
-    lines = []
+    lines, row = [], outcomes.row
     compared = [
         (row(LOGO), row(SFT)),
         (row(LOGO), row(SFT_SAME_RATE)),
         (row(LOGO_LONG), row(SFT_LONG_SAME_RATE)),
         *((row(name), row(SFT_SAME_RATE)) for name in ("logo-lambda0.5", "logo-paper")),  # the best of one epoch
     ]
-    compared += [(one, row(one.against)) for one in ROWS if one.against]
+    compared += [(one, row(one.against)) for one in outcomes.rows if one.against]
     for one, other in compared:
         found = [estimate(measure, outcomes.change(one, other, measure), signed=True) for measure in measures]
         lines.append([one.label, other.label, *found])
@@ -94,7 +94,7 @@ def claims_table(outcomes: Outcomes, claims: Sequence[Claim], title: str) -> Tab
         lines.append(
             [
                 claim.text,
-                f"{row(claim.row).label} - {row(claim.other).label}",
+                f"{outcomes.row(claim.row).label} - {outcomes.row(claim.other).label}",
                 claim.measure.label,
                 estimate(claim.measure, found.change, signed=True),
                 seeds,
@@ -116,7 +116,7 @@ def rates_table(outcomes: Outcomes) -> Table:
         shown = f"{100 * found[name][rate]:.1f}"
         return f"**{shown}**" if rate == outcomes.rates[name] else shown
 
-    lines = [[row(name).label, *(cell(name, rate) for rate in rates)] for name in found]
+    lines = [[outcomes.row(name).label, *(cell(name, rate) for rate in rates)] for name in found]
     return Table("Validation F1, %, by learning rate", ["", *(f"{rate:g}" for rate in rates)], lines)
 
 
@@ -134,7 +134,7 @@ def cost_table(outcomes: Outcomes, journal: Journal) -> Table:
     study, lines = outcomes.study, []
     trained = {job.name: job for job in [*study.pilots(), *study.trainings(outcomes.rates)]}
     measured = {job.name: job for job in study.measurements(outcomes.rates)}
-    for one in ROWS:
+    for one in outcomes.rows:
         seed = study.seeds(one)[0]
         rate = study.rate(one, outcomes.rates)
         run = study.run(one, seed, rate).relative_to(study.folder).as_posix()

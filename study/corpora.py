@@ -1,0 +1,141 @@
+"""Read public corpora of questions on long texts from folders that the user downloaded.
+
+- FairytaleQA (Xu et al. 2022, arXiv 2203.13947): 278 fairy tales of Project Gutenberg with 10,580 questions.
+  https://github.com/uci-soe/FairytaleQAData, Apache-2.0.
+- QMSum (Zhong et al. 2021, arXiv 2104.05938): 232 transcripts of meetings with 1,808 queries and their summaries.
+  https://github.com/Yale-LILY/QMSum, MIT.
+
+Nothing of them comes with the project. A document is a row as ``logodata build`` reads it, with the spans of each
+question's evidence in characters.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from logodata.common.errors import UserError
+
+Document = dict[str, Any]
+
+_KINDS = {"local": "single_detail", "summary": "multi_detail"}
+"""FairytaleQA's questions on one section of a story, and on several."""
+
+_ANSWERS = tuple(f"answer{number}" for number in range(1, 7))
+
+
+def read_fairytaleqa(folder: Path) -> list[Document]:
+    """Return all stories of a copy of FairytaleQA's repository, by name, each with the questions of its annotators.
+
+    Raises:
+        UserError: The folder is no such copy, or a file of it is damaged.
+    """
+    root = folder / "data-by-train-split"
+    files = sorted((root / "questions").glob("*/*-questions.csv"), key=lambda path: path.name)
+    if not files:
+        raise UserError(
+            "no copy of FairytaleQA: it has no data-by-train-split/questions/*/*-questions.csv",
+            where=str(folder),
+            mend="git clone https://github.com/uci-soe/FairytaleQAData, and give this folder",
+        )
+    return [_story(root, path) for path in files]
+
+
+def _story(root: Path, questions: Path) -> Document:
+    name = questions.name.removesuffix("-questions.csv")
+    path = root / "section-stories" / questions.parent.name / f"{name}-story.csv"
+    spans: dict[str, tuple[int, int]] = {}
+    text = ""
+    for row in _rows(path, ("section", "text")):
+        section = row["text"].strip()
+        start = len(text) + (2 if text else 0)
+        text += ("\n\n" if text else "") + section
+        spans[row["section"].strip()] = (start, start + len(section))
+    asked = []
+    for row in _rows(questions, ("question_id", "local-or-sum", "cor_section", "question", "answer1")):
+        answers = [row[column].strip() for column in _ANSWERS if (row.get(column) or "").strip()]
+        evidence = [spans[name] for part in row["cor_section"].split(",") if (name := part.strip()) in spans]
+        if not row["question"].strip() or not answers:
+            continue  # an empty line of the table
+        asked.append(
+            {
+                "id": f"{name_of(questions)}-q{row['question_id'].strip()}",
+                "question": row["question"].strip(),
+                "answers": list(dict.fromkeys(answers)),
+                "kind": _KINDS.get(row["local-or-sum"].strip(), "other"),
+                "evidence": evidence,
+            }
+        )
+    return {"doc_id": name_of(questions), "title": name.replace("-", " "), "context": text, "questions": asked}
+
+
+def name_of(questions: Path) -> str:
+    """Return the id of the story whose questions a file holds."""
+    return f"fairytaleqa-{questions.name.removesuffix('-questions.csv')}"
+
+
+def read_qmsum(folder: Path) -> list[Document]:
+    """Return all meetings of a copy of QMSum's repository, by name, each with its specific and its general queries.
+
+    Raises:
+        UserError: The folder is no such copy, or a file of it is damaged.
+    """
+    files = sorted((folder / "data" / "ALL").glob("*/*.json"), key=lambda path: path.name)
+    if not files:
+        raise UserError(
+            "no copy of QMSum: it has no data/ALL/*/*.json",
+            where=str(folder),
+            mend="git clone https://github.com/Yale-LILY/QMSum, and give this folder",
+        )
+    return [_meeting(path) for path in files]
+
+
+def _meeting(path: Path) -> Document:
+    try:
+        meeting = json.loads(path.read_text(encoding="utf-8"))
+        turns = [f"{turn['speaker']}: {turn['content']}" for turn in meeting["meeting_transcripts"]]
+        starts, place = [], 0
+        for turn in turns:
+            starts.append(place)
+            place += len(turn) + 1
+        queries = [*meeting["specific_query_list"], *meeting["general_query_list"]]
+        asked = [
+            {
+                "id": f"qmsum-{path.stem}-q{number}",
+                "question": query["query"].strip(),
+                "answers": [query["answer"].strip()],
+                "kind": "summary",
+                "evidence": list(_turn_spans(query.get("relevant_text_span", []), starts, turns)),
+            }
+            for number, query in enumerate(queries)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"not a meeting of QMSum: {error!r}", where=str(path), mend="clone it again") from error
+    return {"doc_id": f"qmsum-{path.stem}", "title": path.stem, "context": "\n".join(turns), "questions": asked}
+
+
+def _turn_spans(
+    spans: Sequence[Sequence[str]], starts: Sequence[int], turns: Sequence[str]
+) -> Iterator[tuple[int, int]]:
+    """Yield spans of characters. Those of the corpus name the first and the last turn, and some go beyond the end."""
+    for first, last in spans:
+        end = min(int(last), len(turns) - 1)
+        if int(first) <= end:
+            yield starts[int(first)], starts[end] + len(turns[end])
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a table that has these columns."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot be read: {error}", where=str(path), mend="clone the corpus again") from error
+    missing = [column for column in columns if not rows or column not in rows[0]]
+    if missing:
+        what = f"has no column {missing[0]!r}" if rows else "holds no row"
+        raise UserError(what, where=str(path), mend="clone the corpus again")
+    return [{key: value or "" for key, value in row.items() if key} for row in rows]
