@@ -87,14 +87,14 @@ _PLACE = re.compile(r"(.+):(\d+|row \d+)", re.DOTALL)
 
 class Question(Record):
     """A question about a document. ``answers`` are acceptable references; ``evidence`` spans are in characters of the
-    document. ``grade`` is what a model gave a question that was written by one, from 0 to 10."""
+    document. ``model_grade`` is what a model gave a question that was written by one, from 0 to 10."""
 
     id: str
     question: str = Field(min_length=1)
     answers: list[str] = Field(default_factory=list)
     kind: QuestionKind = "other"
     evidence: list[tuple[int, int]] = Field(default_factory=list)
-    grade: float | None = ABSENT
+    model_grade: float | None = Field(default=None, ge=0, le=10, exclude_if=lambda value: value is None)
 
 
 class Document(Record):
@@ -346,14 +346,15 @@ class ModelJudgeStats(Record):
 
 
 class GradeStats(Record):
-    """How a judge graded responses, and how far its two wordings agree.
+    """How a judge graded responses, and how far its two wordings agree. Equal responses to a question count once.
 
     ``malformed`` and ``exceeds_window`` count responses without a grade. ``preferred`` and ``dispreferred`` are the
     mean grades of the kept responses. ``longer_preferred`` is the share of pairs whose preferred response has more
     tokens: a judge that pays for length shows there.
 
-    ``graded_again`` counts the questions that were graded in both wordings. ``rank_correlation`` is the mean over them
-    of Spearman's between the two grades, where it is defined. ``same_best`` and ``same_worst`` are the shares of
+    ``graded_again`` counts the questions that were graded in both wordings, and ``ungraded_again`` their responses
+    without a second grade. ``rank_correlation`` is the mean of Spearman's between the two grades over the ``compared``
+    questions, where it is defined. ``same_best`` and ``same_worst`` are the shares of
     questions whose best and worst response stay so, and ``pairs_agree`` is the share of the ``pairs_again`` whose
     preferred response is graded higher in the second wording, too. Intervals are of 95 %: Wilson's of shares, and
     bootstrap percentiles over documents of the mean. What is not defined is None.
@@ -367,6 +368,8 @@ class GradeStats(Record):
     longer_preferred: float | None
     longer_preferred_interval: tuple[float, float] | None
     graded_again: int
+    ungraded_again: int
+    compared: int
     rank_correlation: float | None
     rank_correlation_interval: tuple[float, float] | None
     same_best: float | None

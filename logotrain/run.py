@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from logodata.common.console import note, show
 from logodata.common.errors import UserError
 from logodata.common.files import SEAL, bind_settings, damage, file_sha256, locked, put_aside, read_json
+from logodata.common.recipes.reading import as_today
 from logodata.common.verbosity import quiet_transformers
 from logodata.contract import ImportManifest
 from logodata.dataset.samples import read_manifest
@@ -118,7 +119,7 @@ def _begin(recipe: TrainRecipe, out: Path) -> bool:
             where=str(final),
             mend="move it elsewhere, then run the same command again",
         )
-    _bind(out, RECIPE_FILE, recipe.model_dump(mode="json"), free=_FREE)
+    _bind(out, RECIPE_FILE, recipe.model_dump(mode="json"), free=_FREE, upgrade=_as_today)
     if not final.exists():
         return False
     fault = damage(final)
@@ -127,7 +128,18 @@ def _begin(recipe: TrainRecipe, out: Path) -> bool:
     return not fault
 
 
-def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
+def _as_today(settings: dict[str, Any]) -> dict[str, Any]:
+    recipe = as_today(TrainRecipe, settings)
+    return settings if recipe is None else recipe.model_dump(mode="json")
+
+
+def _bind(
+    out: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    free: Collection[str] = (),
+    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
+) -> None:
     """Bind the folder to ``settings`` with :func:`bind_settings`, so that they stay fixed after the first step.
 
     Before the first step the settings may still change. Reference log-probabilities of other settings are deleted then.
@@ -135,7 +147,7 @@ def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[st
     started = _started(out)
     if started or (out / name).exists():
         try:
-            bind_settings(out, name, settings, free)
+            bind_settings(out, name, settings, free, as_today=upgrade)
             return
         except UserError:
             if started:
