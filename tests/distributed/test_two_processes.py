@@ -59,6 +59,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     # Pairs of somebody else, which one process imports for both.
     "pairs": {"strategy": "shard", "pairs": True},
+    # Samples of a build, spread, and pairs among them, which are not.
+    "mix": {"strategy": "shard", "mix": True, "row_tokens": 120, "objective": {"name": "dpo"}},
 }
 
 
@@ -73,6 +75,7 @@ class Runs(RunFolders):
         settings = dict(CASES[case])
         of_pairs = self.root / "pairs.jsonl", self.root / "held-out.jsonl"
         data, held_out = of_pairs if settings.pop("pairs", False) else (self.data, self.held_out)
+        mix = {"path": str(self.root / "pairs.jsonl"), "share": 0.4} if settings.pop("mix", False) else None
         model = self.root / "mixture" if settings.pop("model", None) else self.model
         parallel = {name: settings.pop(name) for name in ("strategy", "reshard_after_forward") if name in settings}
         lora = {"rank": 4, "alpha": 8, "train_embeddings": settings.pop("train_embeddings", False)}
@@ -82,7 +85,7 @@ class Runs(RunFolders):
             lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         return {
             "model": str(model),
-            "data": {"path": str(data), "validation": str(held_out)},
+            "data": {"path": str(data), "validation": str(held_out), "mix": mix},
             "validation": {"every_steps": 2, "final": "best"},
             "objective": {"name": "logo", "beta": 2.5, "gamma": 0.25},
             "lora": lora,
