@@ -40,8 +40,8 @@ QuestionKind = Literal["single_detail", "multi_detail", "summary", "biography", 
 ResponseOrigin = Literal["live", "cache", "import"]
 """Generated in this build, taken from a cache of responses, or read with a pair that was made elsewhere."""
 
-Role = Literal["preferred", "rejected"]
-"""What a response is generated for."""
+Role = Literal["preferred", "rejected", "try"]
+"""What a response is generated for. A ``try`` shows how often the model answers a question right."""
 
 RuleVerdict = Literal["right", "half_right", "wrong"]
 """What the judge's rules say of a response beside the references."""
@@ -67,9 +67,17 @@ Reason = Literal[
     "judge_says_rejected_right",
     "judge_reply_malformed",
     "judge_prompt_exceeds_window",
+    "too_few_grades",
+    "grades_too_close",
+    "solved_too_rarely",
+    "solved_too_often",
     "tokens_lose_text",
 ]
 """Why the judge does not keep a pair."""
+
+Ungraded = Literal["malformed", "exceeds_window"]
+"""Why a response has no grade: a reply of the judge does not have the form that was asked for, or a prompt did not fit
+the judge's window. Nothing is guessed."""
 
 ErrorPattern = Literal["instruction_unfollowing", "hallucination"]
 """How a wrong answer goes wrong (paper, Appendix C)."""
@@ -226,6 +234,28 @@ class RejectedQuestion(Record):
     rejected: list[str] | None = ABSENT
 
 
+class GradedFact(Record):
+    """A fact that a response states, and how far the passages next to it support it: 1, 0.5 or 0."""
+
+    text: str
+    support: float | Ungraded
+
+
+class Grades(Record):
+    """The grades of a response, each from 0 to 10 (LongReward, arXiv 2410.21252).
+
+    ``faithfulness`` is 10 times the mean support of the response's facts. ``grade`` is the mean of the four; it is None
+    if one of them is missing.
+    """
+
+    helpfulness: float | Ungraded
+    logicality: float | Ungraded
+    faithfulness: float | Ungraded
+    completeness: float | Ungraded
+    facts: list[GradedFact]
+    grade: float | None
+
+
 class _DecisionHead(Record):
     id: str
     source: str
@@ -239,13 +269,16 @@ class DecisionRow(Measures, _DecisionHead):
     """The decision on a response to the question ``id``: a row of ``decisions.jsonl``.
 
     ``rule`` is what the rules have against the response in its role. The verdicts of a model judge are None where it
-    was not asked, and the second one decides nothing. ``kept`` says whether the response stands in the data set.
+    was not asked, and the second one decides nothing. ``grades`` are those of a judge that grades, and the second ones,
+    in another wording, decide nothing either. ``kept`` says whether the response stands in the data set.
     """
 
     origin: ResponseOrigin
     rule: Reason | None
     model_verdict: ModelVerdict | None
     second_model_verdict: ModelVerdict | None
+    grades: Grades | None = ABSENT
+    second_grades: Grades | None = ABSENT
     kept: bool
 
 
@@ -268,6 +301,12 @@ class QuestionOutcome(Record):
         if self.sample is not None and not self.decisions and self.where is None:
             raise ValueError("a sample without its decisions")
         return self
+
+    @property
+    def doc_id(self) -> str:
+        """The document of the question; where none is known, the question itself."""
+        found = self.sample or self.rejected
+        return (found and found.doc_id) or self.id
 
     @property
     def source(self) -> str:
@@ -303,6 +342,45 @@ class ModelJudgeStats(Record):
     agreement_interval: tuple[float, float] | None
     kappa: float | None
     kappa_interval: tuple[float, float] | None
+
+
+class GradeStats(Record):
+    """How a judge graded responses, and how far its two wordings agree.
+
+    ``malformed`` and ``exceeds_window`` count responses without a grade. ``preferred`` and ``dispreferred`` are the
+    mean grades of the kept responses. ``longer_preferred`` is the share of pairs whose preferred response has more
+    tokens: a judge that pays for length shows there.
+
+    ``graded_again`` counts the questions that were graded in both wordings. ``rank_correlation`` is the mean over them
+    of Spearman's between the two grades, where it is defined. ``same_best`` and ``same_worst`` are the shares of
+    questions whose best and worst response stay so, and ``pairs_agree`` is the share of the ``pairs_again`` whose
+    preferred response is graded higher in the second wording, too. Intervals are of 95 %: Wilson's of shares, and
+    bootstrap percentiles over documents of the mean. What is not defined is None.
+    """
+
+    graded: int
+    malformed: int
+    exceeds_window: int
+    preferred: float | None
+    dispreferred: float | None
+    longer_preferred: float | None
+    longer_preferred_interval: tuple[float, float] | None
+    graded_again: int
+    rank_correlation: float | None
+    rank_correlation_interval: tuple[float, float] | None
+    same_best: float | None
+    same_worst: float | None
+    pairs_again: int
+    pairs_agree: float | None
+    pairs_agree_interval: tuple[float, float] | None
+
+
+class SolveStats(Record):
+    """How often questions were answered right. ``histogram[n]`` counts the questions with ``n`` right answers among so
+    many ``tries`` from the training context, whether they were kept or not."""
+
+    tries: int
+    histogram: list[int]
 
 
 class Spread(Record):
@@ -360,6 +438,8 @@ class Stats(GroupStats):
     answer_in_critical: float | None
     single_critical_chunk: int | None
     model_judge: ModelJudgeStats | None = ABSENT
+    grades: GradeStats | None = ABSENT
+    solve: SolveStats | None = ABSENT
     by_source: dict[str, GroupStats]
     by_kind: dict[str, GroupStats]
     evaluator: EvaluatorChoice | None

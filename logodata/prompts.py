@@ -64,6 +64,61 @@ JUDGE_TEMPLATES = (
     f'{_VERDICT_FORM}"Verdict: wrong" or "Verdict: correct".',
 )
 
+# These grade a response without a reference, along the four lines of LongReward (arXiv 2410.21252). The wordings are
+# ours. logodata.judge.replies reads the last lines and the list of facts. The first wording decides. The second has
+# another order, to see whether the order makes the grade. Facts and extracts are what both wordings are asked about.
+_SCORE_FORM = (
+    "Give your reasons in a few sentences. Then write the score alone on the last line, from 0 to 10 with at most one "
+    'decimal: "Score: n".'
+)
+_SUPPORT_FORM = f'{_VERDICT_FORM}"Support: full", "Support: partial" or "Support: none".'
+FACTS_TEMPLATE = (
+    "List the facts that a response to a question states. Write each fact as one sentence that is clear by itself, "
+    "with names in place of pronouns. Leave out greetings, transitions, opinions and conclusions.\n\n"
+    "Question: {question}\nResponse: {response}\n\n"
+    'Reply with one fact a line, numbered "1.", "2.", and so on, and nothing else. If there is none, reply "None".'
+)
+EXTRACT_TEMPLATE = (
+    "Read this part of a longer text.\n\n{context}\nQuestion: {question}\n\n"
+    "Write in a few sentences what this part says that bears on the question. If it says nothing of the kind, reply "
+    '"No relevant information" and nothing else.'
+)
+GRADE_TEMPLATES = {
+    "helpfulness": (
+        "Rate how helpful a response to a question is. A helpful one speaks of what was asked, serves the purpose of "
+        "the question, leaves out nothing that was asked for, and has the form that was asked for.\n\n"
+        f"Question: {{question}}\nResponse: {{response}}\n\n{_SCORE_FORM}",
+        "Below are a response and the question that it answers.\n\nResponse: {response}\nQuestion: {question}\n\n"
+        "How helpful is it? It should have the form that was asked for, leave out nothing that was asked for, serve "
+        f"the purpose of the question, and speak of what was asked. {_SCORE_FORM}",
+    ),
+    "logicality": (
+        "Rate how logical a response to a question is. It loses points where its parts contradict each other, and "
+        "where a step, a sum or a conclusion is faulty. Judge by the response alone, not by what you know.\n\n"
+        f"Question: {{question}}\nResponse: {{response}}\n\n{_SCORE_FORM}",
+        "Below are a response and the question that it answers.\n\nResponse: {response}\nQuestion: {question}\n\n"
+        "Is it logical? Faulty conclusions, sums and steps cost points, and so do parts that contradict each other. "
+        f"Do not use your own knowledge: the response alone counts. {_SCORE_FORM}",
+    ),
+    "completeness": (
+        "Rate how completely a response covers what a long text says about a question. The points of the text are "
+        "given with their places in it.\n\nQuestion: {question}\nPoints of the text:\n{extracts}\n\n"
+        "Response: {response}\n\n"
+        f"A response that leaves out points which matter for the question loses some. {_SCORE_FORM}",
+        "Below is a response, then the question that it answers, then the points which a long text makes about this "
+        "question, with their places in the text.\n\nResponse: {response}\nQuestion: {question}\nPoints of the text:\n"
+        f"{{extracts}}\n\nHow completely does it cover the points that matter for the question? {_SCORE_FORM}",
+    ),
+    "support": (
+        "Read these passages.\n\n{context}\nStatement: {statement}\n\n"
+        "Do the passages support the statement? Full: they say all of it. Partial: they say a part of it, and nothing "
+        f"against the rest. None: they say something else, or nothing of it. Use these passages alone. {_SUPPORT_FORM}",
+        "Read these passages.\n\n{context}\nBy these passages alone, how far is the statement below supported? None: "
+        "not at all, or they contradict it. Partial: in part, and the rest is not contradicted. Full: as a whole.\n\n"
+        f"Statement: {{statement}}\n\n{_SUPPORT_FORM}",
+    ),
+}
+
 CHUNK_SEPARATOR = "\n"
 """Follows each chunk in a context, so that words of chunks that were not neighbours do not run together."""
 
@@ -71,7 +126,7 @@ _CONTROL = re.compile(r"<.+>|\[.+\]|\{.+\}|\|.+\|")
 """The form of control tokens. Other added tokens are words of a language or of a field."""
 _text_tokenizers: WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None] = WeakKeyDictionary()
 
-_FIELDS = ("context", "question", "reference", "response")
+_FIELD = re.compile(r"\{(\w+)\}")
 _PROBE = " Is it  'so'?\n\n\tNo . 12,5 é\u00a0東京 🙂 <|im_end|> <s>\n"
 _EDGE = "\udfff"  # half of a surrogate pair, which no decoded text has
 _MARK = "\ue000"  # private-use character: it occurs in no template, and documents never pass through the template
@@ -89,7 +144,8 @@ class Prompt:
 class PromptFormat:
     """One template inside a tokenizer's chat template. It encodes prompts piece by piece.
 
-    The template is a text with some of ``{context}``, ``{question}``, ``{reference}`` and ``{response}``.
+    The template is a text with ``{context}``, where chunks stand, and the names of other texts in braces, such as
+    ``{question}``.
 
     Raises:
         UserError: The chat template fails, or drops or repeats the user's message.
@@ -97,9 +153,7 @@ class PromptFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         self._tokenizer = tokenizer
-        marked = template
-        for field in _FIELDS:
-            marked = marked.replace("{" + field + "}", f"{_MARK}{field}{_MARK}")
+        marked = _FIELD.sub(rf"{_MARK}\1{_MARK}", template)
         rendered = render_chat(tokenizer, marked)
         if rendered.count(_MARK) != marked.count(_MARK):
             raise SettingError("the chat template drops or repeats the user's message", setting=TEMPLATE_SETTING)
@@ -109,12 +163,9 @@ class PromptFormat:
         self._separator = encode_text(tokenizer, CHUNK_SEPARATOR)
         self.fingerprint = hashlib.sha256(rendered.encode("utf-8")).hexdigest()[:16]
 
-    def encode(
-        self, chunks: Sequence[Sequence[int]], *, question: str, reference: str = "", response: str = ""
-    ) -> Prompt:
+    def encode(self, chunks: Sequence[Sequence[int]], **texts: str) -> Prompt:
         """Return the token ids of the whole prompt, up to where the model's turn begins. ``chunks`` are the token ids
-        of each chunk of the context."""
-        texts = {"question": question, "reference": reference, "response": response}
+        of each chunk of the context, and ``texts`` hold the other fields of the template by name."""
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         for piece in self._frame:

@@ -87,7 +87,7 @@ FIGURE_6 = {  # M, lambda, thousands of real tokens: LongBench average and PG-19
     (3, 0.1, 8): ("out of memory",),
 }
 
-OBJECTIVES = {"orpo", "ipo", "solopo", "longpo"}
+OBJECTIVES = {"orpo", "ipo", "solopo", "longpo", "longreward"}
 """Recipes of other papers' losses."""
 
 OTHERS = {"embedded", "llama3.1", "qwen3", "rounds", "study/cpu", "study/gpu", *OBJECTIVES}
@@ -226,7 +226,10 @@ def test_recipes_with_a_short_prompt_have_their_papers_settings() -> None:
     assert (other.optimizer.lr, other.optimizer.warmup_ratio, other.epochs, other.samples_per_step) == (5e-7, 0.1, 1, 8)
     for recipe in (train, other):
         assert recipe.positions.mode == "natural"
-        assert recipe.data.rejected_strategies == ("mixed-0.5",)
+    assert build.generation.rejected == "critical_wrong"
+    other_build, _, _ = sections(FOLDER / "longpo.yaml")
+    assert other_build is not None
+    assert other_build.generation.rejected == "training"
 
 
 def test_another_loss_within_solopo_starts_from_its_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def build(
         (output / "work").mkdir(exist_ok=True)
         finished = read_if_whole(output / "manifest.json") is not None
         # A source with a fault does not bind the folder, so that it may be built there once it is mended.
-        source = None if finished else read_source(recipe.source)
+        source = None if finished else read_source(recipe.source, needs_references=recipe.needs_references)
         # Responses alone bind nothing, because each is filed under the settings that it depends on.
         started = finished or (output / _OUTCOMES).exists()
         bind_settings(output, "work/settings.json", settings, started=started)
@@ -121,7 +121,7 @@ def _build(
         model=recipe.model,
         **dict(identity),
         engine=", ".join(engines["engine"]) or "none: every response was there already",
-        judge_engine=(", ".join(engines["judge_engine"]) or "none: nothing was asked") if recipe.judge.model else None,
+        judge_engine=(", ".join(engines["judge_engine"]) or "none: nothing was asked") if recipe.judge.asked else None,
         source=source_file.model_copy(update={"lost": dict(source.lost) or None}),
         recipe=recipe.model_dump(mode="json"),
         # The text, because the file is found from the folder of the build command only.

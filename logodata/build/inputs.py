@@ -26,7 +26,7 @@ def check_inputs(recipe: ModelSettings, source: SourceSettings, output: Path | N
     models, cache = [recipe.model], None
     if isinstance(recipe, BuildRecipe):
         cache = recipe.generation.cache if isinstance(recipe.generation.cache, Path) else None
-        judge = recipe.judge.model
+        judge = recipe.judge.asked
         models += [judge.name] if judge is not None and judge.name is not None else []
         if recipe.adapter is not None:
             check_adapter(recipe.adapter)

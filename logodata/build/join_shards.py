@@ -30,7 +30,7 @@ _MAY_DIFFER: Any = {
     "engine": True,
     "judge_engine": True,
     "samples": True,
-    "recipe": {"engine": True, "judge": {"model": {"engine": True}}},
+    "recipe": {"engine": True, "judge": {"model": {"engine": True}, "grades": {"engine": True}}},
 }
 """Fields of manifests that may differ between shards."""
 

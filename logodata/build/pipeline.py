@@ -6,12 +6,11 @@ Results depend on no state of a stage. So any number of processes can share out 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from logodata.build.judgement import Judgement, unusable
 from logodata.build.preparing import (
     Pool,
     Prepared,
@@ -23,22 +22,14 @@ from logodata.build.preparing import (
 from logodata.build.responses import Responses
 from logodata.common.console import Tracker
 from logodata.common.groups import in_groups
-from logodata.common.words import without_reasoning
 from logodata.contexts.scores import Evaluator, open_evaluator
-from logodata.contract import (
-    BuildIdentity,
-    DecisionRow,
-    PreferenceSample,
-    PromptFingerprints,
-    QuestionOutcome,
-    Reason,
-    RejectedQuestion,
-    Response,
-)
+from logodata.contract import BuildIdentity, PromptFingerprints, QuestionOutcome
+from logodata.engines import Engine
 from logodata.engines.response_log import note_usage
 from logodata.engines.settings import engine_window
-from logodata.judge.judged_response import Decision, eligible
-from logodata.judge.measures import word_share
+from logodata.judge.grader import Grader, ToGrade
+from logodata.judge.grades import best_and_worst, sides
+from logodata.judge.judged_response import Decision, eligible, is_solved
 from logodata.judge.model import ModelJudge
 from logodata.judge.settings import judge_engine
 from logodata.models.facts import tokenizer_fingerprint
@@ -67,12 +58,8 @@ class Pipeline:
         tokenizer = recipe.load_tokenizer()
         self.preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model, recipe.adapter))
         self.responses = Responses(recipe, model_fingerprint, log, self.preparer)
-        self.model_judge: ModelJudge | None = None
-        if recipe.judge.model is not None:
-            verdicts = None if log is None else log.with_name("verdicts.jsonl")
-            self.model_judge = ModelJudge(
-                recipe, recipe.judge.model, model_fingerprint, verdicts, lambda: self.responses.engine.open()
-            )
+        verdicts = None if log is None else log.with_name("verdicts.jsonl")
+        self.judge = _open_judge(recipe, model_fingerprint, verdicts, lambda: self.responses.engine.open())
 
     @cached_property
     def identity(self) -> BuildIdentity:
@@ -80,7 +67,7 @@ class Pipeline:
 
         It holds fingerprints of prompts, because chat templates of one name may differ in what they render.
         """
-        preparer, judge = self.preparer, self.model_judge
+        preparer, judge = self.preparer, self.judge
         identity = BuildIdentity(
             model_fingerprint=self._fingerprint,
             tokenizer_fingerprint=tokenizer_fingerprint(preparer.tokenizer),
@@ -113,50 +100,72 @@ class Pipeline:
     @property
     def engine_names(self) -> dict[str, str]:
         """The engines that have answered (``engine``) and judged (``judge_engine``) so far."""
-        judge = self.model_judge.engine.name if self.model_judge else None
+        judge = self.judge.engine.name if self.judge else None
         names = {"engine": self.responses.engine.name, "judge_engine": judge}
         return {key: name for key, name in names.items() if name}
 
     def note_usage(self) -> None:
         """Say which tokens chat servers have counted for the responses and verdicts in the logs, and what they cost."""
-        recipe, judge = self._recipe, self._recipe.judge.model
+        recipe, judge = self._recipe, self._recipe.judge.asked
         note_usage("responses", self.responses.engine, recipe.engine, recipe.model)
-        if self.model_judge and judge:
-            note_usage("verdicts", self.model_judge.engine, judge_engine(recipe, judge), judge.name or recipe.model)
+        if self.judge and judge:
+            note_usage("verdicts", self.judge.engine, judge_engine(recipe, judge), judge.name or recipe.model)
 
     def forget(self) -> None:
         """Drop the responses and replies that are in memory only."""
-        self.responses.engine.forget()
-        if self.model_judge:
-            self.model_judge.engine.forget()
+        self.responses.forget()
+        if self.judge:
+            self.judge.engine.forget()
 
     def answer(self, questions: Sequence[Prepared], tracker: Tracker) -> list[QuestionOutcome]:
         """Generate and judge, and return the outcome of each question, in order."""
+        judgements = [Judgement(question) for question in questions if isinstance(question, PreparedQuestion)]
+        self._solve(judgements, tracker)
+        worth_asking = [judgement for judgement in judgements if judgement.fault is None]
+        if isinstance(self.judge, Grader):
+            self._grade(self.judge, worth_asking, tracker)
+        else:
+            self._compare_contexts(worth_asking, tracker)
+        judged = iter(judgements)
+        return [
+            unusable(question) if isinstance(question, UnusableQuestion) else next(judged).outcome()
+            for question in questions
+        ]
+
+    def _solve(self, judgements: Sequence[Judgement], tracker: Tracker) -> None:
+        """Count the right answers to each question, where that decides whether it is asked."""
+        settings = self._recipe.solve
+        if settings is None:
+            return
+        least, most = settings.keep
+        self.responses.engine.generate([it for one in judgements for it in one.prepared.tries], tracker, "responses")
+        for judgement in judgements:
+            judgement.others += self.responses.tries(judgement.prepared)
+        right = [one for judgement in judgements for one in judgement.others if one.response.verdict == "right"]
+        self._ask(right, tracker)
+        for judgement in judgements:
+            solved = sum(is_solved(attempt.response.verdict, attempt.model_verdict) for attempt in judgement.others)
+            if not least <= solved <= most:
+                judgement.fault = "solved_too_rarely" if solved < least else "solved_too_often"
+
+    def _compare_contexts(self, judgements: Sequence[Judgement], tracker: Tracker) -> None:
+        """Choose a response from the critical chunks, and set it beside those from other contexts."""
         responses, keep_bare = self.responses, self._recipe.judge.keep_bare_reference
-        prepared = [question for question in questions if isinstance(question, PreparedQuestion)]
-        first = [request for question in prepared for request in question.preferred]
+        first = [request for judgement in judgements for request in judgement.prepared.preferred]
         responses.engine.generate(first, tracker, "responses")
-        judgements = []
-        for question in prepared:
-            preferred = responses.preferred(question)
-            judgements.append(Judgement(question, preferred, eligible(preferred, keep_bare_reference=keep_bare)))
+        for judgement in judgements:
+            judgement.preferred = responses.preferred(judgement.prepared)
+            judgement.eligible = eligible(judgement.preferred, keep_bare_reference=keep_bare)
         self._choose(judgements, tracker)
         # Dis-preferred responses are generated only if there is something to prefer to them.
         worthwhile = [judgement for judgement in judgements if judgement.chosen]
         second = [request for judgement in worthwhile for request in judgement.prepared.rejected.values()]
-        responses.engine.generate(second, tracker, "responses")
+        responses.rejecting_engine.generate(second, tracker, "responses")
         for judgement in worthwhile:
             assert judgement.chosen is not None
-            judgement.rejected = responses.rejected(judgement.prepared, judgement.chosen.response)
+            judgement.rejected = responses.rejected(judgement.prepared, judgement.chosen, judgement.preferred)
         by_the_rules = [judgement for judgement in worthwhile if not judgement.rule_against_rejected]
         self._ask([decision for judgement in by_the_rules for decision in judgement.rejected], tracker)
-        judged = iter(judgements)
-        return [
-            _rejected(question, [], question.reason, stage="contexts", detail=question.detail)
-            if isinstance(question, UnusableQuestion)
-            else _outcome(next(judged))
-            for question in questions
-        ]
 
     def _choose(self, judgements: Sequence[Judgement], tracker: Tracker) -> None:
         """Choose for each question the first eligible response to which a model judge does not object."""
@@ -169,46 +178,34 @@ class Pipeline:
                     judgement.chosen = judgement.eligible[attempt]
 
     def _ask(self, decisions: Sequence[Decision], tracker: Tracker) -> None:
-        if self.model_judge:
-            self.model_judge.judge(decisions, tracker)
+        if isinstance(self.judge, ModelJudge):
+            self.judge.judge(decisions, tracker)
 
-
-def _outcome(judgement: Judgement) -> QuestionOutcome:
-    prepared, chosen, reason = judgement.prepared, judgement.chosen, judgement.reason
-    source, is_kept = prepared.document.source, reason is None
-    decisions = [decision.row(source, kept=is_kept and decision is chosen) for decision in judgement.preferred]
-    decisions += [decision.row(source, kept=is_kept) for decision in judgement.rejected]
-    if reason is None:
-        assert chosen is not None
-        sample = _sample(prepared, chosen.response, [decision.response for decision in judgement.rejected])
-        return QuestionOutcome(id=prepared.question.id, decisions=decisions, sample=sample)
-    return _rejected(
-        prepared,
-        decisions,
-        reason,
-        stage="judge",
-        answers=prepared.question.answers,
-        preferred=_texts([chosen] if chosen else judgement.preferred),
-        rejected=_texts(judgement.rejected) if chosen else None,
-    )
-
-
-def _rejected(prepared: Prepared, decisions: list[DecisionRow], reason: str, **details: Any) -> QuestionOutcome:
-    rejected = RejectedQuestion(
-        id=prepared.question.id,
-        doc_id=prepared.document.doc_id,
-        where=prepared.document.where,
-        source=prepared.document.source,
-        question=prepared.question.question,
-        kind=prepared.question.kind,
-        reason=reason,
-        **details,
-    )
-    return QuestionOutcome(id=rejected.id, decisions=decisions, rejected=rejected)
-
-
-def _texts(decisions: Sequence[Decision]) -> list[str]:
-    return [without_reasoning(decision.response.text) for decision in decisions]
+    def _grade(self, grader: Grader, judgements: Sequence[Judgement], tracker: Tracker) -> None:
+        """Grade answers from the training context, and set the best one beside the worst."""
+        requests = [request for judgement in judgements for request in judgement.prepared.preferred]
+        self.responses.engine.generate(requests, tracker, "responses")
+        graded: list[tuple[Judgement, list[Decision], list[Decision]]] = []
+        for judgement in judgements:
+            answers = self.responses.contenders(judgement.prepared)
+            judgement.preferred = [answer for answer in answers if answer.role == "preferred"]
+            judgement.others += [answer for answer in answers if answer.role != "preferred"]
+            found = sides(answers, self._recipe.judge)
+            if isinstance(found, str):
+                judgement.fault = found
+            else:
+                graded.append((judgement, *found))
+        asked = []
+        for judgement, winners, losers in graded:
+            either = list({id(answer): answer for answer in (*winners, *losers)}.values())
+            asked.append(ToGrade(judgement.prepared.question, judgement.prepared.context, either))
+        grader.grade(asked, tracker)
+        for judgement, winners, losers in graded:
+            pair = best_and_worst(winners, losers, grader.settings)
+            if isinstance(pair, str):
+                judgement.fault = pair
+            else:
+                judgement.choose(*pair)
 
 
 def decide_here(pipeline: Pipeline, pools: Iterable[Asked], group_size: int, tracker: Tracker) -> Generator[Decided]:
@@ -219,43 +216,10 @@ def decide_here(pipeline: Pipeline, pools: Iterable[Asked], group_size: int, tra
         del group  # before the next one is prepared
 
 
-def _sample(prepared: PreparedQuestion, chosen: Response, rejected: Sequence[Response]) -> PreferenceSample:
-    pool, question, critical = prepared.pool, prepared.question, prepared.contexts.critical
-    return PreferenceSample(
-        id=question.id,
-        doc_id=prepared.document.doc_id,
-        question_id=question.id,
-        kind=question.kind,
-        question=question.question,
-        answers=question.answers,
-        prompt_ids=list(prepared.prompt.ids),
-        chunks=prepared.training_chunks(),
-        chosen=chosen,
-        rejected=list(rejected),
-        answer_in_critical=word_share(" ".join(map(pool.text, critical)), question.answers) == 1.0,
-    )
-
-
-@dataclass(slots=True, eq=False)
-class Judgement:
-    """All decisions on a question. ``preferred`` holds the candidates for the preferred response, as they were tried,
-    and ``eligible`` those that the rules allow, as they are to be preferred. ``rejected`` holds the dis-preferred
-    responses beside the ``chosen`` one."""
-
-    prepared: PreparedQuestion
-    preferred: Sequence[Decision]
-    eligible: Sequence[Decision]
-    chosen: Decision | None = None
-    rejected: Sequence[Decision] = field(default=())
-
-    @property
-    def rule_against_rejected(self) -> Reason | None:
-        """The first fault that the rules find in a dis-preferred response."""
-        return next((decision.rule for decision in self.rejected if decision.rule), None)
-
-    @property
-    def reason(self) -> Reason | None:
-        """The reason why the pair is not kept; None if it is. It is that of the first candidate that came furthest."""
-        if self.chosen is None:
-            return self.eligible[0].objection if self.eligible else self.preferred[0].rule
-        return self.rule_against_rejected or next(filter(None, (d.objection for d in self.rejected)), None)
+def _open_judge(
+    recipe: BuildRecipe, fingerprint: str, log: Path | None, build_engine: Callable[[], Engine]
+) -> ModelJudge | Grader | None:
+    judge = recipe.judge
+    if judge.grades is not None:
+        return Grader(recipe, judge, judge.grades, fingerprint, log, build_engine)
+    return None if judge.model is None else ModelJudge(recipe, judge.model, fingerprint, log, build_engine)

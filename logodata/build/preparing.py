@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,16 @@ from logodata.contract import Chunk, ContextChunk, Document, Question
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.reasoning import Reply
 from logodata.models.facts import model_eos_ids
-from logodata.prompts import ANSWER_TEMPLATE, GUIDED_TEMPLATES, Prompt, PromptFormat
+from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, GUIDED_TEMPLATES, Prompt, PromptFormat
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources.fields import text_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+TRAINING: Literal["training"] = "training"
+"""The strategy of answers from the training context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ class Pool:
 @dataclass(frozen=True, slots=True)
 class PreparedQuestion:
     """A question with its contexts and its training prompt. ``preferred`` holds the requests for the preferred
-    response, which are tried in order. ``rejected`` holds a request for each strategy."""
+    response, which are tried in order. ``rejected`` holds a request for each strategy. ``tries`` hold those that show
+    how often the model answers the question right."""
 
     pool: Pool
     document: Document
@@ -60,6 +65,12 @@ class PreparedQuestion:
     prompt: Prompt
     preferred: tuple[GenerationRequest, ...]
     rejected: dict[str, GenerationRequest]
+    tries: tuple[GenerationRequest, ...] = ()
+
+    @property
+    def context(self) -> str:
+        """The text of the training context."""
+        return CHUNK_SEPARATOR.join(map(self.pool.text, self.contexts.training))
 
     def training_chunks(self) -> list[ContextChunk]:
         """Return the chunks of the training context, with their places in the training prompt."""
@@ -102,7 +113,8 @@ def tokens_held(prepared: Prepared) -> int:
     """Return how many tokens a question keeps in memory: its pool, though others may share it, and its prompts."""
     tokens = prepared.pool.num_tokens
     if isinstance(prepared, PreparedQuestion):
-        prompts = [prepared.prompt.ids, *(it.prompt_ids for it in (*prepared.preferred, *prepared.rejected.values()))]
+        requests = (*prepared.preferred, *prepared.rejected.values(), *prepared.tries)
+        prompts = [prepared.prompt.ids, *(request.prompt_ids for request in requests)]
         tokens += sum(map(len, prompts))
     return tokens
 
@@ -167,20 +179,34 @@ class QuestionPreparer:
 
         def prompt(indices: Sequence[int], form: PromptFormat) -> Prompt:
             chunks = [pool.chunks[i][1].token_ids for i in indices]
-            return form.encode(chunks, question=question.question, reference=question.answers[0])
+            return form.encode(chunks, question=question.question, reference=next(iter(question.answers), ""))
 
-        guided = recipe.generation.preferred == "guided"
-        wordings = self.guided_formats[: recipe.generation.num_candidates] if guided else (self.answer_format,)
+        generation = recipe.generation
+        guided = generation.preferred == "guided"
+        wordings = self.guided_formats[: generation.num_candidates] if guided else (self.answer_format,)
         preferred = [prompt(contexts.critical, form) for form in wordings]
         training = prompt(contexts.training, self.answer_format)
-        mixed = zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
-        strategies = {"irrelevant": contexts.irrelevant, **{f"mixed-{ratio:g}": indices for ratio, indices in mixed}}
+        strategies: dict[str, tuple[int, ...]] = {}
+        if generation.compares_contexts:
+            mixed = zip(recipe.contexts.mixed_ratios, contexts.mixed, strict=True)
+            strategies = {"irrelevant": contexts.irrelevant}
+            strategies |= {f"mixed-{ratio:g}": indices for ratio, indices in mixed}
         prompts = {name: prompt(indices, self.answer_format) for name, indices in strategies.items()}
+        if generation.rejected == TRAINING:
+            prompts[TRAINING] = training
         longest = max(len(p.ids) for p in (*preferred, training, *prompts.values()))
-        new = recipe.generation.max_new_tokens + self.reasoning.budget
+        new = generation.max_new_tokens + self.reasoning.budget
         if (excess := longest + new - self.window) > 0:
             detail = f"{longest} prompt tokens and {new} new ones exceed the window of {self.window}"
             return UnusableQuestion(pool, document, question, "prompt_exceeds_window", detail, excess)
+        graded = generation.num_candidates if generation.preferred == "best_versus_worst" else 0
+        tries = recipe.solve.tries if recipe.solve else 0
+        # Sampled answers have numbers, and a greedy one has none. Those that are graded, and those that are counted,
+        # are the same as far as both go.
+        sampled = tuple(
+            self._request(f"{question.id}/{TRAINING}-{n}", training, greedy=False) for n in range(max(graded, tries))
+        )
+        asked = {name: self._request(f"{question.id}/{name}", p, greedy=True) for name, p in prompts.items()}
         return PreparedQuestion(
             pool=pool,
             document=document,
@@ -188,8 +214,9 @@ class QuestionPreparer:
             scores=scores,
             contexts=contexts,
             prompt=training,
-            preferred=self._preferred_requests(question.id, preferred),
-            rejected={name: self._request(f"{question.id}/{name}", p, greedy=True) for name, p in prompts.items()},
+            preferred=sampled[:graded] or self._preferred_requests(question.id, preferred),
+            rejected=asked,
+            tries=sampled[:tries],
         )
 
     def _preferred_requests(self, question_id: str, prompts: Sequence[Prompt]) -> tuple[GenerationRequest, ...]:

@@ -43,10 +43,13 @@ class Work(Record):
     """What the engine of a build is asked.
 
     Preferred responses are all generated, those of ``cached`` prompts excepted. Dis-preferred ones are generated where
-    a preferred one is right, so their prompts are at most so many. Every response has at most ``max_new_tokens``.
+    a preferred one is right, so their prompts are at most so many. Where ``try_prompts`` decide whether a question is
+    asked, preferred responses are at most so many, too. Every response has at most ``max_new_tokens``.
     ``judge_prompts`` is the most that a model judge is asked; their tokens depend on the responses.
     """
 
+    try_prompts: int | None = ABSENT
+    try_prompt_tokens: int | None = ABSENT
     preferred_prompts: int
     preferred_prompt_tokens: int
     dispreferred_prompts_at_most: int
@@ -63,7 +66,15 @@ class Work(Record):
     @property
     def prompt_tokens_at_most(self) -> int:
         """The tokens of all prompts."""
-        return self.preferred_prompt_tokens + self.dispreferred_prompt_tokens_at_most
+        at_most = self.preferred_prompt_tokens + self.dispreferred_prompt_tokens_at_most
+        return (self.try_prompt_tokens or 0) + at_most
+
+    @property
+    def first(self) -> tuple[int, int]:
+        """The number of prompts that are asked in any case, and of their tokens."""
+        if self.try_prompts is not None and self.try_prompt_tokens is not None:
+            return self.try_prompts, self.try_prompt_tokens
+        return self.preferred_prompts, self.preferred_prompt_tokens
 
 
 class Preview(Record):
@@ -105,7 +116,7 @@ def preview(recipe: BuildRecipe, *, prices: tuple[float, float] | None, tokens_p
     check_inputs(recipe, recipe.source, None)
     if prices is None and (listed := find_prices(recipe.engine, recipe.model)) is not None:
         prices = (listed.prompt, listed.response)
-    source = read_source(recipe.source, needs_questions=False)
+    source = read_source(recipe.source, needs_questions=False, needs_references=recipe.needs_references)
     tokenizer = recipe.load_tokenizer()
     preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model, recipe.adapter))
     evaluator = open_evaluator(recipe.evaluator)
@@ -174,7 +185,11 @@ class _Counts:
     def add(self, question: PreparedQuestion) -> None:
         """Count a question."""
         self.usable += 1
-        for role, requests in (("preferred", question.preferred), ("dispreferred", tuple(question.rejected.values()))):
+        self._numbers["context tokens"] += len(question.prompt.ids)
+        # Answers that are both counted and graded are generated once.
+        preferred = [it for it in question.preferred if it not in question.tries]
+        asked = {"try": question.tries, "preferred": preferred, "dispreferred": question.rejected.values()}
+        for role, requests in asked.items():
             missing = [it for it in requests if self._log is None or self._log.get(it) is None]
             self._numbers["cached"] += len(requests) - len(missing)
             self._numbers[role] += len(missing)
@@ -190,11 +205,12 @@ class _Counts:
 
     def work(self) -> Work:
         """Return the work, without costs."""
-        numbers, judge = self._numbers, self._recipe.judge.model
-        prompts = numbers["preferred"] + numbers["dispreferred"]
+        numbers, solves = self._numbers, self._recipe.solve is not None
+        prompts = numbers["try"] + numbers["preferred"] + numbers["dispreferred"]
         new = self._recipe.generation.max_new_tokens + self._thinking_tokens
-        judged = prompts + numbers["cached"]
         return Work(
+            try_prompts=numbers["try"] if solves else None,
+            try_prompt_tokens=numbers["try tokens"] if solves else None,
             preferred_prompts=numbers["preferred"],
             preferred_prompt_tokens=numbers["preferred tokens"],
             dispreferred_prompts_at_most=numbers["dispreferred"],
@@ -202,8 +218,21 @@ class _Counts:
             cached=numbers["cached"],
             max_new_tokens=new,
             response_tokens_at_most=prompts * new,
-            judge_prompts_at_most=None if judge is None else 2 * judged if judge.rejudge_share else judged,
+            judge_prompts_at_most=self._judge_prompts(prompts + numbers["cached"]),
         )
+
+    def _judge_prompts(self, responses: int) -> int | None:
+        """Return the most prompts of a model judge."""
+        judge = self._recipe.judge
+        if judge.asked is None:
+            return None
+        again = 2 if judge.asked.rejudge_share else 1
+        if judge.grades is None:
+            return again * responses
+        graded = self.usable * self._recipe.generation.num_candidates
+        scores = 3 + judge.grades.max_facts  # and a list of facts, which is the same in both wordings
+        extracts = self._numbers["context tokens"] // judge.grades.extract_tokens + self.usable
+        return extracts + graded * (1 + again * scores)
 
 
 def _priced(work: Work, recipe: BuildRecipe, prices: tuple[float, float] | None, tokens_per_s: float | None) -> Work:
@@ -211,15 +240,15 @@ def _priced(work: Work, recipe: BuildRecipe, prices: tuple[float, float] | None,
     and a measured rate from above."""
     update: dict[str, float] = {}
     if prices is not None:
-        update["cost_at_least"] = work.preferred_prompt_tokens * prices[0] / 1e6
+        update["cost_at_least"] = work.first[1] * prices[0] / 1e6
         most = work.prompt_tokens_at_most * prices[0] + work.response_tokens_at_most * prices[1]
         update["cost_at_most"] = most / 1e6
     engine = recipe.engine
     waits = [
         number / limit / max(len(engine.base_urls), 1) * 60
         for number, limit in (
-            (work.preferred_prompts, engine.requests_per_minute),
-            (work.preferred_prompt_tokens + work.preferred_prompts * work.max_new_tokens, engine.tokens_per_minute),
+            (work.first[0], engine.requests_per_minute),
+            (work.first[1] + work.first[0] * work.max_new_tokens, engine.tokens_per_minute),
         )
         if limit is not None and engine.asks_servers
     ]

@@ -121,7 +121,8 @@ def group_size(recipe: BuildRecipe, num_questions: int, num_workers: int) -> int
     It does not depend on what is read, because the coordinator is told how many groups there can be.
     """
     contexts, generation = recipe.contexts, recipe.generation
-    num_prompts = 2 + len(contexts.mixed_ratios) + generation.num_candidates
+    tries = recipe.solve.tries if recipe.solve else 0
+    num_prompts = 2 + len(contexts.mixed_ratios) + generation.num_candidates + tries
     # The pool has one context more at least (:func:`logodata.build.preparing.tokens_held`).
     tokens = (num_prompts + 1) * contexts.num_chunks * recipe.chunking.chunk_tokens
     most = min(generation.group_size, GROUP_TOKENS // tokens, num_questions // (num_workers * _GROUPS_PER_WORKER))

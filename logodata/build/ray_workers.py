@@ -113,8 +113,9 @@ def portable(recipe: BuildRecipe) -> BuildRecipe:
     """Return the recipe with absolute paths, because a worker has another working directory."""
     values = move_paths(recipe.model_dump(mode="json"), BuildRecipe, _absolute)
     values["engine"] = _served(recipe.engine, recipe.model)
-    if judge := recipe.judge.model:
-        values["judge"]["model"]["engine"] = _served(judge_engine(recipe, judge), judge.name or recipe.model)
+    if judge := recipe.judge.asked:
+        section = "model" if recipe.judge.model else "grades"
+        values["judge"][section]["engine"] = _served(judge_engine(recipe, judge), judge.name or recipe.model)
     return BuildRecipe.model_validate(values)
 
 

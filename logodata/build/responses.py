@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from logodata.build.preparing import PreparedQuestion, QuestionPreparer
+from logodata.build.preparing import TRAINING, PreparedQuestion, QuestionPreparer
 from logodata.contract import Question, Reason, Response, ResponseOrigin
 from logodata.engines import GenerationRequest
 from logodata.engines.reasoning import Reply
 from logodata.engines.response_log import CachedEngine, ResponseLog
-from logodata.engines.settings import open_engine
+from logodata.engines.settings import asked_fingerprint, open_engine
 from logodata.judge.judged_response import Decision
 from logodata.judge.rules import Measurer, preferred_fault, rejected_fault
 from logodata.prompts import encode_text, gives_back
@@ -42,6 +43,22 @@ class Responses:
         log = ResponseLog(self._path, self._fingerprint, recipe.generation.cache)
         return CachedEngine(log, lambda: open_engine(recipe.engine, recipe.model, self._tokenizer, recipe.adapter))
 
+    @cached_property
+    def rejecting_engine(self) -> CachedEngine:
+        """The engine that writes dis-preferred responses: that of the build, or one without its adapter."""
+        recipe = self._recipe
+        if recipe.adapter is None or recipe.generation.rejected_by == "adapted":
+            return self.engine
+        path = None if self._path is None else self._path.with_name("base-responses.jsonl")
+        log = ResponseLog(path, asked_fingerprint(recipe.engine, recipe.model), recipe.generation.cache)
+        engine = recipe.engine.model_copy(update={"served_model": None})  # that is the adapter's name
+        return CachedEngine(log, lambda: open_engine(engine, recipe.model, self._tokenizer))
+
+    def forget(self) -> None:
+        """Drop the responses that are in memory only."""
+        self.engine.forget()
+        self.rejecting_engine.forget()
+
     def preferred(self, prepared: PreparedQuestion) -> list[Decision]:
         """Return all candidates for the preferred response, with what the rules say of each."""
         strategy, question, judge = self._recipe.generation.preferred, prepared.question, self._recipe.judge
@@ -59,14 +76,44 @@ class Responses:
         pairs = zip(found, faults, strict=True)
         return [Decision(question, "preferred", n, response, fault) for n, (response, fault) in enumerate(pairs)]
 
-    def rejected(self, prepared: PreparedQuestion, chosen: Response) -> list[Decision]:
-        """Return the dis-preferred responses, with what the rules say of each beside the chosen one."""
+    def rejected(self, prepared: PreparedQuestion, chosen: Decision, candidates: Sequence[Decision]) -> list[Decision]:
+        """Return the dis-preferred responses, with what the rules say of each beside the chosen one.
+
+        ``candidates`` for the preferred response give one where ``generation.rejected`` asks for a wrong one of them:
+        the first that the rules allow, else the first.
+        """
         question, asked, judge = prepared.question, prepared.rejected, self._recipe.judge
-        found = [self._response(question, name, request) for name, request in asked.items()]
-        faults = (self._text_fault(r) or rejected_fault(r, chosen, judge) for r in found)
-        return [
+        found = [self._response(question, name, request, self.rejecting_engine) for name, request in asked.items()]
+        if self._recipe.generation.rejected == "critical_wrong":
+            found = [candidate.response for candidate in candidates if candidate is not chosen]
+        faults = (self._text_fault(r) or rejected_fault(r, chosen.response, judge) for r in found)
+        decisions = [
             Decision(question, "rejected", n, r, fault) for n, (r, fault) in enumerate(zip(found, faults, strict=True))
         ]
+        if self._recipe.generation.rejected == "critical_wrong":
+            return [next((decision for decision in decisions if decision.rule is None), decisions[0])]
+        return decisions
+
+    def tries(self, prepared: PreparedQuestion) -> list[Decision]:
+        """Return the answers by which a question is solved or not, with what the rules say of each."""
+        found = [self._response(prepared.question, TRAINING, request) for request in prepared.tries]
+        return [Decision(prepared.question, "try", n, response, None) for n, response in enumerate(found)]
+
+    def contenders(self, prepared: PreparedQuestion) -> list[Decision]:
+        """Return the answers that are to be graded. One that the rules find wrong is to be dis-preferred, and every
+        other one to be preferred; each has the fault that keeps it from its role."""
+        question, judge = prepared.question, self._recipe.judge
+        decisions = []
+        for n, request in enumerate(prepared.preferred):
+            response = self._response(question, TRAINING, request)
+            is_wrong = judge.enabled and response.verdict == "wrong"
+            fault = self._text_fault(response) or (
+                rejected_fault(response, None, judge)
+                if is_wrong
+                else preferred_fault(response, question.question, question.answers, judge, guided=False)
+            )
+            decisions.append(Decision(question, "rejected" if is_wrong else "preferred", n, response, fault))
+        return decisions
 
     def _text_fault(self, response: Response) -> Reason | None:
         """Return the fault of a response whose tokens, which are trained on, do not say its text. Texts of servers and
@@ -74,8 +121,10 @@ class Responses:
         ids = response.token_ids[:-1] if response.ended else response.token_ids
         return None if gives_back(self._tokenizer, ids, response.text) else "tokens_lose_text"
 
-    def _response(self, question: Question, strategy: str, request: GenerationRequest) -> Response:
-        result, origin = self.engine.answer(request)
+    def _response(
+        self, question: Question, strategy: str, request: GenerationRequest, engine: CachedEngine | None = None
+    ) -> Response:
+        result, origin = (engine or self.engine).answer(request)
         if self._recipe.generation.keep_reasoning:
             whole = result.said(self._tokenizer)
             return self._measured(question, strategy, Reply(result.token_ids, whole, result.finish_reason), origin)

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
+_BLOCK_ELEMENTS = 4_000_000
+"""The number of draws in memory at a time, 32 MB."""
+
 Array = NDArray[np.float64]
 
 
@@ -25,6 +28,19 @@ def cluster_sums(values: Array, clusters: Sequence[str]) -> tuple[Array, Array]:
     columns = np.array([index[name] for name in clusters])
     sums = np.stack([np.bincount(columns, weights=row, minlength=len(index)).astype(np.float64) for row in values])
     return sums, np.bincount(columns, minlength=len(index)).astype(np.float64)
+
+
+def mean_interval(values: Sequence[float], clusters: Sequence[str]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean, or None if there are less than two clusters. The seed is fixed."""
+    [sums], counts = cluster_sums(np.array([values], dtype=np.float64), clusters)
+    number = len(counts)
+    if number < 2:
+        return None
+    rng, block, means = np.random.default_rng(0), max(1, _BLOCK_ELEMENTS // number), []
+    for start in range(0, NUM_RESAMPLES, block):
+        draws = rng.multinomial(number, [1 / number] * number, size=min(block, NUM_RESAMPLES - start))
+        means.append((draws @ sums) / (draws @ counts))
+    return percentile_interval(np.concatenate(means), [number])
 
 
 def percentile_interval(

@@ -49,10 +49,11 @@ class SentenceEmbedder:
 
 
 class EmbeddingEvaluator:
-    """Scores a chunk by the largest cosine between the query and the parts of the chunk."""
+    """Scores a chunk by the largest cosine between the query and the parts of the chunk. ``setting`` is the field that
+    names the model."""
 
-    def __init__(self, model: str, batch_size: int) -> None:
-        self._embedder = SentenceEmbedder(model, batch_size, "evaluator.embedding_model")
+    def __init__(self, model: str, batch_size: int, setting: str = "evaluator.embedding_model") -> None:
+        self._embedder = SentenceEmbedder(model, batch_size, setting)
 
     def score(self, chunks: Sequence[str], queries: Sequence[str]) -> NDArray[np.float64]:
         """Return scores, float64 [len(queries), len(chunks)]: cosines in [-1, 1]."""

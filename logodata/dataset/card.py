@@ -9,6 +9,7 @@ from logodata.common.printable import markdown_cell, markdown_code, markdown_tex
 from logodata.contract import ErrorPattern, GroupStats, ImportManifest, Manifest, PairFormat, PromptForm, Stats
 from logodata.engines.settings import asked_model
 from logodata.judge.agreement import describe_verdicts
+from logodata.judge.grade_agreement import describe_grades
 from logodata.judge.settings import JudgeSettings
 from logodata.recipe.settings import BuildRecipe
 
@@ -43,6 +44,8 @@ def describe_patterns(stats: Stats) -> str:
     }
     patterns = stats.dispreferred_error_patterns
     total = sum(patterns.values())
+    if not total:
+        return "without references nothing tells them"
     parts = (f"{patterns[name]} {meaning}" for name, meaning in meanings.items() if patterns.get(name))
     return f"of {total} dis-preferred responses {', '.join(parts)}"
 
@@ -61,7 +64,18 @@ def dataset_card(manifest: Manifest, recipe: BuildRecipe, stats: Stats) -> str:
         "guided": "the reference answer in the model's own words: it saw the critical chunks, the question and the reference. "
         "This departs from the paper, where the model answers unaided",
         "reference": "the reference answer itself, not in the model's words. This departs from the paper",
+        "best_versus_worst": f"the best one by its grade of {generation.num_candidates} answers that the model samples from the "
+        "whole context. This departs from the paper",
     }[generation.preferred]
+    others = {
+        "contexts": f"the model's greedy answers from irrelevant chunks alone{_mixed(contexts.mixed_ratios, stats)}",
+        "training": "the model's greedy answer from the whole context. This departs from the paper",
+        "critical_wrong": "the first wrong one of the same answers. This departs from the paper",
+    }[generation.rejected]
+    if generation.preferred == "best_versus_worst":
+        others = "the worst one of the same answers"
+    if recipe.adapter is not None and generation.rejected_by == "base":
+        others += ". Here the model answers without its adapter"
     summary = describe(stats)
     return f"""{_HEADER}
 # LOGO preference data from {markdown_code(manifest.source.path)}
@@ -76,9 +90,9 @@ as text: `logodata export DIR --format text -o FILE.parquet`, then `load_dataset
 - **Critical chunks**: {critical}, by the `{evaluator.name}` evaluator, compared with the {evaluator.query.replace("_", " ")}.
 - **Context**: {contexts.num_chunks} chunks in document order; all critical ones, filled up with irrelevant ones.
 - **Preferred**: {preferred}.
-- **Dis-preferred**: the model's greedy answers from irrelevant chunks alone{_mixed(contexts.mixed_ratios, stats)}.
+- **Dis-preferred**: {others}.
 - **Error patterns** (paper, Appendix C): {describe_patterns(stats)}.
-- **Judge**: {_describe_judge(recipe.judge)}.{_model_judge(manifest, stats)}
+- **Judge**: {_describe_judge(recipe.judge)}.{_model_judge(manifest, stats)}{_solve(recipe, stats)}
 - **Model**: {_model(manifest, recipe)}, engine {markdown_text(manifest.engine)}, logo-align {manifest.logo_align}, seed {recipe.seed}.{_of_chat(manifest, recipe)}
 
 Preferred responses end by themselves {stats.preferred_ended:.0%} of the time, dis-preferred ones {stats.dispreferred_ended:.0%}: a gap
@@ -235,7 +249,20 @@ def _model_judge(manifest: Manifest, stats: Stats) -> str:
         f"engine {markdown_text(str(manifest.judge_engine))}"
     )
     said = describe_verdicts(stats.model_judge) if stats.model_judge else "it was never asked"
+    if stats.grades is not None:
+        said = describe_grades(stats.grades)
     return f"\n- **Model judge**, after these rules: {judge}; {said}."
+
+
+def _solve(recipe: BuildRecipe, stats: Stats) -> str:
+    if recipe.solve is None or stats.solve is None:
+        return ""
+    least, most = recipe.solve.keep
+    counts = ", ".join(f"{n}: {count}" for n, count in enumerate(stats.solve.histogram) if count)
+    return (
+        f"\n- **Questions** that the model answers right {least} to {most} times of {stats.solve.tries} from the whole context were "
+        f"asked; questions by the number of right answers: {counts}."
+    )
 
 
 def _describe_judge(judge: JudgeSettings) -> str:

@@ -22,7 +22,7 @@ from logodata.common.console import console, note, progress
 from logodata.common.errors import UserError
 from logodata.common.finite import check_finite, check_responses
 from logodata.common.records import Record
-from logodata.common.resampling import NUM_RESAMPLES, cluster_sums, percentile_interval
+from logodata.common.resampling import mean_interval
 from logodata.contract import ImportManifest, PreferenceSample
 from logodata.dataset.files import read_recipe
 from logodata.dataset.samples import iterate_samples, read_manifest
@@ -266,13 +266,11 @@ def _estimate(values: Sequence[tuple[str, float]]) -> Estimate:
     """Return the mean of pairs (doc_id, value) with its 95 % bootstrap interval."""
     # Documents are drawn, because questions about one document are not independent.
     doc_ids, numbers = zip(*values, strict=True)
-    [sums], counts = cluster_sums(np.array([numbers]), doc_ids)
-    interval = None
-    if (documents := len(sums)) > 1:
-        draws = np.random.default_rng(0).multinomial(documents, [1 / documents] * documents, size=NUM_RESAMPLES)
-        interval = percentile_interval((draws @ sums) / (draws @ counts), [documents])
     return Estimate(
-        mean=sum(sums.tolist()) / len(values), interval=interval, responses=len(values), documents=documents
+        mean=sum(numbers) / len(values),
+        interval=mean_interval(numbers, doc_ids),
+        responses=len(values),
+        documents=len(set(doc_ids)),
     )
 
 

@@ -21,11 +21,13 @@ from logodata.contract import (
     ResponseOrigin,
     Role,
     RuleVerdict,
+    SolveStats,
     Spread,
     Stats,
 )
 from logodata.judge.agreement import verdict_statistics
-from logodata.judge.judged_response import contradicts
+from logodata.judge.grade_agreement import GradeCounts
+from logodata.judge.judged_response import contradicts, is_solved
 from logodata.judge.rules import error_pattern
 from logodata.sources.document_files import SUFFIXES
 
@@ -84,6 +86,9 @@ class Statistics:
         self._by_kind = defaultdict[str, _Group](_Group)
         self._origins: Counter[ResponseOrigin] = Counter()
         self._verdicts: Counter[tuple[ModelVerdict, ModelVerdict | None]] = Counter()
+        self._grades = GradeCounts()
+        self._solved: Counter[int] = Counter()
+        self._num_tries = 0
         self._patterns: Counter[ErrorPattern | Literal["right"]] = Counter(
             dict.fromkeys(get_args(ErrorPattern), 0) if evaluator else {}
         )
@@ -99,6 +104,10 @@ class Statistics:
         for decision in outcome.decisions:
             if decision.model_verdict is not None:
                 self._verdicts[decision.model_verdict, decision.second_model_verdict] += 1
+        self._grades.add(outcome)
+        if tries := [is_solved(row.verdict, row.model_verdict) for row in outcome.decisions if row.role == "try"]:
+            self._num_tries = len(tries)
+            self._solved[sum(tries)] += 1
         if outcome.sample is not None:
             self._add_sample(outcome.sample)
 
@@ -112,11 +121,16 @@ class Statistics:
         self._preferred.add(sample.chosen)
         for response in sample.rejected:
             self._dispreferred.add(response)
-            if sample.question is None or self._evaluator is None:
+            if sample.question is None or self._evaluator is None or response.verdict is None:
                 continue  # nothing says what is wrong with it
             # A judge that was switched off lets right ones through.
             is_right = response.verdict in ("right", "half_right")
             self._patterns["right" if is_right else error_pattern(response.text, sample.question)] += 1
+
+    def _solve(self) -> SolveStats | None:
+        if not self._num_tries:
+            return None
+        return SolveStats(tries=self._num_tries, histogram=[self._solved[n] for n in range(self._num_tries + 1)])
 
     def result(self) -> Stats:
         """Return the statistics of all questions so far."""
@@ -140,6 +154,8 @@ class Statistics:
             answer_in_critical=self._num_answered / self._num_known_answered if self._num_known_answered else None,
             single_critical_chunk=self._num_single_critical if self._evaluator else None,
             model_judge=verdict_statistics(self._verdicts) if self._verdicts else None,
+            grades=self._grades.result(),
+            solve=self._solve(),
             by_source={source: self._by_source[source].result() for source in sorted(self._by_source)},
             by_kind={kind: self._by_kind[kind].result() for kind in sorted(self._by_kind)},
             evaluator=self._evaluator,

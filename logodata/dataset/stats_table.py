@@ -16,7 +16,7 @@ from logodata.dataset.card import PURITY, describe, largest_groups, named_values
 from logodata.dataset.files import read_stats
 from logodata.dataset.samples import read_manifest
 
-_NOT_COMPARED = ("engine", "judge.model.engine", "source.path", "source.questions")
+_NOT_COMPARED = ("engine", "judge.model.engine", "judge.grades.engine", "source.path", "source.questions")
 """Fields of a recipe that :func:`_compared` leaves out. Answers do not depend on engines, and documents have a line of
 their own."""
 

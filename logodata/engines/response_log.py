@@ -54,6 +54,10 @@ class ResponseLog:
         self._memory: dict[str, dict[str, Any]] = {}
         self._cached: dict[str, dict[str, Any]] = {} if cache is None else _read_cache(cache)
 
+    def key(self, request: GenerationRequest) -> str:
+        """Return the key under which the response to a request is filed."""
+        return request_key(request, self._model)
+
     def get(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin] | None:
         """Return the response to a request and where it came from; None if there is none."""
         key = request_key(request, self._model)
@@ -120,12 +124,17 @@ class CachedEngine:
     def generate(self, requests: Sequence[GenerationRequest], tracker: Tracker, noun: str) -> None:
         """Have the engine answer the requests that the log does not answer.
 
-        The tracker shows, under the name ``noun``, how many responses were generated, and how many tokens were read and
-        written in a second.
+        Each is asked once, however often it stands among the requests. The tracker shows, under the name ``noun``, how
+        many responses were generated, and how many tokens were read and written in a second.
         """
-        missing = {request.id: request for request in requests if self._log.get(request) is None}
-        if not missing:
+        # What is asked twice is answered once: equal requests have one key.
+        distinct: dict[str, GenerationRequest] = {}
+        for request in requests:
+            if self._log.get(request) is None:
+                distinct.setdefault(self._log.key(request), request)
+        if not distinct:
             return
+        missing = {request.id: request for request in distinct.values()}
         engine = self.open()
         start, before = time.monotonic(), self._seconds
         for result in engine.generate(list(missing.values())):

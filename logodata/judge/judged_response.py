@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from logodata.contract import DecisionRow, ModelVerdict, Question, Reason, Response, Role, RuleVerdict
+from logodata.contract import DecisionRow, Grades, ModelVerdict, Question, Reason, Response, Role, RuleVerdict
 
 _AGREES: dict[Role, RuleVerdict] = {"preferred": "right", "rejected": "wrong"}
 
@@ -23,8 +23,8 @@ _UNDECIDED: dict[ModelVerdict, Reason] = {
 class Decision:
     """A response to ``question``, the ``number``-th of its role, and what speaks against it.
 
-    ``rule`` is the fault that the rules find. The verdicts are those of a model judge, None if it was not asked. The
-    second one decides nothing.
+    ``rule`` is the fault that the rules find. Verdicts and grades are those of a model judge, None if it was not asked.
+    The second ones decide nothing.
     """
 
     question: Question
@@ -34,6 +34,8 @@ class Decision:
     rule: Reason | None
     model_verdict: ModelVerdict | None = None
     second_model_verdict: ModelVerdict | None = None
+    grades: Grades | None = None
+    second_grades: Grades | None = None
 
     @property
     def id(self) -> str:
@@ -57,6 +59,8 @@ class Decision:
             rule=self.rule,
             model_verdict=self.model_verdict,
             second_model_verdict=self.second_model_verdict,
+            grades=self.grades,
+            second_grades=self.second_grades,
             kept=kept,
         )
 
@@ -64,7 +68,12 @@ class Decision:
 def contradicts(row: DecisionRow) -> bool:
     """Whether a verdict on a response contradicts its role: that of the rules, or a model's in either wording."""
     verdicts = (row.model_verdict, row.second_model_verdict)
-    return row.verdict != _AGREES[row.role] or any((row.role, verdict) in _AGAINST for verdict in verdicts)
+    return row.verdict not in (None, _AGREES[row.role]) or any((row.role, verdict) in _AGAINST for verdict in verdicts)
+
+
+def is_solved(verdict: RuleVerdict | None, model_verdict: ModelVerdict | None) -> bool:
+    """Whether an answer solves its question: the rules find it right, and so does a model judge, if there is one."""
+    return verdict == "right" and model_verdict in (None, "correct")
 
 
 def eligible(preferred: Sequence[Decision], *, keep_bare_reference: bool) -> list[Decision]:

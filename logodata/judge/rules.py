@@ -33,7 +33,10 @@ class Measurer:
         self._similarity = Similarity(settings.embedding_model)
 
     def measure(self, response: str, answers: Sequence[str]) -> Measures:
-        """Return all measures of a response, for the best reference. Reasoning before the answer does not count."""
+        """Return all measures of a response, for the best reference. Reasoning before the answer does not count.
+        Without a reference there is nothing to measure."""
+        if not answers:
+            return Measures()
         response = without_reasoning(response)
         by_similarity = self._settings.measure == "similarity" or (
             self._settings.measure == "auto" and is_long(answers, self._settings.long_answer_words)
@@ -88,7 +91,7 @@ def preferred_fault(
         return None
     if guided and any(phrase in text.lower() for phrase in _HINT_PHRASES):
         return "preferred_leaks_hint"
-    if response.verdict != "right":
+    if response.verdict not in (None, "right"):
         return "preferred_wrong"
     if settings.require_ended and not response.ended:
         return "preferred_not_ended"
@@ -107,14 +110,15 @@ def added_words(text: str, question: str, answers: Sequence[str]) -> int:
     return len(set(content_stems(without_reasoning(text))) - known)
 
 
-def rejected_fault(response: Response, preferred: Response, settings: JudgeSettings) -> Reason | None:
-    """Return why this response cannot be a dis-preferred one beside ``preferred``; None if it can."""
+def rejected_fault(response: Response, preferred: Response | None, settings: JudgeSettings) -> Reason | None:
+    """Return why this response cannot be a dis-preferred one beside ``preferred``, as far as that is known; None if it
+    can."""
     text = without_reasoning(response.text)
     if not text.strip():
         return "rejected_empty"
-    if (text, response.ended) == (without_reasoning(preferred.text), preferred.ended):
+    if preferred and (text, response.ended) == (without_reasoning(preferred.text), preferred.ended):
         return "identical_responses"
-    if settings.enabled and response.verdict != "wrong":
+    if settings.enabled and response.verdict not in (None, "wrong"):
         return "rejected_right" if response.verdict == "right" else "rejected_half_right"
     return None
 

@@ -10,11 +10,11 @@ from pydantic import Field, model_validator
 
 from logodata.common.recipes.reading import RecipeModel
 from logodata.common.recipes.types import OrPath, TemplateArgs, Tokens
-from logodata.engines.settings import AdaptedModelSettings, EngineSettings
+from logodata.engines.settings import AdaptedModelSettings, EngineSettings, ModelSettings
 
 
-class ModelJudgeSettings(RecipeModel):
-    """A model that judges what the rules let through."""
+class JudgeModelSettings(RecipeModel):
+    """A model that judges, and what runs it."""
 
     name: Annotated[str, Field(min_length=1), OrPath("embedded")] | None = None
     """The judge: ``embedded``, a folder, or a hub name; by default the build's own model. Take a strong one, because
@@ -27,26 +27,57 @@ class ModelJudgeSettings(RecipeModel):
     """Variables of the judge's chat template; by default the build's, for the build's model."""
     max_new_tokens: Tokens = 32
     """The maximum length of a reply. A reply that reaches it is malformed, so give a judge that reasons enough room."""
+
+
+class ModelJudgeSettings(JudgeModelSettings):
+    """A model that judges what the rules let through."""
+
     rejudge_share: float = Field(default=0.1, ge=0, le=1)
     """The share of the judged responses that are judged again in another wording, to report how far both agree. The
     second verdict decides nothing."""
     seed: int = Field(default=0, ge=0)
     """The seed that draws the responses that are judged again."""
 
-    def judges_again(self, decision_id: str) -> bool:
-        """Whether the response is judged again, by its id alone."""
-        digest = hashlib.sha256(f"{self.seed}/{decision_id}".encode()).digest()
+    def judges_again(self, name: str) -> bool:
+        """Whether what has this name is judged again, by its name alone."""
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.rejudge_share * 2**64
 
 
-def judge_engine(build: AdaptedModelSettings, settings: ModelJudgeSettings) -> EngineSettings:
-    """Return the settings of the judge's engine: its own section, or that of the build. The build's name on the servers
-    does not hold for another model than the build's, nor for this one without the adapter of the build."""
+class GradeSettings(ModelJudgeSettings):
+    """A model that grades responses from 0 to 10, along the four lines of LongReward (arXiv 2410.21252): helpfulness,
+    logicality, faithfulness and completeness. The grade is their mean."""
+
+    max_new_tokens: Tokens = 512
+    """The maximum length of a reply: of the reasons for a score, of the facts of a response, of what a part of the text
+    says. A reply that reaches it is malformed, and a response without one of its four scores has no grade."""
+    rejudge_share: float = Field(default=0.1, ge=0, le=1)
+    """The share of the questions whose responses are graded again in another wording, to report how far both agree. The
+    second grades decide nothing."""
+    least_graded: int = Field(default=5, ge=2)
+    """The least number of responses to a question that must have a grade."""
+    gap: float = Field(default=1.0, gt=0, le=10)
+    """The least difference between the grades of the preferred and of the dis-preferred response. Ties are no pair."""
+    max_facts: int = Field(default=20, gt=0)
+    """The most facts of a response. A list of more is malformed."""
+    passage_tokens: Tokens = 128
+    """The length of the passages against which facts are checked, in tokens of the judge."""
+    num_passages: int = Field(default=5, gt=0)
+    """The number of passages beside a fact: those nearest to it by ``judge.embedding_model``."""
+    extract_tokens: Tokens = 4096
+    """The length of the parts of the context from which the judge extracts what bears on the question, once for all its
+    responses; in tokens of the judge."""
+
+
+def judge_engine(asking: ModelSettings, settings: JudgeModelSettings) -> EngineSettings:
+    """Return the settings of the judge's engine: its own section, or that of the command which asks it. The command's
+    name on the servers does not hold for another model than its own, nor for this one without its adapter."""
     if settings.engine is not None:
         return settings.engine
-    if settings.name in (None, build.model) and build.adapter is None:
-        return build.engine
-    return build.engine.model_copy(update={"served_model": None})
+    adapted = isinstance(asking, AdaptedModelSettings) and asking.adapter is not None
+    if settings.name in (None, asking.model) and not adapted:
+        return asking.engine
+    return asking.engine.model_copy(update={"served_model": None})
 
 
 RIGHT_AT = 0.6
@@ -90,12 +121,26 @@ class JudgeSettings(RecipeModel):
     model: ModelJudgeSettings | None = None
     """A model that judges what these rules let through. The preferred response must be correct, and every other one
     wrong. By default no model judges."""
+    grades: GradeSettings | None = None
+    """A model that grades responses, for ``generation.preferred=best_versus_worst``. By default none does. The rules
+    decide first: beside a reference no grade makes a wrong response preferred, or a right one dis-preferred."""
 
     @model_validator(mode="after")
     def _model_comes_after_the_rules(self) -> JudgeSettings:
         if self.model is not None and not self.enabled:
             raise ValueError("judge.model judges what the rules let through: it needs judge.enabled=true")
         return self
+
+    @model_validator(mode="after")
+    def _one_model_judges(self) -> JudgeSettings:
+        if self.model is not None and self.grades is not None:
+            raise ValueError("judge.model and judge.grades: one model judges, or grades")
+        return self
+
+    @property
+    def asked(self) -> ModelJudgeSettings | None:
+        """The model that judges or grades; None if there is none."""
+        return self.model or self.grades
 
     @model_validator(mode="after")
     def _ordered(self) -> JudgeSettings:

@@ -19,7 +19,9 @@ from logodata.judge.settings import JudgeSettings
 from logodata.recipe.foreign_names import ENGINE_VALUES, NAMES
 from logodata.sources import SourceSettings
 
-PreferredSource = Literal["model", "best_of_n", "guided", "reference"]
+PreferredSource = Literal["model", "best_of_n", "guided", "reference", "best_versus_worst"]
+
+RejectedSource = Literal["contexts", "training", "critical_wrong"]
 
 
 class GenerationSettings(RecipeModel):
@@ -29,14 +31,25 @@ class GenerationSettings(RecipeModel):
     """The source of preferred responses. ``model`` is the model's greedy answer from the critical chunks (paper).
     ``best_of_n`` tries this answer, then sampled ones, and takes the first that the judge finds right. ``guided`` lets
     the model say the reference in its own words, from critical chunks, question and reference. ``reference`` is the
-    reference itself, which a model that would never say it that way learns badly."""
+    reference itself, which a model that would never say it that way learns badly. ``best_versus_worst`` samples answers
+    from the training context, which ``judge.grades`` grades: the best one is preferred to the worst (LongReward)."""
     num_candidates: int = Field(default=1, gt=0)
     """The number of preferred responses to try, for ``best_of_n`` and ``guided``. ``best_of_n`` needs at least 2, of
-    which the first is greedy. ``guided`` decodes each of four wordings of the hint greedily, then samples."""
+    which the first is greedy. ``guided`` decodes each of four wordings of the hint greedily, then samples. For
+    ``best_versus_worst`` it is the number of answers that are graded; LongReward takes 10."""
+    rejected: RejectedSource = "contexts"
+    """The source of dis-preferred responses. ``contexts`` are the model's greedy answers from irrelevant chunks and
+    from each of ``contexts.mixed_ratios`` (paper). ``training`` is its greedy answer from the training context
+    (LongPO). ``critical_wrong`` is the first wrong one of the candidates of ``best_of_n``, which saw the critical
+    chunks (SoLoPO). The last two give one response; ``best_versus_worst`` takes its own."""
+    rejected_by: Literal["adapted", "base"] = "adapted"
+    """The model that writes the dis-preferred responses: that of the preferred ones, or ``base``, the model without the
+    adapter. In rounds of training the two kinds of responses then grow apart (arXiv 2508.06026). Without an adapter
+    both are the same."""
     temperature: float = Field(default=0.7, gt=0)
-    """The temperature of the sampled candidates."""
+    """The temperature of the sampled candidates, and of the tries of ``solve``."""
     top_p: float = Field(default=0.95, gt=0, le=1)
-    """The nucleus of the sampled candidates."""
+    """The nucleus of the sampled candidates, and of the tries of ``solve``."""
     max_new_tokens: Tokens = 256
     """The maximum length of every response. A preferred response that reaches it is not kept. Nothing is cut to fit."""
     keep_reasoning: bool = False
@@ -54,6 +67,35 @@ class GenerationSettings(RecipeModel):
             raise ValueError(f"num_candidates={self.num_candidates} has no meaning for preferred={self.preferred!r}")
         if self.num_candidates == 1 and self.preferred == "best_of_n":
             raise ValueError("best_of_n of one is preferred='model': set num_candidates to 2 or more")
+        if self.rejected == "critical_wrong" and self.preferred != "best_of_n":
+            raise ValueError("rejected='critical_wrong' takes a wrong candidate of preferred='best_of_n'")
+        if self.rejected != "contexts" and self.preferred == "best_versus_worst":
+            raise ValueError(f"rejected={self.rejected!r} has no meaning for preferred='best_versus_worst'")
+        if self.rejected_by == "base" and (self.rejected == "critical_wrong" or self.preferred == "best_versus_worst"):
+            raise ValueError("rejected_by='base': the dis-preferred response is one of the same answers")
+        return self
+
+    @property
+    def compares_contexts(self) -> bool:
+        """Whether there is a dis-preferred response for the irrelevant chunks and for each mix; else there is one."""
+        return self.rejected == "contexts" and self.preferred != "best_versus_worst"
+
+
+class SolveSettings(RecipeModel):
+    """Which questions are worth asking, by how often the model answers them right from the training context."""
+
+    tries: int = Field(default=8, ge=2)
+    """The number of answers that are sampled to each question. One is right if the rules say so, and so does a model
+    judge, if there is one."""
+    keep: tuple[int, int] = (2, 6)
+    """The least and the most right answers of a question that is kept. Ours; published filters keep 1 to 7 of 8, or 2
+    to 6. A share of 8 tries has a standard error of up to 0.18."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> SolveSettings:
+        least, most = self.keep
+        if not 0 <= least <= most <= self.tries:
+            raise ValueError(f"keep=[{least}, {most}] is no range of 0 to tries={self.tries} right answers")
         return self
 
 
@@ -81,6 +123,8 @@ class BuildRecipe(AdaptedModelSettings):
     """How contexts are drawn from chunks."""
     generation: GenerationSettings = GenerationSettings()
     """How responses are generated."""
+    solve: SolveSettings | None = None
+    """Which questions are asked at all, by how often the model solves them. By default all are."""
     judge: JudgeSettings = JudgeSettings()
     """How responses are judged, and which pairs are kept."""
 
@@ -99,6 +143,30 @@ class BuildRecipe(AdaptedModelSettings):
         return contexts
 
     @model_validator(mode="after")
+    def _grades_choose(self) -> Self:
+        grades, generation = self.judge.grades, self.generation
+        grading = generation.preferred == "best_versus_worst"
+        if grading and grades is None:
+            raise ValueError(
+                "generation.preferred=best_versus_worst needs a judge that grades: set judge.grades.name=MODEL, or "
+                "judge.grades={} for the build's own model"
+            )
+        if grades is not None and not grading:
+            raise ValueError("judge.grades has a meaning for generation.preferred=best_versus_worst only")
+        if grades is not None and generation.num_candidates < grades.least_graded:
+            raise ValueError(
+                f"generation.num_candidates={generation.num_candidates} is less than judge.grades.least_graded="
+                f"{grades.least_graded}: LongReward grades 10"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tries_can_be_judged(self) -> Self:
+        if self.solve is not None and not self.judge.enabled:
+            raise ValueError("solve counts the answers that the rules find right: it needs judge.enabled=true")
+        return self
+
+    @model_validator(mode="after")
     def _reasoning_can_be_kept(self) -> Self:
         if self.generation.keep_reasoning and self.engine.kind == "chat":
             raise ValueError("generation.keep_reasoning: a chat server may keep the reasoning apart, or hide it")
@@ -106,7 +174,14 @@ class BuildRecipe(AdaptedModelSettings):
 
     def binding(self) -> dict[str, Any]:
         """Return the recipe as JSON, without the engines: a build may continue under other engines."""
-        return self.model_dump(mode="json", exclude={"engine": True, "judge": {"model": {"engine": True}}})
+        judged = {"model": {"engine": True}, "grades": {"engine": True}}
+        return self.model_dump(mode="json", exclude={"engine": True, "judge": judged})
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether a question without a reference answer is of no use."""
+        graded = self.generation.preferred == "best_versus_worst"
+        return not graded or self.solve is not None or self.evaluator.query == "question_and_answer"
 
 
 _OF_EMBEDDED_DOCUMENTS = (

@@ -39,13 +39,14 @@ class Source:
     lost: Counter[str] = field(default_factory=Counter)
 
 
-def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> Source:
+def read_source(settings: SourceSettings, *, needs_questions: bool = True, needs_references: bool = True) -> Source:
     """Read a source and check all of it.
 
     A row is a document with ``questions`` (a list of ``{question, answers, id?, kind?, evidence?}``), or one question,
     with ``question`` and ``answers`` beside ``context``. Rows with equal ``doc_id``, or without one and with equal
     context, make one document with several questions. ``settings.questions`` adds the questions of a second file.
-    Without one, a row without questions is an error if the caller ``needs_questions``.
+    Without one, a row without questions is an error if the caller ``needs_questions``. A question without a reference
+    answer is not usable if the caller ``needs_references``.
 
     Raises:
         UserError: There is a structural fault, or the selection (``kinds``, ``max_documents``) leaves no question.
@@ -61,7 +62,8 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
         )
         raise UserError(f"{_FILES[opened.container]} hold no questions", where=settings.path, mend=mend)
     fields = Fields(opened.columns)
-    reader = _Reader(fields, settings, needs_questions and settings.questions is None and not are_files)
+    asked_for = needs_questions and settings.questions is None and not are_files
+    reader = _Reader(fields, settings, asked_for, needs_references)
     with progress("convert", opened.num_converted) if opened.num_converted else nullcontext() as tracker:
         for where, row in opened.rows():
             reader.add(row, where)
@@ -124,8 +126,9 @@ def read_source(settings: SourceSettings, *, needs_questions: bool = True) -> So
 class _Reader:
     """Collects documents and rejected questions while rows are read."""
 
-    def __init__(self, fields: Fields, settings: SourceSettings, needs_questions: bool) -> None:
-        self._fields, self._settings, self._needs_questions = fields, settings, needs_questions
+    def __init__(self, fields: Fields, settings: SourceSettings, needs_questions: bool, needs_references: bool) -> None:
+        self._fields, self._settings = fields, settings
+        self._needs_questions, self._needs_references = needs_questions, needs_references
         self._question_places: dict[str, str] = {}
         self._num_unknown = self._num_usable = self.num_pages = 0
         self.kinds = Counter[str]()
@@ -240,7 +243,7 @@ class _Reader:
         unusable = {
             entry.blank: bool(entry.blank),
             "empty_question": not question["question"],
-            "no_reference_answer": not question["answers"],
+            "no_reference_answer": self._needs_references and not question["answers"],
         }
         if reason := next((reason for reason, holds in unusable.items() if holds), ""):
             if taken:  # else the settings leave it out anyway

@@ -108,11 +108,11 @@ def describe(settings: HeldOutSettings, _: EngineSettings) -> dict[str, object]:
 def run(settings: QaSettings, session: Session, predictions: Path) -> Outcome:
     """Answer all questions; a row is a question."""
     samples = load_samples(settings, session, "qa")
-    if not all(sample.answers for sample in samples):
+    if bare := sum(not sample.answers for sample in samples):
         raise UserError(
-            "imported pairs have no reference answers",
+            f"{bare} of {len(samples)} samples have no reference answer",
             where=str(settings.data),
-            mend="measure them with logoeval pairs, or give a data set that logodata build wrote",
+            mend="measure them with logoeval pairs, or give a data set that logodata build wrote from references",
         )
     answers = answer(samples, settings, session, predictions / "qa.jsonl", label="qa")
     rows = [

@@ -106,10 +106,12 @@ def dpo(
     rejected_lengths: Tensor,
     *,
     beta: float,
+    sft_weight: float = 0.0,
 ) -> PreferenceLoss:
-    """Return the DPO loss (arXiv 2305.18290, Eq. 7).
+    """Return the DPO loss (arXiv 2305.18290, Eq. 7), perhaps with a likelihood term.
 
-    ``L = -log sigmoid(beta * (log p/p_ref(y_w) - log p/p_ref(y_l)))``.
+    ``L = -log sigmoid(beta * (log p/p_ref(y_w) - log p/p_ref(y_l))) - lambda * r(y_w)``. Lambda, ``sft_weight``, is 0
+    in DPO, 1 in Iterative RPO (arXiv 2404.19733) and 0.1 in LongReward (2410.21252).
 
     ``chosen`` [B] and ``rejected`` [B, M] are log p(y_w) and log p(y_l^1..M); those of the reference have no gradient.
     The lengths are in tokens; only ``margin`` and ``sft`` need them.
@@ -118,7 +120,7 @@ def dpo(
     preference = -logsigmoid(beta * (ratio_chosen[:, None] - ratio_rejected)).mean(dim=1)
     sft = -chosen / chosen_lengths
     margin = _margin(-sft, rejected / rejected_lengths)
-    return PreferenceLoss(loss=preference, preference=preference, sft=sft, margin=margin)
+    return PreferenceLoss(loss=preference + sft_weight * sft, preference=preference, sft=sft, margin=margin)
 
 
 def ipo(
@@ -217,9 +219,9 @@ def sample_loss(
             return simpo(means[:, 0], means[:, 1:], beta=beta, gamma=gamma)
         case CpoSettings(beta=beta, sft_weight=weight):
             return cpo(*_split(sums), *_split(lengths), beta=beta, sft_weight=weight)
-        case DpoSettings(beta=beta):
+        case DpoSettings(beta=beta, sft_weight=weight):
             assert reference is not None
-            return dpo(*_split(sums), *_split(reference[None]), *_split(lengths), beta=beta)
+            return dpo(*_split(sums), *_split(reference[None]), *_split(lengths), beta=beta, sft_weight=weight)
         case IpoSettings(tau=tau):
             assert reference is not None
             return ipo(*_split(means), *_split(reference / lengths), tau=tau)

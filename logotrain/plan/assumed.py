@@ -96,7 +96,8 @@ def planned_data(
     response_tokens = response_tokens or build.generation.max_new_tokens
     # A run takes as many of the data as these say, and is refused if there are fewer.
     strategies = recipe.data.rejected_strategies and len(set(recipe.data.rejected_strategies))
-    num_rejected = num_rejected or recipe.data.num_rejected or strategies or 1 + len(build.contexts.mixed_ratios)
+    made = 1 + len(build.contexts.mixed_ratios) if build.generation.compares_contexts else 1
+    num_rejected = num_rejected or recipe.data.num_rejected or strategies or made
     num_samples = num_samples or recipe.data.max_samples or PAPER_SAMPLES
     target = checked_target_length(recipe, config)
     if recipe.epochs and prompt_tokens + response_tokens > target:

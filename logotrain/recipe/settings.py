@@ -180,6 +180,10 @@ class DpoSettings(RecipeModel):
     beta: float = Field(default=0.1, gt=0)
     """Scale of the difference of summed log-probability ratios."""
 
+    sft_weight: float = Field(default=0.0, ge=0)
+    """Weight of the preferred response's negative mean log-probability, which DPO has not. LongReward (arXiv
+    2410.21252) takes 0.1, Iterative RPO (2404.19733) 1."""
+
 
 class IpoSettings(RecipeModel):
     """IPO (arXiv 2310.12036, Eq. 17) on mean token log-probabilities, as TRL computes it. Its reference is DPO's."""

@@ -50,4 +50,4 @@ def test_qa_needs_references(
     data: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["qa", "--model", str(tiny_model_dir), "--data", str(data), "-o", str(tmp_path / "qa")]) == 2
-    assert "imported pairs have no reference answers (measure them with logoeval pairs" in capsys.readouterr().err
+    assert "samples have no reference answer (measure them with logoeval pairs" in capsys.readouterr().err

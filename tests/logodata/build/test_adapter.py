@@ -47,6 +47,27 @@ def texts(folder: Path) -> list[list[str]]:
     return [[sample.chosen.text, *(response.text for response in sample.rejected)] for sample in read_samples(folder)]
 
 
+def test_the_model_without_the_adapter_may_write_what_is_dispreferred(
+    adapter: Path, build: Callable[..., int], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    by_base = "generation.rejected_by=base"
+    assert build("with", tiny_model_dir, "--adapter", str(adapter)) == 0
+    assert build("without", tiny_model_dir) == 0
+    assert build("base", tiny_model_dir, by_base, "--adapter", str(adapter)) == 0
+    assert build("none", tiny_model_dir, by_base) == 0  # without an adapter both are one model, as in a first round
+    found = {name: {s.id: s for s in read_samples(tmp_path / name)} for name in ("with", "without", "base", "none")}
+    assert found["none"] == found["without"]
+    compared = found["base"].keys() & found["with"].keys() & found["without"].keys()
+    assert compared
+    for name in compared:
+        assert found["base"][name].chosen == found["with"][name].chosen
+        assert found["base"][name].rejected == found["without"][name].rejected
+    assert any(found["with"][name].rejected != found["base"][name].rejected for name in compared)
+    assert "answers without its adapter" in (tmp_path / "base" / "README.md").read_text()
+    # Both logs are kept: nothing is generated again.
+    assert (tmp_path / "base" / "work" / "base-responses.jsonl").exists()
+
+
 def test_it_equals_a_build_by_the_merged_model(
     adapter: Path,
     build: Callable[..., int],

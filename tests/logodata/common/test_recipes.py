@@ -283,7 +283,7 @@ def test_every_length_takes_k() -> None:
     """But for rates, counts of repetitions and other numbers that no one calls a window, and the name of a field."""
     assert set(token_fields(BuildRecipe)) == {
         f"{engine}.{name}"
-        for engine in ("engine", "judge.model.engine")
+        for engine in ("engine", "judge.model.engine", "judge.grades.engine")
         for name in ("tokens_per_minute", "max_tokens_field")
     }
     assert set(token_fields(TrainRecipe)) == {"collapse.max_new_tokens", "objective.tokens"}

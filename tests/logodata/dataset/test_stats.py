@@ -48,7 +48,7 @@ def texts(tmp_path: Path) -> list[str]:
     """A folder of texts in two subfolders, with questions of two kinds; one text is empty, one is short."""
     folder, questions = tmp_path / "texts", []
     for place in ("books/milla", "books/millb", "books/short", "wiki/towera", "wiki/empty"):
-        weather = [f"On day {day} nothing was written down but wind of kind {day * 7}. " for day in range(20)]
+        weather = [f"On day {day} nothing was written in {place} but wind of kind {day * 7}. " for day in range(20)]
         weather.insert(9, f"The loft of Vell holds {place}lanterns. ")
         text = {"books/short": "Short.", "wiki/empty": " "}.get(place, "".join(weather))
         file = folder / f"{place}.txt"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import logodata.build.responses
-import logodata.judge.model
+import logodata.judge.asked_judge
 import logodata.models.loading
 from logodata.cli import main
 from logodata.dataset.samples import read_manifest, read_samples
@@ -103,7 +103,7 @@ def build(documents: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
         engine = Engine(tiny_model_dir, says, fails_after)
         for_build, for_judge = engines or [lambda *_: engine] * 2
         monkeypatch.setattr(logodata.build.responses, "open_engine", for_build)
-        monkeypatch.setattr(logodata.judge.model, "open_engine", for_judge)
+        monkeypatch.setattr(logodata.judge.asked_judge, "open_engine", for_judge)
         settings = ["chunking.chunk_tokens=48", "contexts.num_chunks=4", "contexts.critical_threshold=null"]
         settings += ["contexts.critical_top=2", "generation.max_new_tokens=8", *overrides]
         assert main(["build", str(documents), *settings, "--model", str(tiny_model_dir), "-o", str(output)]) == code

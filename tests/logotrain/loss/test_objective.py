@@ -155,6 +155,8 @@ def double(values: Any) -> Tensor:
         (OrpoSettings(preference_weight=0.1), {"A1": 0.879250, "A2": 0.866544, "B1": 1.389356, "B2": 1.381692}),
         (IpoSettings(tau=0.5), {"A1": 0.783225, "A2": 0.891613, "B1": 1.060900, "B2": 0.924278}),
         (DpoSettings(beta=0.1), {"A1": 0.668460, "B1": 0.703197}),
+        (DpoSettings(beta=0.1, sft_weight=1.0), {"A1": 1.468460, "B1": 1.953197}),  # Iterative RPO
+        (DpoSettings(beta=0.15, sft_weight=0.1), {"A1": 0.736350, "B1": 0.833260}),  # LongReward
         (LogoSettings(beta=2.5, gamma=0.25, sft_weight=0.1), {"A2": 0.837599, "B2": 2.035224}),
     ],
     ids=lambda value: getattr(value, "name", ""),
