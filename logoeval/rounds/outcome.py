@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from logodata.common.records import ABSENT, Record
+from logodata.contract import SolveStats
 from logodata.dataset.files import read_stats
 from logodata.judge.agreement import wilson_interval
 from logoeval.compare.compare import Difference, compare
@@ -32,12 +33,14 @@ class RoundOutcome(Record):
     ``answers`` (word F1) are differences from the round before, with their intervals. ``chosen``, the
     log-probability per token of the preferred responses, and ``answer_tokens``, the mean length of the model's own
     answers, are differences from the model as it was, the second as a ratio. They are absent where the recipe does
-    not measure them. ``reasons`` speak against another round; rounds that keep going pass them over.
+    not measure them. ``solve`` tells how often the adapter so far, which answers, was right (``solve.tries``).
+    ``reasons`` speak against another round; rounds that keep going pass them over.
     """
 
     number: int
     questions: int
     kept: int
+    solve: SolveStats | None = ABSENT
     updates: int
     rate: float
     margin: Difference | None = ABSENT
@@ -68,6 +71,7 @@ class ControlOutcome(Record):
     rounds: int
     questions: int
     kept: int
+    solve: SolveStats | None = ABSENT
     updates: int
     rate: float
     margin: Difference | None = ABSENT
@@ -119,7 +123,8 @@ def _trained(folder: Path) -> dict[str, Any]:
     stats = read_stats(folder / "data")
     steps = MetricsLog(folder / "run" / "metrics.jsonl").steps()
     rate = sum(step.lr for step in steps) / len(steps) if steps else 0.0
-    return {"questions": stats.questions, "kept": stats.kept, "updates": len(steps), "rate": rate}
+    asked = {"questions": stats.questions, "kept": stats.kept, "solve": stats.solve}
+    return {**asked, "updates": len(steps), "rate": rate}
 
 
 def _changes(before: Path, after: Path) -> dict[str, Any]:

@@ -26,6 +26,9 @@ def show_rounds(record: RoundsRecord, report: Path) -> None:
 def _say_outcome(name: str, found: RoundOutcome | ControlOutcome, from_what: str) -> None:
     trained = f"{found.updates:,} updates at a mean rate of {found.rate:.2g}"
     say(f"{name}: {found.kept:,} of {found.questions:,} questions kept, {trained}")
+    if found.solve is not None:
+        counts = " ".join(map(str, found.solve.histogram))
+        say(f"  {'solved':18} questions by right answers, 0 to {found.solve.tries} tries: {counts}")
     for what, change in (("margin", found.margin), ("answers (word F1)", found.answers)):
         if change is not None:
             say(f"  {what:18} {_shown(change)}, {from_what}")

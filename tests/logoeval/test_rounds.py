@@ -25,6 +25,7 @@ from logoeval.rounds.driver import RECORD, run_rounds, run_step
 from logoeval.rounds.outcome import (
     ControlOutcome,
     RoundOutcome,
+    RoundsRecord,
     measure_control,
     measure_round,
     reasons_not_to_train,
@@ -219,7 +220,9 @@ def test_rounds_that_keep_going_tell_the_reasons(
     assert "ended" not in said
 
 
-def test_the_updates_are_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_updates_are_those_that_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of rounds and of their control, from their folders; the differences are of the last round from the control."""
     compared: list[tuple[Path, Path]] = []
 
@@ -232,7 +235,8 @@ def test_the_updates_are_those_that_were_made(tmp_path: Path, monkeypatch: pytes
     for name, rates in (("round-2", [1e-3, 5e-4, 0.0]), ("control-2", [1e-3] * 7)):
         (tmp_path / name / "run").mkdir(parents=True)
         (tmp_path / name / "data").mkdir()
-        write_json(tmp_path / name / "data" / "stats.json", stats_of(questions=9, kept=5).to_json())
+        solve = {"tries": 2, "histogram": [1, 5, 3]} if name == "round-2" else None
+        write_json(tmp_path / name / "data" / "stats.json", stats_of(questions=9, kept=5, solve=solve).to_json())
         steps = [step_of(number, rate) for number, rate in enumerate(rates, 1)]
         lines = "".join(json.dumps(step.model_dump(exclude_none=True)) + "\n" for step in steps)
         (tmp_path / name / "run" / "metrics.jsonl").write_text(lines)
@@ -240,6 +244,11 @@ def test_the_updates_are_those_that_were_made(tmp_path: Path, monkeypatch: pytes
     found, control = measure_round(plan, 2), measure_control(plan, 2)
     assert (found.questions, found.kept, found.updates, found.rate) == (9, 5, 3, pytest.approx(5e-4))
     assert (control.rounds, control.updates, control.rate) == (2, 7, pytest.approx(1e-3))
+    assert (found.solve and found.solve.histogram, control.solve) == ([1, 5, 3], None)
+    assert "solve" not in control.to_json()
+    show_rounds(RoundsRecord(rounds=[found]), plan.report)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "solved questions by right answers, 0 to 2 tries: 1 5 3 " in said
     last = tmp_path / "round-2" / "eval"
     assert compared == [(tmp_path / "round-1" / "eval", last), (tmp_path / "control-2" / "eval", last)]
 
