@@ -249,7 +249,7 @@ def rounds(
     from logoeval.rounds.driver import run_rounds
     from logoeval.rounds.table import show_rounds
 
-    show_rounds(run_rounds(plan), plan.report)
+    show_rounds(run_rounds(plan), plan.report, plan.control_report)
 
 
 @program.command(examples="logoeval score predictions/ -o scores.json")

@@ -27,7 +27,7 @@ RECORD = "rounds.json"
 
 def run_rounds(rounds: Rounds, run: Callable[[Step], None] | None = None) -> RoundsRecord:
     """Run all rounds, or those before a reason to stop, then their control, and write ``rounds.json`` and
-    ``report.html`` after each.
+    ``report.html`` after each, ``control.html`` at the end.
 
     Commands that ended before are called again and say so: whatever was interrupted goes on. The recipe is
     bound by each command's own folder, and the number of rounds by this one. ``run`` runs a command; by default
@@ -68,7 +68,7 @@ def run_rounds(rounds: Rounds, run: Callable[[Step], None] | None = None) -> Rou
 
 
 def _run_control(rounds: Rounds, outcomes: Sequence[RoundOutcome], run: Callable[[Step], None]) -> ControlOutcome:
-    """Run the control of these rounds, and report on it beside them.
+    """Run the control of these rounds, report on it beside them, and compare the last one with it.
 
     Its training has as many updates as theirs, and the recipe's schedule over all of them, so the same mean learning
     rate but for rounding.
@@ -83,6 +83,7 @@ def _run_control(rounds: Rounds, outcomes: Sequence[RoundOutcome], run: Callable
         run(step)
     outcome = measure_control(rounds, last)
     run(rounds.compare(last, control=True))
+    run(rounds.against_control(last))
     return outcome
 
 

@@ -107,6 +107,11 @@ class Rounds:
         """The report of all rounds so far."""
         return self.folder / "report.html"
 
+    @property
+    def control_report(self) -> Path:
+        """The comparison of the last round with the control."""
+        return self.folder / "control.html"
+
     def first_steps(self) -> Iterator[Step]:
         """Yield the commands before the first round."""
         if self.builds_held_out:
@@ -150,6 +155,11 @@ class Rounds:
             runs.append(f"control={self.control_of(last) / 'eval'}")
         shown = ("--data", str(self.round(last) / "data"), "--run", str(self.round(last) / "run"))
         return Step("report", "logoeval", ("compare", *runs, *shown, "-o", str(self.report)))
+
+    def against_control(self, last: int) -> Step:
+        """Return the command that compares the last round with the control: the report compares all with the model."""
+        runs = (f"control={self.control_of(last) / 'eval'}", f"round-{last}={self.measured(last)}")
+        return Step("report on the control", "logoeval", ("compare", *runs, "-o", str(self.control_report)))
 
     def _build(self, what: str, shards: str, *adapter: str, output: Path) -> Step:
         # In turn: dealt by their ids, few documents would leave rounds with none.

@@ -9,8 +9,9 @@ from logoeval.report.terminal import say
 from logoeval.rounds.outcome import ControlOutcome, RoundOutcome, RoundsRecord
 
 
-def show_rounds(record: RoundsRecord, report: Path) -> None:
-    """Print all rounds, each beside the one before and beside the model as it was, and where the report is."""
+def show_rounds(record: RoundsRecord, report: Path, control_report: Path) -> None:
+    """Print all rounds, each beside the one before and beside the model as it was, their control, and where the reports
+    are."""
     for found in record.rounds:
         _say_outcome(f"round {found.number}", found, "from the round before")
         for reason in found.reasons or [] if record.ended is None else []:
@@ -20,7 +21,7 @@ def show_rounds(record: RoundsRecord, report: Path) -> None:
     if record.control is not None:
         name = f"control of {record.control.rounds} rounds, one round with as many updates"
         _say_outcome(name, record.control, f"of round {record.control.rounds} over it")
-    say(f"wrote {report}")
+    say(f"wrote {report}" if record.control is None else f"wrote {report}, {control_report}")
 
 
 def _say_outcome(name: str, found: RoundOutcome | ControlOutcome, from_what: str) -> None:

@@ -176,10 +176,17 @@ def test_rounds_that_ended_early_get_a_control_of_those_that_ran(
     for _ in range(2):
         steps.clear()
         record = run_rounds(plan, steps.append)
-        assert [step.what for step in steps[-5:]] == [
-            "report", "control: data", "control: training", "control: measuring", "report"
-        ]  # fmt: skip
-        data, training, _, report = map(str, steps[-4:])
+        names = [
+            "report",
+            "control: data",
+            "control: training",
+            "control: measuring",
+            "report",
+            "report on the control",
+        ]
+        assert [step.what for step in steps[-6:]] == names
+        data, training, _, report, against = map(str, steps[-5:])
+        assert against.startswith(f"logoeval compare control={tmp_path}/control-2/eval round-2={tmp_path}/round-2/eval")
         assert "--shard 1-2/3" in data
         assert "validation.patience=null epochs=72 max_steps=9 " in training
         assert "control=" in report
@@ -187,7 +194,7 @@ def test_rounds_that_ended_early_get_a_control_of_those_that_ran(
         assert record.ended is not None
         assert record.control is not None
         assert record.control.rounds == 2
-    show_rounds(record, plan.report)
+    show_rounds(record, plan.report, plan.control_report)
     said = " ".join(capsys.readouterr().out.split())
     assert "ended after round 2: neither the held-out margin" in said
     assert "control of 2 rounds, one round with as many updates: 20 of 30 questions kept, 9 updates" in said
@@ -214,7 +221,7 @@ def test_rounds_that_keep_going_tell_the_reasons(
     assert (record.ended, record.control and record.control.rounds) == (None, 3)
     outputs = {step.arguments[-1] for step in steps if step.what == "control: data"}
     assert outputs == {f"{tmp_path}/control-2/data", f"{tmp_path}/control-3/data"}
-    show_rounds(record, plan.report)
+    show_rounds(record, plan.report, plan.control_report)
     said = capsys.readouterr().out
     assert "against another    neither the held-out margin" in said
     assert "ended" not in said
@@ -246,7 +253,7 @@ def test_the_updates_are_those_that_were_made(
     assert (control.rounds, control.updates, control.rate) == (2, 7, pytest.approx(1e-3))
     assert (found.solve and found.solve.histogram, control.solve) == ([1, 5, 3], None)
     assert "solve" not in control.to_json()
-    show_rounds(RoundsRecord(rounds=[found]), plan.report)
+    show_rounds(RoundsRecord(rounds=[found]), plan.report, plan.control_report)
     said = " ".join(capsys.readouterr().out.split())
     assert "solved questions by right answers, 0 to 2 tries: 1 5 3 " in said
     last = tmp_path / "round-2" / "eval"
