@@ -87,13 +87,14 @@ _PLACE = re.compile(r"(.+):(\d+|row \d+)", re.DOTALL)
 
 class Question(Record):
     """A question about a document. ``answers`` are acceptable references; ``evidence`` spans are in characters of the
-    document."""
+    document. ``grade`` is what a model gave a question that was written by one, from 0 to 10."""
 
     id: str
     question: str = Field(min_length=1)
     answers: list[str] = Field(default_factory=list)
     kind: QuestionKind = "other"
     evidence: list[tuple[int, int]] = Field(default_factory=list)
+    grade: float | None = ABSENT
 
 
 class Document(Record):

@@ -36,7 +36,7 @@ GUIDED_TEMPLATES = (
 )
 
 # Paper section 4 (corpus): a model writes questions of four kinds on raw documents. The wordings are ours.
-# logodata.questions.drafts reads the two lines that they ask for; {question} holds the name that a biography is about.
+# logodata.questions.replies reads the two lines that they ask for; {question} holds the name that a biography is about.
 _TWO_LINES = "Name people and things in full. Use this form:\nQuestion: (your question)\nAnswer: (your answer)"
 _READ = "Read the text below.\n\n{context}\nWrite one question "
 WRITING_TEMPLATES = {
@@ -47,6 +47,16 @@ WRITING_TEMPLATES = {
     "summary": f"{_READ}that asks to summarize what happens here, naming its subject, and the answer in a few "
     f"sentences. {_TWO_LINES}",
 }
+# For multi_detail questions from a cluster of chunks. logodata.questions.replies reads the three lines.
+CLUSTER_TEMPLATE = (
+    "Below are numbered chunks of a longer text.\n\n{context}\n"
+    "Write one question whose answer must join details from as many of these chunks as possible, so that no single "
+    "chunk suffices, and its answer in at most 40 words. The question is for somebody who has the whole text and not "
+    "these numbers: name people and things in full, and never the chunks. Use this form:\n"
+    "Question: (your question)\nAnswer: (your answer)\nEvidence: (the numbers of the chunks that the answer needs, "
+    "such as 1, 3)\n"
+    "If these chunks do not belong together, reply with this one word: Skipped"
+)
 CLOSED_BOOK_TEMPLATE = "Answer the question in one short sentence.\n\nQuestion: {question}"
 
 # These ask whether a response says what the reference says (logodata.judge.model reads the last line). The first
@@ -62,6 +72,20 @@ JUDGE_TEMPLATES = (
     "than the reference, none, or one that contradicts it; the same in other words is correct.\n\n"
     "Question: {question}\nResponse: {response}\nReference answer: {reference}\n\n"
     f'{_VERDICT_FORM}"Verdict: wrong" or "Verdict: correct".',
+)
+
+# The grade of a written question (logodata.judge.replies reads the last line). {reference} is the written answer. The
+# five parts and their weights (25, 30, 20, 15, 10 of 100) are LongRLVR's; the wording is ours.
+QUESTION_GRADE_TEMPLATE = (
+    "Below are chunks of a longer text, and a question with its answer that were written from them.\n\n{context}\n"
+    "Question: {question}\nAnswer: {reference}\n\n"
+    "Grade question and answer. Add up the points for each of these:\n"
+    "0 to 2.5: the question asks for something that matters in the text, and is not easy to answer.\n"
+    "0 to 3: what the answer says is true by the chunks.\n"
+    "0 to 2: the answer says all that the question asks for.\n"
+    "0 to 1.5: both are clear to somebody who has not seen the chunks, and it is plain whom every pronoun means.\n"
+    "0 to 1: the answer makes use of all chunks.\n\n"
+    'Reply with one line and nothing else: "Score: n", where n is the sum, from 0 to 10 with at most one decimal.'
 )
 
 # These grade a response without a reference, along the four lines of LongReward (arXiv 2410.21252). The wordings are
@@ -242,6 +266,12 @@ class UserMessages:
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the token ids of plain text. Control tokens that occur in it stay text."""
     return list(text_tokenizer(tokenizer).encode(text, add_special_tokens=False, split_special_tokens=True))
+
+
+def numbered(tokenizer: PreTrainedTokenizerBase, chunks: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return chunks of token ids with a line before each that has its number, from 1 on, to be encoded in a prompt. The
+    line is encoded on its own, so the tokens of the chunk stay as they are."""
+    return [[*encode_text(tokenizer, f"Chunk {number}:\n"), *chunk] for number, chunk in enumerate(chunks, 1)]
 
 
 def text_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -8,16 +8,18 @@ from logodata.common.files import check_apart
 from logodata.common.recipes.files import check_paths
 from logodata.engines.prices import find_prices
 from logodata.engines.settings import ModelSettings
-from logodata.judge.settings import judge_engine
+from logodata.judge.settings import JudgeModelSettings, judge_engine
 from logodata.models.adapters import check_adapter
 from logodata.models.loading import check_model, model_folder
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings
 
 
-def check_inputs(recipe: ModelSettings, source: SourceSettings, output: Path | None) -> None:
+def check_inputs(
+    recipe: ModelSettings, source: SourceSettings, output: Path | None, judge: JudgeModelSettings | None = None
+) -> None:
     """Check that models and files exist and that the output, if there is one, does not lie among them. The source is
-    checked when it is read.
+    checked when it is read. A build brings its judge itself.
 
     Raises:
         UserError: A file does not exist, a table of prices has none of the model that is asked, a folder holds no
@@ -27,11 +29,11 @@ def check_inputs(recipe: ModelSettings, source: SourceSettings, output: Path | N
     if isinstance(recipe, BuildRecipe):
         cache = recipe.generation.cache if isinstance(recipe.generation.cache, Path) else None
         judge = recipe.judge.asked
-        models += [judge.name] if judge is not None and judge.name is not None else []
         if recipe.adapter is not None:
             check_adapter(recipe.adapter)
-        if judge is not None:
-            find_prices(judge_engine(recipe, judge), judge.name or recipe.model)
+    if judge is not None:
+        models += [judge.name] if judge.name is not None else []
+        find_prices(judge_engine(recipe, judge), judge.name or recipe.model)
     find_prices(recipe.engine, recipe.model)
     for model in models:
         check_model(model)

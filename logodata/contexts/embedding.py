@@ -38,6 +38,20 @@ class SentenceEmbedder:
         )
         return np.asarray(encoded, dtype=np.float32)
 
+    def encode_whole(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the unit vectors of texts of any length, float32 [len(texts), D]. A text that does not fit the model
+        is the mean of its parts, each of which counts alike."""
+        parts, owners = self.parts_of(texts)
+        vectors = self.encode(parts)
+        means = [vectors[owners == number].mean(axis=0) for number in range(len(texts))]
+        return np.stack([mean / max(float(np.linalg.norm(mean)), 1e-12) for mean in means]).astype(np.float32)
+
+    def parts_of(self, texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+        """Return the parts of all texts, and of each part the number of its text, int64 [parts]."""
+        pieces = [self.parts(text) for text in texts]
+        owners = np.repeat(np.arange(len(texts)), [len(parts) for parts in pieces])
+        return [part for parts in pieces for part in parts], owners
+
     def parts(self, text: str) -> list[str]:
         """Return the text in parts that fit the model. A text that does not fit is halved at a space, repeatedly."""
         if len(self._model.tokenizer(text)["input_ids"]) <= self._model.max_seq_length:
@@ -59,17 +73,12 @@ class EmbeddingEvaluator:
         """Return scores, float64 [len(queries), len(chunks)]: cosines in [-1, 1]."""
         import faiss
 
-        parts: list[str] = []
-        owners: list[int] = []
-        for number, chunk in enumerate(chunks):
-            pieces = self._embedder.parts(chunk)
-            parts += pieces
-            owners += [number] * len(pieces)
+        parts, owners = self._embedder.parts_of(chunks)
         vectors = self._embedder.encode(parts)
         index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
         cosines, order = index.search(self._embedder.encode(queries), len(parts))
         scores = np.full((len(queries), len(chunks)), -1.0)
         rows = np.repeat(np.arange(len(queries)), len(parts))
-        np.maximum.at(scores, (rows, np.asarray(owners)[order.ravel()]), cosines.ravel().astype(np.float64))
+        np.maximum.at(scores, (rows, owners[order.ravel()]), cosines.ravel().astype(np.float64))
         return scores

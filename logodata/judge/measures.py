@@ -207,5 +207,4 @@ class Similarity:
         return max((float(vector @ self._vector(answer)) for answer in answers), default=0.0)
 
     def _vector(self, text: str) -> NDArray[np.float32]:
-        mean = self._embedder.encode(self._embedder.parts(text)).mean(axis=0)
-        return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)
+        return self._embedder.encode_whole([text])[0]

@@ -17,14 +17,14 @@ class JudgeModelSettings(RecipeModel):
     """A model that judges, and what runs it."""
 
     name: Annotated[str, Field(min_length=1), OrPath("embedded")] | None = None
-    """The judge: ``embedded``, a folder, or a hub name; by default the build's own model. Take a strong one, because
+    """The judge: ``embedded``, a folder, or a hub name; by default the command's own model. Take a strong one, because
     the embedded model never replies in the form that is asked for. Its tokenizer is loaded here under every engine."""
     engine: EngineSettings | None = None
-    """The engine of the judge; by default that of the build. The same model under equal settings is loaded once."""
+    """The engine of the judge; by default that of the command. The same model under equal settings is loaded once."""
     chat_template: Path | None = None
-    """A Jinja file, for judges whose tokenizer has no chat template; by default the build's, for the build's model."""
+    """A Jinja file, for judges whose tokenizer has no chat template; by default the command's, for its own model."""
     chat_template_args: TemplateArgs | None = None
-    """Variables of the judge's chat template; by default the build's, for the build's model."""
+    """Variables of the judge's chat template; by default the command's, for its own model."""
     max_new_tokens: Tokens = 32
     """The maximum length of a reply. A reply that reaches it is malformed, so give a judge that reasons enough room."""
 

@@ -1,6 +1,6 @@
-"""Questions to be written: choose the chunks of each, read the model's reply, and say what is wrong with it.
+"""Questions to be written: choose the chunks of each, and say what is wrong with what was written.
 
-All functions are pure. :mod:`logodata.questions.writing` asks the model.
+All functions are pure. :mod:`logodata.questions.writer` asks the model.
 """
 
 from __future__ import annotations
@@ -9,28 +9,24 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
-from logodata.common.words import words
 from logodata.contract import Chunk, Document, Question
 from logodata.judge.measures import word_share
+from logodata.questions.clusters import Clusters
 from logodata.questions.settings import QuestionsRecipe, WrittenKind
 from logodata.sources.fields import text_digest
 
-_REPLY = re.compile(
-    r"^[\s*#>]*q(?:uestion)?\s*:[\s*]*(?P<question>.+?)[\s*#>]*^[\s*#>]*a(?:nswer)?\s*:[\s*]*(?P<answer>.+?)\s*"
-    r"(?=^[\s*#>]*q(?:uestion)?\s*:|\Z)",
-    re.IGNORECASE | re.MULTILINE | re.DOTALL,
-)
-_FORM = re.compile(r"\byour (?:question|answer)\s*:", re.IGNORECASE)
-"""The part of the form that small models repeat."""
-
 # Such a question means nothing to a reader of the whole document.
 _EXCERPT = re.compile(
-    r"\b(?:this|the|above|given|following|provided) (?:text|passage|excerpt|paragraph|context|snippet)s?\b",
+    r"\b(?:this|these|the|above|given|following|provided) (?:text|passage|excerpt|paragraph|context|snippet)s?\b"
+    r"|\b(?:these|the|above|given|following|provided) chunks\b",
     re.IGNORECASE,
+)
+_NUMBERED = re.compile(
+    r"\b(?:chunk|passage|excerpt|snippet|text|context)s? (?:no\. ?|number |#)?[0-9]{1,2}\b", re.IGNORECASE
 )
 # Capitalised words inside a sentence need no model, and are good enough to find whom a document is about.
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+(?: [A-Z][a-z]+)*")
@@ -51,6 +47,8 @@ class Draft:
     chunks: tuple[Chunk, ...] = ()
     subject: str = ""
     reason: str = ""
+    is_clustered: bool = False
+    """Whether the chunks are those of a cluster: they are numbered in the prompt, and the model names its evidence."""
 
     @property
     def evidence(self) -> list[tuple[int, int]]:
@@ -65,35 +63,52 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The question and the answer that the model wrote for a draft."""
+    """The question and the answer that the model wrote for a draft, whose chunks are the evidence, and their grade."""
 
     draft: Draft
     question: str
     answer: str
+    grade: float | None = None
 
     def as_question(self) -> Question:
         """Return the question as a document holds it."""
         draft = self.draft
         return Question(
-            id=draft.id, question=self.question, answers=[self.answer], kind=draft.kind, evidence=draft.evidence
+            id=draft.id,
+            question=self.question,
+            answers=[self.answer],
+            kind=draft.kind,
+            evidence=draft.evidence,
+            grade=self.grade,
         )
 
 
-def draw_drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe) -> list[Draft]:
+def draw_drafts(
+    document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe, clusters: Clusters | None = None
+) -> list[Draft]:
     """Choose chunks for each question of a document, seeded by the recipe and by ``doc_id`` alone.
 
-    The numbers of questions that an earlier run left in the document are passed over, with what they drew. So ids stay
-    unique, and new questions are about something else.
+    ``clusters`` are those of the document, where ``recipe.clusters`` asks for them. The numbers of questions that an
+    earlier run left in the document are passed over, with what they drew. So ids stay unique, and new questions are
+    about something else.
     """
     form = re.compile(rf"{re.escape(document.doc_id)}-(?:{'|'.join(get_args(WrittenKind))})-(\d+)")
     taken = {int(match[1]) for question in document.questions if (match := form.fullmatch(question.id))}
-    drafts = (draft for number, draft in enumerate(_drafts(document, chunks, recipe), 1) if number not in taken)
+    drafts = (
+        draft for number, draft in enumerate(_drafts(document, chunks, recipe, clusters), 1) if number not in taken
+    )
     return list(islice(drafts, recipe.questions_per_document))
 
 
-def _drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe) -> Iterator[Draft]:
+def _drafts(
+    document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe, clusters: Clusters | None
+) -> Iterator[Draft]:
     """Yield drafts without end."""
-    rng = np.random.default_rng([recipe.seed, int(text_digest(document.doc_id)[:16], 16)])
+    seed = [recipe.seed, int(text_digest(document.doc_id)[:16], 16)]
+    rng = np.random.default_rng(seed)
+    groups: Iterator[list[int]] = iter(())
+    if clusters is not None and recipe.clusters is not None:
+        groups = clusters.draw(recipe.clusters, np.random.default_rng([*seed, 1]))
     names: list[tuple[str, list[int]]] = []
     if "biography" in recipe.kinds:
         names = recurring_names([document.text[chunk.start : chunk.end] for chunk in chunks])
@@ -104,6 +119,13 @@ def _drafts(document: Document, chunks: Sequence[Chunk], recipe: QuestionsRecipe
         subject, chosen = "", list(range(len(chunks)))
         if len(chunks) < (1 if kind == "single_detail" else 2):
             yield Draft(draft_id, kind, document, reason="document_too_short")
+            continue
+        if kind == "multi_detail" and clusters is not None:
+            if clusters.reason:
+                yield Draft(draft_id, kind, document, reason=clusters.reason)
+                continue
+            shown = tuple(chunks[i] for i in next(groups))
+            yield Draft(draft_id, kind, document, shown, is_clustered=True)
             continue
         if kind == "single_detail":
             chosen = [int(rng.integers(len(chunks)))]
@@ -130,24 +152,21 @@ def recurring_names(texts: Sequence[str]) -> list[tuple[str, list[int]]]:
     return sorted(common, key=lambda item: (-len(item[1]), item[0]))
 
 
-def parse_reply(reply: str) -> tuple[str, str] | None:
-    """Return the first question with its answer in a reply; None if the reply has another form."""
-    match = _REPLY.search(reply)
-    if match is None or len(words(match["question"])) < 3 or not words(match["answer"]):
-        return None
-    if _FORM.search(match["question"]) or _FORM.search(match["answer"]):
-        return None
-    question, answer = (" ".join(match[name].split()).strip("*").strip() for name in ("question", "answer"))
-    return question, answer
-
-
 def written_fault(written: Written, right_at: float) -> str:
     """Return what is wrong with a question and its answer; empty if nothing is."""
-    if _EXCERPT.search(written.question):
+    if _EXCERPT.search(written.question) or _NUMBERED.search(written.question):
         return "question_speaks_of_the_excerpt"
+    if written.draft.is_clustered and _NUMBERED.search(written.answer):
+        return "answer_speaks_of_the_excerpt"
     if word_share(written.question, [written.answer]) == 1.0:
         return "question_holds_its_answer"
     detail = written.draft.kind in ("single_detail", "multi_detail")
     if detail and word_share(written.draft.text, [written.answer]) < right_at:
         return "answer_not_in_evidence"
     return ""
+
+
+def rejected_row(draft: Draft, reason: str, **details: str | float) -> dict[str, Any]:
+    """Return the row of a question that is not kept."""
+    place = {"id": draft.id, "doc_id": draft.document.doc_id, "where": draft.document.where, "kind": draft.kind}
+    return {**place, "reason": reason, **details, "evidence": draft.evidence}

@@ -28,7 +28,8 @@ from logodata.engines.chat_answers import read_anthropic, read_openai
 from logodata.engines.server_answers import Fault, Reader
 from logodata.judge.model import parse_verdict
 from logodata.prompts import PromptFormat, UserMessages, encode_text
-from logodata.questions.drafts import parse_reply, recurring_names
+from logodata.questions.drafts import recurring_names
+from logodata.questions.replies import parse_cluster_reply, parse_reply
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import SourceSettings, read_source
 from logoeval.recipe.settings import EvalRecipe
@@ -403,6 +404,11 @@ def judge_replies(data: bytes, folder: Path) -> None:
         written = parse_reply(text)
         if written is not None:
             assert all(part and "\n" not in part for part in written)
+        named = parse_cluster_reply(text, 3)
+        if named is not None and named != "skipped":
+            assert all(part and "\n" not in part for part in named[:2])
+            assert len(named[2]) > 1
+            assert set(named[2]) <= {0, 1, 2}
         for name, places in recurring_names([text, reply, text]):
             assert name
             assert len(places) > 1
