@@ -553,12 +553,29 @@ AnyManifest = Manifest | ImportManifest
 
 
 class ShardRecord(Record):
-    """The shard of a build that a folder holds: ``shard.json``. ``places`` gives, for the id of each question that came
-    to an end here, its number among all questions of the build, with the rejected ones of the source first."""
+    """The shard of a build that a folder holds, or all from ``number`` to ``last``: ``shard.json``.
+
+    ``in_turn`` says that contexts were dealt in their order, and not by the ids of their documents. ``places`` gives,
+    for the id of each question that came to an end here, its number among all questions of the build, with the rejected
+    ones of the source first.
+    """
 
     number: int
+    last: int | None = ABSENT
     total: int
+    in_turn: bool | None = ABSENT
     places: dict[str, int]
 
+    @property
+    def numbers(self) -> range:
+        """The numbers of the shards."""
+        return range(self.number, (self.last or self.number) + 1)
+
     def __str__(self) -> str:
-        return f"{self.number}/{self.total}"
+        return shard_name(self.number, self.last, self.total, in_turn=bool(self.in_turn))
+
+
+def shard_name(number: int, last: int | None, total: int, *, in_turn: bool) -> str:
+    """Return the name of shards of a build: ``2/8``, ``2-4/8``, ``2/8 in turn``."""
+    several = "" if last is None else f"-{last}"
+    return f"{number}{several}/{total}{' in turn' if in_turn else ''}"

@@ -50,7 +50,8 @@ _FREE = (
 
 def run(recipe: TrainRecipe, out: Path) -> Path:
     """Train as ``recipe`` says, in the folder ``out``. The same call continues a run that was stopped. Pairs are
-    imported into ``out/data`` first, held-out ones into ``out/validation-data``.
+    imported into ``out/data`` first, held-out ones into ``out/validation-data``, those of ``data.mix`` into
+    ``out/mix-data``.
 
     It writes ``recipe.resolved.json``, ``inputs.json``, ``metrics.jsonl``, ``checkpoints/step-N/`` and ``final/``.
 
@@ -169,6 +170,8 @@ def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:
         inputs["num_validation"] = len(data.validation)
     if data.left_out:
         inputs["num_left_out"] = data.left_out
+    if data.mix:
+        inputs |= {"mix": data.mix_fingerprint(), "num_mix": len(data.mix), "mix_per_epoch": data.mix_per_epoch}
     if recipe.lora.init_adapter is not None and recipe.tuning != "full":
         inputs["init_adapter"] = file_sha256(recipe.lora.init_adapter / ADAPTER_FILES[1])
     _bind(out, INPUTS_FILE, inputs)
@@ -181,7 +184,13 @@ def summary(
 
     The metrics of the first of ``steps`` are those of the untrained model.
     """
-    return [_trained(steps), *_left_out(recipe, out), *_held_out(held_out, recipe.validation), *_next(recipe, out)]
+    return [
+        _trained(steps),
+        *_mixed(steps),
+        *_left_out(recipe, out),
+        *_held_out(held_out, recipe.validation),
+        *_next(recipe, out),
+    ]
 
 
 def _trained(steps: Sequence[StepRecord]) -> str:
@@ -192,6 +201,12 @@ def _trained(steps: Sequence[StepRecord]) -> str:
     if len(steps) == 1:
         return f"trained 1 step in {took}; before it: {first.describe()}"
     return f"trained {len(steps)} steps in {took}; first to last step: {describe_change(first, last)}"
+
+
+def _mixed(steps: Sequence[StepRecord]) -> Iterator[str]:
+    """Yield how many samples were those of ``data.mix``."""
+    if any(step.mix is not None for step in steps):
+        yield f"short samples among those trained on (data.mix): {sum(step.mix or 0 for step in steps)}"
 
 
 def _left_out(recipe: TrainRecipe, out: Path) -> Iterator[str]:

@@ -151,6 +151,6 @@ def _build(
 
 def _pools(preparer: QuestionPreparer, source: Source, shard: BuildShard | None) -> Iterator[Pool]:
     # The first document decides who owns a pool: documents are joined as they are without shards.
-    for pool in preparer.pools(source.documents):
-        if shard is None or shard.owns(pool.documents[0].doc_id):
+    for place, pool in enumerate(preparer.pools(source.documents)):
+        if shard is None or shard.owns(pool.documents[0].doc_id, place):
             yield pool
