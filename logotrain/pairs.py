@@ -43,7 +43,9 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
         if are_pairs(str(path)):
             if uses_short_prompt(recipe.objective):
                 what = f"objective.name={recipe.objective.name} needs critical chunks, which pairs do not have"
-                raise UserError(what, where=str(path), mend="give --data a folder that logodata build wrote")
+                raise UserError(
+                    what, where=str(path), mend=f"give {_SETTINGS[field]} a folder that logodata build wrote"
+                )
             # A finished run loads no torch.
             from logodata.models.loading import load_config
             from logodata.pairs.importing import import_pairs
@@ -55,6 +57,10 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
             how = recipe.data.pairs.model_dump() if recipe.data.pairs else {}
             settings = ImportRecipe(path=str(path), model=recipe.model, window=window, **how)
             import_pairs(settings, out / FOLDERS[field], section="data.pairs.")
+
+
+_SETTINGS = {"path": "--data", "validation": "data.validation", "mix": "data.mix.path"}
+"""What names each of the :func:`_paths`."""
 
 
 def _paths(recipe: TrainRecipe) -> Iterator[tuple[str, Path]]:

@@ -44,6 +44,7 @@ def run_rounds(rounds: Rounds, run: Callable[[Step], None] | None = None) -> Rou
         for step in rounds.first_steps():
             run(step)
         outcomes: list[RoundOutcome] = []
+        control = _recorded_control(rounds)
         record = RoundsRecord(rounds=outcomes)
         for number in range(1, rounds.count + 1):
             data, *others = rounds.steps(number)
@@ -57,7 +58,9 @@ def run_rounds(rounds: Rounds, run: Callable[[Step], None] | None = None) -> Rou
                 found = list(reasons_to_stop(outcomes))
                 outcomes[-1] = outcomes[-1].model_copy(update={"reasons": found or None})
                 reasons = [] if rounds.keep_going else found
-            record = RoundsRecord(rounds=outcomes, ended=reasons or None)
+            # One of fewer rounds says nothing of these.
+            kept = control if control is not None and control.rounds == len(outcomes) else None
+            record = RoundsRecord(rounds=outcomes, ended=reasons or None, control=kept)
             write_json(rounds.folder / RECORD, record.to_json())
             if reasons:
                 break
@@ -67,11 +70,19 @@ def run_rounds(rounds: Rounds, run: Callable[[Step], None] | None = None) -> Rou
         return record
 
 
+def _recorded_control(rounds: Rounds) -> ControlOutcome | None:
+    path = rounds.folder / RECORD
+    if not path.is_file():
+        return None
+    mend = "delete it and run the same command again: it is written anew"
+    return RoundsRecord.from_json(read_json(path), where=str(path), mend=mend).control
+
+
 def _run_control(rounds: Rounds, outcomes: Sequence[RoundOutcome], run: Callable[[Step], None]) -> ControlOutcome:
     """Run the control of these rounds, report on it beside them, and compare the last one with it.
 
-    Its training has as many updates as theirs, and the recipe's schedule over all of them, so the same mean learning
-    rate but for rounding.
+    Its training has as many updates as theirs, and the recipe's schedule over all of them. So the mean learning rate is
+    nearly the same where rounds are long; short ones spend another share of their updates in the warm-up.
     """
     last, updates = len(outcomes), sum(outcome.updates for outcome in outcomes)
     recipe = read_json(rounds.round(1) / "run" / RECIPE_FILE)
