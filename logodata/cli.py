@@ -107,7 +107,12 @@ def _build_inputs(function: Function) -> Function:
 @output_option("folder of the data set")
 @json_option()
 @dry_run_option("print the resolved recipe and touch nothing (logodata preview reads the documents, too)")
-@option("--shard I/N", "build shard I of N (documents dealt by their ids); logodata merge joins the shards", _PROCESSES)
+@option(
+    "--shard I/N",
+    "build shard I of N, or I to J (I-J/N); documents are dealt by their ids, and logodata merge joins the shards",
+    _PROCESSES,
+)
+@option("--deal-in-turn", "with --shard: deal the documents in their order; few come out more even", _PROCESSES)
 @option(
     "--executor",
     "local: this process. ray: an engine on every GPU of this machine, or of a cluster with --ray-address",
@@ -131,6 +136,7 @@ def build(
     as_json: bool,
     dry_run: bool,
     shard: str | None,
+    deal_in_turn: bool,
     **ray: Any,
 ) -> None:
     """Make a data set from documents and questions.
@@ -142,7 +148,9 @@ def build(
     from logodata.build.shards import BuildShard
     from logodata.recipe.settings import load_build_recipe
 
-    build_shard = BuildShard.parse(shard) if shard else None
+    if deal_in_turn and not shard:
+        raise UserError("--deal-in-turn deals documents to shards", mend="give --shard I/N too, or leave it out")
+    build_shard = BuildShard.parse(shard, in_turn=deal_in_turn) if shard else None
     cluster = _ray_options(**ray)
     settings = load_build_recipe(source, recipe, model, overrides, adapter=adapter)
     if dry_run:

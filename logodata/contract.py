@@ -87,14 +87,14 @@ _PLACE = re.compile(r"(.+):(\d+|row \d+)", re.DOTALL)
 
 class Question(Record):
     """A question about a document. ``answers`` are acceptable references; ``evidence`` spans are in characters of the
-    document. ``grade`` is what a model gave a question that was written by one, from 0 to 10."""
+    document. ``model_grade`` is what a model gave a question that was written by one, from 0 to 10."""
 
     id: str
     question: str = Field(min_length=1)
     answers: list[str] = Field(default_factory=list)
     kind: QuestionKind = "other"
     evidence: list[tuple[int, int]] = Field(default_factory=list)
-    grade: float | None = ABSENT
+    model_grade: float | None = Field(default=None, ge=0, le=10, exclude_if=lambda value: value is None)
 
 
 class Document(Record):
@@ -346,14 +346,15 @@ class ModelJudgeStats(Record):
 
 
 class GradeStats(Record):
-    """How a judge graded responses, and how far its two wordings agree.
+    """How a judge graded responses, and how far its two wordings agree. Equal responses to a question count once.
 
     ``malformed`` and ``exceeds_window`` count responses without a grade. ``preferred`` and ``dispreferred`` are the
     mean grades of the kept responses. ``longer_preferred`` is the share of pairs whose preferred response has more
     tokens: a judge that pays for length shows there.
 
-    ``graded_again`` counts the questions that were graded in both wordings. ``rank_correlation`` is the mean over them
-    of Spearman's between the two grades, where it is defined. ``same_best`` and ``same_worst`` are the shares of
+    ``graded_again`` counts the questions that were graded in both wordings, and ``ungraded_again`` their responses
+    without a second grade. ``rank_correlation`` is the mean of Spearman's between the two grades over the ``compared``
+    questions, where it is defined. ``same_best`` and ``same_worst`` are the shares of
     questions whose best and worst response stay so, and ``pairs_agree`` is the share of the ``pairs_again`` whose
     preferred response is graded higher in the second wording, too. Intervals are of 95 %: Wilson's of shares, and
     bootstrap percentiles over documents of the mean. What is not defined is None.
@@ -367,6 +368,8 @@ class GradeStats(Record):
     longer_preferred: float | None
     longer_preferred_interval: tuple[float, float] | None
     graded_again: int
+    ungraded_again: int
+    compared: int
     rank_correlation: float | None
     rank_correlation_interval: tuple[float, float] | None
     same_best: float | None
@@ -550,12 +553,29 @@ AnyManifest = Manifest | ImportManifest
 
 
 class ShardRecord(Record):
-    """The shard of a build that a folder holds: ``shard.json``. ``places`` gives, for the id of each question that came
-    to an end here, its number among all questions of the build, with the rejected ones of the source first."""
+    """The shard of a build that a folder holds, or all from ``number`` to ``last``: ``shard.json``.
+
+    ``in_turn`` says that contexts were dealt in their order, and not by the ids of their documents. ``places`` gives,
+    for the id of each question that came to an end here, its number among all questions of the build, with the rejected
+    ones of the source first.
+    """
 
     number: int
+    last: int | None = ABSENT
     total: int
+    in_turn: bool | None = ABSENT
     places: dict[str, int]
 
+    @property
+    def numbers(self) -> range:
+        """The numbers of the shards."""
+        return range(self.number, (self.last or self.number) + 1)
+
     def __str__(self) -> str:
-        return f"{self.number}/{self.total}"
+        return shard_name(self.number, self.last, self.total, in_turn=bool(self.in_turn))
+
+
+def shard_name(number: int, last: int | None, total: int, *, in_turn: bool) -> str:
+    """Return the name of shards of a build: ``2/8``, ``2-4/8``, ``2/8 in turn``."""
+    several = "" if last is None else f"-{last}"
+    return f"{number}{several}/{total}{' in turn' if in_turn else ''}"

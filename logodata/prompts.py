@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 _QUESTION = "Read the text below and answer the question that follows it.\n\n{context}\nQuestion: {question}\n"
 ANSWER_TEMPLATE = _QUESTION + "Answer in one short sentence."
 
+OPEN_ANSWER_TEMPLATE = _QUESTION + "Answer with all that the text says about it, and nothing else."
+"""For answers that are graded: by how complete they are, too."""
+
+ANSWER_TEMPLATES = (ANSWER_TEMPLATE, OPEN_ANSWER_TEMPLATE)
+"""The wordings of prompts that are trained on."""
+
 # These ask for the preferred answer in the model's own words. They begin alike, so one prefill serves all. Measured on
 # 60 questions with the embedded model, greedy: 18, 12, 13 and 16 of their answers were right, ended, said more than the
 # bare reference and showed no traces of the hint. 28 questions had at least one such answer.

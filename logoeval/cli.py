@@ -196,6 +196,8 @@ def _all_sections() -> type[AllSections]:
 @model_option("the model that is trained, where it is not the recipe's")
 @option("--held-out DATA", "documents with questions that no round trains on, or a data set built of them", INPUT)
 @option("--rounds N", "the most rounds (default 3); the documents are dealt out to them", type=POSITIVE)
+@option("--control", "then one round with as many updates on the same documents, to compare the last one with")
+@option("--keep-going", "run all rounds, also where nothing rises any more")
 @option("--gpus N", "processes of a training run, under torchrun (default 1)", type=POSITIVE)
 @output_option("folder of all rounds")
 @dry_run_option("print the commands and touch nothing")
@@ -205,6 +207,8 @@ def rounds(
     model: str | None,
     held_out: str | None,
     rounds: int | None,
+    control: bool,
+    keep_going: bool,
     gpus: int | None,
     output: Path | None,
     dry_run: bool,
@@ -221,10 +225,23 @@ def rounds(
     from logoeval.rounds.plan import Rounds, by_section, check_recipe
 
     folder = output or Path("ROUNDS")
-    plan = Rounds(str(recipe), folder, rounds or 3, held_out, model, gpus or 1, by_section(overrides))
+    plan = Rounds(
+        str(recipe),
+        folder,
+        rounds or 3,
+        held_out,
+        model,
+        gpus or 1,
+        by_section(overrides),
+        control=control,
+        keep_going=keep_going,
+    )
     check_recipe(plan)
     if dry_run:
-        for step in [*plan.first_steps(), *(step for n in range(1, plan.count + 1) for step in plan.steps(n))]:
+        steps = [*plan.first_steps(), *(step for n in range(1, plan.count + 1) for step in plan.steps(n))]
+        if plan.control and plan.count > 1:
+            steps += plan.control_steps(plan.count, "THE_ROUNDS_UPDATES", epochs="ENOUGH")
+        for step in steps:
             print(step)
         return
     if output is None:
@@ -232,7 +249,7 @@ def rounds(
     from logoeval.rounds.driver import run_rounds
     from logoeval.rounds.table import show_rounds
 
-    show_rounds(run_rounds(plan), plan.report)
+    show_rounds(run_rounds(plan), plan.report, plan.control_report)
 
 
 @program.command(examples="logoeval score predictions/ -o scores.json")

@@ -26,6 +26,7 @@ from logodata.models.vocabulary import check_ids, vocabulary_size
 from logotrain.recipe.settings import (
     CHUNK_MODES,
     LongpoSettings,
+    MixSettings,
     ObjectiveSettings,
     TrainRecipe,
     row_parts,
@@ -46,6 +47,8 @@ class TrainingData:
         validation: samples that are held out, which are measured and not trained on.
         left_out: number of samples, held-out ones among them, whose chunks are all critical, if the objective reads a
             short prompt: it would be the whole one.
+        mix: samples of ``data.mix``, which keep natural positions. No other sample has an id of theirs.
+        mix_per_epoch: number of them that an epoch takes.
     """
 
     samples: list[PreferenceSample]
@@ -53,12 +56,38 @@ class TrainingData:
     objective: ObjectiveSettings
     validation: Sequence[PreferenceSample] = ()
     left_out: int = 0
+    mix: Sequence[PreferenceSample] = ()
+    mix_per_epoch: int = 0
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of samples that an epoch takes."""
+        return len(self.samples) + self.mix_per_epoch
+
+    @property
+    def unspread(self) -> frozenset[str]:
+        """The ids of the samples whose positions are natural, whatever the recipe says."""
+        return frozenset(sample.id for sample in self.mix)
 
     def fingerprint(self) -> str:
         """Return a hash, 16 hexadecimal digits, of everything that the trainer reads of the samples, in order,
         and of the held-out ones after them."""
+        return self._hash([*self.samples, *self.validation])
+
+    def example_epoch(self) -> list[PreferenceSample]:
+        """Return samples like those of an epoch: all, and evenly spaced ones of ``mix``."""
+        return [
+            *self.samples,
+            *(self.mix[at * len(self.mix) // self.mix_per_epoch] for at in range(self.mix_per_epoch)),
+        ]
+
+    def mix_fingerprint(self) -> str:
+        """Return the same of ``mix``."""
+        return self._hash(self.mix)
+
+    def _hash(self, samples: Sequence[PreferenceSample]) -> str:
         digest = hashlib.sha256()
-        for sample in (*self.samples, *self.validation):
+        for sample in samples:
             spans: list[tuple[int, ...]] = [(chunk.token_start, chunk.token_end) for chunk in sample.chunks]
             if uses_short_prompt(self.objective):
                 spans += [(number,) for number, chunk in enumerate(sample.chunks) if chunk.critical]
@@ -68,20 +97,27 @@ class TrainingData:
 
     def lengths(self) -> Table:
         """Return a table of the lengths of prompts, computed responses and rows, in tokens."""
-        title = f"{len(self.samples)} samples, positions under {self.target_length}"
+        mixed = f" and {len(self.mix)} of data.mix" if self.mix else ""
+        title = f"{len(self.samples)} samples{mixed}, positions under {self.target_length}"
         table = Table("tokens", "shortest", "median", "longest", title=title)
-        lengths = {"prompt": [len(sample.prompt_ids) for sample in self.samples]}
-        if uses_short_prompt(self.objective):
-            lengths["short prompt"] = [len(short_prompt(sample)) for sample in self.samples]
-        lengths["preferred response"] = [len(sample.chosen.token_ids) for sample in self.samples]
-        if uses_rejected(self.objective):
-            rejected = [response for sample in self.samples for response in sample.rejected]
-            lengths["dis-preferred responses"] = [len(response.token_ids) for response in rejected]
-        lengths["row"] = [row_length(sample, row_parts(self.objective)) for sample in self.samples]
+        lengths = self._lengths(self.samples)
+        if self.mix:
+            lengths |= {f"data.mix: {name}": values for name, values in self._lengths(self.mix).items()}
         for name, values in lengths.items():
             ordered = sorted(values)
             table.add_row(name, *(str(ordered[at]) for at in (0, len(ordered) // 2, -1)))
         return table
+
+    def _lengths(self, samples: Sequence[PreferenceSample]) -> dict[str, list[int]]:
+        lengths = {"prompt": [len(sample.prompt_ids) for sample in samples]}
+        if uses_short_prompt(self.objective):
+            lengths["short prompt"] = [len(short_prompt(sample)) for sample in samples]
+        lengths["preferred response"] = [len(sample.chosen.token_ids) for sample in samples]
+        if uses_rejected(self.objective):
+            rejected = [response for sample in samples for response in sample.rejected]
+            lengths["dis-preferred responses"] = [len(response.token_ids) for response in rejected]
+        lengths["row"] = [row_length(sample, row_parts(self.objective)) for sample in samples]
+        return lengths
 
 
 def load_data(recipe: TrainRecipe) -> TrainingData:
@@ -109,16 +145,78 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         case Path() as folder:
             held_out, more = checked(folder)
             left_out += more
-            _warn_of_trained_documents(samples, held_out, folder)
         case float() as share:
             samples, held_out = _split(samples, share, recipe.seed, str(recipe.data.path))
+    mix: list[PreferenceSample] = []
+    mix_per_epoch = 0
+    if recipe.data.mix is not None:
+        mixed = partial(_checked_samples, _for_mix(recipe), tokenizer, target_length, vocabulary_size(config))
+        mix, more = mixed(recipe.data.mix.path)
+        left_out += more
+        mix_per_epoch = _mix_per_epoch(recipe.data.mix, len(samples), len(mix))
+        mix = _apart(mix, {sample.id for sample in (*samples, *held_out)})
     if held_out:
+        is_folder = isinstance(recipe.data.validation, Path)
+        where = str(recipe.data.validation) if is_folder else f"data.validation={recipe.data.validation}"
+        _warn_of_trained_documents([*samples, *mix], held_out, where)
         groups = len({sample.cluster for sample in held_out})
         of = "documents" if held_out[0].doc_id else "prompts"
         note(f"held out: {len(held_out)} samples of {groups} {of} (data.validation={recipe.data.validation})")
     if compares:
-        _warn_of_equal_responses(samples)
-    return TrainingData(samples, target_length, recipe.objective, held_out, left_out)
+        _warn_of_equal_responses([*samples, *mix])
+    return TrainingData(samples, target_length, recipe.objective, held_out, left_out, mix, mix_per_epoch)
+
+
+def _for_mix(recipe: TrainRecipe) -> TrainRecipe:
+    """Return the recipe by which samples of ``data.mix`` are checked.
+
+    Raises:
+        UserError: the objective reads critical chunks, which imported pairs do not have.
+    """
+    mix = recipe.data.mix
+    assert mix is not None
+    if uses_short_prompt(recipe.objective) and isinstance(read_manifest(mix.path), ImportManifest):
+        raise UserError(
+            f"objective.name={recipe.objective.name} needs critical chunks, which the pairs of data.mix do not have",
+            where=str(mix.path),
+            mend="leave data.mix out, give it a folder that logodata build wrote, or choose another objective",
+        )
+    whole = recipe.data.model_copy(update={"num_rejected": None, "rejected_strategies": None})
+    natural = recipe.positions.model_copy(update={"mode": "natural"})
+    return recipe.model_copy(update={"data": whole, "positions": natural})
+
+
+def _mix_per_epoch(settings: MixSettings, num_samples: int, num_mixed: int) -> int:
+    """Return how many samples of ``data.mix`` an epoch takes beside ``num_samples``, and say how often each is drawn.
+
+    Raises:
+        UserError: it takes none.
+    """
+    count = round(settings.share / (1 - settings.share) * num_samples)
+    if count == 0:
+        raise UserError(
+            f"data.mix.share={settings.share:g} beside {num_samples} samples is not one sample",
+            where=str(settings.path),
+            mend=f"raise it to {1 / (num_samples + 1):.2g} or more, or leave data.mix out",
+        )
+    share = count / (num_samples + count)
+    note(f"an epoch: {num_samples} long + {count} short samples (data.mix, {share:.1%} of the samples)")
+    if count > num_mixed:
+        note(
+            f"warning: data.mix has {num_mixed} samples, and an epoch takes {count}: each is drawn "
+            f"{count / num_mixed:.1f} times an epoch"
+        )
+    else:
+        note(f"the {num_mixed} samples of data.mix last for {num_mixed / count:.1f} epochs; then they are drawn again")
+    return count
+
+
+def _apart(samples: Sequence[PreferenceSample], taken: Collection[str]) -> list[PreferenceSample]:
+    """Return samples of ``data.mix`` under ids that no other sample has: reference values and messages go by ids."""
+    mark = "mix:"
+    while any(f"{mark}{sample.id}" in taken for sample in samples):
+        mark = f"mix:{mark}"
+    return [sample.model_copy(update={"id": f"{mark}{sample.id}"}) for sample in samples]
 
 
 def _warn_of_other_writer(recipe: TrainRecipe, manifest: Manifest, path: Path) -> None:
@@ -246,13 +344,13 @@ def _split(
 
 
 def _warn_of_trained_documents(
-    samples: Sequence[PreferenceSample], held_out: Sequence[PreferenceSample], folder: Path
+    samples: Sequence[PreferenceSample], held_out: Sequence[PreferenceSample], where: str
 ) -> None:
     trained = {sample.cluster for sample in samples}
     common = sum(sample.cluster in trained for sample in held_out)
     if common:
         note(
-            f"warning: {common} of {len(held_out)} samples in {folder} are of documents that are trained on too: their "
+            f"warning: {common} of {len(held_out)} samples in {where} are of documents that are trained on too: their "
             "figures look better than those of new documents"
         )
 

@@ -23,7 +23,8 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
         UserError: the data set or the model does not exist or is not one, or an output lies inside of one.
     """
     held_out = recipe.data.validation if isinstance(recipe.data.validation, Path) else None
-    given = (recipe.data.path, held_out)
+    mix = recipe.data.mix.path if recipe.data.mix else None
+    given = (recipe.data.path, held_out, mix)
     for folder in given:
         if folder is not None and not are_pairs(str(folder)):
             sample_files(folder)
@@ -40,6 +41,7 @@ def check_inputs(recipe: TrainRecipe, *outputs: Path | None) -> None:
     inputs = (
         ("the data set", recipe.data.path),
         ("the held-out data", held_out),
+        ("the data of data.mix", mix),
         ("the model", model_folder(recipe.model)),
         ("the adapter", start),
     )

@@ -95,11 +95,13 @@ class Throughput(Record):
 class StepRecord(Throughput, Metrics):
     """A line of ``metrics.jsonl``, without the fields that are None.
 
-    ``step`` counts from 1. ``grad_norm`` is the gradient's norm before clipping, ``repetition`` the share of repeated
-    4-grams where it was measured, ``lr`` the learning rate, ``seconds`` the time that the step took.
+    ``step`` counts from 1. ``mix`` is the number of its samples that are those of ``data.mix``. ``grad_norm`` is the
+    gradient's norm before clipping, ``repetition`` the share of repeated 4-grams where it was measured, ``lr`` the
+    learning rate, ``seconds`` the time that the step took.
     """
 
     step: int
+    mix: int | None = None
     grad_norm: float
     repetition: float | None = None
     lr: float

@@ -12,7 +12,7 @@ from logodata.dataset.samples import is_data_set
 from logodata.pairs.rows import are_pairs
 from logotrain.recipe.settings import TrainRecipe, uses_short_prompt
 
-FOLDERS = {"path": "data", "validation": "validation-data"}
+FOLDERS = {"path": "data", "validation": "validation-data", "mix": "mix-data"}
 """The folders of a run that imported pairs lie in, by the fields of ``data`` that may name pairs."""
 
 
@@ -21,12 +21,13 @@ def imported(recipe: TrainRecipe, out: Path) -> TrainRecipe:
 
     Nothing is written, see :func:`import_data`.
     """
-    found = {}
+    found: dict[str, object] = {}
     for field, path in _paths(recipe):
         # A run goes on, and is finished, also where its pairs are not there any more.
         was_imported = (out / FOLDERS[field] / "manifest.json").is_file() and not is_data_set(path)
         if was_imported or are_pairs(str(path)):
-            found[field] = out / FOLDERS[field]
+            mix, folder = recipe.data.mix, out / FOLDERS[field]
+            found[field] = mix.model_copy(update={"path": folder}) if mix and field == "mix" else folder
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=found)}) if found else recipe
 
 
@@ -42,7 +43,9 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
         if are_pairs(str(path)):
             if uses_short_prompt(recipe.objective):
                 what = f"objective.name={recipe.objective.name} needs critical chunks, which pairs do not have"
-                raise UserError(what, where=str(path), mend="give --data a folder that logodata build wrote")
+                raise UserError(
+                    what, where=str(path), mend=f"give {_SETTINGS[field]} a folder that logodata build wrote"
+                )
             # A finished run loads no torch.
             from logodata.models.loading import load_config
             from logodata.pairs.importing import import_pairs
@@ -56,9 +59,14 @@ def import_data(recipe: TrainRecipe, out: Path) -> None:
             import_pairs(settings, out / FOLDERS[field], section="data.pairs.")
 
 
+_SETTINGS = {"path": "--data", "validation": "data.validation", "mix": "data.mix.path"}
+"""What names each of the :func:`_paths`."""
+
+
 def _paths(recipe: TrainRecipe) -> Iterator[tuple[str, Path]]:
-    values = ((field, getattr(recipe.data, field)) for field in FOLDERS)
-    yield from ((field, value) for field, value in values if isinstance(value, Path))
+    data = recipe.data
+    values = {"path": data.path, "validation": data.validation, "mix": data.mix and data.mix.path}
+    yield from ((field, value) for field, value in values.items() if isinstance(value, Path))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from logodata.common.console import note, show
 from logodata.common.errors import UserError
 from logodata.common.files import SEAL, bind_settings, damage, file_sha256, locked, put_aside, read_json
+from logodata.common.recipes.reading import as_today
 from logodata.common.verbosity import quiet_transformers
 from logodata.contract import ImportManifest
 from logodata.dataset.samples import read_manifest
@@ -49,7 +50,8 @@ _FREE = (
 
 def run(recipe: TrainRecipe, out: Path) -> Path:
     """Train as ``recipe`` says, in the folder ``out``. The same call continues a run that was stopped. Pairs are
-    imported into ``out/data`` first, held-out ones into ``out/validation-data``.
+    imported into ``out/data`` first, held-out ones into ``out/validation-data``, those of ``data.mix`` into
+    ``out/mix-data``.
 
     It writes ``recipe.resolved.json``, ``inputs.json``, ``metrics.jsonl``, ``checkpoints/step-N/`` and ``final/``.
 
@@ -118,7 +120,7 @@ def _begin(recipe: TrainRecipe, out: Path) -> bool:
             where=str(final),
             mend="move it elsewhere, then run the same command again",
         )
-    _bind(out, RECIPE_FILE, recipe.model_dump(mode="json"), free=_FREE)
+    _bind(out, RECIPE_FILE, recipe.model_dump(mode="json"), free=_FREE, upgrade=_as_today)
     if not final.exists():
         return False
     fault = damage(final)
@@ -127,7 +129,18 @@ def _begin(recipe: TrainRecipe, out: Path) -> bool:
     return not fault
 
 
-def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = ()) -> None:
+def _as_today(settings: dict[str, Any]) -> dict[str, Any]:
+    recipe = as_today(TrainRecipe, settings)
+    return settings if recipe is None else recipe.model_dump(mode="json")
+
+
+def _bind(
+    out: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    free: Collection[str] = (),
+    upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
+) -> None:
     """Bind the folder to ``settings`` with :func:`bind_settings`, so that they stay fixed after the first step.
 
     Before the first step the settings may still change. Reference log-probabilities of other settings are deleted then.
@@ -135,7 +148,7 @@ def _bind(out: Path, name: str, settings: Mapping[str, Any], free: Collection[st
     started = _started(out)
     if started or (out / name).exists():
         try:
-            bind_settings(out, name, settings, free)
+            bind_settings(out, name, settings, free, as_today=upgrade)
             return
         except UserError:
             if started:
@@ -157,6 +170,8 @@ def _bind_inputs(recipe: TrainRecipe, data: TrainingData, out: Path) -> None:
         inputs["num_validation"] = len(data.validation)
     if data.left_out:
         inputs["num_left_out"] = data.left_out
+    if data.mix:
+        inputs |= {"mix": data.mix_fingerprint(), "num_mix": len(data.mix), "mix_per_epoch": data.mix_per_epoch}
     if recipe.lora.init_adapter is not None and recipe.tuning != "full":
         inputs["init_adapter"] = file_sha256(recipe.lora.init_adapter / ADAPTER_FILES[1])
     _bind(out, INPUTS_FILE, inputs)
@@ -169,7 +184,13 @@ def summary(
 
     The metrics of the first of ``steps`` are those of the untrained model.
     """
-    return [_trained(steps), *_left_out(recipe, out), *_held_out(held_out, recipe.validation), *_next(recipe, out)]
+    return [
+        _trained(steps),
+        *_mixed(steps),
+        *_left_out(recipe, out),
+        *_held_out(held_out, recipe.validation),
+        *_next(recipe, out),
+    ]
 
 
 def _trained(steps: Sequence[StepRecord]) -> str:
@@ -180,6 +201,12 @@ def _trained(steps: Sequence[StepRecord]) -> str:
     if len(steps) == 1:
         return f"trained 1 step in {took}; before it: {first.describe()}"
     return f"trained {len(steps)} steps in {took}; first to last step: {describe_change(first, last)}"
+
+
+def _mixed(steps: Sequence[StepRecord]) -> Iterator[str]:
+    """Yield how many samples were those of ``data.mix``."""
+    if any(step.mix is not None for step in steps):
+        yield f"short samples among those trained on (data.mix): {sum(step.mix or 0 for step in steps)}"
 
 
 def _left_out(recipe: TrainRecipe, out: Path) -> Iterator[str]:

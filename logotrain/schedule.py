@@ -20,6 +20,10 @@ class Schedule:
     All epochs together are one stream of samples, each epoch in its own random order. A step takes the next
     ``samples_per_step`` of them. No sample is dropped: a step may span two epochs, and the last step may be smaller.
 
+    An epoch takes ``mix_per_epoch`` of ``num_mixed`` further samples among its own. They are a stream of their own, in
+    which all stand once in a random order, then all once in another, so that each is drawn as often as any other, or
+    once more.
+
     Attributes:
         stream_length: number of samples in all epochs together.
         total_steps: number of steps of the run, at most ``max_steps``.
@@ -29,9 +33,10 @@ class Schedule:
         UserError: the warm-up is as long as the run.
     """
 
-    def __init__(self, recipe: TrainRecipe, num_samples: int) -> None:
+    def __init__(self, recipe: TrainRecipe, num_samples: int, *, num_mixed: int = 0, mix_per_epoch: int = 0) -> None:
         self._recipe, self._num_samples = recipe, num_samples
-        self.stream_length = recipe.epochs * num_samples
+        self._num_mixed, self._mix_per_epoch = num_mixed, mix_per_epoch
+        self.stream_length = recipe.epochs * (num_samples + mix_per_epoch)
         steps = math.ceil(self.stream_length / recipe.samples_per_step)
         self.total_steps = min(steps, recipe.max_steps or steps)
         settings = recipe.optimizer
@@ -44,11 +49,22 @@ class Schedule:
         self.warmup_steps = math.ceil(settings.warmup_ratio * self.total_steps) if asked is None else asked
 
     def samples(self, step: int) -> list[tuple[int, int]]:
-        """Return ``(epoch, index)`` of each sample of ``step``, which counts from 0."""
+        """Return ``(epoch, index)`` of each sample of ``step``, which counts from 0.
+
+        Indices from ``num_samples`` on are those of the further samples.
+        """
         size, seed = self._recipe.samples_per_step, self._recipe.seed
         places = range(step * size, min((step + 1) * size, self.stream_length))
-        draws = (divmod(place, self._num_samples) for place in places)
-        return [(epoch, _epoch_order(seed, epoch, self._num_samples)[at]) for epoch, at in draws]
+        in_epoch = self._num_samples + self._mix_per_epoch
+        draws = (divmod(place, in_epoch) for place in places)
+        return [(epoch, self._sample(epoch, _epoch_order(seed, epoch, in_epoch)[at])) for epoch, at in draws]
+
+    def _sample(self, epoch: int, place: int) -> int:
+        """Return the index of the sample at a place of an epoch before it is shuffled."""
+        if place < self._num_samples:
+            return place
+        taken, at = divmod(epoch * self._mix_per_epoch + place - self._num_samples, self._num_mixed)
+        return self._num_samples + _mix_order(self._recipe.seed, taken, self._num_mixed)[at]
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of ``step``, which counts from 0.
@@ -72,3 +88,9 @@ class Schedule:
 @lru_cache(maxsize=2)  # a step may span two epochs
 def _epoch_order(seed: int, epoch: int, num_samples: int) -> tuple[int, ...]:
     return tuple(np.random.default_rng([seed, epoch]).permutation(num_samples).tolist())
+
+
+@lru_cache(maxsize=8)  # a step may span two epochs, and an epoch may take few samples several times
+def _mix_order(seed: int, taken: int, num_mixed: int) -> tuple[int, ...]:
+    # Other draws than those of an epoch's order: its third number is 0.
+    return tuple(np.random.default_rng([seed, taken, 1]).permutation(num_mixed).tolist())

@@ -63,12 +63,12 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
         Stopped: SIGINT or SIGTERM was received; a checkpoint holds the last complete step.
         KeyboardInterrupt: SIGINT was received twice.
     """
-    schedule = Schedule(recipe, len(data.samples))
+    schedule = Schedule(recipe, len(data.samples), num_mixed=len(data.mix), mix_per_epoch=data.mix_per_epoch)
     total = schedule.total_steps
     profiler = StepProfiler(recipe.profile, out / "profile", total_steps=total, is_main=world.is_main)
-    collator = Collator.of(recipe, data.target_length)
+    collator = Collator.of(recipe, data.target_length, data.unspread)
     held_out: list[Draw] = [(0, sample) for sample in data.validation]  # the same positions at each measurement
-    layouts = [collator.layout(sample) for sample in (*data.samples, *data.validation)]
+    layouts = [collator.layout(sample) for sample in (*data.samples, *data.mix, *data.validation)]
     prepared = prepare(recipe, world, collator, layouts if data.samples else [])
     model = prepared.model
     optimizer = make_optimizer(recipe.optimizer, trained_weights(model))
@@ -90,8 +90,12 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
     )
     writer = CheckpointWriter(out / "checkpoints", recipe.checkpoint, world, best=validation.best_step)
 
+    trained = [*data.samples, *data.mix]
+
     def draws(step: int) -> list[Draw]:
-        return [(epoch, data.samples[index]) for epoch, index in schedule.samples(step)]
+        # Natural positions are the same in every epoch, and so are the untrained model's log-probabilities.
+        of_data = len(data.samples)
+        return [(epoch if index < of_data else 0, trained[index]) for epoch, index in schedule.samples(step)]
 
     def save() -> None:
         nonlocal saved
@@ -152,6 +156,7 @@ def train(recipe: TrainRecipe, data: TrainingData, out: Path, world: World) -> P
                             **metrics.model_dump(),
                             **speed.measure(batch, metrics.tokens, seconds).model_dump(),
                             step=done,
+                            mix=sum(sample.id in collator.unspread for _, sample in batch) if data.mix else None,
                             grad_norm=grad_norm,
                             repetition=repetition.measure(done, last=done == total),
                             lr=lr,

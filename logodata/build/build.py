@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from logodata import __version__
 from logodata.build.forecast import warn_of_losses
@@ -21,6 +22,7 @@ from logodata.build.shards import BuildShard, shard_record
 from logodata.common.append_log import AppendLog
 from logodata.common.console import note, progress
 from logodata.common.files import bind_settings, locked, read_if_whole, write_json
+from logodata.common.recipes.reading import as_today
 from logodata.contract import SCHEMA_VERSION, Manifest, QuestionOutcome, SourceFile, Stats
 from logodata.dataset.files import SHARD_FILE, read_stats, write_data_set
 from logodata.engines.settings import asked_fingerprint
@@ -61,11 +63,16 @@ def build(
         source = None if finished else read_source(recipe.source, needs_references=recipe.needs_references)
         # Responses alone bind nothing, because each is filed under the settings that it depends on.
         started = finished or (output / _OUTCOMES).exists()
-        bind_settings(output, "work/settings.json", settings, started=started)
+        bind_settings(output, "work/settings.json", settings, started=started, as_today=_as_today)
         if source is None:
             note(f"{output} is finished already")
             return read_stats(output)
         return _build(recipe, pipeline, source, source_file, output, shard, cluster)
+
+
+def _as_today(settings: dict[str, Any]) -> dict[str, Any]:
+    recipe = as_today(BuildRecipe, settings.get("recipe"))
+    return settings if recipe is None else {**settings, "recipe": recipe.binding()}
 
 
 def _build(
@@ -144,6 +151,6 @@ def _build(
 
 def _pools(preparer: QuestionPreparer, source: Source, shard: BuildShard | None) -> Iterator[Pool]:
     # The first document decides who owns a pool: documents are joined as they are without shards.
-    for pool in preparer.pools(source.documents):
-        if shard is None or shard.owns(pool.documents[0].doc_id):
+    for place, pool in enumerate(preparer.pools(source.documents)):
+        if shard is None or shard.owns(pool.documents[0].doc_id, place):
             yield pool

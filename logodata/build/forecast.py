@@ -98,7 +98,7 @@ def _cure(recipe: BuildRecipe, unusable: Sequence[UnusableQuestion]) -> _Changes
     contexts, size = recipe.contexts, recipe.chunking.chunk_tokens
     if contexts.critical_top is None and reason != "prompt_exceeds_window":
         return {"contexts.critical_threshold": None, "contexts.critical_top": min(_TOP, contexts.num_chunks)}
-    if reason == "no_critical_chunk" and recipe.evaluator.query == "question":
+    if reason == "no_critical_chunk" and recipe.evaluator.query == "question" and recipe.needs_references:
         return {"evaluator.query": "question_and_answer"}
     if reason == "prompt_exceeds_window":
         num_chunks = contexts.num_chunks - -(-max(question.excess_tokens for question in found) // size)

@@ -112,16 +112,16 @@ def _check_complete(shards: Sequence[_Folder]) -> None:
     """Refuse shards of several builds, a shard that is given twice, and one that is missing."""
     first = shards[0]
     for before, shard in pairwise(shards):
-        if shard.record.total != first.record.total:
+        if (shard.record.total, shard.record.in_turn) != (first.record.total, first.record.in_turn):
             raise UserError(
                 f"shard {shard.record} beside {first.record}",
                 where=str(shard.path),
                 mend=f"merge the shards of one build: {first.path} is one of {first.record.total}",
             )
-        if shard.record.number == before.record.number:
+        if shard.record.number in before.record.numbers:
             what = f"shard {shard.record} is in {before.path} too"
             raise UserError(what, where=str(shard.path), mend="give each shard once")
-    there = {shard.record.number for shard in shards}
+    there = {number for shard in shards for number in shard.record.numbers}
     missing = [str(number) for number in range(1, first.record.total + 1) if number not in there]
     if missing:
         raise UserError(

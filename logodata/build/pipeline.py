@@ -56,7 +56,7 @@ class Pipeline:
     def __init__(self, recipe: BuildRecipe, model_fingerprint: str, log: Path | None = None) -> None:
         self._recipe, self._fingerprint = recipe, model_fingerprint
         tokenizer = recipe.load_tokenizer()
-        self.preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model, recipe.adapter))
+        self.preparer = QuestionPreparer(recipe, tokenizer, build_window(recipe))
         self.responses = Responses(recipe, model_fingerprint, log, self.preparer)
         verdicts = None if log is None else log.with_name("verdicts.jsonl")
         self.judge = _open_judge(recipe, model_fingerprint, verdicts, lambda: self.responses.engine.open())
@@ -101,7 +101,7 @@ class Pipeline:
     def engine_names(self) -> dict[str, str]:
         """The engines that have answered (``engine``) and judged (``judge_engine``) so far."""
         judge = self.judge.engine.name if self.judge else None
-        names = {"engine": self.responses.engine.name, "judge_engine": judge}
+        names = {"engine": self.responses.engine.name or self.responses.rejecting_engine.name, "judge_engine": judge}
         return {key: name for key, name in names.items() if name}
 
     def note_usage(self) -> None:
@@ -183,6 +183,7 @@ class Pipeline:
 
     def _grade(self, grader: Grader, judgements: Sequence[Judgement], tracker: Tracker) -> None:
         """Grade answers from the training context, and set the best one beside the worst."""
+        grader.load_evaluator()
         requests = [request for judgement in judgements for request in judgement.prepared.preferred]
         self.responses.engine.generate(requests, tracker, "responses")
         graded: list[tuple[Judgement, list[Decision], list[Decision]]] = []
@@ -214,6 +215,12 @@ def decide_here(pipeline: Pipeline, pools: Iterable[Asked], group_size: int, tra
     for group in in_groups(pipeline.prepare(pools), (lambda _: 1, group_size), (tokens_held, GROUP_TOKENS)):
         yield pipeline.answer(group, tracker), pipeline.engine_names
         del group  # before the next one is prepared
+
+
+def build_window(recipe: BuildRecipe) -> int:
+    """Return the most tokens of a prompt with its response, for every model that writes responses."""
+    window = engine_window(recipe.engine, recipe.model, recipe.adapter)
+    return min(window, engine_window(recipe.engine, recipe.model)) if recipe.uses_base else window
 
 
 def _open_judge(

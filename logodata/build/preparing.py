@@ -21,7 +21,14 @@ from logodata.contract import Chunk, ContextChunk, Document, Question
 from logodata.engines import GenerationRequest, GenerationResult, Sampling
 from logodata.engines.reasoning import Reply
 from logodata.models.facts import model_eos_ids
-from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, GUIDED_TEMPLATES, Prompt, PromptFormat
+from logodata.prompts import (
+    ANSWER_TEMPLATE,
+    CHUNK_SEPARATOR,
+    GUIDED_TEMPLATES,
+    OPEN_ANSWER_TEMPLATE,
+    Prompt,
+    PromptFormat,
+)
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources.fields import text_digest
 
@@ -125,7 +132,8 @@ class QuestionPreparer:
 
     def __init__(self, recipe: BuildRecipe, tokenizer: PreTrainedTokenizerBase, window: int) -> None:
         self._recipe, self.tokenizer, self.window = recipe, tokenizer, window
-        self.answer_format = PromptFormat(tokenizer, ANSWER_TEMPLATE)
+        graded = recipe.generation.preferred == "best_versus_worst"
+        self.answer_format = PromptFormat(tokenizer, OPEN_ANSWER_TEMPLATE if graded else ANSWER_TEMPLATE)
         self.guided_formats = tuple(PromptFormat(tokenizer, template) for template in GUIDED_TEMPLATES)
         self.stop_ids = turn_end_ids(tokenizer, model_eos_ids(recipe.model))
         self.reasoning = recipe.reasoning(tokenizer, window)
@@ -172,7 +180,10 @@ class QuestionPreparer:
     def _prepare(self, pool: Pool, document: Document, question: Question, scores: NDArray[np.float64]) -> Prepared:
         recipe = self._recipe
         contexts = draw_contexts(
-            scores, recipe.contexts, np.random.default_rng([recipe.seed, int(text_digest(question.id)[:16], 16)])
+            scores,
+            recipe.contexts,
+            np.random.default_rng([recipe.seed, int(text_digest(question.id)[:16], 16)]),
+            compared=recipe.generation.compares_contexts,
         )
         if isinstance(contexts, str):
             return UnusableQuestion(pool, document, question, contexts)

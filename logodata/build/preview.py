@@ -12,6 +12,7 @@ from statistics import median_low
 
 from logodata.build.forecast import warn_of_losses
 from logodata.build.inputs import check_inputs
+from logodata.build.pipeline import build_window
 from logodata.build.preparing import PreparedQuestion, QuestionPreparer, UnusableQuestion
 from logodata.common.console import progress
 from logodata.common.errors import UserError
@@ -20,7 +21,7 @@ from logodata.contexts.scores import open_evaluator
 from logodata.contract import ContextChunk, Spread
 from logodata.engines.prices import find_prices
 from logodata.engines.response_log import ResponseLog
-from logodata.engines.settings import asked_fingerprint, engine_window
+from logodata.engines.settings import asked_fingerprint
 from logodata.recipe.settings import BuildRecipe
 from logodata.sources import Source, read_source
 
@@ -118,7 +119,7 @@ def preview(recipe: BuildRecipe, *, prices: tuple[float, float] | None, tokens_p
         prices = (listed.prompt, listed.response)
     source = read_source(recipe.source, needs_questions=False, needs_references=recipe.needs_references)
     tokenizer = recipe.load_tokenizer()
-    preparer = QuestionPreparer(recipe, tokenizer, engine_window(recipe.engine, recipe.model, recipe.adapter))
+    preparer = QuestionPreparer(recipe, tokenizer, build_window(recipe))
     evaluator = open_evaluator(recipe.evaluator)
     if source.documents.num_questions:
         warn_of_losses(recipe, preparer, source.documents, evaluator)
@@ -176,11 +177,12 @@ class _Counts:
         self._others: list[PreparedQuestion] = []
         self.usable = 0
         cache = recipe.generation.cache
-        self._log = (
-            None
-            if cache is None
-            else ResponseLog(None, asked_fingerprint(recipe.engine, recipe.model, recipe.adapter), cache)
-        )
+        self._log = self._base_log = None
+        if cache is not None:
+            of_model = asked_fingerprint(recipe.engine, recipe.model, recipe.adapter)
+            self._log = self._base_log = ResponseLog(None, of_model, cache)
+            if recipe.uses_base:
+                self._base_log = ResponseLog(None, asked_fingerprint(recipe.engine, recipe.model), cache)
 
     def add(self, question: PreparedQuestion) -> None:
         """Count a question."""
@@ -190,7 +192,8 @@ class _Counts:
         preferred = [it for it in question.preferred if it not in question.tries]
         asked = {"try": question.tries, "preferred": preferred, "dispreferred": question.rejected.values()}
         for role, requests in asked.items():
-            missing = [it for it in requests if self._log is None or self._log.get(it) is None]
+            log = self._base_log if role == "dispreferred" else self._log
+            missing = [it for it in requests if log is None or log.get(it) is None]
             self._numbers["cached"] += len(requests) - len(missing)
             self._numbers[role] += len(missing)
             self._numbers[f"{role} tokens"] += sum(len(it.prompt_ids) for it in missing)

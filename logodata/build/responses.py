@@ -47,7 +47,7 @@ class Responses:
     def rejecting_engine(self) -> CachedEngine:
         """The engine that writes dis-preferred responses: that of the build, or one without its adapter."""
         recipe = self._recipe
-        if recipe.adapter is None or recipe.generation.rejected_by == "adapted":
+        if not recipe.uses_base:
             return self.engine
         path = None if self._path is None else self._path.with_name("base-responses.jsonl")
         log = ResponseLog(path, asked_fingerprint(recipe.engine, recipe.model), recipe.generation.cache)

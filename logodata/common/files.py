@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -212,13 +212,20 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def bind_settings(
-    folder: Path, name: str, settings: Mapping[str, Any], free: Collection[str] = (), *, started: bool = True
+    folder: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    free: Collection[str] = (),
+    *,
+    started: bool = True,
+    as_today: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
 ) -> None:
     """Bind ``folder`` to ``settings``: write them to ``folder/name`` the first time, and compare them from then on.
 
     Results made under different settings must not be mixed. The keys ``free`` may change, because results do not depend
     on them, and the file keeps their newest values. A run that was refused or stopped before it was ``started``, which
-    means before any result was made, binds nothing.
+    means before any result was made, binds nothing. ``as_today`` gives settings that an earlier program wrote those
+    that it did not know.
 
     Raises:
         UserError: The settings differ. It names the first difference.
@@ -230,7 +237,7 @@ def bind_settings(
     if not path.exists():
         write_json(path, settings)
         return
-    before = read_json(path)
+    before = json.loads(strict_dumps(as_today(read_json(path))))
     found = list(differences({**before, **{key: settings.get(key) for key in free}}, settings))
     if found:
         key, old, new = found[0]

@@ -19,7 +19,8 @@ class Contexts:
 
     ``critical`` holds at most N critical chunks, and ``irrelevant`` N of the others. ``training`` holds every chunk of
     ``critical``, filled up to N with irrelevant ones. ``mixed`` holds, for each ratio, N chunks, part critical and part
-    irrelevant; if ``critical`` has one chunk, they are those of ``training``.
+    irrelevant; if ``critical`` has one chunk, they are those of ``training``. Where contexts are not compared,
+    ``irrelevant`` and ``mixed`` are empty.
     """
 
     critical: tuple[int, ...]
@@ -28,12 +29,16 @@ class Contexts:
     training: tuple[int, ...]
 
 
-def draw_contexts(scores: NDArray[np.float64], settings: ContextSettings, rng: np.random.Generator) -> Contexts | str:
+def draw_contexts(
+    scores: NDArray[np.float64], settings: ContextSettings, rng: np.random.Generator, *, compared: bool = True
+) -> Contexts | str:
     """Choose the chunks of every context.
 
     Args:
         scores: The importance of each chunk for the question, float64 [C].
         rng: Draws the irrelevant chunks, and the critical chunks that a mixed context keeps.
+        compared: Whether responses to different contexts are compared. If not, the irrelevant chunks need only fill the
+            training context up.
 
     Returns:
         The contexts, or the reason why there are none: ``no_critical_chunk`` or ``too_few_irrelevant_chunks``.
@@ -49,18 +54,18 @@ def draw_contexts(scores: NDArray[np.float64], settings: ContextSettings, rng: n
         irrelevant = [i for i in ranked if scores[i] <= settings.critical_threshold]
     if not critical:
         return "no_critical_chunk"
-    if len(irrelevant) < n:
+    if len(irrelevant) < (n if compared else n - len(critical)):
         return "too_few_irrelevant_chunks"
     shuffled = [irrelevant[i] for i in rng.permutation(len(irrelevant))]
     mixed = []
-    for ratio in settings.mixed_ratios:
+    for ratio in settings.mixed_ratios if compared else ():
         # At least one critical chunk stays, and at least one goes if there are several.
         count = min(max(round(ratio * len(critical)), 1), max(len(critical) - 1, 1))
         kept = [critical[i] for i in rng.permutation(len(critical))[:count]]
         mixed.append(tuple(sorted(kept + shuffled[: n - count])))
     return Contexts(
         critical=tuple(sorted(critical)),
-        irrelevant=tuple(sorted(shuffled[:n])),
+        irrelevant=tuple(sorted(shuffled[:n])) if compared else (),
         mixed=tuple(mixed),
         training=tuple(sorted(critical + shuffled[: n - len(critical)])),
     )

@@ -43,6 +43,8 @@ class SentenceEmbedder:
         is the mean of its parts, each of which counts alike."""
         parts, owners = self.parts_of(texts)
         vectors = self.encode(parts)
+        if len(parts) == len(texts):
+            return vectors
         means = [vectors[owners == number].mean(axis=0) for number in range(len(texts))]
         return np.stack([mean / max(float(np.linalg.norm(mean)), 1e-12) for mean in means]).astype(np.float32)
 
@@ -63,8 +65,8 @@ class SentenceEmbedder:
 
 
 class EmbeddingEvaluator:
-    """Scores a chunk by the largest cosine between the query and the parts of the chunk. ``setting`` is the field that
-    names the model."""
+    """Scores a chunk by the largest cosine between the query and the parts of the chunk. A query that does not fit the
+    model is the mean of its parts. ``setting`` is the field that names the model."""
 
     def __init__(self, model: str, batch_size: int, setting: str = "evaluator.embedding_model") -> None:
         self._embedder = SentenceEmbedder(model, batch_size, setting)
@@ -77,7 +79,7 @@ class EmbeddingEvaluator:
         vectors = self._embedder.encode(parts)
         index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
-        cosines, order = index.search(self._embedder.encode(queries), len(parts))
+        cosines, order = index.search(self._embedder.encode_whole(queries), len(parts))
         scores = np.full((len(queries), len(chunks)), -1.0)
         rows = np.repeat(np.arange(len(queries)), len(parts))
         np.maximum.at(scores, (rows, owners[order.ravel()]), cosines.ravel().astype(np.float64))

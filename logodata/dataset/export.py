@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +32,7 @@ from logodata.contract import PreferenceSample, Response
 from logodata.dataset.samples import iterate_samples, read_build_manifest, read_manifest
 from logodata.models.facts import tokenizer_fingerprint
 from logodata.models.loading import load_tokenizer
-from logodata.prompts import ANSWER_TEMPLATE, CHUNK_SEPARATOR, PromptFormat
+from logodata.prompts import ANSWER_TEMPLATES, CHUNK_SEPARATOR, PromptFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,18 +74,9 @@ def export(data: Path, form: ExportFormat, output: Path, *, model: str | None = 
             mend=f"give the model of the build with --model, it was {manifest.model}",
         )
     chat = form in ("llama-factory", "openrlhf")
-    if chat and (
-        PromptFormat(tokenizer, ANSWER_TEMPLATE).fingerprint
-        != read_build_manifest(data, "question and chunks to make messages of").prompt_fingerprints.answer
-    ):
-        raise UserError(
-            "the prompts were made with another instruction or chat template than today's",
-            where=str(data),
-            mend="use --format trl-exploded, which exports the prompt as it was, or build the data set again",
-        )
+    render = partial(_user_message, _template_of(data, tokenizer)) if chat else _prompt_text
     if form == "text":
         return Export(_write_rows(output, (_text_row(tokenizer, sample) for sample in iterate_samples(data))), ())
-    render = _user_message if chat else _prompt_text
     counts = Counter[str]()
     moved: list[int] = []  # for each prompt that tokenises otherwise, the number of its tokens that are gone
 
@@ -142,10 +134,23 @@ def _prompt_text(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -
     return text, list(tokenizer(text)["input_ids"])
 
 
-def _user_message(tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> tuple[str, list[int]]:
+def _template_of(data: Path, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the wording of the prompts of a build."""
+    built = read_build_manifest(data, "question and chunks to make messages of").prompt_fingerprints.answer
+    for template in ANSWER_TEMPLATES:
+        if PromptFormat(tokenizer, template).fingerprint == built:
+            return template
+    raise UserError(
+        "the prompts were made with another instruction or chat template than today's",
+        where=str(data),
+        mend="use --format trl-exploded, which exports the prompt as it was, or build the data set again",
+    )
+
+
+def _user_message(template: str, tokenizer: PreTrainedTokenizerBase, sample: PreferenceSample) -> tuple[str, list[int]]:
     """Return the user's message, and the ids that the tokenizer's own chat template makes of it."""
     context = "".join(chunk.text + CHUNK_SEPARATOR for chunk in sample.chunks)
-    content = ANSWER_TEMPLATE.format(context=context, question=sample.question)
+    content = template.format(context=context, question=sample.question)
     text = render_chat(tokenizer, content)
     return content, list(tokenizer(text, add_special_tokens=False)["input_ids"])
 

@@ -21,6 +21,7 @@ from logodata.dataset.inspect_words import (
     percent,
     read_decisions,
     read_rejected,
+    role_in_words,
     ruling,
 )
 from logodata.dataset.prompt_texts import PromptTexts
@@ -137,12 +138,13 @@ def _headline(
 def _sample(sample: PreferenceSample, responses: Sequence[tuple[DecisionRow, int]], judge: JudgeSettings) -> Html:
     stems = _stems(sample.answers)
     critical = sum(chunk.critical for chunk in sample.chunks)
-    where = "hold" if sample.answer_in_critical else "do not hold"
+    held = sample.answer_in_critical
+    where = "" if held is None else f", which {'hold' if held else 'do not hold'} every content word of a reference"
     return tag(
         "section",
         tag("p", f"{sample.id}, {in_words(sample.kind)}, {len(sample.prompt_ids)} prompt tokens", class_="small facts"),
         tag("p", sample.question or "", class_="question"),
-        _reference(sample.answers),
+        _reference(sample.answers) if sample.answers else "",
         tag(
             "div",
             *(
@@ -153,8 +155,7 @@ def _sample(sample: PreferenceSample, responses: Sequence[tuple[DecisionRow, int
         ),
         tag(
             "p",
-            f"The context: {len(sample.chunks)} chunks, {critical} of them critical (open), which {where} every "
-            "content word of a reference.",
+            f"The context: {len(sample.chunks)} chunks, {critical} of them critical (open){where}.",
             class_="small",
         ),
         *(chunk_view(chunk, stems) for chunk in sample.chunks),
@@ -198,7 +199,7 @@ def _answer(
     num_tokens: int | None = None,
 ) -> Html:
     """Show a response with the decision on it. ``preferred`` is the title of one that was meant to be preferred."""
-    title = preferred if row.role == "preferred" else "dis-preferred"
+    title = preferred if row.role == "preferred" else role_in_words(row)
     role = title if title in ("preferred", "dis-preferred") else "unused"
     measures = f"{make_up(row, num_tokens)}; F1 {percent(row.token_f1)}"
     return tag(

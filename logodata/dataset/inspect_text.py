@@ -14,7 +14,15 @@ from logodata.common.errors import UserError
 from logodata.common.streams import reader_left
 from logodata.contract import ContextChunk, DecisionRow, ImportManifest, PreferenceSample, RejectedQuestion
 from logodata.dataset.files import read_recipe
-from logodata.dataset.inspect_words import in_words, kept_responses, make_up, read_decisions, read_rejected, ruling
+from logodata.dataset.inspect_words import (
+    in_words,
+    kept_responses,
+    make_up,
+    read_decisions,
+    read_rejected,
+    role_in_words,
+    ruling,
+)
 from logodata.dataset.prompt_texts import PromptTexts
 from logodata.dataset.samples import iterate_samples, read_manifest
 from logodata.judge.settings import JudgeSettings
@@ -105,7 +113,6 @@ def print_question(question: str | None, answers: Sequence[str]) -> None:
 
 
 def _print_response(row: DecisionRow, question: str, judge: JudgeSettings, num_tokens: int | None = None) -> None:
-    role = "preferred" if row.role == "preferred" else "dis-preferred"
-    console.print(f"{role:14} {row.text.strip()}", markup=False, soft_wrap=True)
+    console.print(f"{role_in_words(row):14} {row.text.strip()}", markup=False, soft_wrap=True)
     said = f"{ruling(row, question, judge)} ({row.strategy}, {make_up(row, num_tokens)})"
     console.print(f"{'':14} {said}", style="dim", markup=False, soft_wrap=True)

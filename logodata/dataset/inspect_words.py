@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from logodata.common.errors import UserError
-from logodata.contract import DecisionRow, Measures, PreferenceSample, RejectedQuestion
+from logodata.contract import DecisionRow, Grades, Measures, PreferenceSample, RejectedQuestion
 from logodata.dataset.files import iterate_rows
 from logodata.dataset.samples import sample_files
 from logodata.judge.rules import error_pattern
@@ -49,7 +49,7 @@ def kept_responses(sample: PreferenceSample, decisions: Sequence[DecisionRow]) -
 def ruling(row: DecisionRow, question: str, judge: JudgeSettings) -> str:
     """Return the decision on a response, such as ``wrong: 20 % of the reference's words (right from 60 %);
     hallucination; no rule against it``, with the verdict of a model judge."""
-    parts = [f"{in_words(str(row.verdict))}: {_grounds(row, judge)}"]
+    parts = ["no reference" if row.verdict is None else f"{in_words(row.verdict)}: {_grounds(row, judge)}"]
     if row.verdict == "wrong":
         parts.append(in_words(error_pattern(row.text, question)))
     parts.append(f"rule: {in_words(row.rule)}" if row.rule else "no rule against it")
@@ -59,7 +59,27 @@ def ruling(row: DecisionRow, question: str, judge: JudgeSettings) -> str:
         second = row.second_model_verdict
         again = "" if second is None else f", in another wording {in_words(second)}"
         parts.append(f"model judge: {in_words(row.model_verdict)}{again}")
+    if row.grades is not None:
+        parts.append(_graded(row.grades))
     return "; ".join(parts)
+
+
+def _graded(grades: Grades) -> str:
+    """Return the grades of a response, with the support of each fact."""
+
+    def shown(score: float | str) -> str:
+        return in_words(score) if isinstance(score, str) else f"{score:.3g}"
+
+    names = ("helpfulness", "logicality", "faithfulness", "completeness")
+    each = ", ".join(f"{name} {shown(getattr(grades, name))}" for name in names)
+    whole = "no grade" if grades.grade is None else f"grade {grades.grade:.2f} of 10"
+    facts = "; ".join(f"{fact.text!r} {shown(fact.support)}" for fact in grades.facts)
+    return f"{whole} ({each})" + (f"; supported facts (0 to 1): {facts}" if facts else "")
+
+
+def role_in_words(row: DecisionRow) -> str:
+    """Return what a response was generated for."""
+    return {"preferred": "preferred", "rejected": "dis-preferred", "try": "try"}[row.role]
 
 
 def make_up(row: DecisionRow, num_tokens: int | None = None) -> str:

@@ -54,8 +54,11 @@ class _Group:
     def add(self, outcome: QuestionOutcome) -> None:
         if outcome.rejected is None:
             self.num_kept += 1
-            self.num_decided += bool(outcome.decisions)
-            self.num_pure += bool(outcome.decisions) and not any(map(contradicts, filter(_is_kept, outcome.decisions)))
+            kept = list(filter(_is_kept, outcome.decisions))
+            # Answers that were graded without a reference have no verdict.
+            is_decided = any(row.verdict is not None for row in kept)
+            self.num_decided += is_decided
+            self.num_pure += is_decided and not any(map(contradicts, kept))
         else:
             self.reasons[outcome.rejected.reason] += 1
         self.verdicts.update((row.role, row.verdict) for row in outcome.decisions)
@@ -102,7 +105,8 @@ class Statistics:
         for group in (self._all, self._by_source[source_group(outcome.source)], self._by_kind[outcome.kind]):
             group.add(outcome)
         for decision in outcome.decisions:
-            if decision.model_verdict is not None:
+            # What is tried tells of the question, and what the rules find right would raise every share.
+            if decision.model_verdict is not None and decision.role != "try":
                 self._verdicts[decision.model_verdict, decision.second_model_verdict] += 1
         self._grades.add(outcome)
         if tries := [is_solved(row.verdict, row.model_verdict) for row in outcome.decisions if row.role == "try"]:

@@ -18,7 +18,7 @@ class GradeCounts:
     """Gathers :class:`~logodata.contract.GradeStats`, one question after the other."""
 
     def __init__(self) -> None:
-        self._graded = self._malformed = self._exceeds_window = self._graded_again = 0
+        self._graded = self._malformed = self._exceeds_window = self._graded_again = self._ungraded_again = 0
         self._kept: dict[str, list[float]] = {"preferred": [], "rejected": []}
         self._longer: list[bool] = []
         self._same_best: list[bool] = []
@@ -47,6 +47,7 @@ class GradeCounts:
             self._longer.append(len(sample.chosen.token_ids) > len(sample.rejected[0].token_ids))
         if any(row.second_grades for row in rows):
             self._graded_again += 1
+            self._ungraded_again += sum(_second(row) is None for row in rows)
             both = [row for row in rows if None not in (_first(row), _second(row))]
             if len(both) >= 2:
                 self._compare(both, outcome.doc_id)
@@ -76,6 +77,8 @@ class GradeCounts:
             longer_preferred=_mean(self._longer),
             longer_preferred_interval=_share_interval(self._longer),
             graded_again=self._graded_again,
+            ungraded_again=self._ungraded_again,
+            compared=len(self._correlations),
             rank_correlation=_mean(self._correlations),
             rank_correlation_interval=mean_interval(self._correlations, self._documents)
             if self._correlations
@@ -128,8 +131,8 @@ def describe_grades(stats: GradeStats) -> str:
             f"{stats.dispreferred:.2f}, and {stats.longer_preferred:.0%} of the preferred ones are longer"
         )
     if stats.rank_correlation is not None:
-        text += f"; over {stats.graded_again} questions graded in two wordings the ranks of answers correlate by "
-        text += f"{stats.rank_correlation:.2f}{_between(stats.rank_correlation_interval, '.2f')}"
+        text += f"; over {stats.compared} of {stats.graded_again} questions graded in two wordings the ranks of answers"
+        text += f" correlate by {stats.rank_correlation:.2f}{_between(stats.rank_correlation_interval, '.2f')}"
     if stats.pairs_agree is not None:
         text += (
             f", and {stats.pairs_agree:.0%}{_between(stats.pairs_agree_interval, '.0%')} of {stats.pairs_again} pairs"

@@ -103,6 +103,10 @@ class Grader(AskedJudge):
         model = resolve_embedding_model(self._judge.embedding_model)
         return EmbeddingEvaluator(model, _EMBEDDED_TOGETHER, "judge.embedding_model")
 
+    def load_evaluator(self) -> None:
+        """Load the embedding model. A wrong name shows before anything is asked."""
+        _ = self._evaluator
+
     def grade(self, asked: Sequence[ToGrade], tracker: Tracker) -> None:
         """Grade all responses. Equal responses to a question are asked about once."""
         extracts = self._extract(asked, tracker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from logodata.common.words import without_reasoning
 from logodata.contract import Reason, Role
 from logodata.judge.judged_response import Decision
 from logodata.judge.settings import GradeSettings, JudgeSettings
@@ -16,9 +17,9 @@ def sides(answers: Sequence[Decision], settings: JudgeSettings) -> tuple[list[De
     """Return the answers that may be preferred, and those that may be dis-preferred; or the reason why one side is
     empty.
 
-    Beside a reference the rules have given each answer its role, and no grade changes it. Without one, or with the
-    rules switched off, an answer may stand on either side, and one that did not end by itself may only be
-    dis-preferred.
+    Beside a reference the rules have given each answer its role, and no grade changes it. Without one an answer may
+    stand on either side, and one that is no preferred response, because it did not end by itself or repeats itself, may
+    only be dis-preferred. With the rules switched off every answer but an empty one may stand on either side.
     """
     winners = [answer for answer in answers if answer.role == "preferred" and answer.rule is None]
     losers = [
@@ -49,8 +50,9 @@ def best_and_worst(
 
     Of equal answers the first one counts. The grades of a pair differ by ``settings.gap`` at least, so ties are none.
     """
-    graded = {id(answer) for answer in (*winners, *losers) if grade_of(answer) is not None}
-    up, down = ([one for one in side if id(one) in graded] for side in (winners, losers))
+    up, down = ([one for one in side if grade_of(one) is not None] for side in (winners, losers))
+    # Equal answers have one grade.
+    graded = {without_reasoning(answer.response.text).strip() for answer in (*up, *down)}
     if len(graded) < settings.least_graded or not up or not down:
         return "too_few_grades"
     best, worst = max(up, key=_grade), min(down, key=_grade)

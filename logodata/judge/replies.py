@@ -8,7 +8,7 @@ from functools import cache
 from logodata.common.words import without_reasoning
 
 _FACT = re.compile(r"(\d+)[.)][ \t]+(\S.*)")
-_NO_FACTS = re.compile(r"none\.?", re.IGNORECASE)
+_NO_FACTS = re.compile(r"(?:1[.)][ \t]+)?none\.?", re.IGNORECASE)
 _NOTHING = re.compile(r"\W?no relevant information\W{0,2}", re.IGNORECASE)
 _SUPPORTS = {"full": 1.0, "partial": 0.5, "none": 0.0}
 _SCORE = r"10(?:\.0)?|[0-9](?:\.[0-9])?"

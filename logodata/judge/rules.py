@@ -99,7 +99,11 @@ def preferred_fault(
         return "preferred_is_bare_reference"
     if repetition(text) > settings.max_repetition:
         return "preferred_repeats_itself"
-    if settings.max_added_words is not None and added_words(text, question, answers) > settings.max_added_words:
+    if (
+        answers
+        and settings.max_added_words is not None
+        and added_words(text, question, answers) > settings.max_added_words
+    ):
         return "preferred_adds_words"
     return None
 

@@ -55,7 +55,7 @@ class GradeSettings(ModelJudgeSettings):
     """The share of the questions whose responses are graded again in another wording, to report how far both agree. The
     second grades decide nothing."""
     least_graded: int = Field(default=5, ge=2)
-    """The least number of responses to a question that must have a grade."""
+    """The least number of different responses to a question that must have a grade."""
     gap: float = Field(default=1.0, gt=0, le=10)
     """The least difference between the grades of the preferred and of the dis-preferred response. Ties are no pair."""
     max_facts: int = Field(default=20, gt=0)
@@ -98,7 +98,8 @@ class JudgeSettings(RecipeModel):
     right_at: float = Field(default=RIGHT_AT, gt=0, le=1)
     """The word share or token F1 from which on a response is right. Below it a response is wrong."""
     match_numbers: bool = True
-    """Whether a short answer that lacks a number of the reference is half right at most (not with ``similarity``)."""
+    """Whether a short answer that lacks a number of the reference is half right at most (not with ``similarity``), and
+    a fact whose number its passages lack partly supported at most (``grades``)."""
     long_answer_words: int = Field(default=20, ge=0)
     """The most content words of a short reference, for ``auto``."""
     similar_at: float = Field(default=0.85, gt=0, le=1)
@@ -106,7 +107,8 @@ class JudgeSettings(RecipeModel):
     dissimilar_below: float = Field(default=0.75, gt=0, le=1)
     """The similarity below which a response is wrong. Answers that only repeat the question reach 0.72 on QMSum."""
     embedding_model: Annotated[str, OrPath("embedded")] = "embedded"
-    """A sentence-transformers model for similarity, as a folder or a hub name; ``embedded`` is all-MiniLM-L6-v2."""
+    """A sentence-transformers model for similarity, and for the passages nearest to a fact (``grades``), as a folder or
+    a hub name; ``embedded`` is all-MiniLM-L6-v2."""
     require_ended: bool = True
     """Whether a preferred response must have ended by itself within the length cap."""
     keep_bare_reference: bool = True

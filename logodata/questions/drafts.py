@@ -26,7 +26,8 @@ _EXCERPT = re.compile(
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(
-    r"\b(?:chunk|passage|excerpt|snippet|text|context)s? (?:no\. ?|number |#)?[0-9]{1,2}\b", re.IGNORECASE
+    r"\b(?:chunks? (?:no\. ?|number |#)?|(?:passage|excerpt|snippet|text|context)s? (?:no\. ?|number |#))[0-9]{1,2}\b",
+    re.IGNORECASE,
 )
 # Capitalised words inside a sentence need no model, and are good enough to find whom a document is about.
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+(?: [A-Z][a-z]+)*")
@@ -79,7 +80,7 @@ class Written:
             answers=[self.answer],
             kind=draft.kind,
             evidence=draft.evidence,
-            grade=self.grade,
+            model_grade=self.grade,
         )
 
 

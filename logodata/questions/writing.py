@@ -78,7 +78,7 @@ def write_questions(recipe: QuestionsRecipe, output: Path) -> dict[str, Any]:
             return {}
         # A source with a fault does not bind the folder, so that it may be used there once it is mended. A model that
         # cannot be loaded does not bind it either: what is made first does.
-        source = read_source(recipe.source, needs_questions=False)
+        source = read_source(recipe.source, needs_questions=False, needs_references=False)
         started = is_finished or any((work / name).exists() for name in LOGS)
         bind_settings(work, "settings.json", settings, free=(_LEAST,), started=started)
         if is_finished:  # under another least grade, by which the file is made again from what is in the logs
@@ -128,6 +128,8 @@ def _write_all(recipe: QuestionsRecipe, source: Source, fingerprint: str, work: 
         mend = "look at the replies there; a stronger model writes better questions"
         if reasons.most_common(1)[0][0] == "too_few_clusters":
             mend = "take longer documents, or lower clusters.min_clusters or chunking.chunk_tokens"
+        if reasons.most_common(1)[0][0] == "graded_too_low":
+            mend = "lower grade.least: what was written and graded is kept, and nothing is asked again"
         found = describe_questions(stats).replace("\n", "; ")
         raise UserError(f"no question was kept: {found}", where=str(output.with_suffix(".rejected.jsonl")), mend=mend)
     return stats

@@ -160,10 +160,20 @@ class BuildRecipe(AdaptedModelSettings):
             )
         return self
 
+    @property
+    def uses_base(self) -> bool:
+        """Whether the model without its adapter writes responses, too."""
+        return self.adapter is not None and self.generation.rejected_by == "base"
+
     @model_validator(mode="after")
     def _tries_can_be_judged(self) -> Self:
         if self.solve is not None and not self.judge.enabled:
             raise ValueError("solve counts the answers that the rules find right: it needs judge.enabled=true")
+        if self.generation.rejected == "critical_wrong" and not self.judge.enabled:
+            raise ValueError(
+                "generation.rejected=critical_wrong takes an answer that the rules find wrong: it needs "
+                "judge.enabled=true"
+            )
         return self
 
     @model_validator(mode="after")

@@ -133,7 +133,7 @@ class Fields:
             "answers": [answer.strip() for answer in answers if answer.strip()],
             "kind": kind if kind in get_args(QuestionKind) else "other",
             "evidence": self.get(entry, "evidence", where, list, default=[]),
-            "grade": _grade(entry.get("grade")),
+            "model_grade": entry.get("model_grade"),
         }
 
     def _answers(self, entry: Mapping[str, Any], where: str) -> list[Any]:
@@ -152,12 +152,6 @@ class Fields:
             return []
         answers = [_as_text(answer) for answer in (value if isinstance(value, list) else [value])]
         return [_selected_option(answer, options, where) for answer in answers] if options else answers
-
-
-def _grade(value: Any) -> float | None:
-    """Return a question's grade. Other data have other things under this name, which are ignored as unknown columns."""
-    is_grade = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 10
-    return float(value) if is_grade else None
 
 
 def column_of(row: Mapping[str, Any], name: str) -> str | None:

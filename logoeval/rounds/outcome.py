@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from logodata.common.records import ABSENT, Record
+from logodata.contract import SolveStats
 from logodata.dataset.files import read_stats
 from logodata.judge.agreement import wilson_interval
 from logoeval.compare.compare import Difference, compare
 from logoeval.records import read_results
 from logoeval.rounds.plan import Rounds
+from logotrain.metrics import MetricsLog
 
 LOOKS = 2
 """The rounds in a row without a rise after which another one is not worth it."""
@@ -26,19 +29,25 @@ _HELD_OUT = ("pairs", "qa")
 class RoundOutcome(Record):
     """What came out of a round, on the same held-out samples as of all others.
 
-    ``margin`` and ``answers`` (word F1) are differences from the round before, with their intervals. ``chosen``, the
+    ``updates`` is the number of its training's updates, ``rate`` the mean learning rate of these. ``margin`` and
+    ``answers`` (word F1) are differences from the round before, with their intervals. ``chosen``, the
     log-probability per token of the preferred responses, and ``answer_tokens``, the mean length of the model's own
     answers, are differences from the model as it was, the second as a ratio. They are absent where the recipe does
-    not measure them.
+    not measure them. ``solve`` tells how often the adapter so far, which answers, was right (``solve.tries``).
+    ``reasons`` speak against another round; rounds that keep going pass them over.
     """
 
     number: int
     questions: int
     kept: int
+    solve: SolveStats | None = ABSENT
+    updates: int
+    rate: float
     margin: Difference | None = ABSENT
     answers: Difference | None = ABSENT
     chosen: float | None = ABSENT
     answer_tokens: float | None = ABSENT
+    reasons: list[str] | None = ABSENT
 
     @property
     def tells(self) -> bool:
@@ -51,11 +60,32 @@ class RoundOutcome(Record):
         return any(found is not None and found.verdict == "rose" for found in (self.margin, self.answers))
 
 
+class ControlOutcome(Record):
+    """What came out of the control of rounds: one round, from the model as it was, with as many updates on the same
+    documents as ``rounds`` rounds together. It answered the questions of all of them as it was.
+
+    ``margin`` and ``answers`` say how much higher the last round is, with intervals: without a rise here a gain is not
+    the rounds'. The other fields are those of a round.
+    """
+
+    rounds: int
+    questions: int
+    kept: int
+    solve: SolveStats | None = ABSENT
+    updates: int
+    rate: float
+    margin: Difference | None = ABSENT
+    answers: Difference | None = ABSENT
+    chosen: float | None = ABSENT
+    answer_tokens: float | None = ABSENT
+
+
 class RoundsRecord(Record):
-    """``rounds.json``: all rounds so far, and why they ended, if they did."""
+    """``rounds.json``: all rounds so far, why they ended, if they did, and their control, if there is one."""
 
     rounds: list[RoundOutcome]
     ended: list[str] | None = ABSENT
+    control: ControlOutcome | None = ABSENT
 
 
 def measure_round(rounds: Rounds, number: int) -> RoundOutcome:
@@ -64,24 +94,58 @@ def measure_round(rounds: Rounds, number: int) -> RoundOutcome:
     Raises:
         UserError: A folder lacks what its command writes, or is damaged.
     """
-    stats = read_stats(rounds.round(number) / "data")
-    comparison = compare({"before": rounds.measured(number - 1), "after": rounds.measured(number)})
+    folder, measured = rounds.round(number), rounds.measured(number)
+    return RoundOutcome(
+        number=number,
+        **_trained(folder),
+        **_changes(rounds.measured(number - 1), measured),
+        **_since_base(rounds, measured),
+    )
+
+
+def measure_control(rounds: Rounds, last: int) -> ControlOutcome:
+    """Read what came out of the control of the rounds up to the last one, whose commands have ended.
+
+    Raises:
+        UserError: A folder lacks what its command writes, or is damaged.
+    """
+    folder = rounds.control_of(last)
+    return ControlOutcome(
+        rounds=last,
+        **_trained(folder),
+        **_changes(folder / "eval", rounds.measured(last)),
+        **_since_base(rounds, folder / "eval"),
+    )
+
+
+def _trained(folder: Path) -> dict[str, Any]:
+    """Return the fields that tell on what a round, or a control, was trained."""
+    stats = read_stats(folder / "data")
+    steps = MetricsLog(folder / "run" / "metrics.jsonl").steps()
+    rate = sum(step.lr for step in steps) / len(steps) if steps else 0.0
+    asked = {"questions": stats.questions, "kept": stats.kept, "solve": stats.solve}
+    return {**asked, "updates": len(steps), "rate": rate}
+
+
+def _changes(before: Path, after: Path) -> dict[str, Any]:
+    """Return the fields that tell what is higher or lower after than before."""
+    comparison = compare({"before": before, "after": after})
     changes = {
         key: row.differences[0]
         for task in _HELD_OUT
         if task in comparison.tasks
         for key, row in comparison.whole(task).items()
     }
-    base, now = _means(rounds.measured(0)), _means(rounds.measured(number))
-    return RoundOutcome(
-        number=number,
-        questions=stats.questions,
-        kept=stats.kept,
-        margin=changes.get("margin"),
-        answers=changes.get("token_f1"),
-        chosen=now["chosen"] - base["chosen"] if "chosen" in now else None,
-        answer_tokens=now["answer_tokens"] / base["answer_tokens"] if base.get("answer_tokens") else None,
-    )
+    return {"margin": changes.get("margin"), "answers": changes.get("token_f1")}
+
+
+def _since_base(rounds: Rounds, measured: Path) -> dict[str, Any]:
+    """Return the fields that tell what has changed since the model as it was."""
+    base, now = _means(rounds.measured(0)), _means(measured)
+    return {
+        "chosen": now["chosen"] - base["chosen"] if "chosen" in now else None,
+        "answer_tokens": now["answer_tokens"] / base["answer_tokens"] if base.get("answer_tokens") else None,
+    }
 
 
 def _means(folder: Path) -> dict[str, float]:
@@ -94,7 +158,9 @@ def _means(folder: Path) -> dict[str, float]:
 def reasons_not_to_train(rounds: Rounds, number: int) -> Iterator[str]:
     """Yield why a round whose data are built cannot be trained."""
     stats = read_stats(rounds.round(number) / "data")
-    if not stats.kept:
+    if not stats.questions:
+        yield f"no documents were left for round {number} of {rounds.count}"
+    elif not stats.kept:
         yield f"round {number} kept none of its {stats.questions} questions"
 
 

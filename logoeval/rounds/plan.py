@@ -66,6 +66,8 @@ class Rounds:
         model: The model, where it is not the recipe's.
         gpus: The processes of a training run.
         overrides: ``key=value`` by section.
+        control: Whether the rounds get a control: one round with as many updates and documents as all of them.
+        keep_going: Whether they go on where there are reasons to stop.
     """
 
     recipe: str
@@ -75,6 +77,8 @@ class Rounds:
     model: str | None = None
     gpus: int = 1
     overrides: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    control: bool = False
+    keep_going: bool = False
 
     def round(self, number: int) -> Path:
         """Return the folder of a round, from 1."""
@@ -83,6 +87,10 @@ class Rounds:
     def measured(self, number: int) -> Path:
         """Return the folder of what was measured after a round; 0 is the model as it was."""
         return self.folder / "base" if number == 0 else self.round(number) / "eval"
+
+    def control_of(self, last: int) -> Path:
+        """Return the folder of the control of the rounds up to the last one."""
+        return self.folder / f"control-{last}"
 
     @property
     def held_out_data(self) -> Path:
@@ -99,11 +107,16 @@ class Rounds:
         """The report of all rounds so far."""
         return self.folder / "report.html"
 
+    @property
+    def control_report(self) -> Path:
+        """The comparison of the last round with the control."""
+        return self.folder / "control.html"
+
     def first_steps(self) -> Iterator[Step]:
         """Yield the commands before the first round."""
         if self.builds_held_out:
             yield self._step("held-out data", "build", f"source.path={self.held_out}", output=self.held_out_data)
-        yield self._measure("the model as it is", 0)
+        yield self._measure("the model as it is", self.measured(0))
 
     def steps(self, number: int) -> Iterator[Step]:
         """Yield the commands of a round."""
@@ -111,24 +124,51 @@ class Rounds:
         goes_on = number > 1
         name = f"round {number} of {self.count}"
         adapter = ("--adapter", str(last)) if goes_on else ()
-        yield self._step(
-            f"{name}: data", "build", "--shard", f"{number}/{self.count}", *adapter, output=folder / "data"
-        )
+        yield self._build(f"{name}: data", str(number), *adapter, output=folder / "data")
         start = ("--init-adapter", str(last)) if goes_on else ()
         data = ("--data", str(folder / "data"))
         yield self._step(f"{name}: training", "train", *data, *start, output=folder / "run")
-        yield self._measure(f"{name}: measuring", number)
+        yield self._measure(f"{name}: measuring", self.measured(number), folder / "run")
 
-    def compare(self, last: int) -> Step:
-        """Return the command that reports on all rounds up to the last one."""
+    def control_steps(
+        self, last: int, updates: object, *, epochs: object, settings: Sequence[str] = ()
+    ) -> Iterator[Step]:
+        """Yield the commands of the control of the rounds up to the last one.
+
+        Args:
+            last: The last round.
+            updates: The updates of all these rounds together, with which the training ends. The schedule of its
+                learning rate is the recipe's over all of them.
+            epochs: So many that the updates come first.
+            settings: Further ``key=value`` of the training.
+        """
+        folder, name = self.control_of(last), "control"
+        yield self._build(f"{name}: data", f"1-{last}", output=folder / "data")
+        changed = (*settings, f"epochs={epochs}", f"max_steps={updates}")
+        yield self._step(f"{name}: training", "train", *changed, "--data", str(folder / "data"), output=folder / "run")
+        yield self._measure(f"{name}: measuring", folder / "eval", folder / "run")
+
+    def compare(self, last: int, *, control: bool = False) -> Step:
+        """Return the command that reports on all rounds up to the last one, and on their control."""
         runs = [f"{'base' if n == 0 else f'round-{n}'}={self.measured(n)}" for n in range(last + 1)]
+        if control:
+            runs.append(f"control={self.control_of(last) / 'eval'}")
         shown = ("--data", str(self.round(last) / "data"), "--run", str(self.round(last) / "run"))
         return Step("report", "logoeval", ("compare", *runs, *shown, "-o", str(self.report)))
 
-    def _measure(self, what: str, number: int) -> Step:
-        adapter = ("--adapter", str(self.round(number) / "run" / "final")) if number else ()
-        data = ("--data", str(self.held_out_data))
-        return self._step(what, "eval", *data, *adapter, output=self.measured(number))
+    def against_control(self, last: int) -> Step:
+        """Return the command that compares the last round with the control: the report compares all with the model."""
+        runs = (f"control={self.control_of(last) / 'eval'}", f"round-{last}={self.measured(last)}")
+        return Step("report on the control", "logoeval", ("compare", *runs, "-o", str(self.control_report)))
+
+    def _build(self, what: str, shards: str, *adapter: str, output: Path) -> Step:
+        # In turn: dealt by their ids, few documents would leave rounds with none.
+        dealt = ("--shard", f"{shards}/{self.count}", "--deal-in-turn")
+        return self._step(what, "build", *dealt, *adapter, output=output)
+
+    def _measure(self, what: str, output: Path, run: Path | None = None) -> Step:
+        adapter = ("--adapter", str(run / "final")) if run else ()
+        return self._step(what, "eval", "--data", str(self.held_out_data), *adapter, output=output)
 
     def _step(self, what: str, section: str, *arguments: str, output: Path) -> Step:
         verb = "build" if section == "build" else "run"

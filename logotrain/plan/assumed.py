@@ -45,7 +45,7 @@ class PlannedData:
 
     Attributes:
         data: the samples; if they are assumed, one stands for all.
-        num_samples: number of samples of the run.
+        num_samples: number of samples of an epoch.
         assumption: what was assumed in place of data; empty if nothing was.
         config: config of the model, its window scaled as the recipe says.
     """
@@ -90,7 +90,7 @@ def planned_data(
                 mend="leave out the option, or data.path",
             )
         data = load_data(recipe)
-        return PlannedData(data, len(data.samples), "", config)
+        return PlannedData(data, data.per_epoch, "", config)
     build = load_recipe(_BuildLengths, "build", path)
     prompt_tokens = prompt_tokens or build.contexts.num_chunks * build.chunking.chunk_tokens
     response_tokens = response_tokens or build.generation.max_new_tokens

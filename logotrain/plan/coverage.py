@@ -38,7 +38,9 @@ def plot_coverage(recipe: TrainRecipe, planned: PlannedData, path: Path) -> None
 
     figure = Figure(figsize=(9, 3.2), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
-    figure.suptitle(f"prompts' positions, positions.mode={recipe.positions.mode}, {len(drawn)} draws", fontsize=10)
+    without = ", without data.mix" if planned.data.mix else ""  # they are not drawn
+    title = f"prompts' positions, positions.mode={recipe.positions.mode}, {len(drawn)} draws{without}"
+    figure.suptitle(title, fontsize=10)
     left.stairs(counts * bins / (len(drawn) * target), np.linspace(0, target, bins + 1), fill=True)
     left.set(xlabel="position", ylabel="share of draws that hold it", xlim=(0, target), ylim=(0, None))
     if gaps.size:

@@ -112,6 +112,8 @@ class RunPlan:
     Attributes:
         assumption: what was assumed in place of data; empty if nothing was.
         largest_row: length of the longest row, in tokens.
+        samples_per_epoch: number of samples of an epoch.
+        mix_per_epoch: number of these that are of ``data.mix``.
         flops_before_step_1: of the untrained model's log-probabilities, where the objective reads them.
         reference_flops_per_sample: see :func:`logotrain.plan.cost.reference_flops`.
         memory: memory of one process under each choice of recompute.
@@ -134,6 +136,8 @@ class RunPlan:
     assumption: str
     parameters: Parameters
     largest_row: int
+    samples_per_epoch: int
+    mix_per_epoch: int
     tokens_per_step: float
     total_steps: int
     flops_per_sample: float
@@ -191,8 +195,9 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     """
     shape = model_shape(planned.config)
     trained = trained_weights(shape, recipe)
-    collator = Collator.of(recipe, planned.data.target_length)
-    layouts = [collator.layout(sample) for sample in planned.data.samples]
+    data = planned.data
+    collator = Collator.of(recipe, data.target_length)
+    layouts = [collator.layout(sample) for sample in data.example_epoch()]
     device = torch.device("cpu" if card == "cpu" else "cuda")
     traits = read_traits(planned.config)
     attention = choose_attention(
@@ -210,7 +215,9 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     step = StepPlan(
         shape=shape,
         recipe=recipe,
-        row=largest_row(layouts, row_tokens, collator.pad_to_multiple),
+        row=largest_row(
+            [*layouts, *(collator.layout(sample) for sample in data.mix)], row_tokens, collator.pad_to_multiple
+        ),
         world_size=num_gpus,
         backend=attention.by,
         shared=attention.shared,
@@ -231,9 +238,17 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
     before_flops = 0.0
     if total_steps and uses_reference(recipe.objective):
         untrained = replace(collator, parts=reference_parts(recipe.objective))
-        of_untrained = [forward_flops(replace(step, row=untrained.layout(sample))) for sample in planned.data.samples]
         draws = min(total_steps * samples_per_step, planned.num_samples * recipe.epochs)
-        before_flops = _mean(of_untrained) * (draws if redraws_reference(recipe) else min(draws, planned.num_samples))
+        of_mix = round(draws * data.mix_per_epoch / planned.num_samples)
+        num_long = planned.num_samples - data.mix_per_epoch
+        # Those of the mix keep their positions, so that each is computed once.
+        computed = (
+            (data.samples, draws - of_mix if redraws_reference(recipe) else min(draws - of_mix, num_long)),
+            (data.mix, min(of_mix, len(data.mix))),
+        )
+        for samples, times in computed:
+            of_untrained = [forward_flops(replace(step, row=untrained.layout(sample))) for sample in samples]
+            before_flops += _mean(of_untrained) * times if samples else 0.0
     flops_per_row = mean_flops * samples_per_step / rows_per_step
     return RunPlan(
         model=recipe.model,
@@ -243,6 +258,8 @@ def make_plan(recipe: TrainRecipe, planned: PlannedData, *, card: str, num_gpus:
         assumption=planned.assumption,
         parameters=Parameters(shape.parameters, trained.total, shape.head_parameters),
         largest_row=step.row.total_length,
+        samples_per_epoch=planned.num_samples,
+        mix_per_epoch=data.mix_per_epoch,
         tokens_per_step=_mean([layout.total_length for layout in layouts]) * samples_per_step,
         total_steps=total_steps,
         flops_per_sample=mean_flops,
@@ -375,6 +392,9 @@ def render(plan: RunPlan) -> Group:
     run.add_row("trained", f"{parameters.trained:,} ({parameters.trained / parameters.total:.2%})")
     if plan.assumption:
         run.add_row("assumed, for want of data", plan.assumption)
+    if plan.mix_per_epoch:
+        long = plan.samples_per_epoch - plan.mix_per_epoch
+        run.add_row("an epoch", f"{long:,} long + {plan.mix_per_epoch:,} short samples (data.mix)")
     run.add_row("largest row", f"{plan.largest_row:,} tokens")
     run.add_row("a step", f"{plan.tokens_per_step:,.0f} tokens, {_flops(plan.flops_per_step)}")
     ratio = plan.reference_flops_per_sample / plan.flops_per_sample

@@ -42,6 +42,19 @@ ATTENTION = "attention"
 """The entry of ``lora.target_modules`` that means the projections of attention, whatever the model calls them."""
 
 
+class MixSettings(RecipeModel):
+    """Short samples among the long ones, such as pairs without a long context, so that a model keeps what it can do
+    with short prompts. Their positions are natural, whatever ``positions.mode`` is."""
+
+    path: Path
+    """Another folder that ``logodata build`` or ``logodata import`` wrote, or other pairs. All their dis-preferred
+    responses are trained on: ``num_rejected``, ``rejected_strategies`` and ``max_samples`` are of the long samples."""
+
+    share: float = Field(gt=0, lt=1)
+    """Share of the samples of an epoch that come from it: 0.2 puts one short sample beside four long ones. Every epoch
+    takes the next ones. When all were taken they are drawn again, in another order."""
+
+
 class DataSettings(RecipeModel):
     path: Path | None = None
     """Folder that ``logodata build`` or ``logodata import`` wrote; or pairs that ``logodata import`` reads (a file, a
@@ -65,14 +78,24 @@ class DataSettings(RecipeModel):
     measured while training and never trained on."""
 
     pairs: PairSettings | None = None
-    """How the pairs of ``path`` and ``validation`` are read, as ``logodata import`` takes it: ``pairs.prompt=message``,
-    ``pairs.columns.chosen=better``. Null recognises all of it."""
+    """How the pairs of ``path``, ``mix`` and ``validation`` are read, as ``logodata import`` takes it:
+    ``pairs.prompt=message``, ``pairs.columns.chosen=better``. Null recognises all of it."""
+
+    mix: MixSettings | None = None
+    """Short samples that are trained on among those of ``path``; null mixes none in."""
 
     @field_validator("validation", mode="before")
     @classmethod
     def _is_a_share(cls, value: Any) -> Any:
         if isinstance(value, int | float) and not (0 < value < 1):
             raise ValueError("a share lies between 0 and 1; or give a folder")
+        return value
+
+    @field_validator("mix")
+    @classmethod
+    def _has_long_ones(cls, value: MixSettings | None, info: ValidationInfo) -> MixSettings | None:
+        if value is not None and info.data.get("path") is None:
+            raise ValueError("there are no samples to mix it into; give --data DIR")
         return value
 
 
@@ -476,8 +499,8 @@ class TrainRecipe(RecipeModel):
     """The optimizer and its learning rate."""
 
     epochs: int = Field(default=2, ge=0)
-    """Passes over the data, each with its own position draws; the paper draws positions twice per sample. With 0
-    nothing is trained, and the result is the model with ``rope`` applied."""
+    """Passes over the data, each with its own position draws and its part of ``data.mix``; the paper draws positions
+    twice per sample. With 0 nothing is trained, and the result is the model with ``rope`` applied."""
 
     samples_per_step: int = Field(default=64, gt=0)
     """Number of samples of one step, over all devices; the paper has 8 GPUs x 8 accumulation steps."""

@@ -118,6 +118,7 @@ class Collator:
         target_length: all positions are below this length, in tokens.
         parts: what each sample brings to a row, in this order.
         pad_to_multiple: rows are padded to a multiple of this many tokens.
+        unspread: ids of samples that keep natural positions.
     """
 
     positions: PositionSettings
@@ -125,9 +126,10 @@ class Collator:
     seed: int
     parts: tuple[RowPart, ...] = (RowPart(),)
     pad_to_multiple: int = 1
+    unspread: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(recipe: TrainRecipe, target_length: int) -> Collator:
+    def of(recipe: TrainRecipe, target_length: int, unspread: frozenset[str] = frozenset()) -> Collator:
         """Return the collator of a training run with this recipe."""
         return Collator(
             recipe.positions,
@@ -135,6 +137,7 @@ class Collator:
             recipe.seed,
             parts=row_parts(recipe.objective),
             pad_to_multiple=_PAD_TO if recipe.compile else 1,
+            unspread=unspread,
         )
 
     def split(self, parts: int) -> Collator:
@@ -194,6 +197,8 @@ class Collator:
         rng = np.random.default_rng([self.seed, epoch, identity])
         settings = self.positions
         mode = draw_mode(settings.continuous_share, rng) if settings.mode == "mixed" else settings.mode
+        if sample.id in self.unspread:
+            mode = "natural"
         return draw_positions(
             layout.prompt_length,
             [(chunk.token_start, chunk.token_end) for chunk in sample.chunks],

@@ -59,6 +59,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     # Pairs of somebody else, which one process imports for both.
     "pairs": {"strategy": "shard", "pairs": True},
+    # Samples of a build, spread, and pairs among them, which are not.
+    "mix": {"strategy": "shard", "mix": True, "row_tokens": 120, "objective": {"name": "dpo"}},
 }
 
 
@@ -73,6 +75,7 @@ class Runs(RunFolders):
         settings = dict(CASES[case])
         of_pairs = self.root / "pairs.jsonl", self.root / "held-out.jsonl"
         data, held_out = of_pairs if settings.pop("pairs", False) else (self.data, self.held_out)
+        mix = {"path": str(self.root / "short.jsonl"), "share": 0.4} if settings.pop("mix", False) else None
         model = self.root / "mixture" if settings.pop("model", None) else self.model
         parallel = {name: settings.pop(name) for name in ("strategy", "reshard_after_forward") if name in settings}
         lora = {"rank": 4, "alpha": 8, "train_embeddings": settings.pop("train_embeddings", False)}
@@ -82,7 +85,7 @@ class Runs(RunFolders):
             lora["target_parameters"] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
         return {
             "model": str(model),
-            "data": {"path": str(data), "validation": str(held_out)},
+            "data": {"path": str(data), "validation": str(held_out), "mix": mix},
             "validation": {"every_steps": 2, "final": "best"},
             "objective": {"name": "logo", "beta": 2.5, "gamma": 0.25},
             "lora": lora,
@@ -121,7 +124,7 @@ def runs(
             model_fingerprint=model_fingerprint(str(tiny_model_dir)),
             tokenizer_fingerprint=tokenizer_fingerprint(tiny_tokenizer),
         )
-    for name, count in (("pairs", 7), ("held-out", 4)):
+    for name, count in (("pairs", 7), ("held-out", 4), ("short", 7)):
         answers = [(n, ["No.", "Owls sleep."][: 1 + n % 2]) for n in range(count)]
         pairs = [{"prompt": f"{name}, {n}?", "chosen": f" There are {n}.", "rejected": said} for n, said in answers]
         (root / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))

@@ -94,6 +94,15 @@ class RecipeModel(BaseModel):
 RecipeT = TypeVar("RecipeT", bound=RecipeModel)
 
 
+def as_today(cls: type[RecipeT], values: object) -> RecipeT | None:
+    """Return a recipe that an earlier program wrote as JSON: fields that it did not know have their defaults. None if
+    it cannot be read any more."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError:
+        return None
+
+
 def load_recipe(cls: type[RecipeT], section: Section, path: Path | None, overrides: Sequence[str] = ()) -> RecipeT:
     """Read one section of a recipe file, apply ``key.key=value`` overrides, and check the result.
 

@@ -64,8 +64,6 @@ def test_the_model_without_the_adapter_may_write_what_is_dispreferred(
         assert found["base"][name].rejected == found["without"][name].rejected
     assert any(found["with"][name].rejected != found["base"][name].rejected for name in compared)
     assert "answers without its adapter" in (tmp_path / "base" / "README.md").read_text()
-    # Both logs are kept: nothing is generated again.
-    assert (tmp_path / "base" / "work" / "base-responses.jsonl").exists()
 
 
 def test_it_equals_a_build_by_the_merged_model(

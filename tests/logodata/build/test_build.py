@@ -541,3 +541,18 @@ def test_the_card_says_how_contexts_were_made(
     assert stats["single_critical_chunk"] == sum(single)
     if "contexts.critical_top=1" in overrides:
         assert all(single)
+
+
+def test_a_folder_of_an_earlier_version_goes_on_where_a_new_setting_has_its_default(
+    tmp_path: Path, tiny_model_dir: Path, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = write_documents(tmp_path)
+    assert run_build(documents, tiny_model_dir, tmp_path / "out") == 0
+    settings = tmp_path / "out" / "work" / "settings.json"
+    bound = json.loads(settings.read_text())
+    del bound["recipe"]["generation"]["rejected"], bound["recipe"]["solve"]
+    settings.write_text(json.dumps(bound))
+    assert run_build(documents, tiny_model_dir, tmp_path / "out") == 0
+    assert "is finished already" in capsys.readouterr().err
+    assert run_build(documents, tiny_model_dir, tmp_path / "out", "generation.rejected=training") == 2
+    assert "started with recipe.generation.rejected='contexts', now it is 'training'" in capsys.readouterr().err

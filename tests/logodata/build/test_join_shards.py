@@ -66,12 +66,12 @@ def run_build(documents: Path, model: Path, output: Path, *arguments: str) -> in
     return main(["build", str(documents), *small, "--model", str(model), "-o", str(output), *arguments])
 
 
-@pytest.mark.parametrize("joined", [(), ("source.join_tokens=1500",)])
+@pytest.mark.parametrize("joined", [(), ("source.join_tokens=1500",), ("--deal-in-turn",)])
 def test_merged_shards_are_the_unsharded_build(
     tmp_path: Path, tiny_model_dir: Path, documents: Path, joined: tuple[str, ...]
 ) -> None:
     whole, merged = tmp_path / "whole", tmp_path / "merged"
-    assert run_build(documents, tiny_model_dir, whole, *joined) == 0
+    assert run_build(documents, tiny_model_dir, whole, *(word for word in joined if "=" in word)) == 0
     shards = [tmp_path / f"shard-{number}" for number in (3, 1, 2)]
     for shard in shards:
         assert run_build(documents, tiny_model_dir, shard, "--shard", f"{shard.name[-1]}/3", *joined) == 0
@@ -123,6 +123,40 @@ def test_documents_are_dealt_by_their_id() -> None:
     assert owners["doc-7"] == [int(hashlib.sha256(b"doc-7").hexdigest()[:16], 16) % 4 + 1]
 
 
+@pytest.mark.parametrize("joined", [(), ("source.join_tokens=1500",)])
+def test_contexts_dealt_in_turn_are_even(
+    tmp_path: Path, tiny_model_dir: Path, documents: Path, joined: tuple[str, ...]
+) -> None:
+    """Also joined ones; and shards 1 and 2 built as one have what both have."""
+    places, questions = [], []
+    for number in ("1", "2", "3", "1-2"):
+        folder = tmp_path / number
+        assert run_build(documents, tiny_model_dir, folder, "--shard", f"{number}/3", "--deal-in-turn", *joined) == 0
+        record = json.loads((folder / "shard.json").read_text())
+        assert record["in_turn"] is True
+        places.append(set(record["places"]))
+        questions.append([name for name in record["places"] if not name.startswith("empty")])
+    assert places[3] == places[0] | places[1]
+    assert not places[0] & places[1]
+    # The documents in their order, those of a context together: two questions each.
+    contexts = {folder: {name.rpartition("-")[0] for name in found} for folder, found in enumerate(questions[:3])}
+    if not joined:
+        assert [sorted(contexts[folder]) for folder in range(3)] == [
+            [f"mill{at}" for at in range(first, NUM_DOCUMENTS, 3)] for first in range(3)
+        ]
+    else:
+        assert all(contexts.values()), "no shard is empty"
+    samples = [read_samples(tmp_path / number) for number in ("1", "2", "1-2")]
+    by_id = {sample.id: sample for sample in (*samples[0], *samples[1])}
+    assert {sample.id: sample for sample in samples[2]} == by_id
+    assert len(by_id) >= 4
+    merged = tmp_path / "merged"
+    assert main(["merge", str(tmp_path / "1-2"), str(tmp_path / "3"), "-o", str(merged)]) == 0
+    assert run_build(documents, tiny_model_dir, tmp_path / "whole", *joined) == 0
+    for name in FILES:
+        assert (tmp_path / "whole" / name).read_bytes() == (merged / name).read_bytes(), name
+
+
 def test_a_shard_without_a_pair_is_a_shard(tmp_path: Path, tiny_model_dir: Path, documents: Path) -> None:
     """More shards than documents: some hold nothing."""
     total = 12
@@ -153,6 +187,9 @@ def test_what_cannot_be_merged(
 
     first, second = shard("one", "--shard", "1/2"), shard("two", "--shard", "2/2")
     again, whole = shard("again", "--shard", "2/2"), shard("whole")
+    turned, both = shard("turned", "--shard", "2/2", "--deal-in-turn"), shard("both", "--shard", "1-2/2")
+    assert "shard 2/2 in turn beside 1/2" in fault(first, turned)
+    assert "is in" in fault(both, second)
     third, reseeded = shard("third", "--shard", "1/3"), shard("reseeded", "--shard", "2/2", "seed=5")
     assert "missing of 2 shards: 1 (" in fault(second)
     assert "shard 2/2 is in" in fault(first, second, again)
@@ -174,7 +211,14 @@ def test_a_folder_keeps_its_part(
     assert "shard='1/2', now it is '2/2'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "1/2/3", "-1/2"])
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "1/2/3", "-1/2", "2-1/3", "1-4/3", "1-/3"])
 def test_bad_shards(text: str) -> None:
     with pytest.raises(UserError, match="i from 1 to n"):
         BuildShard.parse(text)
+
+
+def test_nothing_is_dealt_without_shards(
+    tmp_path: Path, tiny_model_dir: Path, documents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_build(documents, tiny_model_dir, tmp_path / "one", "--deal-in-turn") == 2
+    assert "--deal-in-turn deals documents to shards" in capsys.readouterr().err

@@ -202,6 +202,13 @@ def test_a_wrong_answer_to_the_critical_chunks_is_dispreferred(build: Callable[.
     [
         (["generation.rejected=critical_wrong"], "takes a wrong candidate of preferred='best_of_n'"),
         (
+            [
+                *("generation.rejected=critical_wrong", "generation.preferred=best_of_n"),
+                *("generation.num_candidates=4", "judge.enabled=false"),
+            ],
+            "it needs judge.enabled=true",
+        ),
+        (
             ["generation.rejected=training", "generation.preferred=best_versus_worst", "generation.num_candidates=5"],
             "has no meaning for preferred='best_versus_worst'",
         ),

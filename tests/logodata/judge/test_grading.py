@@ -73,6 +73,7 @@ def test_other_replies_are_as_strict() -> None:
         "1. It wakes.\n1. It sleeps.": None,
         "Here they are:\n1. It wakes.": None,
         "1. It wakes.\n- It sleeps.": None,
+        "1. None": [],
         "1. a\n2. b\n3. c": None,  # more than the most
         "1.": None,
         "": None,
@@ -444,3 +445,7 @@ def test_best_and_worst_of_equal_answers_are_the_first_ones() -> None:
     assert best_and_worst(answers, answers, GradeSettings(least_graded=5)) == "too_few_grades"
     assert best_and_worst(answers, answers, GradeSettings(least_graded=4, gap=3.5)) == "grades_too_close"
     assert best_and_worst(answers[4:], answers[:4], GradeSettings(least_graded=4)) == "too_few_grades"
+    # Four copies of one answer, and another one, are two.
+    copies = [*(_answer("a", 8) for _ in range(4)), _answer("b", 5)]
+    assert best_and_worst(copies, copies, GradeSettings(least_graded=3)) == "too_few_grades"
+    assert best_and_worst(copies, copies, GradeSettings(least_graded=2)) == (copies[0], copies[4])

@@ -13,6 +13,7 @@ import logodata.contexts.embedding
 import logodata.judge.asked_judge
 import logodata.questions.writer
 from logodata.cli import main
+from logodata.common.errors import UserError
 from logodata.dataset.samples import read_samples
 from logodata.engines import GenerationRequest, GenerationResult
 from logodata.models.loading import load_tokenizer
@@ -55,7 +56,7 @@ def grade_replies() -> dict[str, str]:
 
 def graded(output: Path) -> dict[str, float | None]:
     [row] = read_lines(output)
-    return {question["id"]: question.get("grade") for question in row["questions"]}
+    return {question["id"]: question.get("model_grade") for question in row["questions"]}
 
 
 def test_grades_are_written_on_the_questions_and_a_malformed_one_is_none(
@@ -152,7 +153,7 @@ def test_grades_are_kept_when_questions_are_added_and_a_build_reads_the_file(
         if name == "plain":  # the same questions without grades give the same data
             rows = read_lines(first)
             for question in rows[0]["questions"]:
-                question.pop("grade", None)
+                question.pop("model_grade", None)
             first.write_text("".join(json.dumps(row) + "\n" for row in rows))
         folder = tmp_path / name
         assert main(["build", str(first), *build, "--model", str(tiny_model_dir), "-o", str(folder)]) == 0
@@ -161,13 +162,21 @@ def test_grades_are_kept_when_questions_are_added_and_a_build_reads_the_file(
     assert data[0] == data[1]
 
 
-@pytest.mark.parametrize("value", ["high", 11, -1, True, None, [7], float("nan")])
+@pytest.mark.parametrize("value", ["high", 5, 11, True, None, [7]])
 def test_a_grade_of_other_data_is_ignored(tmp_path: Path, value: Any) -> None:
     row = {"doc_id": "d", "context": TEXT, "questions": [{"question": "Who?", "answers": ["A"], "grade": value}]}
     (tmp_path / "d.jsonl").write_text(json.dumps(row))
     [document] = read_source(SourceSettings(path=str(tmp_path / "d.jsonl"))).documents
-    assert document.questions[0].grade is None
-    assert "grade" not in document.questions[0].model_dump()
+    assert document.questions[0].model_grade is None
+    assert "model_grade" not in document.questions[0].model_dump()
+
+
+@pytest.mark.parametrize("value", ["high", 11, -1, [7]])
+def test_a_damaged_grade_of_ours_is_an_error(tmp_path: Path, value: Any) -> None:
+    row = {"doc_id": "d", "context": TEXT, "questions": [{"question": "Who?", "answers": ["A"], "model_grade": value}]}
+    (tmp_path / "d.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match="question field 'model_grade'"):
+        read_source(SourceSettings(path=str(tmp_path / "d.jsonl")))
 
 
 class OtherJudge:
