@@ -2,6 +2,6 @@
 
 Run it with ``make evidence SCALE=cpu`` or ``python -m study cpu``. Read it in this order: ``docs/results/protocol.md``
 (written before the runs), :mod:`study.rows` (what is compared), :mod:`study.scale` (how large it is),
-:mod:`study.splits` and :mod:`study.corpora` (the documents), :mod:`study.jobs` (the commands), :mod:`study.schedule` (how they run and resume), :mod:`study.outcome` (what they measured),
-:mod:`study.report`.
+:mod:`study.splits` and :mod:`study.corpora` (the documents), :mod:`study.jobs` (the commands), :mod:`study.schedule`
+(how they run and resume), :mod:`study.outcome` (what they measured), :mod:`study.report`.
 """

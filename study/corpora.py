@@ -1,19 +1,13 @@
-"""Read public corpora of questions on long texts from folders that the user downloaded.
+"""Read FairytaleQA (Xu et al. 2022, arXiv 2203.13947), which the user downloads: 278 fairy tales of Project Gutenberg
+with 10,580 questions. https://github.com/uci-soe/FairytaleQAData, Apache-2.0. Nothing of it comes with the project.
 
-- FairytaleQA (Xu et al. 2022, arXiv 2203.13947): 278 fairy tales of Project Gutenberg with 10,580 questions.
-  https://github.com/uci-soe/FairytaleQAData, Apache-2.0.
-- QMSum (Zhong et al. 2021, arXiv 2104.05938): 232 transcripts of meetings with 1,808 queries and their summaries.
-  https://github.com/Yale-LILY/QMSum, MIT.
-
-Nothing of them comes with the project. A document is a row as ``logodata build`` reads it, with the spans of each
-question's evidence in characters.
+A document is a row as ``logodata build`` reads it, with the spans of each question's evidence in characters.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,56 +69,6 @@ def _story(root: Path, questions: Path) -> Document:
 def name_of(questions: Path) -> str:
     """Return the id of the story whose questions a file holds."""
     return f"fairytaleqa-{questions.name.removesuffix('-questions.csv')}"
-
-
-def read_qmsum(folder: Path) -> list[Document]:
-    """Return all meetings of a copy of QMSum's repository, by name, each with its specific and its general queries.
-
-    Raises:
-        UserError: The folder is no such copy, or a file of it is damaged.
-    """
-    files = sorted((folder / "data" / "ALL").glob("*/*.json"), key=lambda path: path.name)
-    if not files:
-        raise UserError(
-            "no copy of QMSum: it has no data/ALL/*/*.json",
-            where=str(folder),
-            mend="git clone https://github.com/Yale-LILY/QMSum, and give this folder",
-        )
-    return [_meeting(path) for path in files]
-
-
-def _meeting(path: Path) -> Document:
-    try:
-        meeting = json.loads(path.read_text(encoding="utf-8"))
-        turns = [f"{turn['speaker']}: {turn['content']}" for turn in meeting["meeting_transcripts"]]
-        starts, place = [], 0
-        for turn in turns:
-            starts.append(place)
-            place += len(turn) + 1
-        queries = [*meeting["specific_query_list"], *meeting["general_query_list"]]
-        asked = [
-            {
-                "id": f"qmsum-{path.stem}-q{number}",
-                "question": query["query"].strip(),
-                "answers": [query["answer"].strip()],
-                "kind": "summary",
-                "evidence": list(_turn_spans(query.get("relevant_text_span", []), starts, turns)),
-            }
-            for number, query in enumerate(queries)
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"not a meeting of QMSum: {error!r}", where=str(path), mend="clone it again") from error
-    return {"doc_id": f"qmsum-{path.stem}", "title": path.stem, "context": "\n".join(turns), "questions": asked}
-
-
-def _turn_spans(
-    spans: Sequence[Sequence[str]], starts: Sequence[int], turns: Sequence[str]
-) -> Iterator[tuple[int, int]]:
-    """Yield spans of characters. Those of the corpus name the first and the last turn, and some go beyond the end."""
-    for first, last in spans:
-        end = min(int(last), len(turns) - 1)
-        if int(first) <= end:
-            yield starts[int(first)], starts[end] + len(turns[end])
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -49,8 +49,8 @@ def split_corpus(documents: Sequence[Document]) -> dict[str, str]:
     """Return the documents of each split as JSON lines, with the questions that are asked.
 
     Stories are dealt by the hash of their names, so that the splits are the same on every machine. A story that has too
-    few questions for a split is in none. ``train-kinds`` holds the stories of ``train``. In place of some questions with
-    one answer it has ones with several: pairs of them as one question, and those that the corpus has on several
+    few questions for a split is in none. ``train-kinds`` holds the stories of ``train``. In place of some questions
+    with one answer it has ones with several: pairs of them as one question, and those that the corpus has on several
     sections.
     """
     least = max(_ASKED.values())

@@ -90,7 +90,7 @@ FIGURE_6 = {  # M, lambda, thousands of real tokens: LongBench average and PG-19
 OBJECTIVES = {"orpo", "ipo", "solopo", "longpo", "longreward"}
 """Recipes of other papers' losses."""
 
-OTHERS = {"embedded", "llama3.1", "qwen3", "rounds", "study/cpu", "study/gpu", *OBJECTIVES}
+OTHERS = {"embedded", "llama3.1", "qwen3", "rounds", "study/cpu", "study/gpu", "study/large", *OBJECTIVES}
 
 
 @cache

@@ -16,14 +16,16 @@ from logodata.sources.reading import read_source
 from logoeval.recipe.settings import EvalRecipe
 from logotrain.recipe.settings import TrainRecipe
 from study.__main__ import prepare
+from study.corpora import read_fairytaleqa
 from study.jobs import Job, Study
 from study.report import all_jobs
-from study.rows import LOGO, ROWS, row
+from study.rows import LOGO
 from study.scale import CPU, DOCUMENTS, GPU, SCALES, Scale
 from study.schedule import Journal, run_jobs
+from study.splits import split_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
-RATES = {tuned.name: 5e-4 for tuned in ROWS if tuned.is_tuned}
+RATES = {tuned.name: 5e-4 for scale in SCALES.values() for tuned in scale.rows if tuned.is_tuned}
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +35,8 @@ def _in_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tenth", [False, True])
 @pytest.mark.parametrize("scale", SCALES.values(), ids=lambda scale: scale.name)
-def test_every_command_is_one_that_the_programs_take(scale: object, tenth: bool, tmp_path: Path) -> None:
-    assert scale in (CPU, GPU)
-    study = Study(scale, tmp_path, longbench=Path("rows.jsonl"), extra=scale.tenth if tenth else {})  # type: ignore[arg-type]
+def test_every_command_is_one_that_the_programs_take(scale: Scale, tenth: bool, tmp_path: Path) -> None:
+    study = Study(scale, tmp_path, longbench=Path("rows.jsonl"), extra=scale.tenth if tenth else {})
     jobs = all_jobs(study, RATES)
     assert len({job.name for job in jobs}) == len(jobs)
     sections = {
@@ -48,22 +49,25 @@ def test_every_command_is_one_that_the_programs_take(scale: object, tenth: bool,
         section, cls = sections[job.program]
         overrides = [word for word in job.arguments if "=" in word and not word.startswith("-")]
         overrides += ["qa.data=somewhere"] if job.arguments[0] == "qa" else []
-        recipe = load_recipe(cls, section, scale.recipe, overrides)  # type: ignore[arg-type, attr-defined]
+        recipe = load_recipe(cls, section, scale.recipe, overrides)  # type: ignore[arg-type]
         if isinstance(recipe, TrainRecipe) and "--data" in job.arguments:
             assert recipe.data.num_rejected in (1, 2, 3)
 
 
-def test_rows_differ_from_logo_in_what_they_say() -> None:
+@pytest.mark.parametrize("scale", SCALES.values(), ids=lambda scale: scale.name)
+def test_rows_differ_from_logo_in_what_they_say(scale: Scale) -> None:
     """A row's overrides change the resolved recipe, and no two rows are the same."""
 
     def resolved(name: str) -> str:
-        overrides = row(name).overrides or ()
-        rate_of = row(name).rate_of or name
-        return load_recipe(TrainRecipe, "train", CPU.recipe, overrides).model_dump_json() + row(name).data + rate_of
+        row = scale.row(name)
+        rate_of = row.rate_of or name
+        return (
+            load_recipe(TrainRecipe, "train", scale.recipe, row.overrides or ()).model_dump_json() + row.data + rate_of
+        )
 
-    trained = [found.name for found in ROWS if not found.is_untrained]
+    trained = [found.name for found in scale.rows if not found.is_untrained]
     assert len({resolved(name) for name in trained}) == len(trained)
-    assert row(LOGO).overrides == ()
+    assert scale.row(LOGO).overrides == ()
 
 
 def test_the_splits_share_no_document_and_their_evidence_stands_in_the_text() -> None:
@@ -78,7 +82,7 @@ def test_the_splits_share_no_document_and_their_evidence_stands_in_the_text() ->
     assert len(seen) == 18
 
 
-@pytest.mark.parametrize("scale", SCALES.values(), ids=lambda scale: scale.name)
+@pytest.mark.parametrize("scale", [CPU, GPU], ids=lambda scale: scale.name)
 def test_fresh_questions_are_those_of_held_out_documents_that_are_not_asked(scale: Scale, tmp_path: Path) -> None:
     study = Study(scale, tmp_path)
     prepare(study)
@@ -97,6 +101,76 @@ def test_fresh_questions_are_those_of_held_out_documents_that_are_not_asked(scal
     for doc_id, questions in every.items():
         assert heldout[doc_id] | fresh[doc_id] == questions
         assert not heldout[doc_id] & fresh[doc_id]
+
+
+def write_fairytaleqa(folder: Path, stories: int) -> Path:
+    """Write stories in the layout of the corpus, each with 14 questions; every seventh is on two sections."""
+    for number in range(stories):
+        split, name = ("train", "val", "test")[number % 3], f"story-{number}"
+        sections = [f'In part {part} of tale {number},\na fox said "word {part}".' for part in range(1, 15)]
+        for kind, suffix, head in (
+            ("section-stories", "story", "section,text\n"),
+            ("questions", "questions", "question_id,local-or-sum,cor_section,question,answer1,answer2,answer3\n"),
+        ):
+            path = folder / "data-by-train-split" / kind / split / f"{name}-{suffix}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = []
+            for part, text in enumerate(sections, 1):
+                on = f'summary,"{part}, 1"' if part % 7 == 0 else f"local,{part}"
+                quoted = text.replace('"', '""')
+                rows.append(
+                    f'{part},"{quoted}"\n'
+                    if suffix == "story"
+                    else f"{part},{on},What did fox {part} say?,word {part},,\n"
+                )
+            path.write_text(head + "".join(rows) + (",,,,,,\n" if suffix == "questions" else ""), encoding="utf-8")
+    return folder
+
+
+def test_stories_of_a_corpus_keep_their_questions_and_their_evidence(tmp_path: Path) -> None:
+    documents = read_fairytaleqa(write_fairytaleqa(tmp_path, 6))
+    assert [document["doc_id"] for document in documents] == [f"fairytaleqa-story-{number}" for number in range(6)]
+    for number, document in enumerate(documents):
+        assert len(document["questions"]) == 14  # the empty line of the table is none
+        for part, question in enumerate(document["questions"], 1):
+            texts = [document["context"][start:end] for start, end in question["evidence"]]
+            expected = [f'In part {part} of tale {number},\na fox said "word {part}".']
+            if part % 7 == 0:
+                expected.append(f'In part 1 of tale {number},\na fox said "word 1".')
+            assert texts == expected
+            assert question["kind"] == ("multi_detail" if part % 7 == 0 else "single_detail")
+            assert question["answers"] == [f"word {part}"]
+    with pytest.raises(UserError, match=r"no copy of FairytaleQA.*git clone"):
+        read_fairytaleqa(tmp_path / "data-by-train-split")
+
+
+def test_a_corpus_is_split_by_story(tmp_path: Path) -> None:
+    corpus = read_fairytaleqa(write_fairytaleqa(tmp_path, 240))
+    splits = {name: [json.loads(line) for line in text.splitlines()] for name, text in split_corpus(corpus).items()}
+    assert {name: len(found) for name, found in splits.items()} == {
+        "train": 110,
+        "train-kinds": 110,
+        "validation": 24,
+        "heldout": 100,
+    }
+    names = {name: {document["doc_id"] for document in found} for name, found in splits.items()}
+    assert names["train"] == names["train-kinds"]
+    assert not names["train"] & names["heldout"]
+    assert not names["validation"] & (names["train"] | names["heldout"])
+    assert {len(document["questions"]) for document in splits["heldout"]} == {5}
+    kinds = splits["train-kinds"][0]["questions"]
+    assert [question["kind"] == "multi_detail" for question in kinds] == [False, False, True] * 4
+    (tmp_path / "kinds.jsonl").write_text(split_corpus(corpus)["train-kinds"], encoding="utf-8")
+    asked = [
+        question
+        for document in read_source(SourceSettings(path=str(tmp_path / "kinds.jsonl"))).documents
+        for question in document.questions
+    ]
+    assert len(asked) == 110 * 12
+    both = next(question for question in asked if " And what " in question.question)
+    first, second = both.answers[0].split("; ")
+    assert both.question.startswith(f"What did fox {first.split()[1]} say? And what did fox {second.split()[1]} say?")
+    assert len(both.evidence) == 2
 
 
 def test_a_folder_is_bound_to_its_documents_and_recipe(tmp_path: Path) -> None:

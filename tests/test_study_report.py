@@ -16,12 +16,12 @@ from logoeval.intervals import summarise
 from logoeval.records import Curve, CurvePoint, CurveValue, Metric, Provenance, Results, SampleRow, TaskResult
 from logoeval.records import write_results as write_results_there
 from logoeval.tasks.qa import METRICS as QA_METRICS
-from study.claims import CLAIMS, REPLICATED, TOGETHER, Claim, judge
-from study.jobs import BUILDS, Study
+from study.claims import CLAIMS, REPLICATED, TOGETHER, Claim, claims_of, judge
+from study.jobs import Study
 from study.outcome import BOTH_F1, F1, FRESH_F1, MARGIN, RECALL, Outcomes, chosen_rates, outcome_measure, perplexity
 from study.report import write_report
-from study.rows import BASE, CURVES, LOGO, LOGO_LONG, ROWS, SFT, row
-from study.scale import CPU
+from study.rows import BASE, LOGO, LOGO_LONG, SFT
+from study.scale import CPU, LARGE, Scale
 from study.schedule import Journal
 from tests.data_sets import stats_of
 from tests.logoeval.conftest import write_build
@@ -100,18 +100,22 @@ def _write_measurements(folder: Path, level: float, seed: int, *, needles: bool)
 @pytest.fixture
 def study(tmp_path: Path, tiny_tokenizer: object) -> Study:
     """A folder as all commands of a study leave it."""
-    study = Study(CPU, tmp_path / "evidence")
-    for tuned, rate in [(row(BASE), None), *study.tried()]:
-        score = 0.5 if rate == 5e-4 or tuned.name == SFT else 0.4
+    return made(CPU, tmp_path / "evidence", tiny_tokenizer)
+
+
+def made(scale: Scale, folder: Path, tiny_tokenizer: object) -> Study:
+    study = Study(scale, folder)
+    for tuned, rate in [(scale.row(BASE), None), *study.tried()]:
+        score = 0.5 if rate == sorted(scale.rates)[1] or tuned.name == SFT else 0.4
         samples = [_sample(number, {"token_f1": score}) for number in range(4)]
         task = _task("qa", [_metric("token_f1", "share")], samples)
         write_results(study.validated(tuned, rate), Results.model_validate({"tasks": {"qa": task}}))
-    for one in ROWS:
+    for one in scale.rows:
         for seed in study.seeds(one):
             _write_measurements(study.measured(one, seed), LEVEL.get(one.name, 0.2), seed, needles=one.main)
             if one.replicated:
                 _write_measurements(study.asked(one, seed), LEVEL.get(one.name, 0.2) + 0.3, seed, needles=False)
-    for name in CURVES:
+    for name in scale.curves:
         values = [
             CurveValue(
                 metric=key, value=0.5, low=0.4, high=0.6, change=0.0, change_low=None, change_high=None, num_samples=4
@@ -122,7 +126,7 @@ def study(tmp_path: Path, tiny_tokenizer: object) -> Study:
         points = [CurvePoint(step=step, adapter_fingerprint=None, values=values) for step in (0, 8, 16)]
         curve = Curve(checkpoints="c", settings={}, metrics=metrics, points=points)
         write_results(study.curve(name), Results(curve=curve))
-    for name in BUILDS:
+    for name in study.builds():
         if name == "heldout-pairs":
             write_build(study.data(name), tiny_tokenizer)
         else:
@@ -140,47 +144,48 @@ def test_rates_are_the_best_on_validation_and_of_equal_ones_the_lowest(study: St
 def test_numbers_are_means_over_samples_and_seeds(study: Study) -> None:
     outcomes = Outcomes(study, chosen_rates(study))
     per_seed = [
-        [sample.scores["token_f1"] for sample in results.tasks["qa"].samples] for results in outcomes.results(row(LOGO))
+        [sample.scores["token_f1"] for sample in results.tasks["qa"].samples]
+        for results in outcomes.results(CPU.row(LOGO))
     ]
     assert len(per_seed) == 3
-    level = outcomes.level(row(LOGO), F1)
+    level = outcomes.level(CPU.row(LOGO), F1)
     assert level.value == pytest.approx(np.mean(per_seed))
     assert level.num_clusters == NUM_QUESTIONS // 3
-    assert outcomes.by_seed(row(LOGO), F1) == pytest.approx(np.mean(per_seed, axis=1))
-    base = [sample.scores["token_f1"] for sample in outcomes.results(row(BASE))[0].tasks["qa"].samples]
-    change = outcomes.change(row(LOGO), row(BASE), F1)
+    assert outcomes.by_seed(CPU.row(LOGO), F1) == pytest.approx(np.mean(per_seed, axis=1))
+    base = [sample.scores["token_f1"] for sample in outcomes.results(CPU.row(BASE))[0].tasks["qa"].samples]
+    change = outcomes.change(CPU.row(LOGO), CPU.row(BASE), F1)
     assert change.value == pytest.approx(np.mean(per_seed) - np.mean(base))
     assert change.interval is not None
     assert change.interval[0] > 0.3  # paired: the questions' own difficulty cancels
-    seeds = outcomes.changes_by_seed(row(LOGO), row(SFT), F1)
-    assert seeds == pytest.approx(np.subtract(outcomes.by_seed(row(LOGO), F1), outcomes.by_seed(row(SFT), F1)))
-    assert outcomes.level(row(BASE), perplexity(4096)).value == pytest.approx(np.exp(3.0 - 0.001))
-    assert outcomes.level(row(LOGO), outcome_measure("right")).value == pytest.approx(0.5)
-    assert outcomes.level(row(LOGO), outcome_measure("hallucination")).value == pytest.approx(0.25, abs=0.05)
-    fresh = outcomes.change(row(LOGO), row(BASE), FRESH_F1)
+    seeds = outcomes.changes_by_seed(CPU.row(LOGO), CPU.row(SFT), F1)
+    assert seeds == pytest.approx(np.subtract(outcomes.by_seed(CPU.row(LOGO), F1), outcomes.by_seed(CPU.row(SFT), F1)))
+    assert outcomes.level(CPU.row(BASE), perplexity(4096)).value == pytest.approx(np.exp(3.0 - 0.001))
+    assert outcomes.level(CPU.row(LOGO), outcome_measure("right")).value == pytest.approx(0.5)
+    assert outcomes.level(CPU.row(LOGO), outcome_measure("hallucination")).value == pytest.approx(0.25, abs=0.05)
+    fresh = outcomes.change(CPU.row(LOGO), CPU.row(BASE), FRESH_F1)
     assert fresh.value == pytest.approx(0.4, abs=0.02)
-    both, held_out = (outcomes.change(row(LOGO), row(BASE), measure) for measure in (BOTH_F1, F1))
+    both, held_out = (outcomes.change(CPU.row(LOGO), CPU.row(BASE), measure) for measure in (BOTH_F1, F1))
     assert both.value == pytest.approx((fresh.value + held_out.value) / 2)
     assert (both.num_samples, both.num_clusters) == (2 * NUM_QUESTIONS, NUM_QUESTIONS // 3)
-    assert outcomes.level(row(LOGO), FRESH_F1).value == pytest.approx(level.value + 0.3)
-    assert outcomes.has(row(LOGO_LONG), FRESH_F1)
-    assert not outcomes.has(row(SFT), FRESH_F1)
-    assert outcomes.has(row(LOGO), RECALL)
-    assert not outcomes.has(row("logo-m3"), RECALL)
+    assert outcomes.level(CPU.row(LOGO), FRESH_F1).value == pytest.approx(level.value + 0.3)
+    assert outcomes.has(CPU.row(LOGO_LONG), FRESH_F1)
+    assert not outcomes.has(CPU.row(SFT), FRESH_F1)
+    assert outcomes.has(CPU.row(LOGO), RECALL)
+    assert not outcomes.has(CPU.row("logo-m3"), RECALL)
 
 
 def test_rows_trained_with_other_seeds_are_compared_over_those_they_share(study: Study) -> None:
     outcomes = Outcomes(study, chosen_rates(study))
-    one, three = outcomes.by_seed(row("logo-m3"), F1), outcomes.by_seed(row(LOGO), F1)
+    one, three = outcomes.by_seed(CPU.row("logo-m3"), F1), outcomes.by_seed(CPU.row(LOGO), F1)
     assert (len(one), len(three)) == (1, 3)
-    assert outcomes.change(row("logo-m3"), row(LOGO), F1).value == pytest.approx(one[0] - three[0])
-    assert outcomes.change(row(LOGO), row(BASE), F1).value == pytest.approx(
-        np.mean(three) - outcomes.by_seed(row(BASE), F1)[0]
+    assert outcomes.change(CPU.row("logo-m3"), CPU.row(LOGO), F1).value == pytest.approx(one[0] - three[0])
+    assert outcomes.change(CPU.row(LOGO), CPU.row(BASE), F1).value == pytest.approx(
+        np.mean(three) - outcomes.by_seed(CPU.row(BASE), F1)[0]
     )
-    assert outcomes.changes_by_seed(row(LOGO), row("logo-m3"), F1) == pytest.approx([three[0] - one[0]])
-    base = outcomes.by_seed(row(BASE), perplexity(4096))[0]
-    assert outcomes.changes_by_seed(row(LOGO), row(BASE), perplexity(4096)) == pytest.approx(
-        [value - base for value in outcomes.by_seed(row(LOGO), perplexity(4096))]
+    assert outcomes.changes_by_seed(CPU.row(LOGO), CPU.row("logo-m3"), F1) == pytest.approx([three[0] - one[0]])
+    base = outcomes.by_seed(CPU.row(BASE), perplexity(4096))[0]
+    assert outcomes.changes_by_seed(CPU.row(LOGO), CPU.row(BASE), perplexity(4096)) == pytest.approx(
+        [value - base for value in outcomes.by_seed(CPU.row(LOGO), perplexity(4096))]
     )
 
 
@@ -209,7 +214,7 @@ def test_three_documents_decide_no_claim(study: Study) -> None:
 
 
 def test_rows_measured_on_other_prompts_are_not_compared(study: Study, tmp_path: Path) -> None:
-    folder = study.measured(row("logo-m3"), 0)
+    folder = study.measured(CPU.row("logo-m3"), 0)
     path = folder / "results.json"
     path.write_text(
         path.read_text()
@@ -227,7 +232,7 @@ def test_the_report_holds_every_row_claim_figure_and_command(study: Study, tmp_p
     write_report(study, rates, journal, folder)
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "Read by hand: nothing yet." in page
-    for one in ROWS:
+    for one in CPU.rows:
         assert one.label in page
     for claim in (*CLAIMS, *REPLICATED, *TOGETHER):
         assert claim.text in page
@@ -257,3 +262,22 @@ def test_the_report_is_the_same_from_the_same_measurements(study: Study, tmp_pat
     first = made("a")
     assert first == made("b")
     assert len(first) == 8
+
+
+def test_a_scale_without_settings_and_fresh_questions_has_a_report_of_its_rows(
+    tmp_path: Path, tiny_tokenizer: object
+) -> None:
+    study = made(LARGE, tmp_path / "evidence", tiny_tokenizer)
+    rates, folder = chosen_rates(study), tmp_path / "report"
+    write_report(study, rates, Journal(study.folder), folder)
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    for one in LARGE.rows:
+        assert one.label in page
+    for claim in claims_of(LARGE)[0]:
+        assert claim.text in page
+    assert "## Settings of LOGO" not in page
+    assert "fresh questions?" not in page
+    assert not (folder / "figures-large" / "training.png").exists()
+    assert "training.png" not in page
+    record = json.loads((folder / "results-large.json").read_text(encoding="utf-8"))
+    assert record["rows"]["ours"]["seeds"] == [0, 1, 2]
