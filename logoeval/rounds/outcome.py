@@ -26,18 +26,16 @@ _HELD_OUT = ("pairs", "qa")
 """The tasks on held-out samples. What both measure is taken from the last one, which has all questions."""
 
 
-class RoundOutcome(Record):
-    """What came out of a round, on the same held-out samples as of all others.
+class TrainedOutcome(Record):
+    """What a training left, measured on the same held-out samples as every other one.
 
-    ``updates`` is the number of its training's updates, ``rate`` the mean learning rate of these. ``margin`` and
-    ``answers`` (word F1) are differences from the round before, with their intervals. ``chosen``, the
-    log-probability per token of the preferred responses, and ``answer_tokens``, the mean length of the model's own
-    answers, are differences from the model as it was, the second as a ratio. They are absent where the recipe does
-    not measure them. ``solve`` tells how often the adapter so far, which answers, was right (``solve.tries``).
-    ``reasons`` speak against another round; rounds that keep going pass them over.
+    ``updates`` is the number of its updates, ``rate`` the mean learning rate of these. ``chosen``, the log-probability
+    per token of the preferred responses, and ``answer_tokens``, the mean length of the model's own answers, are
+    differences from the model as it was, the second as a ratio. They are absent where the recipe does not measure them,
+    as are the differences ``margin`` and ``answers`` (word F1) with their intervals. ``solve`` tells how often the
+    model that answered was right (``solve.tries``).
     """
 
-    number: int
     questions: int
     kept: int
     solve: SolveStats | None = ABSENT
@@ -47,6 +45,13 @@ class RoundOutcome(Record):
     answers: Difference | None = ABSENT
     chosen: float | None = ABSENT
     answer_tokens: float | None = ABSENT
+
+
+class RoundOutcome(TrainedOutcome):
+    """What came out of a round. ``margin`` and ``answers`` are differences from the round before. ``reasons`` speak
+    against another round; rounds that keep going pass them over."""
+
+    number: int
     reasons: list[str] | None = ABSENT
 
     @property
@@ -60,24 +65,14 @@ class RoundOutcome(Record):
         return any(found is not None and found.verdict == "rose" for found in (self.margin, self.answers))
 
 
-class ControlOutcome(Record):
+class ControlOutcome(TrainedOutcome):
     """What came out of the control of rounds: one round, from the model as it was, with as many updates on the same
     documents as ``rounds`` rounds together. It answered the questions of all of them as it was.
 
-    ``margin`` and ``answers`` say how much higher the last round is, with intervals: without a rise here a gain is not
-    the rounds'. The other fields are those of a round.
+    ``margin`` and ``answers`` say how much higher the last round is: without a rise here a gain is not the rounds'.
     """
 
     rounds: int
-    questions: int
-    kept: int
-    solve: SolveStats | None = ABSENT
-    updates: int
-    rate: float
-    margin: Difference | None = ABSENT
-    answers: Difference | None = ABSENT
-    chosen: float | None = ABSENT
-    answer_tokens: float | None = ABSENT
 
 
 class RoundsRecord(Record):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from logoeval.compare.compare import Difference
 from logoeval.report.terminal import say
-from logoeval.rounds.outcome import ControlOutcome, RoundOutcome, RoundsRecord
+from logoeval.rounds.outcome import RoundsRecord, TrainedOutcome
 
 
 def show_rounds(record: RoundsRecord, report: Path, control_report: Path) -> None:
@@ -24,7 +24,7 @@ def show_rounds(record: RoundsRecord, report: Path, control_report: Path) -> Non
     say(f"wrote {report}" if record.control is None else f"wrote {report}, {control_report}")
 
 
-def _say_outcome(name: str, found: RoundOutcome | ControlOutcome, from_what: str) -> None:
+def _say_outcome(name: str, found: TrainedOutcome, from_what: str) -> None:
     trained = f"{found.updates:,} updates at a mean rate of {found.rate:.2g}"
     say(f"{name}: {found.kept:,} of {found.questions:,} questions kept, {trained}")
     if found.solve is not None:
