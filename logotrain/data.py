@@ -153,6 +153,8 @@ def load_data(recipe: TrainRecipe) -> TrainingData:
         mixed = partial(_checked_samples, _for_mix(recipe), tokenizer, target_length, vocabulary_size(config))
         mix, more = mixed(recipe.data.mix.path)
         left_out += more
+        if common := len({sample.id for sample in samples} & {sample.id for sample in mix}):
+            note(f"warning: {common} samples of data.mix have ids of samples that are trained on: are they the same?")
         mix_per_epoch = _mix_per_epoch(recipe.data.mix, len(samples), len(mix))
         mix = _apart(mix, {sample.id for sample in (*samples, *held_out)})
     if held_out:
@@ -197,7 +199,7 @@ def _mix_per_epoch(settings: MixSettings, num_samples: int, num_mixed: int) -> i
         raise UserError(
             f"data.mix.share={settings.share:g} beside {num_samples} samples is not one sample",
             where=str(settings.path),
-            mend=f"raise it to {1 / (num_samples + 1):.2g} or more, or leave data.mix out",
+            mend=f"raise it above {0.5 / (num_samples + 0.5):.3g}, or leave data.mix out",
         )
     share = count / (num_samples + count)
     note(f"an epoch: {num_samples} long + {count} short samples (data.mix, {share:.1%} of the samples)")

@@ -189,7 +189,7 @@ def named_values(stats: Stats) -> Iterator[tuple[str, Any]]:
     that they have."""
     left_out = [f"by_{name}" for name in stats.groups] + ([] if stats.evaluator else list(_ONLY_BUILT))
     for name, value in stats.to_json().items():
-        if name not in left_out:
+        if name not in left_out and value is not None:
             yield name.replace("_", " "), value
 
 

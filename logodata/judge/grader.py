@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from logodata.common.console import Tracker
+from logodata.common.console import Tracker, note
 from logodata.common.words import without_reasoning
 from logodata.contexts.chunking import chunk_text
 from logodata.contract import Chunk, GradedFact, Grades, Question, Ungraded
@@ -94,6 +94,7 @@ class Grader(AskedJudge):
             templates |= {f"{name}/{which}": text for which, text in zip(_WORDINGS, wordings, strict=True)}
         super().__init__(build, settings, templates, build_fingerprint, log, build_engine)
         self._judge, self.settings = judge, settings
+        self._has_warned = False
 
     @cached_property
     def _evaluator(self) -> EmbeddingEvaluator:
@@ -138,6 +139,23 @@ class Grader(AskedJudge):
             for decision in one.decisions:
                 decision.grades = grades[0]
                 decision.second_grades = grades[1] if len(grades) > 1 else None
+        self._warn_of_a_bad_judge(responses, replies, supports)
+
+    def _warn_of_a_bad_judge(
+        self, responses: Sequence[_Response], replies: dict[str, _Reply], supports: dict[str, _Reply]
+    ) -> None:
+        """Say once that most responses have no grade: each of them costs as many prompts as one that has."""
+        ungraded = sum(one.decisions[0].grades is None or one.decisions[0].grades.grade is None for one in responses)
+        if self._has_warned or 2 * ungraded <= len(responses):
+            return
+        self._has_warned = True
+        read = [reply for reply in (*replies.values(), *supports.values()) if reply is not None]
+        cut = sum(not ended for _, ended in read)
+        note(
+            f"warning: {ungraded} of the first {len(responses)} responses have no grade, because a reply of the judge "
+            f"has another form than it is asked for; {cut} of {len(read)} replies met judge.grades.max_new_tokens="
+            f"{self.settings.max_new_tokens}: take a stronger judge (judge.grades.name), or raise it"
+        )
 
     def _extract(self, asked: Sequence[ToGrade], tracker: Tracker) -> dict[str, str | _Missing]:
         """Return for each question what its context says about it, with places in percent of the context."""
@@ -228,7 +246,7 @@ class Grader(AskedJudge):
         """Return the replies to prompts by name, and whether each ended by itself. None: it does not fit the window."""
         requests = {name: self.request(name, prompt) for name, prompt in prompts.items()}
         fitting = {name: request for name, request in requests.items() if self.fits(request)}
-        self.engine.generate(list(fitting.values()), tracker, "grades")
+        self.engine.generate(list(fitting.values()), tracker, "judge replies")
         return {name: self.reply(request) if name in fitting else None for name, request in requests.items()}
 
 

@@ -136,7 +136,7 @@ class JudgeSettings(RecipeModel):
     @model_validator(mode="after")
     def _one_model_judges(self) -> JudgeSettings:
         if self.model is not None and self.grades is not None:
-            raise ValueError("judge.model and judge.grades: one model judges, or grades")
+            raise ValueError("judge.model judges, and judge.grades grades: set one of them to null")
         return self
 
     @property

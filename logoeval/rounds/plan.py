@@ -188,6 +188,8 @@ def by_section(overrides: Sequence[str]) -> dict[str, list[str]]:
         section, dot, rest = override.partition(".")
         if section not in found or not dot:
             mend = "begin it with build., train. or eval., such as train.epochs=2"
+            if override.startswith("model="):
+                mend = f"give --model {override.removeprefix('model=')}"
             raise UserError("names no section of a recipe", where=override, mend=mend)
         found[section].append(rest)
     return found

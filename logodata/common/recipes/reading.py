@@ -17,6 +17,7 @@ layer. The same rules hold for all layers:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -356,7 +357,16 @@ def _explain(
     if kind == "string_unicode":
         return UserError(f"{dotted!r} is not UTF-8", where=where, mend="rename the file or folder")
     if kind == "missing":
-        return UserError(f"{dotted!r} is missing", where=where, mend=f"set {dotted}=...")
+        near = [override for override in overrides if len(keys) > 1 and _key(override)[:-1] == keys[:-1]]
+        return UserError(
+            f"{dotted!r} is missing", where=without_passwords(near[-1]) if near else where, mend=f"set {dotted}=..."
+        )
+    if kind == "value_error" and isinstance(value, dict):
+        # A rule between fields: those that it names were typed, or stand in the recipe.
+        rule = fault["msg"].removeprefix("Value error, ")
+        named = [override for override in overrides if re.search(rf"\b{re.escape(_key(override)[-1])}\b", rule)]
+        where = without_passwords(named[-1]) if named else where
+        return UserError(rule, where=where, mend="see the fields' descriptions with --schema")
     if is_unknown_name:
         what, mend = f"{dotted!r}: there is no {value!r}", f"known: {', '.join(variants)}"
     elif kind.startswith("union_tag"):
@@ -420,10 +430,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def _key(override: str) -> tuple[str, ...]:
+    return tuple(override.partition("=")[0].split("."))
+
+
 def _where(keys: tuple[str, ...], section: str, path: Path | None, places: Places, overrides: Sequence[str]) -> str:
     """Return the override that set a key, else the place of the key or of the nearest one above it."""
     for override in reversed(overrides):
-        parts = tuple(override.partition("=")[0].split("."))
+        parts = _key(override)
         if parts == keys[: len(parts)] or parts[: len(keys)] == keys:
             return without_passwords(override)
     if path is None:

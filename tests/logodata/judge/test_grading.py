@@ -403,7 +403,7 @@ def test_shards_join_to_the_same_data(build: Callable[..., Engine], tmp_path: Pa
         (("judge.grades=null",), "needs a judge that grades"),
         (("generation.preferred=model", "generation.num_candidates=1"), "best_versus_worst only"),
         (("judge.grades.least_graded=5",), "is less than judge.grades.least_graded=5"),
-        (("judge.model.rejudge_share=0",), "one model judges, or grades"),
+        (("judge.model.rejudge_share=0",), "set one of them to null"),
     ],
 )
 def test_settings_that_do_not_go_together(
