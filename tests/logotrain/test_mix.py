@@ -300,7 +300,7 @@ def test_two_prompts_take_a_mix_of_a_build_and_no_imported_one(
 
 
 def test_what_is_refused(make_recipe: Recipes, make_build: Builds, mix_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.mix.share=0.01 beside 6 samples is not one sample .*raise it above 0.0769"):
+    with pytest.raises(UserError, match=r"data.mix.share=0.01 beside 6 samples is not one .*raise it above 0.0769"):
         load_data(make_recipe(**mixed(mix_dir, share=0.01)))
     load_data(make_recipe(**mixed(mix_dir, share=0.08)))
     with pytest.raises(UserError, match="another tokenizer"):
