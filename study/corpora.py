@@ -49,14 +49,15 @@ def _story(root: Path, questions: Path) -> Document:
         text += ("\n\n" if text else "") + section
         spans[row["section"].strip()] = (start, start + len(section))
     asked = []
-    for row in _rows(questions, ("question_id", "local-or-sum", "cor_section", "question", "answer1")):
+    for row in _rows(questions, ("local-or-sum", "cor_section", "question", "answer1")):
         answers = [row[column].strip() for column in _ANSWERS if (row.get(column) or "").strip()]
         evidence = [spans[name] for part in row["cor_section"].split(",") if (name := part.strip()) in spans]
         if not row["question"].strip() or not answers:
             continue  # an empty line of the table
         asked.append(
             {
-                "id": f"{name_of(questions)}-q{row['question_id'].strip()}",
+                # The table's own numbers stand twice in some stories.
+                "id": f"{name_of(questions)}-q{len(asked) + 1}",
                 "question": row["question"].strip(),
                 "answers": list(dict.fromkeys(answers)),
                 "kind": _KINDS.get(row["local-or-sum"].strip(), "other"),
