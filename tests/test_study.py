@@ -121,7 +121,8 @@ def write_fairytaleqa(folder: Path, stories: int) -> Path:
                 rows.append(
                     f'{part},"{quoted}"\n'
                     if suffix == "story"
-                    else f"{min(part, 13)},{on},What did fox {part} say?,word {part},,\n"  # a number twice, as in some stories
+                    # The last two have one number, as in some stories.
+                    else f"{min(part, 13)},{on},What did fox {part} say?,word {part},,\n"
                 )
             path.write_text(head + "".join(rows) + (",,,,,,\n" if suffix == "questions" else ""), encoding="utf-8")
     return folder
