@@ -48,7 +48,7 @@ def _story(root: Path, questions: Path) -> Document:
         start = len(text) + (2 if text else 0)
         text += ("\n\n" if text else "") + section
         spans[row["section"].strip()] = (start, start + len(section))
-    asked = []
+    asked: list[dict[str, Any]] = []
     for row in _rows(questions, ("local-or-sum", "cor_section", "question", "answer1")):
         answers = [row[column].strip() for column in _ANSWERS if (row.get(column) or "").strip()]
         evidence = [spans[name] for part in row["cor_section"].split(",") if (name := part.strip()) in spans]
