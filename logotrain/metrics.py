@@ -14,6 +14,8 @@ from logodata.common.records import Record
 _SHOWN = {
     "loss": "{:.3f}",
     "distance": "{:.3f}",
+    "reward_margin": "{:+.3f}",
+    "reward_accuracy": "{:.0%}",
     "margin": "{:+.3f}",
     "accuracy": "{:.0%}",
     "short_margin": "{:+.3f}",
@@ -32,6 +34,9 @@ class Metrics(Record):
     Log-probabilities are means over a response's tokens, in nats; ``rejected_*`` are means over the M responses. None
     stands for what an objective does not compute.
 
+    ``reward_margin`` and ``reward_accuracy`` are those of losses with a reference, whose rewards are log-ratios to it:
+    ``beta`` times their sums (DPO, LongPO), or their means over tokens (IPO).
+
     SoLoPO compares responses under the prompt of the critical chunks alone, as ``short_*``. Its ``chosen_logp`` is
     under the whole prompt, and ``distance`` tells how far the rewards of the preferred response under both lie apart.
 
@@ -44,10 +49,14 @@ class Metrics(Record):
     sft_loss: float
     distance: float | None = None
     router_loss: float | None = None
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
     margin: float | None = None
     chosen_logp: float
     rejected_logp: float | None = None
     accuracy: float | None = None
+    short_reward_margin: float | None = None
+    short_reward_accuracy: float | None = None
     short_margin: float | None = None
     short_chosen_logp: float | None = None
     short_rejected_logp: float | None = None

@@ -192,6 +192,9 @@ def _sample_loss(
     if terms.margin is not None:
         margin = terms.margin.item()
         compared |= {"margin": margin, "rejected_logp": chosen - margin, "accuracy": float(margin > 0)}
+    if terms.reward_margin is not None:
+        reward = terms.reward_margin.item()
+        compared |= {"reward_margin": reward, "reward_accuracy": float(reward > 0)}
     if long_chosen is not None:  # responses were compared under the short prompt
         compared = {f"short_{name}": value for name, value in compared.items()}
         compared["chosen_logp"] = long_chosen.mean().item()

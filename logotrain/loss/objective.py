@@ -45,6 +45,8 @@ class PreferenceLoss:
         sft: negative mean log-probability of the trained text, before any weight; every objective reports it.
         margin: r(y_w) minus the mean of all r(y_l), in nats per token for every objective; None for :func:`sft`.
         distance: how far the rewards of y_w under two prompts lie apart, before any weight; only of :func:`solopo`.
+        reward_margin: the reward of y_w minus the mean of all y_l's, against the reference, in the loss's own scale;
+            only of losses that have a reference.
     """
 
     loss: Tensor
@@ -52,6 +54,7 @@ class PreferenceLoss:
     sft: Tensor
     margin: Tensor | None
     distance: Tensor | None = None
+    reward_margin: Tensor | None = None
 
 
 def logo(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float, sft_weight: float) -> PreferenceLoss:
@@ -119,8 +122,13 @@ def dpo(
     ratio_chosen, ratio_rejected = chosen - reference_chosen, rejected - reference_rejected
     preference = -logsigmoid(beta * (ratio_chosen[:, None] - ratio_rejected)).mean(dim=1)
     sft = -chosen / chosen_lengths
-    margin = _margin(-sft, rejected / rejected_lengths)
-    return PreferenceLoss(loss=preference + sft_weight * sft, preference=preference, sft=sft, margin=margin)
+    return PreferenceLoss(
+        loss=preference + sft_weight * sft,
+        preference=preference,
+        sft=sft,
+        margin=_margin(-sft, rejected / rejected_lengths),
+        reward_margin=beta * _margin(ratio_chosen, ratio_rejected),
+    )
 
 
 def ipo(
@@ -133,7 +141,13 @@ def ipo(
     """
     ratio_chosen, ratio_rejected = chosen - reference_chosen, rejected - reference_rejected
     preference = (ratio_chosen[:, None] - ratio_rejected - 1 / (2 * tau)).square().mean(dim=1)
-    return PreferenceLoss(loss=preference, preference=preference, sft=-chosen, margin=_margin(chosen, rejected))
+    return PreferenceLoss(
+        loss=preference,
+        preference=preference,
+        sft=-chosen,
+        margin=_margin(chosen, rejected),
+        reward_margin=_margin(ratio_chosen, ratio_rejected),
+    )
 
 
 def orpo(chosen: Tensor, rejected: Tensor, *, preference_weight: float) -> PreferenceLoss:

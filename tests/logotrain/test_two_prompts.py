@@ -353,6 +353,8 @@ def test_a_stopped_run_with_held_out_samples_goes_on(
     for line in lines:
         assert short <= line.keys() if name.startswith("solopo") else not short & line.keys()
         assert ("margin" in line) != name.startswith("solopo")
+        has_reference = bool(reference_parts(recipe_of(make_recipe, name).objective))
+        assert ("reward_margin" in line or "short_reward_margin" in line) == has_reference
 
 
 def test_references_are_of_the_prompts_that_the_loss_reads(make_recipe: Recipes, tmp_path: Path) -> None:

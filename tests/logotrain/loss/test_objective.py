@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -106,6 +107,8 @@ def test_dpo_by_hand() -> None:
     assert terms.sft.item() == pytest.approx(1.0)
     assert terms.margin is not None
     assert terms.margin.item() == pytest.approx(0.0)
+    assert terms.reward_margin is not None
+    assert terms.reward_margin.item() == pytest.approx(0.5 * (1 - -0.5))
 
 
 def test_sft_by_hand() -> None:
@@ -548,6 +551,10 @@ def test_equal_to_trl_dpo(
     theirs = trainer.compute_loss(model, inputs)
     ours = sample_loss(settings, response_logprobs(logits), reference=reference)
     assert_equal_with_gradients(ours.loss, theirs, logits)
+    assert ours.reward_margin is not None
+    if loss_type == "sigmoid":
+        logged = trainer._metrics["train"] or trainer._metrics["eval"]
+        assert ours.reward_margin.item() == pytest.approx(np.mean(logged["rewards/margins"]), rel=1e-6)
 
 
 # The choice between them ----------------------------------------------------------------------------------------------
