@@ -19,8 +19,11 @@ def verdict(response: str, references: Sequence[str], settings: JudgeSettings | 
         settings: The measure that decides, and its limits; by default those of a recipe.
 
     Raises:
+        ValueError: There is no reference, and so no verdict.
         UserError: The embedding model, which long references need, cannot be loaded.
     """
+    if not references:
+        raise ValueError("a verdict needs a reference")
     # Whoever imports the settings of the judge imports this package, and should not wait for its rules.
     from logodata.judge.rules import Measurer
     from logodata.judge.settings import JudgeSettings

@@ -546,3 +546,8 @@ _TOO_MUCH = {
 @pytest.mark.parametrize("text", _TOO_MUCH.values(), ids=_TOO_MUCH)
 def test_no_text_is_too_much(text: str) -> None:
     assert verdict(text, ["Orla Finch"]) == "wrong"
+
+
+def test_without_a_reference_there_is_no_verdict() -> None:
+    with pytest.raises(ValueError, match="needs a reference"):
+        verdict("It is an owl.", [])
