@@ -64,7 +64,9 @@ class GenerationSettings(RecipeModel):
     @model_validator(mode="after")
     def _candidates_need_sampling(self) -> GenerationSettings:
         if self.num_candidates > 1 and self.preferred in ("model", "reference"):
-            raise ValueError(f"num_candidates={self.num_candidates} has no meaning for preferred={self.preferred!r}")
+            raise ValueError(
+                f"num_candidates={self.num_candidates} has no meaning for preferred={self.preferred!r}: set it to 1"
+            )
         if self.num_candidates == 1 and self.preferred == "best_of_n":
             raise ValueError("best_of_n of one is preferred='model': set num_candidates to 2 or more")
         if self.rejected == "critical_wrong" and self.preferred != "best_of_n":
