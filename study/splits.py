@@ -17,10 +17,10 @@ _EMBEDDED = {"train": "train", "heldout": "eval"}
 _TRAIN, _VALIDATION, _HELD_OUT = 110, 24, 100
 """The number of stories in each split of a corpus. A few more are left over."""
 
-_ASKED = {"train": 8, "validation": 5, "heldout": 5}
+_ASKED = {"train": 12, "validation": 5, "heldout": 5}
 """The most questions of a story in a split. They are spread evenly over it."""
 
-_SINGLE, _SEVERAL = 6, 2
+_SINGLE, _SEVERAL = 8, 4
 """The questions of a story for training on questions of several kinds: with one answer, and with several."""
 
 
