@@ -256,6 +256,11 @@ class Grades(Record):
     facts: list[GradedFact]
     grade: float | None
 
+    @property
+    def scores(self) -> dict[str, float | Ungraded]:
+        """The four grades, by name."""
+        return {name: getattr(self, name) for name in ("helpfulness", "logicality", "faithfulness", "completeness")}
+
 
 class _DecisionHead(Record):
     id: str

@@ -23,6 +23,7 @@ from logodata.contract import (
 )
 from logodata.dataset.files import iterate_rows, read_recipe, write_data_set
 from logodata.dataset.samples import iterate_samples, read_build_manifest
+from logodata.recipe.settings import ENGINES
 
 _NOTHING_GENERATED = "none:"
 """The beginning of the name of an engine that had nothing to do."""
@@ -30,7 +31,7 @@ _MAY_DIFFER: Any = {
     "engine": True,
     "judge_engine": True,
     "samples": True,
-    "recipe": {"engine": True, "judge": {"model": {"engine": True}, "grades": {"engine": True}}},
+    "recipe": ENGINES,
 }
 """Fields of manifests that may differ between shards."""
 

@@ -70,8 +70,7 @@ def _graded(grades: Grades) -> str:
     def shown(score: float | str) -> str:
         return in_words(score) if isinstance(score, str) else f"{score:.3g}"
 
-    names = ("helpfulness", "logicality", "faithfulness", "completeness")
-    each = ", ".join(f"{name} {shown(getattr(grades, name))}" for name in names)
+    each = ", ".join(f"{name} {shown(score)}" for name, score in grades.scores.items())
     whole = "no grade" if grades.grade is None else f"grade {grades.grade:.2f} of 10"
     facts = "; ".join(f"{fact.text!r} {shown(fact.support)}" for fact in grades.facts)
     return f"{whole} ({each})" + (f"; supported facts (0 to 1): {facts}" if facts else "")

@@ -54,9 +54,15 @@ class ResponseLog:
         self._memory: dict[str, dict[str, Any]] = {}
         self._cached: dict[str, dict[str, Any]] = {} if cache is None else _read_cache(cache)
 
-    def key(self, request: GenerationRequest) -> str:
-        """Return the key under which the response to a request is filed."""
-        return request_key(request, self._model)
+    def missing(self, requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+        """Return the requests without a response, of equal ones the first."""
+        own: Mapping[str, dict[str, Any]] = self._memory if self._log is None else self._log
+        found: dict[str, GenerationRequest] = {}
+        for request in requests:
+            key = request_key(request, self._model)
+            if key not in own and key not in self._cached:
+                found.setdefault(key, request)
+        return list(found.values())
 
     def get(self, request: GenerationRequest) -> tuple[GenerationResult, ResponseOrigin] | None:
         """Return the response to a request and where it came from; None if there is none."""
@@ -127,14 +133,9 @@ class CachedEngine:
         Each is asked once, however often it stands among the requests. The tracker shows, under the name ``noun``, how
         many responses were generated, and how many tokens were read and written in a second.
         """
-        # What is asked twice is answered once: equal requests have one key.
-        distinct: dict[str, GenerationRequest] = {}
-        for request in requests:
-            if self._log.get(request) is None:
-                distinct.setdefault(self._log.key(request), request)
-        if not distinct:
+        missing = {request.id: request for request in self._log.missing(requests)}
+        if not missing:
             return
-        missing = {request.id: request for request in distinct.values()}
         engine = self.open()
         start, before = time.monotonic(), self._seconds
         for result in engine.generate(list(missing.values())):

@@ -10,8 +10,7 @@ import numpy as np
 from logodata.common.resampling import mean_interval
 from logodata.contract import DecisionRow, Grades, GradeStats, QuestionOutcome
 from logodata.judge.agreement import wilson_interval
-
-_PARTS = ("helpfulness", "logicality", "faithfulness", "completeness")
+from logodata.judge.judged_response import said_in
 
 
 class GradeCounts:
@@ -29,13 +28,12 @@ class GradeCounts:
 
     def add(self, outcome: QuestionOutcome) -> None:
         """Count the grades of a question's answers."""
-        rows = [row for row in outcome.decisions if row.grades]
+        graded = sorted((row for row in outcome.decisions if row.grades), key=lambda row: row.kept)
+        # Equal responses count once. Of these the one that was kept comes last, and is taken.
+        rows = list({said_in(row.text): row for row in graded}.values())
         for row in rows:
             assert row.grades is not None
-            parts = (
-                getattr(row.grades, name) for name in ("helpfulness", "logicality", "faithfulness", "completeness")
-            )
-            missing = {part for part in parts if isinstance(part, str)}
+            missing = {score for score in row.grades.scores.values() if isinstance(score, str)}
             self._graded += not missing
             self._malformed += "malformed" in missing
             self._exceeds_window += missing == {"exceeds_window"}

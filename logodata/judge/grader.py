@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from logodata.common.console import Tracker, note
-from logodata.common.words import without_reasoning
 from logodata.contexts.chunking import chunk_text
 from logodata.contract import Chunk, GradedFact, Grades, Question, Ungraded
 from logodata.engines import Engine
 from logodata.engines.settings import AdaptedModelSettings
 from logodata.judge.asked_judge import AskedJudge
-from logodata.judge.judged_response import Decision
+from logodata.judge.judged_response import Decision, said_in
 from logodata.judge.measures import number_share
 from logodata.judge.replies import parse_extract, parse_facts, parse_score, parse_support
 from logodata.judge.settings import GradeSettings, JudgeSettings
@@ -74,7 +73,7 @@ class _Response:
 
     @property
     def text(self) -> str:
-        return without_reasoning(self.decisions[0].response.text).strip()
+        return said_in(self.decisions[0].response.text)
 
 
 class Grader(AskedJudge):
@@ -188,7 +187,7 @@ class Grader(AskedJudge):
         wordings = _WORDINGS if self.settings.judges_again(asked.question.id) else _WORDINGS[:1]
         alike: dict[str, list[Decision]] = {}
         for decision in asked.responses:
-            alike.setdefault(without_reasoning(decision.response.text).strip(), []).append(decision)
+            alike.setdefault(said_in(decision.response.text), []).append(decision)
         yield from (_Response(asked, decisions, wordings, extracts) for decisions in alike.values())
 
     def _prompt(self, one: _Response, name: str) -> Prompt:

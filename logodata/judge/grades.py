@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from logodata.common.words import without_reasoning
 from logodata.contract import Reason, Role
-from logodata.judge.judged_response import Decision
+from logodata.judge.judged_response import Decision, said_in
 from logodata.judge.settings import GradeSettings, JudgeSettings
 
 _NEVER: tuple[Reason | None, ...] = ("preferred_empty", "tokens_lose_text")
@@ -52,7 +51,7 @@ def best_and_worst(
     """
     up, down = ([one for one in side if grade_of(one) is not None] for side in (winners, losers))
     # Equal answers have one grade.
-    graded = {without_reasoning(answer.response.text).strip() for answer in (*up, *down)}
+    graded = {said_in(answer.response.text) for answer in (*up, *down)}
     if len(graded) < settings.least_graded or not up or not down:
         return "too_few_grades"
     best, worst = max(up, key=_grade), min(down, key=_grade)

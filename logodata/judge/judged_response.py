@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from logodata.common.words import without_reasoning
 from logodata.contract import DecisionRow, Grades, ModelVerdict, Question, Reason, Response, Role, RuleVerdict
+
+
+def said_in(text: str) -> str:
+    """Return what a response says, by which responses are equal: its answer, without the reasoning before it."""
+    return without_reasoning(text).strip()
+
 
 _AGREES: dict[Role, RuleVerdict] = {"preferred": "right", "rejected": "wrong"}
 

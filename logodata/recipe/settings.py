@@ -101,6 +101,10 @@ class SolveSettings(RecipeModel):
         return self
 
 
+ENGINES: Any = {"engine": True, "judge": {"model": {"engine": True}, "grades": {"engine": True}}}
+"""The sections of a recipe that decide nothing about a data set."""
+
+
 class BuildRecipe(AdaptedModelSettings):
     """How preference data are made from long documents."""
 
@@ -186,8 +190,7 @@ class BuildRecipe(AdaptedModelSettings):
 
     def binding(self) -> dict[str, Any]:
         """Return the recipe as JSON, without the engines: a build may continue under other engines."""
-        judged = {"model": {"engine": True}, "grades": {"engine": True}}
-        return self.model_dump(mode="json", exclude={"engine": True, "judge": judged})
+        return self.model_dump(mode="json", exclude=ENGINES)
 
     @property
     def needs_references(self) -> bool:

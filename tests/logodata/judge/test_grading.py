@@ -220,6 +220,9 @@ def test_ties_are_no_pair(build: Callable[..., Engine], tmp_path: Path) -> None:
     # Equal answers are asked about once, and both have the grade.
     assert sum(request.endswith("/facts") for request in engine.asked) == 2
     assert [row["grades"]["grade"] for row in rows(tmp_path / "out", "decisions.jsonl")] == [30.25 / 4] * 3
+    stats = read_stats(tmp_path / "out").grades
+    assert stats is not None
+    assert stats.graded == 2
 
 
 def test_the_gap_decides_and_needs_no_new_replies(build: Callable[..., Engine], tmp_path: Path) -> None:
