@@ -1,4 +1,4 @@
-"""A needle test at every checkpoint of a training run (LOGO, Fig. 7): the base model, then each adapter in order.
+"""A task at every checkpoint of a training run (LOGO, Fig. 7): the base model, then each adapter in order.
 
 Every step is an evaluation of its own in ``step-N/``, the base model in ``step-0/``: an interrupted curve goes on where
 it stopped, and ``logoeval compare`` takes any of the folders. Where retrieval is measured, the base model's heads are
@@ -23,8 +23,7 @@ from logoeval.session import Session, Weights
 from logoeval.tasks.needles.heads import HEADS_FILE
 from logoeval.tasks.needles.settings import NiahSettings
 
-NIAH = "niah"
-"""The task that is measured."""
+_NIAH = "niah"
 
 
 def find_adapters(checkpoints: Path) -> dict[int, Path]:
@@ -49,8 +48,8 @@ def find_adapters(checkpoints: Path) -> dict[int, Path]:
     return dict(steps)
 
 
-def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) -> Results:
-    """Run the recipe's needle test at every step of a training run's ``checkpoints``, and write ``folder/step-N/`` and
+def evaluate_checkpoints(recipe: EvalRecipe, task: str, checkpoints: Path, folder: Path) -> Results:
+    """Measure a task of the recipe at every step of a training run's ``checkpoints``, and write ``folder/step-N/`` and
     the curve in ``folder/results.json``.
 
     Raises:
@@ -73,28 +72,28 @@ def evaluate_checkpoints(recipe: EvalRecipe, checkpoints: Path, folder: Path) ->
         for step, adapter in ((0, None), *adapters.items()):
             note(f"step {step}" if step else "base model")
             here = at_adapter(recipe, adapter, folder / "step-0" / HEADS_FILE)
-            results = evaluate(here, [NIAH], folder / f"step-{step}", session=Session(here, weights))
-            found[step] = results.tasks[NIAH]
-        whole = continue_results(folder).model_copy(update={"curve": _curve(found, checkpoints)})
+            results = evaluate(here, [task], folder / f"step-{step}", session=Session(here, weights))
+            found[step] = results.tasks[task]
+        whole = continue_results(folder).model_copy(update={"curve": _curve(task, found, checkpoints)})
         write_results(folder, whole)
         return whole
 
 
 def at_adapter(recipe: EvalRecipe, adapter: Path | None, base_heads: Path) -> EvalRecipe:
     """Return the recipe with an adapter (None: without), and with the base model's heads unless others are given."""
-    niah = recipe.section(NIAH)
+    niah = recipe.section(_NIAH)
     assert niah is None or isinstance(niah, NiahSettings)
     if adapter is not None and niah is not None and niah.retrieval is not None and niah.retrieval.heads is None:
         retrieval = niah.retrieval.model_copy(update={"heads": base_heads})
         niah = niah.model_copy(update={"retrieval": retrieval})
-    return recipe.model_copy(update={"adapter": adapter, NIAH: niah})
+    return recipe.model_copy(update={"adapter": adapter, _NIAH: niah})
 
 
-def _curve(found: dict[int, TaskResult], checkpoints: Path) -> Curve:
+def _curve(task: str, found: dict[int, TaskResult], checkpoints: Path) -> Curve:
     """Means over all samples of each step, and their paired differences from the base model, which is step 0."""
     base = found[0]
     whole = [metric.model_copy(update={"slice_by": [], "also_by": []}) for metric in base.metrics]
-    rows = list(measured_rows(NIAH, whole, [base.samples, *(result.samples for result in found.values())]))
+    rows = list(measured_rows(task, whole, [base.samples, *(result.samples for result in found.values())]))
     points = [
         CurvePoint(
             step=step,
@@ -104,7 +103,7 @@ def _curve(found: dict[int, TaskResult], checkpoints: Path) -> Curve:
         for number, (step, result) in enumerate(found.items())
     ]
     # The settings of the steps: the base model's heads are its own, theirs are given, and they are the same.
-    return Curve(checkpoints=str(checkpoints), settings=base.settings, metrics=base.metrics, points=points)
+    return Curve(task=task, checkpoints=str(checkpoints), settings=base.settings, metrics=base.metrics, points=points)
 
 
 def _value(row: Row, number: int) -> CurveValue:

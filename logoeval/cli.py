@@ -168,7 +168,8 @@ def _evaluate(shared: _Shared, task: str | None, given: Mapping[str, object], ch
     if checkpoints is not None:
         from logoeval.checkpoints import evaluate_checkpoints
 
-        terminal.show_curve(evaluate_checkpoints(recipe, checkpoints, shared.output), shared.output)
+        assert task is not None  # run has no --checkpoints
+        terminal.show_curve(evaluate_checkpoints(recipe, task, checkpoints, shared.output), shared.output)
     elif shared.with_base:
         from logoeval.with_base import evaluate_with_base
 
@@ -312,7 +313,9 @@ def errors(runs: Sequence[str], examples: int, wrong_below: float | None, output
 @click.argument("runs", nargs=-1, required=True, metavar="[LABEL=]DIR...", help="folders of results: BEFORE AFTER ...")
 @option("--data DIR", "folder of the training data, to tell how they were built", INPUT, type=FILE)
 @option("--run DIR", "folder of the training run, for its curve", INPUT, type=FILE)
-@option("--curve [LABEL=]DIR...", "folders of niah --checkpoints, for needles over training", INPUT, several=True)
+@option(
+    "--curve [LABEL=]DIR...", "folders of niah or qa --checkpoints, for what training changed when", INPUT, several=True
+)
 @output_option("report.html; .md and .json beside it", "FILE", required=True)
 def compare(runs: Sequence[str], data: Path | None, run: Path | None, curve: Sequence[str], output: Path) -> None:
     """Compare measurements sample by sample, each with the first, and write a report."""

@@ -212,19 +212,14 @@ class CurvePoint(Record):
 
 
 class Curve(Record):
-    """A needle test over the checkpoints of a training run."""
+    """A task over the checkpoints of a training run."""
 
+    task: str = "niah"  # the only one, when results did not say which
     checkpoints: str
     """The run's folder of checkpoints; not compared."""
     settings: Mapping[str, object]
     metrics: list[Metric]
     points: list[CurvePoint]
-
-    @property
-    def shown(self) -> list[Metric]:
-        """The metrics that a reader is shown: recall, and retrieval if it was measured."""
-        wanted = ("recall", "retrieval", "retrieval_forced", "said_minus_saw")
-        return [metric for key in wanted for metric in self.metrics if metric.key == key]
 
 
 class Results(VersionedRecord):

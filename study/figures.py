@@ -48,8 +48,6 @@ def draw_all(outcomes: Outcomes, folder: Path) -> dict[str, Path]:
         "errors": _errors,
         "rates": _rates,
     }
-    if not outcomes.study.scale.curves:
-        del drawn["training"]
     paths = {}
     for name, draw in drawn.items():
         paths[name] = folder / f"{name}.png"

@@ -120,7 +120,9 @@ class Study:
         return {
             "train-unjudged": self._build("train-unjudged", "train", *unjudged, responses="train"),
             "train-fused": self._build("train-fused", "train", *fused, responses="train"),
-            "train-kinds": self._build("train-kinds", "train-kinds", "source.kinds=[single_detail,multi_detail]"),
+            "train-kinds": self._build(
+                "train-kinds", "train-kinds", "source.kinds=[single_detail,multi_detail]", responses="train"
+            ),
         }
 
     @property
@@ -260,8 +262,7 @@ class Study:
         return () if measured.overrides is None else ("--adapter", str(self.run(measured, seed, rate) / "final"))
 
     def curves(self, rates: Mapping[str, float]) -> list[Job]:
-        """Return the jobs that measure recall and retrieval at the checkpoints of some runs, and LongBench if its data
-        are given."""
+        """Return the jobs that measure the checkpoints of some runs, and LongBench if its data are given."""
         return [*(self._curve(self.scale.row(name), rates) for name in self.scale.curves), *self._longbench(rates)]
 
     def curve(self, name: str) -> Path:
@@ -270,17 +271,19 @@ class Study:
 
     def _curve(self, trained: Row, rates: Mapping[str, float]) -> Job:
         folder, seed = self.curve(trained.name), self.scale.seeds[0]
+        task = self.scale.curve_task
+        over = {"niah": ("--retrieval",), "qa": ("--data", str(self.data("heldout")), "qa.max_new_tokens=32")}
         return self._job(
             "logoeval",
             folder,
-            "niah",
+            task,
             "--recipe",
             str(self.scale.recipe),
-            "--retrieval",
+            *over[task],
             "--checkpoints",
             str(self.run(trained, seed, self.rate(trained, rates)) / "checkpoints"),
             *self.scale.curve,
-            *self.extra.get("logoeval niah", ()),
+            *self.extra.get(f"logoeval {task}", ()),
         )
 
     def _longbench(self, rates: Mapping[str, float]) -> Iterator[Job]:

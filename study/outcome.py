@@ -226,7 +226,7 @@ class Outcomes:
         return after[:shared], before[:shared], clusters
 
     def curve(self, name: str) -> Curve:
-        """Return the needle results over the training of a row."""
+        """Return what was measured over the training of a row."""
         found = read_results(self.study.curve(name)).curve
         assert found is not None
         return found

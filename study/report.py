@@ -40,7 +40,7 @@ _CAPTIONS = {
     "perplexity": "Perplexity of Python's documentation; dashed: no weight was trained (Figure 4).",
     "tradeoff": "Answers against perplexity, every setting; the models of the first seed (Figure 6).",
     "margins": "Reward margin of held-out pairs, mean over seeds (Figure 6).",
-    "training": "Needle recall and retrieval score with the right answer fed, over training (Figure 7).",
+    "training": "The first seed's checkpoints over training (the form of the paper's Figure 7).",
     "errors": "How held-out answers go wrong (Figure 9).",
     "rates": "Word F1 of the validation answers by learning rate, one seed; few questions, so only large steps tell.",
 }
@@ -195,7 +195,7 @@ def _phases(study: Study, rates: Mapping[str, float]) -> list[tuple[str, list[Jo
         ("Learning rates", [*study.pilots(), *study.validations()]),
         ("Training", study.trainings(rates)),
         ("Measurements: Tables, Figures 3, 4, 6 and 9; fresh questions", study.measurements(rates)),
-        ("Curves: Figure 7; LongBench", study.curves(rates)),
+        ("Curves over training; LongBench", study.curves(rates)),
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from study.rows import CURVES, LARGE_ROWS, ROWS, Row
+from study.rows import CURVES, LARGE_ROWS, LOGO, ROWS, SFT, Row
 
 RECIPES = Path("recipes") / "study"
 DOCUMENTS = Path("study") / "documents"
@@ -24,7 +24,8 @@ class Scale:
         seeds: seeds of training.
         validation_questions: largest number of validation questions per document.
         heldout_questions: largest number of held-out questions per document.
-        curve: overrides of the needles over training.
+        curve_task: what is measured over training: needles and retrieval, or answers to the held-out questions.
+        curve: its overrides.
         longbench_window: window for LongBench, in tokens.
         tenth: overrides for a trial, by program, which come after all others.
         rows: what is compared.
@@ -38,6 +39,7 @@ class Scale:
     seeds: tuple[int, ...]
     validation_questions: int
     heldout_questions: int
+    curve_task: Literal["niah", "qa"]
     curve: tuple[str, ...]
     longbench_window: int = 2048
     tenth: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -82,6 +84,7 @@ CPU = Scale(
     seeds=(0, 1, 2),
     validation_questions=8,
     heldout_questions=5,
+    curve_task="niah",
     curve=("niah.lengths=[1024]", "niah.num_samples=4"),
     tenth=_FEW,
 )
@@ -93,6 +96,7 @@ GPU = Scale(
     seeds=(0, 1, 2),
     validation_questions=16,
     heldout_questions=9,
+    curve_task="niah",
     curve=("niah.lengths=[4096]", "niah.num_samples=10"),
     longbench_window=8192,
     tenth={
@@ -111,13 +115,14 @@ LARGE = Scale(
     seeds=(0, 1, 2),
     validation_questions=5,
     heldout_questions=5,
+    curve_task="qa",
     curve=(),
     tenth={
         **_FEW,
         "logodata": ("source.max_documents=8", "source.max_questions_per_document=3", "source.join_tokens=4096"),
     },
     rows=LARGE_ROWS,
-    curves=(),
+    curves=(SFT, LOGO),
     corpus="fairytaleqa",
 )
 

@@ -115,16 +115,17 @@ def made(scale: Scale, folder: Path, tiny_tokenizer: object) -> Study:
             _write_measurements(study.measured(one, seed), LEVEL.get(one.name, 0.2), seed, needles=one.main)
             if one.replicated:
                 _write_measurements(study.asked(one, seed), LEVEL.get(one.name, 0.2) + 0.3, seed, needles=False)
+    keys = {"niah": ("recall", "retrieval_forced"), "qa": ("token_f1",)}[scale.curve_task]
     for name in scale.curves:
         values = [
             CurveValue(
                 metric=key, value=0.5, low=0.4, high=0.6, change=0.0, change_low=None, change_high=None, num_samples=4
             )
-            for key in ("recall", "retrieval_forced")
+            for key in keys
         ]
-        metrics = [_metric("recall", "share"), _metric("retrieval_forced", "share")]
+        metrics = [_metric(key, "share") for key in keys]
         points = [CurvePoint(step=step, adapter_fingerprint=None, values=values) for step in (0, 8, 16)]
-        curve = Curve(checkpoints="c", settings={}, metrics=metrics, points=points)
+        curve = Curve(task=scale.curve_task, checkpoints="c", settings={}, metrics=metrics, points=points)
         write_results(study.curve(name), Results(curve=curve))
     for name in study.builds():
         if name == "heldout-pairs":
@@ -277,7 +278,8 @@ def test_a_scale_without_settings_and_fresh_questions_has_a_report_of_its_rows(
         assert claim.text in page
     assert "## Settings of LOGO" not in page
     assert "fresh questions?" not in page
-    assert not (folder / "figures-large" / "training.png").exists()
-    assert "training.png" not in page
+    assert (folder / "figures-large" / "training.png").exists()
+    for name in LARGE.curves:
+        assert f"--checkpoints {study.run(LARGE.row(name), 0, rates[name]) / 'checkpoints'}" in page
     record = json.loads((folder / "results-large.json").read_text(encoding="utf-8"))
     assert record["rows"]["ours"]["seeds"] == [0, 1, 2]

@@ -12,9 +12,9 @@ from logoeval.compare.compare import Comparison
 from logoeval.records import Curve
 from logoeval.report.headline import headline, provenance_section, title
 from logoeval.report.markdown_json import markdown, record
+from logoeval.report.sections.curves import curve_sections, read_curves
 from logoeval.report.sections.longbench import longbench_section
 from logoeval.report.sections.longbench2 import longbench2_section
-from logoeval.report.sections.needle_curve import curve_section, read_curves
 from logoeval.report.sections.needles import niah_section
 from logoeval.report.sections.pairs import pairs_section
 from logoeval.report.sections.perplexity import perplexity_section
@@ -39,7 +39,7 @@ def write_report(
     curves: Sequence[Path] | Mapping[str, Path] = (),
 ) -> None:
     """Write ``path`` (HTML), and beside it the same with ``.md`` and ``.json``. ``data`` is the folder of the training
-    data, ``run`` that of the training run; ``curves`` are those of needle tests over checkpoints, perhaps by label.
+    data, ``run`` that of the training run; ``curves`` are those of tasks over checkpoints, perhaps by label.
 
     Raises:
         UserError: a folder does not hold what it should, or a file cannot be written.
@@ -65,7 +65,7 @@ def report_sections(
         errors_section(comparison),
         niah_section(comparison) if "niah" in tasks else None,
         retrieval_section(comparison) if "niah" in tasks else None,
-        curve_section(curves) if curves else None,
+        *curve_sections(curves),
         ruler_section(comparison) if "ruler" in tasks else None,
         perplexity_section(comparison) if "ppl" in tasks else None,
         short_section(comparison) if "short" in tasks else None,

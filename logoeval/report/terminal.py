@@ -33,6 +33,7 @@ from logoeval.report.sections.ruler import score_table
 from logoeval.report.sections.wrong_answers import answer_name, examples_title, interval, length_rows
 from logoeval.tasks.ruler.summary import effective_length
 from logoeval.tasks.ruler.summary import limits as ruler_limits
+from logoeval.tasks.table import curve_metrics
 
 _MOST_COLUMNS = 5
 
@@ -93,9 +94,10 @@ def show_curve(results: Results, folder: Path) -> None:
     """Print a row for each step of a curve over checkpoints."""
     curve = results.curve
     assert curve is not None
-    table = Table("step", *(f"{metric.label} [95 %]" for metric in curve.shown), box=None, pad_edge=False)
+    shown = curve_metrics(curve)
+    table = Table("step", *(f"{metric.label} [95 %]" for metric in shown), box=None, pad_edge=False)
     for point in curve.points:
-        values = [(metric, point.of(metric)) for metric in curve.shown]
+        values = [(metric, point.of(metric)) for metric in shown]
         cells = (f"{metric.show(here.value)} [{metric.show_interval(here.low, here.high)}]" for metric, here in values)
         table.add_row(str(point.step), *cells)
     console.print(table)

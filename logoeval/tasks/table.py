@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from logoeval.records import Curve, Metric
     from logoeval.tasks.evaluator import Evaluator
 
 
@@ -69,8 +70,9 @@ class Task:
     answers: str = ""
     """The name of its answers where wrong ones are counted (:mod:`logoeval.compare.wrong_answers`); empty where it asks
     no questions with short texts as references."""
-    over_checkpoints: bool = False
-    """Whether ``--checkpoints`` measures it at every checkpoint of a training run (:mod:`logoeval.checkpoints`)."""
+    over_checkpoints: tuple[str, ...] = ()
+    """The metrics that are shown where ``--checkpoints`` measures it at every checkpoint of a training run
+    (:mod:`logoeval.checkpoints`), as far as they were measured; empty where it does not. They are shares."""
 
     @property
     def evaluator(self) -> Evaluator[Any]:
@@ -130,7 +132,7 @@ TASKS: tuple[Task, ...] = (
                 needs="--retrieval",
             ),
         ),
-        over_checkpoints=True,
+        over_checkpoints=("recall", "retrieval", "retrieval_forced", "said_minus_saw"),
     ),
     Task(
         "ruler",
@@ -157,9 +159,13 @@ TASKS: tuple[Task, ...] = (
         "Questions on held-out documents",
         "Measure the model's own answers to questions on held-out documents.",
         "qa.max_samples=100",
-        ("logoeval qa --model embedded --adapter runs/logo/final --with-base --data runs/questions -o runs/qa",),
+        (
+            "logoeval qa --model embedded --adapter runs/logo/final --with-base --data runs/questions -o runs/qa",
+            "logoeval qa --model embedded --checkpoints runs/logo/checkpoints --data runs/questions -o runs/curve",
+        ),
         (_BUILD,),
         answers="Held-out questions",
+        over_checkpoints=("token_f1", "word_share", "ended"),
     ),
     Task(
         "pairs",
@@ -204,3 +210,9 @@ def task_names() -> list[str]:
 def find_task(name: str) -> Task:
     """Return the task of this name."""
     return {task.name: task for task in TASKS}[name]
+
+
+def curve_metrics(curve: Curve) -> list[Metric]:
+    """Return the metrics of a curve that a reader is shown, in the order of its task's entry."""
+    measured = {metric.key: metric for metric in curve.metrics}
+    return [measured[key] for key in find_task(curve.task).over_checkpoints if key in measured]

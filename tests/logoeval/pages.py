@@ -7,7 +7,7 @@ from pathlib import Path
 
 from logoeval.compare.compare import Comparison
 from logoeval.report.page import report_page, report_sections
-from logoeval.report.sections.needle_curve import read_curves
+from logoeval.report.sections.curves import read_curves
 
 
 def render(

@@ -1,4 +1,4 @@
-"""Needle tests over checkpoints: adapters put on one base, the curve, its resumption, its figure."""
+"""Tasks over checkpoints: adapters put on one base, the curve, its resumption, its figure."""
 
 from __future__ import annotations
 
@@ -166,9 +166,9 @@ def test_curve_goes_on_where_it_stopped(
     monkeypatch.setattr(Session, "engine", property(engine))
     out = tmp_path / "curve"
     with pytest.raises(KeyboardInterrupt):
-        evaluate_checkpoints(recipe, run / "checkpoints", out)
+        evaluate_checkpoints(recipe, "niah", run / "checkpoints", out)
     assert not (out / "results.json").exists()  # no curve before all steps are there
-    evaluate_checkpoints(recipe, run / "checkpoints", out)
+    evaluate_checkpoints(recipe, "niah", run / "checkpoints", out)
     assert used[:3] == [None, None, run / "checkpoints" / "step-4" / "adapter"]
     assert used.count(None) == 2  # to answer, and for its name: the base model is not measured again
 
@@ -190,10 +190,10 @@ def test_curve_goes_on_where_it_stopped(
 
     shutil.copytree(out, tmp_path / "other")
     page = render(compare([out / "step-0", out / "step-12"]), curves=[out, tmp_path / "other"])
-    assert "Needles over training" in page
+    assert "Needle in a haystack over training" in page
     assert page.count("by training step for") == 4
     written = (out / "results.json").read_bytes()
-    evaluate_checkpoints(recipe, run / "checkpoints", out)  # all steps are finished
+    evaluate_checkpoints(recipe, "niah", run / "checkpoints", out)  # all steps are finished
     assert (out / "results.json").read_bytes() == written
 
 
@@ -228,3 +228,36 @@ def test_command_from_end_to_end(run: Path, recipe: EvalRecipe, tmp_path: Path, 
     assert [point["step"] for point in content["curve"]["points"]] == [0, 4, 8, 12]
     lines = (out / "step-8" / "predictions" / "niah.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize("run", [False], indirect=True)
+def test_answers_over_checkpoints_are_those_of_each_adapter_alone(
+    run: Path, recipe: EvalRecipe, tmp_path: Path, make_build: Callable[..., Path], capsys: Any
+) -> None:
+    command = ["qa", "--model", recipe.model, "--data", str(make_build()), "qa.max_new_tokens=4"]
+    out, adapter = tmp_path / "out", find_adapters(run / "checkpoints")[8]
+    assert main([*command, "--checkpoints", str(run / "checkpoints"), "-o", str(out)]) == 0
+    assert "F1 [95 %]" in capsys.readouterr().out
+    curve = read_results(out).curve
+    assert curve is not None
+    assert curve.task == "qa"
+    assert main([*command, "--adapter", str(adapter), "-o", str(tmp_path / "alone")]) == 0
+    alone = read_results(tmp_path / "alone").tasks["qa"]
+    assert read_results(out / "step-8").tasks["qa"].samples == alone.samples
+    point = next(point for point in curve.points if point.step == 8)
+    for row in alone.summary:
+        if not row.slice:
+            value = next(value for value in point.values if value.metric == row.metric)
+            assert (value.value, value.low, value.high) == (row.value, row.low, row.high)
+
+    needles = tmp_path / "needles"
+    settings = ["niah.lengths=[600]", "niah.num_samples=2", "niah.haystacks=[noise]", "niah.max_new_tokens=4"]
+    checkpoints = ["--checkpoints", str(run / "checkpoints")]
+    assert main(["niah", "--model", recipe.model, *checkpoints, *settings, "-o", str(needles)]) == 0
+    page = render(compare([out / "step-0", out / "step-8"]), curves=[out, needles])
+    assert page.index("Questions on held-out documents over training") < page.index(
+        "Needle in a haystack over training"
+    )
+    recorded = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    del recorded["curve"]["task"]  # as results were before answers had curves
+    assert Results.from_json(recorded, where="", mend="").curve.task == "niah"

@@ -100,7 +100,7 @@ def test_json_and_markdown_hold_what_the_page_holds(files: Path, six: list[Path]
         for row in table["rows"]:
             assert row[0].split(" (")[0] in page
             assert " ".join(row[-1].split()).replace("|", "/") in text
-    for heading in ("Needles over training", "Where the numbers come from", "What the model saw"):
+    for heading in ("Needle in a haystack over training", "Where the numbers come from", "What the model saw"):
         assert f"## {heading}" in text
 
 
